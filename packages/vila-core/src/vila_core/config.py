@@ -1,0 +1,275 @@
+"""The configuration tree of a model. Every object is frozen and forbids unknown keys.
+
+A checkpoint adapter translates what it finds on disk into this tree; nothing else reads raw configs.
+A component's config carries its registered `name`, so a plugin's own config type takes part by subclassing
+`VisionTowerConfig`, `ProjectorConfig`, `MediaEncoderConfig` or `LanguageModelConfig`.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+
+
+class Config(BaseModel):
+    """Frozen and closed: a key that is not a field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# ------------------------------------------------------------------------------------------------ vision towers
+
+
+class VisionTowerConfig(Config):
+    """What every tower says of itself. Sizes in pixels; `select_layer` indexes hidden states (0 is the embedding)."""
+
+    name: str
+    image_size: PositiveInt
+    patch_size: PositiveInt
+    hidden_size: PositiveInt
+    select_layer: int = -2
+    select_feature: Literal["patch", "cls_patch"] = "cls_patch"
+
+    @property
+    def output_size(self) -> int:
+        """Width of the features that the projector receives."""
+        return self.hidden_size
+
+
+class ViTConfig(VisionTowerConfig):
+    """A plain vision transformer."""
+
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_channels: PositiveInt = 3
+    hidden_act: str = "gelu"
+    layer_norm_eps: PositiveFloat = 1e-6
+
+
+class SiglipConfig(ViTConfig):
+    """SigLIP: no class token, learned positions, tanh-GELU. `use_head` keeps the (unused) pooling head's weights."""
+
+    name: Literal["siglip"] = "siglip"
+    hidden_act: str = "gelu_pytorch_tanh"
+    use_head: bool = False
+
+
+class ClipConfig(ViTConfig):
+    """CLIP: class token, a norm before the blocks, quick GELU."""
+
+    name: Literal["clip"] = "clip"
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: PositiveFloat = 1e-5
+    select_feature: Literal["patch", "cls_patch"] = "patch"
+
+
+class InternVitConfig(ViTConfig):
+    """InternViT-6B: class token, RMSNorm, q/k norm over the full width, layer scale."""
+
+    name: Literal["intern_vit"] = "intern_vit"
+    qkv_bias: bool = False
+    qk_normalization: bool = True
+    norm_type: Literal["rms_norm", "layer_norm"] = "rms_norm"
+    select_layer: int = -1
+    select_feature: Literal["patch", "cls_patch"] = "patch"
+
+
+class RadioConfig(ViTConfig):
+    """RADIO: timm-style blocks behind a patch generator with cropped position embeddings and summary tokens."""
+
+    name: Literal["radio"] = "radio"
+    max_image_size: PositiveInt = 2048
+    num_summary_tokens: PositiveInt = 3
+    num_registers: int = 0
+    select_layer: int = -1
+    select_feature: Literal["patch", "cls_patch"] = "patch"
+
+
+class TimmConfig(VisionTowerConfig):
+    """Any timm vision transformer, by its timm model name (needs `vila-core[timm]`)."""
+
+    name: Literal["timm"] = "timm"
+    model_name: str
+    select_feature: Literal["patch", "cls_patch"] = "patch"
+
+
+class S2Config(Config):
+    """Static S2 (Shi et al. 2024, "When do we not need larger vision models?"): one image at several scales.
+
+    `resize_output_to_scale_idx` picks the scale whose grid the merged features take.
+    """
+
+    scales: tuple[PositiveInt, ...]
+    max_split_size: PositiveInt
+    resize_output_to_scale_idx: int = 0
+
+
+# ------------------------------------------------------------------------------------------------ other components
+
+
+class ProjectorConfig(Config):
+    """`in_size` is the tower's output width (times the scales under S2), `out_size` the language model's width."""
+
+    name: str
+    in_size: PositiveInt
+    out_size: PositiveInt
+
+
+class MediaEncoderConfig(Config):
+    """How one medium's projected tokens become a block of the sequence. Token strings are tokenized as text."""
+
+    name: str
+    start_tokens: str | None = None
+    end_tokens: str | None = "\n"
+
+
+class BasicImageEncoderConfig(MediaEncoderConfig):
+    name: Literal["BasicImageEncoder"] = "BasicImageEncoder"
+
+
+class BasicVideoEncoderConfig(MediaEncoderConfig):
+    name: Literal["BasicVideoEncoder"] = "BasicVideoEncoder"
+
+
+class TSPVideoEncoderConfig(MediaEncoderConfig):
+    """Temporal-spatial pooling (LongVILA): one pass over the frames per (time, height, width) pool size."""
+
+    name: Literal["TSPVideoEncoder"] = "TSPVideoEncoder"
+    pool_sizes: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...]
+    sep_tokens: str | None = None
+
+
+class RopeScaling(Config):
+    """Rotary scaling of Llama 3 (`llama3`), positional interpolation (`linear`), NTK (`dynamic`) and YaRN (`yarn`)."""
+
+    rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: PositiveFloat
+    original_max_position_embeddings: PositiveInt | None = None
+    low_freq_factor: PositiveFloat = 1.0
+    high_freq_factor: PositiveFloat = 4.0
+    beta_fast: PositiveFloat = 32.0
+    beta_slow: PositiveFloat = 1.0
+    attention_factor: PositiveFloat | None = None
+
+
+class LanguageModelConfig(Config):
+    """What every language model says of itself. `max_length` is the context in tokens, media included."""
+
+    name: str
+    hidden_size: PositiveInt
+    vocab_size: PositiveInt
+    max_length: PositiveInt
+
+
+class DecoderConfig(LanguageModelConfig):
+    """The native decoder: Qwen2, Qwen2.5, Qwen3, Llama 1-3, Mistral, Yi. `architecture` is the transformers model type."""
+
+    name: Literal["decoder"] = "decoder"
+    architecture: Literal["qwen2", "qwen3", "llama", "mistral"]
+    intermediate_size: PositiveInt
+    num_hidden_layers: PositiveInt
+    num_attention_heads: PositiveInt
+    num_key_value_heads: PositiveInt
+    head_dim: PositiveInt
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: PositiveInt
+    sliding_window: PositiveInt | None = None
+    attention_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "DecoderConfig":
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
+            )
+        return self
+
+
+class TransformersConfig(LanguageModelConfig):
+    """Any `AutoModelForCausalLM` of transformers; `hf_config` is its config as a dict (data, never code)."""
+
+    name: Literal["transformers"] = "transformers"
+    hf_config: dict[str, object]
+
+
+# ------------------------------------------------------------------------------------------------ preprocessing
+
+
+class PixelConfig(Config):
+    """From PIL to a normalised tensor: resize (and centre-crop for CLIP), u8/255, (x - mean)/std."""
+
+    size: PositiveInt
+    resize: Literal["square", "shortest_edge"] = "square"
+    crop: bool = False
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+
+
+class PreprocessConfig(Config):
+    """How images and videos become tiles. These fields are the overrides that `vila.load` accepts.
+
+    `tile_all` tiles every image of a prompt (the reference tiles only a lone image).
+    `video_as_images` gives a video's frames to the image encoder, one `<image>` a frame.
+    """
+
+    image_aspect_ratio: Literal["resize", "dynamic", "dynamic_s2", "pad", "other"] = "resize"
+    min_tiles: PositiveInt = 1
+    max_tiles: PositiveInt = 12
+    video_max_tiles: PositiveInt = 1
+    num_video_frames: PositiveInt = 8
+    fps: Annotated[float, Field(ge=0)] = 0.0
+    s2_scales: tuple[PositiveInt, ...] = ()
+    tile_all: bool = False
+    video_as_images: bool = False
+
+    @model_validator(mode="after")
+    def _tiles_in_order(self) -> "PreprocessConfig":
+        if self.min_tiles > self.max_tiles:
+            raise ValueError(f"min_tiles {self.min_tiles} is greater than max_tiles {self.max_tiles}")
+        if self.image_aspect_ratio == "dynamic_s2" and len(self.s2_scales) < 2:
+            raise ValueError("image_aspect_ratio 'dynamic_s2' needs at least two s2_scales")
+        return self
+
+
+class TimeTokenConfig(Config):
+    """Time tokens of a video model: `count` of them over a video's duration, spelled by `format`."""
+
+    count: PositiveInt
+    format: str = "<t{t}>"
+
+
+# ------------------------------------------------------------------------------------------------ the model
+
+
+class VilaConfig(Config):
+    """A whole model. `chat_template` names a registered template, or "auto" for the tokenizer's own."""
+
+    vision_tower: SerializeAsAny[VisionTowerConfig]
+    s2: S2Config | None = None
+    dynamic_s2: S2Config | None = None
+    projector: SerializeAsAny[ProjectorConfig]
+    image_encoder: SerializeAsAny[MediaEncoderConfig] = BasicImageEncoderConfig()
+    video_encoder: SerializeAsAny[MediaEncoderConfig] = BasicVideoEncoderConfig()
+    language_model: SerializeAsAny[LanguageModelConfig]
+    pixels: PixelConfig
+    preprocess: PreprocessConfig = PreprocessConfig()
+    time_tokens: TimeTokenConfig | None = None
+    chat_template: str = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float16"
+
+    @model_validator(mode="after")
+    def _widths_agree(self) -> "VilaConfig":
+        scales = len(self.s2.scales) if self.s2 else len(self.dynamic_s2.scales) if self.dynamic_s2 else 1
+        width = self.vision_tower.output_size * scales
+        if self.projector.in_size != width:
+            raise ValueError(f"projector in_size {self.projector.in_size} is not the tower's {self.vision_tower.output_size} x {scales} scales")
+        if self.projector.out_size != self.language_model.hidden_size:
+            raise ValueError(f"projector out_size {self.projector.out_size} is not the language model's hidden_size {self.language_model.hidden_size}")
+        return self
