@@ -20,10 +20,15 @@ class Config(BaseModel):
 
 
 class VisionTowerConfig(Config):
-    """What every tower says of itself. Sizes in pixels; `select_layer` indexes hidden states (0 is the embedding)."""
+    """What every tower says of itself. Sizes in pixels; `select_layer` indexes hidden states (0 is the embedding).
+
+    `pretrained_image_size` is the size that the checkpoint's position embeddings are for, where it is not `image_size`:
+    the loader then interpolates them.
+    """
 
     name: str
     image_size: PositiveInt
+    pretrained_image_size: PositiveInt | None = None
     patch_size: PositiveInt
     hidden_size: PositiveInt
     select_layer: int = -2
