@@ -1,0 +1,172 @@
+"""What the families of vision transformers share: attention, MLP, the SigLIP/CLIP layer, and which hidden state is read.
+
+N images, P tokens (patches, and prefix tokens where a family has them), D width, H heads, S side of the image in pixels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vila_core.config import VisionTowerConfig, ViTConfig
+from vila_core.errors import ConfigError, unknown_name
+
+
+def quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """Return `x * sigmoid(1.702 x)`, CLIP's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    """Return GELU by its tanh approximation (SigLIP)."""
+    return F.gelu(x, approximate="tanh")
+
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": gelu_tanh,
+    "quick_gelu": quick_gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""By the names of transformers' configs."""
+
+
+def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the activation called `name`. Raises `ConfigError` for a name that no tower knows."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(unknown_name("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) -> torch.Tensor:
+    """Full (unmasked) multi-head attention, `softmax(q k^T / sqrt(D / H)) v`: three `[N, P, D]` to `[N, P, D]`."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # [N, H, P, D/H]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with separate projections, as SigLIP and CLIP name them."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(hidden_size, hidden_size)
+        self.k_proj = nn.Linear(hidden_size, hidden_size)
+        self.v_proj = nn.Linear(hidden_size, hidden_size)
+        self.out_proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.out_proj(attend(self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden), self.num_heads))
+
+
+class Mlp(nn.Module):
+    """Two linears around an activation."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
+        super().__init__()
+        self.activation = activation(hidden_act)
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation(self.fc1(hidden)))
+
+
+class EncoderLayer(nn.Module):
+    """The pre-norm transformer layer of SigLIP and CLIP: `[N, P, D]` to `[N, P, D]`."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Attention(config.hidden_size, config.num_attention_heads)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config.hidden_size, config.intermediate_size, config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class Encoder(nn.Module):
+    """A stack of layers of which only the first few may be run."""
+
+    def __init__(self, layers: list[nn.Module]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, hidden: torch.Tensor, depth: int) -> torch.Tensor:
+        """Run the first `depth` layers: `[N, P, D]` to hidden state number `depth`, `[N, P, D]`."""
+        for index in range(depth):
+            hidden = self.layers[index](hidden)
+        return hidden
+
+
+def num_layers_to_run(select_layer: int, num_layers: int) -> int:
+    """Return how many layers make hidden state `select_layer`; 0 is the embedding, -1 the last layer's output.
+
+    Raises `ConfigError` if a tower of `num_layers` layers has no such hidden state.
+    """
+    if not -(num_layers + 1) <= select_layer <= num_layers:
+        raise ConfigError(
+            f"select_layer is {select_layer}, but a tower of {num_layers} layers has hidden states {-num_layers - 1} to {num_layers}."
+        )
+    return select_layer % (num_layers + 1)
+
+
+def select_tokens(hidden: torch.Tensor, select_feature: str) -> torch.Tensor:
+    """Drop the first token for `patch`, even where it is no class token (as LLaVA and VILA do); keep all for `cls_patch`."""
+    return hidden[:, 1:] if select_feature == "patch" else hidden
+
+
+def check_heads(config: ViTConfig) -> None:
+    """Raise `ConfigError` unless the heads divide the width."""
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}.")
+
+
+def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> None:
+    """Raise `ConfigError` unless `pixels` is a floating `[N, num_channels, image_size, image_size]`."""
+    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (num_channels, image_size, image_size) or not pixels.is_floating_point():
+        raise ConfigError(
+            f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it takes floating [N, {num_channels}, {image_size}, {image_size}]. "
+            "Preprocess images to the tower's image_size."
+        )
+
+
+class VisionTower(nn.Module, ABC):
+    """A tower: `config`, and `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
+
+    A tower holds every weight of its checkpoint, under the checkpoint's names, and runs only what `select_layer` needs.
+    """
+
+    def __init__(self, config: VisionTowerConfig):
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor: ...
+
+    @abstractmethod
+    def reset_parameters(self) -> None:
+        """Initialise every weight in place, for training from nothing."""
+
+    def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what the tower takes in place of the checkpoint's `tensor` (position embeddings of another resolution).
+
+        `name` is the tower's own, without a prefix. A tensor that does not fit comes back as it is, for the loader to report.
+        """
+        return tensor
+
+    def ignores_weight(self, name: str) -> bool:
+        """Return whether the checkpoint's weight `name` may be left out, though the tower has no such weight."""
+        return False
+
+
+def init_patch_embedding(conv: nn.Conv2d) -> None:
+    """LeCun normal weights (variance 1 / fan-in), zero bias."""
+    nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
