@@ -215,6 +215,8 @@ class PixelConfig(Config):
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: Literal["bicubic", "bilinear"] = "bicubic"
+    can_pad: bool = True
+    """False where the preprocessor states no mean colour for `image_aspect_ratio: pad` (InternViT's)."""
 
 
 class PreprocessConfig(Config):

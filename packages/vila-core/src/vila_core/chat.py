@@ -1,0 +1,214 @@
+"""Messages, and the chat templates that turn a conversation into the prompt text.
+
+A template renders `Turn`s (role and text, media already replaced by their placeholders) exactly as the reference does.
+The separator templates are those of NVlabs/VILA `llava/conversation.py`; the Jinja ones are the tokenizer's own.
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+from vila_core.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+    from vila_core.media import Image, Video
+
+Role = Literal["system", "user", "assistant"]
+
+IMAGE_TOKEN = "<image>"
+VIDEO_TOKEN = "<vila/video>"
+SENTINEL_TOKEN = "<vila/sentinel>"
+MEDIA_TOKENS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation. `content` is text, a medium, or a sequence of both in order.
+
+    Raises:
+        PromptError: `role` is none of system, user, assistant.
+    """
+
+    role: Role
+    content: "str | Image | Video | Sequence[str | Image | Video]"
+
+    def __post_init__(self) -> None:
+        if self.role not in get_args(Role):
+            raise PromptError(f"Unknown role '{self.role}'. Expected one of: {', '.join(get_args(Role))}.")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message as text, its media replaced by `<image>` and `<vila/video>`."""
+
+    role: Role
+    text: str
+
+
+class ChatTemplate(Protocol):
+    """Turns a conversation into prompt text."""
+
+    @property
+    def name(self) -> str: ...
+
+    def render(
+        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+    ) -> str:
+        """Return the prompt text.
+
+        Args:
+            turns: the conversation.
+            special_tokens: the tokenizer's, by attribute name (`bos_token` …).
+            generation_prompt: end with the header of the assistant's answer.
+            system_prompt: keep the template's own system prompt when the conversation has none.
+
+        Raises:
+            PromptError: the conversation does not fit the template (roles that do not alternate, say).
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class SeparatorTemplate:
+    """A template of prefixes and separators. `last_end` closes a finished conversation, where it differs."""
+
+    name: str
+    system: str
+    system_end: str
+    user_prefix: str
+    user_end: str
+    assistant_prefix: str
+    assistant_end: str
+    last_end: str | None = None
+    end_token: str | None = None
+    """The token that ends an answer; a tokenizer without it cannot use this template."""
+
+    def render(
+        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+    ) -> str:
+        turns = self._alternating(turns)
+        if generation_prompt:
+            turns = [*turns, Turn("assistant", "")]
+        text = (self.system if system_prompt else "") + self.system_end
+        for index, turn in enumerate(turns):
+            prefix, end = (self.user_prefix, self.user_end) if turn.role == "user" else (self.assistant_prefix, self.assistant_end)
+            if not turn.text:  # an empty message is written as the header alone, without the blank after it
+                text += prefix.rstrip(" ")
+                continue
+            is_last = index == len(turns) - 1
+            text += prefix + turn.text + (self.last_end if is_last and self.last_end is not None else end)
+        return text
+
+    def _alternating(self, turns: Sequence[Turn]) -> list[Turn]:
+        """Drop a first turn that is not the user's, as the reference does, and check that roles alternate."""
+        turns = list(turns)
+        if turns and turns[0].role != "user":
+            if turns[0].role == "system":
+                warnings.warn(f"Chat template '{self.name}' has a fixed system prompt; the system message is ignored.", stacklevel=3)
+            turns = turns[1:]
+        for index, turn in enumerate(turns):
+            if turn.role != ("user", "assistant")[index % 2]:
+                raise PromptError(
+                    f"Chat template '{self.name}' needs user and assistant messages in turn, starting with the user's; "
+                    f"message {index + 1} is the {turn.role}'s. Join neighbouring messages of one role."
+                )
+        return turns
+
+
+@dataclass(frozen=True)
+class JinjaTemplate:
+    """A tokenizer's own Jinja template, run in Jinja's sandbox without access to Python objects."""
+
+    name: str
+    source: str
+    end_token: str | None = None
+
+    def render(
+        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+    ) -> str:
+        from jinja2 import TemplateError
+
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        if not system_prompt:
+            messages = [{"role": "system", "content": ""}, *messages]
+        try:
+            return _compile(self.source).render(messages=messages, add_generation_prompt=generation_prompt, **special_tokens)
+        except TemplateError as error:
+            raise PromptError(f"Chat template '{self.name}' refuses this conversation: {error}") from error
+
+
+@cache
+def _compile(source: str) -> "Template":
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment.globals["raise_exception"] = raise_exception  # pyright: ignore[reportArgumentType]
+    try:
+        return environment.from_string(source)
+    except TemplateSyntaxError as error:
+        raise ConfigError(f"The chat template is not valid Jinja: {error}") from error
+
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+_LLAMA_3_SYSTEM = (
+    "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. "
+    "You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
+_QWEN2_SOURCE = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}{% endif %}"
+    "{% for message in messages if message['content'] is not none %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_MISTRAL_SOURCE = (
+    "{{ bos_token }}{% for message in messages if message['content'] is not none %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] | trim + '\\n\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def builtin_templates() -> list[ChatTemplate]:
+    """Return the reference's templates. `auto`, the tokenizer's own, is made when a checkpoint is loaded."""
+    vicuna = SeparatorTemplate("vicuna_v1", _VICUNA_SYSTEM, " ", "USER: ", " ", "ASSISTANT: ", "</s>", end_token="</s>")
+    return [
+        vicuna,
+        replace(vicuna, name="v1"),
+        SeparatorTemplate(
+            "hermes-2",
+            "<|im_start|>system\nAnswer the questions.",
+            "<|im_end|>",
+            "<|im_start|>user\n",
+            "<|im_end|>",
+            "<|im_start|>assistant\n",
+            "<|im_end|>",
+            end_token="<|im_end|>",
+        ),
+        SeparatorTemplate(
+            "llama_3",
+            _LLAMA_3_SYSTEM,
+            "<|eot_id|>",
+            "<|start_header_id|>user<|end_header_id|>\n\n",
+            "<|eot_id|>",
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<|eot_id|>",
+            last_end="<|end_of_text|>",
+            end_token="<|eot_id|>",
+        ),
+        SeparatorTemplate("plain", "", "", "", "\n", "", "\n"),
+        JinjaTemplate("qwen2", _QWEN2_SOURCE, end_token="<|im_end|>"),
+        JinjaTemplate("mistral", _MISTRAL_SOURCE),
+    ]
+

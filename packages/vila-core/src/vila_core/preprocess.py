@@ -1,0 +1,176 @@
+"""Images and video frames to normalised tiles, exactly as the reference (`llava/mm_utils.py`) makes them.
+
+Dimensions: N tiles, H height, W width (pixels).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image as PILImage
+from torch import Tensor
+
+from vila_core.config import PixelConfig, PreprocessConfig
+from vila_core.errors import ConfigError, MediaError
+
+RESAMPLE = {"bicubic": PILImage.Resampling.BICUBIC, "bilinear": PILImage.Resampling.BILINEAR}
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One medium, ready for the tower.
+
+    Attributes:
+        pixels: float32 `[N, 3, H, W]`; for a video, N runs over the frames (and their tiles).
+        grid: (rows, columns) of the tiles of the whole picture; (1, 1) for a plain image or frame.
+        block_size: the same grid where dynamic S2 merges the tiles into one picture, else None.
+        is_separate: every tile is its own `<image>` in the prompt (dynamic tiling), followed by a newline.
+    """
+
+    pixels: Tensor
+    grid: tuple[int, int] = (1, 1)
+    block_size: tuple[int, int] | None = None
+    is_separate: bool = False
+
+
+def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
+    """Return `image` (RGB) resized, cropped and normalised as `config` says, float32 `[3, H, W]`."""
+    resample = RESAMPLE[config.resample]
+    if config.resize == "square":
+        image = image.resize((config.size, config.size), resample)
+    else:
+        short = min(image.size)
+        image = image.resize((int(config.size * image.width / short), int(config.size * image.height / short)), resample)
+    if config.crop:
+        left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
+        image = image.crop((left, top, left + config.size, top + config.size))
+    # The order of roundings is the reference's: scale in float64, then float32 throughout.
+    array = (np.asarray(image, dtype=np.float64) * (1 / 255)).astype(np.float32)
+    array = (array - np.float32(config.mean)) / np.float32(config.std)
+    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+
+
+def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig) -> Tensor:
+    """Return one picture without tiling, `[3, H, W]`.
+
+    Raises:
+        ConfigError: `image_aspect_ratio` is "pad" and the tower's preprocessor states no mean colour to pad with.
+    """
+    if config.image_aspect_ratio == "resize":
+        image = image.resize((pixels.size, pixels.size))
+    elif config.image_aspect_ratio == "pad":
+        if not pixels.can_pad:
+            raise ConfigError("image_aspect_ratio 'pad' needs a mean colour, which this vision tower's preprocessor lacks. Use 'resize'.")
+        image = pad_to_square(image, tuple(int(mean * 255) for mean in pixels.mean))
+    return to_pixels(image, pixels)
+
+
+def pad_to_square(image: PILImage.Image, colour: tuple[int, ...]) -> PILImage.Image:
+    """Return `image` centred on a square of `colour`."""
+    side = max(image.size)
+    if image.width == image.height:
+        return image
+    square = PILImage.new(image.mode, (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def aspect_ratios(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
+    """Return the (columns, rows) candidates with `min_tiles` to `max_tiles` tiles, fewest tiles first.
+
+    Among candidates of one product the reference leaves the order of a Python set; the same set is built here, because
+    ties in `closest_aspect_ratio` depend on it (recorded in the parity suite).
+    """
+    candidates = {
+        (columns, rows)
+        for n in range(min_tiles, max_tiles + 1)
+        for columns in range(1, n + 1)
+        for rows in range(1, n + 1)
+        if min_tiles <= columns * rows <= max_tiles
+    }
+    return sorted(candidates, key=lambda ratio: ratio[0] * ratio[1])
+
+
+def closest_aspect_ratio(width: int, height: int, candidates: Sequence[tuple[int, int]], tile_size: int) -> tuple[int, int]:
+    """Return the (columns, rows) nearest to the picture's shape; of equal ones the later, if the picture is large enough."""
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in candidates:
+        difference = abs(width / height - columns / rows)
+        large_enough = width * height > 0.5 * tile_size * tile_size * columns * rows
+        if difference < best_difference or (difference == best_difference and large_enough):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def split_into_tiles(image: PILImage.Image, columns: int, rows: int, tile_size: int) -> Iterator[PILImage.Image]:
+    """Resize `image` to the grid and yield its tiles row by row."""
+    image = image.resize((columns * tile_size, rows * tile_size))
+    for row in range(rows):
+        for column in range(columns):
+            left, top = column * tile_size, row * tile_size
+            yield image.crop((left, top, left + tile_size, top + tile_size))
+
+
+def dynamic_tiles(
+    image: PILImage.Image, pixels: PixelConfig, *, min_tiles: int, max_tiles: int
+) -> tuple[list[PILImage.Image], tuple[int, int]]:
+    """Return the tiles of the nearest grid, then a thumbnail of the whole (unless there is one tile), and (rows, columns)."""
+    columns, rows = closest_aspect_ratio(*image.size, aspect_ratios(min_tiles, max_tiles), pixels.size)
+    tiles = list(split_into_tiles(image, columns, rows, pixels.size))
+    if len(tiles) > 1:
+        tiles.append(image.resize((pixels.size, pixels.size)))
+    return tiles, (rows, columns)
+
+
+def dynamic_s2_tiles(
+    image: PILImage.Image, pixels: PixelConfig, *, scales: Sequence[int], max_tiles: int
+) -> tuple[list[PILImage.Image], tuple[int, int]]:
+    """Return square grids for all scales but the last, then the last at its nearest aspect ratio, and its (rows, columns)."""
+    tiles: list[PILImage.Image] = []
+    for scale in scales[:-1]:
+        side = scale // scales[0]
+        tiles.extend(split_into_tiles(image, side, side, pixels.size))
+    at_least = (scales[-1] // scales[0]) ** 2
+    columns, rows = closest_aspect_ratio(*image.size, aspect_ratios(at_least, max_tiles), pixels.size)
+    tiles.extend(split_into_tiles(image, columns, rows, pixels.size))
+    return tiles, (rows, columns)
+
+
+def preprocess_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig, *, tile: bool) -> Tiles:
+    """Return one image as tiles. `tile` allows tiling where `image_aspect_ratio` asks for it."""
+    if tile and config.image_aspect_ratio == "dynamic":
+        tiles, grid = dynamic_tiles(image, pixels, min_tiles=config.min_tiles, max_tiles=config.max_tiles)
+        return Tiles(_stack(tiles, pixels), grid, is_separate=True)
+    if tile and config.image_aspect_ratio == "dynamic_s2":
+        tiles, grid = dynamic_s2_tiles(image, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)
+        return Tiles(_stack(tiles, pixels), grid, block_size=grid)
+    return Tiles(plain_image(image, pixels, config)[None])
+
+
+def preprocess_images(images: Sequence[PILImage.Image], pixels: PixelConfig, config: PreprocessConfig) -> list[Tiles]:
+    """Return all images of a prompt. A lone image may be tiled, several are not, unless `tile_all`."""
+    tile = len(images) == 1 or config.tile_all
+    return [preprocess_image(image, pixels, config, tile=tile) for image in images]
+
+
+def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, config: PreprocessConfig) -> Tiles:
+    """Return a video's frames, plain, or tiled where `video_max_tiles` allows more than one tile a frame.
+
+    Raises:
+        MediaError: the frames differ in shape and so in their number of tiles.
+    """
+    if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic":
+        tiled = [dynamic_tiles(frame, pixels, min_tiles=config.min_tiles, max_tiles=config.video_max_tiles)[0] for frame in frames]
+        counts = {len(tiles) for tiles in tiled}
+        if len(counts) > 1:
+            raise MediaError(f"Frames of one video give different numbers of tiles ({sorted(counts)}); use frames of one size or video_max_tiles=1.")
+        return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
+    if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":
+        tiled = [dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames]
+        return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
+    return Tiles(torch.stack([plain_image(frame, pixels, config) for frame in frames]))
+
+
+def _stack(images: Sequence[PILImage.Image], pixels: PixelConfig) -> Tensor:
+    return torch.stack([to_pixels(image, pixels) for image in images])

@@ -1,0 +1,96 @@
+"""Prompt text to token ids, with the media tokens; and the tokens that stop an answer."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN, ChatTemplate, Turn
+from vila_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer that knows the sentinel, the media tokens and the special tokens by name.
+
+    Tokens that the checkpoint's tokenizer lacks are added at its end, in the reference's order:
+    sentinel, image, video.
+    """
+
+    def __init__(self, hf: "PreTrainedTokenizerBase"):
+        self.hf = hf
+        hf.add_tokens([SENTINEL_TOKEN, *MEDIA_TOKENS.values()], special_tokens=True)
+        self.sentinel_token_id = self._id(SENTINEL_TOKEN)
+        self.media_token_ids: dict[str, int] = {name: self._id(token) for name, token in MEDIA_TOKENS.items()}
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "Tokenizer":
+        """Load the tokenizer of the folder `path`; code in the folder is never run.
+
+        Raises:
+            CheckpointError: the folder holds no tokenizer, or one that cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            raise CheckpointError(f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there.")
+        try:
+            hf = AutoTokenizer.from_pretrained(path, padding_side="right", use_fast=True, legacy=False, local_files_only=True, clean_up_tokenization_spaces=False)
+        except Exception as error:  # the library raises many kinds for a damaged file
+            raise CheckpointError(f"The tokenizer in '{path}' cannot be read: {error}") from error
+        return cls(hf)
+
+    def __len__(self) -> int:
+        return len(self.hf)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text`, with the special tokens that the tokenizer adds by itself (LLaMA's `<s>`, say)."""
+        return list(self.hf(text).input_ids)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of `ids`."""
+        return str(self.hf.decode(list(ids), skip_special_tokens=skip_special_tokens))
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """The special tokens by attribute name (`bos_token` …), for chat templates."""
+        named: Mapping[str, Any] = self.hf.special_tokens_map
+        return {name: str(token) for name, token in named.items() if isinstance(token, str)}
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self.hf.eos_token_id
+
+    @property
+    def max_length(self) -> int:
+        """Context in tokens that the tokenizer states (a huge number where it states none)."""
+        return int(self.hf.model_max_length)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's own Jinja template, if it has one."""
+        source = self.hf.chat_template
+        if isinstance(source, dict):
+            source = source.get("default")
+        return source
+
+    def is_one_token(self, text: str) -> bool:
+        """Return whether `text` is a single entry of the vocabulary."""
+        return text in self.hf.get_vocab()
+
+    def stop_token_ids(self, template: ChatTemplate) -> frozenset[int]:
+        """Return the ids that end an answer under `template`: eos, and whatever follows an answer there.
+
+        As in the reference (`llava/utils/tokenizer.py: infer_stop_tokens`), the answers of a long dummy conversation are
+        replaced by the sentinel, and the token after each sentinel stops.
+        """
+        question_and_answer = [Turn("user", "question"), Turn("assistant", SENTINEL_TOKEN)]
+        ids = self.encode(template.render(question_and_answer * 10, self.special_tokens, generation_prompt=False))
+        after = {following for token, following in zip(ids, ids[1:], strict=False) if token == self.sentinel_token_id}
+        # By way of the text, as the reference does: a piece such as "▁<" stops as "<".
+        stops = {self._id(self.decode([token], skip_special_tokens=False)) for token in after}
+        return frozenset(stops | ({self.eos_token_id} if self.eos_token_id is not None else set()))
+
+    def _id(self, token: str) -> int:
+        return int(self.hf.convert_tokens_to_ids(token))  # pyright: ignore[reportArgumentType]
