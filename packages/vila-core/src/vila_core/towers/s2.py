@@ -1,0 +1,120 @@
+"""S2 (Shi et al. 2024, "When Do We Not Need Larger Vision Models?"): the features of one image seen at several scales.
+
+Static S2 (`multiscale`) makes the scales from one square tensor. Dynamic S2 (NVILA) gets tiles that preprocessing has cut from
+every scale, the last of them with the image's own aspect ratio, and merges their features (`merge_scales`).
+
+N images, b images of one chessboard, P patches of a tile, D width, K scales, h x w grid of a tile.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from vila_core.config import S2Config
+from vila_core.errors import ConfigError
+
+
+def as_grid(features: torch.Tensor) -> torch.Tensor:
+    """Lay a tile's patches out as a square: `[N, P, D]` to `[N, D, h, h]`. Raises `ConfigError` if P is no square."""
+    side = math.isqrt(features.shape[1])
+    if side * side != features.shape[1]:
+        raise ConfigError(
+            f"S2 got {features.shape[1]} tokens a tile, which make no square grid. "
+            "Set select_feature to 'patch' for a tower with a class token, to 'cls_patch' for one without."
+        )
+    return features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
+
+
+def merge_chessboard(tiles: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Put tiles together into whole maps: `[rows * cols * b, P, D]` or `[rows * cols * b, D, h, w]` to `[b, D, rows * h, cols * w]`.
+
+    Tiles are row-major, and the b images of one position lie together. Raises `ConfigError` where they do not divide.
+    """
+    grid = as_grid(tiles) if tiles.ndim == 3 else tiles
+    if len(grid) == 0 or len(grid) % (rows * cols):
+        raise ConfigError(f"S2 got {len(grid)} tiles for a chessboard of {rows} x {cols}.")
+    board = grid.unflatten(0, (rows, cols, -1)).permute(2, 3, 0, 4, 1, 5)  # [b, D, rows, h, cols, w]
+    return board.flatten(4, 5).flatten(2, 3)
+
+
+def split_chessboard(maps: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
+    """Cut maps into tiles, the inverse of `merge_chessboard`: `[b, D, rows * h, cols * w]` to `[rows * cols * b, D, h, w]`.
+
+    Raises `ConfigError` where rows or columns do not divide the map.
+    """
+    height, width = maps.shape[-2:]
+    if height % rows or width % cols:
+        raise ConfigError(f"S2 cannot cut a map of {height} x {width} into {rows} x {cols} equal tiles.")
+    board = maps.unflatten(3, (cols, -1)).unflatten(2, (rows, -1))  # [b, D, rows, h, cols, w]
+    return board.permute(2, 4, 0, 1, 3, 5).flatten(0, 2)
+
+
+def concatenate_scales(maps: Sequence[torch.Tensor], index: int) -> torch.Tensor:
+    """Bring every map to the grid of `maps[index]` by area interpolation (in float32) and concatenate their channels.
+
+    K maps `[b, D, h_k, w_k]` give `[b, K * D, h_index, w_index]`.
+    """
+    size = maps[index].shape[-2:]
+    return torch.cat([F.interpolate(x.float(), size=size, mode="area").to(x.dtype) for x in maps], dim=1)
+
+
+def multiscale(tower_forward: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, config: S2Config) -> torch.Tensor:
+    """Static S2: see normalised images at every scale, in tiles of at most `max_split_size`.
+
+    Args:
+        tower_forward: `[N, 3, S, S]` to `[N, P, D]`, with S the size of a tile and P a square.
+        pixels: `[N, 3, S', S']` normalised, usually of the largest scale.
+        config: scales (used in ascending order), size of a tile, and the scale whose grid the result has.
+
+    Returns:
+        `[N, P', K * D]`, channels in the order of the scales.
+
+    Raises:
+        ConfigError: a scale cannot be cut into equal tiles.
+    """
+    maps: list[torch.Tensor] = []
+    for scale in sorted(config.scales):
+        num_splits = math.ceil(scale / config.max_split_size)
+        scaled = F.interpolate(pixels.float(), size=(scale, scale), mode="bicubic").to(pixels.dtype)
+        features = tower_forward(split_chessboard(scaled, num_splits, num_splits))
+        maps.append(merge_chessboard(features, num_splits, num_splits))
+    return concatenate_scales(maps, config.resize_output_to_scale_idx).flatten(2).transpose(1, 2)
+
+
+def merge_scales(
+    features: torch.Tensor, block_sizes: Sequence[tuple[int, int] | None], config: S2Config
+) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    """Dynamic S2: merge the features of each image's tiles over the scales.
+
+    Args:
+        features: `[N, P, D]`, tiles of all images, image by image, scale by scale, row-major.
+        block_sizes: per image (rows, cols) of its last scale; None for an image that is one plain tile.
+        config: scales (used in ascending order, multiples of the first), and the scale whose grid the result has.
+
+    Returns:
+        Per image a map `[1, K * D, H, W]`, and the (rows, cols) of tiles into which it is to be cut for the projector.
+        A plain tile's features are repeated for each scale, as one block.
+
+    Raises:
+        ConfigError: tiles and block sizes do not agree.
+    """
+    scales = sorted(config.scales)
+    splits = [scale // scales[0] for scale in scales]
+    index = config.resize_output_to_scale_idx % len(scales)
+    counts = [1 if block is None else sum(n * n for n in splits[:-1]) + block[0] * block[1] for block in block_sizes]
+    if sum(counts) != len(features):
+        raise ConfigError(f"S2 got {len(features)} tiles, but the block sizes {list(block_sizes)} take {sum(counts)}.")
+    merged: list[torch.Tensor] = []
+    merged_blocks: list[tuple[int, int]] = []
+    for tiles, block in zip(features.split(counts), block_sizes, strict=True):
+        if block is None:
+            merged.append(as_grid(tiles).repeat(1, len(scales), 1, 1))
+            merged_blocks.append((1, 1))
+            continue
+        boards = [(n, n) for n in splits[:-1]] + [(block[0], block[1])]
+        maps = [merge_chessboard(x, *board) for x, board in zip(tiles.split([r * c for r, c in boards]), boards, strict=True)]
+        merged.append(concatenate_scales(maps, index))
+        merged_blocks.append(boards[index])
+    return merged, merged_blocks
