@@ -1,0 +1,44 @@
+"""The frame around every command line: what a user sees when something goes wrong, and the exit code.
+
+| exit code | when |
+| --- | --- |
+| 0 | done |
+| 1 | the command's own "no" (`vila doctor` found something missing) |
+| 2 | a `VilaError`, or a flag that does not exist |
+| 130 | interrupted with Ctrl-C |
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, NoReturn
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from vila_core.errors import VilaError
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+"""An option for the help page; `run` acts on the flag wherever it stands."""
+
+
+def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a typer app as `program` and exit the process. A `VilaError` prints its message alone, unless `--debug` is given."""
+    run_command(lambda: get_command(app), program, arguments)
+
+
+def run_command(build: Callable[[], TyperCommand | TyperGroup], program: str, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Build a command, then run it as `run` does."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        build().main(args=[argument for argument in arguments if argument != "--debug"], prog_name=program)
+    except VilaError as error:
+        if debug:
+            raise
+        typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)

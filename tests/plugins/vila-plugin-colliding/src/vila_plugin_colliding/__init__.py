@@ -1,0 +1,1 @@
+"""Plugins whose names are taken."""
