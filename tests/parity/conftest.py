@@ -1,0 +1,70 @@
+"""The recordings: those committed under `data/`, or the folders given with `--recordings` (repeatable)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded prompt: what went in, and what the reference computed on the way."""
+
+    name: str
+    record: dict[str, Any]
+    folder: Path
+    checkpoint: Path
+    inputs: Path
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        file = self.folder / "tensors.safetensors"
+        return load_file(file) if file.exists() else {}
+
+
+def recordings(config: pytest.Config) -> list[Path]:
+    """Return the folders of recordings, in the form of `golden` and `golden2`."""
+    given: list[str] = config.getoption("--recordings") or []
+    return [Path(folder).resolve() for folder in given] or [DATA / "golden", DATA / "golden2"]
+
+
+def find_cases(config: pytest.Config) -> list[Case]:
+    """Return every case of the recordings; checkpoints and inputs may lie in a neighbour folder."""
+    cases: list[Case] = []
+    for home in recordings(config):
+        homes = [home, home.parent / "golden", home.parent / "golden2", DATA / "golden", DATA / "golden2"]
+        inputs = next(folder for folder in homes if (folder / "inputs").exists())
+        for file in sorted(home.rglob("case.json")):
+            record = json.loads(file.read_text())
+            checkpoint = next(folder / record["variant"] / "checkpoint" for folder in homes if (folder / record["variant"] / "checkpoint").exists())
+            cases.append(Case(f"{record['variant']}/{record['case']}", record, file.parent, checkpoint, inputs))
+    return cases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = find_cases(metafunc.config)
+        metafunc.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+@pytest.fixture(scope="session")
+def golden(pytestconfig: pytest.Config) -> Path:
+    """The folder with `functions/` as in `golden`."""
+    return _functions(pytestconfig, "tiling.json")
+
+
+@pytest.fixture(scope="session")
+def golden2(pytestconfig: pytest.Config) -> Path:
+    """The folder with `functions/` as in `golden2`."""
+    return _functions(pytestconfig, "stop_tokens.json")
+
+
+def _functions(config: pytest.Config, member: str) -> Path:
+    folders = [*recordings(config), DATA / "golden", DATA / "golden2"]
+    return next(folder / "functions" for folder in folders if (folder / "functions" / member).exists())
