@@ -1,0 +1,354 @@
+"""The one place that reads from the network on a user's word. Every media URL goes through `fetch`.
+
+The guards, each against a real incident of another server: a URL is parsed once, by one strict parser, and what a laxer one would
+quietly repair is refused; a name is resolved once, every address it has must be public, and the connection goes to that very address;
+each redirect starts from the beginning; bytes and time are counted while streaming; error text holds no address and no query string.
+"""
+
+import http.client
+import io
+import ipaddress
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, cast
+
+from vila_core.errors import MediaError
+from vila_core.limits import MIB, FetchPolicy
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?)(?::([0-9]{1,5}))?", re.IGNORECASE)
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_MAX_URL = 8192
+_RAISE_BYTES = "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or give a smaller file."
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[bytes]:
+    """Return the body of `url` as a seekable file at its start: in memory when small, else an unnamed temporary file.
+
+    `max_bytes` tightens the policy's own. Raises MediaError: URL refused, host not allowed or not public, too many redirects,
+    an answer other than 200, too large, too slow, cut short.
+    """
+    limit = policy.max_bytes if max_bytes is None else min(policy.max_bytes, max_bytes)
+    name = shorten_url(url)
+    deadline = _Deadline(policy, name)
+    target = _parse(url, policy, name)
+    for _ in range(policy.max_redirects + 1):
+        addresses = _resolve(target, policy, deadline, name)
+        with closing(_connect(addresses, target, policy, deadline, name)) as connection:
+            answer = _request(connection, target, deadline, name)
+            if answer.status in _REDIRECTS:
+                target = _follow(target, answer, policy, name)
+                continue
+            return _read_body(answer, limit, deadline, name)
+    raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Give the final URL.")
+
+
+def shorten_url(url: str) -> str:
+    """Return a name for messages: host and last part of the path. A query string may hold a secret, so it is left out."""
+    match = _URL.fullmatch(url)
+    if not match:
+        return repr(url[:40] + ("…" if len(url) > 40 else ""))
+    host, path = match[2].rpartition("@")[2], match[3]
+    last = path.rpartition("/")[2]
+    between = "/…/" if path.count("/") > 1 else "/"
+    return repr(f"{match[1].lower()}://{host[:60]}{between}{last[-40:]}")
+
+
+# ------------------------------------------------------------------------------------------------ which URLs
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A URL in its parts: host without brackets in lower case, path with its query as sent."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def host_header(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
+
+def _parse(url: str, policy: FetchPolicy, name: str) -> _Target:
+    if len(url) > _MAX_URL:
+        raise MediaError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
+    if not _URL_CHARACTERS.fullmatch(url):
+        raise MediaError(
+            f"URL {name} has characters that do not belong in a URL (a space, a backslash, a control or a non-ASCII character). "
+            "Percent-encode the path and write the host in its xn-- form."
+        )
+    match = _URL.fullmatch(url)
+    if not match:
+        raise MediaError(f"URL {name} is not an https URL. Write https://host/path, or download the file and give its path.")
+    scheme, authority, path, query = match[1].lower(), match[2], match[3] or "/", match[4] or ""
+    if scheme == "http" and not policy.allow_http:
+        raise MediaError(f"URL {name} is plain http; only https is fetched. Use https, or download the file and give its path.")
+    if "@" in authority:
+        raise MediaError(f"URL {name} carries a user name or password, which is refused. Remove everything before the '@'.")
+    parts = _AUTHORITY.fullmatch(authority)
+    if not parts or not _is_host(parts[1]) or not 0 < (port := int(parts[2] or (443 if scheme == "https" else 80))) < 65536:
+        raise MediaError(f"URL {name} has no valid host and port. Write https://host/path.")
+    host = parts[1].lower().strip("[]")
+    if policy.allowed_hosts is not None and not _is_allowed(host, policy.allowed_hosts):
+        raise MediaError(f"URL {name}: its host is not among the allowed hosts. Ask for it to be allowed, or send the file itself.")
+    return _Target(scheme, host, port, path + query)
+
+
+def _is_host(host: str) -> bool:
+    """An IPv6 literal, a dotted IPv4 literal, or a name. 127.1, 0x7f000001 and 2130706433 are none of these: resolvers disagree on them."""
+    if host.startswith("["):
+        return _is_address(host[1:-1])
+    labels = host.removesuffix(".").split(".")
+    if labels[-1].isdigit() or labels[-1].lower().startswith("0x"):
+        return _is_address(host)
+    return all(0 < len(label) < 64 for label in labels) and len(host) < 254
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
+    host = host.removesuffix(".")
+    return any(host == entry.lower() or (entry.startswith(".") and host.endswith(entry.lower())) for entry in allowed)
+
+
+def _follow(target: _Target, answer: http.client.HTTPResponse, policy: FetchPolicy, name: str) -> _Target:
+    """The target of a redirect, checked as if a user had given it."""
+    location = answer.getheader("Location")
+    if not location:
+        raise MediaError(f"URL {name} redirects to nowhere. Give the final URL.")
+    origin = f"{target.scheme}://{target.host_header}"
+    if location.startswith("//"):
+        location = f"{target.scheme}:{location}"
+    elif location.startswith("/"):
+        location = origin + location
+    elif "://" not in location.partition("?")[0]:
+        location = origin + target.path.partition("?")[0].rpartition("/")[0] + "/" + location
+    try:
+        return _parse(location, policy, name)
+    except MediaError as error:
+        raise MediaError(f"URL {name} redirects to a URL that is refused. Give the final https URL.") from error
+
+
+# ------------------------------------------------------------------------------------------------ which addresses
+
+
+def _resolve(target: _Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
+    """The host's addresses, resolved once. All of them must be public: a name with one inner address is refused."""
+    found: list[str] = []
+    failure: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        except (OSError, UnicodeError) as error:
+            failure.append(OSError(str(error)))
+
+    # getaddrinfo takes no timeout; a daemon thread lets us stop waiting for it
+    thread = threading.Thread(target=look_up, daemon=True, name="vila-resolve")
+    thread.start()
+    thread.join(deadline.remaining())
+    deadline.check()
+    if failure or not found:
+        raise MediaError(f"URL {name}: the host cannot be found. Check its spelling and the network.")
+    if not policy.allow_private and not all(is_public(address) for address in found):
+        raise MediaError(f"URL {name}: the host is not on the public internet, so it is not fetched. Download the file and give its path.")
+    return found
+
+
+def is_public(address: str) -> bool:
+    """Say whether an IP address is global unicast, also when it is an IPv6 address that carries an IPv4 one."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a zone id (fe80::1%eth0) is never global
+        return False
+    unusual = ip.is_multicast or ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_reserved or ip.is_unspecified
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not unusual
+    if ip in _NAT64:  # how a network without IPv4 reaches it; judge the IPv4 address inside
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local:
+        return False
+    return ip.is_global and not unusual
+
+
+# ------------------------------------------------------------------------------------------------ the connection
+
+
+class _Deadline:
+    """The time left for the whole fetch."""
+
+    def __init__(self, policy: FetchPolicy, name: str):
+        self._end = time.monotonic() + policy.timeout_s
+        self._policy = policy
+        self._name = name
+
+    def check(self) -> None:
+        if time.monotonic() >= self._end:
+            raise MediaError(
+                f"URL {self._name} took longer than {self._policy.timeout_s:g} s. Raise FetchPolicy.timeout_s, or download the file."
+            )
+
+    def remaining(self) -> float:
+        return max(self._end - time.monotonic(), 0.001)
+
+    def next_wait(self) -> float:
+        """Seconds that one read may block."""
+        self.check()
+        return min(self.remaining(), self._policy.idle_timeout_s)
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads a socket, each time no longer than the deadline leaves: a peer that drips bytes can't hold us."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline):
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        self._connection.settimeout(self._deadline.next_wait())
+        return self._connection.recv_into(buffer)
+
+
+class _TimedSocket:
+    """The part of a socket that http.client uses. Closing is left to the owner of the socket."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline):
+        self._connection = connection
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._connection.settimeout(self._deadline.next_wait())
+        self._connection.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self._connection, self._deadline))
+
+    def close(self) -> None:
+        pass
+
+
+def _connect(addresses: list[str], target: _Target, policy: FetchPolicy, deadline: _Deadline, name: str) -> socket.socket:
+    """Connect to the first address that answers; under https, verify the certificate for the host that the URL names."""
+    context = _tls_context(policy) if target.scheme == "https" else None
+    for address in addresses:
+        connection = _open_socket(address, target.port, deadline)
+        if connection is None:
+            continue
+        try:
+            if context is None:
+                return connection
+            connection.settimeout(deadline.next_wait())
+            return context.wrap_socket(connection, server_hostname=target.host.removesuffix("."))
+        except (MediaError, OSError, ValueError) as error:
+            connection.close()
+            deadline.check()
+            raise MediaError(f"URL {name}: no valid TLS connection. The host's certificate must be valid for its name.") from error
+    deadline.check()
+    raise MediaError(f"URL {name}: no connection to the host. Check the URL and the network.")
+
+
+def _open_socket(address: str, port: int, deadline: _Deadline) -> socket.socket | None:
+    """A connection to the address itself (no name is looked up again), or None when there is no way to it."""
+    wait = deadline.next_wait()
+    try:
+        connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        connection.settimeout(wait)
+        connection.connect((address, port))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(policy.ca_file) if policy.ca_file else None)
+    except OSError as error:
+        raise MediaError(f"FetchPolicy.ca_file '{policy.ca_file}' is not a readable file of PEM certificates.") from error
+
+
+def _request(connection: socket.socket, target: _Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
+    """Ask for the target. Nothing of this process (cookies, proxies, credentials) goes along."""
+    client = http.client.HTTPConnection(target.host, target.port)
+    client.sock = cast(socket.socket, _TimedSocket(connection, deadline))
+    headers = {"Host": target.host_header, "User-Agent": "vila-kit", "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "close"}
+    try:
+        client.request("GET", target.path, headers=headers)
+        return client.getresponse()
+    except TimeoutError as error:
+        raise _too_slow(deadline, name) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MediaError(f"URL {name}: the host's answer is not valid HTTP. Check the URL.") from error
+
+
+def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> IO[bytes]:
+    if answer.status != 200:
+        raise MediaError(f"URL {name}: the host answered {answer.status}, not 200. Check that it opens in a private browser window.")
+    if answer.getheader("Content-Encoding", "identity").lower() != "identity":
+        raise MediaError(f"URL {name}: the host compressed its answer unasked. Download the file and give its path.")
+    if answer.length is not None and answer.length > limit:
+        raise MediaError(f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}")
+    body = cast(IO[bytes], SpooledTemporaryFile(max_size=32 * MIB))  # noqa: SIM115 - handed to the caller
+    try:
+        for piece in _stream_body(answer, limit, deadline, name):
+            body.write(piece)
+    except BaseException:
+        body.close()
+        raise
+    body.seek(0)
+    return body
+
+
+def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> Iterator[bytes]:
+    """Yield the body piece by piece, never more than `limit` bytes of it."""
+    announced = answer.length
+    received = 0
+    while True:
+        try:
+            piece = answer.read1(65536)
+        except TimeoutError as error:
+            raise _too_slow(deadline, name) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from error
+        if not piece:
+            break
+        received += len(piece)
+        if received > limit:
+            raise MediaError(f"URL {name}: more than the limit of {limit:,} bytes. {_RAISE_BYTES}")
+        yield piece
+        deadline.check()
+    if announced is not None and received < announced:
+        raise MediaError(f"URL {name}: the connection ended after {received:,} of {announced:,} bytes. Try again.")
+
+
+def _too_slow(deadline: _Deadline, name: str) -> MediaError:
+    deadline.check()
+    return MediaError(f"URL {name}: the host sent nothing for too long. Try again, raise FetchPolicy.idle_timeout_s, or download the file.")
