@@ -53,7 +53,8 @@ def test_good_plugin_is_listed_with_what_it_registers(site: dict[str, Path]) -> 
     assert found["good"]["hooks"] == ["vila_vision_towers", "vila_chat_templates"]
     assert found["good"]["error"] is None
     table = vila("plugins", path=[site["good"]]).stdout
-    assert "patch_mean" in table and "vila-plugin-good 1.2.0" in table
+    assert "patch_mean" in table
+    assert "vila-plugin-good 1.2.0" in table
 
 
 def test_broken_plugin_is_named_and_the_program_goes_on(site: dict[str, Path]) -> None:
@@ -61,16 +62,19 @@ def test_broken_plugin_is_named_and_the_program_goes_on(site: dict[str, Path]) -
     assert done.returncode == 0
     found = {entry["name"]: entry for entry in json.loads(done.stdout)}
     assert found["broken"]["hooks"] == []
-    assert "ModuleNotFoundError" in found["broken"]["error"] and "a_package_that_nobody_has" in found["broken"]["error"]
+    assert "ModuleNotFoundError" in found["broken"]["error"]
+    assert "a_package_that_nobody_has" in found["broken"]["error"]
     assert "plugin.py" in found["broken"]["traceback"]
     assert found["good"]["error"] is None
-    assert "vila-plugin-broken 0.3.1" in done.stderr and "a_package_that_nobody_has" in done.stderr
+    assert "vila-plugin-broken 0.3.1" in done.stderr
+    assert "a_package_that_nobody_has" in done.stderr
 
 
 def test_strict_mode_makes_a_broken_plugin_fatal(site: dict[str, Path]) -> None:
     done = vila("plugins", path=[site["broken"]], VILA_STRICT_PLUGINS="1")
     assert done.returncode == 2
-    assert "vila-plugin-broken 0.3.1" in done.stderr and "a_package_that_nobody_has" in done.stderr
+    assert "vila-plugin-broken 0.3.1" in done.stderr
+    assert "a_package_that_nobody_has" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in vila("plugins", "--debug", path=[site["broken"]], VILA_STRICT_PLUGINS="1").stderr
 
@@ -79,21 +83,28 @@ def test_collision_names_both_distributions_and_rolls_the_later_back(site: dict[
     found = plugin_list(path=[site["good"], site["colliding"]])
     failed = {name for name, entry in found.items() if entry["error"]}
     assert failed == {"colliding-core", "good"}
-    assert "vila-plugin-good 1.2.0" in str(found["good"]["error"]) and "vila-plugin-colliding 0.9.0" in str(found["good"]["error"])
-    assert "'patch_mean'" in str(found["good"]["error"]) and found["good"]["hooks"] == []
-    assert "vila-core" in str(found["colliding-core"]["error"]) and "vila-plugin-colliding 0.9.0" in str(found["colliding-core"]["error"])
+    assert "vila-plugin-good 1.2.0" in str(found["good"]["error"])
+    assert "vila-plugin-colliding 0.9.0" in str(found["good"]["error"])
+    assert "'patch_mean'" in str(found["good"]["error"])
+    assert found["good"]["hooks"] == []
+    assert "vila-core" in str(found["colliding-core"]["error"])
+    assert "vila-plugin-colliding 0.9.0" in str(found["colliding-core"]["error"])
     strict = vila("plugins", path=[site["good"], site["colliding"]], VILA_STRICT_PLUGINS="1")
-    assert strict.returncode == 2 and "vila-plugin-colliding 0.9.0" in strict.stderr
+    assert strict.returncode == 2
+    assert "vila-plugin-colliding 0.9.0" in strict.stderr
 
 
 def test_vila_plugins_selects(site: dict[str, Path]) -> None:
     path = [site["good"], site["broken"], site["colliding"]]
     assert set(plugin_list(path=path, VILA_PLUGINS="")) == {"builtins"}
     selected = plugin_list(path=path, VILA_PLUGINS="good, colliding-core")
-    assert set(selected) == {"builtins", "good", "colliding-core"} and selected["good"]["error"] is None
+    assert set(selected) == {"builtins", "good", "colliding-core"}
+    assert selected["good"]["error"] is None
     unknown = vila("plugins", path=path, VILA_PLUGINS="goood")
     assert unknown.returncode == 2
-    assert "Unknown plugin 'goood'" in unknown.stderr and "Did you mean 'good'?" in unknown.stderr and "colliding-core" in unknown.stderr
+    assert "Unknown plugin 'goood'" in unknown.stderr
+    assert "Did you mean 'good'?" in unknown.stderr
+    assert "colliding-core" in unknown.stderr
 
 
 # ------------------------------------------------------------------------------------------- written here
@@ -136,6 +147,16 @@ def vila_tasks():
 """
 
 
+def a_projector(name: str) -> str:
+    return f"""
+from vila_core.config import ProjectorConfig
+
+@hookimpl
+def vila_projectors():
+    return [Component({name!r}, ProjectorConfig, print)]
+"""
+
+
 def error_of(plugins: Plugins, name: str) -> str:
     (info,) = [info for info in plugins.infos if info.owner.plugin == name]
     assert info.provides == {}
@@ -146,7 +167,8 @@ def error_of(plugins: Plugins, name: str) -> str:
 def test_registered_objects_carry_their_owner(install: Install) -> None:
     install("vqa", a_task("counting"))
     tasks = load_plugins().tasks
-    assert tasks.names() == ("counting",) and tasks.get("counting").name == "counting"
+    assert tasks.names() == ("counting",)
+    assert tasks.get("counting").name == "counting"
     assert (tasks.owner("counting").distribution, tasks.owner("counting").version) == ("dist-vqa", "1.0")
     assert [entry.owner.plugin for entry in tasks.items()] == ["vqa"]
     assert load_plugins() is load_plugins()
@@ -181,7 +203,7 @@ WAYS_TO_FAIL = {
     "duplicate_inside": (a_task("a").replace("[Task()]", "[Task(), Task()]"), "two tasks named 'a'"),
     "not_a_component": (a_task("a").replace("vila_tasks", "vila_projectors"), "expected a vila_core.Component, got Task"),
     "wrong_config_type": (
-        "from vila_core.config import ProjectorConfig\n@hookimpl\ndef vila_vision_towers():\n    return [Component('t', ProjectorConfig, print)]",
+        a_projector("t").replace("vila_projectors", "vila_vision_towers"),
         "('t'): config_type must be a subclass of vila_core.config.VisionTowerConfig",
     ),
     "not_a_format": (a_task("a").replace("vila_tasks", "vila_checkpoint_formats"), "with name, detect, read and write"),
@@ -196,16 +218,25 @@ WAYS_TO_FAIL = {
 
 
 @pytest.mark.parametrize("way", WAYS_TO_FAIL)
-def test_failing_plugin_leaves_nothing_behind(way: str, install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_plugin_leaves_nothing_behind(
+    way: str, install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, expected = WAYS_TO_FAIL[way]
     # A valid hook beside the failing one shows that the whole plugin is rolled back.
-    install(way, f"{source}\n\n@hookimpl\ndef vila_commands():\n    return [Command('left-behind', '', lambda: print)]\n" if "vila_commands" not in source else source)
+    install(
+        way,
+        f"{source}\n\n@hookimpl\ndef vila_commands():\n    return [Command('left-behind', '', lambda: print)]\n"
+        if "vila_commands" not in source
+        else source,
+    )
     install("zz_later", a_task("works"))
     plugins = load_plugins()
     assert expected in error_of(plugins, way)
-    assert "left-behind" not in plugins.commands and "a" not in plugins.tasks
+    assert "left-behind" not in plugins.commands
+    assert "a" not in plugins.tasks
     assert "works" in plugins.tasks, "a plugin after the failing one is still loaded"
-    assert f"dist-{way} 1.0" in caplog.text and expected in caplog.text
+    assert f"dist-{way} 1.0" in caplog.text
+    assert expected in caplog.text
     monkeypatch.setenv("VILA_STRICT_PLUGINS", "1")
     with pytest.raises(PluginError, match=f"dist-{way} 1.0"):
         load_plugins()
@@ -224,10 +255,15 @@ def test_contested_name_is_refused_and_others_stay(install: Install, monkeypatch
 
 
 def test_core_keeps_its_names(install: Install) -> None:
-    install("greedy", "from vila_core.config import ProjectorConfig\n@hookimpl\ndef vila_projectors():\n    return [Component('linear', ProjectorConfig, print)]")
+    install(
+        "greedy",
+        a_projector("linear"),
+    )
     plugins = load_plugins()
-    assert "vila-core" in error_of(plugins, "greedy") and "dist-greedy 1.0" in error_of(plugins, "greedy")
-    assert plugins.projectors.owner("linear").distribution == "vila-core" and plugins.projectors.get("linear").build is not print
+    assert "vila-core" in error_of(plugins, "greedy")
+    assert "dist-greedy 1.0" in error_of(plugins, "greedy")
+    assert plugins.projectors.owner("linear").distribution == "vila-core"
+    assert plugins.projectors.get("linear").build is not print
 
 
 # ------------------------------------------------------------------------------------------- plain files
@@ -250,7 +286,10 @@ def test_plugin_file_registers(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_plugin_files")
 @pytest.mark.parametrize(
     ("source", "expected"),
-    [("1/0", "ZeroDivisionError"), (f"from vila_core import hookimpl\n{a_task('linear').replace('vila_tasks', 'vila_projectors')}", "Component")],
+    [
+        ("1/0", "ZeroDivisionError"),
+        (f"from vila_core import hookimpl\n{a_task('linear').replace('vila_tasks', 'vila_projectors')}", "Component"),
+    ],
     ids=["import", "register"],
 )
 def test_failing_plugin_file_is_an_error_and_is_forgotten(source: str, expected: str, tmp_path: Path) -> None:

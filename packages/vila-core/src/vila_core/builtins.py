@@ -37,6 +37,7 @@ def _when_built(module: str, name: str) -> Callable[[config.Config], Any]:
 
 @hookimpl
 def vila_vision_towers() -> Sequence[Component]:
+    """Vision transformers."""
     return (
         Component("siglip", config.SiglipConfig, _when_built("towers.siglip", "SiglipTower")),
         Component("clip", config.ClipConfig, _when_built("towers.clip", "ClipTower")),
@@ -48,11 +49,13 @@ def vila_vision_towers() -> Sequence[Component]:
 
 @hookimpl
 def vila_projectors() -> Sequence[Component]:
+    """The reference's projector types."""
     return tuple(Component(name, config.ProjectorConfig, _when_built("projectors", "build_projector")) for name in PROJECTORS)
 
 
 @hookimpl
 def vila_media_encoders() -> Sequence[Component]:
+    """Blocks of tokens for images and videos."""
     return (
         Component("BasicImageEncoder", config.BasicImageEncoderConfig, _when_built("encoders", "BasicImageEncoder")),
         Component("BasicVideoEncoder", config.BasicVideoEncoderConfig, _when_built("encoders", "BasicVideoEncoder")),
@@ -62,6 +65,7 @@ def vila_media_encoders() -> Sequence[Component]:
 
 @hookimpl
 def vila_language_models() -> Sequence[Component]:
+    """The native decoder, and the adapter for any other."""
     return (
         Component("decoder", config.DecoderConfig, _when_built("language.decoder", "Decoder")),
         Component("transformers", config.TransformersConfig, _when_built("language.transformers", "TransformersLanguageModel")),
@@ -70,6 +74,7 @@ def vila_language_models() -> Sequence[Component]:
 
 @hookimpl
 def vila_chat_templates() -> Sequence[ChatTemplate]:
+    """The reference's templates; `auto` is the tokenizer's own."""
     from vila_core.chat import builtin_templates
 
     return tuple(builtin_templates())
@@ -77,6 +82,7 @@ def vila_chat_templates() -> Sequence[ChatTemplate]:
 
 @hookimpl
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
+    """The original layout, its remote-code release, and the one SGLang serves."""
     from vila_core.checkpoint.nvila import NvilaFormat
     from vila_core.checkpoint.remote import VilaRemoteFormat
     from vila_core.checkpoint.vila import VilaFormat
@@ -90,9 +96,16 @@ def _command(module: str, name: str) -> Callable[[], Callable[..., Any]]:
 
 @hookimpl
 def vila_commands() -> Sequence[Command]:
+    """The sub-commands of `vila`."""
     return (
         Command("plugins", "List the plugins: distribution, version, hooks, and what did not load.", _command("plugins", "list_plugins")),
-        Command("doctor", "Check this machine: versions, GPU, what is missing and the command that mends it.", _command("doctor", "check_machine")),
-        Command("info", "Say what a checkpoint is: family, parts, parameters, memory, template, license.", _command("info", "describe_model")),
+        Command(
+            "doctor",
+            "Check this machine: versions, GPU, what is missing and the command that mends it.",
+            _command("doctor", "check_machine"),
+        ),
+        Command(
+            "info", "Say what a checkpoint is: family, parts, parameters, memory, template, license.", _command("info", "describe_model")
+        ),
         Command("convert", "Write a checkpoint in another format.", _command("convert", "convert_checkpoint")),
     )

@@ -98,7 +98,9 @@ def load_plugin_file(path: str | Path) -> Plugins:
     if file in _plugin_files:
         return load_plugins()
     if file.suffix != ".py" or not file.is_file():
-        raise PluginError(f"Plugin file '{path}' is not there or not a Python file. Give the path of a .py file with vila_core.hookimpl functions.")
+        raise PluginError(
+            f"Plugin file '{path}' is not there or not a Python file. Give the path of a .py file with vila_core.hookimpl functions."
+        )
     _plugin_files[file] = _import_file(file)
     try:
         return load_plugins()
@@ -147,7 +149,8 @@ def _selected(points: Sequence[EntryPoint] | Any, selection: tuple[str, ...] | N
 def _import_file(file: Path) -> ModuleType:
     name = f"vila_plugin_file_{file.stem}_{len(_plugin_files)}"
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None, file
+    assert spec is not None, file
+    assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pydantic look their module up here.
     sys.modules[name] = module
@@ -175,7 +178,9 @@ class _Loader:
         _check_hook_api(plugin)
         try:
             self.manager.register(plugin, name=str(owner))
-            returned = {hook.name: checked_items(hook, self._call(hook.name, plugin)) for hook in HOOKS if self._implements(hook.name, plugin)}
+            returned = {
+                hook.name: checked_items(hook, self._call(hook.name, plugin)) for hook in HOOKS if self._implements(hook.name, plugin)
+            }
             _check_hook_names(self.manager, plugin)
             self._check_collisions(owner, returned)
         except BaseException:
@@ -217,14 +222,18 @@ class _Loader:
 
     def plugins(self) -> Plugins:
         failed = tuple(info.owner.plugin for info in self.infos if info.error is not None)
-        registries = {hook.name.removeprefix("vila_"): Registry(hook.kind, self.found[hook.name], self.contested[hook.name], failed) for hook in HOOKS}
+        registries = {
+            hook.name.removeprefix("vila_"): Registry(hook.kind, self.found[hook.name], self.contested[hook.name], failed) for hook in HOOKS
+        }
         return Plugins(infos=tuple(self.infos), **registries)
 
 
 def _check_hook_api(plugin: object) -> None:
     declared = vars(plugin).get("VILA_HOOK_API", HOOK_API) if isinstance(plugin, ModuleType) else HOOK_API
     if declared != HOOK_API:
-        raise PluginError(f"It was written for hook API {declared!r}; this vila-core {vila_core.__version__} has {HOOK_API}. Install matching versions.")
+        raise PluginError(
+            f"It was written for hook API {declared!r}; this vila-core {vila_core.__version__} has {HOOK_API}. Install matching versions."
+        )
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:

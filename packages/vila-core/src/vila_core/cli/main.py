@@ -68,4 +68,5 @@ def build_group() -> TyperGroup:
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of `vila`: run `arguments` (else the process's own) and exit."""
     run_command(build_group, "vila", arguments)

@@ -44,7 +44,10 @@ def _print_table(infos: tuple[PluginInfo, ...]) -> None:
         if info.error is not None:
             registers = f"[red]did not load:[/red] {escape(info.error)}"
         else:
-            kinds = [f"[dim]{hook.removeprefix('vila_').replace('_', ' ')}:[/dim] {escape(', '.join(names))}" for hook, names in info.provides.items()]
+            kinds = [
+                f"[dim]{hook.removeprefix('vila_').replace('_', ' ')}:[/dim] {escape(', '.join(names))}"
+                for hook, names in info.provides.items()
+            ]
             registers = "\n".join(kinds) or "[dim]nothing[/dim]"
         table.add_row(escape(info.owner.plugin), escape(f"{info.owner.distribution} {info.owner.version}"), registers)
     Console().print(table)

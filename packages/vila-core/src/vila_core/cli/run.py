@@ -10,7 +10,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -24,7 +24,7 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a typer app as `program` and exit the process. A `VilaError` prints its message alone, unless `--debug` is given."""
-    run_command(lambda: get_command(app), program, arguments)
+    run_command(lambda: cast("TyperCommand | TyperGroup", get_command(app)), program, arguments)
 
 
 def run_command(build: Callable[[], TyperCommand | TyperGroup], program: str, arguments: Sequence[str] | None = None) -> NoReturn:
