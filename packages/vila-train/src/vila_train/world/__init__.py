@@ -1,0 +1,44 @@
+"""The drawn world: pictures and videos that the project draws itself, with questions that have one right answer.
+
+`make_sample(split, task, index)` is deterministic: the same three give the same sample on every machine.
+"""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+from vila_train.world import captions, several, single, videos
+from vila_train.world.combinations import Split
+from vila_train.world.scenes import Sample
+
+TASKS: dict[str, Callable[[random.Random, Split], Sample]] = {
+    "attribute": single.attribute,
+    "count": single.count,
+    "position": single.position,
+    "relation": single.relation,
+    "size": single.size,
+    "word": single.word,
+    "number": single.number,
+    "chart": single.chart,
+    "pair": several.pair,
+    "in_context": several.in_context,
+    "motion": videos.motion,
+    "appearance": videos.appearance,
+}
+"""The tasks that are tested, each answer by exact match."""
+
+CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
+    "caption_things": captions.caption_things,
+    "caption_text": captions.caption_text,
+    "caption_chart": captions.caption_chart,
+    "caption_two": partial(captions.caption_pictures, num_pictures=2),
+    "caption_four": partial(captions.caption_pictures, num_pictures=4),
+    "caption_video": captions.caption_video,
+}
+"""Descriptions, for training only."""
+
+
+def make_sample(split: Split, task: str, index: int) -> Sample:
+    """Return sample number `index` of a task or caption source. Raises `KeyError` for an unknown one."""
+    make = (TASKS | CAPTIONS)[task]
+    return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)

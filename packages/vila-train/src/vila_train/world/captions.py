@@ -1,0 +1,64 @@
+"""Pictures and videos with a description: the text that the first stages learn from."""
+
+import random
+
+from vila_train.world.combinations import Split, digits, letters, words_of
+from vila_train.world.making import background, in_cell, others, subject, thing, with_article
+from vila_train.world.scenes import POSITIONS, Sample, Scene
+from vila_train.world.several import ORDINALS
+from vila_train.world.single import bars_scene, own_bar, text_scene
+from vila_train.world.videos import appearing, moving
+
+REQUESTS = ("Describe the {}.", "What is in the {}?", "What does the {} show?", "Caption the {}.")
+
+
+def _things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, str]:
+    """Return a picture of up to `most` things, its description without a stop, and its subject."""
+    asked = subject(rng, split)
+    pairs = [asked, *others(rng, split, rng.randint(0, most - 1), [asked])]
+    cells = sorted(rng.sample(range(9), len(pairs)))
+    rng.shuffle(pairs)
+    things = tuple(thing(rng, pair, in_cell(rng, cell)) for pair, cell in zip(pairs, cells, strict=True))
+    return Scene(background(rng), things), ", ".join(f"{with_article(t.name)} ({POSITIONS[t.cell]})" for t in things), " ".join(asked)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def caption_things(rng: random.Random, split: Split) -> Sample:
+    """Describe a picture of things, in reading order."""
+    scene, text, name = _things(rng, split, most=4)
+    return Sample("caption", "things", (scene, rng.choice(REQUESTS).format("picture")), _sentence(text), name)
+
+
+def caption_text(rng: random.Random, split: Split) -> Sample:
+    """Describe a picture of a word or number."""
+    noun, text = rng.choice((("word", rng.choice(words_of(split))), ("word", letters(rng, split)), ("number", digits(rng, split))))
+    return Sample("caption", "text", (text_scene(rng, text), rng.choice(REQUESTS).format("picture")), f"The {noun} {text}.", f"text {text}")
+
+
+def caption_chart(rng: random.Random, split: Split) -> Sample:
+    """Read out a bar chart from left to right."""
+    bar = own_bar(rng, split)
+    scene = bars_scene(rng, split, bar, rng.choices(range(1, 10), k=rng.randint(2, 4)))
+    text = ", ".join(f"{b.color} {b.value}" for b in scene.bars)
+    return Sample("caption", "chart", (scene, rng.choice(REQUESTS).format("picture")), f"A bar chart: {text}.", f"bar {bar.color} {bar.value}")
+
+
+def caption_pictures(rng: random.Random, split: Split, num_pictures: int) -> Sample:
+    """Describe several pictures in turn."""
+    scenes, texts, names = zip(*(_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
+    answer = "; ".join(f"{ordinal}: {text}" for ordinal, text in zip(ORDINALS, texts, strict=False))
+    return Sample("caption", f"{num_pictures} pictures", (*scenes, rng.choice(REQUESTS).format("pictures")), _sentence(answer), names[0])
+
+
+def caption_video(rng: random.Random, split: Split) -> Sample:
+    """Say what happens in a video."""
+    request = rng.choice((*REQUESTS, "What happens in the {}?")).format("video")
+    if rng.random() < 0.5:
+        clip, name, direction, _ = moving(rng, split)
+        return Sample("caption", "motion", (clip, request), f"{_sentence(with_article(name))[:-1]} moves {direction}.", name)
+    clip, names, frames, asked = appearing(rng, split)
+    text = ", ".join(f"{with_article(name)} in frame {frame}" for name, frame in zip(names, frames, strict=True))
+    return Sample("caption", "appearance", (clip, request), f"There appear: {text}.", names[asked])

@@ -1,0 +1,74 @@
+"""What the tasks share: colours, things, free places, and the choice of objects that a split allows."""
+
+import random
+from collections.abc import Callable, Sequence
+
+from vila_train.world.combinations import COLORS, Pair, Rgb, Split, objects_of, visible_objects
+from vila_train.world.scenes import CANVAS, Thing
+
+Place = tuple[float, float, float]
+"""x, y and radius."""
+
+
+def background(rng: random.Random) -> Rgb:
+    """Return a light colour."""
+    return (rng.randint(222, 255), rng.randint(222, 255), rng.randint(222, 255))
+
+
+def shade(rng: random.Random, color: str) -> Rgb:
+    """Return a shade of the named colour."""
+    red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLORS[color])
+    return (red, green, blue)
+
+
+def thing(rng: random.Random, pair: Pair, place: Place) -> Thing:
+    """Return an object of colour and shape `pair` at `place`."""
+    return Thing(*pair, shade(rng, pair[0]), *place)
+
+
+def subject(rng: random.Random, split: Split) -> Pair:
+    """Return an object that a question of `split` may be about."""
+    return rng.choice(objects_of(split))
+
+
+def others(rng: random.Random, split: Split, count: int, taken: Sequence[Pair], *, distinct: str = "pair") -> list[Pair]:
+    """Return `count` further objects that differ from `taken` and from each other.
+
+    `distinct` says in what: "pair" (colour or shape), "color", "shape", or "both" (colour and shape).
+    """
+
+    def clash(a: Pair, b: Pair) -> bool:
+        same_color, same_shape = a[0] == b[0], a[1] == b[1]
+        return {"pair": same_color and same_shape, "color": same_color, "shape": same_shape, "both": same_color or same_shape}[distinct]
+
+    chosen = list(taken)
+    while len(chosen) < len(taken) + count:
+        candidate = rng.choice(visible_objects(split))
+        if not any(clash(candidate, other) for other in chosen):
+            chosen.append(candidate)
+    return chosen[len(taken) :]
+
+
+def scatter(rng: random.Random, radii: Sequence[float], accept: Callable[[list[Place]], bool] = lambda places: True) -> list[Place]:
+    """Return a place for each radius, apart from each other and inside the canvas, such that `accept` holds."""
+    while True:
+        places: list[Place] = []
+        for radius in radii:
+            for _ in range(40):
+                x, y = rng.uniform(radius + 3, CANVAS - radius - 3), rng.uniform(radius + 3, CANVAS - radius - 3)
+                if all((x - a) ** 2 + (y - b) ** 2 > (radius + r + 4) ** 2 for a, b, r in places):
+                    places.append((x, y, radius))
+                    break
+        if len(places) == len(radii) and accept(places):
+            return places
+
+
+def in_cell(rng: random.Random, cell: int) -> Place:
+    """Return a place well inside one of the nine cells."""
+    side = CANVAS / 3
+    return ((cell % 3 + 0.5) * side + rng.uniform(-9, 9), (cell // 3 + 0.5) * side + rng.uniform(-9, 9), rng.uniform(17, 25))
+
+
+def with_article(name: str) -> str:
+    """Return "a red circle", "an orange star"."""
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

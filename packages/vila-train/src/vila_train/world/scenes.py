@@ -1,0 +1,116 @@
+"""Scenes: what a picture shows, before it is drawn, and the samples (prompt and answer) made of them.
+
+Lengths are in canvas units; a picture is `CANVAS` units wide and high, y grows downwards.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vila_train.world.combinations import Rgb
+
+CANVAS = 192
+
+POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+"""The cells of a three by three grid, row by row."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A coloured shape. `rgb` is the colour as drawn, a shade of `color`."""
+
+    color: str
+    shape: str
+    rgb: Rgb
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.color} {self.shape}"
+
+    @property
+    def cell(self) -> int:
+        """Index into `POSITIONS` of the cell that holds the centre."""
+        return int(3 * self.y / CANVAS) * 3 + int(3 * self.x / CANVAS)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A word or number; x and y are its centre, `size` the font's size."""
+
+    text: str
+    rgb: Rgb
+    x: float
+    y: float
+    size: int
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of a bar chart."""
+
+    color: str
+    rgb: Rgb
+    value: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture: things, or a text, or a bar chart."""
+
+    background: Rgb
+    things: tuple[Thing, ...] = ()
+    text: Text | None = None
+    bars: tuple[Bar, ...] = ()
+
+    @property
+    def combinations(self) -> Iterator[str]:
+        """The combinations that the splits keep apart and this picture shows."""
+        yield from (thing.name for thing in self.things)
+        yield from (f"bar {bar.color} {bar.value}" for bar in self.bars)
+        if self.text is not None:
+            yield f"text {self.text.text}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video: one scene a frame."""
+
+    frames: tuple[Scene, ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question about pictures. The prompt is text and media in order.
+
+    `subject` is the combination the question is about; outside training it is held out (see `combinations`).
+    `kind` names the kind of question within the task.
+    """
+
+    task: str
+    kind: str
+    prompt: tuple[str | Scene | Clip, ...]
+    answer: str
+    subject: str
+
+    @property
+    def scenes(self) -> list[Scene]:
+        """Every picture and frame, in order."""
+        found: list[Scene] = []
+        for part in self.prompt:
+            if isinstance(part, Scene):
+                found.append(part)
+            elif isinstance(part, Clip):
+                found.extend(part.frames)
+        return found
+
+    @property
+    def question(self) -> str:
+        """The prompt's text alone."""
+        return " ".join(part.strip() for part in self.prompt if isinstance(part, str))
+
+    @property
+    def combinations(self) -> set[str]:
+        """Every combination that the pictures show."""
+        return {combination for scene in self.scenes for combination in scene.combinations}

@@ -1,0 +1,63 @@
+"""A contact sheet: samples of the drawn world with their questions and answers, as one picture."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+from vila_train.world.drawing import draw
+from vila_train.world.scenes import Clip, Sample, Scene
+
+CELL_WIDTH, CELL_HEIGHT, MARGIN, PICTURE = 420, 216, 10, 132
+INK, RIGHT, WRONG, FAINT = (30, 30, 30), (20, 130, 60), (200, 40, 40), (120, 120, 120)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A sample, and what a model answered (None on a sheet of the world itself)."""
+
+    sample: Sample
+    reply: str | None = None
+
+
+def contact_sheet(entries: Sequence[Entry], columns: int = 3) -> Image.Image:
+    """Return the sheet of `entries`, row by row; a model's answers are marked right (green) or wrong (red)."""
+    rows = -(-len(entries) // columns)
+    sheet = Image.new("RGB", (columns * CELL_WIDTH, rows * CELL_HEIGHT), "white")
+    for index, entry in enumerate(entries):
+        _draw_cell(sheet, (index % columns) * CELL_WIDTH, (index // columns) * CELL_HEIGHT, entry)
+    return sheet
+
+
+def _draw_cell(sheet: Image.Image, left: int, top: int, entry: Entry) -> None:
+    pen, sample = ImageDraw.Draw(sheet), entry.sample
+    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
+    pictures = _pictures(sample)
+    side = min(PICTURE, (CELL_WIDTH - 2 * MARGIN - 4 * len(pictures)) // min(4, len(pictures)))
+    side = side if len(pictures) <= 4 else PICTURE // 2 - 2
+    for index, scene in enumerate(pictures):
+        x, y = left + MARGIN + index % 4 * (side + 4), top + MARGIN + index // 4 * (side + 4)
+        sheet.paste(draw(scene, side * 2).resize((side, side)), (x, y))
+        pen.rectangle((x, y, x + side - 1, y + side - 1), outline=FAINT)
+    pen.text((left + CELL_WIDTH - MARGIN, top + CELL_HEIGHT - 8), f"{sample.task}: {sample.kind}", font=small, fill=FAINT, anchor="rb")
+    y = top + MARGIN + PICTURE + 8
+    for line in textwrap.wrap(sample.question, 54)[:2]:
+        pen.text((left + MARGIN, y), line, font=font, fill=INK)
+        y += 18
+    if entry.reply is None:
+        pen.text((left + MARGIN, y), sample.answer, font=font, fill=RIGHT)
+    elif entry.reply == sample.answer:
+        pen.text((left + MARGIN, y), f"{entry.reply}   (right)", font=font, fill=RIGHT)
+    else:
+        pen.text((left + MARGIN, y), f"{entry.reply}   (wrong: {sample.answer})", font=font, fill=WRONG)
+
+
+def _pictures(sample: Sample) -> list[Scene]:
+    found: list[Scene] = []
+    for part in sample.prompt:
+        if isinstance(part, Scene):
+            found.append(part)
+        elif isinstance(part, Clip):
+            found.extend(part.frames)
+    return found
