@@ -1,0 +1,230 @@
+"""One decoder for Qwen2, Qwen2.5, Qwen3, Llama 1-3, Mistral and Yi: pre-norm blocks, rotary positions, grouped queries.
+
+B batch, T new tokens, S cached + new tokens, D width, V vocabulary,
+H query heads, H_kv key/value heads, G = H / H_kv queries that share one, D_h head width
+
+Names of modules are those of transformers, so its checkpoints fit as they are.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vila_core.config import DecoderConfig
+from vila_core.engine.cache import Cache, KVCache
+from vila_core.language.rope import Rotary, rotate
+
+
+class Decoder(nn.Module):
+    """The language model: embeddings in, hidden states and logits out (see `LanguageModel`).
+
+    Without `cache` and `attention_mask` it is plain causal attention, as training wants it.
+    """
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.model = DecoderModel(config)
+        # A tied model has no lm_head in its state dict: the embedding is the head.
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids `[B, T]` -> embeddings `[B, T, D]`."""
+        return self.model.embed_tokens(ids)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
+        assert cache is None or isinstance(cache, KVCache), "the decoder fills caches of its own new_cache"
+        return self.model(embeds, positions, cache, attention_mask)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., D]` -> scores `[..., V]`."""
+        if self.lm_head is None:
+            return F.linear(hidden, self.model.embed_tokens.weight)
+        return self.lm_head(hidden)
+
+    def new_cache(self, batch_size: int, max_length: int) -> KVCache:
+        """Return an empty cache on the model's device, in its dtype."""
+        weight = self.model.embed_tokens.weight
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            batch_size,
+            config.num_key_value_heads,
+            max_length,
+            config.head_dim,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+
+    @torch.no_grad()
+    def reset_parameters(self, std: float = 0.02, generator: torch.Generator | None = None) -> None:
+        """Draw weights for training from nothing: normal with `std`, norms 1, biases 0.
+
+        The two projections that write to the residual stream get `std / sqrt(2 L)` (Radford et al. 2019, section 2.3),
+        so that its variance does not grow with the number of layers L.
+        """
+        residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight.normal_(0.0, residual_std if name.endswith(("o_proj", "down_proj")) else std, generator=generator)
+                if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+                    module.bias.zero_()
+            elif isinstance(module, nn.Embedding):
+                module.weight.normal_(0.0, std, generator=generator)
+            elif isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+
+
+class DecoderModel(nn.Module):
+    """Embedding, blocks and final norm."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config)
+
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor | None, cache: KVCache | None, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        new = x.shape[1]
+        total = new if cache is None else cache.length + new
+        if positions is None:
+            positions = default_positions(new, total, attention_mask, x.device)  # [B or 1, T]
+        rotation = self.rotary(positions, x.dtype)
+        mask = visibility(new, total, attention_mask, self.config.sliding_window, x.device)
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
+        if cache is not None:
+            cache.advance(new)
+        return self.norm(x)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and around a residual."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; Qwen3 also normalises each head's queries and keys."""
+
+    def __init__(self, config: DecoderConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_width, key_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_out_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D_h], [B, H_kv, T, D_h] twice
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)  # [B, H_kv, S, D_h]
+        out = attend(q, k, v, mask)  # [B, H, T, D_h]
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in fp32, cast back before the weight is applied (the order of transformers, seen in fp16)."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Attention of `q` `[B, H, T, D_h]` over `k`, `v` `[B, H_kv, S, D_h]` -> `[B, H, T, D_h]`.
+
+    `mask` is `visibility`'s; None means causal, with T = S or T = 1.
+    """
+    batch, heads, new, head_dim = q.shape
+    groups = k.shape[1]
+    grouped = groups != heads
+    if new == 1:
+        # The queries of a group become rows of one head: a plain kernel reads each key once, with or without mask.
+        out = F.scaled_dot_product_attention(q.reshape(batch, groups, -1, head_dim), k, v, attn_mask=mask)
+        return out.reshape(q.shape)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if grouped and q.is_cuda:
+        # On CUDA the fused kernel that takes a mask knows no groups; the fallback would write out all scores.
+        k, v = k.repeat_interleave(heads // groups, dim=1), v.repeat_interleave(heads // groups, dim=1)
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def visibility(new: int, total: int, attention_mask: torch.Tensor | None, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Return which of `total` (S) keys each of the last `new` (T) tokens sees, `[B or 1, 1, T, S]` bool; None is plain causal.
+
+    `attention_mask` `[B, S]` is True for real tokens; `window` is how many tokens back one sees, itself included.
+    """
+    if window is not None and window >= total:
+        window = None
+    if attention_mask is None and window is None and new in (1, total):
+        return None
+    query = torch.arange(total - new, total, device=device)[:, None]
+    key = torch.arange(total, device=device)
+    mask = key <= query  # [T, S]
+    if window is not None:
+        mask = mask & (key > query - window)
+    if attention_mask is None:
+        return mask[None, None]
+    # A padded token sees itself: its row is never read, but must not become NaN.
+    return (mask & attention_mask[:, None, None, :]) | (key == query)
+
+
+def default_positions(new: int, total: int, attention_mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+    """Return how many of `total` tokens come before each of the last `new`, padding not counted: `[B or 1, T]` int64."""
+    if attention_mask is None:
+        return torch.arange(total - new, total, device=device)[None]
+    return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, total - new :]
