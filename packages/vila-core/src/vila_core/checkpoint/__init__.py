@@ -1,0 +1,27 @@
+"""Checkpoints on disk: one adapter per format, both ways. Nothing in a checkpoint is ever imported or executed.
+
+`open_checkpoint` reads config and weight index without torch; `load_weights` fills a network from file to device.
+"""
+
+from typing import TYPE_CHECKING
+
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, Weights
+from vila_core.checkpoint.headers import TensorEntry
+from vila_core.checkpoint.weights import WeightIndex
+
+if TYPE_CHECKING:
+    from vila_core.checkpoint.load import load_weights
+    from vila_core.checkpoint.opening import open_checkpoint
+
+__all__ = ["Checkpoint", "RawParts", "TensorEntry", "WeightIndex", "Weights", "load_weights", "open_checkpoint"]
+
+_LAZY = {"open_checkpoint": "opening", "load_weights": "load"}
+"""Formats need the plugins and loading needs torch; both come when first asked for."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

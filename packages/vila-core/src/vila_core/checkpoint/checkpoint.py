@@ -1,0 +1,49 @@
+"""`Checkpoint`: what reading a folder gives. Config and index of the weights, no tensor."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from vila_core.checkpoint.headers import TensorEntry
+from vila_core.config import VilaConfig
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Weights(Protocol):
+    """Tensors by canonical name, wherever they lie: in files (`WeightIndex`) or in memory (`MemoryWeights`)."""
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]: ...
+
+    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]": ...
+
+
+@dataclass(frozen=True)
+class RawParts:
+    """The parts' own JSON configs as found (training leftovers included), so that writing loses nothing."""
+
+    language_model: dict[str, object] = field(default_factory=dict[str, object])
+    vision_tower: dict[str, object] = field(default_factory=dict[str, object])
+    preprocessor: dict[str, object] = field(default_factory=dict[str, object])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk.
+
+    `tokenizer_path` is the folder with the tokenizer's files; `chat_template` the tokenizer's own Jinja template, if any;
+    `license` what the model card or license file says, if anything; `raw_config` the root config as found.
+    """
+
+    path: Path
+    format: str
+    config: VilaConfig
+    weights: Weights
+    tokenizer_path: Path
+    raw_config: dict[str, object]
+    license: str | None = None
+    chat_template: str | None = None
+    raw_parts: RawParts = RawParts()

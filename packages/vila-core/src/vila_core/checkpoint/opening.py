@@ -1,0 +1,62 @@
+"""Open a checkpoint: a folder or a hub id, in whichever registered format it is."""
+
+from pathlib import Path
+
+from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint.json_files import read_section
+from vila_core.errors import CheckpointError
+from vila_core.plugins import Plugins, load_plugins
+
+
+def open_checkpoint(
+    path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Checkpoint:
+    """Read the config and the index of the weights; no tensor is loaded, no code of the checkpoint is run.
+
+    Args:
+        path_or_hub_id: a folder, or `owner/name` on the hub (downloaded to its cache first).
+        revision: branch, tag or commit; only for a hub id.
+        token: access token for gated and private repositories; only for a hub id.
+        offline: use the hub's cache only.
+
+    Raises:
+        CheckpointError: nothing there, no known format, or whatever reading that format finds wrong.
+    """
+    path = find_folder(path_or_hub_id, revision=revision, token=token, offline=offline)
+    plugins = load_plugins()
+    detected = [form for form in plugins.checkpoint_formats if form.detect(path)]
+    if len(detected) > 1:
+        names = ", ".join(form.name for form in detected)
+        raise CheckpointError(f"{path} is claimed by several formats: {names}. Uninstall one of their plugins (see `vila plugins`).")
+    if not detected:
+        raise _unknown_format(path, plugins)
+    return detected[0].read(path)
+
+
+def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+    """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`)."""
+    path = Path(path_or_hub_id).expanduser()
+    if path.exists():
+        if revision is not None:
+            raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
+        if not path.is_dir():
+            raise CheckpointError(f"'{path_or_hub_id}' is a file; expected the folder of a checkpoint or a hub id such as 'owner/name'.")
+        return path
+    from vila_core.checkpoint.hub import download, is_hub_id
+
+    if isinstance(path_or_hub_id, Path) or not is_hub_id(path_or_hub_id):
+        raise CheckpointError(f"No folder '{path_or_hub_id}'. Give the folder of a checkpoint or a hub id such as 'owner/name'.")
+    return download(path_or_hub_id, revision=revision, token=token, offline=offline)
+
+
+def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:
+    known = ", ".join(plugins.checkpoint_formats.names())
+    if not any(path.iterdir()):
+        return CheckpointError(f"{path} is empty. Expected a checkpoint in one of the formats {known}.")
+    if not (path / "config.json").exists():
+        return CheckpointError(f"{path} has no config.json. Expected a checkpoint in one of the formats {known}.")
+    model_type = read_section(path / "config.json").string("model_type", "")
+    return CheckpointError(
+        f"{path / 'config.json'} has model_type '{model_type}', which no format knows. "
+        f"Known: llava_* (vila), vila (vila-remote), nvila and nvila_lite (nvila). Registered formats: {known}."
+    )

@@ -1,0 +1,215 @@
+"""Format `vila`: `config.json` beside the folders `llm/`, `vision_tower/` and `mm_projector/`, as the reference writes it.
+
+The root config of a released checkpoint holds over a hundred keys, most of them settings of its training: all are kept
+in `Checkpoint.raw_config`, only those that inference depends on are read. Values are data: an encoder's `_target_` is
+looked up by its last component, never imported.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
+from vila_core.checkpoint.encoder_config import read_encoder
+from vila_core.checkpoint.headers import TensorEntry
+from vila_core.checkpoint.json_files import Section, read_json, read_section
+from vila_core.checkpoint.language_config import read_language_config
+from vila_core.checkpoint.model_card import read_license
+from vila_core.checkpoint.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
+from vila_core.checkpoint.tower_config import read_pixel_config, read_tower_config
+from vila_core.checkpoint.vila_writer import write_vila
+from vila_core.checkpoint.weights import WeightIndex, index_folder
+from vila_core.config import LanguageModelConfig, PreprocessConfig, ProjectorConfig, S2Config, TimeTokenConfig, VilaConfig, VisionTowerConfig
+from vila_core.errors import CheckpointError, ConfigError
+from vila_core.plugins import Plugins, load_plugins
+
+PARTS = ("llm", "vision_tower", "mm_projector")
+
+
+class VilaFormat:
+    """The reference's own layout."""
+
+    name = "vila"
+
+    def detect(self, path: Path) -> bool:
+        return model_type_at(path).startswith("llava_")
+
+    def read(self, path: Path) -> Checkpoint:
+        return read_parts(path, self.name)
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        write_vila(checkpoint, path)
+
+
+def model_type_at(path: Path) -> str:
+    """Return the `model_type` of the config in the folder `path`, "" where there is none to read. Raises nothing."""
+    try:
+        value = read_json(path / "config.json").get("model_type")
+    except CheckpointError:
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def read_parts(path: Path, format_name: str) -> Checkpoint:
+    """Read a folder with the three parts.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or the configs name something unknown or contradict one another.
+    """
+    for part in PARTS:
+        if not (path / part).is_dir():
+            raise CheckpointError(f"{path} has no folder '{part}'. Expected config.json with {', '.join(PARTS)} beside it.")
+    root = read_section(path / "config.json")
+    require_tokenizer(path / "llm")
+    weights = {f"{part}.{name}": entry for part in PARTS for name, entry in part_weights(path / part, root).items()}
+    index = WeightIndex(weights)
+    language = read_section(path / "llm" / "config.json")
+    tower = read_section(path / "vision_tower" / "config.json")
+    preprocessor_path = path / "vision_tower" / "preprocessor_config.json"
+    preprocessor = read_section(preprocessor_path) if preprocessor_path.exists() else None
+    template = read_chat_template(path / "llm")
+    return Checkpoint(
+        path=path,
+        format=format_name,
+        config=_Reader(root, language, tower, preprocessor, index, load_plugins()).config(path, template),
+        weights=index,
+        tokenizer_path=path / "llm",
+        raw_config=root.values,
+        license=read_license(path),
+        chat_template=template,
+        raw_parts=RawParts(language.values, tower.values, preprocessor.values if preprocessor else {}),
+    )
+
+
+def part_weights(folder: Path, root: Section) -> dict[str, TensorEntry]:
+    """Return the tensors of one part; an identity projector has none to store."""
+    has_file = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
+    if folder.name == "mm_projector" and not has_file and _projector_type(folder, root) == "identity":
+        return {}
+    return index_folder(folder)
+
+
+def _projector_type(folder: Path, root: Section) -> str:
+    config = folder / "config.json"
+    section = read_section(config) if config.exists() else root.section("mm_projector_cfg")
+    return section.string("mm_projector_type")
+
+
+class _Reader:
+    """Builds the `VilaConfig` of one folder from its JSON files."""
+
+    def __init__(
+        self, root: Section, language: Section, tower: Section, preprocessor: Section | None, weights: WeightIndex, plugins: Plugins
+    ):
+        self.root = root
+        self.language = language
+        self.tower = tower
+        self.preprocessor = preprocessor
+        self.weights = weights
+        self.plugins = plugins
+
+    def config(self, path: Path, template: str | None) -> VilaConfig:
+        language_model = read_language_config(self.language, read_max_length(path / "llm", self.language))
+        tower = read_tower_config(self.tower, self.root, self.weights.with_prefix("vision_tower."), self.plugins.vision_towers)
+        static, dynamic = self._s2()
+        encoders = self.plugins.media_encoders
+        try:
+            return VilaConfig(
+                vision_tower=tower,
+                s2=static,
+                dynamic_s2=dynamic,
+                projector=self._projector(path, tower, language_model, static or dynamic),
+                image_encoder=read_encoder(self.root, "image_encoder", "BasicImageEncoder", encoders),
+                video_encoder=read_encoder(self.root, "video_encoder", "BasicVideoEncoder", encoders),
+                language_model=language_model,
+                # Static S2 keeps the detail of its largest scale; dynamic S2 cuts images into tiles of the smallest.
+                pixels=read_pixel_config(self.preprocessor, tower, max(static.scales) if static else dynamic.scales[0] if dynamic else None),
+                preprocess=self._preprocess(dynamic),
+                time_tokens=self._time_tokens(),
+                chat_template=self._chat_template(template),
+                dtype=stored_dtype(self.weights),
+            )
+        except (ValidationError, ConfigError) as error:
+            raise CheckpointError(f"{self.root.source} does not describe a model: {_message(error)}") from None
+
+    def _s2(self) -> tuple[S2Config | None, S2Config | None]:
+        """Return (static, dynamic); at most one is on, and dynamic wins as in the reference."""
+        dynamic = self.root.boolean("dynamic_s2", False)
+        if not dynamic and not self.root.boolean("s2", False):
+            return None, None
+        scales = tuple(sorted(self._scales()))
+        s2 = S2Config(
+            scales=scales,
+            max_split_size=self.root.integer("s2_max_split_size", scales[0]),
+            resize_output_to_scale_idx=self.root.integer("s2_resize_output_to_scale_idx", 0, minimum=-len(scales)),
+        )
+        if s2.resize_output_to_scale_idx >= len(scales):
+            raise CheckpointError(f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; there are {len(scales)} scales.")
+        return (None, s2) if dynamic else (s2, None)
+
+    def _scales(self) -> Iterator[int]:
+        """`s2_scales` is "448,896,1344" or a list."""
+        value = self.root.values.get("s2_scales")
+        items: list[object] = list(value.split(",")) if isinstance(value, str) else value if isinstance(value, list) else []  # pyright: ignore[reportUnknownVariableType]
+        try:
+            scales = [int(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
+        except ValueError:
+            scales = []
+        if not scales or len(scales) != len(items) or min(scales) < 1:
+            raise CheckpointError(f"{self.root.source}: 's2_scales' is {value!r}; expected sizes in pixels such as \"448,896,1344\".")
+        return iter(scales)
+
+    def _projector(self, path: Path, tower: VisionTowerConfig, language_model: LanguageModelConfig, s2: S2Config | None) -> ProjectorConfig:
+        component = self.plugins.projectors.get(_projector_type(path / "mm_projector", self.root))
+        width = tower.output_size * (len(s2.scales) if s2 else 1)
+        stated = self.root.integer("mm_hidden_size", width)
+        if stated != width:
+            raise CheckpointError(f"{self.root.source}: 'mm_hidden_size' is {stated}, but the tower gives {tower.output_size} x {width // tower.output_size} scales.")
+        config = component.config_type.model_validate({"name": component.name, "in_size": width, "out_size": language_model.hidden_size})
+        assert isinstance(config, ProjectorConfig), component.config_type
+        return config
+
+    def _preprocess(self, dynamic: S2Config | None) -> PreprocessConfig:
+        aspect = self.root.string("image_aspect_ratio", "other")
+        if aspect == "dynamic_s2" and dynamic is None:
+            raise CheckpointError(f"{self.root.source}: 'image_aspect_ratio' is 'dynamic_s2', but 'dynamic_s2' is not on.")
+        return PreprocessConfig.model_validate(
+            {
+                # The reference gives every other value the preprocessor's plain path.
+                "image_aspect_ratio": aspect if aspect in ("resize", "pad", "dynamic", "dynamic_s2") else "other",
+                "min_tiles": self.root.integer("min_tiles", 1),
+                "max_tiles": self.root.integer("max_tiles", 12),
+                "video_max_tiles": self.root.integer("video_max_tiles", 1),
+                "num_video_frames": self.root.integer("num_video_frames", 8),
+                "fps": self.root.number("fps", 0.0, minimum=0.0),
+                "s2_scales": dynamic.scales if dynamic else (),
+            }
+        )
+
+    def _time_tokens(self) -> TimeTokenConfig | None:
+        count = self.root.integer("num_time_tokens", 0, minimum=0)
+        return TimeTokenConfig(count=count, format=self.root.string("time_token_format", "<t{t}>")) if count else None
+
+    def _chat_template(self, template: str | None) -> str:
+        """The tokenizer's own template; where it has none, the registered one that the config says it was trained with."""
+        version = self.root.values.get("version")
+        return version if template is None and isinstance(version, str) and version in self.plugins.chat_templates else "auto"
+
+
+def stored_dtype(weights: WeightIndex) -> str:
+    """Return the torch name of the dtype that most of the language model's bytes are stored in."""
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    sizes = dict.fromkeys(names, 0)
+    for entry in weights.with_prefix("llm.").values():
+        if entry.dtype in sizes:
+            sizes[entry.dtype] += entry.nbytes
+    return names[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else "float16"
+
+
+def _message(error: ValidationError | ConfigError) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    detail = error.errors()[0]
+    where = ".".join(map(str, detail["loc"]))
+    return f"{where}: {detail['msg']}" if where else detail["msg"]
