@@ -55,6 +55,11 @@ class ChatTemplate(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def end_token(self) -> str | None:
+        """The token that ends an answer; a tokenizer without it cannot use this template."""
+        ...
+
     def render(
         self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
     ) -> str:
@@ -85,7 +90,6 @@ class SeparatorTemplate:
     assistant_end: str
     last_end: str | None = None
     end_token: str | None = None
-    """The token that ends an answer; a tokenizer without it cannot use this template."""
 
     def render(
         self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True

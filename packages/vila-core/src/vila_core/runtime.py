@@ -1,0 +1,382 @@
+"""A loaded model: the notebook's face. `load` puts checkpoint, network, tokenizer and template together.
+
+Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from vila_core.chat import ChatTemplate, JinjaTemplate, Message
+from vila_core.checkpoint import Checkpoint, load_weights, open_checkpoint
+from vila_core.config import PreprocessConfig, VilaConfig
+from vila_core.engine.completion import Completion, Timings, Usage
+from vila_core.engine.generate import Generated, generate, stream
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.time_tokens import decode_time_tokens
+from vila_core.errors import ConfigError, GenerationError, PromptError, unknown_name
+from vila_core.media import MediaLimits
+from vila_core.model import VilaModel
+from vila_core.plugins import load_plugins
+from vila_core.preprocess import Tiles
+from vila_core.prompt import PreparedPrompt, Prompt, prepare
+from vila_core.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL_MODEL = 1_000_000_000
+"""Parameters below which `dtype="auto"` means float32 on a CPU, where half precision gains nothing."""
+
+
+class GenerationSettings(TypedDict, total=False):
+    """The keyword arguments of `generate` and its kin: the fields of `GenerationConfig`."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    json_mode: bool
+    json_schema: str | dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the model saw of one prompt, step by step.
+
+    Attributes:
+        prompt_text: the rendered template, media as their tokens.
+        input_ids: its token ids.
+        pixel_values: all tiles, images first and then videos, `[N, 3, H, W]` float32; None without media.
+        tiles: per image, then per video, its tiles and their grid.
+        block_sizes: per image the (rows, columns) that dynamic S2 merges, or None.
+        media_embeddings: per media token, in order (images first), its block `[T_i, D]`, start and end tokens included.
+        inputs_embeds: the spliced sequence `[T', D]`.
+        last_hidden: the language model's hidden states after the final norm `[T', D]`.
+        logits: the scores of the last positions `[min(T', num_logits), V]`.
+        token_counts: tokens of the sequence by part: "text", "image 1", …, "video 1", ….
+    """
+
+    prompt_text: str
+    input_ids: list[int]
+    pixel_values: Tensor | None
+    tiles: list[Tiles]
+    block_sizes: list[tuple[int, int] | None]
+    media_embeddings: list[Tensor]
+    inputs_embeds: Tensor
+    last_hidden: Tensor
+    logits: Tensor
+    token_counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A prompt as the sequence that the language model reads."""
+
+    prompt: PreparedPrompt
+    blocks: list[Tensor]
+    embeds: Tensor
+    token_counts: dict[str, int]
+    seconds: float
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(prompt_tokens=len(self.embeds), media_tokens=sum(len(block) for block in self.blocks), completion_tokens=0)
+
+
+class Vila:
+    """A VILA-family model, ready to answer. Made by `load`.
+
+    A prompt is a text, a list of strings and media in order, or a list of `Message`s (a conversation, its history kept).
+    Settings are those of `GenerationConfig`; the default is greedy.
+    """
+
+    def __init__(
+        self,
+        network: VilaModel,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        *,
+        config: VilaConfig,
+        limits: MediaLimits,
+        checkpoint: Checkpoint | None = None,
+    ):
+        self.network = network
+        self.tokenizer = tokenizer
+        self.template = template
+        self.config = config
+        self.limits = limits
+        self.checkpoint = checkpoint
+        self.stop_token_ids = tokenizer.stop_token_ids(template)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def generate(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> str:
+        """Return the answer's text."""
+        return self.complete(prompt, **settings).text
+
+    def chat(self, messages: Sequence[Message], **settings: Unpack[GenerationSettings]) -> str:
+        """Return the next answer of a conversation."""
+        return self.complete(messages, **settings).text
+
+    def generate_batch(self, prompts: Sequence[Prompt], **settings: Unpack[GenerationSettings]) -> list[str]:
+        """Return the answers to several prompts, computed together; each is what `generate` would give."""
+        return [completion.text for completion in self.complete_batch(prompts, **settings)]
+
+    def complete(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Completion:
+        """Return the answer with its token ids, why it ended, token counts and timings.
+
+        Raises:
+            PromptError: the prompt is empty, does not fit the template, or is longer than the context.
+            MediaError: a medium cannot be read or exceeds the limits.
+            GenerationError: a setting is out of range, or a JSON schema cannot be followed.
+        """
+        return self.complete_batch([prompt], **settings)[0]
+
+    @torch.inference_mode()
+    def complete_batch(self, prompts: Sequence[Prompt], **settings: Unpack[GenerationSettings]) -> list[Completion]:
+        """Return a completion for each of several prompts, computed together."""
+        generation = generation_config(settings)
+        embedded = [self._embed(self.prepare(prompt)) for prompt in prompts]
+        if not embedded:
+            return []
+        sequences = [one.embeds for one in embedded]
+        answers = generate(self.network.llm, sequences, generation, self.tokenizer, self.stop_token_ids)
+        return [self._completion(one, answer) for one, answer in zip(embedded, answers, strict=True)]
+
+    def stream(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
+        """Yield the answer piece by piece. Errors are raised before the first piece."""
+        generation = generation_config(settings)
+        with torch.inference_mode():
+            embedded = self._embed(self.prepare(prompt))
+        return self._pieces(embedded, generation)
+
+    def _pieces(self, embedded: _Embedded, generation: GenerationConfig) -> Iterator[str]:
+        pieces = stream(self.network.llm, embedded.embeds, generation, self.tokenizer, self.stop_token_ids)
+        while True:
+            with torch.inference_mode():  # not held while the caller has the word
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            if piece.text:
+                yield piece.text
+
+    @torch.inference_mode()
+    def inspect(self, prompt: Prompt, *, num_logits: int = 16) -> Inspection:
+        """Return what the model sees of `prompt`, step by step, without generating.
+
+        Args:
+            prompt: as for `generate`.
+            num_logits: of how many last positions to compute the scores.
+        """
+        embedded = self._embed(self.prepare(prompt))
+        hidden = self.network.llm(embedded.embeds[None])[0]
+        prepared = embedded.prompt
+        tiles = [*prepared.images, *prepared.videos]
+        return Inspection(
+            prompt_text=prepared.text,
+            input_ids=prepared.input_ids,
+            pixel_values=torch.cat([medium.pixels for medium in tiles]) if tiles else None,
+            tiles=tiles,
+            block_sizes=[image.block_size for image in prepared.images],
+            media_embeddings=embedded.blocks,
+            inputs_embeds=embedded.embeds,
+            last_hidden=hidden,
+            logits=self.network.llm.logits(hidden[-num_logits:]),
+            token_counts=embedded.token_counts,
+        )
+
+    def prepare(self, prompt: Prompt) -> PreparedPrompt:
+        """Load and tile the media of `prompt`, render its template and tokenize. Needs no GPU."""
+        return prepare(prompt, self.config, self.tokenizer, self.template, self.limits)
+
+    def _embed(self, prompt: PreparedPrompt) -> _Embedded:
+        started = time.perf_counter()
+        network = self.network
+        images, videos = network.image_blocks(prompt.images), network.video_blocks(prompt.videos)
+        counts = {"text": sum(token not in network.media_token_ids.values() for token in prompt.input_ids)}
+        lengths = iter(len(block) for block in images)
+        for number, image in enumerate(prompt.images, 1):
+            counts[f"image {number}"] = sum(next(lengths) for _ in range(len(image.pixels) if image.is_separate else 1))
+        counts |= {f"video {number}": len(block) for number, block in enumerate(videos, 1)}
+        self._check_context(counts)
+        input_ids = torch.tensor(prompt.input_ids, device=self.device)
+        embeds = network.splice(input_ids, network.llm.embed(input_ids[None])[0], {"image": images, "video": videos})
+        return _Embedded(prompt, [*images, *videos], embeds, counts, time.perf_counter() - started)
+
+    def _check_context(self, counts: dict[str, int]) -> None:
+        context, needed = self.config.language_model.max_length, sum(counts.values())
+        if needed < context:
+            return
+        parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
+        reduce = "num_video_frames" if any(part.startswith("video") for part in counts) else "max_tiles" if len(counts) > 1 else "the text"
+        raise PromptError(
+            f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. Reduce {reduce}."
+        )
+
+    def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:
+        text = answer.text
+        if self.config.time_tokens is not None and embedded.prompt.durations:
+            times = self.config.time_tokens
+            text = decode_time_tokens(text, duration=embedded.prompt.durations[-1], num_time_tokens=times.count, time_token_format=times.format)
+        return Completion(
+            text=text.strip(),
+            token_ids=answer.token_ids,
+            finish_reason=answer.finish_reason,
+            usage=replace(embedded.usage, completion_tokens=len(answer.token_ids)),
+            timings=Timings(embedded.prompt.seconds, embedded.seconds, answer.prefill_seconds, answer.decode_seconds),
+        )
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    chat_template: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    lora: str | Path | None = None,
+    limits: MediaLimits | None = None,
+    **overrides: Any,
+) -> Vila:
+    """Load a model from a folder or from the Hugging Face hub.
+
+    Args:
+        path: folder or hub id, in any registered format; None is the embedded demo model, `vila-tiny`.
+        device: "cuda", "cpu", "cuda:1", …; "auto" takes a GPU where there is one.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own (float32 for a small model on a CPU).
+        chat_template: a registered template by name; None takes the checkpoint's.
+        revision: branch, tag or commit on the hub.
+        token: access token for a private repository.
+        offline: use only what is in the cache.
+        lora: folder of a LoRA adapter in peft's format, merged into the weights.
+        limits: how large media may be.
+        overrides: fields of `PreprocessConfig` to change, such as `num_video_frames=16` or `max_tiles=6`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, unsafe or does not fit its config.
+        ConfigError: an override, device or dtype is unknown or out of range.
+    """
+    source = embedded_model() if path is None else path
+    checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
+    tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
+    # A LLaMA checkpoint has no embedding rows for the media tokens: the network gets them all the same.
+    vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
+    language_model = checkpoint.config.language_model.model_copy(update={"vocab_size": vocab_size})
+    preprocess = override_preprocess(checkpoint.config, overrides)
+    config = checkpoint.config.model_copy(update={"preprocess": preprocess, "language_model": language_model})
+    template = choose_template(chat_template or config.chat_template, tokenizer)
+    target = choose_device(device)
+    with torch.device("meta"):
+        network = VilaModel(config, tokenizer)
+    load_weights(network, checkpoint, device=target, dtype=choose_dtype(dtype, config, network, target), vocab_size=vocab_size)
+    network.eval().requires_grad_(False)
+    return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
+
+
+def embedded_model() -> Path:
+    """Return the folder of the embedded demo model."""
+    return Path(str(files("vila_core") / "assets" / "vila-tiny"))
+
+
+def generation_config(settings: GenerationSettings) -> GenerationConfig:
+    """Return validated settings. Raises `GenerationError` for an unknown setting or a value out of range."""
+    unknown = set(settings) - set(GenerationConfig.model_fields)
+    if unknown:
+        raise GenerationError(unknown_name("generation setting", sorted(unknown)[0], GenerationConfig.model_fields))
+    stop = settings.get("stop", ())
+    values = {**settings, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+    try:
+        return GenerationConfig.model_validate(values)
+    except ValidationError as error:
+        raise GenerationError(f"Generation settings are out of range: {_first_problem(error)}") from error
+
+
+def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> PreprocessConfig:
+    """Return the model's preprocessing with some fields changed.
+
+    Raises:
+        ConfigError: a field is unknown, its value is invalid, or the model cannot do what it asks for.
+    """
+    for name in overrides:
+        if name not in PreprocessConfig.model_fields:
+            raise ConfigError(unknown_name("override", name, PreprocessConfig.model_fields))
+    try:
+        preprocess = PreprocessConfig.model_validate({**config.preprocess.model_dump(), **overrides})
+    except ValidationError as error:
+        raise ConfigError(f"Override refused: {_first_problem(error)}") from error
+    if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
+        raise ConfigError("image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not.")
+    return preprocess
+
+
+def choose_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the template called `name`; "auto" is the tokenizer's own.
+
+    Raises:
+        ConfigError: the template is unknown, or ends its answers with a token that the tokenizer does not have.
+        PromptError: "auto", and the checkpoint has no template of its own.
+    """
+    registry = load_plugins().chat_templates
+    if name == "auto":
+        if tokenizer.chat_template is None:
+            raise PromptError(
+                "This checkpoint states no chat template. Name one with chat_template (--conv-mode): "
+                f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B llama_3, VILA1.5-40B hermes-2."
+            )
+        return JinjaTemplate("auto", tokenizer.chat_template)
+    template = registry.get(name)
+    end_token = template.end_token
+    if end_token is not None and not tokenizer.is_one_token(end_token):
+        raise ConfigError(
+            f"Chat template '{name}' ends an answer with '{end_token}', which is no token of this checkpoint: "
+            "the model was trained with another template. Leave chat_template out to use the checkpoint's own."
+        )
+    return template
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device to load on. Raises `ConfigError` if it is unknown or not on this machine."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, network: VilaModel, device: torch.device) -> torch.dtype:
+    """Return the dtype to load in. Raises `ConfigError` if it is none of float32, bfloat16 and float16."""
+    if dtype == "auto":
+        small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_MODEL
+        return torch.float32 if device.type == "cpu" and small else DTYPES[config.dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))
+    return DTYPES[name]
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where + ': ' if where else ''}{problem['msg']} (got {problem['input']!r})" if where else str(problem["msg"])

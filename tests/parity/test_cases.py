@@ -1,0 +1,140 @@
+"""Every recorded prompt, stage by stage, through the public interface; a table of the errors is printed at the end.
+
+Tolerances are those of the recordings' READMEs: ids, prompts, tiles and pixels exact; float32 within what two ways of adding allow.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vila_core as vila
+from tests.parity.conftest import Case
+
+ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+TEMPLATES = {
+    "vila15_llama_384": "vicuna_v1",
+    "vila15_llama3_384": "llama_3",
+    "vila15_yi_intern_448": "hermes-2",
+    "vila15_clip_336": "vicuna_v1",
+    "vila15_clip_112_pad": "vicuna_v1",
+    "vila15_s2_98": "vicuna_v1",
+}
+ATOL = {"features": 1e-4, "media_embeddings": 2e-5, "inputs_embeds": 2e-5, "last_hidden": 2e-4, "logits": 3e-4}
+FP16_ATOL = {"features": 1e-2, "media_embeddings": 3e-3, "inputs_embeds": 3e-3, "last_hidden": 4e-2, "logits": 5e-2}
+RTOL = 1e-4
+TABLE: dict[str, dict[str, float]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    stages = list(ATOL)
+    lines = ["", f"{'case':44}" + "".join(f"{stage:>18}" for stage in stages)]
+    lines += [f"{name:44}" + "".join(f"{errors.get(stage, float('nan')):18.1e}" for stage in stages) for name, errors in TABLE.items()]
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    reporter.write_line("\n".join(lines))
+
+
+def load(case: Case) -> vila.Vila:
+    dtype = "float16" if case.record["case"].startswith("fp16") else "float32"
+    options: dict[str, Any] = dict(case.record.get("config_overrides") or {})
+    has_video = any(part["type"] in ("video", "frames") for turn in case.record["turns"] for part in turn["parts"])
+    if has_video and case.record.get("extract_media") == "head":
+        options["video_as_images"] = True
+    return vila.load(case.checkpoint, device="cpu", dtype=dtype, chat_template=TEMPLATES.get(case.record["variant"]), **options)
+
+
+def to_part(part: dict[str, Any], case: Case) -> str | vila.Image | vila.Video:
+    if part["type"] == "text":
+        return part["text"]
+    if part["type"] == "image":
+        return vila.Image(case.inputs / part["file"])
+    if part["type"] == "frames":
+        return vila.Video([str(case.inputs / name) for name in part["files"]])
+    return vila.Video(case.inputs / part["path"])
+
+
+def to_messages(case: Case) -> list[vila.Message]:
+    return [vila.Message(ROLES[turn["from"]], [to_part(part, case) for part in turn["parts"]]) for turn in case.record["turns"]]
+
+
+def expected(case: Case, name: str, got: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `got` thinned out as the recording is, and the recording."""
+    tensors = case.tensors
+    width = got.shape[-1]
+    got = got.float().reshape(-1, width)
+    if f"{name}_rows" in tensors:
+        stored = case.record["tensors"][name]["stored"]  # "rows [::3] of reshape(-1,64)"
+        step = int(stored.split("::")[1].split("]")[0])
+        return got[::step], tensors[f"{name}_rows"].float()
+    return got, tensors[name].float().reshape(-1, width)
+
+
+def compare(case: Case, stage: str, got: Tensor, want: Tensor) -> None:
+    assert got.shape == want.shape, f"{stage}: {tuple(got.shape)} is not {tuple(want.shape)}"
+    errors = TABLE.setdefault(case.name, {})
+    errors[stage] = max(errors.get(stage, 0.0), (got - want).abs().max().item())
+    atol = (FP16_ATOL if case.record["case"].startswith("fp16") else ATOL)[stage]
+    torch.testing.assert_close(got, want, atol=atol, rtol=RTOL, msg=lambda text: f"{case.name} {stage}: {text}")
+
+
+def test_case(case: Case):
+    model = load(case)
+    messages = to_messages(case)
+    if case.record.get("expect_error"):
+        with pytest.raises(vila.VilaError):
+            model.inspect(messages)
+        return
+    seen = model.inspect(messages)
+    assert seen.prompt_text == case.record["prompt"]
+    assert seen.input_ids == case.tensors["input_ids"].reshape(-1).tolist()
+    blocks = case.record.get("block_sizes", {}).get("image")
+    if blocks:
+        assert [list(block) for block in seen.block_sizes if block] == [block for block in blocks if block]
+    assert len(seen.inputs_embeds) == case.record["seq_len"]
+
+    media = [torch.cat(blocks) for blocks in (seen.media_embeddings,) if blocks]
+    names = [name for name in ("media_embeds_image", "media_embeds_video") if name in case.record["tensors"]]
+    if media:
+        lengths = [length for name in names for length in case.record["tensors"][name]["lengths"]]
+        assert [len(block) for block in seen.media_embeddings] == lengths
+        start = 0
+        for name in names:
+            stop = start + sum(case.record["tensors"][name]["lengths"])
+            compare(case, "media_embeddings", *expected(case, name, media[0][start:stop]))
+            start = stop
+    compare(case, "inputs_embeds", *expected(case, "inputs_embeds", seen.inputs_embeds))
+    compare(case, "last_hidden", *expected(case, "last_hidden", seen.last_hidden))
+
+    # Rows of the vocabulary that loading adds are random in the reference.
+    assert model.checkpoint is not None
+    vocabulary = model.checkpoint.config.language_model.vocab_size
+    want = case.tensors["logits_last4"].float().reshape(-1, case.tensors["logits_last4"].shape[-1])[:, :vocabulary]
+    compare(case, "logits", seen.logits[-len(want) :, :vocabulary].float(), want)
+
+    stops = (case.record.get("generation_overrides") or {}).get("eos_token_id") or []
+    done = model.complete(messages, max_new_tokens=case.record["max_new_tokens"], stop_token_ids=stops)
+    recorded = case.tensors["generated_ids"].reshape(-1).tolist()
+    assert done.token_ids == recorded[: len(done.token_ids)]
+    assert len(done.token_ids) >= len(recorded) - 1, "only the stop token itself may be missing"
+
+
+def test_tower_features(case: Case):
+    """Tower and projector inputs, where they were recorded."""
+    if case.record.get("expect_error") or "tower_out_0" not in case.record["tensors"]:
+        pytest.skip("no media")
+    model = load(case)
+    prepared = model.prepare(to_messages(case))
+    weight = next(model.network.vision_tower.parameters())
+    with torch.inference_mode():
+        for index, group in enumerate(filter(None, (prepared.images, prepared.videos))):
+            if f"tower_out_{index}" not in case.record["tensors"]:
+                continue
+            pixels = torch.cat([medium.pixels for medium in group]).to(weight.dtype)
+            features = model.network._features(pixels)  # noqa: SLF001 - the stage itself is under test
+            if features.shape[-1] != case.record["tensors"][f"tower_out_{index}"]["shape"][-1]:
+                continue
+            compare(case, "features", *expected(case, f"tower_out_{index}", features))
