@@ -1,0 +1,250 @@
+"""Set-up and checks, one session each. `nox -s demo` shows the project at work, `nox -s tests` tests it, `nox --list` lists the rest.
+
+An install of torch is large. Two environments hold one: `core`, which has vila-core and its dependencies and nothing else, and
+`tests`. The other environments that need torch are small and stand on `core`: what it holds can be imported in them too.
+"""
+
+import json
+import re
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "types", "imports", "tests"]
+
+DISTRIBUTIONS = ("vila-core", "vila-train", "vila-quant", "vila-serve", "vila-eval")
+PYTHONS = ("3.11", "3.12", "3.13")
+TESTED_SET = ("-c", "constraints.txt")
+EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
+SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
+TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the triton is the one that this torch asks for on CUDA
+TOOLS = (
+    *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "hatchling"),
+    *("pytest", "pytest-xdist", "sybil", "peft", "matplotlib", "mkdocs-material"),
+)
+
+
+# ------------------------------------------------------------------------------------------------ what a newcomer runs
+
+
+@nox.session
+def core(session: nox.Session) -> None:
+    """Install vila-core and what it depends on, nothing else."""
+    session.install(*TESTED_SET, "packages/vila-core")
+
+
+@nox.session(requires=["core"], venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """Ask the embedded model about the bundled images and video, and check that its answers are true."""
+    media = Path("examples/media")
+    wrong: list[str] = []
+    for case in json.loads((media / "questions.json").read_text(encoding="utf-8")):
+        arguments = ["--media", *(str(media / name) for name in case["media"]), "--text", case["text"]]
+        answer = run_core(session, "vila-infer", *arguments, silent=True).strip()
+        session.log(f"{' + '.join(case['media'])}: {case['text']}\n\n    {answer}\n")
+        if answer != case["answer"]:
+            wrong.append(f"{case['text']} Got {answer!r}, but {case['answer']!r} is true.")
+    if wrong:
+        session.error("\n".join(wrong))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
+    session.install(*TESTED_SET, *EDITABLE, "pytest", "pytest-xdist", "peft", "matplotlib")
+    arguments = session.posargs or ["-n", "auto"]
+    session.run("pytest", "--ignore=tests/timm", "--ignore=tests/docs", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+# ------------------------------------------------------------------------------------------------ the code
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check the rules and the format of the code (`nox -s lint -- --fix` mends what can be mended)."""
+    session.install(*TESTED_SET, "ruff")
+    fix = "--fix" in session.posargs
+    session.run("ruff", "check", *(["--fix"] if fix else []))
+    session.run("ruff", "format", *([] if fix else ["--check"]))
+
+
+@nox.session(requires=["core"])
+def types(session: nox.Session) -> None:
+    """Check the types, strictly."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "basedpyright", "nox")
+    session.run("basedpyright", *session.posargs)
+
+
+@nox.session(requires=["core"])
+def imports(session: nox.Session) -> None:
+    """Check who imports whom, and that each distribution declares what it imports."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "import-linter", "deptry")
+    session.run("lint-imports", "--no-cache", env={"PYTHONPATH": ":".join(SOURCES)})
+    for name in DISTRIBUTIONS:
+        session.run("deptry", "--config", f"packages/{name}/pyproject.toml", f"packages/{name}/src")
+
+
+@nox.session(requires=["core"])
+def timm(session: nox.Session) -> None:
+    """Test the towers that come from timm, which brings torchvision."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "--no-deps", "torchvision")  # its own pin of torch may name another build of the same version
+    session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
+    session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
+def bench(session: nox.Session) -> None:
+    """Run a benchmark: `nox -s bench -- decode --help` runs benchmarks/decode.py; without a name it lists them."""
+    scripts = {path.stem: path for path in sorted(Path("benchmarks").glob("*.py"))}
+    if not session.posargs:
+        session.log("Benchmarks: " + (", ".join(scripts) or "none yet"))
+        return
+    name, *arguments = session.posargs
+    if name not in scripts:
+        session.error(f"Unknown benchmark {name!r}. Known: {', '.join(scripts) or 'none'}.")
+    stand_on_core(session)
+    session.install(*TESTED_SET, *EDITABLE)
+    session.run("python", str(scripts[name]), *arguments)
+
+
+# ------------------------------------------------------------------------------------------------ what is shipped
+
+
+@nox.session(requires=["core"])
+@nox.parametrize("distribution", DISTRIBUTIONS, ids=DISTRIBUTIONS)
+def isolated(session: nox.Session, distribution: str) -> None:
+    """Install each distribution alone (with vila-core, if it depends on it) and try what it offers."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "--no-deps", "packages/vila-core")
+    if distribution != "vila-core":
+        session.install(*TESTED_SET, f"packages/{distribution}")
+    session.run("python", "-m", "pip", "check")
+    try_distribution(session, distribution)
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheels and source distributions, install them together in a clean environment and try what they offer."""
+    session.install(*TESTED_SET, "build", "hatchling")
+    shutil.rmtree("dist", ignore_errors=True)
+    for name in DISTRIBUTIONS:
+        session.run("python", "-m", "build", "--no-isolation", "--outdir", "dist", f"packages/{name}", silent=True)
+    for archive in sorted(Path("dist").iterdir()):
+        session.log(f"{archive.name}: {archive.stat().st_size / 1e6:.2f} MB")
+    wheels = [str(wheel.resolve()) for wheel in Path("dist").glob("*.whl")]
+
+    clean = Path(session.create_tmp()) / "clean"
+    session.run("python", "-m", "venv", "--clear", str(clean))
+    python = str(clean.resolve() / "bin" / "python")
+    session.run(python, "-m", "pip", "install", "--quiet", *TESTED_SET, *wheels, external=True)
+    session.run(python, "-m", "pip", "check", external=True)
+    for name in DISTRIBUTIONS:
+        try_distribution(session, name, bin_folder=clean.resolve() / "bin")
+    check_assets(session, python)
+    shutil.rmtree(clean)
+
+
+@nox.session(requires=["core"])
+def docs(session: nox.Session) -> None:
+    """Build the site and run every snippet of the docs and READMEs. `nox -s docs -- serve` shows the site while you write."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, *EDITABLE, "mkdocs-material", "pytest", "sybil")
+    if session.posargs == ["serve"]:
+        session.run("mkdocs", "serve")
+        return
+    session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", "site")
+    session.run("pytest", "tests/docs", *session.posargs)
+
+
+# ------------------------------------------------------------------------------------------------ for a release
+
+
+@nox.session
+def constraints(session: nox.Session) -> None:
+    """Resolve everything anew and write the result to constraints.txt; run the checks before you commit it."""
+    report = Path(session.create_tmp()) / "resolved.json"
+    local = [f"packages/{name}" for name in DISTRIBUTIONS[1:]]
+    resolve = ("pip", "install", "--quiet", "--upgrade", "--dry-run", "--ignore-installed", "--report", str(report))
+    session.run("python", "-m", *resolve, *TORCH_PINS, "packages/vila-core[timm]", *local, *TOOLS)
+    packages = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
+    pins = {package["name"].lower().replace("_", "-"): package["version"].split("+")[0] for package in packages}
+    lines = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in DISTRIBUTIONS]
+    head = "# The set of versions that the checks run with. Written by `nox -s constraints`.\n"
+    Path("constraints.txt").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+@nox.session(venv_backend="none")
+def bump(session: nox.Session) -> None:
+    """Give all five distributions a new version: `nox -s bump -- 0.2.0`."""
+    if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", session.posargs[0]):
+        session.error("Give one version, such as 0.2.0 or 0.2.0rc1.")
+    version = session.posargs[0]
+    for name in DISTRIBUTIONS:
+        module = Path(f"packages/{name}/src/{name.replace('-', '_')}/__init__.py")
+        project = Path(f"packages/{name}/pyproject.toml")
+        substitute(module, r'^__version__ = ".*"$', f'__version__ = "{version}"')
+        substitute(project, r'"(vila-\w+)==[^"]*"', rf'"\1=={version}"')
+
+
+# ------------------------------------------------------------------------------------------------ what the sessions share
+
+
+def stand_on_core(session: nox.Session) -> None:
+    """Let the session's environment import what the environment `core` holds."""
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    base = run_core(session, "python", "-c", where, silent=True).strip()
+    own = str(session.run("python", "-c", where, silent=True)).strip()
+    (Path(own) / "core.pth").write_text(base + "\n", encoding="utf-8")
+
+
+def run_core(session: nox.Session, program: str, *arguments: str, **options: Any) -> str:
+    """Run a program of the environment `core` and return what it prints, if `silent=True`."""
+    folder = Path(session.env_dir).parent / "core" / "bin"
+    return str(session.run(str(folder.resolve() / program), *arguments, external=True, stderr=None, **options))
+
+
+def try_distribution(session: nox.Session, distribution: str, bin_folder: Path | None = None) -> None:
+    """Import an installed distribution away from the checkout, see that its plugins load, and ask its programs for help."""
+    project = tomllib.loads(Path(f"packages/{distribution}/pyproject.toml").read_text(encoding="utf-8"))["project"]
+    folder = bin_folder or Path(session.bin)
+    away = session.create_tmp()
+    module = distribution.replace("-", "_")
+    environment = {"VILA_STRICT_PLUGINS": "1"}
+    with session.chdir(away):
+        check = f"import {module}, pathlib; assert 'site-packages' in {module}.__file__; print('{module}', {module}.__version__)"
+        session.run(str(folder / "python"), "-P", "-c", check, external=True)
+        for script in project.get("scripts", {}):
+            session.run(str(folder / script), "--help", external=True, silent=True, env=environment)
+        session.run(str(folder / "vila"), "plugins", external=True, env=environment)
+
+
+def check_assets(session: nox.Session, python: str) -> None:
+    """Check that the wheel of vila-core holds every file of the embedded model, and that it answers from there."""
+    source = Path("packages/vila-core/src/vila_core/assets")
+    expected = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    list_assets = (
+        "import importlib.resources as r, json, pathlib; root = pathlib.Path(str(r.files('vila_core') / 'assets'));"
+        "print(json.dumps(sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.is_file() and p.suffix != '.pyc')))"
+    )
+    image = str(Path("examples/media/scene.png").resolve())
+    with session.chdir(session.create_tmp()):
+        installed = json.loads(str(session.run(python, "-P", "-c", list_assets, external=True, silent=True)))
+        if installed != expected:
+            session.error(f"The wheel's assets differ from the source's: {sorted(set(installed) ^ set(expected))}")
+        session.run(str(Path(python).parent / "vila-infer"), "--media", image, "--text", "What is in this picture?", external=True)
+
+
+def substitute(path: Path, pattern: str, replacement: str) -> None:
+    """Replace every match of `pattern` in a file."""
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub(pattern, replacement, text, flags=re.MULTILINE), encoding="utf-8")
