@@ -80,12 +80,17 @@ class InternVitConfig(ViTConfig):
 
 
 class RadioConfig(ViTConfig):
-    """RADIO: timm-style blocks behind a patch generator with cropped position embeddings and summary tokens."""
+    """RADIO: timm-style blocks behind a patch generator with cropped position embeddings and summary tokens.
+
+    `final_norm` and `normalize_features` say whether the checkpoint has `model.norm` and a feature normaliser; most have neither.
+    """
 
     name: Literal["radio"] = "radio"
     max_image_size: PositiveInt = 2048
     num_summary_tokens: PositiveInt = 3
     num_registers: int = 0
+    final_norm: bool = False
+    normalize_features: bool = False
     select_layer: int = -1
     select_feature: Literal["patch", "cls_patch"] = "patch"
 
