@@ -11,11 +11,12 @@ from vila_core.config import InternVitConfig
 from vila_core.towers.positions import adapt_positions
 from vila_core.towers.vit import (
     Encoder,
+    JointAttention,
     Mlp,
     VisionTower,
-    attend,
     check_heads,
     check_pixels,
+    init_normal,
     num_layers_to_run,
     select_tokens,
 )
@@ -41,6 +42,13 @@ def build_norm(config: InternVitConfig) -> nn.Module:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
+def build_qk_norms(config: InternVitConfig) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return the norms of q and k, over the full width, or None twice without `qk_normalization`."""
+    if not config.qk_normalization:
+        return None, None
+    return InternVitNorm(config.hidden_size, config.layer_norm_eps), InternVitNorm(config.hidden_size, config.layer_norm_eps)
+
+
 class InternVitEmbeddings(nn.Module):
     """A class token, patches by a strided convolution, learned positions for both: `[N, 3, S, S]` to `[N, P, D]`."""
 
@@ -55,31 +63,13 @@ class InternVitEmbeddings(nn.Module):
         return torch.cat([self.class_embedding.expand(len(patches), -1, -1), patches], dim=1) + self.position_embedding
 
 
-class InternVitAttention(nn.Module):
-    """Self-attention with a joint q/k/v projection; q and k are normed over the full width if `qk_normalization`."""
-
-    def __init__(self, config: InternVitConfig):
-        super().__init__()
-        self.num_heads = config.num_attention_heads
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
-        self.q_norm = InternVitNorm(config.hidden_size, config.layer_norm_eps) if config.qk_normalization else None
-        self.k_norm = InternVitNorm(config.hidden_size, config.layer_norm_eps) if config.qk_normalization else None
-        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(hidden).chunk(3, dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        return self.proj(attend(q, k, v, self.num_heads))
-
-
 class InternVitLayer(nn.Module):
     """A pre-norm layer whose two residual branches are scaled per channel: `[N, P, D]` to `[N, P, D]`."""
 
     def __init__(self, config: InternVitConfig):
         super().__init__()
         self.norm1 = build_norm(config)
-        self.attn = InternVitAttention(config)
+        self.attn = JointAttention(config.hidden_size, config.num_attention_heads, config.qkv_bias, *build_qk_norms(config))
         self.ls1 = nn.Parameter(torch.empty(config.hidden_size))
         self.norm2 = build_norm(config)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size, config.hidden_act)
@@ -117,18 +107,12 @@ class InternVitTower(VisionTower):
 
     def reset_parameters(self) -> None:
         """Initialise by a normal of standard deviation 0.02, with layer scales of 0.1."""
+        init_normal(self, std=0.02)
+        nn.init.normal_(self.embeddings.class_embedding, std=0.02)
+        nn.init.normal_(self.embeddings.position_embedding, std=0.02)
         for module in self.modules():
             if isinstance(module, InternVitNorm):
                 nn.init.ones_(module.weight)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-            elif isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, InternVitEmbeddings):
-                nn.init.normal_(module.class_embedding, std=0.02)
-                nn.init.normal_(module.position_embedding, std=0.02)
             elif isinstance(module, InternVitLayer):
                 nn.init.constant_(module.ls1, 0.1)
                 nn.init.constant_(module.ls2, 0.1)

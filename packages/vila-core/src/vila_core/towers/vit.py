@@ -62,6 +62,27 @@ class Attention(nn.Module):
         return self.out_proj(attend(self.q_proj(hidden), self.k_proj(hidden), self.v_proj(hidden), self.num_heads))
 
 
+class JointAttention(nn.Module):
+    """Multi-head self-attention with one projection for q, k and v, as timm and InternViT name them.
+
+    `q_norm` and `k_norm`, where given, act over the full width, before the heads are split.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qkv_bias: bool, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.proj = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(hidden).chunk(3, dim=-1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return self.proj(attend(q, k, v, self.num_heads))
+
+
 class Mlp(nn.Module):
     """Two linears around an activation."""
 
@@ -131,8 +152,8 @@ def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> No
     """Raise `ConfigError` unless `pixels` is a floating `[N, num_channels, image_size, image_size]`."""
     if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (num_channels, image_size, image_size) or not pixels.is_floating_point():
         raise ConfigError(
-            f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it takes floating [N, {num_channels}, {image_size}, {image_size}]. "
-            "Preprocess images to the tower's image_size."
+            f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it takes floating "
+            f"[N, {num_channels}, {image_size}, {image_size}]. Preprocess images to the tower's image_size."
         )
 
 
@@ -170,3 +191,14 @@ def init_patch_embedding(conv: nn.Conv2d) -> None:
     nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
+
+
+def init_normal(root: nn.Module, std: float) -> None:
+    """Initialise linears and convolutions under `root` by a normal, their biases by zero, and layer norms by one and zero."""
+    for module in root.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
