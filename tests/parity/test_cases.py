@@ -25,6 +25,8 @@ TEMPLATES = {
 ATOL = {"features": 1e-4, "media_embeddings": 2e-5, "inputs_embeds": 2e-5, "last_hidden": 2e-4, "logits": 3e-4}
 FP16_ATOL = {"features": 1e-2, "media_embeddings": 3e-3, "inputs_embeds": 3e-3, "last_hidden": 4e-2, "logits": 5e-2}
 RTOL = 1e-4
+# What was set on the model's config before this case was run, but is not in its record.
+UNRECORDED_OVERRIDES = {"vila15_yi_intern_448/odd_640x427_pad_error": {"image_aspect_ratio": "pad"}}
 TABLE: dict[str, dict[str, float]] = {}
 
 
@@ -40,7 +42,7 @@ def table(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def load(case: Case) -> vila.Vila:
     dtype = "float16" if case.record["case"].startswith("fp16") else "float32"
-    options: dict[str, Any] = dict(case.record.get("config_overrides") or {})
+    options: dict[str, Any] = dict(case.record.get("config_overrides") or UNRECORDED_OVERRIDES.get(case.name, {}))
     has_video = any(part["type"] in ("video", "frames") for turn in case.record["turns"] for part in turn["parts"])
     if has_video and case.record.get("extract_media") == "head":
         options["video_as_images"] = True

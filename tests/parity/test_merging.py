@@ -1,0 +1,107 @@
+"""Splicing media into text, projecting merged dynamic-S2 features, and the losses over them, against the reference's."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+import vila_core as vila
+from vila_core.config import ProjectorConfig, S2Config
+from vila_core.labels import IGNORE_INDEX
+from vila_core.model import VilaModel
+from vila_core.preprocess import Tiles
+from vila_core.projectors import build_projector
+from vila_train.loss import causal_cross_entropy, soft_cross_entropy
+
+
+@pytest.fixture
+def tensors(golden: Path) -> dict[str, torch.Tensor]:
+    file = golden / "embed_merge.safetensors"
+    if not file.exists():
+        pytest.skip("embed_merge is not among these recordings")
+    return load_file(file)
+
+
+@pytest.mark.parametrize("variant", ["nvila_lite_56", "nvila_56"])
+def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant: str):
+    recorded = json.loads((golden / "embed_merge.json").read_text())[variant]
+    model = vila.load(golden.parent / variant / "checkpoint", dtype="float32", device="cpu")
+    network = model.network
+    get = lambda name: tensors[f"{variant}.{name}"]  # noqa: E731
+    images = [Tiles(image[None]) for image in get("images")]
+    video = Tiles(get("video0"))
+    rows, labels = [], []
+    with torch.inference_mode():
+        for row, mask in enumerate(get("collated.attention_mask")):
+            ids = get("collated.input_ids")[row][mask]
+            has_video = network.media_token_ids["video"] in ids.tolist()
+            media = ([], [video]) if has_video else (images, [])
+            rows.append(network.embed(ids, *media))
+            blocks = {"image": network.image_blocks(media[0]), "video": network.video_blocks(media[1])}
+            ignored = {name: [torch.full((len(block), 1), IGNORE_INDEX) for block in of_kind] for name, of_kind in blocks.items()}
+            labels.append(network.splice(ids, get("collated.labels")[row][mask][:, None], ignored)[:, 0])
+        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
+        torch.testing.assert_close(embeds, get("eval_right.inputs_embeds"), atol=2e-5, rtol=1e-4)
+        assert torch.equal(padded, get("eval_right.labels"))
+        hidden = network.llm(embeds, attention_mask=get("eval_right.attention_mask"))
+        loss = causal_cross_entropy(network.llm.logits(hidden), padded)
+    assert loss.item() == pytest.approx(recorded["eval_right.loss_unpacked"], abs=1e-5)
+
+
+def test_media_and_tokens_must_agree(golden: Path):
+    model = vila.load(golden.parent / "nvila_lite_56" / "checkpoint", dtype="float32", device="cpu")
+    ids = torch.tensor([1, model.network.media_token_ids["image"], 2])
+    image = Tiles(torch.zeros(1, 3, 56, 56))
+    with pytest.raises(vila.VilaError, match="no token"):
+        model.network.embed(ids, [image, image])
+    with pytest.raises(vila.VilaError, match="more image tokens"):
+        model.network.embed(ids)
+
+
+def test_soft_cross_entropy(golden: Path, tensors: dict[str, torch.Tensor]):
+    recorded = json.loads((golden / "embed_merge.json").read_text())
+    time_tokens = torch.tensor(recorded["soft_tokens"])
+    for std in (1.0, 0.5):
+        loss = soft_cross_entropy(tensors["softce.logits"], tensors["softce.targets"], time_tokens, std=std)
+        assert loss.item() == pytest.approx(recorded[f"soft_cross_entropy std={std}"], abs=1e-6)
+
+
+def test_soft_cross_entropy_without_time_tokens_is_hard():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 5, 7), torch.randint(0, 4, (2, 5))
+    assert soft_cross_entropy(logits, labels, torch.tensor([5, 6])).item() == pytest.approx(
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item()
+    )
+
+
+def test_projection_of_merged_scales(golden: Path):
+    """`encode_images` of the reference: merge the tiles' features, split them, project, and merge again."""
+    tensors = load_file(golden / "s2.safetensors")
+    checked = 0
+    for record in json.loads((golden / "s2.json").read_text()):
+        if "merge" not in record:
+            continue
+        index = record["merge"]
+        config = S2Config(
+            scales=tuple(record["scales"]), max_split_size=record["scales"][0], resize_output_to_scale_idx=record["resize_output_to_scale_idx"]
+        )
+        features = tensors[f"merge{index}.in"]
+        for name in ("mlp_downsample", "mlp_downsample_2x2_fix"):
+            prefix = f"merge{index}.{name}."
+            state = {key.removeprefix(prefix + "state."): value for key, value in tensors.items() if key.startswith(prefix + "state.")}
+            if not state:
+                continue
+            width = len(config.scales) * features.shape[-1]
+            projector = build_projector(ProjectorConfig(name=name, in_size=width, out_size=state["layers.4.bias"].shape[0]))
+            projector.load_state_dict(state)
+            part = SimpleNamespace(config=SimpleNamespace(dynamic_s2=config), mm_projector=projector)
+            blocks = [tuple(block) if block else None for block in record["block_sizes"]]
+            for number, tokens in enumerate(VilaModel._project(part, features, blocks)):  # pyright: ignore  # noqa: SLF001
+                torch.testing.assert_close(tokens, tensors[f"{prefix}encoded{number}"], atol=2e-5, rtol=1e-4)
+                checked += 1
+    assert checked >= 8
