@@ -1,0 +1,82 @@
+"""Every `python`, `bash` and `console` block of the READMEs and the docs runs, in order, in a folder that holds only the examples.
+
+A block that cannot run says why, in a comment on the line before it: `<!-- not run: needs a GPU -->`. The blocks of one document share
+their names. A `console` block shows commands after `$ `; lines that follow are what they print (`...` stands for anything).
+"""
+
+import doctest
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from sybil import Example, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")})
+NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*?) -->\n[ \t]*\Z")
+RUNNABLE_FENCE = re.compile(r"^[ \t>]*(```+|~~~+)[ \t]*(python|py|bash|sh|shell|console)\b", re.MULTILINE)
+
+
+def run(command: str) -> str:
+    """Run a shell command; return what it prints, fail with it when the command fails."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+    )
+    if done.returncode:
+        pytest.fail(f"exit code {done.returncode}: {command}\n{done.stdout}", pytrace=False)
+    return done.stdout
+
+
+def run_bash(example: Example) -> None:
+    run(example.parsed)
+
+
+def run_console(example: Example) -> None:
+    for command, shown in re.findall(r"^\$ (.*(?:\\\n.*)*)\n?((?:(?!\$ ).*\n?)*)", example.parsed, re.MULTILINE):
+        printed = run(command)
+        if shown.strip() and not doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE):
+            pytest.fail(f"{command}\n\nThe document shows:\n{shown}\nIt prints:\n{printed}", pytrace=False)
+
+
+SYBIL = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_bash), CodeBlockParser("console", run_console)])
+
+
+def snippets(path: Path) -> list[Example]:
+    return list(SYBIL.parse(path).examples())
+
+
+def reason_not_to_run(example: Example) -> str | None:
+    match = NOT_RUN.search(example.document.text, 0, example.region.start)
+    return match["reason"] if match else None
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if snippets(path)], ids=lambda path: str(path.relative_to(ROOT)))
+def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for example in snippets(path):
+        where = f"{path.relative_to(ROOT)}:{example.line}"
+        reason = reason_not_to_run(example)
+        if reason:
+            print(f"{where} not run: {reason}")
+            continue
+        print(f"{where} runs")
+        example.evaluate()
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_runnable_block_escapes(path: Path):
+    """A block in a spelling that the parsers do not know (`py`, `sh`, a title after the language) would silently never run."""
+    fences = RUNNABLE_FENCE.findall(path.read_text(encoding="utf-8"))
+    regions = {example.region.start for example in snippets(path)}
+    assert len(fences) <= len(regions), f"{len(fences)} blocks look runnable, {len(regions)} are run"
+
+
+def test_most_snippets_run():
+    examples = [example for path in DOCUMENTS for example in snippets(path)]
+    run_ones = [example for example in examples if reason_not_to_run(example) is None]
+    assert len(run_ones) >= 10
+    assert len(run_ones) > len(examples) / 2
