@@ -10,6 +10,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 DATA = Path(__file__).parent / "data"
+STAGES = ("features", "media_embeddings", "inputs_embeds", "last_hidden", "logits")
+ERRORS: dict[str, dict[str, float]] = {}
+"""Per case and stage the largest absolute difference from the recording, filled by test_cases."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if ERRORS:
+        terminalreporter.section("largest difference from the reference")
+        terminalreporter.write_line(f"{'case':44}" + "".join(f"{stage:>18}" for stage in STAGES))
+        for name, errors in ERRORS.items():
+            terminalreporter.write_line(f"{name:44}" + "".join(f"{errors[stage]:18.1e}" if stage in errors else f"{'':18}" for stage in STAGES))
 
 
 @dataclass(frozen=True)

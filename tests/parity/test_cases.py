@@ -1,9 +1,8 @@
-"""Every recorded prompt, stage by stage, through the public interface; a table of the errors is printed at the end.
+"""Every recorded prompt, stage by stage, through the public interface; conftest prints the table of errors.
 
 Tolerances are those of the recordings' READMEs: ids, prompts, tiles and pixels exact; float32 within what two ways of adding allow.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 import vila_core as vila
-from tests.parity.conftest import Case
+from tests.parity.conftest import ERRORS, STAGES, Case
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 TEMPLATES = {
@@ -22,22 +21,11 @@ TEMPLATES = {
     "vila15_clip_112_pad": "vicuna_v1",
     "vila15_s2_98": "vicuna_v1",
 }
-ATOL = {"features": 1e-4, "media_embeddings": 2e-5, "inputs_embeds": 2e-5, "last_hidden": 2e-4, "logits": 3e-4}
-FP16_ATOL = {"features": 1e-2, "media_embeddings": 3e-3, "inputs_embeds": 3e-3, "last_hidden": 4e-2, "logits": 5e-2}
+ATOL = dict(zip(STAGES, (1e-4, 2e-5, 2e-5, 2e-4, 3e-4), strict=True))
+FP16_ATOL = dict(zip(STAGES, (1e-2, 3e-3, 3e-3, 4e-2, 5e-2), strict=True))
 RTOL = 1e-4
 # What was set on the model's config before this case was run, but is not in its record.
 UNRECORDED_OVERRIDES = {"vila15_yi_intern_448/odd_640x427_pad_error": {"image_aspect_ratio": "pad"}}
-TABLE: dict[str, dict[str, float]] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table(request: pytest.FixtureRequest) -> Iterator[None]:
-    yield
-    stages = list(ATOL)
-    lines = ["", f"{'case':44}" + "".join(f"{stage:>18}" for stage in stages)]
-    lines += [f"{name:44}" + "".join(f"{errors.get(stage, float('nan')):18.1e}" for stage in stages) for name, errors in TABLE.items()]
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    reporter.write_line("\n".join(lines))
 
 
 def load(case: Case) -> vila.Vila:
@@ -77,7 +65,7 @@ def expected(case: Case, name: str, got: Tensor) -> tuple[Tensor, Tensor]:
 
 def compare(case: Case, stage: str, got: Tensor, want: Tensor) -> None:
     assert got.shape == want.shape, f"{stage}: {tuple(got.shape)} is not {tuple(want.shape)}"
-    errors = TABLE.setdefault(case.name, {})
+    errors = ERRORS.setdefault(case.name, {})
     errors[stage] = max(errors.get(stage, 0.0), (got - want).abs().max().item())
     atol = (FP16_ATOL if case.record["case"].startswith("fp16") else ATOL)[stage]
     torch.testing.assert_close(got, want, atol=atol, rtol=RTOL, msg=lambda text: f"{case.name} {stage}: {text}")

@@ -28,7 +28,7 @@ class PreparedPrompt:
         input_ids: its T token ids.
         images: one entry per image, in order (video frames too under `video_as_images`).
         videos: one entry per video, in order.
-        durations: seconds of each video, in order.
+        durations: seconds of each video, in order; None where that is not known (frames without a frame rate).
         seconds: how long preparation took.
     """
 
@@ -36,7 +36,7 @@ class PreparedPrompt:
     input_ids: list[int]
     images: list[Tiles] = field(default_factory=list[Tiles])
     videos: list[Tiles] = field(default_factory=list[Tiles])
-    durations: list[float] = field(default_factory=list[float])
+    durations: list[float | None] = field(default_factory=list[float | None])
     seconds: float = 0.0
 
 

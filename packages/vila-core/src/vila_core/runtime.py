@@ -6,7 +6,6 @@ Dimensions: T' tokens with media spliced in, D language model width, V vocabular
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -17,11 +16,12 @@ from torch import Tensor
 from vila_core.chat import ChatTemplate, JinjaTemplate, Message
 from vila_core.checkpoint import Checkpoint, load_weights, open_checkpoint
 from vila_core.config import PreprocessConfig, VilaConfig
+from vila_core.embedded import embedded_model
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.generate import Generated, generate, stream
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.time_tokens import decode_time_tokens
-from vila_core.errors import ConfigError, GenerationError, PromptError, unknown_name
+from vila_core.engine.time_tokens import decode_time_token
+from vila_core.errors import ConfigError, PromptError, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.plugins import load_plugins
@@ -151,7 +151,7 @@ class Vila:
     @torch.inference_mode()
     def complete_batch(self, prompts: Sequence[Prompt], **settings: Unpack[GenerationSettings]) -> list[Completion]:
         """Return a completion for each of several prompts, computed together."""
-        generation = generation_config(settings)
+        generation = GenerationConfig.model_validate(settings)
         embedded = [self._embed(self.prepare(prompt)) for prompt in prompts]
         if not embedded:
             return []
@@ -161,7 +161,7 @@ class Vila:
 
     def stream(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
         """Yield the answer piece by piece. Errors are raised before the first piece."""
-        generation = generation_config(settings)
+        generation = GenerationConfig.model_validate(settings)
         with torch.inference_mode():
             embedded = self._embed(self.prepare(prompt))
         return self._pieces(embedded, generation)
@@ -230,10 +230,10 @@ class Vila:
         )
 
     def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:
-        text = answer.text
-        if self.config.time_tokens is not None and embedded.prompt.durations:
-            times = self.config.time_tokens
-            text = decode_time_tokens(text, duration=embedded.prompt.durations[-1], num_time_tokens=times.count, time_token_format=times.format)
+        text, times = answer.text, self.config.time_tokens
+        seconds = embedded.prompt.durations[-1] if embedded.prompt.durations else None
+        if times is not None and seconds is not None:
+            text = decode_time_token(text, duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
         return Completion(
             text=text.strip(),
             token_ids=answer.token_ids,
@@ -289,24 +289,6 @@ def load(
     load_weights(network, checkpoint, device=target, dtype=choose_dtype(dtype, config, network, target), vocab_size=vocab_size)
     network.eval().requires_grad_(False)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
-
-
-def embedded_model() -> Path:
-    """Return the folder of the embedded demo model."""
-    return Path(str(files("vila_core") / "assets" / "vila-tiny"))
-
-
-def generation_config(settings: GenerationSettings) -> GenerationConfig:
-    """Return validated settings. Raises `GenerationError` for an unknown setting or a value out of range."""
-    unknown = set(settings) - set(GenerationConfig.model_fields)
-    if unknown:
-        raise GenerationError(unknown_name("generation setting", sorted(unknown)[0], GenerationConfig.model_fields))
-    stop = settings.get("stop", ())
-    values = {**settings, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
-    try:
-        return GenerationConfig.model_validate(values)
-    except ValidationError as error:
-        raise GenerationError(f"Generation settings are out of range: {_first_problem(error)}") from error
 
 
 def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> PreprocessConfig:
