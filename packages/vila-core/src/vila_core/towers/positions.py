@@ -25,8 +25,7 @@ def resize_positions(positions: torch.Tensor, size: int, num_prefix_tokens: int)
     prefix, grid = positions[:num_prefix_tokens], positions[num_prefix_tokens:]
     side = math.isqrt(len(grid))
     image = grid.float().unflatten(0, (side, side)).permute(2, 0, 1)[None]  # [1, D, g, g]
-    # Antialiasing only acts where the grid shrinks.
-    resized = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False, antialias=True)
+    resized = F.interpolate(image, size=(size, size), mode="bicubic", align_corners=False, antialias=size < side)
     return torch.cat([prefix, resized[0].flatten(1).T.to(positions.dtype)])
 
 
