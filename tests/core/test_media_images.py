@@ -1,0 +1,368 @@
+"""Every kind of picture a user may give, good and bad."""
+
+import base64
+import io
+import os
+import socket
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from vila_core.errors import MediaError, VilaError
+from vila_core.media import Image, MediaLimits, Video, open_media
+
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
+
+
+def picture(width=13, height=7, seed=0):
+    """Noise, [H, W, 3] uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encode(image, format="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def png_chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_header(width, height, bit_depth=8, colour=2):
+    """A PNG that declares a size and holds next to nothing."""
+    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\x00")) + png_chunk(b"IEND", b"")
+
+
+def message(source, limits=None):
+    with pytest.raises(MediaError) as error:
+        Image(source).load(limits or MediaLimits())
+    text = str(error.value)
+    assert isinstance(error.value, VilaError)
+    assert " object at 0x" not in text, "an error text must not show memory addresses"
+    assert len(text) < 500
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def test_the_same_picture_from_every_source(tmp_path):
+    pixels = picture()
+    image = PIL.Image.fromarray(pixels)
+    data = encode(image)
+    path = tmp_path / "a cat.png"
+    path.write_bytes(data)
+    uri = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (path, str(path), data, bytearray(data), memoryview(data), uri, pixels, image):
+        loaded = Image(source).load()
+        assert loaded.mode == "RGB"
+        assert (np.asarray(loaded) == pixels).all(), type(source)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_formats(format):
+    smooth = PIL.Image.linear_gradient("L").resize((40, 30)).convert("RGB")
+    loaded = Image(encode(smooth, format)).load()
+    assert loaded.size == (40, 30)
+    assert np.abs(np.asarray(loaded).astype(int) - np.asarray(smooth)).max() < 12
+
+
+def test_construction_reads_nothing():
+    assert Image("no/such/file.png").source == "no/such/file.png"
+    assert "no/such" in repr(Image("no/such/file.png"))
+    assert len(repr(Image(b"x" * 10_000_000))) < 60
+
+
+def test_in_memory_picture_is_not_changed():
+    image = PIL.Image.new("P", (2, 2))
+    image.info["transparency"] = b"\x00\x80"
+    Image(image).load()
+    assert image.mode == "P"
+    assert image.info["transparency"] == b"\x00\x80"
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4), (1, 1), (3, 3, 3)])
+def test_arrays(shape):
+    array = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    expected = array if array.ndim == 3 and shape[2] == 3 else array[..., :3] if array.ndim == 3 and shape[2] == 4 else array.reshape(*shape[:2], 1)
+    assert (np.asarray(Image(array).load()) == expected).all()
+
+
+def test_non_contiguous_array():
+    array = picture()[::2, ::-1]
+    assert (np.asarray(Image(array).load()) == array).all()
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "float32"),
+        (np.zeros((4, 4), bool), "bool"),
+        (np.zeros((4, 4), np.uint16), "uint16"),
+        (np.zeros((3, 4, 5), np.uint8), r"transpose\(1, 2, 0\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"\[2, 4, 4, 3\]"),
+        (np.zeros(4, np.uint8), r"\[4\]"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+    ],
+)
+def test_wrong_arrays(array, words):
+    with pytest.raises(MediaError, match=words):
+        Image(array).load()
+
+
+@pytest.mark.parametrize("source", [None, 3, 2.5, {"a": 1}, ["a.png"], object()])
+def test_wrong_types(source):
+    with pytest.raises(MediaError, match="Expected a path, https URL"):
+        Image(source)
+
+
+# ------------------------------------------------------------------------------------------------ modes
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
+def test_modes_convert_as_pillow_does(mode):
+    image = PIL.Image.fromarray(picture(8, 5)).convert(mode)
+    assert (np.asarray(Image(image).load()) == np.asarray(image.convert("RGB"))).all()
+
+
+def test_alpha_is_dropped_not_blended():
+    array = np.zeros((2, 2, 4), np.uint8)
+    array[..., 0] = 200  # red, wholly transparent
+    assert Image(encode(PIL.Image.fromarray(array, "RGBA"))).load().getpixel((0, 0)) == (200, 0, 0)
+
+
+def test_transparent_palette_gives_its_colours_without_a_warning():
+    image = PIL.Image.new("P", (3, 2))
+    image.putpalette([10, 20, 30] + [0] * 765)
+    data = encode(image, transparency=b"\x00\x80\x80")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Image(data).load().getpixel((1, 1)) == (10, 20, 30)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_not_clipped(format):
+    levels = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    loaded = Image(encode(PIL.Image.fromarray(levels), format)).load()
+    assert [loaded.getpixel((x, 0))[0] for x in range(6)] == [0, 0, 1, 1, 128, 255]
+
+
+def test_sixteen_bit_pgm():
+    data = b"P5 3 1 65535 " + struct.pack(">3H", 0, 32768, 65535)
+    loaded = Image(data).load()
+    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3]
+
+
+def test_pixels_without_a_known_white_are_refused():
+    assert "float" in message(PIL.Image.fromarray(np.full((2, 2), 0.5, np.float32)))
+    assert "32-bit" in message(PIL.Image.fromarray(np.full((2, 2), 70000, np.int32)))
+
+
+def test_cmyk_jpeg():
+    image = PIL.Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    red, green, blue = Image(encode(image, "JPEG", quality=95)).load().getpixel((8, 8))
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_animation_gives_its_first_frame(format):
+    frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+    assert Image(data).load().getpixel((4, 4))[:2] == (250, 0)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_of_files(format, orientation, tmp_path):
+    """The stored picture is moved so that undoing the orientation gives the upright one: white at the top left, grey at the top right."""
+    upright = PIL.Image.new("L", (64, 32))
+    upright.paste(255, (0, 0, 32, 16))
+    upright.paste(128, (32, 0, 64, 16))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation -> the PIL transpose that stores it
+    stored = upright.transpose(PIL.Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo"
+    path.write_bytes(encode(stored.convert("RGB"), format, exif=exif))
+    for source in (path, path.read_bytes()):
+        loaded = Image(source).load()
+        assert loaded.size == (64, 32)
+        corners = [loaded.getpixel(at)[0] for at in ((4, 4), (60, 4), (4, 28), (60, 28))]
+        assert np.abs(np.array(corners) - (255, 128, 0, 0)).max() < 10
+
+
+def test_exif_orientation_of_pil_images_is_left_alone():
+    image = PIL.Image.new("RGB", (4, 2))
+    image.getexif()[0x0112] = 6
+    assert Image(image).load().size == (4, 2)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff"])
+def test_broken_exif_is_no_orientation(exif):
+    assert Image(encode(PIL.Image.fromarray(picture()), "JPEG", exif=exif)).load().size == (13, 7)
+
+
+# ------------------------------------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_extreme_shapes_load(size, format):
+    assert Image(encode(PIL.Image.new("RGB", size, (9, 9, 9)), format)).load().size == size
+
+
+def test_huge_picture_is_refused_by_its_header():
+    text = message(png_header(20000, 20000))
+    assert "20,000×20,000" in text
+    assert "100,000,000" in text
+    assert "max_pixels" in text
+
+
+def test_the_limit_is_adjustable_and_leaves_pillow_alone(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)  # far below: ours must not depend on it
+    data = encode(PIL.Image.new("RGB", (40, 30), (1, 2, 3)))
+    assert Image(data).load().size == (40, 30)
+    assert "max_pixels" in message(data, MediaLimits(max_pixels=1199))
+    assert Image(data).load(MediaLimits(max_pixels=1200)).size == (40, 30)
+    assert PIL.Image.MAX_IMAGE_PIXELS == 50
+
+
+def test_the_limit_holds_for_pictures_in_memory():
+    limits = MediaLimits(max_pixels=10)
+    assert "max_pixels" in message(PIL.Image.new("L", (4, 3)), limits)
+    assert "max_pixels" in message(np.zeros((4, 3), np.uint8), limits)
+
+
+def test_zero_sized():
+    for data in (png_header(0, 5), b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 0, 0, 1, 24) + bytes(24), b"P6 0 0 255 "):
+        message(data)
+    assert "no pixels" in message(PIL.Image.new("RGB", (0, 3)))
+
+
+def test_byte_limit(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encode(PIL.Image.fromarray(picture(50, 50))))
+    uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    for source in (path, path.read_bytes(), uri):
+        assert "max_image_bytes" in message(source, MediaLimits(max_image_bytes=1000))
+
+
+# ------------------------------------------------------------------------------------------------ broken
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.9])
+def test_truncated(format, kept):
+    data = encode(PIL.Image.fromarray(picture(64, 64)), format)
+    text = message(data[: int(len(data) * kept)])
+    assert "damaged" in text or "cut short" in text or "not an image" in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_any_damage_is_a_media_error_or_a_picture(format):
+    """Random bytes changed: never another exception."""
+    data = encode(PIL.Image.fromarray(picture(32, 32)), format)
+    generator = np.random.default_rng(7)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for _ in range(3):
+            damaged[generator.integers(len(data))] = generator.integers(256)
+        try:
+            Image(bytes(damaged)).load(MediaLimits(max_pixels=100_000))
+        except MediaError:
+            continue
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"hello, this is not a picture", "text"),
+        (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"%PDF-1.7 and so on", "PDF"),
+        (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00", "use Video"),
+        (b"\x00\x00\x00\x20ftypavif\x00\x00\x00\x00", "AVIF"),
+        (b"\x00\x01\x02\x03", "Expected one of PNG"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "Expected one of PNG"),
+    ],
+)
+def test_not_a_picture(content, words, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(content)
+    assert words in message(path)
+
+
+def test_empty(tmp_path):
+    path = tmp_path / "empty.png"
+    path.touch()
+    assert "empty" in message(path)
+    assert "empty" in message(b"")
+    assert "empty" in message("data:image/png;base64,")
+
+
+def test_missing_and_unreadable(tmp_path):
+    assert "does not exist" in message(tmp_path / "none.png")
+    assert "does not exist" in message("")
+    assert "base64" in message(base64.b64encode(b"x" * 3000).decode())  # a bare base64 string is too long for a path
+    message("nul\x00byte.png")
+    if os.geteuid() != 0:
+        path = tmp_path / "secret.png"
+        path.write_bytes(b"x")
+        path.chmod(0)
+        assert "permission" in message(path)
+
+
+def test_folders_devices_and_pipes_are_refused(tmp_path):
+    assert "use Video" in message(tmp_path)
+    assert "device" in message("/dev/zero")
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    assert "pipe" in message(pipe)  # and does not wait for a writer
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        assert "socket" in message(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:image/png,rawtext",
+        "data:image/png;base64",
+        "data:text/html;base64,aGVsbG8=",
+        "data:image/svg+xml;base64,aGVsbG8=",
+        "data:;base64,aGVsbG8=",
+        "data:image/png;base64,not base64!",
+        "data:image/png;base64,aGVsbG8",
+    ],
+)
+def test_bad_data_uris(uri):
+    text = message(uri)
+    assert "aGVsbG8" not in text
+    assert "data:" in text
+
+
+def test_data_uri_with_line_breaks_and_parameters():
+    text = base64.encodebytes(encode(PIL.Image.fromarray(picture(20, 20)))).decode()
+    assert Image(f"DATA:image/png;name=a.png;base64,{text}").load().size == (20, 20)
+
+
+def test_urls_can_be_switched_off():
+    assert "switched off" in message("https://example.org/a.png", MediaLimits(fetch=None))
+    for url in ("http://example.org/a.png", "ftp://example.org/a.png", "file:///etc/passwd"):
+        assert "https" in message(url)
+
+
+def test_open_media(tmp_path):
+    (tmp_path / "frames").mkdir()
+    for source in ("a.png", tmp_path / "b.JPG", "https://x.org/a.jpeg?size=1", "data:image/png;base64,x", "https://x.org/random"):
+        assert isinstance(open_media(source), Image)
+    for source in ("a.mp4", "A.MKV", "https://x.org/a.webm?x=y.png#z", "data:video/mp4;base64,x", tmp_path / "frames"):
+        assert isinstance(open_media(source), Video)
