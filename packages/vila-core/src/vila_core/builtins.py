@@ -17,7 +17,7 @@ VILA_HOOK_API = 1
 PROJECTORS = (
     "identity",
     "linear",
-    *(f"mlp{depth}x_gelu" for depth in range(1, 9)),
+    *(f"mlp{depth}x_gelu" for depth in range(1, 10)),
     "mlp_downsample",
     "mlp_downsample_2x2_fix",
     "mlp_downsample_3x3_fix",

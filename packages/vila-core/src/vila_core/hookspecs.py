@@ -43,7 +43,8 @@ class Component:
 class CheckpointFormat(Protocol):
     """One on-disk layout. Reading never executes anything of the checkpoint; writing is whole or not at all."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def detect(self, path: Path) -> bool:
         """Return whether the folder at `path` has this layout. Raises nothing."""

@@ -117,7 +117,7 @@ _plugin_files: dict[Path, ModuleType] = {}
 def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ...]) -> Plugins:
     from vila_core import builtins
 
-    loader = _Loader()
+    loader = Loader()
     loader.add(Owner("builtins", "vila-core", vila_core.__version__), lambda: builtins)
     for point in _selected(entry_points(group=ENTRY_POINT_GROUP), selection):
         owner = Owner(point.name, point.dist.name if point.dist else "unknown distribution", point.dist.version if point.dist else "?")
@@ -162,7 +162,7 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-class _Loader:
+class Loader:
     """Registers plugins one by one: all of a plugin or nothing."""
 
     def __init__(self) -> None:

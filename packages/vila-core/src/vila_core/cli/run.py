@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from vila_core.errors import VilaError
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
 """An option for the help page; `run` acts on the flag wherever it stands."""
 
 

@@ -1,0 +1,138 @@
+"""From the words of a command line to prompts and settings."""
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+from vila_core.errors import ConfigError, GenerationError, MediaError, PromptError
+
+if TYPE_CHECKING:
+    from vila_core.media import Image, Video
+    from vila_core.prompt import Part
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
+OPTION_NAME = re.compile(r"--[a-z]+(_[a-z]+)+")
+URL_START = ("https://", "http://")
+
+
+def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: Mapping[str, str]) -> list[str]:
+    """Rewrite options to the form that typer reads: one value each, names with dashes.
+
+    `--media a b` becomes `--media=a --media=b`; `--explain` alone becomes `--explain=<its default>`;
+    `--num_video_frames 8`, the reference's spelling, becomes `--num-video-frames 8`.
+    """
+    return list(_joined([_with_dashes(word) for word in arguments], several, optional))
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if OPTION_NAME.fullmatch(name) else word
+
+
+def _joined(arguments: Sequence[str], several: Sequence[str], optional: Mapping[str, str]) -> Iterator[str]:
+    position = 0
+    while position < len(arguments):
+        word = arguments[position]
+        position += 1
+        if word in optional:
+            has_value = position < len(arguments) and not arguments[position].startswith("-")
+            yield f"{word}={arguments[position] if has_value else optional[word]}"
+            position += has_value
+        elif word in several:
+            first = position
+            while position < len(arguments) and not arguments[position].startswith("-"):
+                yield f"{word}={arguments[position]}"
+                position += 1
+            if position == first:
+                yield word  # typer says that its value is missing
+        else:
+            yield word
+
+
+def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
+    """Return the prompt: media in order, then the text, which comes from standard input if it is "-" or piped.
+
+    Raises:
+        MediaError: a file is not there, or its kind cannot be told.
+        PromptError: there is neither text nor media.
+    """
+    parts: list[Part] = [open_medium(source) for source in media]
+    if text == "-" or (text is None and not sys.stdin.isatty()):
+        text = sys.stdin.read().strip()
+    if text:
+        parts.append(text)
+    if not parts:
+        raise PromptError("The prompt is empty. Give --text, --media, or text on standard input; `vila-infer --help` shows examples.")
+    return parts
+
+
+def open_medium(source: str) -> "Image | Video":
+    """Return the image or video that `source` names; nothing is read yet. A folder is a video's frames.
+
+    Raises:
+        MediaError: the file is not there, or its name does not tell whether it is an image or a video.
+    """
+    from vila_core.media import Image, Video
+
+    for prefix, medium in (("image:", Image), ("video:", Video)):
+        if source.startswith(prefix):
+            return medium(source.removeprefix(prefix))
+    is_url = source.lower().startswith(URL_START)
+    path = Path(urlsplit(source).path if is_url else source)
+    if not is_url and not path.exists():
+        raise MediaError(f"No file or folder '{source}'. Check the path.")
+    if not is_url and path.is_dir():
+        return Video(source)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return Image(source)
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        return Video(source)
+    raise MediaError(
+        f"'{source}': the name does not tell whether it is an image ({' '.join(IMAGE_SUFFIXES)}) or a video ({' '.join(VIDEO_SUFFIXES)}). "
+        f"Write image:{source} or video:{source}."
+    )
+
+
+def read_overrides(assignments: Sequence[str], *, num_video_frames: int, video_max_tiles: int) -> dict[str, Any]:
+    """Return the preprocessing fields to change: NAME=VALUE assignments, and the two flags unless they are -1.
+
+    Raises:
+        ConfigError: an assignment has no "=".
+    """
+    overrides: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes NAME=VALUE, got '{assignment}'. For example: --set max_tiles=6.")
+        overrides[name.strip()] = tuple(value.split(",")) if name.strip() == "s2_scales" else value
+    overrides |= {
+        name: value for name, value in (("num_video_frames", num_video_frames), ("video_max_tiles", video_max_tiles)) if value != -1
+    }
+    return overrides
+
+
+def read_json_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON schema in the file at `path`.
+
+    Raises:
+        GenerationError: the file is not there, is a Python file, or is not a JSON object.
+    """
+    if path.suffix == ".py":
+        raise GenerationError(
+            f"--json-schema '{path}': Python files are not run. Save the schema as JSON: "
+            'python -c "import json, your_module; print(json.dumps(your_module.Main.model_json_schema()))" > schema.json'
+        )
+    try:
+        schema: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise GenerationError(f"--json-schema '{path}' cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from error
+    if not isinstance(schema, dict):
+        raise GenerationError(f"--json-schema '{path}' holds {type(schema).__name__}, expected a JSON object that is a schema.")
+    return cast("dict[str, Any]", schema)

@@ -1,0 +1,234 @@
+"""`vila doctor`: versions, GPU, what is missing here, and the command that mends it."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Annotated, Literal
+
+import typer
+
+from vila_core.plugins import load_plugins
+
+Status = Literal["ok", "note", "warning", "missing"]
+SIBLINGS = ("vila-train", "vila-quant", "vila-serve", "vila-eval")
+PYTHON = (3, 11)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `mend` is the command that mends it; only `missing` makes the doctor say no."""
+
+    group: str
+    name: str
+    status: Status
+    detail: str
+    mend: str | None = None
+
+
+def check_machine(
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+) -> None:
+    """Check this machine: versions, GPU, what is missing and the command that mends it.
+
+    Exit code 0: everything that is required is here. 1: something is missing.
+    """
+    findings = list(examine())
+    healthy = all(finding.status != "missing" for finding in findings)
+    if as_json:
+        typer.echo(json.dumps({"healthy": healthy, "findings": [asdict(finding) for finding in findings]}, indent=2))
+    else:
+        _print_report(findings, healthy)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def examine() -> Iterator[Finding]:
+    """Yield every finding about this machine. Imports torch, to ask it for the GPU."""
+    yield from _examine_python()
+    yield from _examine_distributions()
+    yield from _examine_requirements()
+    yield from _examine_triton()
+    yield from _examine_gpu()
+    yield from _examine_model()
+    yield from _examine_plugins()
+
+
+def _examine_python() -> Iterator[Finding]:
+    found = platform.python_version()
+    if sys.version_info < PYTHON:
+        yield Finding("system", "python", "missing", f"{found}; 3.11 or later is needed", "uv python install 3.12")
+    else:
+        yield Finding("system", "python", "ok", f"{found} ({sys.executable})")
+    yield Finding("system", "platform", "ok", platform.platform())
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _examine_distributions() -> Iterator[Finding]:
+    core = _version("vila-core")
+    if core is None:
+        yield Finding(
+            "VILA Kit",
+            "vila-core",
+            "warning",
+            "runs from its source folder, so its requirements cannot be checked",
+            "pip install -e packages/vila-core",
+        )
+    else:
+        yield Finding("VILA Kit", "vila-core", "ok", core)
+    for name in SIBLINGS:
+        found = _version(name)
+        if found is None:
+            yield Finding("VILA Kit", name, "note", "not installed (optional)", f"pip install {name}")
+        elif core is not None and found != core:
+            yield Finding(
+                "VILA Kit", name, "warning", f"{found}, but vila-core is {core}; they belong together", f"pip install {name}=={core}"
+            )
+        else:
+            yield Finding("VILA Kit", name, "ok", found)
+
+
+def _examine_requirements() -> Iterator[Finding]:
+    """Compare what is installed with what `vila-core` declares."""
+    from packaging.requirements import Requirement
+
+    if _version("vila-core") is None:
+        return
+    extras = metadata.metadata("vila-core").get_all("Provides-Extra") or []
+    for line in metadata.requires("vila-core") or ():
+        requirement = Requirement(line)
+        marker = requirement.marker
+        is_required = marker is None or marker.evaluate({"extra": ""})
+        extra = next((extra for extra in extras if marker is not None and not is_required and marker.evaluate({"extra": extra})), None)
+        if not is_required and extra is None:
+            continue  # for another platform or Python
+        name, needed, found = requirement.name, str(requirement.specifier), _version(requirement.name)
+        if found is not None and requirement.specifier.contains(found, prereleases=True):
+            yield Finding("packages", name, "ok", found)
+        elif found is None and extra is not None:
+            yield Finding("packages", name, "note", f"not installed (optional: {extra})", f'pip install "vila-core[{extra}]"')
+        else:
+            detail = f"{found or 'not installed'}; {needed or 'any version'} is needed"
+            yield Finding("packages", name, "missing", detail, f'pip install "{name}{needed}"')
+
+
+def _examine_triton() -> Iterator[Finding]:
+    triton = _version("triton")
+    yield Finding(
+        "packages", "triton", "ok" if triton else "note", triton or "not installed (only for NVIDIA GPUs; comes with torch's Linux wheels)"
+    )
+
+
+def _examine_gpu() -> Iterator[Finding]:
+    driver = _nvidia_driver()
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a wheel for another platform or a broken CUDA library
+        yield Finding("GPU", "torch", "missing", f"does not import: {error}", "pip install --force-reinstall torch")
+        return
+    built_for = torch.version.cuda
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            capability = f"{properties.major}.{properties.minor}"
+            detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
+            yield Finding("GPU", f"cuda:{index}", "ok", f"{detail}; driver {driver or 'unknown'}, torch built for CUDA {built_for}")
+            if properties.major < 8:
+                yield Finding("GPU", f"cuda:{index}", "note", "bfloat16 is slow before compute capability 8.0; use --dtype float16")
+    elif driver is None:
+        yield Finding("GPU", "cuda", "note", "no NVIDIA GPU found; everything runs on the CPU, large models slowly")
+    elif built_for is None:
+        yield Finding(
+            "GPU",
+            "cuda",
+            "warning",
+            f"driver {driver} is here, but torch {torch.__version__} is built for the CPU",
+            "pip install --force-reinstall torch",
+        )
+    else:
+        yield Finding(
+            "GPU",
+            "cuda",
+            "warning",
+            f"driver {driver} is too old or not usable for torch {torch.__version__}, built for CUDA {built_for}",
+            "update the NVIDIA driver, or install a torch wheel built for an older CUDA",
+        )
+
+
+def _nvidia_driver() -> str | None:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split()
+    return lines[0] if done.returncode == 0 and lines else None
+
+
+def _examine_model() -> Iterator[Finding]:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from vila_core.checkpoint.opening import open_checkpoint
+    from vila_core.embedded import embedded_model
+    from vila_core.errors import VilaError
+
+    try:
+        open_checkpoint(embedded_model())
+        yield Finding("models", "vila-tiny", "ok", "the embedded model is here")
+    except VilaError as error:
+        yield Finding(
+            "models", "vila-tiny", "missing", f"the embedded model is damaged: {error}", "pip install --force-reinstall --no-deps vila-core"
+        )
+    yield Finding("models", "hub cache", "ok", HF_HUB_CACHE)
+
+
+def _examine_plugins() -> Iterator[Finding]:
+    for info in load_plugins().infos[1:]:
+        name = f"{info.owner.plugin} ({info.owner.distribution} {info.owner.version})"
+        if info.error is None:
+            yield Finding("plugins", name, "ok", ", ".join(info.provides) or "registers nothing")
+        else:
+            yield Finding("plugins", name, "warning", f"did not load: {info.error}", f"pip install --upgrade {info.owner.distribution}")
+
+
+_STYLES: dict[Status, tuple[str, str]] = {
+    "ok": ("✓", "green"),
+    "note": ("·", "dim"),
+    "warning": ("!", "yellow"),
+    "missing": ("✗", "bold red"),
+}
+
+
+def _print_report(findings: list[Finding], healthy: bool) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for group in dict.fromkeys(finding.group for finding in findings):
+        table = Table(box=None, show_header=False, pad_edge=False, title=group, title_justify="left", title_style="bold")
+        for finding in (finding for finding in findings if finding.group == group):
+            sign, style = _STYLES[finding.status]
+            detail = escape(finding.detail)
+            if finding.mend and finding.status != "note":
+                detail += f"\n[bold]→ {escape(finding.mend)}[/bold]"
+            table.add_row(f"[{style}]{sign}[/{style}]", escape(finding.name), detail)
+        console.print(table)
+        console.print()
+    console.print(
+        "[green]Everything that is required is here.[/green]"
+        if healthy
+        else "[bold red]Something is missing; the arrows say how to mend it.[/bold red]"
+    )

@@ -1,0 +1,228 @@
+"""What a checkpoint is, told from its config and headers: family, parts, memory, tokens. No weight is read.
+
+Dimensions: P patches, T tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from vila_core.chat import MEDIA_TOKENS
+from vila_core.checkpoint import Checkpoint
+from vila_core.config import DecoderConfig, LanguageModelConfig, PreprocessConfig, TransformersConfig, TSPVideoEncoderConfig, VilaConfig
+from vila_core.errors import VilaError
+from vila_core.plugins import load_plugins
+
+PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
+"""Prefix of the weights' canonical names -> what the part is called."""
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CONTEXTS = (2048, 8192, 32768, 131072)
+"""Context lengths to estimate memory for, as far as the model reaches; its own longest is added."""
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """A part of the model: `kind` is its registered name; `stored_as` counts parameters by the dtype they are stored in."""
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    stored_as: dict[str, int]
+
+
+@dataclass(frozen=True)
+class KeyValueShape:
+    """What a token leaves in the cache: keys and values of every layer."""
+
+    num_layers: int
+    num_key_value_heads: int
+    head_dim: int
+
+    def bytes(self, context: int, bytes_per_value: int) -> int:
+        """Return 2 · layers · key/value heads · head dim · bytes · tokens."""
+        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * bytes_per_value * context
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one sequence of `context` tokens takes in `dtype`: weights and key/value cache, in bytes. Activations come on top."""
+
+    dtype: str
+    context: int
+    weights: int
+    kv_cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens that media take in the context, without the encoder's start and end tokens. None: the parts do not tell."""
+
+    per_tile: int | None
+    per_image: tuple[int, int] | None
+    """fewest, most"""
+    per_video: int | None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `vila info` prints."""
+
+    path: str
+    format: str
+    family: str
+    license: str | None
+    quantization: dict[str, object] | None
+    parts: tuple[PartDescription, ...]
+    dtype: str
+    context: int
+    chat_template: str
+    media_tokens: dict[str, str]
+    tokens: TokenCounts
+    memory: tuple[Memory, ...]
+    config: VilaConfig
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+
+def describe(checkpoint: Checkpoint) -> ModelDescription:
+    """Return what the checkpoint is."""
+    config = checkpoint.config
+    parts = tuple(_part(checkpoint, prefix) for prefix in PARTS)
+    return ModelDescription(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        family=name_family(config),
+        license=checkpoint.license,
+        quantization=_quantization(checkpoint),
+        parts=parts,
+        dtype=config.dtype,
+        context=config.language_model.max_length,
+        chat_template=_template(checkpoint),
+        media_tokens=dict(MEDIA_TOKENS),
+        tokens=count_tokens(config),
+        memory=tuple(_memory(sum(part.parameters for part in parts), config.language_model)),
+        config=config,
+    )
+
+
+def name_family(config: VilaConfig) -> str:
+    """Return the family whose recipe the config follows: what its parts are, not what its folder is called."""
+    language, projector = config.language_model, config.projector.name
+    if isinstance(config.video_encoder, TSPVideoEncoderConfig):
+        return "NVILA-Video (temporal pooling)"
+    if config.dynamic_s2 is not None and projector == "mlp_downsample_2x2_fix":
+        return "NVILA (dynamic S2)"
+    if config.preprocess.image_aspect_ratio == "dynamic":
+        return "NVILA-Lite (dynamic tiles)" if projector == "mlp_downsample_3x3_fix" else "NVILA style (dynamic tiles)"
+    if isinstance(language, DecoderConfig) and language.architecture in ("llama", "mistral"):
+        return "LongVILA" if language.max_length > 16384 else "VILA-1.5 (S2)" if config.s2 is not None else "VILA-1.5"
+    return "VILA style"
+
+
+def _part(checkpoint: Checkpoint, prefix: str) -> PartDescription:
+    config = checkpoint.config
+    kinds = {"llm": config.language_model.name, "vision_tower": config.vision_tower.name, "mm_projector": config.projector.name}
+    if isinstance(config.language_model, DecoderConfig):
+        kinds["llm"] = config.language_model.architecture
+    entries = [entry for name, entry in checkpoint.weights.entries.items() if name.startswith(f"{prefix}.")]
+    stored_as: dict[str, int] = {}
+    for entry in entries:
+        stored_as[entry.dtype] = stored_as.get(entry.dtype, 0) + entry.numel
+    return PartDescription(PARTS[prefix], kinds[prefix], sum(stored_as.values()), sum(entry.nbytes for entry in entries), stored_as)
+
+
+def _quantization(checkpoint: Checkpoint) -> dict[str, object] | None:
+    for raw in (checkpoint.raw_config, checkpoint.raw_parts.language_model):
+        found = raw.get("quantization_config")
+        if isinstance(found, dict):
+            return cast("dict[str, object]", found)
+    return None
+
+
+def _template(checkpoint: Checkpoint) -> str:
+    name = checkpoint.config.chat_template
+    if name != "auto":
+        return name
+    return "auto (the tokenizer's own)" if checkpoint.chat_template else "none stated: name one with --conv-mode"
+
+
+def _memory(parameters: int, language: LanguageModelConfig) -> list[Memory]:
+    shape = key_value_shape(language)
+    if shape is None:
+        return []
+    contexts = sorted({*(context for context in CONTEXTS if context < language.max_length), language.max_length})
+    return [
+        Memory(dtype, context, parameters * size, shape.bytes(context, size)) for dtype, size in DTYPE_BYTES.items() for context in contexts
+    ]
+
+
+def key_value_shape(language: LanguageModelConfig) -> KeyValueShape | None:
+    """Return the shape of a token's keys and values, None where the config does not tell."""
+    if isinstance(language, DecoderConfig):
+        return KeyValueShape(language.num_hidden_layers, language.num_key_value_heads, language.head_dim)
+    if not isinstance(language, TransformersConfig):
+        return None
+    raw = language.hf_config
+    heads = _integer(raw, "num_attention_heads")
+    key_value_heads = _integer(raw, "num_key_value_heads") or heads
+    layers = _integer(raw, "num_hidden_layers")
+    head_dim = _integer(raw, "head_dim") or (language.hidden_size // heads if heads else None)
+    return KeyValueShape(layers, key_value_heads, head_dim) if layers and key_value_heads and head_dim else None
+
+
+def _integer(raw: Mapping[str, object], key: str) -> int | None:
+    value = raw.get(key)
+    return value if isinstance(value, int) else None
+
+
+def count_tokens(config: VilaConfig) -> TokenCounts:
+    """Return the tokens that media take, by running tower and projector on shapes alone (torch's meta device)."""
+    per_tile = _tokens_per_tile(config)
+    if per_tile is None:
+        return TokenCounts(None, None, None)
+    fewest, most = _tiles_per_image(config.preprocess)
+    return TokenCounts(per_tile, (fewest * per_tile, most * per_tile), _tokens_per_video(config, per_tile))
+
+
+def _tokens_per_tile(config: VilaConfig) -> int | None:
+    import torch
+
+    plugins = load_plugins()
+    tower, size = config.vision_tower, config.vision_tower.image_size
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            features = plugins.vision_towers.get(tower.name).build(tower)(torch.empty(1, 3, size, size))  # [1, P, D_v]
+            features = torch.empty(1, features.shape[1], config.projector.in_size)
+            return int(plugins.projectors.get(config.projector.name).build(config.projector)(features).shape[1])
+    # A plugin's part may need values where there are only shapes, or a package that is not here.
+    except (VilaError, RuntimeError, NotImplementedError):
+        return None
+
+
+def _tiles_per_image(preprocess: PreprocessConfig) -> tuple[int, int]:
+    if preprocess.image_aspect_ratio == "dynamic":
+        return preprocess.min_tiles, preprocess.max_tiles + (preprocess.max_tiles > 1)
+    if preprocess.image_aspect_ratio == "dynamic_s2":
+        fewest = (max(preprocess.s2_scales) // min(preprocess.s2_scales)) ** 2
+        return fewest, max(fewest, preprocess.max_tiles)
+    return 1, 1
+
+
+def _tokens_per_video(config: VilaConfig, per_tile: int) -> int | None:
+    frames, encoder = config.preprocess.num_video_frames, config.video_encoder
+    if isinstance(encoder, TSPVideoEncoderConfig):
+        side = int(per_tile**0.5)
+        return sum((frames // t) * (side // h) * (side // w) for t, h, w in encoder.pool_sizes)
+    return frames * per_tile if encoder.name == "BasicVideoEncoder" else None
