@@ -241,7 +241,7 @@ def check_assets(session: nox.Session, python: str) -> None:
         installed = json.loads(str(session.run(python, "-P", "-c", list_assets, external=True, silent=True)))
         if installed != expected:
             session.error(f"The wheel's assets differ from the source's: {sorted(set(installed) ^ set(expected))}")
-        session.run(str(Path(python).parent / "vila-infer"), "--media", image, "--text", "What is in this picture?", external=True)
+        session.run(str(Path(python).parent / "vila-infer"), "--media", image, "--text", "What is in the picture?", external=True)
 
 
 def substitute(path: Path, pattern: str, replacement: str) -> None:
