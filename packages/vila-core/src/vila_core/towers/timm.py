@@ -15,12 +15,12 @@ from vila_core.towers.vit import VisionTower, check_pixels, num_layers_to_run
 
 try:
     import timm  # pyright: ignore[reportMissingImports]
-    from timm.models import reinit_non_persistent_buffers  # pyright: ignore[reportMissingImports]
+    from timm.models._manipulate import reinit_non_persistent_buffers  # pyright: ignore[reportMissingImports]
     from timm.models.beit import Beit  # pyright: ignore[reportMissingImports]
     from timm.models.eva import Eva  # pyright: ignore[reportMissingImports]
     from timm.models.vision_transformer import VisionTransformer  # pyright: ignore[reportMissingImports]
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # pyright: ignore[reportMissingImports]
-except ImportError as error:
+except ModuleNotFoundError as error:
     raise MissingDependencyError(error.name or "timm", "The vision tower 'timm'", "vila-core[timm]") from error
 
 FAMILIES = (VisionTransformer, VisionTransformerRelPos, Eva, Beit)
@@ -59,15 +59,14 @@ class TimmTower(VisionTower):
         self.depth = num_layers_to_run(config.select_layer, len(self.model.blocks))
         if self.depth == 0:
             raise ConfigError(f"select_layer {config.select_layer} is the embedding, which timm does not give. Choose a layer's output.")
-        self.num_channels = 3
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
-        check_pixels(pixels, self.num_channels, self.config.image_size)
+        check_pixels(pixels, num_channels=3, image_size=self.config.image_size)
         taken: Any = self.model.forward_intermediates(
             pixels.to(self.model.patch_embed.proj.weight.dtype),
             indices=[self.depth - 1],
-            return_prefix_tokens=True,
+            return_prefix_tokens=self.model.num_prefix_tokens > 0,
             stop_early=True,
             output_fmt="NLC",
             intermediates_only=True,
