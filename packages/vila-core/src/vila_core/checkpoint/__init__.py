@@ -10,12 +10,36 @@ from vila_core.checkpoint.headers import TensorEntry
 from vila_core.checkpoint.weights import WeightIndex
 
 if TYPE_CHECKING:
+    from vila_core.checkpoint.conversion import convert, save_checkpoint
     from vila_core.checkpoint.load import load_weights
+    from vila_core.checkpoint.lora import open_adapter
     from vila_core.checkpoint.opening import open_checkpoint
+    from vila_core.checkpoint.sizes import Estimate, estimate
 
-__all__ = ["Checkpoint", "RawParts", "TensorEntry", "WeightIndex", "Weights", "load_weights", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Estimate",
+    "RawParts",
+    "TensorEntry",
+    "WeightIndex",
+    "Weights",
+    "convert",
+    "estimate",
+    "load_weights",
+    "open_adapter",
+    "open_checkpoint",
+    "save_checkpoint",
+]
 
-_LAZY = {"open_checkpoint": "opening", "load_weights": "load"}
+_LAZY = {
+    "Estimate": "sizes",
+    "convert": "conversion",
+    "estimate": "sizes",
+    "load_weights": "load",
+    "open_adapter": "lora",
+    "open_checkpoint": "opening",
+    "save_checkpoint": "conversion",
+}
 """Formats need the plugins and loading needs torch; both come when first asked for."""
 
 

@@ -18,7 +18,13 @@ class Weights(Protocol):
     @property
     def entries(self) -> Mapping[str, TensorEntry]: ...
 
-    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]": ...
+    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield (name, tensor on `device`), one tensor held at a time."""
+        ...
+
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (name, its bytes in chunks), each to be consumed before the next."""
+        ...
 
 
 @dataclass(frozen=True)

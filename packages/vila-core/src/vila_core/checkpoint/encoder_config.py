@@ -21,7 +21,9 @@ def read_encoder(root: Section, key: str, default: str, encoders: Registry[Compo
     if key not in root:
         return _validated(root, key, default, {}, encoders)
     value = root.values[key]
-    section = Section(parse_json_object(value, f"{root.source}: {key}"), f"{root.source}: {key}") if isinstance(value, str) else root.section(key)
+    section = (
+        Section(parse_json_object(value, f"{root.source}: {key}"), f"{root.source}: {key}") if isinstance(value, str) else root.section(key)
+    )
     name = section.string("_target_").rpartition(".")[2]
     if name not in encoders:
         raise CheckpointError(f"{root.source}: {key}: {unknown_name('media encoder', name, encoders.names())}")

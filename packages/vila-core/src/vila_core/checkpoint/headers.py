@@ -84,7 +84,9 @@ def _entry(path: Path, name: str, value: object, start: int) -> TensorEntry:
     begin, end = section.numbers("data_offsets", 2)
     entry = TensorEntry(path, name, dtype, tuple(cast(list[int], shape)), start + int(begin))
     if begin < 0 or int(end) - int(begin) != entry.nbytes:
-        raise _damaged(path, f"tensor '{name}' ({dtype}, {list(entry.shape)}) needs {entry.nbytes} bytes, but spans [{int(begin)}, {int(end)})")
+        raise _damaged(
+            path, f"tensor '{name}' ({dtype}, {list(entry.shape)}) needs {entry.nbytes} bytes, but spans [{int(begin)}, {int(end)})"
+        )
     return entry
 
 

@@ -71,7 +71,7 @@ def _decoder_config(raw: Section, architecture: str, max_length: int) -> Decoder
 
 
 def _rope_section(raw: Section) -> Section | None:
-    """transformers up to 4 writes `rope_scaling`, from 5 on `rope_parameters` (with `rope_theta` inside)."""
+    """Up to version 4 transformers writes `rope_scaling`, from 5 on `rope_parameters` (with `rope_theta` inside)."""
     for key in ("rope_parameters", "rope_scaling"):
         if key in raw:
             return raw.section(key)

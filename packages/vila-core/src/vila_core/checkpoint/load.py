@@ -67,6 +67,7 @@ def load_weights(
 
     Args:
         network: its state-dict names are the canonical names.
+        checkpoint: an opened checkpoint of the same model.
         device: where parameters go.
         dtype: of all floating-point weights.
         vocab_size: where the network's embedding has this many rows and the checkpoint's fewer, the missing rows become the
@@ -150,7 +151,9 @@ def _match(
     problems = [*_listed("missing", missing), *_listed("not expected", extra), *_listed("of the wrong shape", misshapen)]
     if problems:
         raise CheckpointError(
-            f"The weights in {checkpoint.path} do not fit its config:\n" + "\n".join(problems) + "\nDownload the checkpoint again or mend its config."
+            f"The weights in {checkpoint.path} do not fit its config:\n"
+            + "\n".join(problems)
+            + "\nDownload the checkpoint again or mend its config."
         )
     return {name for name in entries if name in slots}
 

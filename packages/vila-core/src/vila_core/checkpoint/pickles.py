@@ -17,7 +17,9 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: the file is missing or damaged, holds code, or is not a flat mapping from names to tensors.
     """
     content = _unpickle(path)
-    if isinstance(content, Mapping) and not any(isinstance(value, torch.Tensor) for value in cast(Mapping[object, object], content).values()):
+    if isinstance(content, Mapping) and not any(
+        isinstance(value, torch.Tensor) for value in cast(Mapping[object, object], content).values()
+    ):
         content = cast(Mapping[object, object], content).get("state_dict", content)
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a state dict (names to tensors).")

@@ -43,13 +43,17 @@ def radio_config(raw: Section, weights: dict[str, TensorEntry]) -> dict[str, obj
         "max_image_size": math.isqrt(positions) * patch_size,
         "num_summary_tokens": summaries,
         "num_registers": tokens - summaries,
+        "final_norm": "radio_model.model.norm.weight" in shapes,
+        "normalize_features": "radio_model.feature_normalizer.mean" in shapes,
     }
 
 
 def _stated(raw: Section) -> dict[str, object]:
+    """Only what vila-core itself writes states all sizes."""
     keys = ("image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "max_image_size")
-    fields: dict[str, object] = {key: raw.integer(key) for key in keys}
-    return fields | {"num_summary_tokens": raw.integer("num_summary_tokens"), "num_registers": raw.integer("num_registers", 0, minimum=0)}
+    fields: dict[str, object] = {key: raw.integer(key) for key in (*keys, "num_summary_tokens")}
+    fields["num_registers"] = raw.integer("num_registers", 0, minimum=0)
+    return fields
 
 
 def _preferred_size(raw: Section) -> int | None:

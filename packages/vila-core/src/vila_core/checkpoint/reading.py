@@ -54,7 +54,7 @@ def _read_pickled(file: Path, entries: Mapping[str, TensorEntry], device: torch.
 def _read_host(handle: FileIO, entry: TensorEntry) -> torch.Tensor:
     """Return the tensor's bytes `[nbytes]` uint8 in host memory of their own."""
     raw = torch.empty(entry.nbytes, dtype=torch.uint8)
-    _fill(handle, memoryview(raw.numpy()), entry)
+    _fill(handle, raw.numpy().data, entry)
     return raw
 
 
@@ -83,7 +83,7 @@ class _Staging:
             stop = min(start + STAGING_BYTES, entry.nbytes)
             buffer, copied = self._buffers[self._turn], self._copied[self._turn]
             copied.synchronize()  # the buffer's last copy has left it
-            _fill(handle, memoryview(buffer[: stop - start].numpy()), entry)
+            _fill(handle, buffer[: stop - start].numpy().data, entry)
             target[start:stop].copy_(buffer[: stop - start], non_blocking=True)
             copied.record(stream)
             self._turn = 1 - self._turn

@@ -26,7 +26,9 @@ _NO_LIMIT = 10**9
 def require_tokenizer(folder: Path) -> None:
     """Raise `CheckpointError` unless `folder` holds a tokenizer."""
     if not any((folder / name).exists() for name in VOCABULARIES):
-        raise CheckpointError(f"{folder} has no tokenizer: expected one of {', '.join(VOCABULARIES)}. Copy it from the original checkpoint.")
+        raise CheckpointError(
+            f"{folder} has no tokenizer: expected one of {', '.join(VOCABULARIES)}. Copy it from the original checkpoint."
+        )
 
 
 def read_max_length(folder: Path, language: Section) -> int:

@@ -33,9 +33,7 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers for its filters."""
 
 
-def read_tower_config(
-    raw: Section, root: Section, weights: dict[str, TensorEntry], towers: Registry[Component]
-) -> VisionTowerConfig:
+def read_tower_config(raw: Section, root: Section, weights: dict[str, TensorEntry], towers: Registry[Component]) -> VisionTowerConfig:
     """Translate `vision_tower/config.json` (`raw`) with the selection that the root config states; `weights` are the tower's own.
 
     Raises:
@@ -123,7 +121,9 @@ def read_pixel_config(preprocessor: Section | None, tower: VisionTowerConfig, si
     if isinstance(tower, RadioConfig) and preprocessor is None:
         return PixelConfig(size=size or tower.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample="bilinear")
     if preprocessor is None:
-        raise CheckpointError(f"The vision tower '{tower.name}' has no preprocessor_config.json. Copy it from the tower's original checkpoint.")
+        raise CheckpointError(
+            f"The vision tower '{tower.name}' has no preprocessor_config.json. Copy it from the tower's original checkpoint."
+        )
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not preprocessor.boolean(step, True):
             raise CheckpointError(f"{preprocessor.source}: '{step}' is false, which is not supported.")

@@ -6,7 +6,9 @@ looked up by its last component, never imported.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -16,21 +18,30 @@ from vila_core.checkpoint.headers import TensorEntry
 from vila_core.checkpoint.json_files import Section, read_json, read_section
 from vila_core.checkpoint.language_config import read_language_config
 from vila_core.checkpoint.model_card import read_license
+from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.checkpoint.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
 from vila_core.checkpoint.tower_config import read_pixel_config, read_tower_config
-from vila_core.checkpoint.vila_writer import write_vila
+from vila_core.checkpoint.vila_writer import OWN_KEY, OWN_PREPROCESS_KEYS, PARTS, write_vila
 from vila_core.checkpoint.weights import WeightIndex, index_folder
-from vila_core.config import LanguageModelConfig, PreprocessConfig, ProjectorConfig, S2Config, TimeTokenConfig, VilaConfig, VisionTowerConfig
+from vila_core.config import (
+    LanguageModelConfig,
+    PreprocessConfig,
+    ProjectorConfig,
+    S2Config,
+    TimeTokenConfig,
+    VilaConfig,
+    VisionTowerConfig,
+)
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins import Plugins, load_plugins
 
-PARTS = ("llm", "vision_tower", "mm_projector")
 
-
+@dataclass(frozen=True)
 class VilaFormat:
     """The reference's own layout."""
 
-    name = "vila"
+    name: str = "vila"
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
         return model_type_at(path).startswith("llava_")
@@ -38,8 +49,12 @@ class VilaFormat:
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)
 
+    def with_shard_bytes(self, limit: int) -> "VilaFormat":
+        """Return the format that writes files of at most `limit` bytes."""
+        return replace(self, max_shard_bytes=limit)
+
     def write(self, checkpoint: Checkpoint, path: Path) -> None:
-        write_vila(checkpoint, path)
+        write_vila(checkpoint, path, self.max_shard_bytes)
 
 
 def model_type_at(path: Path) -> str:
@@ -108,10 +123,13 @@ class _Reader:
         self.preprocessor = preprocessor
         self.weights = weights
         self.plugins = plugins
+        self.own = root.section(OWN_KEY) if OWN_KEY in root else Section({}, root.source)
 
     def config(self, path: Path, template: str | None) -> VilaConfig:
         language_model = read_language_config(self.language, read_max_length(path / "llm", self.language))
         tower = read_tower_config(self.tower, self.root, self.weights.with_prefix("vision_tower."), self.plugins.vision_towers)
+        if self.root.boolean("ps3", False):
+            raise CheckpointError(f"{self.root.source}: 'ps3' is on; PS3 towers are not supported.")
         static, dynamic = self._s2()
         encoders = self.plugins.media_encoders
         try:
@@ -124,7 +142,9 @@ class _Reader:
                 video_encoder=read_encoder(self.root, "video_encoder", "BasicVideoEncoder", encoders),
                 language_model=language_model,
                 # Static S2 keeps the detail of its largest scale; dynamic S2 cuts images into tiles of the smallest.
-                pixels=read_pixel_config(self.preprocessor, tower, max(static.scales) if static else dynamic.scales[0] if dynamic else None),
+                pixels=read_pixel_config(
+                    self.preprocessor, tower, max(static.scales) if static else dynamic.scales[0] if dynamic else None
+                ),
                 preprocess=self._preprocess(dynamic),
                 time_tokens=self._time_tokens(),
                 chat_template=self._chat_template(template),
@@ -145,7 +165,9 @@ class _Reader:
             resize_output_to_scale_idx=self.root.integer("s2_resize_output_to_scale_idx", 0, minimum=-len(scales)),
         )
         if s2.resize_output_to_scale_idx >= len(scales):
-            raise CheckpointError(f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; there are {len(scales)} scales.")
+            raise CheckpointError(
+                f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; there are {len(scales)} scales."
+            )
         return (None, s2) if dynamic else (s2, None)
 
     def _scales(self) -> Iterator[int]:
@@ -165,7 +187,8 @@ class _Reader:
         width = tower.output_size * (len(s2.scales) if s2 else 1)
         stated = self.root.integer("mm_hidden_size", width)
         if stated != width:
-            raise CheckpointError(f"{self.root.source}: 'mm_hidden_size' is {stated}, but the tower gives {tower.output_size} x {width // tower.output_size} scales.")
+            given = f"the tower gives {tower.output_size} x {width // tower.output_size} scales"
+            raise CheckpointError(f"{self.root.source}: 'mm_hidden_size' is {stated}, but {given}.")
         config = component.config_type.model_validate({"name": component.name, "in_size": width, "out_size": language_model.hidden_size})
         assert isinstance(config, ProjectorConfig), component.config_type
         return config
@@ -184,6 +207,7 @@ class _Reader:
                 "num_video_frames": self.root.integer("num_video_frames", 8),
                 "fps": self.root.number("fps", 0.0, minimum=0.0),
                 "s2_scales": dynamic.scales if dynamic else (),
+                **{key: self.own.boolean(key, False) for key in OWN_PREPROCESS_KEYS},
             }
         )
 
@@ -193,13 +217,18 @@ class _Reader:
 
     def _chat_template(self, template: str | None) -> str:
         """The tokenizer's own template; where it has none, the registered one that the config says it was trained with."""
+        if "chat_template" in self.own:
+            return self.own.string("chat_template")
         version = self.root.values.get("version")
         return version if template is None and isinstance(version, str) and version in self.plugins.chat_templates else "auto"
 
 
-def stored_dtype(weights: WeightIndex) -> str:
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def stored_dtype(weights: WeightIndex) -> Dtype:
     """Return the torch name of the dtype that most of the language model's bytes are stored in."""
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    names: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     sizes = dict.fromkeys(names, 0)
     for entry in weights.with_prefix("llm.").values():
         if entry.dtype in sizes:

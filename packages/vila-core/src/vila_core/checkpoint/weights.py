@@ -60,6 +60,17 @@ class WeightIndex:
         for file in self.files:
             yield from read_tensors(file, {name: entry for name, entry in self.entries.items() if entry.file == file}, device)
 
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (canonical name, its bytes in chunks), file by file, for copying. Consume each before the next.
+
+        Raises:
+            CheckpointError: a file changed or cannot be read.
+        """
+        from vila_core.checkpoint.copying import stream_bytes
+
+        for file in self.files:
+            yield from stream_bytes(file, {name: entry for name, entry in self.entries.items() if entry.file == file})
+
     def read(self, name: str, device: "torch.device | str" = "cpu") -> "torch.Tensor":
         """Return one tensor on `device` in its stored dtype."""
         from vila_core.checkpoint.reading import read_tensors

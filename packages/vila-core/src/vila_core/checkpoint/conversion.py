@@ -1,0 +1,134 @@
+"""Write checkpoints: convert one on disk to another format, or save what training made."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
+from vila_core.checkpoint.opening import open_checkpoint
+from vila_core.checkpoint.tokenizer_files import read_chat_template, require_tokenizer
+from vila_core.config import VilaConfig
+from vila_core.errors import CheckpointError, ConfigError
+from vila_core.hookspecs import CheckpointFormat
+from vila_core.plugins import load_plugins
+
+if TYPE_CHECKING:
+    import torch
+
+
+def convert(
+    source: str | Path | Checkpoint,
+    out: str | Path,
+    format: str,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    lora: str | Path | None = None,
+    max_shard_bytes: int | None = None,
+) -> Checkpoint:
+    """Write `source` to the new folder `out` in another format, and return what was written, read back.
+
+    Tensors are copied as bytes, dtype included; memory holds one chunk. The target is written whole or not at all.
+
+    Args:
+        source: a folder, a hub id, or an opened checkpoint.
+        out: a folder that does not exist yet, or is empty.
+        format: name of a registered format that can be written.
+        revision: branch, tag or commit; only for a hub id.
+        token: access token for gated and private repositories; only for a hub id.
+        offline: use the hub's cache only.
+        lora: folder or hub id of a LoRA adapter to merge into the weights.
+        max_shard_bytes: largest safetensors file; None is the format's own limit (5 GB).
+
+    Raises:
+        CheckpointError: the format is unknown, cannot be written or cannot hold the model; the target is not empty; the disk is full.
+    """
+    target = writable_format(format, max_shard_bytes)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token, offline=offline)
+    if lora is not None:
+        from vila_core.checkpoint.lora import MergedWeights, open_adapter
+
+        adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
+        checkpoint = replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
+    out = Path(out).expanduser()
+    target.write(checkpoint, out)
+    return target.read(out)
+
+
+def save_checkpoint(
+    tensors: "Mapping[str, torch.Tensor]",
+    config: VilaConfig,
+    tokenizer_path: str | Path,
+    out: str | Path,
+    *,
+    format: str = "vila",
+    base: Checkpoint | None = None,
+    dtype: "torch.dtype | None" = None,
+    max_shard_bytes: int | None = None,
+) -> Checkpoint:
+    """Write a model that is in memory to the new folder `out`, and return what was written, read back.
+
+    Args:
+        tensors: the network's state dict (canonical names), on any device.
+        config: the network's config; what the layout has keys for is written into them.
+        tokenizer_path: folder with the tokenizer's files, which are copied.
+        out: a folder that does not exist yet, or is empty.
+        format: name of a registered format that can be written.
+        base: the checkpoint that training started from; its leftover config keys and license are kept.
+        dtype: cast floating-point tensors to it as they are written; None keeps each as it is.
+        max_shard_bytes: largest safetensors file; None is the format's own limit (5 GB).
+
+    Raises:
+        CheckpointError: as `convert` does.
+    """
+    from vila_core.checkpoint.memory import MemoryWeights
+
+    target = writable_format(format, max_shard_bytes)
+    tokenizer_path = Path(tokenizer_path)
+    require_tokenizer(tokenizer_path)
+    # What is in memory has been resized already: the network's positions are for its own image size.
+    tower = config.vision_tower.model_copy(update={"pretrained_image_size": None})
+    checkpoint = Checkpoint(
+        path=base.path if base else tokenizer_path,
+        format=base.format if base else "vila",
+        config=config.model_copy(update={"vision_tower": tower}),
+        weights=MemoryWeights(tensors, dtype),
+        tokenizer_path=tokenizer_path,
+        raw_config=base.raw_config if base else {},
+        license=base.license if base else None,
+        chat_template=read_chat_template(tokenizer_path),
+        raw_parts=base.raw_parts if base else RawParts(),
+    )
+    out = Path(out).expanduser()
+    target.write(checkpoint, out)
+    return target.read(out)
+
+
+@runtime_checkable
+class ShardedFormat(Protocol):
+    """A format whose files have a largest size."""
+
+    def with_shard_bytes(self, limit: int) -> CheckpointFormat:
+        """Return the format that writes files of at most `limit` bytes."""
+        ...
+
+
+def writable_format(name: str, max_shard_bytes: int | None = None) -> CheckpointFormat:
+    """Return the registered format `name`, writing files of at most `max_shard_bytes`.
+
+    Raises:
+        CheckpointError: no such format, or a limit that it does not know or that is not positive.
+    """
+    try:
+        form = load_plugins().checkpoint_formats.get(name)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    if max_shard_bytes is None:
+        return form
+    if max_shard_bytes < 1:
+        raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; expected at least 1.")
+    if not isinstance(form, ShardedFormat):
+        raise CheckpointError(f"Format '{name}' has no limit on its files' size. Leave max_shard_bytes out.")
+    return form.with_shard_bytes(max_shard_bytes)

@@ -1,0 +1,111 @@
+"""Checkpoints on the Hugging Face hub: downloaded to its cache as a snapshot, without code.
+
+Downloads are resumed and verified by huggingface_hub; what it raises becomes a `CheckpointError` that says what to do.
+"""
+
+import errno
+import re
+from pathlib import Path
+from typing import cast
+
+from vila_core.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+
+WANTED = (
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.txt",
+    "*.model",
+    "README.md",
+    "LICENSE*",
+    "MODEL_LICENSE*",
+    "NOTICE*",
+    "non_lora_trainables.bin",
+)
+"""Weights, configs, tokenizers and licenses; the last belongs to an adapter of the reference."""
+
+PICKLES = ("*.bin",)
+"""Asked for only where a repository has no safetensors; they are read weights-only."""
+
+UNWANTED = ("*.py", "*.pyc", "*trainer_state.json", "*training_args*", "*optimizer*", "*scheduler*", "global_step*")
+"""Code is never run, so never fetched; the rest is left over from training."""
+
+
+def is_hub_id(text: str) -> bool:
+    """Return whether `text` looks like `owner/name`."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def download(repo_id: str, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+    """Return the folder of the snapshot in the hub's cache, downloading what is missing unless `offline`.
+
+    Raises:
+        CheckpointError: no such repository or revision, no access, no network, or (offline) nothing in the cache.
+    """
+    folder = _snapshot(repo_id, revision, token, offline, WANTED)
+    if not any(folder.rglob("*.safetensors")):
+        folder = _snapshot(repo_id, revision, token, offline, (*WANTED, *PICKLES))
+    return folder
+
+
+def _snapshot(repo_id: str, revision: str | None, token: str | None, offline: bool, patterns: tuple[str, ...]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The base error of the HTTP library that this version of huggingface_hub uses.
+    http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
+    try:
+        return Path(
+            snapshot_download(
+                repo_id,
+                revision=revision,
+                token=token,
+                local_files_only=offline,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(UNWANTED),
+            )
+        )
+    except (OSError, ValueError, http_error) as error:
+        raise CheckpointError(_explain(error, repo_id, revision, offline)) from error
+
+
+def _explain(error: BaseException, repo_id: str, revision: str | None, offline: bool) -> str:
+    """Return what went wrong and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f" at revision '{revision}'" if revision else ""
+    if isinstance(error, GatedRepoError):
+        return (
+            f"'{repo_id}' is gated: accept its terms on the hub, then give an access token "
+            "(HF_TOKEN in the environment, `hf auth login`, or token=...)."
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"No repository '{repo_id}' on the hub, or it is private. Check the spelling; for a private one give an access token "
+            "(HF_TOKEN in the environment, `hf auth login`, or token=...). A folder of that name does not exist either."
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"'{repo_id}' has no revision '{revision}'. Give a branch, tag or commit of that repository."
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            mend = "Give a valid access token (HF_TOKEN, `hf auth login`, or token=...)."
+            return f"The hub refused access to '{repo_id}' (HTTP {status}). {mend}"
+        return f"The hub answered HTTP {status} for '{repo_id}'{at}. Try again later; what was downloaded is kept."
+    if isinstance(error, LocalEntryNotFoundError):
+        if isinstance(error.__cause__, HfHubHTTPError):
+            return _explain(error.__cause__, repo_id, revision, offline)
+        if offline:
+            return f"'{repo_id}'{at} is not (or not completely) in the hub's cache, and offline was asked for. Load it once with a network."
+        return f"'{repo_id}'{at} is not in the hub's cache, and the hub cannot be reached. Check the network, proxy and HF_ENDPOINT."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"The disk is full: '{repo_id}' could not be downloaded. Free space, or set HF_HOME to a larger disk."
+    return f"'{repo_id}'{at} could not be downloaded: {error}. Try again: what was downloaded is kept."

@@ -1,0 +1,66 @@
+"""A folder that is written whole or not at all: it takes its name only when everything in it is there."""
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from vila_core.errors import CheckpointError
+
+
+@contextmanager
+def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
+    """Yield a temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        CheckpointError: `path` exists and is not an empty folder, or the disk is full or not writable.
+    """
+    path = path.expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        if free < needed_bytes:
+            raise _disk_full(path, f"{needed_bytes:,} bytes are needed, {free:,} are free")
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.exists():
+            path.rmdir()  # empty, as checked above
+        temporary.rename(path)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _cannot_write(path, error) from error
+    except BaseException:  # an interrupted run leaves nothing either
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write `value` as indented JSON with sorted keys. NaN and infinities are a `ValueError`."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(path: Path, error: OSError) -> CheckpointError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full(path, "the disk is full")
+    return CheckpointError(f"{path} cannot be written: {error.strerror or error}. Nothing was left behind.")
+
+
+def _disk_full(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} was not written: {why}. Free space or choose another disk; nothing was left behind.")
