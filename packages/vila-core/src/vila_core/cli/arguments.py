@@ -6,18 +6,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from vila_core.errors import ConfigError, GenerationError, MediaError, PromptError
 
 if TYPE_CHECKING:
-    from vila_core.media import Image, Video
+    from vila_core.media import Media
     from vila_core.prompt import Part
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".3gp", ".ogv")
 OPTION_NAME = re.compile(r"--[a-z]+(_[a-z]+)+")
-URL_START = ("https://", "http://")
 
 
 def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: Mapping[str, str]) -> list[str]:
@@ -58,7 +54,7 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
     """Return the prompt: media in order, then the text, which comes from standard input if it is "-" or piped.
 
     Raises:
-        MediaError: a file is not there, or its kind cannot be told.
+        MediaError: a file is not there.
         PromptError: there is neither text nor media.
     """
     parts: list[Part] = [open_medium(source) for source in media]
@@ -71,31 +67,23 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
     return parts
 
 
-def open_medium(source: str) -> "Image | Video":
-    """Return the image or video that `source` names; nothing is read yet. A folder is a video's frames.
+def open_medium(source: str) -> "Media":
+    """Return the image or video that `source` names; its content is not read yet. `image:` and `video:` before it say which.
 
     Raises:
-        MediaError: the file is not there, or its name does not tell whether it is an image or a video.
+        MediaError: the file is not there (a model takes long to load, so this is told first).
     """
-    from vila_core.media import Image, Video
+    from vila_core.media import Image, Video, open_media
+    from vila_core.sources import is_data_uri, is_url
 
-    for prefix, medium in (("image:", Image), ("video:", Video)):
-        if source.startswith(prefix):
-            return medium(source.removeprefix(prefix))
-    is_url = source.lower().startswith(URL_START)
-    path = Path(urlsplit(source).path if is_url else source)
-    if not is_url and not path.exists():
-        raise MediaError(f"No file or folder '{source}'. Check the path.")
-    if not is_url and path.is_dir():
-        return Video(source)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return Image(source)
-    if path.suffix.lower() in VIDEO_SUFFIXES:
-        return Video(source)
-    raise MediaError(
-        f"'{source}': the name does not tell whether it is an image ({' '.join(IMAGE_SUFFIXES)}) or a video ({' '.join(VIDEO_SUFFIXES)}). "
-        f"Write image:{source} or video:{source}."
-    )
+    kind, colon, rest = source.partition(":")
+    is_marked = bool(colon) and kind in ("image", "video")
+    name = rest if is_marked else source
+    if not (is_url(name) or is_data_uri(name) or Path(name).exists()):
+        raise MediaError(f"No file or folder '{name}'. Check the path (the current folder is '{Path.cwd()}').")
+    if is_marked:
+        return Image(name) if kind == "image" else Video(name)
+    return open_media(name)
 
 
 def read_overrides(assignments: Sequence[str], *, num_video_frames: int, video_max_tiles: int) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from vila_core.plugins import load_plugins
 Status = Literal["ok", "note", "warning", "missing"]
 SIBLINGS = ("vila-train", "vila-quant", "vila-serve", "vila-eval")
 PYTHON = (3, 11)
+MAIN_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "pillow", "av", "xgrammar")
+"""What to look for when `vila-core` is not installed, so that nothing says which versions it needs."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ def _examine_requirements() -> Iterator[Finding]:
     from packaging.requirements import Requirement
 
     if _version("vila-core") is None:
+        for name in MAIN_PACKAGES:
+            found = _version(name)
+            yield Finding(
+                "packages", name, "ok" if found else "missing", found or "not installed", None if found else f"pip install {name}"
+            )
         return
     extras = metadata.metadata("vila-core").get_all("Provides-Extra") or []
     for line in metadata.requires("vila-core") or ():

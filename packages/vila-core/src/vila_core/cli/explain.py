@@ -35,6 +35,7 @@ class Part:
     name: str
     tokens: int
     tiles: Tiles | None
+    unit: str = "tile"
     blocks: tuple[tuple[int, int], ...] = ()
     """How the tiles are laid out, one block below another: (tiles, columns)."""
 
@@ -44,19 +45,17 @@ class Part:
         if self.tiles is None:
             return ""
         count, _, height, width = self.tiles.pixels.shape
-        rows, columns = self.tiles.grid
-        size = f"{width}×{height} px"
-        if self.name.startswith("video"):
-            return f"{count} frame{'s'[: count != 1]} of {size}"
-        if count == 1:
-            return f"1 tile of {size}"
-        return f"{count} tiles of {size} ({' + '.join(self._block_names(rows, columns))})"
+        text = f"{count} {self.unit}{'s'[: count != 1]} of {width}×{height} px"
+        if count == 1 or self.unit == "frame":
+            return text
+        return f"{text} ({' + '.join(self._block_names())})"
 
-    def _block_names(self, rows: int, columns: int) -> list[str]:
-        names = [f"{count // across}×{across}" for count, across in self.blocks]
-        if self.tiles is not None and self.tiles.is_separate and len(self.blocks) > 1:
-            names = [f"{rows}×{columns}", "thumbnail"]
-        return names
+    def _block_names(self) -> list[str]:
+        assert self.tiles is not None
+        if self.tiles.is_separate and len(self.blocks) > 1:
+            rows, columns = self.tiles.grid
+            return [f"{rows}×{columns}", "thumbnail"]
+        return [f"{-(-count // across)}×{across}" for count, across in self.blocks]
 
 
 def read_parts(inspection: Inspection, config: VilaConfig) -> list[Part]:
@@ -64,8 +63,12 @@ def read_parts(inspection: Inspection, config: VilaConfig) -> list[Part]:
     tiles = iter(inspection.tiles)
     parts: list[Part] = []
     for name, tokens in inspection.token_counts.items():
-        of_part = None if name == "text" else next(tiles)
-        parts.append(Part(name, tokens, of_part, () if of_part is None else _blocks(of_part, config)))
+        if name == "text":
+            parts.append(Part(name, tokens, None))
+            continue
+        of_part = next(tiles)
+        unit = "frame" if name.startswith("video") and config.preprocess.video_max_tiles == 1 else "tile"
+        parts.append(Part(name, tokens, of_part, unit, _blocks(of_part, config)))
     return parts
 
 
@@ -134,7 +137,7 @@ def _draw_part(part: Part, pixels: PixelConfig) -> Image.Image:
     pictures = [Image.fromarray(picture).resize(cell) for picture in _to_bytes(part.tiles, pixels)]
     across = max(columns for _, columns in part.blocks)
     rows = [-(-count // columns) for count, columns in part.blocks]
-    title = f"{part.name}: {part.description}, {part.tokens:,} tokens"
+    title = f"{part.name}: {part.description}, {part.tokens:,} tokens".replace("×", "x")  # Pillow's font lacks the sign
     sheet_height = LINE + sum(rows) * (cell[1] + GAP) + (len(rows) - 1) * 2 * GAP
     sheet = Image.new(
         "RGB", (max(across * (cell[0] + GAP), round(ImageDraw.Draw(pictures[0]).textlength(title, _font())) + GAP), sheet_height), "white"

@@ -17,7 +17,6 @@ from vila_core.errors import ConfigError
 from vila_core.plugins import load_plugin_file
 
 if TYPE_CHECKING:
-    from vila_core.engine.completion import Completion
     from vila_core.prompt import Part
     from vila_core.runtime import GenerationSettings, Vila
 
@@ -143,6 +142,9 @@ def infer(
         "json_mode": json_mode,
         "json_schema": read_json_schema(json_schema) if json_schema else None,
     }
+    from vila_core.engine.sampling import GenerationConfig
+
+    GenerationConfig.model_validate(settings)  # a mistake is told before the model takes its time to load
     with _status(f"Loading {model_path or 'the embedded model'} …"):
         model = vila_core.load(
             model_path,
@@ -161,7 +163,7 @@ def infer(
 
 def _answer(model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(_as_dict(model.complete(prompt, **settings)), ensure_ascii=False, indent=2))
+        typer.echo(json.dumps(asdict(model.complete(prompt, **settings)), ensure_ascii=False, indent=2))
     # Time tokens become seconds in a whole answer only.
     elif stream and model.config.time_tokens is None:
         for piece in strip_pieces(model.stream(prompt, **settings)):
@@ -172,10 +174,6 @@ def _answer(model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettin
         with _status("Answering …"):
             answer = model.complete(prompt, **settings).text
         typer.echo(answer)
-
-
-def _as_dict(completion: "Completion") -> dict[str, Any]:
-    return asdict(completion)
 
 
 def strip_pieces(pieces: Iterable[str]) -> Iterator[str]:
