@@ -1,14 +1,27 @@
-"""timm imports torchvision, whose compiled operators may be absent beside a CPU-only torch; it registers fakes for two of them.
+"""timm imports torchvision, which does not import beside another build of torch than its own: two of its operators are then missing.
 
-Declaring their schemas before anything imports torchvision is enough: no test calls them.
+Declaring them is enough: no test calls them.
 """
 
 import importlib.util
+import sys
 
 import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_LIBRARY = torch.library.Library("torchvision", "DEF") if importlib.util.find_spec("torchvision") else None
-if _LIBRARY is not None:
-    for _name in ("nms", "qnms"):
-        _LIBRARY.define(_name + _SCHEMA)
+
+
+def _imports() -> bool:
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:  # operator torchvision::nms does not exist
+        return False
+    return True
+
+
+if importlib.util.find_spec("torchvision") and not _imports():
+    for _module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[_module]
+    _LIBRARY = torch.library.Library("torchvision", "DEF")
+    for _operator in ("nms", "qnms"):
+        _LIBRARY.define(_operator + _SCHEMA)
