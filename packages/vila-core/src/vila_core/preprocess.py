@@ -15,6 +15,8 @@ from vila_core.config import PixelConfig, PreprocessConfig
 from vila_core.errors import ConfigError, MediaError
 
 RESAMPLE = {"bicubic": PILImage.Resampling.BICUBIC, "bilinear": PILImage.Resampling.BILINEAR}
+MAX_RESIZED_PIXELS = 100_000_000
+"""Pixels that a picture may have after its shorter edge is resized."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,21 @@ class Tiles:
 
 
 def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
-    """Return `image` (RGB) resized, cropped and normalised as `config` says, float32 `[3, H, W]`."""
+    """Return `image` (RGB) resized, cropped and normalised as `config` says, float32 `[3, H, W]`.
+
+    Raises:
+        MediaError: the picture is so narrow that resizing its shorter edge would make it huge.
+    """
     resample = RESAMPLE[config.resample]
     if config.resize == "square":
         image = image.resize((config.size, config.size), resample)
     else:
         short = min(image.size)
+        if config.size**2 * max(image.size) > short * MAX_RESIZED_PIXELS:
+            raise MediaError(
+                f"The image is {image.width}x{image.height}, too narrow for a tower that resizes the shorter edge to {config.size} pixels. "
+                "Crop it, or use image_aspect_ratio 'pad' or 'resize'."
+            )
         image = image.resize((int(config.size * image.width / short), int(config.size * image.height / short)), resample)
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2

@@ -1,0 +1,248 @@
+"""What a user does with a loaded model, on a tiny checkpoint of the recordings."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+import vila_core as vila
+from vila_core.errors import CheckpointError, ConfigError, GenerationError, MediaError, PromptError
+
+DATA = Path(__file__).parents[1] / "parity" / "data"
+NVILA = DATA / "golden" / "nvila_lite_56" / "checkpoint"
+NVILA_S2 = DATA / "golden" / "nvila_56" / "checkpoint"
+CLIP = DATA / "golden2" / "vila15_clip_336" / "checkpoint"
+YI = DATA / "golden2" / "vila15_yi_intern_448" / "checkpoint"
+INPUTS = DATA / "golden" / "inputs"
+
+
+@pytest.fixture(scope="module")
+def model() -> vila.Vila:
+    return vila.load(NVILA, device="cpu")
+
+
+def picture(width: int, height: int, seed: int = 0) -> vila.Image:
+    return vila.Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def clip_of(frames: int) -> vila.Video:
+    return vila.Video(np.random.default_rng(1).integers(0, 256, (frames, 40, 60, 3), dtype=np.uint8))
+
+
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def test_stream_and_completion_say_the_same(model: vila.Vila):
+    prompt = ["what is this?", picture(90, 60)]
+    done = model.complete(prompt, max_new_tokens=12)
+    assert "".join(model.stream(prompt, max_new_tokens=12)).strip() == done.text == model.generate(prompt, max_new_tokens=12)
+    assert len(done.token_ids) == done.usage.completion_tokens <= 12
+    assert done.usage.media_tokens < done.usage.prompt_tokens
+    assert done.finish_reason in ("stop", "length")
+    assert min(done.timings.preprocess, done.timings.encode, done.timings.prefill) > 0
+
+
+def test_batch_answers_are_the_single_answers(model: vila.Vila):
+    prompts = [["hello"], [picture(200, 50), "what?"], ["a longer question about ", picture(30, 30, 2), picture(31, 20, 3), " both"], [clip_of(8), "and then?"]]
+    assert model.generate_batch(prompts, max_new_tokens=8) == [model.generate(prompt, max_new_tokens=8) for prompt in prompts]
+    assert model.generate_batch([]) == []
+
+
+def test_sampling_is_repeatable(model: vila.Vila):
+    settings = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 0.95}
+    first = model.generate("tell me", seed=3, **settings)
+    assert model.generate("tell me", seed=3, **settings) == first
+    assert any(model.generate("tell me", seed=seed, **settings) != first for seed in range(4, 8))
+
+
+def test_history_reaches_the_model(model: vila.Vila):
+    history = [vila.Message("user", [picture(40, 40), "what color?"]), vila.Message("assistant", "Red."), vila.Message("user", "are you sure?")]
+    seen = model.inspect(history)
+    assert "Red.<|im_end|>" in seen.prompt_text
+    assert seen.prompt_text.count("<|im_start|>user") == 2
+    assert model.chat(history, max_new_tokens=3) == model.generate(history, max_new_tokens=3)
+    assert "You are a pirate" in model.inspect([vila.Message("system", "You are a pirate"), vila.Message("user", "hi")]).prompt_text
+
+
+def test_stop_string_ends_an_answer(model: vila.Vila):
+    full = model.complete("how are you today?", max_new_tokens=12)
+    cut = full.text[3:5]
+    done = model.complete("how are you today?", max_new_tokens=12, stop=cut)
+    assert done.finish_reason == "stop"
+    assert cut not in done.text
+    assert full.text.startswith(done.text)
+
+
+# ------------------------------------------------------------------------------------------------ inspection
+
+
+def test_inspection_accounts_for_every_token(model: vila.Vila):
+    seen = model.inspect(["look: ", picture(200, 100), "what is it?"])
+    assert sum(seen.token_counts.values()) == len(seen.inputs_embeds) == len(seen.last_hidden)
+    assert set(seen.token_counts) == {"text", "image 1"}
+    assert seen.pixel_values is not None
+    assert len(seen.pixel_values) == len(seen.tiles[0].pixels) == seen.tiles[0].grid[0] * seen.tiles[0].grid[1] + 1
+    assert seen.logits.shape[0] == 16
+
+
+def test_only_a_lone_image_is_tiled_unless_all_are(model: vila.Vila):
+    pair = [picture(300, 100), picture(100, 300), "compare"]
+    assert [len(tiles.pixels) for tiles in model.inspect(pair).tiles] == [1, 1]
+    every = vila.load(NVILA, device="cpu", tile_all=True)
+    seen = every.inspect(pair)
+    assert [tiles.grid for tiles in seen.tiles] == [(2, 6), (6, 2)]
+    assert seen.prompt_text.count("<image>\n") == 2 * 13
+    s2 = vila.load(NVILA_S2, device="cpu", tile_all=True).inspect(pair)
+    assert s2.block_sizes == [(2, 6), (6, 2)]
+    assert s2.prompt_text.count("<image>") == 2
+
+
+def test_a_tiled_image_in_a_later_turn(model: vila.Vila):
+    history = [vila.Message("user", "hello"), vila.Message("assistant", "hi"), vila.Message("user", [picture(300, 100), "what?"])]
+    assert len(model.inspect(history).tiles[0].pixels) == 13
+
+
+def test_frames_as_images(model: vila.Vila):
+    other = vila.load(NVILA, device="cpu", video_as_images=True, num_video_frames=3)
+    seen = other.inspect([clip_of(6), "what happens?"])
+    assert seen.prompt_text.count("<image>") == 3
+    assert "<vila/video>" in model.inspect([clip_of(6), "what happens?"]).prompt_text
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (17, 11)])
+@pytest.mark.parametrize("checkpoint", [NVILA, NVILA_S2])
+def test_images_of_odd_shapes(checkpoint: Path, size: tuple[int, int]):
+    assert vila.load(checkpoint, device="cpu").generate([picture(*size), "what?"], max_new_tokens=2) is not None
+
+
+def test_an_extreme_shape_before_a_centre_crop_is_refused():
+    cropped = vila.load(CLIP, device="cpu", chat_template="vicuna_v1", image_aspect_ratio="other")
+    with pytest.raises(MediaError, match="1x5000"):
+        cropped.inspect([picture(1, 5000), "what?"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str):
+    half = vila.load(NVILA, device="cpu", dtype=dtype)
+    assert str(half.dtype) == f"torch.{dtype}"
+    assert len(half.complete([picture(60, 60), "what?"], max_new_tokens=4).token_ids) <= 4
+    logits = half.inspect([picture(60, 60), "what?"]).logits.float()
+    exact = vila.load(NVILA, device="cpu", dtype="float32").inspect([picture(60, 60), "what?"]).logits
+    assert torch.nn.functional.cosine_similarity(logits[-1], exact[-1], dim=0) > 0.99
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize("prompt", [[], "", "  ", [""], ["<image>"], [vila.Message("user", "")]])
+def test_empty_prompt(model: vila.Vila, prompt: object):
+    if prompt == ["<image>"]:  # a typed media token is removed, and nothing is left
+        assert "<image>" not in model.inspect(["<image>", "hi"]).prompt_text
+        return
+    with pytest.raises(PromptError, match="empty"):
+        model.generate(prompt)  # pyright: ignore
+
+
+def test_prompt_of_other_things(model: vila.Vila):
+    with pytest.raises(PromptError, match="not int"):
+        model.generate(["what is", 5])  # pyright: ignore
+    with pytest.raises(PromptError, match="Wrap pictures"):
+        model.generate([PIL.Image.new("RGB", (4, 4))])  # pyright: ignore
+    with pytest.raises(PromptError, match="not both"):
+        model.generate(["hi", vila.Message("user", "hi")])  # pyright: ignore
+    with pytest.raises(PromptError, match="role"):
+        vila.Message("human", "hi")  # pyright: ignore
+
+
+def test_prompt_over_the_context(tmp_path: Path):
+    folder = tmp_path / "short"
+    shutil.copytree(NVILA, folder)
+    tokenizer = json.loads((folder / "llm" / "tokenizer_config.json").read_text())
+    (folder / "llm" / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"model_max_length": 128}))
+    small = vila.load(folder, device="cpu")
+    with pytest.raises(PromptError, match=r"video 1: \d+.*context is 128.*Reduce num_video_frames") as error:
+        small.generate([vila.Video(np.zeros((40, 8, 8, 3), np.uint8), frames=40), "what happens?"])
+    assert "text: " in str(error.value)
+    with pytest.raises(PromptError, match="Reduce the text"):
+        small.generate("word " * 50)
+    prompt = "a " * 35  # fits, but leaves little room: the answer is cut, as if max_new_tokens were smaller
+    room = 128 - small.complete(prompt, max_new_tokens=1).usage.prompt_tokens
+    assert 0 < room < 64
+    assert small.complete(prompt, max_new_tokens=64).usage.completion_tokens <= room
+
+
+def test_unknown_override_setting_template_device_dtype():
+    with pytest.raises(ConfigError, match="Did you mean 'num_video_frames'"):
+        vila.load(NVILA, num_video_frame=3)
+    with pytest.raises(ConfigError, match="max_tiles"):
+        vila.load(NVILA, max_tiles=0)
+    with pytest.raises(ConfigError, match="dynamic S2"):
+        vila.load(NVILA, image_aspect_ratio="dynamic_s2", s2_scales=(56, 112))
+    with pytest.raises(ConfigError, match="Did you mean 'vicuna_v1'"):
+        vila.load(NVILA, chat_template="vicuna_v2")
+    with pytest.raises(ConfigError, match="Unknown device"):
+        vila.load(NVILA, device="gpu")
+    with pytest.raises(ConfigError, match="not on this machine"):
+        vila.load(NVILA, device="cuda:99")
+    with pytest.raises(ConfigError, match="Unknown dtype 'int8'"):
+        vila.load(NVILA, dtype="int8")
+
+
+def test_template_that_contradicts_the_checkpoint():
+    with pytest.raises(ConfigError, match="'</s>', which is no token of this checkpoint"):
+        vila.load(NVILA, chat_template="vicuna_v1")
+    with pytest.raises(ConfigError, match="<|eot_id|>"):
+        vila.load(CLIP, chat_template="llama_3")
+
+
+def test_checkpoint_without_a_template(tmp_path: Path):
+    folder = tmp_path / "silent"
+    shutil.copytree(CLIP, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "version"}))
+    with pytest.raises(PromptError, match="states no chat template.*vicuna_v1"):
+        vila.load(folder)
+    assert vila.load(folder, chat_template="vicuna_v1").inspect("hi").prompt_text.endswith("USER: hi ASSISTANT:")
+
+
+def test_roles_must_alternate_where_the_template_says_so():
+    legacy = vila.load(CLIP, device="cpu", chat_template="vicuna_v1")
+    with pytest.raises(PromptError, match="in turn"):
+        legacy.generate([vila.Message("user", "hi"), vila.Message("user", "there")])
+    with pytest.warns(UserWarning, match="fixed system prompt"):
+        legacy.inspect([vila.Message("system", "Be brief."), vila.Message("user", "hi")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"top_p": 1.5}, "top_p"),
+        ({"max_token": 5}, "Did you mean"),
+        ({"json_schema": "{"}, "not JSON"),
+        ({"json_schema": {"type": "no such type"}}, "schema"),
+    ],
+)
+def test_settings_out_of_range(model: vila.Vila, settings: dict[str, object], message: str):
+    with pytest.raises(GenerationError, match=message):
+        model.generate("hi", **settings)  # pyright: ignore
+
+
+def test_padding_without_a_mean_colour():
+    padded = vila.load(YI, device="cpu", chat_template="hermes-2", image_aspect_ratio="pad")
+    with pytest.raises(ConfigError, match="mean colour"):
+        padded.inspect([picture(30, 20), "what?"])
+
+
+def test_missing_tokenizer(tmp_path: Path):
+    folder = tmp_path / "broken"
+    shutil.copytree(NVILA, folder)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / "llm" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"[Nn]o tokenizer"):
+        vila.load(folder)
