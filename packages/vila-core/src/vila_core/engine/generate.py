@@ -1,0 +1,219 @@
+"""Generation: prefill the prompt, then decode token by token; one answer streamed, or a batch at once.
+
+B batch, T tokens of a prompt, S cached + new tokens, D width, V vocabulary
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vila_core.engine.cache import Cache
+from vila_core.engine.completion import FinishReason
+from vila_core.engine.sampling import GenerationConfig, Sampler
+from vila_core.engine.text import Detokenizer, StopStrings
+from vila_core.errors import PromptError
+from vila_core.language import LanguageModel
+from vila_core.tokenizer import Tokenizer
+
+LogitsProcessor = Callable[[torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
+"""`(logits [B, V] fp32, ids generated so far in each row) -> logits`."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A step of a streamed answer. `token_id` is None for the last step of an answer that a stop token ended.
+
+    `text` is what has become certain: often empty, since half a character or a possible stop string is held back.
+    """
+
+    token_id: int | None
+    text: str
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One finished answer. The seconds are those of the whole batch."""
+
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    prefill_seconds: float
+    decode_seconds: float
+
+
+def prefill(llm: LanguageModel, embeds: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Read the prompts `[B, T, D]` into the empty `cache`; return the logits `[B, V]` of the first new token."""
+    return llm.logits(llm(embeds, cache=cache, attention_mask=attention_mask)[:, -1])
+
+
+def decode_one_token(llm: LanguageModel, ids: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Read one token `ids` `[B]` a row; return the logits `[B, V]` of the next."""
+    return llm.logits(llm(llm.embed(ids[:, None]), cache=cache, attention_mask=attention_mask)[:, -1])
+
+
+def stream(
+    llm: LanguageModel,
+    embeds: torch.Tensor,
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    stop_token_ids: frozenset[int],
+    logits_processor: LogitsProcessor | None = None,
+) -> Iterator[Piece]:
+    """Answer the prompt `[T, D]`, yielding a piece a token; the last piece has a finish reason.
+
+    Raises:
+        PromptError: the prompt is empty or leaves no room in the context.
+        GenerationError: the JSON schema cannot be followed.
+    """
+    answers, steps = _start(llm, [embeds], config, tokenizer, stop_token_ids, logits_processor)
+    return _pieces(answers[0], steps)
+
+
+def generate(
+    llm: LanguageModel,
+    embeds: Sequence[torch.Tensor],
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    stop_token_ids: frozenset[int],
+    logits_processor: LogitsProcessor | None = None,
+) -> list[Generated]:
+    """Answer a batch of prompts `[T_i, D]` of any lengths; each answer is what the prompt alone would get.
+
+    Raises:
+        PromptError: a prompt is empty or leaves no room in the context.
+        GenerationError: the JSON schema cannot be followed.
+    """
+    if not embeds:
+        return []
+    begin = time.perf_counter()
+    answers, steps = _start(llm, embeds, config, tokenizer, stop_token_ids, logits_processor)
+    first_token = begin
+    for step, ids in enumerate(steps):
+        if step == 0:
+            first_token = time.perf_counter()
+        for answer, token_id in zip(answers, ids, strict=True):
+            if answer.finish_reason is None:
+                answer.push(token_id)
+        if all(answer.finish_reason is not None for answer in answers):
+            break
+    return [answer.generated(first_token - begin, time.perf_counter() - first_token) for answer in answers]
+
+
+class _Answer:
+    """One row's answer as it grows: its text, and whether it has ended."""
+
+    def __init__(self, config: GenerationConfig, tokenizer: Tokenizer, stop_token_ids: frozenset[int], max_new_tokens: int):
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None
+        self._text: list[str] = []
+        self._stop_token_ids = stop_token_ids
+        self._max_new_tokens = max_new_tokens
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stop_strings = StopStrings(config.stop)
+
+    def push(self, token_id: int) -> Piece:
+        """Take the next token of an answer that has not ended."""
+        if token_id in self._stop_token_ids:
+            return self._piece(None, self._rest(), "stop")
+        self.token_ids.append(token_id)
+        text = self._stop_strings.push(self._detokenizer.push(token_id))
+        if not self._stop_strings.found and len(self.token_ids) == self._max_new_tokens:
+            return self._piece(token_id, text + self._rest(), "stop" if self._stop_strings.found else "length")
+        return self._piece(token_id, text, "stop" if self._stop_strings.found else None)
+
+    def generated(self, prefill_seconds: float, decode_seconds: float) -> Generated:
+        """Return the ended answer."""
+        assert self.finish_reason is not None, "an answer is asked for before it has ended"
+        return Generated(self.token_ids, "".join(self._text), self.finish_reason, prefill_seconds, decode_seconds)
+
+    def _rest(self) -> str:
+        text = self._stop_strings.push(self._detokenizer.finish())
+        return text if self._stop_strings.found else text + self._stop_strings.finish()
+
+    def _piece(self, token_id: int | None, text: str, finish_reason: FinishReason | None) -> Piece:
+        self._text.append(text)
+        self.finish_reason = finish_reason
+        return Piece(token_id, text, finish_reason)
+
+
+def _pieces(answer: _Answer, steps: Iterator[list[int]]) -> Iterator[Piece]:
+    for (token_id,) in steps:
+        piece = answer.push(token_id)
+        yield piece
+        if piece.finish_reason is not None:
+            return
+
+
+def _start(
+    llm: LanguageModel,
+    embeds: Sequence[torch.Tensor],
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    stop_token_ids: frozenset[int],
+    logits_processor: LogitsProcessor | None,
+) -> tuple[list[_Answer], Iterator[list[int]]]:
+    """Check the prompts; return the empty answers and the steps that fill them."""
+    stops = stop_token_ids | frozenset(config.stop_token_ids)
+    room = [_room(len(prompt), llm.config.max_length) for prompt in embeds]
+    answers = [_Answer(config, tokenizer, stops, min(config.max_new_tokens, tokens)) for tokens in room]
+    processors = [] if logits_processor is None else [logits_processor]
+    if config.json_mode or config.json_schema is not None:
+        from vila_core.engine.grammar import GrammarProcessor  # here, since xgrammar takes its time to import
+
+        # Last, so that nothing makes a forbidden token possible again.
+        processors.append(GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds)))
+    return answers, _steps(llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room)))
+
+
+@torch.inference_mode()
+def _steps(
+    llm: LanguageModel, prompts: Sequence[torch.Tensor], sampler: Sampler, processors: Sequence[LogitsProcessor], max_new_tokens: int
+) -> Iterator[list[int]]:
+    """Yield the next token of every row, whether its answer has ended or not: shapes never change on the way."""
+    embeds, mask = pad_left(prompts, max_new_tokens)
+    rows, length, _ = embeds.shape
+    cache = llm.new_cache(rows, length + max_new_tokens)
+    history: list[list[int]] = [[] for _ in prompts]
+    logits = prefill(llm, embeds, cache, None if mask is None else mask[:, :length])
+    for end in range(length + 1, length + max_new_tokens + 1):
+        logits = logits.float()
+        for process in processors:
+            logits = process(logits, history)
+        ids = sampler(logits)
+        on_host: list[int] = ids.tolist()  # the one wait for the device in a step
+        for row, token_id in zip(history, on_host, strict=True):
+            row.append(token_id)
+        yield on_host
+        logits = decode_one_token(llm, ids, cache, None if mask is None else mask[:, :end])
+
+
+def pad_left(prompts: Sequence[torch.Tensor], max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Stack prompts `[T_i, D]` to `[B, T, D]` so that all end together.
+
+    Also return the mask `[B, T + max_new_tokens]`, False before a prompt begins; None where all are of one length, since
+    attention without a mask is faster.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.stack(list(prompts)), None
+    embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
+    for row, prompt in zip(embeds, prompts, strict=True):
+        row[longest - len(prompt) :] = prompt
+    starts = longest - torch.tensor(lengths, device=embeds.device)
+    return embeds, torch.arange(longest + max_new_tokens, device=embeds.device) >= starts[:, None]
+
+
+def _room(prompt_length: int, max_length: int) -> int:
+    """Return how many tokens may follow a prompt, at least one."""
+    if prompt_length == 0:
+        raise PromptError("The prompt is empty: expected at least one token.")
+    if prompt_length >= max_length:
+        raise PromptError(
+            f"The prompt has {prompt_length} tokens, media included, and the context holds {max_length}: "
+            "nothing is left for an answer. Use fewer tiles, fewer video frames or less text."
+        )
+    return max_length - prompt_length

@@ -1,0 +1,103 @@
+"""Guided decoding: only tokens that keep the answer valid JSON, or valid under a JSON schema, can be chosen (xgrammar).
+
+B batch, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Self
+from weakref import WeakKeyDictionary
+
+import torch
+import xgrammar
+
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.schema import unenforceable
+from vila_core.errors import GenerationError
+from vila_core.tokenizer import Tokenizer
+
+# Between two elements. Enough for pretty printing; without a limit a model may write spaces for ever.
+_MAX_WHITESPACE = 64
+
+_ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
+
+_compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], xgrammar.GrammarCompiler]] = WeakKeyDictionary()
+"""By tokenizer: reading a vocabulary takes longer than an answer's first token. A compiler remembers its grammars."""
+
+
+class GrammarProcessor:
+    """Masks logits so that each row's next token continues what its row may become. One matcher a row."""
+
+    def __init__(self, grammar: xgrammar.CompiledGrammar, vocab_size: int, batch_size: int):
+        self._matchers = [xgrammar.GrammarMatcher(grammar) for _ in range(batch_size)]
+        self._bitmask = xgrammar.allocate_token_bitmask(batch_size, vocab_size)  # [B, W] int32, on the CPU
+
+    @classmethod
+    def for_answers(
+        cls, config: GenerationConfig, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int], batch_size: int
+    ) -> Self:
+        """Return what holds `batch_size` answers to `config`'s JSON schema, or to any JSON without one.
+
+        Raises:
+            GenerationError: the schema is wrong, or says what cannot be promised; or no stop token could end the answer.
+        """
+        if not stop_token_ids:
+            raise GenerationError("Guided decoding needs a stop token to end the answer with, and there is none. Set stop_token_ids.")
+        return cls(_compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size, batch_size)
+
+    def __call__(self, logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Logits `[B, V]` -> the same with `-inf` for every token that may not come next.
+
+        `history` has grown by one token a row since the last call. A row whose JSON is complete is left alone.
+        """
+        xgrammar.reset_token_bitmask(self._bitmask)
+        for row, (matcher, token_ids) in enumerate(zip(self._matchers, history, strict=True)):
+            if token_ids and not matcher.is_terminated() and not matcher.accept_token(token_ids[-1]):
+                raise GenerationError(f"No token of the vocabulary continues the JSON after {len(token_ids) - 1} tokens.")
+            if not matcher.is_terminated():
+                matcher.fill_next_token_bitmask(self._bitmask, row)
+        return logits.masked_fill(~unpack_bits(self._bitmask.to(logits.device), logits.shape[-1]), float("-inf"))
+
+
+def unpack_bits(bitmask: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Words `[B, W]` int32, lowest bit first -> `[B, V]` bool."""
+    bits = torch.arange(32, dtype=torch.int32, device=bitmask.device)
+    return ((bitmask[:, :, None] >> bits) & 1).bool().flatten(1)[:, :vocab_size]
+
+
+def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarCompiler) -> xgrammar.CompiledGrammar:
+    parsed: dict[str, Any] = json.loads(schema) if isinstance(schema, str) else _ANY_JSON if schema is None else schema
+    problems = unenforceable(parsed)
+    if problems:
+        raise GenerationError(f"The JSON schema says what guided decoding cannot promise: {'; '.join(problems)}. Leave it out.")
+    try:
+        return compiler.compile_json_schema(parsed, max_whitespace_cnt=_MAX_WHITESPACE)
+    except RuntimeError as error:
+        # "[time] /path/file.cc:line: reason"
+        reason = str(error).strip().split(": ", 1)[-1]
+        raise GenerationError(f"The JSON schema is wrong: {reason}.") from error
+
+
+def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.GrammarCompiler:
+    compilers = _compilers.setdefault(tokenizer.hf, {})
+    key = (vocab_size, stop_token_ids)
+    if key not in compilers:
+        compilers[key] = xgrammar.GrammarCompiler(_vocabulary(tokenizer, vocab_size, stop_token_ids))
+    return compilers[key]
+
+
+def _vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.TokenizerInfo:
+    """Describe the tokenizer to xgrammar, special tokens without text: in an answer's text they leave nothing."""
+    detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer.hf, vocab_size=vocab_size, stop_token_ids=sorted(stop_token_ids))
+    special = {token_id for token_id, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
+    texts = [""] * vocab_size
+    for text, token_id in tokenizer.hf.get_vocab().items():
+        if token_id < vocab_size and token_id not in special:
+            texts[token_id] = text
+    return xgrammar.TokenizerInfo(
+        texts,
+        vocab_type=detected.vocab_type,
+        vocab_size=vocab_size,
+        stop_token_ids=sorted(stop_token_ids),
+        add_prefix_space=detected.add_prefix_space,
+    )

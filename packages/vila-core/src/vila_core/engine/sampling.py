@@ -1,0 +1,137 @@
+"""From logits to the next token: generation settings, and the sampler that obeys them.
+
+B batch, V vocabulary
+"""
+
+import json
+import math
+from typing import Any, Self
+
+import torch
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+
+from vila_core.config import Config
+from vila_core.errors import GenerationError, unknown_name
+
+
+class GenerationConfig(Config):
+    """How to generate. Every value is checked when the object is made; `GenerationError` says what is wrong.
+
+    `temperature` 0 is greedy, and then `top_k` and `top_p` have nothing to choose from. `top_k` 0 and `top_p` 1 keep
+    every token. `repetition_penalty` counts generated tokens only, since a prompt with media has no ids of its own.
+    The same `seed` gives the same answer, alone or in a batch. `json_schema` is a JSON schema, as text or parsed; it
+    goes before `json_mode`, which asks for any JSON object or array.
+    """
+
+    max_new_tokens: int = Field(default=512, ge=1)
+    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    top_k: int = Field(default=0, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    json_mode: bool = False
+    json_schema: str | dict[str, Any] | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise GenerationError("\n".join(_explanation(problem, cls) for problem in error.errors())) from None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_stop_string_is_a_list_of_one(cls, stop: object) -> object:
+        return (stop,) if isinstance(stop, str) else stop
+
+    @field_validator("stop")
+    @classmethod
+    def _stop_strings_say_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in stop:
+            raise ValueError("a stop string is empty, so every answer would end before it begins; leave it out")
+        return stop
+
+    @field_validator("stop_token_ids")
+    @classmethod
+    def _stop_token_ids_exist(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
+        if any(token_id < 0 for token_id in ids):
+            raise ValueError("token ids are not negative")
+        return ids
+
+    @field_validator("json_schema")
+    @classmethod
+    def _json_schema_is_json(cls, schema: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        try:
+            parsed = json.loads(schema) if isinstance(schema, str) else schema
+        except json.JSONDecodeError as error:
+            raise ValueError(f"it is not JSON ({error}); expected a JSON schema such as {{'type': 'object', …}}") from None
+        if schema is not None and not isinstance(parsed, dict):
+            raise ValueError("it is not a JSON object; expected a JSON schema such as {'type': 'object', …}")
+        return schema
+
+
+def _explanation(problem: Any, config: type[Config]) -> str:
+    """Put one of pydantic's problems as a sentence: what was got, what was expected."""
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return unknown_name("generation setting", name, config.model_fields)
+    reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = reason if problem["type"] == "value_error" else f"expected {reason}"
+    return f"Generation setting '{name}' is {problem['input']!r}: {expected}."
+
+
+class Sampler:
+    """Chooses the next token of each row. Every row has its own generator, so its draws do not depend on the batch."""
+
+    def __init__(self, config: GenerationConfig, batch_size: int, device: torch.device):
+        self.config = config
+        self._seen: torch.Tensor | None = None  # [B, V] bool, tokens that the repetition penalty counts
+        self._generators = [torch.Generator(device) for _ in range(batch_size)]
+        for generator in self._generators:
+            if config.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed(config.seed)
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits `[B, V]` -> token ids `[B]` int64, without waiting for the device."""
+        config = self.config
+        logits = logits.float()
+        if config.repetition_penalty != 1.0:
+            if self._seen is None:
+                self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            logits = penalize_repetition(logits, self._seen, config.repetition_penalty)
+        ids = logits.argmax(dim=-1) if config.temperature == 0 else self._draw(distribution(logits, config))
+        if self._seen is not None:
+            self._seen.scatter_(1, ids[:, None], True)
+        return ids
+
+    def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        # argmax(p / e) with e ~ Exp(1) is a draw from p; unlike torch.multinomial it takes a generator per row.
+        noise = torch.empty_like(probabilities)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        return (probabilities / noise).argmax(dim=-1)
+
+
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make `seen` tokens less likely for a penalty above 1: positive logits divided, negative ones multiplied (Keskar et al. 2019)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def distribution(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
+    """Logits `[B, V]` fp32 -> probabilities after temperature, then top-k, then top-p (the order of transformers)."""
+    # The largest logit becomes 0 first: a tiny temperature must not overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        smallest_kept = logits.topk(config.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
+    if config.top_p < 1.0:
+        ascending, order = logits.sort(dim=-1)
+        is_tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p
+        is_tail[:, -1] = False  # the likeliest token always stays
+        logits = logits.masked_fill(is_tail.scatter(1, order, is_tail), -math.inf)
+    return logits.softmax(dim=-1)

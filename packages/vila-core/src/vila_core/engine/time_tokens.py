@@ -1,0 +1,39 @@
+"""Time tokens of video models (LITA, Huang et al. 2024): `<tN>` in an answer stands for a point of the video's duration."""
+
+import re
+
+_SECONDS = re.compile(r"<(\d*\.\d+|\d+\.?)>")
+_BEYOND = re.compile(r"<t(\d+)>")
+
+
+def decode_time_token(text: str, *, duration: float, num_time_tokens: int, time_token_format: str) -> str:
+    """Replace the time tokens of `text` by `<seconds>`, rounded to hundredths.
+
+    Token t of n means `t * duration / (n - 1)` s; the only token of one means the start. A number beyond the last
+    token, in the common form `<tN>`, means the end.
+    """
+    steps = max(num_time_tokens - 1, 1)
+    seconds = {time_token_format.format(t=t): f"<{round(t * duration / steps, 2)}>" for t in range(num_time_tokens)}
+    # Longest first: a format without a closing character makes one token the beginning of another.
+    tokens = "|".join(re.escape(token) for token in sorted(seconds, key=len, reverse=True))
+    text = re.sub(tokens, lambda match: seconds[match[0]], text)
+
+    def clamp(match: re.Match[str]) -> str:
+        digits = match[1]
+        is_beyond = int(digits) >= num_time_tokens and digits == str(int(digits))  # "<t0100>" is no token
+        return f"<{round(duration, 2)}>" if is_beyond else match[0]
+
+    return _BEYOND.sub(clamp, text)
+
+
+def encode_time_token(text: str, *, duration: float, num_time_tokens: int, time_token_format: str) -> str:
+    """Replace `<seconds>` in `text` by the nearest time token; the text is stripped.
+
+    Times beyond `duration` give tokens beyond the last. In a video without duration every time is its start.
+    """
+
+    def nearest(match: re.Match[str]) -> str:
+        fraction = float(match[1]) / duration if duration > 0 else 0.0
+        return time_token_format.format(t=round(fraction * (num_time_tokens - 1)))
+
+    return _SECONDS.sub(nearest, text).strip()

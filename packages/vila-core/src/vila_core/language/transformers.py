@@ -1,0 +1,157 @@
+"""Any causal language model of transformers behind the interface of `LanguageModel`.
+
+B batch, T new tokens, S cached + new tokens, D width, V vocabulary
+"""
+
+import copy
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from vila_core.config import TransformersConfig
+from vila_core.engine.cache import Cache
+from vila_core.errors import ConfigError
+
+
+class TransformersCache:
+    """A `DynamicCache` of transformers, which grows by itself."""
+
+    def __init__(self, config: PretrainedConfig):
+        self.past = DynamicCache(config=config)
+
+    @property
+    def length(self) -> int:
+        """Slots filled in every row, padding included."""
+        return int(self.past.get_seq_length())
+
+
+class TransformersLanguageModel(nn.Module):
+    """An `AutoModelForCausalLM` built from its config; its modules, and so the names of its weights, are transformers' own.
+
+    Raises:
+        ConfigError: transformers has no such architecture, or not with these values. Code of a checkpoint is never run.
+    """
+
+    def __init__(self, config: TransformersConfig):
+        super().__init__()
+        self.config = config
+        model = _build(config)
+        # Not a module of the tree: only its parts are, so that their names have no prefix.
+        self._whole = (model, _head(model))
+        self._is_tied = bool(model.config.tie_word_embeddings)
+        for name, part in model.named_children():
+            # A tied head is the embedding, and no checkpoint holds it under its own name.
+            if not (self._is_tied and part is model.get_output_embeddings()):
+                self.add_module(name, part)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids `[B, T]` -> embeddings `[B, T, D]`."""
+        return self._whole[0].get_input_embeddings()(ids)
+
+    def forward(
+        self,
+        embeds: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
+        assert cache is None or isinstance(cache, TransformersCache), "the model fills caches of its own new_cache"
+        if positions is None and attention_mask is not None:
+            positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        output = self._whole[0].base_model(
+            inputs_embeds=embeds,
+            attention_mask=None if attention_mask is None else attention_mask.long(),
+            position_ids=positions,
+            past_key_values=None if cache is None else cache.past,
+            use_cache=cache is not None,
+        )
+        return output.last_hidden_state
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states `[..., D]` -> scores `[..., V]`, with the scale or cap that the architecture gives them."""
+        model, head = self._whole
+        if self._is_tied:  # loading may have given the embedding another parameter
+            model.get_output_embeddings().weight = model.get_input_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
+        scores = head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
+        return scores.reshape(*hidden.shape[:-1], -1)
+
+    def new_cache(self, batch_size: int, max_length: int) -> TransformersCache:
+        """Return an empty cache; it takes sizes, device and dtype from what is put in."""
+        return TransformersCache(self._whole[0].config)
+
+    def reset_buffers(self, device: torch.device) -> None:
+        """Move to `device` the buffers that are not in checkpoints; they hold their values from the start."""
+        for module in self.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)  # pyright: ignore[reportPrivateUsage]
+
+
+@dataclass
+class _Output(MoeModelOutputWithPast):
+    """A base model's output with every field that some head looks up."""
+
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class _Passthrough(nn.Module):
+    """Stands where the base model stands: its output is its input."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """OPT calls the decoder inside its base model."""
+        return self
+
+    def forward(self, *_: object, inputs_embeds: torch.Tensor, **__: object) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)  # pyright: ignore[reportArgumentType]
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    """Return a model of the same parts without the base model: what its `forward` does to hidden states is the head.
+
+    Architectures scale or cap their logits there, each in its own way and under its own config key.
+    """
+    head = copy.copy(model)
+    head._modules = {**model._modules, model.base_model_prefix: _Passthrough()}  # pyright: ignore[reportPrivateUsage]
+    return head
+
+
+def _build(config: TransformersConfig) -> PreTrainedModel:
+    raw = {key: value for key, value in config.hf_config.items() if key not in ("auto_map", "model_type", "vocab_size")}
+    model_type = str(config.hf_config.get("model_type"))
+    try:
+        hf_config = AutoConfig.for_model(model_type, vocab_size=config.vocab_size, **raw)
+        with _parameters_on_meta() if torch.get_default_device().type == "meta" else nullcontext():
+            return AutoModelForCausalLM.from_config(hf_config, dtype=torch.get_default_dtype(), trust_remote_code=False)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        reason = str(error).split("Should contain one of")[0].split("Model type should be one of")[0].strip()
+        raise ConfigError(
+            f"transformers {transformers.__version__} cannot build a causal language model of type '{model_type}': {reason} "
+            "Check hf_config, or install a version of transformers that has it."
+        ) from error
+
+
+@contextmanager
+def _parameters_on_meta() -> Generator[None]:
+    """Build modules with parameters on the meta device but real buffers, whose values no checkpoint could restore."""
+
+    def to_meta(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None or parameter.is_meta:
+            return parameter
+        return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(to_meta)  # pyright: ignore[reportArgumentType]
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        hook.remove()

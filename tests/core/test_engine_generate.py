@@ -1,0 +1,233 @@
+"""Generation as its user sees it: batches against single prompts, limits, stop conditions, streaming."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from vila_core.engine.generate import Generated, Piece, decode_one_token, generate, pad_left, prefill, stream
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import PromptError
+from vila_core.language.decoder import Decoder
+from vila_core.tokenizer import Tokenizer
+
+LENGTHS = [23, 5, 1, 40, 23]
+
+
+def prompts(decoder: Decoder, lengths: Sequence[int] = LENGTHS, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [decoder.embed(torch.randint(2, 300, (n,), generator=generator)).detach() for n in lengths]
+
+
+def test_greedy_is_the_argmax_of_a_forward_without_cache(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    (prompt,) = prompts(decoder, [17])
+    (answer,) = generate(decoder, [prompt], GenerationConfig(max_new_tokens=20), tokenizer, end)
+    embeds, expected = prompt, []
+    while len(expected) < 20:
+        token_id = int(decoder.logits(decoder(embeds[None])[0, -1]).argmax())
+        if token_id in end:
+            break
+        expected.append(token_id)
+        embeds = torch.cat((embeds, decoder.embed(torch.tensor([token_id]))))
+    assert answer.token_ids == expected
+    assert answer.text == tokenizer.decode(expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"repetition_penalty": 1.3},
+        {"temperature": 0.8, "seed": 5},
+        {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 17},
+    ],
+    ids=["greedy", "penalty", "sampled", "everything"],
+)
+def test_batch_of_ragged_prompts_equals_one_by_one(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, float]
+) -> None:
+    config = GenerationConfig(max_new_tokens=30, **settings)
+    batch = prompts(decoder)
+    together = generate(decoder, batch, config, tokenizer, end)
+    alone = [generate(decoder, [prompt], config, tokenizer, end)[0] for prompt in batch]
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert [answer.finish_reason for answer in together] == [answer.finish_reason for answer in alone]
+    assert len({tuple(answer.token_ids) for answer in together}) > 1
+
+
+def test_seed_repeats_and_no_seed_varies(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    (prompt,) = prompts(decoder, [9])
+
+    def answer(seed: int | None) -> list[int]:
+        config = GenerationConfig(max_new_tokens=25, temperature=2.0, seed=seed)
+        return generate(decoder, [prompt], config, tokenizer, end)[0].token_ids
+
+    torch.manual_seed(0)
+    first = answer(3)
+    torch.manual_seed(1)
+    assert answer(3) == first
+    assert answer(4) != first
+    torch.manual_seed(0)
+    without = answer(None)
+    torch.manual_seed(0)
+    assert answer(None) != without
+
+
+def test_sampling_leaves_the_global_generator_alone(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    generate(decoder, prompts(decoder, [4]), GenerationConfig(max_new_tokens=5, temperature=1.0, seed=1), tokenizer, end)
+    torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
+
+
+def streamed(pieces: Sequence[Piece]) -> tuple[list[int], str, str | None]:
+    return [p.token_id for p in pieces if p.token_id is not None], "".join(p.text for p in pieces), pieces[-1].finish_reason
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "seed": 2}, {"temperature": 1.2, "seed": 2, "stop": ["e", "STOP"]}], ids=str)
+def test_stream_joins_to_the_answer(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, object]) -> None:
+    config = GenerationConfig(max_new_tokens=40, **settings)
+    for prompt in prompts(decoder):
+        (answer,) = generate(decoder, [prompt], config, tokenizer, end)
+        pieces = list(stream(decoder, prompt, config, tokenizer, end))
+        assert streamed(pieces) == (answer.token_ids, answer.text, answer.finish_reason)
+        assert all(piece.finish_reason is None for piece in pieces[:-1])
+
+
+def test_max_new_tokens_ends_with_length(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    (answer,) = generate(decoder, prompts(decoder, [6]), GenerationConfig(max_new_tokens=7), tokenizer, frozenset())
+    assert len(answer.token_ids) == 7
+    assert answer.finish_reason == "length"
+
+
+def test_context_caps_each_row_by_its_own_prompt(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    lengths = [511, 500, 40]
+    answers = generate(decoder, prompts(decoder, lengths), GenerationConfig(max_new_tokens=30), tokenizer, frozenset())
+    assert [len(answer.token_ids) for answer in answers] == [1, 12, 30]
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
+@pytest.mark.parametrize(("length", "message"), [(0, "empty"), (512, "512 tokens"), (600, "600 tokens")])
+def test_prompts_that_do_not_fit(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], length: int, message: str) -> None:
+    batch = [*prompts(decoder, [3]), torch.zeros(length, 48)]
+    with pytest.raises(PromptError, match=message):
+        generate(decoder, batch, GenerationConfig(), tokenizer, end)
+    with pytest.raises(PromptError, match=message):
+        stream(decoder, batch[1], GenerationConfig(), tokenizer, end)
+
+
+def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    assert generate(decoder, [], GenerationConfig(), tokenizer, end) == []
+
+
+def script(answer: Sequence[int], vocab_size: int):
+    """Return a logits processor that makes every row say `answer`, whatever the model thinks."""
+
+    def say(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
+        forced = torch.full_like(logits, -1e9)
+        forced[:, answer[len(history[0]) % len(answer)]] = 0.0
+        assert logits.shape[-1] == vocab_size
+        return forced
+
+    return say
+
+
+def say(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], ids: Sequence[int], **settings: object
+) -> tuple[Generated, list[Piece]]:
+    """Make the model write `ids` and return the answer, whole and streamed."""
+    config = GenerationConfig(**settings)
+    processor = script(ids, decoder.config.vocab_size)
+    (prompt,) = prompts(decoder, [4])
+    (answer,) = generate(decoder, [prompt], config, tokenizer, end, processor)
+    pieces = list(stream(decoder, prompt, config, tokenizer, end, processor))
+    assert streamed(pieces) == (answer.token_ids, answer.text, answer.finish_reason)
+    return answer, pieces
+
+
+def test_stop_token_is_in_neither_ids_nor_text(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    ids = tokenizer.encode("hello fox")
+    answer, pieces = say(decoder, tokenizer, end, [*ids, *end])
+    assert (answer.token_ids, answer.text, answer.finish_reason) == (ids, "hello fox", "stop")
+    assert pieces[-1] == Piece(None, "", "stop")
+
+
+def test_stop_token_ids_of_the_config_are_added(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    ids = tokenizer.encode("the quick brown fox")
+    answer, _ = say(decoder, tokenizer, end, [*ids, *end], stop_token_ids=[ids[2]])
+    assert (answer.token_ids, answer.finish_reason) == (ids[:2], "stop")
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "expected"),
+    [
+        ("one, two, three", ["wo, th"], "one, t"),
+        ("one STOOP two STOP three", ["STOP"], "one STOOP two "),
+        ("aaaab", ["aab"], "aa"),
+        ("Grüße 🙂 aus Köln", ["🙂"], "Grüße "),
+        ("one, two", ["two!", "xyz"], "one, two"),
+        ("one, two, three", ["three", "two"], "one, "),
+        ("STOP at once", ["STOP"], ""),
+    ],
+)
+def test_stop_strings(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], written: str, stop: list[str], expected: str) -> None:
+    ids = tokenizer.encode(written)
+    answer, pieces = say(decoder, tokenizer, end, [*ids, *end], stop=stop)
+    assert answer.text == expected
+    assert answer.finish_reason == "stop"
+    assert answer.token_ids == ids[: len(answer.token_ids)]
+    for piece in pieces:
+        assert not any(string in piece.text for string in stop)
+
+
+def test_stop_string_that_ends_on_the_last_allowed_token(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    ids = tokenizer.encode("one STOP")
+    answer, _ = say(decoder, tokenizer, end, ids, stop="STOP", max_new_tokens=len(ids))
+    assert (answer.text, answer.finish_reason) == ("one ", "stop")
+
+
+@pytest.mark.parametrize("text", ["日本語 🙂🚀!", "🙂", "mixed é🙃e日"])
+def test_streamed_characters_are_whole(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert len(ids) > len(text) / 2
+    answer, pieces = say(decoder, tokenizer, end, [*ids, *end])
+    assert answer.text == text
+    assert all("\N{REPLACEMENT CHARACTER}" not in piece.text for piece in pieces)
+
+
+def test_character_cut_off_by_the_length(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    ids = tokenizer.encode("ab🚀")
+    answer, _ = say(decoder, tokenizer, end, ids, max_new_tokens=len(ids) - 1)
+    assert answer.text == tokenizer.decode(ids[:-1])
+    assert answer.text.startswith("ab")
+
+
+def test_pad_left_gives_no_mask_where_none_is_needed(decoder: Decoder) -> None:
+    embeds, mask = pad_left(prompts(decoder, [7, 7]), 4)
+    assert embeds.shape == (2, 7, 48)
+    assert mask is None
+    embeds, mask = pad_left(prompts(decoder, [7, 3]), 4)
+    assert mask is not None
+    assert mask.shape == (2, 11)
+    assert mask.sum(-1).tolist() == [11, 7]
+    assert embeds[1, :4].abs().max() == 0
+
+
+@torch.inference_mode()
+def test_cache_is_allocated_once_and_views_never_copy(decoder: Decoder) -> None:
+    (prompt,) = prompts(decoder, [9])
+    cache = decoder.new_cache(1, 14)
+    shape, address = cache.keys.shape, cache.keys.data_ptr()
+    assert shape == (2, 1, 2, 14, 12)
+    logits = prefill(decoder, prompt[None], cache)
+    for length in range(9, 14):
+        assert cache.length == length
+        logits = decode_one_token(decoder, logits.argmax(-1), cache)
+    assert (cache.keys.shape, cache.keys.data_ptr()) == (shape, address)
+    keys, _ = cache.update(0, *(torch.empty(1, 2, 0, 12),) * 2)
+    assert keys.data_ptr() == address
+    cache.reset()
+    assert cache.length == 0
+    torch.testing.assert_close(prefill(decoder, prompt[None], cache), decoder.logits(decoder(prompt[None])[:, -1]))
