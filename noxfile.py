@@ -47,7 +47,7 @@ def demo(session: nox.Session) -> None:
     wrong: list[str] = []
     for case in json.loads((media / "questions.json").read_text(encoding="utf-8")):
         arguments = ["--media", *(str(media / name) for name in case["media"]), "--text", case["text"]]
-        answer = run_core(session, "vila-infer", *arguments, silent=True).strip()
+        answer = run(session, core_programs(session) / "vila-infer", *arguments, silent=True).strip()
         session.log(f"{' + '.join(case['media'])}: {case['text']}\n\n    {answer}\n")
         if answer != case["answer"]:
             wrong.append(f"{case['text']} Got {answer!r}, but {case['answer']!r} is true.")
@@ -124,12 +124,13 @@ def bench(session: nox.Session) -> None:
 @nox.parametrize("distribution", DISTRIBUTIONS, ids=DISTRIBUTIONS)
 def isolated(session: nox.Session, distribution: str) -> None:
     """Install each distribution alone (with vila-core, if it depends on it) and try what it offers."""
-    stand_on_core(session)
-    session.install(*TESTED_SET, "--no-deps", "packages/vila-core")
-    if distribution != "vila-core":
+    if distribution == "vila-core":
+        programs = core_programs(session)
+    else:
+        stand_on_core(session)
         session.install(*TESTED_SET, f"packages/{distribution}")
-    session.run("python", "-m", "pip", "check")
-    try_distribution(session, distribution)
+        programs = Path(session.bin).resolve()
+    try_distribution(session, distribution, programs)
 
 
 @nox.session
@@ -143,14 +144,12 @@ def build(session: nox.Session) -> None:
         session.log(f"{archive.name}: {archive.stat().st_size / 1e6:.2f} MB")
     wheels = [str(wheel.resolve()) for wheel in Path("dist").glob("*.whl")]
 
-    clean = Path(session.create_tmp()) / "clean"
+    clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
-    python = str(clean.resolve() / "bin" / "python")
-    session.run(python, "-m", "pip", "install", "--quiet", *TESTED_SET, *wheels, external=True)
-    session.run(python, "-m", "pip", "check", external=True)
+    session.run(str(clean / "bin" / "python"), "-m", "pip", "install", "--quiet", *TESTED_SET, *wheels, external=True)
     for name in DISTRIBUTIONS:
-        try_distribution(session, name, bin_folder=clean.resolve() / "bin")
-    check_assets(session, python)
+        try_distribution(session, name, clean / "bin")
+    try_embedded_model(session, clean / "bin")
     shutil.rmtree(clean)
 
 
@@ -199,49 +198,50 @@ def bump(session: nox.Session) -> None:
 # ------------------------------------------------------------------------------------------------ what the sessions share
 
 
+def core_programs(session: nox.Session) -> Path:
+    """Return the folder of programs of the environment `core`."""
+    return (Path(session.env_dir).parent / "core" / "bin").resolve()
+
+
+def run(session: nox.Session, program: Path, *arguments: str, **options: Any) -> str:
+    """Run a program of another environment, and return what it prints if `silent=True`."""
+    return str(session.run(str(program), *arguments, external=True, stderr=None, **options))
+
+
 def stand_on_core(session: nox.Session) -> None:
     """Let the session's environment import what the environment `core` holds."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    base = run_core(session, "python", "-c", where, silent=True).strip()
+    base = run(session, core_programs(session) / "python", "-c", where, silent=True).strip()
     own = str(session.run("python", "-c", where, silent=True)).strip()
     (Path(own) / "core.pth").write_text(base + "\n", encoding="utf-8")
 
 
-def run_core(session: nox.Session, program: str, *arguments: str, **options: Any) -> str:
-    """Run a program of the environment `core` and return what it prints, if `silent=True`."""
-    folder = Path(session.env_dir).parent / "core" / "bin"
-    return str(session.run(str(folder.resolve() / program), *arguments, external=True, stderr=None, **options))
-
-
-def try_distribution(session: nox.Session, distribution: str, bin_folder: Path | None = None) -> None:
-    """Import an installed distribution away from the checkout, see that its plugins load, and ask its programs for help."""
+def try_distribution(session: nox.Session, distribution: str, programs: Path) -> None:
+    """Import an installed distribution away from the checkout, see that all plugins load, and ask its programs for help."""
     project = tomllib.loads(Path(f"packages/{distribution}/pyproject.toml").read_text(encoding="utf-8"))["project"]
-    folder = bin_folder or Path(session.bin)
-    away = session.create_tmp()
     module = distribution.replace("-", "_")
-    environment = {"VILA_STRICT_PLUGINS": "1"}
-    with session.chdir(away):
-        check = f"import {module}, pathlib; assert 'site-packages' in {module}.__file__; print('{module}', {module}.__version__)"
-        session.run(str(folder / "python"), "-P", "-c", check, external=True)
-        for script in project.get("scripts", {}):
-            session.run(str(folder / script), "--help", external=True, silent=True, env=environment)
-        session.run(str(folder / "vila"), "plugins", external=True, env=environment)
-
-
-def check_assets(session: nox.Session, python: str) -> None:
-    """Check that the wheel of vila-core holds every file of the embedded model, and that it answers from there."""
-    source = Path("packages/vila-core/src/vila_core/assets")
-    expected = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    list_assets = (
-        "import importlib.resources as r, json, pathlib; root = pathlib.Path(str(r.files('vila_core') / 'assets'));"
-        "print(json.dumps(sorted(str(p.relative_to(root)) for p in root.rglob('*') if p.is_file() and p.suffix != '.pyc')))"
-    )
-    image = str(Path("examples/media/scene.png").resolve())
+    import_it = f"import {module} as it; assert 'site-packages' in it.__file__; print(it.__name__, it.__version__)"
+    list_plugins = "from vila_core.cli.main import main; main(['plugins'])"
+    run(session, programs / "python", "-m", "pip", "check")
     with session.chdir(session.create_tmp()):
-        installed = json.loads(str(session.run(python, "-P", "-c", list_assets, external=True, silent=True)))
+        run(session, programs / "python", "-c", import_it)
+        run(session, programs / "python", "-c", list_plugins, silent=True, env={"VILA_STRICT_PLUGINS": "1"})
+        for script in project.get("scripts", {}):
+            run(session, programs / script, "--help", silent=True)
+
+
+def try_embedded_model(session: nox.Session, programs: Path) -> None:
+    """Check that the installed vila-core holds every file of the embedded model, and that the model answers from there."""
+    source = Path("packages/vila-core/src/vila_core/assets")
+    expected = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
+    where = "import vila_core; print(vila_core.__file__)"
+    image = Path("examples/media/scene.png").resolve()
+    with session.chdir(session.create_tmp()):
+        assets = Path(run(session, programs / "python", "-c", where, silent=True).strip()).parent / "assets"
+        installed = sorted(str(path.relative_to(assets)) for path in assets.rglob("*") if path.is_file())
         if installed != expected:
             session.error(f"The wheel's assets differ from the source's: {sorted(set(installed) ^ set(expected))}")
-        session.run(str(Path(python).parent / "vila-infer"), "--media", image, "--text", "What is in the picture?", external=True)
+        run(session, programs / "vila-infer", "--media", str(image), "--text", "What is in the picture?")
 
 
 def substitute(path: Path, pattern: str, replacement: str) -> None:
