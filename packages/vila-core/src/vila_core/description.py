@@ -3,46 +3,33 @@
 Dimensions: P patches, T tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
 from vila_core.chat import MEDIA_TOKENS
 from vila_core.checkpoint import Checkpoint
-from vila_core.config import DecoderConfig, LanguageModelConfig, PreprocessConfig, TransformersConfig, TSPVideoEncoderConfig, VilaConfig
+from vila_core.checkpoint.sizes import DTYPE_BYTES, Estimate, PartSize, estimate
+from vila_core.config import DecoderConfig, PreprocessConfig, TSPVideoEncoderConfig, VilaConfig
 from vila_core.errors import VilaError
 from vila_core.plugins import load_plugins
 
 PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
 """Prefix of the weights' canonical names -> what the part is called."""
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CONTEXTS = (2048, 8192, 32768, 131072)
 """Context lengths to estimate memory for, as far as the model reaches; its own longest is added."""
 
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A part of the model: `kind` is its registered name; `stored_as` counts parameters by the dtype they are stored in."""
+    """A part of the model: `kind` is what it is, `stored_as` the dtypes of its weights on disk."""
 
     name: str
     kind: str
     parameters: int
     bytes: int
-    stored_as: dict[str, int]
-
-
-@dataclass(frozen=True)
-class KeyValueShape:
-    """What a token leaves in the cache: keys and values of every layer."""
-
-    num_layers: int
-    num_key_value_heads: int
-    head_dim: int
-
-    def bytes(self, context: int, bytes_per_value: int) -> int:
-        """Return 2 · layers · key/value heads · head dim · bytes · tokens."""
-        return 2 * self.num_layers * self.num_key_value_heads * self.head_dim * bytes_per_value * context
+    stored_as: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +66,8 @@ class ModelDescription:
     license: str | None
     quantization: dict[str, object] | None
     parts: tuple[PartDescription, ...]
+    parameters: int
+    bytes: int
     dtype: str
     context: int
     chat_template: str
@@ -87,32 +76,25 @@ class ModelDescription:
     memory: tuple[Memory, ...]
     config: VilaConfig
 
-    @property
-    def parameters(self) -> int:
-        return sum(part.parameters for part in self.parts)
-
-    @property
-    def bytes(self) -> int:
-        return sum(part.bytes for part in self.parts)
-
 
 def describe(checkpoint: Checkpoint) -> ModelDescription:
     """Return what the checkpoint is."""
-    config = checkpoint.config
-    parts = tuple(_part(checkpoint, prefix) for prefix in PARTS)
+    config, sizes = checkpoint.config, estimate(checkpoint)
     return ModelDescription(
         path=str(checkpoint.path),
         format=checkpoint.format,
         family=name_family(config),
         license=checkpoint.license,
         quantization=_quantization(checkpoint),
-        parts=parts,
+        parts=tuple(_part(checkpoint, prefix, size) for prefix, size in sizes.parts.items()),
+        parameters=sizes.parameters,
+        bytes=sizes.nbytes,
         dtype=config.dtype,
         context=config.language_model.max_length,
         chat_template=_template(checkpoint),
         media_tokens=dict(MEDIA_TOKENS),
         tokens=count_tokens(config),
-        memory=tuple(_memory(sum(part.parameters for part in parts), config.language_model)),
+        memory=tuple(_memory(sizes, config.language_model.max_length)),
         config=config,
     )
 
@@ -131,16 +113,13 @@ def name_family(config: VilaConfig) -> str:
     return "VILA style"
 
 
-def _part(checkpoint: Checkpoint, prefix: str) -> PartDescription:
+def _part(checkpoint: Checkpoint, prefix: str, size: PartSize) -> PartDescription:
     config = checkpoint.config
     kinds = {"llm": config.language_model.name, "vision_tower": config.vision_tower.name, "mm_projector": config.projector.name}
     if isinstance(config.language_model, DecoderConfig):
         kinds["llm"] = config.language_model.architecture
-    entries = [entry for name, entry in checkpoint.weights.entries.items() if name.startswith(f"{prefix}.")]
-    stored_as: dict[str, int] = {}
-    for entry in entries:
-        stored_as[entry.dtype] = stored_as.get(entry.dtype, 0) + entry.numel
-    return PartDescription(PARTS[prefix], kinds[prefix], sum(stored_as.values()), sum(entry.nbytes for entry in entries), stored_as)
+    dtypes = {entry.dtype for name, entry in checkpoint.weights.entries.items() if name.startswith(f"{prefix}.")}
+    return PartDescription(PARTS.get(prefix, prefix), kinds.get(prefix, ""), size.parameters, size.nbytes, tuple(sorted(dtypes)))
 
 
 def _quantization(checkpoint: Checkpoint) -> dict[str, object] | None:
@@ -158,33 +137,12 @@ def _template(checkpoint: Checkpoint) -> str:
     return "auto (the tokenizer's own)" if checkpoint.chat_template else "none stated: name one with --conv-mode"
 
 
-def _memory(parameters: int, language: LanguageModelConfig) -> list[Memory]:
-    shape = key_value_shape(language)
-    if shape is None:
-        return []
-    contexts = sorted({*(context for context in CONTEXTS if context < language.max_length), language.max_length})
-    return [
-        Memory(dtype, context, parameters * size, shape.bytes(context, size)) for dtype, size in DTYPE_BYTES.items() for context in contexts
-    ]
-
-
-def key_value_shape(language: LanguageModelConfig) -> KeyValueShape | None:
-    """Return the shape of a token's keys and values, None where the config does not tell."""
-    if isinstance(language, DecoderConfig):
-        return KeyValueShape(language.num_hidden_layers, language.num_key_value_heads, language.head_dim)
-    if not isinstance(language, TransformersConfig):
-        return None
-    raw = language.hf_config
-    heads = _integer(raw, "num_attention_heads")
-    key_value_heads = _integer(raw, "num_key_value_heads") or heads
-    layers = _integer(raw, "num_hidden_layers")
-    head_dim = _integer(raw, "head_dim") or (language.hidden_size // heads if heads else None)
-    return KeyValueShape(layers, key_value_heads, head_dim) if layers and key_value_heads and head_dim else None
-
-
-def _integer(raw: Mapping[str, object], key: str) -> int | None:
-    value = raw.get(key)
-    return value if isinstance(value, int) else None
+def _memory(sizes: Estimate, longest: int) -> Iterator[Memory]:
+    for dtype in DTYPE_BYTES:
+        for context in sorted({*(context for context in CONTEXTS if context < longest), longest}):
+            cache = sizes.cache_bytes(dtype, context)
+            if cache is not None:
+                yield Memory(dtype, context, sizes.weight_bytes(dtype), cache)
 
 
 def count_tokens(config: VilaConfig) -> TokenCounts:

@@ -40,7 +40,7 @@ def describe_model(
 
 def as_dict(description: "ModelDescription") -> dict[str, Any]:
     """Return the description as JSON values, derived ones included."""
-    values = asdict(description) | {"parameters": description.parameters, "bytes": description.bytes}
+    values = asdict(description)
     values["config"] = description.config.model_dump(mode="json")
     values["memory"] = [asdict(memory) | {"total": memory.total} for memory in description.memory]
     return values

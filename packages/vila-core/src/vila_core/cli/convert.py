@@ -1,0 +1,90 @@
+"""`vila convert`: write a checkpoint in another format, with a progress bar."""
+
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vila_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vila_core.checkpoint import TensorEntry, Weights
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def convert_checkpoint(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub id, in any format that can be read.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="NAME", help="vila, nvila, or a plugin's format.")],
+    lora: Annotated[str | None, typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
+    max_shard: Annotated[str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")] = None,
+) -> None:
+    """Write a checkpoint in another format. Tensors are copied as they are; OUT is written whole or not at all.
+
+    [bold]Example:[/bold] vila convert Efficient-Large-Model/NVILA-Lite-2B nvila-lite --format nvila
+    """
+    from vila_core.checkpoint import convert, open_checkpoint
+
+    limit = None if max_shard is None else _read_size(max_shard)
+    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    with _progress(sum(entry.nbytes for entry in checkpoint.weights.entries.values())) as advance:
+        counted = replace(checkpoint, weights=CountedWeights(checkpoint.weights, advance))
+        written = convert(counted, out, format, lora=lora, offline=offline, max_shard_bytes=limit)
+    typer.echo(f"Wrote {written.path} ({written.format}).")
+
+
+def _read_size(text: str) -> int:
+    for unit, factor in UNITS.items():
+        number = text.upper().removesuffix(unit)
+        if number != text.upper() and number.strip().isdecimal():
+            return int(number) * factor
+    raise CheckpointError(f"--max-shard '{text}' is not a size. Write a whole number and a unit: 500MB, 5GB.")
+
+
+@contextmanager
+def _progress(total: int) -> Generator[Callable[[int], None]]:
+    """Show a bar of `total` bytes on standard error, where a person looks at it; yield what advances it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("Converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@dataclass(frozen=True)
+class CountedWeights:
+    """Weights that tell how many bytes of them have been read."""
+
+    weights: "Weights"
+    advance: Callable[[int], None]
+
+    @property
+    def entries(self) -> "Mapping[str, TensorEntry]":
+        return self.weights.entries
+
+    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield (name, tensor on `device`)."""
+        for name, tensor in self.weights.shards(device):
+            yield name, tensor
+            self.advance(self.entries[name].nbytes)
+
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (name, its bytes in chunks)."""
+        for name, chunks in self.weights.stream():
+            yield name, self._counted(chunks)
+
+    def _counted(self, chunks: Iterator[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+        for chunk in chunks:
+            yield chunk
+            self.advance(memoryview(chunk).nbytes)
