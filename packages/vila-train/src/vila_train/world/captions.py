@@ -43,14 +43,16 @@ def caption_chart(rng: random.Random, split: Split) -> Sample:
     bar = own_bar(rng, split)
     scene = bars_scene(rng, split, bar, rng.choices(range(1, 10), k=rng.randint(2, 4)))
     text = ", ".join(f"{b.color} {b.value}" for b in scene.bars)
-    return Sample("caption", "chart", (scene, rng.choice(REQUESTS).format("picture")), f"A bar chart: {text}.", f"bar {bar.color} {bar.value}")
+    return Sample(
+        "caption", "chart", (scene, rng.choice(REQUESTS).format("picture")), f"A bar chart: {text}.", f"bar {bar.color} {bar.value}"
+    )
 
 
 def caption_pictures(rng: random.Random, split: Split, num_pictures: int) -> Sample:
     """Describe several pictures in turn."""
     scenes, texts, names = zip(*(_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
     answer = "; ".join(f"{ordinal}: {text}" for ordinal, text in zip(ORDINALS, texts, strict=False))
-    return Sample("caption", f"{num_pictures} pictures", (*scenes, rng.choice(REQUESTS).format("pictures")), _sentence(answer), names[0])
+    return Sample("caption", f"{num_pictures} pictures", (*scenes, rng.choice(REQUESTS).format("pictures").replace("does", "do")), _sentence(answer), names[0])
 
 
 def caption_video(rng: random.Random, split: Split) -> Sample:

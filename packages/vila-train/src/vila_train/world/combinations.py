@@ -14,9 +14,13 @@ import random
 import zlib
 from functools import cache
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
+
+from vila_core.errors import ConfigError, unknown_name
 
 Split = Literal["train", "validation", "test"]
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 Rgb = tuple[int, int, int]
 
@@ -33,6 +37,14 @@ COLORS: dict[str, Rgb] = {
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "moon")
 VALUES = range(1, 10)
 """Values of bars."""
+
+
+def as_split(name: str) -> Split:
+    """Return the split called `name`. Raises `ConfigError` if there is none."""
+    for split in SPLITS:
+        if name == split:
+            return split
+    raise ConfigError(unknown_name("split", name, SPLITS))
 
 
 def object_split(color: str, shape: str) -> Split:

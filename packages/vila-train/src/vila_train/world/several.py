@@ -25,22 +25,27 @@ def _same(rng: random.Random, split: Split) -> Sample:
     first = Scene(background(rng), tuple(things))
     same = rng.random() < 0.5
     if not same:
-        other = next(p for p in iter(lambda: rng.choice(visible_objects(split)), None) if p not in pairs and (p[0] == asked[0] or p[1] == asked[1]))
-        things[0] = thing(rng, other, places[0])
+        things[0] = thing(rng, _like(rng, split, asked, pairs), places[0])
     pictures = [first, replace(first, things=tuple(things))]
     rng.shuffle(pictures)
     question = rng.choice(("Are the two pictures the same?", "Do both pictures show the same?", "Are these pictures equal?"))
     return Sample("pair", "same", (*pictures, question), "yes" if same else "no", " ".join(asked))
 
 
+def _like(rng: random.Random, split: Split, asked: Pair, taken: list[Pair]) -> Pair:
+    """Return an object of the colour or the shape of `asked`, so that one glance is not enough; none of `taken`."""
+    return rng.choice([p for p in visible_objects(split) if p not in taken and (p[0] == asked[0] or p[1] == asked[1])])
+
+
+def _scatter_things(rng: random.Random, pairs: list[Pair], smallest: float, largest: float) -> Scene:
+    places = scatter(rng, [rng.uniform(smallest, largest) for _ in pairs])
+    return Scene(background(rng), tuple(thing(rng, p, place) for p, place in zip(pairs, places, strict=True)))
+
+
 def _which(rng: random.Random, split: Split) -> Sample:
     asked = subject(rng, split)
-    other = next(p for p in iter(lambda: rng.choice(visible_objects(split)), None) if p != asked and (p[0] == asked[0] or p[1] == asked[1]))
-    pictures: list[Scene] = []
-    for wanted in (asked, other):
-        pairs = [wanted, *others(rng, split, rng.randint(0, 2), [asked, other])]
-        places = scatter(rng, [rng.uniform(18, 32) for _ in pairs])
-        pictures.append(Scene(background(rng), tuple(thing(rng, p, place) for p, place in zip(pairs, places, strict=True))))
+    other = _like(rng, split, asked, [asked])
+    pictures = [_scatter_things(rng, [wanted, *others(rng, split, rng.randint(0, 2), [asked, other])], 18, 32) for wanted in (asked, other)]
     answer = rng.randrange(2)
     if answer:
         pictures.reverse()
@@ -51,10 +56,7 @@ def _which(rng: random.Random, split: Split) -> Sample:
 def _more(rng: random.Random, split: Split) -> Sample:
     asked = subject(rng, split)
     counts = rng.sample(range(1, 6), 2)
-    pictures = [
-        Scene(background(rng), tuple(thing(rng, p, place) for p, place in zip(pairs, scatter(rng, [rng.uniform(16, 24) for _ in pairs]), strict=True)))
-        for pairs in ([asked, *others(rng, split, n - 1, [asked])] for n in counts)
-    ]
+    pictures = [_scatter_things(rng, [asked, *others(rng, split, n - 1, [asked])], 16, 24) for n in counts]
     question = rng.choice(("Which picture has more objects?", "Which picture shows more objects?"))
     return Sample("pair", "more", (*pictures, question), ORDINALS[0 if counts[0] > counts[1] else 1], " ".join(asked))
 
@@ -80,7 +82,8 @@ def _made_up(rng: random.Random, split: Split, asked: Pair) -> Sample:
     # The attribute that does not matter differs everywhere, so that only the one that does can be matched.
     pairs = [asked]
     for member in members:
-        pairs.append(rng.choice([p for p in visible_objects(split) if p[axis] == classes[member] and p[1 - axis] not in [q[1 - axis] for q in pairs]]))
+        used = [p[1 - axis] for p in pairs]
+        pairs.append(rng.choice([p for p in visible_objects(split) if p[axis] == classes[member] and p[1 - axis] not in used]))
     return _shots(rng, "made-up", [*pairs[1:], asked], [1] * 4, [*(names[member] for member in members), names[0]])
 
 

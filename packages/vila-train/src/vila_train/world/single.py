@@ -2,10 +2,10 @@
 
 import random
 
-from vila_train.world.combinations import COLORS, SHAPES, VALUES, Pair, Rgb, Split, bar_split, digits, letters, object_split, words_of
+from vila_train.world.combinations import COLORS, VALUES, Pair, Rgb, Split, bar_split, digits, letters, words_of
+from vila_train.world.drawing import text_width
 from vila_train.world.making import Place, background, in_cell, others, scatter, shade, subject, thing
 from vila_train.world.scenes import CANVAS, POSITIONS, Bar, Sample, Scene, Text, Thing
-from vila_train.world.drawing import text_width
 
 
 def _scene(rng: random.Random, pairs: list[Pair], places: list[Place]) -> Scene:
@@ -22,7 +22,10 @@ def attribute(rng: random.Random, split: Split) -> Sample:
     scene = _scene(rng, pairs, scatter(rng, [rng.uniform(18, 38) for _ in pairs]))
     question, answer = {
         "color": (rng.choice(("What color is the {}?", "Which color does the {} have?", "The {} is what color?")).format(shape), color),
-        "shape": (rng.choice(("What shape is the {} object?", "What is the shape of the {} thing?", "The {} object is what?")).format(color), shape),
+        "shape": (
+            rng.choice(("What shape is the {} object?", "What is the shape of the {} thing?", "The {} object is what?")).format(color),
+            shape,
+        ),
         "both": (rng.choice(("What is this?", "Name the object.", "Which object is shown?")), f"{color} {shape}"),
     }[kind]
     return Sample("attribute", kind, (scene, question), answer, f"{color} {shape}")
@@ -58,7 +61,10 @@ def position(rng: random.Random, split: Split) -> Sample:
     if kind_is_where := rng.random() < 0.6:
         question, answer = rng.choice(("Where is the {}?", "In which part of the picture is the {}?", "Locate the {}.")).format(name), where
     else:
-        question, answer = rng.choice(("What is at the {}?", "Which object is at the {}?", "Name the object at the {}.")).format(where), name
+        question, answer = (
+            rng.choice(("What is at the {}?", "Which object is at the {}?", "Name the object at the {}.")).format(where),
+            name,
+        )
     return Sample("position", "where" if kind_is_where else "what", (scene, question), answer, name)
 
 
@@ -94,7 +100,10 @@ def relation(rng: random.Random, split: Split) -> Sample:
     scene = _scene(rng, pairs, scatter(rng, [rng.uniform(16, 28) for _ in pairs], clear))
     first, second = (f"{color} {shape}" for color, shape in pairs[:2])
     if kind == "whether":
-        question, answer = rng.choice(("Is the {} {} the {}?", "Would you say the {} is {} the {}?")).format(first, asked, second), "yes" if wanted else "no"
+        question, answer = (
+            rng.choice(("Is the {} {} the {}?", "Would you say the {} is {} the {}?")).format(first, asked, second),
+            "yes" if wanted else "no",
+        )
     else:
         question, answer = rng.choice(("What is {} the {}?", "Which object is {} the {}?")).format(asked, second), first
     return Sample("relation", kind, (scene, question), answer, first)
@@ -169,10 +178,10 @@ def chart(rng: random.Random, split: Split) -> Sample:
     allowed = {"value": VALUES, "highest": range(1, bar.value), "lowest": range(bar.value + 1, 10)}[kind]
     scene = bars_scene(rng, split, bar, rng.choices(allowed, k=others_count))
     if kind == "value":
-        question, answer = rng.choice(("What is the value of the {} bar?", "How high is the {} bar?", "Read the {} bar.")).format(bar.color), str(bar.value)
+        question, answer = (
+            rng.choice(("What is the value of the {} bar?", "How high is the {} bar?", "Read the {} bar.")).format(bar.color),
+            str(bar.value),
+        )
     else:
         question, answer = rng.choice(("Which bar is the {}?", "What color is the {} bar?")).format(kind), bar.color
     return Sample("chart", kind, (scene, question), answer, f"bar {bar.color} {bar.value}")
-
-
-__all__ = ["SHAPES", "attribute", "bars_scene", "chart", "count", "number", "object_split", "position", "relation", "size", "text_scene", "word"]

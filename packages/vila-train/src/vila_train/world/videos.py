@@ -29,7 +29,8 @@ def moving(rng: random.Random, split: Split) -> tuple[Clip, str, str, int]:
     def off_the_track(places: list[Place]) -> bool:
         return all((a - b) ** 2 + (c - d) ** 2 > (r + s + 4) ** 2 for a, c, r in places for b, d, s in track)
 
-    things = [thing(rng, p, place) for p, place in zip(still, scatter(rng, [rng.uniform(14, 20) for _ in still], off_the_track), strict=True)]
+    places = scatter(rng, [rng.uniform(14, 20) for _ in still], off_the_track)
+    things = [thing(rng, p, place) for p, place in zip(still, places, strict=True)]
     mover = thing(rng, asked, track[0])
     ground = background(rng)
     frames = tuple(Scene(ground, (*things, replace(mover, x=px, y=py))) for px, py, _ in track)

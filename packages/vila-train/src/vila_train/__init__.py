@@ -1,0 +1,3 @@
+"""Training for VILA Kit."""
+
+__version__ = "0.1.0"

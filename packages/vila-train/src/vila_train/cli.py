@@ -1,0 +1,87 @@
+"""`vila-train`, also `vila train`: make vila-tiny from nothing, and look at the world it learns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+HELP = """
+Train VILA-family models.
+
+[bold]Examples[/bold]
+
+vila-train tiny --out runs/vila-tiny  [dim]the embedded model, from nothing, on one GPU[/dim]
+
+vila-train world --sheet world.png  [dim]see what it learns from[/dim]
+
+vila-train report --sheet answers.png  [dim]test it on what it never saw[/dim]
+"""
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+
+
+@app.command()
+def tiny(
+    out: Annotated[Path, typer.Option(help="Folder for the log, the states and the checkpoint.")],
+    scratch: Annotated[Path | None, typer.Option(help="Folder for rendered samples, 45 GB at scale 1 (default: OUT/scratch).")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.0001, help="Factor on steps and samples; below 1 for a trial.")] = 1.0,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    compile_layers: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that render (default: one a processor, less one).")] = None,
+) -> None:
+    """Train vila-tiny from nothing and test it on combinations that it never saw."""
+    from vila_train.evaluate import table
+    from vila_train.training import TinyOptions, train_tiny
+
+    scores = train_tiny(TinyOptions(out, scratch or out / "scratch", seed, scale, device, compile_layers, workers))
+    typer.echo(table(scores))
+
+
+@app.command()
+def world(
+    sheet: Annotated[Path, typer.Option(help="The picture to write (PNG).")],
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 3,
+) -> None:
+    """Draw a contact sheet of the world: its pictures and videos with their questions and answers."""
+    from vila_train.world import CAPTIONS, TASKS, make_sample
+    from vila_train.world.combinations import as_split
+    from vila_train.world.sheet import Entry, contact_sheet
+
+    chosen = as_split(split)
+    contact_sheet([Entry(make_sample(chosen, name, index)) for name in TASKS | CAPTIONS for index in range(samples)]).save(sheet)
+    typer.echo(f"Wrote {sheet}.")
+
+
+@app.command()
+def report(
+    model: Annotated[str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Test samples of each task.")] = 500,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table there (Markdown).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+) -> None:
+    """Ask a model every kind of test question, by its public interface, and print its exact matches."""
+    from vila_train.report import answer_tests, draw_sheet, report_table
+
+    answers = answer_tests(model, samples, device, batch_size)
+    text = report_table(answers)
+    typer.echo(text)
+    if out is not None:
+        out.write_text(text + "\n", encoding="utf-8")
+    if sheet is not None:
+        draw_sheet(answers).save(sheet)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The entry point of `vila-train`."""
+    from vila_core.cli.run import run
+
+    run(app, "vila-train", arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Samples to arrays: the prompt's ids with room for the media, labels on the answer alone, and pixels as bytes.
+
+n samples, M pictures or frames of each, S their side in pixels, T tokens with media in place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vila_core.chat import IMAGE_TOKEN, VIDEO_TOKEN, ChatTemplate, Turn
+from vila_core.labels import IGNORE_INDEX, tokenize_with_labels
+from vila_core.tokenizer import Tokenizer
+from vila_train.world import make_sample
+from vila_train.world.combinations import Split
+from vila_train.world.drawing import draw
+from vila_train.world.scenes import Sample, Scene
+
+TEXT = -1
+"""The slot of a position that holds a text token."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One sample as tokens, media expanded.
+
+    Attributes:
+        ids: token ids; 0 where a media token stands.
+        slots: which of the sample's media tokens (M times those of a picture) stands at each position; `TEXT` for text.
+        labels: the ids of the answer and the token that ends it; `IGNORE_INDEX` elsewhere. Not shifted.
+    """
+
+    ids: list[int]
+    slots: list[int]
+    labels: list[int]
+
+
+class Encoder:
+    """Renders the chat template, tokenizes, and makes room for the media as vila_core's basic encoders do.
+
+    Args:
+        tokens_per_picture: of the projector, for one image or frame.
+        end_text: what follows each picture or frame in its block.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, tokens_per_picture: int, end_text: str | None = "\n"):
+        self.tokenizer = tokenizer
+        self.template = template
+        self.tokens_per_picture = tokens_per_picture
+        self.end_ids = tokenizer.encode(end_text) if end_text is not None else []
+
+    def __call__(self, sample: Sample) -> Encoded:
+        """Encode `sample` as one turn of the user and the assistant's answer."""
+        text = "".join(part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN for part in sample.prompt)
+        tokens = tokenize_with_labels([Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template)
+        frames = iter([1 if isinstance(part, Scene) else len(part.frames) for part in sample.prompt if not isinstance(part, str)])
+        ids: list[int] = []
+        slots: list[int] = []
+        labels: list[int] = []
+        used = 0
+        for token, label in zip(*tokens, strict=True):
+            if token not in self.tokenizer.media_token_ids.values():
+                ids.append(token)
+                slots.append(TEXT)
+                labels.append(label)
+                continue
+            for _ in range(next(frames)):
+                ids += [0] * self.tokens_per_picture + self.end_ids
+                slots += [*range(used, used + self.tokens_per_picture), *[TEXT] * len(self.end_ids)]
+                labels += [IGNORE_INDEX] * (self.tokens_per_picture + len(self.end_ids))
+                used += self.tokens_per_picture
+        return Encoded(ids, slots, labels)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Samples of one source with equally many pictures.
+
+    Attributes:
+        pixels: uint8 `[n, M, 3, S, S]`.
+        ids, slots, labels: int16 `[n, T]`, padded at the right with 0, `TEXT`, `IGNORE_INDEX`.
+    """
+
+    pixels: NDArray[np.uint8]
+    ids: NDArray[np.int16]
+    slots: NDArray[np.int16]
+    labels: NDArray[np.int16]
+
+    def save(self, path: Path) -> None:
+        """Write to `path` (.npy) the pixels, and after them the tokens."""
+        with path.open("wb") as file:
+            for array in (self.pixels, self.ids, self.slots, self.labels):
+                np.save(file, array)
+
+    @classmethod
+    def load(cls, path: Path) -> "Shard":
+        with path.open("rb") as file:
+            return cls(*(np.load(file) for _ in range(4)))
+
+
+def to_bytes(scene: Scene, image_size: int) -> NDArray[np.uint8]:
+    """Return the picture as vila_core resizes it before normalising (`image_aspect_ratio` "resize"), `[3, S, S]`."""
+    return np.asarray(draw(scene).resize((image_size, image_size))).transpose(2, 0, 1)
+
+
+def make_shard(samples: Sequence[Sample], encoder: Encoder, image_size: int) -> Shard:
+    """Encode and draw `samples`, which all have equally many pictures."""
+    encoded = [encoder(sample) for sample in samples]
+    pixels = np.stack([np.stack([to_bytes(scene, image_size) for scene in sample.scenes]) for sample in samples])
+    return Shard(
+        pixels,
+        pad([one.ids for one in encoded], 0),
+        pad([one.slots for one in encoded], TEXT),
+        pad([one.labels for one in encoded], IGNORE_INDEX),
+    )
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 8) -> NDArray[np.int16]:
+    """Return `rows` as one int16 array, padded at the right with `value` to a multiple of `multiple` columns."""
+    width = -(-max(map(len, rows)) // multiple) * multiple
+    array = np.full((len(rows), width), value, dtype=np.int16)
+    for index, row in enumerate(rows):
+        array[index, : len(row)] = row
+    return array
+
+
+def drawn_samples(split: Split, source: str, start: int, stop: int) -> list[Sample]:
+    """Return samples `start` to `stop` (exclusive) of one source of the drawn world."""
+    return [make_sample(split, source, index) for index in range(start, stop)]

@@ -1,0 +1,144 @@
+"""Recipes: plain functions that return the frozen configuration of one stage.
+
+The four stages are NVILA's (align, stage 1.5, pretrain, SFT; arXiv 2412.04468). vila-tiny starts from nothing where
+NVILA starts from a trained tower and a trained language model, so its first stage tunes everything: a projector alone
+cannot align two parts that know nothing yet. From then on the parts are frozen as in NVILA.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from vila_core.config import Config
+
+SINGLE = ("attribute", "count", "position", "relation", "size", "word", "number", "chart")
+SINGLE_CAPTIONS = ("caption_things", "caption_text", "caption_chart")
+
+
+class Draw(Config):
+    """A part of every batch: so many samples of each source, all with equally many pictures."""
+
+    counts: dict[str, PositiveInt]
+
+
+class StageConfig(Config):
+    """One stage of training: AdamW with a linear warm-up and a cosine down to zero, bf16 on fp32 master weights.
+
+    `draws` make up each batch together; the loss is the mean over all their answer tokens.
+    """
+
+    name: str
+    tune_vision_tower: bool
+    tune_projector: bool
+    tune_language_model: bool
+    steps: PositiveInt
+    learning_rate: PositiveFloat
+    draws: tuple[Draw, ...]
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[float, float] = (0.9, 0.98)
+    clip_norm: PositiveFloat = 1.0
+    log_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 1000
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every source that the stage draws from."""
+        return tuple(source for draw in self.draws for source in draw.counts)
+
+
+def tiny_align() -> StageConfig:
+    """Single pictures and their descriptions; everything is tuned, since nothing is trained yet."""
+    return StageConfig(
+        name="align",
+        tune_vision_tower=True,
+        tune_projector=True,
+        tune_language_model=True,
+        steps=2500,
+        learning_rate=1.5e-3,
+        draws=(Draw(counts={"caption_things": 256, "caption_text": 128, "caption_chart": 128}),),
+        weight_decay=0.02,
+    )
+
+
+def tiny_stage1_5() -> StageConfig:
+    """The same with the language model frozen: the tower learns to say what it sees in a language that stays."""
+    return tiny_align().model_copy(update={"name": "stage1_5", "tune_language_model": False, "steps": 500, "learning_rate": 5e-4})
+
+
+def tiny_pretrain() -> StageConfig:
+    """Descriptions of several pictures and of videos; the tower is frozen."""
+    return StageConfig(
+        name="pretrain",
+        tune_vision_tower=False,
+        tune_projector=True,
+        tune_language_model=True,
+        steps=1500,
+        learning_rate=1e-3,
+        draws=(
+            Draw(counts={"caption_things": 48, "caption_text": 24, "caption_chart": 24}),
+            Draw(counts={"caption_two": 64}),
+            Draw(counts={"caption_four": 32}),
+            Draw(counts={"caption_video": 96}),
+        ),
+        weight_decay=0.02,
+    )
+
+
+def tiny_sft() -> StageConfig:
+    """All tasks, with some descriptions; everything is tuned."""
+    return StageConfig(
+        name="sft",
+        tune_vision_tower=True,
+        tune_projector=True,
+        tune_language_model=True,
+        steps=12000,
+        learning_rate=1e-3,
+        draws=(
+            Draw(counts=dict.fromkeys(SINGLE, 32)),
+            Draw(counts=dict.fromkeys(SINGLE_CAPTIONS, 8)),
+            Draw(counts={"pair": 48, "caption_two": 8}),
+            Draw(counts={"in_context": 36, "caption_four": 4}),
+            Draw(counts={"motion": 24, "appearance": 32, "caption_video": 8}),
+        ),
+        weight_decay=0.02,
+    )
+
+
+def tiny_stages() -> tuple[StageConfig, ...]:
+    """Return vila-tiny's four stages in order."""
+    return (tiny_align(), tiny_stage1_5(), tiny_pretrain(), tiny_sft())
+
+
+TINY_SAMPLES: dict[str, int] = {
+    **dict.fromkeys(SINGLE, 60_000),
+    "pair": 50_000,
+    "in_context": 40_000,
+    "motion": 36_000,
+    "appearance": 40_000,
+    "caption_things": 80_000,
+    "caption_text": 50_000,
+    "caption_chart": 50_000,
+    "caption_two": 16_000,
+    "caption_four": 10_000,
+    "caption_video": 16_000,
+}
+"""How many training samples of each source are rendered."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage under the name by which a command or another plugin finds it."""
+
+    name: str
+    stage: Callable[[], StageConfig]
+
+
+RECIPES = (
+    Recipe("vila-tiny-align", tiny_align),
+    Recipe("vila-tiny-stage1_5", tiny_stage1_5),
+    Recipe("vila-tiny-pretrain", tiny_pretrain),
+    Recipe("vila-tiny-sft", tiny_sft),
+)

@@ -1,0 +1,74 @@
+"""Renders the drawn world once, by all processors, into files that the stages then load."""
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+from vila_core.tokenizer import Tokenizer
+from vila_train.data import Encoder, Shard, drawn_samples, make_shard
+from vila_train.tiny import IMAGE_SIZE, TOKENS_PER_PICTURE
+from vila_train.world.combinations import Split
+
+SAMPLES_PER_SHARD = 512
+
+
+class Rendering:
+    """Sources that are being rendered in the background; `shards` waits for those it needs."""
+
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path, split: Split):
+        self.pool = pool
+        self.folder = folder
+        self.split: Split = split
+        self._pending: dict[str, list[Future[Path]]] = {}
+
+    def start(self, sizes: Mapping[str, int]) -> None:
+        """Begin to render so many samples of each source, in order."""
+        for source, size in sizes.items():
+            bounds = range(0, size, SAMPLES_PER_SHARD)
+            self._pending[source] = [
+                self.pool.submit(_render, self.folder, self.split, source, start, min(start + SAMPLES_PER_SHARD, size)) for start in bounds
+            ]
+
+    def shards(self, source: str) -> Iterator[Shard]:
+        """Yield the shards of `source`, in order, and remove their files."""
+        for future in self._pending.pop(source):
+            path = future.result()
+            yield Shard.load(path)
+            path.unlink()
+
+
+@contextmanager
+def rendering(folder: Path, tokenizer_folder: Path, split: Split, workers: int | None = None) -> Iterator[Rendering]:
+    """Render samples of `split` into `folder` with `workers` processes (default: one a processor, less one)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = workers or max(1, (os.cpu_count() or 2) - 1)
+    # Spawned, because a process that has used CUDA or threads cannot be forked safely.
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (tokenizer_folder,)) as pool:
+        try:
+            yield Rendering(pool, folder, split)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_encoder: list[Encoder] = []
+"""The encoder of a worker process."""
+
+
+def make_encoder(tokenizer_folder: Path) -> Encoder:
+    """Return the encoder of vila-tiny's samples."""
+    from vila_core.plugins import load_plugins
+
+    return Encoder(Tokenizer.from_folder(tokenizer_folder), load_plugins().chat_templates.get("qwen2"), TOKENS_PER_PICTURE)
+
+
+def _prepare(tokenizer_folder: Path) -> None:
+    _encoder.append(make_encoder(tokenizer_folder))
+
+
+def _render(folder: Path, split: Split, source: str, start: int, stop: int) -> Path:
+    path = folder / f"{split}-{source}-{start}.npy"
+    make_shard(drawn_samples(split, source, start, stop), _encoder[0], IMAGE_SIZE).save(path)
+    return path

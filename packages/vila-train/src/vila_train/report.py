@@ -1,0 +1,62 @@
+"""Tests a model on the drawn world through vila_core's public interface: pictures in, text out."""
+
+from collections.abc import Mapping, Sequence
+
+from PIL.Image import Image as Picture
+from rich.progress import track
+
+import vila_core as vila
+from vila_train.evaluate import Score, table
+from vila_train.world import TASKS, make_sample
+from vila_train.world.drawing import draw
+from vila_train.world.scenes import Sample, Scene
+from vila_train.world.sheet import Entry, contact_sheet
+
+Answers = Mapping[str, Sequence[Entry]]
+"""By task, the test samples and what the model replied."""
+
+
+def as_prompt(sample: Sample) -> list[str | vila.Image | vila.Video]:
+    """Return the prompt as a user would give it."""
+    return [
+        part if isinstance(part, str) else vila.Image(draw(part)) if isinstance(part, Scene) else vila.Video([draw(f) for f in part.frames])
+        for part in sample.prompt
+    ]
+
+
+def answer_tests(model_path: str | None, samples: int, device: str, batch_size: int) -> dict[str, list[Entry]]:
+    """Ask `samples` questions of each task of the test split, greedily.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    model = vila.load(model_path, device=device)
+    answers: dict[str, list[Entry]] = {}
+    for task in TASKS:
+        entries: list[Entry] = []
+        for start in track(range(0, samples, batch_size), task):
+            asked = [make_sample("test", task, index) for index in range(start, min(start + batch_size, samples))]
+            replies = model.generate_batch([as_prompt(sample) for sample in asked], max_new_tokens=32)
+            entries += [Entry(sample, reply) for sample, reply in zip(asked, replies, strict=True)]
+        answers[task] = entries
+    return answers
+
+
+def count(entries: Sequence[Entry]) -> Score:
+    """Return how many replies are right, to the letter."""
+    return Score(sum(entry.reply == entry.sample.answer for entry in entries), len(entries))
+
+
+def report_table(answers: Answers) -> str:
+    """Return the scores of all tasks, and below them those of each kind of question, as Markdown tables."""
+    kinds: dict[str, list[Entry]] = {}
+    for task, entries in answers.items():
+        for entry in entries:
+            kinds.setdefault(f"{task}: {entry.sample.kind}", []).append(entry)
+    by_task = table({task: count(entries) for task, entries in answers.items()})
+    return f"{by_task}\n\nBy kind of question:\n\n{table({kind: count(entries) for kind, entries in sorted(kinds.items())})}"
+
+
+def draw_sheet(answers: Answers, of_each: int = 3) -> Picture:
+    """Return a contact sheet of the first samples of each task with the model's answers."""
+    return contact_sheet([entry for entries in answers.values() for entry in entries[:of_each]])

@@ -1,0 +1,122 @@
+"""vila-tiny: the architecture of the embedded model, and its tokenizer, both made from nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.chat import IMAGE_TOKEN, SENTINEL_TOKEN, VIDEO_TOKEN
+from vila_core.config import DecoderConfig, PixelConfig, PreprocessConfig, ProjectorConfig, SiglipConfig, VilaConfig
+from vila_train.world import CAPTIONS, TASKS, make_sample
+from vila_train.world.combinations import words_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IMAGE_SIZE = 96
+PATCH_SIZE = 8
+TOKENS_PER_PICTURE = (IMAGE_SIZE // PATCH_SIZE // 2) ** 2
+CONTEXT = 2048
+VOCABULARY = 1024
+"""At most so many tokens, the special ones included."""
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)
+
+# How Qwen2's tokenizer cuts text before merging: digits one by one, so that numbers are spelled.
+_QWEN2_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+_SMALL_TALK = """You are a helpful assistant. system user assistant. Question: Answer: yes no Please answer with one word.
+Look at this image and tell me what you see. Compare the two images. What happened in this video, and why? Thank you very much!
+The quick brown fox jumps over the lazy dog. How are you today? Can you read this? I do not know. Which one is it, left or right?"""
+
+
+def tiny_config(vocab_size: int) -> VilaConfig:
+    """Return vila-tiny's configuration: NVILA's parts, each as small as the drawn world allows (7.8 million parameters)."""
+    tower = SiglipConfig(
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=7,  # the last one is not run: VILA reads hidden state -2
+        num_attention_heads=6,
+    )
+    language_model = DecoderConfig(
+        architecture="qwen2",
+        hidden_size=256,
+        intermediate_size=640,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=vocab_size,
+        max_length=CONTEXT,
+        max_position_embeddings=CONTEXT,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    )
+    return VilaConfig(
+        vision_tower=tower,
+        projector=ProjectorConfig(name="mlp_downsample_2x2_fix", in_size=tower.hidden_size, out_size=language_model.hidden_size),
+        language_model=language_model,
+        pixels=PixelConfig(size=IMAGE_SIZE),
+        preprocess=PreprocessConfig(image_aspect_ratio="resize", num_video_frames=8),
+        dtype="bfloat16",
+    )
+
+
+def tokenizer_corpus() -> Iterator[str]:
+    """Yield what the tokenizer's merges are learned from: the world's language, without the texts to be read in pictures.
+
+    Words in capitals stay out so that they are spelled letter by letter, and a word never seen can be spelled too.
+    """
+    for name in TASKS | CAPTIONS:
+        if name in ("word", "number", "caption_text"):
+            continue
+        for index in range(400):
+            sample = make_sample("train", name, index)
+            yield f"{sample.question}\n{sample.answer}"
+    for line in _SMALL_TALK.splitlines():
+        yield from [line] * 20
+    yield from [" ".join(word.lower() for word in words_of("train"))] * 2
+
+
+def make_tokenizer() -> "PreTrainedTokenizerFast":
+    """Learn the byte-level BPE tokenizer, with Qwen2's chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from vila_core.chat import JinjaTemplate
+    from vila_core.plugins import load_plugins
+
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_QWEN2_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(tokenizer_corpus(), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=CONTEXT)
+    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+    template = load_plugins().chat_templates.get("qwen2")
+    assert isinstance(template, JinjaTemplate)
+    tokenizer.chat_template = template.source
+    return tokenizer
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer's files to `folder`, for transformers 4 and 5 alike."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder)
+    # transformers 5 names a class that 4 does not know, and keeps the template where 4 does not look.
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": tokenizer.chat_template}
+    config.pop("backend", None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / "chat_template.jinja").unlink(missing_ok=True)

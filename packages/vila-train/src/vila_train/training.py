@@ -1,0 +1,156 @@
+"""Trains vila-tiny from nothing: tokenizer, drawn data, the four stages, the checkpoint, the test."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint.memory import MemoryWeights
+from vila_core.config import VilaConfig
+from vila_core.language.decoder import Decoder
+from vila_core.model import VilaModel
+from vila_core.plugins import load_plugins
+from vila_core.projectors import Projector
+from vila_core.projectors import reset_parameters as reset_projector
+from vila_core.tokenizer import Tokenizer
+from vila_core.towers.siglip import SiglipTower
+from vila_train.evaluate import Score, score, table
+from vila_train.loop import Log, Record, Stage, run_stage
+from vila_train.pools import Pool
+from vila_train.recipes import TINY_SAMPLES, StageConfig, tiny_stages
+from vila_train.rendering import Rendering, rendering
+from vila_train.tiny import save_tokenizer, tiny_config
+from vila_train.world import TASKS
+
+VALIDATION_SAMPLES = 256
+TEST_SAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class TinyOptions:
+    """How to train vila-tiny.
+
+    Attributes:
+        out: a folder for the log, the states and the checkpoint.
+        scratch: a folder for rendered samples (45 GB at scale 1); removed piece by piece as they are loaded.
+        seed: of weights and batches.
+        scale: factor on steps and samples; below 1 for a trial.
+        device: "cuda" or "cpu".
+        compile: compile the layers of tower and language model.
+        workers: processes that render; None is one a processor, less one.
+    """
+
+    out: Path
+    scratch: Path
+    seed: int = 0
+    scale: float = 1.0
+    device: str = "cuda"
+    compile: bool = True
+    workers: int | None = None
+
+
+def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = None) -> dict[str, Score]:
+    """Train, save `<out>/vila-tiny` in the `vila` format, and return the scores on the test split.
+
+    `recipe` replaces vila-tiny's own stages.
+    """
+    started = time.monotonic()
+    options.out.mkdir(parents=True, exist_ok=True)
+    tokenizer_folder = options.out / "tokenizer"
+    save_tokenizer(tokenizer_folder)
+    stages = [scaled(stage, options.scale) for stage in recipe or tiny_stages()]
+    with (options.out / "log.jsonl").open("w") as file:
+
+        def log(record: Record) -> None:
+            file.write(json.dumps({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
+            file.flush()
+            print(json.dumps(record), flush=True)
+
+        train, validation, test = (options.scratch / name for name in ("train", "validation", "test"))
+        with rendering(train, tokenizer_folder, "train", options.workers) as drawn:
+            drawn.start({source: max(64, round(TINY_SAMPLES[source] * options.scale)) for source in in_order_of_use(stages)})
+            network = new_network(tokenizer_folder, options.device, options.seed)
+            if options.compile:
+                compile_layers(network)
+            run_stages(network, stages, drawn, validation_pools(validation, tokenizer_folder, options), options, log)
+        save(network, tokenizer_folder, options.out / "vila-tiny")
+        with rendering(test, tokenizer_folder, "test", options.workers) as held_out:
+            held_out.start(dict.fromkeys(TASKS, max(16, round(TEST_SAMPLES * min(1.0, options.scale)))))
+            scores = score(network, {task: Pool(held_out.shards(task), options.device) for task in TASKS})
+        log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
+    (options.out / "test.md").write_text(table(scores) + "\n")
+    return scores
+
+
+def scaled(stage: StageConfig, scale: float) -> StageConfig:
+    """Return `stage` with `scale` times the steps."""
+    return stage.model_copy(update={"steps": max(1, round(stage.steps * scale))})
+
+
+def in_order_of_use(stages: list[StageConfig]) -> list[str]:
+    """Return every source, those of earlier stages first."""
+    return list(dict.fromkeys(source for stage in stages for source in stage.sources))
+
+
+def new_network(tokenizer_folder: Path, device: torch.device | str, seed: int) -> VilaModel:
+    """Return vila-tiny with fresh weights, which depend on `seed` alone (and not on the device)."""
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    torch.manual_seed(seed)
+    network = VilaModel(tiny_config(len(tokenizer)), tokenizer)
+    tower, projector, llm = network.vision_tower, network.mm_projector, network.llm
+    assert isinstance(tower, SiglipTower)
+    assert isinstance(projector, Projector)
+    assert isinstance(llm, Decoder)
+    tower.reset_parameters()
+    reset_projector(projector)
+    with torch.no_grad():
+        llm.reset_parameters()
+    return network.to(device)
+
+
+def compile_layers(network: VilaModel) -> None:
+    """Compile the layers one by one: those of a kind share their code, so this costs seconds where the whole costs minutes."""
+    torch._dynamo.config.recompile_limit = 64  # one version a layout and a set of frozen parts
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList):
+            for layer in module:
+                layer.compile(dynamic=False)
+
+
+def validation_pools(scratch: Path, tokenizer_folder: Path, options: TinyOptions) -> dict[str, Pool]:
+    """Render and load the validation split."""
+    with rendering(scratch, tokenizer_folder, "validation", options.workers) as drawn:
+        drawn.start(dict.fromkeys(TASKS, max(16, round(VALIDATION_SAMPLES * min(1.0, options.scale)))))
+        return {task: Pool(drawn.shards(task), options.device) for task in TASKS}
+
+
+def run_stages(
+    network: VilaModel, stages: list[StageConfig], drawn: Rendering, validation: Mapping[str, Pool], options: TinyOptions, log: Log
+) -> None:
+    """Run the stages in order, each as soon as its samples are rendered."""
+    pools: dict[str, Pool] = {}
+    for config in stages:
+        for source in config.sources:
+            if source not in pools:
+                pools[source] = Pool(drawn.shards(source), options.device)
+        log({"stage": config.name, "begins": config.model_dump()})
+        stage = Stage(network, config, pools, options.seed)
+
+        def evaluate() -> dict[str, float]:
+            return {task: one.accuracy for task, one in score(network, validation).items()}
+
+        run_stage(stage, log, evaluate)
+        stage.save(options.out / f"{config.name}.pt")
+
+
+def save(network: VilaModel, tokenizer_folder: Path, path: Path) -> None:
+    """Write the checkpoint in the `vila` format, in bf16."""
+    config: VilaConfig = network.config
+    weights = MemoryWeights(network.state_dict(), torch.bfloat16)
+    checkpoint = Checkpoint(tokenizer_folder, "vila", config, weights, tokenizer_folder, raw_config={}, license="apache-2.0")
+    load_plugins().checkpoint_formats.get("vila").write(checkpoint, path)
