@@ -193,10 +193,11 @@ def test_unknown_override_setting_template_device_dtype():
 
 
 def test_template_that_contradicts_the_checkpoint():
-    with pytest.raises(ConfigError, match="'</s>', which is no token of this checkpoint"):
-        vila.load(NVILA, chat_template="vicuna_v1")
-    with pytest.raises(ConfigError, match="<|eot_id|>"):
+    with pytest.raises(ConfigError, match="contradicts this checkpoint, which was trained with 'auto'"):
+        vila.load(NVILA, chat_template="hermes-2")
+    with pytest.raises(ConfigError, match="trained with 'vicuna_v1'"):
         vila.load(CLIP, chat_template="llama_3")
+    assert vila.load(NVILA, chat_template="qwen2").template.name == "qwen2"  # the same words by another name
 
 
 def test_checkpoint_without_a_template(tmp_path: Path):
@@ -206,6 +207,8 @@ def test_checkpoint_without_a_template(tmp_path: Path):
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "version"}))
     with pytest.raises(PromptError, match="states no chat template.*vicuna_v1"):
         vila.load(folder)
+    with pytest.raises(ConfigError, match=r"'<\|eot_id\|>', which is no token of this checkpoint"):
+        vila.load(folder, chat_template="llama_3")
     assert vila.load(folder, chat_template="vicuna_v1").inspect("hi").prompt_text.endswith("USER: hi ASSISTANT:")
 
 

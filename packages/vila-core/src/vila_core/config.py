@@ -261,7 +261,11 @@ class TimeTokenConfig(Config):
 
 
 class VilaConfig(Config):
-    """A whole model. `chat_template` names a registered template, or "auto" for the tokenizer's own."""
+    """A whole model.
+
+    `chat_template` is what the checkpoint says it was trained with: a registered template's name, "auto" for the tokenizer's
+    own, or None where it says nothing.
+    """
 
     vision_tower: SerializeAsAny[VisionTowerConfig]
     s2: S2Config | None = None
@@ -273,7 +277,7 @@ class VilaConfig(Config):
     pixels: PixelConfig
     preprocess: PreprocessConfig = PreprocessConfig()
     time_tokens: TimeTokenConfig | None = None
-    chat_template: str = "auto"
+    chat_template: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float16"
 
     @model_validator(mode="after")

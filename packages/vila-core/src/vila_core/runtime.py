@@ -13,14 +13,14 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from vila_core.chat import ChatTemplate, JinjaTemplate, Message
-from vila_core.checkpoint import Checkpoint, load_weights, open_checkpoint
+from vila_core.chat import ChatTemplate, JinjaTemplate, Message, Turn
+from vila_core.checkpoint import Checkpoint, load_weights, open_adapter, open_checkpoint
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.embedded import embedded_model
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.generate import Generated, generate, stream
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.time_tokens import decode_time_token
+from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import ConfigError, PromptError, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
@@ -167,14 +167,23 @@ class Vila:
         return self._pieces(embedded, generation)
 
     def _pieces(self, embedded: _Embedded, generation: GenerationConfig) -> Iterator[str]:
+        times = self._time_token_stream(embedded.prompt)
         pieces = stream(self.network.llm, embedded.embeds, generation, self.tokenizer, self.stop_token_ids)
         while True:
             with torch.inference_mode():  # not held while the caller has the word
                 piece = next(pieces, None)
+            text = times.finish() if piece is None else times.push(piece.text)
+            if text:
+                yield text
             if piece is None:
                 return
-            if piece.text:
-                yield piece.text
+
+    def _time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
+        """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
+        times, seconds = self.config.time_tokens, prompt.durations[-1] if prompt.durations else None
+        if times is None or seconds is None:
+            return TimeTokenStream(duration=0.0, num_time_tokens=0, time_token_format="")
+        return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
 
     @torch.inference_mode()
     def inspect(self, prompt: Prompt, *, num_logits: int = 16) -> Inspection:
@@ -230,10 +239,8 @@ class Vila:
         )
 
     def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:
-        text, times = answer.text, self.config.time_tokens
-        seconds = embedded.prompt.durations[-1] if embedded.prompt.durations else None
-        if times is not None and seconds is not None:
-            text = decode_time_token(text, duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
+        times = self._time_token_stream(embedded.prompt)
+        text = times.push(answer.text) + times.finish()
         return Completion(
             text=text.strip(),
             token_ids=answer.token_ids,
@@ -266,7 +273,7 @@ def load(
         revision: branch, tag or commit on the hub.
         token: access token for a private repository.
         offline: use only what is in the cache.
-        lora: folder of a LoRA adapter in peft's format, merged into the weights.
+        lora: folder or hub id of a LoRA adapter in peft's format, merged into the weights as they load.
         limits: how large media may be.
         overrides: fields of `PreprocessConfig` to change, such as `num_video_frames=16` or `max_tiles=6`.
 
@@ -282,11 +289,13 @@ def load(
     language_model = checkpoint.config.language_model.model_copy(update={"vocab_size": vocab_size})
     preprocess = override_preprocess(checkpoint.config, overrides)
     config = checkpoint.config.model_copy(update={"preprocess": preprocess, "language_model": language_model})
-    template = choose_template(chat_template or config.chat_template, tokenizer)
+    template = choose_template(chat_template, config.chat_template, tokenizer)
     target = choose_device(device)
     with torch.device("meta"):
         network = VilaModel(config, tokenizer)
-    load_weights(network, checkpoint, device=target, dtype=choose_dtype(dtype, config, network, target), vocab_size=vocab_size)
+    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
+    chosen_dtype = choose_dtype(dtype, config, network, target)
+    load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, overlay=adapter)
     network.eval().requires_grad_(False)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
 
@@ -309,29 +318,46 @@ def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> Prepro
     return preprocess
 
 
-def choose_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """Return the template called `name`; "auto" is the tokenizer's own.
+def choose_template(requested: str | None, stated: str | None, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the template to use.
+
+    Args:
+        requested: a registered template's name, "auto" for the tokenizer's own, or None for the checkpoint's.
+        stated: the same, as the checkpoint's config states it; None where it states nothing.
+        tokenizer: the checkpoint's.
 
     Raises:
-        ConfigError: the template is unknown, or ends its answers with a token that the tokenizer does not have.
-        PromptError: "auto", and the checkpoint has no template of its own.
+        ConfigError: the template is unknown, or contradicts the checkpoint: it writes conversations otherwise than the stated
+            one, or ends answers with a token that the tokenizer does not have.
+        PromptError: the tokenizer's own is asked for, and it has none.
     """
-    registry = load_plugins().chat_templates
-    if name == "auto":
-        if tokenizer.chat_template is None:
-            raise PromptError(
-                "This checkpoint states no chat template. Name one with chat_template (--conv-mode): "
-                f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B llama_3, VILA1.5-40B hermes-2."
+    template = _find_template(requested or stated or "auto", tokenizer)
+    if requested is not None and stated is not None:
+        probe = [Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "question")]
+        own = _find_template(stated, tokenizer)
+        if template.render(probe, tokenizer.special_tokens) != own.render(probe, tokenizer.special_tokens):
+            raise ConfigError(
+                f"Chat template '{requested}' contradicts this checkpoint, which was trained with '{stated}'. "
+                "Leave chat_template (--conv-mode) out to use the checkpoint's own."
             )
-        return JinjaTemplate("auto", tokenizer.chat_template)
-    template = registry.get(name)
-    end_token = template.end_token
-    if end_token is not None and not tokenizer.is_one_token(end_token):
+    if template.end_token is not None and not tokenizer.is_one_token(template.end_token):
         raise ConfigError(
-            f"Chat template '{name}' ends an answer with '{end_token}', which is no token of this checkpoint: "
-            "the model was trained with another template. Leave chat_template out to use the checkpoint's own."
+            f"Chat template '{template.name}' ends an answer with '{template.end_token}', which is no token of this checkpoint: "
+            "the model was trained with another template. Leave chat_template (--conv-mode) out to use the checkpoint's own."
         )
     return template
+
+
+def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    registry = load_plugins().chat_templates
+    if name != "auto":
+        return registry.get(name)
+    if tokenizer.chat_template is None:
+        raise PromptError(
+            "This checkpoint states no chat template. Name one with chat_template (--conv-mode): "
+            f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B llama_3, VILA1.5-40B hermes-2."
+        )
+    return JinjaTemplate("auto", tokenizer.chat_template)
 
 
 def choose_device(device: str | torch.device) -> torch.device:

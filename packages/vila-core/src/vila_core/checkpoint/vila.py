@@ -147,7 +147,7 @@ class _Reader:
                 ),
                 preprocess=self._preprocess(dynamic),
                 time_tokens=self._time_tokens(),
-                chat_template=self._chat_template(template),
+                chat_template=self._chat_template(),
                 dtype=stored_dtype(self.weights),
             )
         except (ValidationError, ConfigError) as error:
@@ -215,12 +215,17 @@ class _Reader:
         count = self.root.integer("num_time_tokens", 0, minimum=0)
         return TimeTokenConfig(count=count, format=self.root.string("time_token_format", "<t{t}>")) if count else None
 
-    def _chat_template(self, template: str | None) -> str:
-        """The tokenizer's own template; where it has none, the registered one that the config says it was trained with."""
+    def _chat_template(self) -> str | None:
+        """The template that the config says it was trained with: a registered one, "auto" for the tokenizer's own, or unsaid.
+
+        The reference writes `version` (VILA-1.5) and, where that is "auto", the name of the Jinja file it gave to the tokenizer.
+        """
         if "chat_template" in self.own:
             return self.own.string("chat_template")
         version = self.root.values.get("version")
-        return version if template is None and isinstance(version, str) and version in self.plugins.chat_templates else "auto"
+        if isinstance(version, str) and version in self.plugins.chat_templates:
+            return version
+        return "auto" if version == "auto" or self.root.values.get("chat_template") else None
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]

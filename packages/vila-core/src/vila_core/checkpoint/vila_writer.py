@@ -134,7 +134,7 @@ def root_json(
         **_s2_json(config),
         "num_time_tokens": config.time_tokens.count if config.time_tokens else 0,
         "time_token_format": config.time_tokens.format if config.time_tokens else raw.get("time_token_format", "<t{t}>"),
-        "version": config.chat_template if config.chat_template != "auto" else raw.get("version", "auto"),
+        "version": config.chat_template or raw.get("version", "auto"),
         **_own_json(config),
     }
 
@@ -150,7 +150,7 @@ def _own_json(config: VilaConfig) -> dict[str, object]:
     """What the reference has no key for, in one object of its own, and only where it is not the default."""
     stated = config.preprocess.model_dump(mode="json", include=set(OWN_PREPROCESS_KEYS))
     own: dict[str, object] = {key: value for key, value in stated.items() if value}
-    if config.chat_template != "auto":
+    if config.chat_template not in (None, "auto"):
         own["chat_template"] = config.chat_template
     return {OWN_KEY: own} if own else {}
 

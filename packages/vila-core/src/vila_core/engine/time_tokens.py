@@ -37,3 +37,38 @@ def encode_time_token(text: str, *, duration: float, num_time_tokens: int, time_
         return time_token_format.format(t=round(fraction * (num_time_tokens - 1)))
 
     return _SECONDS.sub(nearest, text).strip()
+
+
+class TimeTokenStream:
+    """`decode_time_token` over a text that arrives in pieces: what may be the beginning of a token is held back.
+
+    With `num_time_tokens` 0 every piece passes as it is.
+    """
+
+    def __init__(self, *, duration: float, num_time_tokens: int, time_token_format: str):
+        self._duration = duration
+        self._count = num_time_tokens
+        self._format = time_token_format
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Return what is certain after the next piece of text."""
+        if not self._count:
+            return piece
+        text = self._held + piece
+        # A token is its format with a number put in; so many characters at the end may still grow into one.
+        longest = len(self._format.format(t=10 * self._count))
+        opening = self._format.partition("{")[0][:1] or "<"
+        start = text.rfind(opening, max(len(text) - longest, 0))
+        is_open = start >= 0 and (not self._format.endswith(">") or ">" not in text[start:])
+        cut = start if is_open else len(text)
+        self._held = text[cut:]
+        return self._decode(text[:cut])
+
+    def finish(self) -> str:
+        """Return the rest, when no more text will come."""
+        rest, self._held = self._held, ""
+        return self._decode(rest) if self._count else rest
+
+    def _decode(self, text: str) -> str:
+        return decode_time_token(text, duration=self._duration, num_time_tokens=self._count, time_token_format=self._format)
