@@ -1,0 +1,293 @@
+"""`vila-infer` on a tiny checkpoint: what a user types, and what comes out."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+import vila_core as vila
+from vila_core import plugins as plugin_loader
+from vila_core.cli import infer
+from vila_core.cli.arguments import join_values, open_medium, read_prompt
+from vila_core.errors import MediaError, PromptError
+
+DATA = Path(__file__).parents[1] / "parity" / "data" / "golden"
+TILES = DATA / "nvila_lite_56" / "checkpoint"
+S2 = DATA / "nvila_56" / "checkpoint"
+WIDE, TALL = DATA / "inputs" / "wide_700x180.png", DATA / "inputs" / "tall_150x410.png"
+VIDEO, FRAMES = DATA / "inputs" / "video_12frames.avi", DATA / "inputs" / "video_12frames"
+
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run `vila-infer` in this process: (exit code, standard output, standard error). Without `stdin` there is a terminal."""
+
+    def run(*arguments: object, stdin: str | None = None) -> Result:
+        monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.StringIO(stdin))
+        with pytest.raises(SystemExit) as exit_:
+            infer.main([str(argument) for argument in arguments])
+        output = capfd.readouterr()
+        return int(exit_.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model() -> vila.Vila:
+    return vila.load(TILES)
+
+
+# ------------------------------------------------------------------------------------------- answers
+
+
+def test_prints_the_answer_of_the_library(run: Run, model: vila.Vila) -> None:
+    expected = model.complete([vila.Image(WIDE), "what?"], max_new_tokens=6)
+    code, out, err = run("-m", TILES, "--media", WIDE, "--text", "what?", "--max-new-tokens", 6)
+    assert (code, out, err) == (0, expected.text + "\n", "")
+
+
+def test_json_has_what_the_completion_has(run: Run, model: vila.Vila) -> None:
+    expected = model.complete([vila.Image(WIDE), "what?"], max_new_tokens=6)
+    code, out, _ = run("--model-path", TILES, "--media", WIDE, "--text", "what?", "--max_new_tokens", 6, "--json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == (expected.text, expected.token_ids, expected.finish_reason)
+    assert answer["usage"] == {
+        "prompt_tokens": expected.usage.prompt_tokens,
+        "media_tokens": expected.usage.media_tokens,
+        "completion_tokens": expected.usage.completion_tokens,
+    }
+    assert set(answer["timings"]) == {"preprocess", "encode", "prefill", "decode"}
+
+
+def test_streamed_and_whole_answers_are_the_same(run: Run) -> None:
+    arguments = ("-m", TILES, "--media", TALL, "--text", "Describe it.", "--max-new-tokens", 24, "--temperature", 1.3, "--seed", 5)
+    _, whole, _ = run(*arguments, "--no-stream")
+    code, streamed, _ = run(*arguments, "--stream")
+    assert code == 0
+    assert streamed == whole
+    assert whole != run(*arguments[:-1], 6)[1], "the seed matters"
+
+
+@pytest.mark.parametrize("spelling", ["--num-video-frames", "--num_video_frames", "-nf"])
+@pytest.mark.parametrize("source", [VIDEO, FRAMES], ids=["file", "folder"])
+def test_number_of_video_frames(spelling: str, source: Path, run: Run) -> None:
+    per_frame = 5  # 4 patches and the end token
+    arguments = ("-m", TILES, "--media", source, "--text", "what happens?", "--max-new-tokens", 1, "--json")
+    assert json.loads(run(*arguments, spelling, 3)[1])["usage"]["media_tokens"] == 3 * per_frame
+    assert json.loads(run(*arguments, spelling, -1)[1])["usage"]["media_tokens"] == 8 * per_frame, "-1 is the model's own"
+
+
+def test_other_preprocessing_by_name(run: Run, model: vila.Vila) -> None:
+    few = json.loads(run("-m", TILES, "--media", WIDE, "--text", "?", "--max-new-tokens", 1, "--json", "--set", "max_tiles=2")[1])
+    limited = vila.load(TILES, max_tiles=2).complete([vila.Image(WIDE), "?"], max_new_tokens=1)
+    assert (
+        few["usage"]["media_tokens"]
+        == limited.usage.media_tokens
+        < model.complete([vila.Image(WIDE), "?"], max_new_tokens=1).usage.media_tokens
+    )
+    tiles = json.loads(run("-m", TILES, "--media", VIDEO, "--text", "?", "--max-new-tokens", 1, "--json", "--video_max_tiles", 2)[1])
+    assert (
+        tiles["usage"]["media_tokens"]
+        == vila.load(TILES, video_max_tiles=2).complete([vila.Video(VIDEO), "?"], max_new_tokens=1).usage.media_tokens
+    )
+
+
+def test_text_from_a_pipe(run: Run, model: vila.Vila) -> None:
+    expected = model.generate("say something", max_new_tokens=5)
+    assert run("-m", TILES, "--max-new-tokens", 5, stdin="say something\n") == (0, expected + "\n", "")
+    assert run("-m", TILES, "--max-new-tokens", 5, "--text", "-", stdin="say something\n")[1] == expected + "\n"
+    assert run("-m", TILES, "--max-new-tokens", 5, "--text", "say something", stdin="unused")[1] == expected + "\n"
+
+
+def test_media_keep_their_order_and_come_before_the_text() -> None:
+    parts = read_prompt(
+        "Compare.", [str(TALL), str(VIDEO), str(FRAMES), f"video:{WIDE}", "https://example.org/a.png?size=2", "https://example.org/b.MP4"]
+    )
+    kinds = [type(part).__name__ for part in parts]
+    assert kinds == ["Image", "Video", "Video", "Video", "Image", "Video", "str"]
+
+
+def test_stop_strings_and_json_schema(run: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "answer.json"
+    schema.write_text(
+        json.dumps({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False})
+    )
+    code, out, _ = run("-m", TILES, "--text", "ok?", "--json-schema", schema, "--max-new-tokens", 40)
+    assert code == 0
+    assert set(json.loads(out)) == {"ok"}
+    _, whole, _ = run("-m", TILES, "--text", "ok?", "--max-new-tokens", 20)
+    first, second = whole[3], whole[6]
+    _, stopped, _ = run("-m", TILES, "--stop", first, second, "--text", "ok?", "--max-new-tokens", 20)
+    assert stopped.strip() == whole[: min(whole.index(first), whole.index(second))].strip()
+
+
+def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_loader, "_plugin_files", {})
+    file = tmp_path / "dialog.py"
+    file.write_text(
+        "from vila_core import hookimpl\nfrom vila_core.chat import SeparatorTemplate\n"
+        "@hookimpl\ndef vila_chat_templates():\n"
+        "    return [SeparatorTemplate('from_a_file', '', '', 'MARK ', '<|im_end|>', 'ANSWER ', '<|im_end|>')]\n"
+    )
+    code, _, err = run("-m", TILES, "--text", "hi", "--plugin", file, "-c", "from_a_file", "--explain", "--max-new-tokens", 1)
+    assert code == 0, err
+    assert "MARK hi" in err
+
+
+# ------------------------------------------------------------------------------------------- explain
+
+
+def test_explain_shows_prompt_budget_and_tiles(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, err = run("-m", TILES, "--media", WIDE, "--text", "what?", "--max-new-tokens", 2, "--json", "--explain")
+    usage = json.loads(out)["usage"]
+    assert code == 0
+    assert "<|im_start|>user" in err
+    assert "5 tiles of 56×56 px (1×4 + thumbnail)" in err
+    assert f"{usage['media_tokens']}" in err.split("image 1")[1].splitlines()[0]
+    assert f"{usage['prompt_tokens']}" in next(line for line in err.splitlines() if line.startswith("prompt "))
+    picture = PIL.Image.open(tmp_path / "vila-explain.png").convert("RGB")
+    colours = {colour: count for count, colour in picture.getcolors(picture.width * picture.height) or []}
+    ellipse = PIL.Image.open(WIDE).convert("RGB").getpixel((470, 90))
+    assert colours.get(ellipse, 0) > 1000, "the picture's ellipse is among the tiles, in its colour"
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "media", "expected"),
+    [
+        (S2, [WIDE], ["17 tiles of 56×56 px (1×1 + 2×2 + 2×6)"]),
+        (S2, [WIDE, TALL, VIDEO], ["image 1", "image 2", "1 tile of 56×56 px", "8 frames of 56×56 px"]),
+        (TILES, [], ["text"]),
+    ],
+    ids=["dynamic_s2", "several", "text"],
+)
+def test_explain_other_media(
+    checkpoint: Path, media: list[Path], expected: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    flags = ["--media", *media] if media else []
+    code, _, err = run("-m", checkpoint, *flags, "--text", "what?", "--max-new-tokens", 1, "--explain", tmp_path / "seen.png")
+    assert code == 0, err
+    assert all(text in err for text in expected), err
+    assert (tmp_path / "seen.png").exists() == bool(media)
+
+
+# ------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", ""], "The prompt is empty"),
+        (["--media", "nothing.png", "--text", "?"], "No file or folder 'nothing.png'"),
+        (["-m", "no-folder", "--text", "?"], "No folder 'no-folder'"),
+        (["--text", "?", "--set", "max_tiles"], "--set takes NAME=VALUE"),
+        (["-m", TILES, "--text", "?", "--set", "max_tile=3"], "Did you mean 'max_tiles'?"),
+        (["-m", TILES, "--text", "?", "-nf", "0"], "num_video_frames"),
+        (["--text", "?", "--temperature", "-1"], "temperature"),
+        (["--text", "?", "--json-schema", "answer.py"], "Python files are not run"),
+        (["--text", "?", "--json-schema", "missing.json"], "cannot be read"),
+        (["--text", "?", "--json", "--stream"], "exclude one another"),
+        (["-m", TILES, "--text", "?", "--conv-mode", "lama_3"], "Did you mean 'llama_3'?"),
+        (["-m", TILES, "--text", "?", "--conv-mode", "llama_3"], "<|eot_id|>"),
+        (["-m", TILES, "--text", "?", "--dtype", "float23"], "Did you mean 'float32'?"),
+        (["-m", TILES, "--text", "?", "--device", "tpu9"], "device 'tpu9'"),
+        (["--text", "?", "--plugin", "missing.py"], "Plugin file 'missing.py'"),
+        (["-m", TILES, "--text", "?", "--lora-path", "missing"], "missing"),
+    ],
+    ids=lambda value: "-".join(str(word).strip("-") for word in value[-2:]) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_clear_message(
+    arguments: list[object], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("Error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_debug_shows_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal())
+    with pytest.raises(PromptError):
+        infer.main(["--debug"])
+
+
+def test_unknown_flag(run: Run) -> None:
+    code, _, err = run("--medai", WIDE)
+    assert code == 2
+    assert "--medai" in err
+
+
+def test_missing_value(run: Run) -> None:
+    code, _, err = run("--text", "?", "--media")
+    assert code == 2
+    assert "--media" in err
+
+
+def test_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vila, "load", interrupted, raising=False)
+    assert run("-m", TILES, "--text", "?")[0] == 130
+
+
+def test_files_are_looked_for_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vila, "load", lambda *_, **__: pytest.fail("loaded"), raising=False)
+    assert run("--text", "?", "--media", WIDE, "nothing.png")[0] == 2
+    assert run("--text", "?", "--top-p", "1.5")[0] == 2
+
+
+def test_medium_that_is_not_there() -> None:
+    for source in ("nothing.png", "video:nothing.mp4"):
+        with pytest.raises(MediaError, match="nothing"):
+            open_medium(source)
+
+
+def test_help_shows_examples(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "vila-infer --media photo.jpg" in out
+
+
+# ------------------------------------------------------------------------------------------- words
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--media", "a", "b", "--text", "x y"], ["--media=a", "--media=b", "--text", "x y"]),
+        (["--text", "x", "--media", "a", "--media", "b c"], ["--text", "x", "--media=a", "--media=b c"]),
+        (["--media=-odd.png"], ["--media=-odd.png"]),
+        (["--explain", "--json"], ["--explain=default", "--json"]),
+        (["--explain", "mine.png"], ["--explain=mine.png"]),
+        (["--num_video_frames=4", "--max_new_tokens", "8"], ["--num-video-frames=4", "--max-new-tokens", "8"]),
+        (["--media"], ["--media"]),
+    ],
+)
+def test_join_values(given: list[str], expected: list[str]) -> None:
+    assert join_values(given, several=("--media",), optional={"--explain": "default"}) == expected
+
+
+@pytest.mark.parametrize("pieces", [["  a", " ", "b ", " "], [" ", "\n", "a b"], ["", "ab"], [" ", " "], []])
+def test_strip_pieces(pieces: list[str]) -> None:
+    def given() -> Iterator[str]:
+        yield from pieces
+
+    assert "".join(infer.strip_pieces(given())) == "".join(pieces).strip()
