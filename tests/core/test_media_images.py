@@ -90,7 +90,13 @@ def test_in_memory_picture_is_not_changed():
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 1), (5, 4, 3), (5, 4, 4), (1, 1), (3, 3, 3)])
 def test_arrays(shape):
     array = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-    expected = array if array.ndim == 3 and shape[2] == 3 else array[..., :3] if array.ndim == 3 and shape[2] == 4 else array.reshape(*shape[:2], 1)
+    expected = (
+        array
+        if array.ndim == 3 and shape[2] == 3
+        else array[..., :3]
+        if array.ndim == 3 and shape[2] == 4
+        else array.reshape(*shape[:2], 1)
+    )
     assert (np.asarray(Image(array).load()) == expected).all()
 
 

@@ -48,7 +48,7 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
     except (*_DAMAGED, DecompressionBombError) as error:
         raise MediaError(f"{name}: the header is damaged. Check that the file is whole.") from error
     if image is None:
-        raise MediaError(f"{name} is not an image that can be read. {describe_content(head)}Expected one of {FORMATS}.")
+        raise MediaError(f"{name} is not an image that can be read. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
     return _orient(convert_image(image, name, limits), _read_orientation(image))
 
 

@@ -88,17 +88,21 @@ class Video:
         num_frames = _check_frames_option(num_frames) if self.frames is None else self.frames
         source = self.source
         if isinstance(source, tuple):
-            indices = list(range(len(source))) if self.frames is None else _spread(len(source), num_frames)
+            indices = list(range(len(source))) if self.frames is None else self._spread(len(source), num_frames, limits)
             return self._load_frames(source, indices, limits)
         if _is_array(source):
             frames = self._split_array(source)
-            return self._load_frames(frames, _spread(len(frames), num_frames), limits)
+            return self._load_frames(frames, self._spread(len(frames), num_frames, limits), limits)
         if not isinstance(source, bytes) and _is_folder(source):
             frames = self._list_folder(Path(source))
-            return self._load_frames(frames, _spread(len(frames), num_frames), limits)
+            return self._load_frames(frames, self._spread(len(frames), num_frames, limits), limits)
         rate = _check_fps_option(fps) if self.fps is None else self.fps
         with open_source(source, "Video", limits) as file:
             return decode_video(file, f"Video {self._describe()}", num_frames, rate, limits)
+
+    def _spread(self, total: int, num_frames: int, limits: MediaLimits) -> list[int]:
+        check_frames(num_frames, 0, f"Video {self._describe()}", limits)
+        return sample_indices(total, num_frames, 0.0, 0.0) if total else []
 
     def _load_frames(self, images: Sequence[Image], indices: list[int], limits: MediaLimits) -> VideoFrames:
         """Frames of a source without a clock."""
@@ -197,10 +201,6 @@ def _describe(source: "ByteSource | np.ndarray | PIL.Image.Image") -> str:
 
 def _natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part) if part.isdecimal() else -1, part if not part.isdecimal() else "") for part in re.split("([0-9]+)", name)], name
-
-
-def _spread(total: int, num_frames: int) -> list[int]:
-    return sample_indices(total, num_frames, 0.0, 0.0) if total else []
 
 
 def _check_frames_option(frames: int) -> int:

@@ -60,9 +60,10 @@ def describe(source: ByteSource) -> str:
     return repr(text if len(text) <= 120 else f"{text[:40]}…{text[-60:]}")
 
 
-def describe_content(head: bytes) -> str:
-    """Say in words what a file's first bytes look like."""
-    return next((f"It looks like {name}. " for pattern, name in _SIGNATURES if pattern.match(head)), "")
+def describe_content(head: bytes, kind: Kind) -> str:
+    """Say in words what a file's first bytes look like, where that is not the kind that was asked for."""
+    names = (name for pattern, name in _SIGNATURES if pattern.match(head) and not name.endswith(f"use {kind}"))
+    return next((f"It looks like {name}. " for name in names), "")
 
 
 def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes]:

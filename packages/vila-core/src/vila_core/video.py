@@ -7,6 +7,7 @@ decoded. Where packets don't tell (no timestamps, a start in mid-stream, damage)
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import IO, TYPE_CHECKING
@@ -100,18 +101,15 @@ def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits
 
     Raises MediaError: not a video, no video stream, no readable frame, unknown frame rate with `fps`, over a limit.
     """
-    import av
     from av.error import FFmpegError
 
     head = file.read(64)
-    file.seek(0)
-    options = {"format_whitelist": ",".join(_CONTAINERS), "codec_whitelist": ",".join(_CODECS), "protocol_whitelist": "none"}
     try:
-        with av.open(file, "r", options=options, metadata_errors="ignore") as container:
-            return _Reader(container, name, limits).read(num_frames, fps)
-    except (FFmpegError, ValueError, UnicodeError, MemoryError) as error:
+        with closing(_Reader(file, name, limits)) as reader:
+            return reader.read(num_frames, fps)
+    except (FFmpegError, ValueError, MemoryError) as error:
         raise MediaError(
-            f"{name} is not a video that can be read: another format, or damaged. {describe_content(head)}{_ADVICE}"
+            f"{name} is not a video that can be read: another format, without frames or damaged. {describe_content(head, 'Video')}{_ADVICE}"
         ) from error
 
 
@@ -130,18 +128,31 @@ class _Timeline:
 class _Reader:
     """One open video."""
 
-    def __init__(self, container: "InputContainer", name: str, limits: MediaLimits):
-        self.container = container
+    def __init__(self, file: IO[bytes], name: str, limits: MediaLimits):
+        self.file = file
         self.name = name
         self.limits = limits
-        self.stream = _video_stream(container, name)
+        self.open()
+
+    def open(self) -> None:
+        """Open the file at its start and check what its header says."""
+        import av
+
+        self.file.seek(0)
+        options = {"format_whitelist": ",".join(_CONTAINERS), "codec_whitelist": ",".join(_CODECS), "protocol_whitelist": "none"}
+        self.container = av.open(self.file, "r", options=options, metadata_errors="ignore")
+        self.stream = _video_stream(self.container, self.name)
         self.codec = self.stream.codec_context
-        if self.codec.codec.canonical_name not in _CODECS:
-            raise MediaError(f"{name}: its codec '{self.codec.codec.canonical_name}' is not supported. {_ADVICE}")
+        name_of_codec = "unknown" if self.codec is None else self.codec.codec.canonical_name  # pyright: ignore[reportUnnecessaryComparison]
+        if name_of_codec not in _CODECS:
+            raise MediaError(f"{self.name}: its codec ({name_of_codec}) is not supported. {_ADVICE}")
         if self.codec.width and self.codec.height:
-            check_pixels(self.codec.width, self.codec.height, name, limits)
-        self.codec.options = {"max_pixels": str(limits.max_pixels)}  # holds where the size changes on the way
+            check_pixels(self.codec.width, self.codec.height, self.name, self.limits)
+        self.codec.options = {"max_pixels": str(self.limits.max_pixels)}  # holds where the size changes on the way
         self.codec.thread_type = "AUTO"
+
+    def close(self) -> None:
+        self.container.close()
 
     def read(self, num_frames: int, fps: float) -> VideoFrames:
         timeline = self.scan_packets()
@@ -159,6 +170,8 @@ class _Reader:
     def scan_packets(self) -> _Timeline | None:
         """The timeline by the packets alone, or None where a packet is not a frame for certain."""
         if self.codec.codec.canonical_name == "vp8":  # has packets that are never shown
+            return None
+        if self.container.format.name == "avi" and self.codec.has_b_frames:  # AVI does not keep the order of showing
             return None
         pts: list[int] = []
         keyframes: list[tuple[int, int]] = []
@@ -205,6 +218,8 @@ class _Reader:
         rate = self.rate(timeline)
         if fps > 0 and not rate:
             raise MediaError(f"{self.name} does not say its frame rate, so fps={fps:g} has no meaning. Ask for a number of frames instead.")
+        if not fps:
+            check_frames(num_frames, 0, self.name, self.limits)  # before a list of that length is made
         indices = sample_indices(timeline.total, num_frames, rate, fps)
         check_frames(len(indices), len(set(indices)) * self.codec.width * self.codec.height, self.name, self.limits)
         return indices
@@ -263,7 +278,11 @@ class _Reader:
         """Yield frames as shown, from the keyframe at or before `start` (a dts; None: the beginning). Damaged packets are passed over."""
         from av.error import FFmpegError
 
-        self.rewind(start)
+        if start is None:
+            self.close()
+            self.open()
+        else:
+            self.container.seek(start, stream=self.stream, backward=True, any_frame=False)
         for packet in self.packets():
             try:
                 yield from packet.decode()
@@ -276,12 +295,8 @@ class _Reader:
 
         try:
             yield from self.container.demux(self.stream)
-        except FFmpegError:
+        except (FFmpegError, IndexError):  # IndexError: PyAV, when a damaged file announces another stream midway
             return
-
-    def rewind(self, start: int | None) -> None:
-        first = self.stream.start_time or 0
-        self.container.seek(first if start is None else start, stream=self.stream, backward=True, any_frame=False)
 
     def to_image(self, frame: "av.VideoFrame") -> "PIL.Image.Image":
         check_pixels(frame.width, frame.height, self.name, self.limits)

@@ -1,0 +1,415 @@
+"""Every kind of video a user may give, good and bad. A drawn frame tells its index: 4x3 black and white blocks, the bits of the number."""
+
+import base64
+import io
+import itertools
+import struct
+from fractions import Fraction
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from vila_core.errors import MediaError, VilaError
+from vila_core.media import Image, MediaLimits, Video
+from vila_core.video import _Reader
+
+
+def numbered(index, size=(64, 48)):
+    bits = (index >> np.arange(12)) & 1
+    return np.asarray(PIL.Image.fromarray((bits.reshape(3, 4) * 255).astype(np.uint8)).resize(size, 0).convert("RGB"))
+
+
+def draw_video(total=30, *, codec="libx264", format="mp4", size=(64, 48), rate=10, times=None, **options):
+    """Encode `total` frames; `times` are their timestamps in milliseconds (default: a constant rate)."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=rate, options={key: str(value) for key, value in options.items()})
+        stream.width, stream.height = size
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8", "jpeg2000": "rgb24"}.get(codec, "yuv420p")
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for index in range(total):
+            frame = av.VideoFrame.from_ndarray(numbered(index, size), format="rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = times[index], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def draw_sound(format="mp4", codec="aac"):
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream(codec, rate=16000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def seen(frames):
+    """The number that each picture shows."""
+    blocks = [np.asarray(frame.convert("L").resize((4, 3), PIL.Image.Resampling.BOX)) > 127 for frame in frames]
+    return [int((block.reshape(-1) << np.arange(12)).sum()) for block in blocks]
+
+
+def message(source, *load, limits=None, **options):
+    with pytest.raises(MediaError) as error:
+        Video(source, **options).load(*(load or (8,)), limits=limits or MediaLimits())
+    text = str(error.value)
+    assert isinstance(error.value, VilaError)
+    assert " object at 0x" not in text, "an error text must not show memory addresses"
+    assert len(text) < 500
+    return text
+
+
+CONTAINERS = [
+    ("libx264", "mp4", {}),
+    ("libx264", "mp4", {"g": 7, "bf": 3}),
+    ("libx264", "matroska", {"g": 10, "x264-params": "open-gop=1"}),
+    ("libx264", "mpegts", {"g": 6}),
+    ("libx264", "avi", {"bf": 2}),
+    ("mpeg4", "avi", {"bf": 2}),
+    ("mpeg4", "mp4", {}),
+    ("mjpeg", "avi", {}),
+    ("libvpx", "webm", {"auto-alt-ref": 1, "lag-in-frames": 10}),
+    ("libvpx-vp9", "webm", {"lag-in-frames": 10, "g": 9}),
+    ("mpeg2video", "mpeg", {"g": 5}),
+    ("flv", "flv", {}),
+]
+
+
+@pytest.mark.parametrize(("codec", "format", "options"), CONTAINERS, ids=[f"{c}-{f}-{i}" for i, (c, f, _) in enumerate(CONTAINERS)])
+@pytest.mark.parametrize("num_frames", [1, 3, 8, 30])
+def test_frames_are_the_chosen_ones(codec, format, options, num_frames):
+    total = 30
+    loaded = Video(draw_video(total, codec=codec, format=format, **options)).load(num_frames)
+    expected = np.round(np.linspace(0, total - 1, num_frames)).astype(int).tolist()
+    assert loaded.indices == expected
+    assert seen(loaded.frames) == expected
+    assert loaded.timestamps == pytest.approx([i / 10 for i in expected], abs=2e-3)
+    assert loaded.duration == pytest.approx(3.0, abs=0.02)
+    assert {frame.size for frame in loaded.frames} == {(64, 48)}
+    assert {frame.mode for frame in loaded.frames} == {"RGB"}
+
+
+def test_every_source(tmp_path):
+    data = draw_video(12)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(data)
+    uri = "data:video/mp4;base64," + base64.b64encode(data).decode()
+    for source in (path, str(path), data, bytearray(data), uri):
+        assert seen(Video(source).load(4).frames) == [0, 4, 7, 11]
+
+
+def test_fps_chooses_by_time_and_frames_caps_it():
+    video = draw_video(30)
+    assert Video(video).load(8, 2.0).indices == [0, 5, 10, 15, 20, 25]
+    assert Video(video).load(4, 2.0).indices == [0, 5, 10, 15]
+    assert Video(video, frames=3).load(8, 2.0).indices == [0, 5, 10]
+    assert Video(video, fps=1).load(8).indices == [0, 10, 20]
+    assert Video(video, fps=0, frames=2).load(8, 2.0).indices == [0, 29]
+
+
+def test_fewer_frames_than_asked_repeat():
+    loaded = Video(draw_video(2)).load(6)
+    assert loaded.indices == [0, 0, 0, 1, 1, 1]
+    assert seen(loaded.frames) == loaded.indices
+
+
+def test_one_frame():
+    loaded = Video(draw_video(1)).load(4)
+    assert loaded.indices == [0, 0, 0, 0]
+    assert loaded.duration == pytest.approx(0.1)
+    assert Video(draw_video(1)).load(4, fps=2.0).indices == [0]
+
+
+@pytest.mark.parametrize("format", ["matroska", "mp4"])
+def test_variable_rate_tells_true_times(format):
+    times = [0, 40, 80, 120, 2000, 2040, 5000, 5040, 5080, 9000]
+    loaded = Video(draw_video(10, format=format, times=times, rate=1000)).load(10)
+    assert seen(loaded.frames) == list(range(10))
+    assert loaded.timestamps == pytest.approx([t / 1000 for t in times], abs=2e-3)
+    assert loaded.duration == pytest.approx(10.0, rel=0.02)  # ten frames at the mean rate of 1/s
+
+
+def test_gif():
+    images = [PIL.Image.fromarray(numbered(i)) for i in range(6)]
+    file = io.BytesIO()
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=100)
+    assert seen(Video(file.getvalue()).load(6).frames) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("degrees", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
+def test_rotation_metadata(degrees, matrix):
+    """Phones store a video as the sensor saw it and write in the header by how much a player turns it clockwise."""
+    file = io.BytesIO()
+    picture = np.zeros((48, 64, 3), np.uint8)
+    picture[:24, :32] = 255  # the top left is white
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    data = bytearray(file.getvalue())
+    at = data.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    (frame,) = Video(bytes(data)).load(1).frames
+    expected = np.rot90(picture, -degrees // 90)
+    assert frame.size == (expected.shape[1], expected.shape[0])
+    assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 3
+
+
+# ------------------------------------------------------------------------------------------------ sources without a clock
+
+
+@pytest.fixture
+def folder(tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for index in range(12):
+        PIL.Image.fromarray(numbered(index)).save(frames / f"{index}.png")  # 10.png sorts before 2.png as text
+    (frames / ".hidden.png").write_bytes(b"no picture")
+    (frames / "notes.txt").write_text("no picture")
+    return frames
+
+
+def test_folder_of_frames(folder):
+    loaded = Video(folder).load(4)
+    assert loaded.indices == [0, 4, 7, 11]
+    assert seen(loaded.frames) == loaded.indices
+    assert loaded.timestamps is None
+    assert loaded.duration is None
+    assert Video(str(folder), frames=3).load(8).indices == [0, 6, 11]
+    assert len(Video(folder).load(20).frames) == 20
+
+
+def test_folder_with_its_rate(folder):
+    loaded = Video(folder, fps=4).load(4)
+    assert loaded.indices == [0, 4, 7, 11]
+    assert loaded.timestamps == [0.0, 1.0, 1.75, 2.75]
+    assert loaded.duration == 3.0
+    assert Video(folder).load(4, fps=4).duration is None, "the model's sampling rate says nothing about a folder"
+
+
+def test_list_of_frames_is_taken_as_it_is(folder):
+    mixed = [
+        str(folder / "0.png"),
+        folder / "1.png",
+        numbered(2),
+        PIL.Image.fromarray(numbered(3)),
+        Image(folder / "4.png"),
+        (folder / "5.png").read_bytes(),
+    ]
+    loaded = Video(mixed).load(2, fps=1.0)
+    assert loaded.indices == [0, 1, 2, 3, 4, 5]
+    assert seen(loaded.frames) == loaded.indices
+    assert seen(Video(mixed, frames=2).load(8).frames) == [0, 5]
+    assert Video(tuple(mixed), fps=2).load(8).timestamps == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
+
+
+def test_array_and_picture():
+    array = np.stack([numbered(i) for i in range(10)])
+    assert seen(Video(array).load(4).frames) == [0, 3, 6, 9]
+    assert seen(Video(array, frames=10).load(4).frames) == list(range(10))
+    assert seen(Video(PIL.Image.fromarray(numbered(3))).load(8).frames) == [3]
+    for wrong in (array[0], array.astype(np.float32), array[:0], array[None]):
+        message(wrong)
+
+
+def test_clockless_sources_that_are_wrong(tmp_path, folder):
+    assert "no frames" in message([])
+    (tmp_path / "nothing").mkdir()
+    assert "without image files" in message(tmp_path / "nothing")
+    (folder / "3.png").write_bytes(b"damaged")
+    assert "3.png" in message(folder, 12)
+    for wrong in (None, 5, [None], [Video("a.mp4")]):
+        with pytest.raises(MediaError, match="Expected a path"):
+            Video(wrong)
+
+
+def test_options_out_of_range():
+    for frames in (0, -1, 1.5, "8"):
+        with pytest.raises(MediaError, match="frames"):
+            Video("a.mp4", frames=frames)
+    for fps in (-1, float("nan"), float("inf"), "fast"):
+        with pytest.raises(MediaError, match="fps"):
+            Video("a.mp4", fps=fps)
+    assert Video("a.mp4", frames=np.int64(4), fps=np.float32(2)).frames == 4
+
+
+def test_construction_reads_nothing():
+    assert repr(Video("no/such.mp4", frames=4, fps=2)) == "Video('no/such.mp4', frames=4, fps=2.0)"
+    assert len(repr(Video(b"x" * 10_000_000))) < 60
+
+
+# ------------------------------------------------------------------------------------------------ broken
+
+
+def test_broken_and_empty(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.touch()
+    assert "empty" in message(path)
+    assert "empty" in message(b"")
+    path.write_bytes(bytes(range(256)) * 40)
+    assert "ffmpeg" in message(path)
+    assert "does not exist" in message(tmp_path / "none.mp4")
+    assert "device" in message("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"<!doctype html><p>404</p>", "web page"), (b"\x89PNG\r\n\x1a\n" + bytes(99), "use Image"), (b"ID3" + bytes(200), "audio")],
+)
+def test_not_a_video(content, words):
+    assert words in message(content)
+
+
+@pytest.mark.parametrize("format", ["avi", "matroska", "flv"])
+def test_no_frames_at_all(format):
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        stream = container.add_stream("mpeg4" if format != "flv" else "flv", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+    text = message(file.getvalue())
+    assert "no readable frame" in text or "without frames" in text
+
+
+def test_only_sound():
+    assert "only sound" in message(draw_sound())
+    assert "only sound" in message(draw_sound("matroska"))
+    message(draw_sound("mp3", "libmp3lame"))
+
+
+@pytest.mark.parametrize("format", ["matroska", "mpegts", "avi"])
+def test_a_cut_file_ends_at_its_last_readable_frame(format):
+    """The tail is gone: frames are spread over what is left."""
+    data = draw_video(30, format=format, codec="mpeg4", g=5)
+    with av.open(io.BytesIO(data)) as container:
+        position = next(itertools.islice(container.demux(video=0), 21, None)).pos
+    loaded = Video(data[: position + 3]).load(5)
+    assert loaded.indices == [0, 5, 10, 15, 20]
+    assert seen(loaded.frames) == loaded.indices
+
+
+def test_a_cut_mp4_has_lost_its_index():
+    data = draw_video(30)
+    assert "ffmpeg" in message(data[: len(data) // 2])
+
+
+def test_unreadable_frames_do_not_count():
+    """Packets of the last frames hold zeros: the video ends before them."""
+    file = io.BytesIO(draw_video(20, codec="mjpeg", format="avi"))
+    data = bytearray(file.getvalue())
+    with av.open(file) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        for packet in packets[-3:]:
+            data[packet.pos + 8 : packet.pos + 8 + packet.size] = bytes(packet.size)
+    loaded = Video(bytes(data)).load(5)
+    assert loaded.indices == [0, 4, 8, 12, 16]
+    assert seen(loaded.frames) == loaded.indices
+    assert loaded.duration == pytest.approx(1.7)
+
+
+@pytest.mark.parametrize(("codec", "format"), [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("mjpeg", "avi"), ("mpeg4", "mpegts")])
+def test_any_damage_is_a_media_error_or_frames(codec, format):
+    data = draw_video(10, codec=codec, format=format)
+    generator = np.random.default_rng(3)
+    for _ in range(25):
+        damaged = bytearray(data)
+        for _ in range(4):
+            damaged[generator.integers(len(data))] = generator.integers(256)
+        try:
+            assert 0 < len(Video(bytes(damaged)).load(4, limits=MediaLimits(max_pixels=100_000)).frames) <= 4
+        except MediaError:
+            continue
+
+
+# ------------------------------------------------------------------------------------------------ limits
+
+
+def test_limits(tmp_path, folder):
+    video = draw_video(30)
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(video)
+    assert "max_video_bytes" in message(path, limits=MediaLimits(max_video_bytes=1000))
+    assert "max_video_bytes" in message(video, limits=MediaLimits(max_video_bytes=1000))
+    assert "max_pixels" in message(video, limits=MediaLimits(max_pixels=64 * 48 - 1))
+    assert "max_video_seconds" in message(video, limits=MediaLimits(max_video_seconds=2.5))
+    assert "max_frames" in message(video, 9, limits=MediaLimits(max_frames=8))
+    assert "max_video_pixels" in message(video, 9, limits=MediaLimits(max_video_pixels=8 * 64 * 48))
+    assert "max_frames" in message(folder, 9, limits=MediaLimits(max_frames=8))
+    assert "max_frames" in message([numbered(0)] * 9, limits=MediaLimits(max_frames=8))
+    assert "max_video_pixels" in message(folder, 12, limits=MediaLimits(max_video_pixels=8 * 64 * 48))
+    limits = MediaLimits(max_frames=8, max_video_pixels=8 * 64 * 48, max_pixels=64 * 48, max_video_seconds=3)
+    assert len(Video(video).load(8, limits=limits).frames) == 8
+
+
+def test_an_absurd_number_of_frames_is_refused_quickly():
+    assert "max_frames" in message(draw_video(3), 10**9)
+    assert "max_frames" in message([numbered(0)], frames=10**9)
+
+
+def test_a_frame_that_grows_on_the_way_is_not_decoded():
+    """The header says 64x48, a later packet holds a far larger picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        large = av.CodecContext.create("mjpeg", "w")
+        large.width, large.height, large.pix_fmt, large.time_base = 1024, 1024, "yuvj420p", Fraction(1, 10)
+        for index in range(6):
+            encoder, size = (stream, (64, 48)) if index < 3 else (large, (1024, 1024))
+            for packet in encoder.encode(av.VideoFrame.from_ndarray(numbered(index, size), format="rgb24")):
+                packet.stream = stream
+                packet.pts = packet.dts = index
+                packet.time_base = Fraction(1, 10)
+                container.mux(packet)
+    assert {frame.size for frame in Video(file.getvalue()).load(6).frames} == {(64, 48), (1024, 1024)}
+    loaded = Video(file.getvalue()).load(6, limits=MediaLimits(max_pixels=100_000))
+    assert {frame.size for frame in loaded.frames} == {(64, 48)}
+    assert max(loaded.indices) == 2
+
+
+@pytest.mark.parametrize(
+    "playlist", ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{path}'\n"]
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".txt"])
+def test_playlists_do_not_open_other_files(playlist, suffix, tmp_path):
+    (tmp_path / "secret.mp4").write_bytes(draw_video(5))
+    path = tmp_path / f"list{suffix}"
+    for target in (tmp_path / "secret.mp4", "secret.mp4", "http://127.0.0.1:9/x.mp4"):
+        path.write_text(playlist.format(path=target))
+        assert "playlist" in message(path)
+        assert "playlist" in message(path.read_bytes())
+
+
+def test_uncommon_codecs_are_refused():
+    text = message(draw_video(2, codec="jpeg2000", format="matroska"))
+    assert "jpeg2000" in text or "ffmpeg" in text
+
+
+def test_bad_data_uri():
+    assert "media type" in message("data:image/png;base64,aGVsbG8=")
+    assert "base64" in message("data:video/mp4;base64,***")
+
+
+def test_a_long_video_is_not_decoded_whole(monkeypatch):
+    """Two thousand frames in groups of ten: taking four decodes a few groups, not everything."""
+    data = draw_video(2000, codec="mpeg4", g=10)
+    decoded = itertools.count()
+    original = _Reader.frames_from
+
+    def counted(self, start):
+        for frame in original(self, start):
+            next(decoded)
+            yield frame
+
+    monkeypatch.setattr(_Reader, "frames_from", counted)
+    assert seen(Video(data).load(4).frames) == [0, 666, 1333, 1999]
+    assert next(decoded) < 60
