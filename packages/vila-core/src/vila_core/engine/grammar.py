@@ -16,8 +16,7 @@ from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.tokenizer import Tokenizer
 
-# Between two elements. Enough for pretty printing; without a limit a model may write spaces for ever.
-_MAX_WHITESPACE = 64
+_CONTROL_CHARACTERS = frozenset(range(0x20))
 
 _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
 
@@ -52,10 +51,16 @@ class GrammarProcessor:
         """
         xgrammar.reset_token_bitmask(self._bitmask)
         for row, (matcher, token_ids) in enumerate(zip(self._matchers, history, strict=True)):
-            if token_ids and not matcher.is_terminated() and not matcher.accept_token(token_ids[-1]):
-                raise GenerationError(f"No token of the vocabulary continues the JSON after {len(token_ids) - 1} tokens.")
+            if token_ids and not matcher.is_terminated():
+                accepted = matcher.accept_token(token_ids[-1])
+                assert accepted, f"token {token_ids[-1]} was chosen though the grammar forbids it"
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(self._bitmask, row)
+                if not self._bitmask[row].any():
+                    raise GenerationError(
+                        f"After {len(token_ids)} tokens of JSON no token of the vocabulary can follow: the tokenizer lacks a "
+                        "character that the schema asks for, or it is a stop token."
+                    )
         return logits.masked_fill(~unpack_bits(self._bitmask.to(logits.device), logits.shape[-1]), float("-inf"))
 
 
@@ -71,7 +76,8 @@ def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarComp
     if problems:
         raise GenerationError(f"The JSON schema says what guided decoding cannot promise: {'; '.join(problems)}. Leave it out.")
     try:
-        return compiler.compile_json_schema(parsed, max_whitespace_cnt=_MAX_WHITESPACE)
+        # One layout, that of json.dumps: where any whitespace may stand, small models write it for ever.
+        return compiler.compile_json_schema(parsed, any_whitespace=False)
     except RuntimeError as error:
         # "[time] /path/file.cc:line: reason"
         reason = str(error).strip().split(": ", 1)[-1]
@@ -87,17 +93,18 @@ def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[i
 
 
 def _vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.TokenizerInfo:
-    """Describe the tokenizer to xgrammar, special tokens without text: in an answer's text they leave nothing."""
-    detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer.hf, vocab_size=vocab_size, stop_token_ids=sorted(stop_token_ids))
+    """Describe the tokenizer to xgrammar, but give no text to tokens that must never be chosen.
+
+    Special tokens leave nothing in an answer's text. Control characters have no place in one line of JSON, yet
+    xgrammar lets them into strings of limited length.
+    """
+    stops = sorted(stop_token_ids)
+    detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer.hf, vocab_size=vocab_size, stop_token_ids=stops)
     special = {token_id for token_id, token in tokenizer.hf.added_tokens_decoder.items() if token.special}
-    texts = [""] * vocab_size
-    for text, token_id in tokenizer.hf.get_vocab().items():
-        if token_id < vocab_size and token_id not in special:
-            texts[token_id] = text
+    texts = [
+        b"" if token_id in special or not _CONTROL_CHARACTERS.isdisjoint(text) else text
+        for token_id, text in enumerate(detected.decoded_vocab)
+    ]
     return xgrammar.TokenizerInfo(
-        texts,
-        vocab_type=detected.vocab_type,
-        vocab_size=vocab_size,
-        stop_token_ids=sorted(stop_token_ids),
-        add_prefix_space=detected.add_prefix_space,
+        texts, xgrammar.VocabType.RAW, vocab_size=vocab_size, stop_token_ids=stops, add_prefix_space=detected.add_prefix_space
     )

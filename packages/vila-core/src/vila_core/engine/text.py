@@ -15,6 +15,9 @@ class Decodes(Protocol):
 class Detokenizer:
     """Token ids in, pieces of text out; the pieces joined are the text of all ids.
 
+    (Where a tokenizer with byte fallback writes bytes that are no UTF-8, it would call the valid bytes before them
+    unknown too; here those stay, since they are out already.)
+
     What an id means depends on those before it (a leading space, bytes of one character), so each is decoded behind
     the ids of the piece before. Text that ends in replacement characters waits for the bytes that complete it.
     """

@@ -1,0 +1,135 @@
+"""The sampler against transformers' logits processors, and every setting's limits."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from vila_core.engine.sampling import GenerationConfig, Sampler, distribution, penalize_repetition
+from vila_core.errors import GenerationError
+
+CPU = torch.device("cpu")
+
+
+def some_logits(rows: int, vocab_size: int = 61, scale: float = 3.0) -> torch.Tensor:
+    return scale * torch.randn(rows, vocab_size, generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [*itertools.product((0.3, 1.0, 1.7), (0, 1, 7, 61, 500), (1.0, 0.9, 0.3)), (1.0, 0, 1e-6)]
+)
+def test_distribution_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    logits = some_logits(5)
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    got = distribution(logits, GenerationConfig(temperature=temperature, top_k=top_k, top_p=top_p))
+    torch.testing.assert_close(got, expected.softmax(-1), atol=1e-6, rtol=1e-5)
+    assert torch.equal(got == 0, expected.isinf())
+
+
+def test_top_k_keeps_ties() -> None:
+    probabilities = distribution(torch.tensor([[1.0, 2.0, 2.0, 0.0]]), GenerationConfig(temperature=1.0, top_k=1))
+    torch.testing.assert_close(probabilities, torch.tensor([[0.0, 0.5, 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.4])
+def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+    logits = some_logits(3)
+    generated = torch.tensor([[4, 4, 9, 60], [0, 1, 2, 3], [8, 8, 8, 8]])
+    seen = torch.zeros(3, 61, dtype=torch.bool).scatter_(1, generated, True)
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(generated, logits.clone())
+    torch.testing.assert_close(penalize_repetition(logits, seen, penalty), expected, atol=0, rtol=0)
+
+
+def test_sampler_penalizes_what_it_has_chosen() -> None:
+    logits = torch.tensor([[5.0, 4.0, 3.0], [-1.0, -1.5, -3.0]])
+    sampler = Sampler(GenerationConfig(repetition_penalty=2.0), 2, CPU)
+    assert [sampler(logits).tolist() for _ in range(4)] == [[0, 0], [1, 1], [2, 0], [0, 0]]  # then 2.5, 2, 1.5 and -2, -3, -3
+    assert logits[0, 0] == 5.0
+
+
+def test_tiny_temperature_is_greedy_and_finite() -> None:
+    logits = some_logits(4, scale=1e3)
+    assert torch.equal(Sampler(GenerationConfig(temperature=1e-30, seed=0), 4, CPU)(logits), logits.argmax(-1))
+
+
+def test_draws_follow_the_distribution() -> None:
+    config = GenerationConfig(temperature=0.8, top_k=6, seed=12)
+    logits = some_logits(1, 11, scale=1.0)
+    sampler, n = Sampler(config, 1, CPU), 6000
+    counts = torch.bincount(torch.cat([sampler(logits) for _ in range(n)]), minlength=11)
+    expected = distribution(logits, config)[0]
+    assert counts[expected == 0].sum() == 0
+    kept = expected > 0
+    chi_square = ((counts[kept] - n * expected[kept]) ** 2 / (n * expected[kept])).sum()
+    assert chi_square < 20.5  # 99.9 % quantile with five degrees of freedom
+
+
+def test_a_row_draws_the_same_in_any_batch() -> None:
+    config = GenerationConfig(temperature=1.0, top_p=0.95, seed=77)
+    logits = some_logits(4)
+    batch = Sampler(config, 4, CPU)
+    singles = [Sampler(config, 1, CPU) for _ in range(4)]
+    for _ in range(10):
+        assert batch(logits).tolist() == [sampler(row[None]).item() for sampler, row in zip(singles, logits, strict=True)]
+
+
+def test_rows_without_a_seed_are_independent() -> None:
+    draws = Sampler(GenerationConfig(temperature=1.0), 64, CPU)(torch.zeros(64, 1000))
+    assert draws.unique().numel() > 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
+    logits = some_logits(2).to(dtype)
+    config = GenerationConfig(temperature=0.7, top_p=0.9, seed=1)
+    assert Sampler(config, 2, CPU)(logits).tolist() == Sampler(config, 2, CPU)(logits.float()).tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, r"'max_new_tokens' is 0: expected greater than or equal to 1"),
+        ({"temperature": -0.1}, r"'temperature' is -0.1: expected greater than or equal to 0"),
+        ({"temperature": float("nan")}, "'temperature'"),
+        ({"temperature": float("inf")}, "'temperature'"),
+        ({"temperature": "hot"}, r"'temperature' is 'hot': expected a valid number"),
+        ({"top_k": -1}, r"'top_k' is -1: expected greater than or equal to 0"),
+        ({"top_p": 0.0}, r"'top_p' is 0.0: expected greater than 0"),
+        ({"top_p": 1.1}, r"'top_p' is 1.1: expected less than or equal to 1"),
+        ({"repetition_penalty": 0.0}, r"'repetition_penalty' is 0.0: expected greater than 0"),
+        ({"seed": -1}, "'seed'"),
+        ({"seed": 2**63}, "'seed'"),
+        ({"stop": ""}, "stop string is empty"),
+        ({"stop": ["end", ""]}, "stop string is empty"),
+        ({"stop": 3}, "'stop' is 3"),
+        ({"stop_token_ids": [-5]}, "token ids are not negative"),
+        ({"json_schema": "{bad"}, "it is not JSON"),
+        ({"json_schema": "[1]"}, "not a JSON object"),
+        ({"json_schema": [1]}, "json_schema"),
+        ({"temprature": 1.0}, r"Unknown generation setting 'temprature'.*Did you mean 'temperature'\?"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(GenerationError, match=message):
+        GenerationConfig(**settings)
+
+
+def test_one_message_names_every_wrong_setting() -> None:
+    with pytest.raises(GenerationError) as caught:
+        GenerationConfig(top_p=2.0, top_k=-3)
+    assert "top_p" in str(caught.value)
+    assert "top_k" in str(caught.value)
+
+
+def test_settings_at_their_limits() -> None:
+    config = GenerationConfig(
+        max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=2**63 - 1, stop="x", json_schema='{"type": "object"}', json_mode=True
+    )
+    assert config.stop == ("x",)
+    assert GenerationConfig.model_validate(config.model_dump()) == config
