@@ -35,7 +35,8 @@ def test_recorded_checkpoints_open_with_the_context_that_the_reference_gives(var
 
 
 def test_reading_needs_no_torch(make_checkpoint: Make):
-    code = "import sys; from vila_core.checkpoint import estimate, open_checkpoint; estimate(open_checkpoint(sys.argv[1])); print('torch' in sys.modules)"
+    use = "from vila_core.checkpoint import estimate, open_checkpoint; estimate(open_checkpoint(sys.argv[1]))"
+    code = f"import sys; {use}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(make_checkpoint())], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -59,15 +60,26 @@ def test_towers_of_each_family(make_checkpoint: Make):
     assert (intern.vision_tower.select_layer, intern.pixels.mean, intern.pixels.can_pad) == (-1, (0.485, 0.456, 0.406), False)
 
 
-def test_template_comes_from_the_tokenizer_else_from_what_the_config_was_trained_with(make_checkpoint: Make, edit: Edit):
-    assert open_checkpoint(make_checkpoint("nvila_lite")).config.chat_template == "auto"
-    llama = make_checkpoint("clip_llama")
-    assert open_checkpoint(llama).config.chat_template == "vicuna_v1"
-    edit(llama / "config.json", version="never heard of")
-    assert open_checkpoint(llama).config.chat_template == "auto"
-    assert open_checkpoint(llama).chat_template is None
-    (llama / "llm" / "chat_template.jinja").write_text("{{ messages }}")
-    assert open_checkpoint(llama).chat_template == "{{ messages }}"
+def test_the_template_is_what_the_config_was_trained_with(make_checkpoint: Make, edit: Edit):
+    folder = make_checkpoint("clip_llama")
+    assert open_checkpoint(folder).config.chat_template == "vicuna_v1"
+    for changes, expected in (
+        ({"version": "never heard of"}, None),
+        ({"version": "auto"}, "auto"),
+        ({"version": ..., "chat_template": "qwen2"}, "auto"),
+    ):
+        edit(folder / "config.json", **changes)
+        assert open_checkpoint(folder).config.chat_template == expected
+
+
+def test_the_tokenizers_own_template_is_found_where_either_library_keeps_it(make_checkpoint: Make, edit: Edit):
+    folder = make_checkpoint("clip_llama")
+    assert open_checkpoint(folder).chat_template is None
+    named = [{"name": "tools", "template": "{{ tools }}"}, {"name": "default", "template": "{{ messages[0] }}"}]
+    edit(folder / "llm" / "tokenizer_config.json", chat_template=named)
+    assert open_checkpoint(folder).chat_template == "{{ messages[0] }}"
+    (folder / "llm" / "chat_template.jinja").write_text("{{ messages }}")
+    assert open_checkpoint(folder).chat_template == "{{ messages }}"
 
 
 def test_license_is_what_the_card_says(make_checkpoint: Make):
@@ -147,8 +159,11 @@ def test_biases_and_norms_of_each_architecture():
         for config in [native(model_type=kind)]
     }
     assert flags == {
-        "qwen2": (True, False, False, 16), "qwen3": (False, False, True, 128), "llama": (False, False, False, 16), "mistral": (False, False, False, 16),
-    }  # fmt: skip
+        "qwen2": (True, False, False, 16),
+        "qwen3": (False, False, True, 128),
+        "llama": (False, False, False, 16),
+        "mistral": (False, False, False, 16),
+    }
     biased = native(model_type="llama", attention_bias=True, mlp_bias=True, head_dim=32)
     assert (biased.attention_bias, biased.attention_out_bias, biased.mlp_bias, biased.head_dim) == (True, True, True, 32)
 
@@ -157,7 +172,7 @@ def test_biases_and_norms_of_each_architecture():
     ("given", "kind", "factor"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear", 2.0),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 128}}, "llama3", 8.0),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}}, "llama3", 8.0),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}}, "yarn", 4.0),
         ({"rope_scaling": {"type": "dynamic", "factor": 3.0}}, "dynamic", 3.0),
     ],
@@ -189,8 +204,8 @@ def test_what_the_native_decoder_lacks_goes_to_transformers():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"model_type": "qwen3", "head_dim": 32}, {"model_type": "llama", "attention_bias": True, "mlp_bias": True}, {"model_type": "mistral", "sliding_window": 64},
-     {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
+    [{}, {"model_type": "qwen3", "head_dim": 32}, {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+     {"model_type": "mistral", "sliding_window": 64}, {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
      {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}}],
     ids=["qwen2", "qwen3", "llama", "mistral", "window", "llama3"],
 )  # fmt: skip

@@ -134,7 +134,7 @@ def root_json(
         **_s2_json(config),
         "num_time_tokens": config.time_tokens.count if config.time_tokens else 0,
         "time_token_format": config.time_tokens.format if config.time_tokens else raw.get("time_token_format", "<t{t}>"),
-        "version": config.chat_template or raw.get("version", "auto"),
+        **({"version": config.chat_template} if config.chat_template else {}),
         **_own_json(config),
     }
 
