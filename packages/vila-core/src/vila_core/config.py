@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 
 
 class Config(BaseModel):
-    """Frozen and closed: a key that is not a field is an error."""
+    """Frozen and closed: a key that is not a field is an error. Validators are built on first use, which keeps imports quick."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
 # ------------------------------------------------------------------------------------------------ vision towers
