@@ -173,7 +173,8 @@ KINDS = {
     "nvila_lite": ("siglip", "qwen2", "mlp_downsample_3x3_fix", {"image_aspect_ratio": "dynamic"}),
     "nvila": (
         "siglip", "qwen2", "mlp_downsample_2x2_fix",
-        {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "s2_max_split_size": 56, "s2_resize_output_to_scale_idx": -1},
+        {"image_aspect_ratio": "dynamic_s2", "dynamic_s2": True, "s2_scales": "56,112,168", "s2_max_split_size": 56,
+         "s2_resize_output_to_scale_idx": -1},
     ),
     "clip_llama": ("clip", "llama", "mlp2x_gelu", {"mm_vision_select_feature": "patch", "version": "vicuna_v1"}),
     "intern_llama": (
