@@ -2,17 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
 from vila_core import plugins as plugin_loader
 from vila_core.errors import ConfigError, PluginError
 from vila_core.plugins import Plugins, load_plugin_file, load_plugins
 
+TINY = Path(__file__).parents[1] / "parity" / "data" / "golden" / "nvila_lite_56" / "checkpoint"
 DISTRIBUTIONS = Path(__file__).parents[1] / "plugins"
 
 
@@ -33,10 +38,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def vila(*arguments: str, path: list[Path], **variables: str) -> subprocess.CompletedProcess[str]:
+def vila(*arguments: str, path: list[Path], program: str = "main", **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VILA_")}
     environment["PYTHONPATH"] = os.pathsep.join([*(str(folder) for folder in path), os.environ.get("PYTHONPATH", "")])
-    script = "import sys; from vila_core.cli.main import main; main(sys.argv[1:])"
+    script = f"import sys; from vila_core.cli.{program} import main; main(sys.argv[1:])"
     return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env={**environment, **variables})
 
 
@@ -105,6 +110,25 @@ def test_vila_plugins_selects(site: dict[str, Path]) -> None:
     assert "Unknown plugin 'goood'" in unknown.stderr
     assert "Did you mean 'good'?" in unknown.stderr
     assert "colliding-core" in unknown.stderr
+
+
+def test_checkpoint_with_a_plugins_tower_and_template_answers(site: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model"
+    shutil.copytree(TINY, checkpoint)
+    width = json.loads((checkpoint / "vision_tower" / "config.json").read_text())["hidden_size"]
+    tower = {"model_type": "patch_mean", "image_size": 56, "patch_size": 14, "hidden_size": width}
+    (checkpoint / "vision_tower" / "config.json").write_text(json.dumps(tower))
+    weights = {"project.weight": np.ones((width, 3), np.float32), "project.bias": np.zeros(width, np.float32)}
+    save_file(weights, checkpoint / "vision_tower" / "model.safetensors")
+    Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "red.png")
+    arguments = ["-m", str(checkpoint), "--media", str(tmp_path / "red.png"), "--text", "colour?", "--max-new-tokens", "4", "--json"]
+    answered = vila(*arguments, path=[site["good"]], program="infer")
+    assert answered.returncode == 0, answered.stderr
+    assert json.loads(answered.stdout)["usage"]["media_tokens"] > 0
+    without = vila(*arguments, path=[], program="infer")
+    assert without.returncode == 2
+    assert "vision tower 'patch_mean'" in without.stderr
+    assert "plain_dialog" in vila(*arguments, "--conv-mode", "plain_dialogue", path=[site["good"]], program="infer").stderr
 
 
 # ------------------------------------------------------------------------------------------- written here
