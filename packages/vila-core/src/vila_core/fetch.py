@@ -59,7 +59,8 @@ def shorten_url(url: str) -> str:
     """Return a name for messages: host and last part of the path. A query string may hold a secret, so it is left out."""
     match = _URL.fullmatch(url)
     if not match:
-        return repr(url[:40] + ("…" if len(url) > 40 else ""))
+        text = re.sub("//[^/]*@", "//", url).partition("?")[0]
+        return repr(text[:40] + ("…" if len(text) > 40 else ""))
     host, path = match[2].rpartition("@")[2], match[3]
     last = path.rpartition("/")[2]
     between = "/…/" if path.count("/") > 1 else "/"
