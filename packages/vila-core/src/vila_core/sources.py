@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Literal
 
 from vila_core.errors import MediaError
-from vila_core.fetch import fetch, shorten_url
 from vila_core.limits import MediaLimits
 
 ByteSource = str | os.PathLike[str] | bytes
@@ -55,6 +54,8 @@ def describe(source: ByteSource) -> str:
     if isinstance(source, str) and is_data_uri(source):
         return f"({source[:40].partition(',')[0]} of {len(source):,} characters)"
     if isinstance(source, str) and is_url(source):
+        from vila_core.fetch import shorten_url  # brings in ssl, which only URLs need
+
         return shorten_url(source)
     text = os.fspath(source)
     return repr(text if len(text) <= 120 else f"{text[:40]}…{text[-60:]}")
@@ -76,6 +77,8 @@ def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes
     if isinstance(source, str) and is_url(source):
         if limits.fetch is None:
             raise MediaError(f"{name}: reading from URLs is switched off here. Send the file itself.")
+        from vila_core.fetch import fetch
+
         return fetch(source, limits.fetch, limit)
     if isinstance(source, str) and is_data_uri(source):
         source = _decode_data_uri(source, kind, name, limit, field)
