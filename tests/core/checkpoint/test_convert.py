@@ -314,7 +314,7 @@ def test_saving_from_memory_reads_back(make_checkpoint: Make, tmp_path: Path, ki
 def test_a_changed_config_is_written(make_checkpoint: Make, tmp_path: Path):
     base = open_checkpoint(make_checkpoint("clip_llama"))
     grown = {name: torch.cat([tensor, tensor[:3]]) if tensor.shape[:1] == (300,) else tensor for name, tensor in base.weights.shards()}
-    language_model = base.config.language_model.model_copy(update={"vocab_size": 303})
+    language_model = base.config.language_model.model_copy(update={"vocab_size": 303, "max_length": 99})
     preprocess = base.config.preprocess.model_copy(update={"num_video_frames": 3, "tile_all": True})
     config = base.config.model_copy(update={"language_model": language_model, "preprocess": preprocess, "chat_template": "llama_3"})
     saved = save_checkpoint(grown, config, base.tokenizer_path, tmp_path / "out", base=base)

@@ -82,6 +82,20 @@ def test_requires_grad_and_real_parameters_stay(make_checkpoint: Make):
     assert all(parameter.requires_grad for parameter in network.mm_projector.parameters())
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_weights_on_a_gpu_are_those_on_the_cpu(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vila_core.checkpoint.reading.STAGING_BYTES", 1000)  # so that tensors take several turns of the buffers
+    checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
+    states = []
+    for device in ("cpu", "cuda"):
+        network = empty_network(checkpoint)
+        load_weights(network, checkpoint, device=device, dtype=torch.bfloat16)
+        states.append(network.state_dict())
+    assert all(tensor.is_cuda for tensor in states[1].values())
+    assert all(torch.equal(tensor, states[1][name].cpu()) for name, tensor in states[0].items())
+
+
 # ------------------------------------------------------------------------------------------------ misfits
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from vila_core.checkpoint import open_checkpoint
 from vila_core.checkpoint.json_files import Section
 from vila_core.checkpoint.language_config import read_language_config, write_language_config
-from vila_core.config import DecoderConfig, SiglipConfig, TransformersConfig, TSPVideoEncoderConfig
+from vila_core.config import DecoderConfig, RadioConfig, SiglipConfig, TransformersConfig, TSPVideoEncoderConfig
 from vila_core.errors import CheckpointError
 
 Make = Callable[..., Path]
@@ -104,6 +106,48 @@ def test_remote_code_releases_open_without_their_code(make_checkpoint: Make, edi
     (folder / "modeling_vila.py").write_text("raise SystemExit('remote code was run')")
     edit(folder / "config.json", model_type="vila", auto_map={"AutoModel": "modeling_vila.VILAForCausalLM"})
     assert open_checkpoint(folder).format == "vila-remote"
+
+
+def test_remote_code_releases_may_keep_all_weights_at_the_root(make_checkpoint: Make, edit: Edit):
+    folder = make_checkpoint()
+    expected = dict(open_checkpoint(folder).weights.shards())
+    wrapped = {name.replace("vision_tower.", "vision_tower.vision_tower."): tensor for name, tensor in expected.items()}
+    save_file(wrapped, folder / "model.safetensors")
+    for part in ("llm", "vision_tower", "mm_projector"):
+        (folder / part / "model.safetensors").unlink()
+    edit(folder / "config.json", model_type="vila")
+    found = dict(open_checkpoint(folder).weights.shards())
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_radio_is_read_from_the_shapes_of_its_weights(make_checkpoint: Make, edit: Edit):
+    """Names and config keys are those of nvidia/RADIO on the hub."""
+    folder = make_checkpoint()
+    width, at = 128, "radio_model.model"
+    shapes = {
+        f"{at}.patch_generator.pos_embed": (1, 64, width), f"{at}.patch_generator.cls_token.token": (8, width),
+        f"{at}.patch_generator.embedder.weight": (width, 3 * 16 * 16), "radio_model.summary_idxs": (2,),
+    }  # fmt: skip
+    for layer in range(3):
+        block = f"{at}.blocks.{layer}"
+        shapes |= {
+            f"{block}.norm1.weight": (width,),
+            f"{block}.attn.qkv.weight": (3 * width, width),
+            f"{block}.mlp.fc1.weight": (4 * width, width),
+        }
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "vision_tower" / "model.safetensors")
+    teachers = [{"name": "clip", "type": "open_clip"}, {"name": "siglip"}, {"name": "dino"}, {"name": "clip", "input_size": 432}]
+    args = {"cls_token_per_teacher": True, "register_multiple": 8, "teachers": teachers, "model": "vit_base_patch16_224"}
+    config = {"architectures": ["RADIOModel"], "args": args, "patch_size": 16, "max_resolution": 128, "preferred_resolution": [96, 96]}
+    (folder / "vision_tower" / "config.json").write_text(json.dumps(config))
+    (folder / "vision_tower" / "preprocessor_config.json").unlink()
+    edit(folder / "config.json", mm_hidden_size=width, mm_vision_select_feature="patch")
+    tower = open_checkpoint(folder).config.vision_tower
+    assert isinstance(tower, RadioConfig)
+    assert (tower.image_size, tower.max_image_size, tower.num_summary_tokens, tower.num_registers) == (96, 128, 3, 5)
+    assert (tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads, tower.intermediate_size) == (128, 3, 2, 512)
+    assert (tower.final_norm, tower.normalize_features, tower.select_layer) == (False, False, -1)
 
 
 def test_encoders_are_looked_up_by_their_last_name(make_checkpoint: Make, edit: Edit):
@@ -238,6 +282,14 @@ def test_unknown_model_type_names_the_known(make_checkpoint: Make, edit: Edit):
     folder = make_checkpoint()
     edit(folder / "config.json", model_type="blip")
     with pytest.raises(CheckpointError, match=r"'blip'.*llava_\*.*nvila_lite"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "llm/config.json"])
+def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: Edit, file: str):
+    folder = make_checkpoint()
+    edit(folder / file, quantization_config={"quant_method": "awq", "bits": 4})
+    with pytest.raises(CheckpointError, match=r"quantized \(awq\).*vila-quant"):
         open_checkpoint(folder)
 
 

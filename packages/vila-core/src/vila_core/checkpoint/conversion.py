@@ -90,10 +90,11 @@ def save_checkpoint(
     require_tokenizer(tokenizer_path)
     # What is in memory has been resized already: the network's positions are for its own image size.
     tower = config.vision_tower.model_copy(update={"pretrained_image_size": None})
+    stored_as = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
     checkpoint = Checkpoint(
         path=base.path if base else tokenizer_path,
         format=base.format if base else "vila",
-        config=config.model_copy(update={"vision_tower": tower}),
+        config=config.model_copy(update={"vision_tower": tower, **stored_as}),
         weights=MemoryWeights(tensors, dtype),
         tokenizer_path=tokenizer_path,
         raw_config=base.raw_config if base else {},

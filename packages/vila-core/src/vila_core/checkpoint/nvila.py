@@ -30,7 +30,7 @@ from vila_core.checkpoint.nvila_writer import SIDECAR, write_nvila
 from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.checkpoint.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
 from vila_core.checkpoint.tower_config import read_pixel_config, read_tower_config
-from vila_core.checkpoint.vila import model_type_at, stored_dtype
+from vila_core.checkpoint.vila import model_type_at, quantization_at, stored_dtype
 from vila_core.checkpoint.weights import WeightIndex, index_folder
 from vila_core.config import PreprocessConfig, ProjectorConfig, S2Config, VilaConfig
 from vila_core.errors import CheckpointError
@@ -58,7 +58,7 @@ class NvilaFormat:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
-        return model_type_at(path) in ("nvila", "nvila_lite")
+        return model_type_at(path) in ("nvila", "nvila_lite") and quantization_at(path) is None
 
     def read(self, path: Path) -> Checkpoint:
         root = read_section(path / "config.json")

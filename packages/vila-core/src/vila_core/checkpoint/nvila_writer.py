@@ -123,9 +123,9 @@ def _token_id(tokenizer: Path, token: str) -> int:
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path, processor_class: str) -> None:
-    copy_tokenizer(checkpoint.tokenizer_path, folder)
+    copy_tokenizer(checkpoint.tokenizer_path, folder, checkpoint.config.language_model.max_length)
     config_file = folder / "tokenizer_config.json"
-    content = read_json(config_file) if config_file.exists() else {}
+    content = read_json(config_file)
     # The processor asks the tokenizer for its image and video tokens by these names.
     content |= {"extra_special_tokens": MEDIA_TOKENS, **MEDIA_TOKENS, "processor_class": processor_class}
     if checkpoint.chat_template is not None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.json_files import read_section
+from vila_core.checkpoint.vila import quantization_at
 from vila_core.errors import CheckpointError
 from vila_core.plugins import Plugins, load_plugins
 
@@ -55,6 +56,9 @@ def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:
         return CheckpointError(f"{path} is empty. Expected a checkpoint in one of the formats {known}.")
     if not (path / "config.json").exists():
         return CheckpointError(f"{path} has no config.json. Expected a checkpoint in one of the formats {known}.")
+    method = quantization_at(path)
+    if method is not None:
+        return CheckpointError(f"{path} is quantized ({method}), which no registered format reads ({known}). Install vila-quant.")
     model_type = read_section(path / "config.json").string("model_type", "")
     return CheckpointError(
         f"{path / 'config.json'} has model_type '{model_type}', which no format knows. "

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
-from vila_core.checkpoint.vila import model_type_at, read_parts
+from vila_core.checkpoint.vila import model_type_at, quantization_at, read_parts
 from vila_core.errors import CheckpointError
 
 
@@ -13,7 +13,7 @@ class VilaRemoteFormat:
     name = "vila-remote"
 
     def detect(self, path: Path) -> bool:
-        return model_type_at(path) == "vila"
+        return model_type_at(path) == "vila" and quantization_at(path) is None
 
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)

@@ -8,7 +8,7 @@ looked up by its last component, never imported.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import ValidationError
 
@@ -22,7 +22,7 @@ from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.checkpoint.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
 from vila_core.checkpoint.tower_config import read_pixel_config, read_tower_config
 from vila_core.checkpoint.vila_writer import OWN_KEY, OWN_PREPROCESS_KEYS, PARTS, write_vila
-from vila_core.checkpoint.weights import WeightIndex, index_folder
+from vila_core.checkpoint.weights import WeightIndex, has_weights, index_folder
 from vila_core.config import (
     LanguageModelConfig,
     PreprocessConfig,
@@ -44,7 +44,7 @@ class VilaFormat:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
-        return model_type_at(path).startswith("llava_")
+        return model_type_at(path).startswith("llava_") and quantization_at(path) is None
 
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)
@@ -66,6 +66,23 @@ def model_type_at(path: Path) -> str:
     return value if isinstance(value, str) else ""
 
 
+def quantization_at(path: Path) -> str | None:
+    """Return the method by which the model in the folder `path` is quantized, None where it is not. Raises nothing.
+
+    A quantized model is read by the format of who quantized it, not by those of whole weights.
+    """
+    for file in (path / "config.json", path / "llm" / "config.json"):
+        try:
+            root = read_json(file)
+        except CheckpointError:
+            continue
+        for section in (root, root.get("text_config")):
+            found = cast(dict[str, object], section).get("quantization_config") if isinstance(section, dict) else None
+            if isinstance(found, dict):
+                return str(cast(dict[str, object], found).get("quant_method", "unknown method"))
+    return None
+
+
 def read_parts(path: Path, format_name: str) -> Checkpoint:
     """Read a folder with the three parts.
 
@@ -77,8 +94,7 @@ def read_parts(path: Path, format_name: str) -> Checkpoint:
             raise CheckpointError(f"{path} has no folder '{part}'. Expected config.json with {', '.join(PARTS)} beside it.")
     root = read_section(path / "config.json")
     require_tokenizer(path / "llm")
-    weights = {f"{part}.{name}": entry for part in PARTS for name, entry in part_weights(path / part, root).items()}
-    index = WeightIndex(weights)
+    index = WeightIndex(_index_parts(path, root))
     language = read_section(path / "llm" / "config.json")
     tower = read_section(path / "vision_tower" / "config.json")
     preprocessor_path = path / "vision_tower" / "preprocessor_config.json"
@@ -97,10 +113,17 @@ def read_parts(path: Path, format_name: str) -> Checkpoint:
     )
 
 
+def _index_parts(path: Path, root: Section) -> dict[str, TensorEntry]:
+    """Return all tensors by canonical name: each part's in its folder, or (some remote-code releases) all at the root."""
+    if has_weights(path) and not has_weights(path / "llm"):
+        # There the names are the reference's modules', which wrap the tower once more.
+        return index_folder(path, lambda name: name.replace("vision_tower.vision_tower.", "vision_tower."))
+    return {f"{part}.{name}": entry for part in PARTS for name, entry in part_weights(path / part, root).items()}
+
+
 def part_weights(folder: Path, root: Section) -> dict[str, TensorEntry]:
     """Return the tensors of one part; an identity projector has none to store."""
-    has_file = any(folder.glob("*.safetensors*")) or any(folder.glob("*.bin*"))
-    if folder.name == "mm_projector" and not has_file and _projector_type(folder, root) == "identity":
+    if folder.name == "mm_projector" and not has_weights(folder) and _projector_type(folder, root) == "identity":
         return {}
     return index_folder(folder)
 

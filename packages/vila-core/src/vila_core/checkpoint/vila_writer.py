@@ -50,7 +50,7 @@ def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None
             write_json(folder / part / "config.json", content)
         write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
         write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
-        copy_tokenizer(checkpoint.tokenizer_path, folder / "llm")
+        copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
         for file in license_files(checkpoint.path):
             shutil.copyfile(file, folder / file.name)
         _write_weights(checkpoint, folder, max_shard_bytes)
@@ -176,8 +176,8 @@ def without_paths(raw: Mapping[str, object]) -> dict[str, object]:
 # ------------------------------------------------------------------------------------------------ tokenizer
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a tokenizer's files; a template that was widened for SGLang gets its own form back."""
+def copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    """Copy a tokenizer's files, with `max_length` as its context; a template that was widened for SGLang gets its own form back."""
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
@@ -185,8 +185,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     if jinja.exists():
         jinja.write_text(unwrap_template(jinja.read_text(encoding="utf-8")), encoding="utf-8")
     config_file = target / "tokenizer_config.json"
-    if config_file.exists():
-        content = read_json(config_file)
-        template = content.get("chat_template")
-        if isinstance(template, str) and unwrap_template(template) != template:
-            write_json(config_file, content | {"chat_template": unwrap_template(template)})
+    content = read_json(config_file) if config_file.exists() else {}
+    changed = content | {"model_max_length": max_length}
+    template = content.get("chat_template")
+    if isinstance(template, str):
+        changed["chat_template"] = unwrap_template(template)
+    if changed != content:
+        write_json(config_file, changed)

@@ -97,6 +97,11 @@ def index_folder(folder: Path, rename: Callable[[str], str] = lambda name: name)
     return entries
 
 
+def has_weights(folder: Path) -> bool:
+    """Return whether `folder` holds weights under the names that `index_folder` knows."""
+    return any((folder / f"{name}{suffix}").exists() for name in (SAFETENSORS_NAME, PICKLE_NAME) for suffix in ("", ".index.json"))
+
+
 def _weight_files(folder: Path) -> Sequence[Path]:
     for name in (SAFETENSORS_NAME, PICKLE_NAME):
         if (folder / name).exists():
