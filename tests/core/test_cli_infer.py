@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -141,7 +142,15 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         "@hookimpl\ndef vila_chat_templates():\n"
         "    return [SeparatorTemplate('from_a_file', '', '', 'MARK ', '<|im_end|>', 'ANSWER ', '<|im_end|>')]\n"
     )
-    code, _, err = run("-m", TILES, "--text", "hi", "--plugin", file, "-c", "from_a_file", "--explain", "--max-new-tokens", 1)
+    without_template = tmp_path / "model"
+    shutil.copytree(TILES, without_template)
+    (without_template / "llm" / "chat_template.jinja").unlink(missing_ok=True)
+    for file, keys in (("llm/tokenizer_config.json", ["chat_template"]), ("config.json", ["chat_template", "version"])):
+        content = json.loads((without_template / file).read_text())
+        kept = {key: value for key, value in content.items() if key not in keys}
+        (without_template / file).write_text(json.dumps(kept))
+    assert "states no chat template" in run("-m", without_template, "--text", "hi")[2]
+    code, _, err = run("-m", without_template, "--text", "hi", "--plugin", file, "-c", "from_a_file", "--explain", "--max-new-tokens", 1)
     assert code == 0, err
     assert "MARK hi" in err
 
@@ -202,7 +211,7 @@ def test_explain_other_media(
         (["--text", "?", "--json-schema", "missing.json"], "cannot be read"),
         (["--text", "?", "--json", "--stream"], "exclude one another"),
         (["-m", TILES, "--text", "?", "--conv-mode", "lama_3"], "Did you mean 'llama_3'?"),
-        (["-m", TILES, "--text", "?", "--conv-mode", "llama_3"], "<|eot_id|>"),
+        (["-m", TILES, "--text", "?", "--conv-mode", "llama_3"], "contradicts this checkpoint"),
         (["-m", TILES, "--text", "?", "--dtype", "float23"], "Did you mean 'float32'?"),
         (["-m", TILES, "--text", "?", "--device", "tpu9"], "device 'tpu9'"),
         (["--text", "?", "--plugin", "missing.py"], "Plugin file 'missing.py'"),

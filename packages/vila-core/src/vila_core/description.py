@@ -131,9 +131,9 @@ def _quantization(checkpoint: Checkpoint) -> dict[str, object] | None:
 
 
 def _template(checkpoint: Checkpoint) -> str:
-    name = checkpoint.config.chat_template
-    if name != "auto":
-        return name
+    stated = checkpoint.config.chat_template
+    if stated is not None and stated != "auto":
+        return stated
     return "auto (the tokenizer's own)" if checkpoint.chat_template else "none stated: name one with --conv-mode"
 
 
