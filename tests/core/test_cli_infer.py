@@ -145,10 +145,10 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     without_template = tmp_path / "model"
     shutil.copytree(TILES, without_template)
     (without_template / "llm" / "chat_template.jinja").unlink(missing_ok=True)
-    for file, keys in (("llm/tokenizer_config.json", ["chat_template"]), ("config.json", ["chat_template", "version"])):
-        content = json.loads((without_template / file).read_text())
+    for name, keys in (("llm/tokenizer_config.json", ["chat_template"]), ("config.json", ["chat_template", "version"])):
+        content = json.loads((without_template / name).read_text())
         kept = {key: value for key, value in content.items() if key not in keys}
-        (without_template / file).write_text(json.dumps(kept))
+        (without_template / name).write_text(json.dumps(kept))
     assert "states no chat template" in run("-m", without_template, "--text", "hi")[2]
     code, _, err = run("-m", without_template, "--text", "hi", "--plugin", file, "-c", "from_a_file", "--explain", "--max-new-tokens", 1)
     assert code == 0, err
