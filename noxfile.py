@@ -79,6 +79,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types, strictly."""
     stand_on_core(session)
+    session.install(*TESTED_SET, "--no-deps", "timm")
     session.install(*TESTED_SET, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
 
