@@ -18,9 +18,6 @@ from vila_train.world.combinations import Split
 from vila_train.world.drawing import draw
 from vila_train.world.scenes import Sample, Scene
 
-TEXT = -1
-"""The slot of a position that holds a text token."""
-
 
 @dataclass(frozen=True)
 class Encoded:
@@ -28,12 +25,12 @@ class Encoded:
 
     Attributes:
         ids: token ids; 0 where a media token stands.
-        slots: which of the sample's media tokens (M times those of a picture) stands at each position; `TEXT` for text.
+        places: the position of each media token, in order.
         labels: the ids of the answer and the token that ends it; `IGNORE_INDEX` elsewhere. Not shifted.
     """
 
     ids: list[int]
-    slots: list[int]
+    places: list[int]
     labels: list[int]
 
 
@@ -57,21 +54,18 @@ class Encoder:
         tokens = tokenize_with_labels([Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template)
         frames = iter([1 if isinstance(part, Scene) else len(part.frames) for part in sample.prompt if not isinstance(part, str)])
         ids: list[int] = []
-        slots: list[int] = []
+        places: list[int] = []
         labels: list[int] = []
-        used = 0
         for token, label in zip(*tokens, strict=True):
             if token not in self.tokenizer.media_token_ids.values():
                 ids.append(token)
-                slots.append(TEXT)
                 labels.append(label)
                 continue
             for _ in range(next(frames)):
+                places += range(len(ids), len(ids) + self.tokens_per_picture)
                 ids += [0] * self.tokens_per_picture + self.end_ids
-                slots += [*range(used, used + self.tokens_per_picture), *[TEXT] * len(self.end_ids)]
                 labels += [IGNORE_INDEX] * (self.tokens_per_picture + len(self.end_ids))
-                used += self.tokens_per_picture
-        return Encoded(ids, slots, labels)
+        return Encoded(ids, places, labels)
 
 
 @dataclass(frozen=True)
@@ -80,18 +74,19 @@ class Shard:
 
     Attributes:
         pixels: uint8 `[n, M, 3, S, S]`.
-        ids, slots, labels: int16 `[n, T]`, padded at the right with 0, `TEXT`, `IGNORE_INDEX`.
+        ids, labels: int16 `[n, T]`, padded at the right with 0 and `IGNORE_INDEX`.
+        places: int16 `[n, M·K]`, K media tokens a picture.
     """
 
     pixels: NDArray[np.uint8]
     ids: NDArray[np.int16]
-    slots: NDArray[np.int16]
+    places: NDArray[np.int16]
     labels: NDArray[np.int16]
 
     def save(self, path: Path) -> None:
         """Write to `path` (.npy) the pixels, and after them the tokens."""
         with path.open("wb") as file:
-            for array in (self.pixels, self.ids, self.slots, self.labels):
+            for array in (self.pixels, self.ids, self.places, self.labels):
                 np.save(file, array)
 
     @classmethod
@@ -112,7 +107,7 @@ def make_shard(samples: Sequence[Sample], encoder: Encoder, image_size: int) -> 
     return Shard(
         pixels,
         pad([one.ids for one in encoded], 0),
-        pad([one.slots for one in encoded], TEXT),
+        np.array([one.places for one in encoded], dtype=np.int16),
         pad([one.labels for one in encoded], IGNORE_INDEX),
     )
 

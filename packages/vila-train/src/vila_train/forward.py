@@ -20,12 +20,13 @@ class Batch:
 
     Attributes:
         pixels: uint8 `[B, M, 3, S, S]`.
-        ids, slots, labels: int64 `[B, T]`, as in `vila_train.data.Encoded`.
+        ids, labels: int64 `[B, T]`, as in `vila_train.data.Encoded`.
+        places: int64 `[B, M·K]`, the position of each media token.
     """
 
     pixels: Tensor
     ids: Tensor
-    slots: Tensor
+    places: Tensor
     labels: Tensor
 
 
@@ -46,9 +47,9 @@ def decode(network: VilaModel, batches: Sequence[Batch], tokens: Tensor) -> list
     for batch, of_batch in zip(batches, tokens.split([batch.pixels[:, :, 0, 0, 0].numel() for batch in batches]), strict=True):
         media = of_batch.reshape(len(batch.ids), -1, of_batch.shape[-1])  # [B, M·K, D]
         text = network.llm.embed(batch.ids)  # [B, T, D]
-        slots = batch.slots[..., None]  # [B, T, 1]
-        placed = media.gather(1, slots.clamp(min=0).expand(-1, -1, media.shape[-1]))  # [B, T, D]
-        found.append(network.llm(torch.where(slots >= 0, placed.to(text.dtype), text)))
+        # A scatter without collisions: its gradient is a gather, where that of a gather would add up atomically.
+        places = batch.places[..., None].expand(-1, -1, text.shape[-1])  # [B, M·K, D]
+        found.append(network.llm(text.scatter(1, places, media.to(text.dtype))))
     return found
 
 

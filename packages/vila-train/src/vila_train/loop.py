@@ -14,13 +14,22 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from vila_core.errors import VilaError
 from vila_core.model import VilaModel
 from vila_train.forward import Batch, answer_loss
-from vila_train.pools import Pool, draw
+from vila_train.pools import Pool, join
 from vila_train.recipes import StageConfig
+
+
+class TrainingError(VilaError):
+    """Training cannot go on as configured."""
+
 
 Record = dict[str, object]
 Log = Callable[[Record], None]
+
+STEPS_BEFORE_CAPTURE = 3
+"""Steps that compile, tune and allocate, none of which may happen while a CUDA graph is recorded."""
 
 
 def freeze(network: VilaModel, stage: StageConfig) -> list[nn.Parameter]:
@@ -46,18 +55,29 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], stage: StageConfig) -> torch.optim.AdamW:
-    """Return AdamW; matrices decay, biases and norms do not."""
+    """Return AdamW; matrices decay, biases and norms do not. The rate is a tensor, so that a captured step can read it."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=stage.betas, fused=parameters[0].is_cuda)
+    device = parameters[0].device
+    rate = torch.tensor(stage.learning_rate, device=device)
+    return torch.optim.AdamW(groups, lr=rate, betas=stage.betas, fused=device.type == "cuda", capturable=device.type == "cuda")
 
 
 class Stage:
-    """A stage under way: network, optimizer and the number of steps done."""
+    """A stage under way: network, optimizer and the number of steps done.
 
-    def __init__(self, network: VilaModel, stage: StageConfig, pools: Mapping[str, Pool], seed: int):
+    Args:
+        network: the model, on the device to train on.
+        stage: what to tune, how fast, on what.
+        pools: by source, the samples.
+        seed: of the batches.
+        capture: on a GPU, record a step as a CUDA graph and replay it: a small network's step is over sooner than Python
+            can launch its kernels one by one.
+    """
+
+    def __init__(self, network: VilaModel, stage: StageConfig, pools: Mapping[str, Pool], seed: int, *, capture: bool = False):
         self.network = network
         self.config = stage
         self.pools = pools
@@ -65,24 +85,50 @@ class Stage:
         self.step = 0
         self.parameters = freeze(network, stage)
         self.optimizer = make_optimizer(self.parameters, stage)
-        self._generator = torch.Generator(self.parameters[0].device)
-
-    def batches(self) -> list[Batch]:
-        """Return what the next step learns from, one batch a draw."""
-        self._generator.manual_seed(zlib.crc32(f"{self.seed}/{self.config.name}/{self.step}".encode()))
-        return [draw(self.pools, part.counts, self._generator) for part in self.config.draws]
+        device = self.parameters[0].device
+        self._capture = capture and device.type == "cuda"
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._outcome: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._generator = torch.Generator(device)
+        self._chosen = [
+            {source: torch.zeros(count, dtype=torch.int64, device=device) for source, count in draw.counts.items()} for draw in stage.draws
+        ]
 
     def advance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do one step; return the loss and the gradient's norm before clipping, both on the device."""
+        """Do one step; return the loss and the gradient's norm before clipping, on the device, valid until the next step."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+            group["lr"].fill_(learning_rate(self.config, self.step))
+        self._choose()
+        self.step += 1
+        if not self._capture or self.step <= STEPS_BEFORE_CAPTURE:
+            self.optimizer.zero_grad(set_to_none=True)
+            return self._work()
+        if self._graph is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._outcome = self._work()
+        assert self._outcome is not None
+        self._graph.replay()
+        return self._outcome
+
+    def _choose(self) -> None:
+        """Choose the samples of the step, in place."""
+        self._generator.manual_seed(zlib.crc32(f"{self.seed}/{self.config.name}/{self.step}".encode()))
+        for counts in self._chosen:
+            for source, indices in counts.items():
+                torch.randint(len(self.pools[source]), indices.shape, generator=self._generator, out=indices)
+
+    def batches(self) -> list[Batch]:
+        """Return the chosen samples, one batch a draw."""
+        return [join([self.pools[source].take(indices) for source, indices in counts.items()]) for counts in self._chosen]
+
+    def _work(self) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.parameters[0].device):
             loss = answer_loss(self.network, self.batches())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
         return loss.detach(), norm
 
     def save(self, path: Path) -> None:
@@ -99,7 +145,7 @@ class Stage:
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
     """bf16 matrix products on a GPU; plain fp32 on a CPU, where bf16 is no faster."""
-    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if device.type == "cuda" else nullcontext()
 
 
 def run_stage(stage: Stage, log: Log, evaluate: Callable[[], Mapping[str, float]] | None = None) -> None:
@@ -109,11 +155,18 @@ def run_stage(stage: Stage, log: Log, evaluate: Callable[[], Mapping[str, float]
         stage: where to begin; one that was resumed goes on from its step.
         log: gets a record every `log_every` steps, and the accuracies of `evaluate` every `evaluate_every` steps.
         evaluate: accuracy by task.
+
+    Raises:
+        TrainingError: the loss is no longer a finite number.
     """
     config, started, first = stage.config, time.monotonic(), stage.step
     while stage.step < config.steps:
         loss, norm = stage.advance()
         if stage.step % config.log_every == 0 or stage.step == config.steps:
+            if not math.isfinite(loss.item()):
+                raise TrainingError(
+                    f"The loss is {loss.item()} at step {stage.step} of '{config.name}'. Lower its learning_rate or clip_norm."
+                )
             seconds = time.monotonic() - started
             log(
                 {

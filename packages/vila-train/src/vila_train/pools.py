@@ -1,16 +1,16 @@
-"""Rendered samples on the device, and the batches drawn from them.
+"""Rendered samples on the device, and the batches taken from them.
 
-n samples of a source, B of a batch, M pictures, T tokens.
+n samples of a source, B of a batch, M pictures, K tokens a picture, T tokens.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vila_core.labels import IGNORE_INDEX
-from vila_train.data import TEXT, Shard
+from vila_train.data import Shard
 from vila_train.forward import Batch
 
 
@@ -22,23 +22,19 @@ class Pool:
         tokens: list[tuple[Tensor, Tensor, Tensor]] = []
         for shard in shards:
             pixels.append(torch.from_numpy(shard.pixels).to(device))
-            tokens.append((torch.from_numpy(shard.ids), torch.from_numpy(shard.slots), torch.from_numpy(shard.labels)))
+            tokens.append((torch.from_numpy(shard.ids), torch.from_numpy(shard.places), torch.from_numpy(shard.labels)))
+        ids, places, labels = zip(*tokens, strict=True)
         self.pixels = torch.cat(pixels)
-        ids, slots, labels = zip(*tokens, strict=True)
-        self.ids, self.slots, self.labels = (
-            _join(rows, value).to(device) for rows, value in ((ids, 0), (slots, TEXT), (labels, IGNORE_INDEX))
-        )
+        self.ids = _join(ids, 0).to(device)
+        self.places = torch.cat(places).to(device)
+        self.labels = _join(labels, IGNORE_INDEX).to(device)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, indices: Tensor) -> Batch:
         """Return the samples at `indices` `[B]`."""
-        return Batch(self.pixels[indices], self.ids[indices].long(), self.slots[indices].long(), self.labels[indices].long())
-
-    def draw(self, count: int, generator: torch.Generator) -> Batch:
-        """Return `count` samples at random."""
-        return self.take(torch.randint(len(self), (count,), device=self.ids.device, generator=generator))
+        return Batch(self.pixels[indices], self.ids[indices].long(), self.places[indices].long(), self.labels[indices].long())
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield every sample once."""
@@ -46,17 +42,12 @@ class Pool:
             yield self.take(indices)
 
 
-def draw(pools: Mapping[str, Pool], counts: Mapping[str, int], generator: torch.Generator) -> Batch:
-    """Return a batch of so many samples of each source, which have equally many pictures."""
-    return join([pools[source].draw(count, generator) for source, count in counts.items()])
-
-
 def join(batches: list[Batch]) -> Batch:
-    """Return the samples of all batches as one."""
+    """Return the samples of all batches, which have equally many pictures, as one."""
     return Batch(
         torch.cat([batch.pixels for batch in batches]),
         _join([batch.ids for batch in batches], 0),
-        _join([batch.slots for batch in batches], TEXT),
+        torch.cat([batch.places for batch in batches]),
         _join([batch.labels for batch in batches], IGNORE_INDEX),
     )
 

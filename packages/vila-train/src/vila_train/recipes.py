@@ -40,8 +40,8 @@ class StageConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     clip_norm: PositiveFloat = 1.0
-    log_every: PositiveInt = 50
-    evaluate_every: PositiveInt = 1000
+    log_every: PositiveInt = 100
+    evaluate_every: PositiveInt = 2000
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -56,9 +56,9 @@ def tiny_align() -> StageConfig:
         tune_vision_tower=True,
         tune_projector=True,
         tune_language_model=True,
-        steps=2500,
+        steps=4000,
         learning_rate=1.5e-3,
-        draws=(Draw(counts={"caption_things": 256, "caption_text": 128, "caption_chart": 128}),),
+        draws=(Draw(counts={"caption_things": 192, "caption_text": 192, "caption_chart": 128}),),
         weight_decay=0.02,
     )
 
@@ -94,14 +94,13 @@ def tiny_sft() -> StageConfig:
         tune_vision_tower=True,
         tune_projector=True,
         tune_language_model=True,
-        steps=12000,
+        steps=18000,
         learning_rate=1e-3,
         draws=(
-            Draw(counts=dict.fromkeys(SINGLE, 32)),
-            Draw(counts=dict.fromkeys(SINGLE_CAPTIONS, 8)),
-            Draw(counts={"pair": 48, "caption_two": 8}),
-            Draw(counts={"in_context": 36, "caption_four": 4}),
-            Draw(counts={"motion": 24, "appearance": 32, "caption_video": 8}),
+            Draw(counts=dict.fromkeys(SINGLE, 24) | dict.fromkeys(SINGLE_CAPTIONS, 6)),
+            Draw(counts={"pair": 40, "caption_two": 6}),
+            Draw(counts={"in_context": 28, "caption_four": 4}),
+            Draw(counts={"motion": 12, "appearance": 20, "caption_video": 4}),
         ),
         weight_decay=0.02,
     )

@@ -12,43 +12,42 @@ from vila_train.data import Encoder, Shard, drawn_samples, make_shard
 from vila_train.tiny import IMAGE_SIZE, TOKENS_PER_PICTURE
 from vila_train.world.combinations import Split
 
-SAMPLES_PER_SHARD = 512
+SAMPLES_PER_SHARD = 256
 
 
 class Rendering:
-    """Sources that are being rendered in the background; `shards` waits for those it needs."""
+    """Samples that are being rendered in the background; `shards` waits for those it needs."""
 
-    def __init__(self, pool: ProcessPoolExecutor, folder: Path, split: Split):
+    def __init__(self, pool: ProcessPoolExecutor, folder: Path):
         self.pool = pool
         self.folder = folder
-        self.split: Split = split
-        self._pending: dict[str, list[Future[Path]]] = {}
+        self._pending: dict[tuple[Split, str], list[Future[Path]]] = {}
 
-    def start(self, sizes: Mapping[str, int]) -> None:
-        """Begin to render so many samples of each source, in order."""
+    def start(self, split: Split, sizes: Mapping[str, int]) -> None:
+        """Begin to render so many samples of each source, after all that was begun before."""
         for source, size in sizes.items():
             bounds = range(0, size, SAMPLES_PER_SHARD)
-            self._pending[source] = [
-                self.pool.submit(_render, self.folder, self.split, source, start, min(start + SAMPLES_PER_SHARD, size)) for start in bounds
+            self._pending[split, source] = [
+                self.pool.submit(_render, self.folder, split, source, start, min(start + SAMPLES_PER_SHARD, size)) for start in bounds
             ]
 
-    def shards(self, source: str) -> Iterator[Shard]:
+    def shards(self, split: Split, source: str) -> Iterator[Shard]:
         """Yield the shards of `source`, in order, and remove their files."""
-        for future in self._pending.pop(source):
+        for future in self._pending.pop((split, source)):
             path = future.result()
             yield Shard.load(path)
             path.unlink()
 
 
 @contextmanager
-def rendering(folder: Path, tokenizer_folder: Path, split: Split, workers: int | None = None) -> Iterator[Rendering]:
-    """Render samples of `split` into `folder` with `workers` processes (default: one a processor, less one)."""
+def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Iterator[Rendering]:
+    """Render samples into `folder` with `workers` processes (default: one a processor, less one)."""
     folder.mkdir(parents=True, exist_ok=True)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)
     # Spawned, because a process that has used CUDA or threads cannot be forked safely.
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (tokenizer_folder,)) as pool:
         try:
-            yield Rendering(pool, folder, split)
+            yield Rendering(pool, folder)
         finally:
             pool.shutdown(cancel_futures=True)
 

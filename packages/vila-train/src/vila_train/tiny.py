@@ -38,7 +38,7 @@ def tiny_config(vocab_size: int) -> VilaConfig:
         hidden_size=192,
         intermediate_size=768,
         num_hidden_layers=7,  # the last one is not run: VILA reads hidden state -2
-        num_attention_heads=6,
+        num_attention_heads=3,
     )
     language_model = DecoderConfig(
         architecture="qwen2",

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class TinyOptions:
         seed: of weights and batches.
         scale: factor on steps and samples; below 1 for a trial.
         device: "cuda" or "cpu".
-        compile: compile the layers of tower and language model.
+        compile: compile the layers of tower and language model, and replay each step as a CUDA graph.
         workers: processes that render; None is one a processor, less one.
     """
 
@@ -52,6 +51,11 @@ class TinyOptions:
     device: str = "cuda"
     compile: bool = True
     workers: int | None = None
+
+    def scaled(self, size: int, most: int | None = None) -> int:
+        """Return `size` times `scale`, at least 16 and at most `most`."""
+        size = max(16, round(size * self.scale))
+        return size if most is None else min(size, most)
 
 
 def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = None) -> dict[str, Score]:
@@ -71,17 +75,16 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
             file.flush()
             print(json.dumps(record), flush=True)
 
-        train, validation, test = (options.scratch / name for name in ("train", "validation", "test"))
-        with rendering(train, tokenizer_folder, "train", options.workers) as drawn:
-            drawn.start({source: max(64, round(TINY_SAMPLES[source] * options.scale)) for source in in_order_of_use(stages)})
+        with rendering(options.scratch, tokenizer_folder, options.workers) as drawn:
+            drawn.start("validation", dict.fromkeys(TASKS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
+            drawn.start("test", dict.fromkeys(TASKS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
+            drawn.start("train", {source: options.scaled(TINY_SAMPLES[source]) for source in in_order_of_use(stages)})
             network = new_network(tokenizer_folder, options.device, options.seed)
             if options.compile:
                 compile_layers(network)
-            run_stages(network, stages, drawn, validation_pools(validation, tokenizer_folder, options), options, log)
-        save(network, tokenizer_folder, options.out / "vila-tiny")
-        with rendering(test, tokenizer_folder, "test", options.workers) as held_out:
-            held_out.start(dict.fromkeys(TASKS, max(16, round(TEST_SAMPLES * min(1.0, options.scale)))))
-            scores = score(network, {task: Pool(held_out.shards(task), options.device) for task in TASKS})
+            run_stages(network, stages, drawn, options, log)
+            save(network, tokenizer_folder, options.out / "vila-tiny")
+            scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TASKS})
         log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     (options.out / "test.md").write_text(table(scores) + "\n")
     return scores
@@ -122,24 +125,16 @@ def compile_layers(network: VilaModel) -> None:
                 layer.compile(dynamic=False)
 
 
-def validation_pools(scratch: Path, tokenizer_folder: Path, options: TinyOptions) -> dict[str, Pool]:
-    """Render and load the validation split."""
-    with rendering(scratch, tokenizer_folder, "validation", options.workers) as drawn:
-        drawn.start(dict.fromkeys(TASKS, max(16, round(VALIDATION_SAMPLES * min(1.0, options.scale)))))
-        return {task: Pool(drawn.shards(task), options.device) for task in TASKS}
-
-
-def run_stages(
-    network: VilaModel, stages: list[StageConfig], drawn: Rendering, validation: Mapping[str, Pool], options: TinyOptions, log: Log
-) -> None:
+def run_stages(network: VilaModel, stages: list[StageConfig], drawn: Rendering, options: TinyOptions, log: Log) -> None:
     """Run the stages in order, each as soon as its samples are rendered."""
+    validation = {task: Pool(drawn.shards("validation", task), options.device) for task in TASKS}
     pools: dict[str, Pool] = {}
     for config in stages:
         for source in config.sources:
             if source not in pools:
-                pools[source] = Pool(drawn.shards(source), options.device)
+                pools[source] = Pool(drawn.shards("train", source), options.device)
         log({"stage": config.name, "begins": config.model_dump()})
-        stage = Stage(network, config, pools, options.seed)
+        stage = Stage(network, config, pools, options.seed, capture=options.compile)
 
         def evaluate() -> dict[str, float]:
             return {task: one.accuracy for task, one in score(network, validation).items()}

@@ -52,7 +52,13 @@ def caption_pictures(rng: random.Random, split: Split, num_pictures: int) -> Sam
     """Describe several pictures in turn."""
     scenes, texts, names = zip(*(_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
     answer = "; ".join(f"{ordinal}: {text}" for ordinal, text in zip(ORDINALS, texts, strict=False))
-    return Sample("caption", f"{num_pictures} pictures", (*scenes, rng.choice(REQUESTS).format("pictures").replace("does", "do")), _sentence(answer), names[0])
+    return Sample(
+        "caption",
+        f"{num_pictures} pictures",
+        (*scenes, rng.choice(REQUESTS).format("pictures").replace("does", "do")),
+        _sentence(answer),
+        names[0],
+    )
 
 
 def caption_video(rng: random.Random, split: Split) -> Sample:
