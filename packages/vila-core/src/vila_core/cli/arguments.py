@@ -58,8 +58,9 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
         PromptError: there is neither text nor media.
     """
     parts: list[Part] = [open_medium(source) for source in media]
-    if text == "-" or (text is None and not sys.stdin.isatty()):
-        text = sys.stdin.read().strip()
+    has_pipe = sys.stdin is not None and not sys.stdin.isatty()  # None: the caller closed it
+    if text == "-" or (text is None and has_pipe):
+        text = sys.stdin.read().strip() if sys.stdin is not None else ""
     if text:
         parts.append(text)
     if not parts:

@@ -164,8 +164,7 @@ def infer(
 def _answer(model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(model.complete(prompt, **settings)), ensure_ascii=False, indent=2))
-    # Time tokens become seconds in a whole answer only.
-    elif stream and model.config.time_tokens is None:
+    elif stream:
         for piece in strip_pieces(model.stream(prompt, **settings)):
             typer.echo(piece, nl=False)
             sys.stdout.flush()
