@@ -293,7 +293,9 @@ def test_a_cut_file_ends_at_its_last_readable_frame(format):
     with av.open(io.BytesIO(data)) as container:
         position = next(itertools.islice(container.demux(video=0), 21, None)).pos
     loaded = Video(data[: position + 3]).load(5)
-    assert loaded.indices == [0, 5, 10, 15, 20]
+    last = loaded.indices[-1]
+    assert last in (19, 20), "whether the packet before the cut is read depends on libav's version"
+    assert loaded.indices == np.round(np.linspace(0, last, 5)).astype(int).tolist()
     assert seen(loaded.frames) == loaded.indices
 
 
@@ -390,7 +392,7 @@ def test_playlists_do_not_open_other_files(playlist, suffix, tmp_path):
 
 
 def test_uncommon_codecs_are_refused():
-    text = message(draw_video(2, codec="jpeg2000", format="matroska"))
+    text = message(draw_video(2, codec="jpeg2000", format="mov"))
     assert "jpeg2000" in text or "ffmpeg" in text
 
 

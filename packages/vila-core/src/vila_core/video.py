@@ -140,7 +140,8 @@ class _Reader:
 
         self.file.seek(0)
         options = {"format_whitelist": ",".join(_CONTAINERS), "codec_whitelist": ",".join(_CODECS), "protocol_whitelist": "none"}
-        self.container = av.open(self.file, "r", options=options, metadata_errors="ignore")
+        # as container_options: PyAV before 18 corrupts memory when it hands `options` to streams that show up later (MPEG-PS)
+        self.container = av.open(self.file, "r", container_options=options, metadata_errors="ignore")
         self.stream = _video_stream(self.container, self.name)
         self.codec = self.stream.codec_context
         name_of_codec = "unknown" if self.codec is None else self.codec.codec.canonical_name  # pyright: ignore[reportUnnecessaryComparison]
