@@ -120,10 +120,11 @@ def main() -> None:
         loading = time.perf_counter() - started
 
     llm, decoder = model.network.llm, model.config.language_model
-    embeds = torch.randn(CONTEXT, decoder.hidden_size, dtype=torch.bfloat16, device=device, generator=torch.Generator(device).manual_seed(0)) * 0.02
+    generator = torch.Generator(device).manual_seed(0)
+    embeds = torch.randn(CONTEXT, decoder.hidden_size, dtype=torch.bfloat16, device=device, generator=generator) * 0.02
     settings = GenerationConfig(max_new_tokens=args.new_tokens)
     other = transformers_model(model)
-    kwargs = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0, "use_cache": True}
+    kwargs = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0}
     mask = torch.ones(1, CONTEXT, dtype=torch.long, device=device)
     with torch.inference_mode():
         ours = lambda: generate(llm, [embeds], settings, model.tokenizer, frozenset())  # noqa: E731

@@ -24,9 +24,10 @@ SHARD_BYTES = 4 * 1024**3
 SIGLIP_SO400M_448 = SiglipConfig(
     image_size=448, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16
 )
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 QWEN2 = {
-    "nvila-8b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4},
-    "nvila-0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2},
+    "nvila-8b": dict(zip(SIZES, (3584, 18944, 28, 28, 4), strict=True)),
+    "nvila-0.5b": dict(zip(SIZES, (896, 4864, 24, 14, 2), strict=True)),
 }
 
 
@@ -69,7 +70,7 @@ def write_random_checkpoint(name: str, folder: Path, device: str) -> None:
     for key, parameter in network.state_dict().items():
         part, tensor_name = key.split(".", 1)
         tensor = torch.empty(parameter.shape, dtype=torch.bfloat16, device=device).normal_(0, 0.02, generator=generator)
-        tensor = tensor + 1 if tensor_name.endswith("norm.weight") or "layernorm" in tensor_name and tensor_name.endswith("weight") else tensor
+        tensor = tensor + 1 if parameter.ndim == 1 and tensor_name.endswith("weight") else tensor  # norms are about one
         shards = parts[part]
         shards[-1][tensor_name] = tensor.cpu()
         if sum(one.nbytes for one in shards[-1].values()) > SHARD_BYTES:
@@ -99,10 +100,11 @@ def _write_configs(config: VilaConfig, folder: Path) -> None:
     decoder, tower = config.language_model, config.vision_tower
     assert isinstance(decoder, DecoderConfig)
     assert isinstance(tower, SiglipConfig)
-    llm = decoder.model_dump(include={"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"})
-    llm |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": decoder.vocab_size, "rope_theta": decoder.rope_theta}
-    llm |= {"max_position_embeddings": 32768, "model_max_length": 8192, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
-    vision = tower.model_dump(include={"image_size", "patch_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
+    sizes = {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}
+    llm = decoder.model_dump(include={*sizes, "num_key_value_heads", "vocab_size", "rope_theta", "rms_norm_eps", "tie_word_embeddings"})
+    llm |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
+    llm |= {"max_position_embeddings": 32768, "model_max_length": 8192}
+    vision = tower.model_dump(include={*sizes, "image_size", "patch_size"})
     vision |= {"architectures": ["SiglipVisionModel"], "model_type": "siglip_vision_model", "vision_use_head": False}
     half = [0.5, 0.5, 0.5]
     preprocessor = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 448, "width": 448}, "resample": 3}

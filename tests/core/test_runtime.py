@@ -47,7 +47,8 @@ def test_stream_and_completion_say_the_same(model: vila.Vila):
 
 
 def test_batch_answers_are_the_single_answers(model: vila.Vila):
-    prompts = [["hello"], [picture(200, 50), "what?"], ["a longer question about ", picture(30, 30, 2), picture(31, 20, 3), " both"], [clip_of(8), "and then?"]]
+    two = ["a longer question about ", picture(30, 30, 2), picture(31, 20, 3), " both"]
+    prompts = [["hello"], [picture(200, 50), "what?"], two, [clip_of(8), "and then?"]]
     assert model.generate_batch(prompts, max_new_tokens=8) == [model.generate(prompt, max_new_tokens=8) for prompt in prompts]
     assert model.generate_batch([]) == []
 
@@ -60,7 +61,8 @@ def test_sampling_is_repeatable(model: vila.Vila):
 
 
 def test_history_reaches_the_model(model: vila.Vila):
-    history = [vila.Message("user", [picture(40, 40), "what color?"]), vila.Message("assistant", "Red."), vila.Message("user", "are you sure?")]
+    first = vila.Message("user", [picture(40, 40), "what color?"])
+    history = [first, vila.Message("assistant", "Red."), vila.Message("user", "are you sure?")]
     seen = model.inspect(history)
     assert "Red.<|im_end|>" in seen.prompt_text
     assert seen.prompt_text.count("<|im_start|>user") == 2
@@ -205,7 +207,7 @@ def test_checkpoint_without_a_template(tmp_path: Path):
     shutil.copytree(CLIP, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "version"}))
-    with pytest.raises(PromptError, match="states no chat template.*vicuna_v1"):
+    with pytest.raises(PromptError, match=r"states no chat template.*vicuna_v1"):
         vila.load(folder)
     with pytest.raises(ConfigError, match=r"'<\|eot_id\|>', which is no token of this checkpoint"):
         vila.load(folder, chat_template="llama_3")

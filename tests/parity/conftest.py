@@ -20,7 +20,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("largest difference from the reference")
         terminalreporter.write_line(f"{'case':44}" + "".join(f"{stage:>18}" for stage in STAGES))
         for name, errors in ERRORS.items():
-            terminalreporter.write_line(f"{name:44}" + "".join(f"{errors[stage]:18.1e}" if stage in errors else f"{'':18}" for stage in STAGES))
+            cells = [f"{errors[stage]:18.1e}" if stage in errors else " " * 18 for stage in STAGES]
+            terminalreporter.write_line(f"{name:44}" + "".join(cells))
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def find_cases(config: pytest.Config) -> list[Case]:
         inputs = next(folder for folder in homes if (folder / "inputs").exists())
         for file in sorted(home.rglob("case.json")):
             record = json.loads(file.read_text())
-            checkpoint = next(folder / record["variant"] / "checkpoint" for folder in homes if (folder / record["variant"] / "checkpoint").exists())
+            checkpoints = [folder / record["variant"] / "checkpoint" for folder in homes]
+            checkpoint = next(folder for folder in checkpoints if folder.exists())
             cases.append(Case(f"{record['variant']}/{record['case']}", record, file.parent, checkpoint, inputs))
     return cases
 

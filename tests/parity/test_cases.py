@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.parity.conftest import ERRORS, STAGES, Case
 from torch import Tensor
 
 import vila_core as vila
-from tests.parity.conftest import ERRORS, STAGES, Case
 
 ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
 TEMPLATES = {
@@ -124,7 +124,7 @@ def test_tower_features(case: Case):
             if f"tower_out_{index}" not in case.record["tensors"]:
                 continue
             pixels = torch.cat([medium.pixels for medium in group]).to(weight.dtype)
-            features = model.network._features(pixels)  # noqa: SLF001 - the stage itself is under test
+            features = model.network._features(pixels)
             if features.shape[-1] != case.record["tensors"][f"tower_out_{index}"]["shape"][-1]:
                 continue
             compare(case, "features", *expected(case, f"tower_out_{index}", features))

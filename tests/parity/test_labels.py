@@ -5,8 +5,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-
 from tests.parity.test_templates import as_turns, get_template, load_tokenizer
+
 from vila_core.errors import PromptError
 from vila_core.labels import tokenize_with_labels
 

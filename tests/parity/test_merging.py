@@ -87,9 +87,8 @@ def test_projection_of_merged_scales(golden: Path):
         if "merge" not in record:
             continue
         index = record["merge"]
-        config = S2Config(
-            scales=tuple(record["scales"]), max_split_size=record["scales"][0], resize_output_to_scale_idx=record["resize_output_to_scale_idx"]
-        )
+        scales, scale_index = tuple(record["scales"]), record["resize_output_to_scale_idx"]
+        config = S2Config(scales=scales, max_split_size=scales[0], resize_output_to_scale_idx=scale_index)
         features = tensors[f"merge{index}.in"]
         for name in ("mlp_downsample", "mlp_downsample_2x2_fix"):
             prefix = f"merge{index}.{name}."
@@ -101,7 +100,7 @@ def test_projection_of_merged_scales(golden: Path):
             projector.load_state_dict(state)
             part = SimpleNamespace(config=SimpleNamespace(dynamic_s2=config), mm_projector=projector)
             blocks = [tuple(block) if block else None for block in record["block_sizes"]]
-            for number, tokens in enumerate(VilaModel._project(part, features, blocks)):  # pyright: ignore  # noqa: SLF001
+            for number, tokens in enumerate(VilaModel._project(part, features, blocks)):
                 torch.testing.assert_close(tokens, tensors[f"{prefix}encoded{number}"], atol=2e-5, rtol=1e-4)
                 checked += 1
     assert checked >= 8

@@ -215,4 +215,3 @@ def builtin_templates() -> list[ChatTemplate]:
         JinjaTemplate("qwen2", _QWEN2_SOURCE, end_token="<|im_end|>"),
         JinjaTemplate("mistral", _MISTRAL_SOURCE),
     ]
-

@@ -285,7 +285,11 @@ class VilaConfig(Config):
         scales = len(self.s2.scales) if self.s2 else len(self.dynamic_s2.scales) if self.dynamic_s2 else 1
         width = self.vision_tower.output_size * scales
         if self.projector.in_size != width:
-            raise ValueError(f"projector in_size {self.projector.in_size} is not the tower's {self.vision_tower.output_size} x {scales} scales")
+            raise ValueError(
+                f"projector in_size {self.projector.in_size} is not the tower's {self.vision_tower.output_size} x {scales} scales"
+            )
         if self.projector.out_size != self.language_model.hidden_size:
-            raise ValueError(f"projector out_size {self.projector.out_size} is not the language model's hidden_size {self.language_model.hidden_size}")
+            raise ValueError(
+                f"projector out_size {self.projector.out_size} is not the language model's hidden_size {self.language_model.hidden_size}"
+            )
         return self

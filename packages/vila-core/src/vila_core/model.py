@@ -98,7 +98,7 @@ class VilaModel(nn.Module):
 
     def _embed_text(self, text: str) -> Tensor:
         """Return the embeddings of a text around media, `[t, D]`."""
-        device = next(self.llm.parameters()).device
+        device = next(self.parameters()).device
         return self.llm.embed(torch.tensor([self.text_ids[text]], device=device))[0]
 
     def splice(self, input_ids: Tensor, text: Tensor, blocks: Mapping[str, Sequence[Tensor]]) -> Tensor:

@@ -58,7 +58,7 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
         image = image.crop((left, top, left + config.size, top + config.size))
     # The order of roundings is the reference's: scale in float64, then float32 throughout.
     array = (np.asarray(image, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    array = (array - np.float32(config.mean)) / np.float32(config.std)
+    array = (array - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
     return torch.from_numpy(array.transpose(2, 0, 1).copy())
 
 
@@ -175,7 +175,9 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
         tiled = [dynamic_tiles(frame, pixels, min_tiles=config.min_tiles, max_tiles=config.video_max_tiles)[0] for frame in frames]
         counts = {len(tiles) for tiles in tiled}
         if len(counts) > 1:
-            raise MediaError(f"Frames of one video give different numbers of tiles ({sorted(counts)}); use frames of one size or video_max_tiles=1.")
+            raise MediaError(
+                f"Frames of one video give different numbers of tiles ({sorted(counts)}). Give frames of one size, or video_max_tiles=1."
+            )
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":
         tiled = [dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames]

@@ -1,6 +1,7 @@
 """Prompt text to token ids, with the media tokens; and the tokens that stop an answer."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,15 @@ class Tokenizer:
         if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             raise CheckpointError(f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there.")
         try:
-            hf = AutoTokenizer.from_pretrained(path, padding_side="right", use_fast=True, legacy=False, local_files_only=True, clean_up_tokenization_spaces=False)
+            hf = AutoTokenizer.from_pretrained(
+                path,
+                padding_side="right",
+                use_fast=True,
+                legacy=False,
+                local_files_only=True,
+                trust_remote_code=False,
+                clean_up_tokenization_spaces=False,
+            )
         except Exception as error:  # the library raises many kinds for a damaged file
             raise CheckpointError(f"The tokenizer in '{path}' cannot be read: {error}") from error
         return cls(hf)
@@ -55,12 +64,12 @@ class Tokenizer:
     @property
     def special_tokens(self) -> Mapping[str, str]:
         """The special tokens by attribute name (`bos_token` …), for chat templates."""
-        named: Mapping[str, Any] = self.hf.special_tokens_map
-        return {name: str(token) for name, token in named.items() if isinstance(token, str)}
+        return {name: str(token) for name, token in self.hf.special_tokens_map.items()}
 
     @property
     def eos_token_id(self) -> int | None:
-        return self.hf.eos_token_id
+        token_id: Any = self.hf.eos_token_id
+        return token_id
 
     @property
     def max_length(self) -> int:
@@ -87,7 +96,7 @@ class Tokenizer:
         """
         question_and_answer = [Turn("user", "question"), Turn("assistant", SENTINEL_TOKEN)]
         ids = self.encode(template.render(question_and_answer * 10, self.special_tokens, generation_prompt=False))
-        after = {following for token, following in zip(ids, ids[1:], strict=False) if token == self.sentinel_token_id}
+        after = {following for token, following in pairwise(ids) if token == self.sentinel_token_id}
         # By way of the text, as the reference does: a piece such as "▁<" stops as "<".
         stops = {self._id(self.decode([token], skip_special_tokens=False)) for token in after}
         return frozenset(stops | ({self.eos_token_id} if self.eos_token_id is not None else set()))
