@@ -7,6 +7,8 @@ from vila_core.checkpoint.json_files import Section
 from vila_core.errors import CheckpointError
 
 _PATCHES = "radio_model.model.patch_generator."
+_HEADS = {1280: 16, 1152: 16}
+"""Attention heads by width, where a head is not 64 wide: ViT-H (80) and SO400M (72)."""
 
 
 def is_radio(raw: Section) -> bool:
@@ -39,7 +41,7 @@ def radio_config(raw: Section, weights: dict[str, TensorEntry]) -> dict[str, obj
         "hidden_size": width,
         "intermediate_size": shapes["radio_model.model.blocks.0.mlp.fc1.weight"][0],
         "num_hidden_layers": layers,
-        "num_attention_heads": width // (80 if width == 1280 else 64),
+        "num_attention_heads": _HEADS.get(width, width // 64),
         "max_image_size": math.isqrt(positions) * patch_size,
         "num_summary_tokens": summaries,
         "num_registers": tokens - summaries,
