@@ -143,6 +143,20 @@ def test_gif():
     assert seen(Video(file.getvalue()).load(6).frames) == [0, 1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("format", ["avi", "matroska"])
+def test_titles_in_another_encoding(format):
+    file = io.BytesIO()
+    with av.open(file, "w", format=format) as container:
+        container.metadata["title"] = "TITLETITLE"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(5), format="rgb24")))
+        container.mux(stream.encode())
+    data = file.getvalue()
+    assert b"TITLETITLE" in data
+    assert seen(Video(data.replace(b"TITLETITLE", b"caf\xe9 \xfc\xff\xfe x")).load(1).frames) == [5]
+
+
 @pytest.mark.parametrize(("degrees", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
 def test_rotation_metadata(degrees, matrix):
     """Phones store a video as the sensor saw it and write in the header by how much a player turns it clockwise."""

@@ -6,11 +6,11 @@ decoded. Where packets don't tell (no timestamps, a start in mid-stream, damage)
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from vila_core.errors import MediaError
 from vila_core.images import check_pixels
@@ -136,12 +136,8 @@ class _Reader:
 
     def open(self) -> None:
         """Open the file at its start and check what its header says."""
-        import av
-
         self.file.seek(0)
-        options = {"format_whitelist": ",".join(_CONTAINERS), "codec_whitelist": ",".join(_CODECS), "protocol_whitelist": "none"}
-        # as container_options: PyAV before 18 corrupts memory when it hands `options` to streams that show up later (MPEG-PS)
-        self.container = av.open(self.file, "r", container_options=options, metadata_errors="ignore")
+        self.container = _open_container(self.file)
         self.stream = _video_stream(self.container, self.name)
         self.codec = self.stream.codec_context
         name_of_codec = "unknown" if self.codec is None else self.codec.codec.canonical_name  # pyright: ignore[reportUnnecessaryComparison]
@@ -318,6 +314,16 @@ def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> Non
             f"{name}: the frames taken have {pixels:,} pixels together, more than the limit of {limits.max_video_pixels:,}. "
             "Take fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
         )
+
+
+def _open_container(file: IO[bytes]) -> "InputContainer":
+    import av
+
+    options = {"format_whitelist": ",".join(_CONTAINERS), "codec_whitelist": ",".join(_CODECS), "protocol_whitelist": "none"}
+    # Titles in another encoding are no reason to refuse a video: from version 19 PyAV passes over them by itself.
+    tolerant = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    # As container_options: PyAV before 18 corrupts memory when it hands `options` to streams that show up later (MPEG-PS).
+    return cast("Callable[..., InputContainer]", av.open)(file, "r", container_options=options, **tolerant)
 
 
 def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
