@@ -18,8 +18,9 @@ import pytest
 import vila_core
 import vila_core.fetch
 from vila_core.errors import MediaError
-from vila_core.fetch import FetchPolicy, fetch, is_public, shorten_url
+from vila_core.fetch import FetchPolicy, fetch, is_public
 from vila_core.media import Image, MediaLimits, Video
+from vila_core.urls import shorten_url
 
 LOOPBACK = FetchPolicy(allow_http=True, allow_private=True, timeout_s=5, idle_timeout_s=2)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"

@@ -8,28 +8,23 @@ each redirect starts from the beginning; bytes and time are counted while stream
 import http.client
 import io
 import ipaddress
-import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, cast
 
 from vila_core.errors import MediaError
 from vila_core.limits import MIB, FetchPolicy
+from vila_core.urls import Target, parse_url, resolve_redirect, shorten_url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE)
-_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?)(?::([0-9]{1,5}))?", re.IGNORECASE)
-_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_MAX_URL = 8192
 _RAISE_BYTES = "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or give a smaller file."
 _REDIRECTS = (301, 302, 303, 307, 308)
 
@@ -43,118 +38,25 @@ def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[byt
     limit = policy.max_bytes if max_bytes is None else min(policy.max_bytes, max_bytes)
     name = shorten_url(url)
     deadline = _Deadline(policy, name)
-    target = _parse(url, policy, name)
+    target = parse_url(url, policy, name)
     for _ in range(policy.max_redirects + 1):
         addresses = _resolve(target, policy, deadline, name)
         with closing(_connect(addresses, target, policy, deadline, name)) as connection:
             answer = _request(connection, target, deadline, name)
             if answer.status in _REDIRECTS:
-                target = _follow(target, answer, policy, name)
+                location = answer.getheader("Location")
+                if not location:
+                    raise MediaError(f"URL {name} redirects to nowhere. Give the final URL.")
+                target = resolve_redirect(target, location, policy, name)
                 continue
             return _read_body(answer, limit, deadline, name)
     raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Give the final URL.")
 
 
-def shorten_url(url: str) -> str:
-    """Return a name for messages: host and last part of the path. A query string may hold a secret, so it is left out."""
-    match = _URL.fullmatch(url)
-    if not match:
-        text = re.sub("//[^/]*@", "//", url).partition("?")[0]
-        return repr(text[:40] + ("…" if len(text) > 40 else ""))
-    host, path = match[2].rpartition("@")[2], match[3]
-    last = path.rpartition("/")[2]
-    between = "/…/" if path.count("/") > 1 else "/"
-    return repr(f"{match[1].lower()}://{host[:60]}{between}{last[-40:]}")
-
-
-# ------------------------------------------------------------------------------------------------ which URLs
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A URL in its parts: host without brackets in lower case, path with its query as sent."""
-
-    scheme: str
-    host: str
-    port: int
-    path: str
-
-    @property
-    def host_header(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
-
-
-def _parse(url: str, policy: FetchPolicy, name: str) -> _Target:
-    if len(url) > _MAX_URL:
-        raise MediaError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
-    if not _URL_CHARACTERS.fullmatch(url):
-        raise MediaError(
-            f"URL {name} has characters that do not belong in a URL (a space, a backslash, a control or a non-ASCII character). "
-            "Percent-encode the path and write the host in its xn-- form."
-        )
-    match = _URL.fullmatch(url)
-    if not match:
-        raise MediaError(f"URL {name} is not an https URL. Write https://host/path, or download the file and give its path.")
-    scheme, authority, path, query = match[1].lower(), match[2], match[3] or "/", match[4] or ""
-    if scheme == "http" and not policy.allow_http:
-        raise MediaError(f"URL {name} is plain http; only https is fetched. Use https, or download the file and give its path.")
-    if "@" in authority:
-        raise MediaError(f"URL {name} carries a user name or password, which is refused. Remove everything before the '@'.")
-    parts = _AUTHORITY.fullmatch(authority)
-    if not parts or not _is_host(parts[1]) or not 0 < (port := int(parts[2] or (443 if scheme == "https" else 80))) < 65536:
-        raise MediaError(f"URL {name} has no valid host and port. Write https://host/path.")
-    host = parts[1].lower().strip("[]")
-    if policy.allowed_hosts is not None and not _is_allowed(host, policy.allowed_hosts):
-        raise MediaError(f"URL {name}: its host is not among the allowed hosts. Ask for it to be allowed, or send the file itself.")
-    return _Target(scheme, host, port, path + query)
-
-
-def _is_host(host: str) -> bool:
-    """An IPv6 literal, a dotted IPv4 literal, or a name. 127.1, 0x7f000001 and 2130706433 are none of these: resolvers disagree on them."""
-    if host.startswith("["):
-        return _is_address(host[1:-1])
-    labels = host.removesuffix(".").split(".")
-    if labels[-1].isdigit() or labels[-1].lower().startswith("0x"):
-        return _is_address(host)
-    return all(0 < len(label) < 64 for label in labels) and len(host) < 254
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
-    host = host.removesuffix(".")
-    return any(host == entry.lower() or (entry.startswith(".") and host.endswith(entry.lower())) for entry in allowed)
-
-
-def _follow(target: _Target, answer: http.client.HTTPResponse, policy: FetchPolicy, name: str) -> _Target:
-    """The target of a redirect, checked as if a user had given it."""
-    location = answer.getheader("Location")
-    if not location:
-        raise MediaError(f"URL {name} redirects to nowhere. Give the final URL.")
-    origin = f"{target.scheme}://{target.host_header}"
-    if location.startswith("//"):
-        location = f"{target.scheme}:{location}"
-    elif location.startswith("/"):
-        location = origin + location
-    elif "://" not in location.partition("?")[0]:
-        location = origin + target.path.partition("?")[0].rpartition("/")[0] + "/" + location
-    try:
-        return _parse(location, policy, name)
-    except MediaError as error:
-        raise MediaError(f"URL {name} redirects to a URL that is refused. Give the final https URL.") from error
-
-
 # ------------------------------------------------------------------------------------------------ which addresses
 
 
-def _resolve(target: _Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
+def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
     """The host's addresses, resolved once. All of them must be public: a name with one inner address is refused."""
     found: list[str] = []
     failure: list[OSError] = []
@@ -253,7 +155,7 @@ class _TimedSocket:
         pass
 
 
-def _connect(addresses: list[str], target: _Target, policy: FetchPolicy, deadline: _Deadline, name: str) -> socket.socket:
+def _connect(addresses: list[str], target: Target, policy: FetchPolicy, deadline: _Deadline, name: str) -> socket.socket:
     """Connect to the first address that answers; under https, verify the certificate for the host that the URL names."""
     context = _tls_context(policy) if target.scheme == "https" else None
     for address in addresses:
@@ -296,7 +198,7 @@ def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
         raise MediaError(f"FetchPolicy.ca_file '{policy.ca_file}' is not a readable file of PEM certificates.") from error
 
 
-def _request(connection: socket.socket, target: _Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
+def _request(connection: socket.socket, target: Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
     """Ask for the target. Nothing of this process (cookies, proxies, credentials) goes along."""
     client = http.client.HTTPConnection(target.host, target.port)
     client.sock = cast(socket.socket, _TimedSocket(connection, deadline))

@@ -11,6 +11,7 @@ from typing import IO, Literal
 
 from vila_core.errors import MediaError
 from vila_core.limits import MediaLimits
+from vila_core.urls import shorten_url
 
 ByteSource = str | os.PathLike[str] | bytes
 Kind = Literal["Image", "Video"]
@@ -54,8 +55,6 @@ def describe(source: ByteSource) -> str:
     if isinstance(source, str) and is_data_uri(source):
         return f"({source[:40].partition(',')[0]} of {len(source):,} characters)"
     if isinstance(source, str) and is_url(source):
-        from vila_core.fetch import shorten_url  # brings in ssl, which only URLs need
-
         return shorten_url(source)
     text = os.fspath(source)
     return repr(text if len(text) <= 120 else f"{text[:40]}…{text[-60:]}")
@@ -77,7 +76,7 @@ def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes
     if isinstance(source, str) and is_url(source):
         if limits.fetch is None:
             raise MediaError(f"{name}: reading from URLs is switched off here. Send the file itself.")
-        from vila_core.fetch import fetch
+        from vila_core.fetch import fetch  # brings in ssl, which only URLs need
 
         return fetch(source, limits.fetch, limit)
     if isinstance(source, str) and is_data_uri(source):
