@@ -58,7 +58,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
-    session.install(*TESTED_SET, *EDITABLE, "pytest", "pytest-xdist", "peft", "matplotlib")
+    session.install(*TESTED_SET, *EDITABLE, "hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
     arguments = session.posargs or ["-n", "auto"]
     session.run("pytest", "--ignore=tests/timm", "--ignore=tests/docs", *arguments, env={"OMP_NUM_THREADS": "1"})
 
