@@ -211,7 +211,16 @@ def test_checkpoint_without_a_template(tmp_path: Path):
         vila.load(folder)
     with pytest.raises(ConfigError, match=r"'<\|eot_id\|>', which is no token of this checkpoint"):
         vila.load(folder, chat_template="llama_3")
+    (folder / "config.json").write_text(json.dumps(config | {"version": "auto"}))  # its tokenizer has none, whatever it says
     assert vila.load(folder, chat_template="vicuna_v1").inspect("hi").prompt_text.endswith("USER: hi ASSISTANT:")
+
+
+def test_plain_text_has_a_stop_token_on_any_tokenizer(tmp_path: Path):
+    folder = tmp_path / "plain"
+    shutil.copytree(NVILA, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"version": "plain", "chat_template": None}))
+    assert len(vila.load(folder).stop_token_ids) == 2  # eos, and the newline after an answer
 
 
 def test_roles_must_alternate_where_the_template_says_so():

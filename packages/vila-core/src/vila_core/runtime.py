@@ -332,7 +332,8 @@ def choose_template(requested: str | None, stated: str | None, tokenizer: Tokeni
         PromptError: the tokenizer's own is asked for, and it has none.
     """
     template = _find_template(requested or stated or "auto", tokenizer)
-    if requested is not None and stated is not None:
+    says_something = stated is not None and (stated != "auto" or tokenizer.chat_template is not None)
+    if requested is not None and stated is not None and says_something:
         probe = [Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "question")]
         own = _find_template(stated, tokenizer)
         if template.render(probe, tokenizer.special_tokens) != own.render(probe, tokenizer.special_tokens):

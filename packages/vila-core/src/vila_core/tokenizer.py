@@ -97,9 +97,13 @@ class Tokenizer:
         question_and_answer = [Turn("user", "question"), Turn("assistant", SENTINEL_TOKEN)]
         ids = self.encode(template.render(question_and_answer * 10, self.special_tokens, generation_prompt=False))
         after = {following for token, following in pairwise(ids) if token == self.sentinel_token_id}
-        # By way of the text, as the reference does: a piece such as "▁<" stops as "<".
-        stops = {self._id(self.decode([token], skip_special_tokens=False)) for token in after}
+        stops = {self._same_text(token) for token in after}
         return frozenset(stops | ({self.eos_token_id} if self.eos_token_id is not None else set()))
+
+    def _same_text(self, token: int) -> int:
+        """Return the token that is written as `token` reads: a piece such as "▁<" stops as "<", as in the reference."""
+        text = self.decode([token], skip_special_tokens=False)
+        return self._id(text) if self.is_one_token(text) else token
 
     def _id(self, token: str) -> int:
         return int(self.hf.convert_tokens_to_ids(token))  # pyright: ignore[reportArgumentType]
