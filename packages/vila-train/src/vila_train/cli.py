@@ -35,7 +35,10 @@ def tiny(
     from vila_train.evaluate import table
     from vila_train.training import TinyOptions, train_tiny
 
-    scores = train_tiny(TinyOptions(out, scratch or out / "scratch", seed, scale, device, compile_layers, workers))
+    options = TinyOptions(
+        out=out, scratch=scratch or out / "scratch", seed=seed, scale=scale, device=device, compile=compile_layers, workers=workers
+    )
+    scores = train_tiny(options)
     typer.echo(table(scores))
 
 
@@ -58,7 +61,8 @@ def world(
 @app.command()
 def report(
     model: Annotated[str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Test samples of each task.")] = 500,
+    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 500,
+    split: Annotated[str, typer.Option(help="test (combinations it never saw), validation or train.")] = "test",
     sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table there (Markdown).")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
@@ -66,8 +70,9 @@ def report(
 ) -> None:
     """Ask a model every kind of test question, by its public interface, and print its exact matches."""
     from vila_train.report import answer_tests, draw_sheet, report_table
+    from vila_train.world.combinations import as_split
 
-    answers = answer_tests(model, samples, device, batch_size)
+    answers = answer_tests(model, samples, device, batch_size, as_split(split))
     text = report_table(answers)
     typer.echo(text)
     if out is not None:

@@ -1,7 +1,7 @@
 """Renders the drawn world once, by all processors, into files that the stages then load."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -40,7 +40,7 @@ class Rendering:
 
 
 @contextmanager
-def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Iterator[Rendering]:
+def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Generator[Rendering]:
     """Render samples into `folder` with `workers` processes (default: one a processor, less one)."""
     folder.mkdir(parents=True, exist_ok=True)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)

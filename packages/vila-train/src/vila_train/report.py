@@ -8,6 +8,7 @@ from rich.progress import track
 import vila_core as vila
 from vila_train.evaluate import Score, table
 from vila_train.world import TASKS, make_sample
+from vila_train.world.combinations import Split
 from vila_train.world.drawing import draw
 from vila_train.world.scenes import Sample, Scene
 from vila_train.world.sheet import Entry, contact_sheet
@@ -24,8 +25,8 @@ def as_prompt(sample: Sample) -> list[str | vila.Image | vila.Video]:
     ]
 
 
-def answer_tests(model_path: str | None, samples: int, device: str, batch_size: int) -> dict[str, list[Entry]]:
-    """Ask `samples` questions of each task of the test split, greedily.
+def answer_tests(model_path: str | None, samples: int, device: str, batch_size: int, split: Split = "test") -> dict[str, list[Entry]]:
+    """Ask `samples` questions of each task of `split`, greedily.
 
     Raises:
         CheckpointError: there is no such model.
@@ -35,7 +36,7 @@ def answer_tests(model_path: str | None, samples: int, device: str, batch_size: 
     for task in TASKS:
         entries: list[Entry] = []
         for start in track(range(0, samples, batch_size), task):
-            asked = [make_sample("test", task, index) for index in range(start, min(start + batch_size, samples))]
+            asked = [make_sample(split, task, index) for index in range(start, min(start + batch_size, samples))]
             replies = model.generate_batch([as_prompt(sample) for sample in asked], max_new_tokens=32)
             entries += [Entry(sample, reply) for sample, reply in zip(asked, replies, strict=True)]
         answers[task] = entries

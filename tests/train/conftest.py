@@ -1,0 +1,70 @@
+"""A network of a few thousand parameters, and the embedded model's tokenizer."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vila_core.checkpoint import open_checkpoint
+from vila_core.config import DecoderConfig, PixelConfig, ProjectorConfig, SiglipConfig, VilaConfig
+from vila_core.embedded import embedded_model
+from vila_core.model import VilaModel
+from vila_core.plugins import load_plugins
+from vila_core.tokenizer import Tokenizer
+from vila_train.data import Encoder, drawn_samples, make_shard
+from vila_train.pools import Pool
+
+MICRO_SIZE = 32
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(open_checkpoint(embedded_model()).tokenizer_path)
+
+
+@pytest.fixture(scope="session")
+def micro_encoder(tokenizer: Tokenizer) -> Encoder:
+    return Encoder(tokenizer, load_plugins().chat_templates.get("qwen2"), tokens_per_picture=4)
+
+
+@pytest.fixture(scope="session")
+def micro_pools(micro_encoder: Encoder) -> dict[str, Pool]:
+    sources = ("attribute", "number", "pair", "motion")
+    return {source: Pool([make_shard(drawn_samples("train", source, 0, 24), micro_encoder, MICRO_SIZE)], "cpu") for source in sources}
+
+
+@pytest.fixture
+def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
+    tower = SiglipConfig(
+        image_size=MICRO_SIZE, patch_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+    )
+    decoder = DecoderConfig(
+        architecture="qwen2",
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        vocab_size=len(tokenizer),
+        max_length=512,
+        max_position_embeddings=512,
+        attention_bias=True,
+        tie_word_embeddings=True,
+    )
+    config = VilaConfig(
+        vision_tower=tower,
+        projector=ProjectorConfig(name="mlp_downsample_2x2_fix", in_size=32, out_size=32),
+        language_model=decoder,
+        pixels=PixelConfig(size=MICRO_SIZE),
+        dtype="float32",
+    )
+
+    def build() -> VilaModel:
+        torch.manual_seed(3)
+        network = VilaModel(config, tokenizer)
+        with torch.no_grad():
+            network.llm.reset_parameters()
+        return network
+
+    return build

@@ -1,0 +1,106 @@
+"""Samples as tokens: what is learned, where media stand, and that the network sees what it will see in use."""
+
+import numpy as np
+import pytest
+import torch
+
+import vila_core as vila
+from vila_core.labels import IGNORE_INDEX
+from vila_core.preprocess import preprocess_image
+from vila_core.tokenizer import Tokenizer
+from vila_train.data import Encoder, drawn_samples, make_shard, to_bytes
+from vila_train.forward import exact_matches, hidden_states, normalise
+from vila_train.pools import Pool, join
+from vila_train.report import as_prompt
+from vila_train.tiny import IMAGE_SIZE, TOKENS_PER_PICTURE, make_tokenizer
+from vila_train.world import TASKS, make_sample
+from vila_train.world.drawing import draw
+
+
+@pytest.fixture(scope="module")
+def model() -> vila.Vila:
+    return vila.load(device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def encoder(model: vila.Vila) -> Encoder:
+    return Encoder(model.tokenizer, model.template, TOKENS_PER_PICTURE)
+
+
+@pytest.mark.parametrize("source", [*TASKS, "caption_video"])
+def test_only_the_answer_and_its_end_are_learned(source: str, micro_encoder: Encoder) -> None:
+    sample = make_sample("train", source, 1)
+    encoded = micro_encoder(sample)
+    learned = [position for position, label in enumerate(encoded.labels) if label != IGNORE_INDEX]
+    assert learned == list(range(learned[0], learned[-1] + 1))
+    assert all(encoded.labels[position] == encoded.ids[position] for position in learned)
+    text = micro_encoder.tokenizer.decode([encoded.ids[position] for position in learned], skip_special_tokens=False)
+    assert text == f"{sample.answer}<|im_end|>"
+
+
+def test_each_picture_has_its_places_followed_by_a_newline(micro_encoder: Encoder, tokenizer: Tokenizer) -> None:
+    encoded = micro_encoder(make_sample("train", "motion", 0))
+    assert len(encoded.places) == 8 * 4
+    (newline,) = tokenizer.encode("\n")
+    for frame in range(8):
+        first = encoded.places[4 * frame]
+        assert encoded.places[4 * frame : 4 * frame + 4] == list(range(first, first + 4))
+        assert encoded.ids[first + 4] == newline
+    assert not set(encoded.ids) & set(tokenizer.media_token_ids.values())
+
+
+def test_pixels_are_those_of_inference(model: vila.Vila) -> None:
+    (scene,) = make_sample("test", "word", 3).scenes
+    (wanted,) = preprocess_image(draw(scene), model.config.pixels, model.config.preprocess, tile=True).pixels
+    torch.testing.assert_close(normalise(torch.from_numpy(to_bytes(scene, IMAGE_SIZE).copy())), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["chart", "pair", "in_context", "appearance"])
+def test_training_and_inference_compute_the_same(source: str, model: vila.Vila, encoder: Encoder) -> None:
+    samples = drawn_samples("test", source, 0, 3)
+    (batch,) = Pool([make_shard(samples, encoder, IMAGE_SIZE)], "cpu").in_order(3)
+    with torch.no_grad():
+        (hidden,) = hidden_states(model.network, [batch])
+    for row, sample in enumerate(samples):
+        seen = model.inspect(as_prompt(sample))
+        length = len(seen.last_hidden)
+        torch.testing.assert_close(hidden[row, :length], seen.last_hidden, atol=2e-4, rtol=1e-4)
+        answer = int((batch.labels[row] != IGNORE_INDEX).nonzero()[0])
+        assert answer == length, "the answer begins where the prompt of inference ends"
+
+
+def test_exact_match_in_one_pass_is_exact_match_of_greedy_answers(model: vila.Vila, encoder: Encoder) -> None:
+    samples = drawn_samples("test", "count", 0, 32)
+    (batch,) = Pool([make_shard(samples, encoder, IMAGE_SIZE)], "cpu").in_order(32)
+    replies = model.generate_batch([as_prompt(sample) for sample in samples], max_new_tokens=16)
+    right = [reply == sample.answer for reply, sample in zip(replies, samples, strict=True)]
+    assert exact_matches(model.network, batch).tolist() == right
+    assert any(right)
+    assert not all(right), "both outcomes are seen"
+
+
+def test_the_embedded_model_answers_what_it_never_saw(model: vila.Vila) -> None:
+    right: list[bool] = []
+    for task in TASKS:
+        samples = [make_sample("test", task, index) for index in range(600, 606)]
+        replies = model.generate_batch([as_prompt(sample) for sample in samples], max_new_tokens=16)
+        right += [reply == sample.answer for reply, sample in zip(replies, samples, strict=True)]
+    assert np.mean(right) >= 0.9
+
+
+def test_batches_of_different_lengths_join(micro_pools: dict[str, Pool]) -> None:
+    one, two = (next(micro_pools[source].in_order(2)) for source in ("attribute", "number"))
+    joined = join([one, two])
+    assert joined.ids.shape == joined.labels.shape == (4, max(one.ids.shape[1], two.ids.shape[1]))
+    assert torch.equal(joined.ids[2:, : two.ids.shape[1]], two.ids)
+    assert (joined.labels[:2, one.ids.shape[1] :] == IGNORE_INDEX).all()
+
+
+def test_capitals_and_digits_are_spelled_one_by_one(tokenizer: Tokenizer) -> None:
+    for text in ("HINT", "ZEBRA", "9041", "QXW"):
+        assert [tokenizer.decode([token]) for token in tokenizer.encode(text)] == list(text)
+    assert len(tokenizer.encode(" circle")) == 1
+
+
+def test_the_tokenizer_is_learned_the_same_again(tokenizer: Tokenizer) -> None:
+    assert make_tokenizer().get_vocab() == tokenizer.hf.get_vocab()

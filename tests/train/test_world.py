@@ -1,0 +1,126 @@
+"""The drawn world: the same everywhere, apart by split, and true."""
+
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vila_train.world import CAPTIONS, TASKS, make_sample
+from vila_train.world.combinations import COLORS, SHAPES, SPLITS, Split, bar_split, object_split, objects_of, text_split, words_of
+from vila_train.world.drawing import CHART_BOTTOM, bar_boxes, draw
+from vila_train.world.scenes import CANVAS
+from vila_train.world.sheet import Entry, contact_sheet
+
+sys.path.insert(0, str(Path(__file__).parent))
+import world_oracle
+
+SOURCES = [*TASKS, *CAPTIONS]
+
+
+def split_of(combination: str) -> Split:
+    """Which split owns what a picture shows."""
+    kind, *rest = combination.split(" ")
+    if kind == "bar":
+        return bar_split(rest[0], int(rest[1]))
+    return text_split(rest[0]) if kind == "text" else object_split(kind, rest[0])
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_sample_is_always_the_same(source: str) -> None:
+    first, again, other = make_sample("train", source, 5), make_sample("train", source, 5), make_sample("train", source, 6)
+    assert first == again
+    assert first != other
+    assert all(draw(a).tobytes() == draw(b).tobytes() for a, b in zip(first.scenes, again.scenes, strict=True))
+
+
+def test_the_world_is_the_one_that_the_embedded_model_was_trained_on() -> None:
+    """Whoever changes the world on purpose trains the model again and writes the new number here."""
+    text = "\n".join(f"{s.question}|{s.answer}|{s.scenes[0].background}" for t in SOURCES for p in SPLITS for s in [make_sample(p, t, 11)])
+    assert zlib.crc32(text.encode()) == WORLD
+
+
+WORLD = 2408726728
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_training_never_shows_what_is_held_out(source: str) -> None:
+    for index in range(200):
+        sample = make_sample("train", source, index)
+        assert {split_of(combination) for combination in sample.combinations} == {"train"}, sample
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_held_out_question_is_about_something_held_out_for_its_split(split: Split, source: str) -> None:
+    for index in range(100):
+        sample = make_sample(split, source, index)
+        assert sample.subject in sample.combinations
+        assert split_of(sample.subject) == split
+        assert {split_of(combination) for combination in sample.combinations} <= {"train", split}
+
+
+def test_every_part_of_a_held_out_combination_is_trained_on() -> None:
+    for split in SPLITS:
+        assert {color for color, _ in objects_of(split)} == set(COLORS)
+        assert {shape for _, shape in objects_of(split)} == set(SHAPES)
+    assert len(objects_of("train")) == 48
+    assert {letter for word in words_of("train") for letter in word} == {letter for word in words_of("test") for letter in word}
+    assert not set(words_of("train")) & set(words_of("test"))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("task", TASKS)
+def test_answers_are_true(task: str, split: Split) -> None:
+    kinds: set[str] = set()
+    for index in range(120):
+        sample = make_sample(split, task, index)
+        assert sample.answer == world_oracle.answer(sample), sample
+        kinds.add(sample.kind)
+    assert len(kinds) == {"attribute": 3, "count": 2, "position": 2, "relation": 2, "size": 2, "word": 2, "number": 1, "chart": 3}.get(
+        task, {"pair": 3, "in_context": 4, "motion": 2, "appearance": 4}.get(task)
+    ), "every kind of question is asked"
+
+
+@pytest.mark.parametrize("task", ["attribute", "count", "position", "relation", "size", "pair", "in_context", "motion", "appearance"])
+def test_things_are_drawn_where_the_scene_says(task: str) -> None:
+    for index in range(20):
+        for scene in make_sample("test", task, index).scenes:
+            pixels = np.asarray(draw(scene)).astype(int)
+            for thing in scene.things:
+                rows, columns = np.nonzero((pixels == thing.rgb).all(-1))
+                near = (abs(columns - thing.x) <= thing.radius + 1) & (abs(rows - thing.y) <= thing.radius + 1)
+                assert near.sum() > 0.4 * thing.radius**2, thing
+            background = (pixels == scene.background).all(-1).mean()
+            assert background > 0.4
+
+
+@pytest.mark.parametrize("size", [CANVAS, 384])
+def test_bars_are_as_high_as_their_values(size: int) -> None:
+    for index in range(20):
+        (scene,) = make_sample("test", "chart", index).scenes
+        pixels = np.asarray(draw(scene, size)).astype(int)
+        scale = size / CANVAS
+        for bar, (left, right) in zip(scene.bars, bar_boxes(len(scene.bars)), strict=True):
+            column = pixels[: int(CHART_BOTTOM * scale), int((left + right) / 2 * scale)]
+            height = (column == bar.rgb).all(-1).sum() / scale
+            assert height / 18 == pytest.approx(bar.value, abs=0.15), "18 units of the canvas a value"
+
+
+def test_texts_lie_inside_the_picture() -> None:
+    for index in range(40):
+        (scene,) = make_sample("train", "word", index).scenes
+        pixels = np.asarray(draw(scene)).astype(int)
+        ink = (pixels != scene.background).any(-1)
+        assert ink.any()
+        assert not ink[[0, -1]].any()
+        assert not ink[:, [0, -1]].any()
+
+
+def test_the_contact_sheet_marks_right_and_wrong() -> None:
+    sample = make_sample("test", "number", 0)
+    plain, right, wrong = (np.asarray(contact_sheet([Entry(sample, reply)])) for reply in (None, sample.answer, "7"))
+    assert plain.shape == right.shape == wrong.shape
+    red = [((image[..., 0] > 150) & (image[..., 1] < 90)).sum() for image in (right, wrong)]
+    assert red[0] < red[1]
