@@ -44,7 +44,7 @@ def hidden_states(network: VilaModel, batches: Sequence[Batch]) -> list[Tensor]:
 def decode(network: VilaModel, batches: Sequence[Batch], tokens: Tensor) -> list[Tensor]:
     """Put the pictures' `tokens` `[sum of B·M, K, D]` in their places and run the language model on each batch."""
     found: list[Tensor] = []
-    for batch, of_batch in zip(batches, tokens.split([batch.pixels[:, :, 0, 0, 0].numel() for batch in batches]), strict=True):
+    for batch, of_batch in zip(batches, tokens.split([len(batch.pixels.flatten(0, 1)) for batch in batches]), strict=True):
         media = of_batch.reshape(len(batch.ids), -1, of_batch.shape[-1])  # [B, M·K, D]
         text = network.llm.embed(batch.ids)  # [B, T, D]
         # A scatter without collisions: its gradient is a gather, where that of a gather would add up atomically.

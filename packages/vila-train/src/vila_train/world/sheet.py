@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from vila_train.world.drawing import draw
-from vila_train.world.scenes import Clip, Sample, Scene
+from vila_train.world.scenes import Sample
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, PICTURE = 420, 216, 10, 132
 INK, RIGHT, WRONG, FAINT = (30, 30, 30), (20, 130, 60), (200, 40, 40), (120, 120, 120)
@@ -33,7 +33,7 @@ def contact_sheet(entries: Sequence[Entry], columns: int = 3) -> Image.Image:
 def _draw_cell(sheet: Image.Image, left: int, top: int, entry: Entry) -> None:
     pen, sample = ImageDraw.Draw(sheet), entry.sample
     font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    pictures = _pictures(sample)
+    pictures = sample.scenes
     side = min(PICTURE, (CELL_WIDTH - 2 * MARGIN - 4 * len(pictures)) // min(4, len(pictures)))
     side = side if len(pictures) <= 4 else PICTURE // 2 - 2
     for index, scene in enumerate(pictures):
@@ -51,13 +51,3 @@ def _draw_cell(sheet: Image.Image, left: int, top: int, entry: Entry) -> None:
         pen.text((left + MARGIN, y), f"{entry.reply}   (right)", font=font, fill=RIGHT)
     else:
         pen.text((left + MARGIN, y), f"{entry.reply}   (wrong: {sample.answer})", font=font, fill=WRONG)
-
-
-def _pictures(sample: Sample) -> list[Scene]:
-    found: list[Scene] = []
-    for part in sample.prompt:
-        if isinstance(part, Scene):
-            found.append(part)
-        elif isinstance(part, Clip):
-            found.extend(part.frames)
-    return found
