@@ -30,15 +30,25 @@ def tiny(
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     compile_layers: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that render (default: one a processor, less one).")] = None,
+    init: Annotated[Path | None, typer.Option(help="A vila-tiny to begin from (default: from nothing).")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Run only this stage, by name (may be repeated).")] = None,
 ) -> None:
     """Train vila-tiny from nothing and test it on combinations that it never saw."""
     from vila_train.evaluate import table
+    from vila_train.recipes import choose_stages
     from vila_train.training import TinyOptions, train_tiny
 
     options = TinyOptions(
-        out=out, scratch=scratch or out / "scratch", seed=seed, scale=scale, device=device, compile=compile_layers, workers=workers
+        out=out,
+        scratch=scratch or out / "scratch",
+        seed=seed,
+        scale=scale,
+        device=device,
+        compile=compile_layers,
+        workers=workers,
+        init=init,
     )
-    scores = train_tiny(options)
+    scores = train_tiny(options, choose_stages(stage or ()))
     typer.echo(table(scores))
 
 

@@ -32,7 +32,7 @@ class SampleSource:
 
 @hookimpl
 def vila_recipes() -> Sequence[Recipe]:
-    """vila-tiny's four stages."""
+    """vila-tiny's stages."""
     from vila_train.recipes import RECIPES
 
     return RECIPES

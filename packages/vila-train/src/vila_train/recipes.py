@@ -2,16 +2,17 @@
 
 The four stages are NVILA's (align, stage 1.5, pretrain, SFT; arXiv 2412.04468). vila-tiny starts from nothing where
 NVILA starts from a trained tower and a trained language model, so its first stage tunes everything: a projector alone
-cannot align two parts that know nothing yet. From then on the parts are frozen as in NVILA.
+cannot align two parts that know nothing yet. From then on the parts are frozen as in NVILA. SFT has a short second round.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from vila_core.config import Config
+from vila_core.errors import ConfigError, unknown_name
 
 SINGLE = ("attribute", "count", "position", "relation", "size", "word", "number", "chart")
 SINGLE_CAPTIONS = ("caption_things", "caption_text", "caption_chart")
@@ -97,7 +98,7 @@ def tiny_sft() -> StageConfig:
         steps=18000,
         learning_rate=1e-3,
         draws=(
-            Draw(counts=dict.fromkeys(SINGLE, 24) | dict.fromkeys(SINGLE_CAPTIONS, 6)),
+            Draw(counts={**dict.fromkeys(SINGLE, 24), **dict.fromkeys(SINGLE_CAPTIONS, 6)}),
             Draw(counts={"pair": 40, "caption_two": 6}),
             Draw(counts={"in_context": 28, "caption_four": 4}),
             Draw(counts={"motion": 12, "appearance": 20, "caption_video": 4}),
@@ -106,9 +107,36 @@ def tiny_sft() -> StageConfig:
     )
 
 
+def tiny_sft_any_order() -> StageConfig:
+    """A short second round of SFT in which the question also comes before the pictures."""
+    single: dict[str, int] = {**dict.fromkeys(SINGLE, 12), **{f"{task}_asked": 12 for task in SINGLE}, **dict.fromkeys(SINGLE_CAPTIONS, 6)}
+    return tiny_sft().model_copy(
+        update={
+            "name": "sft_any_order",
+            "steps": 2600,
+            "learning_rate": 3e-4,
+            "draws": (
+                Draw(counts=single),
+                Draw(counts={"pair": 20, "pair_asked": 20, "caption_two": 6}),
+                Draw(counts={"in_context": 28, "caption_four": 4}),
+                Draw(counts={"motion": 6, "motion_asked": 6, "appearance": 10, "appearance_asked": 10, "caption_video": 4}),
+            ),
+        }
+    )
+
+
 def tiny_stages() -> tuple[StageConfig, ...]:
-    """Return vila-tiny's four stages in order."""
-    return (tiny_align(), tiny_stage1_5(), tiny_pretrain(), tiny_sft())
+    """Return vila-tiny's stages in order: NVILA's four, the last in two rounds."""
+    return (tiny_align(), tiny_stage1_5(), tiny_pretrain(), tiny_sft(), tiny_sft_any_order())
+
+
+def choose_stages(names: Sequence[str]) -> tuple[StageConfig, ...]:
+    """Return vila-tiny's stages of these names in their own order; all of them for no name. Raises `ConfigError` for an unknown one."""
+    stages = {stage.name: stage for stage in tiny_stages()}
+    for name in names:
+        if name not in stages:
+            raise ConfigError(unknown_name("stage", name, stages))
+    return tuple(stage for name, stage in stages.items() if not names or name in names)
 
 
 TINY_SAMPLES: dict[str, int] = {
@@ -123,6 +151,9 @@ TINY_SAMPLES: dict[str, int] = {
     "caption_two": 16_000,
     "caption_four": 10_000,
     "caption_video": 16_000,
+    **{f"{task}_asked": 8_000 for task in (*SINGLE, "pair")},
+    "motion_asked": 4_000,
+    "appearance_asked": 4_000,
 }
 """How many training samples of each source are rendered."""
 
@@ -140,4 +171,5 @@ RECIPES = (
     Recipe("vila-tiny-stage1_5", tiny_stage1_5),
     Recipe("vila-tiny-pretrain", tiny_pretrain),
     Recipe("vila-tiny-sft", tiny_sft),
+    Recipe("vila-tiny-sft-any-order", tiny_sft_any_order),
 )

@@ -7,7 +7,7 @@ from rich.progress import track
 
 import vila_core as vila
 from vila_train.evaluate import Score, table
-from vila_train.world import TASKS, make_sample
+from vila_train.world import TASKS, TESTS, make_sample
 from vila_train.world.combinations import Split
 from vila_train.world.drawing import draw
 from vila_train.world.scenes import Sample, Scene
@@ -33,7 +33,7 @@ def answer_tests(model_path: str | None, samples: int, device: str, batch_size: 
     """
     model = vila.load(model_path, device=device)
     answers: dict[str, list[Entry]] = {}
-    for task in TASKS:
+    for task in TESTS:
         entries: list[Entry] = []
         for start in track(range(0, samples, batch_size), task):
             asked = [make_sample(split, task, index) for index in range(start, min(start + batch_size, samples))]
@@ -49,15 +49,15 @@ def count(entries: Sequence[Entry]) -> Score:
 
 
 def report_table(answers: Answers) -> str:
-    """Return the scores of all tasks, and below them those of each kind of question, as Markdown tables."""
+    """Return the scores of all that is tested, and below them those of each kind of question, as Markdown tables."""
     kinds: dict[str, list[Entry]] = {}
-    for task, entries in answers.items():
-        for entry in entries:
+    for task in TASKS:
+        for entry in answers[task]:
             kinds.setdefault(f"{task}: {entry.sample.kind}", []).append(entry)
     by_task = table({task: count(entries) for task, entries in answers.items()})
     return f"{by_task}\n\nBy kind of question:\n\n{table({kind: count(entries) for kind, entries in sorted(kinds.items())})}"
 
 
 def draw_sheet(answers: Answers, of_each: int = 3) -> Picture:
-    """Return a contact sheet of the first samples of each task with the model's answers."""
-    return contact_sheet([entry for entries in answers.values() for entry in entries[:of_each]])
+    """Return a contact sheet of the first samples of each of `TASKS` with the model's answers."""
+    return contact_sheet([entry for task in TASKS for entry in answers[task][:of_each]])

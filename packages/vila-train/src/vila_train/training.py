@@ -1,4 +1,4 @@
-"""Trains vila-tiny from nothing: tokenizer, drawn data, the four stages, the checkpoint, the test."""
+"""Trains vila-tiny from nothing: tokenizer, drawn data, the stages, the checkpoint, the test."""
 
 import json
 import time
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._dynamo import config as dynamo
 
+from vila_core.checkpoint import load_weights, open_checkpoint
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.memory import MemoryWeights
 from vila_core.config import VilaConfig
@@ -24,7 +26,7 @@ from vila_train.pools import Pool
 from vila_train.recipes import TINY_SAMPLES, StageConfig, tiny_stages
 from vila_train.rendering import Rendering, rendering
 from vila_train.tiny import save_tokenizer, tiny_config
-from vila_train.world import TASKS
+from vila_train.world import TESTS
 
 VALIDATION_SAMPLES = 256
 TEST_SAMPLES = 1000
@@ -42,6 +44,7 @@ class TinyOptions:
         device: "cuda" or "cpu".
         compile: compile the layers of tower and language model, and replay each step as a CUDA graph.
         workers: processes that render; None is one a processor, less one.
+        init: a checkpoint to begin from; None begins from nothing.
     """
 
     out: Path
@@ -51,6 +54,7 @@ class TinyOptions:
     device: str = "cuda"
     compile: bool = True
     workers: int | None = None
+    init: Path | None = None
 
     def scaled(self, size: int, most: int | None = None) -> int:
         """Return `size` times `scale`, at least 16 and at most `most`."""
@@ -76,15 +80,17 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
             print(json.dumps(record), flush=True)
 
         with rendering(options.scratch, tokenizer_folder, options.workers) as drawn:
-            drawn.start("validation", dict.fromkeys(TASKS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
-            drawn.start("test", dict.fromkeys(TASKS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
+            drawn.start("validation", dict.fromkeys(TESTS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
+            drawn.start("test", dict.fromkeys(TESTS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
             drawn.start("train", {source: options.scaled(TINY_SAMPLES[source]) for source in in_order_of_use(stages)})
             network = new_network(tokenizer_folder, options.device, options.seed)
+            if options.init is not None:
+                load_weights(network, open_checkpoint(options.init), device=options.device, dtype=torch.float32)
             if options.compile:
                 compile_layers(network)
             run_stages(network, stages, drawn, options, log)
             save(network, tokenizer_folder, options.out / "vila-tiny")
-            scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TASKS})
+            scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
         log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     (options.out / "test.md").write_text(table(scores) + "\n")
     return scores
@@ -118,7 +124,7 @@ def new_network(tokenizer_folder: Path, device: torch.device | str, seed: int) -
 
 def compile_layers(network: VilaModel) -> None:
     """Compile the layers one by one: those of a kind share their code, so this costs seconds where the whole costs minutes."""
-    torch._dynamo.config.recompile_limit = 64  # one version a layout and a set of frozen parts
+    dynamo.recompile_limit = 64  # one version a layout and a set of frozen parts
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:
@@ -127,7 +133,7 @@ def compile_layers(network: VilaModel) -> None:
 
 def run_stages(network: VilaModel, stages: list[StageConfig], drawn: Rendering, options: TinyOptions, log: Log) -> None:
     """Run the stages in order, each as soon as its samples are rendered."""
-    validation = {task: Pool(drawn.shards("validation", task), options.device) for task in TASKS}
+    validation = {task: Pool(drawn.shards("validation", task), options.device) for task in TESTS}
     pools: dict[str, Pool] = {}
     for config in stages:
         for source in config.sources:

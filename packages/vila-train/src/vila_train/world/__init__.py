@@ -5,6 +5,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from vila_train.world import captions, several, single, videos
@@ -25,7 +26,23 @@ TASKS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "motion": videos.motion,
     "appearance": videos.appearance,
 }
-"""The tasks that are tested, each answer by exact match."""
+"""The tasks that are tested, each answer by exact match. The question comes after the pictures."""
+
+
+def _question_first(make: Callable[[random.Random, Split], Sample], rng: random.Random, split: Split) -> Sample:
+    sample = make(rng, split)
+    *media, question = sample.prompt
+    assert isinstance(question, str)
+    return replace(sample, task=f"{sample.task}_asked", prompt=(question, *media))
+
+
+ASKED_FIRST: dict[str, Callable[[random.Random, Split], Sample]] = {
+    f"{name}_asked": partial(_question_first, make) for name, make in TASKS.items() if name != "in_context"
+}
+"""The same tasks with the question before the pictures, as people also ask. (In-context examples have an order of their own.)"""
+
+TESTS = (*TASKS, *ASKED_FIRST)
+"""The names of all that is tested."""
 
 CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "caption_things": captions.caption_things,
@@ -40,5 +57,5 @@ CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
 
 def make_sample(split: Split, task: str, index: int) -> Sample:
     """Return sample number `index` of a task or caption source. Raises `KeyError` for an unknown one."""
-    make = (TASKS | CAPTIONS)[task]
+    make = (TASKS | ASKED_FIRST | CAPTIONS)[task]
     return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)
