@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import vila_core as vila
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, MediaError, PromptError
@@ -135,6 +136,24 @@ def test_half_precision(dtype: str):
     logits = half.inspect([picture(60, 60), "what?"]).logits.float()
     exact = vila.load(NVILA, device="cpu", dtype="float32").inspect([picture(60, 60), "what?"]).logits
     assert torch.nn.functional.cosine_similarity(logits[-1], exact[-1], dim=0) > 0.99
+
+
+def test_adapter_changes_the_answers(tmp_path: Path, model: vila.Vila):
+    width, rank = 64, 2
+    weights = {
+        f"base_model.model.llm.model.layers.{layer}.self_attn.q_proj.lora_{side}.weight": torch.randn(*shape)
+        for layer in range(2)
+        for side, shape in (("A", (rank, width)), ("B", (width, rank)))
+    }
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    tuned = vila.load(NVILA, device="cpu", lora=tmp_path)
+    name = "llm.model.layers.0.self_attn.q_proj.weight"
+    key = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+    expected = model.network.state_dict()[name] + 2 * weights[f"{key}B.weight"] @ weights[f"{key}A.weight"]
+    torch.testing.assert_close(tuned.network.state_dict()[name], expected)
+    assert not torch.allclose(tuned.inspect("hi").logits, model.inspect("hi").logits)
 
 
 # ------------------------------------------------------------------------------------------------ bad input
