@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
     from vila_core.engine.completion import Completion
     from vila_core.hookspecs import HOOK_API, Command, Component, hookimpl, hookspec
+    from vila_core.loading import load
     from vila_core.media import Image, MediaLimits, Video
-    from vila_core.runtime import Inspection, Vila, load
+    from vila_core.runtime import Inspection, Vila
 
 __version__ = "0.1.0"
 
@@ -54,7 +55,7 @@ _HOME = {
     "Vila": "runtime",
     "hookimpl": "hookspecs",
     "hookspec": "hookspecs",
-    "load": "runtime",
+    "load": "loading",
 }
 
 

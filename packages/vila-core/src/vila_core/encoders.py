@@ -8,60 +8,58 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vila_core.config import BasicImageEncoderConfig, BasicVideoEncoderConfig, MediaEncoderConfig, TSPVideoEncoderConfig
+from vila_core.config import MediaEncoderConfig, TSPVideoEncoderConfig
 from vila_core.errors import MediaError
 
 EmbedText = Callable[[str], Tensor]
 """Text to the embeddings of its tokens, `[T, D]`."""
 
 
-def _optional(text: str | None, embed: EmbedText) -> list[Tensor]:
-    return [] if text is None else [embed(text)]
+class MediaEncoder(nn.Module):
+    """Base of the encoders: holds the config, and says which texts `embed` will be asked for."""
 
-
-class BasicImageEncoder(nn.Module):
-    """start · tokens · end"""
-
-    def __init__(self, config: BasicImageEncoderConfig):
+    def __init__(self, config: MediaEncoderConfig):
         super().__init__()
         self.config = config
 
     @property
     def texts(self) -> Sequence[str]:
-        """The strings that `embed` will be asked for."""
-        return _texts(self.config)
+        """The strings around and between media."""
+        return [text for text in (self.config.start_tokens, self.config.end_tokens) if text is not None]
+
+    def bracket_frames(self, tokens: Tensor, embed: EmbedText) -> Tensor:
+        """Put start and end around every frame: `[F, S, D]` -> `[F · (start + S + end), D]`."""
+        start, end = (
+            [part.expand(len(tokens), -1, -1) for part in _optional(text, embed)]
+            for text in (self.config.start_tokens, self.config.end_tokens)
+        )
+        return torch.cat([*start, tokens, *end], dim=1).flatten(0, 1)
+
+
+class BasicImageEncoder(MediaEncoder):
+    """start · tokens · end"""
 
     def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
         """`[T, D]` -> `[T', D]`."""
-        return torch.cat([*_optional(self.config.start_tokens, embed), tokens, *_optional(self.config.end_tokens, embed)])
+        return self.bracket_frames(tokens[None], embed)
 
 
-class BasicVideoEncoder(nn.Module):
+class BasicVideoEncoder(MediaEncoder):
     """start · tokens · end, for every frame"""
-
-    def __init__(self, config: BasicVideoEncoderConfig):
-        super().__init__()
-        self.config = config
-
-    @property
-    def texts(self) -> Sequence[str]:
-        return _texts(self.config)
 
     def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
         """`[F, S, D]` -> `[T', D]`."""
-        return _bracket_frames(tokens, self.config, embed)
+        return self.bracket_frames(tokens, embed)
 
 
-class TSPVideoEncoder(nn.Module):
+class TSPVideoEncoder(MediaEncoder):
     """Temporal-spatial pooling (LongVILA, arXiv 2408.10188): for each pool size, average-pooled frames, then a separator."""
 
-    def __init__(self, config: TSPVideoEncoderConfig):
-        super().__init__()
-        self.config = config
+    config: TSPVideoEncoderConfig
 
     @property
     def texts(self) -> Sequence[str]:
-        return _texts(self.config) + ([] if self.config.sep_tokens is None else [self.config.sep_tokens])
+        return [*super().texts, *([] if self.config.sep_tokens is None else [self.config.sep_tokens])]
 
     def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
         """`[F, S, D]` -> `[T', D]`.
@@ -71,34 +69,29 @@ class TSPVideoEncoder(nn.Module):
         """
         parts: list[Tensor] = []
         for pool_size in self.config.pool_sizes:
-            parts.append(_bracket_frames(self._pool(tokens, *pool_size), self.config, embed))
+            parts.append(self.bracket_frames(_pool(tokens, *pool_size), embed))
             parts.extend(_optional(self.config.sep_tokens, embed))
         return torch.cat(parts)
 
-    def _pool(self, tokens: Tensor, t: int, h: int, w: int) -> Tensor:
-        frames, patches, width = tokens.shape
-        side = int(patches**0.5)
-        if frames % t:
-            nearest = [count for count in (frames // t * t, -(-frames // t) * t) if count]
-            raise MediaError(
-                f"This model pools {t} frames into one, which {frames} frames do not divide into. "
-                f"Give a multiple of {t} frames, such as {' or '.join(map(str, nearest))}."
-            )
-        if side % h or side % w:
-            raise MediaError(f"Pool size ({t}, {h}, {w}) does not divide a frame's {side}x{side} tokens.")
-        # One axis after the other, as in the reference: the mean of means rounds differently from one mean.
-        grid = tokens.view(frames // t, t, side, side, width).mean(1)
-        grid = grid.view(frames // t, side // h, h, side, width).mean(2)
-        grid = grid.view(frames // t, side // h, side // w, w, width).mean(3)
-        return grid.flatten(1, 2)
+
+def _pool(tokens: Tensor, t: int, h: int, w: int) -> Tensor:
+    """Average boxes of t frames, h rows and w columns: `[F, S, D]` -> `[F / t, S / hw, D]`."""
+    frames, patches, width = tokens.shape
+    side = int(patches**0.5)
+    if frames % t:
+        nearest = [count for count in (frames // t * t, -(-frames // t) * t) if count]
+        raise MediaError(
+            f"This model pools {t} frames into one, which {frames} frames do not divide into. "
+            f"Give a multiple of {t} frames, such as {' or '.join(map(str, nearest))}."
+        )
+    if side % h or side % w:
+        raise MediaError(f"Pool size ({t}, {h}, {w}) does not divide a frame's {side}x{side} tokens.")
+    # One axis after the other, as in the reference: the mean of means rounds differently from one mean.
+    grid = tokens.view(frames // t, t, side, side, width).mean(1)
+    grid = grid.view(frames // t, side // h, h, side, width).mean(2)
+    grid = grid.view(frames // t, side // h, side // w, w, width).mean(3)
+    return grid.flatten(1, 2)
 
 
-def _texts(config: MediaEncoderConfig) -> list[str]:
-    return [text for text in (config.start_tokens, config.end_tokens) if text is not None]
-
-
-def _bracket_frames(tokens: Tensor, config: MediaEncoderConfig, embed: EmbedText) -> Tensor:
-    """`[F, S, D]` -> `[F · (start + S + end), D]`"""
-    frames = tokens.shape[0]
-    start, end = ([part.expand(frames, -1, -1) for part in _optional(text, embed)] for text in (config.start_tokens, config.end_tokens))
-    return torch.cat([*start, tokens, *end], dim=1).flatten(0, 1)
+def _optional(text: str | None, embed: EmbedText) -> list[Tensor]:
+    return [] if text is None else [embed(text)]

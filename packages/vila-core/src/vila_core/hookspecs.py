@@ -92,7 +92,7 @@ def vila_projectors() -> Sequence[Component]:
 
 @hookspec
 def vila_media_encoders() -> Sequence[Component]:
-    """Media encoders: `build(config)` -> Module that makes one medium's token block `[T, D]`."""
+    """Media encoders: `build(config)` -> Module like those of `vila_core.encoders`, one medium's tokens -> its block `[T, D]`."""
     return ()
 
 

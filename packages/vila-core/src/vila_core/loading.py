@@ -1,0 +1,163 @@
+"""Loading a model: checkpoint, network, tokenizer and template put together, and the choices made on the way."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
+from vila_core.checkpoint import load_weights, open_adapter, open_checkpoint
+from vila_core.config import PreprocessConfig, VilaConfig
+from vila_core.embedded import embedded_model
+from vila_core.errors import ConfigError, PromptError, unknown_name
+from vila_core.media import MediaLimits
+from vila_core.model import VilaModel
+from vila_core.plugins import load_plugins
+from vila_core.runtime import Vila
+from vila_core.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL_MODEL = 1_000_000_000
+"""Parameters below which `dtype="auto"` means float32 on a CPU, where half precision gains nothing."""
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    chat_template: str | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    lora: str | Path | None = None,
+    limits: MediaLimits | None = None,
+    **overrides: Any,
+) -> Vila:
+    """Load a model from a folder or from the Hugging Face hub.
+
+    Args:
+        path: folder or hub id, in any registered format; None is the embedded demo model, `vila-tiny`.
+        device: "cuda", "cpu", "cuda:1", …; "auto" takes a GPU where there is one.
+        dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own (float32 for a small model on a CPU).
+        chat_template: a registered template by name; None takes the checkpoint's.
+        revision: branch, tag or commit on the hub.
+        token: access token for a private repository.
+        offline: use only what is in the cache.
+        lora: folder or hub id of a LoRA adapter in peft's format, merged into the weights as they load.
+        limits: how large media may be.
+        overrides: fields of `PreprocessConfig` to change, such as `num_video_frames=16` or `max_tiles=6`.
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, unsafe or does not fit its config.
+        ConfigError: an override, device or dtype is unknown or out of range.
+    """
+    source = embedded_model() if path is None else path
+    checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
+    tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
+    # A LLaMA checkpoint has no embedding rows for the media tokens: the network gets them all the same.
+    vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
+    language_model = checkpoint.config.language_model.model_copy(update={"vocab_size": vocab_size})
+    preprocess = override_preprocess(checkpoint.config, overrides)
+    config = checkpoint.config.model_copy(update={"preprocess": preprocess, "language_model": language_model})
+    template = choose_template(chat_template, config.chat_template, tokenizer)
+    target = choose_device(device)
+    with torch.device("meta"):
+        network = VilaModel(config, tokenizer)
+    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
+    chosen_dtype = choose_dtype(dtype, config, network, target)
+    load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, overlay=adapter)
+    network.eval().requires_grad_(False)
+    return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
+
+
+def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> PreprocessConfig:
+    """Return the model's preprocessing with some fields changed.
+
+    Raises:
+        ConfigError: a field is unknown, its value is invalid, or the model cannot do what it asks for.
+    """
+    for name in overrides:
+        if name not in PreprocessConfig.model_fields:
+            raise ConfigError(unknown_name("override", name, PreprocessConfig.model_fields))
+    try:
+        preprocess = PreprocessConfig.model_validate({**config.preprocess.model_dump(), **overrides})
+    except ValidationError as error:
+        raise ConfigError(f"Override refused: {_first_problem(error)}") from error
+    if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
+        raise ConfigError("image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not.")
+    return preprocess
+
+
+def choose_template(requested: str | None, stated: str | None, tokenizer: Tokenizer) -> ChatTemplate:
+    """Return the template to use.
+
+    Args:
+        requested: a registered template's name, "auto" for the tokenizer's own, or None for the checkpoint's.
+        stated: the same, as the checkpoint's config states it; None where it states nothing.
+        tokenizer: the checkpoint's.
+
+    Raises:
+        ConfigError: the template is unknown, or contradicts the checkpoint: it writes conversations otherwise than the stated
+            one, or ends answers with a token that the tokenizer does not have.
+        PromptError: the tokenizer's own is asked for, and it has none.
+    """
+    template = _find_template(requested or stated or "auto", tokenizer)
+    says_something = stated is not None and (stated != "auto" or tokenizer.chat_template is not None)
+    if requested is not None and stated is not None and says_something:
+        probe = [Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "question")]
+        own = _find_template(stated, tokenizer)
+        if template.render(probe, tokenizer.special_tokens) != own.render(probe, tokenizer.special_tokens):
+            raise ConfigError(
+                f"Chat template '{requested}' contradicts this checkpoint, which was trained with '{stated}'. "
+                "Leave chat_template (--conv-mode) out to use the checkpoint's own."
+            )
+    if template.end_token is not None and not tokenizer.is_one_token(template.end_token):
+        raise ConfigError(
+            f"Chat template '{template.name}' ends an answer with '{template.end_token}', which is no token of this checkpoint: "
+            "the model was trained with another template. Leave chat_template (--conv-mode) out to use the checkpoint's own."
+        )
+    return template
+
+
+def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
+    registry = load_plugins().chat_templates
+    if name != "auto":
+        return registry.get(name)
+    if tokenizer.chat_template is None:
+        raise PromptError(
+            "This checkpoint states no chat template. Name one with chat_template (--conv-mode): "
+            f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B llama_3, VILA1.5-40B hermes-2."
+        )
+    return JinjaTemplate("auto", tokenizer.chat_template)
+
+
+def choose_device(device: str | torch.device) -> torch.device:
+    """Return the device to load on. Raises `ConfigError` if it is unknown or not on this machine."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why.")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, network: VilaModel, device: torch.device) -> torch.dtype:
+    """Return the dtype to load in. Raises `ConfigError` if it is none of float32, bfloat16 and float16."""
+    if dtype == "auto":
+        small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_MODEL
+        return torch.float32 if device.type == "cpu" and small else DTYPES[config.dtype]
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))
+    return DTYPES[name]
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where + ': ' if where else ''}{problem['msg']} (got {problem['input']!r})" if where else str(problem["msg"])
