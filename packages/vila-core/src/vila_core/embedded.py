@@ -1,4 +1,4 @@
-"""Where the embedded demo model lies. Apart from `runtime.py`, since what only reads headers needs no torch."""
+"""Where the embedded demo model lies. Apart from `loading.py`, since what only reads headers needs no torch."""
 
 from importlib.resources import files
 from pathlib import Path
