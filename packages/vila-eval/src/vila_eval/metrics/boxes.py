@@ -1,0 +1,115 @@
+"""Boxes in answers, and how well they fit: intersection over union (IoU) in both pixel conventions.
+
+A box is (x1, y1, x2, y2) in pixels: left, top, right, bottom, with x1 <= x2 and y1 <= y2.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metrics.inputs import require_text
+
+Coordinates = Literal["pixels", "normalized", "digits"]
+Convention = Literal["continuous", "inclusive"]
+
+_NUMBER = r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*"
+_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
+
+
+class Box(NamedTuple):
+    """Left, top, right and bottom, in pixels unless said otherwise."""
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+
+
+def parse_box(answer: str, width: int, height: int, coordinates: Coordinates) -> Box | None:
+    """Return the first "[x1, y1, x2, y2]" of an answer in pixels, or None when there is none or its corners are swapped.
+
+    `width` and `height` are the image's, in pixels. `coordinates` says how the numbers are meant; it is never guessed:
+
+    - `pixels`: as they are.
+    - `normalized`: x * width, y * height.
+    - `digits`: VILA's RefCOCO format (`llava/eval/refcoco.py`): four bare integers are the digits after the decimal point
+      ("50" and "500" are both 0.5), then as `normalized`. If any of the four is not a bare integer, all are `normalized`.
+
+    Nothing is clipped to the image. Raises: ConfigError when `answer` is not text, the image has no area, or `coordinates` is unknown.
+    """
+    _require_known("coordinates", coordinates, get_args(Coordinates))
+    _require_area(width, height)
+    match = _BOX.search(require_text(answer, "answer"))
+    if match is None:
+        return None
+    written = match.groups()
+    if coordinates == "digits" and all(number.isdigit() for number in written):
+        written = tuple(f"0.{number}" for number in written)
+    x_scale, y_scale = (1, 1) if coordinates == "pixels" else (width, height)
+    x1, y1, x2, y2 = (float(number) for number in written)
+    box = Box(x1 * x_scale, y1 * y_scale, x2 * x_scale, y2 * y_scale)
+    return box if _is_proper(box) else None
+
+
+def unpad_square(box: Box, width: int, height: int) -> Box:
+    """Turn a box of the image padded to a square into one of the image: x - (n - width) / 2, y - (n - height) / 2, n the longer side.
+
+    All in pixels. VILA's `llava` box format: there, numbers are fractions of the padded square, so parse with n as width and height
+    and then unpad. Raises: ConfigError when the image has no area.
+    """
+    _require_area(width, height)
+    longer = max(width, height)
+    x_pad, y_pad = (longer - width) / 2, (longer - height) / 2
+    return Box(box.x1 - x_pad, box.y1 - y_pad, box.x2 - x_pad, box.y2 - y_pad)
+
+
+def box_iou(first: Box, second: Box, convention: Convention) -> float:
+    """IoU = intersection / (area of first + area of second - intersection), in [0, 1].
+
+    `continuous`: corners are points, width = x2 - x1. (COCO, torchvision.) Two boxes without area have IoU 0.
+    `inclusive`: corners are the outermost pixels, width = x2 - x1 + 1; both boxes must be in pixels. (VILA's RefCOCO.) Boxes that
+    are apart by less than one pixel overlap here.
+    Raises: ConfigError when a box has x1 > x2 or y1 > y2 or is not finite, or the convention is unknown.
+    """
+    _require_known("convention", convention, get_args(Convention))
+    for box in (first, second):
+        if not _is_proper(box):
+            raise ConfigError(f"Got the box {list(box)}. Expected four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2.")
+    extra = 1 if convention == "inclusive" else 0
+    overlap_width = max(0, min(first.x2, second.x2) - max(first.x1, second.x1) + extra)
+    overlap_height = max(0, min(first.y2, second.y2) - max(first.y1, second.y1) + extra)
+    intersection = overlap_width * overlap_height
+    union = sum((box.x2 - box.x1 + extra) * (box.y2 - box.y1 + extra) for box in (first, second)) - intersection
+    return float(intersection / union) if union > 0 else 0.0
+
+
+def box_accuracy(predicted: Sequence[Box | None], expected: Sequence[Box], convention: Convention, threshold: float = 0.5) -> float:
+    """Accuracy at a threshold = predictions with IoU >= threshold / predictions, in [0, 1]. None, for no box, is wrong.
+
+    RefCOCO's Acc@0.5, with `>=` as in VILA's `llava/eval/refcoco.py`. `threshold` is in (0, 1].
+    Raises: ConfigError when the lengths differ, there is no box, the threshold is out of range, or a box is unusable (`box_iou`).
+    """
+    if len(predicted) != len(expected) or not expected:
+        raise ConfigError(
+            f"Got {len(predicted)} predicted boxes for {len(expected)} expected ones. Expected as many of each, and at least one."
+        )
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"Got {threshold} as the IoU threshold. Expected more than 0 and at most 1.")
+    hits = [box is not None and box_iou(box, truth, convention) >= threshold for box, truth in zip(predicted, expected, strict=True)]
+    return sum(hits) / len(hits)
+
+
+def _is_proper(box: Box) -> bool:
+    return all(math.isfinite(number) for number in box) and box.x1 <= box.x2 and box.y1 <= box.y2
+
+
+def _require_area(width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise ConfigError(f"Got an image of {width}x{height}. Expected a width and a height of at least one pixel.")
+
+
+def _require_known(kind: str, got: str, known: tuple[str, ...]) -> None:
+    if got not in known:
+        raise ConfigError(unknown_name(kind, got, known))
