@@ -1,0 +1,177 @@
+"""Yes-or-no benchmarks: POPE's scores, and MME's over pairs of questions."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metrics.inputs import require_text
+
+YesNo = Literal["yes", "no"]
+
+MME_PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
+
+
+def first_word_yes_no(reply: str) -> YesNo | None:
+    """Return "yes" or "no" if that is the first word of `reply`, whatever its case and punctuation, else None."""
+    word = re.search(r"[^\W_]+", require_text(reply, "reply"))
+    return _yes_no(word[0]) if word else None
+
+
+def _yes_no(word: str) -> YesNo | None:
+    word = word.lower()
+    return "yes" if word == "yes" else "no" if word == "no" else None
+
+
+def _label(text: str) -> YesNo:
+    label = _yes_no(require_text(text, "answer").strip().removesuffix("."))
+    if label is None:
+        raise ConfigError(f"A yes-or-no sample has the answer {text!r}; expected 'yes' or 'no'.")
+    return label
+
+
+@dataclass(frozen=True)
+class PopeScores:
+    """All in [0, 1]. `yes_ratio` and `parse_failure_rate` are shares of the replies; a ratio of nothing to nothing is 0."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    yes_ratio: float
+    parse_failure_rate: float
+
+
+def pope_scores(predictions: Sequence[str], labels: Sequence[str]) -> PopeScores:
+    """Score replies against yes/no labels, "yes" being the positive class.
+
+    accuracy = right / all, precision = TP / (TP + FP), recall = TP / labels that say yes, F1 = 2PR / (P + R),
+    yes-ratio = replies that say yes / all. Replies are read by `first_word_yes_no`. One that says neither is wrong, missed
+    if the label is yes, and no false alarm. POPE's own script takes it for a yes; lmms-eval leaves it out of recall, and
+    reports the labels' yes-ratio as if it were the model's.
+
+    Source: Li et al. 2023 (arXiv 2305.10355) and `evaluate.py` of RUCAIBox/POPE. Raises `ConfigError` for no samples,
+    unequal counts, or a label that is neither.
+    """
+    if not labels or len(predictions) != len(labels):
+        raise ConfigError(f"POPE got {len(predictions)} replies and {len(labels)} labels; expected as many of each, at least one.")
+    pairs = [(first_word_yes_no(reply), _label(label)) for reply, label in zip(predictions, labels, strict=True)]
+    said_yes = sum(said == "yes" for said, _ in pairs)
+    are_yes = sum(label == "yes" for _, label in pairs)
+    true_positives = pairs.count(("yes", "yes"))
+    return PopeScores(
+        accuracy=sum(said == label for said, label in pairs) / len(pairs),
+        precision=_ratio(true_positives, said_yes),
+        recall=_ratio(true_positives, are_yes),
+        f1=_ratio(2 * true_positives, said_yes + are_yes),
+        yes_ratio=said_yes / len(pairs),
+        parse_failure_rate=sum(said is None for said, _ in pairs) / len(pairs),
+    )
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def mme_yes_no(reply: str) -> YesNo | None:
+    """Return what MME reads in `reply`: lower-cased, stripped, without ".", the whole reply or what is in its first four characters.
+
+    "y" and "n" count alone; among the first four characters "yes" goes before "no", so "not sure" is a no and "I say yes" is
+    None. Source: `parse_pred_ans` of lmms-eval, which is MME's `calculation.py` but for the one-letter answers and periods.
+    """
+    reply = require_text(reply, "reply").lower().strip().replace(".", "")
+    start = reply[:4]
+    if reply == "y" or "yes" in start:
+        return "yes"
+    return "no" if reply == "n" or "no" in start else None
+
+
+@dataclass(frozen=True)
+class MmeAnswer:
+    """One reply. `pair` identifies the image, whose two questions score together (`question_id` in lmms-lab/MME)."""
+
+    category: str
+    pair: str
+    question: str
+    prediction: str
+    label: str
+
+
+@dataclass(frozen=True)
+class MmeCategory:
+    """`accuracy` over questions and `accuracy_plus` over pairs with both right, each in [0, 1]."""
+
+    accuracy: float
+    accuracy_plus: float
+
+    @property
+    def score(self) -> float:
+        """MME points, in [0, 200]."""
+        return 100 * (self.accuracy + self.accuracy_plus)
+
+
+@dataclass(frozen=True)
+class MmeScores:
+    """Scores by category, in MME's order; a category without samples is left out and adds nothing to the sums."""
+
+    categories: dict[str, MmeCategory]
+
+    @property
+    def perception(self) -> float:
+        """MME points, in [0, 2000] with all ten categories."""
+        return sum(self.categories[name].score for name in MME_PERCEPTION if name in self.categories)
+
+    @property
+    def cognition(self) -> float:
+        """MME points, in [0, 800] with all four categories."""
+        return sum(self.categories[name].score for name in MME_COGNITION if name in self.categories)
+
+    @property
+    def missing_categories(self) -> tuple[str, ...]:
+        """Categories without samples: unless there is none, the sums are not comparable with published ones."""
+        return tuple(name for name in (*MME_PERCEPTION, *MME_COGNITION) if name not in self.categories)
+
+
+def mme_scores(answers: Iterable[MmeAnswer]) -> MmeScores:
+    """Score MME: per category 100 * (accuracy + accuracy+), summed over the perception and over the cognition categories.
+
+    accuracy = right / questions, accuracy+ = pairs with both right / pairs. Replies are read by `mme_yes_no`; one that
+    says neither is wrong. Source: Fu et al. 2023 (arXiv 2306.13394), section 2.3.
+
+    Raises `ConfigError` for no answers, an unknown category, a label that is neither yes nor no, or an image without
+    exactly two questions (the message names the missing partner).
+    """
+    pairs: dict[tuple[str, str], list[MmeAnswer]] = {}
+    for answer in answers:
+        if answer.category not in MME_PERCEPTION + MME_COGNITION:
+            raise ConfigError(unknown_name("MME category", answer.category, MME_PERCEPTION + MME_COGNITION))
+        pairs.setdefault((answer.category, answer.pair), []).append(answer)
+    if not pairs:
+        raise ConfigError("MME got no answers; expected two for each image.")
+    right: dict[str, list[int]] = {}  # category -> how many of 2 were right, for each pair
+    for (category, _), questions in pairs.items():
+        _check_pair(questions)
+        right.setdefault(category, []).append(sum(mme_yes_no(answer.prediction) == _label(answer.label) for answer in questions))
+    return MmeScores(
+        {
+            name: MmeCategory(sum(right[name]) / (2 * len(right[name])), right[name].count(2) / len(right[name]))
+            for name in (*MME_PERCEPTION, *MME_COGNITION)
+            if name in right
+        }
+    )
+
+
+def _check_pair(questions: Sequence[MmeAnswer]) -> None:
+    if len(questions) == 2:
+        return
+    first = questions[0]
+    where = f"MME image '{first.pair}' of category '{first.category}'"
+    if len(questions) > 2:
+        raise ConfigError(f"{where} has {len(questions)} questions; expected 2. Is the image's identifier unique?")
+    partner = "no" if _label(first.label) == "yes" else "yes"
+    raise ConfigError(
+        f"{where} has one question, {first.question!r} (answer: {_label(first.label)}); its partner, whose answer is "
+        f"'{partner}', is missing. MME scores pairs: choose a --limit that keeps both."
+    )
