@@ -1,3 +1,3 @@
-"""Evaluation for VILA Kit. Nothing is here yet: the README of this distribution says what will be."""
+"""Evaluation for VILA Kit: metrics and statistics. The README of this distribution says what is still to come."""
 
 __version__ = "0.1.0"
