@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vila_core.config import BasicVideoEncoderConfig, ProjectorConfig, TSPVideoEncoderConfig
+from vila_core.config import PROJECTOR_NAMES, BasicVideoEncoderConfig, ProjectorConfig, TSPVideoEncoderConfig
 from vila_core.encoders import BasicVideoEncoder, TSPVideoEncoder
 from vila_core.errors import ConfigError, MediaError
-from vila_core.projectors import PROJECTOR_NAMES, build_projector
+from vila_core.projectors import build_projector
 
 
 def embed(text: str) -> torch.Tensor:

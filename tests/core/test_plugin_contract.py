@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vila_core import builtins
-from vila_core.config import ProjectorConfig
+from vila_core.config import PROJECTOR_NAMES, ProjectorConfig
 from vila_core.errors import PluginError
 from vila_core.plugins import load_plugins
 from vila_core.testing import check_plugin
@@ -129,7 +129,7 @@ def test_all_faults_are_listed_together(write: Write) -> None:
     assert str(caught.value).count("\n- ") == 3
 
 
-@pytest.mark.parametrize("name", builtins.PROJECTORS)
+@pytest.mark.parametrize("name", PROJECTOR_NAMES)
 def test_every_registered_projector_can_be_built(name: str) -> None:
     config = ProjectorConfig(name=name, in_size=12, out_size=12)
     projector = load_plugins().projectors.get(name).build(config)

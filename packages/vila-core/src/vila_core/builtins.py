@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
 VILA_HOOK_API = 1
 
-PROJECTORS = (
-    "identity",
-    "linear",
-    *(f"mlp{depth}x_gelu" for depth in range(1, 10)),
-    "mlp_downsample",
-    "mlp_downsample_2x2_fix",
-    "mlp_downsample_3x3_fix",
-    "mlp_downsample_3x3_s2",
-    "mlp_downsample_3x3_s2_new",
-)
-
 
 def _when_built(module: str, name: str) -> Callable[[config.Config], Any]:
     """Return a factory that imports `vila_core.<module>` when it is called and hands the config to `name` there."""
@@ -55,7 +44,7 @@ def vila_vision_towers() -> Sequence[Component]:
 @hookimpl
 def vila_projectors() -> Sequence[Component]:
     """The reference's projector types."""
-    return tuple(Component(name, config.ProjectorConfig, _when_built("projectors", "build_projector")) for name in PROJECTORS)
+    return tuple(Component(name, config.ProjectorConfig, _when_built("projectors", "build_projector")) for name in config.PROJECTOR_NAMES)
 
 
 @hookimpl

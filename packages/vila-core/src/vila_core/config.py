@@ -117,6 +117,19 @@ class S2Config(Config):
 # ------------------------------------------------------------------------------------------------ other components
 
 
+PROJECTOR_NAMES = (
+    "identity",
+    "linear",
+    *(f"mlp{depth}x_gelu" for depth in range(1, 10)),
+    "mlp_downsample",
+    "mlp_downsample_2x2_fix",
+    "mlp_downsample_3x3_fix",
+    "mlp_downsample_3x3_s2",
+    "mlp_downsample_3x3_s2_new",
+)
+"""The types that `vila_core.projectors` builds, by the reference's names."""
+
+
 class ProjectorConfig(Config):
     """`in_size` is the tower's output width (times the scales under S2), `out_size` the language model's width."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vila_core.config import ProjectorConfig
+from vila_core.config import PROJECTOR_NAMES, ProjectorConfig
 from vila_core.errors import ConfigError, unknown_name
 
 
@@ -83,8 +83,6 @@ _TYPES: dict[str, Callable[[int, int], Projector]] = {
     "mlp_downsample_3x3_s2": lambda d_v, d: _downsampled(3, [d_v, 3 * d_v, d_v, d_v // 3, d, d]),
     "mlp_downsample_3x3_s2_new": lambda d_v, d: _downsampled(3, [d_v, 4 * d_v, 2 * d_v, d_v, d_v // 3, d, d]),
 }
-
-PROJECTOR_NAMES = (*_TYPES, *(f"mlp{depth}x_gelu" for depth in range(1, 5)))
 
 
 def build_projector(config: ProjectorConfig) -> Projector:

@@ -9,13 +9,9 @@ import torch
 from torch import nn
 from torch._dynamo import config as dynamo
 
-from vila_core.checkpoint import load_weights, open_checkpoint
-from vila_core.checkpoint.checkpoint import Checkpoint
-from vila_core.checkpoint.memory import MemoryWeights
-from vila_core.config import VilaConfig
+from vila_core.checkpoint import load_weights, open_checkpoint, save_checkpoint
 from vila_core.language.decoder import Decoder
 from vila_core.model import VilaModel
-from vila_core.plugins import load_plugins
 from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
 from vila_core.tokenizer import Tokenizer
@@ -89,7 +85,7 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
             if options.compile:
                 compile_layers(network)
             run_stages(network, stages, drawn, options, log)
-            save(network, tokenizer_folder, options.out / "vila-tiny")
+            save_checkpoint(network.state_dict(), network.config, tokenizer_folder, options.out / "vila-tiny", dtype=torch.bfloat16)
             scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
         log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     (options.out / "test.md").write_text(table(scores) + "\n")
@@ -147,11 +143,3 @@ def run_stages(network: VilaModel, stages: list[StageConfig], drawn: Rendering, 
 
         run_stage(stage, log, evaluate)
         stage.save(options.out / f"{config.name}.pt")
-
-
-def save(network: VilaModel, tokenizer_folder: Path, path: Path) -> None:
-    """Write the checkpoint in the `vila` format, in bf16."""
-    config: VilaConfig = network.config
-    weights = MemoryWeights(network.state_dict(), torch.bfloat16)
-    checkpoint = Checkpoint(tokenizer_folder, "vila", config, weights, tokenizer_folder, raw_config={}, license="apache-2.0")
-    load_plugins().checkpoint_formats.get("vila").write(checkpoint, path)
