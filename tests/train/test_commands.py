@@ -17,6 +17,7 @@ from vila_train.cli import app
 from vila_train.evaluate import Score, table
 from vila_train.recipes import Draw, tiny_stages
 from vila_train.training import TinyOptions, train_tiny
+from vila_train.world import make_sample
 
 
 def test_world_draws_a_sheet(tmp_path: Path) -> None:
@@ -51,7 +52,9 @@ def test_the_plugin_registers_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
     (source,) = plugin.vila_datasets()
     assert "attribute" in source.sources()
-    assert source.sample("test", "attribute", 0) == source.sample("test", "attribute", 0)
+    row = source.row("test", "attribute", 0)
+    assert row["answer"] == make_sample("test", "attribute", 0).answer
+    assert [type(part).__name__ for part in row["prompt"]] == ["Image", "str"]
 
 
 def test_scores_carry_their_standard_error() -> None:

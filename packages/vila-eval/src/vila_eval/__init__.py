@@ -1,3 +1,25 @@
-"""Evaluation for VILA Kit: metrics and statistics. The README of this distribution says what is still to come."""
+"""Evaluation for VILA Kit: benchmarks as plugins, and numbers that can be trusted."""
+
+from vila_eval.metric import Answered, JudgeRequest, MeanMetric, Measure, Metric, Score, Scored, Submission, mean_measures
+from vila_eval.sources import DataOptions, HubDataset, LocalFiles
+from vila_eval.task import Question, Row, Task
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Answered",
+    "DataOptions",
+    "HubDataset",
+    "JudgeRequest",
+    "LocalFiles",
+    "MeanMetric",
+    "Measure",
+    "Metric",
+    "Question",
+    "Row",
+    "Score",
+    "Scored",
+    "Submission",
+    "Task",
+    "mean_measures",
+]

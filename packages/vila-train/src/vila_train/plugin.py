@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vila_core import Command, hookimpl
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
     from vila_train.recipes import Recipe
     from vila_train.world.combinations import Split
-    from vila_train.world.scenes import Sample
 
 VILA_HOOK_API = 1
 
 
 @dataclass(frozen=True)
 class SampleSource:
-    """A dataset that makes its samples: `sample(split, source, index)`, for any index, always the same one.
+    """A dataset that makes its rows: `row(split, source, index)`, for any index, always the same one.
 
+    A row has a prompt (text, `vila_core.Image`s and `vila_core.Video`s in order), its answer, and the kind of question.
     `sources()` are the names of its parts. Neither imports anything before it is called.
     """
 
     name: str
     sources: Callable[[], Sequence[str]]
-    sample: Callable[[Split, str, int], Sample]
+    row: Callable[[Split, str, int], Mapping[str, Any]]
 
 
 @hookimpl
@@ -41,19 +41,21 @@ def vila_recipes() -> Sequence[Recipe]:
 @hookimpl
 def vila_datasets() -> Sequence[SampleSource]:
     """The drawn world."""
-    return (SampleSource("drawn-world", _drawn_sources, _drawn_sample),)
+    return (SampleSource("drawn-world", _drawn_sources, _drawn_row),)
 
 
 def _drawn_sources() -> Sequence[str]:
-    from vila_train.world import CAPTIONS, TASKS
+    from vila_train.world import CAPTIONS, TESTS
 
-    return tuple(TASKS | CAPTIONS)
+    return (*TESTS, *CAPTIONS)
 
 
-def _drawn_sample(split: Split, source: str, index: int) -> Sample:
+def _drawn_row(split: Split, source: str, index: int) -> Mapping[str, Any]:
+    from vila_train.report import as_prompt
     from vila_train.world import make_sample
 
-    return make_sample(split, source, index)
+    sample = make_sample(split, source, index)
+    return {"prompt": as_prompt(sample), "answer": sample.answer, "kind": sample.kind}
 
 
 @hookimpl

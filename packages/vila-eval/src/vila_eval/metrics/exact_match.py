@@ -3,6 +3,7 @@
 import re
 import string
 
+from vila_eval.metric import MeanMetric
 from vila_eval.metrics.inputs import require_answers, require_text
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -70,3 +71,6 @@ def flexible_extract_match(prediction: str, question: str, answer: str) -> float
     Source: RealWorldQA in lmms-eval (`realworldqa_process_results`); else 0.0.
     """
     return float(extract_option(prediction, question).lower().strip().rstrip(".") == answer.lower().strip())
+
+
+EXACT_MATCH = MeanMetric("exact_match", lambda answer, question: exact_match(answer, question.answer))

@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metric import Measure, Score, Scored, exact, grouped, mean_measures
 from vila_eval.metrics.inputs import require_text
+from vila_eval.task import Question
 
 YesNo = Literal["yes", "no"]
 
@@ -175,3 +177,34 @@ def _check_pair(questions: Sequence[MmeAnswer]) -> None:
         f"{where} has one question, {first.question!r} (answer: {_label(first.label)}); its partner, whose answer is "
         f"'{partner}', is missing. MME scores pairs: choose a --limit that keeps both."
     )
+
+
+@dataclass(frozen=True)
+class PopeMetric:
+    """POPE: accuracy (the headline), precision, recall, F1 and the share of replies that say yes; in all and by category."""
+
+    name: str = "pope"
+
+    def score(self, answer: str, question: Question) -> Score:
+        said = first_word_yes_no(answer)
+        right = float(said == _label(question.answer))
+        return Score({"accuracy": right}, parsed=said, unread=None if said else "neither yes nor no")
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        groups = [(None, list(samples)), *grouped(samples, ("category",)).items()]
+        return [measure for group, members in groups for measure in self._measures(members, group)]
+
+    def _measures(self, samples: Sequence[Scored], group: tuple[str, str] | None) -> list[Measure]:
+        scores = pope_scores([sample.answer for sample in samples], [sample.question.answer for sample in samples])
+        n = len(samples)
+        return [
+            replace(mean_measures(samples, group_by=())[0], group=group),
+            *(
+                Measure(name, exact(value, n), group=group)
+                for name, value in (("precision", scores.precision), ("recall", scores.recall), ("f1", scores.f1))
+            ),
+            Measure("yes_ratio", exact(scores.yes_ratio, n), higher_is_better=None, group=group),
+        ]
+
+
+POPE_METRIC = PopeMetric()

@@ -1,0 +1,203 @@
+"""What a metric is: one answer in, a score out; all scores in, the measures of the task out.
+
+n samples.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+from vila_eval.statistics import Estimate, estimate
+from vila_eval.task import Question
+
+Unit = Literal["share", "points"]
+"""A share is in [0, 1] and shown in percent; points are shown as they are."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one answer is worth.
+
+    Attributes:
+        values: by the name of the measure, such as `{"accuracy": 1.0}`; every score of a metric has the same names.
+        parsed: what the answer was read as, where that differs from its text.
+        unread: why the answer could not be read, such as "no letter found"; None where it could. It is counted, not hidden.
+    """
+
+    values: Mapping[str, float]
+    parsed: str | None = None
+    unread: str | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A question with its answer's score. A sample that failed (unreadable media, say) is scored as the empty answer."""
+
+    question: Question
+    answer: str
+    score: Score
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a task's result.
+
+    Attributes:
+        name: such as "accuracy".
+        estimate: mean, standard error and n. The error is NaN where it is not known.
+        higher_is_better: the direction; None where neither is better (the share of answers that say yes).
+        unit: "share" or "points".
+        group: the part of the samples that it is about, as (dimension, value), such as ("discipline", "Science"); None: all.
+    """
+
+    name: str
+    estimate: Estimate
+    higher_is_better: bool | None = True
+    unit: Unit = "share"
+    group: tuple[str, str] | None = None
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """How answers are scored. Register one with the hook `vila_metrics`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, answer: str, question: Question) -> Score:
+        """Score one answer. Raises `ConfigError` where the question's reference is not what the metric needs."""
+        ...
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        """Return the measures of at least one sample; the first is the headline. Samples are in the data's order."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeanMetric:
+    """A metric whose measures are means over the samples, in all and for each group of `Question.groups`.
+
+    Attributes:
+        name: of the metric.
+        function: an answer and its question to a number (the measure is then called as the metric), or to a `Score`.
+        higher_is_better: the direction of all measures.
+        unit: "share" or "points".
+        group_by: dimensions of `Question.groups` to break down by; None: all there are.
+    """
+
+    name: str
+    function: Callable[[str, Question], float | Score]
+    higher_is_better: bool = True
+    unit: Unit = "share"
+    group_by: tuple[str, ...] | None = None
+
+    def score(self, answer: str, question: Question) -> Score:
+        result = self.function(answer, question)
+        return result if isinstance(result, Score) else Score({self.name: float(result)})
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        return mean_measures(samples, higher_is_better=self.higher_is_better, unit=self.unit, group_by=self.group_by)
+
+
+def mean_measures(
+    samples: Sequence[Scored], *, higher_is_better: bool = True, unit: Unit = "share", group_by: Sequence[str] | None = None
+) -> list[Measure]:
+    """Return the mean of every value, over all samples and then over each group, with standard errors.
+
+    Errors are clustered where questions name a cluster. Groups come in the order in which they first appear.
+    """
+    names = list(samples[0].score.values)
+    measures = [Measure(name, _mean(samples, name), higher_is_better, unit) for name in names]
+    for group, members in grouped(samples, group_by).items():
+        measures += [Measure(name, _mean(members, name), higher_is_better, unit, group) for name in names]
+    return measures
+
+
+def grouped(samples: Sequence[Scored], group_by: Sequence[str] | None = None) -> dict[tuple[str, str], list[Scored]]:
+    """Return the samples of each (dimension, value) of `Question.groups`, dimension by dimension."""
+    dimensions = list(dict.fromkeys(name for sample in samples for name in sample.question.groups)) if group_by is None else group_by
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for dimension in dimensions:
+        for sample in samples:
+            if dimension in sample.question.groups:
+                groups.setdefault((dimension, sample.question.groups[dimension]), []).append(sample)
+    return groups
+
+
+def _mean(samples: Sequence[Scored], name: str) -> Estimate:
+    clusters = [sample.question.cluster for sample in samples]
+    values = [sample.score.values[name] for sample in samples]
+    if all(cluster is None for cluster in clusters):
+        return estimate(values)
+    # A question without a cluster is one of its own.
+    return estimate(values, [("question", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)])
+
+
+def exact(value: float, n: int) -> Estimate:
+    """Return a measure that is no mean of samples (a corpus score, a sum), whose error is not known."""
+    return Estimate(value, math.nan, n)
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """A question to a judge: the messages of one chat completion, as OpenAI's API takes them."""
+
+    messages: Sequence[Mapping[str, object]]
+    max_tokens: int = 512
+    temperature: float = 0.0
+
+
+@runtime_checkable
+class JudgedMetric(Protocol):
+    """A metric that needs a judge (another model behind an OpenAI-compatible endpoint).
+
+    A reply that cannot be had or read is a judging failure: the sample is left out of the means and counted in a column of its
+    own, never scored 0.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def judge_model(self) -> str:
+        """The pinned model that the benchmark is defined with; `--judge-model` overrides it, and both are recorded."""
+        ...
+
+    def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
+        """Return what to ask about one answer: usually one request; none where the answer can be scored without a judge."""
+        ...
+
+    def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
+        """Turn the replies, one a request, into a score. Raises `ValueError` for a reply without a verdict: it is asked again."""
+        ...
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        """As for `Metric`, over the samples that were judged."""
+        ...
+
+
+AnyMetric = Metric | JudgedMetric
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question and its answer, for a submission file. The answer of a failed sample is empty."""
+
+    question: Question
+    answer: str
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The file that a benchmark's own server takes.
+
+    Attributes:
+        filename: in the task's results folder.
+        write: all samples, in the data's order, to the file's text.
+        server: where to send it (a URL).
+    """
+
+    filename: str
+    write: Callable[[Sequence[Answered]], str]
+    server: str

@@ -1,0 +1,284 @@
+"""What a run writes: a record a sample (`samples.jsonl`), and the result of a task (`results.json`). Read and written here alone.
+
+results/<model>/<task>/samples.jsonl    a SampleRecord a line, in the data's order
+results/<model>/<task>/results.json     a TaskResult: no date and no timing, so that the same run gives the same bytes
+results/<model>/<task>/timings.json     Timings
+results/<model>/<task>/judge.jsonl      a JudgeRecord a line, for judged metrics
+results/<model>/<task>/<submission>     the file for the benchmark's server, for tasks that have one
+results/<model>/<task>/pictures/        thumbnails of wrong answers, for the report
+results/<model>/metrics.json            every task's measures, merged
+results/<model>/report.html             the report
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from vila_core.config import Config
+from vila_eval.errors import ResultsError
+from vila_eval.metric import Measure, Score, Scored, Unit
+from vila_eval.statistics import Estimate
+from vila_eval.task import Question
+
+FORMAT = 1
+"""Version of these records. A folder of another version is refused."""
+
+SAMPLES, RESULTS, TIMINGS, JUDGE, PICTURES, METRICS, REPORT = (
+    *("samples.jsonl", "results.json", "timings.json", "judge.jsonl", "pictures"),
+    *("metrics.json", "report.html"),
+)
+
+
+class PromptPart(Config):
+    """A part of a prompt as it was asked: a text, or a medium by its digest.
+
+    Attributes:
+        kind: what it is.
+        text: of a text.
+        digest: SHA-256 of a medium's bytes (of its pixels where it was in memory); None where it could not be read.
+        file: the medium's file name, where it has one.
+        frames: of a video, as asked for; None: the model's own number.
+    """
+
+    kind: Literal["text", "image", "video"]
+    text: str | None = None
+    digest: str | None = None
+    file: str | None = None
+    frames: int | None = None
+
+
+class SampleRecord(Config):
+    """One sample: what was asked, what the model answered, what that is worth.
+
+    Attributes:
+        index: place in the data's order (several questions of one row follow one another).
+        key: digest of everything that determines the answer; a record with another key is not used.
+        answer: the text; empty where the sample failed.
+        error: why the sample failed (unreadable media, too long a prompt); None where it did not.
+        finish_reason: "stop", "length" or None.
+        reference, options, groups, cluster, fields: of the `Question`.
+        values, parsed, unread: of the `Score`; `values` is None before scoring, and where judging failed.
+        judge_error: why judging failed.
+    """
+
+    id: str
+    index: int
+    key: str
+    prompt: tuple[PromptPart, ...]
+    answer: str = ""
+    error: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    reference: Any = None
+    options: tuple[str, ...] = ()
+    groups: dict[str, str] = Field(default_factory=dict[str, str])
+    cluster: str | None = None
+    fields: dict[str, Any] = Field(default_factory=dict[str, Any])
+    values: dict[str, float] | None = None
+    parsed: str | None = None
+    unread: str | None = None
+    judge_error: str | None = None
+
+    @property
+    def question(self) -> Question:
+        """The question without its media: enough to score the answer."""
+        texts = [part.text for part in self.prompt if part.text is not None]
+        return Question(self.id, texts, self.reference, self.options, self.groups, self.cluster, self.fields)
+
+    @property
+    def scored(self) -> Scored:
+        """The sample as metrics summarize it. `values` must be there."""
+        assert self.values is not None, f"sample {self.id} has no score"
+        return Scored(self.question, self.answer, Score(self.values, self.parsed, self.unread))
+
+
+class MeasureRecord(Config):
+    """A `Measure`; a standard error that is not known is null."""
+
+    name: str
+    value: float
+    standard_error: float | None
+    n: int
+    higher_is_better: bool | None = True
+    unit: Unit = "share"
+    group: tuple[str, str] | None = None
+
+    @classmethod
+    def of(cls, measure: Measure) -> MeasureRecord:
+        error = measure.estimate.standard_error
+        return cls(
+            name=measure.name,
+            value=measure.estimate.mean,
+            standard_error=None if math.isnan(error) else error,
+            n=measure.estimate.n,
+            higher_is_better=measure.higher_is_better,
+            unit=measure.unit,
+            group=measure.group,
+        )
+
+    @property
+    def measure(self) -> Measure:
+        error = math.nan if self.standard_error is None else self.standard_error
+        return Measure(self.name, Estimate(self.value, error, self.n), self.higher_is_better, self.unit, self.group)
+
+
+class ModelIdentity(Config):
+    """The model that answered: the name of the results folder, the checkpoint as given, the digest of its files."""
+
+    name: str
+    source: str
+    digest: str
+
+
+class RunSettings(Config):
+    """What determines the answers beside the model and the data. Batch size and workers do not."""
+
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    num_video_frames: int | None = None
+    max_tiles: int | None = None
+    chat_template: str | None = None
+    limit: int | None = None
+
+
+class Counts(Config):
+    """Samples, by what became of them. `truncated`: the answer ended at max_new_tokens; `unread`: the metric could not read it."""
+
+    samples: int
+    failed: int = 0
+    truncated: int = 0
+    unread: int = 0
+    judge_failed: int = 0
+
+
+class TaskResult(Config):
+    """`results.json`. `measures` is empty where the answers are scored elsewhere; the first is the headline."""
+
+    format: int = FORMAT
+    task: str
+    task_version: int
+    distribution: str
+    model: ModelIdentity
+    settings: RunSettings
+    data: dict[str, str]
+    metric: str | None
+    judge: str | None = None
+    measures: tuple[MeasureRecord, ...]
+    counts: Counts
+    submission: str | None = None
+
+    @property
+    def headline(self) -> MeasureRecord | None:
+        return self.measures[0] if self.measures else None
+
+
+class Timings(Config):
+    """How long a run took; a resumed run counts what it did itself. Dates are ISO 8601 in UTC."""
+
+    started: str
+    finished: str
+    answered: int
+    seconds: float
+    batch_size: int
+    workers: int
+    versions: dict[str, str] = Field(default_factory=dict[str, str])
+
+
+class JudgeRecord(Config):
+    """One exchange with a judge, kept for good."""
+
+    id: str
+    request: int
+    attempt: int
+    model: str
+    messages: tuple[dict[str, Any], ...]
+    reply: str | None
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+Record = TypeVar("Record", bound=Config)
+
+
+def encode(record: Config) -> str:
+    """Return a record as one line of JSON: keys in the order of the class, whatever was not set left out, no NaN."""
+    return json.dumps(record.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, allow_nan=False)
+
+
+def decode(kind: type[Record], text: str, where: str) -> Record:
+    """Read a record. Raises `ResultsError` naming `where`."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the line"
+        raise ResultsError(
+            f"{where} is not what this version writes ({place}: {problem['msg']}). Run with --force to start anew."
+        ) from None
+
+
+def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
+    """Yield the records of a JSONL file; of none if it is not there. A last line without its end was cut by a crash, and is skipped."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                yield decode(kind, line, f"'{path}', line {number}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def write_records(path: Path, records: Iterable[Config]) -> None:
+    """Write a JSONL file whole."""
+    write_whole(path, "".join(f"{encode(record)}\n" for record in records))
+
+
+def write_record(path: Path, record: Config) -> None:
+    """Write one record as an indented JSON file."""
+    write_whole(path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_result(folder: Path) -> TaskResult:
+    """Read a task's `results.json`. Raises `ResultsError`: missing, damaged, of another format."""
+    path = folder / RESULTS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"There is no result in '{folder}': {error.strerror}.") from None
+    result = decode(TaskResult, text, f"'{path}'")
+    if result.format != FORMAT:
+        raise ResultsError(f"'{path}' has format {result.format}; this version reads {FORMAT}.")
+    return result
+
+
+def find_results(folder: Path) -> dict[str, Path]:
+    """Return the folder of every task below a model's results, by the path below it ("pope", "vila/count"), sorted."""
+    return {path.parent.relative_to(folder).as_posix(): path.parent for path in sorted(folder.rglob(RESULTS))}
+
+
+def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, Any]:
+    """Return `metrics.json`: task -> measure -> value; a measure of a group is called "name/dimension=value"."""
+    return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
+
+
+def _label(measure: MeasureRecord) -> str:
+    return measure.name if measure.group is None else f"{measure.name}/{'='.join(measure.group)}"

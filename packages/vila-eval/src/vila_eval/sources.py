@@ -1,0 +1,265 @@
+"""Where a task's rows come from: a dataset on the Hugging Face hub, local files, or anything else with `open`.
+
+    HubDataset("lmms-lab/POPE", "test", {"question": "string", "image": "image", …})
+    LocalFiles("shapes.jsonl", {"question": "string", …})
+
+A copy of a hub dataset is found with `--data DIR`: `DIR/lmms-lab/POPE` holds the repository's files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from vila_core.media import VIDEO_SUFFIXES, Image, Video
+from vila_eval.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from vila_eval.task import Row
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where datasets are looked for.
+
+    Attributes:
+        mirror: a folder with copies of hub repositories, as `<owner>/<name>/…`; nothing is downloaded then.
+        fixtures: use each source's miniature instead of the real data.
+        cache: folder for downloads, unpacked media and miniatures.
+        offline: use only what is in the hub's cache.
+        token: access token for gated datasets.
+    """
+
+    cache: Path
+    mirror: Path | None = None
+    fixtures: bool = False
+    offline: bool = False
+    token: str | None = None
+
+
+class Rows(Protocol):
+    """The rows of a task, in a fixed order."""
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        """What identifies the data, for the results: repository, split, revision, …"""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+    def locate(self, path: str) -> Path:
+        """Return where a file that a row names is. It may be missing: opening it tells."""
+        ...
+
+
+class Source(Protocol):
+    """Where a task's rows are. Must be picklable: workers open it for themselves."""
+
+    @property
+    def description(self) -> str:
+        """One line for `vila-eval list`, such as "lmms-lab/POPE (test)"."""
+        ...
+
+    def open(self, options: DataOptions) -> Rows:
+        """Fetch and check. Raises `DataError`: missing, unreadable, or other columns than expected."""
+        ...
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """A split of a dataset on the Hugging Face hub.
+
+    Attributes:
+        repository: owner and name.
+        split: as the repository calls it.
+        columns: the columns that the task reads, each with a word on what it holds. Others may be there.
+        config: one configuration, or several one after the other; a row of several has a column "config".
+        revision: branch, tag or commit; the commit that was read is recorded.
+        archives: patterns of the files in the repository that hold media, such as "videos/*.zip" or "*.tar"; they are unpacked once,
+            and parts ("videos.tar.part.aa", "videos.tar.part.ab") are joined. Loose media files are named by patterns too.
+        data_files: pattern of the files with the rows, where the repository has no configurations.
+        fixture: writes a miniature of the repository, in its real schema, to a folder (see `vila_eval.fixtures`).
+    """
+
+    repository: str
+    split: str
+    columns: Mapping[str, str]
+    config: str | Sequence[str] | None = None
+    revision: str = "main"
+    archives: Sequence[str] = ()
+    data_files: str | None = None
+    fixture: Callable[[Path], None] | None = None
+
+    @property
+    def description(self) -> str:
+        config = "" if self.config is None else self.config if isinstance(self.config, str) else f"{len(self.config)} configurations"
+        return f"{self.repository} ({', '.join(part for part in (config, self.split) if part)})"
+
+    def open(self, options: DataOptions) -> Rows:
+        from vila_eval.hub import open_repository
+
+        repository = open_repository(self, options)
+        configs = [self.config] if isinstance(self.config, str) or self.config is None else list(self.config)
+        tables = [repository.read(self, config) for config in configs]
+        for table in tables:
+            check_columns(self.description, self.columns, table.column_names)
+        origin = {"repository": self.repository, "split": self.split, "revision": repository.revision}
+        if self.config is not None:
+            origin["config"] = ", ".join(str(config) for config in configs)
+        return _Tables(tables, configs if len(configs) > 1 else [], origin, repository.media(self.archives))
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Rows of a JSON (a list of objects), JSONL or CSV file.
+
+    Attributes:
+        path: of the file.
+        columns: the columns that the task reads, each with a word on what it holds.
+        media: the folder of images and videos that rows name by relative paths; None: the file's own.
+    """
+
+    path: Path | str
+    columns: Mapping[str, str]
+    media: Path | str | None = None
+
+    @property
+    def description(self) -> str:
+        return str(self.path)
+
+    def open(self, options: DataOptions) -> Rows:
+        path = Path(self.path).expanduser()
+        rows = read_rows(path)
+        if rows:
+            check_columns(self.description, self.columns, rows[0])
+        return _List(rows, {"file": path.name}, path.parent if self.media is None else Path(self.media).expanduser())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a JSON, JSONL or CSV file. Raises `DataError`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            rows: object = [json.loads(line) for line in text.splitlines() if line.strip()]
+        elif path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines(keepends=True)))
+        elif path.suffix == ".json":
+            rows = json.loads(text)
+        else:
+            raise DataError(f"'{path}': expected a .json, .jsonl or .csv file.")
+    except FileNotFoundError:
+        raise DataError(f"The data file '{path}' is not there.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"The data file '{path}' cannot be read: {error}") from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
+        raise DataError(f"The data file '{path}' must hold a list of objects (one a row).")
+    return cast("list[dict[str, Any]]", rows)
+
+
+def check_columns(description: str, expected: Mapping[str, str], found: Iterable[str]) -> None:
+    """Raise `DataError` where a column is missing, naming all expected and all found."""
+    found = list(found)
+    if missing := [name for name in expected if name not in found]:
+        raise DataError(
+            f"{description} has no column {', '.join(repr(name) for name in missing)}. "
+            f"Expected: {', '.join(expected)}. Found: {', '.join(found)}. The dataset may have changed: pin an older revision."
+        )
+
+
+@dataclass(frozen=True)
+class MediaFolder:
+    """The media files of a dataset, found by relative path, or by the end of one where the folders differ."""
+
+    root: Path | None
+
+    def locate(self, path: str) -> Path:
+        if self.root is None:
+            return Path(path)
+        wanted = PurePosixPath(path)
+        if ".." in wanted.parts:
+            raise DataError(f"A row names the file '{path}', which points out of the dataset's folder.")
+        direct = self.root / wanted.relative_to("/") if wanted.is_absolute() else self.root / wanted
+        if direct.exists():
+            return direct
+        for ending in range(len(wanted.parts)):
+            tail = "/".join(wanted.parts[ending:])
+            if found := self._by_name.get(wanted.name):
+                matching = [file for file in found if f"/{file.relative_to(self.root).as_posix()}".endswith(f"/{tail}")]
+                if len(matching) == 1:
+                    return matching[0]
+        return direct
+
+    @property
+    def _by_name(self) -> Mapping[str, list[Path]]:
+        return _index(self.root) if self.root else {}
+
+
+_indices: dict[Path, dict[str, list[Path]]] = {}
+
+
+def _index(root: Path) -> dict[str, list[Path]]:
+    """Files and folders (of frames) below `root` by name; read once a process, since a dataset may hold a million."""
+    if root not in _indices:
+        found: dict[str, list[Path]] = {}
+        for path in sorted(root.rglob("*")):
+            found.setdefault(path.name, []).append(path)
+        _indices[root] = found
+    return _indices[root]
+
+
+class _List:
+    def __init__(self, rows: list[dict[str, Any]], origin: Mapping[str, str], media: Path):
+        self.rows, self.origin, self._media = rows, origin, MediaFolder(media)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def locate(self, path: str) -> Path:
+        return self._media.locate(path)
+
+
+class _Tables:
+    """Tables of a hub dataset, one after the other."""
+
+    def __init__(self, tables: Sequence[Dataset], configs: Sequence[str | None], origin: Mapping[str, str], media: Path | None):
+        self.tables, self.configs, self.origin, self._media = tables, configs, origin, MediaFolder(media)
+
+    def __len__(self) -> int:
+        return sum(len(table) for table in self.tables)
+
+    def __getitem__(self, index: int) -> Row:
+        for number, table in enumerate(self.tables):
+            if index < len(table):
+                (stored,) = cast("Any", table[index]).to_pylist()
+                row: dict[str, Any] = {name: _as_media(value) for name, value in stored.items()}
+                return row | {"config": self.configs[number]} if self.configs else row
+            index -= len(table)
+        raise IndexError(index)
+
+    def locate(self, path: str) -> Path:
+        return self._media.locate(path)
+
+
+def _as_media(value: Any) -> Any:
+    """Make an `Image` or `Video` of what `datasets` gives for one that is not decoded; look into lists."""
+    if isinstance(value, list):
+        return [_as_media(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    cells = cast("dict[str, Any]", value)
+    if set(cells) != {"bytes", "path"}:
+        return {name: _as_media(cell) for name, cell in cells.items()}
+    source = cells["path"] if cells["bytes"] is None else cells["bytes"]
+    is_video = str(cells["path"] or "").lower().endswith(VIDEO_SUFFIXES) or (isinstance(source, bytes) and source[4:8] == b"ftyp")
+    return None if source is None else Video(source) if is_video else Image(source)

@@ -1,0 +1,117 @@
+"""What a benchmark is: where its rows are, how a row is asked, and how answers are scored.
+
+from vila_core import hookimpl
+from vila_eval import HubDataset, Question, Task
+
+def ask(row):
+    return Question(id=row["id"], prompt=[row["image"], row["question"]], answer=row["answer"])
+
+SHAPES = Task("shapes", HubDataset("acme/shapes", "test", {"id": "string", …}), ask, metric="exact_match")
+
+@hookimpl
+def vila_tasks():
+    return [SHAPES]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from vila_core.media import Image, Video
+from vila_core.sources import is_data_uri, is_url
+
+if TYPE_CHECKING:
+    from vila_eval.metric import AnyMetric, Submission
+    from vila_eval.sources import Rows, Source
+
+Row = Mapping[str, Any]
+"""A row of a dataset by column. Images are `vila_core.Image`s, videos `vila_core.Video`s; nothing is decoded yet."""
+
+Part = str | Image | Video
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample, as the model is asked it and as its answer is scored. All but the prompt must be JSON.
+
+    Attributes:
+        id: unique in its task, and the same in every run.
+        prompt: text, images and videos in order. None among them is left out (an optional image). A relative path of an image
+            or video is looked for among the dataset's own files.
+        answer: the reference, in the form that the metric takes (a text, a list of texts, a box); None where it is hidden.
+        options: the texts to choose from, first option first.
+        groups: breakdowns to report, such as `{"category": "Art"}`.
+        cluster: what several questions share (the picture, the video), for clustered standard errors.
+        fields: whatever else the metric or the submission file needs.
+    """
+
+    id: str
+    prompt: Sequence[Part | None]
+    answer: Any = None
+    options: Sequence[str] = ()
+    groups: Mapping[str, str] = field(default_factory=dict[str, str])
+    cluster: str | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark. Register one with the hook `vila_tasks`.
+
+    Attributes:
+        name: as users type it.
+        source: where the rows are.
+        ask: a row to a question, or to several.
+        metric: a registered metric's name, or a metric; None where the answers are scored elsewhere.
+        version: raise it with every change that may change a score: results of two versions are never mixed.
+        tags: for `--tags-include` and `--tags-exclude`; `--tasks` takes a tag too.
+        max_new_tokens: longest answer, in tokens.
+        stop: texts that end an answer.
+        num_video_frames: frames of each video, where they are part of the benchmark's definition; None: as the user says.
+        has_video: whether `--num_video_frames` concerns it.
+        keep_together: a column whose equal values `--limit` must not separate (MME asks in pairs).
+        submission: the file for the benchmark's server.
+        description: one line.
+        url: where the benchmark is described.
+    """
+
+    name: str
+    source: Source
+    ask: Callable[[Row], Question | Sequence[Question]]
+    metric: AnyMetric | str | None
+    version: int = 1
+    tags: Sequence[str] = ()
+    max_new_tokens: int = 32
+    stop: Sequence[str] = ()
+    num_video_frames: int | None = None
+    has_video: bool = False
+    keep_together: str | None = None
+    submission: Submission | None = None
+    description: str = ""
+    url: str = ""
+
+
+def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
+    """Return the questions of a row, parts that are None left out and relative paths of media found among the dataset's files."""
+    asked = task.ask(rows[index])
+    questions = [asked] if isinstance(asked, Question) else list(asked)
+    return [replace(question, prompt=[_located(part, rows) for part in question.prompt if part is not None]) for question in questions]
+
+
+def _located(part: Part, rows: Rows) -> Part:
+    if isinstance(part, str) or not isinstance(part.source, str | Path) or is_url(str(part.source)) or is_data_uri(str(part.source)):
+        return part
+    path = rows.locate(str(part.source))
+    return Image(path) if isinstance(part, Image) else Video(path, frames=part.frames, fps=part.fps)
+
+
+def resolve_metric(task: Task) -> AnyMetric | None:
+    """Return the metric object of a task. Raises `ConfigError` for a name that no plugin registers."""
+    if not isinstance(task.metric, str):
+        return task.metric
+    from vila_core.plugins import load_plugins
+
+    return cast("AnyMetric", load_plugins().metrics.get(task.metric))

@@ -1,0 +1,71 @@
+"""The drawn world of vila-tiny: questions about pictures and videos that vila-train draws; right answers match to the letter."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vila_core.errors import ConfigError, MissingDependencyError
+from vila_core.hookspecs import Named
+from vila_core.plugins import load_plugins
+from vila_eval.metrics.exact_match import EXACT_MATCH
+from vila_eval.sources import DataOptions
+from vila_eval.task import Question, Row, Task
+
+DATASET = "drawn-world"
+TESTS = ("attribute", "count", "position", "relation", "size", "word", "number", "chart", "pair", "motion", "appearance")
+"""The tests that are asked with the question last and, with `_asked`, first."""
+
+
+@dataclass(frozen=True)
+class DrawnWorld:
+    """Samples 0 to `samples` - 1 of one test of the drawn world, from the dataset that vila-train registers."""
+
+    test: str
+    samples: int = 500
+    split: str = "test"
+
+    @property
+    def description(self) -> str:
+        return f"{DATASET} ({self.test}, {self.split})"
+
+    def open(self, options: DataOptions) -> "DrawnRows":
+        datasets = load_plugins().datasets
+        if DATASET not in datasets:
+            raise MissingDependencyError("vila-train", "the drawn world", "vila-train")
+        return DrawnRows(datasets.get(DATASET), self)
+
+
+class DrawnRows:
+    """The rows; each is drawn when it is asked for."""
+
+    def __init__(self, dataset: Named, source: DrawnWorld):
+        self._dataset, self._source = dataset, source
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        return {"dataset": DATASET, "test": self._source.test, "split": self._source.split}
+
+    def __len__(self) -> int:
+        return self._source.samples
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        row = getattr(self._dataset, "row", None)
+        if row is None:
+            raise ConfigError(f"The dataset '{DATASET}' has no rows to ask for. Install vila-train of vila-eval's own version.")
+        return row(self._source.split, self._source.test, index) | {"id": f"{self._source.test}-{index}"}
+
+    def locate(self, path: str) -> Path:
+        return Path(path)
+
+
+def ask(row: Row) -> Question:
+    """The row holds the prompt as vila-tiny was trained to read it."""
+    return Question(id=row["id"], prompt=row["prompt"], answer=row["answer"], groups={"kind": row["kind"]})
+
+
+DRAWN_WORLD = tuple(
+    Task(f"vila/{test}", DrawnWorld(test), ask, EXACT_MATCH, tags=("local", "vila/blocks"), description="The drawn world of vila-tiny.")
+    for test in (*TESTS, "in_context", *(f"{test}_asked" for test in TESTS))
+)

@@ -1,0 +1,5 @@
+"""Questions about videos."""
+
+from vila_eval.task import Task
+
+VIDEO_TASKS: tuple[Task, ...] = ()
