@@ -4,6 +4,7 @@
 """
 
 from vila_eval.metrics.exact_match import EXACT_MATCH
+from vila_eval.metrics.multiple_choice import MULTIPLE_CHOICE
 from vila_eval.metrics.yes_no import POPE_METRIC
 
-ALL = (EXACT_MATCH, POPE_METRIC)
+ALL = (EXACT_MATCH, MULTIPLE_CHOICE, POPE_METRIC)

@@ -6,7 +6,10 @@ No benchmark's official parser (see `mmmu` for MMMU's), but the forms that model
 import re
 from collections.abc import Sequence
 
+from vila_core.errors import ConfigError
+from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.inputs import require_options, require_text
+from vila_eval.task import Question
 
 _EMPHASIS = "*_`\"'“”‘’"
 # "B or C", "(B)/(C)", "B, D": two letters are no answer. "C, I think": one is.
@@ -90,3 +93,18 @@ def _words(text: str) -> str:
 
 def _only(letters: list[str]) -> str | None:
     return letters[0] if len(letters) == 1 else None
+
+
+def _score(answer: str, question: Question) -> Score:
+    letters = [chr(ord("A") + index) for index in range(len(require_options(question.options)))]
+    if question.answer not in letters:
+        raise ConfigError(
+            f"Question '{question.id}' has {len(letters)} options and the answer {question.answer!r}. "
+            f"The metric 'multiple_choice' expects one of the letters {', '.join(letters)}."
+        )
+    said = extract_letter(answer, question.options)
+    return Score({"accuracy": float(said == question.answer)}, parsed=said, unread=None if said else "no single option named")
+
+
+MULTIPLE_CHOICE = MeanMetric("multiple_choice", _score)
+"""Accuracy of the letters that `extract_letter` reads, for questions with `options` and a letter as the answer."""
