@@ -54,6 +54,22 @@ def test_batch_answers_are_the_single_answers(model: vila.Vila):
     assert model.generate_batch([]) == []
 
 
+def test_media_of_a_batch_go_to_their_own_prompts(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
+    prompts = [["what?", picture(90, 60)], "no picture", ["a video:", clip_of(3)], ["two:", picture(40, 40, 1), "and", picture(40, 80, 2)]]
+    alone = [model.inspect(prompt) for prompt in prompts]
+    for tiles_at_once in (1, 3, 64):
+        monkeypatch.setattr("vila_core.runtime.TILES_AT_ONCE", tiles_at_once)
+        together = model._embed([model.prepare(prompt) for prompt in prompts])
+        for one, embedded in zip(alone, together, strict=True):
+            torch.testing.assert_close(embedded.embeds, one.inputs_embeds, rtol=1e-4, atol=1e-5)
+            assert embedded.token_counts == one.token_counts
+
+
+def test_a_prompt_prepared_ahead_is_answered_as_it_is(model: vila.Vila):
+    prompt = ["what is this?", picture(90, 60)]
+    assert model.generate_batch([model.prepare(prompt), prompt], max_new_tokens=8) == [model.generate(prompt, max_new_tokens=8)] * 2
+
+
 def test_sampling_is_repeatable(model: vila.Vila):
     settings = {"max_new_tokens": 10, "temperature": 1.0, "top_p": 0.95}
     first = model.generate("tell me", seed=3, **settings)

@@ -6,6 +6,7 @@ Dimensions: T' tokens with media spliced in, D language model width, V vocabular
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -20,7 +21,7 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import PromptError
 from vila_core.media import MediaLimits
-from vila_core.model import VilaModel
+from vila_core.model import TILES_AT_ONCE, VilaModel
 from vila_core.preprocess import Tiles
 from vila_core.prompt import PreparedPrompt, Prompt, prepare
 from vila_core.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ class _Embedded:
     blocks: list[Tensor]
     embeds: Tensor
     token_counts: dict[str, int]
-    seconds: float
+    seconds: float = 0.0  # an equal share of what was encoded together
 
     @property
     def usage(self) -> Usage:
@@ -118,7 +119,7 @@ class Vila:
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def generate(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> str:
+    def generate(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> str:
         """Return the answer's text."""
         return self.complete(prompt, **settings).text
 
@@ -126,11 +127,11 @@ class Vila:
         """Return the next answer of a conversation."""
         return self.complete(messages, **settings).text
 
-    def generate_batch(self, prompts: Sequence[Prompt], **settings: Unpack[GenerationSettings]) -> list[str]:
+    def generate_batch(self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]) -> list[str]:
         """Return the answers to several prompts, computed together; each is what `generate` would give."""
         return [completion.text for completion in self.complete_batch(prompts, **settings)]
 
-    def complete(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Completion:
+    def complete(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> Completion:
         """Return the answer with its token ids, why it ended, token counts and timings.
 
         Raises:
@@ -141,21 +142,21 @@ class Vila:
         return self.complete_batch([prompt], **settings)[0]
 
     @torch.inference_mode()
-    def complete_batch(self, prompts: Sequence[Prompt], **settings: Unpack[GenerationSettings]) -> list[Completion]:
+    def complete_batch(self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]) -> list[Completion]:
         """Return a completion for each of several prompts, computed together."""
         generation = GenerationConfig.model_validate(settings)
-        embedded = [self._embed(self.prepare(prompt)) for prompt in prompts]
+        embedded = self._embed([self.prepare(prompt) for prompt in prompts])
         if not embedded:
             return []
         sequences = [one.embeds for one in embedded]
         answers = generate(self.network.llm, sequences, generation, self.tokenizer, self.stop_token_ids)
         return [self._completion(one, answer) for one, answer in zip(embedded, answers, strict=True)]
 
-    def stream(self, prompt: Prompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
+    def stream(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
         """Yield the answer piece by piece. Errors are raised before the first piece."""
         generation = GenerationConfig.model_validate(settings)
         with torch.inference_mode():
-            embedded = self._embed(self.prepare(prompt))
+            (embedded,) = self._embed([self.prepare(prompt)])
         return self._pieces(embedded, generation)
 
     def _pieces(self, embedded: _Embedded, generation: GenerationConfig) -> Iterator[str]:
@@ -178,14 +179,14 @@ class Vila:
         return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
 
     @torch.inference_mode()
-    def inspect(self, prompt: Prompt, *, num_logits: int = 16) -> Inspection:
+    def inspect(self, prompt: Prompt | PreparedPrompt, *, num_logits: int = 16) -> Inspection:
         """Return what the model sees of `prompt`, step by step, without generating.
 
         Args:
             prompt: as for `generate`.
             num_logits: of how many last positions to compute the scores.
         """
-        embedded = self._embed(self.prepare(prompt))
+        (embedded,) = self._embed([self.prepare(prompt)])
         hidden = self.network.llm(embedded.embeds[None])[0]
         prepared = embedded.prompt
         tiles = [*prepared.images, *prepared.videos]
@@ -202,23 +203,47 @@ class Vila:
             token_counts=embedded.token_counts,
         )
 
-    def prepare(self, prompt: Prompt) -> PreparedPrompt:
-        """Load and tile the media of `prompt`, render its template and tokenize. Needs no GPU."""
+    def prepare(self, prompt: Prompt | PreparedPrompt) -> PreparedPrompt:
+        """Load and tile the media of `prompt`, render its template and tokenize. Needs no GPU; another thread may do it ahead.
+
+        Every method that takes a prompt takes a prepared one too.
+        """
+        if isinstance(prompt, PreparedPrompt):
+            return prompt
         return prepare(prompt, self.config, self.tokenizer, self.template, self.limits)
 
-    def _embed(self, prompt: PreparedPrompt) -> _Embedded:
+    def _embed(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
+        """Embed prompts; the media of neighbours pass the tower together, as far as its memory is bounded."""
+        together: list[list[PreparedPrompt]] = []
+        tiles = 0
+        for prompt in prompts:
+            own = sum(len(medium.pixels) for medium in (*prompt.images, *prompt.videos))
+            if not together or tiles + own > TILES_AT_ONCE:
+                together.append([])
+                tiles = 0
+            together[-1].append(prompt)
+            tiles += own
+        return [embedded for neighbours in together for embedded in self._embed_together(neighbours)]
+
+    def _embed_together(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
         started = time.perf_counter()
         network = self.network
-        images, videos = network.image_blocks(prompt.images), network.video_blocks(prompt.videos)
-        counts = {"text": sum(token not in network.media_token_ids.values() for token in prompt.input_ids)}
-        lengths = iter(len(block) for block in images)
-        for number, image in enumerate(prompt.images, 1):
-            counts[f"image {number}"] = sum(next(lengths) for _ in range(len(image.pixels) if image.is_separate else 1))
-        counts |= {f"video {number}": len(block) for number, block in enumerate(videos, 1)}
-        self._check_context(counts)
-        input_ids = torch.tensor(prompt.input_ids, device=self.device)
-        embeds = network.splice(input_ids, network.llm.embed(input_ids[None])[0], {"image": images, "video": videos})
-        return _Embedded(prompt, [*images, *videos], embeds, counts, time.perf_counter() - started)
+        images = iter(network.image_blocks([image for prompt in prompts for image in prompt.images]))
+        videos = iter(network.video_blocks([video for prompt in prompts for video in prompt.videos]))
+        embedded: list[_Embedded] = []
+        for prompt in prompts:
+            counts = {"text": sum(token not in network.media_token_ids.values() for token in prompt.input_ids)}
+            of_images = [list(islice(images, len(image.pixels) if image.is_separate else 1)) for image in prompt.images]
+            of_videos = list(islice(videos, len(prompt.videos)))
+            counts |= {f"image {number}": sum(map(len, blocks)) for number, blocks in enumerate(of_images, 1)}
+            counts |= {f"video {number}": len(block) for number, block in enumerate(of_videos, 1)}
+            self._check_context(counts)
+            blocks = {"image": [block for of_image in of_images for block in of_image], "video": of_videos}
+            input_ids = torch.tensor(prompt.input_ids, device=self.device)
+            embeds = network.splice(input_ids, network.llm.embed(input_ids[None])[0], blocks)
+            embedded.append(_Embedded(prompt, [*blocks["image"], *blocks["video"]], embeds, counts))
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return [replace(one, seconds=seconds) for one in embedded]
 
     def _check_context(self, counts: dict[str, int]) -> None:
         context, needed = self.config.language_model.max_length, sum(counts.values())
