@@ -60,7 +60,7 @@ def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
     session.install(*TESTED_SET, *EDITABLE, "hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
     arguments = session.posargs or ["-n", "auto"]
-    session.run("pytest", "--ignore=tests/timm", "--ignore=tests/docs", *arguments, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "--ignore=tests/timm", "--ignore=tests/lmms_eval", "--ignore=tests/docs", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 # ------------------------------------------------------------------------------------------------ the code
@@ -101,6 +101,18 @@ def timm(session: nox.Session) -> None:
     session.install(*TESTED_SET, "--no-deps", "torchvision")  # its own pin of torch may name another build of the same version
     session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
     session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
+def lmms(session: nox.Session) -> None:
+    """Run a benchmark in the real lmms-eval with the model that vila-eval gives it."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "packages/vila-eval", "accelerate", "pytest")
+    # It asks for fifty packages, among them wandb, a second build of torch through torchvision, and an older PyAV than the tested one.
+    # Its evaluator imports these only.
+    session.install(*TESTED_SET, *("evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp"))
+    session.install("--no-deps", "lmms-eval==0.7.3")
+    session.run("pytest", "tests/lmms_eval", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(requires=["core"])

@@ -1,0 +1,147 @@
+"""The model `vila_kit` in the real lmms-eval: its registry, its evaluator, a task of its own. Run by `nox -s lmms`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.models import get_model
+from lmms_eval.tasks import TaskManager
+
+import vila_core
+from vila_core.errors import ConfigError, GenerationError, MediaError
+from vila_eval.lmms_eval_bridge.model import VilaKit, as_conversation, generation_settings
+
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+PICTURES = [case for case in json.loads((MEDIA / "questions.json").read_text()) if not case["media"][0].endswith(".mp4")]
+VIDEO = next(case for case in json.loads((MEDIA / "questions.json").read_text()) if case["media"][0].endswith(".mp4"))
+
+FUNCTIONS = """
+from PIL import Image
+
+def visual(row):
+    return [Image.open(path).convert("RGB") if path.endswith(".png") else path for path in row["media"]]
+
+def text(row, lmms_eval_specific_kwargs=None):
+    return row["text"]
+
+def rounds(row, lmms_eval_specific_kwargs=None, round_idx=None, previous_output=None, previous_round_info=None):
+    if round_idx is None:
+        return row["text"]
+    if round_idx == row["rounds"]:
+        return None, None, True, previous_output, None
+    return visual(row), f"{row['text']} {previous_output[-1]}", False, previous_output, None
+
+def results(row, answers):
+    answers = answers[0] if isinstance(answers[0], list) else answers
+    return {"right": float(answers[0] == row["answer"]), "answers": {"answers": answers}}
+
+def mean(values):
+    return sum(values) / len(values)
+"""
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: {kind}
+doc_to_visual: !function functions.visual
+doc_to_text: !function functions.{text}
+doc_to_target: answer
+process_results: !function functions.results
+generation_kwargs:
+  max_new_tokens: 32
+  do_sample: false
+metric_list:
+  - metric: right
+    aggregation: !function functions.mean
+    higher_is_better: true
+"""
+
+
+def evaluate(folder: Path, rows: list[dict[str, Any]], *, kind: str = "generate_until", text: str = "text", **arguments: Any) -> Any:
+    """Let lmms-eval's own evaluator ask `rows`, as `lmms-eval --model vila_kit --include_path …` does."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "functions.py").write_text(FUNCTIONS)
+    (folder / "drawn.yaml").write_text(TASK.format(name="drawn", data=folder / "rows.jsonl", kind=kind, text=text))
+    tasks = TaskManager(include_path=str(folder), include_defaults=False)
+    return simple_evaluate("vila_kit", model_args="device=cpu", tasks=["drawn"], task_manager=tasks, bootstrap_iters=0, **arguments)
+
+
+def a_row(case: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {**case, "media": [str(MEDIA / name) for name in case["media"]], **more}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def test_lmms_eval_finds_the_model() -> None:
+    assert get_model("vila_kit") is VilaKit
+
+
+def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
+    found = evaluate(tmp_path, [a_row(case) for case in PICTURES], batch_size=3)
+    model = vila_core.load(device="cpu")
+    expected = [model.generate([*(vila_core.Image(MEDIA / name) for name in case["media"]), case["text"]]) for case in PICTURES]
+    assert [sample["filtered_resps"][0] for sample in found["samples"]["drawn"]] == expected
+    assert expected == [case["answer"] for case in PICTURES]
+    assert found["results"]["drawn"]["right,none"] == 1.0
+
+
+def test_videos_are_asked_by_path(tmp_path: Path) -> None:
+    assert evaluate(tmp_path, [a_row(VIDEO)])["results"]["drawn"]["right,none"] == 1.0
+
+
+def test_rounds_see_the_earlier_answers(tmp_path: Path) -> None:
+    rows = [a_row(case, rounds=number) for number, case in enumerate(PICTURES[:3], 1)]
+    found = evaluate(tmp_path, rows, kind="generate_until_multi_round", text="rounds")
+    model = vila_core.load(device="cpu")
+    expected: list[list[str]] = []
+    for case, row in zip(PICTURES, rows, strict=False):
+        picture = vila_core.Image(MEDIA / case["media"][0])
+        answers = [model.generate([picture, case["text"]], max_new_tokens=32)]
+        for _ in range(1, row["rounds"]):
+            answers.append(model.generate([picture, f"{case['text']} {answers[-1]}"], max_new_tokens=32))
+        expected.append(answers)
+    samples = sorted(found["samples"]["drawn"], key=lambda sample: sample["doc_id"])
+    assert [sample["answers"]["answers"] for sample in samples] == expected
+    assert [len(answers) for answers in expected] == [1, 2, 3]
+
+
+def test_likelihoods_are_refused() -> None:
+    model = VilaKit(device="cpu")
+    with pytest.raises(GenerationError, match="computes no likelihoods"):
+        model.loglikelihood([])
+
+
+def test_generation_arguments_are_translated() -> None:
+    assert generation_settings({"max_new_tokens": 16, "temperature": 0, "top_p": None, "num_beams": 1, "until": ["\n\n"]}) == {
+        "max_new_tokens": 16,
+        "temperature": 0,
+        "stop": [],
+    }
+    assert generation_settings({"until": "ASSISTANT:"})["stop"] == ["ASSISTANT:"]
+    assert generation_settings({"do_sample": False, "temperature": 1.0})["temperature"] == 0.0
+    with pytest.raises(GenerationError, match="num_beams=3"):
+        generation_settings({"num_beams": 3})
+    with pytest.warns(UserWarning, match="skip_special_tokens"):
+        generation_settings({"skip_special_tokens": False})
+
+
+def test_what_the_model_cannot_take_is_refused() -> None:
+    def ask(part: dict[str, Any]) -> None:
+        as_conversation([{"role": "user", "content": [part]}])
+
+    with pytest.raises(MediaError, match="asks about audio"):
+        ask({"type": "audio", "url": "speech.wav"})
+    with pytest.raises(MediaError, match="part of a video"):
+        ask({"type": "video", "url": {"path": "long.mp4", "video_start": 3.0}})
+    with pytest.raises(ConfigError, match="max_tiles='many'"):
+        VilaKit(max_tiles="many")  # type: ignore[arg-type]
