@@ -1,0 +1,61 @@
+"""Numbers as people read them: shares in percent, points as they are, each with its standard error."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from vila_eval.metric import Unit
+from vila_eval.records import MeasureRecord, RunSettings
+
+
+def format_value(value: float, unit: Unit) -> str:
+    """Return "71.3" for the share 0.713; points with two decimals, or one from 100 on. No sign for percent."""
+    return f"{100 * value:.1f}" if unit == "share" else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
+def format_error(standard_error: float | None, unit: Unit) -> str:
+    """Return "± 1.2" as `format_value` writes it; empty where the error is not known."""
+    return "" if standard_error is None else f"± {format_value(standard_error, unit)}"
+
+
+def format_measure(measure: MeasureRecord) -> str:
+    """Return "71.3 ± 1.2"."""
+    return f"{format_value(measure.value, measure.unit)} {format_error(measure.standard_error, measure.unit)}".rstrip()
+
+
+def format_p_value(p_value: float | None) -> str:
+    """Return "0.032", "< 0.001", or "–" where there is no test."""
+    return "–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def format_reference(reference: Any) -> str:
+    """Return a reference of any form as one text; of several equal texts (ten people's answers) one with its count."""
+    if reference is None:
+        return ""
+    if isinstance(reference, list) and all(isinstance(item, str) for item in cast("list[object]", reference)):
+        answers = cast("list[str]", reference)
+        counts = {answer: answers.count(answer) for answer in dict.fromkeys(answers)}
+        return " | ".join(answer if count == 1 else f"{answer} ({count}×)" for answer, count in counts.items())
+    if isinstance(reference, str):
+        return reference
+    import json
+
+    return json.dumps(reference, ensure_ascii=False)
+
+
+def format_settings(settings: RunSettings) -> dict[str, str]:
+    """Return the settings that were given, by their names in words."""
+    given: dict[str, object] = {
+        "max new tokens": settings.max_new_tokens,
+        "stop": None if not settings.stop else " ".join(repr(text) for text in settings.stop),
+        "video frames": settings.num_video_frames,
+        "max tiles": settings.max_tiles,
+        "chat template": settings.chat_template,
+        "limit": settings.limit,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most `most` characters, and how many were left out."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"

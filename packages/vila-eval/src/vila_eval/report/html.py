@@ -1,0 +1,214 @@
+"""The report of a model: one HTML page that needs nothing else, neither scripts nor the network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from vila_eval.errors import ResultsError
+from vila_eval.hub import FIXTURE_REVISION
+from vila_eval.records import (
+    REPORT,
+    SAMPLES,
+    TIMINGS,
+    MeasureRecord,
+    ModelIdentity,
+    SampleRecord,
+    TaskResult,
+    Timings,
+    decode,
+    find_results,
+    read_records,
+    read_result,
+    write_whole,
+)
+from vila_eval.report.formatting import format_error, format_measure, format_reference, format_settings, format_value, shorten
+from vila_eval.report.pictures import choose_wrong, picture_path
+from vila_eval.report.plots import axis_end, draw_bar
+
+FIRST_CARDS = 6
+"""Wrong answers of a task that are in view; the others are unfolded."""
+
+LONGEST_TEXT = 700
+"""Characters of a prompt or an answer that are shown: subtitles can be a book."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A row of a plot: its label, its plot, and the number in words."""
+
+    label: str
+    plot: Markup
+    measure: MeasureRecord
+    link: str | None = None
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Bars that share an axis; `ticks` are the labels of its start, middle and end."""
+
+    title: str
+    bars: Sequence[Bar]
+    ticks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """The measures of each value of one dimension of the groups: the headline as a plot, all in a table."""
+
+    plot: Plot
+    names: Sequence[str]
+    rows: Mapping[str, Mapping[str, MeasureRecord]]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A wrong answer in the gallery. `picture` is a data URI."""
+
+    sample: SampleRecord
+    prompt: str
+    media: str
+    picture: str | None
+    reference: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says of one task. `name` is that of its folder, which tells two runs with other frames apart."""
+
+    name: str
+    anchor: str
+    result: TaskResult
+    is_miniature: bool
+    overall: Sequence[MeasureRecord]
+    breakdowns: Sequence[Breakdown]
+    settings: Mapping[str, str]
+    speed: str | None
+    cards: Sequence[Card]
+    wrong: int
+
+
+def write_report(model_folder: Path) -> Path:
+    """Write `report.html` into a model's results folder, from what its tasks' folders hold, and return its path.
+
+    The same results give the same bytes. Raises `ResultsError`: no results there, or damaged ones.
+    """
+    folders = find_results(model_folder)
+    if not folders:
+        raise ResultsError(f"There are no results in '{model_folder}'. Name the folder of a model, such as results/vila-tiny.")
+    sections = [_read_section(name, folder, number) for number, (name, folder) in enumerate(folders.items(), 1)]
+    models = list(dict.fromkeys(_identity(section.result.model) for section in sections))
+    page = render(
+        "report.html",
+        models=models,
+        sections=sections,
+        overview=_overview(sections),
+        miniatures=[section.name for section in sections if section.is_miniature],
+        limits=sorted({section.result.settings.limit for section in sections if section.result.settings.limit is not None}),
+        first_cards=FIRST_CARDS,
+    )
+    path = model_folder / REPORT
+    write_whole(path, page)
+    return path
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill one of the package's templates. All texts are escaped: answers and datasets are not to be trusted."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("vila_eval.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: dict[str, Any] = environment.filters
+    filters |= {"measure": format_measure, "number": format_value, "error": format_error, "shorten": shorten}
+    return environment.get_template(template).render(**values, longest=LONGEST_TEXT)
+
+
+def _identity(model: ModelIdentity) -> tuple[str, str, str]:
+    return model.name, model.source, model.digest
+
+
+def _read_section(name: str, folder: Path, number: int) -> Section:
+    result = read_result(folder)
+    headline = result.headline
+    higher_is_better = headline is None or headline.higher_is_better is not False
+    wrong, count = choose_wrong(read_records(SampleRecord, folder / SAMPLES), higher_is_better=higher_is_better)
+    return Section(
+        name,
+        f"task-{number}",
+        result,
+        result.data.get("revision") == FIXTURE_REVISION,
+        [measure for measure in result.measures if measure.group is None],
+        list(_breakdowns(result.measures)),
+        format_settings(result.settings),
+        _speed(folder / TIMINGS),
+        [_card(sample, folder, headline) for sample in wrong],
+        count,
+    )
+
+
+def _speed(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    timings = decode(Timings, path.read_text(encoding="utf-8"), f"'{path}'")
+    versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
+    return (
+        f"{timings.answered:,} answers in {timings.seconds:,.1f} s, {timings.batch_size} at a time, workers: {timings.workers}. {versions}"
+    )
+
+
+def _overview(sections: Sequence[Section]) -> Plot | None:
+    """Plot the headlines that are shares: these have one axis in common."""
+    found = [(section, section.result.headline) for section in sections]
+    bars = [
+        Bar(section.name, draw_bar(headline.value, headline.standard_error, 1.0), headline, f"#{section.anchor}")
+        for section, headline in found
+        if headline is not None and headline.unit == "share"
+    ]
+    return Plot("Headline of each task, in percent", bars, ("0", "50", "100 %")) if bars else None
+
+
+def _breakdowns(measures: Sequence[MeasureRecord]) -> Iterator[Breakdown]:
+    dimensions = dict.fromkeys(measure.group[0] for measure in measures if measure.group is not None)
+    for dimension in dimensions:
+        rows: dict[str, dict[str, MeasureRecord]] = {}
+        for measure in measures:
+            if measure.group is not None and measure.group[0] == dimension:
+                rows.setdefault(measure.group[1], {})[measure.name] = measure
+        names = list(dict.fromkeys(name for row in rows.values() for name in row))
+        plotted = {label: row[names[0]] for label, row in rows.items() if names[0] in row}
+        yield Breakdown(_plot(f"{names[0]} by {dimension}", plotted), names, rows)
+
+
+def _plot(title: str, measures: Mapping[str, MeasureRecord]) -> Plot:
+    unit = next(iter(measures.values())).unit
+    end = 1.0 if unit == "share" else axis_end(max(measure.value + (measure.standard_error or 0.0) for measure in measures.values()))
+    bars = [Bar(label, draw_bar(measure.value, measure.standard_error, end), measure) for label, measure in measures.items()]
+    ticks = ("0", "50", "100 %") if unit == "share" else ("0", f"{end / 2:g}", f"{end:g}")
+    return Plot(title, bars, ticks)
+
+
+def _card(sample: SampleRecord, folder: Path, headline: MeasureRecord | None) -> Card:
+    path = picture_path(folder, sample.id)
+    picture = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
+    media = [part for part in sample.prompt if part.kind != "text"]
+    value = next(iter((sample.values or {}).values()), None)
+    return Card(
+        sample,
+        "\n".join(part.text.strip() for part in sample.prompt if part.text is not None),
+        ", ".join(f"{part.kind} {part.file}" if part.file else part.kind for part in media),
+        picture,
+        format_reference(sample.reference),
+        "" if value is None or headline is None else format_value(value, headline.unit),
+    )

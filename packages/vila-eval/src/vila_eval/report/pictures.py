@@ -1,0 +1,130 @@
+"""Which samples a report shows, and their thumbnails."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.errors import MediaError
+from vila_core.media import Image, Video
+from vila_eval.records import PICTURES, SampleRecord
+from vila_eval.task import Question
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+GALLERY = 24
+"""Samples of a task that a report shows."""
+
+PANELS = 4
+"""Most pictures of one thumbnail: images of the prompt, or frames of a video."""
+
+PANEL_SIZES = {1: 224, 2: 160, 3: 128, 4: 112}
+"""Longer side of a panel in pixels, by how many there are."""
+
+GAP = 4
+
+
+def choose_wrong(samples: Iterable[SampleRecord], *, higher_is_better: bool = True, most: int = GALLERY) -> tuple[list[SampleRecord], int]:
+    """Return up to `most` samples that are not wholly right, the worst first, then in the data's order; and how many there are in all.
+
+    What counts is the first of a sample's values: wrong is one below the best (1, or the highest that there is, where scores go beyond).
+    Failed samples are always wrong. Samples without a score (not scored yet, or not judged) are neither.
+    """
+    sign = 1.0 if higher_is_better else -1.0
+    marks: list[tuple[float, bool]] = []  # of each scored sample: its worth, and whether it failed
+
+    def scored() -> Iterator[tuple[float, SampleRecord]]:
+        for sample in samples:
+            if sample.values:
+                worth = sign * next(iter(sample.values.values()))
+                marks.append((worth, sample.error is not None))
+                yield worth, sample
+
+    # One pass, and only `most` samples held: a data set may have hundreds of thousands. Equal ones keep their order.
+    worst = heapq.nsmallest(most, scored(), key=lambda item: item[0])
+    best = max((worth for worth, _ in marks), default=0.0)
+    best = max(best, 1.0 if higher_is_better else 0.0)
+    wrong = [sample for worth, sample in worst if worth < best or sample.error is not None]
+    return wrong, sum(worth < best or failed for worth, failed in marks)
+
+
+def picture_path(folder: Path, sample_id: str) -> Path:
+    """Return where the thumbnail of a sample is, in a task's results folder."""
+    return folder / PICTURES / f"{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}.jpg"
+
+
+def save_pictures(samples: Sequence[SampleRecord], ask: Callable[[int], Question], folder: Path, *, higher_is_better: bool = True) -> None:
+    """Write a thumbnail of each sample that the report will show, and remove those of earlier runs.
+
+    A medium that cannot be read leaves its sample without a picture.
+
+    Args:
+        samples: of a task, scored.
+        ask: gives the question of a sample's index, with its media.
+        folder: the task's results.
+        higher_is_better: the direction of the samples' first value.
+    """
+    chosen, _ = choose_wrong(samples, higher_is_better=higher_is_better)
+    kept: set[Path] = set()
+    for sample in chosen:
+        try:
+            picture = draw_thumbnail(ask(sample.index))
+        except MediaError:
+            continue
+        if picture is not None:
+            path = picture_path(folder, sample.id)
+            _write(path, picture)
+            kept.add(path)
+    for path in (folder / PICTURES).glob("*.jpg"):
+        if path not in kept:
+            path.unlink()
+
+
+def draw_thumbnail(question: Question) -> bytes | None:
+    """Return a JPEG of a question's media side by side, at most `PANELS` of them; None without media. Raises `MediaError`."""
+    media = [part for part in question.prompt if isinstance(part, Image | Video)]
+    if not media:
+        return None
+    import PIL.Image
+
+    panels: list[PIL.Image.Image] = []
+    for medium in media:
+        if room := PANELS - len(panels):
+            panels += [_shrink(picture, PANEL_SIZES[1]) for picture in _load(medium, room)]
+    panels = [_shrink(panel, PANEL_SIZES[len(panels)]) for panel in panels]
+    width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
+    sheet = PIL.Image.new("RGB", (width, max(panel.height for panel in panels)), (255, 255, 255))
+    left = 0
+    for panel in panels:
+        sheet.paste(panel, (left, (sheet.height - panel.height) // 2))
+        left += panel.width + GAP
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=82)
+    return file.getvalue()
+
+
+def _load(medium: Image | Video, room: int) -> list[PIL.Image.Image]:
+    if isinstance(medium, Image):
+        return [medium.load()]
+    loaded = Video(medium.source, frames=room).load(room)
+    # A video of fewer frames gives some of them twice.
+    return list(dict(zip(loaded.indices, loaded.frames, strict=True)).values())[:room]
+
+
+def _shrink(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
+    """Return a copy whose longer side is at most `size` pixels, without metadata."""
+    scale = min(1.0, size / max(picture.size))
+    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), reducing_gap=3.0)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)

@@ -1,0 +1,50 @@
+"""Bars with error bars, as inline SVG. Lengths are in percent, so that a plot is as wide as its cell and text stays HTML."""
+
+from __future__ import annotations
+
+import math
+
+from markupsafe import Markup
+
+STEPS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+
+
+def axis_end(largest: float) -> float:
+    """Return the round number at which an axis that must hold `largest` ends, such as 200 for 160."""
+    if largest <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(largest))
+    return next(step * power for step in STEPS if step * power >= largest * (1 - 1e-9))
+
+
+def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
+    """Return a bar from 0 to `value` on an axis that ends at `end`, a line of one standard error to each side, and quarter lines.
+
+    What is beyond the axis is cut off. It is for the eye: the number must stand beside it.
+    """
+    grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 25, 50, 75, 100))
+    bar = f'<rect class="bar" x="0" y="5" width="{_percent(value, end)}%" height="12" rx="2"/>'
+    whisker = ""
+    if standard_error:
+        left, right = _percent(value - standard_error, end), _percent(value + standard_error, end)
+        whisker = f'<line class="error" x1="{left}%" x2="{right}%" y1="11" y2="11"/>' + "".join(
+            f'<line class="error" x1="{x}%" x2="{x}%" y1="7" y2="15"/>' for x in (left, right)
+        )
+    return Markup('<svg class="plot" height="22" aria-hidden="true">{}</svg>').format(Markup(grid + bar + whisker))
+
+
+def draw_difference(difference: float, standard_error: float | None, end: float) -> Markup:
+    """Return a bar from the middle (no difference) to the right (a gain) or left, on an axis from -`end` to `end`."""
+    middle, tip = 50.0, _percent(difference + end, 2 * end)
+    left, width = min(middle, tip), round(abs(tip - middle), 2)
+    bar = f'<rect class="{"gain" if difference > 0 else "loss"}" x="{left}%" y="5" width="{width}%" height="12" rx="2"/>'
+    whisker = ""
+    if standard_error:
+        start, stop = _percent(difference - standard_error + end, 2 * end), _percent(difference + standard_error + end, 2 * end)
+        whisker = f'<line class="error" x1="{start}%" x2="{stop}%" y1="11" y2="11"/>'
+    grid = '<line class="grid" x1="50%" x2="50%" y1="0" y2="22"/>'
+    return Markup('<svg class="plot" height="22" aria-hidden="true">{}</svg>').format(Markup(bar + whisker + grid))
+
+
+def _percent(value: float, end: float) -> float:
+    return round(100 * min(1.0, max(0.0, value / end)), 2)
