@@ -7,7 +7,7 @@ import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -100,22 +100,25 @@ def open_repository(source: HubDataset, options: DataOptions) -> Repository:
     """Find the repository of `source`: its miniature, a copy, or the hub. Raises `DataError`."""
     name = source.repository
     if options.fixtures:
-        return Repository(name, FIXTURE_REVISION, _write_fixture(source, options.cache / "fixtures"), options)
+        return Repository(name, FIXTURE_REVISION, write_fixture(name, source.fixture, options.cache / "fixtures"), options)
     if options.mirror is not None:
         folder = options.mirror / name
         if not folder.is_dir():
             raise DataError(f"There is no copy of {name} in '{options.mirror}': expected the folder '{folder}'.")
         return Repository(name, _digest_of_names(folder), folder, options)
+    if source.media_from is not None:
+        raise DataError(f"{name} does not hold its media. Get them from {source.media_from}. {_ADVICE.format(name)} Put them into it.")
     return Repository(name, _resolve_commit(source, options), None, options)
 
 
-def _write_fixture(source: HubDataset, root: Path) -> Path:
-    if source.fixture is None:
-        raise DataError(f"{source.repository} has no miniature; leave --fixtures out, or give the dataset's `fixture`.")
-    folder = root / str(os.getpid()) / source.repository
+def write_fixture(name: str, fixture: Callable[[Path], None] | None, root: Path) -> Path:
+    """Return the folder of a source's miniature, written once a process. Raises `DataError` where it has none."""
+    if fixture is None:
+        raise DataError(f"{name} has no miniature; leave --fixtures out, or give the source's `fixture`.")
+    folder = root / str(os.getpid()) / name
     if not folder.exists():
         with _written_whole(folder) as unfinished:
-            source.fixture(unfinished)
+            fixture(unfinished)
     return folder
 
 

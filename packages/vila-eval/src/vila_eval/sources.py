@@ -87,6 +87,8 @@ class HubDataset:
             and parts ("videos.tar.part.aa", "videos.tar.part.ab") are joined. Loose media files are named by patterns too.
         data_files: pattern of the files with the rows, where the repository has no configurations.
         fixture: writes a miniature of the repository, in its real schema, to a folder (see `vila_eval.fixtures`).
+        media_from: where users get the media that rows name, if the repository does not hold them. They belong to a copy of the
+            repository, below its folder, so that `--data` is needed.
     """
 
     repository: str
@@ -97,6 +99,7 @@ class HubDataset:
     archives: Sequence[str] = ()
     data_files: str | None = None
     fixture: Callable[[Path], None] | None = None
+    media_from: str | None = None
 
     @property
     def description(self) -> str:
@@ -122,25 +125,40 @@ class LocalFiles:
     """Rows of a JSON (a list of objects), JSONL or CSV file.
 
     Attributes:
-        path: of the file.
+        path: of the file. With `--data DIR` a relative one starts from DIR.
         columns: the columns that the task reads, each with a word on what it holds.
         media: the folder of images and videos that rows name by relative paths; None: the file's own.
+        fixture: writes a miniature to a folder, the file in it by its name, media beside it.
+        obtain: where users get the file and its media, for the message when it is not there.
     """
 
     path: Path | str
     columns: Mapping[str, str]
     media: Path | str | None = None
+    fixture: Callable[[Path], None] | None = None
+    obtain: str = ""
 
     @property
     def description(self) -> str:
         return str(self.path)
 
     def open(self, options: DataOptions) -> Rows:
-        path = Path(self.path).expanduser()
+        from vila_eval.hub import FIXTURE_REVISION, write_fixture
+
+        root = Path() if options.mirror is None else options.mirror
+        path = root / Path(self.path).expanduser()
+        media = path.parent if self.media is None else root / Path(self.media).expanduser()
+        origin = {"file": path.name}
+        if options.fixtures:
+            media = write_fixture(str(self.path), self.fixture, options.cache / "fixtures")
+            path, origin = media / path.name, origin | {"revision": FIXTURE_REVISION}
+        elif self.obtain and not path.exists():
+            where = "" if options.mirror else " Name the folder that it starts from with --data."
+            raise DataError(f"The data file '{path}' is not there. {self.obtain}{where}")
         rows = read_rows(path)
         if rows:
             check_columns(self.description, self.columns, rows[0])
-        return _List(rows, {"file": path.name}, path.parent if self.media is None else Path(self.media).expanduser())
+        return _List(rows, origin, media)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
