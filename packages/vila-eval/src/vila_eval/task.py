@@ -38,7 +38,8 @@ class Question:
     """One sample, as the model is asked it and as its answer is scored. All but the prompt must be JSON.
 
     Attributes:
-        id: unique in its task, and the same in every run.
+        id: unique in its task, and the same in every run; empty where the data has none: the row's number is taken, and
+            "<row>-<number>" where a row gives several questions.
         prompt: text, images and videos in order. None among them is left out (an optional image). A relative path of an image
             or video is looked for among the dataset's own files.
         answer: the reference, in the form that the metric takes (a text, a list of texts, a box); None where it is hidden.
@@ -95,10 +96,14 @@ class Task:
 
 
 def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
-    """Return the questions of a row, parts that are None left out and relative paths of media found among the dataset's files."""
+    """Return the questions of a row, with an id, parts that are None left out, relative paths of media found among the dataset's files."""
     asked = task.ask(rows[index])
     questions = [asked] if isinstance(asked, Question) else list(asked)
-    return [replace(question, prompt=[_located(part, rows) for part in question.prompt if part is not None]) for question in questions]
+    ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
+    return [
+        replace(question, id=question.id or row_id, prompt=[_located(part, rows) for part in question.prompt if part is not None])
+        for question, row_id in zip(questions, ids, strict=True)
+    ]
 
 
 def _located(part: Part, rows: Rows) -> Part:

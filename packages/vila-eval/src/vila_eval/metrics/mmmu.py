@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.grouped_accuracy import Accuracy, accuracy, accuracy_by_group
 from vila_eval.metrics.inputs import require_answers, require_options, require_text
+from vila_eval.task import Question
 
 # The official `mmmu/utils/data_utils.py`, in its order.
 SUBJECTS_OF_DISCIPLINE = {
@@ -102,23 +104,24 @@ def parse_multi_choice_response(response: str, options: Sequence[str], question_
         text = text.strip(character)
     text = f" {text} "
 
-    if bracketed := _last_standing(text, {letter: f"({letter})" for letter in option_of}):
+    if bracketed := last_standing(text, {letter: f"({letter})" for letter in option_of}):
         return ParsedChoice(bracketed, "bracketed")
-    if spaced := _last_standing(text, {letter: f" {letter} " for letter in option_of}):
+    if spaced := last_standing(text, {letter: f" {letter} " for letter in option_of}):
         return ParsedChoice(spaced, "spaced")
-    if len(text.split()) > 5 and (content := _last_standing(text.lower(), option_of)):
+    if len(text.split()) > 5 and (content := last_standing(text.lower(), option_of)):
         return ParsedChoice(content, "content")
-    return ParsedChoice(_guess(list(option_of), question_id), "guess")
+    return ParsedChoice(guess_letter(list(option_of), question_id), "guess")
 
 
-def _last_standing(text: str, form_of: dict[str, str]) -> str | None:
+def last_standing(text: str, form_of: dict[str, str]) -> str | None:
     """Return the letter whose form begins last in `text`, the first of equals, None when no form is there."""
     place_of = {letter: text.rfind(form) for letter, form in form_of.items()}
     last = max(place_of, key=lambda letter: place_of[letter])
     return last if place_of[last] >= 0 else None
 
 
-def _guess(letters: list[str], question_id: str) -> str:
+def guess_letter(letters: list[str], question_id: str) -> str:
+    """Return the letter that the SHA-256 of a question's id draws: the same in every run, order and number of workers."""
     # Not random.Random(question_id).choice, whose draws may change with the Python version.
     return letters[int.from_bytes(hashlib.sha256(question_id.encode(errors="surrogatepass")).digest()) % len(letters)]
 
@@ -226,3 +229,16 @@ def score(samples: Sequence[MmmuSample]) -> MmmuScores:
         parse_failures=rules.count("guess"),
         parse_failure_rate=rules.count("guess") / len(rules) if rules else None,
     )
+
+
+def _score(answer: str, question: Question) -> Score:
+    expected = require_answers(question.answer)
+    if not question.options:
+        return Score({"accuracy": float(eval_open(expected, parse_open_response(answer)))})
+    parsed = parse_multi_choice_response(answer, question.options, question.id)
+    unread = "no option found: the letter is a guess" if parsed.rule == "guess" else None
+    return Score({"accuracy": float(eval_multi_choice(expected, parsed.letter))}, parsed=parsed.letter, unread=unread)
+
+
+MMMU_METRIC = MeanMetric("mmmu", _score)
+"""Accuracy over questions, in all and by group. A question with options expects a letter, one without a text or several."""

@@ -1,5 +1,6 @@
 """Exams and reasoning about pictures."""
 
-from vila_eval.task import Task
+from vila_eval.tasks.knowledge.mathvista import MATHVISTA_TEST, MATHVISTA_TESTMINI
+from vila_eval.tasks.knowledge.mmmu import MMMU_TASKS
 
-KNOWLEDGE_TASKS: tuple[Task, ...] = ()
+KNOWLEDGE_TASKS = (*MMMU_TASKS, MATHVISTA_TESTMINI, MATHVISTA_TEST)

@@ -1,0 +1,88 @@
+"""MathVista: mathematics in pictures. Lu et al. 2023, arXiv:2310.02255.
+
+The question is the dataset's own column `query`, which says what form the answer should have, after the picture; 128 tokens, as
+`scripts/eval/mathvista.sh` of the reference. How answers are read without a judge: `vila_eval.metrics.mathvista`.
+"""
+
+import json
+from collections.abc import Sequence
+
+from vila_eval.fixtures.mathvista import mathvista
+from vila_eval.metric import Answered, Submission
+from vila_eval.metrics.mathvista import MATHVISTA_METRIC, extract_quickly
+from vila_eval.sources import HubDataset
+from vila_eval.task import Question, Row, Task
+
+COLUMNS = {
+    "pid": "string: id",
+    "question": "string",
+    "query": "string: the question with its choices and how to answer",
+    "decoded_image": "image",
+    "choices": "list of strings, or null",
+    "unit": "string or null",
+    "precision": "float: decimals of the answer, or null",
+    "answer": "string; empty in the test split",
+    "question_type": "string: multi_choice or free_form",
+    "answer_type": "string: text, integer, float or list",
+    "metadata": "object: category, context, grade, language, skills (list), source, task, …",
+}
+"""From the card of AI4Math/MathVista."""
+
+GROUPS = ("language", "source", "category", "task", "context", "grade")
+
+
+def ask(row: Row) -> Question:
+    """Ask a problem as its own query words it."""
+    metadata = row["metadata"]
+    return Question(
+        id=row["pid"],
+        prompt=[row["decoded_image"], row["query"]],
+        answer=row["answer"],
+        options=row["choices"] or (),
+        groups={name: row[name] for name in ("question_type", "answer_type")} | {name: metadata[name] for name in GROUPS},
+        fields={name: row[name] for name in ("question", "unit", "precision", "question_type", "answer_type", "metadata")},
+    )
+
+
+def write_submission(samples: Sequence[Answered]) -> str:
+    """Write what the authors take: each problem with the reply, and with the answer in it where a rule reads it.
+
+    Where none does, "extraction" is left out: the authors' `extract_answer.py` then asks GPT-4 for it.
+    """
+    problems = {sample.question.id: _problem(sample.question, sample.answer.strip()) for sample in samples}
+    return json.dumps(problems, ensure_ascii=False, indent=1)
+
+
+def _problem(question: Question, reply: str) -> dict[str, object]:
+    extraction = extract_quickly(reply, question.options, question.fields["answer_type"])
+    return {
+        "pid": question.id,
+        **question.fields,
+        "choices": list(question.options) or None,
+        "query": question.prompt[-1],
+        "response": reply,
+        **({} if extraction is None else {"extraction": extraction}),
+    }
+
+
+MATHVISTA_TESTMINI = Task(
+    "mathvista_testmini",
+    HubDataset("AI4Math/MathVista", "testmini", COLUMNS, fixture=mathvista),
+    ask,
+    MATHVISTA_METRIC,
+    tags=("core", "local"),
+    max_new_tokens=128,
+    description="Mathematics in pictures; answers are read by rules, without a judge.",
+    url="https://arxiv.org/abs/2310.02255",
+)
+MATHVISTA_TEST = Task(
+    "mathvista_test",
+    HubDataset("AI4Math/MathVista", "test", COLUMNS, fixture=mathvista),
+    ask,
+    None,
+    tags=("submission",),
+    max_new_tokens=128,
+    submission=Submission("mathvista_test_output.json", write_submission, "https://mathvista.github.io"),
+    description="Mathematics in pictures, answers hidden.",
+    url="https://arxiv.org/abs/2310.02255",
+)
