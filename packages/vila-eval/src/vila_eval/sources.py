@@ -128,7 +128,8 @@ class LocalFiles:
         path: of the file. With `--data DIR` a relative one starts from DIR.
         columns: the columns that the task reads, each with a word on what it holds.
         media: the folder of images and videos that rows name by relative paths; None: the file's own.
-        fixture: writes a miniature to a folder, the file in it by its name, media beside it.
+        fixture: writes a miniature to a folder, the file in it by its name, media beside it. None: a file that is there (one that comes
+            with its plugin, say) is read with `--fixtures` too.
         obtain: where users get the file and its media, for the message when it is not there.
     """
 
@@ -149,7 +150,7 @@ class LocalFiles:
         path = root / Path(self.path).expanduser()
         media = path.parent if self.media is None else root / Path(self.media).expanduser()
         origin = {"file": path.name}
-        if options.fixtures:
+        if options.fixtures and not (self.fixture is None and path.exists()):
             media = write_fixture(str(self.path), self.fixture, options.cache / "fixtures")
             path, origin = media / path.name, origin | {"revision": FIXTURE_REVISION}
         elif self.obtain and not path.exists():

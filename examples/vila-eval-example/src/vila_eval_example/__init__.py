@@ -1,0 +1,1 @@
+"""A benchmark of drawn scenes, and the word error rate."""
