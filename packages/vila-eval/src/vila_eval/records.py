@@ -4,6 +4,7 @@ results/<model>/<task>/samples.jsonl    a SampleRecord a line, in the data's ord
 results/<model>/<task>/results.json     a TaskResult: no date and no timing, so that the same run gives the same bytes
 results/<model>/<task>/timings.json     Timings
 results/<model>/<task>/judge.jsonl      a JudgeRecord a line, for judged metrics
+results/<model>/<task>/judge.json       a JudgeSummary: requests, tokens and cost of judging
 results/<model>/<task>/<submission>     the file for the benchmark's server, for tasks that have one
 results/<model>/<task>/pictures/        thumbnails of wrong answers, for the report
 results/<model>/metrics.json            every task's measures, merged
@@ -30,8 +31,8 @@ from vila_eval.task import Question
 FORMAT = 1
 """Version of these records. A folder of another version is refused."""
 
-SAMPLES, RESULTS, TIMINGS, JUDGE, PICTURES, METRICS, REPORT = (
-    *("samples.jsonl", "results.json", "timings.json", "judge.jsonl", "pictures"),
+SAMPLES, RESULTS, TIMINGS, JUDGE, JUDGE_SUMMARY, PICTURES, METRICS, REPORT = (
+    *("samples.jsonl", "results.json", "timings.json", "judge.jsonl", "judge.json", "pictures"),
     *("metrics.json", "report.html"),
 )
 
@@ -193,7 +194,16 @@ class Timings(Config):
 
 
 class JudgeRecord(Config):
-    """One exchange with a judge, kept for good."""
+    """One exchange with a judge, kept for good.
+
+    Attributes:
+        id: of the sample.
+        request: place among the requests about that sample.
+        attempt: from 0, in the run that made it.
+        model: as it was asked for.
+        served_model: as the endpoint called it: the snapshot behind an alias.
+        reply: None where there was none; then `error` says why.
+    """
 
     id: str
     request: int
@@ -201,9 +211,35 @@ class JudgeRecord(Config):
     model: str
     messages: tuple[dict[str, Any], ...]
     reply: str | None
+    temperature: float = 0.0
+    served_model: str | None = None
     error: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+
+
+class JudgeSummary(Config):
+    """What judging a task has taken so far; like `Timings`, it differs from run to run.
+
+    Attributes:
+        model: the judge.
+        served_models: the endpoint's own names of it; several where the snapshot changed in between.
+        samples, failed: that were to be judged; of them, those that got no verdict.
+        requests: sent in all runs, failed ones too.
+        reused: replies of earlier runs that this one took instead of asking.
+        prompt_tokens, completion_tokens: in all runs, as the endpoint counted them.
+        dollars: of those tokens; None where no prices were given.
+    """
+
+    model: str
+    served_models: tuple[str, ...] = ()
+    samples: int
+    failed: int
+    requests: int
+    reused: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None = None
 
 
 Record = TypeVar("Record", bound=Config)
@@ -236,12 +272,12 @@ def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
                 yield decode(kind, line, f"'{path}', line {number}")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash. A text is written as UTF-8, line ends as they are."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with unfinished.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)

@@ -3,8 +3,18 @@
 `ALL` is what the plugin registers.
 """
 
-from vila_eval.metrics.exact_match import EXACT_MATCH
-from vila_eval.metrics.multiple_choice import MULTIPLE_CHOICE
-from vila_eval.metrics.yes_no import POPE_METRIC
+from vila_eval.metrics.anls import ANLS
+from vila_eval.metrics.exact_match import EXACT_MATCH, FLEXIBLE_EXTRACT, LEADING_LETTER, NORMALIZED_EXACT_MATCH
+from vila_eval.metrics.mmbench import MMBENCH_METRIC
+from vila_eval.metrics.multiple_choice import FIRST_CHARACTER, LLAVA_LETTER, MULTIPLE_CHOICE
+from vila_eval.metrics.ocrbench import OCRBENCH_METRIC
+from vila_eval.metrics.relaxed_accuracy import CHARTQA, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY
+from vila_eval.metrics.vqa import EVALAI_VQA_ACCURACY, VQA_ACCURACY
+from vila_eval.metrics.yes_no import MME_METRIC, POPE_METRIC
 
-ALL = (EXACT_MATCH, MULTIPLE_CHOICE, POPE_METRIC)
+ALL = (
+    *(EXACT_MATCH, NORMALIZED_EXACT_MATCH, FLEXIBLE_EXTRACT),
+    *(MULTIPLE_CHOICE, LEADING_LETTER, LLAVA_LETTER, FIRST_CHARACTER, MMBENCH_METRIC),
+    *(POPE_METRIC, MME_METRIC),
+    *(VQA_ACCURACY, EVALAI_VQA_ACCURACY, ANLS, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY, CHARTQA, OCRBENCH_METRIC),
+)

@@ -1,6 +1,7 @@
 """ANLS: average normalized Levenshtein similarity, for DocVQA, InfoVQA and other reading tasks."""
 
 from vila_core.errors import ConfigError
+from vila_eval.metric import MeanMetric
 from vila_eval.metrics.inputs import require_answers, require_text
 
 
@@ -39,3 +40,6 @@ def levenshtein(a: str, b: str) -> int:
         for j, other in enumerate(b, start=1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (letter != other))
     return row[-1]
+
+
+ANLS = MeanMetric("anls", lambda answer, question: anls(answer, question.answer))

@@ -3,8 +3,9 @@
 import re
 import string
 
-from vila_eval.metric import MeanMetric
+from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.inputs import require_answers, require_text
+from vila_eval.task import Question
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -73,4 +74,22 @@ def flexible_extract_match(prediction: str, question: str, answer: str) -> float
     return float(extract_option(prediction, question).lower().strip().rstrip(".") == answer.lower().strip())
 
 
+def _score_leading_letter(answer: str, question: Question) -> Score:
+    letter = extract_leading_letter(answer)
+    found = len(letter.strip()) == 1
+    return Score({"exact_match": normalized_exact_match(letter, question.answer)}, letter, None if found else "no letter at its start")
+
+
+def _score_flexible_extract(answer: str, question: Question) -> Score:
+    asked = require_text(question.fields.get("question"), "field 'question'")
+    return Score({"exact_match": flexible_extract_match(answer, asked, question.answer)}, extract_option(answer, asked))
+
+
 EXACT_MATCH = MeanMetric("exact_match", lambda answer, question: exact_match(answer, question.answer))
+NORMALIZED_EXACT_MATCH = MeanMetric(
+    "normalized_exact_match", lambda answer, question: Score({"exact_match": normalized_exact_match(answer, question.answer)})
+)
+LEADING_LETTER = MeanMetric("leading_letter", _score_leading_letter)
+"""Exact match of what `extract_leading_letter` leaves, blind to case and punctuation; for AI2D."""
+FLEXIBLE_EXTRACT = MeanMetric("flexible_extract", _score_flexible_extract)
+"""`flexible_extract_match`; `Question.fields["question"]` holds the text with the options; for RealWorldQA."""

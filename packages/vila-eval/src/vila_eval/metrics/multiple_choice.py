@@ -69,6 +69,25 @@ def extract_letter(answer: str, options: Sequence[str]) -> str | None:
     return _only(_letters_of_contained_texts(_words(text), letters, words))
 
 
+def extract_llava_letter(answer: str) -> str | None:
+    """Return the letter, upper case, of an answer that is only a letter ("b") or begins "B."; None otherwise. Outer white space goes.
+
+    Source: ScienceQA in lmms-eval (`sqa_process_results`), which takes it from LLaVA: "b. a cat" and "(B)" are no answers.
+    """
+    text = require_text(answer, "answer").strip()
+    if len(text) == 1 and text.isalpha():
+        return text.upper()
+    return text[0] if len(text) >= 2 and text[0].isupper() and text[1] == "." else None
+
+
+def extract_first_character(answer: str) -> str | None:
+    """Return the first character, upper case, or None for an empty answer. "Both" is then "B".
+
+    Source: SEED-Bench in lmms-eval (`seed_process_result`).
+    """
+    return require_text(answer, "answer").strip()[:1].upper() or None
+
+
 def _announced_letter(match: re.Match[str], letters: str) -> str | None:
     letter = match[1] or match[2] or match[3]
     is_a_word = match[2] in ("A", "I") and _WORD_FOLLOWS.match(match.string, match.end())
@@ -95,16 +114,21 @@ def _only(letters: list[str]) -> str | None:
     return letters[0] if len(letters) == 1 else None
 
 
-def _score(answer: str, question: Question) -> Score:
+def letter_score(said: str | None, question: Question) -> Score:
+    """Return the score of the letter that an answer was read as. Raises `ConfigError` if `question.answer` is no letter of an option."""
     letters = [chr(ord("A") + index) for index in range(len(require_options(question.options)))]
     if question.answer not in letters:
         raise ConfigError(
             f"Question '{question.id}' has {len(letters)} options and the answer {question.answer!r}. "
-            f"The metric 'multiple_choice' expects one of the letters {', '.join(letters)}."
+            f"Expected one of the letters {', '.join(letters)}."
         )
-    said = extract_letter(answer, question.options)
-    return Score({"accuracy": float(said == question.answer)}, parsed=said, unread=None if said else "no single option named")
+    read = said if said in letters else None
+    return Score({"accuracy": float(read == question.answer)}, parsed=read, unread=None if read else "no single option named")
 
 
-MULTIPLE_CHOICE = MeanMetric("multiple_choice", _score)
+MULTIPLE_CHOICE = MeanMetric("multiple_choice", lambda answer, question: letter_score(extract_letter(answer, question.options), question))
 """Accuracy of the letters that `extract_letter` reads, for questions with `options` and a letter as the answer."""
+LLAVA_LETTER = MeanMetric("llava_letter", lambda answer, question: letter_score(extract_llava_letter(answer), question))
+"""The same, read by `extract_llava_letter`; for ScienceQA."""
+FIRST_CHARACTER = MeanMetric("first_character", lambda answer, question: letter_score(extract_first_character(answer), question))
+"""The same, read by `extract_first_character`; for SEED-Bench."""

@@ -5,7 +5,9 @@ import re
 from decimal import Decimal
 
 from vila_core.errors import ConfigError
+from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.inputs import require_text
+from vila_eval.task import Question
 
 _NUMBER = re.compile(r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[+-]?\.\d+)\s*%?", re.ASCII)
 _FOUR_DIGITS = re.compile(r"\d{4}", re.ASCII)
@@ -72,3 +74,21 @@ def _strict_number(text: str) -> Decimal | None:
 def _check(tolerance: float) -> None:
     if not 0 <= tolerance < math.inf:  # NaN too
         raise ConfigError(f"Relaxed accuracy's tolerance is {tolerance}; expected a share of the target, such as 0.05.")
+
+
+def _score_both(answer: str, question: Question) -> Score:
+    answer = answer.strip()
+    return Score(
+        {
+            "relaxed_accuracy": relaxed_accuracy(answer, question.answer),
+            "strict_relaxed_accuracy": strict_relaxed_accuracy(answer, question.answer),
+        }
+    )
+
+
+RELAXED_ACCURACY = MeanMetric("relaxed_accuracy", lambda answer, question: relaxed_accuracy(answer.strip(), question.answer))
+STRICT_RELAXED_ACCURACY = MeanMetric(
+    "strict_relaxed_accuracy", lambda answer, question: strict_relaxed_accuracy(answer.strip(), question.answer)
+)
+CHARTQA = MeanMetric("chartqa", _score_both)
+"""Both, each under its own name; the published one is the headline."""

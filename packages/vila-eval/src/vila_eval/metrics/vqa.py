@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from vila_core.errors import ConfigError
+from vila_eval.metric import MeanMetric
 from vila_eval.metrics.exact_match import DIGITS_OF_WORDS
 from vila_eval.metrics.inputs import require_answers, require_text
 
@@ -47,7 +48,7 @@ def process_vqa_answer(text: str) -> str:
 
     Source: `processPunctuation` and `processDigitArticle` of `vqaEval.py` in GT-Vision-Lab/VQA (commit a013f00), slips kept.
     """
-    words = (_DIGITS.get(word, word) for word in _strip_punctuation(_strip(text)).lower().split())
+    words = (_DIGITS.get(word, word) for word in strip_punctuation(_strip(text)).lower().split())
     return " ".join(_REPAIRS.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -64,7 +65,8 @@ def _strip(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _strip_punctuation(text: str) -> str:
+def strip_punctuation(text: str) -> str:
+    """Delete punctuation marks or make them spaces, as `process_vqa_answer` says."""
     result = text
     has_comma = _COMMA_BETWEEN_DIGITS.search(text) is not None
     for mark in _PUNCTUATION:
@@ -111,3 +113,10 @@ def _leave_one_out(given: str, answers: list[str]) -> float:
     # Whole thirds are summed, and divided once: ten out of ten must give 1.0.
     thirds = sum(min(matches - (answer == given), 3) for answer in answers)
     return thirds / (3 * len(answers))
+
+
+VQA_ACCURACY = MeanMetric("vqa_accuracy", lambda answer, question: vqa_accuracy(answer, question.answer))
+EVALAI_VQA_ACCURACY = MeanMetric(
+    "evalai_vqa_accuracy", lambda answer, question: vqa_accuracy(answer, question.answer, process_evalai_answer)
+)
+"""VQA accuracy after `process_evalai_answer`; for TextVQA and VizWiz."""

@@ -1,5 +1,6 @@
 """Yes-or-no benchmarks: POPE's scores, and MME's over pairs of questions."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +9,7 @@ from typing import Literal
 from vila_core.errors import ConfigError, unknown_name
 from vila_eval.metric import Measure, Score, Scored, exact, grouped, mean_measures
 from vila_eval.metrics.inputs import require_text
+from vila_eval.statistics import Estimate, estimate
 from vila_eval.task import Question
 
 YesNo = Literal["yes", "no"]
@@ -207,4 +209,52 @@ class PopeMetric:
         ]
 
 
+@dataclass(frozen=True)
+class MmeMetric:
+    """MME: points for perception (the headline) and cognition, and for each category; see `mme_scores`.
+
+    A question gives its category in `groups["category"]` and what it shares with its partner as the `cluster`. A category's
+    points are the mean over its pairs: 200 for one with both right, 50 for one with one right. Sample sizes count pairs, and the
+    errors of the categories add in squares. A sum over only some of its categories (a small `--limit`) is no score to publish;
+    one over none is left out.
+    """
+
+    name: str = "mme"
+
+    def score(self, answer: str, question: Question) -> Score:
+        said = mme_yes_no(answer)
+        return Score({"accuracy": float(said == _label(question.answer))}, parsed=said, unread=None if said else "neither yes nor no")
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        scores = mme_scores(_mme_answer(sample) for sample in samples)
+        by_category = {name: _mme_points(samples, name) for name in scores.categories}
+        sums = [
+            Measure(name, _sum([by_category[category] for category in categories if category in by_category]), unit="points")
+            for name, categories in (("perception", MME_PERCEPTION), ("cognition", MME_COGNITION))
+            if not by_category.keys().isdisjoint(categories)
+        ]
+        return sums + [Measure("score", points, unit="points", group=("category", name)) for name, points in by_category.items()]
+
+
+def _mme_answer(sample: Scored) -> MmeAnswer:
+    question = sample.question
+    text = " ".join(part for part in question.prompt if isinstance(part, str))
+    return MmeAnswer(question.groups["category"], str(question.cluster), text, sample.answer, question.answer)
+
+
+def _mme_points(samples: Sequence[Scored], category: str) -> Estimate:
+    """A category's points as the mean over its pairs of 100 * (share right + whether both are)."""
+    right: dict[str | None, float] = {}
+    for sample in samples:
+        if sample.question.groups["category"] == category:
+            right[sample.question.cluster] = right.get(sample.question.cluster, 0.0) + sample.score.values["accuracy"]
+    return estimate([50 * number + 100 * (number == 2) for number in right.values()])
+
+
+def _sum(parts: Sequence[Estimate]) -> Estimate:
+    error = math.sqrt(math.fsum(part.standard_error**2 for part in parts))
+    return Estimate(math.fsum(part.mean for part in parts), error, sum(part.n for part in parts))
+
+
 POPE_METRIC = PopeMetric()
+MME_METRIC = MmeMetric()
