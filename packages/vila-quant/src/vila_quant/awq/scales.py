@@ -1,0 +1,104 @@
+"""The search for scales, one group of linears after the other, each on the unscaled block (AWQ, section 3.2; `auto_scale.py` of llm-awq).
+
+N outputs, K inputs, T tokens
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vila_core.language.decoder import Block
+from vila_quant.awq.block import ScaleGroup, Surroundings, linear, run_part
+
+FakeQuantize = Callable[[Tensor], Tensor]
+"""A weight `[N, K]` to what is left of it after quantizing."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Scales to try `[K]`, and how they were made (`ratio`, and the power of the weights, 0 for none)."""
+
+    scales: Tensor
+    ratio: float
+    weight_ratio: float = 0.0
+
+
+@dataclass(frozen=True)
+class ScaleChoice:
+    """The best scales of a group `[K]` fp32, and the loss of every candidate, in order."""
+
+    group: ScaleGroup
+    scales: Tensor
+    best: int
+    losses: tuple[float, ...]
+
+
+def activation_scale(x: Tensor) -> Tensor:
+    """Mean magnitude of each channel: `[…, K]` -> `[K]`."""
+    return x.abs().reshape(-1, x.shape[-1]).mean(0)
+
+
+def reference_candidates(x_scale: Tensor) -> list[Candidate]:
+    """Return `x^r` for r = 0, 1/20, … 19/20, each divided by the geometric mean of its extremes; the first is all ones."""
+    return [Candidate(balanced(x_scale.pow(step / 20).clamp(min=1e-4)), step / 20) for step in range(20)]
+
+
+def balanced(scales: Tensor) -> Tensor:
+    """Divide by the geometric mean of the largest and the smallest scale, so that the weights keep their magnitude."""
+    return scales / (scales.max() * scales.min()).sqrt()
+
+
+@torch.no_grad()
+def search_scales(
+    block: Block, group: ScaleGroup, x: Tensor, surroundings: Surroundings, candidates: Iterable[Candidate], fake_quantize: FakeQuantize
+) -> ScaleChoice:
+    """Try every candidate: the loss is the mean squared error of the inspected module's output with `Q(W · s) / s` for `W`.
+
+    Args:
+        block: left as it was.
+        group: of the block.
+        x: what the group's linears read `[B, T, K]`.
+        surroundings: of the block.
+        candidates: the first of equals is kept.
+        fake_quantize: as the weights will be quantized.
+    """
+    linears = [linear(block, name) for name in group.linears]
+    originals = [module.weight.detach().clone() for module in linears]
+    expected = run_part(block, group.inspected, x, surroundings)
+    losses: list[float] = []
+    best: Candidate | None = None
+    for candidate in candidates:
+        for module, original in zip(linears, originals, strict=True):
+            scales = candidate.scales.to(original.dtype)
+            module.weight.copy_(fake_quantize(original * scales) / scales)
+        losses.append(mean_squared_error(run_part(block, group.inspected, x, surroundings), expected))
+        if best is None or losses[-1] < min(losses[:-1]):
+            best = candidate
+    for module, original in zip(linears, originals, strict=True):
+        module.weight.copy_(original)
+    assert best is not None, "no candidate"
+    return ScaleChoice(group, best.scales.float(), losses.index(min(losses)), tuple(losses))
+
+
+def mean_squared_error(actual: Tensor, expected: Tensor) -> float:
+    """Mean of the squared differences, in fp32."""
+    return float((actual - expected).float().pow(2).mean())
+
+
+@torch.no_grad()
+def apply_scales(block: Block, choices: Sequence[ScaleChoice]) -> None:
+    """Multiply each group's linears by its scales, and divide what comes before by them: the block computes what it did."""
+    for choice in choices:
+        previous = block.get_submodule(choice.group.previous)
+        weight = previous.weight
+        assert isinstance(weight, Tensor)
+        scales = choice.scales.to(weight.device, weight.dtype)
+        # A norm's weight is one number a channel; a linear's rows are its channels.
+        weight.div_(scales if weight.ndim == 1 else scales[-weight.shape[0] :, None])
+        bias = dict(previous.named_parameters(recurse=False)).get("bias")
+        if bias is not None:
+            bias.div_(scales)
+        for name in choice.group.linears:
+            linear(block, name).weight.mul_(scales)
