@@ -3,6 +3,8 @@
 n samples.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ class Score:
     """What one answer is worth.
 
     Attributes:
-        values: by the name of the measure, such as `{"accuracy": 1.0}`; every score of a metric has the same names.
+        values: by the name of the measure, such as `{"accuracy": 1.0}`. Where a benchmark scores its parts differently, a value is
+            there for the samples that it concerns.
         parsed: what the answer was read as, where that differs from its text.
         unread: why the answer could not be read, such as "no letter found"; None where it could. It is counted, not hidden.
     """
@@ -103,15 +106,18 @@ class MeanMetric:
 def mean_measures(
     samples: Sequence[Scored], *, higher_is_better: bool = True, unit: Unit = "share", group_by: Sequence[str] | None = None
 ) -> list[Measure]:
-    """Return the mean of every value, over all samples and then over each group, with standard errors.
+    """Return the mean of every value over the samples that have it, of all and then of each group, with standard errors.
 
     Errors are clustered where questions name a cluster. Groups come in the order in which they first appear.
     """
-    names = list(samples[0].score.values)
-    measures = [Measure(name, _mean(samples, name), higher_is_better, unit) for name in names]
+    measures = [Measure(name, _mean(samples, name), higher_is_better, unit) for name in _names(samples)]
     for group, members in grouped(samples, group_by).items():
-        measures += [Measure(name, _mean(members, name), higher_is_better, unit, group) for name in names]
+        measures += [Measure(name, _mean(members, name), higher_is_better, unit, group) for name in _names(members)]
     return measures
+
+
+def _names(samples: Sequence[Scored]) -> list[str]:
+    return list(dict.fromkeys(name for sample in samples for name in sample.score.values))
 
 
 def grouped(samples: Sequence[Scored], group_by: Sequence[str] | None = None) -> dict[tuple[str, str], list[Scored]]:
@@ -126,6 +132,7 @@ def grouped(samples: Sequence[Scored], group_by: Sequence[str] | None = None) ->
 
 
 def _mean(samples: Sequence[Scored], name: str) -> Estimate:
+    samples = [sample for sample in samples if name in sample.score.values]
     clusters = [sample.question.cluster for sample in samples]
     values = [sample.score.values[name] for sample in samples]
     if all(cluster is None for cluster in clusters):
@@ -177,6 +184,15 @@ class JudgedMetric(Protocol):
         ...
 
 
+@runtime_checkable
+class JudgedTogether(Protocol):
+    """A judged metric that shows the judge the answers to several questions at once (Video-ChatGPT asks whether two agree)."""
+
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        """Return the question of each sample, its `fields` holding what the judge must see of other samples' answers."""
+        ...
+
+
 AnyMetric = Metric | JudgedMetric
 
 
@@ -194,10 +210,10 @@ class Submission:
 
     Attributes:
         filename: in the task's results folder.
-        write: all samples, in the data's order, to the file's text.
+        write: all samples, in the data's order, to the file's text, or to its bytes where it is no text.
         server: where to send it (a URL).
     """
 
     filename: str
-    write: Callable[[Sequence[Answered]], str]
+    write: Callable[[Sequence[Answered]], str | bytes]
     server: str

@@ -1,0 +1,96 @@
+"""The exchanges with judges of one task: `judge.jsonl`, appended to as they come, and looked up by later runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from vila_eval.errors import ResultsError
+from vila_eval.records import JudgeRecord, encode, read_records
+
+Key = tuple[str, int, str, str]
+
+
+@dataclass
+class Usage:
+    """What the exchanges with one model add up to."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    served_models: set[str] = field(default_factory=set[str])
+
+
+class JudgeLog:
+    """All exchanges. Use it in a `with` block; any thread may append.
+
+    The last reply to a request is the one that counts: earlier ones had no verdict, or they would not have been followed by another.
+
+    Raises:
+        ResultsError: the file is damaged, or cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._replies: dict[Key, str] = {}
+        self._usage: defaultdict[str, Usage] = defaultdict(Usage)
+        self._lock = threading.Lock()
+        for record in read_records(JudgeRecord, path):
+            self._take(record)
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> JudgeLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def reply(self, sample_id: str, request: int, model: str, messages: Sequence[Mapping[str, object]]) -> str | None:
+        """Return what this model replied to these messages; None where it has not been asked, or did not reply."""
+        return self._replies.get(_key(sample_id, request, model, messages))
+
+    def usage(self, model: str) -> Usage:
+        """Return what the exchanges with a model add up to."""
+        return self._usage[model]
+
+    def append(self, record: JudgeRecord) -> None:
+        """Add an exchange, and return when it is on the disk."""
+        line = f"{encode(record)}\n".encode()
+        with self._lock:
+            try:
+                if self._file is None:
+                    self._file = _open_to_append(self._path)
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise ResultsError(f"The judge's reply cannot be written to '{self._path}': {error.strerror}.") from None
+            self._take(record)
+
+    def _take(self, record: JudgeRecord) -> None:
+        usage = self._usage[record.model]
+        usage.requests += 1
+        usage.prompt_tokens += record.prompt_tokens
+        usage.completion_tokens += record.completion_tokens
+        if record.served_model is not None:
+            usage.served_models.add(record.served_model)
+        if record.reply is not None:
+            self._replies[_key(record.id, record.request, record.model, record.messages)] = record.reply
+
+
+def _key(sample_id: str, request: int, model: str, messages: Sequence[Mapping[str, object]]) -> Key:
+    return sample_id, request, model, json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
+
+
+def _open_to_append(path: Path) -> BinaryIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    file.truncate(path.read_bytes().rfind(b"\n") + 1)  # whatever follows the last line's end was cut by a crash
+    return file

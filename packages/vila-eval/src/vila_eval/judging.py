@@ -1,0 +1,234 @@
+"""Has a judge score answers: asks, reads the verdicts, and keeps every exchange.
+
+Each exchange is appended to `judge.jsonl` as soon as it is over. A later run takes the replies from there, so that scoring again
+sends nothing and gives the same scores. A sample without a verdict gets a `judge_error` and is asked about again by the next run.
+A sample that failed is judged on the empty answer, as the benchmark would judge a model that says nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vila_eval.errors import JudgeError
+from vila_eval.judge_client import JudgeClient, FailedRequestError
+from vila_eval.judge_log import JudgeLog
+from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
+from vila_eval.options import JudgeOptions, Progress
+from vila_eval.records import JUDGE, JUDGE_SUMMARY, JudgeRecord, JudgeSummary, SampleRecord, write_record
+from vila_eval.task import Question
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+CHARACTERS_A_TOKEN = 4
+"""Of English text, roughly: for the estimate before a run."""
+
+
+def judge_model(metric: JudgedMetric, options: JudgeOptions) -> str:
+    """Return the model that judges: the user's, or the one that the benchmark pins."""
+    return options.model or metric.judge_model
+
+
+def judge_samples(
+    metric: JudgedMetric, samples: Sequence[SampleRecord], folder: Path, options: JudgeOptions, progress: Progress
+) -> list[SampleRecord]:
+    """Return the samples, in their order, with `values` or with `judge_error`; write `judge.jsonl` and `judge.json` to `folder`.
+
+    Raises:
+        JudgeError: nothing can be judged (bad address or key, unknown model, no quota, no connection). Replies so far are kept.
+        ResultsError: `judge.jsonl` is damaged.
+        ConfigError: the metric refuses a question.
+    """
+    model = judge_model(metric, options)
+    questions = judged_questions(metric, samples)
+    judged: list[SampleRecord | None] = [None] * len(samples)
+    progress.start(f"{folder.name} (judge)", len(samples), 0)
+    with JudgeLog(folder / JUDGE) as log, JudgeClient(options) as client:
+        judging = _Judging(metric, model, options, client, log)
+        with ThreadPoolExecutor(max(1, options.concurrency), "judge") as pool:
+            futures = {pool.submit(judging.judge, samples[i], questions[i]): i for i in range(len(samples))}
+            try:
+                for future in as_completed(futures):
+                    judged[futures[future]] = future.result()
+                    progress.advance(1)
+            except BaseException:
+                # Replies under way are waited for and kept, since they are paid for; nothing more is sent.
+                judging.stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            finally:
+                progress.finish()
+                results = [sample for sample in judged if sample is not None]
+                write_record(folder / JUDGE_SUMMARY, _summary(model, len(samples), results, log, judging.reused, options))
+    return results
+
+
+def judged_questions(metric: JudgedMetric, samples: Sequence[SampleRecord]) -> list[Question]:
+    """Return the question of each sample, with what the judge must see of other samples."""
+    questions = [sample.question for sample in samples]
+    if not isinstance(metric, JudgedTogether):
+        return questions
+    together = metric.together([Answered(question, sample.answer) for question, sample in zip(questions, samples, strict=True)])
+    assert len(together) == len(samples), f"{metric.name} returned {len(together)} questions for {len(samples)} samples"
+    return list(together)
+
+
+class _Judging:
+    """Judges one sample at a time, in any number of threads."""
+
+    def __init__(self, metric: JudgedMetric, model: str, options: JudgeOptions, client: JudgeClient, log: JudgeLog):
+        self.metric, self.model, self.options, self.client, self.log = metric, model, options, client, log
+        self.stop = threading.Event()
+        self.reused = 0
+        self._counting = threading.Lock()
+
+    def judge(self, sample: SampleRecord, question: Question) -> SampleRecord:
+        requests = self.metric.requests(sample.answer, question)
+        replies: list[str | None] = [
+            self.log.reply(sample.id, number, self.model, request.messages) for number, request in enumerate(requests)
+        ]
+        with self._counting:
+            self.reused += sum(reply is not None for reply in replies)
+        problem, refused, attempt = "", 0, 0
+        while True:
+            whole = [reply for reply in replies if reply is not None]
+            if len(whole) == len(requests):
+                try:
+                    score = self._read(whole, sample.answer, question)
+                except ValueError as error:
+                    # Which of several replies has no verdict is not known, so all are asked for again.
+                    problem, refused = f"No verdict in the reply: {error}", refused + 1
+                    replies = [None for _ in requests]
+                else:
+                    scored = {"values": dict(score.values), "parsed": score.parsed, "unread": score.unread, "judge_error": None}
+                    return sample.model_copy(update=scored)
+            if not requests or attempt > self.options.retries:
+                break
+            try:
+                for number, request in enumerate(requests):
+                    if replies[number] is None:
+                        replies[number] = self._ask(sample.id, number, attempt, request, refused)
+            except FailedRequestError as error:
+                problem, last = str(error), attempt >= self.options.retries
+                if last and error.unreachable:
+                    raise JudgeError(f"{problem} Replies so far are kept: run again when the judge is there.") from None
+                if last or not error.retry:
+                    break
+                self._pause(max(error.wait_s, backoff_s(attempt, sample.id)))
+            attempt += 1
+        return sample.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": problem})
+
+    def _ask(self, sample_id: str, number: int, attempt: int, request: JudgeRequest, refused: int) -> str:
+        if self.stop.is_set():
+            raise JudgeError("Judging was stopped.")
+        # At temperature 0 a judge would say the same again; MM-Vet's own script raises the temperature by 0.5 too.
+        temperature = request.temperature if refused == 0 else min(1.0, request.temperature + 0.5 * refused)
+        record = JudgeRecord(
+            id=sample_id,
+            request=number,
+            attempt=attempt,
+            model=self.model,
+            messages=tuple(dict(message) for message in request.messages),
+            temperature=temperature,
+            reply=None,
+        )
+        try:
+            reply = self.client.ask(request, self.model, temperature)
+        except (FailedRequestError, JudgeError) as error:
+            self.log.append(record.model_copy(update={"error": str(error)}))
+            raise
+        self.log.append(
+            record.model_copy(
+                update={
+                    "reply": reply.text,
+                    "served_model": reply.served_model,
+                    "prompt_tokens": reply.prompt_tokens,
+                    "completion_tokens": reply.completion_tokens,
+                }
+            )
+        )
+        return reply.text
+
+    def _read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
+        score = self.metric.read(replies, answer, question)
+        if not all(math.isfinite(value) for value in score.values.values()):
+            raise ValueError(f"the score is not finite: {dict(score.values)}")
+        return score
+
+    def _pause(self, seconds: float) -> None:
+        if self.stop.wait(seconds):
+            raise JudgeError("Judging was stopped.")
+
+
+def backoff_s(attempt: int, name: str) -> float:
+    """Return the pause after a failed attempt: 1, 2, 4 … 60 s, less up to a half that the name determines, so that not all come at once."""
+    jitter = int.from_bytes(hashlib.sha256(f"{name} {attempt}".encode()).digest()[:4]) / 2**32
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * (1 - jitter / 2)
+
+
+# ------------------------------------------------------------------------------------------------ costs
+
+
+def estimate_cost(prompt_tokens: int, completion_tokens: int, prices: tuple[float, float] | None) -> float | None:
+    """Return US dollars for tokens at `prices` (dollars a million prompt tokens, and completion tokens); None without prices."""
+    return None if prices is None else (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
+
+
+@dataclass(frozen=True)
+class JudgeEstimate:
+    """What judging will take at most, as far as can be told before.
+
+    Attributes:
+        model: the judge.
+        requests: still to be sent; replies that are stored are not asked for again.
+        prompt_tokens: of them, at four characters a token.
+        completion_tokens: if every reply is as long as it may be.
+        dollars: at the user's prices; None without.
+    """
+
+    model: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    dollars: float | None
+
+
+def estimate_judging(metric: JudgedMetric, samples: Sequence[SampleRecord], folder: Path, options: JudgeOptions) -> JudgeEstimate:
+    """Estimate what judging answered samples will take, before anything is sent; attempts beyond the first are not foreseen."""
+    model = judge_model(metric, options)
+    with JudgeLog(folder / JUDGE) as log:
+        open_requests = [
+            request
+            for sample, question in zip(samples, judged_questions(metric, samples), strict=True)
+            for number, request in enumerate(metric.requests(sample.answer, question))
+            if log.reply(sample.id, number, model, request.messages) is None
+        ]
+    prompt = sum(_characters(request.messages) for request in open_requests) // CHARACTERS_A_TOKEN
+    completion = sum(request.max_tokens for request in open_requests)
+    return JudgeEstimate(model, len(open_requests), prompt, completion, estimate_cost(prompt, completion, options.prices))
+
+
+def _characters(messages: Iterable[Mapping[str, Any]]) -> int:
+    contents = [message.get("content", "") for message in messages]
+    return sum(len(content) if isinstance(content, str) else len(json.dumps(content)) for content in contents)
+
+
+def _summary(model: str, samples: int, judged: Sequence[SampleRecord], log: JudgeLog, reused: int, options: JudgeOptions) -> JudgeSummary:
+    exchanges = log.usage(model)
+    return JudgeSummary(
+        model=model,
+        served_models=tuple(sorted(exchanges.served_models)),
+        samples=samples,
+        failed=samples - sum(sample.values is not None for sample in judged),
+        requests=exchanges.requests,
+        reused=reused,
+        prompt_tokens=exchanges.prompt_tokens,
+        completion_tokens=exchanges.completion_tokens,
+        dollars=estimate_cost(exchanges.prompt_tokens, exchanges.completion_tokens, options.prices),
+    )
