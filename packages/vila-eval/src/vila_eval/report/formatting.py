@@ -8,6 +8,11 @@ from vila_eval.metric import Unit
 from vila_eval.records import MeasureRecord, RunSettings
 
 
+def words(name: str) -> str:
+    """Return the name of a measure as words: "yes ratio" for "yes_ratio"."""
+    return name.replace("_", " ")
+
+
 def format_value(value: float, unit: Unit) -> str:
     """Return "71.3" for the share 0.713; points with two decimals, or one from 100 on. No sign for percent."""
     return f"{100 * value:.1f}" if unit == "share" else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
@@ -16,6 +21,12 @@ def format_value(value: float, unit: Unit) -> str:
 def format_error(standard_error: float | None, unit: Unit) -> str:
     """Return "± 1.2" as `format_value` writes it; empty where the error is not known."""
     return "" if standard_error is None else f"± {format_value(standard_error, unit)}"
+
+
+def format_difference(difference: float, unit: Unit) -> str:
+    """Return a difference with its sign, "+1.2" or "−0.8"."""
+    written = format_value(abs(difference), unit)
+    return written if difference == 0 else f"{'+' if difference > 0 else '−'}{written}"
 
 
 def format_measure(measure: MeasureRecord) -> str:

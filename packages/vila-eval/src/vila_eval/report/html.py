@@ -27,7 +27,17 @@ from vila_eval.records import (
     read_result,
     write_whole,
 )
-from vila_eval.report.formatting import format_error, format_measure, format_reference, format_settings, format_value, shorten
+from vila_eval.report.formatting import (
+    format_difference,
+    format_error,
+    format_measure,
+    format_p_value,
+    format_reference,
+    format_settings,
+    format_value,
+    shorten,
+    words,
+)
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
 
@@ -131,7 +141,16 @@ def render(template: str, **values: Any) -> str:
         keep_trailing_newline=True,
     )
     filters: dict[str, Any] = environment.filters
-    filters |= {"measure": format_measure, "number": format_value, "error": format_error, "shorten": shorten}
+    filters |= {
+        "measure": format_measure,
+        "number": format_value,
+        "error": format_error,
+        "difference": format_difference,
+        "p_value": format_p_value,
+        "reference": format_reference,
+        "shorten": shorten,
+        "words": words,
+    }
     return environment.get_template(template).render(**values, longest=LONGEST_TEXT)
 
 
@@ -188,7 +207,7 @@ def _breakdowns(measures: Sequence[MeasureRecord]) -> Iterator[Breakdown]:
                 rows.setdefault(measure.group[1], {})[measure.name] = measure
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         plotted = {label: row[names[0]] for label, row in rows.items() if names[0] in row}
-        yield Breakdown(_plot(f"{names[0]} by {dimension}", plotted), names, rows)
+        yield Breakdown(_plot(f"{words(names[0])} by {words(dimension)}", plotted), names, rows)
 
 
 def _plot(title: str, measures: Mapping[str, MeasureRecord]) -> Plot:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import heapq
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import MediaError
 from vila_core.media import Image, Video
-from vila_eval.records import PICTURES, SampleRecord
+from vila_eval.records import PICTURES, SampleRecord, write_whole
 from vila_eval.task import Question
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ def save_pictures(samples: Sequence[SampleRecord], ask: Callable[[int], Question
             continue
         if picture is not None:
             path = picture_path(folder, sample.id)
-            _write(path, picture)
+            write_whole(path, picture)
             kept.add(path)
     for path in (folder / PICTURES).glob("*.jpg"):
         if path not in kept:
@@ -121,10 +120,3 @@ def _shrink(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
     """Return a copy whose longer side is at most `size` pixels, without metadata."""
     scale = min(1.0, size / max(picture.size))
     return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), reducing_gap=3.0)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)

@@ -24,26 +24,30 @@ def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
     """
     grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 25, 50, 75, 100))
     bar = f'<rect class="bar" x="0" y="5" width="{_percent(value, end)}%" height="12" rx="2"/>'
-    whisker = ""
-    if standard_error:
-        left, right = _percent(value - standard_error, end), _percent(value + standard_error, end)
-        whisker = f'<line class="error" x1="{left}%" x2="{right}%" y1="11" y2="11"/>' + "".join(
-            f'<line class="error" x1="{x}%" x2="{x}%" y1="7" y2="15"/>' for x in (left, right)
-        )
-    return Markup('<svg class="plot" height="22" aria-hidden="true">{}</svg>').format(Markup(grid + bar + whisker))
+    return _svg(grid + bar + _whisker(value, standard_error, end))
 
 
-def draw_difference(difference: float, standard_error: float | None, end: float) -> Markup:
-    """Return a bar from the middle (no difference) to the right (a gain) or left, on an axis from -`end` to `end`."""
+def draw_difference(difference: float, standard_error: float | None, end: float, is_better: bool | None) -> Markup:
+    """Return a bar from the middle (no difference) to the right or left on an axis from -`end` to `end`, coloured by what is better."""
     middle, tip = 50.0, _percent(difference + end, 2 * end)
+    color = "bar" if is_better is None else "gain" if is_better else "loss"
     left, width = min(middle, tip), round(abs(tip - middle), 2)
-    bar = f'<rect class="{"gain" if difference > 0 else "loss"}" x="{left}%" y="5" width="{width}%" height="12" rx="2"/>'
-    whisker = ""
-    if standard_error:
-        start, stop = _percent(difference - standard_error + end, 2 * end), _percent(difference + standard_error + end, 2 * end)
-        whisker = f'<line class="error" x1="{start}%" x2="{stop}%" y1="11" y2="11"/>'
-    grid = '<line class="grid" x1="50%" x2="50%" y1="0" y2="22"/>'
-    return Markup('<svg class="plot" height="22" aria-hidden="true">{}</svg>').format(Markup(bar + whisker + grid))
+    bar = f'<rect class="{color}" x="{left}%" y="5" width="{width}%" height="12" rx="2"/>'
+    grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 50, 100))
+    return _svg(grid + bar + _whisker(difference + end, standard_error, 2 * end))
+
+
+def _whisker(value: float, standard_error: float | None, end: float) -> str:
+    if not standard_error:
+        return ""
+    left, right = _percent(value - standard_error, end), _percent(value + standard_error, end)
+    return f'<line class="error" x1="{left}%" x2="{right}%" y1="11" y2="11"/>' + "".join(
+        f'<line class="error" x1="{x}%" x2="{x}%" y1="7" y2="15"/>' for x in (left, right)
+    )
+
+
+def _svg(shapes: str) -> Markup:
+    return Markup(f'<svg class="plot" height="22" aria-hidden="true">{shapes}</svg>')
 
 
 def _percent(value: float, end: float) -> float:

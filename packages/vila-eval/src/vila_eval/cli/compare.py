@@ -1,0 +1,111 @@
+"""`vila-eval compare`: is the difference between two runs more than noise, and on which samples do they differ?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vila_eval.report.formatting import format_difference, format_error, format_p_value, format_reference, format_value, shorten, words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vila_eval.comparison import RunComparison, TaskComparison
+
+LONGEST = 200
+"""Characters of an answer that are printed."""
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="A model's results, or one task's folder in it.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one; differences are B less A.")],
+    flips: Annotated[int, typer.Option(metavar="N", min=0, help="Show N samples of each task that the runs score differently.")] = 0,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page, too.")] = None,
+    allow_different: Annotated[
+        bool, typer.Option("--allow-different", metavar="", help="Go on where task version, data or settings differ, and say so.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object, with all flipped samples.")] = False,
+) -> None:
+    """Compare two runs sample by sample: differences with standard errors and p-values, gains and losses.
+
+    [bold]Example:[/bold] vila-eval compare results/model-a results/model-b --flips 5
+    """
+    from vila_eval.comparison import compare_runs
+
+    comparison = compare_runs(first.expanduser(), second.expanduser(), allow_different=allow_different)
+    if html is not None:
+        from vila_eval.report.comparison_page import write_comparison
+
+        write_comparison(comparison, html.expanduser())
+    if as_json:
+        typer.echo(json.dumps(comparison.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    _print(comparison, console)
+    if flips:
+        for task in comparison.tasks:
+            _print_flips(task, flips, console)
+    if html is not None:
+        console.print(f"\nWrote {html}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print(comparison: RunComparison, console: Console) -> None:
+    from rich.markup import escape
+
+    console.print(f"[dim]A[/dim] {escape(comparison.first.name)}  [dim]B[/dim] {escape(comparison.second.name)}\n", highlight=False)
+    console.print(_table(comparison))
+    for line in comparison.notes:
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def _table(comparison: RunComparison) -> Table:
+    """A row a measure, +/− being the samples that gained and lost; the headline's has the counts of samples and the p-value adjusted for the number of tasks."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("task", overflow="fold")
+    table.add_column("measure")
+    for heading in ("A", "B", "B − A", "", "p", "p (Holm)", "+/−", "n"):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for task in comparison.tasks:
+        if not task.measures:
+            table.add_row(escape(task.task), "[dim]scored elsewhere[/dim]")
+        for number, measure in enumerate(task.measures):
+            is_headline = number == 0
+            table.add_row(
+                escape(task.task) if is_headline else "",
+                escape(words(measure.name)) if is_headline else f"[dim]{escape(words(measure.name))}[/dim]",
+                format_value(measure.first, measure.unit),
+                format_value(measure.second, measure.unit),
+                f"[bold]{format_difference(measure.difference, measure.unit)}[/bold]",
+                f"[dim]{format_error(measure.standard_error, measure.unit)}[/dim]",
+                format_p_value(measure.p_value),
+                format_p_value(task.adjusted_p_value) if is_headline else "",
+                "" if measure.gained is None else f"{measure.gained}/{measure.lost}",
+                str(task.paired) if is_headline else "",
+            )
+    return table
+
+
+def _print_flips(task: TaskComparison, most: int, console: Console) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not task.flips:
+        return
+    shown = task.flips[:most]
+    console.print(f"\n[bold]{escape(task.task)}[/bold]: {len(shown)} of {len(task.flips):,} samples that differ", highlight=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("sample", "A", "B", "answer of A", "answer of B", "reference"):
+        table.add_column(heading, justify="right" if len(heading) == 1 else "left", overflow="fold")
+    for flip in shown:
+        texts = (flip.first_answer, flip.second_answer, format_reference(flip.reference))
+        table.add_row(escape(flip.id), f"{flip.first:g}", f"{flip.second:g}", *(escape(shorten(text, LONGEST)) for text in texts))
+    console.print(table)

@@ -1,0 +1,317 @@
+"""Two runs compared: sample by sample where a measure is a mean of samples, and only where both ran the same thing.
+
+n samples that both runs have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vila_core.config import Config
+from vila_eval.errors import ResultsError
+from vila_eval.metric import Unit
+from vila_eval.records import (
+    RESULTS,
+    SAMPLES,
+    MeasureRecord,
+    ModelIdentity,
+    SampleRecord,
+    TaskResult,
+    find_results,
+    read_records,
+    read_result,
+)
+from vila_eval.statistics import compare
+
+MAY_DIFFER = ("limit", "chat_template")
+"""Settings that two runs may have of their own: a limit only leaves samples out, and a template belongs to its model."""
+
+
+class MeasureComparison(Config):
+    """One measure in both runs. Where it is a mean of samples, all numbers are of the samples that both runs have.
+
+    Attributes:
+        first, second: its values; of a measure that is no such mean (a corpus score), as each run reports it.
+        difference: second less first.
+        standard_error, p_value: of the difference, paired; null where there is no test: no mean of samples, or too few of them.
+        gained, lost: samples on which the second run has the better and the worse score; null where there is no test.
+    """
+
+    name: str
+    unit: Unit
+    higher_is_better: bool | None
+    first: float
+    second: float
+    difference: float
+    standard_error: float | None = None
+    p_value: float | None = None
+    gained: int | None = None
+    lost: int | None = None
+
+
+class Flip(Config):
+    """A sample whose score differs: its values in both runs, and what each answered."""
+
+    id: str
+    first: float
+    second: float
+    first_answer: str
+    second_answer: str
+    reference: Any = None
+
+
+class TaskComparison(Config):
+    """One task in both runs.
+
+    Attributes:
+        task: its folder below the model's.
+        measures: over all samples; the first is the headline. Empty where the answers are scored elsewhere.
+        paired: samples that both runs have, scored.
+        only_first, only_second: samples that one run lacks.
+        unjudged: samples that a judge failed on in either run, and which are left out of both.
+        adjusted_p_value: of the headline, after Holm over all tasks with a test.
+        flips: samples whose headline value differs, in the data's order.
+        differences: what was not the same in the two runs, such as "limit: 5, none".
+    """
+
+    task: str
+    measures: tuple[MeasureComparison, ...]
+    paired: int
+    only_first: int
+    only_second: int
+    unjudged: int
+    adjusted_p_value: float | None = None
+    flips: tuple[Flip, ...] = ()
+    differences: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> MeasureComparison | None:
+        return self.measures[0] if self.measures else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What differs between the runs, and which samples were left out; A is the first run."""
+        notes = [f"the runs differ in {'; '.join(self.differences)}."] if self.differences else []
+        if self.only_first or self.only_second:
+            notes.append(f"{self.only_first:,} samples are only in A and {self.only_second:,} only in B; they are left out.")
+        if self.unjudged:
+            notes.append(f"{self.unjudged:,} samples were not judged in one of the runs; they are left out.")
+        return notes
+
+
+class RunComparison(Config):
+    """Two runs: the tasks of both, and the tasks that only one has."""
+
+    first: ModelIdentity
+    second: ModelIdentity
+    tasks: tuple[TaskComparison, ...]
+    only_first: tuple[str, ...] = ()
+    only_second: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """What one must know to read the numbers."""
+        notes = [
+            "Shares in percent. Paired by sample: ± is the standard error of the difference, p two-sided; – where there is no test. "
+            "Gained and lost are the samples that B scores better and worse."
+        ]
+        tested = sum(task.adjusted_p_value is not None for task in self.tasks)
+        if tested > 1:
+            notes.append(f"p (Holm) is adjusted for the {tested} headlines that are tested.")
+        for task in self.tasks:
+            notes += [f"{task.task}: {line}" for line in task.notes]
+        for name, tasks in (("A", self.only_first), ("B", self.only_second)):
+            if tasks:
+                notes.append(f"Only in {name}: {', '.join(tasks)}.")
+        return notes
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What is kept of a record: a run may have hundreds of thousands."""
+
+    values: dict[str, float]
+    is_unjudged: bool
+    cluster: str | None
+    answer: str
+    reference: Any
+
+
+def compare_runs(first: Path, second: Path, *, allow_different: bool = False) -> RunComparison:
+    """Compare two runs: two models' folders (all tasks that both have), or two tasks' folders.
+
+    Args:
+        first: a folder below `results/`; differences are second less first.
+        second: another one.
+        allow_different: go on where task, version, data, metric, judge or settings differ, and name what does.
+
+    Raises:
+        ResultsError: a folder has no results, the folders are of different kinds, nothing is in common, or (unless allowed) the runs
+            are not of the same thing.
+    """
+    folders, others = _task_folders(first), _task_folders(second)
+    if ("" in folders) != ("" in others):
+        raise ResultsError(f"'{first}' and '{second}' are a model's results and a task's. Give two of a kind.")
+    common = [name for name in folders if name in others]
+    if not common:
+        raise ResultsError(f"No task is in both: '{first}' has {', '.join(folders)}; '{second}' has {', '.join(others)}.")
+    results = {name: (read_result(folders[name]), read_result(others[name])) for name in common}
+    refused: list[str] = []
+    for name, (one, other) in results.items():
+        if found := _differences(one, other, MAY_DIFFER):
+            refused.append(f"{name or one.task} ({'; '.join(found)})")
+    if refused and not allow_different:
+        raise ResultsError(
+            f"The runs are not of the same thing (first, second): {', '.join(refused)}. "
+            "Run one of them again, or compare with --allow-different."
+        )
+    tasks = [_compare_task(name or one.task, folders[name], others[name], one, other) for name, (one, other) in results.items()]
+    one, other = results[common[0]]
+    return RunComparison(
+        first=one.model,
+        second=other.model,
+        tasks=tuple(_adjusted(tasks)),
+        only_first=tuple(name for name in folders if name not in others),
+        only_second=tuple(name for name in others if name not in folders),
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number by Holm's step-down method (1979).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below the one before it or exceeds 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _task_folders(folder: Path) -> dict[str, Path]:
+    """Return the tasks of a model's folder by name, or a task's own folder under the empty name."""
+    if (folder / RESULTS).exists():
+        return {"": folder}
+    found = find_results(folder)
+    if not found:
+        raise ResultsError(f"There are no results in '{folder}'. Name the folder of a model or of a task, such as results/vila-tiny/pope.")
+    return found
+
+
+def _differences(one: TaskResult, other: TaskResult, ignored: Sequence[str] = ()) -> list[str]:
+    facts, others = _facts(one), _facts(other)
+    return [
+        f"{name}: {facts.get(name, 'none')}, {others.get(name, 'none')}"
+        for name in dict.fromkeys([*facts, *others])
+        if facts.get(name) != others.get(name) and name not in ignored
+    ]
+
+
+def _facts(result: TaskResult) -> dict[str, object]:
+    """What makes two runs of a task comparable, by name; what is not given is left out."""
+    facts: dict[str, object] = {
+        "task": result.task,
+        "version": result.task_version,
+        "metric": result.metric,
+        "judge": result.judge,
+    }
+    facts |= {f"data {name}": value for name, value in result.data.items()}
+    facts |= result.settings.model_dump()
+    return {name: value for name, value in facts.items() if value is not None and value != ()}
+
+
+def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, other: TaskResult) -> TaskComparison:
+    first, second = _read_samples(folder), _read_samples(other_folder)
+    common = [sample for sample in first if sample in second]
+    if not common:
+        raise ResultsError(f"{name}: no sample is in both runs ({len(first):,} and {len(second):,} samples).")
+    unjudged = {sample for sample in common if first[sample].is_unjudged or second[sample].is_unjudged}
+    paired = [sample for sample in common if sample not in unjudged]
+    if changed := [sample for sample in common if first[sample].reference != second[sample].reference]:
+        raise ResultsError(
+            f"{name}: {len(changed):,} samples have other references in the second run, such as '{changed[0]}'. The data changed."
+        )
+    pairs = {sample: (first[sample], second[sample]) for sample in paired}
+    counterparts = {measure.name: measure for measure in other.measures if measure.group is None}
+    measures: list[MeasureComparison] = []
+    for measure in one.measures:
+        if measure.group is None and measure.name in counterparts:
+            counterpart = counterparts[measure.name]
+            is_mean = _is_mean(measure, first) and _is_mean(counterpart, second)
+            having = [pair for pair in pairs.values() if all(measure.name in sample.values for sample in pair)] if is_mean else []
+            measures.append(_compare_measure(measure, counterpart, having))
+    return TaskComparison(
+        task=name,
+        measures=tuple(measures),
+        paired=len(paired),
+        only_first=len(first) - len(common),
+        only_second=len(second) - len(common),
+        unjudged=len(unjudged),
+        flips=tuple(_flips(measures, pairs)),
+        differences=tuple(_differences(one, other)),
+    )
+
+
+def _read_samples(folder: Path) -> dict[str, _Sample]:
+    return {
+        record.id: _Sample(record.values or {}, record.judge_error is not None, record.cluster, record.answer, record.reference)
+        for record in read_records(SampleRecord, folder / SAMPLES)
+    }
+
+
+def _is_mean(measure: MeasureRecord, samples: Mapping[str, _Sample]) -> bool:
+    """Say whether a measure is the mean of the samples' values of its name, rather than a score of the whole (F1, CIDEr, a sum)."""
+    values = [sample.values[measure.name] for sample in samples.values() if measure.name in sample.values]
+    return bool(values) and math.isclose(math.fsum(values) / len(values), measure.value, abs_tol=1e-9)
+
+
+def _compare_measure(one: MeasureRecord, other: MeasureRecord, pairs: Sequence[tuple[_Sample, _Sample]]) -> MeasureComparison:
+    """Compare one measure; without pairs, as it stands in the results."""
+    name, unit, higher_is_better = one.name, one.unit, one.higher_is_better
+    if not pairs:
+        return MeasureComparison(
+            name=name, unit=unit, higher_is_better=higher_is_better, first=one.value, second=other.value, difference=other.value - one.value
+        )
+    before, after = [pair[0].values[name] for pair in pairs], [pair[1].values[name] for pair in pairs]
+    found = compare(before, after, _clusters([pair[0] for pair in pairs]))
+    error = found.difference.standard_error
+    gained, lost = (found.lost, found.gained) if higher_is_better is False else (found.gained, found.lost)
+    return MeasureComparison(
+        name=name,
+        unit=unit,
+        higher_is_better=higher_is_better,
+        first=math.fsum(before) / len(before),
+        second=math.fsum(after) / len(after),
+        difference=found.difference.mean,
+        standard_error=None if math.isnan(error) else error,
+        p_value=None if math.isnan(error) else found.p_value,
+        gained=gained,
+        lost=lost,
+    )
+
+
+def _clusters(samples: Sequence[_Sample]) -> list[tuple[str, int | str]] | None:
+    """The clusters of samples as metrics take them: a sample without one is one of its own."""
+    if all(sample.cluster is None for sample in samples):
+        return None
+    return [("sample", i) if sample.cluster is None else ("cluster", sample.cluster) for i, sample in enumerate(samples)]
+
+
+def _flips(measures: Sequence[MeasureComparison], pairs: Mapping[str, tuple[_Sample, _Sample]]) -> Iterator[Flip]:
+    """Yield the samples whose value of the first measure with a test differs."""
+    name = next((measure.name for measure in measures if measure.gained is not None), None)
+    for sample, (one, other) in pairs.items():
+        before, after = (one.values.get(name), other.values.get(name)) if name is not None else (None, None)
+        if before is not None and after is not None and before != after:
+            yield Flip(id=sample, first=before, second=after, first_answer=one.answer, second_answer=other.answer, reference=one.reference)
+
+
+def _adjusted(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:
+    p_values = {task.task: task.headline.p_value for task in tasks if task.headline is not None and task.headline.p_value is not None}
+    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return [task.model_copy(update={"adjusted_p_value": adjusted.get(task.task)}) for task in tasks]

@@ -1,0 +1,29 @@
+"""The comparison of two runs as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from markupsafe import Markup
+
+from vila_eval.comparison import MeasureComparison, RunComparison
+from vila_eval.records import write_whole
+from vila_eval.report.html import render
+from vila_eval.report.plots import axis_end, draw_difference
+
+FLIPS = 50
+"""Samples of a task that are listed."""
+
+
+def write_comparison(comparison: RunComparison, path: Path) -> Path:
+    """Write the comparison to `path` and return it. The same comparison gives the same bytes."""
+    headlines = [task.headline for task in comparison.tasks if task.headline is not None and task.headline.unit == "share"]
+    end = axis_end(max((abs(headline.difference) + (headline.standard_error or 0.0) for headline in headlines), default=0.0))
+
+    def draw(measure: MeasureComparison) -> Markup:
+        is_better = None if measure.higher_is_better is None else (measure.difference > 0) == measure.higher_is_better
+        return draw_difference(measure.difference, measure.standard_error, end, is_better)
+
+    anchors = {task.task: f"task-{number}" for number, task in enumerate(comparison.tasks, 1)}
+    write_whole(path, render("comparison.html", comparison=comparison, anchors=anchors, draw=draw, end=end, most=FLIPS))
+    return path
