@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_eval.errors import JudgeError
-from vila_eval.judge_client import JudgeClient, FailedRequestError
+from vila_eval.judge_client import FailedRequestError, JudgeClient
 from vila_eval.judge_log import JudgeLog
 from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
 from vila_eval.options import JudgeOptions, Progress
