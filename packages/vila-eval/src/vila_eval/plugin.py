@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vila_core import hookimpl
+from vila_core import Command, hookimpl
 
 if TYPE_CHECKING:
+    import typer
+
     from vila_eval.metric import AnyMetric
     from vila_eval.task import Task
 
@@ -28,3 +30,15 @@ def vila_metrics() -> Sequence[AnyMetric]:
     from vila_eval.metrics import ALL
 
     return ALL
+
+
+@hookimpl
+def vila_commands() -> Sequence[Command]:
+    """`vila eval`."""
+    return (Command("eval", "Evaluate models: benchmarks, comparisons, reports.", _command),)
+
+
+def _command() -> typer.Typer:
+    from vila_eval.cli.main import app
+
+    return app

@@ -1,0 +1,1 @@
+"""The program `vila-eval`, also `vila eval`."""

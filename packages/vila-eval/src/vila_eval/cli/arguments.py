@@ -1,0 +1,72 @@
+"""From the words of a command line, and the environment, to options. Nothing else in vila-eval reads the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.cli.arguments import join_values
+from vila_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vila_eval.options import JudgeOptions
+
+SEVERAL = ("--tasks", "--tags-include", "--tags-exclude", "--num-video-frames")
+"""Options that take one or more values: apart, comma-separated, or by repeating the option."""
+LONG_NAMES = {"-t": "--tasks", "-ti": "--tags-include", "-te": "--tags-exclude", "-nf": "--num-video-frames"}
+JUDGE_KEYS = ("VILA_JUDGE_API_KEY", "OPENAI_API_KEY")
+
+
+def rewrite(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments as typer reads them: one value an option, and dashes in names (`--max_tiles` is the reference's spelling)."""
+    return join_values([LONG_NAMES.get(word, word) for word in arguments], several=SEVERAL, optional={})
+
+
+def split_names(given: Sequence[str]) -> list[str]:
+    """Return the names in comma-separated lists."""
+    return [name.strip() for text in given for name in text.split(",") if name.strip()]
+
+
+def read_frames(given: Sequence[str]) -> list[int] | None:
+    """Return the numbers of "8/16/32" or "8,16", each once; None for nothing given. Raises `ConfigError`."""
+    words = [word.strip() for text in given for word in text.replace("/", ",").split(",") if word.strip()]
+    for word in words:
+        if not (word.isdecimal() and int(word) > 0):
+            raise ConfigError(f"--num_video_frames takes whole numbers from 1, such as 8/16/32; got '{word}'.")
+    return list(dict.fromkeys(map(int, words))) or None
+
+
+def read_prices(given: str | None) -> tuple[float, float] | None:
+    """Return the two prices of "0.15/0.60". Raises `ConfigError`."""
+    if given is None:
+        return None
+    try:
+        prompt, completion = map(float, given.split("/"))
+    except ValueError:
+        prompt = completion = -1.0
+    if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+        raise ConfigError(f"--judge-price takes two prices, US dollars a million tokens in and out, such as 0.15/0.60; got '{given}'.")
+    return prompt, completion
+
+
+def read_judge(
+    url: str | None, model: str | None, concurrency: int, price: str | None, environment: Mapping[str, str] = os.environ
+) -> JudgeOptions | None:
+    """Return the judge, with the key from the environment; None without a URL. Raises `ConfigError`."""
+    from vila_eval.options import JudgeOptions
+
+    if url is None:
+        if model is not None or price is not None:
+            raise ConfigError("--judge-model and --judge-price need --judge-url, such as --judge-url https://api.openai.com/v1.")
+        return None
+    key = next((environment[name] for name in JUDGE_KEYS if environment.get(name)), None)
+    return JudgeOptions(url, key, model, concurrency, prices=read_prices(price))
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of downloads: VILA_EVAL_CACHE, or vila-eval in XDG_CACHE_HOME or ~/.cache."""
+    if named := environment.get("VILA_EVAL_CACHE"):
+        return Path(named).expanduser()
+    return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vila-eval"

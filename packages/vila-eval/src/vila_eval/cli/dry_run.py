@@ -1,0 +1,162 @@
+"""`vila-eval --dry-run`: the first prompts of every task as the model would be asked them, and one sheet of their pictures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from vila_core.errors import VilaError
+from vila_core.media import Image, Video
+from vila_eval.errors import ResultsError
+from vila_eval.options import Planned, RunOptions
+from vila_eval.report.formatting import format_reference, shorten
+from vila_eval.task import Part, Question, as_questions
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+QUESTIONS = 2
+"""Shown of each task."""
+
+PICTURES, FRAMES = 8, 8
+"""Most pictures of a question on the sheet, and frames taken of a video whose number of frames the model decides."""
+
+TEXT_SHOWN = 2000
+SHEET = "dry-run.png"
+PANEL, MARGIN, LINE, COLUMNS = 120, 12, 16, 2
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A question of a task with its pictures, or why they cannot be read."""
+
+    planned: Planned
+    question: Question
+    pictures: list[PIL.Image.Image]
+    problem: str | None = None
+
+
+def show_prompts(plan: Sequence[Planned], options: RunOptions) -> int:
+    """Print the first prompts of each task, draw their pictures, and return the exit code: 1 if a task's data cannot be read."""
+    typer.echo("A dry run: no model is loaded, nothing is asked. The model's chat template comes around each prompt.\n")
+    previews: list[Preview] = []
+    failed = False
+    for planned in plan:
+        try:
+            rows = planned.task.source.open(options.data)
+            questions: list[Question] = []
+            for index in range(len(rows)):
+                questions += as_questions(planned.task, rows, index)
+                if len(questions) >= QUESTIONS:
+                    break
+        except VilaError as error:
+            failed = True
+            typer.secho(f"{planned.folder}: {error}\n", fg=typer.colors.RED)
+            continue
+        of_task = [_look(planned, question) for question in questions[:QUESTIONS]]
+        typer.echo(_heading(planned, len(rows)))
+        for preview in of_task:
+            typer.echo(describe(preview))
+        previews += of_task
+    if any(preview.pictures for preview in previews):
+        typer.echo(f"Their pictures: {draw_sheet(previews, options.output_dir / SHEET)}")
+    return int(failed)
+
+
+def _heading(planned: Planned, rows: int) -> str:
+    task = planned.task
+    frames = f", {planned.num_video_frames} frames a video" if planned.num_video_frames else ""
+    stop = f", stop at {', '.join(map(repr, task.stop))}" if task.stop else ""
+    name = typer.style(planned.folder, bold=True)
+    return f"{name}: {rows} rows of {task.source.description}, at most {task.max_new_tokens} new tokens{frames}{stop}\n"
+
+
+def _look(planned: Planned, question: Question) -> Preview:
+    pictures: list[PIL.Image.Image] = []
+    try:
+        for part in question.prompt:
+            if isinstance(part, Image):
+                pictures.append(part.load())
+            elif isinstance(part, Video):
+                frames = min(part.frames or planned.num_video_frames or FRAMES, PICTURES)
+                pictures += Video(part.source, frames=frames).load(frames).frames
+    except VilaError as error:
+        return Preview(planned, question, pictures, str(error))
+    return Preview(planned, question, pictures)
+
+
+def describe(preview: Preview) -> str:
+    """Return a question as text: the parts of the prompt in order, the reference, and what cannot be read."""
+    question = preview.question
+    parts = [_describe_part(part, preview.planned) for part in question.prompt if part is not None]
+    prompt = textwrap.indent("\n".join(parts), "  | ", lambda _: True)
+    reference = "hidden" if question.answer is None else shorten(format_reference(question.answer), 300)
+    lines = [f"  {question.id}", prompt, f"  reference: {reference}"]
+    if preview.problem is not None:
+        lines.append(typer.style(f"  will count as failed: {preview.problem}", fg=typer.colors.RED))
+    return "\n".join(lines) + "\n"
+
+
+def _describe_part(part: Part, planned: Planned) -> str:
+    if isinstance(part, str):
+        return shorten(part, TEXT_SHOWN)
+    name = f" {Path(part.source).name}" if isinstance(part.source, str | Path) else ""
+    if isinstance(part, Image):
+        return f"[image{name}]"
+    frames = part.frames or planned.num_video_frames
+    return f"[video{name}, {frames or 'as many frames as the model takes'}{' frames' if frames else ''}]"
+
+
+def draw_sheet(previews: Sequence[Preview], path: Path) -> Path:
+    """Write a PNG: a cell a question, with its pictures (of a video, frames), the end of its text and its reference.
+
+    Raises:
+        ResultsError: `path` cannot be written.
+    """
+    import PIL.Image
+
+    cells = [_draw_cell(preview) for preview in previews]
+    rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
+    heights = [max(cell.height for cell in row) for row in rows]
+    sheet = PIL.Image.new("RGB", (COLUMNS * cells[0].width, sum(heights)), "white")
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(row):
+            sheet.paste(cell, (column * cell.width, top))
+        top += height
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path, "PNG")
+    except OSError as error:
+        raise ResultsError(f"The sheet '{path}' cannot be written: {error.strerror or error}. Choose another --output-dir.") from error
+    return path
+
+
+def _draw_cell(preview: Preview) -> PIL.Image.Image:
+    import PIL.Image
+    import PIL.ImageDraw
+    import PIL.ImageFont
+
+    font, across = PIL.ImageFont.load_default(12), PICTURES // 2
+    shown = preview.pictures[:PICTURES]
+    text = " ".join(part for part in preview.question.prompt if isinstance(part, str))
+    lines = textwrap.wrap(text, 80)[-4:] + textwrap.wrap(f"reference: {format_reference(preview.question.answer) or 'hidden'}", 80)[:1]
+    picture_rows = -(-len(shown) // across)
+    width = across * (PANEL + 4) + 2 * MARGIN
+    cell = PIL.Image.new("RGB", (width, 2 * MARGIN + LINE * (len(lines) + 1) + picture_rows * (PANEL + 4)), "white")
+    pen = PIL.ImageDraw.Draw(cell)
+    pen.text((MARGIN, MARGIN), f"{preview.planned.folder}: {preview.question.id}"[:80], (120, 120, 120), font)
+    top = MARGIN + LINE
+    for index, picture in enumerate(shown):
+        panel = picture.convert("RGB")
+        panel.thumbnail((PANEL, PANEL))
+        cell.paste(panel, (MARGIN + index % across * (PANEL + 4), top + index // across * (PANEL + 4)))
+    top += picture_rows * (PANEL + 4)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, top + number * LINE), line, (20, 20, 20), font)
+    return cell

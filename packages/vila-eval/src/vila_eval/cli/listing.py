@@ -1,0 +1,104 @@
+"""`vila-eval list`: what can be run, and what did not load."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vila_core.errors import ConfigError, PluginError, unknown_name
+from vila_core.hookspecs import Named
+from vila_core.plugins import Plugins, load_plugin_file, load_plugins
+from vila_core.registry import Registry
+from vila_eval.cli.arguments import split_names
+from vila_eval.selection import checked
+from vila_eval.task import Task
+
+
+def list_tasks(
+    tags: Annotated[list[str] | None, typer.Option("--tags", metavar="TAG", help="Only tasks with any of these tags.")] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", metavar="", help="List the metrics that a task may name.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
+    plugin: Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.")] = None,
+) -> None:
+    """List the tasks or the metrics, and the plugins that did not load."""
+    for path in plugin or ():
+        load_plugin_file(path)
+    plugins = load_plugins()
+    rows = _metric_rows(plugins.metrics) if metrics else _task_rows(plugins.tasks, split_names(tags or ()))
+    problems = _problems(plugins)
+    if as_json:
+        typer.echo(json.dumps({"metrics" if metrics else "tasks": rows, "problems": problems}, ensure_ascii=False, indent=2))
+        return
+    _print_table(rows)
+    if problems:
+        typer.secho("\nDid not load:", fg=typer.colors.RED, bold=True)
+    for problem in problems:
+        typer.echo(problem)
+
+
+def _task_rows(tasks: Registry[Named], tags: list[str]) -> list[dict[str, Any]]:
+    found = [entry.item for entry in tasks.items() if isinstance(entry.item, Task)]
+    known = sorted({tag for task in found for tag in task.tags})
+    for tag in tags:
+        if tag not in known:
+            raise ConfigError(unknown_name("tag", tag, known))
+    return [
+        {
+            "task": task.name,
+            "version": task.version,
+            "tags": list(task.tags),
+            "data": task.source.description,
+            "metric": task.metric if task.metric is None or isinstance(task.metric, str) else task.metric.name,
+            "video": task.has_video,
+            "frames": task.num_video_frames,
+            "submission": None if task.submission is None else task.submission.filename,
+            "distribution": tasks.owner(task.name).distribution,
+            "description": task.description,
+            "url": task.url,
+        }
+        for task in found
+        if not tags or set(tags) & set(task.tags)
+    ]
+
+
+def _metric_rows(metrics: Registry[Named]) -> list[dict[str, Any]]:
+    return [{"metric": entry.name, "distribution": entry.owner.distribution} for entry in metrics.items()]
+
+
+def _problems(plugins: Plugins) -> list[str]:
+    """Return what did not load: plugins, names that two claim, and things registered as tasks that are none."""
+    found = [f"plugin '{info.owner.plugin}' of {info.owner.distribution}: {info.error}" for info in plugins.infos if info.error is not None]
+    for name in plugins.tasks.names():
+        try:
+            checked(plugins.tasks, name)
+        except PluginError as error:
+            found.append(f"task '{name}': {error}")
+    return found
+
+
+SHOWN = ("task", "version", "tags", "data", "metric", "video", "submission", "distribution")
+"""Columns of the table; the JSON has more."""
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from vila_eval.report.table import print_table
+
+    columns = [name for name in SHOWN if rows and name in rows[0]]
+    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(_text(name, row)) for name in columns))
+    print_table(table)
+    typer.echo(f"\n{len(rows)} {'metrics' if rows and 'task' not in rows[0] else 'tasks'}")
+
+
+def _text(column: str, row: dict[str, Any]) -> str:
+    if column == "video":
+        return "–" if not row["video"] else "yes" if row["frames"] is None else f"{row['frames']} frames"
+    value: object = row[column]
+    return "–" if value is None else ", ".join(row[column]) if isinstance(value, list) else str(value)

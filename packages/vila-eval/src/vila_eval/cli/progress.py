@@ -1,0 +1,127 @@
+"""How far a run is: bars on a terminal, a line now and then elsewhere. Both write to standard error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class Bars:
+    """A bar for the task that runs, with rate and time left, above one for all tasks. Use it in a `with` block.
+
+    Args:
+        console: a terminal.
+        names: of the tasks, as `start` will be told them.
+    """
+
+    def __init__(self, console: Console, names: Sequence[str]):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        self._names = list(names)
+        self._bars = Progress(*columns, console=console, transient=True)
+        self._current: TaskID | None = None
+        self._pace = Pace(0, 0)
+        self._overall = self._bars.add_task("[bold]all tasks[/bold]", total=len(names), rate="")
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def start(self, name: str, total: int, done: int) -> None:
+        from rich.markup import escape
+
+        self._pace = Pace(total, done)
+        # A task that is complete already, or that failed before its first sample, is never told.
+        if name in self._names:
+            self._bars.update(self._overall, completed=self._names.index(name))
+        self._current = self._bars.add_task(escape(name), total=total, completed=done, rate="")
+
+    def advance(self, samples: int) -> None:
+        assert self._current is not None, "advance before start"
+        self._pace.advance(samples)
+        self._bars.update(self._current, advance=samples, rate=f"{self._pace.rate:.1f}/s")
+
+    def finish(self) -> None:
+        if self._current is not None:
+            self._bars.remove_task(self._current)
+            self._current = None
+
+
+class Lines:
+    """A line when a task begins, every half minute, and when it ends. Use it in a `with` block."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock = clock
+        self._name = ""
+        self._pace = Pace(0, 0, clock)
+        self._told = 0.0
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        pass
+
+    def start(self, name: str, total: int, done: int) -> None:
+        self._name, self._pace, self._told = name, Pace(total, done, self._clock), self._clock()
+        self._tell(f"{total} samples" + (f", {done} of them done before" if done else ""))
+
+    def advance(self, samples: int) -> None:
+        self._pace.advance(samples)
+        if self._clock() - self._told >= SECONDS_BETWEEN_LINES:
+            self._told = self._clock()
+            pace = self._pace
+            self._tell(f"{pace.done} of {pace.total}, {pace.rate:.1f} a second, {clock_time(pace.seconds_left)} left")
+
+    def finish(self) -> None:
+        self._tell(f"done in {clock_time(self._pace.seconds)}")
+
+    def _tell(self, text: str) -> None:
+        typer.echo(f"{self._name}: {text}", err=True)
+
+
+class Pace:
+    """Counts samples against the clock; those that were there before say nothing about the rate."""
+
+    def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.done, self._before = total, done, done
+        self._clock, self._begun = clock, clock()
+
+    def advance(self, samples: int) -> None:
+        self.done += samples
+
+    @property
+    def seconds(self) -> float:
+        return self._clock() - self._begun
+
+    @property
+    def rate(self) -> float:
+        """Samples a second."""
+        return (self.done - self._before) / max(self.seconds, 1e-3)
+
+    @property
+    def seconds_left(self) -> float:
+        return (self.total - self.done) / self.rate if self.rate else float("inf")
+
+
+def clock_time(seconds: float) -> str:
+    """Return "1:02:03" or "2:03"; "?" where it is not known."""
+    if seconds == float("inf"):
+        return "?"
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

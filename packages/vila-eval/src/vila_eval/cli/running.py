@@ -1,0 +1,80 @@
+"""A run as the command line shows it: progress, then the table, the report and the experiment tracker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import typer
+
+from vila_eval.cli.progress import Bars, Lines
+from vila_eval.options import ModelOptions, Planned, RunOptions, TaskOutcome
+from vila_eval.report.table import print_table, results_table, table_notes
+from vila_eval.runner import evaluate
+
+
+def run_plan(model: ModelOptions, plan: Sequence[Planned], options: RunOptions, *, tracker: str | None, as_json: bool) -> int:
+    """Run the tasks, print what came of them, and return the exit code: 1 if one of them ended in an error."""
+    try:
+        with show_progress([planned.folder for planned in plan]) as progress:
+            outcomes = evaluate(model, plan, options, progress)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. The answers so far are kept: the same command goes on from there.", err=True)
+        raise typer.Exit(130) from None
+    if not as_json:
+        print_outcomes(outcomes)
+    report = None
+    if any(outcome.result is not None for outcome in outcomes):
+        report = _report(model_folder(outcomes[0]), tracker)
+    if as_json:
+        typer.echo(json.dumps({"tasks": [as_dict(outcome) for outcome in outcomes], "report": report and str(report)}, indent=2))
+    elif report is not None:
+        typer.echo(f"Report: {report}")
+    return int(any(outcome.error is not None for outcome in outcomes))
+
+
+def show_progress(names: Sequence[str]) -> Bars | Lines:
+    """Return bars where a person looks at them, else lines."""
+    if not sys.stderr.isatty():
+        return Lines()
+    from rich.console import Console
+
+    return Bars(Console(stderr=True), names)
+
+
+def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:
+    """Print the table and its notes."""
+    print_table(results_table(outcomes))
+    if notes := table_notes(outcomes):
+        typer.echo()
+    for note in notes:
+        typer.echo(note)
+
+
+def model_folder(outcome: TaskOutcome) -> Path:
+    """Return the model's folder: the task's without its own parts ("vila/count" has two)."""
+    return outcome.folder.parents[len(PurePosixPath(outcome.planned.folder).parts) - 1]
+
+
+def as_dict(outcome: TaskOutcome) -> dict[str, object]:
+    """Return an outcome as JSON."""
+    return {
+        "task": outcome.planned.folder,
+        "folder": str(outcome.folder),
+        "result": None if outcome.result is None else outcome.result.model_dump(mode="json"),
+        "error": outcome.error,
+        "waiting": outcome.waiting,
+    }
+
+
+def _report(folder: Path, tracker: str | None) -> Path:
+    from vila_eval.report.html import write_report
+
+    report = write_report(folder)
+    if tracker is not None:
+        from vila_eval.report.tracking import report_to
+
+        report_to(tracker, folder)
+    return report

@@ -1,0 +1,73 @@
+"""`vila-eval show`: samples of a result, to read."""
+
+from __future__ import annotations
+
+import textwrap
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vila_core.errors import ConfigError
+from vila_eval.errors import ResultsError
+
+if TYPE_CHECKING:
+    from vila_eval.records import PromptPart, SampleRecord
+
+
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="RESULTS/MODEL/TASK", help="A task's results folder.")],
+    sample: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="The sample of this id (may be repeated).")] = None,
+    wrong: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N worst answers.")] = None,
+) -> None:
+    """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, the first five."""
+    from vila_eval.records import SAMPLES, SampleRecord, read_records, read_result
+    from vila_eval.report.pictures import choose_wrong
+
+    if sample and wrong is not None:
+        raise ConfigError("--id and --wrong exclude one another.")
+    if not (folder / SAMPLES).exists():
+        raise ResultsError(f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as results/vila-tiny/pope.")
+    records = list(read_records(SampleRecord, folder / SAMPLES))
+    if sample:
+        by_id = {record.id: record for record in records}
+        for name in sample:
+            if name not in by_id:
+                few = ", ".join(get_close_matches(name, by_id) or list(by_id)[:3])
+                raise ConfigError(f"No sample '{name}' among the {len(records)} of '{folder}'. There are, for example: {few}.")
+        chosen = [by_id[name] for name in sample]
+    elif wrong is not None:
+        headline = read_result(folder).headline
+        chosen, count = choose_wrong(records, higher_is_better=headline is None or headline.higher_is_better is not False, most=wrong)
+        typer.echo(f"{count} of {len(records)} samples are not wholly right.\n")
+    else:
+        chosen = records[:5]
+    for record in chosen:
+        typer.echo(describe(record) + "\n")
+
+
+def describe(record: SampleRecord) -> str:
+    """Return a sample as text: the prompt in order, the answer, the reference, the score, and what went wrong."""
+    from vila_eval.report.formatting import format_reference
+
+    prompt = textwrap.indent("\n".join(map(_describe_part, record.prompt)), "  | ", lambda _: True)
+    lines = [typer.style(record.id, bold=True), prompt, f"  answer:    {record.answer}"]
+    if record.parsed is not None:
+        lines.append(f"  read as:   {record.parsed}")
+    lines.append(f"  reference: {format_reference(record.reference) or 'hidden'}")
+    if record.values is not None:
+        lines.append(f"  score:     {', '.join(f'{name} {value:g}' for name, value in record.values.items())}")
+    lines += [
+        typer.style(f"  {label}: {problem}", fg=typer.colors.RED)
+        for label, problem in (("failed", record.error), ("not read", record.unread), ("not judged", record.judge_error))
+        if problem is not None
+    ]
+    return "\n".join(lines)
+
+
+def _describe_part(part: PromptPart) -> str:
+    if part.kind == "text":
+        return part.text or ""
+    details = [detail for detail in (part.file, None if part.frames is None else f"{part.frames} frames") if detail is not None]
+    return f"[{' '.join((part.kind, *details))}]"

@@ -1,0 +1,116 @@
+"""The table that a run ends with: a row a measure, and below it what one must know to read it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vila_eval.hub import FIXTURE_REVISION
+from vila_eval.report.formatting import format_error, format_value, words
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vila_eval.options import TaskOutcome
+    from vila_eval.records import Counts, TaskResult
+
+PLAIN_WIDTH = 400
+"""Columns of text that no terminal wraps."""
+
+COUNTS: dict[str, Callable[[Counts], int]] = {
+    "failed": lambda counts: counts.failed,
+    "unread": lambda counts: counts.unread,
+    "judge failed": lambda counts: counts.judge_failed,
+    "truncated": lambda counts: counts.truncated,
+}
+"""Columns of counts; all but the first are left out where they are 0 in every row."""
+
+
+def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
+    """Return the table: measures over all samples with their standard errors, the headline first; groups are in the report."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    counted = [outcome.result.counts for outcome in outcomes if outcome.result is not None]
+    shown = {heading: count for heading, count in COUNTS.items() if heading == "failed" or any(count(of_task) for of_task in counted)}
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("task", overflow="fold")
+    table.add_column("measure")
+    for heading in ("value", "", "n", *shown):
+        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for outcome in outcomes:
+        name = escape(outcome.planned.folder)
+        if outcome.result is None:
+            state = (
+                "[red]error[/red]" if outcome.error is not None else f"[yellow]waits for {escape(outcome.waiting or 'nothing')}[/yellow]"
+            )
+            table.add_row(name, state)
+            continue
+        counts = [_marked(count(outcome.result.counts)) for count in shown.values()]
+        for number, (measure, value, error, n) in enumerate(_rows(outcome.result)):
+            table.add_row(
+                name if number == 0 else "",
+                escape(measure) if number == 0 else f"[dim]{escape(measure)}[/dim]",
+                value if number else f"[bold]{value}[/bold]",
+                f"[dim]{error}[/dim]",
+                str(n),
+                *(counts if number == 0 else ()),
+            )
+    return table
+
+
+def _rows(result: TaskResult) -> list[tuple[str, str, str, int]]:
+    """Return (measure, value, standard error, n) of the measures over all samples; one row without value where there are none."""
+    overall = [measure for measure in result.measures if measure.group is None]
+    if not overall:
+        return [("to submit" if result.submission else "no score", "–", "", result.counts.samples)]
+    return [
+        (
+            words(measure.name),
+            format_value(measure.value, measure.unit) + (" %" if measure.unit == "share" else ""),
+            format_error(measure.standard_error, measure.unit),
+            measure.n,
+        )
+        for measure in overall
+    ]
+
+
+def _marked(count: int) -> str:
+    return f"[yellow]{count}[/yellow]" if count else "0"
+
+
+def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
+    """Return the lines below the table: why tasks have no number, which files are to be sent, and whether the data are real."""
+    notes = [f"{outcome.planned.folder}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    for outcome in outcomes:
+        submission = outcome.planned.task.submission
+        if outcome.result is not None and outcome.result.submission is not None and submission is not None:
+            notes.append(f"{outcome.planned.folder}: send {outcome.folder / outcome.result.submission} to {submission.server}")
+    made_up = sum(outcome.result is not None and outcome.result.data.get("revision") == FIXTURE_REVISION for outcome in outcomes)
+    if made_up:
+        several = f"{made_up} of {len(outcomes)} tasks ran" if made_up < len(outcomes) else "All tasks ran"
+        notes.append(
+            f"{several} on miniatures (--fixtures): made-up rows in the dataset's form. Their numbers say nothing about the model."
+        )
+    return notes
+
+
+def print_table(table: Table) -> None:
+    """Print a table for a person at a terminal, or as plain text for a file or a pipe."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+    else:
+        print(as_text(table))
+
+
+def as_text(table: Table) -> str:
+    """Return a table as plain text: no colours, nothing cut off."""
+    from rich.console import Console
+
+    file = io.StringIO()
+    Console(file=file, width=PLAIN_WIDTH, no_color=True, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())

@@ -1,0 +1,320 @@
+"""The command line: flags become a plan and options; outcomes become a table, JSON and an exit code. The runner is a fake here."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from vila_core import plugins as plugin_loader
+from vila_core.errors import ConfigError, PluginError, VilaError
+from vila_eval.cli import running
+from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices
+from vila_eval.cli.main import app
+from vila_eval.cli.progress import Lines, clock_time
+from vila_eval.options import ModelOptions, Planned, Progress, RunOptions, TaskOutcome
+from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.report.table import as_text, results_table, table_notes
+
+PLUGIN = """
+import json
+from pathlib import Path
+from vila_core import hookimpl
+from vila_eval import LocalFiles, Question, Task
+
+def ask(row):
+    return Question(id=row["id"], prompt=[row["question"]], answer=row["answer"])
+
+ROWS = Path(__file__).with_name("rows.jsonl")
+
+@hookimpl
+def vila_tasks():
+    return [
+        Task("acme/capitals", LocalFiles(ROWS, {"question": "string"}), ask, "exact_match", tags=("acme",)),
+        Task("acme/films", LocalFiles(ROWS, {"question": "string"}), ask, "exact_match", tags=("acme",), has_video=True),
+    ]
+"""
+ROW = {"id": "1", "question": "The capital of France?", "answer": "Paris"}
+
+
+def result(name: str, *measures: MeasureRecord, counts: Counts | None = None, revision: str = "abc") -> TaskResult:
+    return TaskResult(
+        task=name,
+        task_version=1,
+        distribution="acme 1.0",
+        model=ModelIdentity(name="tiny", source="embedded", digest="0"),
+        settings=RunSettings(max_new_tokens=8),
+        data={"revision": revision},
+        metric="exact_match",
+        measures=measures,
+        counts=counts or Counts(samples=5),
+    )
+
+
+ACCURACY = MeasureRecord(name="accuracy", value=0.805, standard_error=0.0123, n=400)
+
+
+class Runs:
+    """What the fake runner was asked, and what it returns."""
+
+    def __init__(self) -> None:
+        self.model = ModelOptions()
+        self.plan: Sequence[Planned] = ()
+        self.options: RunOptions | None = None
+        self.outcome: Callable[[Planned, Path], TaskOutcome] = lambda planned, folder: TaskOutcome(planned, folder, waiting="scoring")
+
+    def evaluate(self, model: ModelOptions, plan: Sequence[Planned], options: RunOptions, progress: Progress) -> list[TaskOutcome]:
+        self.model, self.plan, self.options = model, plan, options
+        outcomes: list[TaskOutcome] = []
+        for planned in plan:
+            progress.start(planned.folder, 5, 2)
+            progress.advance(3)
+            progress.finish()
+            outcomes.append(self.outcome(planned, options.output_dir / "tiny" / planned.folder))
+        return outcomes
+
+    @property
+    def asked(self) -> RunOptions:
+        assert self.options is not None, "nothing ran"
+        return self.options
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    fake = Runs()
+    monkeypatch.setattr(running, "evaluate", fake.evaluate)
+    monkeypatch.setattr(plugin_loader, "_plugin_files", {})
+    return fake
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> Path:
+    (tmp_path / "acme.py").write_text(PLUGIN)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROW) + "\n")
+    return tmp_path / "acme.py"
+
+
+def cli(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    done = cli(*arguments)
+    assert isinstance(done.exception, VilaError), done.output
+    return str(done.exception)
+
+
+# ------------------------------------------------------------------------------------------- flags
+
+
+def test_flags_become_options_in_the_references_spelling_and_in_ours(runs: Runs, plugin: Path, tmp_path: Path) -> None:
+    done = cli(
+        *("-m", "NVILA-8B", "-c", "vicuna_v1", "--lora-path", "adapter", "--max_tiles", 6, "--device", "cpu"),
+        *("-t", "acme/films", "acme/capitals", "-nf", "8/16", "--nproc-per-node", 2, "--batch-size", 4, "--limit", 3, "--force"),
+        *("--output-dir", tmp_path / "out", "--data", tmp_path, "--predict-only", "--plugin", plugin),
+    )
+    assert done.exit_code == 0, done.output
+    assert runs.model == ModelOptions("NVILA-8B", lora="adapter", chat_template="vicuna_v1", device="cpu", max_tiles=6)
+    assert [(one.folder, one.num_video_frames) for one in runs.plan] == [
+        *(("acme/capitals", None), ("acme/films-8", 8), ("acme/films-16", 16))
+    ]
+    asked = runs.asked
+    assert (asked.output_dir, asked.limit, asked.batch_size, asked.workers) == (tmp_path / "out", 3, 4, 2)
+    assert (asked.phase, asked.force, asked.judge, asked.data.mirror) == ("predict", True, None, tmp_path)
+
+
+def test_values_come_apart_by_commas_or_by_repeating(runs: Runs, plugin: Path) -> None:
+    for spelling in (
+        ["--tasks", "acme/capitals,acme/films"],
+        ["--tasks", "acme/capitals", "--tasks=acme/films"],
+        ["--tags-include", "acme"],
+        ["-ti", "acme", "-te", "regression"],
+    ):
+        assert cli("--plugin", plugin, *spelling).exit_code == 0
+        assert [one.folder for one in runs.plan] == ["acme/capitals", "acme/films"]
+
+
+def test_contradictions_are_refused_before_anything_runs(runs: Runs) -> None:
+    assert "--score-only" in refused("--tasks", "pope", "--predict-only", "--score-only")
+    assert "--data" in refused("--tasks", "pope", "--fixtures", "--data", "mirror")
+    assert "--judge-url" in refused("--tasks", "pope", "--judge-model", "gpt-4o")
+    assert "No task is selected" in refused("--limit", "5")
+    assert "Did you mean 'pope'" in refused("--tasks", "popee")
+    assert runs.options is None
+
+
+def test_frames_and_prices() -> None:
+    assert read_frames(["8/16", "16,32"]) == [8, 16, 32]
+    assert read_frames([]) is None
+    for wrong in ("8/x", "0", "-1", "8.5"):
+        with pytest.raises(ConfigError, match="--num_video_frames"):
+            read_frames([wrong])
+    assert read_prices("0.15/0.6") == (0.15, 0.6)
+    for wrong in ("0.15", "a/b", "-1/2", "1/2/3", "nan/1"):
+        with pytest.raises(ConfigError, match="--judge-price"):
+            read_prices(wrong)
+
+
+def test_the_judges_key_comes_from_the_environment() -> None:
+    keys = {"OPENAI_API_KEY": "general", "VILA_JUDGE_API_KEY": "own"}
+    url = "http://localhost:8000/v1"
+    for environment, expected in ((keys, "own"), ({"OPENAI_API_KEY": "general"}, "general"), ({}, None)):
+        judge = read_judge(url, None, 4, "1/2", environment)
+        assert judge is not None
+        assert (judge.base_url, judge.api_key, judge.concurrency, judge.prices) == (url, expected, 4, (1.0, 2.0))
+    assert read_judge(None, None, 4, None, keys) is None
+
+
+def test_the_cache_is_where_the_environment_says() -> None:
+    assert cache_folder({"VILA_EVAL_CACHE": "/big", "XDG_CACHE_HOME": "/x"}) == Path("/big")
+    assert cache_folder({"XDG_CACHE_HOME": "/x"}) == Path("/x/vila-eval")
+    assert cache_folder({}) == Path.home() / ".cache" / "vila-eval"
+
+
+# ------------------------------------------------------------------------------------------- outcomes
+
+
+def test_an_error_of_one_task_is_told_below_the_table_and_in_the_exit_code(runs: Runs, plugin: Path) -> None:
+    def outcome(planned: Planned, folder: Path) -> TaskOutcome:
+        if planned.task.name == "acme/films":
+            return TaskOutcome(planned, folder, error="The dataset [acme] is not there.")
+        return TaskOutcome(planned, folder, waiting="a judge")
+
+    runs.outcome = outcome
+    done = cli("--plugin", plugin, "--tasks", "acme")
+    assert done.exit_code == 1
+    assert "acme/capitals  waits for a judge" in done.stdout
+    assert "acme/films     error" in done.stdout
+    assert "acme/films: The dataset [acme] is not there." in done.stdout
+
+
+def test_json_is_all_that_standard_output_holds(runs: Runs, plugin: Path, tmp_path: Path) -> None:
+    done = cli("--plugin", plugin, "--tasks", "acme/capitals", "--json", "--output-dir", tmp_path)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {
+        "tasks": [
+            {
+                "task": "acme/capitals",
+                "folder": str(tmp_path / "tiny/acme/capitals"),
+                "result": None,
+                "error": None,
+                "waiting": "scoring",
+            }
+        ],
+        "report": None,
+    }
+
+
+def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
+    def outcome(planned: Planned, folder: Path) -> TaskOutcome:
+        raise KeyboardInterrupt
+
+    runs.outcome = outcome
+    done = cli("--plugin", plugin, "--tasks", "acme/capitals")
+    assert done.exit_code == 130
+    assert "the same command goes on from there" in done.stderr
+
+
+def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Path) -> None:
+    outcomes = [
+        of_task(
+            tmp_path,
+            result(
+                "pope",
+                ACCURACY,
+                MeasureRecord(name="yes_ratio", value=0.5, standard_error=None, n=400, higher_is_better=None),
+                MeasureRecord(name="accuracy", value=1.0, standard_error=0.0, n=3, group=("category", "random")),
+                counts=Counts(samples=400, unread=7),
+            ),
+        ),
+        of_task(tmp_path, result("mme", MeasureRecord(name="perception", value=1583.25, standard_error=None, n=30, unit="points"))),
+    ]
+    assert [line.split() for line in as_text(results_table(outcomes)).splitlines()] == [
+        ["task", "measure", "value", "n", "failed", "unread"],
+        ["pope", "accuracy", "80.5", "%", "±", "1.2", "400", "0", "7"],
+        ["yes", "ratio", "50.0", "%", "400"],
+        ["mme", "perception", "1583.2", "30", "0", "0"],
+    ]
+    assert table_notes(outcomes) == []
+
+
+def test_miniatures_are_never_taken_for_data(tmp_path: Path) -> None:
+    fake, real = of_task(tmp_path, result("pope", ACCURACY, revision="fixture")), of_task(tmp_path, result("mme", ACCURACY))
+    assert "1 of 2 tasks ran on miniatures" in table_notes([fake, real])[0]
+    assert "All tasks ran on miniatures" in table_notes([fake])[0]
+
+
+def of_task(folder: Path, found: TaskResult) -> TaskOutcome:
+    from vila_eval import LocalFiles, Question, Task
+
+    task = Task(found.task, LocalFiles("rows.jsonl", {}), lambda row: Question(row["id"], []), None)
+    return TaskOutcome(Planned(task, found.task), folder / "tiny" / found.task, found)
+
+
+def test_lines_tell_where_a_run_is_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = Lines(lambda: now)
+    lines.start("pope", 100, 20)
+    for now in (10.0, 40.0, 50.0):  # noqa: B007 - the clock reads it
+        lines.advance(10)
+    now = 60.0
+    lines.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "pope: 100 samples, 20 of them done before",
+        "pope: 40 of 100, 0.5 a second, 2:00 left",
+        "pope: done in 1:00",
+    ]
+    assert clock_time(3723) == "1:02:03"
+
+
+# ------------------------------------------------------------------------------------------- sub-commands
+
+
+def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Path) -> None:
+    listed = json.loads(cli("list", "--json", "--plugin", plugin).stdout)["tasks"]
+    by_name = {row["task"]: row for row in listed}
+    assert by_name["pope"]["data"] == "lmms-lab/POPE (test)"
+    assert (by_name["pope"]["metric"], by_name["pope"]["distribution"], by_name["pope"]["video"]) == ("pope", "vila-eval", False)
+    assert (by_name["acme/films"]["distribution"], by_name["acme/films"]["video"]) == (str(plugin), True)
+    table = cli("list", "--tags", "acme").stdout
+    assert "acme/capitals" in table
+    assert "pope" not in table
+    assert "exact_match" in cli("list", "--metrics").stdout
+    assert "Unknown tag 'acmee'" in refused("list", "--tags", "acmee")
+
+
+def test_list_reports_what_is_no_task(runs: Runs, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("from vila_core import hookimpl\nclass Odd:\n    name = 'odd'\n@hookimpl\ndef vila_tasks():\n    return [Odd()]\n")
+    listed = cli("--plugin", broken, "list")
+    assert listed.exit_code == 0
+    assert "registers the task 'odd', which is a Odd" in listed.stdout
+    assert "which is a Odd" in refused("--plugin", broken, "--tasks", "odd")
+
+
+def test_a_plugin_file_that_fails_is_named(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("import nothing_of_this_name\n")
+    done = cli("--plugin", tmp_path / "bad.py", "list")
+    assert isinstance(done.exception, PluginError)
+    assert "nothing_of_this_name" in str(done.exception)
+
+
+def test_dry_run_prints_the_prompts_and_loads_no_model(runs: Runs, plugin: Path, tmp_path: Path) -> None:
+    done = cli("--plugin", plugin, "--tasks", "acme/capitals,pope", "--fixtures", "--dry-run", "--output-dir", tmp_path / "out")
+    assert "acme/capitals: " in done.stdout
+    assert runs.options is None
+    prompt = done.stdout[done.stdout.index("pope: 6 rows of lmms-lab/POPE (test), at most") :]
+    assert "| [image]\n  | Is there a circle in the image?\n  | Answer the question using a single word or phrase.\n" in prompt
+    assert "reference: yes" in prompt
+    assert (tmp_path / "out" / "dry-run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_vila_eval_is_vila_evals_command(runs: Runs, plugin: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from vila_core.cli.main import main
+
+    with pytest.raises(SystemExit) as exit_:
+        main(["eval", "--plugin", str(plugin), "--tasks", "acme/capitals", "acme/films", "--limit", "1"])
+    assert exit_.value.code == 0
+    assert [one.folder for one in runs.plan] == ["acme/capitals", "acme/films"]
+    assert "waits for scoring" in capfd.readouterr().out
