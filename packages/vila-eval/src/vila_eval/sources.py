@@ -195,7 +195,10 @@ def check_columns(description: str, expected: Mapping[str, str], found: Iterable
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """The media files of a dataset, found by relative path, or by the end of one where the folders differ."""
+    """The media files of a dataset, found by relative path, or by the end of one where the folders differ.
+
+    A video is also found as a file of another kind: ActivityNet's, which rows name without a suffix, are MP4, MKV and WebM.
+    """
 
     root: Path | None
 
@@ -214,6 +217,11 @@ class MediaFolder:
                 matching = [file for file in found if f"/{file.relative_to(self.root).as_posix()}".endswith(f"/{tail}")]
                 if len(matching) == 1:
                     return matching[0]
+        if wanted.suffix.lower() in VIDEO_SUFFIXES:
+            names = (wanted.stem + written for suffix in VIDEO_SUFFIXES for written in (suffix, suffix.upper()))
+            found = [file for name in names for file in self._by_name.get(name, [])]
+            if len(found) == 1:
+                return found[0]
         return direct
 
     @property

@@ -5,6 +5,8 @@
 
 from vila_eval.metrics.anls import ANLS
 from vila_eval.metrics.exact_match import EXACT_MATCH, FLEXIBLE_EXTRACT, LEADING_LETTER, NORMALIZED_EXACT_MATCH
+from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
+from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, VIDEO_CHATGPT
 from vila_eval.metrics.mmbench import MMBENCH_METRIC
 from vila_eval.metrics.multiple_choice import FIRST_CHARACTER, LLAVA_LETTER, MULTIPLE_CHOICE
 from vila_eval.metrics.ocrbench import OCRBENCH_METRIC
@@ -17,4 +19,5 @@ ALL = (
     *(MULTIPLE_CHOICE, LEADING_LETTER, LLAVA_LETTER, FIRST_CHARACTER, MMBENCH_METRIC),
     *(POPE_METRIC, MME_METRIC),
     *(VQA_ACCURACY, EVALAI_VQA_ACCURACY, ANLS, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY, CHARTQA, OCRBENCH_METRIC),
+    *(ACTIVITYNET_QA, VIDEO_CHATGPT, LLAVA_BENCH, MM_VET),
 )

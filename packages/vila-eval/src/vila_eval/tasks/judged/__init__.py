@@ -1,5 +1,8 @@
-"""Open answers that a judge scores."""
+"""Open answers that a judge scores. Without a judge the answers are kept, to be scored later."""
 
-from vila_eval.task import Task
+from vila_eval.tasks.judged.activitynet_qa import ACTIVITYNETQA
+from vila_eval.tasks.judged.llava_bench import LLAVA_IN_THE_WILD
+from vila_eval.tasks.judged.mm_vet import MMVET
+from vila_eval.tasks.judged.video_chatgpt import VIDEOCHATGPT
 
-JUDGED_TASKS: tuple[Task, ...] = ()
+JUDGED_TASKS = (ACTIVITYNETQA, VIDEOCHATGPT, LLAVA_IN_THE_WILD, MMVET)
