@@ -65,7 +65,7 @@ def _print(comparison: RunComparison, console: Console) -> None:
 
 
 def _table(comparison: RunComparison) -> Table:
-    """A row a measure, +/− being the samples that gained and lost; the headline's has the counts of samples and the p-value adjusted for the number of tasks."""
+    """A row a measure; the headline has n and the p-value adjusted for the number of tasks. +/− counts samples gained and lost."""
     from rich.markup import escape
     from rich.table import Table
 
