@@ -1,0 +1,96 @@
+"""MMBench in English and Chinese: circular multiple choice. Liu et al. 2023, arXiv:2307.06281.
+
+`--tasks mmbench` runs all four. The answers of "dev" are public and scored here, by rules; the server scores "test", and has
+a language model read the answers that its rules cannot. Prompts and limits are those of lmms-eval. Columns: README of
+lmms-lab/MMBench on the hub.
+"""
+
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import partial
+
+from vila_eval.fixtures.mmbench import mmbench
+from vila_eval.metric import Answered, Submission
+from vila_eval.metrics.mmbench import MMBENCH_METRIC
+from vila_eval.prompts import LETTER_ONLY, lettered
+from vila_eval.sources import HubDataset
+from vila_eval.task import Question, Row, Task
+
+COLUMNS = {
+    "index": "int64: rotation * 1000000 + question",
+    "question": "string",
+    "hint": "string, or nan for none",
+    "A": "string",
+    "B": "string",
+    "C": "string, or nan for none",
+    "D": "string, or nan for none",
+    "answer": "string: a letter; none in the test split",
+    "category": "string: one of twenty abilities",
+    "L2-category": "string: one of six groups of abilities",
+    "image": "image",
+}
+SERVER_COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
+"""As the README of open-compass/MMBench lists them."""
+
+OPTIONS_FOLLOW = {"en": "There are several options:", "cn": "有如下几个选项\uff1a"}
+INSTRUCTIONS = {"en": LETTER_ONLY, "cn": "请直接使用所提供的选项字母作为答案回答。"}
+
+
+def ask(language: str, row: Row) -> Question:
+    """The hint, the question and the options on their line; how to answer after an empty line."""
+    options = [row[name] for name in "ABCD" if _given(row[name])]
+    hint = f"{row['hint']} " if _given(row["hint"]) else ""
+    text = f"{hint}{row['question']} {OPTIONS_FOLLOW[language]}\n{lettered(options)}\n\n{INSTRUCTIONS[language]}"
+    return Question(
+        id=str(row["index"]),
+        prompt=[row["image"], text],
+        answer=row["answer"] if _given(row["answer"]) else None,
+        options=options,
+        groups={"l2_category": row["L2-category"], "category": row["category"]},
+        fields={"index": row["index"], "question": row["question"]},
+    )
+
+
+def _given(cell: str | None) -> bool:
+    return cell not in (None, "", "nan")
+
+
+def write_submission(samples: Sequence[Answered]) -> bytes:
+    """Return the Excel file that the server takes; options that a question lacks stay blank."""
+    import xlsxwriter
+
+    file = io.BytesIO()
+    with xlsxwriter.Workbook(file, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}) as workbook:
+        workbook.set_properties({"created": datetime(2000, 1, 1, tzinfo=UTC)})  # the same answers give the same bytes
+        sheet = workbook.add_worksheet()
+        sheet.write_row(0, 0, SERVER_COLUMNS)
+        for number, sample in enumerate(samples, 1):
+            sheet.write_row(number, 0, _cells(sample))
+    return file.getvalue()
+
+
+def _cells(sample: Answered) -> list[str | int]:
+    question = sample.question
+    options = [*question.options, "", "", "", ""][:4]
+    categories = (question.groups["category"], question.groups["l2_category"])
+    return [question.fields["index"], question.fields["question"], *options, sample.answer, *categories]
+
+
+def _task(language: str, split: str) -> Task:
+    is_test = split == "test"
+    name = f"mmbench_{language}_{split}"
+    return Task(
+        name,
+        HubDataset("lmms-lab/MMBench", split, COLUMNS, config=language, fixture=mmbench),
+        partial(ask, language),
+        None if is_test else MMBENCH_METRIC,
+        tags=("core", *(("submission",) if is_test else ()), "mmbench"),
+        max_new_tokens=1024 if language == "en" else 256,
+        submission=Submission(f"{name}.xlsx", write_submission, "https://mmbench.opencompass.org.cn") if is_test else None,
+        description=f"Twenty abilities, options rotated ({'English' if language == 'en' else 'Chinese'}).",
+        url="https://arxiv.org/abs/2307.06281",
+    )
+
+
+MMBENCH = tuple(_task(language, split) for language in ("en", "cn") for split in ("dev", "test"))
