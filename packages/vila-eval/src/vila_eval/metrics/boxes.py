@@ -6,10 +6,13 @@ A box is (x1, y1, x2, y2) in pixels: left, top, right, bottom, with x1 <= x2 and
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metric import Measure, Score, Scored, mean_measures
 from vila_eval.metrics.inputs import require_text
+from vila_eval.task import Question
 
 Coordinates = Literal["pixels", "normalized", "digits"]
 Convention = Literal["continuous", "inclusive"]
@@ -113,3 +116,51 @@ def _require_area(width: int, height: int) -> None:
 def _require_known(kind: str, got: str, known: tuple[str, ...]) -> None:
     if got not in known:
         raise ConfigError(unknown_name(kind, got, known))
+
+
+@dataclass(frozen=True)
+class BoxAccuracyMetric:
+    """Accuracy of one box an answer: `accuracy` by the inclusive convention (VILA's), `accuracy_continuous` by the continuous one.
+
+    The question's answer is the box [x1, y1, x2, y2] in pixels of the picture, whose size is in `fields["width"]` and
+    `fields["height"]` (None where the picture cannot be read).
+
+    Attributes:
+        coordinates: how the numbers of an answer are meant; see `parse_box`.
+        padded: whether fractions are of the picture padded to a square, as VILA's box format `llava` has it; see `unpad_square`.
+        threshold: least IoU of a right box.
+    """
+
+    name: str = "box_accuracy"
+    coordinates: Coordinates = "digits"
+    padded: bool = True
+    threshold: float = 0.5
+
+    def score(self, answer: str, question: Question) -> Score:
+        box = self._read(answer, question)
+        expected = Box(*question.answer)
+        conventions: dict[str, Convention] = {"accuracy": "inclusive", "accuracy_continuous": "continuous"}
+        return Score(
+            {
+                name: 0.0 if box is None else box_accuracy([box], [expected], convention, self.threshold)
+                for name, convention in conventions.items()
+            },
+            parsed=None if box is None else str([round(number, 1) for number in box]),
+            unread="no box found" if box is None else None,
+        )
+
+    def _read(self, answer: str, question: Question) -> Box | None:
+        width, height = question.fields["width"], question.fields["height"]
+        if width is None or height is None:
+            return None
+        if not self.padded:
+            return parse_box(answer, width, height, self.coordinates)
+        box = parse_box(answer, max(width, height), max(width, height), self.coordinates)
+        return box if box is None else unpad_square(box, width, height)
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        return mean_measures(samples)
+
+
+BOX_ACCURACY = BoxAccuracyMetric()
+"""RefCOCO's Acc@0.5 for answers in VILA's box format `llava`."""

@@ -1,0 +1,68 @@
+"""Words that an answer shares with the reference: PathVQA's two scores, as LLaVA-Med and the reference compute them."""
+
+import re
+from collections import Counter
+
+from vila_eval.metric import MeanMetric, Score
+from vila_eval.metrics.inputs import require_text
+
+_WHOLE_NUMBER = re.compile(r"\b\d+\b")
+_NOT_LETTERS = re.compile("[^a-zA-Z ]")
+_SMALL = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (10**3, "thousand"))
+
+
+def count_words(text: str) -> Counter[str]:
+    """Return the words of a text with their numbers of occurrences.
+
+    Whole numbers are spelled ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted ("twentyone"), also
+    line breaks, and what is left is lower-cased. Source: `split_sentence` of `llava/eval/pathvqa.py` in NVlabs/VILA.
+    """
+    spelled = _WHOLE_NUMBER.sub(lambda found: spell_number(int(found[0])), require_text(text, "text"))
+    return Counter(_NOT_LETTERS.sub("", spelled).lower().split())
+
+
+def spell_number(number: int) -> str:
+    """Return a whole number from 0 on in British words, as the package num2words: 1105 is "one thousand, one hundred and five"."""
+    if number < 20:
+        return _SMALL[number]
+    if number < 100:
+        tens, rest = divmod(number, 10)
+        return _TENS[tens] + (f"-{_SMALL[rest]}" if rest else "")
+    if number < 1000:
+        hundreds, rest = divmod(number, 100)
+        return f"{_SMALL[hundreds]} hundred" + (f" and {spell_number(rest)}" if rest else "")
+    scale, name = next((scale, name) for scale, name in _SCALES if number >= scale)
+    many, rest = divmod(number, scale)
+    return f"{spell_number(many)} {name}" + (f"{', ' if rest >= 100 else ' and '}{spell_number(rest)}" if rest else "")
+
+
+def word_exact_match(answer: str, reference: str) -> float:
+    """Share of the answer's words that are words of the reference, each counted once: different words of both / words of the answer.
+
+    Called "exact match" by LLaVA-Med: "yes" for "yes" is 1, "yes it is" is 1/3. No words score 0.
+    """
+    said, expected = count_words(answer), count_words(reference)
+    return len(said.keys() & expected.keys()) / said.total() if said else 0.0
+
+
+def word_f1(answer: str, reference: str) -> float:
+    """F1 = 2PR / (P + R) of words: hits are the answer's occurrences of reference words, misses the reference's other occurrences.
+
+    P = hits / words of the answer, R = hits / (hits + misses). No words, or none in common, score 0.
+    """
+    said, expected = count_words(answer), count_words(reference)
+    hits = sum(count for word, count in said.items() if word in expected)
+    misses = sum(count for word, count in expected.items() if word not in said)
+    return 2 * hits / (said.total() + hits + misses) if hits else 0.0
+
+
+WORD_OVERLAP = MeanMetric(
+    "word_overlap",
+    lambda answer, question: Score({"exact_match": word_exact_match(answer, question.answer), "f1": word_f1(answer, question.answer)}),
+)
+"""PathVQA's "exact match" and F1, both over words."""

@@ -1,0 +1,86 @@
+"""Medical pictures: PathVQA (He et al. 2020, arXiv:2003.10286) and PMC-VQA (Zhang et al. 2023, arXiv:2305.10415).
+
+The reference's question files are not public. Here the questions are the datasets', with LLaVA's instructions; scores are computed as
+in `llava/eval/pathvqa.py` and `pmcvqa.py`, but for the BLEU of PathVQA's free-form answers.
+"""
+
+import re
+
+from vila_core.media import Image
+from vila_eval.fixtures.medical import pathvqa, pmcvqa
+from vila_eval.metric import MeanMetric
+from vila_eval.metrics.multiple_choice import letter_score
+from vila_eval.metrics.word_overlap import WORD_OVERLAP
+from vila_eval.prompts import SHORT_ANSWER, multiple_choice_prompt
+from vila_eval.sources import HubDataset
+from vila_eval.task import Question, Row, Task
+from vila_eval.tasks.finetuning.pictures import picture_cluster
+
+_LETTER = re.compile(r"^\s*[A-D]:\s*")
+
+LETTER_ALONE = MeanMetric(
+    "letter_alone", lambda answer, question: letter_score(answer.strip() if len(answer.strip()) == 1 else None, question)
+)
+"""Accuracy of answers that are an upper-case letter and nothing else; any other answer is wrong, and counted as unread."""
+
+
+def ask_pathvqa(row: Row) -> Question:
+    """Yes-or-no and free-form questions are groups, as the reference scores them apart."""
+    return Question(
+        id="",
+        prompt=[row["image"], f"{row['question']}\n{SHORT_ANSWER}"],
+        answer=row["answer"],
+        groups={"answer_type": "yes or no" if row["answer"] in ("yes", "no") else "free-form"},
+        cluster=picture_cluster(row["image"]),
+    )
+
+
+def ask_pmcvqa(row: Row) -> Question:
+    """The choices come as " A:Diffuse uptake pattern"; an empty cell is an empty text."""
+    options = [_LETTER.sub("", str(row[f"Choice {letter}"] or "")).strip() for letter in "ABCD"]
+    return Question(
+        id="",
+        prompt=[Image(row["Figure_path"]), multiple_choice_prompt(row["Question"].strip(), options)],
+        answer=row["Answer_label"].strip(),
+        options=options,
+        cluster=row["Figure_path"],
+    )
+
+
+PATHVQA = Task(
+    "pathvqa",
+    HubDataset(
+        "flaviagiammarino/path-vqa",
+        "test",
+        {"image": "image", "question": "string", "answer": "string: yes, no, or a phrase"},
+        fixture=pathvqa,
+    ),
+    ask_pathvqa,
+    WORD_OVERLAP,
+    tags=("finetuning", "pathvqa"),
+    max_new_tokens=64,
+    description="Questions about pathology pictures.",
+    url="https://arxiv.org/abs/2003.10286",
+)
+PMCVQA = Task(
+    "pmcvqa",
+    HubDataset(
+        "xmcmic/PMC-VQA",
+        "test",
+        {
+            "Figure_path": "string: file in images.zip",
+            "Question": "string",
+            **{f"Choice {letter}": f"string: ' {letter}:' and the choice" for letter in "ABCD"},
+            "Answer_label": "string: A to D",
+        },
+        archives=("images.zip",),
+        data_files="test_clean.csv",
+        fixture=pmcvqa,
+    ),
+    ask_pmcvqa,
+    LETTER_ALONE,
+    tags=("finetuning", "pmcvqa"),
+    max_new_tokens=16,
+    description="Multiple choice about figures of biomedical papers, the cleaned test set.",
+    url="https://arxiv.org/abs/2305.10415",
+)

@@ -1,0 +1,70 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: which object does a phrase mean? Yu et al. 2016, arXiv:1608.00272; Mao et al. 2016, arXiv:1511.02283.
+
+One question a phrase, in the words of the reference's `llava/eval/refcoco.py`, whose single entry `refcoco` runs all eight splits:
+so does `--tasks refcoco` here, by the tag. Boxes are read in the reference's default format (digits, on the picture padded to a
+square); a model that writes others needs a `BoxAccuracyMetric` of its own.
+
+The val splits on the hub hold more than the customary ones: RefCOCO's has 8811 objects and RefCOCOg's 7573, which are the 3811 (of
+UNC) and 2573 (of UMD) that papers report together with Google's 5000. testA, testB and test are the customary ones.
+"""
+
+from collections.abc import Sequence
+
+from vila_core.errors import MediaError
+from vila_core.media import Image
+from vila_eval.fixtures.refcoco import refcoco, refcocog
+from vila_eval.metrics.boxes import BOX_ACCURACY
+from vila_eval.sources import HubDataset
+from vila_eval.task import Question, Row, Task
+
+COLUMNS = {
+    "image": "image",
+    "answer": "list of strings: phrases for one object",
+    "bbox": "list of floats: x, y, width, height in pixels",
+    "file_name": "string: COCO file, with the annotation's number",
+}
+"""From the cards of lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg."""
+
+
+def ask(row: Row) -> Sequence[Question]:
+    """Ask for the box of every phrase."""
+    width, height = _size(row["image"])
+    x, y, box_width, box_height = row["bbox"]
+    return [
+        Question(
+            id="",
+            prompt=[row["image"], f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}."],
+            answer=[x, y, x + box_width, y + box_height],
+            cluster="_".join(row["file_name"].partition(".")[0].split("_")[:3]),  # COCO_train2014_000000581857_16.jpg
+            fields={"width": width, "height": height},
+        )
+        for phrase in row["answer"]
+    ]
+
+
+def _size(image: Image) -> tuple[int, int] | tuple[None, None]:
+    """The picture's width and height; None where it cannot be read, which asking the model reports."""
+    try:
+        return image.load().size
+    except MediaError:
+        return None, None
+
+
+def _task(name: str, repository: str, split: str) -> Task:
+    return Task(
+        f"{name}_{split}",
+        HubDataset(f"lmms-lab/{repository}", split, COLUMNS, fixture=refcocog if name == "refcocog" else refcoco),
+        ask,
+        BOX_ACCURACY,
+        tags=("finetuning", "refcoco-train", *dict.fromkeys(("refcoco", name))),
+        max_new_tokens=64,
+        description="The box of the object that a phrase means.",
+        url="https://github.com/lichengunc/refer",
+    )
+
+
+REFCOCO_TASKS = (
+    *(_task("refcoco", "RefCOCO", split) for split in ("val", "testA", "testB")),
+    *(_task("refcoco+", "RefCOCOplus", split) for split in ("val", "testA", "testB")),
+    *(_task("refcocog", "RefCOCOg", split) for split in ("val", "test")),
+)
