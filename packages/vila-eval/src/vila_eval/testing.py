@@ -14,9 +14,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from vila_core.errors import ConfigError
 from vila_core.media import Image, Video
-from vila_eval.metric import Answered, Measure, Metric, Scored
+from vila_eval.judging import judged_questions
+from vila_eval.metric import Answered, AnyMetric, JudgedMetric, Measure, Metric, Scored
+from vila_eval.records import PromptPart, SampleRecord, decode, encode
 from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions, resolve_metric
 
@@ -34,38 +38,91 @@ def check_task(task: Task, answer: Callable[[Question], str] | None = None, limi
 
     Raises:
         VilaError: the source has other columns, a medium cannot be decoded, or the metric refuses a question.
-        ConfigError: ids are not unique, a question is not JSON, or the source cannot be sent to a worker.
+        ConfigError: ids are not unique, a row is asked in two ways, a question does not survive being stored, scores have
+            different names, or the source cannot be sent to a worker.
     """
-    pickle.loads(pickle.dumps(task.source))  # noqa: S301 - our own bytes
+    try:
+        pickle.loads(pickle.dumps(task.source))  # noqa: S301 - our own bytes
+    except Exception as error:
+        raise ConfigError(f"Task '{task.name}': its source cannot be sent to a worker: {error}") from error
     with tempfile.TemporaryDirectory() as cache:
         rows = task.source.open(DataOptions(cache=Path(cache), fixtures=True))
-        questions = [question for index in range(min(limit, len(rows))) for question in as_questions(task, rows, index)]
+        questions: list[Question] = []
+        for index in range(min(limit, len(rows))):
+            asked = as_questions(task, rows, index)
+            _check_asked_again(task, asked, as_questions(task, rows, index))
+            questions += asked
         for question in questions:
-            _check_question(task, question)
+            _check_media(question)
+    if not questions:
+        raise ConfigError(f"Task '{task.name}' asks nothing of its first {limit} rows.")
     if len({question.id for question in questions}) < len(questions):
         raise ConfigError(f"Task '{task.name}' gives two questions one id: {[question.id for question in questions]}.")
-    answers = [(answer or _reference)(question) for question in questions]
+    records = [
+        _stored(task, index, question).model_copy(update={"answer": (answer or _reference)(question)})
+        for index, question in enumerate(questions)
+    ]
     if task.submission is not None:
-        task.submission.write([Answered(question, text) for question, text in zip(questions, answers, strict=True)])
-    metric = resolve_metric(task)
-    if not isinstance(metric, Metric):
-        return []
-    return metric.summarize(
-        [Scored(question, text, metric.score(text, question)) for question, text in zip(questions, answers, strict=True)]
-    )
+        task.submission.write([Answered(record.question, record.answer) for record in records])
+    return _measures(task, resolve_metric(task), records)
 
 
-def _check_question(task: Task, question: Question) -> None:
-    facts = (question.answer, list(question.options), dict(question.groups), question.cluster, dict(question.fields))
-    try:
-        json.dumps(facts, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}") from None
+def _check_asked_again(task: Task, first: Sequence[Question], second: Sequence[Question]) -> None:
+    def texts(questions: Sequence[Question]) -> list[tuple[str, list[str]]]:
+        return [(question.id, [part for part in question.prompt if isinstance(part, str)]) for question in questions]
+
+    if texts(first) != texts(second):
+        raise ConfigError(f"Task '{task.name}' asks a row in two ways, {texts(first)} and {texts(second)}: a run could not be resumed.")
+
+
+def _check_media(question: Question) -> None:
     for part in question.prompt:
         if isinstance(part, Image):
             part.load()
         elif isinstance(part, Video):
             part.load(2)
+
+
+def _stored(task: Task, index: int, question: Question) -> SampleRecord:
+    """Return the record of a question, through its JSON: all that a metric gets to see of it later."""
+    facts = (question.answer, list(question.options), dict(question.groups), question.cluster, dict(question.fields))
+    try:
+        json.dumps(facts, allow_nan=False)
+        record = SampleRecord(
+            id=question.id,
+            index=index,
+            key="",
+            prompt=tuple(PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)),
+            reference=question.answer,
+            options=tuple(question.options),
+            groups=dict(question.groups),
+            cluster=question.cluster,
+            fields=dict(question.fields),
+        )
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise ConfigError(f"Task '{task.name}', question '{question.id}', {where}: {problem['msg']}, got {problem['input']!r}.") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}") from None
+    return decode(SampleRecord, encode(record), f"question '{question.id}'")
+
+
+def _measures(task: Task, metric: AnyMetric | None, records: Sequence[SampleRecord]) -> list[Measure]:
+    if metric is None:
+        return []
+    if isinstance(metric, JudgedMetric):
+        for record, question in zip(records, judged_questions(metric, records), strict=True):
+            for answer in (record.answer, ""):
+                json.dumps([list(request.messages) for request in metric.requests(answer, question)])
+        return []
+    assert isinstance(metric, Metric), type(metric)
+    scores = [metric.score(record.answer, record.question) for record in records]
+    # A sample that failed is scored as the empty answer, so a metric must take that.
+    for score in (*scores, *(metric.score("", record.question) for record in records)):
+        if set(score.values) != set(scores[0].values):
+            raise ConfigError(f"Metric '{metric.name}' gives scores of different names: {set(score.values)} and {set(scores[0].values)}.")
+    return metric.summarize([Scored(record.question, record.answer, score) for record, score in zip(records, scores, strict=True)])
 
 
 def _reference(question: Question) -> str:
