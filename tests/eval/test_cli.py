@@ -10,10 +10,10 @@ from typer.testing import CliRunner, Result
 from vila_core import plugins as plugin_loader
 from vila_core.errors import ConfigError, PluginError, VilaError
 from vila_eval.cli import running
-from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices
+from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices, read_rank
 from vila_eval.cli.main import app
 from vila_eval.cli.progress import Lines, clock_time
-from vila_eval.options import ModelOptions, Planned, Progress, RunOptions, TaskOutcome
+from vila_eval.options import ModelOptions, Planned, Progress, Rank, RunOptions, TaskOutcome
 from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
 from vila_eval.report.table import as_text, results_table, table_notes
 
@@ -62,10 +62,13 @@ class Runs:
         self.model = ModelOptions()
         self.plan: Sequence[Planned] = ()
         self.options: RunOptions | None = None
+        self.rank: Rank | None = None
         self.outcome: Callable[[Planned, Path], TaskOutcome] = lambda planned, folder: TaskOutcome(planned, folder, waiting="scoring")
 
-    def evaluate(self, model: ModelOptions, plan: Sequence[Planned], options: RunOptions, progress: Progress) -> list[TaskOutcome]:
-        self.model, self.plan, self.options = model, plan, options
+    def evaluate(
+        self, model: ModelOptions, plan: Sequence[Planned], options: RunOptions, progress: Progress, rank: Rank | None
+    ) -> list[TaskOutcome]:
+        self.model, self.plan, self.options, self.rank = model, plan, options, rank
         outcomes: list[TaskOutcome] = []
         for planned in plan:
             progress.start(planned.folder, 5, 2)
@@ -214,6 +217,23 @@ def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
     done = cli("--plugin", plugin, "--tasks", "acme/capitals")
     assert done.exit_code == 130
     assert "the same command goes on from there" in done.stderr
+
+
+def test_of_the_processes_of_a_torchrun_the_first_prints(runs: Runs, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[str] = []
+    for rank in (0, 1):
+        for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}.items():
+            monkeypatch.setenv(name, str(value))
+        done = cli("--plugin", plugin, "--tasks", "acme/capitals")
+        assert (done.exit_code, runs.rank) == (0, Rank(rank, 2, rank))
+        printed.append(done.output)
+    assert "waits for scoring" in printed[0]
+    assert printed[1] == ""
+    monkeypatch.delenv("RANK")
+    cli("--plugin", plugin, "--tasks", "acme/capitals")
+    assert runs.rank is None
+    with pytest.raises(ConfigError, match="RANK=2, WORLD_SIZE=2"):
+        read_rank({"RANK": "2", "WORLD_SIZE": "2"})
 
 
 def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from vila_core.cli.arguments import join_values
 from vila_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vila_eval.options import JudgeOptions
+    from vila_eval.options import JudgeOptions, Rank
 
 SEVERAL = ("--tasks", "--tags-include", "--tags-exclude", "--num-video-frames")
 """Options that take one or more values: apart, comma-separated, or by repeating the option."""
@@ -70,3 +70,20 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     if named := environment.get("VILA_EVAL_CACHE"):
         return Path(named).expanduser()
     return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vila-eval"
+
+
+def read_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
+    """Return which process of a `torchrun` this is; None outside of one. Raises `ConfigError`."""
+    from vila_eval.options import Rank
+
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    try:
+        rank, world_size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local_rank = int(environment.get("LOCAL_RANK", rank))
+    except ValueError:
+        rank = world_size = local_rank = -1
+    if not 0 <= rank < world_size or local_rank < 0:
+        named = ", ".join(f"{name}={environment.get(name)}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        raise ConfigError(f"The environment names no process of a torchrun: {named}. Unset RANK and WORLD_SIZE, or start with torchrun.")
+    return Rank(rank, world_size, local_rank)

@@ -230,7 +230,7 @@ def evaluate(
         raise ConfigError("--dry-run and --json exclude one another: a dry run is to be looked at.")
 
     from vila_core.plugins import load_plugins
-    from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, split_names
+    from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_rank, split_names
     from vila_eval.options import ModelOptions, RunOptions
     from vila_eval.selection import select
     from vila_eval.sources import DataOptions
@@ -271,7 +271,7 @@ def evaluate(
         revision=revision,
         offline=offline,
     )
-    raise typer.Exit(run_plan(model, plan, options, tracker=report_to.value if report_to else None, as_json=as_json))
+    raise typer.Exit(run_plan(model, plan, options, read_rank(), tracker=report_to.value if report_to else None, as_json=as_json))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -25,15 +25,14 @@ class Bars:
     """
 
     def __init__(self, console: Console, names: Sequence[str]):
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
         self._names = list(names)
         self._bars = Progress(*columns, console=console, transient=True)
         self._current: TaskID | None = None
-        self._pace = Pace(0, 0)
-        self._overall = self._bars.add_task("[bold]all tasks[/bold]", total=len(names), rate="")
+        self._name, self._pace = "", Pace(0, 0)
+        self._overall = self._bars.add_task("[bold]all tasks[/bold]", total=len(names), pace="")
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -45,21 +44,22 @@ class Bars:
     def start(self, name: str, total: int, done: int) -> None:
         from rich.markup import escape
 
-        self._pace = Pace(total, done)
+        self._name, self._pace = name, Pace(total, done)
         # A task that is complete already, or that failed before its first sample, is never told.
         if name in self._names:
             self._bars.update(self._overall, completed=self._names.index(name))
-        self._current = self._bars.add_task(escape(name), total=total, completed=done, rate="")
+        self._current = self._bars.add_task(escape(name), total=total, completed=done, pace="")
 
     def advance(self, samples: int) -> None:
         assert self._current is not None, "advance before start"
         self._pace.advance(samples)
-        self._bars.update(self._current, advance=samples, rate=f"{self._pace.rate:.1f}/s")
+        self._bars.update(self._current, advance=samples, pace=str(self._pace))
 
     def finish(self) -> None:
-        if self._current is not None:
-            self._bars.remove_task(self._current)
-            self._current = None
+        assert self._current is not None, "finish before start"
+        self._bars.console.print(f"{self._name}: done in {clock_time(self._pace.seconds)}", markup=False, highlight=False)
+        self._bars.remove_task(self._current)
+        self._current = None
 
 
 class Lines:
@@ -85,8 +85,7 @@ class Lines:
         self._pace.advance(samples)
         if self._clock() - self._told >= SECONDS_BETWEEN_LINES:
             self._told = self._clock()
-            pace = self._pace
-            self._tell(f"{pace.done} of {pace.total}, {pace.rate:.1f} a second, {clock_time(pace.seconds_left)} left")
+            self._tell(f"{self._pace.done} of {self._pace.total}, {self._pace}")
 
     def finish(self) -> None:
         self._tell(f"done in {clock_time(self._pace.seconds)}")
@@ -109,19 +108,12 @@ class Pace:
     def seconds(self) -> float:
         return self._clock() - self._begun
 
-    @property
-    def rate(self) -> float:
-        """Samples a second."""
-        return (self.done - self._before) / max(self.seconds, 1e-3)
-
-    @property
-    def seconds_left(self) -> float:
-        return (self.total - self.done) / self.rate if self.rate else float("inf")
+    def __str__(self) -> str:
+        rate = (self.done - self._before) / max(self.seconds, 1e-3)
+        return f"{rate:.1f} a second, {clock_time((self.total - self.done) / rate)} left" if rate else ""
 
 
 def clock_time(seconds: float) -> str:
-    """Return "1:02:03" or "2:03"; "?" where it is not known."""
-    if seconds == float("inf"):
-        return "?"
+    """Return "1:02:03" or "2:03"."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"

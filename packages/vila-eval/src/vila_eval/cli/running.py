@@ -6,23 +6,38 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import typer
 
 from vila_eval.cli.progress import Bars, Lines
-from vila_eval.options import ModelOptions, Planned, RunOptions, TaskOutcome
+from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
 from vila_eval.report.table import print_table, results_table, table_notes
 from vila_eval.runner import evaluate
 
+if TYPE_CHECKING:
+    from vila_eval.report.tracking import Tracker
 
-def run_plan(model: ModelOptions, plan: Sequence[Planned], options: RunOptions, *, tracker: str | None, as_json: bool) -> int:
-    """Run the tasks, print what came of them, and return the exit code: 1 if one of them ended in an error."""
+
+def run_plan(
+    model: ModelOptions, plan: Sequence[Planned], options: RunOptions, rank: Rank | None, *, tracker: Tracker | None, as_json: bool
+) -> int:
+    """Run the tasks, print what came of them, and return the exit code: 1 if one of them ended in an error.
+
+    Of several processes (`rank`) the first prints, the others are silent.
+    """
+    is_first = rank is None or rank.rank == 0
     try:
-        with show_progress([planned.folder for planned in plan]) as progress:
-            outcomes = evaluate(model, plan, options, progress)
+        if is_first:
+            with show_progress([planned.folder for planned in plan]) as progress:
+                outcomes = evaluate(model, plan, options, progress, rank)
+        else:
+            outcomes = evaluate(model, plan, options, Silence(), rank)
     except KeyboardInterrupt:
         typer.echo("Stopped. The answers so far are kept: the same command goes on from there.", err=True)
         raise typer.Exit(130) from None
+    if not is_first:
+        return int(any(outcome.error is not None for outcome in outcomes))
     if not as_json:
         print_outcomes(outcomes)
     report = None
@@ -69,7 +84,7 @@ def as_dict(outcome: TaskOutcome) -> dict[str, object]:
     }
 
 
-def _report(folder: Path, tracker: str | None) -> Path:
+def _report(folder: Path, tracker: Tracker | None) -> Path:
     from vila_eval.report.html import write_report
 
     report = write_report(folder)

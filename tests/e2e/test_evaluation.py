@@ -1,0 +1,133 @@
+"""Benchmarks from the command line to the report: `vila-eval` as installed, the embedded model, miniatures, no network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLUGIN = """
+from pathlib import Path
+from vila_core import Image, hookimpl
+from vila_eval import LocalFiles, Question, Task
+
+HERE = Path(__file__).parent
+
+def ask(row):
+    return Question(id=row["id"], prompt=[Image(row["image"]), row["question"]], answer=row["answer"])
+
+def ask_wrongly(row):
+    return Question(id=row["id"], prompt=[row["no_such_column"]], answer=row["answer"])
+
+COLUMNS = {"id": "string", "image": "string: file", "question": "string", "answer": "string"}
+
+@hookimpl
+def vila_tasks():
+    return [
+        Task("acme/scene", LocalFiles(HERE / "rows.jsonl", COLUMNS), ask, "exact_match"),
+        Task("acme/columns", LocalFiles(HERE / "rows.jsonl", COLUMNS | {"level": "int"}), ask, "exact_match"),
+        Task("acme/broken", LocalFiles(HERE / "rows.jsonl", COLUMNS), ask_wrongly, "exact_match"),
+    ]
+"""
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+
+
+def vila_eval(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `vila-eval` in another folder, with no GPU and the hub switched off."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "VILA_EVAL_CACHE": str(folder / "cache")}
+    command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """A run of two tasks, and the folder that it ran in."""
+    folder = tmp_path_factory.mktemp("run")
+    return vila_eval("--fixtures", "--tasks", "pope,vila/attribute", "--limit", 5, folder=folder), folder
+
+
+def test_a_run_ends_with_a_table_and_a_report(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    done, folder = finished
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert lines[0][:4] == ["task", "measure", "value", "n"]
+    assert [line[0] for line in lines if "5" in line[2:-1] and "±" in line] == ["vila/attribute", "pope"]
+    assert "1 of 2 tasks ran on miniatures (--fixtures)" in done.stdout
+    (model,) = (folder / "results").iterdir()
+    assert "</html>" in (model / "report.html").read_text(encoding="utf-8")
+    for task, measure in (("pope", "accuracy"), ("vila/attribute", "exact_match")):
+        assert json.loads((model / task / "results.json").read_text())["measures"][0]["name"] == measure
+        assert len((model / task / "samples.jsonl").read_text(encoding="utf-8").splitlines()) == 5
+        assert measure in json.loads((model / "metrics.json").read_text())[task]
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_the_same_command_again_asks_nothing_and_says_the_same(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    first, folder = finished
+    (model,) = (folder / "results").iterdir()
+    before = (model / "pope" / "results.json").read_bytes()
+    again = vila_eval("--fixtures", "--tasks", "pope", "vila/attribute", "--limit", 5, "--json", folder=folder)
+    assert again.returncode == 0, again.stderr
+    outcomes = {task["task"]: task["result"] for task in json.loads(again.stdout)["tasks"]}
+    assert outcomes["pope"] == json.loads(before)
+    assert (model / "pope" / "results.json").read_bytes() == before
+    assert f"{100 * outcomes['pope']['measures'][0]['value']:.1f} %" in first.stdout
+
+
+def test_samples_are_shown_to_be_read(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+    _, folder = finished
+    (model,) = (folder / "results").iterdir()
+    one = vila_eval("show", model / "pope", "--id", "1", folder=folder).stdout
+    assert "[image]\n  | Is there a square in the image?" in one
+    assert "reference: no" in one
+    wrong = vila_eval("show", model / "pope", "--wrong", "2", folder=folder)
+    assert "of 5 samples are not wholly right" in wrong.stdout
+    unknown = vila_eval("show", model / "pope", "--id", "x", folder=folder)
+    assert (unknown.returncode, "No sample 'x' among the 5" in unknown.stderr) == (2, True)
+
+
+def test_an_unknown_task_is_an_error_with_the_nearest_names(tmp_path: Path) -> None:
+    done = vila_eval("--tasks", "pope,vila/atribute", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: Unknown task or tag 'vila/atribute'. Did you mean 'vila/attribute'")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plugin_file_adds_a_task_and_its_broken_ones_harm_nothing(tmp_path: Path) -> None:
+    (tmp_path / "acme.py").write_text(PLUGIN)
+    rows = [
+        {"id": name, "image": str(MEDIA / name), "question": "What is in the picture?", "answer": "?"}
+        for name in ("scene.png", "missing.png")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = vila_eval("--plugin", "acme.py", "--tasks", "acme/*", folder=tmp_path)
+    assert done.returncode == 1, done.stderr
+    table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("acme/")}
+    assert table["acme/scene"][-2:] == ["2", "1"], "two samples, of which the one without a picture failed"
+    assert "acme/columns: " in done.stdout
+    assert "has no column 'level'. Expected: id, image, question, answer, level. Found: id, image, question, answer." in done.stdout
+    assert "acme/broken: " in done.stdout
+    assert "no_such_column" in done.stdout
+    (model,) = (tmp_path / "results").iterdir()
+    assert (model / "acme" / "scene" / "results.json").exists()
+
+
+def test_a_dry_run_reads_every_task_and_writes_nothing_but_its_sheet(tmp_path: Path) -> None:
+    done = vila_eval("--fixtures", "--tasks", "pope", "vila/motion", "--dry-run", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "[video, as many frames as the model takes]\n  | " in done.stdout
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["dry-run.png"]
+
+
+def test_every_local_benchmark_runs_on_its_miniature(tmp_path: Path) -> None:
+    done = vila_eval("--fixtures", "--tags-include", "local", "--limit", 1, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tasks = json.loads(done.stdout)["tasks"]
+    assert len(tasks) > 25
+    for task in tasks:
+        assert task["error"] is None
+        assert task["waiting"] is not None or task["result"]["counts"]["samples"] >= 1, task["task"]
+        assert task["result"] is None or task["result"]["counts"]["failed"] == 0, task["task"]
