@@ -13,3 +13,7 @@ class ResultsError(VilaError):
 
 class JudgeError(VilaError):
     """A judge is not configured or does not answer."""
+
+
+class WorkerError(VilaError):
+    """A process that answers has died, or could not be started."""

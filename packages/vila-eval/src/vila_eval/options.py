@@ -81,6 +81,15 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """Which of several processes this is, as `torchrun` numbers them: `rank` of `world_size`, `local_rank` on its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+
+@dataclass(frozen=True)
 class Planned:
     """A task to run, with the frames of its videos decided.
 

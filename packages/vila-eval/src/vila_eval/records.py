@@ -147,6 +147,7 @@ class RunSettings(Config):
     num_video_frames: int | None = None
     max_tiles: int | None = None
     chat_template: str | None = None
+    dtype: str = "auto"
     limit: int | None = None
 
 

@@ -1,0 +1,196 @@
+"""Digests that say whether an answer may be used again: of a model's files, of media, and of all that determines one answer."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from vila_core.checkpoint.headers import MAX_HEADER_BYTES
+from vila_core.checkpoint.hub import UNWANTED
+from vila_core.checkpoint.opening import find_folder
+from vila_core.embedded import embedded_model
+from vila_core.errors import CheckpointError, MediaError
+from vila_core.limits import MediaLimits
+from vila_core.media import IMAGE_SUFFIXES, Image, Video
+from vila_core.sources import is_data_uri, is_url, open_source
+from vila_eval.records import ModelIdentity, PromptPart
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+    from vila_core.sources import ByteSource
+    from vila_eval.options import ModelOptions
+    from vila_eval.records import RunSettings
+    from vila_eval.task import Part, Task
+
+    Source = ByteSource | np.ndarray | PIL.Image.Image | tuple[Image, ...]
+
+SMALL_FILE = 8 * 1024 * 1024
+"""Bytes up to which a file of a model is read whole."""
+
+HEADER = 1024 * 1024
+WINDOWS, WINDOW = 64, 64 * 1024
+"""Of a larger one: its header, and evenly spaced windows, the last at its end."""
+
+NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
+"""Files of a checkpoint that do not change its answers."""
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+def model_name(model: ModelOptions) -> str:
+    """Return the name of the model's results folder: the one given, or the last part of the adapter's or the model's path."""
+    path = model.lora or model.path
+    return model.name or (embedded_model().name if path is None else Path(path).expanduser().resolve().name)
+
+
+def model_identity(model: ModelOptions) -> ModelIdentity:
+    """Return who answers. A model on the hub is found in the cache, or downloaded.
+
+    Raises:
+        CheckpointError: there is no such model or adapter.
+    """
+    source = embedded_model().name if model.path is None else model.path
+    folders = [embedded_model() if model.path is None else find_folder(model.path, revision=model.revision, offline=model.offline)]
+    if model.lora is not None:
+        source = f"{source} + {model.lora}"
+        folders.append(find_folder(model.lora, offline=model.offline))
+    digest = hashlib.sha256(repr([folder_digest(folder) for folder in folders]).encode()).hexdigest()
+    return ModelIdentity(name=model_name(model), source=source, digest=digest)
+
+
+def folder_digest(folder: Path) -> str:
+    """Identify a checkpoint by its files, wherever the folder is: SHA-256 over their names, sizes and contents.
+
+    A file of up to 8 MiB counts whole. Of a larger one (weights) count the header (all of a safetensors file's; 1 MiB of another's)
+    and 64 windows of 64 KiB, evenly spaced to the end: training changes every window, and terabytes need not be read. Hidden files,
+    code, texts and what training leaves behind do not count. A file is read once a process, unless its size or date changes.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+        name = path.relative_to(folder)
+        if any(part.startswith(".") for part in name.parts) or any(fnmatch(path.name, pattern) for pattern in NOT_THE_MODEL):
+            continue
+        if path.is_file():
+            status = path.stat()
+            content = _sampled_digest(path.absolute(), status.st_size, status.st_mtime_ns)
+            digest.update(repr((name.as_posix(), status.st_size, content)).encode())
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4096)
+def _sampled_digest(path: Path, size: int, modified_ns: int) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            for start, length in [(0, size)] if size <= SMALL_FILE else _windows(file, path.suffix, size):
+                file.seek(start)
+                digest.update(file.read(length))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
+
+
+def _windows(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, length) of what is read of a large file."""
+    stated = int.from_bytes(file.read(8), "little") if suffix == ".safetensors" else HEADER
+    yield 0, min(8 + stated, MAX_HEADER_BYTES, size)
+    for number in range(WINDOWS):
+        yield (size - WINDOW) * number // (WINDOWS - 1), WINDOW
+
+
+# ------------------------------------------------------------------------------------------------ prompts
+
+
+def describe_prompt(prompt: Sequence[Part | None]) -> tuple[PromptPart, ...]:
+    """Return a prompt as records keep it: its texts, and its media by digest."""
+    return tuple(_describe(part) for part in prompt if part is not None)
+
+
+def _describe(part: Part) -> PromptPart:
+    if isinstance(part, str):
+        return PromptPart(kind="text", text=part)
+    file = _file_name(part.source)
+    if isinstance(part, Image):
+        return PromptPart(kind="image", digest=media_digest(part), file=file)
+    return PromptPart(kind="video", digest=media_digest(part), file=file, frames=part.frames)
+
+
+def _file_name(source: Source) -> str | None:
+    return Path(source).name if isinstance(source, str | Path) and not is_data_uri(str(source)) else None
+
+
+def media_digest(medium: Image | Video) -> str | None:
+    """Return the SHA-256 of a medium's bytes as they are stored, or of its pixels where it is in memory.
+
+    Of a list or folder of frames: of all of them. Of a URL: of the address. None where it cannot be read.
+    """
+    try:
+        return _source_digest(medium.source, "Image" if isinstance(medium, Image) else "Video")
+    except (MediaError, OSError):
+        return None
+
+
+def _source_digest(source: Source, kind: str) -> str:
+    if isinstance(source, tuple):
+        return _joined(_source_digest(frame.source, "Image") for frame in source)
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    if isinstance(source, str) and is_url(source):
+        return hashlib.sha256(source.encode()).hexdigest()
+    if isinstance(source, str) and is_data_uri(source):
+        with open_source(source, "Image" if kind == "Image" else "Video", MediaLimits()) as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    if not isinstance(source, str | os.PathLike):
+        return _pixels_digest(source)
+    path = Path(source).absolute()
+    if kind == "Video" and path.is_dir():
+        frames = sorted(frame for frame in path.iterdir() if frame.suffix.lower() in IMAGE_SUFFIXES)
+        return _joined(f"{frame.name} {_file_digest(frame)}" for frame in frames)
+    return _file_digest(path)
+
+
+def _pixels_digest(source: np.ndarray | PIL.Image.Image) -> str:
+    import numpy as np
+    import PIL.Image
+
+    stated = (source.mode, source.size) if isinstance(source, PIL.Image.Image) else (str(source.dtype), source.shape)
+    pixels = source.tobytes() if isinstance(source, PIL.Image.Image) else np.ascontiguousarray(source).tobytes()
+    return hashlib.sha256(repr(stated).encode() + pixels).hexdigest()
+
+
+def _joined(digests: Iterator[str]) -> str:
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    status = path.stat()
+    return _whole_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=65536)
+def _whole_digest(path: Path, size: int, modified_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sample_key(model_digest: str, task: Task, settings: RunSettings, prompt: Sequence[PromptPart]) -> str:
+    """Return the SHA-256 of everything that determines one answer: an answer with another key is not used again.
+
+    That is the model's files, the task and its version, the prompt's texts, media and frames, and the settings of generation.
+    Not among them: file names and places, batch size, workers and `--limit`.
+    """
+    facts: Mapping[str, object] = {
+        "model": model_digest,
+        "task": [task.name, task.version],
+        "settings": settings.model_dump(mode="json", exclude={"limit"}),
+        "prompt": [[part.kind, part.text, part.digest, part.frames] for part in prompt],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

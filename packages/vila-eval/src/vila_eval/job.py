@@ -1,0 +1,153 @@
+"""A task made ready to be answered: its data opened, its rows chosen, its results folder claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.errors import ConfigError
+from vila_core.media import Video
+from vila_core.plugins import load_plugins
+from vila_eval.errors import DataError
+from vila_eval.identity import describe_prompt, sample_key
+from vila_eval.manifest import Manifest
+from vila_eval.records import PromptPart, RunSettings
+from vila_eval.task import Question, as_questions
+
+if TYPE_CHECKING:
+    from vila_core.runtime import GenerationSettings
+    from vila_eval.options import ModelOptions, Planned, RunOptions
+    from vila_eval.records import ModelIdentity
+    from vila_eval.sources import Rows
+    from vila_eval.task import Task
+
+SEARCH_AHEAD = 1000
+"""Rows without one that belongs to those before, after which `--limit` stops looking for more of them."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model is asked it: number `number` of the `questions` of its row."""
+
+    row: int
+    number: int
+    questions: int
+    question: Question
+    prompt: tuple[PromptPart, ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A planned task with its data. `selected` are the rows to ask, in order."""
+
+    planned: Planned
+    folder: Path
+    rows: Rows
+    selected: Sequence[int]
+    manifest: Manifest
+
+    @property
+    def task(self) -> Task:
+        return self.planned.task
+
+    @property
+    def generation(self) -> GenerationSettings:
+        return {"max_new_tokens": self.task.max_new_tokens, "stop": tuple(self.task.stop)}
+
+    def batches(self, size: int, rank: int, world_size: int) -> list[Sequence[int]]:
+        """Return a worker's batches of rows. Which rows share one depends on nothing but the data and `size`."""
+        batches = [self.selected[start : start + size] for start in range(0, len(self.selected), size)]
+        return batches[rank::world_size]
+
+    def ask(self, row: int) -> list[Asked]:
+        """Return the questions of a row, the frames of their videos set and the media read for their digests."""
+        frames = self.manifest.settings.num_video_frames
+        questions = [question if frames is None else with_frames(question, frames) for question in as_questions(self.task, self.rows, row)]
+        asked: list[Asked] = []
+        for number, question in enumerate(questions):
+            prompt = describe_prompt(question.prompt)
+            key = sample_key(self.manifest.model.digest, self.task, self.manifest.settings, prompt)
+            asked.append(Asked(row, number, len(questions), question, prompt, key))
+        return asked
+
+
+def with_frames(question: Question, frames: int) -> Question:
+    """Return the question with that many frames asked of each video that does not have a number of its own."""
+    prompt = [
+        Video(part.source, frames=frames, fps=part.fps) if isinstance(part, Video) and part.frames is None else part
+        for part in question.prompt
+    ]
+    return replace(question, prompt=prompt)
+
+
+def open_job(planned: Planned, folder: Path, model: ModelOptions, identity: ModelIdentity, options: RunOptions) -> Job:
+    """Open a task's data and choose its rows. Nothing is written.
+
+    Args:
+        planned: the task.
+        folder: of its results.
+        model: as it will be loaded.
+        identity: of that model.
+        options: of the run.
+
+    Raises:
+        DataError: the data is missing, has other columns, or no row.
+    """
+    task = planned.task
+    rows = task.source.open(options.data)
+    if not len(rows):
+        raise DataError(f"{task.source.description} has no row to ask.")
+    selected = select_rows(rows, options.limit, task.keep_together)
+    settings = RunSettings(
+        max_new_tokens=task.max_new_tokens,
+        stop=tuple(task.stop),
+        num_video_frames=task.num_video_frames if planned.num_video_frames is None else planned.num_video_frames,
+        max_tiles=model.max_tiles,
+        chat_template=model.chat_template,
+        dtype=model.dtype,
+        limit=options.limit,
+    )
+    manifest = Manifest(
+        task=task.name,
+        task_version=task.version,
+        distribution=_distribution(task),
+        model=identity,
+        settings=settings,
+        data=dict(rows.origin),
+        rows=len(rows),
+        selected=len(selected),
+    )
+    return Job(planned, folder, rows, selected, manifest)
+
+
+def select_rows(rows: Rows, limit: int | None, keep_together: str | None) -> Sequence[int]:
+    """Return the first `limit` rows, and those later ones that have a value of `keep_together` which is among theirs.
+
+    Rows that belong together need not follow one another; the search ends after 1000 rows without one.
+
+    Raises:
+        ConfigError: `limit` is less than 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"The limit is {limit} rows; expected at least 1.")
+    if limit is None or limit >= len(rows) or keep_together is None:
+        return range(len(rows) if limit is None else min(limit, len(rows)))
+    selected = list(range(limit))
+    together = {rows[index][keep_together] for index in selected}
+    last = limit - 1
+    for index in range(limit, len(rows)):
+        if rows[index][keep_together] in together:
+            selected.append(index)
+            last = index
+        elif index - last >= SEARCH_AHEAD:
+            break
+    return selected
+
+
+def _distribution(task: Task) -> str:
+    """Return the distribution that registers a task, or the name of its plugin file; "" for a task that a script made."""
+    entry = load_plugins().tasks.entries.get(task.name)
+    return "" if entry is None else Path(entry.owner.distribution).name

@@ -1,0 +1,200 @@
+"""Scoring: answers to a result, and the files that a finished task leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.errors import ConfigError
+from vila_eval.answers import StoredAnswers, locked, writing
+from vila_eval.errors import JudgeError, ResultsError
+from vila_eval.manifest import Manifest, read_manifest, remove_answers
+from vila_eval.metric import Answered, Measure, Metric
+from vila_eval.records import (
+    FORMAT,
+    RESULTS,
+    SAMPLES,
+    Counts,
+    MeasureRecord,
+    SampleRecord,
+    TaskResult,
+    read_records,
+    write_record,
+    write_records,
+    write_whole,
+)
+from vila_eval.task import Question, Task, resolve_metric
+
+if TYPE_CHECKING:
+    from vila_eval.options import Progress, RunOptions
+
+JUDGE_NEEDED = "a judge (--judge-url URL)"
+SCORING = "scoring"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A task whose answers are all there: its result, or what it waits for."""
+
+    result: TaskResult | None = None
+    waiting: str | None = None
+
+
+def finish_task(
+    task: Task,
+    manifest: Manifest,
+    samples: Sequence[SampleRecord],
+    folder: Path,
+    options: RunOptions,
+    progress: Progress,
+    ask: Callable[[int], Question] | None = None,
+) -> Finished:
+    """Score a task's answers and write its files. `results.json` comes last: where it is, the rest is whole.
+
+    Args:
+        task: whose metric scores.
+        manifest: what was run.
+        samples: all of them, in the data's order. Earlier scores are not used.
+        folder: the task's results.
+        options: of the run.
+        progress: is told of judging.
+        ask: gives the question of a sample's index with its media, for the report's pictures; None: the data is not at hand.
+
+    Raises:
+        ConfigError: two samples have one id, or the metric refuses a reference.
+        JudgeError: no sample could be judged.
+        ResultsError: a file cannot be written.
+    """
+    _check_ids(task, samples)
+    samples = [sample.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": None}) for sample in samples]
+    metric = resolve_metric(task)
+    judged = metric is not None and not isinstance(metric, Metric)
+    waiting = SCORING if options.phase == "predict" else JUDGE_NEEDED if judged and options.judge is None else None
+    if waiting is not None:
+        with writing(folder / SAMPLES):
+            write_records(folder / SAMPLES, samples)
+        return Finished(waiting=waiting)
+    judge = None
+    measures: Sequence[Measure] = ()
+    if isinstance(metric, Metric):
+        samples = [_scored(metric, sample) for sample in samples]
+        measures = metric.summarize([sample.scored for sample in samples])
+    elif metric is not None:
+        from vila_eval.judging import judge_model, judge_samples
+
+        assert options.judge is not None, "a judged task without a judge waits"
+        judge = judge_model(metric, options.judge)
+        samples = judge_samples(metric, samples, folder, options.judge, progress)
+        if not any(sample.values is not None for sample in samples):
+            raise JudgeError(f"Not one of {len(samples)} answers could be judged. The first: {samples[0].judge_error}")
+        measures = metric.summarize([sample.scored for sample in samples if sample.values is not None])
+    result = TaskResult(
+        task=task.name,
+        task_version=task.version,
+        distribution=manifest.distribution,
+        model=manifest.model,
+        settings=manifest.settings,
+        data=manifest.data,
+        metric=None if metric is None else metric.name,
+        judge=judge,
+        measures=tuple(MeasureRecord.of(measure) for measure in measures),
+        counts=count(samples),
+        submission=None if task.submission is None else task.submission.filename,
+    )
+    with writing(folder / SAMPLES):
+        write_records(folder / SAMPLES, samples)
+        if task.submission is not None:
+            answers = [Answered(sample.question, sample.answer) for sample in samples]
+            write_whole(folder / task.submission.filename, task.submission.write(answers))
+        if ask is not None:
+            from vila_eval.report.pictures import save_pictures
+
+            better = measures[0].higher_is_better if measures else None
+            save_pictures(samples, ask, folder, higher_is_better=better is not False)
+        write_record(folder / RESULTS, result)
+    return Finished(result)
+
+
+def score_again(task: Task, folder: Path, options: RunOptions, progress: Progress) -> Finished:
+    """Score a task's stored answers, without the model and the data. Pictures of an earlier report stay as they are.
+
+    Raises:
+        ResultsError: there are no answers, not all, or those of another version of the task.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise ResultsError(f"There are no answers in '{folder}'. Run without --score-only first.")
+    stated, here = (manifest.format, manifest.task, manifest.task_version), (FORMAT, task.name, task.version)
+    if stated != here:
+        raise ResultsError(
+            f"The answers in '{folder}' are of format {stated[0]}, task '{stated[1]}', version {stated[2]}; "
+            f"here it is format {here[0]}, task '{here[1]}', version {here[2]}. Run without --score-only to answer anew."
+        )
+    with locked(folder):
+        finished = finish_task(task, manifest, _stored_samples(folder, manifest), folder, options, progress)
+        if finished.result is not None:
+            remove_answers(folder)
+    return finished
+
+
+def _stored_samples(folder: Path, manifest: Manifest) -> list[SampleRecord]:
+    if (folder / SAMPLES).exists():  # written whole, of all answers
+        return list(read_records(SampleRecord, folder / SAMPLES))
+    stored = StoredAnswers(folder)
+    stored.update()
+    complete = stored.complete - stored.contradicted
+    if len(complete) < manifest.selected:
+        raise ResultsError(
+            f"'{folder}' has the answers to {len(complete)} of {manifest.selected} rows. Run without --score-only to answer the rest."
+        )
+    return stored.merged(sorted(complete))
+
+
+def judge_again(task: Task, result: TaskResult, folder: Path, options: RunOptions, progress: Progress) -> Finished | None:
+    """Judge once more the answers of a complete task that got no verdict; None where there is nothing to judge.
+
+    Raises:
+        ResultsError: the result is another judge's.
+    """
+    metric = resolve_metric(task)
+    if metric is None or isinstance(metric, Metric) or options.judge is None or options.phase == "predict":
+        return None
+    from vila_eval.judging import judge_model
+
+    if result.judge != judge_model(metric, options.judge):
+        raise ResultsError(
+            f"'{folder}' was judged by '{result.judge}', not by '{judge_model(metric, options.judge)}'. "
+            "Run with --score-only to have the other judge score its answers."
+        )
+    return score_again(task, folder, options, progress) if result.counts.judge_failed else None
+
+
+def count(samples: Sequence[SampleRecord]) -> Counts:
+    """Count samples by what became of them. A failed one has no answer that could be unread or cut short."""
+    return Counts(
+        samples=len(samples),
+        failed=sum(sample.error is not None for sample in samples),
+        truncated=sum(sample.finish_reason == "length" for sample in samples),
+        unread=sum(sample.unread is not None and sample.error is None for sample in samples),
+        judge_failed=sum(sample.judge_error is not None for sample in samples),
+    )
+
+
+def _scored(metric: Metric, sample: SampleRecord) -> SampleRecord:
+    score = metric.score(sample.answer, sample.question)
+    values = {name: float(value) for name, value in score.values.items()}
+    return sample.model_copy(update={"values": values, "parsed": score.parsed, "unread": score.unread})
+
+
+def _check_ids(task: Task, samples: Sequence[SampleRecord]) -> None:
+    counts: dict[str, int] = {}
+    for sample in samples:
+        counts[sample.id] = counts.get(sample.id, 0) + 1
+    if twice := [name for name, number in counts.items() if number > 1]:
+        shown = ", ".join(f"'{name}'" for name in twice[:10]) + (f" and {len(twice) - 10} more" if len(twice) > 10 else "")
+        raise ConfigError(
+            f"Task '{task.name}' gives one id to several questions: {shown}. "
+            "Ids must be unique; leave them empty to have the rows numbered."
+        )

@@ -1,0 +1,49 @@
+"""How long a run took: `timings.json`, apart from the results, which are the same however they came about."""
+
+from __future__ import annotations
+
+import platform
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vila_eval.answers import writing
+from vila_eval.records import TIMINGS, Timings, write_record
+
+PACKAGES = ("vila-core", "vila-eval", "torch", "transformers")
+
+
+class Stopwatch:
+    """Started when it is made."""
+
+    def __init__(self) -> None:
+        self.started = datetime.now(UTC)
+        self._begun = time.monotonic()
+
+    def write(self, folder: Path, *, answered: int, batch_size: int, workers: int) -> None:
+        """Write the timings of a task, unless this run answered nothing and an earlier one's are there."""
+        path = folder / TIMINGS
+        if not answered and path.exists():
+            return
+        timings = Timings(
+            started=self.started.isoformat(timespec="seconds"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            answered=answered,
+            seconds=round(time.monotonic() - self._begun, 3),
+            batch_size=batch_size,
+            workers=workers,
+            versions=_versions(),
+        )
+        with writing(path):
+            write_record(path, timings)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree
+            continue
+    return found
