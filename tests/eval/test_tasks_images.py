@@ -305,7 +305,7 @@ def test_scienceqa_counts_pictures_apart(tmp_path: Path) -> None:
 
 
 def test_seedbench_reads_one_character_and_shows_all_frames(tmp_path: Path) -> None:
-    found = measured("seedbench", {"i0": "a) a circle", "i1": "Both", "i2": "", "v3": "The circle rolls"})
+    found = measured("seedbench", {"0": "a) a circle", "1": "Both", "2": "", "3": "The circle rolls"})
     # "Both" begins with B, which is right. The empty answer and "T" are wrong.
     assert (found["accuracy"], found["accuracy/image"], found["accuracy/video"]) == (0.5, pytest.approx(2 / 3), 0.0)
     assert found["accuracy/Text Understanding"] == 0.0

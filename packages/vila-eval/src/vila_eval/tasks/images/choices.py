@@ -59,20 +59,25 @@ SEED_DIMENSIONS = (
     *("Instance Interaction", "Visual Reasoning", "Text Understanding"),
     *("Action Recognition", "Action Prediction", "Procedure Understanding"),
 )
-"""By question_type_id, which begins at 1; the last three are asked about videos. Source: SEED-Bench.json of AILab-CVC/SEED-Bench."""
+"""By question_type_id, which begins at 1; the last three are asked about videos.
+
+Source: DATASET.md of SEED-Bench-2, which holds the same questions, and HELM. The first version's DATASET.md has 3 and 4 the
+other way round.
+"""
 
 
 def ask_seedbench(row: Row) -> Question:
-    """A video is asked about as its frames, which the dataset holds as pictures."""
+    """A video is asked about as its frames, which the dataset holds as pictures. Its question_ids are not all different."""
     options = [row[f"choice_{name}"] for name in "abcd"]
     number = int(row["question_type_id"])
     return Question(
-        id=row["question_id"],
+        id="",
         prompt=[*row["image"], multiple_choice_prompt(row["question"], options)],
         answer=row["answer"].strip().upper(),
         options=options,
         groups={"data_type": row["data_type"], "dimension": SEED_DIMENSIONS[number - 1]},
         cluster=str(row["data_id"]),
+        fields={"question_id": row["question_id"]},
     )
 
 

@@ -45,7 +45,7 @@ def _ask(row: Row, question: str) -> Question:
 
 def ask_ocrbench(row: Row) -> Question:
     """The dataset asks for short answers where it wants them."""
-    kind = row["question_type"]
+    kind: str = row["question_type"]
     return Question(
         id="",
         prompt=[row["image"], row["question"].strip()],
