@@ -97,9 +97,9 @@ class TaskComparison(Config):
         """What differs between the runs, and which samples were left out; A is the first run."""
         notes = [f"the runs differ in {'; '.join(self.differences)}."] if self.differences else []
         if self.only_first or self.only_second:
-            notes.append(f"{self.only_first:,} samples are only in A and {self.only_second:,} only in B; they are left out.")
+            notes.append(f"left out: {self.only_first:,} samples only in A, {self.only_second:,} only in B.")
         if self.unjudged:
-            notes.append(f"{self.unjudged:,} samples were not judged in one of the runs; they are left out.")
+            notes.append(f"left out: {self.unjudged:,} not judged in one of the runs.")
         return notes
 
 
@@ -234,7 +234,7 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
     paired = [sample for sample in common if sample not in unjudged]
     if changed := [sample for sample in common if first[sample].reference != second[sample].reference]:
         raise ResultsError(
-            f"{name}: {len(changed):,} samples have other references in the second run, such as '{changed[0]}'. The data changed."
+            f"{name}: the references of {len(changed):,} of {len(common):,} samples differ, such as that of '{changed[0]}'. The data changed."
         )
     pairs = {sample: (first[sample], second[sample]) for sample in paired}
     counterparts = {measure.name: measure for measure in other.measures if measure.group is None}

@@ -59,7 +59,7 @@ def _write_events(values: Mapping[str, float], folder: Path) -> None:
 
 
 def _log_run(values: Mapping[str, float], results: Mapping[str, TaskResult], folder: Path, project: str) -> None:
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports]
 
     model = next(iter(results.values())).model
     config: dict[str, Any] = {"model": model.model_dump(), "tasks": {name: result.task_version for name, result in results.items()}}
