@@ -85,6 +85,7 @@ class _Judging:
     def __init__(self, metric: JudgedMetric, model: str, options: JudgeOptions, client: JudgeClient, log: JudgeLog):
         self.metric, self.model, self.options, self.client, self.log = metric, model, options, client, log
         self.stop = threading.Event()
+        self._reason: JudgeError | None = None
         self.reused = 0
         self._counting = threading.Lock()
 
@@ -117,7 +118,7 @@ class _Judging:
             except FailedRequestError as error:
                 problem, last = str(error), attempt >= self.options.retries
                 if last and error.unreachable:
-                    raise JudgeError(f"{problem} Replies so far are kept: run again when the judge is there.") from None
+                    raise self._stopped(JudgeError(f"{problem} Replies so far are kept: run again when the judge is there.")) from None
                 if last or not error.retry:
                     break
                 self._pause(max(error.wait_s, backoff_s(attempt, sample.id)))
@@ -125,8 +126,7 @@ class _Judging:
         return sample.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": problem})
 
     def _ask(self, sample_id: str, number: int, attempt: int, request: JudgeRequest, refused: int) -> str:
-        if self.stop.is_set():
-            raise JudgeError("Judging was stopped.")
+        self._pause(0)
         # At temperature 0 a judge would say the same again; MM-Vet's own script raises the temperature by 0.5 too.
         temperature = request.temperature if refused == 0 else min(1.0, request.temperature + 0.5 * refused)
         record = JudgeRecord(
@@ -142,6 +142,8 @@ class _Judging:
             reply = self.client.ask(request, self.model, temperature)
         except (FailedRequestError, JudgeError) as error:
             self.log.append(record.model_copy(update={"error": str(error)}))
+            if isinstance(error, JudgeError):
+                raise self._stopped(error) from None
             raise
         self.log.append(
             record.model_copy(
@@ -163,7 +165,13 @@ class _Judging:
 
     def _pause(self, seconds: float) -> None:
         if self.stop.wait(seconds):
-            raise JudgeError("Judging was stopped.")
+            raise self._reason or JudgeError("Judging was stopped.")
+
+    def _stopped(self, reason: JudgeError) -> JudgeError:
+        """Stop all threads for `reason`, or for the one that came first."""
+        self._reason = self._reason or reason
+        self.stop.set()
+        return self._reason
 
 
 def backoff_s(attempt: int, name: str) -> float:

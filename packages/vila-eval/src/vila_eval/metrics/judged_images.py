@@ -71,7 +71,7 @@ class LlavaBench:
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
         first = replies[0].strip().partition("\n")[0][:200]
         # Exactly two numbers, as LLaVA's script: of "Assistant 1: 8, Assistant 2: 7" the first two are 1 and 8.
-        found = re.fullmatch(r"\W*(\d{1,2}(?:\.\d{1,4})?)(?:\s*[,;/]\s*|\s+)(\d{1,2}(?:\.\d{1,4})?)\W*", first)
+        found = re.fullmatch(r"[^\w-]*(\d{1,2}(?:\.\d{1,4})?)(?:\s*[,;/]\s*|\s+)(\d{1,2}(?:\.\d{1,4})?)\W*", first)
         if found is None:
             raise ValueError(f"expected two scores alone on the first line, got {shortened(replies[0])}")
         reference, score = (within(float(text), 0, 10, first) for text in found.groups())
