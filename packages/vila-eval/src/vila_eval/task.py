@@ -15,11 +15,14 @@ def vila_tasks():
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vila_core.errors import PluginError, VilaError
 from vila_core.media import Image, Video
 from vila_core.sources import is_data_uri, is_url
 
@@ -96,14 +99,32 @@ class Task:
 
 
 def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
-    """Return the questions of a row, with an id, parts that are None left out, relative paths of media found among the dataset's files."""
-    asked = task.ask(rows[index])
-    questions = [asked] if isinstance(asked, Question) else list(asked)
+    """Return the questions of a row, with an id, parts that are None left out, relative paths of media found among the dataset's files.
+
+    Raises:
+        PluginError: the task's `ask` fails on the row.
+    """
+    row = rows[index]
+    with own_faults(f"Task '{task.name}' cannot ask row {index}"):
+        asked = task.ask(row)
+        questions = [asked] if isinstance(asked, Question) else list(asked)
     ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
     return [
         replace(question, id=question.id or row_id, prompt=[_located(part, rows) for part in question.prompt if part is not None])
         for question, row_id in zip(questions, ids, strict=True)
     ]
+
+
+@contextmanager
+def own_faults(what: str) -> Generator[None]:
+    """Turn whatever a benchmark's own code raises into a `PluginError` that says where, so that the other tasks go on."""
+    try:
+        yield
+    except VilaError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}).") from error
 
 
 def _located(part: Part, rows: Rows) -> Part:
