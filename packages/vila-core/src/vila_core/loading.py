@@ -10,7 +10,7 @@ from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
 from vila_core.checkpoint import load_weights, open_adapter, open_checkpoint
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.embedded import embedded_model
-from vila_core.errors import ConfigError, PromptError, unknown_name
+from vila_core.errors import CheckpointError, ConfigError, PromptError, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.plugins import load_plugins
@@ -65,6 +65,13 @@ def load(
     target = choose_device(device)
     with torch.device("meta"):
         network = VilaModel(config, tokenizer)
+        if checkpoint.quantization is not None:
+            checkpoint.quantization.replace_modules(network)
+    if lora is not None and checkpoint.quantization is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}): an adapter cannot be merged into it. "
+            "Merge it into the whole weights first (vila convert --lora), then quantize."
+        )
     adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
     chosen_dtype = choose_dtype(dtype, config, network, target)
     load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, overlay=adapter)

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, Weights
+from vila_core.checkpoint.checkpoint import Checkpoint, Quantization, RawParts, Weights
 from vila_core.checkpoint.headers import TensorEntry
 from vila_core.checkpoint.weights import WeightIndex
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "Estimate",
+    "Quantization",
     "RawParts",
     "TensorEntry",
     "WeightIndex",

@@ -1,15 +1,19 @@
 """`Checkpoint`: what reading a folder gives. Config and index of the weights, no tensor."""
 
-from collections.abc import Iterator, Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vila_core.checkpoint.headers import TensorEntry
 from vila_core.config import VilaConfig
+from vila_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 class Weights(Protocol):
@@ -18,7 +22,7 @@ class Weights(Protocol):
     @property
     def entries(self) -> Mapping[str, TensorEntry]: ...
 
-    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]":
+    def shards(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
         """Yield (name, tensor on `device`), one tensor held at a time."""
         ...
 
@@ -37,11 +41,27 @@ class RawParts:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """How the weights of a checkpoint are quantized.
+
+    Attributes:
+        method: one line for people, such as "awq, 4 bits, groups of 128".
+        replace_modules: replaces, in a network on the meta device, the modules whose weights are quantized by ones that the
+            checkpoint's tensors fit. Tensors declared as float32 get the dtype that the model is loaded in, others keep theirs.
+            A module that needs its tensors in another form once they are loaded is a `BufferOwner`.
+    """
+
+    method: str
+    replace_modules: Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint on disk.
 
     `tokenizer_path` is the folder with the tokenizer's files; `chat_template` the tokenizer's own Jinja template, if any;
-    `license` what the model card or license file says, if anything; `raw_config` the root config as found.
+    `license` what the model card or license file says, if anything; `raw_config` the root config as found; `quantization` says how
+    the weights are quantized, None where they are whole.
     """
 
     path: Path
@@ -53,3 +73,13 @@ class Checkpoint:
     license: str | None = None
     chat_template: str | None = None
     raw_parts: RawParts = RawParts()
+    quantization: Quantization | None = None
+
+
+def require_whole_weights(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for quantized weights, which the formats of whole weights cannot hold."""
+    if checkpoint.quantization is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}); this format holds whole weights. "
+            "Convert the checkpoint that it was made from."
+        )

@@ -69,7 +69,7 @@ def load_weights(
         network: its state-dict names are the canonical names.
         checkpoint: an opened checkpoint of the same model.
         device: where parameters go.
-        dtype: of all floating-point weights.
+        dtype: of all tensors that the network declares as float32; others (integers, the scales of quantized weights) keep theirs.
         vocab_size: where the network's embedding has this many rows and the checkpoint's fewer, the missing rows become the
             mean of the others (as the reference does for media tokens that a LLaMA checkpoint lacks); None: rows must agree.
         overlay: changes weights as they load.
@@ -109,7 +109,7 @@ class _Slot:
         if not self.tensor.is_meta:
             self.tensor.copy_(value)
             return
-        value = value.to(device, dtype if self.tensor.is_floating_point() else self.tensor.dtype).contiguous()
+        value = value.to(device, dtype if self.tensor.dtype == torch.float32 else self.tensor.dtype).contiguous()
         if isinstance(self.tensor, nn.Parameter):
             value = nn.Parameter(value, requires_grad=self.tensor.requires_grad)
             self.module.register_parameter(self.attribute, value)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_whole_weights
 from vila_core.checkpoint.config_json import parse_config
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.checkpoint.language_config import read_language_config
@@ -85,6 +85,7 @@ class NvilaFormat:
         return replace(self, max_shard_bytes=limit)
 
     def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        require_whole_weights(checkpoint)
         write_nvila(checkpoint, path, self.max_shard_bytes)
 
 

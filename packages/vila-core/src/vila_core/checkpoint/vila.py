@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_whole_weights
 from vila_core.checkpoint.encoder_config import read_encoder
 from vila_core.checkpoint.headers import TensorEntry
 from vila_core.checkpoint.json_files import Section, read_json, read_section
@@ -54,6 +54,7 @@ class VilaFormat:
         return replace(self, max_shard_bytes=limit)
 
     def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        require_whole_weights(checkpoint)
         write_vila(checkpoint, path, self.max_shard_bytes)
 
 
