@@ -12,6 +12,7 @@ from vila_eval.metrics.mathvista import normalize_reply
 from vila_eval.metrics.mmmu import MMMU_METRIC
 from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions
+from vila_eval.tasks.knowledge import KNOWLEDGE_TASKS
 from vila_eval.tasks.knowledge.mathvista import MATHVISTA_TEST, MATHVISTA_TESTMINI
 from vila_eval.tasks.knowledge.mmmu import MMMU_PRO_STANDARD, MMMU_PRO_VISION, MMMU_TEST, MMMU_VAL
 from vila_eval.testing import check_task
@@ -25,6 +26,18 @@ def questions_of(task: Task) -> dict[str, Question]:
 
 def shares(measures: list[Measure]) -> dict[str, float]:
     return {measure.group[1] if measure.group else measure.name: measure.estimate.mean for measure in measures}
+
+
+def test_names_and_tags_are_the_reference_s() -> None:
+    assert {task.name: set(task.tags) - {"mmmu_pro"} for task in KNOWLEDGE_TASKS} == {
+        "mmmu_val": {"core", "local", "regression"},
+        "mmmu_test": {"core", "submission"},
+        "mmmu_pro_standard": {"core", "local"},
+        "mmmu_pro_vision": {"core", "local"},
+        "mathvista_testmini": {"core", "local"},
+        "mathvista_test": {"submission"},
+    }
+    assert {task.name for task in KNOWLEDGE_TASKS if "mmmu_pro" in task.tags} == {"mmmu_pro_standard", "mmmu_pro_vision"}
 
 
 def test_mmmu_reads_letters_texts_and_lists_of_texts() -> None:
