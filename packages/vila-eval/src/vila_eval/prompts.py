@@ -1,5 +1,6 @@
 """Parts of prompts that many benchmarks share."""
 
+import re
 from collections.abc import Sequence
 
 from vila_eval.metrics.inputs import require_options
@@ -22,3 +23,8 @@ def lettered(options: Sequence[str]) -> str:
 def multiple_choice_prompt(question: str, options: Sequence[str], instruction: str = LETTER_ONLY) -> str:
     """Return the question, its lettered options, and how to answer, each on lines of its own."""
     return f"{question}\n{lettered(options)}\n{instruction}"
+
+
+def unlettered(option: str) -> str:
+    """Return an option without the letter that some datasets write before it: "B. blue" and "(B) blue" give "blue"."""
+    return re.sub(r"^(?:[A-Z][.)]|\([A-Z]\))\s*", "", option)

@@ -4,9 +4,14 @@ The names are those of the columns of `lmms-lab/Video-MME` on the Hugging Face h
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+from vila_core.errors import ConfigError, unknown_name
+from vila_eval.metric import Measure, Score, Scored, mean_measures
 from vila_eval.metrics.grouped_accuracy import Accuracy, accuracy, accuracy_by_group
+from vila_eval.metrics.letter_readers import score_lmms_choice
+from vila_eval.task import Question
 
 DURATIONS = ("short", "medium", "long")
 DOMAINS = ("Knowledge", "Film & Television", "Sports Competition", "Artistic Performance", "Life Record", "Multilingual")
@@ -56,6 +61,7 @@ TASK_TYPES = (
     "Object Reasoning",
     "Information Synopsis",
 )
+DIMENSIONS = {"duration": DURATIONS, "domain": DOMAINS, "sub_category": SUB_CATEGORIES, "task_type": TASK_TYPES}
 
 
 class VideoMmeSample(NamedTuple):
@@ -91,3 +97,32 @@ def score(samples: Sequence[VideoMmeSample]) -> VideoMmeScores:
         by_sub_category=accuracy_by_group("Video-MME sub-category", [sample.sub_category for sample in samples], correct, SUB_CATEGORIES),
         by_task_type=accuracy_by_group("Video-MME task type", [sample.task_type for sample in samples], correct, TASK_TYPES),
     )
+
+
+@dataclass(frozen=True)
+class VideoMmeMetric:
+    """Accuracy, in all and by duration, domain, sub-category and task type, in the benchmark's order, with standard errors.
+
+    Answers are read by `letter_readers.extract_lmms_choice`.
+    """
+
+    name: str = "video_mme"
+
+    def score(self, answer: str, question: Question) -> Score:
+        for dimension, names in DIMENSIONS.items():
+            if (group := question.groups[dimension]) not in names:
+                raise ConfigError(unknown_name(f"Video-MME {dimension}", group, names))
+        return score_lmms_choice(answer, question)
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        overall, *groups = mean_measures(samples, group_by=tuple(DIMENSIONS))
+        return [overall, *sorted(groups, key=_place)]
+
+
+def _place(measure: Measure) -> tuple[int, int]:
+    assert measure.group is not None
+    dimension, name = measure.group
+    return list(DIMENSIONS).index(dimension), DIMENSIONS[dimension].index(name)
+
+
+VIDEO_MME_METRIC = VideoMmeMetric()

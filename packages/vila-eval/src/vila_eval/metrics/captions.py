@@ -1,0 +1,118 @@
+"""Captions as COCO scores them: BLEU-1 to 4, METEOR, ROUGE-L and CIDEr, through pycocoevalcap (`vila-eval[captions]`, and Java).
+
+The scores are defined by that code: its Penn Treebank tokens (lower case, punctuation dropped), corpus BLEU with the closest length,
+METEOR 1.5, ROUGE-L with beta 1.2, and CIDEr-D with the document frequencies of the references that are scored together.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vila_core.errors import ConfigError, MissingDependencyError
+from vila_eval.metric import Measure, Score, Scored
+from vila_eval.metrics.inputs import require_answers, require_text
+from vila_eval.statistics import estimate
+from vila_eval.task import Question
+
+MEASURES = ("bleu_4", "bleu_3", "bleu_2", "bleu_1", "meteor", "rouge_l", "cider")
+_EXTRA = "vila-eval[captions]"
+
+
+def tokenize(texts: Sequence[str]) -> list[str]:
+    """Return the tokens of each text, one space between them, as Stanford's tokenizer gives them (in one run of Java).
+
+    Characters outside ASCII become spaces first, as lmms-eval has it. Raises `MissingDependencyError` without pycocoevalcap or Java.
+    """
+    cleaned = {index: "".join(letter if letter.isascii() else " " for letter in text).strip() for index, text in enumerate(texts)}
+    # An empty line at the end of the tokenizer's output would be lost.
+    asked = {index: [{"caption": text}] for index, text in cleaned.items() if text}
+    tokenizer = _module("tokenizer.ptbtokenizer").PTBTokenizer()
+    _require_java("Splitting captions into words")
+    tokens = tokenizer.tokenize(asked) if asked else {}
+    if len(tokens) < len(asked):
+        raise ConfigError(f"Java's tokenizer gave {len(tokens)} of {len(asked)} captions back. Does `java -version` work?")
+    return [tokens[index][0] if index in tokens else "" for index in range(len(texts))]
+
+
+class Corpus(NamedTuple):
+    """Tokenized captions that are scored together: a candidate each, and at least one reference each."""
+
+    candidates: Sequence[str]
+    references: Sequence[Sequence[str]]
+
+
+def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES) -> dict[str, list[float]]:
+    """Return each measure of each corpus. BLEU, METEOR and ROUGE-L are in [0, 1], CIDEr in [0, 10]; only "meteor" needs Java.
+
+    Raises `MissingDependencyError` without pycocoevalcap, and `ConfigError` without Java, and for a corpus without captions or with
+    unequal counts.
+    """
+    for candidates, references in corpora:
+        if not candidates or len(candidates) != len(references):
+            raise ConfigError(f"Got {len(candidates)} captions and references for {len(references)}. Expected as many of each, some.")
+    scores: dict[str, list[float]] = {}
+    if any(name.startswith("bleu") for name in measures):
+        bleus = [_compute(_module("bleu.bleu").Bleu(4), corpus, verbose=0) for corpus in corpora]
+        scores |= {f"bleu_{order}": [bleu[order - 1] for bleu in bleus] for order in (1, 2, 3, 4)}
+    if "rouge_l" in measures:
+        scores["rouge_l"] = [_compute(_module("rouge.rouge").Rouge(), corpus) for corpus in corpora]
+    if "cider" in measures:
+        scores["cider"] = [_compute(_module("cider.cider").Cider(), corpus) for corpus in corpora]
+    if "meteor" in measures:
+        _require_java("METEOR")
+        scorer = _module("meteor.meteor").Meteor()  # one process of Java: it takes seconds to start
+        # Its protocol has no empty caption; a full stop matches no word.
+        spoken = [Corpus([text or "." for text in candidates], references) for candidates, references in corpora]
+        scores["meteor"] = [_compute(scorer, corpus) for corpus in spoken]
+    return {name: [float(score) for score in scores[name]] for name in measures}
+
+
+def _compute(scorer: Any, corpus: Corpus, **options: int) -> Any:
+    given = {index: [text] for index, text in enumerate(corpus.candidates)}
+    return scorer.compute_score({index: list(texts) for index, texts in enumerate(corpus.references)}, given, **options)[0]
+
+
+def _module(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(f"pycocoevalcap.{name}")
+    except ImportError:
+        raise MissingDependencyError("pycocoevalcap", "Scoring captions", _EXTRA) from None
+
+
+def _require_java(needed_for: str) -> None:
+    if shutil.which("java") is None:
+        raise ConfigError(f"{needed_for} needs Java, and there is no program 'java'. Install a Java runtime, 8 or newer.")
+
+
+@dataclass(frozen=True)
+class CaptionMetric:
+    """COCO's measures, times 100, as means over corpora: the captions of one `Question.cluster` (a video) are scored together.
+
+    A caption by itself has no score: document frequencies and lengths are those of its corpus. lmms-eval scores YouCook2 so.
+    `Question.answer` is a reference or several.
+    """
+
+    name: str
+    measures: tuple[str, ...] = MEASURES
+
+    def score(self, answer: str, question: Question) -> Score:
+        require_text(answer, "caption")
+        require_answers(question.answer)
+        return Score({})
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        references = [require_answers(sample.question.answer) for sample in samples]
+        tokens = iter(tokenize([sample.answer for sample in samples] + [text for texts in references for text in texts]))
+        candidates = [next(tokens) for _ in samples]
+        expected = [[next(tokens) for _ in texts] for texts in references]
+        corpora: dict[str, list[int]] = {}
+        for index, sample in enumerate(samples):
+            corpora.setdefault(sample.question.cluster or "", []).append(index)
+        scores = score_corpora(
+            [Corpus([candidates[index] for index in members], [expected[index] for index in members]) for members in corpora.values()],
+            self.measures,
+        )
+        return [Measure(name, estimate([100 * score for score in scores[name]]), unit="points") for name in self.measures]

@@ -1,0 +1,40 @@
+"""Benchmarks whose headline is the mean of their parts' means, each part counting once however many samples it has.
+
+G parts, n samples.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vila_eval.metric import Measure, Score, Scored, grouped, mean_measures
+from vila_eval.statistics import Estimate
+from vila_eval.task import Question
+
+
+def macro_average(parts: Sequence[Estimate]) -> Estimate:
+    """Return the mean of the parts' means: sum(mean) / G, with the error sqrt(sum(error²)) / G of independent parts, n in all."""
+    error = math.sqrt(math.fsum(part.standard_error**2 for part in parts)) / len(parts)
+    return Estimate(math.fsum(part.mean for part in parts) / len(parts), error, sum(part.n for part in parts))
+
+
+@dataclass(frozen=True)
+class MacroMetric:
+    """The mean of accuracies over the groups of one dimension, "average" (the headline); then the accuracy of all samples and of groups.
+
+    Attributes:
+        name: of the metric.
+        function: an answer and its question to a `Score` with the value "accuracy".
+        over: the dimension of `Question.groups`, which every question has. Groups without samples (`--limit`) do not count.
+    """
+
+    name: str
+    function: Callable[[str, Question], Score]
+    over: str
+
+    def score(self, answer: str, question: Question) -> Score:
+        return self.function(answer, question)
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        parts = [mean_measures(members, group_by=())[0].estimate for members in grouped(samples, (self.over,)).values()]
+        return [Measure("average", macro_average(parts)), *mean_measures(samples)]

@@ -1,0 +1,62 @@
+"""VNBench (Zhao et al. 2024, arXiv:2406.09367): a question counts when all four orders of its options are answered right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vila_core.errors import ConfigError
+from vila_eval.metric import Measure, Score, Scored, mean_measures
+from vila_eval.metrics.letter_readers import extract_initial
+from vila_eval.metrics.macro_average import macro_average
+from vila_eval.metrics.multiple_choice import letter_score
+from vila_eval.statistics import Estimate, estimate
+from vila_eval.task import Question
+
+TRIES = 4
+ABILITIES = {"ret": "retrieval", "ord": "ordering", "cnt": "counting"}
+
+
+@dataclass(frozen=True)
+class VNBenchMetric:
+    """Circular accuracy: the mean over the types (the headline), by ability, by type; and "try_accuracy", of the answers by themselves.
+
+    A question is a video (`Question.cluster`); the type is in `Question.groups`. Answers are read by `extract_initial`. The mean over
+    types is that of `evaluation_utils.py` of joez17/VideoNIAH; "try_accuracy" is what the reference implementation reports, but for
+    answers without a letter, which it leaves out. Questions without all their tries (`--limit`) have no circular accuracy.
+    """
+
+    name: str = "vnbench"
+
+    def score(self, answer: str, question: Question) -> Score:
+        scored = letter_score(extract_initial(answer), question)
+        return Score({"try_accuracy": scored.values["accuracy"]}, scored.parsed, scored.unread)
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        by_type = circular_accuracies(samples)
+        by_ability = {
+            ability: macro_average([part for name, part in by_type.items() if name.startswith(prefix)])
+            for prefix, ability in ABILITIES.items()
+            if any(name.startswith(prefix) for name in by_type)
+        }
+        return [
+            Measure("accuracy", macro_average(list(by_type.values()))),
+            mean_measures(samples, group_by=())[0],
+            *(Measure("accuracy", part, group=("ability", name)) for name, part in by_ability.items()),
+            *(Measure("accuracy", part, group=("type", name)) for name, part in by_type.items()),
+        ]
+
+
+def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Estimate]:
+    """Return the share of questions with all four tries right, by type, sorted. Raises `ConfigError` if no question has four tries."""
+    tries: dict[tuple[str, str | None], list[float]] = {}
+    for sample in samples:
+        tries.setdefault((sample.question.groups["type"], sample.question.cluster), []).append(sample.score.values["try_accuracy"])
+    whole = {key: values for key, values in tries.items() if len(values) == TRIES}
+    if not whole:
+        raise ConfigError(f"VNBench got no question with all {TRIES} orders of its options. Choose a higher --limit.")
+    return {
+        kind: estimate([float(all(values)) for (name, _), values in whole.items() if name == kind])
+        for kind in sorted({kind for kind, _ in whole})
+    }
+
+
+VNBENCH_METRIC = VNBenchMetric()

@@ -1,0 +1,162 @@
+"""WUPS (Malinowski and Fritz 2014, arXiv:1410.0210), as NExT-QA takes it: how near the words of an answer are to those expected.
+
+Nearness is Wu and Palmer's, in WordNet's tree of meanings: 2 * depth(nearest common ancestor) / (depth(a) + depth(b)), of the first
+meaning of each word. Words and their base forms come from NLTK (`vila-eval[wups]`) and its data.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+from vila_core.errors import MissingDependencyError, unknown_name
+from vila_eval.errors import DataError
+from vila_eval.metric import MeanMetric, Score
+from vila_eval.metrics.inputs import require_answers, require_text
+from vila_eval.task import Question
+
+NLTK_DATA = ("wordnet", "punkt_tab", "averaged_perceptron_tagger_eng")
+EXACT_KINDS = ("DB", "DC")
+"""Yes-or-no and counting questions: right or wrong, no WordNet."""
+
+# NLTK's English stop words of 2018 without "no", "nor" and "not", which NExT-QA's answers need.
+_STOP_WORDS = """
+    i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his himself she she's
+    her hers herself it it's its itself they them their theirs themselves what which who whom this that that'll these those am is are
+    was were be been being have has had having do does did doing a an the and but if or because as until while to from of at for with
+    about into through during again further then here there when where why how all any each most other some such only own so than too
+    very s t can will just don don't should should've now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't
+    hadn hadn't hasn hasn't haven haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn
+    wasn't weren weren't won won't wouldn wouldn't
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+
+
+class Lexicon(Protocol):
+    """What WUPS needs to know of words."""
+
+    def tokens(self, text: str) -> list[str]:
+        """Split a text into words and punctuation marks."""
+        ...
+
+    def lemmas(self, text: str) -> list[str]:
+        """Return the base forms of a text's tokens, lower case."""
+        ...
+
+    def similarity(self, a: str, b: str) -> float:
+        """Return Wu and Palmer's similarity of the first meanings of two words, in [0, 1]; 0 where one is unknown."""
+        ...
+
+
+def content_words(text: str, lexicon: Lexicon) -> str:
+    """Return the base forms of a text's words, stop words left out, one space between them."""
+    return " ".join(lemma for lemma in lexicon.lemmas(text) if lemma not in STOP_WORDS)
+
+
+def wups(prediction: str, reference: str, threshold: float, lexicon: Lexicon) -> float:
+    """Return the smaller of both directions' products, over a text's words, of the highest similarity to a word of the other; in [0, 1].
+
+    Equal words have 1; a similarity below `threshold` counts a tenth. A word that is like none of the other text is left out of the
+    product, and a text of such words alone has 0. Texts are those of `content_words`.
+    Source: `metrics.py` of github.com/doc-doc/NExT-OE (commit 1456716).
+    """
+    said, expected = lexicon.tokens(prediction), lexicon.tokens(reference)
+    return min(_directed(said, expected, threshold, lexicon), _directed(expected, said, threshold, lexicon))
+
+
+def _directed(words: Sequence[str], others: Sequence[str], threshold: float, lexicon: Lexicon) -> float:
+    product, found = 1.0, False
+    for word in words:
+        best = max((_similarity(word, other, threshold, lexicon) for other in others), default=0.0)
+        if best > 0:
+            product, found = product * best, True
+    return product if found else 0.0
+
+
+def _similarity(a: str, b: str, threshold: float, lexicon: Lexicon) -> float:
+    if a == b:
+        return 1.0
+    similarity = lexicon.similarity(a, b)
+    return similarity if similarity >= threshold else 0.1 * similarity
+
+
+class NltkLexicon:
+    """Base forms as pywsd's `lemmatize_sentence` finds them, which NExT-OE takes: tagged, looked up in WordNet, else stemmed.
+
+    Raises `MissingDependencyError` without NLTK, and `DataError` without its data.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import nltk
+            from nltk.corpus import wordnet
+            from nltk.stem import PorterStemmer, WordNetLemmatizer
+        except ImportError:
+            raise MissingDependencyError("nltk", "WUPS", "vila-eval[wups]") from None
+        self._nltk: Any = nltk
+        self._wordnet: Any = wordnet
+        self._lemmatizer: Any = WordNetLemmatizer()
+        self._stemmer: Any = PorterStemmer()
+        try:
+            wordnet.ensure_loaded()
+            self.lemmas("They see it. It runs.")
+        except LookupError:
+            raise DataError(
+                f"WUPS needs NLTK's data {', '.join(NLTK_DATA)}. Run: python -m nltk.downloader {' '.join(NLTK_DATA)} "
+                "(without a network, unpack them from github.com/nltk/nltk_data below ~/nltk_data)."
+            ) from None
+
+    def tokens(self, text: str) -> list[str]:
+        return list(self._nltk.word_tokenize(text))
+
+    def lemmas(self, text: str) -> list[str]:
+        return [self._lemma(word.lower(), _part_of_speech(tag)) for word, tag in self._nltk.pos_tag(self.tokens(text))]
+
+    def similarity(self, a: str, b: str) -> float:
+        meanings_of_a, meanings_of_b = self._wordnet.synsets(a), self._wordnet.synsets(b)
+        return (meanings_of_a[0].wup_similarity(meanings_of_b[0]) or 0.0) if meanings_of_a and meanings_of_b else 0.0
+
+    def _lemma(self, word: str, part_of_speech: str | None) -> str:
+        if part_of_speech is None:
+            ((_, tag),) = self._nltk.pos_tag([word])
+            part_of_speech = _part_of_speech(tag) or "n"
+        for form in (self._lemmatizer.lemmatize(word, part_of_speech), self._stemmer.stem(word)):
+            if self._wordnet.synsets(form):
+                return str(form)
+        return word
+
+
+def _part_of_speech(tag: str) -> str | None:
+    return {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}.get(tag[:2])
+
+
+@lru_cache
+def lexicon_named(name: Literal["wordnet", "miniature"]) -> Lexicon:
+    """Return WordNet, or the few words that come with the miniature of NExT-QA, for which nothing needs to be installed."""
+    if name == "wordnet":
+        return NltkLexicon()
+    if name != "miniature":
+        raise DataError(unknown_name("lexicon", name, ("wordnet", "miniature")))
+    from vila_eval.fixtures.lexicon import MiniatureLexicon
+
+    return MiniatureLexicon()
+
+
+def nextqa_score(answer: str, question: Question) -> Score:
+    """Score an open answer: "wups" and "wups_0.9" (thresholds 0 and 0.9), the higher of those to each reference.
+
+    `Question.answer` is one or several references, `groups["type"]` NExT-QA's type and `fields["lexicon"]` a `lexicon_named`. For the
+    types DB and DC it is 1 where the content words are those of a reference, else 0. lmms-eval takes 0 for both thresholds of a second
+    reference; NExT-OE, and this, do not.
+    """
+    lexicon = lexicon_named(question.fields["lexicon"])
+    said = content_words(require_text(answer, "answer"), lexicon)
+    expected = [content_words(reference, lexicon) for reference in require_answers(question.answer)]
+    if question.groups["type"] in EXACT_KINDS:
+        right = float(said in expected)
+        return Score({"wups": right, "wups_0.9": right}, parsed=said)
+    best = [max(wups(said, reference, threshold, lexicon) for reference in expected) for threshold in (0.0, 0.9)]
+    return Score({"wups": best[0], "wups_0.9": best[1]}, parsed=said)
+
+
+WUPS = MeanMetric("wups", nextqa_score)
+"""`nextqa_score`, in all and by group."""

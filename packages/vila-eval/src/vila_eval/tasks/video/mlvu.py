@@ -1,0 +1,53 @@
+"""MLVU, the development set's multiple choice: seven tasks about long videos. Zhou et al. 2024, arXiv:2406.04264.
+
+Not among the reference's tasks: it has none of its tags.
+"""
+
+import re
+
+from vila_core.media import Video
+from vila_eval.fixtures.video_choices import mlvu
+from vila_eval.metrics.letter_readers import score_lmms_choice
+from vila_eval.metrics.macro_average import MacroMetric
+from vila_eval.sources import HubDataset
+from vila_eval.task import Question, Row, Task
+
+INSTRUCTION = "\nOnly give the best option.\nBest option: ("
+
+
+def ask(row: Row) -> Question:
+    """The prompt is lmms-eval's; the question holds its options, each on a line that begins with "(A)"."""
+    return Question(
+        id="",
+        prompt=[Video(row["video_name"]), f"{row['question']}{INSTRUCTION}"],
+        answer=row["answer"],
+        options=re.findall(r"^\([A-Z]\)\s*(.*)$", row["question"], re.MULTILINE),
+        groups={"task": row["task_type"]},
+        cluster=row["video_name"],
+    )
+
+
+MLVU_METRIC = MacroMetric("mlvu", score_lmms_choice, over="task")
+"""M-Avg: the mean of the accuracies of the tasks."""
+
+MLVU = Task(
+    "mlvu",
+    HubDataset(
+        "sy1998/MLVU_dev",
+        "test",
+        {
+            "video_name": "string: path of the video",
+            "question": "string: the question and its options",
+            "answer": "string: letter of the right option",
+            "task_type": "string: anomaly_reco, count, ego, needle, order, plotQA or topic_reasoning",
+        },
+        archives=("*.zip",),
+        fixture=mlvu,
+    ),
+    ask,
+    MLVU_METRIC,
+    max_new_tokens=16,
+    has_video=True,
+    description="Seven tasks about long videos, four options: the development set.",
+    url="https://arxiv.org/abs/2406.04264",
+)

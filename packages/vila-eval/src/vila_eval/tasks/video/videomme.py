@@ -1,0 +1,184 @@
+"""Video-MME: videos from seconds to an hour, in six domains, with and without subtitles. Fu et al. 2024, arXiv:2405.21075.
+
+Prompts are the reference's, which replace lmms-eval's. Subtitles are those that stand at the frames which the model sees.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from vila_core.media import Video
+from vila_eval.fixtures.video_choices import videomme
+from vila_eval.metrics.video_mme import DIMENSIONS, VIDEO_MME_METRIC
+from vila_eval.prompts import unlettered
+from vila_eval.sources import DataOptions, HubDataset, Rows
+from vila_eval.task import Question, Row, Task
+
+FRAMES = (8, 16, 32, 64, 128, 256, 512)
+INSTRUCTION = (
+    "Select the best answer to the following multiple-choice question based on the video{subtitles}. "
+    "Respond with only the letter (A, B, C, or D) of the correct option."
+)
+_SPEECH = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
+
+
+class Subtitle(NamedTuple):
+    """A line of a subtitle file, with its begin and end in seconds."""
+
+    begin: float
+    end: float
+    text: str
+
+
+def ask(row: Row) -> Question:
+    """Without subtitles, or with those that `WithSubtitles` adds to the row."""
+    subtitles = row.get("subtitles")
+    listed = "" if subtitles is None else f"This video's subtitles are listed below:\n{subtitles}\n"
+    instruction = INSTRUCTION.format(subtitles="" if subtitles is None else " and the subtitles")
+    options = "\n".join(row["options"])
+    return Question(
+        id=row["question_id"],
+        prompt=[Video(f"data/{row['videoID']}.mp4"), f"{listed}{instruction}\n{row['question']}\n{options}\nThe best answer is:"],
+        answer=row["answer"],
+        options=[unlettered(option) for option in row["options"]],
+        groups={dimension: row[dimension] for dimension in DIMENSIONS},
+        cluster=row["videoID"],
+    )
+
+
+@dataclass(frozen=True)
+class WithSubtitles:
+    """Video-MME's rows with a column "subtitles": the lines that stand at `frames` frames, in time's order; none without a file."""
+
+    dataset: HubDataset
+    frames: int
+
+    @property
+    def description(self) -> str:
+        return f"{self.dataset.description} with subtitles"
+
+    def open(self, options: DataOptions) -> "SubtitledRows":
+        return SubtitledRows(self.dataset.open(options), self.frames)
+
+
+class SubtitledRows:
+    """The rows; the files of one are read when it is asked for."""
+
+    def __init__(self, rows: Rows, frames: int):
+        self._rows, self._frames = rows, frames
+
+    @property
+    def origin(self) -> Mapping[str, str]:
+        return self._rows.origin
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Row:
+        row = self._rows[index]
+        file = self._rows.locate(f"subtitle/{row['videoID']}.srt")
+        if not file.exists():
+            return row
+        subtitles = parse_subtitles(file.read_text(encoding="utf-8"))
+        shown = shown_subtitles(subtitles, *count_frames(self._rows.locate(f"data/{row['videoID']}.mp4")), self._frames)
+        return {**row, "subtitles": "\n".join(shown)}
+
+    def locate(self, path: str) -> Path:
+        return self._rows.locate(path)
+
+
+def parse_subtitles(text: str) -> list[Subtitle]:
+    """Read the blocks of an SRT file; one of fewer than three lines is no subtitle. Of two at the same time, the later counts."""
+    found: dict[tuple[float, float], str] = {}
+    for block in text.replace("\r\n", "\n").split("\n\n"):
+        lines = block.split("\n")
+        if block.strip() and len(lines) >= 3:
+            begin, _, end = lines[1].partition(" --> ")
+            found[_seconds(begin), _seconds(end)] = " ".join(lines[2:])
+    return [Subtitle(begin, end, text) for (begin, end), text in found.items()]
+
+
+def _seconds(clock: str) -> float:
+    hours, minutes, seconds = clock.strip().replace(",", ".").split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+
+
+def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, frames: int) -> list[str]:
+    """Return the speech of the subtitles that stand at any of `frames` frames, spread evenly from the first to the last of `count`.
+
+    A subtitle stands at the frames from int(begin * rate) to before int(end * rate). One without the font mark of Video-MME's files is
+    left out. Source: `videomme_doc_to_text_subtitle` of the reference, which lists them in the order of a Python set.
+    """
+    taken = [round(index * (count - 1) / max(frames - 1, 1)) for index in range(frames)] if count else []
+    texts: list[str] = []
+    for begin, end, text in subtitles:
+        stands = any(int(begin * rate) <= frame < int(end * rate) for frame in taken)
+        if stands and (speech := _SPEECH.search(text)):
+            texts.append(speech[1])
+    return texts
+
+
+def count_frames(path: Path) -> tuple[int, float]:
+    """Return the number of frames of a video and how many there are a second; (0, 0) where it cannot be read.
+
+    The sample then fails by its video, with the reason.
+    """
+    import av
+    from av.error import FFmpegError
+
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            rate = float(stream.average_rate or 0)
+            seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+            return stream.frames or round(seconds * rate), rate
+    except (OSError, IndexError, FFmpegError):
+        return 0, 0.0
+
+
+DATASET = HubDataset(
+    "lmms-lab/Video-MME",
+    "test",
+    {
+        "question_id": "string",
+        "videoID": "string: the video is data/<videoID>.mp4, its subtitles subtitle/<videoID>.srt",
+        "duration": "string: short, medium or long",
+        "domain": "string: one of six",
+        "sub_category": "string: one of thirty",
+        "task_type": "string: one of twelve",
+        "question": "string",
+        "options": "list of four strings, each with its letter: 'A. …'",
+        "answer": "string: letter of the right option",
+    },
+    config="videomme",
+    archives=("*.zip",),
+    fixture=videomme,
+)
+REGRESSION = ("videomme-8", *(f"videomme_w_subtitle-{frames}" for frames in (64, 128, 256, 512)))
+"""The ones that the reference tags so."""
+
+
+def _task(name: str, source: HubDataset | WithSubtitles, frames: int, description: str) -> Task:
+    return Task(
+        f"{name}-{frames}",
+        source,
+        ask,
+        VIDEO_MME_METRIC,
+        tags=("local", "video", "regression") if f"{name}-{frames}" in REGRESSION else ("local", "video"),
+        max_new_tokens=16,
+        num_video_frames=frames,
+        has_video=True,
+        description=description,
+        url="https://arxiv.org/abs/2405.21075",
+    )
+
+
+VIDEOMME = (
+    *(_task("videomme", DATASET, frames, f"Videos of all lengths, {frames} frames.") for frames in FRAMES),
+    *(
+        _task("videomme_w_subtitle", WithSubtitles(DATASET, frames), frames, f"Videos of all lengths, {frames} frames, with subtitles.")
+        for frames in FRAMES
+    ),
+)
