@@ -16,6 +16,7 @@ from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.finetuning.medical import PATHVQA, PMCVQA
 from vila_eval.tasks.finetuning.refcoco import REFCOCO_TASKS, ask
 from vila_eval.tasks.finetuning.tallyqa import TALLYQA
+from vila_eval.tasks.finetuning.widgetcap import WIDGETCAP
 from vila_eval.testing import check_task
 
 
@@ -180,6 +181,7 @@ def test_word_overlap(answer: str, reference: str, exact_match: float, f1: float
 
 
 def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
+    pytest.importorskip("pycocoevalcap")
     answers = {"0": "yes", "1": "red circle", "2": "Yes", "3": "two squares"}
     assert values(check_task(PATHVQA, by_id(answers))) == {
         "exact_match": pytest.approx((1 + 1 + 0 + 0.5) / 4),
@@ -188,6 +190,10 @@ def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
         "f1, yes or no": 0.5,
         "exact_match, free-form": 0.75,
         "f1, free-form": pytest.approx((0.8 + 2 / 3) / 2),
+        # "two" is not "2" to BLEU, so 2 of 4 words are right; 4 words of 4 in all, so no brevity penalty. Pairs: 1 of 2. Triples: none.
+        "bleu_1, free-form": pytest.approx(50),
+        "bleu_2, free-form": pytest.approx(50),
+        "bleu_3, free-form": pytest.approx(100 * (0.5 * 0.5 * 1e-6) ** (1 / 3)),  # which the scorer counts as one in a million
     }
 
 
@@ -200,3 +206,29 @@ def test_pmcvqa_takes_nothing_but_the_letter() -> None:
         "Which shape is shown?\nA. The circle\nB. The square\nC. The triangle\nD. The star\n"
         "Answer with the option's letter from the given choices directly."
     )
+
+
+# ------------------------------------------------------------------------------------------------ WidgetCap
+
+
+def test_widgetcap_scores_phrases_as_one_corpus() -> None:
+    pytest.importorskip("pycocoevalcap")
+
+    def cider(answers: dict[str, str]) -> float:
+        return values(check_task(WIDGETCAP, lambda question: answers.get(question.id, "")))["cider"]
+
+    phrases = {"0": "go back", "1": "search for a song", "2": "open the menu", "3": "share the picture"}
+    everything = cider(phrases)
+    assert everything > 100
+    assert cider({}) == 0.0
+    halves = [cider({name: phrases[name] for name in names}) for names in ("01", "23")]
+    assert sum(halves) == pytest.approx(everything)
+    assert cider({"0": "Go back."}) < cider({"0": "go back"}) / 2  # case and punctuation are kept
+
+
+def test_widgetcap_names_the_element_by_its_box() -> None:
+    question = questions_of(WIDGETCAP)["1"]
+    assert question.prompt[1] == (
+        "Describe the function of the user interface element in the box [0.220, 0.220, 0.780, 0.780] in a short phrase."
+    )
+    assert (question.answer, question.cluster) == (["search for a song", "search button"], "1")

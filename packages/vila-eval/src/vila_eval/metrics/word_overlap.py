@@ -2,9 +2,13 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from vila_eval.metric import MeanMetric, Score
+from vila_eval.metric import MeanMetric, Measure, Score, Scored, mean_measures
 from vila_eval.metrics.inputs import require_text
+from vila_eval.metrics.raw_captions import measure_raw_captions
+from vila_eval.task import Question
 
 _WHOLE_NUMBER = re.compile(r"\b\d+\b")
 _NOT_LETTERS = re.compile("[^a-zA-Z ]")
@@ -61,8 +65,27 @@ def word_f1(answer: str, reference: str) -> float:
     return 2 * hits / (said.total() + hits + misses) if hits else 0.0
 
 
-WORD_OVERLAP = MeanMetric(
-    "word_overlap",
-    lambda answer, question: Score({"exact_match": word_exact_match(answer, question.answer), "f1": word_f1(answer, question.answer)}),
-)
-"""PathVQA's "exact match" and F1, both over words."""
+def _score(answer: str, question: Question) -> Score:
+    return Score({"exact_match": word_exact_match(answer, question.answer), "f1": word_f1(answer, question.answer)})
+
+
+WORD_OVERLAP = MeanMetric("word_overlap", _score)
+"""LLaVA-Med's "exact match" and F1, both over words."""
+
+
+@dataclass(frozen=True)
+class PathVqaMetric:
+    """PathVQA: "exact match" and F1 over words, in all and by group, and BLEU-1 to 3 of the free-form answers."""
+
+    name: str = "pathvqa"
+
+    def score(self, answer: str, question: Question) -> Score:
+        return _score(answer, question)
+
+    def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+        free_form = [sample for sample in samples if sample.question.groups["answer_type"] == "free-form"]
+        bleu = measure_raw_captions(free_form, ("bleu_1", "bleu_2", "bleu_3")) if free_form else []
+        return [*mean_measures(samples), *(replace(measure, group=("answer_type", "free-form")) for measure in bleu)]
+
+
+PATHVQA_METRIC = PathVqaMetric()

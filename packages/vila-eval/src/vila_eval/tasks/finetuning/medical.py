@@ -1,7 +1,7 @@
 """Medical pictures: PathVQA (He et al. 2020, arXiv:2003.10286) and PMC-VQA (Zhang et al. 2023, arXiv:2305.10415).
 
 The reference's question files are not public. Here the questions are the datasets', with LLaVA's instructions; scores are computed as
-in `llava/eval/pathvqa.py` and `pmcvqa.py`, but for the BLEU of PathVQA's free-form answers.
+in `llava/eval/pathvqa.py` and `pmcvqa.py`.
 """
 
 import re
@@ -10,7 +10,7 @@ from vila_core.media import Image
 from vila_eval.fixtures.medical import pathvqa, pmcvqa
 from vila_eval.metric import MeanMetric
 from vila_eval.metrics.multiple_choice import letter_score
-from vila_eval.metrics.word_overlap import WORD_OVERLAP
+from vila_eval.metrics.word_overlap import PATHVQA_METRIC
 from vila_eval.prompts import SHORT_ANSWER, multiple_choice_prompt
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
@@ -56,7 +56,7 @@ PATHVQA = Task(
         fixture=pathvqa,
     ),
     ask_pathvqa,
-    WORD_OVERLAP,
+    PATHVQA_METRIC,
     tags=("finetuning", "pathvqa"),
     max_new_tokens=64,
     description="Questions about pathology pictures.",
