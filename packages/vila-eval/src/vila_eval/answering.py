@@ -112,11 +112,30 @@ def answer_share(job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, 
                 if (one.row, one.number) in batch.missing
             ]
             file.append(answers)
-            for answer in answers:
-                stored.add(answer)
+            stored.update()  # read back: what is scored now is what a resumed run scores
             answered += len(answers)
             advance(len(stored.complete) - before)
     return answered
+
+
+def stored_answers(job: Job) -> StoredAnswers:
+    """Return the answers of earlier runs. `answer_share` sees which of them are out of date."""
+    stored = StoredAnswers(job.folder)
+    stored.update()
+    return stored
+
+
+def checked_answers(job: Job) -> StoredAnswers:
+    """Return the answers of earlier runs that are still up to date: for whoever merges what others answer."""
+    stored = stored_answers(job)
+    for row in stored.rows:
+        stored.keep(row, [asked.key for asked in job.ask(row)])
+    return stored
+
+
+def is_complete(job: Job, stored: StoredAnswers) -> bool:
+    """Say whether every row of a task has its answers."""
+    return len(stored.complete) == len(job.selected)
 
 
 def _one_ahead(function: Callable[[Input], Output], inputs: Sequence[Input]) -> Generator[Output]:

@@ -92,10 +92,10 @@ class StoredAnswers:
             for line in lines:
                 if line.endswith(b"\n"):
                     start += len(line)
-                    self.add(decode(Answer, line.decode(errors="replace"), f"'{path}', the line that ends at byte {start}"))
+                    self._add(decode(Answer, line.decode(errors="replace"), f"'{path}', the line that ends at byte {start}"))
             self._read[path] = start
 
-    def add(self, answer: Answer) -> None:
+    def _add(self, answer: Answer) -> None:
         """Take an answer, unless one like it was found to be out of date."""
         if _identify(answer) in self._stale:
             return
@@ -111,6 +111,11 @@ class StoredAnswers:
     def rows(self) -> list[int]:
         """The rows with at least one answer, in order."""
         return sorted(self._rows)
+
+    @property
+    def samples(self) -> int:
+        """How many answers there are."""
+        return sum(len(of_row) for of_row in self._rows.values())
 
     def keep(self, row: int, keys: Sequence[str]) -> set[int]:
         """Drop the answers of a row that are to other questions than those with `keys`; return the numbers that have an answer."""

@@ -2,6 +2,7 @@
 
 results/<model>/<task>/run.json             a Manifest
 results/<model>/<task>/answers-<rank>.jsonl answers as they come (see `vila_eval.answers`); gone when there is a result
+results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (see `vila_eval.workers`)
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.errors import VilaError
-from vila_eval.answering import LazyModel, answer_share
+from vila_core.errors import ConfigError, VilaError
+from vila_eval.answering import LazyModel, answer_share, checked_answers, is_complete, stored_answers
 from vila_eval.answers import StoredAnswers, locked, writing
 from vila_eval.errors import ResultsError, WorkerError
 from vila_eval.identity import model_identity, model_name
@@ -27,6 +27,17 @@ from vila_eval.records import METRICS, TaskResult, find_results, merged_metrics,
 from vila_eval.scoring import Finished, finish_task, judge_again, score_again
 from vila_eval.task import Question, as_questions
 from vila_eval.timing import Stopwatch
+from vila_eval.workers import (
+    Crew,
+    OtherRanks,
+    Processes,
+    await_answers,
+    await_folder,
+    plan_work,
+    record_failure,
+    remove_failures,
+    worker_device,
+)
 
 if TYPE_CHECKING:
     from vila_eval.options import ModelOptions, Planned, Progress, RunOptions
@@ -55,20 +66,28 @@ def evaluate(
         CheckpointError: the model is missing or cannot be loaded.
         WorkerError: a worker died. Its answers so far are kept.
     """
-    run = _Run(model, options, progress)
+    several = rank is not None and rank.world_size > 1
+    if several and (options.workers > 1 or options.ray):
+        raise ConfigError("A launcher started several processes already: leave --workers and --ray out, or the launcher.")
+    run = _Run(model, options, progress, rank if several else None)
     if options.phase == "score":
-        return [run.attempt(planned, lambda planned=planned: run.score_again(planned)) for planned in plan]
+        return [run.attempt(planned, run.score_again) for planned in plan] if run.rank.rank == 0 else []
     run.identify()
-    return [run.attempt(planned, lambda planned=planned: run.answer_and_score(planned)) for planned in plan]
+    if options.workers > 1 or options.ray:
+        return run.with_workers(plan)
+    if not several:
+        return [run.attempt(planned, run.answer_and_score) for planned in plan]
+    with run.failures_told(plan):
+        return [run.attempt(planned, run.lead if run.rank.rank == 0 else run.follow) for planned in plan]
 
 
 class _Run:
     """One call of `evaluate`."""
 
-    def __init__(self, model: ModelOptions, options: RunOptions, progress: Progress):
-        self.model, self.options, self.progress = model, options, progress
+    def __init__(self, model: ModelOptions, options: RunOptions, progress: Progress, rank: Rank | None):
+        self.model, self.options, self.progress, self.rank = model, options, progress, rank or ALONE
         self.root = options.output_dir / model_name(model)
-        self.lazy = LazyModel(model)
+        self.lazy = LazyModel(model, None if rank is None else worker_device(model, rank))
 
     def identify(self) -> None:
         """Find out who answers: reads the model's files, and downloads them where they are not here."""
@@ -77,11 +96,11 @@ class _Run:
     def folder(self, planned: Planned) -> Path:
         return self.root / planned.folder
 
-    def attempt(self, planned: Planned, step: Callable[[], Finished]) -> TaskOutcome:
+    def attempt(self, planned: Planned, step: Callable[[Planned], Finished]) -> TaskOutcome:
         """Take one task to its outcome."""
         folder = self.folder(planned)
         try:
-            finished = step()
+            finished = step(planned)
             if finished.result is not None:
                 write_metrics(self.root)
         except WorkerError:
@@ -89,6 +108,8 @@ class _Run:
         except VilaError as error:
             if error is self.lazy.error:  # no other task could go on either
                 raise
+            if self.rank.world_size > 1:
+                record_failure(folder, self.rank, str(error))
             return TaskOutcome(planned, folder, error=str(error))
         return TaskOutcome(planned, folder, finished.result, waiting=finished.waiting)
 
@@ -96,20 +117,118 @@ class _Run:
         """Score stored answers, without the model and the data."""
         return score_again(planned.task, self.folder(planned), self.options, self.progress)
 
+    # ---- in this process
+
     def answer_and_score(self, planned: Planned) -> Finished:
         """Run one task in this process."""
         with ExitStack() as stack:
             job = self.claim(planned, stack)
             if isinstance(job, Finished):
                 return job
-            stopwatch, stored = Stopwatch(), StoredAnswers(job.folder)
-            stored.update()
-            self.progress.start(planned.folder, len(job.selected), len(stored.complete))
-            try:
-                answered = answer_share(job, stored, self.lazy, ALONE, self.options.batch_size, self.progress.advance)
-            finally:
-                self.progress.finish()
+            stopwatch, stored = Stopwatch(), stored_answers(job)
+            with self.told(job, stored):
+                answered = self.answer_share(job, stored)
             return self.finish(job, stored, stopwatch, answered)
+
+    def answer_share(self, job: Job, stored: StoredAnswers) -> int:
+        return answer_share(job, stored, self.lazy, self.rank, self.options.batch_size, self.progress.advance)
+
+    # ---- with workers
+
+    def with_workers(self, plan: Sequence[Planned]) -> list[TaskOutcome]:
+        """Run all tasks with processes that this one starts; it merges and scores what they answer.
+
+        They do not wait for it, so a task's seconds count from the end of the task before.
+        """
+        claimed: dict[str, tuple[Job, StoredAnswers]] = {}
+        crew: Crew | None = None
+
+        def claim(planned: Planned) -> Finished:
+            job = self.claim(planned, stack)
+            if isinstance(job, Finished):
+                return job
+            claimed[planned.folder] = job, checked_answers(job)
+            return Finished()
+
+        def await_and_score(planned: Planned) -> Finished:
+            job, stored = claimed[planned.folder]
+            stopwatch = Stopwatch()
+            before = stored.samples
+            with self.told(job, stored):
+                if crew is not None:
+                    await_answers(job, stored, crew, self.progress.advance)
+            return self.finish(job, stored, stopwatch, stored.samples - before)
+
+        with ExitStack() as stack:
+            outcomes = [self.attempt(planned, claim) for planned in plan]
+            if unanswered := [job for job, stored in claimed.values() if not is_complete(job, stored)]:
+                crew = self.start_workers(unanswered)
+                stack.callback(crew.stop)
+            return [
+                self.attempt(planned, await_and_score) if planned.folder in claimed else outcome
+                for planned, outcome in zip(plan, outcomes, strict=True)
+            ]
+
+    def start_workers(self, jobs: Sequence[Job]) -> Crew:
+        works = plan_work(self.model, self.options, self.root, jobs, self.options.workers)
+        for job in jobs:
+            remove_failures(job.folder)
+        if not self.options.ray:
+            return Processes(works)
+        from vila_eval.ray_workers import RayWorkers
+
+        return RayWorkers(works)
+
+    # ---- as one of several processes
+
+    @contextmanager
+    def failures_told(self, plan: Sequence[Planned]) -> Generator[None]:
+        """Forget the failures of an earlier run; leave word of what stops this process."""
+        if self.rank.rank == 0:
+            for folder in (self.root, *(self.folder(planned) for planned in plan)):
+                remove_failures(folder)
+        try:
+            yield
+        except Exception as error:
+            record_failure(self.root, self.rank, f"Rank {self.rank.rank}: {error}")
+            raise
+
+    def lead(self, planned: Planned) -> Finished:
+        """Answer a share of one task, wait for the other ranks' answers, and score."""
+        with ExitStack() as stack:
+            job = self.claim(planned, stack)
+            if isinstance(job, Finished):
+                return job
+            stopwatch, stored = Stopwatch(), checked_answers(job)
+            before = stored.samples
+            with self.told(job, stored):
+                self.answer_share(job, stored)
+                await_answers(job, stored, OtherRanks(self.root), self.progress.advance)
+            return self.finish(job, stored, stopwatch, stored.samples - before)
+
+    def follow(self, planned: Planned) -> Finished:
+        """Answer a share of one task, once rank 0 has made its folder ready."""
+        job = open_job(planned, self.folder(planned), self.model, self.identity, self.options)
+        manifest = await_folder(job, self.root, force=self.options.force)
+        if manifest is not None:
+            job = replace(job, manifest=manifest)
+            stored = stored_answers(job)
+            # Rank 0 removes the answers when it has merged them: they are read before the result is looked for.
+            if check_folder(job.folder, manifest) is None:
+                with self.told(job, stored):
+                    self.answer_share(job, stored)
+        return Finished(waiting="rank 0")
+
+    # ---- everywhere
+
+    @contextmanager
+    def told(self, job: Job, stored: StoredAnswers) -> Generator[None]:
+        """Tell the progress that a task begins and ends."""
+        self.progress.start(job.planned.folder, len(job.selected), len(stored.complete))
+        try:
+            yield
+        finally:
+            self.progress.finish()
 
     def claim(self, planned: Planned, stack: ExitStack) -> Job | Finished:
         """Open a task's data and its folder, which stays locked as long as `stack`; or return the result that is there."""
@@ -147,7 +266,7 @@ class _Run:
             return as_questions(job.task, job.rows, row)[number]
 
         options = self.options
-        stopwatch.write(job.folder, answered=answered, batch_size=options.batch_size, workers=options.workers)
+        stopwatch.write(job.folder, answered=answered, batch_size=options.batch_size, workers=max(options.workers, self.rank.world_size))
         samples = stored.merged(job.selected)
         finished = finish_task(job.task, job.manifest, samples, job.folder, options, self.progress, ask)
         if finished.result is not None:

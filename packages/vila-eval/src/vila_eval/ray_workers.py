@@ -1,0 +1,62 @@
+"""Workers as Ray tasks, for clusters. The results folder, the data and the model must be on a file system that all nodes share."""
+# pyright: reportMissingImports=false, reportMissingTypeStubs=false
+# Ray is an extra.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vila_core.errors import MissingDependencyError
+from vila_eval.errors import WorkerError
+from vila_eval.workers import Work, remove_failures, work
+
+
+class RayWorkers:
+    """Workers on the nodes of a Ray cluster (RAY_ADDRESS), or of this machine where there is none.
+
+    Raises:
+        MissingDependencyError: Ray is not installed.
+        WorkerError: the cluster cannot be reached.
+    """
+
+    def __init__(self, works: Sequence[Work]):
+        self._ray = _import_ray()
+        self.root = works[0].root
+        remove_failures(self.root)
+        self._started_here = not self._ray.is_initialized()
+        if self._started_here:
+            try:
+                self._ray.init(log_to_driver=False, logging_level="warning", configure_logging=False)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise WorkerError(f"Ray cannot be started: {error}") from error
+        has_gpus = self._ray.cluster_resources().get("GPU", 0) > 0 and works[0].model.device != "cpu"
+        # Ray shows a task the GPU that is its own and no other. More workers than GPUs take turns.
+        remote = self._ray.remote(num_gpus=1 if has_gpus else 0, num_cpus=1, max_retries=0)(work)
+        self._tasks = [remote.remote(one) for one in works]
+
+    def check(self) -> bool:
+        """Return whether all have ended. Raises `WorkerError` if one has died."""
+        ended, running = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        for task in ended:
+            try:
+                self._ray.get(task)
+            except self._ray.exceptions.RayError as error:
+                raise WorkerError(f"Worker {self._tasks.index(task)} failed on Ray: {error}") from error
+        return not running
+
+    def stop(self) -> None:
+        """Cancel what still runs."""
+        for task in self._tasks:
+            self._ray.cancel(task, force=True)
+        if self._started_here:
+            self._ray.shutdown()
+        remove_failures(self.root)
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise MissingDependencyError("ray", "Running on a Ray cluster (--ray)", "vila-eval[ray]") from None
+    return ray
