@@ -40,7 +40,7 @@ def pair(name: str) -> tuple[TransformersLanguageModel, PreTrainedModel]:
     missing = set(weights) - set(adapter.state_dict())
     assert missing == ({"lm_head.weight"} if theirs.config.tie_word_embeddings else set())
     adapter.load_state_dict({key: weights[key] for key in adapter.state_dict()}, assign=True)
-    adapter.reset_buffers(torch.device("cpu"))
+    adapter.reset_buffers(torch.device("cpu"), torch.float32)
     assert not any(tensor.is_meta for tensor in (*adapter.parameters(), *adapter.buffers()))
     return adapter.eval(), theirs
 

@@ -36,10 +36,10 @@ class WeightAdapter(Protocol):
 
 @runtime_checkable
 class BufferOwner(Protocol):
-    """A module with buffers that are not in checkpoints."""
+    """A module with buffers that are not in checkpoints, or that it keeps in another form than checkpoints do."""
 
-    def reset_buffers(self, device: torch.device) -> None:
-        """Compute the buffers anew on `device`."""
+    def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compute the buffers anew on `device`; `dtype` is the model's. Called once all weights are loaded."""
         ...
 
 
@@ -94,7 +94,7 @@ def load_weights(
             tensor = _fill_rows(tensor, slot.tensor.shape[0]) if tensor.shape != slot.tensor.shape else tensor
             slot.set(tensor, device, dtype)
             del stored, tensor
-    _reset_buffers(network, device)
+    _reset_buffers(network, device, dtype)
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def _fill_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([tensor, mean.expand(rows - tensor.shape[0], -1)])
 
 
-def _reset_buffers(network: nn.Module, device: torch.device) -> None:
+def _reset_buffers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     for module in network.modules():
         if isinstance(module, BufferOwner):
-            module.reset_buffers(device)
+            module.reset_buffers(device, dtype)
     left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
     assert not left, f"still without data after loading: {left[:MAX_LISTED]}"

@@ -89,8 +89,8 @@ class TransformersLanguageModel(nn.Module):
         """Return an empty cache; it takes sizes, device and dtype from what is put in."""
         return TransformersCache(self._whole[0].config)
 
-    def reset_buffers(self, device: torch.device) -> None:
-        """Move to `device` the buffers that are not in checkpoints; they hold their values from the start."""
+    def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Move to `device` the buffers that are not in checkpoints; they hold their values from the start, in a dtype of their own."""
         for module in self.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)  # pyright: ignore[reportPrivateUsage]

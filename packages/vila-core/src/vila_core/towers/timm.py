@@ -87,8 +87,8 @@ class TimmTower(VisionTower):
         """Initialise as timm does for this model."""
         self.model.init_weights()
 
-    def reset_buffers(self, device: torch.device) -> None:
-        """Compute the buffers that no checkpoint holds (rotary tables, indices) anew on `device`, in the weights' dtype."""
+    def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compute the buffers that no checkpoint holds (rotary tables, indices) anew on `device`, in `dtype`."""
         saved = self.model.state_dict().keys()
         computed = [
             (module, name, buffer)
@@ -99,7 +99,6 @@ class TimmTower(VisionTower):
         for module, name, buffer in computed:
             module.register_buffer(name, torch.empty_like(buffer, device=device), persistent=False)
         reinit_non_persistent_buffers(self.model)
-        dtype = self.model.patch_embed.proj.weight.dtype
         for module, name, buffer in computed:
             if buffer.is_floating_point():
                 module.register_buffer(name, module.get_buffer(name).to(dtype), persistent=False)

@@ -1,0 +1,7 @@
+"""Errors of quantizing that a user can mend."""
+
+from vila_core.errors import VilaError
+
+
+class QuantizationError(VilaError):
+    """A model cannot be quantized: values that are not finite, too little calibration, not enough memory."""

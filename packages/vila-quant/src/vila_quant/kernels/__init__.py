@@ -1,0 +1,12 @@
+"""Matrix products with group-wise four-bit weights: what a kernel is, which there are, and which one a layer takes.
+
+from vila_quant.kernels import choose
+
+kernel = choose(shape, device, dtype)
+packed = kernel.pack(weight, device, dtype)     # once, when a model is loaded
+y = kernel.multiply(x, packed, shape)           # x [M, K] -> y [M, N]
+"""
+
+from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose, forced
+
+__all__ = ["LinearShape", "MatmulKernel", "choose", "forced"]

@@ -1,0 +1,29 @@
+"""The reference: dequantize once, in the dtype of the activations, and multiply. Runs everywhere; saves no memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.kernels.registry import LinearShape
+
+
+@dataclass(frozen=True)
+class ReferenceKernel:
+    """The oracle of all other kernels."""
+
+    name: str = "reference"
+    target: str = "any"
+    priority: int = 0
+
+    def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
+        return None
+
+    def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
+        return (weight.dequantize().to(device, dtype),)
+
+    def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        return F.linear(x, packed[0])
