@@ -27,8 +27,8 @@ from vila_eval.records import (
 )
 from vila_eval.statistics import compare
 
-MAY_DIFFER = ("limit", "chat_template")
-"""Settings that two runs may have of their own: a limit only leaves samples out, and a template belongs to its model."""
+MAY_DIFFER = ("limit", "chat_template", "dtype")
+"""Settings that two runs may have of their own: a limit only leaves samples out; a template and a dtype belong to their model."""
 
 
 class MeasureComparison(Config):
@@ -234,7 +234,7 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
     paired = [sample for sample in common if sample not in unjudged]
     if changed := [sample for sample in common if first[sample].reference != second[sample].reference]:
         raise ResultsError(
-            f"{name}: the references of {len(changed):,} of {len(common):,} samples differ, such as that of '{changed[0]}'. The data changed."
+            f"{name}: the references of {len(changed):,} of {len(common):,} samples differ, such as of '{changed[0]}'. The data changed."
         )
     pairs = {sample: (first[sample], second[sample]) for sample in paired}
     counterparts = {measure.name: measure for measure in other.measures if measure.group is None}

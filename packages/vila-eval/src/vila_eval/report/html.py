@@ -13,9 +13,11 @@ from markupsafe import Markup
 from vila_eval.errors import ResultsError
 from vila_eval.hub import FIXTURE_REVISION
 from vila_eval.records import (
+    JUDGE_SUMMARY,
     REPORT,
     SAMPLES,
     TIMINGS,
+    JudgeSummary,
     MeasureRecord,
     ModelIdentity,
     SampleRecord,
@@ -41,7 +43,7 @@ from vila_eval.report.formatting import (
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
 
-FIRST_CARDS = 6
+FIRST_CARDS = 8
 """Wrong answers of a task that are in view; the others are unfolded."""
 
 LONGEST_TEXT = 700
@@ -56,6 +58,7 @@ class Bar:
     plot: Markup
     measure: MeasureRecord
     link: str | None = None
+    is_miniature: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class Section:
     breakdowns: Sequence[Breakdown]
     settings: Mapping[str, str]
     speed: str | None
+    judging: str | None
     cards: Sequence[Card]
     wrong: int
 
@@ -172,6 +176,7 @@ def _read_section(name: str, folder: Path, number: int) -> Section:
         list(_breakdowns(result.measures)),
         format_settings(result.settings),
         _speed(folder / TIMINGS),
+        _judging(folder / JUDGE_SUMMARY),
         [_card(sample, folder, headline) for sample in wrong],
         count,
     )
@@ -187,11 +192,21 @@ def _speed(path: Path) -> str | None:
     )
 
 
+def _judging(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    summary = decode(JudgeSummary, path.read_text(encoding="utf-8"), f"'{path}'")
+    cost = "" if summary.dollars is None else f", about {summary.dollars:.2f} US dollars"
+    served = f" Served as {', '.join(summary.served_models)}." if summary.served_models else ""
+    tokens = f"{summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens"
+    return f"{summary.failed:,} of {summary.samples:,} samples without a verdict; {summary.requests:,} requests, {tokens}{cost}.{served}"
+
+
 def _overview(sections: Sequence[Section]) -> Plot | None:
     """Plot the headlines that are shares: these have one axis in common."""
     found = [(section, section.result.headline) for section in sections]
     bars = [
-        Bar(section.name, draw_bar(headline.value, headline.standard_error, 1.0), headline, f"#{section.anchor}")
+        Bar(section.name, draw_bar(headline.value, headline.standard_error, 1.0), headline, f"#{section.anchor}", section.is_miniature)
         for section, headline in found
         if headline is not None and headline.unit == "share"
     ]
