@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vila_core.errors import ConfigError, MissingDependencyError
-from vila_eval.metric import Measure, Score, Scored
+from vila_eval.metric import Measure, Score, Scored, exact
 from vila_eval.metrics.inputs import require_answers, require_text
 from vila_eval.statistics import estimate
 from vila_eval.task import Question
@@ -89,14 +89,19 @@ def _require_java(needed_for: str) -> None:
 
 @dataclass(frozen=True)
 class CaptionMetric:
-    """COCO's measures, times 100, as means over corpora: the captions of one `Question.cluster` (a video) are scored together.
+    """COCO's measures, times 100, of all captions as one corpus. `Question.answer` is a reference or several.
 
-    A caption by itself has no score: document frequencies and lengths are those of its corpus. lmms-eval scores YouCook2 so.
-    `Question.answer` is a reference or several.
+    A caption by itself has no score: document frequencies and lengths are those of its corpus.
+
+    Attributes:
+        name: of the metric.
+        measures: which, the headline first.
+        per_cluster: score the captions of each `Question.cluster` as a corpus, and take the mean; lmms-eval does so for YouCook2.
     """
 
     name: str
     measures: tuple[str, ...] = MEASURES
+    per_cluster: bool = False
 
     def score(self, answer: str, question: Question) -> Score:
         require_text(answer, "caption")
@@ -108,11 +113,16 @@ class CaptionMetric:
         tokens = iter(tokenize([sample.answer for sample in samples] + [text for texts in references for text in texts]))
         candidates = [next(tokens) for _ in samples]
         expected = [[next(tokens) for _ in texts] for texts in references]
-        corpora: dict[str, list[int]] = {}
+        members: dict[str | None, list[int]] = {}
         for index, sample in enumerate(samples):
-            corpora.setdefault(sample.question.cluster or "", []).append(index)
-        scores = score_corpora(
-            [Corpus([candidates[index] for index in members], [expected[index] for index in members]) for members in corpora.values()],
-            self.measures,
-        )
-        return [Measure(name, estimate([100 * score for score in scores[name]]), unit="points") for name in self.measures]
+            members.setdefault(sample.question.cluster if self.per_cluster else None, []).append(index)
+        corpora = [Corpus([candidates[index] for index in corpus], [expected[index] for index in corpus]) for corpus in members.values()]
+        scores = {name: [100 * score for score in values] for name, values in score_corpora(corpora, self.measures).items()}
+        return [
+            Measure(name, estimate(scores[name]) if self.per_cluster else exact(scores[name][0], len(samples)), unit="points")
+            for name in self.measures
+        ]
+
+
+CAPTIONS = CaptionMetric("captions")
+"""For any benchmark that expects a sentence."""

@@ -36,7 +36,7 @@ YOUCOOK2_VAL = Task(
         fixture=youcook2,
     ),
     ask,
-    CaptionMetric("youcook2"),
+    CaptionMetric("youcook2", per_cluster=True),
     tags=("youcook2-ft", "finetune"),
     max_new_tokens=256,
     has_video=True,
