@@ -21,6 +21,7 @@ INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video{subtitles}. "
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
+_CLOCKS = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+) --> (\d+):(\d+):(\d+)[,.](\d+)")
 _SPEECH = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
 
@@ -81,7 +82,7 @@ class SubtitledRows:
         file = self._rows.locate(f"subtitle/{row['videoID']}.srt")
         if not file.exists():
             return row
-        subtitles = parse_subtitles(file.read_text(encoding="utf-8"))
+        subtitles = parse_subtitles(file.read_text(encoding="utf-8", errors="replace"))
         shown = shown_subtitles(subtitles, *count_frames(self._rows.locate(f"data/{row['videoID']}.mp4")), self._frames)
         return {**row, "subtitles": "\n".join(shown)}
 
@@ -90,19 +91,14 @@ class SubtitledRows:
 
 
 def parse_subtitles(text: str) -> list[Subtitle]:
-    """Read the blocks of an SRT file; one of fewer than three lines is no subtitle. Of two at the same time, the later counts."""
+    """Read the blocks of an SRT file; one without a time and a text is no subtitle. Of two at the same time, the later counts."""
     found: dict[tuple[float, float], str] = {}
     for block in text.replace("\r\n", "\n").split("\n\n"):
-        lines = block.split("\n")
-        if block.strip() and len(lines) >= 3:
-            begin, _, end = lines[1].partition(" --> ")
-            found[_seconds(begin), _seconds(end)] = " ".join(lines[2:])
-    return [Subtitle(begin, end, text) for (begin, end), text in found.items()]
-
-
-def _seconds(clock: str) -> float:
-    hours, minutes, seconds = clock.strip().replace(",", ".").split(":")
-    return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+        _, time, *lines = [*block.split("\n"), "", ""]
+        if clocks := _CLOCKS.match(time):
+            begin, end = (int(h) * 3600 + int(m) * 60 + float(f"{s}.{ms}") for h, m, s, ms in (clocks.groups()[:4], clocks.groups()[4:]))
+            found[begin, end] = " ".join(lines).rstrip()
+    return [Subtitle(begin, end, text) for (begin, end), text in found.items() if text]
 
 
 def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, frames: int) -> list[str]:
