@@ -1,0 +1,406 @@
+"""Running tasks: what is written, what is used again, what is refused. A model made here answers; `test_runner_kill.py` has a real one."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from vila_core.engine.completion import Completion, Timings, Usage
+from vila_core.errors import GenerationError
+from vila_core.media import Image, Video
+from vila_core.prompt import PreparedPrompt
+from vila_eval.answering import LazyModel
+from vila_eval.answers import locked
+from vila_eval.job import SEARCH_AHEAD, select_rows, with_frames
+from vila_eval.metric import Answered, MeanMetric, Submission
+from vila_eval.metrics.exact_match import EXACT_MATCH
+from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, Silence, TaskOutcome
+from vila_eval.records import SampleRecord, read_records
+from vila_eval.runner import evaluate
+from vila_eval.sources import DataOptions
+from vila_eval.task import Question, Row, Task
+
+
+@dataclass
+class Table:
+    """Rows in memory."""
+
+    rows: Sequence[Mapping[str, Any]]
+    origin: Mapping[str, str] = field(default_factory=lambda: {"dataset": "table"})
+    description: str = "a table"
+
+    def open(self, options: DataOptions) -> "Table":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[index]
+
+    def locate(self, path: str) -> Path:
+        return Path(path)
+
+
+class Echo:
+    """A model that answers with the last word of the prompt, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+
+    def prepare(self, prompt: Sequence[str | Image | Video]) -> PreparedPrompt:
+        for part in prompt:
+            if isinstance(part, Image):
+                part.load()
+        return PreparedPrompt(" ".join(part for part in prompt if isinstance(part, str)), [])
+
+    def complete_batch(self, prepared: Sequence[PreparedPrompt], **settings: object) -> list[Completion]:
+        prompts = [prompt.text for prompt in prepared]
+        self.batches.append(prompts)
+        if len(prompts) > 1 and any("together" in prompt for prompt in prompts):
+            raise GenerationError("One of them breaks the batch.")
+        if any("alone" in prompt for prompt in prompts):
+            raise GenerationError("It breaks alone, too.")
+        return [Completion(prompt.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts]
+
+    @property
+    def asked(self) -> int:
+        return sum(map(len, self.batches))
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Echo:
+    echo = Echo()
+    monkeypatch.setattr(LazyModel, "get", lambda self: echo)
+    return echo
+
+
+def ask(row: Row) -> Question:
+    prompt = [Image(row["image"]) if "image" in row else None, row["text"]]
+    return Question(str(row.get("id", "")), prompt, row["answer"])
+
+
+def words(count: int) -> list[dict[str, Any]]:
+    return [{"text": f"say word{i}", "answer": f"word{i}"} for i in range(count)]
+
+
+def task(rows: Sequence[Mapping[str, Any]], **changes: Any) -> Task:
+    return replace(Task("words", Table(rows), ask, EXACT_MATCH), **changes)
+
+
+def run(folder: Path, *tasks: Task, model: ModelOptions | None = None, **options: Any) -> list[TaskOutcome]:
+    run_options = RunOptions(folder, DataOptions(folder / "cache"), **({"batch_size": 2} | options))
+    return evaluate(model or ModelOptions(), [Planned(one, one.name) for one in tasks], run_options, Silence())
+
+
+def samples(folder: Path, name: str = "words") -> list[SampleRecord]:
+    return list(read_records(SampleRecord, folder / "vila-tiny" / name / "samples.jsonl"))
+
+
+def test_a_run_writes_samples_in_order_results_and_merged_metrics(tmp_path: Path, model: Echo) -> None:
+    rows = words(5)
+    rows[3]["answer"] = "another"
+    (outcome,) = run(tmp_path, task(rows))
+    assert (outcome.error, outcome.waiting) == (None, None)
+    assert outcome.result is not None
+    assert outcome.result.headline is not None
+    assert (outcome.result.headline.value, outcome.result.headline.n, outcome.result.counts.samples) == (0.8, 5, 5)
+    assert [(one.id, one.index, one.answer) for one in samples(tmp_path)] == [(str(i), i, f"word{i}") for i in range(5)]
+    assert [one.values for one in samples(tmp_path)][2:4] == [{"exact_match": 1.0}, {"exact_match": 0.0}]
+    assert model.batches == [["say word0", "say word1"], ["say word2", "say word3"], ["say word4"]]
+    folder = tmp_path / "vila-tiny" / "words"
+    assert {path.name for path in folder.iterdir()} == {"samples.jsonl", "results.json", "timings.json", "run.json"}
+    assert json.loads((folder / "timings.json").read_text())["answered"] == 5
+    assert json.loads((tmp_path / "vila-tiny" / "metrics.json").read_text()) == {"words": {"exact_match": 0.8}}
+
+
+def test_a_complete_task_is_not_run_again_and_needs_no_model(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,) = run(tmp_path, task(words(3)))
+    monkeypatch.setattr(LazyModel, "get", lambda self: pytest.fail("the model was loaded"))
+    (second,) = run(tmp_path, task(words(3)))
+    assert second.result == first.result
+
+
+def test_several_questions_of_a_row_follow_one_another(tmp_path: Path, model: Echo) -> None:
+    def both(row: Row) -> list[Question]:
+        return [Question("", [f"{row['text']} {part}"], part) for part in ("left", "middle", "right")]
+
+    run(tmp_path, task(words(3), ask=both))
+    assert [(one.id, one.index, one.answer) for one in samples(tmp_path)][2:5] == [
+        ("0-2", 2, "right"),
+        ("1-0", 3, "left"),
+        ("1-1", 4, "middle"),
+    ]
+    # Two rows a batch are six questions, computed two at a time.
+    assert [len(batch) for batch in model.batches] == [2, 2, 2, 2, 1]
+
+
+def interrupted(folder: Path, rows: Sequence[Mapping[str, Any]], torn: str = "") -> Path:
+    """Leave the first three answers of a predicted task, as a crash in the second batch would; return their file."""
+    run(folder, task(rows), phase="predict")
+    file = folder / "vila-tiny" / "words" / "answers-0.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:3]) + torn)
+    file.with_name("samples.jsonl").unlink()
+    return file
+
+
+@pytest.mark.parametrize("torn", ["", '{"row": 3, "number": 0, "quest'], ids=["between writes", "in a write"])
+def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(tmp_path: Path, model: Echo, torn: str) -> None:
+    file = interrupted(tmp_path, words(7), torn)
+    model.batches.clear()
+    run(tmp_path, task(words(7)), phase="predict")
+    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]]
+    assert [json.loads(line)["row"] for line in file.read_text().splitlines()] == list(range(7))
+    assert [one.answer for one in samples(tmp_path)] == [f"word{i}" for i in range(7)]
+
+
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, model: Echo) -> None:
+    run(tmp_path / "whole", task(words(7)))
+    interrupted(tmp_path / "cut", words(7), "{")
+    run(tmp_path / "cut", task(words(7)))
+    for name in ("words/results.json", "words/samples.jsonl", "words/run.json", "metrics.json"):
+        assert (tmp_path / "whole" / "vila-tiny" / name).read_bytes() == (tmp_path / "cut" / "vila-tiny" / name).read_bytes(), name
+    assert json.loads((tmp_path / "cut/vila-tiny/words/timings.json").read_text())["answered"] == 4
+
+
+def test_an_exception_leaves_what_was_answered(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = model.complete_batch
+    monkeypatch.setattr(model, "complete_batch", lambda prompts, **_: answer(prompts) if prompts[0].text != "say word4" else 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # a bug is no outcome
+        run(tmp_path, task(words(6)))
+    assert len((tmp_path / "vila-tiny/words/answers-0.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"version": 2}, "task_version is 1 there, 2 here"),
+        ({"max_new_tokens": 99}, "settings.max_new_tokens is 32 there, 99 here"),
+        ({"source": Table(words(4), {"dataset": "revised"})}, "data.dataset is 'table' there, 'revised' here"),
+        ({"source": Table(words(5))}, "rows is 4 there, 5 here"),
+    ],
+)
+@pytest.mark.parametrize("phase", ["all", "predict"])
+def test_results_of_something_else_are_refused_unless_forced(
+    tmp_path: Path, model: Echo, change: dict[str, Any], named: str, phase: str
+) -> None:
+    run(tmp_path, task(words(4)), phase=phase)
+    folder = tmp_path / "vila-tiny" / "words"
+    (folder / "my notes.txt").write_text("kept")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (refused,) = run(tmp_path, task(words(4), **change))
+    assert refused.result is None
+    assert named in str(refused.error)
+    assert "--force" in str(refused.error)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    asked = model.asked
+    (forced,) = run(tmp_path, task(words(4), **change), force=True)
+    assert forced.result is not None
+    assert model.asked - asked == len(change.get("source", range(4)))
+    assert (folder / "my notes.txt").read_text() == "kept"
+
+
+def test_another_model_is_refused_and_the_same_one_elsewhere_is_not(tmp_path: Path, model: Echo) -> None:
+    def checkpoint(place: str, weights: str) -> ModelOptions:
+        folder = tmp_path / place / "mine"
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(weights)
+        return ModelOptions(str(folder))
+
+    (first,) = run(tmp_path, task(words(2)), model=checkpoint("a", "weights"))
+    (copy,) = run(tmp_path, task(words(2)), model=checkpoint("b", "weights"))
+    assert first.result == copy.result
+    assert model.asked == 2
+    (other,) = run(tmp_path, task(words(2)), model=checkpoint("c", "others"))
+    assert "model (digest of its files)" in str(other.error)
+
+
+def test_a_limit_is_part_of_what_was_run(tmp_path: Path, model: Echo) -> None:
+    (short,) = run(tmp_path, task(words(5)), limit=2)
+    assert short.result is not None
+    assert short.result.counts.samples == 2
+    (longer,) = run(tmp_path, task(words(5)))
+    assert "settings.limit is 2 there, None here" in str(longer.error)
+
+
+def test_answers_to_other_prompts_are_not_used_again(tmp_path: Path, model: Echo) -> None:
+    """The data changed under the same name: only the changed sample's batch is computed, and its old answer is left out."""
+    run(tmp_path, task(words(4)), phase="predict")
+    changed = words(4)
+    changed[2] = {"text": "say again", "answer": "again"}
+    model.batches.clear()
+    run(tmp_path, task(changed))
+    assert model.batches == [["say again", "say word3"]]
+    assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "again", "word3"]
+
+
+def test_a_sample_that_cannot_be_read_fails_with_its_reason_and_counts_as_wrong(tmp_path: Path, model: Echo) -> None:
+    picture = tmp_path / "a.png"
+    PIL.Image.new("RGB", (8, 8)).save(picture)
+    rows = [{"text": f"say word{i}", "answer": f"word{i}", "image": str(picture)} for i in range(4)]
+    rows[1]["image"] = str(tmp_path / "missing.png")
+    (outcome,) = run(tmp_path, task(rows))
+    assert outcome.result is not None
+    assert outcome.result.headline is not None
+    assert (outcome.result.headline.value, outcome.result.counts.failed) == (0.75, 1)
+    failed = samples(tmp_path)[1]
+    assert "missing.png' does not exist" in str(failed.error)
+    assert (failed.answer, failed.values, failed.prompt[0].digest) == ("", {"exact_match": 0.0}, None)
+    assert model.batches == [["say word0"], ["say word2", "say word3"]]
+
+
+def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo) -> None:
+    rows = [*words(2), {"text": "not together word2", "answer": "word2"}, {"text": "not even alone", "answer": "alone"}]
+    run(tmp_path, task(rows), batch_size=4)
+    assert [(one.answer, one.error) for one in samples(tmp_path)] == [
+        ("word0", None),
+        ("word1", None),
+        ("word2", None),
+        ("", "It breaks alone, too."),
+    ]
+
+
+def test_two_questions_of_one_id_are_refused_by_name(tmp_path: Path, model: Echo) -> None:
+    rows = words(6)
+    rows[0]["id"] = rows[4]["id"] = "twin"
+    (outcome,) = run(tmp_path, task(rows))
+    assert "gives the id 'twin' to two questions (rows 0 and 4)" in str(outcome.error)
+    assert model.asked == 4
+
+
+def test_predicted_answers_are_scored_without_model_and_data(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    (predicted,) = run(tmp_path, task(words(4)), phase="predict")
+    assert (predicted.result, predicted.waiting) == (None, "scoring")
+    assert [one.values for one in samples(tmp_path)] == [None] * 4
+    monkeypatch.setattr(LazyModel, "get", lambda self: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(Table, "open", lambda self, options: pytest.fail("the data was opened"))
+    (scored,) = run(tmp_path, task(words(4)), phase="score")
+    assert scored.result is not None
+    assert scored.result.headline is not None
+    assert scored.result.headline.value == 1.0
+    lenient = MeanMetric("always", lambda answer, question: 1.0)
+    (again,) = run(tmp_path, task(words(4), metric=lenient), phase="score")
+    assert again.result is not None
+    assert [one.values for one in samples(tmp_path)] == [{"always": 1.0}] * 4
+    (other,) = run(tmp_path, task(words(4), version=2), phase="score")
+    assert "version 1" in str(other.error)
+
+
+def test_scoring_says_how_many_answers_are_missing(tmp_path: Path, model: Echo) -> None:
+    interrupted(tmp_path, words(7))
+    (outcome,) = run(tmp_path, task(words(7)), phase="score")
+    assert "has the answers to 3 of 7 rows" in str(outcome.error)
+    (nothing,) = run(tmp_path, task(words(7), name="others"), phase="score")
+    assert "There are no answers in" in str(nothing.error)
+    assert not (tmp_path / "vila-tiny" / "others").exists()
+
+
+def test_scored_from_stored_answers_is_the_same_as_at_once(tmp_path: Path, model: Echo) -> None:
+    run(tmp_path / "once", task(words(4)))
+    run(tmp_path / "twice", task(words(4)), phase="predict")
+    run(tmp_path / "twice", task(words(4)), phase="score")
+    for name in ("results.json", "samples.jsonl"):
+        assert (tmp_path / "once/vila-tiny/words" / name).read_bytes() == (tmp_path / "twice/vila-tiny/words" / name).read_bytes()
+
+
+@dataclass(frozen=True)
+class Judged:
+    name: str = "judged"
+    judge_model: str = "judge-1"
+
+    def requests(self, answer: str, question: Question) -> list[Any]:
+        return []
+
+    def read(self, replies: Sequence[str], answer: str, question: Question) -> Any:
+        raise NotImplementedError
+
+    def summarize(self, samples: Sequence[Any]) -> list[Any]:
+        return MeanMetric("judged", lambda answer, question: 0.0).summarize(samples)
+
+
+def judge(decide: Callable[[SampleRecord], dict[str, Any]]) -> Callable[..., list[SampleRecord]]:
+    return lambda metric, samples, folder, options, progress: [one.model_copy(update=decide(one)) for one in samples]
+
+
+def test_a_judged_task_waits_for_a_judge_and_then_counts_its_failures(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = task(words(4), metric=Judged())
+    (waiting,) = run(tmp_path, judged)
+    assert waiting.result is None
+    assert "--judge-url" in str(waiting.waiting)
+    assert [one.answer for one in samples(tmp_path)] == [f"word{i}" for i in range(4)]
+
+    options = JudgeOptions("http://judge")
+    unsure = judge(lambda one: {"judge_error": "no verdict"} if one.index == 3 else {"values": {"judged": 0.5}})
+    monkeypatch.setattr("vila_eval.judging.judge_samples", unsure)
+    (partly,) = run(tmp_path, judged, judge=options)
+    assert partly.result is not None
+    assert partly.result.headline is not None
+    assert (partly.result.headline.value, partly.result.headline.n, partly.result.counts.judge_failed) == (0.5, 3, 1)
+    assert partly.result.judge == "judge-1"
+    assert model.asked == 4
+
+    (other,) = run(tmp_path, judged, judge=replace(options, model="judge-2"))
+    assert "was judged by 'judge-1', not by 'judge-2'" in str(other.error)
+    monkeypatch.setattr("vila_eval.judging.judge_samples", judge(lambda one: {"values": {"judged": 1.0}}))
+    (mended,) = run(tmp_path, judged, judge=options)
+    assert mended.result is not None
+    assert mended.result.counts.judge_failed == 0
+    monkeypatch.setattr("vila_eval.judging.judge_samples", judge(lambda one: {"judge_error": "the judge is asleep"}))
+    (asleep,) = run(tmp_path, judged, judge=options, phase="score")
+    assert "the judge is asleep" in str(asleep.error)
+
+
+def test_hidden_answers_leave_a_submission_and_no_measure(tmp_path: Path, model: Echo) -> None:
+    def write(answers: Sequence[Answered]) -> str:
+        return json.dumps({one.question.id: one.answer for one in answers})
+
+    hidden = task(words(2), metric=None, submission=Submission("submit.json", write, "https://example.org"))
+    (outcome,) = run(tmp_path, hidden)
+    assert outcome.result is not None
+    assert (outcome.result.measures, outcome.result.submission) == ((), "submit.json")
+    assert json.loads((outcome.folder / "submit.json").read_text()) == {"0": "word0", "1": "word1"}
+
+
+def test_a_task_that_fails_does_not_stop_the_others(tmp_path: Path, model: Echo) -> None:
+    outcomes = run(tmp_path, task([], name="empty"), task(words(2)), task(words(2), name="odd", metric="no such metric"))
+    assert "has no row" in str(outcomes[0].error)
+    assert outcomes[1].result is not None
+    assert "no such metric" in str(outcomes[2].error)
+
+
+def test_a_second_run_on_a_folder_is_refused(tmp_path: Path, model: Echo) -> None:
+    with locked(tmp_path / "vila-tiny" / "words"):
+        (outcome,) = run(tmp_path, task(words(2)))
+    assert "Another run is writing to" in str(outcome.error)
+    assert model.asked == 0
+    (after,) = run(tmp_path, task(words(2)))
+    assert after.result is not None
+
+
+def test_a_limit_keeps_together_what_belongs_together(tmp_path: Path, model: Echo) -> None:
+    rows = [{**row, "pair": pair} for row, pair in zip(words(6), "abcbad", strict=True)]
+    assert list(select_rows(Table(rows), 2, "pair")) == [0, 1, 3, 4]
+    assert list(select_rows(Table(rows), 3, "pair")) == [0, 1, 2, 3, 4]
+    assert list(select_rows(Table(rows), 2, None)) == [0, 1]
+    assert list(select_rows(Table(rows), 9, "pair")) == list(range(6))
+    (outcome,) = run(tmp_path, task(rows, keep_together="pair"), limit=2)
+    assert outcome.result is not None
+    assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "word3", "word4"]
+    far = [{"pair": str(i)} for i in range(SEARCH_AHEAD + 2)]
+    far[SEARCH_AHEAD] = far[SEARCH_AHEAD + 1] = {"pair": "0"}
+    assert list(select_rows(Table(far), 1, "pair")) == [0, SEARCH_AHEAD, SEARCH_AHEAD + 1]
+    far[SEARCH_AHEAD] = {"pair": "none"}
+    assert list(select_rows(Table(far), 1, "pair")) == [0]
+
+
+def test_frames_are_set_for_videos_without_a_number_of_their_own() -> None:
+    question = Question("1", [Video("a.mp4", fps=2.0), Video("b.mp4", frames=3), "What?"])
+    first, second, _ = with_frames(question, 8).prompt
+    assert isinstance(first, Video)
+    assert isinstance(second, Video)
+    assert (first.frames, first.fps, second.frames) == (8, 2.0, 3)
