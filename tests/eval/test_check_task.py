@@ -101,14 +101,3 @@ def test_metrics_see_what_a_later_scoring_sees(task: Task) -> None:
     check_task(replace(task, ask=asking(answer=("red", "crimson")), metric=MeanMetric("seen", score)), limit=1)
     assert seen[0].answer == ["red", "crimson"]
     assert seen[0].prompt == ["What color?"]
-
-
-def test_a_source_that_no_worker_can_open(task: Task) -> None:
-    class Source:
-        description = "lines"
-
-        def open(self, options: object) -> object:
-            raise AssertionError
-
-    with pytest.raises(ConfigError, match="cannot be sent to a worker"):
-        check_task(replace(task, source=Source()))  # type: ignore[arg-type]

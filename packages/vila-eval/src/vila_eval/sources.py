@@ -61,7 +61,7 @@ class Rows(Protocol):
 
 
 class Source(Protocol):
-    """Where a task's rows are. Must be picklable: workers open it for themselves."""
+    """Where a task's rows are. Workers open it for themselves: it must be picklable unless a plugin registers its task."""
 
     @property
     def description(self) -> str:

@@ -9,7 +9,6 @@ def test_shapes():
 from __future__ import annotations
 
 import json
-import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,13 +37,9 @@ def check_task(task: Task, answer: Callable[[Question], str] | None = None, limi
 
     Raises:
         VilaError: the source has other columns, a medium cannot be decoded, or the metric refuses a question.
-        ConfigError: ids are not unique, a row is asked in two ways, a question does not survive being stored, scores have
-            different names, or the source cannot be sent to a worker.
+        ConfigError: ids are not unique, a row is asked in two ways, a question does not survive being stored, or scores have
+            different names.
     """
-    try:
-        pickle.loads(pickle.dumps(task.source))  # noqa: S301 - our own bytes
-    except Exception as error:
-        raise ConfigError(f"Task '{task.name}': its source cannot be sent to a worker: {error}") from error
     with tempfile.TemporaryDirectory() as cache:
         rows = task.source.open(DataOptions(cache=Path(cache), fixtures=True))
         questions: list[Question] = []
