@@ -1,0 +1,1 @@
+"""The command line `vila-quant`; `vila quant` is the same."""
