@@ -1,5 +1,6 @@
 """Two runs compared: numbers worked out by hand, and runs that must not be compared."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from vila_eval.cli.main import main
 from vila_eval.comparison import compare_runs, holm
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, exact, mean_measures
@@ -214,6 +216,51 @@ def test_page_escapes_answers_and_is_the_same_each_time(tmp_path: Path) -> None:
     assert b"&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert b"+25.0" in page
     assert write_comparison(comparison, tmp_path / "again.html").read_bytes() == page
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int | str | None, str, str]:
+    """Return the exit code, standard output and standard error of `vila-eval`."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    captured = capsys.readouterr()
+    return stopped.value.code, captured.out, captured.err
+
+
+def test_the_command_prints_numbers_flips_and_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    first = write_task(tmp_path / "one/shapes", FIRST, answers={"b": "[bold]wrong[/bold]"})
+    second = write_task(tmp_path / "two/shapes", SECOND)
+    code, out, _ = run(capsys, "compare", str(first), str(second), "--flips", "2", "--html", str(tmp_path / "page.html"))
+    assert code == 0
+    (row,) = [line.split() for line in out.splitlines() if line.startswith("shapes  ")]
+    assert row == ["shapes", "accuracy", "50.0", "75.0", "+25.0", "±", "47.9", "0.602", "0.602", "2/1", "4"]
+    assert "2 of 3 samples that differ" in out
+    assert "[bold]wrong[/bold]" in out
+    assert "answer d" not in out
+    assert (tmp_path / "page.html").is_file()
+
+    code, out, _ = run(capsys, "compare", str(first), str(second), "--json")
+    found = json.loads(out)
+    assert (code, found["tasks"][0]["measures"][0]["difference"], len(found["tasks"][0]["flips"])) == (0, 0.25, 3)
+
+
+def test_commands_name_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_task(tmp_path / "one/shapes", FIRST)
+    write_task(tmp_path / "two/shapes", SECOND, task_version=2)
+    code, out, error = run(capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"))
+    assert (code, out) == (2, "")
+    assert "version: 1, 2" in " ".join(error.split())
+    assert run(capsys, "compare", str(tmp_path / "one"), str(tmp_path / "two"), "--allow-different")[0] == 0
+    code, _, error = run(capsys, "report", str(tmp_path / "nowhere"))
+    assert (code, "no results" in error) == (2, True)
+
+
+def test_the_report_is_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_task(tmp_path / "one/shapes", FIRST)
+    assert run(capsys, "report", str(tmp_path / "one")) == (0, f"{tmp_path / 'one/report.html'}\n", "")
+    assert (tmp_path / "one/report.html").is_file()
 
 
 def test_unscored_tasks_are_listed(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert "answers.json" in page.text
     assert "accuracy by kind" in page.text
     assert '<td class="bad">1</td>' in text  # failed
-    assert "miniature" not in text.lower()
+    assert "miniatures, no benchmark" not in page.text
 
 
 def test_nothing_runs_and_nothing_is_fetched_whatever_the_texts_say(tmp_path: Path) -> None:
@@ -176,8 +176,11 @@ def test_miniatures_and_limits_cannot_be_overlooked(tmp_path: Path) -> None:
     assert "These are miniatures, no benchmark results. All tasks ran on" in page.text
     assert "limit of 5 rows" in page.text
     write_task(tmp_path / "b", [record("s", 0, 1.0)])
-    _, page = open_report(tmp_path)
+    text, page = open_report(tmp_path)
     assert "no benchmark results. a ran on" in page.text
+    assert "a miniature" in page.text
+    assert "b miniature" not in page.text
+    assert text.count('<tr class="miniature">') == 1  # its bar is pale
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,7 @@ def render(template: str, **values: Any) -> str:
     )
     filters: dict[str, Any] = environment.filters
     filters |= {
+        "breakable": breakable,
         "measure": format_measure,
         "number": format_value,
         "error": format_error,
@@ -156,6 +158,11 @@ def render(template: str, **values: Any) -> str:
         "words": words,
     }
     return environment.get_template(template).render(**values, longest=LONGEST_TEXT)
+
+
+def breakable(name: str) -> Markup:
+    """Return a name that may be broken after "/", "_" and "-": tasks have long ones, and telephones are narrow."""
+    return Markup("<wbr>").join(re.split("(?<=[/_-])", name))
 
 
 def _identity(model: ModelIdentity) -> tuple[str, str, str]:
