@@ -71,6 +71,7 @@ FAULTS = {
         "@hookimpl\ndef vila_commands():\n    import torch\n    return [Command('c', 'Help.', lambda: print)]\n",
         "calling its hooks imports torch",
     ),
+    "heavy_data": ("import datasets\n@hookimpl\ndef vila_tasks():\n    return []\n", "importing it imports datasets"),
     "nothing": ("", "registers nothing"),
     "hook_raises": ("@hookimpl\ndef vila_tasks():\n    raise KeyError('x')\n", "KeyError"),
     "no_sequence": ("@hookimpl\ndef vila_tasks():\n    return {}\n", "must return a sequence"),

@@ -28,7 +28,7 @@ from vila_core.hookspecs import CheckpointFormat, Command, Component
 from vila_core.plugins import ENTRY_POINT_GROUP, Loader
 from vila_core.registry import Owner, Registered
 
-HEAVY_MODULES = ("torch", "triton", "transformers")
+HEAVY_MODULES = ("torch", "triton", "transformers", "datasets")
 """What neither importing a plugin module nor calling its hooks may import: it belongs inside the factories."""
 
 
