@@ -24,10 +24,10 @@ def tokenize(texts: Sequence[str]) -> list[str]:
 
     Characters outside ASCII become spaces first, as lmms-eval has it. Raises `MissingDependencyError` without pycocoevalcap or Java.
     """
-    cleaned = {index: "".join(letter if letter.isascii() else " " for letter in text).strip() for index, text in enumerate(texts)}
-    # An empty line at the end of the tokenizer's output would be lost.
-    asked = {index: [{"caption": text}] for index, text in cleaned.items() if text}
-    tokenizer = _module("tokenizer.ptbtokenizer").PTBTokenizer()
+    # One line a text, and no empty one: the tokenizer gives lines back.
+    cleaned = [" ".join("".join(letter if letter.isascii() else " " for letter in text).split()) for text in texts]
+    asked = {index: [{"caption": text}] for index, text in enumerate(cleaned) if text}
+    tokenizer = _coco().PTBTokenizer()
     _require_java("Splitting captions into words")
     tokens = tokenizer.tokenize(asked) if asked else {}
     if len(tokens) < len(asked):
@@ -53,15 +53,15 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
             raise ConfigError(f"Got {len(candidates)} captions and references for {len(references)}. Expected as many of each, some.")
     scores: dict[str, list[float]] = {}
     if any(name.startswith("bleu") for name in measures):
-        bleus = [_compute(_module("bleu.bleu").Bleu(4), corpus, verbose=0) for corpus in corpora]
+        bleus = [_compute(_coco().Bleu(4), corpus, verbose=0) for corpus in corpora]
         scores |= {f"bleu_{order}": [bleu[order - 1] for bleu in bleus] for order in (1, 2, 3, 4)}
     if "rouge_l" in measures:
-        scores["rouge_l"] = [_compute(_module("rouge.rouge").Rouge(), corpus) for corpus in corpora]
+        scores["rouge_l"] = [_compute(_coco().Rouge(), corpus) for corpus in corpora]
     if "cider" in measures:
-        scores["cider"] = [_compute(_module("cider.cider").Cider(), corpus) for corpus in corpora]
+        scores["cider"] = [_compute(_coco().Cider(), corpus) for corpus in corpora]
     if "meteor" in measures:
         _require_java("METEOR")
-        scorer = _module("meteor.meteor").Meteor()  # one process of Java: it takes seconds to start
+        scorer = _coco().Meteor()  # one process of Java: it takes seconds to start
         # Its protocol has no empty caption; a full stop matches no word.
         spoken = [Corpus([text or "." for text in candidates], references) for candidates, references in corpora]
         scores["meteor"] = [_compute(scorer, corpus) for corpus in spoken]
@@ -73,13 +73,12 @@ def _compute(scorer: Any, corpus: Corpus, **options: int) -> Any:
     return scorer.compute_score({index: list(texts) for index, texts in enumerate(corpus.references)}, given, **options)[0]
 
 
-def _module(name: str) -> Any:
-    from importlib import import_module
-
+def _coco() -> Any:
     try:
-        return import_module(f"pycocoevalcap.{name}")
+        from pycocoevalcap import eval as coco  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise MissingDependencyError("pycocoevalcap", "Scoring captions", _EXTRA) from None
+    return coco
 
 
 def _require_java(needed_for: str) -> None:

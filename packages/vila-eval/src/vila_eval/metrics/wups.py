@@ -87,9 +87,9 @@ class NltkLexicon:
 
     def __init__(self) -> None:
         try:
-            import nltk
-            from nltk.corpus import wordnet
-            from nltk.stem import PorterStemmer, WordNetLemmatizer
+            import nltk  # pyright: ignore[reportMissingImports]
+            from nltk.corpus import wordnet  # pyright: ignore[reportMissingImports]
+            from nltk.stem import PorterStemmer, WordNetLemmatizer  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise MissingDependencyError("nltk", "WUPS", "vila-eval[wups]") from None
         self._nltk: Any = nltk
