@@ -124,8 +124,14 @@ def test_every_local_benchmark_runs_on_its_miniature(tmp_path: Path) -> None:
     done = vila_eval("--fixtures", "--tags-include", "local", "--limit", 1, "--json", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     tasks = json.loads(done.stdout)["tasks"]
-    assert len(tasks) > 25
+    assert len(tasks) > 60
     for task in tasks:
         assert task["error"] is None
-        assert task["waiting"] is not None or task["result"]["counts"]["samples"] >= 1, task["task"]
-        assert task["result"] is None or task["result"]["counts"]["failed"] == 0, task["task"]
+        if task["result"] is None:
+            assert task["waiting"], task["task"]
+            continue
+        counts = task["result"]["counts"]
+        assert counts["samples"] >= 1, task["task"]
+        if counts["failed"]:  # the embedded model reads 2,048 tokens
+            (sample,) = (json.loads(line) for line in (tmp_path / task["folder"] / "samples.jsonl").read_text().splitlines())
+            assert "tokens" in sample["error"], task["task"]

@@ -278,12 +278,17 @@ def test_lines_tell_where_a_run_is_every_half_minute(capsys: pytest.CaptureFixtu
     lines.start("pope", 100, 20)
     for now in (10.0, 40.0, 50.0):  # noqa: B007 - the clock reads it
         lines.advance(10)
+    lines.finish()
+    lines.start("mme", 2, 0)
+    lines.advance(2)
     now = 60.0
     lines.finish()
     assert capsys.readouterr().err.splitlines() == [
         "pope: 100 samples, 20 of them done before",
         "pope: 40 of 100, 0.5 a second, 2:00 left",
-        "pope: done in 1:00",
+        "pope: stopped at 50 of 100",
+        "mme: 2 samples",
+        "mme: done in 0:10",
     ]
     assert clock_time(3723) == "1:02:03"
 

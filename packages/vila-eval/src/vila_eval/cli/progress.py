@@ -57,7 +57,7 @@ class Bars:
 
     def finish(self) -> None:
         assert self._current is not None, "finish before start"
-        self._bars.console.print(f"{self._name}: done in {clock_time(self._pace.seconds)}", markup=False, highlight=False)
+        self._bars.console.print(f"{self._name}: {self._pace.ending}", markup=False, highlight=False)
         self._bars.remove_task(self._current)
         self._current = None
 
@@ -88,7 +88,7 @@ class Lines:
             self._tell(f"{self._pace.done} of {self._pace.total}, {self._pace}")
 
     def finish(self) -> None:
-        self._tell(f"done in {clock_time(self._pace.seconds)}")
+        self._tell(self._pace.ending)
 
     def _tell(self, text: str) -> None:
         typer.echo(f"{self._name}: {text}", err=True)
@@ -107,6 +107,10 @@ class Pace:
     @property
     def seconds(self) -> float:
         return self._clock() - self._begun
+
+    @property
+    def ending(self) -> str:
+        return f"done in {clock_time(self.seconds)}" if self.done >= self.total else f"stopped at {self.done} of {self.total}"
 
     def __str__(self) -> str:
         rate = (self.done - self._before) / max(self.seconds, 1e-3)
