@@ -14,7 +14,8 @@ from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_
 from vila_eval.cli.main import app
 from vila_eval.cli.progress import Lines, clock_time
 from vila_eval.options import ModelOptions, Planned, Progress, Rank, RunOptions, TaskOutcome
-from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult, write_record, write_records
+from vila_eval.report import tracking
 from vila_eval.report.table import as_text, results_table, table_notes
 
 PLUGIN = """
@@ -234,6 +235,31 @@ def test_of_the_processes_of_a_torchrun_the_first_prints(runs: Runs, plugin: Pat
     assert runs.rank is None
     with pytest.raises(ConfigError, match="RANK=2, WORLD_SIZE=2"):
         read_rank({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_results_go_to_the_tracker_which_is_looked_for_before_the_run(
+    runs: Runs, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("--plugin", plugin, "--tasks", "acme/capitals", "--output-dir", tmp_path, "--report-to", "wandb")
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    assert "pip install 'vila-eval[wandb]'" in refused(*arguments)
+    assert runs.options is None
+
+    reported: list[tuple[str, Path]] = []
+    monkeypatch.setattr(tracking, "find_spec", lambda name: object())
+    monkeypatch.setattr(running, "report_to", lambda kind, folder: reported.append((kind, folder)))
+
+    def outcome(planned: Planned, folder: Path) -> TaskOutcome:
+        found = result(planned.task.name, ACCURACY)
+        write_record(folder / "results.json", found)
+        write_records(folder / "samples.jsonl", ())
+        return TaskOutcome(planned, folder, found)
+
+    runs.outcome = outcome
+    done = cli(*arguments)
+    assert done.exit_code == 0, done.output
+    assert reported == [("wandb", tmp_path / "tiny")]
+    assert f"Report: {tmp_path / 'tiny' / 'report.html'}" in done.stdout
 
 
 def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Path) -> None:

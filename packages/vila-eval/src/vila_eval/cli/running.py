@@ -6,17 +6,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import typer
 
 from vila_eval.cli.progress import Bars, Lines
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
 from vila_eval.report.table import print_table, results_table, table_notes
+from vila_eval.report.tracking import Tracker, check_installed, report_to
 from vila_eval.runner import evaluate
-
-if TYPE_CHECKING:
-    from vila_eval.report.tracking import Tracker
 
 
 def run_plan(
@@ -26,6 +23,8 @@ def run_plan(
 
     Of several processes (`rank`) the first prints, the others are silent.
     """
+    if tracker is not None:
+        check_installed(tracker)
     is_first = rank is None or rank.rank == 0
     try:
         if is_first:
@@ -89,7 +88,5 @@ def _report(folder: Path, tracker: Tracker | None) -> Path:
 
     report = write_report(folder)
     if tracker is not None:
-        from vila_eval.report.tracking import report_to
-
         report_to(tracker, folder)
     return report

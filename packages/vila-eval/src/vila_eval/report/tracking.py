@@ -26,10 +26,7 @@ def report_to(kind: Tracker, model_folder: Path, *, project: str = "vila-eval") 
         MissingDependencyError: its package is not installed.
         ResultsError: there are no results.
     """
-    if kind not in ("tensorboard", "wandb"):
-        raise ConfigError(unknown_name("tracker", kind, ("tensorboard", "wandb")))
-    if find_spec(kind) is None:
-        raise MissingDependencyError(kind, f"--report-to {kind}", f"vila-eval[{kind}]")
+    check_installed(kind)
     results = {name: read_result(folder) for name, folder in find_results(model_folder).items()}
     if not results:
         raise ResultsError(f"There are no results in '{model_folder}'.")
@@ -37,6 +34,14 @@ def report_to(kind: Tracker, model_folder: Path, *, project: str = "vila-eval") 
         _write_events(scalars(results), model_folder / "tensorboard")
     else:
         _log_run(scalars(results), results, model_folder, project)
+
+
+def check_installed(kind: Tracker) -> None:
+    """Raise what `report_to` would raise for the tracker, before the run that it is to report."""
+    if kind not in ("tensorboard", "wandb"):
+        raise ConfigError(unknown_name("tracker", kind, ("tensorboard", "wandb")))
+    if find_spec(kind) is None:
+        raise MissingDependencyError(kind, f"--report-to {kind}", f"vila-eval[{kind}]")
 
 
 def scalars(results: Mapping[str, TaskResult]) -> dict[str, float]:
