@@ -212,6 +212,26 @@ def test_prompt_over_the_context(tmp_path: Path):
     assert small.complete(prompt, max_new_tokens=64).usage.completion_tokens <= room
 
 
+def test_a_video_over_the_context_is_refused_before_it_is_encoded(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
+    model.generate(["a video:", clip_of(2)], max_new_tokens=1)
+    monkeypatch.setattr(model.network.vision_tower, "forward", lambda pixels: pytest.fail("the tower ran"))
+    with pytest.raises(PromptError, match=r"video 1: \d+.*num_video_frames"):
+        model.generate(["a video:", vila.Video(np.zeros((4000, 8, 8, 3), dtype=np.uint8), frames=4000)])
+
+
+@pytest.mark.parametrize(
+    "folder", [NVILA, NVILA_S2, CLIP, YI, DATA / "golden" / "nvila_video_tsp_112" / "checkpoint"], ids=lambda path: path.parent.name
+)
+def test_tokens_are_counted_without_encoding(folder: Path):
+    model = vila.load(folder, device="cpu")
+    for prompt in (["one", picture(300, 200)], ["two", picture(40, 90), picture(31, 20)], ["a video:", clip_of(8)]):
+        prepared = model.prepare(prompt)
+        of_images, of_videos = model.network.block_lengths(prepared.images, prepared.videos)
+        assert [*(length for of_image in of_images for length in of_image), *of_videos] == [
+            len(block) for block in model.inspect(prepared).media_embeddings
+        ]
+
+
 def test_unknown_override_setting_template_device_dtype():
     with pytest.raises(ConfigError, match="Did you mean 'num_video_frames'"):
         vila.load(NVILA, num_video_frame=3)

@@ -43,6 +43,7 @@ class VilaModel(nn.Module):
         self.image_encoder = cast("BasicImageEncoder", plugins.media_encoders.get(config.image_encoder.name).build(config.image_encoder))
         self.video_encoder = cast("BasicVideoEncoder", plugins.media_encoders.get(config.video_encoder.name).build(config.video_encoder))
         self.llm = cast("LanguageModel", plugins.language_models.get(config.language_model.name).build(config.language_model))
+        self._projected_tokens: int | None = None
         self.media_token_ids = tokenizer.media_token_ids
         self.text_ids = {text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)}
 
@@ -73,6 +74,32 @@ class VilaModel(nn.Module):
         features = self._features(torch.cat([video.pixels for video in videos]))  # [N, P, D_v]
         tokens = torch.stack(self._project(features, [None] * len(features)))  # [N, T_f, D]
         return [self.video_encoder(of_video, self._embed_text) for of_video in tokens.split(frames)]
+
+    def block_lengths(self, images: Sequence[Tiles], videos: Sequence[Tiles]) -> tuple[list[list[int]], list[int]]:
+        """Return the tokens of each image's blocks and of each video's block, without encoding them: shapes alone."""
+        width, per_tile = self.config.language_model.hidden_size, self._tokens_per_tile()
+        meta = torch.device("meta")
+
+        def embed_text(text: str) -> Tensor:
+            return torch.empty(len(self.text_ids[text]), width, device=meta)
+
+        def of_image(image: Tiles) -> list[int]:
+            if image.block_size is None:
+                return [len(self.image_encoder(torch.empty(per_tile, width, device=meta), embed_text))] * len(image.pixels)
+            assert self.config.dynamic_s2 is not None, "only dynamic S2 has blocks"
+            rows, columns = s2.merged_board(image.block_size, self.config.dynamic_s2)
+            return [len(self.image_encoder(torch.empty(rows * columns * per_tile, width, device=meta), embed_text))]
+
+        of_videos = [len(self.video_encoder(torch.empty(len(video.pixels), per_tile, width, device=meta), embed_text)) for video in videos]
+        return [of_image(image) for image in images], of_videos
+
+    @torch.no_grad()
+    def _tokens_per_tile(self) -> int:
+        """Return how many tokens the projector makes of one tile. The first call sends a black one through."""
+        if self._projected_tokens is None:
+            size = self.config.pixels.size
+            self._projected_tokens = len(self._project(self._features(torch.zeros(1, 3, size, size)), [None])[0])
+        return self._projected_tokens
 
     def _features(self, pixels: Tensor) -> Tensor:
         """`[N, 3, H, W]` on any device -> `[N, P, D_v]`, channels of all scales under static S2."""

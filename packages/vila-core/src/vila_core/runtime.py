@@ -228,27 +228,29 @@ class Vila:
     def _embed_together(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
         started = time.perf_counter()
         network = self.network
+        counts = [self._count_tokens(prompt) for prompt in prompts]
         images = iter(network.image_blocks([image for prompt in prompts for image in prompt.images]))
         videos = iter(network.video_blocks([video for prompt in prompts for video in prompt.videos]))
         embedded: list[_Embedded] = []
-        for prompt in prompts:
-            counts = {"text": sum(token not in network.media_token_ids.values() for token in prompt.input_ids)}
-            of_images = [list(islice(images, len(image.pixels) if image.is_separate else 1)) for image in prompt.images]
+        for prompt, of_prompt in zip(prompts, counts, strict=True):
+            of_images = list(islice(images, sum(len(image.pixels) if image.is_separate else 1 for image in prompt.images)))
             of_videos = list(islice(videos, len(prompt.videos)))
-            counts |= {f"image {number}": sum(map(len, blocks)) for number, blocks in enumerate(of_images, 1)}
-            counts |= {f"video {number}": len(block) for number, block in enumerate(of_videos, 1)}
-            self._check_context(counts)
-            blocks = {"image": [block for of_image in of_images for block in of_image], "video": of_videos}
             input_ids = torch.tensor(prompt.input_ids, device=self.device)
-            embeds = network.splice(input_ids, network.llm.embed(input_ids[None])[0], blocks)
-            embedded.append(_Embedded(prompt, [*blocks["image"], *blocks["video"]], embeds, counts))
+            text = network.llm.embed(input_ids[None])[0]
+            embeds = network.splice(input_ids, text, {"image": of_images, "video": of_videos})
+            embedded.append(_Embedded(prompt, [*of_images, *of_videos], embeds, of_prompt))
         seconds = (time.perf_counter() - started) / len(prompts)
         return [replace(one, seconds=seconds) for one in embedded]
 
-    def _check_context(self, counts: dict[str, int]) -> None:
+    def _count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
+        """Count the tokens of the sequence by part, before anything is encoded. Raises `PromptError` where they leave no room."""
+        of_images, of_videos = self.network.block_lengths(prompt.images, prompt.videos)
+        counts = {"text": sum(token not in self.network.media_token_ids.values() for token in prompt.input_ids)}
+        counts |= {f"image {number}": sum(lengths) for number, lengths in enumerate(of_images, 1)}
+        counts |= {f"video {number}": length for number, length in enumerate(of_videos, 1)}
         context, needed = self.config.language_model.max_length, sum(counts.values())
         if needed < context:
-            return
+            return counts
         parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
         reduce = "num_video_frames" if any(part.startswith("video") for part in counts) else "max_tiles" if len(counts) > 1 else "the text"
         raise PromptError(

@@ -113,8 +113,19 @@ def merge_scales(
             merged.append(as_grid(tiles).repeat(1, len(scales), 1, 1))
             merged_blocks.append((1, 1))
             continue
-        boards = [(n, n) for n in splits[:-1]] + [(block[0], block[1])]
+        boards = boards_of(block, config)
         maps = [merge_chessboard(x, *board) for x, board in zip(tiles.split([r * c for r, c in boards]), boards, strict=True)]
         merged.append(concatenate_scales(maps, index))
         merged_blocks.append(boards[index])
     return merged, merged_blocks
+
+
+def boards_of(block_size: tuple[int, int], config: S2Config) -> list[tuple[int, int]]:
+    """Return the (rows, cols) of tiles of an image at each scale, given those of its last."""
+    scales = sorted(config.scales)
+    return [*((scale // scales[0], scale // scales[0]) for scale in scales[:-1]), block_size]
+
+
+def merged_board(block_size: tuple[int, int] | None, config: S2Config) -> tuple[int, int]:
+    """Return the (rows, cols) of tiles into which an image's merged map is cut for the projector."""
+    return (1, 1) if block_size is None else boards_of(block_size, config)[config.resize_output_to_scale_idx]
