@@ -1,0 +1,210 @@
+"""Four-bit products on a CPU: PyTorch's own for few rows, dequantized panels and a matrix product for many.
+
+M rows, N outputs, K inputs, g group size, G = K / g groups, B outputs of a block, n outputs of a panel
+
+The weight lies once in memory, as `torch.ops.aten._convert_weight_to_int4pack_for_cpu` leaves it: half a byte each, blocks of B
+outputs, in a block the inputs one after the other, two outputs a byte: `[N / B, K, B / 2]`. Which two depends on the CPU
+(`BlockLayout`); it is found by packing known numbers, and a CPU that packs in another way is refused.
+
+    w = (q - 8) · scale + zero,    scale and zero = (8 - z) · scale in bf16: `[G, N, 2]`
+
+The second form is tinygemm's. Its bf16 scales cost a relative 2^-9 at most, as much as casting the weights to bf16 does.
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import ParamSpec
+
+import torch
+from torch import Tensor
+
+from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.kernels.registry import LinearShape
+
+GROUP_SIZES = (32, 64, 128, 256)
+"""What PyTorch's product takes."""
+
+ROWS_MULTIPLE = 64
+"""Outputs are padded to a multiple of it, the largest block of any CPU, so that no block is laid out as a rest."""
+
+PANEL_ELEMENTS = 1 << 20
+"""Weights that are dequantized at once: 4 MB of fp32, which stay in the cache until they are multiplied."""
+
+CROSSOVERS = (8, 16, 32, 64)
+"""Rows from which panels may be taken; up to the first, PyTorch's product always is."""
+
+Arguments = ParamSpec("Arguments")
+
+_pinned: ContextVar["Plan | None"] = ContextVar("pinned plan", default=None)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """How a CPU packs: `outputs` B a block; a byte holds outputs j and j + B/2 of it (`halves`), or 2j and 2j + 1."""
+
+    outputs: int
+    halves: bool
+
+    def in_order(self, strips: Tensor, blocks: int) -> Tensor:
+        """View `[R, n]`, first all low nibbles' outputs, then all high ones', as `[R, blocks, …, …]`, the outputs in order."""
+        apart = strips.view(strips.shape[0], 2, blocks, self.outputs // 2)
+        return apart.transpose(1, 2) if self.halves else apart.permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From `panels_from` rows on, panels are dequantized to `panel_dtype` and multiplied."""
+
+    panels_from: int
+    panel_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class CpuInt4PackKernel:
+    """Four-bit weights times bf16 activations on a CPU."""
+
+    name: str = "cpu-int4pack"
+    target: str = "x86 and ARM CPUs, bf16"
+    priority: int = 100
+
+    def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"it runs on a CPU, not on {device.type}"
+        if dtype != torch.bfloat16:
+            return f"PyTorch's product is fast in bfloat16 alone (50 times slower in {str(dtype).removeprefix('torch.')})"
+        if shape.bits != 4:
+            return f"it takes 4 bits, not {shape.bits}"
+        if shape.group_size not in GROUP_SIZES:
+            return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
+        if block_layout() is None:
+            return f"PyTorch packs weights in an unknown way on this CPU ({torch.backends.cpu.get_cpu_capability()})"
+        return None
+
+    def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
+        outputs, inputs = weight.q.shape
+        padded = torch.zeros(-(-outputs // ROWS_MULTIPLE) * ROWS_MULTIPLE, inputs, dtype=torch.int32)
+        padded[:outputs] = weight.q
+        scales = weight.scales.T.float()  # [G, N]
+        scales_and_zeros = torch.zeros(scales.shape[0], len(padded), 2, dtype=dtype)
+        scales_and_zeros[:, :outputs, 0] = scales
+        scales_and_zeros[:, :outputs, 1] = (8 - weight.zeros.T.float()) * scales
+        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1), scales_and_zeros
+
+    def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        rows = x.shape[0]
+        if rows < CROSSOVERS[0]:
+            y = _few_rows(x, packed, shape.group_size)
+        else:
+            plan = _pinned.get() or measured_plan(shape.inputs, shape.group_size, torch.get_num_threads())
+            y = _few_rows(x, packed, shape.group_size) if rows < plan.panels_from else _panels(x, packed, plan.panel_dtype)
+        return y if y.shape[1] == shape.outputs else y[:, : shape.outputs]
+
+
+@contextmanager
+def pinned(plan: Plan | None) -> Generator[None]:
+    """Within the block, take `plan` instead of a measured one: the same digits in every process, whatever else the machine does."""
+    token = _pinned.set(plan)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+@cache
+def block_layout() -> BlockLayout | None:
+    """Return how this CPU packs, found by packing numbers and unpacking them in every known way; None where none gives them back."""
+    numbers = torch.randint(16, (2 * ROWS_MULTIPLE, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
+    for outputs in (64, 32, 16):
+        for halves in (True, False):
+            layout = BlockLayout(outputs, halves)
+            blocks = len(numbers) // outputs
+            strips = torch.cat(_nibbles(packed, layout), dim=1)
+            if torch.equal(layout.in_order(strips, blocks).reshape(32, -1).T, numbers.to(torch.uint8)):
+                return layout
+    return None
+
+
+@cache
+def measured_plan(inputs: int, group_size: int, threads: int) -> Plan:
+    """Time both ways on a weight of `inputs` K and return the faster for each number of rows; once a process (about 0.1 s).
+
+    The two round differently (panels keep fp32 sums, and fp32 weights where that is faster), by less than bf16 resolves. Two
+    processes may measure different crossovers, and then differ by that much for numbers of rows in between: see `pinned`.
+    """
+    shape = LinearShape(max(ROWS_MULTIPLE, (1 << 19) // inputs // ROWS_MULTIPLE * ROWS_MULTIPLE), inputs, group_size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        q = torch.randint(16, (shape.outputs, inputs), dtype=torch.uint8, generator=generator)
+        ones = torch.ones(shape.outputs, inputs // group_size)
+        packed = CpuInt4PackKernel().pack(GroupwiseWeight(q, ones, 8 * ones, 4), torch.device("cpu"), torch.bfloat16)
+        x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).bfloat16()
+        dtype = min((torch.float32, torch.bfloat16), key=lambda dtype: _seconds(_panels, x, packed, dtype))
+        for rows in CROSSOVERS[:-1]:
+            if _seconds(_panels, x[:rows], packed, dtype) < _seconds(_few_rows, x[:rows], packed, group_size):
+                return Plan(rows, dtype)
+    return Plan(CROSSOVERS[-1], dtype)
+
+
+def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:
+    """Return the least of five tries; what else the machine does only adds."""
+    times: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call(*args, **kwargs)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _few_rows(x: Tensor, packed: Sequence[Tensor], group_size: int) -> Tensor:
+    weight, scales_and_zeros = packed
+    return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), weight, group_size, scales_and_zeros)
+
+
+def _panels(x: Tensor, packed: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`x [M, K]` -> `[M, N]`: the weight is dequantized to `dtype`, some outputs at a time, transposed: panels `[K, n]`."""
+    weight, scales_and_zeros = packed
+    layout = block_layout()
+    assert layout is not None, "a CPU of unknown layout was not refused"
+    (rows, inputs), outputs = x.shape, weight.shape[0]
+    step = max(ROWS_MULTIPLE, PANEL_ELEMENTS // inputs // ROWS_MULTIPLE * ROWS_MULTIPLE)
+    x = x.to(dtype)
+    y = torch.empty(rows, outputs, dtype=torch.bfloat16)
+    buffer = torch.empty(inputs, min(step, outputs), dtype=dtype)
+    for start in range(0, outputs, step):
+        end = min(start + step, outputs)
+        blocks = (end - start) // layout.outputs
+        panel = buffer if end - start == buffer.shape[1] else torch.empty(inputs, end - start, dtype=dtype)
+        _dequantize(weight[start:end], scales_and_zeros[:, start:end], layout, panel)
+        product = layout.in_order(x @ panel, blocks)
+        y[:, start:end].view(product.shape).copy_(product)
+    return y
+
+
+def _dequantize(weight: Tensor, scales_and_zeros: Tensor, layout: BlockLayout, panel: Tensor) -> None:
+    """Packed `[n, K / 2]` and `[G, n, 2]` -> `panel [K, n]`, the outputs of low nibbles first, then those of high ones."""
+    groups, outputs, _ = scales_and_zeros.shape
+    for half, nibbles in enumerate(_nibbles(weight, layout)):
+        own = slice(half * outputs // 2, (half + 1) * outputs // 2)
+        panel[:, own] = nibbles.view(torch.int8).sub_(8)
+    two = scales_and_zeros.view(groups, outputs // layout.outputs, layout.outputs, 2)
+    if layout.halves:
+        apart = two.unflatten(2, (2, -1)).permute(4, 0, 2, 1, 3)
+    else:
+        apart = two.unflatten(2, (-1, 2)).permute(4, 0, 3, 1, 2)
+    scales, zeros = apart.reshape(2, groups, 1, outputs).to(panel.dtype)
+    grouped = panel.view(groups, -1, outputs)
+    torch.addcmul(zeros, grouped, scales, out=grouped)
+
+
+def _nibbles(weight: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+    """Packed `[n, K / 2]` -> the low and the high nibbles, `[K, n / 2]` uint8 each."""
+    half = layout.outputs // 2
+    # Words of 8 bytes are moved, not bytes.
+    words = weight.view(-1, weight.shape[1] * 2, half).view(torch.int64)  # [n / B, K, B / 16]
+    pairs = words.transpose(0, 1).reshape(words.shape[1], -1).view(torch.uint8)  # [K, n / 2]
+    return pairs & 15, pairs >> 4
