@@ -127,11 +127,12 @@ def clear(folder: Path, submission: str | None) -> None:
     for name in (RESULTS, SAMPLES, TIMINGS, JUDGE, JUDGE_SUMMARY, *([submission] if submission else [])):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
-    remove_answers(folder)
+    for path in folder.glob(ANSWERS):
+        path.unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def remove_answers(folder: Path) -> None:
-    """Remove the workers' files."""
+    """Remove what workers left in the folder of a task that has its result."""
     for path in (*folder.glob(ANSWERS), *folder.glob(FAILURES)):
         path.unlink(missing_ok=True)

@@ -23,16 +23,15 @@ from vila_eval.identity import model_identity, model_name
 from vila_eval.job import Job, open_job
 from vila_eval.manifest import begin, check_folder, remove_answers
 from vila_eval.options import Rank, TaskOutcome
+from vila_eval.ranks import OtherRanks, await_folder, meeting
 from vila_eval.records import METRICS, TaskResult, find_results, merged_metrics, read_result, write_whole
 from vila_eval.scoring import Finished, finish_task, judge_again, score_again
 from vila_eval.task import Question, as_questions
 from vila_eval.timing import Stopwatch
 from vila_eval.workers import (
     Crew,
-    OtherRanks,
     Processes,
     await_answers,
-    await_folder,
     plan_work,
     record_failure,
     remove_failures,
@@ -64,6 +63,7 @@ def evaluate(
 
     Raises:
         CheckpointError: the model is missing or cannot be loaded.
+        ConfigError: the results would be written into the model's folder.
         WorkerError: a worker died. Its answers so far are kept.
     """
     several = rank is not None and rank.world_size > 1
@@ -77,7 +77,7 @@ def evaluate(
         return run.with_workers(plan)
     if not several:
         return [run.attempt(planned, run.answer_and_score) for planned in plan]
-    with run.failures_told(plan):
+    with meeting(run.root, [run.folder(planned) for planned in plan], run.rank):
         return [run.attempt(planned, run.lead if run.rank.rank == 0 else run.follow) for planned in plan]
 
 
@@ -92,6 +92,8 @@ class _Run:
     def identify(self) -> None:
         """Find out who answers: reads the model's files, and downloads them where they are not here."""
         self.identity = model_identity(self.model)
+        if self.model.path is not None and Path(self.model.path).expanduser().resolve() == self.root.resolve():
+            raise ConfigError(f"The results would be written into the model's own folder, '{self.root}'. Give another --output-dir.")
 
     def folder(self, planned: Planned) -> Path:
         return self.root / planned.folder
@@ -180,18 +182,6 @@ class _Run:
         return RayWorkers(works)
 
     # ---- as one of several processes
-
-    @contextmanager
-    def failures_told(self, plan: Sequence[Planned]) -> Generator[None]:
-        """Forget the failures of an earlier run; leave word of what stops this process."""
-        if self.rank.rank == 0:
-            for folder in (self.root, *(self.folder(planned) for planned in plan)):
-                remove_failures(folder)
-        try:
-            yield
-        except Exception as error:
-            record_failure(self.root, self.rank, f"Rank {self.rank.rank}: {error}")
-            raise
 
     def lead(self, planned: Planned) -> Finished:
         """Answer a share of one task, wait for the other ranks' answers, and score."""

@@ -26,7 +26,7 @@ from vila_eval.answering import LazyModel, answer_share, is_complete
 from vila_eval.answers import StoredAnswers
 from vila_eval.errors import DataError, ResultsError, WorkerError
 from vila_eval.job import Job, open_job
-from vila_eval.manifest import FAILURES, Manifest, check_folder, read_manifest
+from vila_eval.manifest import FAILURES, Manifest
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions
 from vila_eval.records import write_whole
 
@@ -102,12 +102,12 @@ def work(assigned: Work) -> None:
     Raises:
         VilaError: the model cannot be loaded.
     """
-    os.chdir(assigned.current_folder)
-    for file in assigned.plugin_files:
-        load_plugin_file(file)
-    tasks: list[_Sent] = pickle.loads(assigned.tasks)  # noqa: S301 - our parent's own bytes
-    lazy = LazyModel(assigned.model, worker_device(assigned.model, assigned.rank, share_cpu=True))
     try:
+        os.chdir(assigned.current_folder)
+        for file in assigned.plugin_files:
+            load_plugin_file(file)
+        tasks: list[_Sent] = pickle.loads(assigned.tasks)  # noqa: S301 - our parent's own bytes
+        lazy = LazyModel(assigned.model, worker_device(assigned.model, assigned.rank, share_cpu=True))
         for task in tasks:
             answer_task(assigned, task.received(), task.manifest, lazy)
     except VilaError as error:
@@ -210,6 +210,10 @@ class Processes:
         for process in self._processes:
             process.start()
 
+    @property
+    def pids(self) -> list[int | None]:
+        return [process.pid for process in self._processes]
+
     def check(self) -> bool:
         for rank, process in enumerate(self._processes):
             if process.exitcode:
@@ -227,21 +231,6 @@ class Processes:
             if process.is_alive():
                 process.kill()
                 process.join()
-        remove_failures(self.root)
-
-
-class OtherRanks:
-    """The other processes of a launcher, which ends them all if one dies."""
-
-    def __init__(self, root: Path):
-        self.root = root
-
-    def check(self) -> bool:
-        if failures := read_failures(self.root):
-            raise WorkerError(describe_failures(failures))
-        return False
-
-    def stop(self) -> None:
         remove_failures(self.root)
 
 
@@ -269,25 +258,4 @@ def await_answers(job: Job, stored: StoredAnswers, crew: Crew, advance: Callable
             raise ResultsError(describe_failures(failures))
         if ended:
             raise WorkerError(f"The workers ended with answers to {len(stored.complete)} of {len(job.selected)} rows of '{job.task.name}'.")
-        time.sleep(POLL_S)
-
-
-def await_folder(job: Job, root: Path, *, force: bool) -> Manifest | None:
-    """Wait until rank 0 has made a task's folder ready; return its manifest, None where the task is complete.
-
-    Raises:
-        ResultsError: the folder is of something else (`force` has rank 0 empty it), or rank 0 failed.
-    """
-    leader = failure_file(0)
-    while True:
-        try:
-            if check_folder(job.folder, job.manifest) is not None:
-                return None
-            if (manifest := read_manifest(job.folder)) is not None:
-                return manifest
-        except ResultsError:
-            if not force:
-                raise
-        if reason := read_failures(job.folder).get(leader, read_failures(root).get(leader)):
-            raise ResultsError(reason)
         time.sleep(POLL_S)
