@@ -286,7 +286,8 @@ def test_unknown_model_type_names_the_known(make_checkpoint: Make, edit: Edit):
 
 
 @pytest.mark.parametrize("file", ["config.json", "llm/config.json"])
-def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: Edit, file: str):
+def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: Edit, monkeypatch: pytest.MonkeyPatch, file: str):
+    monkeypatch.setenv("VILA_PLUGINS", "")
     folder = make_checkpoint()
     edit(folder / file, quantization_config={"quant_method": "awq", "bits": 4})
     with pytest.raises(CheckpointError, match=r"quantized \(awq\).*vila-quant"):

@@ -65,6 +65,9 @@ class ModelDescription:
     family: str
     license: str | None
     quantization: dict[str, object] | None
+    """`quantization_config` as found"""
+    quantization_method: str | None
+    """the same in a line for people"""
     parts: tuple[PartDescription, ...]
     parameters: int
     bytes: int
@@ -86,6 +89,7 @@ def describe(checkpoint: Checkpoint) -> ModelDescription:
         family=name_family(config),
         license=checkpoint.license,
         quantization=_quantization(checkpoint),
+        quantization_method=None if checkpoint.quantization is None else checkpoint.quantization.method,
         parts=tuple(_part(checkpoint, prefix, size) for prefix, size in sizes.parts.items()),
         parameters=sizes.parameters,
         bytes=sizes.nbytes,

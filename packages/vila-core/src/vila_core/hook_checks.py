@@ -53,6 +53,18 @@ def _command_fault(item: object) -> str | None:
     return None if callable(cast(object, item.load)) else f"load must be callable, got {type(item.load).__name__}"
 
 
+def _with_methods(kind: str, *methods: str) -> Callable[[object], str | None]:
+    """The protocols are a plugin's own, which the core does not import: what can be checked is that the methods are there."""
+
+    def fault(item: object) -> str | None:
+        missing = [method for method in methods if not callable(getattr(item, method, None))]
+        if isclass(item) or missing:
+            return f"expected {kind} (an object with name, {', '.join(methods)}), got {item!r}"
+        return None
+
+    return fault
+
+
 def _any_named(item: object) -> str | None:
     return None
 
@@ -64,8 +76,8 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_language_models", "language model", _component_fault(config.LanguageModelConfig)),
     Hook("vila_chat_templates", "chat template", _template_fault),
     Hook("vila_checkpoint_formats", "checkpoint format", _format_fault),
-    Hook("vila_quantizers", "quantizer", _any_named),
-    Hook("vila_kernels", "kernel", _any_named),
+    Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),
+    Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
     Hook("vila_trainers", "trainer", _any_named),
     Hook("vila_recipes", "recipe", _any_named),
     Hook("vila_datasets", "dataset", _any_named),

@@ -119,13 +119,13 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
 
 @hookspec
 def vila_quantizers() -> Sequence[Named]:
-    """Quantizers: name, `quantize`, and how a linear is replaced at load."""
+    """Quantizers: `name` and `quantize_block`, the interface of `vila_quant.awq.method.BlockQuantizer`."""
     return ()
 
 
 @hookspec
 def vila_kernels() -> Sequence[Named]:
-    """Matrix-product kernels: name, target, `supports(device, shape, dtype)`, priority."""
+    """Matrix-product kernels: `name`, `target`, `priority`, `refusal`, `pack`, `multiply`: `vila_quant.kernels.MatmulKernel`."""
     return ()
 
 

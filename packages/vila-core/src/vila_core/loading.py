@@ -7,10 +7,11 @@ import torch
 from pydantic import ValidationError
 
 from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
-from vila_core.checkpoint import load_weights, open_adapter, open_checkpoint
+from vila_core.checkpoint import estimate, load_weights, open_adapter, open_checkpoint
+from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.embedded import embedded_model
-from vila_core.errors import CheckpointError, ConfigError, PromptError, unknown_name
+from vila_core.errors import ConfigError, PromptError, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.plugins import load_plugins
@@ -67,13 +68,10 @@ def load(
         network = VilaModel(config, tokenizer)
         if checkpoint.quantization is not None:
             checkpoint.quantization.replace_modules(network)
-    if lora is not None and checkpoint.quantization is not None:
-        raise CheckpointError(
-            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}): an adapter cannot be merged into it. "
-            "Merge it into the whole weights first (vila convert --lora), then quantize."
-        )
+    if lora is not None:
+        require_mergeable(checkpoint)
     adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
-    chosen_dtype = choose_dtype(dtype, config, network, target)
+    chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
     load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, overlay=adapter)
     network.eval().requires_grad_(False)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
@@ -153,11 +151,13 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, network: VilaModel, device: torch.device) -> torch.dtype:
-    """Return the dtype to load in. Raises `ConfigError` if it is none of float32, bfloat16 and float16."""
+def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, parameters: int, device: torch.device) -> torch.dtype:
+    """Return the dtype to load a model of so many parameters in.
+
+    Raises `ConfigError` if it is none of float32, bfloat16 and float16.
+    """
     if dtype == "auto":
-        small = sum(parameter.numel() for parameter in network.parameters()) < SMALL_MODEL
-        return torch.float32 if device.type == "cpu" and small else DTYPES[config.dtype]
+        return torch.float32 if device.type == "cpu" and parameters < SMALL_MODEL else DTYPES[config.dtype]
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))

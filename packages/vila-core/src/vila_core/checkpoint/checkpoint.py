@@ -49,10 +49,15 @@ class Quantization:
         replace_modules: replaces, in a network on the meta device, the modules whose weights are quantized by ones that the
             checkpoint's tensors fit. Tensors declared as float32 get the dtype that the model is loaded in, others keep theirs.
             A module that needs its tensors in another form once they are loaded is a `BufferOwner`.
+        config: what writers put under `quantization_config` where Hugging Face's readers look for it; empty where they cannot read it.
+        packed: by tensor name, of how many weights of the model a tensor is the stored form (of none: scales and zeros). These tensors
+            take the bytes that they are stored in, whatever dtype the model is loaded in.
     """
 
     method: str
     replace_modules: Callable[[nn.Module], None]
+    config: Mapping[str, object] = field(default_factory=dict[str, object])
+    packed: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,15 @@ class Checkpoint:
     chat_template: str | None = None
     raw_parts: RawParts = RawParts()
     quantization: Quantization | None = None
+
+
+def require_mergeable(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for quantized weights, into which no adapter can be merged."""
+    if checkpoint.quantization is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}): an adapter cannot be merged into it. "
+            "Merge it into the whole weights first (vila convert --lora-path), then quantize."
+        )
 
 
 def require_whole_weights(checkpoint: Checkpoint) -> None:

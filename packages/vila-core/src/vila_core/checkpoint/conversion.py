@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
 from vila_core.checkpoint.opening import open_checkpoint
 from vila_core.checkpoint.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.config import VilaConfig
@@ -48,6 +48,7 @@ def convert(
     target = writable_format(format, max_shard_bytes)
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token, offline=offline)
     if lora is not None:
+        require_mergeable(checkpoint)
         from vila_core.checkpoint.lora import MergedWeights, open_adapter
 
         adapter = open_adapter(lora, checkpoint, token=token, offline=offline)

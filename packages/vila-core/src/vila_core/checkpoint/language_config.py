@@ -23,7 +23,9 @@ def read_language_config(raw: Section, max_length: int) -> LanguageModelConfig:
     if architecture in ARCHITECTURES and _is_native(raw):
         return _decoder_config(raw, architecture, max_length)
     hidden_size, vocab_size = raw.integer("hidden_size"), raw.integer("vocab_size")
-    return TransformersConfig(hidden_size=hidden_size, vocab_size=vocab_size, max_length=max_length, hf_config=raw.values)
+    # How its weights are stored is the checkpoint's affair, not the architecture's.
+    hf_config = {key: value for key, value in raw.values.items() if key != "quantization_config"}
+    return TransformersConfig(hidden_size=hidden_size, vocab_size=vocab_size, max_length=max_length, hf_config=hf_config)
 
 
 def _is_native(raw: Section) -> bool:

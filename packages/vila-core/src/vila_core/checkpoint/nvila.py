@@ -36,6 +36,8 @@ from vila_core.config import PreprocessConfig, ProjectorConfig, S2Config, VilaCo
 from vila_core.errors import CheckpointError
 from vila_core.plugins import Plugins, load_plugins
 
+MODEL_TYPES = ("nvila", "nvila_lite")
+
 QWEN2_DEFAULTS: dict[str, object] = {
     "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 22016, "max_position_embeddings": 32768,
     "max_window_layers": 28, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-6,
@@ -58,27 +60,10 @@ class NvilaFormat:
     max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
-        return model_type_at(path) in ("nvila", "nvila_lite") and quantization_at(path) is None
+        return model_type_at(path) in MODEL_TYPES and quantization_at(path) is None
 
     def read(self, path: Path) -> Checkpoint:
-        root = read_section(path / "config.json")
-        require_tokenizer(path)
-        weights = WeightIndex(index_folder(path))
-        text = _with_defaults(root, "text_config", QWEN2_DEFAULTS)
-        vision = _with_defaults(root, "vision_config", SIGLIP_DEFAULTS)
-        preprocessor = read_section(path / "preprocessor_config.json")
-        config = _released_config(path, root, text, vision, preprocessor, weights, load_plugins())
-        return Checkpoint(
-            path=path,
-            format=self.name,
-            config=_own_config(path, config, load_plugins()),
-            weights=weights,
-            tokenizer_path=path,
-            raw_config=root.values,
-            license=read_license(path),
-            chat_template=read_chat_template(path),
-            raw_parts=RawParts(text.values, vision.values, preprocessor.values),
-        )
+        return read_nvila(path, self.name)
 
     def with_shard_bytes(self, limit: int) -> "NvilaFormat":
         """Return the format that writes files of at most `limit` bytes."""
@@ -87,6 +72,32 @@ class NvilaFormat:
     def write(self, checkpoint: Checkpoint, path: Path) -> None:
         require_whole_weights(checkpoint)
         write_nvila(checkpoint, path, self.max_shard_bytes)
+
+
+def read_nvila(path: Path, format_name: str) -> Checkpoint:
+    """Read a folder of this layout.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the configs name something unknown or contradict one another.
+    """
+    root = read_section(path / "config.json")
+    require_tokenizer(path)
+    weights = WeightIndex(index_folder(path))
+    text = _with_defaults(root, "text_config", QWEN2_DEFAULTS)
+    vision = _with_defaults(root, "vision_config", SIGLIP_DEFAULTS)
+    preprocessor = read_section(path / "preprocessor_config.json")
+    config = _released_config(path, root, text, vision, preprocessor, weights, load_plugins())
+    return Checkpoint(
+        path=path,
+        format=format_name,
+        config=_own_config(path, config, load_plugins()),
+        weights=weights,
+        tokenizer_path=path,
+        raw_config=root.values,
+        license=read_license(path),
+        chat_template=read_chat_template(path),
+        raw_parts=RawParts(text.values, vision.values, preprocessor.values),
+    )
 
 
 def _with_defaults(root: Section, key: str, defaults: dict[str, object]) -> Section:

@@ -45,12 +45,15 @@ def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> Non
     if strangers:
         raise CheckpointError(f"Tensor '{strangers[0]}' belongs to none of {', '.join(PARTS)}; format 'nvila' cannot hold it.")
     with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
-        root: dict[str, object] = {
+        language = language_json(checkpoint)
+        # Readers of a nested config look for it at the root.
+        quantization = {key: language[key] for key in ("quantization_config",) if key in language}
+        root: dict[str, object] = quantization | {
             "architectures": [architecture],
             "auto_map": {"AutoConfig": f"{code}--configuration_{model_type}.{config_class}"},
             "image_token_id": token_ids["<image>"],
             "model_type": model_type,
-            "text_config": language_json(checkpoint),
+            "text_config": language,
             "torch_dtype": config.dtype,
             "video_token_id": token_ids["<vila/video>"],
             "vision_config": tower_json(checkpoint),

@@ -58,7 +58,8 @@ def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:
         return CheckpointError(f"{path} has no config.json. Expected a checkpoint in one of the formats {known}.")
     method = quantization_at(path)
     if method is not None:
-        return CheckpointError(f"{path} is quantized ({method}), which no registered format reads ({known}). Install vila-quant.")
+        advice = "Convert the checkpoint that it was made from" if "awq" in plugins.checkpoint_formats else "Install vila-quant"
+        return CheckpointError(f"{path} is quantized ({method}), which no registered format reads ({known}). {advice}.")
     model_type = read_section(path / "config.json").string("model_type", "")
     return CheckpointError(
         f"{path / 'config.json'} has model_type '{model_type}', which no format knows. "

@@ -16,7 +16,7 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged, holds code, or is not a flat mapping from names to tensors.
     """
-    content = _unpickle(path)
+    content = unpickle(path)
     if isinstance(content, Mapping) and not any(
         isinstance(value, torch.Tensor) for value in cast(Mapping[object, object], content).values()
     ):
@@ -31,7 +31,12 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _unpickle(path: Path) -> object:
+def unpickle(path: Path) -> object:
+    """Return what the file at `path` holds: tensors (CPU, memory-mapped where the file allows), containers, numbers and strings.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds anything else.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. Download the checkpoint again.")
     try:

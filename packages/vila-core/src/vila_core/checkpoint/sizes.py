@@ -12,10 +12,15 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class PartSize:
-    """One part of the model: the number of its weights, and their bytes as stored."""
+    """One part of the model: the number of its weights, and their bytes as stored.
+
+    Of these, `packed` weights are quantized and take `packed_bytes`, scales and zeros included.
+    """
 
     parameters: int
     nbytes: int
+    packed: int = 0
+    packed_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,8 +40,9 @@ class Estimate:
         return sum(part.nbytes for part in self.parts.values())
 
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of the weights in `dtype` ("float32", "bfloat16", "float16")."""
-        return self.parameters * DTYPE_BYTES[dtype]
+        """Bytes of the weights when loaded in `dtype` ("float32", "bfloat16", "float16"): the quantized keep their own."""
+        parts = self.parts.values()
+        return sum((part.parameters - part.packed) * DTYPE_BYTES[dtype] + part.packed_bytes for part in parts)
 
     def cache_bytes(self, dtype: str, context: int, batch_size: int = 1) -> int | None:
         """Bytes of the KV cache for `context` tokens, None where the language model does not say."""
@@ -52,11 +58,18 @@ class Estimate:
 
 def estimate(checkpoint: Checkpoint) -> Estimate:
     """Return the sizes of `checkpoint`, by part (`llm`, `vision_tower`, `mm_projector`)."""
+    packed = {} if checkpoint.quantization is None else checkpoint.quantization.packed
     parts: dict[str, PartSize] = {}
     for name, entry in checkpoint.weights.entries.items():
         part = name.partition(".")[0]
         old = parts.get(part, PartSize(0, 0))
-        parts[part] = PartSize(old.parameters + math.prod(entry.shape), old.nbytes + entry.nbytes)
+        count = packed.get(name, math.prod(entry.shape))
+        parts[part] = PartSize(
+            parameters=old.parameters + count,
+            nbytes=old.nbytes + entry.nbytes,
+            packed=old.packed + (count if name in packed else 0),
+            packed_bytes=old.packed_bytes + (entry.nbytes if name in packed else 0),
+        )
     return Estimate(parts, _cache_values_per_token(checkpoint.config.language_model))
 
 

@@ -5,7 +5,7 @@ in `Checkpoint.raw_config`, only those that inference depends on are read. Value
 looked up by its last component, never imported.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -70,7 +70,8 @@ def model_type_at(path: Path) -> str:
 def quantization_at(path: Path) -> str | None:
     """Return the method by which the model in the folder `path` is quantized, None where it is not. Raises nothing.
 
-    A quantized model is read by the format of who quantized it, not by those of whole weights.
+    A quantized model is read by the format of who quantized it, not by those of whole weights. What a config states goes first;
+    else a file of TinyChat's, in the folder or in `llm/`, says that its weights are the ones to take.
     """
     for file in (path / "config.json", path / "llm" / "config.json"):
         try:
@@ -81,11 +82,16 @@ def quantization_at(path: Path) -> str | None:
             found = cast(dict[str, object], section).get("quantization_config") if isinstance(section, dict) else None
             if isinstance(found, dict):
                 return str(cast(dict[str, object], found).get("quant_method", "unknown method"))
-    return None
+    return "tinychat" if tinychat_files(path) else None
 
 
-def read_parts(path: Path, format_name: str) -> Checkpoint:
-    """Read a folder with the three parts.
+def tinychat_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that llm-awq wrote (`NAME-w4-g128-awq-v2.pt`) in a model's folder or its `llm/`. Raises nothing."""
+    return tuple(sorted(file for folder in (path, path / "llm") for file in folder.glob("*-w*-g*-awq*.pt")))
+
+
+def read_parts(path: Path, format_name: str, index: WeightIndex | None = None) -> Checkpoint:
+    """Read a folder with the three parts; `index` is where its weights are, None for where the layout has them.
 
     Raises:
         CheckpointError: a part is missing or damaged, or the configs name something unknown or contradict one another.
@@ -95,7 +101,7 @@ def read_parts(path: Path, format_name: str) -> Checkpoint:
             raise CheckpointError(f"{path} has no folder '{part}'. Expected config.json with {', '.join(PARTS)} beside it.")
     root = read_section(path / "config.json")
     require_tokenizer(path / "llm")
-    index = WeightIndex(_index_parts(path, root))
+    index = index or WeightIndex(index_parts(path, root))
     language = read_section(path / "llm" / "config.json")
     tower = read_section(path / "vision_tower" / "config.json")
     preprocessor_path = path / "vision_tower" / "preprocessor_config.json"
@@ -114,12 +120,13 @@ def read_parts(path: Path, format_name: str) -> Checkpoint:
     )
 
 
-def _index_parts(path: Path, root: Section) -> dict[str, TensorEntry]:
-    """Return all tensors by canonical name: each part's in its folder, or (some remote-code releases) all at the root."""
+def index_parts(path: Path, root: Section, parts: Sequence[str] = PARTS) -> dict[str, TensorEntry]:
+    """Return the tensors of `parts` by canonical name: each part's in its folder, or (some remote-code releases) all at the root."""
     if has_weights(path) and not has_weights(path / "llm"):
         # There the names are the reference's modules', which wrap the tower once more.
-        return index_folder(path, lambda name: name.replace("vision_tower.vision_tower.", "vision_tower."))
-    return {f"{part}.{name}": entry for part in PARTS for name, entry in part_weights(path / part, root).items()}
+        entries = index_folder(path, lambda name: name.replace("vision_tower.vision_tower.", "vision_tower."))
+        return {name: entry for name, entry in entries.items() if name.partition(".")[0] in parts or len(parts) == len(PARTS)}
+    return {f"{part}.{name}": entry for part in parts for name, entry in part_weights(path / part, root).items()}
 
 
 def part_weights(folder: Path, root: Section) -> dict[str, TensorEntry]:
@@ -256,11 +263,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def stored_dtype(weights: WeightIndex) -> Dtype:
-    """Return the torch name of the dtype that most of the language model's bytes are stored in."""
+    """Return the torch name of the dtype of most of the language model's bytes, the scales of quantized weights not counted."""
     names: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     sizes = dict.fromkeys(names, 0)
-    for entry in weights.with_prefix("llm.").values():
-        if entry.dtype in sizes:
+    for name, entry in weights.with_prefix("llm.").items():
+        if entry.dtype in sizes and not name.endswith((".scales", ".weight_scale")):
             sizes[entry.dtype] += entry.nbytes
     return names[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else "float16"
 

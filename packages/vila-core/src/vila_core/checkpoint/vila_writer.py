@@ -24,8 +24,8 @@ PARTS = ("llm", "vision_tower", "mm_projector")
 OWN_KEY = "vila_kit"
 OWN_PREPROCESS_KEYS = ("tile_all", "video_as_images")
 
-_NOT_KEPT = ("_name_or_path", "auto_map", "resume_path", OWN_KEY)
-"""Keys of a source's config that are wrong in a copy: paths of another machine, pointers to code."""
+_NOT_KEPT = ("_name_or_path", "auto_map", "resume_path", "quantization_config", OWN_KEY)
+"""Keys of a source's config that are wrong in a copy: paths of another machine, pointers to code, how its weights were stored."""
 
 
 def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None:
@@ -34,26 +34,30 @@ def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None
     Raises:
         CheckpointError: the target is not empty, the disk is full, a source file cannot be read, or a tensor belongs to no part.
     """
+    with new_folder(path, sum(entry.nbytes for entry in checkpoint.weights.entries.values())) as folder:
+        fill_vila(checkpoint, folder, max_shard_bytes)
+
+
+def fill_vila(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
+    """Write `checkpoint` into `folder`, which `new_folder` gave; what another layout adds to it goes there too."""
     config = checkpoint.config
-    entries = checkpoint.weights.entries
-    with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
-        language = language_json(checkpoint)
-        tower = tower_json(checkpoint)
-        projector: dict[str, object] = {
-            "architectures": ["MultimodalProjector"],
-            "mm_projector_type": config.projector.name,
-            "model_type": "v2l_projector",
-            "torch_dtype": config.dtype,
-        }
-        for part, content in (("llm", language), ("vision_tower", tower), ("mm_projector", projector)):
-            (folder / part).mkdir()
-            write_json(folder / part / "config.json", content)
-        write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
-        write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
-        copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
-        for file in license_files(checkpoint.path):
-            shutil.copyfile(file, folder / file.name)
-        _write_weights(checkpoint, folder, max_shard_bytes)
+    language = language_json(checkpoint)
+    tower = tower_json(checkpoint)
+    projector: dict[str, object] = {
+        "architectures": ["MultimodalProjector"],
+        "mm_projector_type": config.projector.name,
+        "model_type": "v2l_projector",
+        "torch_dtype": config.dtype,
+    }
+    for part, content in (("llm", language), ("vision_tower", tower), ("mm_projector", projector)):
+        (folder / part).mkdir()
+        write_json(folder / part / "config.json", content)
+    write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
+    write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
+    copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
+    for file in license_files(checkpoint.path):
+        shutil.copyfile(file, folder / file.name)
+    _write_weights(checkpoint, folder, max_shard_bytes)
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
@@ -76,16 +80,20 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -
 
 
 def language_json(checkpoint: Checkpoint) -> dict[str, object]:
-    """Return `llm/config.json`: the source's own where it still says the same, else with our values laid over it."""
-    config = checkpoint.config.language_model
+    """Return `llm/config.json`: the source's own where it still says the same, else with our values laid over it.
+
+    How the weights are quantized is stated in it: with its config, a language model's folder is a checkpoint by itself.
+    """
+    config, quantization = checkpoint.config.language_model, checkpoint.quantization
+    stated = {"quantization_config": dict(quantization.config)} if quantization is not None and quantization.config else {}
     raw = without_paths(checkpoint.raw_parts.language_model)
     if raw:
         source = Section(raw, "the source's language config")
         if read_language_config(source, config.max_length) == config:
-            return raw
+            return raw | stated
         for key in ("rope_parameters", "layer_types"):
             raw.pop(key, None)
-    return raw | write_language_config(config, checkpoint.config.dtype)
+    return raw | write_language_config(config, checkpoint.config.dtype) | stated
 
 
 def tower_json(checkpoint: Checkpoint) -> dict[str, object]:

@@ -74,7 +74,6 @@ def _print(description: "ModelDescription", console: "Console") -> None:
 
 def _facts(description: "ModelDescription") -> list[tuple[str, str]]:
     config, tokens = description.config, description.tokens
-    quantization = description.quantization
     preprocess = config.preprocess
     per_image = "unknown" if tokens.per_image is None else " to ".join(f"{count:,}" for count in sorted(set(tokens.per_image)))
     per_video = "unknown" if tokens.per_video is None else f"{tokens.per_video:,}"
@@ -82,10 +81,7 @@ def _facts(description: "ModelDescription") -> list[tuple[str, str]]:
         ("family", description.family),
         ("format", description.format),
         ("license", description.license or "not stated in the checkpoint; ask who published it"),
-        (
-            "quantization",
-            "none" if quantization is None else ", ".join(f"{key} {value}" for key, value in quantization.items() if _is_plain(value)),
-        ),
+        ("quantization", description.quantization_method or "none"),
         ("dtype", description.dtype),
         ("context", f"{description.context:,} tokens"),
         ("chat template", description.chat_template),
@@ -115,10 +111,6 @@ def _print_memory(description: "ModelDescription", console: "Console") -> None:
         "[dim]weights + key/value cache of one sequence (2 × layers × key/value heads × head dim × bytes × tokens);\n"
         "activations come on top[/dim]"
     )
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, str | int | float)
 
 
 def _count(parameters: int) -> str:
