@@ -16,6 +16,8 @@ from vila_quant.packing.autoawq import GemmTensors, unpack_gemm
 class GroupwiseLinear(nn.Module):
     """`y = x Wᵀ + b` with a four-bit W in AutoAWQ's gemm layout; its names in a state dict are those of the file.
 
+    Once loaded, `kernel` says which kernel multiplies, and `packed` holds the weight as that kernel wants it.
+
     Args:
         shape: N must be a multiple of 8, g divide K.
         bias: whether there is one.
@@ -34,7 +36,7 @@ class GroupwiseLinear(nn.Module):
         self.register_buffer("scales", torch.zeros(groups, shape.outputs, dtype=torch.float16))
         self.bias = nn.Parameter(torch.zeros(shape.outputs), requires_grad=False) if bias else None
         self.kernel: MatmulKernel | None = None
-        self._packed: Sequence[Tensor] = ()
+        self.packed: Sequence[Tensor] = ()
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
         """Choose the kernel for `device` and `dtype`, and repack the weight for it."""
@@ -43,13 +45,13 @@ class GroupwiseLinear(nn.Module):
     def use_weight(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> None:
         """Take a weight `[N, K]` from memory; the file's tensors are given up."""
         self.kernel = choose(self.shape, device, dtype)
-        self._packed = self.kernel.pack(weight, device, dtype)
+        self.packed = self.kernel.pack(weight, device, dtype)
         for name in ("qweight", "qzeros", "scales"):
             self.register_buffer(name, getattr(self, name).new_empty(0).to(device))
 
     def forward(self, x: Tensor) -> Tensor:
         assert self.kernel is not None, "the weights are not loaded"
-        y = self.kernel.multiply(x.reshape(-1, self.shape.inputs), self._packed, self.shape)
+        y = self.kernel.multiply(x.reshape(-1, self.shape.inputs), self.packed, self.shape)
         y = y.view(*x.shape[:-1], self.shape.outputs)
         return y if self.bias is None else y + self.bias
 
