@@ -20,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,10 @@ def seconds(call: Callable[[], object]) -> float:
 def decode_seconds(llm: Decoder, tokenizer: Tokenizer, tokens: int) -> list[float]:
     """Return the seconds of each decoded token but the first, which prefill gives."""
     embeds = llm.embed(torch.arange(CONTEXT)[None])[0]
-    moments: list[float] = []
     with torch.inference_mode():
-        for _ in stream(llm, embeds, GenerationConfig(max_new_tokens=tokens), tokenizer, frozenset()):
-            moments.append(time.perf_counter())
-    return [after - before for before, after in zip(moments[:-1], moments[1:], strict=True)]
+        pieces = stream(llm, embeds, GenerationConfig(max_new_tokens=tokens), tokenizer, frozenset())
+        moments = [time.perf_counter() for _ in pieces]
+    return [after - before for before, after in pairwise(moments)]
 
 
 @torch.inference_mode()
@@ -173,10 +173,8 @@ def main() -> None:
         bandwidths.append(read_bandwidth())
         for name, llm in models.items():
             medians[name].append(statistics.median(decode_seconds(llm, tokenizer, args.tokens)))
-        print(
-            f"round {turn}: {bandwidths[-1] / 1e9:.1f} GB/s, " + ", ".join(f"{k} {1000 * v[-1]:.1f} ms" for k, v in medians.items()),
-            flush=True,
-        )
+        times = ", ".join(f"{name} {1000 * values[-1]:.1f} ms" for name, values in medians.items())
+        print(f"round {turn}: {bandwidths[-1] / 1e9:.1f} GB/s, {times}", flush=True)
     for _ in range(2 if args.prefill else 0):
         for name, llm in models.items():
             prefills[name].append(prefill_seconds(llm, args.prefill))
