@@ -9,16 +9,18 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vila_core.errors import CheckpointError, ConfigError
+from vila_core.errors import CheckpointError, ConfigError, MissingDependencyError, VilaError
 from vila_eval.answering import LazyModel
 from vila_eval.errors import DataError, WorkerError
 from vila_eval.job import open_job
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
+from vila_eval.ray_workers import RayWorkers
 from vila_eval.records import ModelIdentity
 from vila_eval.runner import evaluate
 from vila_eval.sources import DataOptions
@@ -235,6 +237,81 @@ def test_a_model_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
         evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path / "results"), Silence())
     with pytest.raises(ConfigError, match="into the model's own folder"):
         evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path), Silence())
+
+
+# ------------------------------------------------------------------------------------------------ Ray
+
+
+class FakeRay(ModuleType):
+    """As much of Ray as is used, its tasks run at once in this process. The real one was tried by hand."""
+
+    class exceptions:  # noqa: N801 - Ray's own name
+        class RayError(Exception):
+            pass
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.asked: list[dict[str, Any]] = []
+        self.stopped = False
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings: Any) -> None:
+        pass
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 8.0, "GPU": 2.0}
+
+    def remote(self, **resources: Any) -> Any:
+        self.asked.append(resources)
+
+        def wrap(function: Any) -> Any:
+            def run(argument: Work) -> Any:
+                try:
+                    return "ended", function(argument)
+                except (VilaError, OSError) as error:
+                    return "failed", error
+
+            return SimpleNamespace(remote=run)
+
+        return wrap
+
+    def wait(self, tasks: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return tasks, []
+
+    def get(self, task: Any) -> None:
+        if task[0] == "failed":
+            raise self.exceptions.RayError("a long traceback") from task[1]
+
+    def cancel(self, task: Any, force: bool) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.usefixtures("echo")
+def test_ray_tasks_answer_as_one_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # they are this process's own
+    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "alone"), Silence())
+    (outcome,) = evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "ray", workers=3, ray=True), Silence())
+    assert outcome.result is not None
+    same_files(tmp_path / "alone", tmp_path / "ray", "words")
+    assert (ray.asked[0]["num_gpus"], ray.stopped) == (1, True)
+    (whole,) = works(tmp_path / "broken")
+    broken = RayWorkers([replace(whole, current_folder=str(tmp_path / "missing"))])
+    with pytest.raises(WorkerError, match=r"(?s)Worker 0 failed on Ray\..*FileNotFoundError"):
+        broken.check()
+
+
+@pytest.mark.usefixtures("echo")
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vila-eval\[ray\]'"):
+        evaluate(ModelOptions(), planned(WORDS), options(tmp_path, ray=True), Silence())
 
 
 PARENT = """

@@ -9,7 +9,7 @@ from typing import Any
 
 from vila_core.errors import MissingDependencyError
 from vila_eval.errors import WorkerError
-from vila_eval.workers import Work, remove_failures, work
+from vila_eval.workers import Work, failure_file, read_failures, remove_failures, work
 
 
 class RayWorkers:
@@ -42,7 +42,9 @@ class RayWorkers:
             try:
                 self._ray.get(task)
             except self._ray.exceptions.RayError as error:
-                raise WorkerError(f"Worker {self._tasks.index(task)} failed on Ray: {error}") from error
+                rank = self._tasks.index(task)
+                reason = read_failures(self.root).get(failure_file(rank), str(error))
+                raise WorkerError(f"Worker {rank} failed on Ray. {reason}") from error
         return not running
 
     def stop(self) -> None:
