@@ -25,9 +25,13 @@ TESTED_SET = ("-c", "constraints.txt")
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
 TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the triton is the one that this torch asks for on CUDA
+TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
+EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
+LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
+OWN_SESSIONS = ("timm", "lmms_eval", "docs")  # folders of tests that need what other sessions install
 TOOLS = (
-    *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "hatchling"),
-    *("pytest", "pytest-xdist", "sybil", "peft", "matplotlib", "mkdocs-material"),
+    *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "sybil", "mkdocs-material"),
+    *(*TEST_TOOLS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
 )
 
 
@@ -58,9 +62,9 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
-    session.install(*TESTED_SET, *EDITABLE, "hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
+    session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *EVAL_EXTRAS)
     arguments = session.posargs or ["-n", "auto"]
-    session.run("pytest", "--ignore=tests/timm", "--ignore=tests/lmms_eval", "--ignore=tests/docs", *arguments, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 # ------------------------------------------------------------------------------------------------ the code
@@ -107,10 +111,10 @@ def timm(session: nox.Session) -> None:
 def lmms(session: nox.Session) -> None:
     """Run a benchmark in the real lmms-eval with the model that vila-eval gives it."""
     stand_on_core(session)
-    session.install(*TESTED_SET, "packages/vila-eval", "accelerate", "pytest")
+    session.install(*TESTED_SET, "packages/vila-eval", "pytest")
     # It asks for fifty packages, among them wandb, a second build of torch through torchvision, and an older PyAV than the tested one.
     # Its evaluator imports these only.
-    session.install(*TESTED_SET, *("evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp"))
+    session.install(*TESTED_SET, *LMMS_EVAL_IMPORTS)
     session.install("--no-deps", "lmms-eval==0.7.3")
     session.run("pytest", "tests/lmms_eval", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -253,7 +253,8 @@ class _List:
         return self.rows[index]
 
     def locate(self, path: str) -> Path:
-        return self._media.locate(path)
+        # Who writes a file of rows may name any file of the machine by its whole path.
+        return Path(path) if Path(path).is_absolute() else self._media.locate(path)
 
 
 class _Tables:
