@@ -38,7 +38,7 @@ def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
             f"got {weight.bits} bits, groups of {weight.group_size}, {outputs} outputs."
         )
     scales = weight.scales.half()
-    scaled_zeros = -(scales * weight.zeros.float()).half()
+    scaled_zeros = _scaled_zeros(scales, weight.zeros)
     padding = padded_groups(inputs // GROUP_SIZE) - inputs // GROUP_SIZE
     return TinyChatTensors(
         _pack(weight.q),
@@ -58,8 +58,14 @@ def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
             f"scaled_zeros {list(scaled_zeros.shape)}. Expected [N/4, K], [K/128 rounded up to 8, N] twice."
         )
     own_scales = scales[:groups].T.contiguous()
-    zeros = torch.round(-scaled_zeros[:groups].T.float() / own_scales.float()).to(scales.dtype)
+    zeros = torch.round(-scaled_zeros[:groups].T.float() / own_scales.float()).clamp(0, 15).to(scales.dtype)
+    if not torch.equal(_scaled_zeros(own_scales, zeros), scaled_zeros[:groups].T):
+        raise CheckpointError("TinyChat's scaled_zeros are not -(zero · scale) with whole zeros from 0 to 15. The file is damaged.")
     return GroupwiseWeight(_unpack(qweight), own_scales, zeros, 4)
+
+
+def _scaled_zeros(scales: Tensor, zeros: Tensor) -> Tensor:
+    return -(scales * zeros.float()).half()
 
 
 def padded_groups(groups: int) -> int:

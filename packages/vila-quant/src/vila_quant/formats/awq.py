@@ -1,0 +1,115 @@
+"""Format `awq`: the layouts of whole weights with linears in AutoAWQ's GEMM layout, which transformers, vLLM and SGLang read.
+
+| layout | `quantization_config` is in |
+| --- | --- |
+| `vila` | `llm/config.json`: the folder `llm/` is a Hugging Face AWQ checkpoint by itself |
+| `nvila` | `config.json`, at the root and in `text_config` |
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.checkpoint import Checkpoint, Quantization
+from vila_core.checkpoint.nvila import MODEL_TYPES as NVILA_TYPES
+from vila_core.checkpoint.nvila import read_nvila
+from vila_core.checkpoint.nvila_writer import write_nvila
+from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
+from vila_core.checkpoint.vila import model_type_at, quantization_at, read_parts, tinychat_files
+from vila_core.checkpoint.vila_writer import write_vila
+from vila_core.errors import CheckpointError, unknown_name
+from vila_quant.formats.config import AwqConfig, check_awq_config, read_awq_config, write_awq_config
+from vila_quant.formats.layers import QuantizedLayers, find_layers
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LAYOUTS = ("vila", "nvila")
+
+
+@dataclass(frozen=True)
+class AwqFormat:
+    """Four-bit linears in GEMM layout, and the rest of the model whole or in eight bits.
+
+    Attributes:
+        layout: "vila" or "nvila", how folders that are written are laid out; None: as the source is.
+        max_shard_bytes: largest file that is written.
+    """
+
+    name: str = "awq"
+    layout: str | None = None
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+
+    def detect(self, path: Path) -> bool:
+        return layout_at(path) is not None and quantization_at(path) == "awq"
+
+    def read(self, path: Path) -> Checkpoint:
+        if spare := tinychat_files(path):
+            raise CheckpointError(f"{path} holds AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere.")
+        config = read_awq_config(path)
+        checkpoint = read_nvila(path, self.name) if layout_at(path) == "nvila" else read_parts(path, self.name)
+        layers = find_layers(checkpoint.weights.entries)
+        check_awq_config(config, layers)
+        return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
+
+    def with_shard_bytes(self, limit: int) -> "AwqFormat":
+        """Return the format that writes files of at most `limit` bytes."""
+        return replace(self, max_shard_bytes=limit)
+
+    def with_layout(self, layout: str) -> "AwqFormat":
+        """Return the format that writes folders in `layout`. Raises `CheckpointError` for another than "vila" and "nvila"."""
+        if layout not in LAYOUTS:
+            raise CheckpointError(unknown_name("layout", layout, LAYOUTS))
+        return replace(self, layout=layout)
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Write a checkpoint whose weights hold quantized linears (`X.qweight`, `X.qzeros`, `X.scales`); the config is made of them.
+
+        Raises:
+            CheckpointError: no linear is quantized, layers' groups differ, or whatever the layout's writer finds wrong.
+        """
+        entries = checkpoint.weights.entries
+        layers = find_layers(entries)
+        if not layers.groupwise:
+            raise CheckpointError(f"{checkpoint.path} holds whole weights; format 'awq' holds quantized ones. Make them: vila-quant awq.")
+        source = source_layout(checkpoint)
+        stated = write_awq_config(layers, entries)
+        checkpoint = replace(checkpoint, format=source, quantization=quantization("AWQ", layers, stated=stated))
+        write = write_nvila if (self.layout or source) == "nvila" else write_vila
+        write(checkpoint, path, self.max_shard_bytes)
+
+
+def layout_at(path: Path) -> str | None:
+    """Return the layout of the folder `path` ("vila" or "nvila"), None where it is neither. Raises nothing."""
+    model_type = model_type_at(path)
+    if model_type in NVILA_TYPES:
+        return "nvila"
+    return "vila" if model_type == "vila" or model_type.startswith("llava_") else None
+
+
+def source_layout(checkpoint: Checkpoint) -> str:
+    """Return the layout of the folder that a checkpoint was read from."""
+    return "nvila" if checkpoint.raw_config.get("model_type") in NVILA_TYPES else "vila"
+
+
+def quantization(
+    method: str, layers: QuantizedLayers, *, config: AwqConfig | None = None, stated: Mapping[str, object] | None = None
+) -> Quantization:
+    """Return how the weights of a checkpoint are quantized.
+
+    Args:
+        method: its name, for people.
+        layers: found in the checkpoint.
+        config: what the checkpoint states, to be held against the network.
+        stated: the `quantization_config` that writers put into theirs.
+    """
+    line = f"{method}, 4 bits, groups of {layers.group_size}{layers.description}"
+    return Quantization(line, partial(_replace_modules, layers, config), stated or {}, layers.packed)
+
+
+def _replace_modules(layers: QuantizedLayers, config: AwqConfig | None, network: "nn.Module") -> None:
+    from vila_quant.formats.modules import replace_modules
+
+    replace_modules(network, layers, config)

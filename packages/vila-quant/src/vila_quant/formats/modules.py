@@ -1,0 +1,77 @@
+"""Put quantized linears in place of whole ones, in a network on the meta device, before its weights are loaded."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from vila_core.errors import CheckpointError
+from vila_quant.formats.config import AwqConfig
+from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
+from vila_quant.int8 import Int8Linear
+from vila_quant.kernels.registry import LinearShape
+from vila_quant.linear import GroupwiseLinear
+
+HEAD = "llm.lm_head"
+
+
+def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConfig | None = None) -> None:
+    """Replace the linears that `layers` names.
+
+    Args:
+        network: its module names are the canonical names.
+        layers: found in the checkpoint.
+        config: what the checkpoint states; then a whole linear of the language model that it does not name is an error.
+
+    Raises:
+        CheckpointError: the network has no such linear, it has another shape, or the config contradicts the tensors.
+    """
+    modules = dict(network.named_modules())
+    for layer in (*layers.groupwise, *layers.eight_bits):
+        bias = _find_linear(modules, layer).bias is not None  # pyright: ignore[reportUnnecessaryComparison]
+        module = _groupwise(layer, bias) if isinstance(layer, GroupwiseLayer) else _eight_bits(layer, bias)
+        network.set_submodule(layer.name, module)
+    if config is not None:
+        _check_whole(network, config)
+
+
+def _find_linear(modules: Mapping[str, nn.Module], layer: GroupwiseLayer | EightBitLayer) -> nn.Linear:
+    """Return the linear that `layer` replaces, of a tied model's head one that is made of its embedding."""
+    found = modules.get(layer.name)
+    if found is None and layer.name == HEAD:
+        # What is stored beside a tied embedding, quantized, takes its place as the head.
+        embeddings = [module for name, module in modules.items() if name.startswith("llm.") and isinstance(module, nn.Embedding)]
+        found = nn.Linear(embeddings[0].embedding_dim, embeddings[0].num_embeddings, bias=False) if len(embeddings) == 1 else None
+    if not isinstance(found, nn.Linear):
+        kind = "no module" if found is None else f"a {type(found).__name__}"
+        raise CheckpointError(f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. Its config is of another model.")
+    if (found.out_features, found.in_features) != (layer.outputs, layer.inputs):
+        raise CheckpointError(
+            f"'{layer.name}' has {layer.outputs} outputs and {layer.inputs} inputs in the checkpoint; "
+            f"its config says {found.out_features} and {found.in_features}."
+        )
+    return found
+
+
+def _groupwise(layer: GroupwiseLayer, bias: bool) -> nn.Module:
+    module = GroupwiseLinear(LinearShape(layer.outputs, layer.inputs, layer.group_size), bias=bias)
+    if layer.scales_dtype == "BF16":
+        module.scales = module.scales.to(torch.bfloat16)
+    return module
+
+
+def _eight_bits(layer: EightBitLayer, bias: bool) -> nn.Module:
+    if layer.kind == "int8":
+        # A tower multiplies many rows at once, which int8 by int8 makes fast; a head multiplies one, and waits for its weights alone.
+        return Int8Linear(layer.outputs, layer.inputs, bias=bias, quantize_activations=layer.name.startswith("vision_tower."))
+    raise CheckpointError(f"'{layer.name}' has fp8 weights, which this version does not run. Quantize the tower with --vision int8.")
+
+
+def _check_whole(network: nn.Module, config: AwqConfig) -> None:
+    """Raise `CheckpointError` for a linear of the language model that is whole though nothing says so."""
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear) and name.startswith("llm.") and name != HEAD and config.names(name) is None:
+            raise CheckpointError(
+                f"{config.source}: 'modules_to_not_convert' does not name '{name}', which is not quantized. "
+                "The config belongs to another checkpoint, or was changed."
+            )

@@ -1,0 +1,149 @@
+"""AWQ search results as llm-awq saves them (`--dump_awq`): a pickle `{"scale": [(prev, (layers, …), s)], "clip": [(name, max)]}`.
+
+K inputs, N outputs, G groups a row. Source: llm-awq, `awq/quantize/pre_quant.py` (run_awq, apply_awq).
+
+    results = read_search_results(Path("awq_cache/NVILA.pt"))
+    results.apply(block, "model.layers.0")       # scales, then clips: the block is ready for rounding
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vila_core.checkpoint.pickles import unpickle
+from vila_core.errors import CheckpointError
+from vila_core.language.decoder import Block
+from vila_quant.awq.block import LINEARS, ScaleGroup, linear
+from vila_quant.awq.clips import apply_clips
+from vila_quant.awq.method import QuantizedBlock
+from vila_quant.awq.scales import ScaleChoice, apply_scales
+
+PREVIOUS = ("input_layernorm", "post_attention_layernorm", "self_attn.v_proj", "mlp.up_proj")
+"""Modules of a block that can absorb scales."""
+
+
+@dataclass(frozen=True)
+class FoundScales:
+    """Scales `[K]` of `linears`, which read what `previous` gives; full names ("model.layers.0.mlp.up_proj")."""
+
+    previous: str
+    linears: tuple[str, ...]
+    scales: Tensor
+
+
+@dataclass(frozen=True)
+class SearchResults:
+    """What a search found, in its order. `clips` are (full name of a linear, largest magnitudes `[N, G, 1]`)."""
+
+    scales: tuple[FoundScales, ...]
+    clips: tuple[tuple[str, Tensor], ...]
+
+    def blocks(self) -> tuple[str, ...]:
+        """Return the names of the blocks that there are results for, in order of appearance."""
+        names = (*(found.previous for found in self.scales), *(name for name, _ in self.clips))
+        return tuple(dict.fromkeys(_block_name(name) for name in names))
+
+    @torch.no_grad()
+    def apply(self, block: Block, prefix: str) -> None:
+        """Scale and clip the weights of `block` in place as was found for the block called `prefix` ("model.layers.0").
+
+        Raises:
+            CheckpointError: a result names no linear of the block, or has another shape than its weight.
+        """
+        choices = [_choice(block, prefix, found) for found in self.scales if _block_name(found.previous) == prefix]
+        apply_scales(block, choices)
+        for name, limits in self.clips:
+            if _block_name(name) == prefix:
+                weight = _weight(block, prefix, name)
+                rows, groups = limits.shape[:2]
+                if limits.ndim != 3 or limits.shape[2] != 1 or rows != weight.shape[0] or not groups or weight.shape[1] % groups:
+                    raise CheckpointError(
+                        f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
+                    )
+                apply_clips(weight, limits.to(weight.device))
+
+
+def read_search_results(path: Path) -> SearchResults:
+    """Read llm-awq's `.pt`.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds code (nothing of it is executed), or something else than results.
+    """
+    content = unpickle(path)
+    if not isinstance(content, Mapping) or not {"scale", "clip"} <= set(cast("Mapping[object, object]", content)):
+        raise CheckpointError(f"{path} holds no search results: expected the keys 'scale' and 'clip'. llm-awq writes them with --dump_awq.")
+    results = cast("Mapping[str, object]", content)
+    scales = [_read_scales(path, item) for item in _items(path, results, "scale")]
+    clips = [_read_clip(path, item) for item in _items(path, results, "clip")]
+    return SearchResults(tuple(scales), tuple(clips))
+
+
+def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> None:
+    """Write what was found for `blocks` (by name, "model.layers.0") as llm-awq does: it reads the file with `--load_awq`."""
+    scales: list[tuple[str, tuple[str, ...], Tensor]] = []
+    clips: list[tuple[str, Tensor]] = []
+    for block, found in blocks.items():
+        for key, tensor in found.scales.items():
+            previous, _, linears = key.partition("|")
+            scales.append((f"{block}.{previous}", tuple(f"{block}.{name}" for name in linears.split(",")), tensor.detach().cpu()))
+        clips += [(f"{block}.{name}", tensor.detach().cpu()) for name, tensor in found.clips.items()]
+    torch.save({"scale": scales, "clip": clips}, path)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+def _items(path: Path, results: Mapping[str, object], key: str) -> Sequence[object]:
+    items = results[key]
+    if not isinstance(items, list | tuple):
+        raise CheckpointError(f"{path}: '{key}' is a {type(items).__name__}; expected a list.")
+    return cast("Sequence[object]", items)
+
+
+def _read_scales(path: Path, item: object) -> FoundScales:
+    match item:
+        case (str(previous), [*names], Tensor() as scales) if names and all(isinstance(name, str) for name in names) and scales.ndim == 1:
+            return FoundScales(previous, tuple(cast("list[str]", names)), scales)
+        case _:
+            raise CheckpointError(f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), tensor [K]).")
+
+
+def _read_clip(path: Path, item: object) -> tuple[str, Tensor]:
+    match item:
+        case (str(name), Tensor() as limits) if limits.ndim == 3:
+            return name, limits
+        case _:
+            raise CheckpointError(f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, tensor [N, G, 1]).")
+
+
+# ------------------------------------------------------------------------------------------------ applying
+
+
+def _block_name(name: str) -> str:
+    """ "model.layers.0.mlp.up_proj" -> "model.layers.0": all up to the first number."""
+    parts = name.split(".")
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), -1)
+    return ".".join(parts[: number + 1])
+
+
+def _choice(block: Block, prefix: str, found: FoundScales) -> ScaleChoice:
+    previous = found.previous.removeprefix(f"{prefix}.")
+    if previous not in PREVIOUS:
+        raise CheckpointError(f"Search results scale '{found.previous}'; a block's scales are absorbed by {', '.join(PREVIOUS)}.")
+    for name in found.linears:
+        weight = _weight(block, prefix, name)
+        if weight.shape[1] != len(found.scales):
+            raise CheckpointError(f"The scales of '{name}' have {len(found.scales)} values; its weight has {weight.shape[1]} inputs.")
+    linears = tuple(name.removeprefix(f"{prefix}.") for name in found.linears)
+    return ScaleChoice(ScaleGroup(previous, linears, ""), found.scales, 0, ())
+
+
+def _weight(block: Block, prefix: str, name: str) -> Tensor:
+    own = name.removeprefix(f"{prefix}.")
+    if own not in LINEARS:
+        raise CheckpointError(f"Search results name '{name}', which is no linear of the block '{prefix}'. They are of another model.")
+    return linear(block, own).weight

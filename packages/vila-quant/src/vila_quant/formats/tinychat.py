@@ -1,0 +1,113 @@
+"""Format `tinychat`: the folders of `vila`, the language model's weights in `NAME-w4-g128-awq-v2.pt` as llm-awq writes them.
+
+llm-awq leaves the file wherever `--dump_quant` says and reads it beside the original model. Here it lies in the model's folder or
+in its `llm/` (as in the released VILA1.5-AWQ folders), with or without the whole weights; it is the one that is taken.
+The file is a pickle, read by torch's weights-only unpickler: code in it is refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights
+from vila_core.checkpoint.json_files import read_section
+from vila_core.checkpoint.new_folder import new_folder
+from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
+from vila_core.checkpoint.vila import index_parts, quantization_at, read_parts, tinychat_files
+from vila_core.checkpoint.vila_writer import PARTS, fill_vila
+from vila_core.errors import CheckpointError
+from vila_quant.formats.awq import layout_at, quantization, source_layout
+from vila_quant.formats.layers import QuantizedLayers, find_layers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PREFIX = "llm."
+GROUP_SIZE = 128
+SUFFIX = "-w4-g128-awq-v2.pt"
+
+
+@dataclass(frozen=True)
+class TinyChatFormat:
+    """TinyChat's weights, version 2: four bits in groups of 128, the rest of the model whole."""
+
+    name: str = "tinychat"
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+
+    def detect(self, path: Path) -> bool:
+        return layout_at(path) == "vila" and quantization_at(path) == "tinychat"
+
+    def read(self, path: Path) -> Checkpoint:
+        from vila_quant.formats.tinychat_weights import index_tinychat
+
+        files = tinychat_files(path)
+        if len(files) != 1:
+            names = ", ".join(str(file.relative_to(path)) for file in files) or "none"
+            raise CheckpointError(f"{path} must hold one file of TinyChat's (NAME{SUFFIX}), in it or in llm/; got {names}.")
+        whole_parts = tuple(part for part in PARTS if part != "llm")
+        rest = WeightIndex(index_parts(path, read_section(path / "config.json"), whole_parts))
+        weights = index_tinychat(files[0], rest)
+        checkpoint = read_parts(path, self.name, WeightIndex(weights.entries))
+        return replace(checkpoint, weights=weights, quantization=quantization("TinyChat", find_layers(weights.entries)))
+
+    def with_shard_bytes(self, limit: int) -> "TinyChatFormat":
+        """Return the format that writes files of at most `limit` bytes; the language model's is one file of any size."""
+        return replace(self, max_shard_bytes=limit)
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Write a checkpoint whose weights hold quantized linears; memory holds the quantized language model.
+
+        Raises:
+            CheckpointError: a layer is not in four bits in groups of 128 with fp16 scales, the head or the tower is quantized, or
+                whatever the writer of the folders finds wrong.
+        """
+        import torch
+
+        from vila_quant.formats.tinychat_weights import state_dict
+
+        layers = find_layers(checkpoint.weights.entries)
+        _require_tinychat(checkpoint, layers)
+        entries = checkpoint.weights.entries
+        with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
+            whole = replace(checkpoint, format=source_layout(checkpoint), weights=_Whole(checkpoint.weights), quantization=None)
+            fill_vila(whole, folder, self.max_shard_bytes)
+            torch.save(state_dict(checkpoint), folder / "llm" / f"{path.absolute().name}{SUFFIX}")
+
+
+def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:
+    problems = [
+        f"'{layer.name}' has groups of {layer.group_size} with {layer.scales_dtype} scales"
+        for layer in layers.groupwise
+        if layer.group_size != GROUP_SIZE or layer.scales_dtype != "F16"
+    ]
+    problems += [f"'{layer.name}' is {layer.kind}" for layer in layers.eight_bits]
+    problems += [f"'{layer.name}' is quantized" for layer in layers.groupwise if not layer.name.startswith(f"{PREFIX}model.")]
+    if not layers.groupwise:
+        raise CheckpointError(f"{checkpoint.path} holds whole weights; format 'tinychat' holds quantized ones. Make them: vila-quant awq.")
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise CheckpointError(
+            f"Format 'tinychat' holds linears of the language model's blocks in groups of {GROUP_SIZE} with F16 scales, and the rest "
+            f"whole: {problems[0]}{more}. Format 'awq' can hold this model."
+        )
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """The weights of a checkpoint without the language model's."""
+
+    weights: Weights
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        return {name: entry for name, entry in self.weights.entries.items() if not name.startswith(PREFIX)}
+
+    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, Tensor]]":
+        """Yield (name, tensor on `device`)."""
+        return ((name, tensor) for name, tensor in self.weights.shards(device) if not name.startswith(PREFIX))
+
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (name, its bytes in chunks)."""
+        return ((name, chunks) for name, chunks in self.weights.stream() if not name.startswith(PREFIX))
