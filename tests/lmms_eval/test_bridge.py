@@ -1,6 +1,9 @@
 """The model `vila_kit` in the real lmms-eval: its registry, its evaluator, a task of its own. Run by `nox -s lmms`."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +66,26 @@ metric_list:
 """
 
 
-def evaluate(folder: Path, rows: list[dict[str, Any]], *, kind: str = "generate_until", text: str = "text", **arguments: Any) -> Any:
-    """Let lmms-eval's own evaluator ask `rows`, as `lmms-eval --model vila_kit --include_path …` does."""
+SCRIPT = """
+import json
+from pathlib import Path
+from test_bridge import evaluate
+
+found = evaluate(Path.cwd())
+if found is not None:  # in the first process
+    Path("found.json").write_text(json.dumps(found["results"]["drawn"]))
+"""
+
+
+def write_task(folder: Path, rows: list[dict[str, Any]], *, kind: str = "generate_until", text: str = "text") -> None:
+    """Write the task "drawn", which asks `rows`, as lmms-eval reads it."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "functions.py").write_text(FUNCTIONS)
     (folder / "drawn.yaml").write_text(TASK.format(name="drawn", data=folder / "rows.jsonl", kind=kind, text=text))
+
+
+def evaluate(folder: Path, **arguments: Any) -> Any:
+    """Run the task with lmms-eval's own evaluator, as `lmms-eval --model vila_kit --include_path …` does."""
     tasks = TaskManager(include_path=str(folder), include_defaults=False)
     return simple_evaluate("vila_kit", model_args="device=cpu", tasks=["drawn"], task_manager=tasks, bootstrap_iters=0, **arguments)
 
@@ -87,7 +105,8 @@ def test_lmms_eval_finds_the_model() -> None:
 
 
 def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
-    found = evaluate(tmp_path, [a_row(case) for case in PICTURES], batch_size=3)
+    write_task(tmp_path, [a_row(case) for case in PICTURES])
+    found = evaluate(tmp_path, batch_size=3)
     model = vila_core.load(device="cpu")
     expected = [model.generate([*(vila_core.Image(MEDIA / name) for name in case["media"]), case["text"]]) for case in PICTURES]
     assert [sample["filtered_resps"][0] for sample in found["samples"]["drawn"]] == expected
@@ -96,12 +115,24 @@ def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
 
 
 def test_videos_are_asked_by_path(tmp_path: Path) -> None:
-    assert evaluate(tmp_path, [a_row(VIDEO)])["results"]["drawn"]["right,none"] == 1.0
+    write_task(tmp_path, [a_row(VIDEO)])
+    assert evaluate(tmp_path)["results"]["drawn"]["right,none"] == 1.0
+
+
+def test_two_processes_share_the_rows(tmp_path: Path) -> None:
+    write_task(tmp_path, [a_row(case) for case in PICTURES[:3]])
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "found.json").read_text())["right,none"] == 1.0
 
 
 def test_rounds_see_the_earlier_answers(tmp_path: Path) -> None:
     rows = [a_row(case, rounds=number) for number, case in enumerate(PICTURES[:3], 1)]
-    found = evaluate(tmp_path, rows, kind="generate_until_multi_round", text="rounds")
+    write_task(tmp_path, rows, kind="generate_until_multi_round", text="rounds")
+    found = evaluate(tmp_path)
     model = vila_core.load(device="cpu")
     expected: list[list[str]] = []
     for case, row in zip(PICTURES, rows, strict=False):

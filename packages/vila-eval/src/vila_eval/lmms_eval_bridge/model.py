@@ -66,6 +66,7 @@ class VilaKit(lmms):
         media = {"max_tiles": max_tiles, "num_video_frames": num_video_frames}
         overrides: dict[str, Any] = {name: _whole_number(name, value) for name, value in media.items() if value is not None}
         self.model = vila_core.load(pretrained, device=device, dtype=dtype, chat_template=conv_mode, lora=lora, **overrides)
+        self.device = self.model.device  # where lmms-eval gathers the processes' counts
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer each request. Those with the same settings are answered in batches.
