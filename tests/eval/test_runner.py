@@ -8,6 +8,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.errors import GenerationError
@@ -51,6 +52,7 @@ class Echo:
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
+        self.failure: type[Exception] = GenerationError
 
     def prepare(self, prompt: Sequence[str | Image | Video]) -> PreparedPrompt:
         for part in prompt:
@@ -62,9 +64,9 @@ class Echo:
         prompts = [prompt.text for prompt in prepared]
         self.batches.append(prompts)
         if len(prompts) > 1 and any("together" in prompt for prompt in prompts):
-            raise GenerationError("One of them breaks the batch.")
+            raise self.failure("One of them breaks the batch.")
         if any("alone" in prompt for prompt in prompts):
-            raise GenerationError("It breaks alone, too.")
+            raise self.failure("It breaks alone, too.")
         return [Completion(prompt.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts]
 
     @property
@@ -162,7 +164,11 @@ def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(tmp_pa
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, model: Echo) -> None:
     run(tmp_path / "whole", task(words(7)))
     interrupted(tmp_path / "cut", words(7), "{")
+    (tmp_path / "cut/vila-tiny/words/.samples.jsonl.123").write_text("half of it")
     run(tmp_path / "cut", task(words(7)))
+    assert {path.name for path in (tmp_path / "cut/vila-tiny/words").iterdir()} == {
+        *("samples.jsonl", "results.json", "timings.json", "run.json")
+    }
     for name in ("words/results.json", "words/samples.jsonl", "words/run.json", "metrics.json"):
         assert (tmp_path / "whole" / "vila-tiny" / name).read_bytes() == (tmp_path / "cut" / "vila-tiny" / name).read_bytes(), name
     assert json.loads((tmp_path / "cut/vila-tiny/words/timings.json").read_text())["answered"] == 4
@@ -254,15 +260,14 @@ def test_a_sample_that_cannot_be_read_fails_with_its_reason_and_counts_as_wrong(
     assert model.batches == [["say word0"], ["say word2", "say word3"]]
 
 
-def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo) -> None:
+@pytest.mark.parametrize("failure", [GenerationError, torch.cuda.OutOfMemoryError])
+def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo, failure: type[Exception]) -> None:
+    model.failure = failure
     rows = [*words(2), {"text": "not together word2", "answer": "word2"}, {"text": "not even alone", "answer": "alone"}]
     run(tmp_path, task(rows), batch_size=4)
-    assert [(one.answer, one.error) for one in samples(tmp_path)] == [
-        ("word0", None),
-        ("word1", None),
-        ("word2", None),
-        ("", "It breaks alone, too."),
-    ]
+    assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "word2", ""]
+    assert [one.error is None for one in samples(tmp_path)] == [True, True, True, False]
+    assert "It breaks alone, too." in str(samples(tmp_path)[3].error)
 
 
 def test_two_questions_of_one_id_are_refused_by_name(tmp_path: Path, model: Echo) -> None:

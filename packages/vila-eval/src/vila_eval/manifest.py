@@ -133,6 +133,7 @@ def clear(folder: Path, submission: str | None) -> None:
 
 
 def remove_answers(folder: Path) -> None:
-    """Remove what workers left in the folder of a task that has its result."""
-    for path in (*folder.glob(ANSWERS), *folder.glob(FAILURES)):
+    """Remove what workers and killed runs left in the folder of a task that has its result."""
+    unfinished = [path for name in (SAMPLES, RESULTS, TIMINGS, MANIFEST) for path in folder.glob(f".{name}.*")]
+    for path in (*folder.glob(ANSWERS), *folder.glob(FAILURES), *unfinished):
         path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 results/<model>/<task>/samples.jsonl    a SampleRecord a line, in the data's order
 results/<model>/<task>/results.json     a TaskResult: no date and no timing, so that the same run gives the same bytes
 results/<model>/<task>/timings.json     Timings
+results/<model>/<task>/run.json         what was run (`vila_eval.manifest`, which also names the files of a run that has not ended)
 results/<model>/<task>/judge.jsonl      a JudgeRecord a line, for judged metrics
 results/<model>/<task>/judge.json       a JudgeSummary: requests, tokens and cost of judging
 results/<model>/<task>/<submission>     the file for the benchmark's server, for tasks that have one
