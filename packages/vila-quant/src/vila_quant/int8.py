@@ -4,7 +4,10 @@ M rows, N outputs, K inputs
 
     y = x (q · scale)ᵀ + bias,    q int8 in -127 … 127
 
-Weight-only layers (an lm_head) keep activations as they are. Layers of a vision tower also quantize them, token by token.
+Weight-only layers (an lm_head) keep activations as they are. Layers of a vision tower also quantize them, token by token, so that the
+product is one of integers:
+
+    x ≈ x_q · x_scale,   x_scale = max|x| / 127 of each row,   y = (x_q qᵀ) · scale · x_scale + bias
 """
 
 import torch
@@ -16,6 +19,15 @@ PANEL_ELEMENTS = 1 << 24
 
 FEW_ROWS = 4
 """Up to as many rows PyTorch's int8 product on a CPU, which reads a byte a weight, beats dequantized panels."""
+
+LARGEST = 127
+"""The codes are symmetric: -128 is not used."""
+
+SMALLEST_RANGE = 1e-5
+"""A row of zeros gets the scale of this magnitude, so that nothing is divided by zero (as in llm-awq)."""
+
+EXACT_COLUMNS = 1024
+"""Products of int8 (at most 127²) whose sum float32 holds exactly, below 2²⁴."""
 
 
 class Int8Linear(nn.Module):
@@ -48,6 +60,9 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., K]` -> `[..., N]` in the dtype of `x`."""
         rows = x.reshape(-1, x.shape[-1])
+        if self.quantize_activations:
+            y = multiply_int8(*quantize_rows(rows.float()), self.weight, self.weight_scale, self.bias).to(x.dtype)
+            return y.view(*x.shape[:-1], y.shape[-1])
         y = multiply_weight_only(rows, self.weight, self._scale)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
@@ -55,6 +70,50 @@ class Int8Linear(nn.Module):
     def extra_repr(self) -> str:
         outputs, inputs = self.weight.shape
         return f"in={inputs}, out={outputs}, activations={'int8' if self.quantize_activations else 'as they are'}"
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut each row to integers by its own largest magnitude, computing in the dtype of `x` (in float16 as llm-awq does, bit for bit).
+
+    `x [M, K]`, any floating dtype -> codes `[M, K]` int8 and scales `[M, 1]` in the dtype of `x`.
+    """
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_RANGE) / LARGEST
+    return torch.round(x / scale).to(torch.int8), scale
+
+
+def multiply_int8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply codes exactly, and scale the sums in float32.
+
+    `x [M, K]` int8, `x_scale [M, 1]`, `weight [N, K]` int8, `weight_scale [N, 1]`, `bias [N]` -> `[M, N]` float32.
+    """
+    y = integer_product(x, weight).float() * weight_scale.T.float() * x_scale.float()
+    return y if bias is None else y + bias.float()
+
+
+def integer_product(x: Tensor, weight: Tensor) -> Tensor:
+    """`x [M, K]` int8, `weight [N, K]` int8 -> `x weightᵀ [M, N]`, exact, int32.
+
+    `torch._int_mm` where there are instructions for it. Elsewhere it is a scalar loop, and slices of K whose sums float32 holds exactly
+    are multiplied instead.
+    """
+    if x.is_cuda:
+        return _int_mm_cuda(x, weight)
+    if x.device.type == "cpu" and torch.cpu._is_vnni_supported():
+        return torch._int_mm(x, weight.T)  # pyright: ignore[reportPrivateImportUsage]
+    slices = zip(x.split(EXACT_COLUMNS, dim=1), weight.split(EXACT_COLUMNS, dim=1), strict=True)
+    total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
+    for a, b in slices:
+        total += F.linear(a.float(), b.float()).int()
+    return total
+
+
+def _int_mm_cuda(x: Tensor, weight: Tensor) -> Tensor:
+    """In the form that cuBLAS takes: more than 16 rows, and multiples of 8 for the rest: zeros are added and cut off."""
+    (rows, columns), outputs = x.shape, weight.shape[0]
+    more_rows, more_columns, more_outputs = max(0, 32 - rows), -columns % 8, -outputs % 8
+    x = F.pad(x, (0, more_columns, 0, more_rows)) if more_rows or more_columns else x
+    weight = F.pad(weight, (0, more_columns, 0, more_outputs)) if more_outputs or more_columns else weight
+    return torch._int_mm(x, weight.T)[:rows, :outputs]  # pyright: ignore[reportPrivateImportUsage]
 
 
 def multiply_weight_only(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
