@@ -48,10 +48,19 @@ def scale_groups(block: Block) -> tuple[ScaleGroup, ...]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a block is given beside its input: the rotation `[1, 1, T, D_h]` twice, and the mask."""
+    """What a block is given beside its input: the rotation, `[1 or B, 1, T, D_h]` twice, and the mask `[1 or B, 1, T, T]`, if any."""
 
     rotation: tuple[Tensor, Tensor]
     mask: Tensor | None = None
+
+    def of(self, rows: slice) -> "Surroundings":
+        """Return what goes with some of the sequences."""
+        cos, sin = self.rotation
+        return Surroundings((_rows(cos, rows), _rows(sin, rows)), None if self.mask is None else _rows(self.mask, rows))
+
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    return tensor if len(tensor) == 1 else tensor[rows]
 
 
 def run_block(block: Block, x: Tensor, surroundings: Surroundings) -> Tensor:

@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """Attributes: `bits`; `group_size`, dividing every width that is quantized; `skip`, linears of the block to leave whole."""
+    """How to quantize a block.
+
+    Attributes:
+        bits: of each weight.
+        group_size: divides every width that is quantized.
+        skip: linears of the block to leave whole.
+        sequences_at_once: of the calibration, to pass the block together; bounds the memory.
+    """
 
     bits: int = 4
     group_size: int = 128
     skip: frozenset[str] = frozenset()
+    sequences_at_once: int = 16
 
 
 @dataclass(frozen=True)
@@ -47,12 +55,17 @@ class BlockQuantizer(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def follows_quantized(self) -> bool:
+        """Whether the inputs of a block are to come from the quantized blocks before it; else they come from the whole ones."""
+        ...
+
     def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
         """Quantize one block.
 
         Args:
             block: whole weights; changed in place to what quantizing leaves (norms, biases and linears, dequantized).
-            x: calibration inputs of the block `[B, T, D]`, in batches as memory allows (see `vila_quant.awq.block`).
+            x: calibration inputs of the block `[B, T, D]`, on the block's device or on the CPU.
             surroundings: of the block.
             options: bits, group size, what to leave out.
 

@@ -9,6 +9,10 @@ The groups' scales and zeros are fixed beforehand. With H = mean_t x_t x_tᵀ = 
 This is GPTQ's result written with errors of the original weights (LDLQ: Chee et al. 2023, arXiv:2307.13304, theorem 6), which takes
 one Cholesky factor and no inverse. Columns go in blocks: one matrix product brings a block what all columns before it left. Columns with
 large inputs go first, while many others can still make good for them; since the grid is fixed, their order is free.
+
+What is lost in the end is Σ_k D_k e_k², with e_k = ŵ_k - (what was wanted of column k) and D = diag(R)²: D_k is what is left of the
+k-th input once the inputs after it are known. So D says how much a rounding error in a column costs *after* compensation, which
+is what the searches for scales and ranges weigh errors with.
 """
 
 import warnings
@@ -30,10 +34,23 @@ LARGEST_DAMPING = 1.0
 
 @dataclass(frozen=True)
 class Feedback:
-    """How errors are made good: the `order` of the columns `[K]` int64, and U in that order, `[K, K]` fp32, unit upper triangular."""
+    """How errors are made good.
+
+    Attributes:
+        order: of the columns `[K]` int64.
+        upper: U in that order, `[K, K]` fp32, unit upper triangular.
+        costs: D in the order of the weight, `[K]` fp32.
+    """
 
     order: Tensor
     upper: Tensor
+    costs: Tensor
+
+    def scaled(self, scales: Tensor) -> "Feedback":
+        """Return the feedback for inputs x / s, `scales` s `[K]`, in the same order; U is changed in place, as it may be large."""
+        ordered = scales[self.order]
+        # H' = H / (s sᵀ) has R' = R / s (rows), so U' = U · s / s of its row.
+        return Feedback(self.order, self.upper.div_(ordered[:, None]).mul_(ordered[None, :]), self.costs / scales.square())
 
 
 @torch.no_grad()
@@ -59,7 +76,10 @@ def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
         if not bool(failed):
             upper = factor.flip(0, 1)
             del factor
-            return Feedback(order, upper.div_(upper.diagonal().clone()))
+            diagonal = upper.diagonal().clone()
+            costs = torch.empty_like(diagonal)
+            costs[order] = diagonal.square()
+            return Feedback(order, upper.div_(diagonal), costs)
         damping *= 10
         warnings.warn(f"{name}: the second moments of its inputs are not positive definite; damping raised to {damping:g}.", stacklevel=2)
     raise QuantizationError(f"{name}: the second moments of its inputs cannot be factorised. Give more, or more varied, calibration.")

@@ -45,6 +45,27 @@ def reference_candidates(x_scale: Tensor) -> list[Candidate]:
     return [Candidate(balanced(x_scale.pow(step / 20).clamp(min=1e-4)), step / 20) for step in range(20)]
 
 
+def best_candidates(x_scale: Tensor, weight: Tensor, group_size: int) -> list[Candidate]:
+    """Return all ones, then `x^r` and `x^r / w^(1 - r)` for r = 1/20, … 1 (ratio 1 and duo scaling, as llm-compressor has them).
+
+    Args:
+        x_scale: how much each channel matters `[K]`: its mean magnitude, or the root of what an error in it costs.
+        weight: of the linears together `[N, K]`; w is the mean of its magnitudes, each as a share of its group's largest.
+        group_size: of the groups.
+    """
+    magnitude = weight.abs().unflatten(1, (-1, group_size))
+    w_scale = (magnitude / (magnitude.amax(-1, keepdim=True) + 1e-6)).flatten(1).mean(0)
+    candidates = [Candidate(torch.ones_like(x_scale), 0.0)]
+    for step in range(1, 21):
+        ratio = step / 20
+        powered = x_scale.pow(ratio)
+        candidates.append(Candidate(balanced(powered.clamp(min=1e-4)), ratio))
+        if ratio < 1:
+            duo = powered / (w_scale.pow(1 - ratio) + 1e-4)
+            candidates.append(Candidate(balanced(duo.clamp(min=1e-4)), ratio, 1 - ratio))
+    return candidates
+
+
 def balanced(scales: Tensor) -> Tensor:
     """Divide by the geometric mean of the largest and the smallest scale, so that the weights keep their magnitude."""
     return scales / (scales.max() * scales.min()).sqrt()
@@ -52,7 +73,13 @@ def balanced(scales: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search_scales(
-    block: Block, group: ScaleGroup, x: Tensor, surroundings: Surroundings, candidates: Iterable[Candidate], fake_quantize: FakeQuantize
+    block: Block,
+    group: ScaleGroup,
+    x: Tensor,
+    surroundings: Surroundings,
+    candidates: Iterable[Candidate],
+    fake_quantize: FakeQuantize,
+    sequences_at_once: int | None = None,
 ) -> ScaleChoice:
     """Try every candidate: the loss is the mean squared error of the inspected module's output with `Q(W · s) / s` for `W`.
 
@@ -63,23 +90,41 @@ def search_scales(
         surroundings: of the block.
         candidates: the first of equals is kept.
         fake_quantize: as the weights will be quantized.
+        sequences_at_once: to run together; None for all.
     """
+    chunk = sequences_at_once or len(x)
     linears = [linear(block, name) for name in group.linears]
     originals = [module.weight.detach().clone() for module in linears]
-    expected = run_part(block, group.inspected, x, surroundings)
+    expected = _run_chunked(block, group.inspected, x, surroundings, chunk)
     losses: list[float] = []
     best: Candidate | None = None
     for candidate in candidates:
         for module, original in zip(linears, originals, strict=True):
             scales = candidate.scales.to(original.dtype)
             module.weight.copy_(fake_quantize(original * scales) / scales)
-        losses.append(mean_squared_error(run_part(block, group.inspected, x, surroundings), expected))
+        losses.append(_chunked_error(block, group.inspected, x, surroundings, expected))
         if best is None or losses[-1] < min(losses[:-1]):
             best = candidate
     for module, original in zip(linears, originals, strict=True):
         module.weight.copy_(original)
     assert best is not None, "no candidate"
     return ScaleChoice(group, best.scales.float(), losses.index(min(losses)), tuple(losses))
+
+
+def _run_chunked(block: Block, part: str, x: Tensor, surroundings: Surroundings, chunk: int) -> list[Tensor]:
+    device = next(block.parameters()).device
+    starts = range(0, len(x), chunk)
+    return [run_part(block, part, x[at : at + chunk].to(device), surroundings.of(slice(at, at + chunk))) for at in starts]
+
+
+def _chunked_error(block: Block, part: str, x: Tensor, surroundings: Surroundings, expected: Sequence[Tensor]) -> float:
+    """Return the mean squared error of the part's output over all of `x`; `expected` is in chunks."""
+    device, at, total = next(block.parameters()).device, 0, 0.0
+    for wanted in expected:
+        rows = slice(at, at + len(wanted))
+        total += mean_squared_error(run_part(block, part, x[rows].to(device), surroundings.of(rows)), wanted) * len(wanted)
+        at = rows.stop
+    return total / len(x)
 
 
 def mean_squared_error(actual: Tensor, expected: Tensor) -> float:

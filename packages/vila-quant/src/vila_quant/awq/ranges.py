@@ -1,0 +1,70 @@
+"""The search for a group's range: both ends may move inwards, each by its own share; every row × group takes what loses least.
+
+N outputs, K inputs, g group size, G = K / g groups
+
+A smaller range rounds finer and cuts off more. The loss of a group is Σ_k D_k (Q(w_k) - w_k)², with the costs D of `rounding.py`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vila_quant.groupwise import SMALLEST_RANGE
+
+SHRINKS = tuple(step / 20 for step in range(11))
+"""Shares of an end to cut off: 0, 5, … 50 %."""
+WEIGHTS_AT_ONCE = 2**25
+"""Weights searched together; bounds the memory."""
+
+
+@torch.no_grad()
+def search_ranges(weight: Tensor, costs: Tensor, group_size: int, bits: int, shrinks: Sequence[float] = SHRINKS) -> tuple[Tensor, Tensor]:
+    """Return the scales and zeros of every group, `[N, G]` fp32; scales are such that fp16 holds them.
+
+    First both ends move together, then the upper alone, then the lower alone; the first of equals is kept.
+
+    Args:
+        weight: `[N, K]` fp32.
+        costs: of an error in each column, `[K]` fp32.
+        group_size: divides K.
+        bits: of the grid.
+        shrinks: shares of an end to cut off, 0 first.
+    """
+    found = [
+        _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks)
+        for rows in weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[1]))
+    ]
+    return torch.cat([scales for scales, _ in found]), torch.cat([zeros for _, zeros in found])
+
+
+def _search_rows(weight: Tensor, costs: Tensor, largest: int, shrinks: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """`weight [N, G, g]`, `costs [G, g]` -> scales and zeros `[N, G]`."""
+    highest, lowest = weight.amax(-1, keepdim=True), weight.amin(-1, keepdim=True)  # [N, G, 1]
+    least = torch.full_like(highest, torch.inf)
+    best_scales, best_zeros = torch.ones_like(highest), torch.zeros_like(highest)
+    upper, lower = torch.zeros_like(highest), torch.zeros_like(highest)  # the best shares so far
+
+    def attempt(cut_upper: Tensor | float, cut_lower: Tensor | float) -> None:
+        nonlocal least, best_scales, best_zeros, upper, lower
+        low = lowest * (1 - cut_lower)
+        scales = ((highest * (1 - cut_upper) - low).clamp(min=SMALLEST_RANGE) / largest).half().float()
+        zeros = (-torch.round(low / scales)).clamp(0, largest)
+        change = torch.round(weight / scales).add_(zeros).clamp_(0, largest).sub_(zeros).mul_(scales).sub_(weight)
+        loss = torch.einsum("ngi,gi->ng", change.square_(), costs)[..., None]
+        better = loss < least
+        least, best_scales, best_zeros = (
+            torch.where(better, new, old) for new, old in ((loss, least), (scales, best_scales), (zeros, best_zeros))
+        )
+        upper = torch.where(better, cut_upper, upper)
+        lower = torch.where(better, cut_lower, lower)
+
+    for shrink in shrinks:
+        attempt(shrink, shrink)
+    together = lower
+    for shrink in shrinks:
+        attempt(shrink, together)
+    found = upper
+    for shrink in shrinks:
+        attempt(found, shrink)
+    return best_scales.squeeze(-1), best_zeros.squeeze(-1)
