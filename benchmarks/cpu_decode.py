@@ -73,7 +73,7 @@ def quantize(llm: Decoder, group_size: int, lm_head: str, generator: torch.Gener
     for parent in list(llm.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, four_bits(child.out_features, child.in_features, group_size, child.bias is not None, generator))
+                setattr(parent, name, four_bits(child.out_features, child.in_features, group_size, child.bias is not None, generator))  # pyright: ignore[reportUnnecessaryComparison]
     vocabulary, width = llm.model.embed_tokens.weight.shape
     if lm_head == "int8":
         head = Int8Linear(vocabulary, width, bias=False, quantize_activations=False)

@@ -27,6 +27,9 @@ class LinearShape:
     group_size: int
     bits: int = 4
 
+    def __str__(self) -> str:
+        return f"a layer of {self.outputs} outputs and {self.inputs} inputs in groups of {self.group_size}, {self.bits} bits"
+
 
 @runtime_checkable
 class MatmulKernel(Protocol):
@@ -64,7 +67,11 @@ _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 
 @contextmanager
 def forced(name: str | None) -> Generator[None]:
-    """Within the block, layers that are loaded take the kernel `name`, or fail. None: as usual."""
+    """Within the block, layers that are loaded take the kernel `name`, or fail. None: as usual.
+
+    with vila_quant.kernels.forced("reference"):
+        model = vila_core.load("my-model-awq")
+    """
     token = _forced.set(name)
     try:
         yield
@@ -79,7 +86,11 @@ def choose(shape: LinearShape, device: torch.device, dtype: torch.dtype) -> Matm
         kernel = cast("MatmulKernel", load_plugins().kernels.get(name))
         reason = kernel.refusal(shape, device, dtype)
         if reason is not None:
-            raise ConfigError(f"The kernel '{name}' was asked for, but refuses {shape}: {reason}. Leave --kernel out.")
+            activations = f"activations in {str(dtype).removeprefix('torch.')}"
+            raise ConfigError(
+                f"The kernel '{name}' was asked for, but refuses {shape}, {activations}: {reason}. "
+                "Leave --kernel out, or ask for another (`vila-quant kernels` lists them)."
+            )
         return kernel
     fitting = [kernel for kernel in all_kernels() if kernel.refusal(shape, device, dtype) is None]
     if not fitting:

@@ -98,7 +98,7 @@ def dequantize_words(words: Tensor, scales_and_zeros: Tensor) -> Tensor:
     """Words and `[G, N, 2]` -> the weight `[N, K]` in the dtype of the scales."""
     q = unpack_words(words)
     groups, outputs, _ = scales_and_zeros.shape
-    scales, zeros = scales_and_zeros.permute(2, 1, 0).unsqueeze(-1)  # [N, G, 1] each
+    scales, zeros = scales_and_zeros.permute(2, 1, 0).contiguous().unsqueeze(-1)  # [N, G, 1] each
     grouped = q.view(torch.int8).sub_(8).to(scales.dtype).view(outputs, groups, -1)
     return torch.addcmul(zeros, grouped, scales).view(outputs, -1)
 

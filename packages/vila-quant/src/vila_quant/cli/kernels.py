@@ -1,0 +1,93 @@
+"""`vila-quant kernels`: what multiplies each layer on this machine, and why."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vila_core.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from vila_quant.kernels.choices import Choice
+
+
+def list_kernels(
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the shapes of NVILA-8B.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, cpu, cuda:1, …; auto takes a GPU where there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of activations: bfloat16, float16, float32; auto is what loading would take.")] = "auto",
+    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="Take this one, or say why it refuses.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
+    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+) -> None:
+    """Say which kernel multiplies each layer on this machine and why, and which kernels refuse and why. No weight is read.
+
+    From Python a kernel is forced with [bold]with vila_quant.kernels.forced("reference"): vila_core.load(…)[/bold]
+
+    [bold]Example:[/bold] vila-quant kernels my-model-awq --device cpu --dtype bfloat16
+    """
+    from vila_core.checkpoint import open_checkpoint
+    from vila_core.checkpoint.sizes import estimate
+    from vila_core.loading import DTYPES, choose_device, choose_dtype
+    from vila_quant.kernels import forced
+    from vila_quant.kernels.choices import NVILA_8B, choices, layers_of
+
+    target = choose_device(device)
+    if model is None:
+        layers = NVILA_8B
+        if dtype not in (*DTYPES, "auto"):
+            raise ConfigError(unknown_name("dtype", dtype, [*DTYPES, "auto"]))
+        chosen = DTYPES["bfloat16" if dtype == "auto" else dtype]
+    else:
+        checkpoint = open_checkpoint(model, revision=revision, offline=offline)
+        layers = layers_of(checkpoint)
+        chosen = choose_dtype(dtype, checkpoint.config, estimate(checkpoint).parameters, target)
+    with forced(kernel):
+        found = choices(layers, target, chosen)
+    name = str(chosen).removeprefix("torch.")
+    if as_json:
+        typer.echo(json.dumps({"device": str(target), "dtype": name, "layers": [_as_dict(choice) for choice in found]}, indent=2))
+    else:
+        _print(found, f"{model or 'NVILA-8B'} on {target} in {name}")
+
+
+def _as_dict(choice: "Choice") -> dict[str, object]:
+    shape = choice.shape
+    sizes = {"outputs": shape.outputs, "inputs": shape.inputs, "group_size": shape.group_size, "bits": shape.bits}
+    return {
+        "layers": list(choice.layers),
+        **sizes,
+        "kernel": choice.kernel,
+        "reason": choice.reason,
+        "refusals": dict(choice.refusals),
+    }
+
+
+def _print(found: "list[Choice]", title: str) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, header_style="bold", pad_edge=False, title=escape(title), title_justify="left")
+    table.add_column("layers")
+    for column in ("outputs", "inputs", "group"):
+        table.add_column(column, justify="right")
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("why")
+    for choice in found:
+        shape, names = choice.shape, _short(choice.layers)
+        table.add_row(
+            escape(names), str(shape.outputs), str(shape.inputs), str(shape.group_size), escape(choice.kernel), escape(choice.reason)
+        )
+    console.print(table)
+    refusals = dict.fromkeys((name, reason) for choice in found for name, reason in choice.refusals.items())
+    if refusals:
+        console.print("\n[bold]Not taken[/bold]")
+        for name, reason in refusals:
+            console.print(f"{escape(name)}: {escape(reason)}", soft_wrap=True)
+
+
+def _short(layers: tuple[str, ...]) -> str:
+    """Return the last parts of names, such as "q_proj, o_proj"."""
+    return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))

@@ -1,0 +1,87 @@
+"""Which kernel each layer of a model takes on a device, and why: what `vila-quant kernels` shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vila_core.errors import ConfigError
+from vila_quant.formats.layers import find_layers
+from vila_quant.kernels.registry import LinearShape, all_kernels, choose
+
+if TYPE_CHECKING:
+    import torch
+
+    from vila_core.checkpoint import Checkpoint
+
+GROUP_SIZE = 128
+"""Of layers that are not quantized yet, where it divides their width; else 64 or 32."""
+
+_ATTENTION, _MLP = "llm.model.layers.*.self_attn", "llm.model.layers.*.mlp"
+NVILA_8B: Mapping[LinearShape, tuple[str, ...]] = {
+    LinearShape(3584, 3584, GROUP_SIZE): (f"{_ATTENTION}.q_proj", f"{_ATTENTION}.o_proj"),
+    LinearShape(512, 3584, GROUP_SIZE): (f"{_ATTENTION}.k_proj", f"{_ATTENTION}.v_proj"),
+    LinearShape(18944, 3584, GROUP_SIZE): (f"{_MLP}.gate_proj", f"{_MLP}.up_proj"),
+    LinearShape(3584, 18944, GROUP_SIZE): (f"{_MLP}.down_proj",),
+}
+"""The layers of NVILA-8B, for a look at a machine without a model."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel for layers of one shape: `layers` are names, numbers in them written `*`; `refusals` says why others are not taken."""
+
+    layers: tuple[str, ...]
+    shape: LinearShape
+    kernel: str
+    reason: str
+    refusals: Mapping[str, str]
+
+
+def layers_of(checkpoint: Checkpoint) -> dict[LinearShape, tuple[str, ...]]:
+    """Return the four-bit linears of a checkpoint by shape; of one that is not quantized, what `vila-quant awq` would quantize."""
+    entries = checkpoint.weights.entries
+    quantized = find_layers(entries).groupwise
+    if quantized:
+        return _by_shape((layer.name, LinearShape(layer.outputs, layer.inputs, layer.group_size)) for layer in quantized)
+    linears = {
+        name.removesuffix(".weight"): entry.shape
+        for name, entry in entries.items()
+        if re.fullmatch(r"llm\..*\.layers\.\d+\..*\.weight", name) and len(entry.shape) == 2
+    }
+    return _by_shape((name, LinearShape(shape[0], shape[1], _fitting_group(shape[1]))) for name, shape in linears.items())
+
+
+def choices(layers: Mapping[LinearShape, tuple[str, ...]], device: torch.device, dtype: torch.dtype) -> list[Choice]:
+    """Return the choice for each shape. Raises `ConfigError` where none is possible, as loading would."""
+    return [_choice(shape, names, device, dtype) for shape, names in layers.items()]
+
+
+def _choice(shape: LinearShape, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Choice:
+    kernel = choose(shape, device, dtype)
+    reasons = {other.name: other.refusal(shape, device, dtype) for other in all_kernels()}
+    refusals = {name: reason for name, reason in reasons.items() if reason is not None}
+    fitting = [other.name for other in all_kernels() if other.name not in refusals]
+    if kernel.name != fitting[0]:
+        reason = f"asked for; without that, {fitting[0]}"
+    elif len(fitting) == 1:
+        reason = "the only one that takes it"
+    else:
+        reason = f"priority {kernel.priority}, before {', '.join(fitting[1:])}"
+    return Choice(names, shape, kernel.name, reason, refusals)
+
+
+def _by_shape(layers: Iterable[tuple[str, LinearShape]]) -> dict[LinearShape, tuple[str, ...]]:
+    found: dict[LinearShape, dict[str, None]] = {}
+    for name, shape in layers:
+        found.setdefault(shape, {})[re.sub(r"\.\d+\.", ".*.", name)] = None
+    return {shape: tuple(names) for shape, names in found.items()}
+
+
+def _fitting_group(inputs: int) -> int:
+    for size in (GROUP_SIZE, 64, 32):
+        if inputs % size == 0:
+            return size
+    raise ConfigError(f"No group size of 128, 64 or 32 divides a width of {inputs}: such a layer is left out with --skip.")
