@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
+from vila_quant.awq.methods import METHODS
 from vila_quant.kernels.builtin import KERNELS
 
 if TYPE_CHECKING:
     import typer
-    from torch import Tensor
 
     from vila_core.checkpoint import Checkpoint
     from vila_core.hookspecs import CheckpointFormat
-    from vila_core.language.decoder import Block
-    from vila_quant.awq.block import Surroundings
-    from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
+    from vila_quant.awq.method import BlockQuantizer
     from vila_quant.formats.awq import AwqFormat
     from vila_quant.formats.tinychat import TinyChatFormat
     from vila_quant.kernels import MatmulKernel
@@ -52,24 +50,6 @@ class LazyFormat:
         self._format.write(checkpoint, path)
 
 
-@dataclass(frozen=True)
-class LazyMethod:
-    """A method of quantizing blocks, by its name in `vila_quant.awq.methods.METHODS`, imported when it is first asked something."""
-
-    name: str
-
-    @cached_property
-    def _method(self) -> BlockQuantizer:
-        return vars(import_module("vila_quant.awq.methods"))["METHODS"][self.name]
-
-    @property
-    def follows_quantized(self) -> bool:
-        return self._method.follows_quantized
-
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
-        return self._method.quantize_block(block, x, surroundings, options)
-
-
 @hookimpl
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """Quantized checkpoints: AutoAWQ's and TinyChat's."""
@@ -79,7 +59,7 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
 @hookimpl
 def vila_quantizers() -> Sequence[BlockQuantizer]:
     """AWQ as published, ours, and plain rounding."""
-    return (LazyMethod("reference"), LazyMethod("best"), LazyMethod("nearest"))
+    return tuple(METHODS.values())
 
 
 @hookimpl

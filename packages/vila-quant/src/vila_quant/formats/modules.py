@@ -8,6 +8,7 @@ from torch import nn
 from vila_core.errors import CheckpointError
 from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
+from vila_quant.fp8 import Fp8Linear
 from vila_quant.int8 import Int8Linear
 from vila_quant.kernels.registry import LinearShape
 from vila_quant.linear import GroupwiseLinear
@@ -64,7 +65,7 @@ def _eight_bits(layer: EightBitLayer, bias: bool) -> nn.Module:
     if layer.kind == "int8":
         # A tower multiplies many rows at once, which int8 by int8 makes fast; a head multiplies one, and waits for its weights alone.
         return Int8Linear(layer.outputs, layer.inputs, bias=bias, quantize_activations=layer.name.startswith("vision_tower."))
-    raise CheckpointError(f"'{layer.name}' has fp8 weights, which this version does not run. Quantize the tower with --vision int8.")
+    return Fp8Linear(layer.outputs, layer.inputs, bias=bias)
 
 
 def _check_whole(network: nn.Module, config: AwqConfig) -> None:

@@ -15,7 +15,7 @@ from vila_core.checkpoint.copying import tensor_bytes
 from vila_core.checkpoint.pickles import load_pickle
 from vila_core.checkpoint.reading import DTYPE_NAMES, DTYPES
 from vila_core.config import DecoderConfig
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins import load_plugins
 from vila_quant.formats.layers import GROUPWISE_TENSORS
 from vila_quant.packing.autoawq import GemmTensors, pack_gemm, unpack_gemm
@@ -131,7 +131,11 @@ def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> 
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return TinyChat's state dict of the quantized language model in `checkpoint`, in the order of the model's modules."""
+    """Return TinyChat's state dict of the quantized language model in `checkpoint`, in the order of the model's modules.
+
+    Raises:
+        CheckpointError: a layer's zeros could not be told from what TinyChat stores of them.
+    """
     tensors: dict[str, Tensor] = {}
     for name, chunks in checkpoint.weights.stream():
         if name.startswith(PREFIX):
@@ -148,7 +152,10 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
         module, _, kind = key.rpartition(".")
         if kind == "weight" and f"{module}.qweight" in tensors:
             gemm = GemmTensors(*(tensors.pop(f"{module}.{name}") for name in GROUPWISE_TENSORS))
-            packed = pack_tinychat(unpack_gemm(gemm))
+            try:
+                packed = pack_tinychat(unpack_gemm(gemm))
+            except ConfigError as error:
+                raise CheckpointError(f"Layer '{module}' of {checkpoint.path}: {error}") from None
             ordered |= {f"{module}.{name}": vars(packed)[name] for name in TINYCHAT_TENSORS}
         elif key in tensors:
             ordered[key] = tensors.pop(key)

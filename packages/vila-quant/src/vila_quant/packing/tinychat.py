@@ -30,7 +30,7 @@ class TinyChatTensors:
 
 
 def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
-    """Pack four-bit integers in groups of 128. Raises `ConfigError` for anything else."""
+    """Pack four-bit integers in groups of 128. Raises `ConfigError` for anything else, or scales too small to tell zeros by."""
     outputs, inputs = weight.q.shape
     if weight.bits != 4 or weight.group_size != GROUP_SIZE or outputs % INTERLEAVE:
         raise ConfigError(
@@ -39,6 +39,10 @@ def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
         )
     scales = weight.scales.half()
     scaled_zeros = _scaled_zeros(scales, weight.zeros)
+    if not torch.equal(_zeros(scales, scaled_zeros), weight.zeros.to(scales.dtype)):
+        raise ConfigError(
+            f"TinyChat stores zero · scale, from which no zero can be told where scales are as small as {scales.abs().min()}."
+        )
     padding = padded_groups(inputs // GROUP_SIZE) - inputs // GROUP_SIZE
     return TinyChatTensors(
         _pack(weight.q),
@@ -58,7 +62,7 @@ def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
             f"scaled_zeros {list(scaled_zeros.shape)}. Expected [N/4, K], [K/128 rounded up to 8, N] twice."
         )
     own_scales = scales[:groups].T.contiguous()
-    zeros = torch.round(-scaled_zeros[:groups].T.float() / own_scales.float()).clamp(0, 15).to(scales.dtype)
+    zeros = _zeros(own_scales, scaled_zeros[:groups].T)
     if not torch.equal(_scaled_zeros(own_scales, zeros), scaled_zeros[:groups].T):
         raise CheckpointError("TinyChat's scaled_zeros are not -(zero · scale) with whole zeros from 0 to 15. The file is damaged.")
     return GroupwiseWeight(_unpack(qweight), own_scales, zeros, 4)
@@ -66,6 +70,10 @@ def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
 
 def _scaled_zeros(scales: Tensor, zeros: Tensor) -> Tensor:
     return -(scales * zeros.float()).half()
+
+
+def _zeros(scales: Tensor, scaled_zeros: Tensor) -> Tensor:
+    return torch.round(-scaled_zeros.float() / scales.float()).clamp(0, 15).to(scales.dtype)
 
 
 def padded_groups(groups: int) -> int:
