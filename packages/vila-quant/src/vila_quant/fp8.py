@@ -7,6 +7,9 @@ M rows, N outputs, K inputs
 On GPUs with fp8 units (Ada, Hopper and later) through `torch._scaled_mm`; elsewhere both sides are dequantized, which saves memory alone.
 """
 
+# PyTorch has no public names for these products.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 import warnings
 
 import torch
@@ -78,9 +81,7 @@ def multiply_fp8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tenso
     The product comes out of the tensor cores in bfloat16; a bias in bfloat16 is added before it is rounded to that.
     """
     inside = bias if bias is not None and bias.dtype == torch.bfloat16 else None
-    y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        x, weight.T, x_scale, weight_scale.T, bias=inside, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    y = torch._scaled_mm(x, weight.T, x_scale, weight_scale.T, bias=inside, out_dtype=torch.bfloat16, use_fast_accum=True)
     return y if bias is None or inside is not None else y + bias.float()
 
 

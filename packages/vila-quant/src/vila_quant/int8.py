@@ -10,6 +10,9 @@ product is one of integers:
     x ≈ x_q · x_scale,   x_scale = max|x| / 127 of each row,   y = (x_q qᵀ) · scale · x_scale + bias
 """
 
+# PyTorch has no public names for these products.
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,7 +102,7 @@ def integer_product(x: Tensor, weight: Tensor) -> Tensor:
     if x.is_cuda:
         return _int_mm_cuda(x, weight)
     if x.device.type == "cpu" and torch.cpu._is_vnni_supported():
-        return torch._int_mm(x, weight.T)  # pyright: ignore[reportPrivateImportUsage]
+        return torch._int_mm(x, weight.T)
     slices = zip(x.split(EXACT_COLUMNS, dim=1), weight.split(EXACT_COLUMNS, dim=1), strict=True)
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     for a, b in slices:
@@ -113,7 +116,7 @@ def _int_mm_cuda(x: Tensor, weight: Tensor) -> Tensor:
     more_rows, more_columns, more_outputs = max(0, 32 - rows), -columns % 8, -outputs % 8
     x = F.pad(x, (0, more_columns, 0, more_rows)) if more_rows or more_columns else x
     weight = F.pad(weight, (0, more_columns, 0, more_outputs)) if more_outputs or more_columns else weight
-    return torch._int_mm(x, weight.T)[:rows, :outputs]  # pyright: ignore[reportPrivateImportUsage]
+    return torch._int_mm(x, weight.T)[:rows, :outputs]
 
 
 def multiply_weight_only(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
