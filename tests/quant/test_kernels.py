@@ -189,6 +189,7 @@ def test_tinygemm_panels_are_the_weight() -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("shape", [*SHAPES[:4], LinearShape(1024, 3584, 128)], ids=[*IDS[:4], "1024x3584g128"])
 def test_tinygemm_is_as_exact_as_the_reference(shape: LinearShape) -> None:
     device = torch.device("cuda")
@@ -236,7 +237,7 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("shape", [(40, 48), (200, 33), (8, 256)], ids=["40x48", "200x33", "8x256"])
+@pytest.mark.parametrize("shape", [(40, 48), (200, 33), (8, 256), (41, 64)], ids=["40x48", "200x33", "8x256", "41x64"])
 def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vila_quant.int8.PANEL_ELEMENTS", 16 * shape[1])
     generator = torch.Generator().manual_seed(0)
@@ -290,6 +291,7 @@ def test_listed_kernels_are_what_their_modules_say() -> None:
         (LinearShape(64, 128, 128), "cpu", torch.float16, "float16"),
         (LinearShape(64, 96, 48), "cpu", BF16, "groups of 32, 64, 128, 256, not 48"),
         (LinearShape(64, 128, 128, bits=3), "cpu", BF16, "4 bits, not 3"),
+        (LinearShape(2**18, 2**13, 128), "cpu", BF16, "32 bits"),
     ],
 )
 def test_int4pack_says_why_it_refuses(shape: LinearShape, device: str, dtype: torch.dtype, reason: str) -> None:

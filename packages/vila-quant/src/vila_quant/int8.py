@@ -32,6 +32,9 @@ SMALLEST_RANGE = 1e-5
 EXACT_COLUMNS = 1024
 """Products of int8 (at most 127²) whose sum float32 holds exactly, below 2²⁴."""
 
+WHOLE_VECTORS = 64
+"""PyTorch's int8 product reads past the end of rows that are not whole vectors, and does not check: other widths take panels."""
+
 
 class Int8Linear(nn.Module):
     """`y = x Wᵀ + b` with W in int8; its names in a state dict are those of the file.
@@ -121,8 +124,9 @@ def _int_mm_cuda(x: Tensor, weight: Tensor) -> Tensor:
 
 def multiply_weight_only(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """`x [M, K]`, `weight [N, K]` int8, `scale [N]` -> `[M, N]`; `scale` and result in the dtype of `x`."""
-    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and 0 < x.shape[0] <= FEW_ROWS:
-        return torch.ops.aten._weight_int8pack_mm(x, weight, scale)
+    packed = x.device.type == "cpu" and x.dtype == torch.bfloat16 and weight.shape[1] % WHOLE_VECTORS == 0
+    if packed and 0 < x.shape[0] <= FEW_ROWS:
+        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, scale)
     step = max(1, PANEL_ELEMENTS // weight.shape[1])
     panels = [F.linear(x, panel.to(x.dtype)) for panel in weight.split(step)]
     return torch.cat(panels, dim=-1) * scale

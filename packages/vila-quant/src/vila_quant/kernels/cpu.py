@@ -80,6 +80,8 @@ class CpuInt4PackKernel:
             return f"it takes 4 bits, not {shape.bits}"
         if shape.group_size not in GROUP_SIZES:
             return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
+        if (shape.outputs + ROWS_MULTIPLE) * shape.inputs >= 2**31:
+            return "PyTorch's product counts the weights of a layer in 32 bits"
         if block_layout() is None:
             return f"PyTorch packs weights in an unknown way on this CPU ({torch.backends.cpu.get_cpu_capability()})"
         return None
