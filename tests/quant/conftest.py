@@ -1,11 +1,21 @@
-"""Recorded outputs of the reference: the subset committed under `data/golden-awq`, or the folders given with `--recordings`."""
+"""Recorded outputs of the reference (the committed subset, or the folders given with `--recordings`), and small quantized models."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from vila_core.checkpoint import Checkpoint, convert, open_checkpoint, save_checkpoint
+from vila_core.checkpoint.memory import MemoryWeights
+from vila_core.config import DecoderConfig, ProjectorConfig
+from vila_core.embedded import embedded_model
+from vila_core.model import VilaModel
+from vila_core.tokenizer import Tokenizer
+from vila_quant.groupwise import quantize
+from vila_quant.packing.autoawq import pack_gemm
 
 COMMITTED = Path(__file__).parent / "data" / "golden-awq"
 
@@ -34,3 +44,81 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         given = [Path(folder) for folder in metafunc.config.getoption("recordings") or ()]
         folders = [folder for folder in given if (folder / "a_fake_quant.safetensors").exists()] or [COMMITTED]
         metafunc.parametrize("recording", [Recording(folder) for folder in folders], ids=[folder.name for folder in folders])
+
+
+# ------------------------------------------------------------------------------------------------ quantized models
+
+
+def rounded(checkpoint: Checkpoint, group_size: int, *, skip: tuple[str, ...] = ()) -> Checkpoint:
+    """Return the checkpoint with every linear of the blocks rounded to the nearest of four-bit integers, in memory."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in checkpoint.weights.shards():
+        module = name.removesuffix(".weight")
+        if name.startswith("llm.model.layers.") and name.endswith("_proj.weight") and module not in skip:
+            tensors |= {f"{module}.{kind}": value for kind, value in vars(pack_gemm(quantize(tensor.half(), 4, group_size))).items()}
+        else:
+            tensors[name] = tensor
+    return replace(checkpoint, weights=MemoryWeights(tensors))
+
+
+def tensors_of(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return all tensors by canonical name."""
+    return dict(checkpoint.weights.shards())
+
+
+def with_tensors(checkpoint: Checkpoint, changed: dict[str, Tensor | None]) -> Checkpoint:
+    """Return the checkpoint in memory with some tensors changed, added, or (None) taken away."""
+    tensors = tensors_of(checkpoint) | changed
+    return replace(checkpoint, weights=MemoryWeights({name: tensor for name, tensor in tensors.items() if tensor is not None}))
+
+
+def small_model(out: Path, language_model: DecoderConfig, format: str = "vila") -> Checkpoint:
+    """Write a random model of the NVILA-Lite design around a language model, with the embedded model's tokenizer."""
+    tiny = open_checkpoint(embedded_model())
+    tower = tiny.config.vision_tower.model_copy(
+        update={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "use_head": False}
+    )
+    config = tiny.config.model_copy(
+        update={
+            "vision_tower": tower,
+            "projector": ProjectorConfig(name="mlp_downsample_3x3_fix", in_size=16, out_size=language_model.hidden_size),
+            "language_model": language_model,
+            "preprocess": tiny.config.preprocess.model_copy(update={"image_aspect_ratio": "dynamic", "max_tiles": 2}),
+            "chat_template": None,
+        }
+    )
+    torch.manual_seed(3)
+    network = VilaModel(config, Tokenizer.from_folder(tiny.tokenizer_path))
+    return save_checkpoint(network.state_dict(), config, tiny.tokenizer_path, out, format=format, dtype=torch.float16)
+
+
+@pytest.fixture(scope="session")
+def whole_tiny() -> Checkpoint:
+    """The embedded model."""
+    return open_checkpoint(embedded_model())
+
+
+@pytest.fixture(scope="session")
+def awq_tiny(tmp_path_factory: pytest.TempPathFactory, whole_tiny: Checkpoint) -> Checkpoint:
+    """The embedded model in four bits, on disk; not to be changed."""
+    return convert(rounded(whole_tiny, 128), tmp_path_factory.mktemp("awq") / "vila-tiny-awq", "awq")
+
+
+@pytest.fixture(scope="session")
+def lite(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A random model in the layout `nvila`, whole; its widths take groups of 32."""
+    config = DecoderConfig(
+        architecture="qwen2",
+        hidden_size=64,
+        vocab_size=1024,
+        max_length=512,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        max_position_embeddings=512,
+        attention_bias=True,
+        tie_word_embeddings=False,
+    )
+    return small_model(tmp_path_factory.mktemp("lite") / "whole", config, "nvila")

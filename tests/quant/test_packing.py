@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.quant.conftest import Recording
 from torch import Tensor
 
-from tests.quant.conftest import Recording
 from vila_core.errors import CheckpointError, ConfigError
 from vila_quant.groupwise import GroupwiseWeight, fake_quantize, quantize
 from vila_quant.packing.autoawq import GemmTensors, pack_gemm, unpack_gemm

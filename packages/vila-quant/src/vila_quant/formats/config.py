@@ -101,7 +101,7 @@ def write_awq_config(layers: QuantizedLayers, entries: Entries) -> Mapping[str, 
         "group_size": layers.group_size,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": [*_whole_layers(layers, entries), "vision_tower", "mm_projector"],
+        "modules_to_not_convert": [*_whole_layers(layers, entries), *_whole_parts(layers)],
     }
 
 
@@ -115,3 +115,8 @@ def _whole_layers(layers: QuantizedLayers, entries: Entries) -> Sequence[str]:
     names = [name.removesuffix(".weight") for name, entry in entries.items() if name.endswith(".weight") and len(entry.shape) == 2]
     whole = [name.removeprefix("llm.") for name in names if name.startswith("llm.") and not name.endswith(("embed_tokens", ".lm_head"))]
     return [*whole, *(() if "llm.lm_head" in converted else ("lm_head",))]
+
+
+def _whole_parts(layers: QuantizedLayers) -> Sequence[str]:
+    converted = {layer.name.partition(".")[0] for layer in layers.groupwise}
+    return [part for part in ("vision_tower", "mm_projector") if part not in converted]

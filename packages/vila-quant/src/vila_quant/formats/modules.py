@@ -31,7 +31,8 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
     for layer in (*layers.groupwise, *layers.eight_bits):
         bias = _find_linear(modules, layer).bias is not None  # pyright: ignore[reportUnnecessaryComparison]
         module = _groupwise(layer, bias) if isinstance(layer, GroupwiseLayer) else _eight_bits(layer, bias)
-        network.set_submodule(layer.name, module)
+        parent, _, attribute = layer.name.rpartition(".")
+        setattr(modules[parent], attribute, module)  # a tied model has None there, which `set_submodule` refuses
     if config is not None:
         _check_whole(network, config)
 
