@@ -111,10 +111,14 @@ def _whole_layers(layers: QuantizedLayers, entries: Entries) -> Sequence[str]:
     Readers match a name within the full one or at its end, so these serve in the folder of the language model and in the whole model.
     The head is named though a tied model stores none: readers make it of the embedding.
     """
-    converted = {layer.name for layer in layers.groupwise}
+    whole = [name for name in whole_linears(entries) if name != "lm_head"]
+    return [*whole, *(() if any(layer.name == "llm.lm_head" for layer in layers.groupwise) else ("lm_head",))]
+
+
+def whole_linears(entries: Entries) -> Sequence[str]:
+    """Return the language model's linears that have a tensor `weight`, without the prefix "llm."."""
     names = [name.removesuffix(".weight") for name, entry in entries.items() if name.endswith(".weight") and len(entry.shape) == 2]
-    whole = [name.removeprefix("llm.") for name in names if name.startswith("llm.") and not name.endswith(("embed_tokens", ".lm_head"))]
-    return [*whole, *(() if "llm.lm_head" in converted else ("lm_head",))]
+    return [name.removeprefix("llm.") for name in names if name.startswith("llm.") and not name.endswith(".embed_tokens")]
 
 
 def _whole_parts(layers: QuantizedLayers) -> Sequence[str]:

@@ -18,6 +18,7 @@ from vila_core.checkpoint.vila import index_parts, quantization_at, read_parts, 
 from vila_core.checkpoint.vila_writer import PARTS, fill_vila
 from vila_core.errors import CheckpointError
 from vila_quant.formats.awq import layout_at, quantization, source_layout
+from vila_quant.formats.config import whole_linears
 from vila_quant.formats.layers import QuantizedLayers, find_layers
 
 if TYPE_CHECKING:
@@ -84,13 +85,14 @@ def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:
     ]
     problems += [f"'{layer.name}' is {layer.kind}" for layer in layers.eight_bits]
     problems += [f"'{layer.name}' is quantized" for layer in layers.groupwise if not layer.name.startswith(f"{PREFIX}model.")]
+    problems += [f"'{PREFIX}{name}' is whole" for name in whole_linears(checkpoint.weights.entries) if name != "lm_head"]
     if not layers.groupwise:
         raise CheckpointError(f"{checkpoint.path} holds whole weights; format 'tinychat' holds quantized ones. Make them: vila-quant awq.")
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(
-            f"Format 'tinychat' holds linears of the language model's blocks in groups of {GROUP_SIZE} with F16 scales, and the rest "
-            f"whole: {problems[0]}{more}. Format 'awq' can hold this model."
+            f"Format 'tinychat' holds every linear of the language model's blocks in groups of {GROUP_SIZE} with F16 scales, and the "
+            f"rest whole: {problems[0]}{more}. Format 'awq' can hold this model."
         )
 
 
