@@ -44,7 +44,7 @@ def quantize_best(block: Block, x: Tensor, surroundings: Surroundings, options: 
         candidates = best_candidates(costs.sqrt(), stacked, options.group_size)
         choices.append(search_costed_scales(group, stacked, costs, candidates, fake))
     for choice in choices:
-        scales = fold_scales(block, choice, weights)
+        scales = fold_scales(block, choice, weights, options.stored_dtype)
         factors[choice.group.linears[0]] = factors[choice.group.linears[0]].scaled(scales)
 
     results: dict[str, GroupwiseWeight] = {}
@@ -81,10 +81,10 @@ def search_costed_scales(
     return ScaleChoice(group, candidates[best].scales.float(), best, tuple(losses))
 
 
-def fold_scales(block: Block, choice: ScaleChoice, weights: dict[str, Tensor]) -> Tensor:
+def fold_scales(block: Block, choice: ScaleChoice, weights: dict[str, Tensor], stored_dtype: torch.dtype | None = None) -> Tensor:
     """Multiply the group's fp32 `weights` by the scales, and divide what comes before; return the scales as they were applied, `[K]`.
 
-    A norm's weight may be 16 bits wide: the linears take the scale that its rounded quotient stands for, so that nothing is lost.
+    A norm's weight may be stored in 16 bits: the linears take the scale that its rounded quotient stands for, so that nothing is lost.
     """
     scales = choice.scales
     previous = block.get_submodule(choice.group.previous)
@@ -94,7 +94,7 @@ def fold_scales(block: Block, choice: ScaleChoice, weights: dict[str, Tensor]) -
         weight = previous.weight
         assert isinstance(weight, Tensor)
         whole = weight.float().clone()
-        weight.copy_(whole / scales)
+        weight.copy_((whole / scales).to(stored_dtype or weight.dtype))
         applied = whole / weight.float()
         scales = torch.where(torch.isfinite(applied) & (applied > 0), applied, scales)
     bias = dict(previous.named_parameters(recurse=False)).get("bias")

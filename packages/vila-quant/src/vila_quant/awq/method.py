@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from vila_core.language.decoder import Block
@@ -23,12 +24,14 @@ class BlockOptions:
         group_size: divides every width that is quantized.
         skip: linears of the block to leave whole.
         sequences_at_once: of the calibration, to pass the block together; bounds the memory.
+        stored_dtype: of norms and biases in the file, where it has fewer bits than the block's; None: the block's own.
     """
 
     bits: int = 4
     group_size: int = 128
     skip: frozenset[str] = frozenset()
     sequences_at_once: int = 16
+    stored_dtype: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

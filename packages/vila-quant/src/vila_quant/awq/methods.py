@@ -52,4 +52,4 @@ class Nearest:
         return quantize_nearest(block, x, surroundings, options)
 
 
-METHODS: tuple[BlockQuantizer, ...] = (Best(), Reference(), Nearest())
+METHODS: dict[str, BlockQuantizer] = {method.name: method for method in (Best(), Reference(), Nearest())}

@@ -1,0 +1,178 @@
+"""Samples for calibration: a folder, a JSONL or text file, a registered dataset, or the built-in ones.
+
+| source | what it is |
+| --- | --- |
+| `auto` | `drawn-world`, where it is registered, for a model whose small vocabulary cannot spell other text; else `builtin` |
+| `builtin` | plain text of several kinds and languages, and pictures that we draw: works offline, for any model |
+| a dataset's name | one that a plugin registers (hook `vila_datasets`) and that makes its rows, such as `drawn-world` |
+| a folder | images and videos; `NAME.txt` beside a medium is its prompt |
+| a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}`, one a line; paths are relative to the file |
+| a `.txt` file | documents, cut at form feeds |
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+from vila_core.checkpoint.json_files import parse_json_object
+from vila_core.errors import CheckpointError, unknown_name
+from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
+from vila_core.plugins import load_plugins
+from vila_core.prompt import Part
+from vila_quant.errors import QuantizationError
+
+DEFAULT_PROMPT = "Describe the image in detail."
+DRAWN_WORLD = "drawn-world"
+SMALL_VOCABULARY = 4096
+"""Tokens below which a model was trained on a closed world, not on text at large."""
+WINDOW = 2000
+"""Characters of the built-in text that make one sample: some 500 tokens of English."""
+KEYS = ("prompt", "image", "images", "video", "answer")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and its answer, if known. `is_text`: a piece of running text, taken as it is, without a chat template."""
+
+    prompt: Sequence[Part]
+    answer: str | None = None
+    is_text: bool = False
+
+
+@runtime_checkable
+class RowSource(Protocol):
+    """A registered dataset that makes its rows: any index, always the same row (`prompt`, `answer`)."""
+
+    @property
+    def name(self) -> str: ...
+
+    def sources(self) -> Sequence[str]: ...
+
+    def row(self, split: str, source: str, index: int, /) -> Mapping[str, Any]: ...
+
+
+def resolve_source(source: str, vocab_size: int) -> str:
+    """Return which source "auto" stands for, for a model of `vocab_size` tokens; any other is returned as it is."""
+    if source != "auto":
+        return source
+    return DRAWN_WORLD if vocab_size < SMALL_VOCABULARY and DRAWN_WORLD in load_plugins().datasets else "builtin"
+
+
+def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sample]:
+    """Yield samples: endlessly from what is made as it goes, once from files.
+
+    Args:
+        source: as the table above says, "auto" resolved.
+        seed: of the order, and of what is made.
+        picture_share: of the built-in samples, how many are pictures, 0 to 1.
+
+    Raises:
+        QuantizationError: nothing of that name, an empty folder, or a line that is no sample.
+    """
+    if source == "builtin":
+        return _builtin(seed, picture_share)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _folder(path, seed)
+    if path.is_file():
+        return _text(path.read_text(encoding="utf-8"), seed) if path.suffix == ".txt" else _json_lines(path, seed)
+    datasets = {item.name: item for item in load_plugins().datasets if isinstance(item, RowSource)}
+    if source not in datasets:
+        message = unknown_name("calibration", source, [*datasets, "auto", "builtin"])
+        raise QuantizationError(f"{message} There is no folder or file of that name either.")
+    return _rows(datasets[source], seed)
+
+
+def builtin_text() -> str:
+    """Return the text that comes with vila-quant: documents between form feeds."""
+    return (files("vila_quant") / "assets" / "calibration.txt").read_text(encoding="utf-8")
+
+
+def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
+    """Pictures evenly among text, and alone when the text is used up."""
+    from vila_quant.calibration.pictures import draw_sample
+
+    text = builtin_text()
+    story = text.partition("\f")[0]
+    windows = _text(text, seed)
+    pictures = (draw_sample(number, seed, story) for number in count())
+    owed = 0.0
+    while True:
+        owed += picture_share
+        sample = next(pictures) if owed >= 1 else next(windows, None)
+        if sample is None:
+            yield from pictures
+            return
+        owed -= owed >= 1
+        yield sample
+
+
+def _text(text: str, seed: int) -> Iterator[Sample]:
+    """Windows of all documents, in one random order."""
+    documents = [document.strip() for document in text.split("\f")]
+    windows = [document[start : start + WINDOW] for document in documents for start in range(0, len(document), WINDOW)]
+    random.Random(seed).shuffle(windows)
+    return iter([Sample((window,), is_text=True) for window in windows if window.strip()])
+
+
+def _rows(dataset: RowSource, seed: int) -> Iterator[Sample]:
+    names = dataset.sources()
+    for index in count(seed * 1_000_000):
+        for name in names:
+            row = dataset.row("train", name, index)
+            yield Sample(cast("Sequence[Part]", row["prompt"]), str(row["answer"]))
+
+
+def _folder(folder: Path, seed: int) -> Iterator[Sample]:
+    media = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+    if not media:
+        raise QuantizationError(f"{folder} holds no images or videos. Give a folder with some, or a .jsonl or .txt file.")
+    random.Random(seed).shuffle(media)
+    return (Sample((open_media(path), _prompt_beside(path))) for path in media)
+
+
+def _prompt_beside(path: Path) -> str:
+    file = path.with_suffix(".txt")
+    return file.read_text(encoding="utf-8").strip() or DEFAULT_PROMPT if file.exists() else DEFAULT_PROMPT
+
+
+def _json_lines(path: Path, seed: int) -> Iterator[Sample]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise QuantizationError(f"{path} is no text file. Expected .jsonl or .txt in UTF-8.") from error
+    samples = [_read_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    random.Random(seed).shuffle(samples)
+    return iter(samples)
+
+
+def _read_line(path: Path, number: int, line: str) -> Sample:
+    where = f"{path}, line {number}"
+    try:
+        row = parse_json_object(line, where)
+    except CheckpointError as error:
+        raise QuantizationError(f"{error} Expected one sample a line.") from None
+    unknown = [key for key in row if key not in KEYS]
+    if unknown:
+        raise QuantizationError(f"{where}: {unknown_name('key', unknown[0], KEYS)}")
+    images = row.get("images", [])
+    pictures: list[object] = [
+        *([row["image"]] if "image" in row else []),
+        *(cast("list[object]", images) if isinstance(images, list) else [images]),
+    ]
+    videos = [row["video"]] if "video" in row else []
+    prompt, answer = row.get("prompt"), row.get("answer")
+    texts = [*pictures, *videos, *([answer] if answer is not None else []), *([prompt] if prompt is not None else [])]
+    if not texts or not all(isinstance(text, str) and text for text in texts):
+        raise QuantizationError(f"{where}: {json.dumps(row)[:100]}; expected strings, and a prompt or a medium.")
+    media = [Image(_beside(path, cast("str", name))) for name in pictures] + [Video(_beside(path, cast("str", name))) for name in videos]
+    return Sample((*media, cast("str", prompt or DEFAULT_PROMPT)), cast("str | None", answer))
+
+
+def _beside(path: Path, name: str) -> str:
+    return name if ":" in name else str(path.parent / name)

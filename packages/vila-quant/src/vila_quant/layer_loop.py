@@ -1,0 +1,176 @@
+"""The blocks of the language model, one after the other: read, quantize, keep, and pass the calibration on.
+
+B sequences, T tokens, D width
+"""
+
+import gc
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vila_core.language.decoder import Block
+from vila_quant.awq.block import LINEARS, Surroundings, run_block
+from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
+from vila_quant.awq.scales import mean_squared_error
+from vila_quant.blocks import TensorReader, restore_block, round_block, store_block
+from vila_quant.errors import QuantizationError
+from vila_quant.options import QuantizationOptions
+from vila_quant.plan import LAYERS, Plan
+from vila_quant.progress import Progress
+from vila_quant.work_folder import WorkFolder
+
+SEQUENCES_AT_ONCE = {"cuda": 16, "cpu": 4}
+JUDGED_SEQUENCES = 4
+"""Sequences that a block's loss is measured on."""
+
+
+@dataclass
+class LayerLoop:
+    """Quantizes all blocks.
+
+    Attributes:
+        plan, options: what to do, and how.
+        method: of the search.
+        reader: of the whole weights.
+        work: where finished blocks are kept.
+        device, dtype: of the computation.
+        progress: told of each block.
+        sequences_at_once: that pass a block together; halved when memory runs out.
+    """
+
+    plan: Plan
+    options: QuantizationOptions
+    method: BlockQuantizer
+    reader: TensorReader
+    work: WorkFolder
+    device: torch.device
+    dtype: torch.dtype
+    progress: Progress
+    sequences_at_once: int = 0
+
+    def run(self, embeds: Tensor, surroundings: Surroundings) -> Tensor:
+        """Quantize every block that is not finished; return what leaves the last one, `[B, T, D]`.
+
+        Raises:
+            QuantizationError: weights or activations are not finite (the layer is named), or memory does not suffice for one sequence.
+        """
+        self.sequences_at_once = self.sequences_at_once or SEQUENCES_AT_ONCE.get(self.device.type, 4)
+        layers = self.plan.config.num_hidden_layers
+        done = sum(self.work.has(step_name(layer)) for layer in range(layers))
+        self.progress.start("Layers", layers, done)
+        x = embeds
+        for layer in range(layers):
+            x = self._layer(layer, x, surroundings)
+        return x
+
+    def _layer(self, layer: int, x: Tensor, surroundings: Surroundings) -> Tensor:
+        while True:
+            try:
+                return self._attempt(layer, x, surroundings)
+            except torch.OutOfMemoryError as error:
+                if self.sequences_at_once == 1:
+                    raise QuantizationError(
+                        f"{LAYERS}.{layer} does not fit into the memory of {self.device}, one sequence at a time. "
+                        "Use a shorter --sequence-length, or --device cpu."
+                    ) from error
+            # Outside the handler, which holds on to the tensors of the frames that failed.
+            self.sequences_at_once //= 2
+            x = x.cpu()
+            gc.collect()
+            torch.cuda.empty_cache()
+            self.progress.warn(
+                f"Out of GPU memory at layer {layer}: going on with {self.sequences_at_once} sequences at a time, the rest on the host."
+            )
+
+    def _attempt(self, layer: int, x: Tensor, surroundings: Surroundings) -> Tensor:
+        step = step_name(layer)
+        whole = None
+        if not self.work.has(step):
+            whole = self.reader.block(self.plan.config, layer, self.dtype)
+            after = None if self.method.follows_quantized else self._pass(whole, x, surroundings)
+            self._quantize(layer, whole, x, surroundings)
+            if after is not None:
+                return after
+        if not self.method.follows_quantized:
+            return self._pass(self.reader.block(self.plan.config, layer, self.dtype), x, surroundings)
+        # Read back even when just made, so that a run that goes on from here sees the same bits.
+        del whole
+        return self._pass(self._restored(layer), x, surroundings)
+
+    def _restored(self, layer: int) -> Block:
+        tensors = dict(self.work.tensors(step_name(layer)).shards(self.device))
+        return restore_block(tensors, self.plan.config, layer, self.device, self.dtype)
+
+    @torch.no_grad()
+    def _quantize(self, layer: int, block: Block, x: Tensor, surroundings: Surroundings) -> None:
+        """Quantize `block` in place, and keep it with what was lost."""
+        started = time.perf_counter()
+        name = f"{LAYERS}.{layer}"
+        some = slice(0, min(JUDGED_SEQUENCES, self.sequences_at_once))
+        judged, around = x[some].to(self.device), surroundings.of(some)
+        expected = run_block(block, judged, around)
+        skip = self.plan.skipped[layer]
+        nearest = self._lost_by_rounding(layer, judged, around, expected)
+        options = BlockOptions(
+            self.options.bits,
+            self.options.group_size,
+            skip,
+            self.sequences_at_once,
+            self.reader.stored_dtype(f"{name}.input_layernorm.weight"),
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                found = self.method.quantize_block(block, x, surroundings, options)
+            except QuantizationError as error:
+                raise QuantizationError(f"{name}.{error}") from error
+        for warning in caught:
+            self.progress.warn(f"{name}.{warning.message}")
+        tensors = store_block(block, found, self.reader, layer)
+        restored = restore_block(tensors, self.plan.config, layer, self.device, self.dtype)
+        lost = mean_squared_error(run_block(restored, judged, around), expected)
+        power = float((expected - judged).float().pow(2).mean())
+        record: dict[str, object] = {
+            "mse_nearest": nearest,
+            "mse": lost,
+            "power": power,
+            "parts": {part: list(losses) for part, losses in found.losses.items()},
+            "seconds": time.perf_counter() - started,
+        }
+        if not all(torch.isfinite(torch.tensor([nearest, lost, power]))):
+            raise QuantizationError(
+                f"{name}: its outputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 does not."
+            )
+        if self.options.search_results:
+            self.work.save(f"{step_name(layer)}-search", _search_tensors(found), {})
+        self.work.save(step_name(layer), tensors, record)
+        self.progress.advance(f"loss {lost:.3g}, by plain rounding {nearest:.3g}")
+
+    def _lost_by_rounding(self, layer: int, x: Tensor, surroundings: Surroundings, expected: Tensor) -> float:
+        block = self.reader.block(self.plan.config, layer, self.dtype)
+        names = [name for name in LINEARS if name not in self.plan.skipped[layer]]
+        round_block(block, names, self.options.bits, self.options.group_size)
+        return mean_squared_error(run_block(block, x, surroundings), expected)
+
+    @torch.no_grad()
+    def _pass(self, block: Block, x: Tensor, surroundings: Surroundings) -> Tensor:
+        """Return the block's output for all sequences, where `x` lies."""
+        out = torch.empty_like(x)
+        for start in range(0, len(x), self.sequences_at_once):
+            rows = slice(start, start + self.sequences_at_once)
+            out[rows] = run_block(block, x[rows].to(self.device), surroundings.of(rows)).to(x.device)
+        return out
+
+
+def step_name(layer: int) -> str:
+    """Return the name of a layer's step in the working folder."""
+    return f"layer-{layer:03}"
+
+
+def _search_tensors(found: QuantizedBlock) -> dict[str, Tensor]:
+    kinds: Mapping[str, Mapping[str, Tensor]] = {"scale": found.scales, "clip": found.clips}
+    return {f"{kind}:{key}": tensor.cpu() for kind, tensors in kinds.items() for key, tensor in tensors.items()}

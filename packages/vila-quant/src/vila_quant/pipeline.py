@@ -1,0 +1,286 @@
+"""A whole checkpoint in, a quantized one out: layer by layer, with bounded memory, resumable at every layer.
+
+OUT/                     appears when all of it is there
+.OUT.quantizing/         finished steps of an unfinished run, beside it; removed at the end
+"""
+
+import hashlib
+import resource
+import shutil
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+import vila_quant
+from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights, open_adapter, open_checkpoint
+from vila_core.checkpoint.conversion import writable_format
+from vila_core.checkpoint.lora import Adapter, MergedWeights
+from vila_core.errors import CheckpointError
+from vila_core.loading import DTYPES, choose_device, choose_template
+from vila_core.plugins import load_plugins
+from vila_core.tokenizer import Tokenizer
+from vila_quant.awq.method import BlockQuantizer, QuantizedBlock
+from vila_quant.blocks import TensorReader
+from vila_quant.calibration.embedding import Calibration, Embedder, collect
+from vila_quant.calibration.samples import read_samples, resolve_source
+from vila_quant.errors import QuantizationError
+from vila_quant.layer_loop import LayerLoop, step_name
+from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
+from vila_quant.plan import LAYERS, Plan, make_plan
+from vila_quant.progress import Progress, Silent
+from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
+from vila_quant.work_folder import WorkFolder
+
+SEARCH_RESULTS = "awq_search_results.pt"
+_HEAD_STEP, _VISION_STEP = "head", "vision"
+
+
+def quantize_model(
+    model: str | Path,
+    out: str | Path,
+    options: QuantizationOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    device: str | torch.device = "auto",
+    lora: str | Path | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    restart: bool = False,
+) -> QuantizationReport:
+    """Quantize a checkpoint into the new folder `out`. After any stop, the same call goes on where it was, to the same weights.
+
+    Args:
+        model: folder or hub id of whole weights, in any format.
+        out: a folder that does not exist yet, or is empty.
+        options: how; None for the defaults.
+        progress: told what is done.
+        device: where to compute: "auto", "cuda", "cpu", "cuda:1".
+        lora: folder or hub id of a LoRA adapter, merged into the weights first.
+        revision: branch, tag or commit on the hub.
+        token: access token for a private repository.
+        offline: use only what is in the hub's cache.
+        restart: forget the unfinished work of an earlier call.
+
+    Raises:
+        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty, or the format cannot hold the model.
+        ConfigError: the method, the device or the template is unknown.
+        QuantizationError: the model is quantized already, a width does not fit, values are not finite, there is too little
+            calibration, too little memory, or unfinished work of another run.
+    """
+    options, progress = options or QuantizationOptions(), progress or Silent()
+    target, path = choose_device(device), Path(out).expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    checkpoint = open_checkpoint(model, revision=revision, token=token, offline=offline)
+    method = cast("BlockQuantizer", load_plugins().quantizers.get(options.search))
+    plan = make_plan(checkpoint, options)
+    adapter = None if lora is None else open_adapter(lora, checkpoint, token=token, offline=offline)
+    # Half precision gains nothing on a CPU, and loses digits of the second moments.
+    dtype = torch.float32 if target.type == "cpu" else DTYPES[checkpoint.config.dtype]
+    if target.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(target)
+
+    clock = Clock()
+    with clock.phase("calibration"):
+        embedder = _open_embedder(checkpoint, options, target, dtype, adapter)
+        calibration = _calibrate(embedder, options, target, progress)
+        work = WorkFolder(path, _manifest(checkpoint, adapter, options, target, calibration), restart=restart)
+    with clock.phase("vision"):
+        _quantize_vision(embedder, calibration, options, work, progress)
+    del embedder
+    reader = TensorReader(checkpoint, adapter, target)
+    with clock.phase("layers"):
+        surroundings = calibration.surroundings(plan.config, target)
+        hidden = LayerLoop(plan, options, method, reader, work, target, dtype, progress).run(calibration.embeds, surroundings)
+    with clock.phase("head"):
+        _quantize_head(plan, options, reader, hidden, work, progress)
+    del hidden
+    with clock.phase("writing"):
+        progress.start("Writing", 1)
+        staged = _stage(checkpoint, adapter, plan, options, work, path.name)
+        written = writable_format(options.format).read(staged)
+    report = QuantizationReport(
+        model=str(model),
+        method=options.search,
+        options=options.model_dump(mode="json"),
+        device=_device_name(target),
+        calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
+        layers=[LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)],
+        sizes=sizes_of(checkpoint, written),
+        seconds=clock.seconds,
+        peak_memory_bytes=_peak_memory(target),
+        version=vila_quant.__version__,
+    )
+    write_report(report, checkpoint, staged)
+    if path.exists():
+        path.rmdir()  # empty, as checked above
+    staged.rename(path)
+    work.remove()
+    progress.advance()
+    return report
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Generator[None]:
+        """Time a phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - started
+
+
+def _open_embedder(
+    checkpoint: Checkpoint, options: QuantizationOptions, device: torch.device, dtype: torch.dtype, adapter: Adapter | None
+) -> Embedder:
+    tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
+    template = choose_template(options.chat_template, checkpoint.config.chat_template, tokenizer)
+    return Embedder(checkpoint, tokenizer, template, device, dtype, adapter)
+
+
+def _calibrate(embedder: Embedder, options: QuantizationOptions, device: torch.device, progress: Progress) -> Calibration:
+    source = resolve_source(options.calibration, embedder.config.language_model.vocab_size)
+    samples = read_samples(source, options.seed, PICTURE_SHARES.get(device.type, 0.0))
+    sequences = options.sequences or SEQUENCES.get(device.type, SEQUENCES["cpu"])
+    progress.start("Calibration", sequences)
+    exact = options.sequences is not None
+    return collect(samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: progress.advance())
+
+
+def _quantize_vision(
+    embedder: Embedder, calibration: Calibration, options: QuantizationOptions, work: WorkFolder, progress: Progress
+) -> None:
+    if options.vision == "none" or work.has(_VISION_STEP):
+        return
+    from vila_quant.smoothing import BranchLoss, quantize_tower
+
+    if not calibration.pixels:
+        raise QuantizationError("--vision needs pictures in the calibration; these samples have none. Give some, or leave --vision out.")
+    tower = embedder.network.vision_tower
+    losses: list[BranchLoss] = []
+
+    def on_branch(loss: BranchLoss) -> None:
+        losses.append(loss)
+        progress.advance()
+
+    progress.start("Vision tower", 2 * sum(1 for name in tower.state_dict() if name.endswith(("fc1.weight",))))
+    alpha = "search" if options.vision_alpha is None else options.vision_alpha
+    changed = quantize_tower(tower, calibration.pixels, options.vision, alpha, on_branch)
+    tensors = {f"vision_tower.{name}": tensor.cpu() for name, tensor in changed.items()}
+    stored = {name: tensor.to(DTYPES[embedder.config.dtype]) if _is_norm(name, tensor) else tensor for name, tensor in tensors.items()}
+    work.save(_VISION_STEP, stored, {"branches": [vars(loss) for loss in losses]})
+
+
+def _is_norm(name: str, tensor: Tensor) -> bool:
+    return tensor.ndim == 1 and not name.endswith("_scale")
+
+
+def _quantize_head(
+    plan: Plan, options: QuantizationOptions, reader: TensorReader, hidden: Tensor, work: WorkFolder, progress: Progress
+) -> None:
+    if plan.head == "none" or work.has(_HEAD_STEP):
+        return
+    from vila_quant.head import quantize_head_int4, quantize_head_int8
+
+    progress.start("Head", 1)
+    weight = reader.read([plan.head_weight])[plan.head_weight]
+    if plan.head == "int8":
+        tensors = quantize_head_int8(weight)
+    else:
+        norm = reader.read([(name := "llm.model.norm.weight")])[name]
+        tensors = quantize_head_int4(weight, hidden, norm, plan.config.rms_norm_eps, options.bits, options.group_size)
+    work.save(_HEAD_STEP, tensors, {})
+    progress.advance()
+
+
+# ------------------------------------------------------------------------------------------------ assembly
+
+
+@dataclass(frozen=True)
+class JoinedWeights:
+    """The weights of several sources, which have no name in common."""
+
+    parts: tuple[Weights, ...]
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        return {name: entry for part in self.parts for name, entry in part.entries.items()}
+
+    def shards(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, tensor on `device`)."""
+        return (pair for part in self.parts for pair in part.shards(device))
+
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (name, its bytes in chunks)."""
+        return (pair for part in self.parts for pair in part.stream())
+
+
+def _stage(checkpoint: Checkpoint, adapter: Adapter | None, plan: Plan, options: QuantizationOptions, work: WorkFolder, name: str) -> Path:
+    """Write the quantized checkpoint into the working folder, under the name that it will have; return where."""
+    layers = [step_name(layer) for layer in range(plan.config.num_hidden_layers)]
+    steps = [work.tensors(step) for step in (*layers, _HEAD_STEP, _VISION_STEP) if work.has(step)]
+    new = {name: entry for step in steps for name, entry in step.entries.items()}
+    gone = {*new, *(f"{name.removesuffix('.qweight')}.weight" for name in new if name.endswith(".qweight"))}
+    kept = WeightIndex({name: entry for name, entry in checkpoint.weights.entries.items() if name not in gone})
+    rest = kept if adapter is None else MergedWeights(kept, adapter)
+    staged = work.path / "out" / name
+    shutil.rmtree(staged.parent, ignore_errors=True)
+    writable_format(options.format).write(replace(checkpoint, weights=JoinedWeights((rest, *steps))), staged)
+    if options.search_results:
+        from vila_quant.formats.search_results import write_search_results
+
+        blocks = {f"{LAYERS.removeprefix('llm.')}.{layer}": _found(work, layer) for layer in range(plan.config.num_hidden_layers)}
+        write_search_results(blocks, staged / SEARCH_RESULTS)
+    return staged
+
+
+def _found(work: WorkFolder, layer: int) -> QuantizedBlock:
+    """Return what the search of a layer found, as it was kept."""
+    tensors = dict(work.tensors(f"{step_name(layer)}-search").shards())
+    by_kind = {
+        kind: {name.removeprefix(f"{kind}:"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}:")}
+        for kind in ("scale", "clip")
+    }
+    return QuantizedBlock({}, by_kind["scale"], by_kind["clip"])
+
+
+# ------------------------------------------------------------------------------------------------ what a run depends on
+
+
+def _manifest(
+    checkpoint: Checkpoint, adapter: Adapter | None, options: QuantizationOptions, device: torch.device, calibration: Calibration
+) -> dict[str, object]:
+    files = sorted({entry.file for entry in checkpoint.weights.entries.values()})
+    stated = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
+    return {
+        "version": vila_quant.__version__,
+        "model": str(checkpoint.path),
+        "weights": hashlib.sha256(stated.encode()).hexdigest(),
+        "adapter": None if adapter is None else str(adapter.path),
+        "device": device.type,  # sums differ in their last bits
+        "calibration": calibration.digest,
+        **options.model_dump(mode="json"),
+        "samples": options.calibration,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use: of the GPU, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,99 @@
+"""The working folder of a run, beside its output: finished steps, each whole or not there, so that a killed run goes on where it was."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor
+
+from vila_core.checkpoint import WeightIndex
+from vila_core.checkpoint.json_files import read_json
+from vila_core.checkpoint.memory import MemoryWeights
+from vila_core.checkpoint.new_folder import write_json
+from vila_core.checkpoint.shard_writer import ShardWriter
+from vila_core.checkpoint.weights import index_folder
+from vila_core.errors import CheckpointError
+from vila_quant.errors import QuantizationError
+
+MANIFEST = "manifest.json"
+RECORD = "record.json"
+
+
+class WorkFolder:
+    """Steps by name, each with tensors and a record.
+
+    Args:
+        out: the run's output folder; the working folder lies beside it, hidden.
+        manifest: what the run depends on; JSON values.
+        restart: begin anew, whatever is there.
+
+    Raises:
+        QuantizationError: there is unfinished work of a run that depends on something else.
+    """
+
+    def __init__(self, out: Path, manifest: Mapping[str, object], *, restart: bool = False):
+        self.path = out.parent / f".{out.name}.quantizing"
+        stated = cast("dict[str, object]", json.loads(json.dumps(manifest)))
+        if restart and self.path.exists():
+            shutil.rmtree(self.path)
+        if (self.path / MANIFEST).exists():
+            found = read_json(self.path / MANIFEST)
+            differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
+            if differing:
+                key = differing[0]
+                difference = f"{key} was {_short(found.get(key))}, and is {_short(stated.get(key))}"
+                raise QuantizationError(
+                    f"{self.path} holds unfinished work of another run: {difference}. "
+                    "Run it as before to go on, or with --restart to begin anew."
+                )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._write_whole(MANIFEST, stated)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written: {error.strerror or error}.") from error
+
+    def has(self, step: str) -> bool:
+        """Return whether a step is finished."""
+        return (self.path / step / RECORD).exists()
+
+    def save(self, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
+        """Keep a finished step. Raises `CheckpointError` where the disk is full."""
+        part = self.path / f"{step}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        weights = MemoryWeights(tensors)
+        try:
+            part.mkdir()
+            if tensors:
+                with ShardWriter(part, weights.entries) as writer:
+                    for name, chunks in weights.stream():
+                        writer.write(name, chunks)
+            write_json(part / RECORD, record)
+            part.rename(self.path / step)
+        except OSError as error:
+            raise CheckpointError(
+                f"{part} cannot be written: {error.strerror or error}. Free space, then run it again: it goes on."
+            ) from error
+
+    def tensors(self, step: str) -> WeightIndex:
+        """Return the tensors of a finished step."""
+        folder = self.path / step
+        return WeightIndex(index_folder(folder) if (folder / "model.safetensors").exists() else {})
+
+    def record(self, step: str) -> dict[str, object]:
+        """Return the record of a finished step."""
+        return read_json(self.path / step / RECORD)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path)
+
+    def _write_whole(self, name: str, value: Mapping[str, object]) -> None:
+        write_json(self.path / f"{name}.part", value)
+        (self.path / f"{name}.part").replace(self.path / name)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
