@@ -34,7 +34,10 @@ def _command(name: str, help_: str, module: str, function: str) -> Command:
     return Command(name, help_, load)
 
 
-COMMANDS = (_command("awq", "Quantize a model to four bits.", "awq", "quantize"),)
+COMMANDS = (
+    _command("awq", "Quantize a model to four bits.", "awq", "quantize"),
+    _command("kernels", "Say which kernel multiplies each layer on this machine, and why.", "kernels", "list_kernels"),
+)
 
 
 class QuantizationGroup(TyperGroup):
