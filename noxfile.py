@@ -120,6 +120,16 @@ def lmms(session: nox.Session) -> None:
 
 
 @nox.session(requires=["core"])
+def interop(session: nox.Session) -> None:
+    """Let transformers load our AWQ checkpoints with its own backend, GPTQModel, and compare what both compute."""
+    stand_on_core(session)
+    session.install(*TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest")
+    # It asks for a newer torch than the tested one, and for what quantizing and GPUs need. Reading on a CPU imports these only.
+    session.install("--no-deps", "gptqmodel==7.7.0", "threadpoolctl", "pypcre", "tokenicer", "logbar", "defuser", "device-smi")
+    session.run("pytest", "tests/interop", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
 def bench(session: nox.Session) -> None:
     """Run a benchmark: `nox -s bench -- decode --help` runs benchmarks/decode.py; without a name it lists them."""
     scripts = {path.stem: path for path in sorted(Path("benchmarks").glob("*.py"))}
