@@ -28,7 +28,7 @@ TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the tr
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
-OWN_SESSIONS = ("timm", "lmms_eval", "docs")  # folders of tests that need what other sessions install
+OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need what other sessions install
 TOOLS = (
     *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "sybil", "mkdocs-material"),
     *(*TEST_TOOLS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
@@ -125,7 +125,8 @@ def interop(session: nox.Session) -> None:
     stand_on_core(session)
     session.install(*TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest")
     # It asks for a newer torch than the tested one, and for what quantizing and GPUs need. Reading on a CPU imports these only.
-    session.install("--no-deps", "gptqmodel==7.7.0", "threadpoolctl", "pypcre", "tokenicer", "logbar", "defuser", "device-smi")
+    its_own = ("threadpoolctl==3.8.0", "pypcre==0.6.4", "tokenicer==0.0.14", "logbar==0.4.15", "defuser==0.0.28", "device-smi==0.5.7")
+    session.install("--no-deps", "gptqmodel==7.7.0", *its_own)
     session.run("pytest", "tests/interop", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
