@@ -15,8 +15,10 @@ from vila_core.checkpoint.reading import read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block, Decoder
-from vila_quant.awq.method import QuantizedBlock
-from vila_quant.formats.search_results import read_search_results, write_search_results
+from vila_quant.awq.block import Surroundings
+from vila_quant.awq.method import BlockOptions, QuantizedBlock
+from vila_quant.formats.search_results import AppliedSearch, read_search_results, write_search_results
+from vila_quant.groupwise import quantize
 
 
 def decoder() -> Decoder:
@@ -140,6 +142,22 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert torch.equal(results.scales[0].scales, torch.arange(3.0))
     assert results.clips[0][0] == "model.layers.0.mlp.up_proj"
     assert torch.equal(results.clips[0][1], torch.ones(4, 2, 1))
+
+
+def test_a_block_is_quantized_with_what_was_found_before(tmp_path: Path) -> None:
+    name = "model.layers.1.mlp.down_proj"
+    limits = torch.full((32, 2, 1), 0.1)
+    method = AppliedSearch(read_search_results(save(tmp_path / "r.pt", clip=[(name, limits)])))
+    model = decoder()
+    clipped = weight_of(model, name).clone().clamp(-0.1, 0.1)
+    surroundings = Surroundings((torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16)))
+    options = BlockOptions(group_size=32)
+    quantized = method.quantize_block(block_of(model, 1), torch.zeros(1, 1, 32), surroundings, options)
+    assert len(quantized.weights) == 7
+    expected = quantize(clipped, 4, 32)
+    assert torch.equal(quantized.weights["mlp.down_proj"].q, expected.q)
+    with pytest.raises(CheckpointError, match=r"none for 'model\.layers\.0'"):
+        method.quantize_block(block_of(model, 0), torch.zeros(1, 1, 32), surroundings, options)
 
 
 # ------------------------------------------------------------------------------------------------ untrusted input

@@ -14,6 +14,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]
 
 WANTED = (
     "*.safetensors",
+    "*-w*-g*-awq*.pt",
     "*.json",
     "*.jinja",
     "*.txt",
@@ -24,7 +25,7 @@ WANTED = (
     "NOTICE*",
     "non_lora_trainables.bin",
 )
-"""Weights, configs, tokenizers and licenses; the last belongs to an adapter of the reference."""
+"""Weights (TinyChat's are pickles, read weights-only), configs, tokenizers, licenses; the last belongs to the reference's adapters."""
 
 PICKLES = ("*.bin",)
 """Asked for only where a repository has no safetensors; they are read weights-only."""

@@ -17,9 +17,10 @@ from torch import Tensor
 from vila_core.checkpoint.pickles import unpickle
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, ScaleGroup, linear
+from vila_quant.awq.block import LINEARS, ScaleGroup, Surroundings, linear
 from vila_quant.awq.clips import apply_clips
-from vila_quant.awq.method import QuantizedBlock
+from vila_quant.awq.method import BlockOptions, QuantizedBlock
+from vila_quant.awq.reference import quantize_nearest
 from vila_quant.awq.scales import ScaleChoice, apply_scales
 
 PREVIOUS = ("input_layernorm", "post_attention_layernorm", "self_attn.v_proj", "mlp.up_proj")
@@ -65,6 +66,23 @@ class SearchResults:
                         f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
                     )
                 apply_clips(weight, limits.to(weight.device))
+
+
+@dataclass(frozen=True)
+class AppliedSearch:
+    """A method (`BlockQuantizer`) that applies what another search found, and rounds to nearest, as llm-awq does with `--load_awq`."""
+
+    results: SearchResults
+    name: str = "search-results"
+    follows_quantized: bool = False
+
+    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+        """Quantize one block. Raises `CheckpointError` where there are no results for it, or they are of another model."""
+        prefix = f"model.layers.{block.self_attn.layer}"
+        if prefix not in self.results.blocks():
+            raise CheckpointError(f"The search results have none for '{prefix}'. They are of a model with fewer layers.")
+        self.results.apply(block, prefix)
+        return quantize_nearest(block, x, surroundings, options)
 
 
 def read_search_results(path: Path) -> SearchResults:
