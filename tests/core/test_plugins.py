@@ -233,6 +233,11 @@ WAYS_TO_FAIL = {
     "not_a_format": (a_task("a").replace("vila_tasks", "vila_checkpoint_formats"), "with name, detect, read and write"),
     "not_a_template": (a_task("a").replace("vila_tasks", "vila_chat_templates"), "expected a chat template"),
     "not_a_command": (a_task("a").replace("vila_tasks", "vila_commands"), "expected a vila_core.Command, got Task"),
+    "not_a_quantizer": (a_task("a").replace("vila_tasks", "vila_quantizers"), "expected a quantizer (an object with name, quantize_block)"),
+    "not_a_kernel": (
+        a_task("a").replace("vila_tasks", "vila_kernels"),
+        "expected a kernel (an object with name, refusal, pack, multiply)",
+    ),
     "unknown_hook": ("@hookimpl\ndef vila_vision_tower():\n    return []", "Unknown hook 'vila_vision_tower'"),
     "unmarked": ("def vila_tasks():\n    return []", "vila_tasks is not marked as a hook"),
     "takes_arguments": ("@hookimpl\ndef vila_tasks(config):\n    return []", "vila_tasks"),

@@ -15,6 +15,7 @@ from vila_core.checkpoint.headers import read_header
 from vila_core.checkpoint.json_files import read_section
 from vila_core.checkpoint.language_config import read_language_config
 from vila_core.checkpoint.reading import read_tensors
+from vila_core.cli.main import main
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_quant.formats.awq import AwqFormat
@@ -110,6 +111,21 @@ def test_awq_to_tinychat_and_back_loses_nothing(awq_tiny: Checkpoint, tinychat_t
     assert "quantization_config" not in read_section(tinychat_tiny.path / "llm" / "config.json")
     assert same(tinychat_tiny, awq_tiny)
     assert same(convert(tinychat_tiny, tmp_path / "awq", "awq"), awq_tiny)
+
+
+def test_the_program_converts_and_describes_it(awq_tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["convert", str(awq_tiny.path), str(tmp_path / "out"), "--format", "tinychat"], ["info", str(tmp_path / "out")]):
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "(tinychat)" in shown
+    assert "TinyChat, 4 bits, groups of 128" in shown
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", str(tmp_path / "out"), str(tmp_path / "whole"), "--format", "vila"])
+    assert stopped.value.code == 2
+    assert "is quantized (TinyChat, 4 bits, groups of 128)" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "whole").exists()
 
 
 def test_the_file_holds_what_llm_awq_writes(tinychat_tiny: Checkpoint) -> None:
