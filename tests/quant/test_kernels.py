@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import vila_core.plugins
+from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.memory import MemoryWeights
+from vila_core.embedded import embedded_model
 from vila_core.errors import ConfigError
 from vila_core.plugins import load_plugin_file
 from vila_quant.cli.main import app
@@ -24,7 +28,8 @@ from vila_quant.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
 from vila_quant.kernels import LinearShape, choose, forced
 from vila_quant.kernels import cpu as cpu_kernels
 from vila_quant.kernels.builtin import KERNELS
-from vila_quant.kernels.cpu import CpuInt4PackKernel, Plan, block_layout, pinned
+from vila_quant.kernels.choices import layers_of
+from vila_quant.kernels.cpu import BlockLayout, CpuInt4PackKernel, Plan, block_layout, pinned
 from vila_quant.kernels.reference import ReferenceKernel
 from vila_quant.kernels.registry import all_kernels
 from vila_quant.kernels.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
@@ -113,16 +118,43 @@ def test_int4pack_keeps_half_a_byte_a_weight() -> None:
     assert sum(tensor.nbytes for tensor in packed) == 256 * 512 // 2 + 4 * 256 * 4  # nibbles, and scale and zero of each group
 
 
+def test_a_weight_packed_in_slices_is_the_weight_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = LinearShape(200, 64, 32)
+    once = CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16)
+    monkeypatch.setattr(cpu_kernels, "PACKED_AT_ONCE", 64)
+    for whole, sliced in zip(once, CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16), strict=True):
+        assert torch.equal(whole, sliced)
+
+
 def test_the_packed_layout_is_one_of_those_known() -> None:
     layout = block_layout()
     assert layout is not None
     assert layout.outputs in (16, 32, 64)
 
 
+@pytest.mark.parametrize("layout", [BlockLayout(64, True), BlockLayout(64, False), BlockLayout(32, True), BlockLayout(16, False)], ids=str)
+def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What PyTorch packs with AVX512, on Windows, with AVX2 and on ARM, packed here by its description: two outputs a byte.
+    q = torch.randint(16, (128, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    half = layout.outputs // 2
+    packed = torch.empty(128 // layout.outputs, 32, half, dtype=torch.uint8)
+    for block, rows in enumerate(q.split(layout.outputs)):
+        for j in range(half):
+            low, high = (j, j + half) if layout.halves else (2 * j, 2 * j + 1)
+            packed[block, :, j] = rows[low] | rows[high] << 4
+    scales = torch.arange(1, 129)[None, :, None].bfloat16()
+    scales_and_zeros = torch.cat([scales, -scales], dim=-1)  # w = (q - 9) · scale, another scale for each output
+    monkeypatch.setattr(cpu_kernels, "block_layout", lambda: layout)
+    y = cpu_kernels._panels(torch.ones(1, 32, dtype=BF16), (packed.view(128, 16), scales_and_zeros), torch.float32)
+    expected = ((q.float() - 9) * torch.arange(1, 129)[:, None]).sum(dim=1)
+    assert torch.equal(y[0], expected.bfloat16())
+
+
 @pytest.mark.skipif(sys.platform == "darwin", reason="PyTorch has one way on ARM")
 def test_the_layout_of_a_cpu_without_vectors_is_found_and_right() -> None:
     script = """
 import torch
+from vila_quant.kernels.choices import layers_of
 from vila_quant.kernels.cpu import CpuInt4PackKernel, Plan, block_layout, pinned
 from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels import LinearShape
@@ -373,8 +405,6 @@ def test_the_command_says_which_kernels_and_why() -> None:
 
 
 def test_the_command_reads_a_model_and_its_dtype() -> None:
-    from vila_core.embedded import embedded_model
-
     result = CliRunner().invoke(app, ["kernels", str(embedded_model()), "--device", "cpu", "--json"])
     report = json.loads(result.output)
     # A small model is loaded in fp32 on a CPU, where the packed product is slow.
@@ -384,6 +414,16 @@ def test_the_command_reads_a_model_and_its_dtype() -> None:
     assert sorted(name.rpartition(".")[2] for name in names) == sorted(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     )
+
+
+def test_layers_of_a_quantized_model_are_those_of_its_file() -> None:
+    tensors = {
+        f"llm.model.layers.{layer}.mlp.up_proj.{name}": tensor
+        for layer in range(2)
+        for name, tensor in vars(pack_gemm(random_weight(LinearShape(72, 64, 32)))).items()
+    }
+    checkpoint = replace(open_checkpoint(embedded_model()), weights=MemoryWeights(tensors))
+    assert layers_of(checkpoint) == {LinearShape(72, 64, 32): ("llm.model.layers.*.mlp.up_proj",)}
 
 
 def test_the_command_forces_a_kernel() -> None:

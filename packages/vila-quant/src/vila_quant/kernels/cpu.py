@@ -20,6 +20,7 @@ from functools import cache
 from typing import ParamSpec
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vila_quant.groupwise import GroupwiseWeight
@@ -30,6 +31,9 @@ GROUP_SIZES = (32, 64, 128, 256)
 
 ROWS_MULTIPLE = 64
 """Outputs are padded to a multiple of it, the largest block of any CPU, so that no block is laid out as a rest."""
+
+PACKED_AT_ONCE = 64 * ROWS_MULTIPLE
+"""Outputs that are packed at once: PyTorch takes int32, which would be gigabytes of a whole vocabulary."""
 
 PANEL_ELEMENTS = 1 << 21
 """Weights that are unpacked at once; half of them, 4 MB of fp32, are dequantized and stay in the cache until they are multiplied."""
@@ -90,13 +94,17 @@ class CpuInt4PackKernel:
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
         outputs, inputs = weight.q.shape
-        padded = torch.zeros(-(-outputs // ROWS_MULTIPLE) * ROWS_MULTIPLE, inputs, dtype=torch.int32)
-        padded[:outputs] = weight.q
+        padded = -(-outputs // ROWS_MULTIPLE) * ROWS_MULTIPLE
         scales = weight.scales.T.float()  # [G, N]
-        scales_and_zeros = torch.zeros(scales.shape[0], len(padded), 2, dtype=dtype)
+        scales_and_zeros = torch.zeros(scales.shape[0], padded, 2, dtype=dtype)
         scales_and_zeros[:, :outputs, 0] = scales
         scales_and_zeros[:, :outputs, 1] = (8 - weight.zeros.T.float()) * scales
-        return torch.ops.aten._convert_weight_to_int4pack_for_cpu(padded, 1), scales_and_zeros
+        packed = torch.empty(padded, inputs // 2, dtype=torch.uint8)
+        for start in range(0, outputs, PACKED_AT_ONCE):
+            some = weight.q[start : start + PACKED_AT_ONCE].to("cpu", torch.int32)
+            some = F.pad(some, (0, 0, 0, -len(some) % ROWS_MULTIPLE))
+            packed[start : start + len(some)] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(some, 1)
+        return packed, scales_and_zeros
 
     def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
         rows = x.shape[0]
