@@ -12,19 +12,9 @@ from vila_eval.cli.main import main
 from vila_eval.comparison import compare_runs, holm
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, exact, mean_measures
-from vila_eval.records import (
-    RESULTS,
-    SAMPLES,
-    Counts,
-    MeasureRecord,
-    ModelIdentity,
-    RunSettings,
-    SampleRecord,
-    TaskResult,
-    write_record,
-    write_records,
-)
+from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
 from vila_eval.report.comparison_page import write_comparison
+from vila_eval.storage import RESULTS, SAMPLES, write_record, write_records
 
 
 def write_task(
@@ -44,6 +34,7 @@ def write_task(
         SampleRecord(
             id=name,
             index=index,
+            row=index,
             key="k",
             prompt=(),
             answer=(answers or {}).get(name, f"answer {name}"),

@@ -17,7 +17,8 @@ from vila_eval.judging import estimate_cost, estimate_judging, judge_samples
 from vila_eval.metric import JudgedMetric
 from vila_eval.metrics.judged import JudgeMetric
 from vila_eval.options import JudgeOptions, Silence
-from vila_eval.records import JudgeRecord, JudgeSummary, PromptPart, SampleRecord, decode, read_records
+from vila_eval.records import JudgeRecord, JudgeSummary, PromptPart, SampleRecord
+from vila_eval.storage import decode, read_records
 
 KEY = "sk-test-0123456789"
 RATING = JudgeMetric("rating", "Q: {question}\nA: {answer}\nReference: {reference}\nRate from 0 to 10.", scale=(0, 10))
@@ -32,6 +33,7 @@ def sample(number: int, answer: str | None = None, error: str | None = None) -> 
     return SampleRecord(
         id=f"s{number}",
         index=number,
+        row=number,
         key=f"k{number}",
         prompt=(PromptPart(kind="text", text=f"What is {number}?"),),
         answer=f"answer {number}" if answer is None else answer,
@@ -277,7 +279,8 @@ from pathlib import Path
 from vila_eval.judging import judge_samples
 from vila_eval.metrics.judged import JudgeMetric
 from vila_eval.options import JudgeOptions, Silence
-from vila_eval.records import SampleRecord, read_records
+from vila_eval.records import SampleRecord
+from vila_eval.storage import read_records
 url, folder = sys.argv[1:]
 metric = JudgeMetric("rating", "A: {answer}", scale=(0, 10))
 samples = list(read_records(SampleRecord, Path(folder) / "samples.jsonl"))

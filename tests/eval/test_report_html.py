@@ -12,23 +12,12 @@ import pytest
 
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Score, Scored, exact, mean_measures
-from vila_eval.records import (
-    RESULTS,
-    SAMPLES,
-    Counts,
-    MeasureRecord,
-    ModelIdentity,
-    PromptPart,
-    RunSettings,
-    SampleRecord,
-    TaskResult,
-    write_record,
-    write_records,
-)
+from vila_eval.records import Counts, MeasureRecord, ModelIdentity, PromptPart, RunSettings, SampleRecord, TaskResult
 from vila_eval.report.formatting import format_difference, format_error, format_p_value, format_reference, format_value, shorten
 from vila_eval.report.html import write_report
 from vila_eval.report.pictures import picture_path
 from vila_eval.report.plots import axis_end, draw_bar, draw_difference
+from vila_eval.storage import RESULTS, SAMPLES, write_record, write_records
 from vila_eval.task import Question
 
 ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'onmouseover='alert(1)", "{{ 7 * 7 }}{% raw %}", "</style>&amp;")
@@ -57,7 +46,9 @@ class Page(HTMLParser):
 
 def record(name: str, index: int, value: float | None, **fields: Any) -> SampleRecord:
     prompt = (PromptPart(kind="image", digest="0" * 64, file="pic.png"), PromptPart(kind="text", text=fields.pop("text", "What is it?")))
-    return SampleRecord(id=name, index=index, key="k", prompt=prompt, values=None if value is None else {"accuracy": value}, **fields)
+    return SampleRecord(
+        id=name, index=index, row=index, key="k", prompt=prompt, values=None if value is None else {"accuracy": value}, **fields
+    )
 
 
 def write_task(folder: Path, samples: Sequence[SampleRecord], measures: Sequence[Measure] | None = None, **fields: Any) -> Path:

@@ -15,7 +15,9 @@ from vila_eval.task import Question
 
 
 def sample(name: str, index: int, value: float | None, error: str | None = None) -> SampleRecord:
-    return SampleRecord(id=name, index=index, key="k", prompt=(), error=error, values=None if value is None else {"accuracy": value})
+    return SampleRecord(
+        id=name, index=index, row=index, key="k", prompt=(), error=error, values=None if value is None else {"accuracy": value}
+    )
 
 
 def samples(values: Mapping[str, float | None]) -> list[SampleRecord]:

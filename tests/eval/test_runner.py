@@ -20,9 +20,10 @@ from vila_eval.job import SEARCH_AHEAD, select_rows, with_frames
 from vila_eval.metric import Answered, MeanMetric, Submission
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, Silence, TaskOutcome
-from vila_eval.records import SampleRecord, read_records
+from vila_eval.records import SampleRecord
 from vila_eval.runner import evaluate
 from vila_eval.sources import DataOptions
+from vila_eval.storage import read_records
 from vila_eval.task import Question, Row, Task
 
 
@@ -151,13 +152,13 @@ def interrupted(folder: Path, rows: Sequence[Mapping[str, Any]], torn: str = "")
     return file
 
 
-@pytest.mark.parametrize("torn", ["", '{"row": 3, "number": 0, "quest'], ids=["between writes", "in a write"])
+@pytest.mark.parametrize("torn", ["", '{"number": 0, "quest'], ids=["between writes", "in a write"])
 def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(tmp_path: Path, model: Echo, torn: str) -> None:
     file = interrupted(tmp_path, words(7), torn)
     model.batches.clear()
     run(tmp_path, task(words(7)), phase="predict")
     assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]]
-    assert [json.loads(line)["row"] for line in file.read_text().splitlines()] == list(range(7))
+    assert [json.loads(line)["sample"]["row"] for line in file.read_text().splitlines()] == list(range(7))
     assert [one.answer for one in samples(tmp_path)] == [f"word{i}" for i in range(7)]
 
 
@@ -226,12 +227,77 @@ def test_another_model_is_refused_and_the_same_one_elsewhere_is_not(tmp_path: Pa
     assert "model (digest of its files)" in str(other.error)
 
 
-def test_a_limit_is_part_of_what_was_run(tmp_path: Path, model: Echo) -> None:
-    (short,) = run(tmp_path, task(words(5)), limit=2)
+def files(folder: Path) -> dict[str, bytes]:
+    """The files of the task "words" that do not depend on how they came about."""
+    return {name: (folder / "vila-tiny/words" / name).read_bytes() for name in ("results.json", "samples.jsonl", "run.json")}
+
+
+@pytest.mark.parametrize("phase", ["all", "predict"])
+def test_a_limit_may_be_raised_and_what_is_answered_is_not_asked_again(tmp_path: Path, model: Echo, phase: str) -> None:
+    (short,) = run(tmp_path / "a", task(words(7)), limit=3, phase=phase)
+    assert (short.result is not None) == (phase == "all")
+    model.batches.clear()
+    (longer,) = run(tmp_path / "a", task(words(7)))
+    assert longer.result is not None
+    assert (longer.result.settings.limit, longer.result.counts.samples) == (None, 7)
+    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]], "a batch is computed whole"
+    run(tmp_path / "b", task(words(7)))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert not list(tmp_path.rglob("answers-*"))
+
+
+def test_a_lower_limit_scores_the_first_rows_and_keeps_the_answers_to_the_others(tmp_path: Path, model: Echo) -> None:
+    rows = words(7)
+    rows[5]["answer"] = "another"
+    run(tmp_path / "a", task(rows))
+    asked = model.asked
+    (short,) = run(tmp_path / "a", task(rows), limit=3)
     assert short.result is not None
-    assert short.result.counts.samples == 2
-    (longer,) = run(tmp_path, task(words(5)))
-    assert "settings.limit is 2 there, None here" in str(longer.error)
+    assert (short.result.settings.limit, short.result.counts.samples, short.result.measures[0].value) == (3, 3, 1.0)
+    run(tmp_path / "a", task(rows), limit=3)  # it is complete, and the other answers are still there
+    run(tmp_path / "a", task(rows), limit=3, phase="score")
+    run(tmp_path / "a", task(rows), limit=2, phase="predict")
+    run(tmp_path / "a", task(rows), limit=3)
+    assert model.asked == asked
+    run(tmp_path / "b", task(rows), limit=3)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    model.batches.clear()
+    (whole,) = run(tmp_path / "a", task(rows))
+    assert model.batches == []
+    run(tmp_path / "b", task(rows))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert whole.result is not None
+    assert whole.result.counts.samples == 7
+
+
+def test_limits_of_rows_that_belong_together_and_of_several_questions_a_row(tmp_path: Path, model: Echo) -> None:
+    def both(row: Row) -> list[Question]:
+        return [Question("", [f"{row['text']} {part}"], part) for part in ("left", "right")]
+
+    rows = [{**row, "pair": pair} for row, pair in zip(words(6), "abcbad", strict=True)]
+    paired = task(rows, keep_together="pair", ask=both)
+    asked: list[int] = []
+    for limit in (1, 2, 6, 2, None):
+        run(tmp_path / "a", paired, limit=limit)
+        asked.append(len({prompt for batch in model.batches for prompt in batch}))
+        run(tmp_path / f"{limit}", paired, limit=limit, force=True)
+        assert files(tmp_path / "a") == files(tmp_path / f"{limit}"), limit
+        model.batches.clear()
+    assert asked == [4, 8, 8, 0, 0]  # of whole batches: rows 0 and 4; 0, 1, 3 and 4; 2, 3, 4 and 5
+
+
+def test_a_crash_while_a_limit_is_raised_loses_nothing(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, task(words(5)), limit=2)
+    monkeypatch.setattr("vila_eval.manifest.write_record", lambda path, record: pytest.exit("killed"))
+    with pytest.raises(BaseException, match="killed"):
+        run(tmp_path, task(words(5)))
+    monkeypatch.undo()
+    monkeypatch.setattr(LazyModel, "get", lambda self: model)
+    asked = model.asked
+    (again,) = run(tmp_path, task(words(5)), limit=2)
+    assert again.result is not None
+    assert again.result.counts.samples == 2
+    assert model.asked == asked
 
 
 def test_answers_to_other_prompts_are_not_used_again(tmp_path: Path, model: Echo) -> None:

@@ -29,6 +29,7 @@ def answered(task: Task, cache: Path, answer: Callable[[Question], str]) -> list
         SampleRecord(
             id=question.id,
             index=index,
+            row=index,
             key=question.id,
             prompt=tuple(prompt_part(part) for part in question.prompt),
             answer=answer(question),

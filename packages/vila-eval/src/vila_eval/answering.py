@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import ConfigError, VilaError
 from vila_eval.answers import Answer, AnswerFile, StoredAnswers
@@ -17,9 +20,6 @@ if TYPE_CHECKING:
     from vila_core.runtime import Vila
     from vila_eval.job import Asked, Job
     from vila_eval.options import ModelOptions, Rank
-
-Input = TypeVar("Input")
-Output = TypeVar("Output")
 
 
 class LazyModel:
@@ -97,17 +97,15 @@ def answer_share(job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, 
         _check_ids(job, asked, places)
         have = {row: stored.keep(row, [one.key for one in asked if one.row == row]) for row in rows}
         missing = {(one.row, one.number) for one in asked if one.number not in have[one.row]}
-        return _Batch(asked, missing, [_prepare(model.get(), one) for one in asked] if missing else ())
+        return _Batch(asked, missing, [_prepare(model.get(), one) for one in asked if not stopped.is_set()] if missing else ())
 
-    with AnswerFile(job.folder, rank.rank) as file:
+    with AnswerFile(job.folder, rank.rank) as file, _thread() as (pool, stopped):
         stored.update()  # now that nobody else writes this worker's part
-        for batch in _one_ahead(prepare, job.batches(batch_size, rank.rank, rank.world_size)):
-            if not batch.missing:
-                continue
+        for batch in _one_ahead(pool, prepare, job.batches(batch_size, rank.rank, rank.world_size)):
             before = len(stored.complete)
             records = _answer(model.get(), job, batch, batch_size)
             answers = [
-                Answer(row=one.row, number=one.number, questions=one.questions, sample=record)
+                Answer(number=one.number, questions=one.questions, sample=record)
                 for one, record in zip(batch.asked, records, strict=True)
                 if (one.row, one.number) in batch.missing
             ]
@@ -120,7 +118,7 @@ def answer_share(job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, 
 
 def stored_answers(job: Job) -> StoredAnswers:
     """Return the answers of earlier runs. `answer_share` sees which of them are out of date."""
-    stored = StoredAnswers(job.folder)
+    stored = StoredAnswers(job.folder, job.selected)
     stored.update()
     return stored
 
@@ -138,16 +136,33 @@ def is_complete(job: Job, stored: StoredAnswers) -> bool:
     return len(stored.complete) == len(job.selected)
 
 
-def _one_ahead(function: Callable[[Input], Output], inputs: Sequence[Input]) -> Generator[Output]:
-    """Yield `function` of each input in order; the next is computed in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = [pool.submit(function, one) for one in inputs[:1]]
-        for following in [*inputs[1:], None]:
-            current = upcoming.pop().result() if upcoming else None
-            if following is not None:
-                upcoming.append(pool.submit(function, following))
-            if current is not None:
-                yield current
+@contextmanager
+def _thread() -> Generator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """A thread that prepares, and the word to it to stop after the sample that it reads: it is waited for, but not after Ctrl-C."""
+    pool, stopped = ThreadPoolExecutor(1, "prepare"), threading.Event()
+    wait = True
+    try:
+        yield pool, stopped
+    except KeyboardInterrupt:
+        wait = False
+        raise
+    finally:
+        stopped.set()
+        pool.shutdown(wait=wait, cancel_futures=True)
+
+
+def _one_ahead(pool: ThreadPoolExecutor, prepare: Callable[[Sequence[int]], _Batch], batches: Sequence[Sequence[int]]) -> Generator[_Batch]:
+    """Yield the batches with something missing, in order; while one is computed, the next is prepared in `pool`.
+
+    What nothing is computed beside is prepared here: so the model is loaded here too, and Ctrl-C acts at once.
+    """
+    upcoming: Future[_Batch] | None = None
+    for rows, following in zip_longest(batches, batches[1:]):
+        batch = prepare(rows) if upcoming is None else upcoming.result()
+        upcoming = None
+        if batch.missing:
+            upcoming = None if following is None else pool.submit(prepare, following)
+            yield batch
 
 
 def _check_ids(job: Job, asked: Sequence[Asked], places: dict[str, tuple[int, int]]) -> None:
@@ -202,6 +217,7 @@ def _record(asked: Asked, outcome: Completion | str) -> SampleRecord:
     record = SampleRecord(
         id=question.id,
         index=asked.row,  # until the answers are merged
+        row=asked.row,
         key=asked.key,
         prompt=asked.prompt,
         reference=question.answer,

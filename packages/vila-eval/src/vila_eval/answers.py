@@ -1,24 +1,27 @@
 """Answers as they come, durably: each worker appends to a file of its own, and whoever merges reads them all.
 
 results/<model>/<task>/answers-<rank>.jsonl    an Answer a line, a batch a write
+results/<model>/<task>/answers-merged.jsonl    those of a task that had its result, and is asked more rows now, or fewer
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import logging
 import os
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from vila_core.config import Config
+from vila_eval.append_only import append_lines, cut_torn_line
 from vila_eval.errors import ResultsError
-from vila_eval.manifest import ANSWERS
-from vila_eval.records import SAMPLES, SampleRecord, decode, encode
+from vila_eval.records import SampleRecord
+from vila_eval.storage import ANSWERS, FAILURES, MANIFEST, RESULTS, SAMPLES, TIMINGS, decode, encode, read_records, write_records, writing
 
 logger = logging.getLogger("vila_eval")
 
@@ -28,15 +31,18 @@ PATIENCE_S = 10.0
 
 
 class Answer(Config):
-    """A sample that is answered, and where it belongs: question `number` of the `questions` of row `row`.
+    """A sample that is answered, and where it belongs: question `number` of the `questions` of its row.
 
     Its sample's `index` is set when all answers are there, since a row may have several questions.
     """
 
-    row: int
     number: int
     questions: int
     sample: SampleRecord
+
+    @property
+    def row(self) -> int:
+        return self.sample.row
 
 
 class AnswerFile:
@@ -52,7 +58,7 @@ class AnswerFile:
     def __enter__(self) -> AnswerFile:
         with writing(self.path):
             self._file = _open_locked(self.path, PATIENCE_S)
-            _cut_torn_line(self._file)
+            cut_torn_line(self._file)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -63,17 +69,23 @@ class AnswerFile:
         text = "".join(f"{encode(answer)}\n" for answer in answers)
         with writing(self.path):
             self.path.with_name(SAMPLES).unlink(missing_ok=True)  # merged from older answers
-            self._file.write(text.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            append_lines(self._file, text)
 
 
 class StoredAnswers:
-    """The answers in a task's folder, by row. `complete` are the rows with all of their answers."""
+    """The answers in a task's folder to the `selected` rows.
 
-    def __init__(self, folder: Path):
+    Attributes:
+        complete: rows with all of their answers.
+        contradicted: rows with answers to different questions.
+        others: whether there are answers to rows that are not selected: a run with a higher limit left them, and may want them again.
+    """
+
+    def __init__(self, folder: Path, selected: Sequence[int]):
         self.complete: set[int] = set()
         self.contradicted: set[int] = set()
+        self.others = False
+        self._selected = selected if isinstance(selected, range) else frozenset(selected)
         self._folder = folder
         self._read: dict[Path, int] = {}
         self._rows: dict[int, dict[int, Answer]] = {}
@@ -97,6 +109,9 @@ class StoredAnswers:
 
     def _add(self, answer: Answer) -> None:
         """Take an answer, unless one like it was found to be out of date."""
+        if answer.row not in self._selected:
+            self.others = True
+            return
         if _identify(answer) in self._stale:
             return
         of_row = self._rows.setdefault(answer.row, {})
@@ -141,21 +156,29 @@ def _identify(answer: Answer) -> tuple[int, int, int, str]:
     return answer.row, answer.number, answer.questions, answer.sample.key
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
-    """Cut what a crash left of an unfinished write: what follows the last end of line. Appending goes on from there."""
-    end = file.seek(0, os.SEEK_END)
-    position = end
-    while position > 0:
-        start = max(0, position - 65536)
-        file.seek(start)
-        found = file.read(position - start).rfind(b"\n")
-        if found >= 0:
-            position = start + found + 1
-            break
-        position = start
-    if position < end:
-        file.truncate(position)
-    file.seek(0, os.SEEK_END)
+def keep_as_answers(folder: Path) -> None:
+    """Take a task's merged samples for answers again, so that other rows can be asked, and these need not be.
+
+    Nothing is lost at any moment: the samples' own file is left where it is.
+    """
+    path = folder / ANSWERS.replace("*", "merged")
+    kept = {(answer.row, answer.number): answer for answer in (*read_records(Answer, path), *_as_answers(folder / SAMPLES))}
+    if kept:
+        write_records(path, kept.values())
+
+
+def _as_answers(samples: Path) -> Iterator[Answer]:
+    for _, found in itertools.groupby(read_records(SampleRecord, samples), lambda sample: sample.row):
+        of_row = list(found)
+        for number, sample in enumerate(of_row):
+            yield Answer(number=number, questions=len(of_row), sample=sample.unscored())
+
+
+def remove_answers(folder: Path, stored: StoredAnswers) -> None:
+    """Remove what workers and killed runs left in the folder of a task that has its result; but keep answers to other rows."""
+    unfinished = [path for name in (SAMPLES, RESULTS, TIMINGS, MANIFEST, ANSWERS) for path in folder.glob(f".{name}.*")]
+    for path in (*([] if stored.others else folder.glob(ANSWERS)), *folder.glob(FAILURES), *unfinished):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -196,12 +219,3 @@ def _open_locked(path: Path, patience_s: float) -> BinaryIO:
         except FileNotFoundError:
             pass
         file.close()  # the holder before removed it: lock the one that others will find
-
-
-@contextmanager
-def writing(path: Path) -> Generator[None]:
-    """Turn what the file system refuses into a `ResultsError` that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise ResultsError(f"'{path}' cannot be written: {error.strerror}. Check its folder's permissions and the disk's space.") from error

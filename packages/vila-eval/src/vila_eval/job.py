@@ -41,13 +41,17 @@ class Asked:
 
 @dataclass(frozen=True)
 class Job:
-    """A planned task with its data. `selected` are the rows to ask, in order."""
+    """A planned task with its data."""
 
     planned: Planned
     folder: Path
     rows: Rows
-    selected: Sequence[int]
     manifest: Manifest
+
+    @property
+    def selected(self) -> Sequence[int]:
+        """The rows to ask, in order."""
+        return self.manifest.selected
 
     @property
     def task(self) -> Task:
@@ -59,7 +63,8 @@ class Job:
 
     def batches(self, size: int, rank: int, world_size: int) -> list[Sequence[int]]:
         """Return a worker's batches of rows. Which rows share one depends on nothing but the data and `size`."""
-        batches = [self.selected[start : start + size] for start in range(0, len(self.selected), size)]
+        selected = self.selected
+        batches = [selected[start : start + size] for start in range(0, len(selected), size)]
         return batches[rank::world_size]
 
     def ask(self, row: int) -> list[Asked]:
@@ -118,9 +123,9 @@ def open_job(planned: Planned, folder: Path, model: ModelOptions, identity: Mode
         settings=settings,
         data=dict(rows.origin),
         rows=len(rows),
-        selected=len(selected),
+        together=tuple(selected[len(rows) if options.limit is None else options.limit :]),
     )
-    return Job(planned, folder, rows, selected, manifest)
+    return Job(planned, folder, rows, manifest)
 
 
 def select_rows(rows: Rows, limit: int | None, keep_together: str | None) -> Sequence[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from vila_eval.append_only import append_lines, open_to_append
 from vila_eval.errors import ResultsError
-from vila_eval.records import JudgeRecord, encode, read_records
+from vila_eval.records import JudgeRecord
+from vila_eval.storage import encode, read_records
 
 Key = tuple[str, int, str, str]
 
@@ -62,14 +63,11 @@ class JudgeLog:
 
     def append(self, record: JudgeRecord) -> None:
         """Add an exchange, and return when it is on the disk."""
-        line = f"{encode(record)}\n".encode()
         with self._lock:
             try:
                 if self._file is None:
-                    self._file = _open_to_append(self._path)
-                self._file.write(line)
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                    self._file = open_to_append(self._path)
+                append_lines(self._file, f"{encode(record)}\n")
             except OSError as error:
                 raise ResultsError(f"The judge's reply cannot be written to '{self._path}': {error.strerror}.") from None
             self._take(record)
@@ -87,10 +85,3 @@ class JudgeLog:
 
 def _key(sample_id: str, request: int, model: str, messages: Sequence[Mapping[str, object]]) -> Key:
     return sample_id, request, model, json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
-
-
-def _open_to_append(path: Path) -> BinaryIO:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+b")
-    file.truncate(path.read_bytes().rfind(b"\n") + 1)  # whatever follows the last line's end was cut by a crash
-    return file

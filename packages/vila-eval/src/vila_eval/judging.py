@@ -22,7 +22,8 @@ from vila_eval.judge_client import FailedRequestError, JudgeClient
 from vila_eval.judge_log import JudgeLog
 from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
 from vila_eval.options import JudgeOptions, Progress
-from vila_eval.records import JUDGE, JUDGE_SUMMARY, JudgeRecord, JudgeSummary, SampleRecord, write_record
+from vila_eval.records import JudgeRecord, JudgeSummary, SampleRecord
+from vila_eval.storage import JUDGE, JUDGE_SUMMARY, write_record
 from vila_eval.task import Question
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

@@ -1,41 +1,38 @@
-"""What a task's results folder is of: written before the first answer, and compared before another is added.
-
-results/<model>/<task>/run.json             a Manifest
-results/<model>/<task>/answers-<rank>.jsonl answers as they come (see `vila_eval.answers`); gone when there is a result
-results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (see `vila_eval.workers`)
-"""
+"""What a task's results folder is of (`run.json`): written before the first answer, and compared before another is added."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vila_core.config import Config
+from vila_eval.answers import keep_as_answers
 from vila_eval.errors import ResultsError
-from vila_eval.records import (
-    FORMAT,
+from vila_eval.records import FORMAT, ModelIdentity, RunSettings, TaskResult
+from vila_eval.storage import (
+    ANSWERS,
     JUDGE,
     JUDGE_SUMMARY,
+    MANIFEST,
     PICTURES,
     RESULTS,
     SAMPLES,
     TIMINGS,
-    ModelIdentity,
-    RunSettings,
-    TaskResult,
     decode,
     read_result,
     write_record,
 )
 
-MANIFEST = "run.json"
-ANSWERS, FAILURES = "answers-*.jsonl", "failed-*.txt"
-
 
 class Manifest(Config):
-    """`run.json`. `rows` are those of the data, `selected` those that are asked (`--limit`)."""
+    """`run.json`.
+
+    Attributes:
+        rows: of the data.
+        together: rows after the limit that belong with one before it (`Task.keep_together`).
+    """
 
     format: int = FORMAT
     task: str
@@ -45,7 +42,14 @@ class Manifest(Config):
     settings: RunSettings
     data: dict[str, str]
     rows: int
-    selected: int
+    together: tuple[int, ...] = ()
+
+    @property
+    def selected(self) -> Sequence[int]:
+        """The rows that are asked, in order."""
+        limit = self.settings.limit
+        first = range(self.rows if limit is None else min(limit, self.rows))
+        return [*first, *self.together] if self.together else first
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -60,7 +64,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
-    """Return the result that the folder holds, if any.
+    """Return the result that the folder holds, if any; None too where it is of more rows, or of fewer.
 
     Raises:
         ResultsError: the folder holds results or answers of something else than `expected`. The message names what differs.
@@ -69,8 +73,8 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
     found = read_manifest(folder)
     differences = list(_differences(_facts(found), _facts(expected))) if found is not None else []
     if result is not None and not differences:
-        # rows and selected are not in a result; the manifest tells of them
-        wanted = {name: value for name, value in _facts(expected).items() if name not in ("rows", "selected")}
+        # a result does not say how many rows the data have; the manifest does
+        wanted = {name: value for name, value in _facts(expected).items() if name != "rows"}
         differences = list(_differences(_facts(result), wanted))
     if found is None and result is None and any(folder.glob(ANSWERS)):
         differences = [f"it has answers, but no {MANIFEST} that says what they are of"]
@@ -79,14 +83,15 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
             f"The folder '{folder}' holds results of something else: {'; '.join(differences)}. "
             "Run with --force to start anew there, or give another --output-dir or --model-name."
         )
-    return result
+    return result if result is not None and result.settings.limit == expected.settings.limit else None
 
 
 def _facts(record: Manifest | TaskResult) -> dict[str, object]:
-    """What makes two runs the same. A model is what its files are, under whichever path or name."""
-    stated = record.model_dump(mode="json", include={"format", "task", "task_version", "distribution", "settings", "data"})
+    """What must be the same for answers to go together. A model is what its files are, under whichever path or name."""
+    included = {"format", "task", "task_version", "distribution", "settings", "data"}
+    stated = record.model_dump(mode="json", include=included, exclude={"settings": {"limit"}})
     facts = dict(_flat(stated)) | {"model (digest of its files)": record.model.digest}
-    return facts | ({"rows": record.rows, "selected": record.selected} if isinstance(record, Manifest) else {})
+    return facts | ({"rows": record.rows} if isinstance(record, Manifest) else {})
 
 
 def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
@@ -106,20 +111,30 @@ def _differences(found: Mapping[str, object], expected: Mapping[str, object]) ->
 def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | None) -> Manifest:
     """Make the folder ready for answers: check it, or (`force`) empty it where it is of something else; return its manifest.
 
+    Answers of a run with another limit are kept; its result, which is of other rows, is not.
+
     Raises:
         ResultsError: as for `check_folder`, without `force`.
     """
     try:
-        check_folder(folder, expected)
-        found = read_manifest(folder)
+        result, found = check_folder(folder, expected), read_manifest(folder)
+        if found is not None and asks_the_same(found, expected):
+            return found
+        if result is None:
+            keep_as_answers(folder)
+            for name in (RESULTS, SAMPLES, *([submission] if submission else [])):
+                (folder / name).unlink(missing_ok=True)
     except ResultsError:
         if not force:
             raise
         clear(folder, submission)
-        found = None
-    if found is None:
-        write_record(folder / MANIFEST, expected)
-    return found or expected
+    write_record(folder / MANIFEST, expected)
+    return expected
+
+
+def asks_the_same(one: Manifest, other: Manifest) -> bool:
+    """Say whether two manifests of one task are of the same rows of its data."""
+    return (one.data, one.rows, one.settings.limit, one.together) == (other.data, other.rows, other.settings.limit, other.together)
 
 
 def clear(folder: Path, submission: str | None) -> None:
@@ -130,10 +145,3 @@ def clear(folder: Path, submission: str | None) -> None:
     for path in folder.glob(ANSWERS):
         path.unlink(missing_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-
-
-def remove_answers(folder: Path) -> None:
-    """Remove what workers and killed runs left in the folder of a task that has its result."""
-    unfinished = [path for name in (SAMPLES, RESULTS, TIMINGS, MANIFEST) for path in folder.glob(f".{name}.*")]
-    for path in (*folder.glob(ANSWERS), *folder.glob(FAILURES), *unfinished):
-        path.unlink(missing_ok=True)

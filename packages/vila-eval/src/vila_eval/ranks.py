@@ -12,12 +12,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vila_eval.answers import writing
 from vila_eval.errors import ResultsError, WorkerError
 from vila_eval.job import Job
-from vila_eval.manifest import Manifest, check_folder, read_manifest
+from vila_eval.manifest import Manifest, asks_the_same, check_folder, read_manifest
 from vila_eval.options import Rank
-from vila_eval.records import write_whole
+from vila_eval.storage import write_whole, writing
 from vila_eval.workers import POLL_S, describe_failures, failure_file, read_failures, record_failure, remove_failures
 
 LAUNCH = ".launch"
@@ -103,7 +102,7 @@ def await_folder(job: Job, root: Path, *, force: bool) -> Manifest | None:
         try:
             if check_folder(job.folder, job.manifest) is not None:
                 return None
-            if (manifest := read_manifest(job.folder)) is not None:
+            if (manifest := read_manifest(job.folder)) is not None and asks_the_same(manifest, job.manifest):
                 return manifest
         except ResultsError:
             if not force:

@@ -1,41 +1,19 @@
-"""What a run writes: a record a sample (`samples.jsonl`), and the result of a task (`results.json`). Read and written here alone.
-
-results/<model>/<task>/samples.jsonl    a SampleRecord a line, in the data's order
-results/<model>/<task>/results.json     a TaskResult: no date and no timing, so that the same run gives the same bytes
-results/<model>/<task>/timings.json     Timings
-results/<model>/<task>/run.json         what was run (`vila_eval.manifest`, which also names the files of a run that has not ended)
-results/<model>/<task>/judge.jsonl      a JudgeRecord a line, for judged metrics
-results/<model>/<task>/judge.json       a JudgeSummary: requests, tokens and cost of judging
-results/<model>/<task>/<submission>     the file for the benchmark's server, for tasks that have one
-results/<model>/<task>/pictures/        thumbnails of wrong answers, for the report
-results/<model>/metrics.json            every task's measures, merged
-results/<model>/report.html             the report
-"""
+"""What a run writes: a record a sample, and the result of a task. Where it is written, and how: `vila_eval.storage`."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from vila_core.config import Config
-from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Score, Scored, Unit
 from vila_eval.statistics import Estimate
 from vila_eval.task import Question
 
 FORMAT = 1
 """Version of these records. A folder of another version is refused."""
-
-SAMPLES, RESULTS, TIMINGS, JUDGE, JUDGE_SUMMARY, PICTURES, METRICS, REPORT = (
-    *("samples.jsonl", "results.json", "timings.json", "judge.jsonl", "judge.json", "pictures"),
-    *("metrics.json", "report.html"),
-)
 
 
 class PromptPart(Config):
@@ -60,7 +38,8 @@ class SampleRecord(Config):
     """One sample: what was asked, what the model answered, what that is worth.
 
     Attributes:
-        index: place in the data's order (several questions of one row follow one another).
+        index: place among the samples (several questions of one row follow one another).
+        row: of the data that it asks.
         key: digest of everything that determines the answer; a record with another key is not used.
         answer: the text; empty where the sample failed.
         error: why the sample failed (unreadable media, too long a prompt); None where it did not.
@@ -72,6 +51,7 @@ class SampleRecord(Config):
 
     id: str
     index: int
+    row: int
     key: str
     prompt: tuple[PromptPart, ...]
     answer: str = ""
@@ -94,6 +74,10 @@ class SampleRecord(Config):
         """The question without its media: enough to score the answer."""
         texts = [part.text for part in self.prompt if part.text is not None]
         return Question(self.id, texts, self.reference, self.options, self.groups, self.cluster, self.fields)
+
+    def unscored(self) -> SampleRecord:
+        """Return the sample as it was before it was scored."""
+        return self.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": None})
 
     @property
     def scored(self) -> Scored:
@@ -242,81 +226,3 @@ class JudgeSummary(Config):
     prompt_tokens: int
     completion_tokens: int
     dollars: float | None = None
-
-
-Record = TypeVar("Record", bound=Config)
-
-
-def encode(record: Config) -> str:
-    """Return a record as one line of JSON: keys in the order of the class, whatever was not set left out, no NaN."""
-    return json.dumps(record.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, allow_nan=False)
-
-
-def decode(kind: type[Record], text: str, where: str) -> Record:
-    """Read a record. Raises `ResultsError` naming `where`."""
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the line"
-        raise ResultsError(
-            f"{where} is not what this version writes ({place}: {problem['msg']}). Run with --force to start anew."
-        ) from None
-
-
-def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file; of none if it is not there. A last line without its end was cut by a crash, and is skipped."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
-                yield decode(kind, line, f"'{path}', line {number}")
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash. A text is written as UTF-8, line ends as they are."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
-
-
-def write_records(path: Path, records: Iterable[Config]) -> None:
-    """Write a JSONL file whole."""
-    write_whole(path, "".join(f"{encode(record)}\n" for record in records))
-
-
-def write_record(path: Path, record: Config) -> None:
-    """Write one record as an indented JSON file."""
-    write_whole(path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
-
-
-def read_result(folder: Path) -> TaskResult:
-    """Read a task's `results.json`. Raises `ResultsError`: missing, damaged, of another format."""
-    path = folder / RESULTS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ResultsError(f"There is no result in '{folder}': {error.strerror}.") from None
-    result = decode(TaskResult, text, f"'{path}'")
-    if result.format != FORMAT:
-        raise ResultsError(f"'{path}' has format {result.format}; this version reads {FORMAT}.")
-    return result
-
-
-def find_results(folder: Path) -> dict[str, Path]:
-    """Return the folder of every task below a model's results, by the path below it ("pope", "vila/count"), sorted."""
-    return {path.parent.relative_to(folder).as_posix(): path.parent for path in sorted(folder.rglob(RESULTS))}
-
-
-def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, Any]:
-    """Return `metrics.json`: task -> measure -> value; a measure of a group is called "name/dimension=value"."""
-    return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
-
-
-def _label(measure: MeasureRecord) -> str:
-    return measure.name if measure.group is None else f"{measure.name}/{'='.join(measure.group)}"

@@ -7,7 +7,6 @@ A run may be stopped at any moment, and the same call goes on from there: the re
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,15 +16,15 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError, VilaError
 from vila_eval.answering import LazyModel, answer_share, checked_answers, is_complete, stored_answers
-from vila_eval.answers import StoredAnswers, locked, writing
+from vila_eval.answers import StoredAnswers, locked, remove_answers
 from vila_eval.errors import ResultsError, WorkerError
 from vila_eval.identity import model_identity, model_name
 from vila_eval.job import Job, open_job
-from vila_eval.manifest import begin, check_folder, remove_answers
+from vila_eval.manifest import begin, check_folder
 from vila_eval.options import Rank, TaskOutcome
 from vila_eval.ranks import OtherRanks, await_folder, meeting
-from vila_eval.records import METRICS, TaskResult, find_results, merged_metrics, read_result, write_whole
 from vila_eval.scoring import Finished, finish_task, judge_again, score_again
+from vila_eval.storage import write_metrics, writing
 from vila_eval.task import Question, as_questions
 from vila_eval.timing import Stopwatch
 from vila_eval.workers import (
@@ -244,7 +243,7 @@ class _Run:
             raise
         if result is None:
             return None
-        remove_answers(job.folder)  # a crash may have left them
+        remove_answers(job.folder, stored_answers(job))  # a crash may have left them
         return judge_again(job.task, result, job.folder, self.options, self.progress) or Finished(result)
 
     def finish(self, job: Job, stored: StoredAnswers, stopwatch: Stopwatch, answered: int) -> Finished:
@@ -260,17 +259,5 @@ class _Run:
         samples = stored.merged(job.selected)
         finished = finish_task(job.task, job.manifest, samples, job.folder, options, self.progress, ask)
         if finished.result is not None:
-            remove_answers(job.folder)
+            remove_answers(job.folder, stored)
         return finished
-
-
-def write_metrics(root: Path) -> None:
-    """Write a model's `metrics.json`: the measures of all tasks that have a result."""
-    results: dict[str, TaskResult] = {}
-    for name, folder in find_results(root).items():
-        try:
-            results[name] = read_result(folder)
-        except ResultsError as error:
-            logger.warning("Left out of %s: %s", METRICS, error)
-    with writing(root / METRICS):
-        write_whole(root / METRICS, json.dumps(merged_metrics(results), ensure_ascii=False, allow_nan=False, indent=2) + "\n")

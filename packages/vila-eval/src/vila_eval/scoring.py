@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError
-from vila_eval.answers import StoredAnswers, locked, writing
+from vila_eval.answers import StoredAnswers, locked, remove_answers
 from vila_eval.errors import JudgeError, ResultsError
-from vila_eval.manifest import Manifest, read_manifest, remove_answers
+from vila_eval.manifest import Manifest, read_manifest
 from vila_eval.metric import Answered, Measure, Metric
-from vila_eval.records import (
-    FORMAT,
-    RESULTS,
-    SAMPLES,
-    Counts,
-    MeasureRecord,
-    SampleRecord,
-    TaskResult,
-    read_records,
-    write_record,
-    write_records,
-    write_whole,
-)
+from vila_eval.records import FORMAT, Counts, MeasureRecord, SampleRecord, TaskResult
+from vila_eval.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
 from vila_eval.task import Question, Task, resolve_metric
 
 if TYPE_CHECKING:
@@ -68,7 +57,7 @@ def finish_task(
         ResultsError: a file cannot be written.
     """
     _check_ids(task, samples)
-    samples = [sample.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": None}) for sample in samples]
+    samples = [sample.unscored() for sample in samples]
     metric = resolve_metric(task)
     judged = metric is not None and not isinstance(metric, Metric)
     waiting = SCORING if options.phase == "predict" else JUDGE_NEEDED if judged and options.judge is None else None
@@ -135,21 +124,26 @@ def score_again(task: Task, folder: Path, options: RunOptions, progress: Progres
     with locked(folder):
         finished = finish_task(task, manifest, _stored_samples(folder, manifest), folder, options, progress)
         if finished.result is not None:
-            remove_answers(folder)
+            remove_answers(folder, _read_answers(folder, manifest))
     return finished
 
 
 def _stored_samples(folder: Path, manifest: Manifest) -> list[SampleRecord]:
     if (folder / SAMPLES).exists():  # written whole, of all answers
         return list(read_records(SampleRecord, folder / SAMPLES))
-    stored = StoredAnswers(folder)
-    stored.update()
-    complete = stored.complete - stored.contradicted
-    if len(complete) < manifest.selected:
+    stored = _read_answers(folder, manifest)
+    complete, wanted = stored.complete - stored.contradicted, manifest.selected
+    if len(complete) < len(wanted):
         raise ResultsError(
-            f"'{folder}' has the answers to {len(complete)} of {manifest.selected} rows. Run without --score-only to answer the rest."
+            f"'{folder}' has the answers to {len(complete)} of {len(wanted)} rows. Run without --score-only to answer the rest."
         )
-    return stored.merged(sorted(complete))
+    return stored.merged(wanted)
+
+
+def _read_answers(folder: Path, manifest: Manifest) -> StoredAnswers:
+    stored = StoredAnswers(folder, manifest.selected)
+    stored.update()
+    return stored
 
 
 def judge_again(task: Task, result: TaskResult, folder: Path, options: RunOptions, progress: Progress) -> Finished | None:

@@ -19,8 +19,9 @@ from vila_core.errors import ConfigError
 from vila_core.media import Image, Video
 from vila_eval.judging import judged_questions
 from vila_eval.metric import Answered, AnyMetric, JudgedMetric, Measure, Metric, Scored
-from vila_eval.records import PromptPart, SampleRecord, decode, encode
+from vila_eval.records import PromptPart, SampleRecord
 from vila_eval.sources import DataOptions
+from vila_eval.storage import decode, encode
 from vila_eval.task import Question, Task, as_questions, resolve_metric
 
 
@@ -86,6 +87,7 @@ def _stored(task: Task, index: int, question: Question) -> SampleRecord:
         record = SampleRecord(
             id=question.id,
             index=index,
+            row=index,
             key="",
             prompt=tuple(PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)),
             reference=question.answer,

@@ -26,9 +26,9 @@ from vila_eval.answering import LazyModel, answer_share, is_complete
 from vila_eval.answers import StoredAnswers
 from vila_eval.errors import DataError, ResultsError, WorkerError
 from vila_eval.job import Job, open_job
-from vila_eval.manifest import FAILURES, Manifest
+from vila_eval.manifest import Manifest, asks_the_same
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions
-from vila_eval.records import write_whole
+from vila_eval.storage import FAILURES, write_whole
 
 if TYPE_CHECKING:
     from vila_eval.task import Task
@@ -123,10 +123,10 @@ def answer_task(assigned: Work, planned: Planned, manifest: Manifest, lazy: Lazy
     folder = assigned.root / planned.folder
     try:
         job = open_job(planned, folder, assigned.model, manifest.model, assigned.options)
-        if (job.manifest.data, job.manifest.selected) != (manifest.data, manifest.selected):
+        if not asks_the_same(job.manifest, manifest):
             raise DataError(f"{planned.task.source.description} changed while the run began. Start it again.")
         job = replace(job, manifest=manifest)
-        answer_share(job, StoredAnswers(folder), lazy, assigned.rank, assigned.options.batch_size, lambda rows: None)
+        answer_share(job, StoredAnswers(folder, job.selected), lazy, assigned.rank, assigned.options.batch_size, lambda rows: None)
     except VilaError as error:
         if error is lazy.error:
             raise

@@ -22,8 +22,9 @@ def show(
     wrong: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N worst answers.")] = None,
 ) -> None:
     """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, the first five."""
-    from vila_eval.records import SAMPLES, SampleRecord, read_records, read_result
+    from vila_eval.records import SampleRecord
     from vila_eval.report.pictures import choose_wrong
+    from vila_eval.storage import SAMPLES, read_records, read_result
 
     if sample and wrong is not None:
         raise ConfigError("--id and --wrong exclude one another.")

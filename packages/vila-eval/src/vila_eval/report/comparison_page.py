@@ -7,9 +7,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from vila_eval.comparison import MeasureComparison, RunComparison
-from vila_eval.records import write_whole
 from vila_eval.report.html import render
 from vila_eval.report.plots import axis_end, draw_difference
+from vila_eval.storage import write_whole
 
 FLIPS = 50
 """Samples of a task that are listed."""

@@ -13,23 +13,7 @@ from markupsafe import Markup
 
 from vila_eval.errors import ResultsError
 from vila_eval.hub import FIXTURE_REVISION
-from vila_eval.records import (
-    JUDGE_SUMMARY,
-    REPORT,
-    SAMPLES,
-    TIMINGS,
-    JudgeSummary,
-    MeasureRecord,
-    ModelIdentity,
-    SampleRecord,
-    TaskResult,
-    Timings,
-    decode,
-    find_results,
-    read_records,
-    read_result,
-    write_whole,
-)
+from vila_eval.records import JudgeSummary, MeasureRecord, ModelIdentity, SampleRecord, TaskResult, Timings
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -43,6 +27,7 @@ from vila_eval.report.formatting import (
 )
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
+from vila_eval.storage import JUDGE_SUMMARY, REPORT, SAMPLES, TIMINGS, decode, find_results, read_records, read_result, write_whole
 
 FIRST_CARDS = 8
 """Wrong answers of a task that are in view; the others are unfolded."""

@@ -1,0 +1,39 @@
+"""Files of lines that are only appended to: what has been appended is on the disk, and what a crash cut is taken away."""
+
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK = 65536
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file, made with its folder where it is not there, to append whole lines to it. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    cut_torn_line(file)
+    return file
+
+
+def cut_torn_line(file: BinaryIO) -> None:
+    """Cut what a crash left of an unfinished write: what follows the last end of line. Appending goes on from there."""
+    end = position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - BLOCK)
+        file.seek(start)
+        found = file.read(position - start).rfind(b"\n")
+        if found >= 0:
+            position = start + found + 1
+            break
+        position = start
+    if position < end:
+        file.truncate(position)
+    file.seek(0, os.SEEK_END)
+
+
+def append_lines(file: BinaryIO, text: str) -> None:
+    """Append lines in one write, as UTF-8; when this returns, they are on the disk. Raises `OSError`."""
+    assert text.endswith("\n"), "a line without its end is taken for a torn one"
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,136 @@
+"""The files of a run: what they are called, and how records are read from them and written to them.
+
+results/<model>/<task>/samples.jsonl        a SampleRecord a line, in the data's order
+results/<model>/<task>/results.json         a TaskResult: no date and no timing, so that the same run gives the same bytes
+results/<model>/<task>/timings.json         Timings
+results/<model>/<task>/run.json             what is run (`vila_eval.manifest`)
+results/<model>/<task>/answers-<rank>.jsonl answers as they come (`vila_eval.answers`); gone when they are in samples.jsonl
+results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (`vila_eval.workers`)
+results/<model>/<task>/judge.jsonl          a JudgeRecord a line, for judged metrics
+results/<model>/<task>/judge.json           a JudgeSummary: requests, tokens and cost of judging
+results/<model>/<task>/<submission>         the file for the benchmark's server, for tasks that have one
+results/<model>/<task>/pictures/            thumbnails of wrong answers, for the report
+results/<model>/metrics.json                every task's measures, merged
+results/<model>/report.html                 the report
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from vila_core.config import Config
+from vila_eval.errors import ResultsError
+from vila_eval.records import FORMAT, MeasureRecord, TaskResult
+
+logger = logging.getLogger("vila_eval")
+
+SAMPLES, RESULTS, TIMINGS, MANIFEST = "samples.jsonl", "results.json", "timings.json", "run.json"
+JUDGE, JUDGE_SUMMARY, PICTURES = "judge.jsonl", "judge.json", "pictures"
+METRICS, REPORT = "metrics.json", "report.html"
+ANSWERS, FAILURES = "answers-*.jsonl", "failed-*.txt"
+
+Record = TypeVar("Record", bound=Config)
+
+
+def encode(record: Config) -> str:
+    """Return a record as one line of JSON: keys in the order of the class, whatever was not set left out, no NaN."""
+    return json.dumps(record.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, allow_nan=False)
+
+
+def decode(kind: type[Record], text: str, where: str) -> Record:
+    """Read a record. Raises `ResultsError` naming `where`."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the line"
+        raise ResultsError(
+            f"{where} is not what this version writes ({place}: {problem['msg']}). Run with --force to start anew."
+        ) from None
+
+
+def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
+    """Yield the records of a JSONL file; of none if it is not there. A last line without its end was cut by a crash, and is skipped."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith("\n"):
+                yield decode(kind, line, f"'{path}', line {number}")
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash. A text is written as UTF-8, line ends as they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    with unfinished.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def write_records(path: Path, records: Iterable[Config]) -> None:
+    """Write a JSONL file whole."""
+    write_whole(path, "".join(f"{encode(record)}\n" for record in records))
+
+
+def write_record(path: Path, record: Config) -> None:
+    """Write one record as an indented JSON file."""
+    write_whole(path, json.dumps(record.model_dump(mode="json"), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_result(folder: Path) -> TaskResult:
+    """Read a task's `results.json`. Raises `ResultsError`: missing, damaged, of another format."""
+    path = folder / RESULTS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ResultsError(f"There is no result in '{folder}': {error.strerror}.") from None
+    result = decode(TaskResult, text, f"'{path}'")
+    if result.format != FORMAT:
+        raise ResultsError(f"'{path}' has format {result.format}; this version reads {FORMAT}.")
+    return result
+
+
+def find_results(folder: Path) -> dict[str, Path]:
+    """Return the folder of every task below a model's results, by the path below it ("pope", "vila/count"), sorted."""
+    return {path.parent.relative_to(folder).as_posix(): path.parent for path in sorted(folder.rglob(RESULTS))}
+
+
+def write_metrics(root: Path) -> None:
+    """Write a model's `metrics.json` of all tasks that have a result."""
+    results: dict[str, TaskResult] = {}
+    for name, folder in find_results(root).items():
+        try:
+            results[name] = read_result(folder)
+        except ResultsError as error:
+            logger.warning("Left out of %s: %s", METRICS, error)
+    with writing(root / METRICS):
+        write_whole(root / METRICS, json.dumps(merged_metrics(results), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
+    """Return what `metrics.json` holds: task -> measure -> value; a measure of a group is called "name/dimension=value"."""
+    return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
+
+
+def _label(measure: MeasureRecord) -> str:
+    return measure.name if measure.group is None else f"{measure.name}/{'='.join(measure.group)}"
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn what the file system refuses into a `ResultsError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"'{path}' cannot be written: {error.strerror}. Check its folder's permissions and the disk's space.") from error
