@@ -37,7 +37,8 @@ from vila_core.language.decoder import Decoder
 from vila_core.tokenizer import Tokenizer
 from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.int8 import Int8Linear
-from vila_quant.kernels import LinearShape
+from vila_quant.kernels import LinearShape, choose, forced
+from vila_quant.kernels.cpu import measured_plan
 from vila_quant.linear import GroupwiseLinear
 
 CPU = torch.device("cpu")
@@ -91,6 +92,24 @@ def four_bits(outputs: int, inputs: int, group_size: int, bias: bool, generator:
     scales = torch.full((outputs, inputs // group_size), 0.02 / 4.6)
     linear.use_weight(GroupwiseWeight(q, scales, torch.full_like(scales, 8), 4), CPU, torch.bfloat16)
     return linear
+
+
+def check_products(group_size: int, generator: torch.Generator) -> None:
+    """Exit where the kernel to be timed and the reference disagree, for few rows or many."""
+    shape = LinearShape(512, 1024, group_size)
+    q = torch.randint(16, (512, 1024), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(512, 1024 // group_size, generator=generator).half()
+    weight = GroupwiseWeight(q, scales, torch.full_like(scales, 7), 4)
+    for rows in (1, 128):
+        x = torch.randn(rows, 1024, generator=generator).bfloat16()
+        results: list[torch.Tensor] = []
+        for name in (None, "reference"):
+            with forced(name):
+                kernel = choose(shape, CPU, torch.bfloat16)
+            results.append(kernel.multiply(x, kernel.pack(weight, CPU, torch.bfloat16), shape).double())
+        error = ((results[0] - results[1]).norm() / results[1].norm()).item()
+        if error > 0.01:
+            sys.exit(f"{rows} rows: the kernel differs from the reference by {error:.4f}")
 
 
 def read_bandwidth() -> float:
@@ -156,6 +175,7 @@ def main() -> None:
 
     tokenizer = Tokenizer.from_folder(open_checkpoint(embedded_model()).tokenizer_path)
     generator = torch.Generator().manual_seed(0)
+    check_products(args.group_size, generator)
     whole = build(args.shape, generator)
     small = build(args.shape, generator)
     quantize(small, args.group_size, args.lm_head, generator)
@@ -189,6 +209,8 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "kernels": sorted({layer.kernel.name for layer in small.modules() if isinstance(layer, GroupwiseLinear) and layer.kernel}),
+        "prefill_plan": str(measured_plan(small.config.hidden_size, args.group_size, torch.get_num_threads())),
         "torch": torch.__version__,
         "vila_core": vila_core.__version__,
         "read_GB_per_s": bandwidth / 1e9,
