@@ -215,6 +215,7 @@ def test_code_in_the_file_is_refused_and_not_run(folder: Path, tmp_path: Path) -
         ({"qweight": torch.zeros(160, 100, dtype=torch.int16)}, r"shape \[160, 100\]; expected \[N/4, K\]"),
         ({"qweight": torch.zeros(3, 256, dtype=torch.int16)}, "has 12 outputs; expected a multiple of 8"),
         ({"qweight": torch.zeros(160, 256)}, "qweight' is F32"),
+        ({"other": torch.zeros(2, dtype=torch.complex128)}, "other' has dtype torch.complex128, which is not supported"),
     ],
 )
 def test_tensors_that_make_no_layer_are_named(folder: Path, changed: dict[str, Tensor | None], message: str) -> None:

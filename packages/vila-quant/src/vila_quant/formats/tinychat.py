@@ -74,7 +74,11 @@ class TinyChatFormat:
         with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
             whole = replace(checkpoint, format=source_layout(checkpoint), weights=_Whole(checkpoint.weights), quantization=None)
             fill_vila(whole, folder, self.max_shard_bytes)
-            torch.save(state_dict(checkpoint), folder / "llm" / f"{path.absolute().name}{SUFFIX}")
+            tensors = state_dict(checkpoint)
+            try:
+                torch.save(tensors, folder / "llm" / f"{path.absolute().name}{SUFFIX}")
+            except RuntimeError as error:  # what torch makes of a full disk
+                raise CheckpointError(f"{path} was not written: {error}. Nothing was left behind.") from error
 
 
 def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:

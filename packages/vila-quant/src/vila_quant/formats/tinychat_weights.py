@@ -88,10 +88,10 @@ def index_tinychat(file: Path, rest: WeightIndex) -> TinyChatWeights:
             missing or of a wrong dtype or shape.
     """
     tensors = load_pickle(file)
-    found = {
-        key: TensorEntry(file, key, DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), None)
-        for key, tensor in tensors.items()
-    }
+    for key, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise CheckpointError(f"{file}: tensor '{key}' has dtype {tensor.dtype}, which is not supported.")
+    found = {key: TensorEntry(file, key, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), None) for key, tensor in tensors.items()}
     if HEAD in tensors and EMBEDDING in tensors and tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr():
         del found[HEAD]  # a tied model's head, of which a state dict tells twice
     linears = {key.removesuffix(".qweight"): entry for key, entry in found.items() if key.endswith(".qweight")}
@@ -132,6 +132,8 @@ def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return TinyChat's state dict of the quantized language model in `checkpoint`, in the order of the model's modules.
+
+    Whole tensors keep their dtypes; TinyChat casts to fp16 as it loads.
 
     Raises:
         CheckpointError: a layer's zeros could not be told from what TinyChat stores of them.
