@@ -32,7 +32,7 @@ from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
 from vila_quant.layer_loop import LayerLoop, step_name
 from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
-from vila_quant.plan import LAYERS, Plan, make_plan
+from vila_quant.plan import LAYERS, Plan, check_format, make_plan
 from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
 from vila_quant.work_folder import WorkFolder
@@ -79,6 +79,7 @@ def quantize_model(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
     checkpoint = open_checkpoint(model, revision=revision, token=token, offline=offline)
+    check_format(options)
     method = cast("BlockQuantizer", load_plugins().quantizers.get(options.search))
     plan = make_plan(checkpoint, options)
     adapter = None if lora is None else open_adapter(lora, checkpoint, token=token, offline=offline)

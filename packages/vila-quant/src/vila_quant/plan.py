@@ -65,6 +65,20 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
     return Plan(config, skipped, head, head_weight)
 
 
+def check_format(options: QuantizationOptions) -> None:
+    """Raise `QuantizationError` for options that the format cannot hold, before hours are spent on them."""
+    if options.format != "tinychat":
+        return
+    problems = [
+        *([f"--group-size {options.group_size} (it takes 128)"] if options.group_size != 128 else []),
+        *([f"--lm-head {options.lm_head}"] if options.lm_head != "none" else []),
+        *([f"--vision {options.vision}"] if options.vision != "none" else []),
+        *(["--skip"] if options.skip else []),
+    ]
+    if problems:
+        raise QuantizationError(f"Format 'tinychat' cannot hold {', '.join(problems)}. Leave that out, or write format 'awq'.")
+
+
 def _is_skipped(module: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(module, pattern) for pattern in patterns)
 
