@@ -51,11 +51,17 @@ CONTEXT = 64
 """Tokens before the first decoded one."""
 
 
-def build(name: str, generator: torch.Generator) -> Decoder:
-    """Return a bf16 decoder of random weights."""
+Clock = Callable[[], float]
+
+
+def build(name: str, layers: int | None, generator: torch.Generator) -> Decoder:
+    """Return a bf16 decoder of random weights, with so many layers instead of the shape's own."""
+    sizes: dict[str, Any] = dict(SHAPES[name])
+    if layers is not None:
+        sizes["num_hidden_layers"] = layers
     config = DecoderConfig(
         architecture="qwen2",
-        **SHAPES[name],
+        **sizes,
         max_length=4096,
         max_position_embeddings=32768,
         rope_theta=1e6,
@@ -112,33 +118,33 @@ def check_products(group_size: int, generator: torch.Generator) -> None:
             sys.exit(f"{rows} rows: the kernel differs from the reference by {error:.4f}")
 
 
-def read_bandwidth() -> float:
+def read_bandwidth(clock: Clock) -> float:
     """Return the bytes a second at which 512 MB are read, by the fastest of some reductions."""
     numbers = torch.ones(128 * 1024**2, dtype=torch.float32)
     ways = (numbers.sum, numbers.view(torch.int64).sum, lambda: torch.dot(numbers, numbers) / 2, numbers.amax)
-    return max(numbers.nbytes / min(seconds(way) for _ in range(3)) for way in ways)
+    return max(numbers.nbytes / min(seconds(way, clock) for _ in range(3)) for way in ways)
 
 
-def seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(call: Callable[[], object], clock: Clock) -> float:
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def decode_seconds(llm: Decoder, tokenizer: Tokenizer, tokens: int) -> list[float]:
+def decode_seconds(llm: Decoder, tokenizer: Tokenizer, tokens: int, clock: Clock = time.perf_counter) -> list[float]:
     """Return the seconds of each decoded token but the first, which prefill gives."""
     embeds = llm.embed(torch.arange(CONTEXT)[None])[0]
     with torch.inference_mode():
         pieces = stream(llm, embeds, GenerationConfig(max_new_tokens=tokens), tokenizer, frozenset())
-        moments = [time.perf_counter() for _ in pieces]
+        moments = [clock() for _ in pieces]
     return [after - before for before, after in pairwise(moments)]
 
 
 @torch.inference_mode()
-def prefill_seconds(llm: Decoder, tokens: int) -> float:
+def prefill_seconds(llm: Decoder, tokens: int, clock: Clock) -> float:
     embeds = llm.embed(torch.arange(tokens)[None] % llm.config.vocab_size)
     cache = llm.new_cache(1, tokens)
-    return seconds(lambda: prefill(llm, embeds, cache))
+    return seconds(lambda: prefill(llm, embeds, cache), clock)
 
 
 def bytes_a_token(llm: Decoder, tokens: int) -> int:
@@ -169,15 +175,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=24, help="decoded in a round")
     parser.add_argument("--prefill", type=int, default=512, metavar="TOKENS", help="0: leave prefill out")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick look at prefill")
+    parser.add_argument("--cpu-time", action="store_true", help="time this process alone, on a busy machine; only with OMP_NUM_THREADS=1")
     parser.add_argument("--profile", action="store_true", help="print where the time of four-bit decoding goes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    if args.cpu_time and torch.get_num_threads() != 1:
+        parser.error("--cpu-time adds the time of all threads; set OMP_NUM_THREADS=1")
+    clock = time.process_time if args.cpu_time else time.perf_counter
 
     tokenizer = Tokenizer.from_folder(open_checkpoint(embedded_model()).tokenizer_path)
     generator = torch.Generator().manual_seed(0)
     check_products(args.group_size, generator)
-    whole = build(args.shape, generator)
-    small = build(args.shape, generator)
+    whole = build(args.shape, args.layers, generator)
+    small = build(args.shape, args.layers, generator)
     quantize(small, args.group_size, args.lm_head, generator)
     gc.collect()
     models = {"bf16": whole, "w4": small}
@@ -190,20 +201,22 @@ def main() -> None:
     for llm in models.values():
         decode_seconds(llm, tokenizer, 3)  # warm
     for turn in range(args.rounds):
-        bandwidths.append(read_bandwidth())
+        bandwidths.append(read_bandwidth(clock))
         for name, llm in models.items():
-            medians[name].append(statistics.median(decode_seconds(llm, tokenizer, args.tokens)))
+            medians[name].append(statistics.median(decode_seconds(llm, tokenizer, args.tokens, clock)))
         times = ", ".join(f"{name} {1000 * values[-1]:.1f} ms" for name, values in medians.items())
         print(f"round {turn}: {bandwidths[-1] / 1e9:.1f} GB/s, {times}", flush=True)
     for _ in range(2 if args.prefill else 0):
         for name, llm in models.items():
-            prefills[name].append(prefill_seconds(llm, args.prefill))
+            prefills[name].append(prefill_seconds(llm, args.prefill, clock))
             print(f"prefill {name} {prefills[name][-1]:.2f} s", flush=True)
 
     bandwidth = max(bandwidths)
     best = {name: min(times) for name, times in medians.items()}
     report: dict[str, Any] = {
         "shape": args.shape,
+        "layers": whole.config.num_hidden_layers,
+        "clock": "CPU time" if args.cpu_time else "wall",
         "lm_head": args.lm_head,
         "group_size": args.group_size,
         "cpu": platform.processor() or platform.machine(),
