@@ -36,6 +36,7 @@ def _command(name: str, help_: str, module: str, function: str) -> Command:
 
 COMMANDS = (
     _command("awq", "Quantize a model to four bits.", "awq", "quantize"),
+    _command("check", "Compare a quantized model with the one it was made from.", "check", "check_model"),
     _command("kernels", "Say which kernel multiplies each layer on this machine, and why.", "kernels", "list_kernels"),
 )
 

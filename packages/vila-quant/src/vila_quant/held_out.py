@@ -1,0 +1,82 @@
+"""Held-out prompts: what a quantized model is compared with the original on, none of it seen in calibration."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import count, islice
+
+from vila_core.chat import Message
+from vila_core.prompt import PreparedPrompt, prepare
+from vila_core.runtime import Vila
+from vila_quant.calibration.pictures import draw_sample
+from vila_quant.calibration.samples import WINDOW, Sample, read_samples, resolve_source
+from vila_quant.errors import QuantizationError
+
+SEED = 1_000_003
+"""Of what is made as it goes: far from any seed of a calibration."""
+
+
+@dataclass(frozen=True)
+class HeldOutPrompt:
+    """A prompt as ids and media. The model is judged on its last `scored` tokens.
+
+    They are the answer, where there is one; else all of a text but its first token, or what follows the last medium.
+    """
+
+    prepared: PreparedPrompt
+    scored: int
+    has_media: bool
+
+
+def read_prompts(model: Vila, source: str, number: int) -> list[HeldOutPrompt]:
+    """Return up to `number` prompts, prepared for `model`.
+
+    Args:
+        model: gives tokenizer, template and preprocessing.
+        source: as for calibration; "auto" and "builtin" take texts and pictures that no calibration shows.
+        number: of prompts; a file may have fewer.
+
+    Raises:
+        QuantizationError: nothing of that name, or no prompt in it has two tokens of text.
+        PromptError, MediaError: a prompt cannot be prepared.
+    """
+    name = resolve_source(source, model.config.language_model.vocab_size)
+    samples = _builtin() if name == "builtin" else read_samples(name, SEED, picture_share=0.5)
+    prompts = [_prepare(model, sample) for sample in islice(samples, number)]
+    found = [prompt for prompt in prompts if prompt.scored > 0]
+    if not found:
+        raise QuantizationError(f"'{source}' has no prompt to compare answers on. Give some with at least two tokens of text.")
+    return found
+
+
+def _builtin() -> Iterator[Sample]:
+    """Text and picture by turns, and pictures alone when the text is used up."""
+    documents = (files("vila_quant") / "assets" / "held_out.txt").read_text(encoding="utf-8").split("\f")
+    texts = [document[start : start + WINDOW] for document in documents for start in range(0, len(document), WINDOW)]
+    random.Random(SEED).shuffle(texts)
+    for number in count():
+        if number < len(texts):
+            yield Sample((texts[number],), is_text=True)
+        yield draw_sample(number, SEED, documents[0])
+
+
+def _prepare(model: Vila, sample: Sample) -> HeldOutPrompt:
+    if sample.is_text:
+        (text,) = sample.prompt
+        assert isinstance(text, str), "running text"
+        ids = model.tokenizer.encode(text)[: model.config.language_model.max_length]
+        return HeldOutPrompt(PreparedPrompt(text, ids), len(ids) - 1, has_media=False)
+    asked = model.prepare([Message("user", sample.prompt)])
+    media = list(model.network.media_token_ids.values())
+    places = [place for place, token in enumerate(asked.input_ids) if token in media]
+    if not sample.answer:
+        return HeldOutPrompt(asked, len(asked.input_ids) - 1 - (places[-1] if places else 0), has_media=bool(places))
+    messages = [Message("user", sample.prompt), Message("assistant", sample.answer)]
+    answered = prepare(messages, model.config, model.tokenizer, model.template, model.limits, generation_prompt=False)
+    return HeldOutPrompt(answered, len(answered.input_ids) - _common(asked.input_ids, answered.input_ids), has_media=bool(places))
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Return with how many equal tokens both begin."""
+    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))

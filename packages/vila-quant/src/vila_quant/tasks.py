@@ -1,0 +1,82 @@
+"""Benchmarks of a quantized model and its original, by whatever plugin gives the command `vila eval` (vila-eval does)."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from vila_core.config import Config
+from vila_core.errors import MissingDependencyError
+from vila_core.plugins import load_plugins
+from vila_quant.errors import QuantizationError
+
+RUN_VILA = "from vila_core.cli.main import main; main()"
+"""The program `vila` of this Python, wherever its script lies."""
+
+
+class TaskChange(Config):
+    """A benchmark's headline on both models, paired by sample; shares are 0 to 1. None where there is no test."""
+
+    task: str
+    measure: str
+    unit: str
+    before: float
+    after: float
+    difference: float
+    standard_error: float | None
+    p_value: float | None
+    samples: int
+
+
+def find_evaluation() -> None:
+    """Raise `MissingDependencyError` unless a plugin brings the command `vila eval`."""
+    if "eval" not in load_plugins().commands:
+        raise MissingDependencyError("vila-eval", "--tasks", "vila-eval")
+
+
+def compare_tasks(
+    against: str | Path, model: str | Path, tasks: Sequence[str], results: Path, *, device: str, dtype: str, offline: bool
+) -> list[TaskChange]:
+    """Run the tasks on both models and compare them sample by sample. Answers are kept in `results`: a second call goes on.
+
+    Raises:
+        QuantizationError: an evaluation ended in an error (its own message is in ours).
+    """
+    settings = ["--device", device, "--dtype", dtype, *(["--offline"] if offline else []), "--output-dir", str(results), "--json"]
+    folders: list[str] = []
+    for name, path in (("original", against), ("quantized", model)):
+        run = _vila_eval(["--model-path", str(path), "--model-name", name, "--tasks", ",".join(tasks), *settings])
+        if failed := [f"{task['task']}: {task['error']}" for task in run["tasks"] if task["error"] is not None]:
+            raise QuantizationError(f"{path} could not be evaluated. {'; '.join(failed)}")
+        folders.append(str(Path(run["report"]).parent))
+    comparison = _vila_eval(["compare", *folders, "--json"])
+    changes: list[TaskChange] = []
+    for task in comparison["tasks"]:
+        if not task["measures"]:
+            continue  # scored elsewhere
+        headline = task["measures"][0]
+        changes.append(
+            TaskChange(
+                task=task["task"],
+                measure=headline["name"],
+                unit=headline["unit"],
+                before=headline["first"],
+                after=headline["second"],
+                difference=headline["difference"],
+                standard_error=headline["standard_error"],
+                p_value=headline["p_value"],
+                samples=task["paired"],
+            )
+        )
+    return changes
+
+
+def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:
+    """Run `vila eval` with its progress shown, and return the object that it prints."""
+    done = subprocess.run([sys.executable, "-c", RUN_VILA, "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        return cast("dict[str, Any]", json.loads(done.stdout))
+    except json.JSONDecodeError as error:
+        raise QuantizationError(f"`vila eval` ended with exit code {done.returncode}. Its message is above.") from error
