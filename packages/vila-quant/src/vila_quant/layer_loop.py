@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, Surroundings, run_block
+from vila_quant.awq.block import LINEARS, Surroundings, linear, run_block
 from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
 from vila_quant.awq.scales import mean_squared_error
 from vila_quant.blocks import TensorReader, restore_block, round_block, store_block
@@ -114,7 +114,7 @@ class LayerLoop:
         judged, around = x[some].to(self.device), surroundings.of(some)
         expected = run_block(block, judged, around)
         skip = self.plan.skipped[layer]
-        nearest = self._lost_by_rounding(layer, judged, around, expected)
+        nearest = self._lost_by_rounding(layer, block, judged, around, expected)
         options = BlockOptions(
             self.options.bits,
             self.options.group_size,
@@ -150,11 +150,15 @@ class LayerLoop:
         self.work.save(step_name(layer), tensors, record)
         self.progress.advance(f"loss {lost:.3g}, by plain rounding {nearest:.3g}")
 
-    def _lost_by_rounding(self, layer: int, x: Tensor, surroundings: Surroundings, expected: Tensor) -> float:
-        block = self.reader.block(self.plan.config, layer, self.dtype)
-        names = [name for name in LINEARS if name not in self.plan.skipped[layer]]
-        round_block(block, names, self.options.bits, self.options.group_size)
-        return mean_squared_error(run_block(block, x, surroundings), expected)
+    def _lost_by_rounding(self, layer: int, block: Block, x: Tensor, surroundings: Surroundings, expected: Tensor) -> float:
+        """Return the loss of rounding to nearest; the block is left as it was."""
+        weights = {name: linear(block, name).weight for name in LINEARS if name not in self.plan.skipped[layer]}
+        originals = {name: weight.clone() for name, weight in weights.items()}
+        round_block(block, weights, self.options.bits, self.options.group_size)
+        lost = mean_squared_error(run_block(block, x, surroundings), expected)
+        for name, weight in weights.items():
+            weight.copy_(originals[name])
+        return lost
 
     @torch.no_grad()
     def _pass(self, block: Block, x: Tensor, surroundings: Surroundings) -> Tensor:

@@ -1,0 +1,255 @@
+"""`vila-quant awq` on the embedded model: what is written, resuming, and what is refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from tests.quant.conftest import tensors_of, with_tensors
+from torch import Tensor
+
+import vila_core as vila
+from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
+from vila_core.embedded import embedded_model
+from vila_core.errors import CheckpointError, ConfigError
+from vila_quant.cli.main import main
+from vila_quant.errors import QuantizationError
+from vila_quant.formats.search_results import read_search_results
+from vila_quant.options import QuantizationOptions
+from vila_quant.pipeline import quantize_model
+from vila_quant.report import QuantizationReport
+
+QUICK = QuantizationOptions(calibration="drawn-world", sequences=2, sequence_length=256)
+SETTINGS = {name: value for name, value in QUICK.model_dump().items() if name in ("calibration", "sequences", "sequence_length")}
+FIRST = "llm.model.layers.0.mlp.down_proj"
+
+
+def quick(**changes: object) -> QuantizationOptions:
+    return QuantizationOptions.model_validate({**SETTINGS, **changes})
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizationReport]:
+    """The embedded model in four bits, its head and its tower in eight; not to be changed."""
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    options = quick(lm_head="int8", vision="int8", vision_alpha=0.5, skip=("llm.model.layers.5.mlp.*",), search_results=True)
+    return out, quantize_model(embedded_model(), out, options, device="cpu")
+
+
+def test_the_folder_loads_like_any_other_and_answers_as_before(quantized: tuple[Path, QuantizationReport]) -> None:
+    out, _ = quantized
+    assert open_checkpoint(out).quantization is not None
+    picture = Path("examples/media")
+    case = json.loads((picture / "questions.json").read_text())[0]
+    prompt = [*(vila.Image(picture / name) for name in case["media"]), case["text"]]
+    assert vila.load(out, device="cpu").generate(prompt) == case["answer"]
+
+
+def test_what_is_quantized_is_what_was_asked_for(quantized: tuple[Path, QuantizationReport]) -> None:
+    tensors = tensors_of(open_checkpoint(quantized[0]))
+    assert tensors[f"{FIRST}.qweight"].dtype == torch.int32
+    assert f"{FIRST}.weight" not in tensors
+    assert "llm.model.layers.5.mlp.down_proj.weight" in tensors
+    assert "llm.model.layers.5.self_attn.q_proj.qweight" in tensors
+    assert tensors["llm.lm_head.weight"].dtype == torch.int8
+    assert tensors["llm.lm_head.weight_scale"].shape == (1024, 1)
+    whole = tensors_of(open_checkpoint(embedded_model()))
+    assert torch.equal(tensors["llm.model.embed_tokens.weight"], whole["llm.model.embed_tokens.weight"])
+    restored = tensors["llm.lm_head.weight"] * tensors["llm.lm_head.weight_scale"]
+    torch.testing.assert_close(
+        restored, whole["llm.model.embed_tokens.weight"].float(), atol=float(tensors["llm.lm_head.weight_scale"].max()), rtol=0
+    )
+    assert any(name.startswith("vision_tower.") and tensor.dtype == torch.int8 for name, tensor in tensors.items())
+    assert tensors["llm.model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
+
+
+def test_the_report_says_what_was_done(quantized: tuple[Path, QuantizationReport]) -> None:
+    out, report = quantized
+    written = json.loads((out / "quantization_report.json").read_text())
+    assert written["calibration"]["digest"] == report.calibration.digest
+    assert (report.calibration.sequences, report.calibration.sequence_length) == (2, 256)
+    assert len(report.layers) == 6
+    assert all(0 < layer.mse < layer.mse_nearest < layer.power for layer in report.layers)
+    assert report.sizes.after < 0.52 * report.sizes.before  # the tied head is stored once more, in eight bits
+    page = (out / "quantization_report.html").read_text()
+    assert page.count('<rect class="after"') == 6
+    assert "http" not in page  # it needs nothing from elsewhere
+    card = (out / "README.md").read_text()
+    assert "int8, activations too" in card
+    assert "license: apache-2.0" in card
+
+
+def test_the_search_results_are_those_that_were_applied(quantized: tuple[Path, QuantizationReport]) -> None:
+    results = read_search_results(quantized[0] / "awq_search_results.pt")
+    assert results.blocks() == tuple(f"model.layers.{layer}" for layer in range(6))
+
+
+def test_a_finished_run_leaves_only_its_output(quantized: tuple[Path, QuantizationReport]) -> None:
+    assert [path.name for path in quantized[0].parent.iterdir()] == ["out"]
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+RUN = """
+import os, signal, sys
+from vila_quant.options import QuantizationOptions
+from vila_quant.pipeline import quantize_model
+from vila_quant.progress import Silent
+
+class Killed(Silent):
+    def start(self, phase, total, done=0):
+        self.phase = phase
+
+    def advance(self, note=""):
+        if self.phase == "Layers":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+quantize_model(sys.argv[1], sys.argv[2], QuantizationOptions.model_validate_json(sys.argv[3]), Killed(), device="cpu")
+"""
+
+
+def weights(folder: Path) -> Mapping[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if "report" not in file.name and file.is_file()
+    }
+
+
+@pytest.mark.parametrize("search", ["best", "reference"])
+def test_a_killed_run_goes_on_to_the_same_bytes(lite: Checkpoint, tmp_path: Path, search: str) -> None:
+    options = quick(search=search, lm_head="int4", group_size=32, calibration="builtin")
+    quantize_model(lite.path, tmp_path / "whole" / "out", options, device="cpu")
+
+    out = tmp_path / "killed" / "out"
+    out.parent.mkdir()
+    work = out.parent / ".out.quantizing"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    arguments = [str(lite.path), str(out), options.model_dump_json()]
+    run = subprocess.run([sys.executable, "-c", RUN, *arguments], env=environment, capture_output=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    assert not out.exists()
+    assert not (work / "layer-001").exists()
+    finished = (work / "layer-000" / "record.json").stat().st_mtime_ns
+
+    with pytest.raises(QuantizationError, match=r"unfinished work of another run: .* was .*, and is .*--restart"):
+        quantize_model(lite.path, out, options.model_copy(update={"seed": 1}), device="cpu")
+    assert (work / "layer-000" / "record.json").stat().st_mtime_ns == finished
+
+    quantize_model(lite.path, out, options, device="cpu")
+    assert weights(out) == weights(tmp_path / "whole" / "out")
+    assert not work.exists()
+
+
+# ------------------------------------------------------------------------------------------------ refused
+
+
+def changed_copy(whole_tiny: Checkpoint, folder: Path, changed: dict[str, Tensor | None]) -> Path:
+    return convert(with_tensors(whole_tiny, changed), folder, "vila").path
+
+
+def test_weights_that_are_not_finite_are_named(whole_tiny: Checkpoint, tmp_path: Path) -> None:
+    weight = tensors_of(whole_tiny)[f"{FIRST}.weight"].clone()
+    weight[3, 4] = torch.nan
+    model = changed_copy(whole_tiny, tmp_path / "model", {f"{FIRST}.weight": weight})
+    with pytest.raises(QuantizationError, match=rf"{FIRST}\.weight holds values that are not finite"):
+        quantize_model(model, tmp_path / "out", QUICK, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("search", ["best", "reference"])
+def test_activations_that_are_not_finite_are_named(whole_tiny: Checkpoint, tmp_path: Path, search: str) -> None:
+    name = "llm.model.layers.1.mlp.up_proj.weight"
+    huge = torch.full_like(tensors_of(whole_tiny)[name].float(), 3e38).bfloat16()
+    model = changed_copy(whole_tiny, tmp_path / "model", {name: huge})
+    with pytest.raises(QuantizationError, match=r"llm\.model\.layers\.1\.mlp\.down_proj: its inputs are not finite"):
+        quantize_model(model, tmp_path / "out", quick(search=search), device="cpu")
+
+
+def test_a_group_size_that_does_not_fit_is_told_with_those_that_do(lite: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match=r"128 does not divide the 64 inputs of llm\.model\.layers\.0.*--group-size 32 fits all"):
+        quantize_model(lite.path, tmp_path / "out", quick(calibration="builtin"), device="cpu")
+
+
+def test_a_quantized_model_is_not_quantized_again(quantized: tuple[Path, QuantizationReport], tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="quantized already"):
+        quantize_model(quantized[0], tmp_path / "out", QUICK, device="cpu")
+
+
+def test_too_little_calibration_says_how_much_there_is(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"prompt": "Hello", "answer": "Hi"}\n')
+    with pytest.raises(QuantizationError, match=r"Not enough calibration: the samples have \d+ tokens, and 2048 are needed"):
+        quantize_model(embedded_model(), tmp_path / "out", QuantizationOptions(calibration=str(tmp_path / "few.jsonl")), device="cpu")
+
+
+def test_patterns_methods_and_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(QuantizationError, match="matches no linear"):
+        quantize_model(embedded_model(), tmp_path / "out", quick(skip=("lm_haed",)), device="cpu")
+    with pytest.raises(ConfigError, match="Did you mean 'best'"):
+        quantize_model(embedded_model(), tmp_path / "out", quick(search="bestt"), device="cpu")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(CheckpointError, match="not empty"):
+        quantize_model(embedded_model(), tmp_path / "full", QUICK, device="cpu")
+    with pytest.raises(QuantizationError, match="tinychat"):
+        quantize_model(embedded_model(), tmp_path / "out", quick(format="tinychat", lm_head="int8"), device="cpu")
+
+
+# ------------------------------------------------------------------------------------------------ other sources, other targets
+
+
+def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vila_quant import layer_loop
+
+    at_once: list[int] = []
+    original = layer_loop.LayerLoop._quantize
+
+    def fails_twice(self: layer_loop.LayerLoop, *arguments: object) -> None:
+        at_once.append(self.sequences_at_once)
+        if len(at_once) <= 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        original(self, *arguments)  # pyright: ignore
+
+    said: list[str] = []
+
+    class Told:
+        def start(self, phase: str, total: int, done: int = 0) -> None: ...
+        def advance(self, note: str = "") -> None: ...
+        def warn(self, message: str) -> None:
+            said.append(message)
+
+    monkeypatch.setattr(layer_loop.LayerLoop, "_quantize", fails_twice)
+    quantize_model(embedded_model(), tmp_path / "out", quick(search="nearest"), Told(), device="cpu")
+    assert at_once[:4] == [4, 2, 1, 1]
+    assert said == [f"Out of GPU memory at layer 0: going on with {count} sequences at a time, the rest on the host." for count in (2, 1)]
+
+
+def test_the_program_quantizes_an_nvila_folder_for_tinychat_or_says_why_not(
+    lite: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = [
+        str(lite.path),
+        str(tmp_path / "out"),
+        "--group-size",
+        "32",
+        "--search",
+        "nearest",
+        "--device",
+        "cpu",
+    ]
+    calibration = ["--calibration", "builtin", "--sequences", "2", "--sequence-length", "64"]
+    with pytest.raises(SystemExit) as ended:
+        main(["awq", *source, *calibration])
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert open_checkpoint(tmp_path / "out").quantization is not None
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(SystemExit) as ended:
+        main(["awq", *source, *calibration, "--format", "tinychat"])
+    assert ended.value.code == 2
+    assert "tinychat" in capsys.readouterr().err
