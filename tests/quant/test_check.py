@@ -153,7 +153,7 @@ def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.Monke
         return {"tasks": [{"task": "t", "error": None}], "report": str(tmp_path / name / "report.html")}
 
     monkeypatch.setattr(tasks, "_vila_eval", answer)
-    (change,) = compare_tasks("before", "after", ["t", "elsewhere"], tmp_path, device="cpu", dtype="auto", offline=True)
+    (change,) = compare_tasks("before", "after", ["t", "elsewhere"], tmp_path, limit=None, device="cpu", dtype="auto", offline=True)
     assert (change.task, change.before, change.after, change.standard_error, change.samples) == ("t", 0.9, 0.85, 0.02, 40)
     assert [words[1] for words in asked[:2]] == ["before", "after"]
     assert asked[2] == ["compare", str(tmp_path / "original"), str(tmp_path / "quantized"), "--json"]
@@ -162,12 +162,12 @@ def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.Monke
 def test_a_failed_task_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tasks, "_vila_eval", lambda arguments: {"tasks": [{"task": "t", "error": "no data"}], "report": None})
     with pytest.raises(QuantizationError, match=r"before could not be evaluated\. t: no data"):
-        compare_tasks("before", "after", ["t"], tmp_path, device="cpu", dtype="auto", offline=False)
+        compare_tasks("before", "after", ["t"], tmp_path, limit=None, device="cpu", dtype="auto", offline=False)
 
 
 @pytest.mark.skipif("eval" not in load_plugins().commands, reason="vila-eval is not installed")
 def test_vila_eval_answers_as_expected(tmp_path: Path) -> None:
     model = embedded_model()
-    changes = compare_tasks(model, model, ["vila/count"], tmp_path, device="cpu", dtype="auto", offline=True)
+    changes = compare_tasks(model, model, ["vila/count"], tmp_path, limit=3, device="cpu", dtype="auto", offline=True)
     assert changes
     assert all(change.difference == 0.0 and change.samples > 0 for change in changes)

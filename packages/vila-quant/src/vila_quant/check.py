@@ -104,6 +104,7 @@ def check(
     prompts: str = "auto",
     number: int = PROMPTS,
     tasks: Sequence[str] = (),
+    limit: int | None = None,
     results: Path = Path("results"),
     kernel: str | None = None,
     device: str = "auto",
@@ -119,6 +120,7 @@ def check(
         prompts: a source of samples, as for calibration; "auto" takes held-out ones.
         number: of prompts.
         tasks: benchmarks for vila-eval, which runs on both models with the kernels that loading takes by itself.
+        limit: rows of each benchmark, from the first; None takes all.
         results: folder for vila-eval's answers.
         kernel: of the quantized model's linears; None takes the best.
         device: as for `vila_core.load`.
@@ -170,7 +172,7 @@ def check(
         vision=vision.relative if vision.power else None,
         text=Divergence.of([one for one in compared if not one.has_media]),
         multimodal=Divergence.of([one for one in compared if one.has_media]),
-        tasks=compare_tasks(against, model, tasks, results, device=device, dtype=dtype, offline=offline) if tasks else [],
+        tasks=compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline) if tasks else [],
     )
 
 

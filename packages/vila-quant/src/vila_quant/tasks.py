@@ -37,7 +37,15 @@ def find_evaluation() -> None:
 
 
 def compare_tasks(
-    against: str | Path, model: str | Path, tasks: Sequence[str], results: Path, *, device: str, dtype: str, offline: bool
+    against: str | Path,
+    model: str | Path,
+    tasks: Sequence[str],
+    results: Path,
+    *,
+    limit: int | None,
+    device: str,
+    dtype: str,
+    offline: bool,
 ) -> list[TaskChange]:
     """Run the tasks on both models and compare them sample by sample. Answers are kept in `results`: a second call goes on.
 
@@ -45,6 +53,7 @@ def compare_tasks(
         QuantizationError: an evaluation ended in an error (its own message is in ours).
     """
     settings = ["--device", device, "--dtype", dtype, *(["--offline"] if offline else []), "--output-dir", str(results), "--json"]
+    settings += [] if limit is None else ["--limit", str(limit)]
     folders: list[str] = []
     for name, path in (("original", against), ("quantized", model)):
         run = _vila_eval(["--model-path", str(path), "--model-name", name, "--tasks", ",".join(tasks), *settings])

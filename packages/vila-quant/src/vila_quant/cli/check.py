@@ -32,6 +32,7 @@ def check_model(
         list[str] | None,
         typer.Option("--tasks", "-t", metavar="TASK", help="Benchmarks of vila-eval, comma-separated or repeated; both models run them."),
     ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rows of each benchmark, from the first.")] = None,
     results: Annotated[Path, typer.Option(metavar="DIR", help="For vila-eval's answers; the same command goes on from there.")] = Path(
         "results"
     ),
@@ -55,6 +56,7 @@ def check_model(
             prompts=prompts,
             number=number,
             tasks=names,
+            limit=limit,
             results=results.expanduser(),
             kernel=kernel,
             device=device,
