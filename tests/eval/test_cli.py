@@ -14,7 +14,7 @@ from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_
 from vila_eval.cli.main import app
 from vila_eval.cli.progress import Lines, clock_time
 from vila_eval.options import ModelOptions, Planned, Progress, Rank, RunOptions, TaskOutcome
-from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.records import Counts, JudgeSummary, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
 from vila_eval.report import tracking
 from vila_eval.report.table import as_text, results_table, table_notes
 from vila_eval.storage import write_record, write_records
@@ -331,7 +331,7 @@ def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Pat
     assert (by_name["acme/films"]["distribution"], by_name["acme/films"]["video"]) == (str(plugin), True)
     table = cli("list", "--tags", "acme").stdout
     assert "acme/capitals" in table
-    assert "pope" not in table
+    assert "pope" not in [line.split()[0] for line in table.splitlines() if line]
     assert "exact_match" in cli("list", "--metrics").stdout
     assert "Unknown tag 'acmee'" in refused("list", "--tags", "acmee")
 
@@ -360,6 +360,53 @@ def test_dry_run_prints_the_prompts_and_loads_no_model(runs: Runs, plugin: Path,
     assert "| [image]\n  | Is there a circle in the image?\n  | Answer the question using a single word or phrase.\n" in prompt
     assert "reference: yes" in prompt
     assert (tmp_path / "out" / "dry-run.png").read_bytes().startswith(b"\x89PNG")
+
+
+RATED = """
+from vila_core import hookimpl
+from vila_eval import JudgeMetric, LocalFiles, Question, Task
+
+def ask(row):
+    return Question(row["id"], [row["question"]], row["answer"])
+
+RATING = JudgeMetric("rating", "A: {answer}", scale=(0, 10), judge_model="judge-1")
+
+@hookimpl
+def vila_tasks():
+    return [Task("acme/rated", LocalFiles("rows.jsonl", {"question": "string"}), ask, RATING, max_new_tokens=8)]
+"""
+
+
+def test_a_dry_run_of_a_judged_task_says_what_judging_takes(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rated.py").write_text(RATED)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(ROW | {"id": str(number)}) + "\n" for number in range(3)))
+
+    def judging(*arguments: object) -> str:
+        return next(line.strip() for line in cli("--plugin", "rated.py", "-t", "acme/rated", "--dry-run", *arguments).stdout.splitlines()
+                    if "judging: " in line)  # fmt: skip
+
+    # Nothing is answered: "A: " and 8 tokens of 4 characters, three times.
+    assert judging() == "judging: 3 requests to judge-1: about 26 tokens, at most 1,536 in reply"
+    priced = judging("--limit", 1, "--judge-url", "http://localhost:1/v1", "--judge-model", "judge-2", "--judge-price", "1000/20")
+    assert priced == "judging: 1 request to judge-2: about 8 tokens, at most 512 in reply, at most about $0.02"
+    samples = [SampleRecord(id=str(number), index=number, row=number, key="k", prompt=(), answer="Paris") for number in range(2)]
+    write_records(tmp_path / "results/vila-tiny/acme/rated/samples.jsonl", samples)
+    assert judging() == "judging: 3 requests to judge-1: about 12 tokens, at most 1,536 in reply"
+    assert runs.options is None
+
+
+def test_what_judging_took_stands_under_the_table(tmp_path: Path) -> None:
+    outcomes = [of_task(tmp_path, result(name, ACCURACY)) for name in ("mmvet", "llava", "pope")]
+    for outcome, requests in zip(outcomes, (1200, 30), strict=False):
+        summary = JudgeSummary(
+            model="judge-1", samples=60, failed=2, requests=requests, reused=4, prompt_tokens=10_000, completion_tokens=500, dollars=0.125
+        )
+        write_record(outcome.folder / "judge.json", summary)
+    assert table_notes(outcomes) == [
+        "Judge judge-1, in all runs: 1,230 requests, 20,000 tokens and 1,000 in reply, $0.25; "
+        "stored replies used: 8; samples without a verdict: 4."
+    ]
 
 
 def test_vila_eval_is_vila_evals_command(runs: Runs, plugin: Path, capfd: pytest.CaptureFixture[str]) -> None:

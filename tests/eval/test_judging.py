@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, PluginError
 from vila_eval import judging
 from vila_eval.errors import JudgeError
 from vila_eval.judging import estimate_cost, estimate_judging, judge_samples
@@ -308,16 +308,51 @@ def test_judging_that_is_killed_goes_on_where_it_was(judge: Any, tmp_path: Path)
     assert [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").read_text().splitlines()][:3] == ["s0", "s1", "s2"]
 
 
+class Told(Silence):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def tell(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize(
+    ("step", "what"), [("requests", "cannot ask about sample 's0'"), ("read", "cannot read the replies about sample 's0'")]
+)
+def test_a_judged_metrics_own_fault_names_its_line(judge: Any, tmp_path: Path, step: str, what: str) -> None:
+    class Broken(JudgeMetric):
+        pass
+
+    def fail(*_: object) -> None:
+        raise KeyError("no such thing")
+
+    setattr(Broken, step, fail)
+    broken = Broken("broken", "A: {answer}", scale=(0, 10))
+    line = fail.__code__.co_firstlineno + 1
+    with pytest.raises(PluginError, match=rf"Metric 'broken' {what}: KeyError: 'no such thing' \(test_judging.py, line {line}\)"):
+        judge_samples(broken, [sample(0)], tmp_path, options(judge), Silence())
+    assert len(judge.requests) == (step == "read")
+
+
 def test_the_cost_is_estimated_before_and_counted_after(judge: Any, tmp_path: Path) -> None:
     priced = options(judge, prices=(2.5, 10.0))
     samples = [sample(number) for number in range(3)]
-    before = estimate_judging(RATING, samples, tmp_path, priced)
+    answered = [record.answered for record in samples]
+    before = estimate_judging(RATING, answered, tmp_path, "gpt-4o-2024-11-20", priced.prices)
     # Three prompts of 57 characters, and three replies of at most 512 tokens.
     assert (before.requests, before.prompt_tokens, before.completion_tokens) == (3, 3 * 57 // 4, 1536)
     assert before.dollars == pytest.approx((42 * 2.5 + 1536 * 10) / 1e6)
-    judge_samples(RATING, samples[:2], tmp_path, priced, Silence())
+    said = Told()
+    judge_samples(RATING, samples[:2], tmp_path, priced, said)
+    judge_samples(RATING, samples[:2], tmp_path, priced, said)
+    assert said.texts == [
+        "2 requests to gpt-4o-2024-11-20: about 28 tokens, at most 1,024 in reply, at most about $0.01",
+        "nothing to ask gpt-4o-2024-11-20: its replies are stored",
+    ]
     assert summary(tmp_path).dollars == pytest.approx((200 * 2.5 + 20 * 10) / 1e6)
-    assert estimate_judging(RATING, samples, tmp_path, priced).requests == 1
+    assert estimate_judging(RATING, answered, tmp_path, "gpt-4o-2024-11-20", None).requests == 1
     assert estimate_cost(10, 10, None) is None
 
 

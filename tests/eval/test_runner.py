@@ -1,6 +1,7 @@
 """Running tasks: what is written, what is used again, what is refused. A model made here answers; `test_runner_kill.py` has a real one."""
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 import torch
 
 from vila_core.engine.completion import Completion, Timings, Usage
-from vila_core.errors import GenerationError
+from vila_core.errors import GenerationError, PromptError
 from vila_core.media import Image, Video
 from vila_core.prompt import PreparedPrompt
 from vila_eval.answering import LazyModel
 from vila_eval.answers import locked
 from vila_eval.job import SEARCH_AHEAD, select_rows, with_frames
-from vila_eval.metric import Answered, MeanMetric, Submission
+from vila_eval.metric import Answered, MeanMetric, Score, Submission
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, Silence, TaskOutcome
 from vila_eval.records import SampleRecord
@@ -60,6 +61,11 @@ class Echo:
             if isinstance(part, Image):
                 part.load()
         return PreparedPrompt(" ".join(part for part in prompt if isinstance(part, str)), [])
+
+    def count_tokens(self, prepared: PreparedPrompt) -> dict[str, int]:
+        if "too long" in prepared.text:
+            raise PromptError("It is too long.")
+        return {"text": 5}
 
     def complete_batch(self, prepared: Sequence[PreparedPrompt], **settings: object) -> list[Completion]:
         prompts = [prompt.text for prompt in prepared]
@@ -334,6 +340,79 @@ def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo, 
     assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "word2", ""]
     assert [one.error is None for one in samples(tmp_path)] == [True, True, True, False]
     assert "It breaks alone, too." in str(samples(tmp_path)[3].error)
+
+
+def test_a_prompt_that_is_too_long_fails_and_leaves_its_batch_whole(tmp_path: Path, model: Echo) -> None:
+    run(tmp_path, task([*words(2), {"text": "too long", "answer": "long"}, *words(1)]), batch_size=4)
+    assert model.batches == [["say word0", "say word1", "say word0"]]
+    assert [one.error for one in samples(tmp_path)] == [None, None, "It is too long.", None]
+
+
+def fail(*_: object) -> Any:
+    raise KeyError("no such thing")  # this line is named
+
+
+def failing_line() -> int:
+    return fail.__code__.co_firstlineno + 1
+
+
+@dataclass(frozen=True)
+class Summarizing:
+    name: str = "odd"
+
+    def score(self, answer: str, question: Question) -> Score:
+        return Score({"odd": 1.0})
+
+    def summarize(self, samples: Sequence[Any]) -> list[Any]:
+        return fail()
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"metric": MeanMetric("odd", fail)}, "Metric 'odd' cannot score sample '0'"),
+        ({"metric": Summarizing()}, "Metric 'odd' cannot summarize 3 samples"),
+        ({"submission": Submission("submit.json", fail, "https://example.org")}, "The submission file of task 'broken' cannot be made"),
+    ],
+)
+def test_a_metrics_own_fault_names_its_line_and_the_other_tasks_go_on(
+    tmp_path: Path, model: Echo, changes: dict[str, Any], what: str
+) -> None:
+    broken, good = run(tmp_path, task(words(3), name="broken", **changes), task(words(3)))
+    assert str(broken.error) == f"{what}: KeyError: 'no such thing' (test_runner.py, line {failing_line()})."
+    assert good.result is not None
+    asked = model.asked
+    (mended,) = run(tmp_path, task(words(3), name="broken"))
+    assert mended.result is not None
+    assert model.asked == asked, "the answers are kept"
+
+
+def test_a_score_that_is_no_number_is_refused(tmp_path: Path, model: Echo) -> None:
+    (outcome,) = run(tmp_path, task(words(2), metric=MeanMetric("odd", lambda answer, question: float("nan"))))
+    assert "Metric 'odd' gives sample '0' a score that is not finite: {'odd': nan}" in str(outcome.error)
+
+
+def test_ctrl_c_does_not_wait_for_what_is_read_ahead(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    prepare = model.prepare
+
+    def slowly(prompt: Sequence[str | Image | Video]) -> PreparedPrompt:
+        if "say word2" in prompt:
+            reading.set()
+            assert go_on.wait(30)
+        assert "say word3" not in prompt, "the rest of the batch is not read any more"
+        return prepare(prompt)
+
+    def interrupted(prompts: Sequence[PreparedPrompt], **settings: object) -> list[Completion]:
+        assert reading.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "prepare", slowly)
+    monkeypatch.setattr(model, "complete_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, task(words(4)))
+    assert not go_on.is_set()
+    go_on.set()
 
 
 def test_two_questions_of_one_id_are_refused_by_name(tmp_path: Path, model: Echo) -> None:

@@ -40,6 +40,9 @@ class Echo:
 
         return PreparedPrompt(prompt[0], [])
 
+    def count_tokens(self, prompt: Any) -> dict[str, int]:
+        return {"text": 5}
+
     def complete_batch(self, prompts: list[Any], **settings: object) -> list[Any]:
         from vila_core.engine.completion import Completion, Timings, Usage
 

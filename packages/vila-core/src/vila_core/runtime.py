@@ -228,7 +228,7 @@ class Vila:
     def _embed_together(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
         started = time.perf_counter()
         network = self.network
-        counts = [self._count_tokens(prompt) for prompt in prompts]
+        counts = [self.count_tokens(prompt) for prompt in prompts]
         images = iter(network.image_blocks([image for prompt in prompts for image in prompt.images]))
         videos = iter(network.video_blocks([video for prompt in prompts for video in prompt.videos]))
         embedded: list[_Embedded] = []
@@ -242,8 +242,8 @@ class Vila:
         seconds = (time.perf_counter() - started) / len(prompts)
         return [replace(one, seconds=seconds) for one in embedded]
 
-    def _count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
-        """Count the tokens of the sequence by part, before anything is encoded. Raises `PromptError` where they leave no room."""
+    def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
+        """Count the tokens of a prompt by part; nothing is encoded. Raises `PromptError` where they leave no room in the context."""
         of_images, of_videos = self.network.block_lengths(prompt.images, prompt.videos)
         counts = {"text": sum(token not in self.network.media_token_ids.values() for token in prompt.input_ids)}
         counts |= {f"image {number}": sum(lengths) for number, lengths in enumerate(of_images, 1)}

@@ -1,6 +1,19 @@
 """Evaluation for VILA Kit: benchmarks as plugins, and numbers that can be trusted."""
 
-from vila_eval.metric import Answered, JudgeRequest, MeanMetric, Measure, Metric, Score, Scored, Submission, mean_measures
+from vila_eval.metric import (
+    Answered,
+    JudgedMetric,
+    JudgedTogether,
+    JudgeRequest,
+    MeanMetric,
+    Measure,
+    Metric,
+    Score,
+    Scored,
+    Submission,
+    mean_measures,
+)
+from vila_eval.metrics.judged import JudgeMetric
 from vila_eval.sources import DataOptions, HubDataset, LocalFiles
 from vila_eval.task import Question, Row, Task
 
@@ -10,7 +23,10 @@ __all__ = [
     "Answered",
     "DataOptions",
     "HubDataset",
+    "JudgeMetric",
     "JudgeRequest",
+    "JudgedMetric",
+    "JudgedTogether",
     "LocalFiles",
     "MeanMetric",
     "Measure",

@@ -178,9 +178,11 @@ def _check_ids(job: Job, asked: Sequence[Asked], places: dict[str, tuple[int, in
 
 def _prepare(model: Vila, asked: Asked) -> PreparedPrompt | str:
     try:
-        return model.prepare([part for part in asked.question.prompt if part is not None])
+        prepared = model.prepare([part for part in asked.question.prompt if part is not None])
+        model.count_tokens(prepared)  # one that is too long would break its batch
     except VilaError as error:
         return str(error)
+    return prepared
 
 
 def _answer(model: Vila, job: Job, batch: _Batch, batch_size: int) -> list[SampleRecord]:

@@ -24,7 +24,7 @@ from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeReques
 from vila_eval.options import JudgeOptions, Progress
 from vila_eval.records import JudgeRecord, JudgeSummary, SampleRecord
 from vila_eval.storage import JUDGE, JUDGE_SUMMARY, write_record
-from vila_eval.task import Question
+from vila_eval.task import Question, own_faults
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CHARACTERS_A_TOKEN = 4
@@ -45,12 +45,15 @@ def judge_samples(
         JudgeError: nothing can be judged (bad address or key, unknown model, no quota, no connection). Replies so far are kept.
         ResultsError: `judge.jsonl` is damaged.
         ConfigError: the metric refuses a question.
+        PluginError: the metric fails: the message says where.
     """
     model = judge_model(metric, options)
-    questions = judged_questions(metric, samples)
+    answered = [sample.answered for sample in samples]
+    questions = judged_questions(metric, answered)
     judged: list[SampleRecord | None] = [None] * len(samples)
     progress.start(f"{folder.name} (judge)", len(samples), 0)
     with JudgeLog(folder / JUDGE) as log, JudgeClient(options) as client:
+        progress.tell(str(_estimate(metric, answered, questions, log, model, options.prices)))
         judging = _Judging(metric, model, options, client, log)
         with ThreadPoolExecutor(max(1, options.concurrency), "judge") as pool:
             futures = {pool.submit(judging.judge, samples[i], questions[i]): i for i in range(len(samples))}
@@ -70,14 +73,26 @@ def judge_samples(
     return results
 
 
-def judged_questions(metric: JudgedMetric, samples: Sequence[SampleRecord]) -> list[Question]:
-    """Return the question of each sample, with what the judge must see of other samples."""
-    questions = [sample.question for sample in samples]
+def judged_questions(metric: JudgedMetric, samples: Sequence[Answered]) -> list[Question]:
+    """Return the question of each sample, with what the judge must see of other samples.
+
+    Raises:
+        ConfigError: the metric refuses a question.
+        PluginError: the metric fails.
+    """
     if not isinstance(metric, JudgedTogether):
-        return questions
-    together = metric.together([Answered(question, sample.answer) for question, sample in zip(questions, samples, strict=True)])
-    assert len(together) == len(samples), f"{metric.name} returned {len(together)} questions for {len(samples)} samples"
-    return list(together)
+        return [sample.question for sample in samples]
+    with own_faults(f"Metric '{metric.name}' cannot look at its samples together"):
+        questions = list(metric.together(samples))
+        if len(questions) != len(samples):
+            raise ValueError(f"together returned {len(questions)} questions for {len(samples)} samples")
+    return questions
+
+
+def requests_about(metric: JudgedMetric, answer: str, question: Question) -> Sequence[JudgeRequest]:
+    """Return what a metric asks about one answer. Raises `PluginError` where it fails."""
+    with own_faults(f"Metric '{metric.name}' cannot ask about sample '{question.id}'"):
+        return metric.requests(answer, question)
 
 
 class _Judging:
@@ -91,7 +106,7 @@ class _Judging:
         self._counting = threading.Lock()
 
     def judge(self, sample: SampleRecord, question: Question) -> SampleRecord:
-        requests = self.metric.requests(sample.answer, question)
+        requests = requests_about(self.metric, sample.answer, question)
         replies: list[str | None] = [
             self.log.reply(sample.id, number, self.model, request.messages) for number, request in enumerate(requests)
         ]
@@ -159,7 +174,8 @@ class _Judging:
         return reply.text
 
     def _read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        score = self.metric.read(replies, answer, question)
+        with own_faults(f"Metric '{self.metric.name}' cannot read the replies about sample '{question.id}'", ValueError):
+            score = self.metric.read(replies, answer, question)
         if not all(math.isfinite(value) for value in score.values.values()):
             raise ValueError(f"the score is not finite: {dict(score.values)}")
         return score
@@ -191,7 +207,7 @@ def estimate_cost(prompt_tokens: int, completion_tokens: int, prices: tuple[floa
 
 @dataclass(frozen=True)
 class JudgeEstimate:
-    """What judging will take at most, as far as can be told before.
+    """What judging will take at most, as far as can be told before; attempts beyond the first are not foreseen.
 
     Attributes:
         model: the judge.
@@ -207,20 +223,52 @@ class JudgeEstimate:
     completion_tokens: int
     dollars: float | None
 
+    def __str__(self) -> str:
+        if not self.requests:
+            return f"nothing to ask {self.model}: its replies are stored"
+        tokens = f"about {self.prompt_tokens:,} tokens, at most {self.completion_tokens:,} in reply"
+        cost = "" if self.dollars is None else f", at most about ${self.dollars:,.2f}"
+        return f"{self.requests:,} request{'s' if self.requests > 1 else ''} to {self.model}: {tokens}{cost}"
 
-def estimate_judging(metric: JudgedMetric, samples: Sequence[SampleRecord], folder: Path, options: JudgeOptions) -> JudgeEstimate:
-    """Estimate what judging answered samples will take, before anything is sent; attempts beyond the first are not foreseen."""
-    model = judge_model(metric, options)
+
+def estimate_judging(
+    metric: JudgedMetric, samples: Sequence[Answered], folder: Path, model: str, prices: tuple[float, float] | None
+) -> JudgeEstimate:
+    """Estimate what judging answers will take; nothing is sent.
+
+    Args:
+        metric: the task's.
+        samples: all of them.
+        folder: of the task's results, where replies may be stored.
+        model: the judge.
+        prices: US dollars a million prompt tokens, and completion tokens.
+
+    Raises:
+        ConfigError: the metric refuses a question.
+        PluginError: the metric fails.
+        ResultsError: `judge.jsonl` is damaged.
+    """
     with JudgeLog(folder / JUDGE) as log:
-        open_requests = [
-            request
-            for sample, question in zip(samples, judged_questions(metric, samples), strict=True)
-            for number, request in enumerate(metric.requests(sample.answer, question))
-            if log.reply(sample.id, number, model, request.messages) is None
-        ]
+        return _estimate(metric, samples, judged_questions(metric, samples), log, model, prices)
+
+
+def _estimate(
+    metric: JudgedMetric,
+    samples: Sequence[Answered],
+    questions: Sequence[Question],
+    log: JudgeLog,
+    model: str,
+    prices: tuple[float, float] | None,
+) -> JudgeEstimate:
+    open_requests = [
+        request
+        for sample, question in zip(samples, questions, strict=True)
+        for number, request in enumerate(requests_about(metric, sample.answer, question))
+        if log.reply(question.id, number, model, request.messages) is None
+    ]
     prompt = sum(_characters(request.messages) for request in open_requests) // CHARACTERS_A_TOKEN
     completion = sum(request.max_tokens for request in open_requests)
-    return JudgeEstimate(model, len(open_requests), prompt, completion, estimate_cost(prompt, completion, options.prices))
+    return JudgeEstimate(model, len(open_requests), prompt, completion, estimate_cost(prompt, completion, prices))
 
 
 def _characters(messages: Iterable[Mapping[str, Any]]) -> int:

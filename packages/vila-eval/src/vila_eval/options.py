@@ -124,6 +124,10 @@ class Progress(Protocol):
 
     def advance(self, samples: int) -> None: ...
 
+    def tell(self, text: str) -> None:
+        """Something to know about the task that runs."""
+        ...
+
     def finish(self) -> None: ...
 
 
@@ -134,6 +138,9 @@ class Silence:
         pass
 
     def advance(self, samples: int) -> None:
+        pass
+
+    def tell(self, text: str) -> None:
         pass
 
     def finish(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vila_core.config import Config
-from vila_eval.metric import Measure, Score, Scored, Unit
+from vila_eval.metric import Answered, Measure, Score, Scored, Unit
 from vila_eval.statistics import Estimate
 from vila_eval.task import Question
 
@@ -78,6 +78,11 @@ class SampleRecord(Config):
     def unscored(self) -> SampleRecord:
         """Return the sample as it was before it was scored."""
         return self.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": None})
+
+    @property
+    def answered(self) -> Answered:
+        """The question with its answer."""
+        return Answered(self.question, self.answer)
 
     @property
     def scored(self) -> Scored:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, PluginError
 from vila_eval.answers import StoredAnswers, locked, remove_answers
 from vila_eval.errors import JudgeError, ResultsError
 from vila_eval.manifest import Manifest, read_manifest
-from vila_eval.metric import Answered, Measure, Metric
+from vila_eval.metric import AnyMetric, Measure, Metric
 from vila_eval.records import FORMAT, Counts, MeasureRecord, SampleRecord, TaskResult
 from vila_eval.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
-from vila_eval.task import Question, Task, resolve_metric
+from vila_eval.task import Question, Task, own_faults, resolve_metric
 
 if TYPE_CHECKING:
     from vila_eval.options import Progress, RunOptions
@@ -53,6 +54,7 @@ def finish_task(
 
     Raises:
         ConfigError: two samples have one id, or the metric refuses a reference.
+        PluginError: the metric, or the maker of the submission file, fails: the message says where.
         JudgeError: no sample could be judged.
         ResultsError: a file cannot be written.
     """
@@ -69,7 +71,7 @@ def finish_task(
     measures: Sequence[Measure] = ()
     if isinstance(metric, Metric):
         samples = [_scored(metric, sample) for sample in samples]
-        measures = metric.summarize([sample.scored for sample in samples])
+        measures = _summarized(metric, samples)
     elif metric is not None:
         from vila_eval.judging import judge_model, judge_samples
 
@@ -78,7 +80,7 @@ def finish_task(
         samples = judge_samples(metric, samples, folder, options.judge, progress)
         if not any(sample.values is not None for sample in samples):
             raise JudgeError(f"Not one of {len(samples)} answers could be judged. The first: {samples[0].judge_error}")
-        measures = metric.summarize([sample.scored for sample in samples if sample.values is not None])
+        measures = _summarized(metric, [sample for sample in samples if sample.values is not None])
     result = TaskResult(
         task=task.name,
         task_version=task.version,
@@ -92,11 +94,14 @@ def finish_task(
         counts=count(samples),
         submission=None if task.submission is None else task.submission.filename,
     )
+    submitted = None
+    if task.submission is not None:
+        with own_faults(f"The submission file of task '{task.name}' cannot be made"):
+            submitted = task.submission.write([sample.answered for sample in samples])
     with writing(folder / SAMPLES):
         write_records(folder / SAMPLES, samples)
-        if task.submission is not None:
-            answers = [Answered(sample.question, sample.answer) for sample in samples]
-            write_whole(folder / task.submission.filename, task.submission.write(answers))
+        if task.submission is not None and submitted is not None:
+            write_whole(folder / task.submission.filename, submitted)
         if ask is not None:
             from vila_eval.report.pictures import save_pictures
 
@@ -177,9 +182,20 @@ def count(samples: Sequence[SampleRecord]) -> Counts:
 
 
 def _scored(metric: Metric, sample: SampleRecord) -> SampleRecord:
-    score = metric.score(sample.answer, sample.question)
-    values = {name: float(value) for name, value in score.values.items()}
+    with own_faults(f"Metric '{metric.name}' cannot score sample '{sample.id}'"):
+        score = metric.score(sample.answer, sample.question)
+        values = {name: float(value) for name, value in score.values.items()}
+    if not all(map(math.isfinite, values.values())):
+        raise PluginError(f"Metric '{metric.name}' gives sample '{sample.id}' a score that is not finite: {values}.")
     return sample.model_copy(update={"values": values, "parsed": score.parsed, "unread": score.unread})
+
+
+def _summarized(metric: AnyMetric, samples: Sequence[SampleRecord]) -> Sequence[Measure]:
+    with own_faults(f"Metric '{metric.name}' cannot summarize {len(samples)} samples"):
+        measures = metric.summarize([sample.scored for sample in samples])
+    if unusable := [measure.name for measure in measures if not math.isfinite(measure.estimate.mean)]:
+        raise PluginError(f"Metric '{metric.name}' gives a measure that is not finite: {', '.join(unusable)}.")
+    return measures
 
 
 def _check_ids(task: Task, samples: Sequence[SampleRecord]) -> None:

@@ -116,11 +116,14 @@ def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
 
 
 @contextmanager
-def own_faults(what: str) -> Generator[None]:
-    """Turn whatever a benchmark's own code raises into a `PluginError` that says where, so that the other tasks go on."""
+def own_faults(what: str, *passed: type[Exception]) -> Generator[None]:
+    """Turn whatever a benchmark's own code raises into a `PluginError` that says where, so that the other tasks go on.
+
+    A `VilaError`, and what is `passed`, stays as it is.
+    """
     try:
         yield
-    except VilaError:
+    except (VilaError, *passed):
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]

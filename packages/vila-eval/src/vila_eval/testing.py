@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from vila_core.errors import ConfigError
 from vila_core.media import Image, Video
 from vila_eval.judging import judged_questions
-from vila_eval.metric import Answered, AnyMetric, JudgedMetric, Measure, Metric, Scored
+from vila_eval.metric import AnyMetric, JudgedMetric, Measure, Metric, Scored
 from vila_eval.records import PromptPart, SampleRecord
 from vila_eval.sources import DataOptions
 from vila_eval.storage import decode, encode
@@ -59,7 +59,7 @@ def check_task(task: Task, answer: Callable[[Question], str] | None = None, limi
         for index, question in enumerate(questions)
     ]
     if task.submission is not None:
-        task.submission.write([Answered(record.question, record.answer) for record in records])
+        task.submission.write([record.answered for record in records])
     return _measures(task, resolve_metric(task), records)
 
 
@@ -109,7 +109,7 @@ def _measures(task: Task, metric: AnyMetric | None, records: Sequence[SampleReco
     if metric is None:
         return []
     if isinstance(metric, JudgedMetric):
-        for record, question in zip(records, judged_questions(metric, records), strict=True):
+        for record, question in zip(records, judged_questions(metric, [record.answered for record in records]), strict=True):
             for answer in (record.answer, ""):
                 json.dumps([list(request.messages) for request in metric.requests(answer, question)])
         return []

@@ -10,11 +10,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -187,6 +189,19 @@ def _run_process(assigned: Work) -> None:
 # ------------------------------------------------------------------------------------------------ outside
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Generator[None]:
+    """Have the processes that are started here ignore Ctrl-C, which the terminal sends them too: this one ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Crew(Protocol):
     """Workers at work."""
 
@@ -207,8 +222,9 @@ class Processes:
         remove_failures(self.root)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
         self._processes = [context.Process(target=_run_process, args=(one,), name=f"vila-eval worker {one.rank.rank}") for one in works]
-        for process in self._processes:
-            process.start()
+        with _deaf_to_ctrl_c():
+            for process in self._processes:
+                process.start()
 
     @property
     def pids(self) -> list[int | None]:
@@ -217,9 +233,7 @@ class Processes:
     def check(self) -> bool:
         for rank, process in enumerate(self._processes):
             if process.exitcode:
-                reason = read_failures(self.root).get(
-                    FAILURES.replace("*", str(rank)), "It left no reason: was it killed, or out of memory?"
-                )
+                reason = read_failures(self.root).get(failure_file(rank), "It left no reason: was it killed, or out of memory?")
                 raise WorkerError(f"Worker {rank} ended with exit code {process.exitcode}. {reason}")
         return all(process.exitcode == 0 for process in self._processes)
 

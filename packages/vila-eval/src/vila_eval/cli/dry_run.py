@@ -1,4 +1,5 @@
-"""`vila-eval --dry-run`: the first prompts of every task as the model would be asked them, and one sheet of their pictures."""
+"""`vila-eval --dry-run`: the first prompts of every task as the model would be asked them, one sheet of their pictures, and what judging
+would take."""
 
 from __future__ import annotations
 
@@ -13,12 +14,20 @@ import typer
 from vila_core.errors import VilaError
 from vila_core.media import Image, Video
 from vila_eval.errors import ResultsError
-from vila_eval.options import Planned, RunOptions
+from vila_eval.identity import model_name
+from vila_eval.job import select_rows
+from vila_eval.judging import CHARACTERS_A_TOKEN, JudgeEstimate, estimate_judging, judge_model
+from vila_eval.metric import Answered, Metric
+from vila_eval.options import ModelOptions, Planned, RunOptions
+from vila_eval.records import SampleRecord
 from vila_eval.report.formatting import format_reference, shorten
-from vila_eval.task import Part, Question, as_questions
+from vila_eval.storage import SAMPLES, read_records
+from vila_eval.task import Part, Question, as_questions, resolve_metric
 
 if TYPE_CHECKING:
     import PIL.Image
+
+    from vila_eval.sources import Rows
 
 QUESTIONS = 2
 """Shown of each task."""
@@ -41,8 +50,11 @@ class Preview:
     problem: str | None = None
 
 
-def show_prompts(plan: Sequence[Planned], options: RunOptions) -> int:
-    """Print the first prompts of each task, draw their pictures, and return the exit code: 1 if a task's data cannot be read."""
+def show_prompts(model: ModelOptions, plan: Sequence[Planned], options: RunOptions) -> int:
+    """Print the first prompts of each task, draw their pictures, and return the exit code: 1 if a task's data cannot be read.
+
+    Of a judged task, what judging will take is printed too.
+    """
     typer.echo("A dry run: no model is loaded, nothing is asked. The model's chat template comes around each prompt.\n")
     previews: list[Preview] = []
     failed = False
@@ -54,6 +66,7 @@ def show_prompts(plan: Sequence[Planned], options: RunOptions) -> int:
                 questions += as_questions(planned.task, rows, index)
                 if len(questions) >= QUESTIONS:
                     break
+            judging = _estimate(planned, rows, options.output_dir / model_name(model) / planned.folder, options)
         except VilaError as error:
             failed = True
             typer.secho(f"{planned.folder}: {error}\n", fg=typer.colors.RED)
@@ -62,6 +75,8 @@ def show_prompts(plan: Sequence[Planned], options: RunOptions) -> int:
         typer.echo(_heading(planned, len(rows)))
         for preview in of_task:
             typer.echo(describe(preview))
+        if judging is not None:
+            typer.echo(f"  judging: {judging}\n")
         previews += of_task
     if any(preview.pictures for preview in previews):
         typer.echo(f"Their pictures: {draw_sheet(previews, options.output_dir / SHEET)}")
@@ -74,6 +89,20 @@ def _heading(planned: Planned, rows: int) -> str:
     stop = f", stop at {', '.join(map(repr, task.stop))}" if task.stop else ""
     name = typer.style(planned.folder, bold=True)
     return f"{name}: {rows} rows of {task.source.description}, at most {task.max_new_tokens} new tokens{frames}{stop}\n"
+
+
+def _estimate(planned: Planned, rows: Rows, folder: Path, options: RunOptions) -> JudgeEstimate | None:
+    """Return what judging a task will take; None where no judge scores it. What is not answered yet counts as long as it may be."""
+    metric = resolve_metric(planned.task)
+    if metric is None or isinstance(metric, Metric):
+        return None
+    task, judge = planned.task, options.judge
+    answers = {sample.id: sample.answer for sample in read_records(SampleRecord, folder / SAMPLES)}
+    longest = "x" * (task.max_new_tokens * CHARACTERS_A_TOKEN)
+    questions = (question for row in select_rows(rows, options.limit, task.keep_together) for question in as_questions(task, rows, row))
+    samples = [Answered(question, answers.get(question.id, longest)) for question in questions]
+    model = metric.judge_model if judge is None else judge_model(metric, judge)
+    return estimate_judging(metric, samples, folder, model, None if judge is None else judge.prices)
 
 
 def _look(planned: Planned, question: Question) -> Preview:

@@ -1,5 +1,7 @@
 """`vila-eval`: run benchmarks on a model. Flags become a plan and options; then one library call, a table and a report."""
 
+import os
+import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +38,10 @@ vila-eval --tasks chartqa --dry-run  [dim]see the first prompts and their pictur
 
 vila-eval compare results/model-a results/model-b  [dim]is the difference more than noise?[/dim]
 """
+
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C."""
 
 
 def _command(name: str, help_: str, module: str, function: str) -> Command:
@@ -253,13 +259,6 @@ def evaluate(
         judge=read_judge(judge_url, judge_model, judge_concurrency, judge_price),
         ray=ray,
     )
-    if dry_run:
-        from vila_eval.cli.dry_run import show_prompts
-
-        raise typer.Exit(show_prompts(plan, options))
-
-    from vila_eval.cli.running import run_plan
-
     model = ModelOptions(
         path=model_path,
         name=model_name,
@@ -271,9 +270,24 @@ def evaluate(
         revision=revision,
         offline=offline,
     )
+    if dry_run:
+        from vila_eval.cli.dry_run import show_prompts
+
+        raise typer.Exit(show_prompts(model, plan, options))
+
+    from vila_eval.cli.running import run_plan
+
     raise typer.Exit(run_plan(model, plan, options, read_rank(), tracker=report_to.value if report_to else None, as_json=as_json))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point of `vila-eval`: run `arguments` (else the process's own) and exit."""
-    run(app, "vila-eval", arguments)
+    try:
+        run(app, "vila-eval", arguments)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            # A thread may still read a long video, and Python would wait for it. All answers are on the disk.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise

@@ -55,9 +55,12 @@ class Bars:
         self._pace.advance(samples)
         self._bars.update(self._current, advance=samples, pace=str(self._pace))
 
+    def tell(self, text: str) -> None:
+        self._bars.console.print(f"{self._name}: {text}", markup=False, highlight=False)
+
     def finish(self) -> None:
         assert self._current is not None, "finish before start"
-        self._bars.console.print(f"{self._name}: {self._pace.ending}", markup=False, highlight=False)
+        self.tell(self._pace.ending)
         self._bars.remove_task(self._current)
         self._current = None
 
@@ -79,19 +82,19 @@ class Lines:
 
     def start(self, name: str, total: int, done: int) -> None:
         self._name, self._pace, self._told = name, Pace(total, done, self._clock), self._clock()
-        self._tell(f"{total} samples" + (f", {done} of them done before" if done else ""))
+        self.tell(f"{total} samples" + (f", {done} of them done before" if done else ""))
 
     def advance(self, samples: int) -> None:
         self._pace.advance(samples)
         if self._clock() - self._told >= SECONDS_BETWEEN_LINES:
             self._told = self._clock()
-            self._tell(f"{self._pace.done} of {self._pace.total}, {self._pace}")
+            self.tell(f"{self._pace.done} of {self._pace.total}, {self._pace}")
+
+    def tell(self, text: str) -> None:
+        typer.echo(f"{self._name}: {text}", err=True)
 
     def finish(self) -> None:
-        self._tell(self._pace.ending)
-
-    def _tell(self, text: str) -> None:
-        typer.echo(f"{self._name}: {text}", err=True)
+        self.tell(self._pace.ending)
 
 
 class Pace:

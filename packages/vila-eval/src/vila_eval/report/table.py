@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_eval.hub import FIXTURE_REVISION
+from vila_eval.records import JudgeSummary
 from vila_eval.report.formatting import format_error, format_value, words
+from vila_eval.storage import JUDGE_SUMMARY, decode
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,8 +84,9 @@ def _marked(count: int) -> str:
 
 
 def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
-    """Return the lines below the table: why tasks have no number, which files are to be sent, and whether the data are real."""
+    """Return the lines below the table: why tasks have no number, what judging took, which files to send, and whether the data are real."""
     notes = [f"{outcome.planned.folder}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    notes += _judge_notes([outcome.folder for outcome in outcomes if outcome.waiting is None])
     for outcome in outcomes:
         submission = outcome.planned.task.submission
         if outcome.result is not None and outcome.result.submission is not None and submission is not None:
@@ -92,6 +96,25 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
         several = f"{made_up} of {len(outcomes)} tasks ran" if made_up < len(outcomes) else "All tasks ran"
         notes.append(
             f"{several} on miniatures (--fixtures): made-up rows in the dataset's form. Their numbers say nothing about the model."
+        )
+    return notes
+
+
+def _judge_notes(folders: Sequence[Path]) -> list[str]:
+    """Return a line a judge: what `judge.json` says of all tasks together."""
+    paths = [folder / JUDGE_SUMMARY for folder in folders if (folder / JUDGE_SUMMARY).exists()]
+    summaries = [decode(JudgeSummary, path.read_text(encoding="utf-8"), f"'{path}'") for path in paths]
+    notes: list[str] = []
+    for model in dict.fromkeys(summary.model for summary in summaries):
+        of_model = [summary for summary in summaries if summary.model == model]
+        dollars = [summary.dollars for summary in of_model if summary.dollars is not None]
+        cost = f", ${sum(dollars):,.2f}" if len(dollars) == len(of_model) else ""
+        notes.append(
+            f"Judge {model}, in all runs: {sum(summary.requests for summary in of_model):,} requests, "
+            f"{sum(summary.prompt_tokens for summary in of_model):,} tokens "
+            f"and {sum(summary.completion_tokens for summary in of_model):,} in reply{cost}; "
+            f"stored replies used: {sum(summary.reused for summary in of_model):,}; "
+            f"samples without a verdict: {sum(summary.failed for summary in of_model):,}."
         )
     return notes
 
