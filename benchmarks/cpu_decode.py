@@ -43,7 +43,7 @@ from vila_quant.linear import GroupwiseLinear
 
 CPU = torch.device("cpu")
 SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-1.5b": dict(zip(SIZES, (28, 1536, 8960, 12, 2, 128, 151936), strict=True)),
     "tiny": dict(zip(SIZES, (2, 256, 512, 4, 2, 64, 1024), strict=True)),
 }
@@ -56,7 +56,7 @@ Clock = Callable[[], float]
 
 def build(name: str, layers: int | None, generator: torch.Generator) -> Decoder:
     """Return a bf16 decoder of random weights, with so many layers instead of the shape's own."""
-    sizes: dict[str, Any] = dict(SHAPES[name])
+    sizes = SHAPES[name].copy()
     if layers is not None:
         sizes["num_hidden_layers"] = layers
     config = DecoderConfig(
