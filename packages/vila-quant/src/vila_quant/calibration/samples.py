@@ -101,7 +101,7 @@ def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
     story = text.partition("\f")[0]
     windows = _text(text, seed)
     pictures = (draw_sample(number, seed, story) for number in count())
-    owed = 0.0
+    owed = 0.5  # so that few samples hold a picture too
     while True:
         owed += picture_share
         sample = next(pictures) if owed >= 1 else next(windows, None)
