@@ -16,7 +16,7 @@ from vila_core.language.decoder import Block
 from vila_quant.awq.block import LINEARS, ScaleGroup, Surroundings, linear, scale_groups
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.moments import READERS, measure_inputs
-from vila_quant.awq.ranges import WEIGHTS_AT_ONCE, search_ranges
+from vila_quant.awq.ranges import row_chunks, search_ranges
 from vila_quant.awq.rounding import feedback, round_compensated
 from vila_quant.awq.scales import Candidate, FakeQuantize, ScaleChoice, best_candidates
 from vila_quant.groupwise import GroupwiseWeight, check_group_size, fake_quantize
@@ -73,7 +73,7 @@ def search_costed_scales(
     losses: list[float] = []
     for candidate in candidates:
         lost = torch.zeros((), device=costs.device)
-        for rows in weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[1])):
+        for rows in row_chunks(weight):
             change = fake_quantize(rows * candidate.scales).div_(candidate.scales).sub_(rows)
             lost += change.square_().sum(0).dot(costs)
         losses.append(float(lost))

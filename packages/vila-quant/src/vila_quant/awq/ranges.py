@@ -14,8 +14,8 @@ from vila_quant.groupwise import SMALLEST_RANGE
 
 SHRINKS = tuple(step / 20 for step in range(11))
 """Shares of an end to cut off: 0, 5, … 50 %."""
-WEIGHTS_AT_ONCE = 2**25
-"""Weights searched together; bounds the memory."""
+WEIGHTS_AT_ONCE = {"cuda": 2**25, "cpu": 2**18}
+"""Weights searched together: on a GPU they bound the memory, on a CPU they stay in its cache."""
 
 
 @torch.no_grad()
@@ -32,10 +32,14 @@ def search_ranges(weight: Tensor, costs: Tensor, group_size: int, bits: int, shr
         shrinks: shares of an end to cut off, 0 first.
     """
     found = [
-        _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks)
-        for rows in weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[1]))
+        _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks) for rows in row_chunks(weight)
     ]
     return torch.cat([scales for scales, _ in found]), torch.cat([zeros for _, zeros in found])
+
+
+def row_chunks(weight: Tensor) -> Sequence[Tensor]:
+    """Cut `weight [N, K]` into as many rows as are to be searched together."""
+    return weight.split(max(1, WEIGHTS_AT_ONCE.get(weight.device.type, WEIGHTS_AT_ONCE["cpu"]) // weight.shape[1]))
 
 
 def _search_rows(weight: Tensor, costs: Tensor, largest: int, shrinks: Sequence[float]) -> tuple[Tensor, Tensor]:
