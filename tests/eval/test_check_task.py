@@ -11,7 +11,7 @@ import pytest
 
 from vila_core import Image
 from vila_core.errors import ConfigError, MediaError
-from vila_eval import LocalFiles, MeanMetric, Question, Row, Score, Submission, Task
+from vila_eval import DataOptions, LocalFiles, MeanMetric, Question, Row, Score, Submission, Task
 from vila_eval.errors import DataError
 from vila_eval.fixtures.writing import picture
 from vila_eval.testing import check_task
@@ -101,3 +101,11 @@ def test_metrics_see_what_a_later_scoring_sees(task: Task) -> None:
     check_task(replace(task, ask=asking(answer=("red", "crimson")), metric=MeanMetric("seen", score)), limit=1)
     assert seen[0].answer == ["red", "crimson"]
     assert seen[0].prompt == ["What color?"]
+
+
+def test_rows_of_a_file_may_name_media_by_their_whole_path(task: Task, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}.png"
+    elsewhere.write_bytes(picture(0, color="red"))
+    rows = task.source.open(DataOptions(cache=tmp_path))
+    assert rows.locate(str(elsewhere)) == elsewhere
+    assert rows.locate("/red.png") == tmp_path / "red.png"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vila_eval.cli.main import main
-from vila_eval.comparison import compare_runs, holm
+from vila_eval.comparison import compare_runs
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, exact, mean_measures
 from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
@@ -134,12 +134,6 @@ def test_one_sample_has_no_test(tmp_path: Path) -> None:
     task = compare_runs(tmp_path / "one", tmp_path / "two").tasks[0]
     assert task.headline is not None
     assert (task.headline.difference, task.headline.p_value, task.adjusted_p_value) == (1.0, None, None)
-
-
-def test_holm_by_hand() -> None:
-    # Sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, and none below the one before.
-    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
 def test_p_values_are_adjusted_over_the_tasks(tmp_path: Path) -> None:

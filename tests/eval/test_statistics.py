@@ -6,7 +6,7 @@ import random
 import pytest
 
 from vila_core.errors import ConfigError
-from vila_eval.statistics import compare, estimate
+from vila_eval.statistics import compare, estimate, holm
 
 
 def test_mean_and_error_by_hand():
@@ -66,3 +66,9 @@ def test_bad_input():
         estimate([1.0], ["a", "b"])
     with pytest.raises(ConfigError, match="same ones"):
         compare([1.0], [1.0, 0.0])
+
+
+def test_holm_by_hand() -> None:
+    # Sorted .01 .02 .03 .04, times 4 3 2 1: .04 .06 .06 .04, and none below the one before.
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]

@@ -15,7 +15,7 @@ from vila_core.config import Config
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Unit
 from vila_eval.records import MeasureRecord, ModelIdentity, SampleRecord, TaskResult
-from vila_eval.statistics import compare
+from vila_eval.statistics import compare, holm
 from vila_eval.storage import RESULTS, SAMPLES, find_results, read_records, read_result
 
 MAY_DIFFER = ("limit", "chat_template", "dtype")
@@ -169,19 +169,6 @@ def compare_runs(first: Path, second: Path, *, allow_different: bool = False) ->
         only_first=tuple(name for name in folders if name not in others),
         only_second=tuple(name for name in others if name not in folders),
     )
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number by Holm's step-down method (1979).
-
-    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below the one before it or exceeds 1.
-    """
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
 
 
 def _task_folders(folder: Path) -> dict[str, Path]:

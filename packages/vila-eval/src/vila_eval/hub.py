@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import os
 import shutil
@@ -9,7 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -100,7 +102,8 @@ def open_repository(source: HubDataset, options: DataOptions) -> Repository:
     """Find the repository of `source`: its miniature, a copy, or the hub. Raises `DataError`."""
     name = source.repository
     if options.fixtures:
-        return Repository(name, FIXTURE_REVISION, write_fixture(name, source.fixture, options.cache / "fixtures"), options)
+        folder = write_fixture(name, source.fixture, options)
+        return Repository(name, FIXTURE_REVISION, folder, replace(options, cache=_fixtures_folder(options.cache, os.getpid())))
     if options.mirror is not None:
         folder = options.mirror / name
         if not folder.is_dir():
@@ -111,14 +114,23 @@ def open_repository(source: HubDataset, options: DataOptions) -> Repository:
     return Repository(name, _resolve_commit(source, options), None, options)
 
 
-def write_fixture(name: str, fixture: Callable[[Path], None] | None, root: Path) -> Path:
+def write_fixture(name: str, fixture: Callable[[Path], None] | None, options: DataOptions) -> Path:
     """Return the folder of a source's miniature, written once a process. Raises `DataError` where it has none."""
     if fixture is None:
         raise DataError(f"{name} has no miniature; leave --fixtures out, or give the source's `fixture`.")
-    folder = root / str(os.getpid()) / name
+    folder = _fixtures_folder(options.cache, os.getpid()) / "repositories" / name
     if not folder.exists():
         with _written_whole(folder) as unfinished:
             fixture(unfinished)
+    return folder
+
+
+@functools.cache
+def _fixtures_folder(cache: Path, process: int) -> Path:
+    """Return the folder for a process's miniatures and all that is made of them. It goes when the process ends."""
+    folder = cache / "fixtures" / str(process)
+    shutil.rmtree(folder, ignore_errors=True)  # left by one of this number that was killed
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

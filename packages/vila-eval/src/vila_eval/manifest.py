@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vila_core.config import Config
 from vila_eval.answers import keep_as_answers
 from vila_eval.errors import ResultsError
-from vila_eval.records import FORMAT, ModelIdentity, RunSettings, TaskResult
+from vila_eval.records import RunFacts, TaskResult
 from vila_eval.storage import (
     ANSWERS,
     JUDGE,
@@ -26,7 +25,7 @@ from vila_eval.storage import (
 )
 
 
-class Manifest(Config):
+class Manifest(RunFacts):
     """`run.json`.
 
     Attributes:
@@ -34,13 +33,6 @@ class Manifest(Config):
         together: rows after the limit that belong with one before it (`Task.keep_together`).
     """
 
-    format: int = FORMAT
-    task: str
-    task_version: int
-    distribution: str
-    model: ModelIdentity
-    settings: RunSettings
-    data: dict[str, str]
     rows: int
     together: tuple[int, ...] = ()
 
@@ -86,10 +78,9 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
     return result if result is not None and result.settings.limit == expected.settings.limit else None
 
 
-def _facts(record: Manifest | TaskResult) -> dict[str, object]:
+def _facts(record: RunFacts) -> dict[str, object]:
     """What must be the same for answers to go together. A model is what its files are, under whichever path or name."""
-    included = {"format", "task", "task_version", "distribution", "settings", "data"}
-    stated = record.model_dump(mode="json", include=included, exclude={"settings": {"limit"}})
+    stated = record.model_dump(mode="json", include=set(RunFacts.model_fields) - {"model"}, exclude={"settings": {"limit"}})
     facts = dict(_flat(stated)) | {"model (digest of its files)": record.model.digest}
     return facts | ({"rows": record.rows} if isinstance(record, Manifest) else {})
 

@@ -151,8 +151,8 @@ class Counts(Config):
     judge_failed: int = 0
 
 
-class TaskResult(Config):
-    """`results.json`. `measures` is empty where the answers are scored elsewhere; the first is the headline."""
+class RunFacts(Config):
+    """What was run. `distribution` registers the task; `data` is what identifies its rows."""
 
     format: int = FORMAT
     task: str
@@ -161,6 +161,11 @@ class TaskResult(Config):
     model: ModelIdentity
     settings: RunSettings
     data: dict[str, str]
+
+
+class TaskResult(RunFacts):
+    """`results.json`. `measures` is empty where the answers are scored elsewhere; the first is the headline."""
+
     metric: str | None
     judge: str | None = None
     measures: tuple[MeasureRecord, ...]

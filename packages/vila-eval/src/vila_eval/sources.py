@@ -151,7 +151,7 @@ class LocalFiles:
         media = path.parent if self.media is None else root / Path(self.media).expanduser()
         origin = {"file": path.name}
         if options.fixtures and not (self.fixture is None and path.exists()):
-            media = write_fixture(str(self.path), self.fixture, options.cache / "fixtures")
+            media = write_fixture(str(self.path), self.fixture, options)
             path, origin = media / path.name, origin | {"revision": FIXTURE_REVISION}
         elif self.obtain and not path.exists():
             where = "" if options.mirror else " Name the folder that it starts from with --data."
@@ -253,8 +253,8 @@ class _List:
         return self.rows[index]
 
     def locate(self, path: str) -> Path:
-        # Who writes a file of rows may name any file of the machine by its whole path.
-        return Path(path) if Path(path).is_absolute() else self._media.locate(path)
+        # Who writes a file of rows may name any file of the machine by its whole path. VNBench's begin with "/" below the dataset.
+        return Path(path) if Path(path).is_absolute() and Path(path).exists() else self._media.locate(path)
 
 
 class _Tables:

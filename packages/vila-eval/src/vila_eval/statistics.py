@@ -76,3 +76,16 @@ def compare(first: Sequence[float], second: Sequence[float], clusters: Sequence[
     else:
         p_value = 1.0 if difference.mean == 0 or math.isnan(difference.standard_error) else 0.0
     return Comparison(difference, p_value, sum(d > 0 for d in differences), sum(d < 0 for d in differences))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number by Holm's step-down method (1979).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below the one before it or exceeds 1.
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

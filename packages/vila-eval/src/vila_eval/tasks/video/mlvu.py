@@ -6,7 +6,7 @@ Not among the reference's tasks: it has none of its tags.
 import re
 
 from vila_core.media import Video
-from vila_eval.fixtures.video_choices import mlvu
+from vila_eval.fixtures.long_videos import mlvu
 from vila_eval.metrics.letter_readers import score_lmms_choice
 from vila_eval.metrics.macro_average import MacroMetric
 from vila_eval.sources import HubDataset

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vila_core.media import Video
-from vila_eval.fixtures.video_choices import videomme
+from vila_eval.fixtures.long_videos import videomme
 from vila_eval.metrics.video_mme import DIMENSIONS, VIDEO_MME_METRIC
 from vila_eval.prompts import unlettered
 from vila_eval.sources import DataOptions, HubDataset, Rows

@@ -8,7 +8,7 @@ Google Drive link in github.com/joez17/VideoNIAH.
 from pathlib import PurePosixPath
 
 from vila_core.media import Video
-from vila_eval.fixtures.video_choices import vnbench
+from vila_eval.fixtures.long_videos import vnbench
 from vila_eval.metrics.vnbench import VNBENCH_METRIC
 from vila_eval.prompts import multiple_choice_prompt
 from vila_eval.sources import LocalFiles
