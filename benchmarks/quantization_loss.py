@@ -170,7 +170,8 @@ def draw(rows: list[Row], file: Path) -> None:
             axis.bar_label(bars, fmt="%.1f", fontsize=8)
         axis.set_xticks(range(len(sizes)), [f"groups of {size}" for size in sizes])
         axis.set(title=f"W4: {name}", ylabel="error of a block, % of what it adds")
-        axis.legend()
+        axis.margins(y=0.45)
+        axis.legend(loc="upper left", ncols=3, fontsize=8)
     if towers:
         for mode in dict.fromkeys(row["mode"] for row in towers):
             given = [row for row in towers if row["mode"] == mode and row["alpha"] != "search"]
