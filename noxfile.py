@@ -25,7 +25,7 @@ TESTED_SET = ("-c", "constraints.txt")
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
 TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the triton is the one that this torch asks for on CUDA
-TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib")
+TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")  # triton interprets its kernels
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need what other sessions install
