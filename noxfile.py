@@ -84,7 +84,7 @@ def types(session: nox.Session) -> None:
     """Check the types, strictly."""
     stand_on_core(session)
     session.install(*TESTED_SET, "--no-deps", "timm")
-    session.install(*TESTED_SET, "basedpyright", "nox")
+    session.install(*TESTED_SET, *EDITABLE, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
 
 
