@@ -188,8 +188,9 @@ def error_of(plugins: Plugins, name: str) -> str:
     return info.error
 
 
-def test_registered_objects_carry_their_owner(install: Install) -> None:
+def test_registered_objects_carry_their_owner(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install("vqa", a_task("counting"))
+    monkeypatch.setenv("VILA_PLUGINS", "vqa")
     tasks = load_plugins().tasks
     assert tasks.names() == ("counting",)
     assert tasks.get("counting").name == "counting"

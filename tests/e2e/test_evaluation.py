@@ -141,7 +141,14 @@ def test_ctrl_c_ends_a_run_and_its_workers_soon_and_without_a_traceback(tmp_path
     arguments = ["--tasks", "vila/count", "--limit", "400", "--batch-size", "4", "--workers", "2", "--device", "cpu"]
     command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, start_new_session=True)
+
+    def heed_interrupts() -> None:
+        """A shell starts background jobs, this test's runner perhaps among them, with interrupts ignored; children inherit that."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, start_new_session=True, preexec_fn=heed_interrupts
+    )
     try:
         deadline = time.monotonic() + 120
         while not any(file.stat().st_size for file in tmp_path.rglob("answers-*.jsonl")):
