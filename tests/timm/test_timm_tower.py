@@ -76,7 +76,7 @@ def test_a_tower_built_without_memory_computes_its_buffers(model_name, dtype):
     with torch.device("meta"):
         tower = TimmTower(whole.config)
     tower.load_state_dict({name: tensor.to(dtype) for name, tensor in whole.state_dict().items()}, assign=True)
-    tower.reset_buffers(torch.device("cpu"), torch.float32)
+    tower.reset_buffers(torch.device("cpu"), dtype)
     pixels = pixels_for(whole.config.image_size)
     with torch.no_grad():
         got = tower.eval()(pixels)
