@@ -92,6 +92,7 @@ def quantize_model(
     with clock.phase("calibration"):
         embedder = _open_embedder(checkpoint, options, target, dtype, adapter)
         calibration = _calibrate(embedder, options, target, progress)
+        _warn_of_few_tokens(calibration, plan, progress)
         work = WorkFolder(path, _manifest(checkpoint, adapter, options, target, calibration), restart=restart)
     with clock.phase("vision"):
         _quantize_vision(embedder, calibration, options, work, progress)
@@ -157,6 +158,15 @@ def _calibrate(embedder: Embedder, options: QuantizationOptions, device: torch.d
     progress.start("Calibration", sequences)
     exact = options.sequences is not None
     return collect(samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: progress.advance())
+
+
+def _warn_of_few_tokens(calibration: Calibration, plan: Plan, progress: Progress) -> None:
+    tokens, widest = calibration.samples.numel(), plan.config.intermediate_size
+    if tokens < widest:
+        progress.warn(
+            f"Calibration has {tokens:,} tokens, fewer than the widest layer has inputs ({widest:,}): a search can fit them too closely. "
+            "Raise --sequences where time allows."
+        )
 
 
 def _quantize_vision(
