@@ -70,7 +70,8 @@ def main() -> int:
     args.out.write_text(json.dumps(numbers, indent=2) + "\n")
     print(json.dumps(numbers, indent=2))
     if not args.keep:
-        shutil.rmtree(args.work)
+        for folder in (model, quantized):  # and nothing else that may lie there
+            shutil.rmtree(folder)
     return 0 if all(numbers["claims"].values()) else 1
 
 
