@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from vila_core import config
 from vila_core.hookspecs import CheckpointFormat, Command, Component, hookimpl
+from vila_core.lazy_formats import LazyFormat, LazyShardedFormat
 
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate
-    from vila_core.checkpoint import Checkpoint
-    from vila_core.checkpoint.conversion import ShardedFormat
 
 VILA_HOOK_API = 1
 
@@ -74,43 +70,13 @@ def vila_chat_templates() -> Sequence[ChatTemplate]:
     return tuple(builtin_templates())
 
 
-@dataclass(frozen=True)
-class _LazyFormat:
-    """A checkpoint format whose module is imported when it is first asked something: `vila --help` needs none of them."""
-
-    name: str
-    module: str
-    type_name: str
-
-    @cached_property
-    def _format(self) -> CheckpointFormat:
-        return getattr(import_module(f"vila_core.checkpoint.{self.module}"), self.type_name)()
-
-    def detect(self, path: Path) -> bool:
-        return self._format.detect(path)
-
-    def read(self, path: Path) -> Checkpoint:
-        return self._format.read(path)
-
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
-        self._format.write(checkpoint, path)
-
-
-@dataclass(frozen=True)
-class _LazyShardedFormat(_LazyFormat):
-    """One that can limit the size of its files."""
-
-    def with_shard_bytes(self, limit: int) -> CheckpointFormat:
-        return cast("ShardedFormat", self._format).with_shard_bytes(limit)
-
-
 @hookimpl
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """The layouts on disk."""
     return (
-        _LazyShardedFormat("vila", "vila", "VilaFormat"),
-        _LazyFormat("vila-remote", "remote", "VilaRemoteFormat"),
-        _LazyShardedFormat("nvila", "nvila", "NvilaFormat"),
+        LazyShardedFormat("vila", "vila_core.checkpoint.vila", "VilaFormat"),
+        LazyFormat("vila-remote", "vila_core.checkpoint.remote", "VilaRemoteFormat"),
+        LazyShardedFormat("nvila", "vila_core.checkpoint.nvila", "NvilaFormat"),
     )
 
 

@@ -100,24 +100,18 @@ def merge_scales(
     Raises:
         ConfigError: tiles and block sizes do not agree.
     """
-    scales = sorted(config.scales)
-    splits = [scale // scales[0] for scale in scales]
-    index = config.resize_output_to_scale_idx % len(scales)
-    counts = [1 if block is None else sum(n * n for n in splits[:-1]) + block[0] * block[1] for block in block_sizes]
+    counts = [1 if block is None else sum(rows * columns for rows, columns in boards_of(block, config)) for block in block_sizes]
     if sum(counts) != len(features):
         raise ConfigError(f"S2 got {len(features)} tiles, but the block sizes {list(block_sizes)} take {sum(counts)}.")
     merged: list[torch.Tensor] = []
-    merged_blocks: list[tuple[int, int]] = []
     for tiles, block in zip(features.split(counts), block_sizes, strict=True):
         if block is None:
-            merged.append(as_grid(tiles).repeat(1, len(scales), 1, 1))
-            merged_blocks.append((1, 1))
+            merged.append(as_grid(tiles).repeat(1, len(config.scales), 1, 1))
             continue
         boards = boards_of(block, config)
         maps = [merge_chessboard(x, *board) for x, board in zip(tiles.split([r * c for r, c in boards]), boards, strict=True)]
-        merged.append(concatenate_scales(maps, index))
-        merged_blocks.append(boards[index])
-    return merged, merged_blocks
+        merged.append(concatenate_scales(maps, config.resize_output_to_scale_idx % len(boards)))
+    return merged, [merged_board(block, config) for block in block_sizes]
 
 
 def boards_of(block_size: tuple[int, int], config: S2Config) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_core.hookspecs import Named
@@ -14,6 +15,13 @@ from vila_eval.task import Question, Row, Task
 DATASET = "drawn-world"
 TESTS = ("attribute", "count", "position", "relation", "size", "word", "number", "chart", "pair", "motion", "appearance")
 """The tests that are asked with the question last and, with `_asked`, first."""
+
+
+@runtime_checkable
+class RowDataset(Protocol):
+    """What vila-train registers: row number `index` of a split of one of its parts, as prompt, answer and kind of question."""
+
+    def row(self, split: str, source: str, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -51,10 +59,9 @@ class DrawnRows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        row = getattr(self._dataset, "row", None)
-        if row is None:
+        if not isinstance(self._dataset, RowDataset):
             raise ConfigError(f"The dataset '{DATASET}' has no rows to ask for. Install vila-train of vila-eval's own version.")
-        return row(self._source.split, self._source.test, index) | {"id": f"{self._source.test}-{index}"}
+        return self._dataset.row(self._source.split, self._source.test, index) | {"id": f"{self._source.test}-{index}"}
 
     def locate(self, path: str) -> Path:
         return Path(path)

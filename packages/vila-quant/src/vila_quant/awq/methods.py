@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,42 +15,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """AWQ as llm-awq searches it: scales, clips, rounding to nearest; every block reads the whole ones' outputs."""
+class Method:
+    """A method of this distribution: the function `function` of `vila_quant.awq.<module>`, imported with the first block."""
 
-    name: str = "reference"
-    follows_quantized: bool = False
-
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
-        from vila_quant.awq.reference import quantize_reference
-
-        return quantize_reference(block, x, surroundings, options)
-
-
-@dataclass(frozen=True)
-class Best:
-    """Scales and ranges that weigh errors by what they cost after compensation, and error-compensated rounding."""
-
-    name: str = "best"
-    follows_quantized: bool = True
+    name: str
+    follows_quantized: bool
+    module: str
+    function: str
 
     def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
-        from vila_quant.awq.best import quantize_best
-
-        return quantize_best(block, x, surroundings, options)
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """Rounding to nearest, for comparison: nothing is searched."""
-
-    name: str = "nearest"
-    follows_quantized: bool = False
-
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
-        from vila_quant.awq.reference import quantize_nearest
-
-        return quantize_nearest(block, x, surroundings, options)
+        quantize = vars(import_module(f"vila_quant.awq.{self.module}"))[self.function]
+        return quantize(block, x, surroundings, options)
 
 
-METHODS: dict[str, BlockQuantizer] = {method.name: method for method in (Best(), Reference(), Nearest())}
+BEST = Method("best", True, "best", "quantize_best")
+"""Scales and ranges that weigh errors by what they cost after compensation, and error-compensated rounding."""
+REFERENCE = Method("reference", False, "reference", "quantize_reference")
+"""AWQ as llm-awq searches it: scales, clips, rounding to nearest; every block reads the whole ones' outputs."""
+NEAREST = Method("nearest", False, "reference", "quantize_nearest")
+"""Rounding to nearest, for comparison: nothing is searched."""
+
+METHODS: dict[str, BlockQuantizer] = {method.name: method for method in (BEST, REFERENCE, NEAREST)}
