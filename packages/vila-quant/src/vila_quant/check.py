@@ -2,8 +2,8 @@
 
 T tokens, D width, V vocabulary
 
-One model is in memory at a time. The original runs first; kept of it are the logits of the tokens that are compared, `[tokens, V]`, and
-what flows between the blocks, for at most `BLOCK_TOKENS` tokens.
+One model is in memory at a time. Benchmarks run first, each model in a process of its own. Then the original runs; kept of it are the
+logits of the tokens that are compared, `[tokens, V]`, and what flows between the blocks, for at most `BLOCK_TOKENS` tokens.
 """
 
 import gc
@@ -22,6 +22,7 @@ from vila_quant.held_out import read_prompts
 from vila_quant.kernels import forced
 from vila_quant.progress import Progress, Silent
 from vila_quant.report import Sizes, sizes_of
+from vila_quant.source import find_source
 from vila_quant.tasks import TaskChange, compare_tasks, find_evaluation
 
 PROMPTS = 16
@@ -116,7 +117,7 @@ def check(
 
     Args:
         model: folder or hub id.
-        against: the same, of the original.
+        against: the same, of the original; or the folder of a LoRA adapter that names its base model.
         prompts: a source of samples, as for calibration; "auto" takes held-out ones.
         number: of prompts.
         tasks: benchmarks for vila-eval, which runs on both models with the kernels that loading takes by itself.
@@ -136,9 +137,12 @@ def check(
     progress = progress or Silent()
     if tasks:
         find_evaluation()
-    before, after = (open_checkpoint(path, offline=offline) for path in (against, model))
+    source, lora = find_source(against)
+    before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)
-    original = load(against, device=device, dtype=dtype, offline=offline)
+    # First, so that a misspelt name is told at once; the answers are kept, whatever comes after.
+    changes = compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline) if tasks else []
+    original = load(source, device=device, dtype=dtype, offline=offline, lora=lora)
     chosen, target = original.dtype, original.device
     asked = read_prompts(original, prompts, number)
     progress.start("Running the original", len(asked))
@@ -172,7 +176,7 @@ def check(
         vision=vision.relative if vision.power else None,
         text=Divergence.of([one for one in compared if not one.has_media]),
         multimodal=Divergence.of([one for one in compared if one.has_media]),
-        tasks=compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline) if tasks else [],
+        tasks=changes,
     )
 
 

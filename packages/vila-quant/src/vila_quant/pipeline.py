@@ -35,6 +35,7 @@ from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
 from vila_quant.plan import LAYERS, Plan, check_format, make_plan
 from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
+from vila_quant.source import find_source
 from vila_quant.work_folder import WorkFolder
 
 SEARCH_RESULTS = "awq_search_results.pt"
@@ -57,7 +58,7 @@ def quantize_model(
     """Quantize a checkpoint into the new folder `out`. After any stop, the same call goes on where it was, to the same weights.
 
     Args:
-        model: folder or hub id of whole weights, in any format.
+        model: folder or hub id of whole weights, in any format; or the folder of a LoRA adapter that names its base model.
         out: a folder that does not exist yet, or is empty.
         options: how; None for the defaults.
         progress: told what is done.
@@ -78,7 +79,8 @@ def quantize_model(
     target, path = choose_device(device), Path(out).expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
-    checkpoint = open_checkpoint(model, revision=revision, token=token, offline=offline)
+    source, lora = find_source(model, lora)
+    checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
     check_format(options)
     method = cast("BlockQuantizer", load_plugins().quantizers.get(options.search))
     plan = make_plan(checkpoint, options)
@@ -272,8 +274,9 @@ def _found(work: WorkFolder, layer: int) -> QuantizedBlock:
 def _manifest(
     checkpoint: Checkpoint, adapter: Adapter | None, options: QuantizationOptions, device: torch.device, calibration: Calibration
 ) -> dict[str, object]:
-    files = sorted({entry.file for entry in checkpoint.weights.entries.values()})
-    stated = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in files)
+    files = {entry.file for entry in checkpoint.weights.entries.values()}
+    changed = set() if adapter is None else {file for file in adapter.path.iterdir() if file.is_file()}
+    stated = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in sorted(files | changed))
     return {
         "version": vila_quant.__version__,
         "model": str(checkpoint.path),

@@ -11,6 +11,7 @@ from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
 from vila_core.plugins import load_plugins
 from vila_quant.errors import QuantizationError
+from vila_quant.source import find_source
 
 RUN_VILA = "from vila_core.cli.main import main; main()"
 """The program `vila` of this Python, wherever its script lies."""
@@ -56,7 +57,9 @@ def compare_tasks(
     settings += [] if limit is None else ["--limit", str(limit)]
     folders: list[str] = []
     for name, path in (("original", against), ("quantized", model)):
-        run = _vila_eval(["--model-path", str(path), "--model-name", name, "--tasks", ",".join(tasks), *settings])
+        source, lora = find_source(path)
+        adapter = [] if lora is None else ["--lora-path", str(lora)]
+        run = _vila_eval(["--model-path", str(source), *adapter, "--model-name", name, "--tasks", ",".join(tasks), *settings])
         if failed := [f"{task['task']}: {task['error']}" for task in run["tasks"] if task["error"] is not None]:
             raise QuantizationError(f"{path} could not be evaluated. {'; '.join(failed)}")
         folders.append(str(Path(run["report"]).parent))

@@ -33,7 +33,12 @@ class Format(StrEnum):
 
 
 def quantize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub id of whole weights, in any format.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Folder or hub id of whole weights, in any format; or your LoRA adapter, which names its base."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     bits: Annotated[int, typer.Option(help="Bits of a weight.", min=4, max=4, rich_help_panel="Weights")] = 4,
     group_size: Annotated[int, typer.Option("--group-size", "-g", help="128, 64 or 32.", rich_help_panel="Weights")] = 128,

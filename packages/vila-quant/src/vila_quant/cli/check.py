@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 def check_model(
     model: Annotated[str, typer.Argument(metavar="OUT", help="Folder or hub id of the quantized model.")],
-    against: Annotated[str, typer.Option("--against", "-a", metavar="MODEL", help="What it was made from.", show_default=False)],
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against", "-a", metavar="MODEL", help="What it was made from: a folder, a hub id, or your LoRA adapter.", show_default=False
+        ),
+    ],
     prompts: Annotated[
         str,
         typer.Option(
