@@ -48,41 +48,57 @@ def compare_tasks(
     dtype: str,
     offline: bool,
 ) -> list[TaskChange]:
-    """Run the tasks on both models and compare them sample by sample. Answers are kept in `results`: a second call goes on.
+    """Run the tasks on both models and compare them sample by sample.
+
+    Answers are kept in `results`: a second call goes on, and starts anew where they are of a model that was made again since.
 
     Raises:
         QuantizationError: an evaluation ended in an error (its own message is in ours).
     """
-    settings = ["--device", device, "--dtype", dtype, *(["--offline"] if offline else []), "--output-dir", str(results), "--json"]
+    settings = [
+        "--force",
+        "--device",
+        device,
+        "--dtype",
+        dtype,
+        *(["--offline"] if offline else []),
+        "--output-dir",
+        str(results),
+        "--json",
+    ]
     settings += [] if limit is None else ["--limit", str(limit)]
-    folders: list[str] = []
-    for name, path in (("original", against), ("quantized", model)):
+    folders: list[dict[str, str]] = []
+    for role, path in (("original", against), ("quantized", model)):
         source, lora = find_source(path)
         adapter = [] if lora is None else ["--lora-path", str(lora)]
+        name = f"{role}-{Path(path).absolute().name}"
         run = _vila_eval(["--model-path", str(source), *adapter, "--model-name", name, "--tasks", ",".join(tasks), *settings])
         if failed := [f"{task['task']}: {task['error']}" for task in run["tasks"] if task["error"] is not None]:
             raise QuantizationError(f"{path} could not be evaluated. {'; '.join(failed)}")
-        folders.append(str(Path(run["report"]).parent))
-    comparison = _vila_eval(["compare", *folders, "--json"])
-    changes: list[TaskChange] = []
-    for task in comparison["tasks"]:
-        if not task["measures"]:
-            continue  # scored elsewhere
-        headline = task["measures"][0]
-        changes.append(
-            TaskChange(
-                task=task["task"],
-                measure=headline["name"],
-                unit=headline["unit"],
-                before=headline["first"],
-                after=headline["second"],
-                difference=headline["difference"],
-                standard_error=headline["standard_error"],
-                p_value=headline["p_value"],
-                samples=task["paired"],
-            )
-        )
-    return changes
+        folders.append({task["task"]: task["folder"] for task in run["tasks"] if task["result"] is not None})
+    before, after = folders
+    # Task by task: the models' folders may hold others too, of earlier calls.
+    changes = [_compare(task, before[task], after[task]) for task in before if task in after]
+    return [change for change in changes if change is not None]
+
+
+def _compare(task: str, before: str, after: str) -> TaskChange | None:
+    """Compare the answers of two folders; None where the task is scored elsewhere."""
+    (compared,) = _vila_eval(["compare", before, after, "--json"])["tasks"]
+    if not compared["measures"]:
+        return None
+    headline = compared["measures"][0]
+    return TaskChange(
+        task=task,
+        measure=headline["name"],
+        unit=headline["unit"],
+        before=headline["first"],
+        after=headline["second"],
+        difference=headline["difference"],
+        standard_error=headline["standard_error"],
+        p_value=headline["p_value"],
+        samples=compared["paired"],
+    )
 
 
 def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""`vila-quant check --tasks`: benchmarks of both models through the command that vila-eval registers."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from tests.quant.conftest import tensors_of, with_tensors
+from torch import Tensor
+
+from vila_core.checkpoint import Checkpoint, convert
+from vila_core.embedded import embedded_model
+from vila_core.plugins import load_plugins
+from vila_quant.cli.main import main
+from vila_quant.tasks import compare_tasks
+
+pytestmark = pytest.mark.skipif("eval" not in load_plugins().commands, reason="vila-eval is not installed")
+
+
+def check(tmp_path: Path, model: Checkpoint, *arguments: str) -> int:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle and a blue square")
+    given = ["--prompts", str(prompts), "--results", str(tmp_path / "results"), "--limit", "3", "--device", "cpu", "--offline"]
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(model.path), "--against", str(embedded_model()), *given, *arguments])
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_both_scores_stand_side_by_side_and_are_those_of_the_models_that_are_there(
+    awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = convert(awq_tiny, tmp_path / "out", "awq")
+    assert check(tmp_path, made, "--tasks", "vila/count,vila/size") == 0
+    words = capfd.readouterr().out.split()
+    for task in ("vila/count", "vila/size"):
+        name, measure, *shares = words[words.index(task) :][:4]
+        assert (name, measure) == (task, "exact_match")
+        assert all(0 <= float(share) <= 100 for share in shares)
+
+    shutil.rmtree(made.path)  # and another model in its place: the answers of the first are not taken for its own
+    lost: dict[str, Tensor | None] = {name: torch.zeros_like(tensors_of(awq_tiny)[name]) for name in ["llm.model.norm.weight"]}
+    made = convert(with_tensors(awq_tiny, lost), tmp_path / "out", "awq")
+    results = tmp_path / "results"
+    (change,) = compare_tasks(embedded_model(), made.path, ["vila/count"], results, limit=3, device="cpu", dtype="auto", offline=True)
+    assert change.before > change.after == 0.0
+    assert change.difference == pytest.approx(-change.before)
+    assert change.samples == 3
+
+
+def test_a_misspelt_task_is_told_before_the_models_run(awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert check(tmp_path, awq_tiny, "--tasks", "vila/cuont") == 2
+    shown = capfd.readouterr().err
+    assert "Unknown task or tag 'vila/cuont'. Did you mean 'vila/count'" in shown
+    assert "Running the original" not in shown
+
+
+def test_without_vila_eval_the_command_says_what_to_install(
+    awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VILA_PLUGINS", "quant,train")
+    assert check(tmp_path, awq_tiny, "--tasks", "vila/count") == 2
+    assert "--tasks needs 'vila-eval', which is not installed. Run: pip install 'vila-eval'" in capfd.readouterr().err
