@@ -22,14 +22,14 @@ class QuantizationOptions(Config):
         vision: "int8" or "fp8" quantize the vision tower's linears.
         vision_alpha: SmoothQuant's α, 0 to 1; None searches it.
         skip: patterns (`fnmatch`) of modules to leave whole, such as `llm.model.layers.0.*`.
-        search: a registered method.
+        search: a registered method, or a file (`.pt`) of AWQ search results to apply.
         calibration: as `vila_quant.calibration.samples` says.
         sequences: of the calibration; None takes `SEQUENCES`.
         sequence_length: tokens of each.
         seed: of the order of samples, and of what is drawn.
         chat_template: a registered template; None takes the checkpoint's.
         format: a registered format that holds quantized weights.
-        search_results: whether to write the scales and clips too, as llm-awq does.
+        search_results: whether to write the scales and clips too, as llm-awq does. What `best` wins by rounding is not in them.
     """
 
     bits: Literal[4] = 4

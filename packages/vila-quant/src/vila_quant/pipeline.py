@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,9 +22,8 @@ from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.lora import Adapter, MergedWeights
 from vila_core.errors import CheckpointError
 from vila_core.loading import DTYPES, choose_device, choose_template
-from vila_core.plugins import load_plugins
 from vila_core.tokenizer import Tokenizer
-from vila_quant.awq.method import BlockQuantizer, QuantizedBlock
+from vila_quant.awq.method import QuantizedBlock
 from vila_quant.blocks import TensorReader
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
@@ -35,6 +33,7 @@ from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
 from vila_quant.plan import LAYERS, Plan, check_format, make_plan
 from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
+from vila_quant.search import find_method, search_digest
 from vila_quant.source import find_source
 from vila_quant.work_folder import WorkFolder
 
@@ -70,7 +69,8 @@ def quantize_model(
         restart: forget the unfinished work of an earlier call.
 
     Raises:
-        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty, or the format cannot hold the model.
+        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty, the format cannot hold the model, or search
+            results do not fit it.
         ConfigError: the method, the device or the template is unknown.
         QuantizationError: the model is quantized already, a width does not fit, values are not finite, there is too little
             calibration, too little memory, or unfinished work of another run.
@@ -82,8 +82,8 @@ def quantize_model(
     source, lora = find_source(model, lora)
     checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
     check_format(options)
-    method = cast("BlockQuantizer", load_plugins().quantizers.get(options.search))
     plan = make_plan(checkpoint, options)
+    method = find_method(options.search, plan)
     adapter = None if lora is None else open_adapter(lora, checkpoint, token=token, offline=offline)
     # Half precision gains nothing on a CPU, and loses digits of the second moments.
     dtype = torch.float32 if target.type == "cpu" else DTYPES[checkpoint.config.dtype]
@@ -112,7 +112,7 @@ def quantize_model(
         written = writable_format(options.format).read(staged)
     report = QuantizationReport(
         model=str(model),
-        method=options.search,
+        method=method.name,
         options=options.model_dump(mode="json"),
         device=_device_name(target),
         calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
@@ -286,6 +286,7 @@ def _manifest(
         "calibration": calibration.digest,
         **options.model_dump(mode="json"),
         "samples": options.calibration,
+        "search_results_digest": search_digest(options.search),
     }
 
 

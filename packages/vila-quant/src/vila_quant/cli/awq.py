@@ -53,7 +53,14 @@ def quantize(
         typer.Option(metavar="PATTERN", help="Leave these linears whole: 'llm.model.layers.0.*'. Repeatable.", rich_help_panel="Weights"),
     ] = None,
     search: Annotated[
-        str, typer.Option("--search", "-s", metavar="NAME", help="best, reference, nearest, or a plugin's.", rich_help_panel="Weights")
+        str,
+        typer.Option(
+            "--search",
+            "-s",
+            metavar="NAME",
+            help="best, reference, nearest, a plugin's, or a .pt of AWQ search results.",
+            rich_help_panel="Weights",
+        ),
     ] = "best",
     calibration: Annotated[
         str,
@@ -88,7 +95,12 @@ def quantize(
     format: Annotated[Format, typer.Option("--format", "-f", help="Of OUT.", rich_help_panel="Output")] = Format.awq,
     search_results: Annotated[
         bool,
-        typer.Option("--search-results", metavar="", help="Write scales and clips too, as llm-awq does.", rich_help_panel="Output"),
+        typer.Option(
+            "--search-results",
+            metavar="",
+            help="Write scales and clips too, as llm-awq does; --search applies them.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.", rich_help_panel="Output")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",

@@ -4,10 +4,12 @@ K inputs, N outputs, G groups a row. Source: llm-awq, `awq/quantize/pre_quant.py
 
     results = read_search_results(Path("awq_cache/NVILA.pt"))
     results.apply(block, "model.layers.0")       # scales, then clips: the block is ready for rounding
+
+`vila-quant awq --search FILE.pt` quantizes with them. Names may begin with "llm.", as llm-awq's do for a whole VILA model.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vila_core.checkpoint.pickles import unpickle
+from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
 from vila_quant.awq.block import LINEARS, ScaleGroup, Surroundings, linear
@@ -22,6 +25,7 @@ from vila_quant.awq.clips import apply_clips
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.reference import quantize_nearest
 from vila_quant.awq.scales import ScaleChoice, apply_scales
+from vila_quant.blocks import empty_block
 
 PREVIOUS = ("input_layernorm", "post_attention_layernorm", "self_attn.v_proj", "mlp.up_proj")
 """Modules of a block that can absorb scales."""
@@ -48,24 +52,74 @@ class SearchResults:
         names = (*(found.previous for found in self.scales), *(name for name, _ in self.clips))
         return tuple(dict.fromkeys(_block_name(name) for name in names))
 
+    def of_block(self, prefix: str, skip: Collection[str] = ()) -> "SearchResults":
+        """Return what was found for the block called `prefix`, less what is for the linears to `skip` only ("mlp.up_proj")."""
+        skipped = {f"{prefix}.{name}" for name in skip}
+        return SearchResults(
+            tuple(
+                found
+                for found in self.scales
+                if _block_name(found.previous) == prefix and found.previous not in skipped and not skipped.issuperset(found.linears)
+            ),
+            tuple((name, limits) for name, limits in self.clips if _block_name(name) == prefix and name not in skipped),
+        )
+
+    def check(self, block: Block, prefix: str) -> None:
+        """Check what was found for the block called `prefix` against `block`, which may lie on the meta device.
+
+        Raises:
+            CheckpointError: a result names no linear of the block, has another shape than its weight, or values that are none.
+        """
+        own = self.of_block(prefix)
+        for found in own.scales:
+            _choice(block, prefix, found)
+        for name, limits in own.clips:
+            weight, (rows, groups, last) = _weight(block, prefix, name), limits.shape
+            if last != 1 or rows != weight.shape[0] or not groups or weight.shape[1] % groups:
+                raise CheckpointError(
+                    f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
+                )
+            if not bool((torch.isfinite(limits) & (limits >= 0)).all()):
+                raise CheckpointError(f"The clips of '{name}' are not all finite magnitudes. The file is damaged, or its search diverged.")
+
     @torch.no_grad()
     def apply(self, block: Block, prefix: str) -> None:
         """Scale and clip the weights of `block` in place as was found for the block called `prefix` ("model.layers.0").
 
-        Raises:
-            CheckpointError: a result names no linear of the block, or has another shape than its weight.
+        Raises `CheckpointError` as `check` does; the block is then as it was.
         """
-        choices = [_choice(block, prefix, found) for found in self.scales if _block_name(found.previous) == prefix]
-        apply_scales(block, choices)
-        for name, limits in self.clips:
-            if _block_name(name) == prefix:
-                weight = _weight(block, prefix, name)
-                rows, groups = limits.shape[:2]
-                if limits.ndim != 3 or limits.shape[2] != 1 or rows != weight.shape[0] or not groups or weight.shape[1] % groups:
-                    raise CheckpointError(
-                        f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
-                    )
-                apply_clips(weight, limits.to(weight.device))
+        self.check(block, prefix)
+        own = self.of_block(prefix)
+        apply_scales(block, [_choice(block, prefix, found) for found in own.scales])
+        for name, limits in own.clips:
+            weight = _weight(block, prefix, name)
+            apply_clips(weight, limits.to(weight.device))
+
+
+def check_layers(results: SearchResults, config: DecoderConfig, skipped: Mapping[int, Collection[str]]) -> None:
+    """Check results against a whole language model, before any of its weights is read.
+
+    Args:
+        results: of a search.
+        config: of the language model.
+        skipped: by layer, the linears that stay whole.
+
+    Raises:
+        CheckpointError: they name layers that the model lacks, lack some that are to be quantized, or do not fit one.
+    """
+    needed = {f"model.layers.{layer}": not set(LINEARS) <= set(names) for layer, names in skipped.items()}
+    found = results.blocks()
+    if foreign := [name for name in found if name not in needed]:
+        raise CheckpointError(
+            f"The search results name {_listed(foreign)}, which this model lacks: it has {config.num_hidden_layers} layers. "
+            "They are of another model."
+        )
+    if missing := [name for name, is_needed in needed.items() if is_needed and name not in found]:
+        raise CheckpointError(
+            f"The search results have none for {_listed(missing)}. They are of a model with fewer layers, or of a search that did not end."
+        )
+    for layer, name in enumerate(needed):
+        results.check(empty_block(config, layer), name)
 
 
 @dataclass(frozen=True)
@@ -79,10 +133,15 @@ class AppliedSearch:
     def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
         """Quantize one block. Raises `CheckpointError` where there are no results for it, or they are of another model."""
         prefix = f"model.layers.{block.self_attn.layer}"
-        if prefix not in self.results.blocks():
+        if prefix not in self.results.blocks() and not options.skip >= set(LINEARS):
             raise CheckpointError(f"The search results have none for '{prefix}'. They are of a model with fewer layers.")
-        self.results.apply(block, prefix)
-        return quantize_nearest(block, x, surroundings, options)
+        own = self.results.of_block(prefix, options.skip)
+        own.apply(block, prefix)
+        return replace(
+            quantize_nearest(block, x, surroundings, options),
+            scales={_key(prefix, found): found.scales for found in own.scales},
+            clips={name.removeprefix(f"{prefix}."): limits for name, limits in own.clips},
+        )
 
 
 def read_search_results(path: Path) -> SearchResults:
@@ -125,7 +184,7 @@ def _items(path: Path, results: Mapping[str, object], key: str) -> Sequence[obje
 def _read_scales(path: Path, item: object) -> FoundScales:
     match item:
         case (str(previous), [*names], Tensor() as scales) if names and all(isinstance(name, str) for name in names) and scales.ndim == 1:
-            return FoundScales(previous, tuple(cast("list[str]", names)), scales)
+            return FoundScales(_short_name(previous), tuple(_short_name(name) for name in cast("list[str]", names)), scales)
         case _:
             raise CheckpointError(f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), tensor [K]).")
 
@@ -133,18 +192,23 @@ def _read_scales(path: Path, item: object) -> FoundScales:
 def _read_clip(path: Path, item: object) -> tuple[str, Tensor]:
     match item:
         case (str(name), Tensor() as limits) if limits.ndim == 3:
-            return name, limits
+            return _short_name(name), limits
         case _:
             raise CheckpointError(f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, tensor [N, G, 1]).")
+
+
+def _short_name(name: str) -> str:
+    """Return a module's name in the language model; llm-awq names it in the whole VILA model ("llm.model.layers.0.mlp")."""
+    return name.removeprefix("llm.")
 
 
 # ------------------------------------------------------------------------------------------------ applying
 
 
 def _block_name(name: str) -> str:
-    """ "model.layers.0.mlp.up_proj" -> "model.layers.0": all up to the first number."""
+    """ "model.layers.0.mlp.up_proj" -> "model.layers.0": all up to the first number; a name without one is its own."""
     parts = name.split(".")
-    number = next((index for index, part in enumerate(parts) if part.isdecimal()), -1)
+    number = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[: number + 1])
 
 
@@ -156,8 +220,21 @@ def _choice(block: Block, prefix: str, found: FoundScales) -> ScaleChoice:
         weight = _weight(block, prefix, name)
         if weight.shape[1] != len(found.scales):
             raise CheckpointError(f"The scales of '{name}' have {len(found.scales)} values; its weight has {weight.shape[1]} inputs.")
+    if not bool((torch.isfinite(found.scales) & (found.scales > 0)).all()):
+        raise CheckpointError(
+            f"The scales of '{found.linears[0]}' are not all finite and positive. The file is damaged, or its search diverged."
+        )
     linears = tuple(name.removeprefix(f"{prefix}.") for name in found.linears)
     return ScaleChoice(ScaleGroup(previous, linears, ""), found.scales, 0, ())
+
+
+def _key(prefix: str, found: FoundScales) -> str:
+    """Return the key of scales in a `QuantizedBlock`."""
+    return f"{found.previous}|{','.join(found.linears)}".replace(f"{prefix}.", "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _weight(block: Block, prefix: str, name: str) -> Tensor:

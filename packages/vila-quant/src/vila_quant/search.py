@@ -1,0 +1,47 @@
+"""Which method `--search` means: a registered one by name, or a file of AWQ search results to apply."""
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+from vila_core.errors import CheckpointError
+from vila_core.plugins import load_plugins
+from vila_quant.awq.method import BlockQuantizer
+from vila_quant.formats.search_results import AppliedSearch, check_layers, read_search_results
+from vila_quant.plan import Plan
+
+SUFFIX = ".pt"
+"""What the name of a file of search results ends in."""
+
+
+def find_method(search: str, plan: Plan) -> BlockQuantizer:
+    """Return a registered method by name, or the one that applies the search results in the file `search`.
+
+    Raises:
+        ConfigError: no such method.
+        CheckpointError: the file is missing or damaged, holds code (nothing of it is executed), or results of another model.
+    """
+    file = _file(search)
+    if file is None:
+        return cast("BlockQuantizer", load_plugins().quantizers.get(search))
+    results = read_search_results(file)
+    try:
+        check_layers(results, plan.config, plan.skipped)
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} does not fit: {error}") from None
+    return AppliedSearch(results, file.name)
+
+
+def search_digest(search: str) -> str | None:
+    """Return the SHA-256 of the file `search`; None for a method's name."""
+    file = _file(search)
+    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _file(search: str) -> Path | None:
+    if not search.endswith(SUFFIX):
+        return None
+    file = Path(search).expanduser()
+    if not file.is_file():
+        raise CheckpointError(f"No file '{search}'. --search takes a method's name, or a file of AWQ search results ({SUFFIX}).")
+    return file
