@@ -129,6 +129,8 @@ def test_lines_of_json_give_media_prompts_and_answers(tmp_path: Path) -> None:
     ]
     file = tmp_path / "samples.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
+    for name in ("one.png", "walk.mp4"):
+        (tmp_path / name).touch()
     samples = sorted(read_samples(str(file), 0, 0.0), key=lambda sample: -len(sample.prompt))
     assert [type(part) for part in samples[0].prompt] == [Image, Image, str]
     assert {str(tmp_path / "one.png"), "https://example.org/two.png"} == {str(part.source) for part in samples[0].prompt[:2]}  # pyright: ignore

@@ -80,7 +80,7 @@ def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sampl
     if path.is_dir():
         return _folder(path, seed)
     if path.is_file():
-        return _text(path.read_text(encoding="utf-8"), seed) if path.suffix == ".txt" else _json_lines(path, seed)
+        return _text(_read_text(path), seed) if path.suffix == ".txt" else _json_lines(path, seed)
     datasets = {item.name: item for item in load_plugins().datasets if isinstance(item, RowSource)}
     if source not in datasets:
         message = unknown_name("calibration", source, [*datasets, "auto", "builtin"])
@@ -138,14 +138,18 @@ def _folder(folder: Path, seed: int) -> Iterator[Sample]:
 
 def _prompt_beside(path: Path) -> str:
     file = path.with_suffix(".txt")
-    return file.read_text(encoding="utf-8").strip() or DEFAULT_PROMPT if file.exists() else DEFAULT_PROMPT
+    return _read_text(file).strip() or DEFAULT_PROMPT if file.exists() else DEFAULT_PROMPT
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise QuantizationError(f"{path} is no text file. Expected .jsonl or .txt in UTF-8.") from error
 
 
 def _json_lines(path: Path, seed: int) -> Iterator[Sample]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except ValueError as error:
-        raise QuantizationError(f"{path} is no text file. Expected .jsonl or .txt in UTF-8.") from error
+    lines = _read_text(path).split("\n")  # other separators of lines may stand in a string
     samples = [_read_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     random.Random(seed).shuffle(samples)
     return iter(samples)
@@ -170,7 +174,10 @@ def _read_line(path: Path, number: int, line: str) -> Sample:
     texts = [*pictures, *videos, *([answer] if answer is not None else []), *([prompt] if prompt is not None else [])]
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise QuantizationError(f"{where}: {json.dumps(row)[:100]}; expected strings, and a prompt or a medium.")
-    media = [Image(_beside(path, cast("str", name))) for name in pictures] + [Video(_beside(path, cast("str", name))) for name in videos]
+    sources = {name: _beside(path, name) for name in cast("list[str]", [*pictures, *videos])}
+    if missing := [source for name, source in sources.items() if ":" not in name and not Path(source).is_file()]:
+        raise QuantizationError(f"{where}: no file '{missing[0]}'. Paths are relative to the file that names them.")
+    media = [Image(sources[name]) for name in cast("list[str]", pictures)] + [Video(sources[name]) for name in cast("list[str]", videos)]
     return Sample((*media, cast("str", prompt or DEFAULT_PROMPT)), cast("str | None", answer))
 
 
