@@ -26,12 +26,13 @@ EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{n
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
 TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the triton is the one that this torch asks for on CUDA
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")  # triton interprets its kernels
+QUANT_EXTRAS = ("numba",)  # of vila-quant's
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need what other sessions install
 TOOLS = (
     *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "sybil", "mkdocs-material"),
-    *(*TEST_TOOLS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
+    *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
 )
 
 
@@ -62,7 +63,7 @@ def demo(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
-    session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *EVAL_EXTRAS)
+    session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS)
     arguments = session.posargs or ["-n", "auto"]
     session.run("pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"})
 
@@ -84,7 +85,7 @@ def types(session: nox.Session) -> None:
     """Check the types, strictly."""
     stand_on_core(session)
     session.install(*TESTED_SET, "--no-deps", "timm")
-    session.install(*TESTED_SET, *EDITABLE, "basedpyright", "nox")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
 
 
@@ -141,7 +142,7 @@ def bench(session: nox.Session) -> None:
     if name not in scripts:
         session.error(f"Unknown benchmark {name!r}. Known: {', '.join(scripts) or 'none'}.")
     stand_on_core(session)
-    session.install(*TESTED_SET, *EDITABLE)
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS)
     session.run("python", str(scripts[name]), *arguments)
 
 
@@ -185,7 +186,7 @@ def build(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site and run every snippet of the docs and READMEs. `nox -s docs -- serve` shows the site while you write."""
     stand_on_core(session)
-    session.install(*TESTED_SET, *EDITABLE, "mkdocs-material", "pytest", "sybil")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "mkdocs-material", "pytest", "sybil")
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")
         return

@@ -25,11 +25,12 @@ from vila_core.plugins import load_plugin_file
 from vila_quant.cli.main import app
 from vila_quant.groupwise import GroupwiseWeight, quantize
 from vila_quant.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
-from vila_quant.kernels import LinearShape, choose, forced
-from vila_quant.kernels import cpu as cpu_kernels
+from vila_quant.kernels import LinearShape, choose, forced, int4pack
 from vila_quant.kernels.builtin import KERNELS
 from vila_quant.kernels.choices import layers_of
-from vila_quant.kernels.cpu import BlockLayout, CpuInt4PackKernel, Plan, block_layout, pinned
+from vila_quant.kernels.compiled.kernel import CompiledKernel
+from vila_quant.kernels.crossover import CROSSOVERS, Plan, measured_plan, pinned
+from vila_quant.kernels.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
 from vila_quant.kernels.reference import ReferenceKernel
 from vila_quant.kernels.registry import all_kernels
 from vila_quant.kernels.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
@@ -71,7 +72,7 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype = BF16) -> Tensor:
 @pytest.mark.parametrize("plan", PANELS.values(), ids=PANELS.keys())
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_int4pack_is_as_exact_as_the_reference(shape: LinearShape, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "PANEL_ELEMENTS", 64 * shape.inputs)  # several panels, the last one smaller where N is ragged
+    monkeypatch.setattr(int4pack, "PANEL_ELEMENTS", 64 * shape.inputs)  # several panels, the last one smaller where N is ragged
     monkeypatch.setattr(torch, "empty", nan_filled(torch.empty))
     weight = random_weight(shape)
     kernel, reference = CpuInt4PackKernel(), ReferenceKernel()
@@ -121,7 +122,7 @@ def test_int4pack_keeps_half_a_byte_a_weight() -> None:
 def test_a_weight_packed_in_slices_is_the_weight_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = LinearShape(200, 64, 32)
     once = CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16)
-    monkeypatch.setattr(cpu_kernels, "PACKED_AT_ONCE", 64)
+    monkeypatch.setattr(int4pack, "PACKED_AT_ONCE", 64)
     for whole, sliced in zip(once, CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16), strict=True):
         assert torch.equal(whole, sliced)
 
@@ -144,8 +145,8 @@ def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyP
             packed[block, :, j] = rows[low] | rows[high] << 4
     scales = torch.arange(1, 129)[None, :, None].bfloat16()
     scales_and_zeros = torch.cat([scales, -scales], dim=-1)  # w = (q - 9) · scale, another scale for each output
-    monkeypatch.setattr(cpu_kernels, "block_layout", lambda: layout)
-    y = cpu_kernels._panels(torch.ones(1, 32, dtype=BF16), (packed.view(128, 16), scales_and_zeros), torch.float32)
+    monkeypatch.setattr(int4pack, "block_layout", lambda: layout)
+    y = int4pack._panels(torch.ones(1, 32, dtype=BF16), (packed.view(128, 16), scales_and_zeros), torch.float32)
     expected = ((q.float() - 9) * torch.arange(1, 129)[:, None]).sum(dim=1)
     assert torch.equal(y[0], expected.bfloat16())
 
@@ -155,7 +156,8 @@ def test_the_layout_of_a_cpu_without_vectors_is_found_and_right() -> None:
     script = """
 import torch
 from vila_quant.kernels.choices import layers_of
-from vila_quant.kernels.cpu import CpuInt4PackKernel, Plan, block_layout, pinned
+from vila_quant.kernels.crossover import Plan, pinned
+from vila_quant.kernels.int4pack import CpuInt4PackKernel, block_layout
 from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels import LinearShape
 assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
@@ -175,15 +177,15 @@ assert torch.equal(y, (x.float() @ (q.float() - 8).T).bfloat16())
 
 
 def test_a_cpu_that_packs_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "block_layout", lambda: None)
+    monkeypatch.setattr(int4pack, "block_layout", lambda: None)
     assert "unknown way" in str(CpuInt4PackKernel().refusal(LinearShape(64, 128, 128), CPU, BF16))
-    assert choose(LinearShape(64, 128, 128), CPU, BF16).name == "reference"
+    assert choose(LinearShape(64, 128, 128), CPU, BF16).name == "cpu-numba"
 
 
 def test_the_measured_plan_is_measured_once() -> None:
-    first = cpu_kernels.measured_plan(64, 32, torch.get_num_threads())
-    assert first.panels_from in cpu_kernels.CROSSOVERS
-    assert cpu_kernels.measured_plan(64, 32, torch.get_num_threads()) is first
+    first = measured_plan(CpuInt4PackKernel(), 64, 32, BF16, torch.get_num_threads())
+    assert first.panels_from in CROSSOVERS
+    assert measured_plan(CpuInt4PackKernel(), 64, 32, BF16, torch.get_num_threads()) is first
 
 
 # ------------------------------------------------------------------------------------------------ on an NVIDIA GPU
@@ -257,7 +259,7 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
         layer.bias.data = layer.bias.data.to(dtype)
     layer.reset_buffers(CPU, dtype)
     assert layer.kernel is not None
-    assert layer.kernel.name == ("reference" if dtype == torch.float32 else "cpu-int4pack")
+    assert layer.kernel.name == "cpu-numba"
     assert layer.qweight.numel() == layer.qzeros.numel() == layer.scales.numel() == 0
     x = random_rows(6, 64, dtype)
     y = layer(x.view(2, 3, 64))
@@ -287,7 +289,7 @@ def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypa
         assert y.dtype == dtype
         if rows:
             exact = x.double() @ exact_weight.T + layer.bias.double()
-            assert relative_error(y, exact) < (1e-6 if dtype == torch.float32 else 0.006)
+            assert relative_error(y, exact) < (2e-4 if dtype == torch.float32 else 0.006)  # few rows are cut to 15 bits
 
 
 def test_int8_scales_survive_a_model_in_bf16() -> None:
@@ -306,12 +308,12 @@ def test_int8_scales_survive_a_model_in_bf16() -> None:
 
 def test_kernels_are_listed_by_priority() -> None:
     names = [kernel.name for kernel in all_kernels()]
-    assert names.index("cpu-int4pack") < names.index("cuda-tinygemm") < names.index("reference")
+    assert names.index("cpu-numba") < names.index("cpu-int4pack") < names.index("cuda-tinygemm") < names.index("reference")
     assert names[-1] == "reference"
 
 
 def test_listed_kernels_are_what_their_modules_say() -> None:
-    for listed, own in zip(KERNELS, (CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True):
+    for listed, own in zip(KERNELS, (CompiledKernel(), CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True):
         assert (listed.name, listed.target, listed.priority) == (own.name, own.target, own.priority)
 
 
@@ -345,14 +347,14 @@ def test_tinygemm_says_why_it_refuses(shape: LinearShape, device: str, dtype: to
 
 def test_a_forced_kernel_is_taken_or_an_error() -> None:
     shape = LinearShape(64, 128, 128)
-    assert choose(shape, CPU, BF16).name == "cpu-int4pack"
+    assert choose(shape, CPU, BF16).name == "cpu-numba"
     with forced("reference"):
         assert choose(shape, CPU, BF16).name == "reference"
     with forced("cpu-int4pack"), pytest.raises(ConfigError, match=r"'cpu-int4pack' was asked for, but refuses .* float32"):
         choose(shape, CPU, torch.float32)
     with forced("cpu-int4pak"), pytest.raises(ConfigError, match=r"cpu-int4pak.*Did you mean 'cpu-int4pack'"):
         choose(shape, CPU, BF16)
-    assert choose(shape, CPU, BF16).name == "cpu-int4pack"
+    assert choose(shape, CPU, BF16).name == "cpu-numba"
 
 
 THIRD_PARTY = """
@@ -383,7 +385,7 @@ def test_a_kernel_of_a_plugin_file_goes_first(tmp_path: Path, monkeypatch: pytes
     load_plugin_file(file)
     shape = LinearShape(64, 128, 128)
     assert choose(shape, CPU, BF16).name == "doubling"
-    assert choose(LinearShape(72, 128, 128), CPU, BF16).name == "cpu-int4pack"
+    assert choose(LinearShape(72, 128, 128), CPU, BF16).name == "cpu-numba"
     weight, layer = random_weight(shape), GroupwiseLinear(shape, bias=False)
     layer.use_weight(weight, CPU, torch.float32)
     x = random_rows(3, 128, torch.float32)
@@ -400,16 +402,16 @@ def test_the_command_says_which_kernels_and_why() -> None:
     assert (report["device"], report["dtype"]) == ("cpu", "bfloat16")
     sizes = {(layer["outputs"], layer["inputs"], layer["group_size"]) for layer in report["layers"]}
     assert sizes == {(3584, 3584, 128), (512, 3584, 128), (18944, 3584, 128), (3584, 18944, 128)}
-    assert {layer["kernel"] for layer in report["layers"]} == {"cpu-int4pack"}
+    assert {layer["kernel"] for layer in report["layers"]} == {"cpu-numba"}
     assert "not on cpu" in report["layers"][0]["refusals"]["cuda-tinygemm"]
 
 
 def test_the_command_reads_a_model_and_its_dtype() -> None:
     result = CliRunner().invoke(app, ["kernels", str(embedded_model()), "--device", "cpu", "--json"])
     report = json.loads(result.output)
-    # A small model is loaded in fp32 on a CPU, where the packed product is slow.
+    # A small model is loaded in fp32 on a CPU.
     assert report["dtype"] == "float32"
-    assert {layer["kernel"] for layer in report["layers"]} == {"reference"}
+    assert {layer["kernel"] for layer in report["layers"]} == {"cpu-numba"}
     names = [name for layer in report["layers"] for name in layer["layers"]]
     assert sorted(name.rpartition(".")[2] for name in names) == sorted(
         ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -429,7 +431,7 @@ def test_layers_of_a_quantized_model_are_those_of_its_file() -> None:
 def test_the_command_forces_a_kernel() -> None:
     result = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--kernel", "reference", "--json"])
     assert {(layer["kernel"], layer["reason"]) for layer in json.loads(result.output)["layers"]} == {
-        ("reference", "asked for; without that, cpu-int4pack")
+        ("reference", "asked for; without that, cpu-numba")
     }
     failed = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--kernel", "cuda-tinygemm"])
     assert isinstance(failed.exception, ConfigError)

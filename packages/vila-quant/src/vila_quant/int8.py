@@ -13,9 +13,14 @@ product is one of integers:
 # PyTorch has no public names for these products.
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vila_quant.kernels.pages import large_pages
 
 PANEL_ELEMENTS = 1 << 24
 """Weights that are dequantized at once: 32 MB of bf16, where the whole lm_head of an 8B model would be 1 GB."""
@@ -56,12 +61,12 @@ class Int8Linear(nn.Module):
         # The loader casts what is declared as float32 to the model's dtype; double passes, and `reset_buffers` makes it float32.
         self.register_buffer("weight_scale", torch.ones(outputs, 1, dtype=torch.float64))
         self.bias = nn.Parameter(torch.zeros(outputs), requires_grad=False) if bias else None
-        self._scale = torch.ones(0)
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Bring the scales into the forms that the products take: float32 `[N, 1]`, and `dtype` `[N]`."""
+        """Bring the scales to float32, and a head's weight to where a CPU reads it fast."""
+        if device.type == "cpu" and not self.quantize_activations:
+            self.weight = large_pages(self.weight.shape, torch.int8).copy_(self.weight)
         self.weight_scale = self.weight_scale.to(device, torch.float32)
-        self._scale = self.weight_scale.flatten().to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., K]` -> `[..., N]` in the dtype of `x`."""
@@ -69,7 +74,7 @@ class Int8Linear(nn.Module):
         if self.quantize_activations:
             y = multiply_int8(*quantize_rows(rows.float()), self.weight, self.weight_scale, self.bias).to(x.dtype)
             return y.view(*x.shape[:-1], y.shape[-1])
-        y = multiply_weight_only(rows, self.weight, self._scale)
+        y = multiply_weight_only(rows, self.weight, self.weight_scale[:, 0])
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
 
@@ -123,10 +128,23 @@ def _int_mm_cuda(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def multiply_weight_only(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """`x [M, K]`, `weight [N, K]` int8, `scale [N]` -> `[M, N]`; `scale` and result in the dtype of `x`."""
-    packed = x.device.type == "cpu" and x.dtype == torch.bfloat16 and weight.shape[1] % WHOLE_VECTORS == 0
-    if packed and 0 < x.shape[0] <= FEW_ROWS:
-        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, scale)
+    """`x [M, K]`, `weight [N, K]` int8, `scale [N]` float32 -> `[M, N]` in the dtype of `x`."""
+    few = x.device.type == "cpu" and 0 < x.shape[0] <= FEW_ROWS and weight.shape[1] % WHOLE_VECTORS == 0
+    product = _compiled_product() if few else None
+    if product is not None:
+        return product(x, weight, scale)
+    if few and x.dtype == torch.bfloat16:
+        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight, scale.to(x.dtype))
     step = max(1, PANEL_ELEMENTS // weight.shape[1])
     panels = [F.linear(x, panel.to(x.dtype)) for panel in weight.split(step)]
-    return torch.cat(panels, dim=-1) * scale
+    return torch.cat(panels, dim=-1) * scale.to(x.dtype)
+
+
+@cache
+def _compiled_product() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Return the product that numba compiles for this CPU, where numba is installed."""
+    try:
+        from vila_quant.kernels.compiled.kernel import multiply_bytes
+    except ImportError:
+        return None
+    return multiply_bytes

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from vila_core.errors import CheckpointError
+from vila_core.language.decoder import DecoderModel
+from vila_quant.decoding import DecodingModel
 from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
 from vila_quant.fp8 import Fp8Linear
@@ -33,6 +35,9 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
         module = _groupwise(layer, bias) if isinstance(layer, GroupwiseLayer) else _eight_bits(layer, bias)
         parent, _, attribute = layer.name.rpartition(".")
         setattr(modules[parent], attribute, module)  # a tied model has None there, which `set_submodule` refuses
+    for name, module in list(network.named_modules()):
+        if isinstance(module, DecoderModel):
+            network.set_submodule(name, DecodingModel(module))
     if config is not None:
         _check_whole(network, config)
 

@@ -25,13 +25,18 @@ class LazyKernel:
     priority: int
     module: str
     type_name: str
+    extra: str = ""
+    """Of vila-quant, that installs what the module imports."""
 
     @cached_property
     def _kernel(self) -> MatmulKernel:
         return vars(import_module(f"vila_quant.kernels.{self.module}"))[self.type_name]()
 
     def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
-        return self._kernel.refusal(shape, device, dtype)
+        try:
+            return self._kernel.refusal(shape, device, dtype)
+        except ImportError as error:
+            return f"{error}: pip install 'vila-quant[{self.extra}]'" if self.extra else str(error)
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
         return self._kernel.pack(weight, device, dtype)
@@ -41,7 +46,8 @@ class LazyKernel:
 
 
 KERNELS: tuple[MatmulKernel, ...] = (
-    LazyKernel("cpu-int4pack", "x86 and ARM CPUs, bf16", 100, "cpu", "CpuInt4PackKernel"),
+    LazyKernel("cpu-numba", "x86 and ARM CPUs", 100, "compiled.kernel", "CompiledKernel", extra="cpu"),
+    LazyKernel("cpu-int4pack", "x86 and ARM CPUs, bf16", 50, "int4pack", "CpuInt4PackKernel"),
     LazyKernel("cuda-tinygemm", "NVIDIA GPUs from sm80, bf16", 50, "tinygemm", "TinygemmKernel"),
     LazyKernel("reference", "any", 0, "reference", "ReferenceKernel"),
 )

@@ -11,19 +11,16 @@ outputs, in a block the inputs one after the other, two outputs a byte: `[N / B,
 The second form is tinygemm's. Its bf16 scales cost a relative 2^-9 at most, as much as casting the weights to bf16 does.
 """
 
-import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import ParamSpec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.kernels.crossover import multiply
 from vila_quant.kernels.registry import LinearShape
 
 GROUP_SIZES = (32, 64, 128, 256)
@@ -37,13 +34,6 @@ PACKED_AT_ONCE = 64 * ROWS_MULTIPLE
 
 PANEL_ELEMENTS = 1 << 21
 """Weights that are unpacked at once; half of them, 4 MB of fp32, are dequantized and stay in the cache until they are multiplied."""
-
-CROSSOVERS = (8, 16, 32, 64)
-"""Rows from which panels may be taken; up to the first, PyTorch's product always is."""
-
-Arguments = ParamSpec("Arguments")
-
-_pinned: ContextVar["Plan | None"] = ContextVar("pinned plan", default=None)
 
 
 @dataclass(frozen=True)
@@ -62,20 +52,12 @@ class BlockLayout:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """From `panels_from` rows on, panels are dequantized to `panel_dtype` and multiplied."""
-
-    panels_from: int
-    panel_dtype: torch.dtype
-
-
-@dataclass(frozen=True)
 class CpuInt4PackKernel:
     """Four-bit weights times bf16 activations on a CPU."""
 
     name: str = "cpu-int4pack"
     target: str = "x86 and ARM CPUs, bf16"
-    priority: int = 100
+    priority: int = 50
 
     def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
@@ -107,23 +89,16 @@ class CpuInt4PackKernel:
         return packed, scales_and_zeros
 
     def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
-        rows = x.shape[0]
-        if rows < CROSSOVERS[0]:
-            y = _few_rows(x, packed, shape.group_size)
-        else:
-            plan = _pinned.get() or measured_plan(shape.inputs, shape.group_size, torch.get_num_threads())
-            y = _few_rows(x, packed, shape.group_size) if rows < plan.panels_from else _panels(x, packed, plan.panel_dtype)
-        return y if y.shape[1] == shape.outputs else y[:, : shape.outputs]
+        return multiply(self, x, packed, shape)
 
+    def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        weight, scales_and_zeros = packed
+        # Not through `torch.ops`, which takes 3 µs longer: 0.6 ms a token of a model of 196 linears.
+        y = torch._weight_int4pack_mm_for_cpu(x.contiguous(), weight, shape.group_size, scales_and_zeros)  # pyright: ignore
+        return y[:, : shape.outputs]
 
-@contextmanager
-def pinned(plan: Plan | None) -> Generator[None]:
-    """Within the block, take `plan` instead of a measured one: the same digits in every process, whatever else the machine does."""
-    token = _pinned.set(plan)
-    try:
-        yield
-    finally:
-        _pinned.reset(token)
+    def panels(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape, dtype: torch.dtype) -> Tensor:
+        return _panels(x, packed, dtype)[:, : shape.outputs]
 
 
 @cache
@@ -138,43 +113,6 @@ def block_layout() -> BlockLayout | None:
             if all(torch.equal(strip, layout.strip(numbers.T, high).flatten(1)) for high, strip in nibbles):
                 return layout
     return None
-
-
-@cache
-def measured_plan(inputs: int, group_size: int, threads: int) -> Plan:
-    """Time both ways on a weight of `inputs` K and return the faster for each number of rows; once a process (about 0.1 s).
-
-    The two round differently (panels keep fp32 sums, and fp32 weights where that is faster), by less than bf16 resolves. Two
-    processes may measure different crossovers, and then differ by that much for numbers of rows in between: see `pinned`.
-    """
-    shape = LinearShape(max(ROWS_MULTIPLE, (1 << 19) // inputs // ROWS_MULTIPLE * ROWS_MULTIPLE), inputs, group_size)
-    generator = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
-        q = torch.randint(16, (shape.outputs, inputs), dtype=torch.uint8, generator=generator)
-        ones = torch.ones(shape.outputs, inputs // group_size)
-        packed = CpuInt4PackKernel().pack(GroupwiseWeight(q, ones, 8 * ones, 4), torch.device("cpu"), torch.bfloat16)
-        x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).bfloat16()
-        dtype = min((torch.float32, torch.bfloat16), key=lambda dtype: _seconds(_panels, x, packed, dtype))
-        for rows in CROSSOVERS[:-1]:
-            if _seconds(_panels, x[:rows], packed, dtype) < _seconds(_few_rows, x[:rows], packed, group_size):
-                return Plan(rows, dtype)
-    return Plan(CROSSOVERS[-1], dtype)
-
-
-def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:
-    """Return the least of five tries; what else the machine does only adds."""
-    times: list[float] = []
-    for _ in range(5):
-        start = time.perf_counter()
-        call(*args, **kwargs)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def _few_rows(x: Tensor, packed: Sequence[Tensor], group_size: int) -> Tensor:
-    weight, scales_and_zeros = packed
-    # Not through `torch.ops`, which takes 3 µs longer: 0.6 ms a token of a model of 196 linears.
-    return torch._weight_int4pack_mm_for_cpu(x.contiguous(), weight, group_size, scales_and_zeros)  # pyright: ignore
 
 
 def _panels(x: Tensor, packed: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

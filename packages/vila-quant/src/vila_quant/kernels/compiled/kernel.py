@@ -1,0 +1,110 @@
+"""Four-bit products on a CPU, compiled for it by numba: as fast as memory delivers the weights.
+
+M rows, N outputs, K inputs, g group size, G = K / g groups, B = N / 16 blocks of outputs (N padded), n outputs of a panel
+
+A weight takes half a byte, and three bytes a group: the float16 scales of the file, and the zeros.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.kernels import crossover
+from vila_quant.kernels.compiled.compiler import as_floats, as_numbers, share_threads
+from vila_quant.kernels.compiled.products import Nibbles, byte_product, fill_panel, nibble_product
+from vila_quant.kernels.compiled.vectors import ROWS, WORD
+from vila_quant.kernels.pages import large_pages
+from vila_quant.kernels.registry import LinearShape
+
+GROUP_SIZES = (32, 64, 128)
+"""Sums of larger groups would not fit 32 bits (see `vectors`)."""
+
+PACKED_AT_ONCE = 1 << 22
+"""Weights that are packed at once: a temporary holds each in eight bytes."""
+
+PANEL_ELEMENTS = 1 << 24
+"""Weights that are dequantized at once, 32 MB of bf16: a product with fewer outputs leaves matrix units idle."""
+
+SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)
+"""The first bit of each of a word's eight inputs."""
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """Four-bit weights times activations of any floating dtype on a CPU."""
+
+    name: str = "cpu-numba"
+    target: str = "x86 and ARM CPUs"
+    priority: int = 100
+
+    def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"it runs on a CPU, not on {device.type}"
+        if shape.bits != 4:
+            return f"it takes 4 bits, not {shape.bits}"
+        if shape.group_size not in GROUP_SIZES:
+            return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
+        return None
+
+    def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
+        """Return words `[B, K / 8, 16]` int32, scales `[B, G, 16]` float16 and zeros `[B, G, 16]` uint8."""
+        outputs, inputs = weight.q.shape
+        words = large_pages((-(-outputs // ROWS), inputs // WORD, ROWS), torch.int32)
+        blocks = max(1, PACKED_AT_ONCE // inputs // ROWS)
+        for some, q in zip(words.split(blocks), weight.q.split(blocks * ROWS), strict=True):
+            some.copy_(_pack_words(_blocks(q.to("cpu", torch.int32))))
+        return words, _blocks(weight.scales.to("cpu", torch.float16)), _blocks(weight.zeros.to("cpu", torch.uint8))
+
+    def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        return crossover.multiply(self, x, packed, shape)
+
+    def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        share_threads()
+        y = torch.from_numpy(nibble_product(as_floats(x), nibbles(packed)))
+        return y[:, : shape.outputs].to(x.dtype)
+
+    def panels(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape, dtype: torch.dtype) -> Tensor:
+        share_threads()
+        weight = nibbles(packed)
+        outputs = len(weight.words) * ROWS
+        step = max(ROWS, PANEL_ELEMENTS // shape.inputs // ROWS * ROWS)
+        cast = x.to(dtype)
+        panels: list[Tensor] = []
+        for start in range(0, outputs, step):
+            panel = torch.empty(min(step, outputs - start), shape.inputs, dtype=dtype)
+            fill_panel(weight, start // ROWS, as_numbers(panel))
+            panels.append(F.linear(cast, panel))
+        y = panels[0] if len(panels) == 1 else torch.cat(panels, dim=1)
+        return y[:, : shape.outputs].to(x.dtype)
+
+
+def multiply_bytes(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """`x [M, K]`, `weight [N, K]` int8, `scale [N]` float32 -> `[M, N]` in the dtype of `x`; K is a multiple of 32."""
+    share_threads()
+    size = next(size for size in reversed(GROUP_SIZES) if x.shape[1] % size == 0)
+    return torch.from_numpy(byte_product(as_floats(x), weight.numpy(), scale.numpy(), size)).to(x.dtype)
+
+
+def nibbles(packed: Sequence[Tensor]) -> Nibbles:
+    """Return what `CompiledKernel.pack` packed, for compiled functions; the memory is the same."""
+    words, scales, zeros = packed
+    return Nibbles(words.numpy(), scales.view(torch.int16).numpy(), zeros.numpy())
+
+
+def _blocks(tensor: Tensor) -> Tensor:
+    """`[N, C]` -> `[B, C, 16]`, zeros after the N outputs."""
+    padded = F.pad(tensor, (0, 0, 0, -len(tensor) % ROWS))
+    return padded.unflatten(0, (-1, ROWS)).transpose(1, 2).contiguous()
+
+
+def _pack_words(q: Tensor) -> Tensor:
+    """`[B, K, 16]` int32 of four bits -> words `[B, K / 8, 16]` int32."""
+    eights = q.unflatten(1, (-1, WORD)).unbind(2)
+    words = torch.zeros_like(eights[0])
+    for eighth, shift in zip(eights, SHIFTS, strict=True):
+        words |= eighth << shift
+    return words

@@ -1,0 +1,107 @@
+"""Two ways to multiply on a CPU, and from how many rows on which is the faster: measured on the machine at hand.
+
+Few rows wait for the weights to come from memory: they are unpacked on the way, for every row anew. For many rows the weight is
+dequantized once, a panel at a time, and multiplied as any matrix.
+
+M rows, N outputs, K inputs, g group size
+"""
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from typing import ParamSpec, Protocol
+
+import torch
+from torch import Tensor
+
+from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.kernels.registry import LinearShape
+
+CROSSOVERS = (8, 16, 32, 64)
+"""Rows from which panels may be taken; up to the first, they never are."""
+
+MEASURED_WEIGHTS = 1 << 19
+"""Of the layer that is timed."""
+
+Arguments = ParamSpec("Arguments")
+
+_pinned: ContextVar["Plan | None"] = ContextVar("pinned plan", default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From `panels_from` rows on, panels are dequantized to `panel_dtype` and multiplied."""
+
+    panels_from: int
+    panel_dtype: torch.dtype
+
+
+class TwoWays(Protocol):
+    """A kernel that knows both ways; hashable."""
+
+    def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]: ...
+
+    def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+        """`x [M, K]` -> `[M, N]`, in the dtype of `x`."""
+        ...
+
+    def panels(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape, dtype: torch.dtype) -> Tensor:
+        """`x [M, K]` -> `[M, N]`, multiplied in `dtype`, in the dtype of `x`."""
+        ...
+
+
+def multiply(kernel: TwoWays, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+    """`x [M, K]` -> `[M, N]`, the way that is the faster for so many rows."""
+    if len(x) < CROSSOVERS[0]:
+        return kernel.few_rows(x, packed, shape)
+    plan = _pinned.get() or measured_plan(kernel, shape.inputs, shape.group_size, x.dtype, torch.get_num_threads())
+    if len(x) < plan.panels_from:
+        return kernel.few_rows(x, packed, shape)
+    return kernel.panels(x, packed, shape, plan.panel_dtype)
+
+
+@contextmanager
+def pinned(plan: Plan | None) -> Generator[None]:
+    """Within the block, take `plan` instead of a measured one: the same digits in every process, whatever else the machine does."""
+    token = _pinned.set(plan)
+    try:
+        yield
+    finally:
+        _pinned.reset(token)
+
+
+@cache
+def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dtype, threads: int) -> Plan:
+    """Time both ways on a weight of `inputs` K, and return the faster for each number of rows; once a process (about 0.1 s).
+
+    The two round differently, by less than bfloat16 resolves. Two processes may measure different crossovers, and then differ by that
+    much for numbers of rows in between: see `pinned`.
+    """
+    outputs = max(64, MEASURED_WEIGHTS // inputs // 64 * 64)
+    shape = LinearShape(outputs, inputs, group_size)
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        q = torch.randint(16, (outputs, inputs), dtype=torch.uint8, generator=generator)
+        ones = torch.ones(outputs, inputs // group_size)
+        packed = kernel.pack(GroupwiseWeight(q, ones, 8 * ones, 4), torch.device("cpu"), dtype)
+        x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).to(dtype)
+        best = min((torch.float32, torch.bfloat16), key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
+        if dtype == torch.float32:
+            best = dtype
+        for rows in CROSSOVERS[:-1]:
+            if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(kernel.few_rows, x[:rows], packed, shape):
+                return Plan(rows, best)
+    return Plan(CROSSOVERS[-1], best)
+
+
+def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:
+    """Return the least of five tries; what else the machine does only adds."""
+    times: list[float] = []
+    for _ in range(5):
+        start = time.perf_counter()
+        call(*args, **kwargs)
+        times.append(time.perf_counter() - start)
+    return min(times)
