@@ -193,6 +193,18 @@ assert head(torch.ones(1, 64, dtype=torch.bfloat16)).shape == (1, 16)
     assert done.returncode == 0, done.stderr
 
 
+def test_where_nothing_can_be_written_each_process_compiles_anew() -> None:
+    script = """
+from numba.core.caching import CompileResultCacheImpl
+CompileResultCacheImpl._locator_classes = []  # no folder will do
+import numpy as np
+from vila_quant.kernels.compiled.products import whole_numbers
+assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[16383] * 32]
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_memory_in_large_pages_is_memory() -> None:
     for shape in ((3, 5), (LARGE_PAGE // 2 + 3, 9)):
         tensor = large_pages(shape, torch.int32)

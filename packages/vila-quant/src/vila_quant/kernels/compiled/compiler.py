@@ -35,12 +35,19 @@ prange = cast("Callable[[int], range]", numba.prange)
 
 def compiled(function: Function) -> Function:
     """Compile for this CPU when first called, which takes seconds; the result is kept on disk."""
-    return cast("Function", numba.njit(cache=True, error_model="numpy", fastmath=FAST)(function))
+    return _compile(function, parallel=False)
 
 
 def parallel(function: Function) -> Function:
     """Do the same, and share the turns of a `prange` among threads."""
-    return cast("Function", numba.njit(parallel=True, cache=True, error_model="numpy", fastmath=FAST)(function))
+    return _compile(function, parallel=True)
+
+
+def _compile(function: Function, *, parallel: bool) -> Function:
+    try:
+        return cast("Function", numba.njit(parallel=parallel, cache=True, error_model="numpy", fastmath=FAST)(function))
+    except RuntimeError:  # no folder for it can be written: each process compiles anew
+        return cast("Function", numba.njit(parallel=parallel, error_model="numpy", fastmath=FAST)(function))
 
 
 def vector_code(function: Callable[Concatenate[Any, Arguments], Any]) -> Callable[Arguments, Any]:
