@@ -199,6 +199,7 @@ from numba.core.caching import CompileResultCacheImpl
 CompileResultCacheImpl._locator_classes = []  # no folder will do
 import numpy as np
 from vila_quant.kernels.compiled.products import whole_numbers
+assert type(whole_numbers._cache).__name__ == "NullCache"
 assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[16383] * 32]
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
