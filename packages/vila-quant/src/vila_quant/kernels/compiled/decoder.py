@@ -34,6 +34,9 @@ from vila_quant.kernels.compiled.vectors import ROWS
 from vila_quant.kernels.pages import large_pages
 from vila_quant.linear import GroupwiseLinear
 
+ROLES = (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
+"""The linears of a block, in the order of computation."""
+
 
 class Linear(NamedTuple):
     """A weight `[N, K]`, N a multiple of 16, and a bias `[N]`, of zeros where there is none."""
@@ -82,16 +85,10 @@ class CompiledDecoder:
         The linears' packed weights become parts of the stacks, so that there is one copy.
         """
         blocks = [layer for layer in model.layers if isinstance(layer, Block)]
-        linears = [_linears(block) for block in blocks]
-        if not blocks or None in linears:
+        roles = _linears_by_role(blocks)
+        if roles is None:
             return None
-        columns = [[layer for layer in column if layer is not None] for column in zip(*(row for row in linears if row), strict=True)]
-        if any(len({layer.shape for layer in column}) > 1 for column in columns):
-            return None
-        (q, k, v, o, gate, up, down) = (column[0].shape.group_size for column in columns)
-        if not q == k == v or gate != up:
-            return None
-        q, k, v, o, gate, up, down = (_stack_linears(column) for column in columns)
+        q, k, v, o, gate, up, down = (_stack_linears(linears) for linears in roles)
         weights = BlockWeights(
             input_norm=_stack_norms([block.input_layernorm for block in blocks]),
             q=q,
@@ -116,12 +113,17 @@ class CompiledDecoder:
         return torch.from_numpy(y).to(x.dtype)[:, None]
 
 
-def _linears(block: Block) -> Sequence[GroupwiseLinear] | None:
-    """Return the seven linears of a block, in the order of `BlockWeights`; None where one is not the compiled kernel's."""
-    attention, mlp = block.self_attn, block.mlp
-    modules = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-    linears = [module for module in modules if isinstance(module, GroupwiseLinear) and _fits(module)]
-    return linears if len(linears) == len(modules) else None
+def _linears_by_role(blocks: Sequence[Block]) -> list[list[GroupwiseLinear]] | None:
+    """Return the linears of all blocks for each of `ROLES`; None where some cannot be stacked, or multiply in another way."""
+    roles: list[list[GroupwiseLinear]] = []
+    for name in ROLES:
+        modules = [block.get_submodule(name) for block in blocks]
+        linears = [module for module in modules if isinstance(module, GroupwiseLinear) and _fits(module)]
+        if len(linears) < len(modules) or len({linear.shape for linear in linears}) != 1:
+            return None
+        roles.append(linears)
+    q, k, v, _, gate, up, _ = (linears[0].shape.group_size for linears in roles)
+    return roles if q == k == v and gate == up else None
 
 
 def _fits(module: GroupwiseLinear) -> bool:
