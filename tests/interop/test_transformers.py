@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.quant.conftest import rounded, small_model
+from tests.quant.conftest import rounded, small_decoder, small_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
-from vila_core.config import DecoderConfig
 from vila_core.embedded import embedded_model
 from vila_core.language.decoder import Decoder
 from vila_quant.linear import GroupwiseLinear
@@ -23,21 +22,7 @@ IDS = torch.randint(0, 600, (2, 48), generator=torch.Generator().manual_seed(2))
 
 def untied(folder: Path) -> Checkpoint:
     """Write a random model with a head of its own."""
-    config = DecoderConfig(
-        architecture="qwen2",
-        hidden_size=128,
-        vocab_size=1024,
-        max_length=512,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    return small_model(folder, config)
+    return small_model(folder, small_decoder(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2))
 
 
 def our_logits(folder: Path) -> tuple[Tensor, nn.Module]:

@@ -14,7 +14,8 @@ from vila_core.config import DecoderConfig, ProjectorConfig
 from vila_core.embedded import embedded_model
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
-from vila_quant.groupwise import quantize
+from vila_quant.groupwise import GroupwiseWeight, quantize
+from vila_quant.kernels import LinearShape
 from vila_quant.packing.autoawq import pack_gemm
 
 COMMITTED = Path(__file__).parent / "data" / "golden-awq"
@@ -46,6 +47,26 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("recording", [Recording(folder) for folder in folders], ids=[folder.name for folder in folders])
 
 
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def random_weight(shape: LinearShape, seed: int = 0) -> GroupwiseWeight:
+    """Return a quantized random weight as a file holds it: scales in fp16, zeros of all sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    offset = torch.randn(shape.outputs, 1, generator=generator) * 0.05  # so that zeros lie away from the middle
+    weight = quantize(torch.randn(shape.outputs, shape.inputs, generator=generator) * 0.05 + offset, 4, shape.group_size)
+    return GroupwiseWeight(weight.q, weight.scales.half(), weight.zeros.half(), 4)
+
+
+def exact_product(x: Tensor, weight: GroupwiseWeight) -> Tensor:
+    """`x [M, K]` times the weight without any rounding that matters."""
+    return x.double() @ GroupwiseWeight(weight.q, weight.scales.double(), weight.zeros.double(), 4).dequantize().T
+
+
+def relative_error(y: Tensor, exact: Tensor) -> float:
+    return ((y.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
 # ------------------------------------------------------------------------------------------------ quantized models
 
 
@@ -70,6 +91,14 @@ def with_tensors(checkpoint: Checkpoint, changed: dict[str, Tensor | None]) -> C
     """Return the checkpoint in memory with some tensors changed, added, or (None) taken away."""
     tensors = tensors_of(checkpoint) | changed
     return replace(checkpoint, weights=MemoryWeights({name: tensor for name, tensor in tensors.items() if tensor is not None}))
+
+
+def small_decoder(**changes: int) -> DecoderConfig:
+    """Return the config of a language model of two layers, with a head of its own; its widths take groups of 32."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    fixed = {"vocab_size": 1024, "max_length": 512, "max_position_embeddings": 512, "head_dim": 32}
+    kind = {"architecture": "qwen2", "attention_bias": True, "tie_word_embeddings": False}
+    return DecoderConfig.model_validate(kind | fixed | sizes | changes)
 
 
 def small_model(out: Path, language_model: DecoderConfig, format: str = "vila") -> Checkpoint:
@@ -107,18 +136,4 @@ def awq_tiny(tmp_path_factory: pytest.TempPathFactory, whole_tiny: Checkpoint) -
 @pytest.fixture(scope="session")
 def lite(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A random model in the layout `nvila`, whole; its widths take groups of 32."""
-    config = DecoderConfig(
-        architecture="qwen2",
-        hidden_size=64,
-        vocab_size=1024,
-        max_length=512,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    return small_model(tmp_path_factory.mktemp("lite") / "whole", config, "nvila")
+    return small_model(tmp_path_factory.mktemp("lite") / "whole", small_decoder(), "nvila")

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.quant.conftest import small_model, tensors_of
+from tests.quant.conftest import small_decoder, small_model, tensors_of
 from typer.testing import CliRunner
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
-from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError, VilaError
 from vila_quant.cli.main import app
 from vila_quant.errors import QuantizationError
@@ -23,21 +22,7 @@ QUICK = ["--group-size", "32", "--calibration", "builtin", "--sequences", "2", "
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """As many key heads as query heads, so that values are scaled too."""
-    config = DecoderConfig(
-        architecture="qwen2",
-        hidden_size=64,
-        vocab_size=1024,
-        max_length=512,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        max_position_embeddings=512,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    return small_model(tmp_path_factory.mktemp("model") / "whole", config)
+    return small_model(tmp_path_factory.mktemp("model") / "whole", small_decoder(num_key_value_heads=2))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tests.quant.conftest import exact_product, random_weight, relative_error
 from torch import Tensor, nn
 
 from vila_core.config import DecoderConfig
@@ -31,24 +32,8 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [LinearShape(64, 128, 128), LinearShape(72, 64, 32), LinearShape(200, 192, 64), LinearShape(16, 1152, 128), LinearShape(8, 32, 32)]
 
 
-def random_weight(shape: LinearShape, seed: int = 0) -> GroupwiseWeight:
-    """Return a quantized random weight as a file holds it: scales in fp16, zeros of all sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    offset = torch.randn(shape.outputs, 1, generator=generator) * 0.05
-    weight = quantize(torch.randn(shape.outputs, shape.inputs, generator=generator) * 0.05 + offset, 4, shape.group_size)
-    return GroupwiseWeight(weight.q, weight.scales.half(), weight.zeros.half(), 4)
-
-
-def exact_weight(weight: GroupwiseWeight) -> Tensor:
-    return GroupwiseWeight(weight.q, weight.scales.double(), weight.zeros.double(), 4).dequantize()
-
-
 def random_rows(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
-
-
-def relative_error(y: Tensor, exact: Tensor) -> float:
-    return ((y.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
 # ------------------------------------------------------------------------------------------------ products
@@ -63,7 +48,7 @@ def test_few_rows_and_panels_are_the_product(shape: LinearShape, dtype: torch.dt
     allowed = {torch.float32: 2e-4, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]  # 15 bits of activations; the result is rounded
     for rows in (0, 1, 2, 7, 33):
         x = random_rows(rows, shape.inputs, dtype)
-        exact = x.double() @ exact_weight(weight).T
+        exact = exact_product(x, weight)
         for panel_dtype, panel_error in ((torch.float32, allowed), (torch.bfloat16, 6e-3)):
             with pinned(Plan(8, panel_dtype)):
                 y = kernel.multiply(x, packed, shape)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.quant.conftest import exact_product, random_weight, relative_error
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from vila_core.embedded import embedded_model
 from vila_core.errors import ConfigError
 from vila_core.plugins import load_plugin_file
 from vila_quant.cli.main import app
-from vila_quant.groupwise import GroupwiseWeight, quantize
+from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
 from vila_quant.kernels import LinearShape, choose, forced, int4pack
 from vila_quant.kernels.builtin import KERNELS
@@ -43,23 +44,6 @@ ROWS = (0, 1, 2, 7, 33, 512)
 SHAPES = [LinearShape(64, 128, 128), LinearShape(72, 64, 32), LinearShape(200, 192, 64), LinearShape(8, 512, 256), LinearShape(320, 96, 32)]
 IDS = [f"{shape.outputs}x{shape.inputs}g{shape.group_size}" for shape in SHAPES]
 PANELS = {"fp32 panels": Plan(8, torch.float32), "bf16 panels": Plan(8, BF16), "no panels": Plan(1 << 20, BF16)}
-
-
-def random_weight(shape: LinearShape, seed: int = 0) -> GroupwiseWeight:
-    """Return a quantized random weight as a file holds it: scales in fp16, zeros of all sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    offset = torch.randn(shape.outputs, 1, generator=generator) * 0.05  # so that zeros lie away from the middle
-    weight = quantize(torch.randn(shape.outputs, shape.inputs, generator=generator) * 0.05 + offset, 4, shape.group_size)
-    return GroupwiseWeight(weight.q, weight.scales.half(), weight.zeros.half(), 4)
-
-
-def exact_product(x: Tensor, weight: GroupwiseWeight) -> Tensor:
-    """`x [M, K]` times the weight without any rounding that matters."""
-    return x.double() @ GroupwiseWeight(weight.q, weight.scales.double(), weight.zeros.double(), 4).dequantize().T
-
-
-def relative_error(y: Tensor, exact: Tensor) -> float:
-    return ((y.double() - exact).norm() / exact.norm()).item()
 
 
 def random_rows(rows: int, inputs: int, dtype: torch.dtype = BF16) -> Tensor:

@@ -8,13 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tests.quant.conftest import small_model, tensors_of
+from tests.quant.conftest import small_decoder, small_model, tensors_of
 from torch import Tensor
 from typer.testing import CliRunner
 
 import vila_core as vila
 from vila_core.checkpoint import convert, open_checkpoint
-from vila_core.config import DecoderConfig
 from vila_core.embedded import embedded_model
 from vila_core.errors import VilaError
 from vila_quant.cli.main import app
@@ -63,21 +62,8 @@ def test_tinychat_and_awq_hold_the_same_model(tmp_path: Path) -> None:
 
 
 def test_an_nvila_model_becomes_tinychats(tmp_path: Path) -> None:
-    config = DecoderConfig(
-        architecture="qwen2",
-        hidden_size=128,
-        vocab_size=1024,
-        max_length=512,
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=64,
-        max_position_embeddings=512,
-        attention_bias=True,
-        tie_word_embeddings=False,
-    )
-    model = small_model(tmp_path / "whole", config, "nvila").path
+    sizes = small_decoder(hidden_size=128, intermediate_size=256, num_hidden_layers=1, head_dim=64)
+    model = small_model(tmp_path / "whole", sizes, "nvila").path
     calibration = ["--calibration", "builtin", "--sequence-length", "64"]
     awq = quantize(tmp_path / "awq", *calibration, model=model)
     tinychat = quantize(tmp_path / "tinychat", *calibration, "--format", "tinychat", model=model)

@@ -88,9 +88,8 @@ def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dt
         ones = torch.ones(outputs, inputs // group_size)
         packed = kernel.pack(GroupwiseWeight(q, ones, 8 * ones, 4), torch.device("cpu"), dtype)
         x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).to(dtype)
-        best = min((torch.float32, torch.bfloat16), key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
-        if dtype == torch.float32:
-            best = dtype
+        exact_enough = (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.bfloat16)
+        best = min(exact_enough, key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
         for rows in CROSSOVERS[:-1]:
             if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(kernel.few_rows, x[:rows], packed, shape):
                 return Plan(rows, best)

@@ -64,10 +64,9 @@ class CpuInt4PackKernel:
             return f"it runs on a CPU, not on {device.type}"
         if dtype != torch.bfloat16:
             return f"PyTorch's product is fast in bfloat16 alone (50 times slower in {str(dtype).removeprefix('torch.')})"
-        if shape.bits != 4:
-            return f"it takes 4 bits, not {shape.bits}"
-        if shape.group_size not in GROUP_SIZES:
-            return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
+        unfit = shape.unfit(GROUP_SIZES)
+        if unfit is not None:
+            return unfit
         if (shape.outputs + ROWS_MULTIPLE) * shape.inputs >= 2**31:
             return "PyTorch's product counts the weights of a layer in 32 bits"
         if block_layout() is None:

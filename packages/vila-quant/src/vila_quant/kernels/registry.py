@@ -27,6 +27,14 @@ class LinearShape:
     group_size: int
     bits: int = 4
 
+    def unfit(self, group_sizes: Sequence[int]) -> str | None:
+        """Return why a kernel of four bits, in groups of one of these sizes, cannot take the layer; None where it can."""
+        if self.bits != 4:
+            return f"it takes 4 bits, not {self.bits}"
+        if self.group_size not in group_sizes:
+            return f"it takes groups of {', '.join(map(str, group_sizes))}, not {self.group_size}"
+        return None
+
     def __str__(self) -> str:
         return f"a layer of {self.outputs} outputs and {self.inputs} inputs in groups of {self.group_size}, {self.bits} bits"
 

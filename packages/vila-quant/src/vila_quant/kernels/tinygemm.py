@@ -41,10 +41,9 @@ class TinygemmKernel:
             return f"it runs on an NVIDIA GPU, not on {'ROCm' if device.type == 'cuda' else device.type}"
         if dtype != torch.bfloat16:
             return f"PyTorch's product takes bfloat16 alone, not {str(dtype).removeprefix('torch.')}"
-        if shape.bits != 4:
-            return f"it takes 4 bits, not {shape.bits}"
-        if shape.group_size not in GROUP_SIZES:
-            return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
+        unfit = shape.unfit(GROUP_SIZES)
+        if unfit is not None:
+            return unfit
         if shape.outputs % 8:
             return f"it takes a multiple of 8 outputs, not {shape.outputs}"
         if not torch.cuda.is_available():

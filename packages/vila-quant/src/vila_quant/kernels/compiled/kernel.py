@@ -44,11 +44,7 @@ class CompiledKernel:
     def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
             return f"it runs on a CPU, not on {device.type}"
-        if shape.bits != 4:
-            return f"it takes 4 bits, not {shape.bits}"
-        if shape.group_size not in GROUP_SIZES:
-            return f"it takes groups of {', '.join(map(str, GROUP_SIZES))}, not {shape.group_size}"
-        return None
+        return shape.unfit(GROUP_SIZES)
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
         """Return words `[B, K / 8, 16]` int32, scales `[B, G, 16]` float16 and zeros `[B, G, 16]` uint8."""

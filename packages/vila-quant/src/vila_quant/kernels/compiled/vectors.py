@@ -177,9 +177,9 @@ def _prefetch(b, base, offset):
     b.call(function, [b.inttoptr(b.add(base, offset), pointer), I32(0), I32(LOCALITY), I32(1)])  # to read data
 
 
-def _splat(b, value, width=ROWS):
-    one = b.insert_element(ir.Constant(_vector(value.type, width), ir.Undefined), value, I32(0))
-    return b.shuffle_vector(one, one, _constant(I32, 0, width))
+def _splat(b, value):
+    one = b.insert_element(ir.Constant(_vector(value.type), ir.Undefined), value, I32(0))
+    return b.shuffle_vector(one, one, _constant(I32, 0))
 
 
 def _pairs_of_all_rows(b, pair):
