@@ -191,6 +191,20 @@ assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[1638
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(("settings", "numba_threads"), [({"OMP_PROC_BIND": "close"}, 2), ({"NUMBA_NUM_THREADS": "1"}, 1)])
+def test_pytorch_keeps_its_threads_and_numba_takes_as_many_unless_told_otherwise(settings: dict[str, str], numba_threads: int) -> None:
+    script = f"""
+import torch
+from vila_quant.kernels.compiled.compiler import numba, share_threads
+share_threads()
+assert (torch.get_num_threads(), numba.get_num_threads()) == (2, {numba_threads})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "2"} | settings, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_memory_in_large_pages_is_memory() -> None:
     for shape in ((3, 5), (LARGE_PAGE // 2 + 3, 9)):
         tensor = large_pages(shape, torch.int32)

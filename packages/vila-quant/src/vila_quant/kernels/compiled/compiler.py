@@ -26,8 +26,16 @@ def _use_threads_of_pytorch() -> None:
         ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
+def _start_threads() -> int:
+    """Return how many numba starts. PyTorch keeps its number, which numba sets too where they share OpenMP."""
+    number = torch.get_num_threads()
+    started = numba.get_num_threads()
+    torch.set_num_threads(number)
+    return started
+
+
 _use_threads_of_pytorch()
-_STARTED_WITH = numba.get_num_threads()
+_STARTED_WITH = _start_threads()
 
 prange = cast("Callable[[int], range]", numba.prange)
 """A range whose turns threads share, in a `parallel` function."""

@@ -29,6 +29,9 @@ ROWS = 16
 WORD = 8
 """Inputs in a word."""
 
+WORDS_AT_ONCE = 4
+"""In one turn of the inner loop: those of the smallest group, 32 inputs. One at a time takes 4 % longer with AVX2."""
+
 AHEAD = 8192
 """Bytes by which weights are asked for before their turn. Without it a core waits for memory a third of its time."""
 
@@ -56,18 +59,20 @@ def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, w
         with cgutils.for_range(b, groups) as group:
             for sums in (ones, sixteens, many):
                 b.store(_constant(I32, 0), sums)
-            with cgutils.for_range(b, words_a_group) as word:
-                index = b.add(b.mul(group.index, words_a_group), word.index)
-                offset = b.mul(index, I64(4 * ROWS))
-                _prefetch(b, words, b.add(offset, I64(AHEAD)))
-                pairs = _load(b, words, offset, _vector(I16, 2 * ROWS))
-                first, second, third, fourth = (
-                    _pairs_of_all_rows(b, _load(b, x, b.add(b.mul(index, I64(2 * WORD)), I64(4 * pair)), I32)) for pair in range(4)
-                )
-                _add_products(b, ones, b.and_(pairs, _constant(I16, 0x000F, 2 * ROWS)), first)
-                _add_products(b, sixteens, b.and_(pairs, _constant(I16, 0x00F0, 2 * ROWS)), second)
-                _add_products(b, many, b.and_(pairs, _constant(I16, 0x0F00, 2 * ROWS)), third)
-                _add_products(b, ones, b.lshr(pairs, _constant(I16, 12, 2 * ROWS)), fourth)
+            with cgutils.for_range(b, b.udiv(words_a_group, I64(WORDS_AT_ONCE))) as turn:
+                first_word = b.add(b.mul(group.index, words_a_group), b.mul(turn.index, I64(WORDS_AT_ONCE)))
+                for word in range(WORDS_AT_ONCE):
+                    index = b.add(first_word, I64(word))
+                    offset = b.mul(index, I64(4 * ROWS))
+                    _prefetch(b, words, b.add(offset, I64(AHEAD)))
+                    pairs = _load(b, words, offset, _vector(I16, 2 * ROWS))
+                    first, second, third, fourth = (
+                        _pairs_of_all_rows(b, _load(b, x, b.add(b.mul(index, I64(2 * WORD)), I64(4 * pair)), I32)) for pair in range(4)
+                    )
+                    _add_products(b, ones, b.and_(pairs, _constant(I16, 0x000F, 2 * ROWS)), first)
+                    _add_products(b, sixteens, b.and_(pairs, _constant(I16, 0x00F0, 2 * ROWS)), second)
+                    _add_products(b, many, b.and_(pairs, _constant(I16, 0x0F00, 2 * ROWS)), third)
+                    _add_products(b, ones, b.lshr(pairs, _constant(I16, 12, 2 * ROWS)), fourth)
             sums = b.add(b.load(ones), b.ashr(b.load(sixteens), _constant(I32, 4)))
             sums = b.add(sums, b.ashr(b.load(many), _constant(I32, 8)))
             zero = b.zext(_load(b, zeros, b.mul(group.index, I64(ROWS)), _vector(I8)), _vector(I32))
