@@ -11,6 +11,8 @@ On GPUs with fp8 units (Ada, Hopper and later) through `torch._scaled_mm`; elsew
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 
 import warnings
+from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +54,9 @@ class Fp8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., K]` -> `[..., N]` in the dtype of `x`."""
-        q, scale = quantize_rows_fp8(x.reshape(-1, x.shape[-1]).float())
+        rows = x.reshape(-1, x.shape[-1])
+        cut = _cutting_of_triton() if self.is_fast else None
+        q, scale = quantize_rows_fp8(rows.float()) if cut is None else cut(rows)
         multiply = multiply_fp8 if self.is_fast else multiply_fp8_reference
         y = multiply(q, scale, self.weight, self.weight_scale, self.bias)
         return y.to(x.dtype).view(*x.shape[:-1], y.shape[-1])
@@ -73,6 +77,16 @@ def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Cut each row to e4m3, its largest magnitude to 448: `x [M, K]` -> `[M, K]` e4m3, scales `[M, 1]` in the dtype of `x`."""
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_RANGE) / LARGEST
     return (x / scale).clamp(-LARGEST, LARGEST).to(FP8), scale
+
+
+@cache
+def _cutting_of_triton() -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+    """Return the same in one kernel on a GPU, where Triton is installed."""
+    try:
+        from vila_quant.rows_triton import quantize_rows
+    except ImportError:
+        return None
+    return lambda x: quantize_rows(x, FP8, LARGEST, SMALLEST_RANGE)
 
 
 def multiply_fp8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:

@@ -72,8 +72,8 @@ class Int8Linear(nn.Module):
         """`x [..., K]` -> `[..., N]` in the dtype of `x`."""
         rows = x.reshape(-1, x.shape[-1])
         if self.quantize_activations:
-            y = multiply_int8(*quantize_rows(rows.float()), self.weight, self.weight_scale, self.bias).to(x.dtype)
-            return y.view(*x.shape[:-1], y.shape[-1])
+            multiply = (_product_of_triton() if rows.is_cuda else None) or _quantize_and_multiply
+            return multiply(rows, self.weight, self.weight_scale, self.bias).view(*x.shape[:-1], -1)
         y = multiply_weight_only(rows, self.weight, self.weight_scale[:, 0])
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias
@@ -90,6 +90,26 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST_RANGE) / LARGEST
     return torch.round(x / scale).to(torch.int8), scale
+
+
+def _quantize_and_multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """`x [M, K]`, `weight [N, K]` int8, `weight_scale [N, 1]`, `bias [N]` -> `[M, N]` in the dtype of `x`."""
+    return multiply_int8(*quantize_rows(x.float()), weight, weight_scale, bias).to(x.dtype)
+
+
+@cache
+def _product_of_triton() -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
+    """Return the same in two kernels on a GPU, where Triton is installed."""
+    try:
+        from vila_quant import int8_triton, rows_triton
+    except ImportError:
+        return None
+
+    def multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+        q, scale = rows_triton.quantize_rows(x, torch.int8, LARGEST, SMALLEST_RANGE)
+        return int8_triton.multiply_int8(q, scale, weight, weight_scale, bias, x.dtype)
+
+    return multiply
 
 
 def multiply_int8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
