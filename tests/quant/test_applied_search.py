@@ -11,10 +11,11 @@ from typer.testing import CliRunner
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.errors import CheckpointError, VilaError
+from vila_quant.assembly import SEARCH_RESULTS
 from vila_quant.cli.main import app
 from vila_quant.errors import QuantizationError
 from vila_quant.options import QuantizationOptions
-from vila_quant.pipeline import SEARCH_RESULTS, quantize_model
+from vila_quant.pipeline import quantize_model
 
 QUICK = ["--group-size", "32", "--calibration", "builtin", "--sequences", "2", "--sequence-length", "64", "--device", "cpu"]
 

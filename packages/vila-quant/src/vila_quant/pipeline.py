@@ -6,39 +6,34 @@ OUT/                     appears when all of it is there
 
 import hashlib
 import resource
-import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import vila_quant
-from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights, open_adapter, open_checkpoint
+from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
 from vila_core.checkpoint.conversion import writable_format
-from vila_core.checkpoint.lora import Adapter, MergedWeights
+from vila_core.checkpoint.lora import Adapter
 from vila_core.errors import CheckpointError
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
-from vila_quant.awq.method import QuantizedBlock
+from vila_quant.assembly import HEAD_STEP, VISION_STEP, stage
 from vila_quant.blocks import TensorReader
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
 from vila_quant.layer_loop import LayerLoop, step_name
 from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
-from vila_quant.plan import LAYERS, Plan, check_format, make_plan
+from vila_quant.plan import Plan, check_format, make_plan
 from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
 from vila_quant.search import find_method, search_digest
 from vila_quant.source import find_source
 from vila_quant.work_folder import WorkFolder
-
-SEARCH_RESULTS = "awq_search_results.pt"
-_HEAD_STEP, _VISION_STEP = "head", "vision"
 
 
 def quantize_model(
@@ -108,7 +103,7 @@ def quantize_model(
     del hidden
     with clock.phase("writing"):
         progress.start("Writing", 1)
-        staged = _stage(checkpoint, adapter, plan, options, work, path.name)
+        staged = stage(checkpoint, adapter, plan, options, work, path.name)
         written = writable_format(options.format).read(staged)
     report = QuantizationReport(
         model=str(model),
@@ -174,7 +169,7 @@ def _warn_of_few_tokens(calibration: Calibration, plan: Plan, progress: Progress
 def _quantize_vision(
     embedder: Embedder, calibration: Calibration, options: QuantizationOptions, work: WorkFolder, progress: Progress
 ) -> None:
-    if options.vision == "none" or work.has(_VISION_STEP):
+    if options.vision == "none" or work.has(VISION_STEP):
         return
     from vila_quant.smoothing import BranchLoss, quantize_tower
 
@@ -192,7 +187,7 @@ def _quantize_vision(
     changed = quantize_tower(tower, calibration.pixels, options.vision, alpha, on_branch)
     tensors = {f"vision_tower.{name}": tensor.cpu() for name, tensor in changed.items()}
     stored = {name: tensor.to(DTYPES[embedder.config.dtype]) if _is_norm(name, tensor) else tensor for name, tensor in tensors.items()}
-    work.save(_VISION_STEP, stored, {"branches": [vars(loss) for loss in losses]})
+    work.save(VISION_STEP, stored, {"branches": [vars(loss) for loss in losses]})
 
 
 def _is_norm(name: str, tensor: Tensor) -> bool:
@@ -202,7 +197,7 @@ def _is_norm(name: str, tensor: Tensor) -> bool:
 def _quantize_head(
     plan: Plan, options: QuantizationOptions, reader: TensorReader, hidden: Tensor, work: WorkFolder, progress: Progress
 ) -> None:
-    if plan.head == "none" or work.has(_HEAD_STEP):
+    if plan.head == "none" or work.has(HEAD_STEP):
         return
     from vila_quant.head import quantize_head_int4, quantize_head_int8
 
@@ -213,62 +208,8 @@ def _quantize_head(
     else:
         norm = reader.read([(name := "llm.model.norm.weight")])[name]
         tensors = quantize_head_int4(weight, hidden, norm, plan.config.rms_norm_eps, options.bits, options.group_size)
-    work.save(_HEAD_STEP, tensors, {})
+    work.save(HEAD_STEP, tensors, {})
     progress.advance()
-
-
-# ------------------------------------------------------------------------------------------------ assembly
-
-
-@dataclass(frozen=True)
-class JoinedWeights:
-    """The weights of several sources, which have no name in common."""
-
-    parts: tuple[Weights, ...]
-
-    @property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        return {name: entry for part in self.parts for name, entry in part.entries.items()}
-
-    def shards(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-        """Yield (name, tensor on `device`)."""
-        return (pair for part in self.parts for pair in part.shards(device))
-
-    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
-        """Yield (name, its bytes in chunks)."""
-        return (pair for part in self.parts for pair in part.stream())
-
-
-def _stage(checkpoint: Checkpoint, adapter: Adapter | None, plan: Plan, options: QuantizationOptions, work: WorkFolder, name: str) -> Path:
-    """Write the quantized checkpoint into the working folder, under the name that it will have; return where."""
-    layers = [step_name(layer) for layer in range(plan.config.num_hidden_layers)]
-    steps = [work.tensors(step) for step in (*layers, _HEAD_STEP, _VISION_STEP) if work.has(step)]
-    new = {name: entry for step in steps for name, entry in step.entries.items()}
-    gone = {*new, *(f"{name.removesuffix('.qweight')}.weight" for name in new if name.endswith(".qweight"))}
-    kept = WeightIndex({name: entry for name, entry in checkpoint.weights.entries.items() if name not in gone})
-    rest = kept if adapter is None else MergedWeights(kept, adapter)
-    staged = work.path / "out" / name
-    shutil.rmtree(staged.parent, ignore_errors=True)
-    writable_format(options.format).write(replace(checkpoint, weights=JoinedWeights((rest, *steps))), staged)
-    if options.search_results:
-        from vila_quant.formats.search_results import write_search_results
-
-        blocks = {f"{LAYERS.removeprefix('llm.')}.{layer}": _found(work, layer) for layer in range(plan.config.num_hidden_layers)}
-        write_search_results(blocks, staged / SEARCH_RESULTS)
-    return staged
-
-
-def _found(work: WorkFolder, layer: int) -> QuantizedBlock:
-    """Return what the search of a layer found, as it was kept."""
-    tensors = dict(work.tensors(f"{step_name(layer)}-search").shards())
-    by_kind = {
-        kind: {name.removeprefix(f"{kind}:"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}:")}
-        for kind in ("scale", "clip")
-    }
-    return QuantizedBlock({}, by_kind["scale"], by_kind["clip"])
-
-
-# ------------------------------------------------------------------------------------------------ what a run depends on
 
 
 def _manifest(
