@@ -1,8 +1,10 @@
 """One's own LoRA fine-tune, given as its folder or beside its base: merged, then quantized as the merged checkpoint would be."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -39,6 +41,24 @@ def write_adapter(folder: Path, base: Checkpoint, **config: object) -> Path:
     return folder
 
 
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's cache, empty, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def put_on_hub(hub: Path, repo_id: str, folder: Path, revision: str = "main") -> Path:
+    """Put a folder into the cache as a download leaves it, and return where it lies there."""
+    repository = hub / f"models--{repo_id.replace('/', '--')}"
+    commit = f"{revision:0<40}"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir(exist_ok=True)
+    (repository / "refs" / revision).write_text(commit)
+    return repository / "snapshots" / commit
+
+
 def quantize(*arguments: str | Path, exit_code: int = 0) -> str:
     result = CliRunner().invoke(app, ["awq", *map(str, arguments), *QUICK])
     assert (2 if isinstance(result.exception, CheckpointError) else result.exit_code) == exit_code, result.output
@@ -70,6 +90,15 @@ def test_beside_its_base_an_adapter_gives_the_same(lite: Checkpoint, tmp_path: P
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_report_and_the_card_name_the_adapter(lite: Checkpoint, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "my-lora", lite)
+    quantize(lite.path, tmp_path / "out", "--search", "nearest", "--lora-path", adapter)
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    assert (report["model"], report["adapter"]) == (str(lite.path), str(adapter))
+    assert str(adapter) in (tmp_path / "out" / "quantization_report.html").read_text()
+    assert f"# {lite.path.name} with my-lora, quantized" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_check_against_a_fine_tune_merges_it_too(lite: Checkpoint, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path=str(lite.path))
     merged = convert(lite, tmp_path / "merged", "nvila", lora=adapter)
@@ -92,6 +121,42 @@ def test_an_adapter_without_its_base_is_told_what_to_give(lite: Checkpoint, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_on_the_hub_is_quantized_and_checked_like_its_folder(lite: Checkpoint, tmp_path: Path, hub: Path) -> None:
+    put_on_hub(hub, "maker/base", lite.path)
+    adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path="maker/base")
+    put_on_hub(hub, "maker/lora", adapter)
+    quantize("maker/lora", tmp_path / "by-id", "--search", "nearest")
+    quantize(lite.path, tmp_path / "with-base", "--search", "nearest", "--lora-path", adapter)
+    found, expected = (tensors_of(open_checkpoint(tmp_path / name)) for name in ("by-id", "with-base"))
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert "base_model: maker/lora" in (tmp_path / "by-id" / "README.md").read_text()
+
+    (tmp_path / "prompts.txt").write_text("a red circle")
+    merged = convert(lite, tmp_path / "merged", "nvila", lora=adapter)
+    report = check(merged.path, "maker/lora", prompts=str(tmp_path / "prompts.txt"), device="cpu", offline=True)
+    assert report.text is not None
+    assert report.text.kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_revision_is_the_adapters_own_and_its_base_is_at_the_one_it_states(lite: Checkpoint, tmp_path: Path, hub: Path) -> None:
+    base = put_on_hub(hub, "maker/base", lite.path, "v1")
+    adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path="maker/base", revision="v1")
+    stored = put_on_hub(hub, "maker/lora", adapter, "step-200")
+    assert find_source("maker/lora", revision="step-200", offline=True) == (base, stored)
+    with pytest.raises(CheckpointError, match="'maker/lora' at revision 'v1' is not"):
+        find_source("maker/lora", revision="v1", offline=True)
+
+
+@pytest.mark.parametrize(
+    ("base", "told"), [("/home/trainer/NVILA-8B", "No folder '/home/trainer/NVILA-8B'"), ("no/where", "'no/where' is not")]
+)
+def test_a_base_that_is_not_there_is_told_with_where_to_give_it(lite: Checkpoint, tmp_path: Path, hub: Path, base: str, told: str) -> None:
+    put_on_hub(hub, "maker/lora", write_adapter(tmp_path / "adapter", lite, base_model_name_or_path=base))
+    message = quantize("maker/lora", tmp_path / "out", "--offline", exit_code=2)
+    assert f"maker/lora is a LoRA adapter of '{base}' ('base_model_name_or_path' in adapter_config.json). {told}" in message
+    assert "give it as MODEL, and --lora-path maker/lora." in message
+
+
 def test_adapters_are_not_stacked(lite: Checkpoint, tmp_path: Path) -> None:
     first = write_adapter(tmp_path / "first", lite, base_model_name_or_path=str(lite.path))
     second = write_adapter(tmp_path / "second", lite, base_model_name_or_path=str(first))
@@ -101,8 +166,9 @@ def test_adapters_are_not_stacked(lite: Checkpoint, tmp_path: Path) -> None:
         find_source(second)
 
 
-def test_whole_weights_are_taken_as_they_are(lite: Checkpoint, tmp_path: Path) -> None:
-    assert find_source("owner/name", "other/adapter") == ("owner/name", "other/adapter")
+def test_whole_weights_are_taken_as_they_are(lite: Checkpoint, tmp_path: Path, hub: Path) -> None:
+    stored = put_on_hub(hub, "owner/name", lite.path)
+    assert find_source("owner/name", "other/adapter", offline=True) == (stored, "other/adapter")
     merged = convert(lite, tmp_path / "merged", "nvila").path
     (merged / "adapter_config.json").write_text("{}")  # left behind by training
     assert find_source(merged) == (merged, None)

@@ -117,7 +117,7 @@ def check(
 
     Args:
         model: folder or hub id.
-        against: the same, of the original; or the folder of a LoRA adapter that names its base model.
+        against: the same, of the original; or of a LoRA adapter that names its base model.
         prompts: a source of samples, as for calibration; "auto" takes held-out ones.
         number: of prompts.
         tasks: benchmarks for vila-eval, which runs on both models with the kernels that loading takes by itself.
@@ -137,7 +137,7 @@ def check(
     progress = progress or Silent()
     if tasks:
         find_evaluation()
-    source, lora = find_source(against)
+    source, lora = find_source(against, offline=offline)
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)
     # First, so that a misspelt name is told at once; the answers are kept, whatever comes after.

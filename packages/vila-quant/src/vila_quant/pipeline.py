@@ -52,13 +52,13 @@ def quantize_model(
     """Quantize a checkpoint into the new folder `out`. After any stop, the same call goes on where it was, to the same weights.
 
     Args:
-        model: folder or hub id of whole weights, in any format; or the folder of a LoRA adapter that names its base model.
+        model: folder or hub id of whole weights, in any format; or of a LoRA adapter that names its base model.
         out: a folder that does not exist yet, or is empty.
         options: how; None for the defaults.
         progress: told what is done.
         device: where to compute: "auto", "cuda", "cpu", "cuda:1".
         lora: folder or hub id of a LoRA adapter, merged into the weights first.
-        revision: branch, tag or commit on the hub.
+        revision: branch, tag or commit of a `model` on the hub.
         token: access token for a private repository.
         offline: use only what is in the hub's cache.
         restart: forget the unfinished work of an earlier call.
@@ -74,12 +74,12 @@ def quantize_model(
     target, path = choose_device(device), Path(out).expanduser().absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
-    source, lora = find_source(model, lora)
-    checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
     check_format(options)
+    source, overlay = find_source(model, lora, revision=revision, token=token, offline=offline)
+    checkpoint = open_checkpoint(source)
     plan = make_plan(checkpoint, options)
     method = find_method(options.search, plan)
-    adapter = None if lora is None else open_adapter(lora, checkpoint, token=token, offline=offline)
+    adapter = None if overlay is None else open_adapter(overlay, checkpoint, token=token, offline=offline)
     # Half precision gains nothing on a CPU, and loses digits of the second moments.
     dtype = torch.float32 if target.type == "cpu" else DTYPES[checkpoint.config.dtype]
     if target.type == "cuda":
@@ -107,6 +107,7 @@ def quantize_model(
         written = writable_format(options.format).read(staged)
     report = QuantizationReport(
         model=str(model),
+        adapter=None if lora is None else str(lora),
         method=method.name,
         options=options.model_dump(mode="json"),
         device=_device_name(target),

@@ -73,9 +73,10 @@ class Sizes(Config):
 
 
 class QuantizationReport(Config):
-    """All that is known of a run."""
+    """All that is known of a run; `adapter` is what was merged into `model`, as it was given beside it."""
 
     model: str
+    adapter: str | None
     method: str
     options: dict[str, object]
     device: str
@@ -125,14 +126,15 @@ def _page(report: QuantizationReport) -> str:
     calibration, sizes = report.calibration, report.sizes
     rows = [(name, _size(part.before), _size(part.after)) for name, part in sizes.parts.items()]
     rows.append(("all", _size(sizes.before), _size(sizes.after)))
-    options = [(key, _value(value)) for key, value in report.options.items() if value not in (None, [], False)]
+    given = {**report.options, "lora_path": report.adapter}
+    options = [(key, _value(value)) for key, value in given.items() if value is not None and value is not False and value != []]
     seconds = [(name, f"{value:.1f}") for name, value in report.seconds.items()]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Quantization of {html.escape(report.model)}</title><style>{_STYLE}</style>
 <h1>Quantization of {html.escape(report.model)}</h1>
 <p>Method <b>{html.escape(report.method)}</b>, on {html.escape(report.device)}.
-Of the loss of plain rounding, <b>{report.remaining:.0%}</b> is left. From {_size(sizes.before)} to <b>{_size(sizes.after)}</b>.</p>
+Of the loss of plain rounding, <b>{report.remaining:.1%}</b> is left. From {_size(sizes.before)} to <b>{_size(sizes.after)}</b>.</p>
 <h2>Loss by layer</h2>
 <p>Mean squared error of each layer's output as a share of the power of what the layer adds:
 <span style="color:var(--before)">■</span> rounded to nearest, <span style="color:var(--after)">■</span> as quantized.</p>
@@ -195,7 +197,7 @@ def _size(count: int) -> str:
 
 def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool) -> str:
     """Return the model card. It says nothing that differs from run to run."""
-    name = Path(report.model).name if Path(report.model).exists() else report.model
+    name = " with ".join(Path(part).name if Path(part).exists() else part for part in (report.model, report.adapter) if part is not None)
     options, calibration, sizes = report.options, report.calibration, report.sizes
     head = {"none": "16 bits", "int8": "int8 by rows", "int4": f"4 bits, groups of {options['group_size']}"}[str(options["lm_head"])]
     tower = {"none": "16 bits", "int8": "int8, activations too (SmoothQuant)", "fp8": "fp8, activations too"}[str(options["vision"])]

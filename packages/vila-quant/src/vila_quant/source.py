@@ -2,39 +2,59 @@
 
 from pathlib import Path
 
-from vila_core.checkpoint.json_files import read_section
+from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.checkpoint.lora import CONFIG_NAME, REST_NAME
+from vila_core.checkpoint.opening import find_folder
 from vila_core.errors import CheckpointError
 
-BASE_KEY = "base_model_name_or_path"
+BASE_KEY, BASE_REVISION_KEY = "base_model_name_or_path", "revision"
 """Where peft writes what an adapter was trained on."""
 
 
-def find_source(model: str | Path, lora: str | Path | None = None) -> tuple[str | Path, str | Path | None]:
-    """Return the whole weights (folder or hub id) and the adapter, if any, that `model` and `lora` mean.
+def find_source(
+    model: str | Path, lora: str | Path | None = None, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> tuple[Path, str | Path | None]:
+    """Return the folder of the whole weights and the adapter, if any, that `model` and `lora` mean.
 
-    An adapter's own folder, as training with LoRA leaves it, means the model that it names as its base, and itself.
+    An adapter by itself, as training with LoRA leaves it or as a repository on the hub, means the model that it names as its base, and
+    itself.
+
+    Args:
+        model: folder or hub id of whole weights, or of an adapter; what is on the hub is downloaded to its cache.
+        lora: folder or hub id of an adapter.
+        revision: branch, tag or commit of `model`; an adapter's base is taken at the revision that the adapter states.
+        token: access token for the hub.
+        offline: use only what is in the hub's cache.
 
     Raises:
-        CheckpointError: the adapter names no base, or two adapters are given.
+        CheckpointError: there is no such model, the adapter names no base or one that is not there, or two adapters are given.
     """
-    folder = Path(model).expanduser()
+    folder = find_folder(model, revision=revision, token=token, offline=offline)
     if not _is_adapter(folder):
-        return model, lora
+        return folder, lora
     if lora is not None:
         raise CheckpointError(
-            f"{folder} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: vila convert --lora-path."
+            f"{model} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: vila convert --lora-path."
         )
-    stated = read_section(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else None
-    base = "" if stated is None else stated.string(BASE_KEY, "")
+    stated = read_section(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else Section({}, CONFIG_NAME)
+    base = stated.string(BASE_KEY, "")
     if not base:
         raise CheckpointError(
-            f"{folder} is a LoRA adapter that does not name its base model ('{BASE_KEY}' in {CONFIG_NAME}). "
-            f"Give the base as MODEL, and --lora-path {folder}."
+            f"{model} is a LoRA adapter that does not name its base model ('{BASE_KEY}' in {CONFIG_NAME}). "
+            f"Give the base as MODEL, and --lora-path {model}."
         )
-    if _is_adapter(Path(base).expanduser()):
-        raise CheckpointError(f"{folder} names {base} as its base, which is an adapter itself. Merge that first: vila convert --lora-path.")
-    return base, folder
+    pinned = stated.string(BASE_REVISION_KEY, "") or None
+    is_local = Path(base).expanduser().exists()
+    try:
+        whole = find_folder(base, revision=None if is_local else pinned, token=token, offline=offline)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{model} is a LoRA adapter of '{base}' ('{BASE_KEY}' in {CONFIG_NAME}). {error} "
+            f"Where the base is elsewhere, give it as MODEL, and --lora-path {model}."
+        ) from error
+    if _is_adapter(whole):
+        raise CheckpointError(f"{model} names {base} as its base, which is an adapter itself. Merge that first: vila convert --lora-path.")
+    return whole, folder
 
 
 def _is_adapter(folder: Path) -> bool:

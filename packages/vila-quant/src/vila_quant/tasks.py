@@ -69,7 +69,7 @@ def compare_tasks(
     settings += [] if limit is None else ["--limit", str(limit)]
     folders: list[dict[str, str]] = []
     for role, path in (("original", against), ("quantized", model)):
-        source, lora = find_source(path)
+        source, lora = find_source(path, offline=offline)
         adapter = [] if lora is None else ["--lora-path", str(lora)]
         name = f"{role}-{Path(path).absolute().name}"
         run = _vila_eval(["--model-path", str(source), *adapter, "--model-name", name, "--tasks", ",".join(tasks), *settings])

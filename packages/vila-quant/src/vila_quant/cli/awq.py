@@ -36,7 +36,7 @@ def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Folder or hub id of whole weights, in any format; or your LoRA adapter, which names its base."
+            metavar="MODEL", help="Folder or hub id of whole weights, in any format; or of a LoRA adapter, which names its base."
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
@@ -88,7 +88,7 @@ def quantize(
         str | None,
         typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter first.", rich_help_panel="Model"),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel="Model")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.", rich_help_panel="Model")] = None,
     offline: Annotated[
         bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Model")
     ] = False,
@@ -150,4 +150,4 @@ def quantize(
     else:
         sizes = report.sizes
         typer.echo(f"Wrote {out}: {sizes.before / 1e6:,.1f} MB became {sizes.after / 1e6:,.1f} MB in {sum(report.seconds.values()):.0f} s.")
-        typer.echo(f"Of the loss of plain rounding, {report.remaining:.0%} is left; {out / 'quantization_report.html'} shows it by layer.")
+        typer.echo(f"Of the loss of plain rounding, {report.remaining:.1%} is left; {out / 'quantization_report.html'} shows it by layer.")

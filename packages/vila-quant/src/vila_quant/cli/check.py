@@ -22,7 +22,7 @@ def check_model(
     against: Annotated[
         str,
         typer.Option(
-            "--against", "-a", metavar="MODEL", help="What it was made from: a folder, a hub id, or your LoRA adapter.", show_default=False
+            "--against", "-a", metavar="MODEL", help="What it was made from: folder or hub id, of a LoRA adapter too.", show_default=False
         ),
     ],
     prompts: Annotated[
