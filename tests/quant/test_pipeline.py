@@ -24,6 +24,7 @@ from vila_quant.formats.search_results import read_search_results
 from vila_quant.options import QuantizationOptions
 from vila_quant.pipeline import quantize_model
 from vila_quant.report import QuantizationReport
+from vila_quant.work_folder import WorkFolder
 
 QUICK = QuantizationOptions(calibration="drawn-world", sequences=2, sequence_length=256)
 SETTINGS = {name: value for name, value in QUICK.model_dump().items() if name in ("calibration", "sequences", "sequence_length")}
@@ -80,6 +81,7 @@ def test_the_report_says_what_was_done(quantized: tuple[Path, QuantizationReport
     page = (out / "quantization_report.html").read_text()
     assert page.count('<rect class="after"') == 6
     assert "http" not in page  # it needs nothing from elsewhere
+    assert "<td>seed</td><td>0</td>" in page
     card = (out / "README.md").read_text()
     assert "int8, activations too" in card
     assert "license: apache-2.0" in card
@@ -145,6 +147,26 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lite: Checkpoint, tmp_path: Path
     quantize_model(lite.path, out, options, device="cpu")
     assert weights(out) == weights(tmp_path / "whole" / "out")
     assert not work.exists()
+
+
+def test_a_run_that_stopped_between_a_search_and_its_layer_goes_on(
+    lite: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = WorkFolder.save
+
+    def stop_before_a_layer(self: WorkFolder, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
+        if step == "layer-001":
+            raise KeyboardInterrupt
+        save(self, step, tensors, record)
+
+    options = quick(search="reference", group_size=32, calibration="builtin", search_results=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "save", stop_before_a_layer)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_model(lite.path, tmp_path / "out", options, device="cpu")
+    assert (tmp_path / ".out.quantizing" / "layer-001-search").exists()
+    quantize_model(lite.path, tmp_path / "out", options, device="cpu")
+    assert read_search_results(tmp_path / "out" / "awq_search_results.pt").blocks() == ("model.layers.0", "model.layers.1")
 
 
 # ------------------------------------------------------------------------------------------------ refused

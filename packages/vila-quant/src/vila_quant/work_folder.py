@@ -59,7 +59,7 @@ class WorkFolder:
         return (self.path / step / RECORD).exists()
 
     def save(self, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
-        """Keep a finished step. Raises `CheckpointError` where the disk is full."""
+        """Keep a finished step, in place of one of that name. Raises `CheckpointError` where the disk is full."""
         part = self.path / f"{step}.part"
         shutil.rmtree(part, ignore_errors=True)
         weights = MemoryWeights(tensors)
@@ -70,6 +70,7 @@ class WorkFolder:
                     for name, chunks in weights.stream():
                         writer.write(name, chunks)
             write_json(part / RECORD, record)
+            shutil.rmtree(self.path / step, ignore_errors=True)
             part.rename(self.path / step)
         except OSError as error:
             raise CheckpointError(
