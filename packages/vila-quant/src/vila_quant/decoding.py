@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vila_core.language.decoder import DecoderModel, visibility
+from vila_core.language.decoder import DecoderModel
 
 if TYPE_CHECKING:
     from vila_core.engine.cache import KVCache
@@ -30,17 +30,11 @@ class DecodingModel(DecoderModel):
         self.config = model.config
         self.embed_tokens, self.layers, self.norm, self.rotary = model.embed_tokens, model.layers, model.norm, model.rotary
 
-    def forward(self, x: Tensor, positions: Tensor | None, cache: KVCache | None, attention_mask: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """`x [B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
-        if cache is None or x.shape[1] > 1 or x.dtype not in DTYPES or self._twin is None:
-            return super().forward(x, positions, cache, attention_mask)
-        if visibility(1, cache.length + 1, attention_mask, self.config.sliding_window, x.device) is not None:
-            return super().forward(x, positions, cache, attention_mask)
-        if positions is None:
-            positions = torch.tensor([[cache.length]])
-        y = self._twin(x, self.rotary(positions, torch.float32), cache)
-        cache.advance(1)
-        return y
+        if cache is None or mask is not None or x.shape[1] > 1 or x.dtype not in DTYPES or self._twin is None:
+            return super().run(x, positions, mask, cache)
+        return self._twin(x, self.rotary(positions, torch.float32), cache)
 
     @cached_property
     def _twin(self) -> CompiledDecoder | None:

@@ -100,13 +100,18 @@ class DecoderModel(nn.Module):
         new = x.shape[1]
         total = new if cache is None else cache.length + new
         if positions is None:
-            positions = default_positions(new, total, attention_mask, x.device)  # [B or 1, T]
-        rotation = self.rotary(positions, x.dtype)
+            positions = default_positions(new, total, attention_mask, x.device)
         mask = visibility(new, total, attention_mask, self.config.sliding_window, x.device)
-        for layer in self.layers:
-            x = layer(x, rotation, mask, cache)
+        y = self.run(x, positions, mask, cache)
         if cache is not None:
             cache.advance(new)
+        return y
+
+    def run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
+        """`x [B, T, D]`, positions `[B or 1, T]`, a mask of `visibility` -> normed hidden states `[B, T, D]`; the cache is written to."""
+        rotation = self.rotary(positions, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
         return self.norm(x)
 
 
