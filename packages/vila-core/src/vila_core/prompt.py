@@ -53,8 +53,9 @@ def as_messages(prompt: Prompt) -> list[Message]:
     if not messages:
         content = [part for part in parts if isinstance(part, str | Image | Video)]
         if len(content) < len(parts):
-            strange = next(part for part in parts if not isinstance(part, str | Image | Video))
-            raise PromptError(f"A prompt holds strings, Image and Video, not {type(strange).__name__}. Wrap pictures: Image(source).")
+            strange = type(next(part for part in parts if not isinstance(part, str | Image | Video)))
+            name = f"{strange.__module__}.{strange.__qualname__}".removeprefix("builtins.")  # other libraries have an Image too
+            raise PromptError(f"A prompt holds strings, Image and Video, not {name}. Wrap pictures: Image(source).")
         messages = [Message("user", content)]
     if not any(isinstance(part, Image | Video) or part.strip() for message in messages for part in _parts(message)):
         raise PromptError("The prompt is empty. Give at least a text, an image or a video.")
