@@ -203,6 +203,8 @@ def test_explain_other_media(
         (["--text", ""], "The prompt is empty"),
         (["--media", "nothing.png", "--text", "?"], "No file or folder 'nothing.png'"),
         (["-m", "no-folder", "--text", "?"], "No folder 'no-folder'"),
+        (["-m", "no-folder" * 100, "--text", "?"], "No folder 'no-folder"),
+        (["-m", TILES, "--text", "\udcff"], "not valid Unicode: '\\udcff' in '"),
         (["--text", "?", "--set", "max_tiles"], "--set takes NAME=VALUE"),
         (["-m", TILES, "--text", "?", "--set", "max_tile=3"], "Did you mean 'max_tiles'?"),
         (["-m", TILES, "--text", "?", "-nf", "0"], "num_video_frames"),
@@ -264,7 +266,7 @@ def test_files_are_looked_for_before_the_model_is_loaded(run: Run, monkeypatch: 
 
 
 def test_medium_that_is_not_there() -> None:
-    for source in ("nothing.png", "video:nothing.mp4"):
+    for source in ("nothing.png", "video:nothing.mp4", "nothing" * 100):
         with pytest.raises(MediaError, match="nothing"):
             open_medium(source)
 

@@ -8,6 +8,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from vila_core.engine.text import Detokenizer, StopStrings
+from vila_core.errors import PromptError
 from vila_core.tokenizer import Tokenizer
 
 TEXTS = [
@@ -78,6 +79,12 @@ def test_random_characters_join_to_their_text(any_tokenizer: Tokenizer) -> None:
 def test_special_tokens_between_words_leave_no_trace(sentencepiece_like: Tokenizer) -> None:
     hello, world, end = (sentencepiece_like.hf.convert_tokens_to_ids(token) for token in ("▁hello", "▁world", "</s>"))
     assert pieces_of(sentencepiece_like, [end, hello, end, end, world]) == ["", "hello", "", "", " world", ""]
+
+
+@pytest.mark.parametrize("text", ["a \ud800 b", b"caf\xe9".decode(errors="surrogateescape")])
+def test_what_is_no_character_is_told_with_its_place(any_tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(PromptError, match=r"not valid Unicode: '.u....' in '"):
+        any_tokenizer.encode(text)
 
 
 def test_text_does_not_wait_longer_than_its_last_character(tokenizer: Tokenizer) -> None:

@@ -292,6 +292,9 @@ def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: 
     edit(folder / file, quantization_config={"quant_method": "awq", "bits": 4})
     with pytest.raises(CheckpointError, match=r"quantized \(awq\).*vila-quant"):
         open_checkpoint(folder)
+    edit(folder / file, quantization_config=["awq"])
+    with pytest.raises(CheckpointError, match=r"quantized \(unknown method\)"):
+        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(

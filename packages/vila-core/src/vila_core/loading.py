@@ -144,8 +144,10 @@ def choose_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.") from error
+    except RuntimeError:
+        chosen = None
+    if chosen is None or chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why.")
     return chosen

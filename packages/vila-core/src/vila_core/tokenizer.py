@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN, ChatTemplate, Turn
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,8 +54,17 @@ class Tokenizer:
         return len(self.hf)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, with the special tokens that the tokenizer adds by itself (LLaMA's `<s>`, say)."""
-        return list(self.hf(text).input_ids)
+        """Return the ids of `text`, with the special tokens that the tokenizer adds by itself (LLaMA's `<s>`, say).
+
+        Raises:
+            PromptError: the text holds what is no character: a byte that is no UTF-8, or half of a surrogate pair.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 20) : error.start + 20]
+            raise PromptError(f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8.") from None
+        return list(self.hf(text, verbose=False).input_ids)  # how long a prompt may be is checked elsewhere
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`."""

@@ -1,5 +1,6 @@
 """Open a checkpoint: a folder or a hub id, in whichever registered format it is."""
 
+import os
 from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ def open_checkpoint(
 def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
     """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`)."""
     path = Path(path_or_hub_id).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # False for what can be no name of a folder
         if revision is not None:
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
         if not path.is_dir():

@@ -1,6 +1,7 @@
 """`.bin` and `.pt` files: read with torch's weights-only unpickler, which runs no code; anything else is refused."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -14,7 +15,7 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors (CPU, memory-mapped where the file allows) in the state dict at `path`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds code, or is not a flat mapping from names to tensors.
+        CheckpointError: the file is missing or damaged, holds code, or is not a flat mapping from names to dense tensors.
     """
     content = unpickle(path)
     if isinstance(content, Mapping) and not any(
@@ -27,8 +28,15 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     for name, value in cast(Mapping[object, object], content).items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: entry {name!r} is a {type(value).__name__}; expected names mapped to tensors.")
+        if not is_dense(value):
+            raise CheckpointError(f"{path}: tensor '{name}' is {'without data' if value.is_meta else 'sparse'}; expected dense tensors.")
         tensors[name] = value
     return tensors
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether all of a tensor's numbers are there, which a pickle does not promise."""
+    return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def unpickle(path: Path) -> object:
@@ -43,9 +51,12 @@ def unpickle(path: Path) -> object:
         # Only files in the zip layout can be memory-mapped; torch < 1.6 wrote another.
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the unpickler may not know: then it refuses
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else "not a weights-only pickle"
+        lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Check the documentation")]
+        reason = lines[-1] if lines else "not a weights-only pickle"
         raise CheckpointError(
             f"{path} was refused: it holds more than tensors, and pickles can run code ({_short(reason)}). "
             "Nothing of it was executed. Ask its author for a safetensors file."

@@ -82,6 +82,8 @@ def quantization_at(path: Path) -> str | None:
             found = cast(dict[str, object], section).get("quantization_config") if isinstance(section, dict) else None
             if isinstance(found, dict):
                 return str(cast(dict[str, object], found).get("quant_method", "unknown method"))
+            if found is not None:
+                return "unknown method"
     return "tinychat" if tinychat_files(path) else None
 
 

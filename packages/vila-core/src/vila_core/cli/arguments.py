@@ -1,6 +1,7 @@
 """From the words of a command line to prompts and settings."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def open_medium(source: str) -> "Media":
     kind, colon, rest = source.partition(":")
     is_marked = bool(colon) and kind in ("image", "video")
     name = rest if is_marked else source
-    if not (is_url(name) or is_data_uri(name) or Path(name).exists()):
+    if not (is_url(name) or is_data_uri(name) or os.path.exists(name)):  # False for what can be no name of a file
         raise MediaError(f"No file or folder '{name}'. Check the path (the current folder is '{Path.cwd()}').")
     if is_marked:
         return Image(name) if kind == "image" else Video(name)
