@@ -88,7 +88,7 @@ def first(samples: Iterator[Sample], count: int) -> list[Sample]:
 def test_builtin_samples_never_end_and_hold_the_asked_share_of_pictures() -> None:
     samples = first(read_samples("builtin", 0, 0.25), 400)
     assert len(samples) == 400
-    assert [sample.is_text for sample in samples[:8]] == [True, False, True, True] * 2
+    assert [sample.is_text for sample in samples[:8]] == [False, True, True, True] * 2
     texts = [sample for sample in samples if sample.is_text]
     assert 90 < len(texts) < 200  # some 200 kB in windows; then pictures alone
     pictures = [sample for sample in samples if not sample.is_text]
@@ -96,6 +96,7 @@ def test_builtin_samples_never_end_and_hold_the_asked_share_of_pictures() -> Non
     assert len({sample.prompt[1] for sample in pictures}) == 4
     assert "世界人权宣言" in builtin_text()
     assert not any(sample.is_text for sample in first(read_samples("builtin", 0, 1.0), 4))
+    assert all(sample.is_text for sample in first(read_samples("builtin", 0, 0.0), 4))
 
 
 def test_a_closed_world_is_calibrated_on_itself() -> None:
@@ -145,6 +146,8 @@ def test_lines_of_json_give_media_prompts_and_answers(tmp_path: Path) -> None:
         ('{"promt": "x"}', "Did you mean 'prompt'"),
         ('{"prompt": 3}', "expected strings"),
         ('{"answer": null}', "expected strings, and a prompt or a medium"),
+        ('{"image": "no.png"}', r"line 2: no file '.*no\.png'"),
+        (json.dumps({"image": "iVBORw0KGgo" * 500}), "line 2: no file"),
     ],
 )
 def test_lines_that_are_no_samples_are_named(tmp_path: Path, line: str, message: str) -> None:
@@ -152,6 +155,11 @@ def test_lines_that_are_no_samples_are_named(tmp_path: Path, line: str, message:
     file.write_text(f'{{"prompt": "fine"}}\n{line}\n')
     with pytest.raises(QuantizationError, match=message):
         read_samples(str(file), 0, 0.0)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_text('{"prompt": "fine"}\n', encoding="utf-8-sig")
+    assert [sample.prompt for sample in read_samples(str(tmp_path / "samples.jsonl"), 0, 0.0)] == [("fine",)]
 
 
 def test_a_source_that_is_nowhere_is_told_with_those_that_are() -> None:

@@ -1,5 +1,6 @@
 """`vila-quant awq` on the embedded model: what is written, resuming, and what is refused."""
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
 from vila_core.embedded import embedded_model
 from vila_core.errors import CheckpointError, ConfigError
+from vila_quant import pipeline
 from vila_quant.cli.main import main
 from vila_quant.errors import QuantizationError
 from vila_quant.formats.search_results import read_search_results
@@ -219,8 +221,27 @@ def test_patterns_methods_and_folders_that_make_no_sense_are_refused(tmp_path: P
     (tmp_path / "full" / "file").touch()
     with pytest.raises(CheckpointError, match="not empty"):
         quantize_model(embedded_model(), tmp_path / "full", QUICK, device="cpu")
+    with pytest.raises(CheckpointError, match=rf"cannot be made: {tmp_path}/full/file is a file"):
+        quantize_model(embedded_model(), tmp_path / "full" / "file" / "out", QUICK, device="cpu")
     with pytest.raises(QuantizationError, match="tinychat"):
         quantize_model(embedded_model(), tmp_path / "out", quick(format="tinychat", lm_head="int8"), device="cpu")
+
+
+def test_a_disk_that_is_full_at_the_report_loses_no_work(lite: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, *arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    options = quick(search="nearest", group_size=32, calibration="builtin", search_results=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "write_report", full)
+        with pytest.raises(CheckpointError, match=r"out cannot be written: No space left on device. Free space, then run it again"):
+            quantize_model(lite.path, tmp_path / "out", options, device="cpu")
+        patched.setattr(torch, "save", full)
+        with pytest.raises(CheckpointError, match=r"awq_search_results\.pt was not written"):
+            quantize_model(lite.path, tmp_path / "out", options, device="cpu")
+    assert not (tmp_path / "out").exists()
+    record = (tmp_path / ".out.quantizing" / "layer-001" / "record.json").read_text()
+    assert json.loads(record)["seconds"] == quantize_model(lite.path, tmp_path / "out", options, device="cpu").layers[1].seconds
 
 
 # ------------------------------------------------------------------------------------------------ other sources, other targets

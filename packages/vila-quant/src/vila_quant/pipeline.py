@@ -5,6 +5,7 @@ OUT/                     appears when all of it is there
 """
 
 import hashlib
+import os
 import resource
 import time
 from collections.abc import Generator
@@ -64,16 +65,15 @@ def quantize_model(
         restart: forget the unfinished work of an earlier call.
 
     Raises:
-        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty, the format cannot hold the model, or search
-            results do not fit it.
+        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty or cannot be written, the format cannot hold
+            the model, or search results do not fit it.
         ConfigError: the method, the device or the template is unknown.
         QuantizationError: the model is quantized already, a width does not fit, values are not finite, there is too little
             calibration, too little memory, or unfinished work of another run.
     """
     options, progress = options or QuantizationOptions(), progress or Silent()
     target, path = choose_device(device), Path(out).expanduser().absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    _require_new(path)
     check_format(options)
     source, overlay = find_source(model, lora, revision=revision, token=token, offline=offline)
     checkpoint = open_checkpoint(source)
@@ -118,13 +118,26 @@ def quantize_model(
         peak_memory_bytes=_peak_memory(target),
         version=vila_quant.__version__,
     )
-    write_report(report, checkpoint, staged)
-    if path.exists():
-        path.rmdir()  # empty, as checked above
-    staged.rename(path)
+    try:
+        write_report(report, checkpoint, staged)
+        if path.exists():
+            path.rmdir()  # empty, as checked above
+        staged.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}. Free space, then run it again: it goes on.") from error
     work.remove()
     progress.advance()
     return report
+
+
+def _require_new(path: Path) -> None:
+    """Raise `CheckpointError` unless the folder `path` can be made, before hours are spent on what goes into it."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        problem = "not writable" if nearest.is_dir() else "a file"
+        raise CheckpointError(f"{path} cannot be made: {nearest} is {problem}. Choose another folder.")
 
 
 class Clock:

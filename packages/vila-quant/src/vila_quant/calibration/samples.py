@@ -11,6 +11,7 @@
 """
 
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,9 @@ def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sampl
     if source == "builtin":
         return _builtin(seed, picture_share)
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):  # False for what can be no name of a file
         return _folder(path, seed)
-    if path.is_file():
+    if os.path.isfile(path):
         return _text(_read_text(path), seed) if path.suffix == ".txt" else _json_lines(path, seed)
     datasets = {item.name: item for item in load_plugins().datasets if isinstance(item, RowSource)}
     if source not in datasets:
@@ -101,14 +102,13 @@ def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
     story = text.partition("\f")[0]
     windows = _text(text, seed)
     pictures = (draw_sample(number, seed, story) for number in count())
-    owed = 0.5  # so that few samples hold a picture too
+    owed = 1.0 if picture_share else 0.0  # the first is one, so that few samples hold a picture too
     while True:
-        owed += picture_share
         sample = next(pictures) if owed >= 1 else next(windows, None)
         if sample is None:
             yield from pictures
             return
-        owed -= owed >= 1
+        owed += picture_share - (owed >= 1)
         yield sample
 
 
@@ -131,7 +131,9 @@ def _rows(dataset: RowSource, seed: int) -> Iterator[Sample]:
 def _folder(folder: Path, seed: int) -> Iterator[Sample]:
     media = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
     if not media:
-        raise QuantizationError(f"{folder} holds no images or videos. Give a folder with some, or a .jsonl or .txt file.")
+        raise QuantizationError(
+            f"{folder} holds no images or videos (folders in it are not searched). Give a folder with some, or a .jsonl or .txt file."
+        )
     random.Random(seed).shuffle(media)
     return (Sample((open_media(path), _prompt_beside(path))) for path in media)
 
@@ -143,7 +145,7 @@ def _prompt_beside(path: Path) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, ValueError) as error:
         raise QuantizationError(f"{path} is no text file. Expected .jsonl or .txt in UTF-8.") from error
 
@@ -175,8 +177,8 @@ def _read_line(path: Path, number: int, line: str) -> Sample:
     if not texts or not all(isinstance(text, str) and text for text in texts):
         raise QuantizationError(f"{where}: {json.dumps(row)[:100]}; expected strings, and a prompt or a medium.")
     sources = {name: _beside(path, name) for name in cast("list[str]", [*pictures, *videos])}
-    if missing := [source for name, source in sources.items() if ":" not in name and not Path(source).is_file()]:
-        raise QuantizationError(f"{where}: no file '{missing[0]}'. Paths are relative to the file that names them.")
+    if missing := [source for name, source in sources.items() if ":" not in name and not os.path.isfile(source)]:
+        raise QuantizationError(f"{where}: no file '{missing[0][:200]}'. Paths are relative to the file that names them.")
     media = [Image(sources[name]) for name in cast("list[str]", pictures)] + [Video(sources[name]) for name in cast("list[str]", videos)]
     return Sample((*media, cast("str", prompt or DEFAULT_PROMPT)), cast("str | None", answer))
 

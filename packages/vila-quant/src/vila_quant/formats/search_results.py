@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vila_core.checkpoint.pickles import unpickle
+from vila_core.checkpoint.pickles import is_dense, unpickle
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
@@ -160,7 +160,11 @@ def read_search_results(path: Path) -> SearchResults:
 
 
 def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> None:
-    """Write what was found for `blocks` (by name, "model.layers.0") as llm-awq does: it reads the file with `--load_awq`."""
+    """Write what was found for `blocks` (by name, "model.layers.0") as llm-awq does: it reads the file with `--load_awq`.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     scales: list[tuple[str, tuple[str, ...], Tensor]] = []
     clips: list[tuple[str, Tensor]] = []
     for block, found in blocks.items():
@@ -168,7 +172,10 @@ def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> No
             previous, _, linears = key.partition("|")
             scales.append((f"{block}.{previous}", tuple(f"{block}.{name}" for name in linears.split(",")), tensor.detach().cpu()))
         clips += [(f"{block}.{name}", tensor.detach().cpu()) for name, tensor in found.clips.items()]
-    torch.save({"scale": scales, "clip": clips}, path)
+    try:
+        torch.save({"scale": scales, "clip": clips}, path)
+    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
+        raise CheckpointError(f"{path} was not written: {error}. Free space, then run it again.") from error
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -183,18 +190,24 @@ def _items(path: Path, results: Mapping[str, object], key: str) -> Sequence[obje
 
 def _read_scales(path: Path, item: object) -> FoundScales:
     match item:
-        case (str(previous), [*names], Tensor() as scales) if names and all(isinstance(name, str) for name in names) and scales.ndim == 1:
+        case (str(previous), [*names], Tensor() as scales) if (
+            names and all(isinstance(name, str) for name in names) and _holds_floats(scales, 1)
+        ):
             return FoundScales(_short_name(previous), tuple(_short_name(name) for name in cast("list[str]", names)), scales)
         case _:
-            raise CheckpointError(f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), tensor [K]).")
+            raise CheckpointError(f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), floats [K]).")
 
 
 def _read_clip(path: Path, item: object) -> tuple[str, Tensor]:
     match item:
-        case (str(name), Tensor() as limits) if limits.ndim == 3:
+        case (str(name), Tensor() as limits) if _holds_floats(limits, 3):
             return _short_name(name), limits
         case _:
-            raise CheckpointError(f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, tensor [N, G, 1]).")
+            raise CheckpointError(f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, floats [N, G, 1]).")
+
+
+def _holds_floats(tensor: Tensor, dimensions: int) -> bool:
+    return tensor.ndim == dimensions and tensor.is_floating_point() and is_dense(tensor)
 
 
 def _short_name(name: str) -> str:
