@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tests.quant.conftest import Recording
+from tests.quant.conftest import COMMITTED, Recording
 from torch import Tensor
 
 from vila_core.checkpoint.json_files import Section, read_section
@@ -28,6 +28,11 @@ from vila_quant.awq.scales import ScaleChoice, activation_scale, apply_scales, m
 from vila_quant.groupwise import fake_quantize
 
 KINDS = ("gqa", "mha")
+
+CLAIM = 0.95
+"""`best` leaves at most this share of the error that the reference leaves, on any model."""
+REACHED = {COMMITTED.name: 0.6}
+"""By recording, what `best` was seen to leave of its blocks' error: it is kept."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ class RecordedSearch:
     def group_size(self) -> int:
         name, clips = next((key.removeprefix("clip|"), tensor) for key, tensor in self.results.items() if key.startswith("clip|"))
         return self.decoder().get_submodule(name).weight.shape[1] // clips.shape[1]
+
+    @property
+    def reached(self) -> float:
+        return REACHED.get(self.model.parent.name, CLAIM)
 
     def clips(self, layer: int, name: str) -> Tensor | None:
         return self.results.get(f"clip|model.layers.{layer}.{name}")
@@ -238,8 +247,8 @@ def test_best_loses_far_less_than_the_recorded_reference(search: RecordedSearch)
     best = search.quality(search.quantize(METHODS["best"]))
     recorded = Quality.recorded(search.metrics["fp32"]["awq_scale+clip"])
     for found, reference in zip(best.block_mse_same_input, recorded.block_mse_same_input, strict=True):
-        assert found <= 0.6 * reference  # the claim is 0.95; this keeps what was reached
-    assert best.kl < 0.7 * recorded.kl
+        assert found <= search.reached * reference
+    assert best.kl < search.reached * recorded.kl
 
     again = search.quality(search.quantize(METHODS["best"]))
     assert again == best, "the search is not deterministic"
@@ -248,4 +257,4 @@ def test_best_loses_far_less_than_the_recorded_reference(search: RecordedSearch)
 def test_best_also_works_in_the_dtypes_of_a_gpu(search: RecordedSearch) -> None:
     found = search.quality(search.quantize(METHODS["best"], torch.bfloat16))
     recorded = Quality.recorded(search.metrics["fp32"]["awq_scale+clip"])
-    assert sum(found.block_mse_same_input) < 0.6 * sum(recorded.block_mse_same_input)
+    assert sum(found.block_mse_same_input) < search.reached * sum(recorded.block_mse_same_input)
