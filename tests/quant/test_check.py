@@ -130,6 +130,12 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         check(folder, embedded_model(), prompts="builtin", number=1)
 
 
+def test_a_misspelt_kernel_is_told_before_a_model_runs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vila_quant.check.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match=r"Unknown kernel 'refrence'.*Did you mean 'reference'"):
+        check(damaged, embedded_model(), kernel="refrence")
+
+
 def test_tasks_need_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     class Without:
         commands = frozenset({"convert"})
@@ -139,7 +145,15 @@ def test_tasks_need_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
         check("nowhere", embedded_model(), tasks=["vila/blocks"])
 
 
-def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Of two models, "before" and "after": what is in them is not looked at."""
+    (tmp_path / "before").mkdir()
+    (tmp_path / "after").mkdir()
+    return tmp_path / "before", tmp_path / "after"
+
+
+def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
     asked: list[list[str]] = []
 
     def answer(arguments: list[str]) -> dict[str, object]:
@@ -150,24 +164,24 @@ def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.Monke
             scored = arguments[1].endswith("t-8")
             return {"tasks": [{"task": "t", "measures": [tested] if scored else [], "paired": 40 if scored else 0}]}
         name = arguments[arguments.index("--model-name") + 1]
-        folders = {task: str(tmp_path / name / task) for task in ("t-8", "elsewhere", "unjudged")}
+        written = {task: str(tmp_path / name / task) for task in ("t-8", "elsewhere", "unjudged")}
         rows = [
             {"task": task, "folder": folder, "error": None, "result": None if task == "unjudged" else {}}
-            for task, folder in folders.items()
+            for task, folder in written.items()
         ]
         return {"tasks": rows, "report": None}
 
     monkeypatch.setattr(tasks, "_vila_eval", answer)
     names = ["t-8", "elsewhere", "unjudged"]
-    (change,) = compare_tasks("before", "after", names, tmp_path, limit=None, device="cpu", dtype="auto", offline=True)
+    (change,) = compare_tasks(*folders, names, tmp_path, limit=None, device="cpu", dtype="auto", offline=True)
     assert (change.task, change.before, change.after, change.standard_error, change.samples) == ("t-8", 0.9, 0.85, 0.02, 40)
-    assert [words[1] for words in asked[:2]] == ["before", "after"]
+    assert [words[1] for words in asked[:2]] == [str(folder) for folder in folders]
     assert [words[1:3] for words in asked[2:]] == [
         [str(tmp_path / "original-before" / task), str(tmp_path / "quantized-after" / task)] for task in ("t-8", "elsewhere")
     ]
 
 
-def test_a_failed_task_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_failed_task_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
     monkeypatch.setattr(tasks, "_vila_eval", lambda arguments: {"tasks": [{"task": "t", "error": "no data"}], "report": None})
     with pytest.raises(QuantizationError, match=r"before could not be evaluated\. t: no data"):
-        compare_tasks("before", "after", ["t"], tmp_path, limit=None, device="cpu", dtype="auto", offline=False)
+        compare_tasks(*folders, ["t"], tmp_path, limit=None, device="cpu", dtype="auto", offline=False)

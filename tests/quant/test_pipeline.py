@@ -87,6 +87,7 @@ def test_the_report_says_what_was_done(quantized: tuple[Path, QuantizationReport
     card = (out / "README.md").read_text()
     assert "int8, activations too" in card
     assert "license: apache-2.0" in card
+    assert "| left whole | embeddings, norms, projector, `llm.model.layers.5.mlp.*` |" in card
 
 
 def test_the_search_results_are_those_that_were_applied(quantized: tuple[Path, QuantizationReport]) -> None:

@@ -17,6 +17,7 @@ from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_core.loading import load
+from vila_core.plugins import load_plugins
 from vila_quant.comparison import Compared, Errors, Record, blocks_of, compare, record
 from vila_quant.held_out import read_prompts
 from vila_quant.kernels import forced
@@ -137,6 +138,8 @@ def check(
     progress = progress or Silent()
     if tasks:
         find_evaluation()
+    if kernel is not None:
+        load_plugins().kernels.get(kernel)  # a misspelt name is told at once
     source, lora = find_source(against, offline=offline)
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)

@@ -199,6 +199,7 @@ def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool)
     """Return the model card. It says nothing that differs from run to run."""
     name = " with ".join(Path(part).name if Path(part).exists() else part for part in (report.model, report.adapter) if part is not None)
     options, calibration, sizes = report.options, report.calibration, report.sizes
+    skipped = [f"`{pattern}`" for pattern in cast("list[str]", options["skip"])]
     head = {"none": "16 bits", "int8": "int8 by rows", "int4": f"4 bits, groups of {options['group_size']}"}[str(options["lm_head"])]
     tower = {"none": "16 bits", "int8": "int8, activations too (SmoothQuant)", "fp8": "fp8, activations too"}[str(options["vision"])]
     front = ["library_name: vila-kit", "tags: [vila, quantized, awq, 4-bit]", *_license(source.license)]
@@ -221,7 +222,7 @@ def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool)
 | linears of the language model | {options["bits"]} bits, groups of {options["group_size"]} |
 | output head | {head} |
 | vision tower | {tower} |
-| left whole | {_value(options["skip"]) or "embeddings, norms, projector"} |
+| left whole | {", ".join(("embeddings, norms, projector", *skipped))} |
 | calibration | {calibration.source}: {calibration.sequences} sequences of {calibration.sequence_length} tokens |
 | size | {_size(sizes.before)} → {_size(sizes.after)} |
 
