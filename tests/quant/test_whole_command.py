@@ -158,7 +158,7 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.md").write_text("no media")
-    with pytest.raises(VilaError, match=r"folder holds no images or videos\. Give a folder with some"):
+    with pytest.raises(VilaError, match=r"folder holds no images or videos \(folders in it are not searched\)\. Give a folder with some"):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.png").write_bytes(b"no picture")
     with pytest.raises(VilaError, match=r"broken\.png"):
