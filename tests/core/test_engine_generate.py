@@ -7,7 +7,7 @@ import torch
 
 from vila_core.engine.generate import Generated, Piece, decode_one_token, generate, pad_left, prefill, stream
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import PromptError
+from vila_core.errors import GenerationError, PromptError
 from vila_core.language.decoder import Decoder
 from vila_core.tokenizer import Tokenizer
 
@@ -116,6 +116,15 @@ def test_prompts_that_do_not_fit(decoder: Decoder, tokenizer: Tokenizer, end: fr
         generate(decoder, batch, GenerationConfig(), tokenizer, end)
     with pytest.raises(PromptError, match=message):
         stream(decoder, batch[1], GenerationConfig(), tokenizer, end)
+
+
+def test_numbers_that_are_not_finite_are_no_answer(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    batch = prompts(decoder, [3, 5])
+    batch[1][2, 7] = torch.nan
+    with pytest.raises(GenerationError, match=r"not finite, in float32.*--dtype"):
+        generate(decoder, batch, GenerationConfig(), tokenizer, end)
+    with pytest.raises(GenerationError, match="not finite"):
+        list(stream(decoder, batch[1], GenerationConfig(), tokenizer, end))
 
 
 def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:

@@ -25,6 +25,7 @@ from vila_quant.errors import QuantizationError
 from vila_quant.formats.search_results import read_search_results
 from vila_quant.options import QuantizationOptions
 from vila_quant.pipeline import quantize_model
+from vila_quant.progress import Silent
 from vila_quant.report import QuantizationReport
 from vila_quant.work_folder import WorkFolder
 
@@ -37,12 +38,37 @@ def quick(**changes: object) -> QuantizationOptions:
     return QuantizationOptions.model_validate({**SETTINGS, **changes})
 
 
+class Steps(Silent):
+    """Counts: by phase, how many steps it was said to have, and how many were done."""
+
+    def __init__(self) -> None:
+        self.stated: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+
+    def start(self, phase: str, total: int, done: int = 0) -> None:
+        self.stated[phase], self.done[phase] = total, done
+
+    def advance(self, note: str = "") -> None:
+        self.done[list(self.done)[-1]] += 1
+
+
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuantizationReport]:
+def steps() -> Steps:
+    """Of the run that `quantized` is."""
+    return Steps()
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory, steps: Steps) -> tuple[Path, QuantizationReport]:
     """The embedded model in four bits, its head and its tower in eight; not to be changed."""
     out = tmp_path_factory.mktemp("quantized") / "out"
     options = quick(lm_head="int8", vision="int8", vision_alpha=0.5, skip=("llm.model.layers.5.mlp.*",), search_results=True)
-    return out, quantize_model(embedded_model(), out, options, device="cpu")
+    return out, quantize_model(embedded_model(), out, options, steps, device="cpu")
+
+
+def test_every_phase_has_as_many_steps_as_it_says(quantized: tuple[Path, QuantizationReport], steps: Steps) -> None:
+    assert list(steps.stated) == ["Calibration", "Vision tower", "Layers", "Head", "Writing"]
+    assert steps.done == steps.stated
 
 
 def test_the_folder_loads_like_any_other_and_answers_as_before(quantized: tuple[Path, QuantizationReport]) -> None:
@@ -224,6 +250,8 @@ def test_patterns_methods_and_folders_that_make_no_sense_are_refused(tmp_path: P
         quantize_model(embedded_model(), tmp_path / "full", QUICK, device="cpu")
     with pytest.raises(CheckpointError, match=rf"cannot be made: {tmp_path}/full/file is a file"):
         quantize_model(embedded_model(), tmp_path / "full" / "file" / "out", QUICK, device="cpu")
+    with pytest.raises(CheckpointError, match="cannot be made: File name too long"):
+        quantize_model(embedded_model(), tmp_path / ("o" * 250), QUICK, device="cpu")  # the working folder's is longer still
     with pytest.raises(QuantizationError, match="tinychat"):
         quantize_model(embedded_model(), tmp_path / "out", quick(format="tinychat", lm_head="int8"), device="cpu")
 
@@ -235,10 +263,10 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(lite: Checkpoint, tmp_p
     options = quick(search="nearest", group_size=32, calibration="builtin", search_results=True)
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "write_report", full)
-        with pytest.raises(CheckpointError, match=r"out cannot be written: No space left on device. Free space, then run it again"):
+        with pytest.raises(CheckpointError, match=r"No space left on device\. Finished steps are kept in \S*/\.out\.quantizing"):
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
         patched.setattr(torch, "save", full)
-        with pytest.raises(CheckpointError, match=r"awq_search_results\.pt was not written"):
+        with pytest.raises(CheckpointError, match=r"awq_search_results\.pt was not written.*Finished steps are kept"):
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
     assert not (tmp_path / "out").exists()
     record = (tmp_path / ".out.quantizing" / "layer-001" / "record.json").read_text()

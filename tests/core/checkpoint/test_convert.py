@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path
         write(self, name, chunks)
 
     monkeypatch.setattr(ShardWriter, "write", full)
-    with pytest.raises(CheckpointError, match=r"disk is full.*nothing was left behind"):
+    with pytest.raises(CheckpointError, match=r"disk is full.*no part of it was left behind"):
         convert(source, tmp_path / "out", form)
     assert leftovers(tmp_path) == []
 

@@ -28,7 +28,7 @@ class PromptError(VilaError):
 
 
 class GenerationError(VilaError):
-    """Generation settings are out of range, or a schema cannot be followed."""
+    """Generation settings are out of range, a schema cannot be followed, or the model gives no finite numbers."""
 
 
 class PluginError(VilaError):

@@ -34,7 +34,7 @@ from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
 from vila_quant.search import find_method, search_digest
 from vila_quant.source import find_source
-from vila_quant.work_folder import WorkFolder
+from vila_quant.work_folder import WorkFolder, working_folder
 
 
 def quantize_model(
@@ -101,38 +101,40 @@ def quantize_model(
     with clock.phase("head"):
         _quantize_head(plan, options, reader, hidden, work, progress)
     del hidden
-    with clock.phase("writing"):
-        progress.start("Writing", 1)
-        staged = stage(checkpoint, adapter, plan, options, work, path.name)
-        written = writable_format(options.format).read(staged)
-    report = QuantizationReport(
-        model=str(model),
-        adapter=None if lora is None else str(lora),
-        method=method.name,
-        options=options.model_dump(mode="json"),
-        device=_device_name(target),
-        calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
-        layers=[LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)],
-        sizes=sizes_of(checkpoint, written),
-        seconds=clock.seconds,
-        peak_memory_bytes=_peak_memory(target),
-        version=vila_quant.__version__,
-    )
-    try:
+    with work.finishing():
+        with clock.phase("writing"):
+            progress.start("Writing", 1)
+            staged = stage(checkpoint, adapter, plan, options, work, path.name)
+            written = writable_format(options.format).read(staged)
+        report = QuantizationReport(
+            model=str(model),
+            adapter=None if lora is None else str(lora),
+            method=method.name,
+            options=options.model_dump(mode="json"),
+            device=_device_name(target),
+            calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
+            layers=[LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)],
+            sizes=sizes_of(checkpoint, written),
+            seconds=clock.seconds,
+            peak_memory_bytes=_peak_memory(target),
+            version=vila_quant.__version__,
+        )
         write_report(report, checkpoint, staged)
         if path.exists():
             path.rmdir()  # empty, as checked above
         staged.rename(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}. Free space, then run it again: it goes on.") from error
-    work.remove()
     progress.advance()
     return report
 
 
 def _require_new(path: Path) -> None:
     """Raise `CheckpointError` unless the folder `path` can be made, before hours are spent on what goes into it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    try:
+        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        working_folder(path).exists()
+    except OSError as error:  # a name that no folder can have, or one that may not be looked into
+        raise CheckpointError(f"{path} cannot be made: {error.strerror}. Choose another folder.") from error
+    if is_taken:
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
     nearest = next(parent for parent in path.parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
@@ -196,7 +198,7 @@ def _quantize_vision(
         losses.append(loss)
         progress.advance()
 
-    progress.start("Vision tower", 2 * sum(1 for name in tower.state_dict() if name.endswith(("fc1.weight",))))
+    progress.start("Vision tower", 2 * tower.depth)
     alpha = "search" if options.vision_alpha is None else options.vision_alpha
     changed = quantize_tower(tower, calibration.pixels, options.vision, alpha, on_branch)
     tensors = {f"vision_tower.{name}": tensor.cpu() for name, tensor in changed.items()}

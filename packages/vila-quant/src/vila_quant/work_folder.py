@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -34,7 +35,7 @@ class WorkFolder:
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, object], *, restart: bool = False):
-        self.path = out.parent / f".{out.name}.quantizing"
+        self.path = working_folder(out)
         stated = cast("dict[str, object]", json.loads(json.dumps(manifest)))
         if restart and self.path.exists():
             shutil.rmtree(self.path)
@@ -86,13 +87,24 @@ class WorkFolder:
         """Return the record of a finished step."""
         return read_json(self.path / step / RECORD)
 
-    def remove(self) -> None:
-        """Remove the folder."""
+    @contextmanager
+    def finishing(self) -> Generator[None]:
+        """Remove the folder when the block ends well; else raise `CheckpointError`, which says that it is kept."""
+        try:
+            yield
+        except (CheckpointError, OSError) as error:
+            problem = error if isinstance(error, CheckpointError) else f"{error}."
+            raise CheckpointError(f"{problem} Finished steps are kept in {self.path}: run it again, and it goes on.") from error
         shutil.rmtree(self.path)
 
     def _write_whole(self, name: str, value: Mapping[str, object]) -> None:
         write_json(self.path / f"{name}.part", value)
         (self.path / f"{name}.part").replace(self.path / name)
+
+
+def working_folder(out: Path) -> Path:
+    """Return where the unfinished work of the output folder `out` lies."""
+    return out.parent / f".{out.name}.quantizing"
 
 
 def _short(value: object) -> str:

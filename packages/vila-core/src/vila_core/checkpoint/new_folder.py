@@ -59,8 +59,8 @@ def _umask() -> int:
 def _cannot_write(path: Path, error: OSError) -> CheckpointError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _disk_full(path, "the disk is full")
-    return CheckpointError(f"{path} cannot be written: {error.strerror or error}. Nothing was left behind.")
+    return CheckpointError(f"{path} cannot be written: {error.strerror or error}. No part of it was left behind.")
 
 
 def _disk_full(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} was not written: {why}. Free space or choose another disk; nothing was left behind.")
+    return CheckpointError(f"{path} was not written: {why}. Free space or choose another disk; no part of it was left behind.")

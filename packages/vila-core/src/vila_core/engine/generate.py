@@ -13,7 +13,7 @@ from vila_core.engine.cache import Cache
 from vila_core.engine.completion import FinishReason
 from vila_core.engine.sampling import GenerationConfig, Sampler
 from vila_core.engine.text import Detokenizer, StopStrings
-from vila_core.errors import PromptError
+from vila_core.errors import GenerationError, PromptError
 from vila_core.language import LanguageModel
 from vila_core.tokenizer import Tokenizer
 
@@ -66,7 +66,7 @@ def stream(
 
     Raises:
         PromptError: the prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed.
+        GenerationError: the JSON schema cannot be followed, or the model gives numbers that are not finite.
     """
     answers, steps = _start(llm, [embeds], config, tokenizer, stop_token_ids, logits_processor)
     return _pieces(answers[0], steps)
@@ -84,7 +84,7 @@ def generate(
 
     Raises:
         PromptError: a prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed.
+        GenerationError: the JSON schema cannot be followed, or the model gives numbers that are not finite.
     """
     if not embeds:
         return []
@@ -178,6 +178,7 @@ def _steps(
     cache = llm.new_cache(rows, length + max_new_tokens)
     history: list[list[int]] = [[] for _ in prompts]
     logits = prefill(llm, embeds, cache, None if mask is None else mask[:, :length])
+    _require_finite(logits)
     for end in range(length + 1, length + max_new_tokens + 1):
         logits = logits.float()
         for process in processors:
@@ -188,6 +189,16 @@ def _steps(
             row.append(token_id)
         yield on_host
         logits = decode_one_token(llm, ids, cache, None if mask is None else mask[:, :end])
+
+
+def _require_finite(logits: torch.Tensor) -> None:
+    """Raise `GenerationError` rather than answer with whatever token comes first."""
+    if not bool(torch.isfinite(logits).all()):
+        name = str(logits.dtype).removeprefix("torch.")
+        raise GenerationError(
+            f"The model gives numbers that are not finite, in {name}. Its weights are damaged, or too large for that dtype: "
+            "try another (--dtype float32), or download the checkpoint again."
+        )
 
 
 def pad_left(prompts: Sequence[torch.Tensor], max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:

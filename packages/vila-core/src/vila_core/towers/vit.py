@@ -160,8 +160,11 @@ def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> No
 class VisionTower(nn.Module, ABC):
     """A tower: `config`, and `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
 
-    A tower holds every weight of its checkpoint, under the checkpoint's names, and runs only what `select_layer` needs.
+    A tower holds every weight of its checkpoint, under the checkpoint's names, and runs only what `select_layer` needs: its first
+    `depth` layers.
     """
+
+    depth: int
 
     def __init__(self, config: VisionTowerConfig):
         super().__init__()

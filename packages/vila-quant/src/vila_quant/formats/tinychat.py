@@ -78,7 +78,7 @@ class TinyChatFormat:
             try:
                 torch.save(tensors, folder / "llm" / f"{path.absolute().name}{SUFFIX}")
             except RuntimeError as error:  # what torch makes of a full disk
-                raise CheckpointError(f"{path} was not written: {error}. Nothing was left behind.") from error
+                raise CheckpointError(f"{path} was not written: {error}. No part of it was left behind.") from error
 
 
 def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:

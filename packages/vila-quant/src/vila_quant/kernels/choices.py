@@ -84,4 +84,4 @@ def _fitting_group(inputs: int) -> int:
     for size in (GROUP_SIZE, 64, 32):
         if inputs % size == 0:
             return size
-    raise ConfigError(f"No group size of 128, 64 or 32 divides a width of {inputs}: such a layer is left out with --skip.")
+    raise ConfigError(f"No group size of 128, 64 or 32 divides a width of {inputs}. `vila-quant awq --skip` leaves such a layer whole.")
