@@ -5,7 +5,6 @@ OUT/                     appears when all of it is there
 """
 
 import hashlib
-import os
 import resource
 import time
 from collections.abc import Generator
@@ -19,7 +18,7 @@ import vila_quant
 from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
 from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.lora import Adapter
-from vila_core.errors import CheckpointError
+from vila_core.checkpoint.new_folder import require_new
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.assembly import HEAD_STEP, VISION_STEP, stage
@@ -34,7 +33,7 @@ from vila_quant.progress import Progress, Silent
 from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
 from vila_quant.search import find_method, search_digest
 from vila_quant.source import find_source
-from vila_quant.work_folder import WorkFolder, working_folder
+from vila_quant.work_folder import WorkFolder
 
 
 def quantize_model(
@@ -59,7 +58,7 @@ def quantize_model(
         progress: told what is done.
         device: where to compute: "auto", "cuda", "cpu", "cuda:1".
         lora: folder or hub id of a LoRA adapter, merged into the weights first.
-        revision: branch, tag or commit of a `model` on the hub.
+        revision: branch, tag or commit of `model` on the hub.
         token: access token for a private repository.
         offline: use only what is in the hub's cache.
         restart: forget the unfinished work of an earlier call.
@@ -73,7 +72,7 @@ def quantize_model(
     """
     options, progress = options or QuantizationOptions(), progress or Silent()
     target, path = choose_device(device), Path(out).expanduser().absolute()
-    _require_new(path)
+    require_new(path)
     check_format(options)
     source, overlay = find_source(model, lora, revision=revision, token=token, offline=offline)
     checkpoint = open_checkpoint(source)
@@ -125,21 +124,6 @@ def quantize_model(
         staged.rename(path)
     progress.advance()
     return report
-
-
-def _require_new(path: Path) -> None:
-    """Raise `CheckpointError` unless the folder `path` can be made, before hours are spent on what goes into it."""
-    try:
-        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-        working_folder(path).exists()
-    except OSError as error:  # a name that no folder can have, or one that may not be looked into
-        raise CheckpointError(f"{path} cannot be made: {error.strerror}. Choose another folder.") from error
-    if is_taken:
-        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
-    nearest = next(parent for parent in path.parents if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        problem = "not writable" if nearest.is_dir() else "a file"
-        raise CheckpointError(f"{path} cannot be made: {nearest} is {problem}. Choose another folder.")
 
 
 class Clock:

@@ -35,21 +35,14 @@ class WorkFolder:
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, object], *, restart: bool = False):
-        self.path = working_folder(out)
+        self.path = out.parent / f".{out.name}.quantizing"
+        self._out = out
         stated = cast("dict[str, object]", json.loads(json.dumps(manifest)))
-        if restart and self.path.exists():
-            shutil.rmtree(self.path)
-        if (self.path / MANIFEST).exists():
-            found = read_json(self.path / MANIFEST)
-            differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
-            if differing:
-                key = differing[0]
-                difference = f"{key} was {_short(found.get(key))}, and is {_short(stated.get(key))}"
-                raise QuantizationError(
-                    f"{self.path} holds unfinished work of another run: {difference}. "
-                    "Run it as before to go on, or with --restart to begin anew."
-                )
         try:
+            if restart and self.path.exists():
+                shutil.rmtree(self.path)
+            if (self.path / MANIFEST).exists():
+                self._require_same(read_json(self.path / MANIFEST), stated)
             self.path.mkdir(parents=True, exist_ok=True)
             self._write_whole(MANIFEST, stated)
         except OSError as error:
@@ -93,18 +86,24 @@ class WorkFolder:
         try:
             yield
         except (CheckpointError, OSError) as error:
-            problem = error if isinstance(error, CheckpointError) else f"{error}."
+            is_told = isinstance(error, CheckpointError)
+            problem = error if is_told else f"{self._out} cannot be written: {error.strerror or error}. Free space."
             raise CheckpointError(f"{problem} Finished steps are kept in {self.path}: run it again, and it goes on.") from error
         shutil.rmtree(self.path)
+
+    def _require_same(self, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
+        differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
+        if differing:
+            key = differing[0]
+            difference = f"{key} was {_short(found.get(key))}, and is {_short(stated.get(key))}"
+            raise QuantizationError(
+                f"{self.path} holds unfinished work of another run: {difference}. "
+                "Run it as before to go on, or with --restart to begin anew."
+            )
 
     def _write_whole(self, name: str, value: Mapping[str, object]) -> None:
         write_json(self.path / f"{name}.part", value)
         (self.path / f"{name}.part").replace(self.path / name)
-
-
-def working_folder(out: Path) -> Path:
-    """Return where the unfinished work of the output folder `out` lies."""
-    return out.parent / f".{out.name}.quantizing"
 
 
 def _short(value: object) -> str:

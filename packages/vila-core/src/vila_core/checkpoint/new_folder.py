@@ -20,8 +20,7 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
         CheckpointError: `path` exists and is not an empty folder, or the disk is full or not writable.
     """
     path = path.expanduser().absolute()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    require_new(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(path.parent).free
@@ -42,6 +41,20 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
     except BaseException:  # an interrupted run leaves nothing either
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def require_new(path: Path) -> None:
+    """Raise `CheckpointError` unless the folder `path` can be made, before hours are spent on what goes into it."""
+    try:
+        is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    except OSError as error:  # a name that no folder can have, or one that may not be looked into
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from error
+    if is_taken:
+        raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
+    nearest = next(parent for parent in path.parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        problem = "not writable" if nearest.is_dir() else "a file"
+        raise CheckpointError(f"{path} cannot be written: {nearest} is {problem}. Choose another folder.")
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
