@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import vila_core
-from vila_quant.fp8 import FP8, Fp8Linear, multiplies_fp8
-from vila_quant.fp8 import LARGEST as LARGEST_FP8
-from vila_quant.int8 import Int8Linear, integer_product, quantize_rows
+from vila_quant.fp8 import FP8, multiplies_fp8
+from vila_quant.int8 import integer_product, quantize_rows
+from vila_quant.smoothing import TowerMode, quantize_linear
 
 SHAPES = {"q, k, v, out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)}
 """K and N of a block of SigLIP-SO400M."""
@@ -46,26 +46,6 @@ def milliseconds(call: Callable[[], object]) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def int8_linear(whole: nn.Linear) -> Int8Linear:
-    layer = Int8Linear(whole.out_features, whole.in_features, bias=True, quantize_activations=True).to(GPU)
-    codes, scale = quantize_rows(whole.weight.float())
-    layer.weight.copy_(codes)
-    layer.weight_scale.copy_(scale)
-    layer.bias = whole.bias
-    layer.reset_buffers(GPU, torch.bfloat16)
-    return layer
-
-
-def fp8_linear(whole: nn.Linear) -> Fp8Linear:
-    layer = Fp8Linear(whole.out_features, whole.in_features, bias=True).to(GPU)
-    scale = whole.weight.float().abs().amax(dim=1, keepdim=True) / LARGEST_FP8
-    layer.weight.copy_((whole.weight.float() / scale).to(FP8))
-    layer.weight_scale.copy_(scale)
-    layer.bias = whole.bias
-    layer.reset_buffers(GPU, torch.bfloat16)
-    return layer
 
 
 def operations_a_second(kind: str) -> float:
@@ -96,17 +76,15 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here")
     torch.manual_seed(0)
-    kinds = ["bf16", "int8", *(["fp8"] if multiplies_fp8(GPU, 16, 16) else [])]
-    rates = {kind: operations_a_second(kind) for kind in kinds}
+    modes: list[TowerMode] = ["int8", "fp8"] if multiplies_fp8(GPU, 16, 16) else ["int8"]
+    rates = {kind: operations_a_second(kind) for kind in ("bf16", *modes)}
     layers: dict[str, dict[str, float]] = {}
     failed = False
     for name, (inputs, outputs) in SHAPES.items():
         whole = nn.Linear(inputs, outputs, device=GPU, dtype=torch.bfloat16)
         x = torch.randn(args.tokens, inputs, device=GPU, dtype=torch.bfloat16)
-        modules: dict[str, nn.Module] = {"bf16": whole, "int8": int8_linear(whole)}
-        if "fp8" in kinds:
-            modules["fp8"] = fp8_linear(whole)
         numbers: dict[str, float] = {}
+        modules: dict[str, nn.Module] = {"bf16": whole, **{mode: quantize_linear(whole, mode) for mode in modes}}
         for kind, module in modules.items():
             numbers[f"{kind}_us"] = 1e3 * milliseconds(partial(module, x))
             numbers[f"{kind}_floor_us"] = 1e6 * 2 * args.tokens * inputs * outputs / rates[kind]
