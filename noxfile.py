@@ -24,7 +24,11 @@ PYTHONS = ("3.11", "3.12", "3.13")
 TESTED_SET = ("-c", "constraints.txt")
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
-TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")  # the triton is the one that this torch asks for on CUDA
+TORCH_PINS = (
+    "torch==2.13.0",
+    "triton==3.7.1",
+    "torchvision==0.28.0",
+)  # the triton is the one that this torch asks for on CUDA
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")  # triton interprets its kernels
 QUANT_EXTRAS = ("numba",)  # of vila-quant's
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
@@ -65,7 +69,9 @@ def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
     session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS)
     arguments = session.posargs or ["-n", "auto"]
-    session.run("pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"})
+    session.run(
+        "pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ the code
@@ -103,7 +109,9 @@ def imports(session: nox.Session) -> None:
 def timm(session: nox.Session) -> None:
     """Test the towers that come from timm, which brings torchvision."""
     stand_on_core(session)
-    session.install(*TESTED_SET, "--no-deps", "torchvision")  # its own pin of torch may name another build of the same version
+    session.install(
+        *TESTED_SET, "--no-deps", "torchvision"
+    )  # its own pin of torch may name another build of the same version
     session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
     session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
@@ -124,9 +132,18 @@ def lmms(session: nox.Session) -> None:
 def interop(session: nox.Session) -> None:
     """Let transformers load our AWQ checkpoints with its own backend, GPTQModel, and compare what both compute."""
     stand_on_core(session)
-    session.install(*TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest")
+    session.install(
+        *TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest"
+    )
     # It asks for a newer torch than the tested one, and for what quantizing and GPUs need. Reading on a CPU imports these only.
-    its_own = ("threadpoolctl==3.8.0", "pypcre==0.6.4", "tokenicer==0.0.14", "logbar==0.4.15", "defuser==0.0.28", "device-smi==0.5.7")
+    its_own = (
+        "threadpoolctl==3.8.0",
+        "pypcre==0.6.4",
+        "tokenicer==0.0.14",
+        "logbar==0.4.15",
+        "defuser==0.0.28",
+        "device-smi==0.5.7",
+    )
     session.install("--no-deps", "gptqmodel==7.7.0", *its_own)
     session.run("pytest", "tests/interop", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

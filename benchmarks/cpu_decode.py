@@ -31,8 +31,8 @@ from torch import nn
 
 import vila_core
 from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig
-from vila_core.embedded import embedded_model
 from vila_core.engine.generate import prefill, stream
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.language.decoder import Decoder
@@ -45,7 +45,15 @@ from vila_quant.kernels.pages import large_pages
 from vila_quant.linear import GroupwiseLinear
 
 CPU = torch.device("cpu")
-SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+)
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2-1.5b": dict(zip(SIZES, (28, 1536, 8960, 12, 2, 128, 151936), strict=True)),
     "tiny": dict(zip(SIZES, (2, 256, 512, 4, 2, 64, 1024), strict=True)),
@@ -100,7 +108,11 @@ def quantize(llm: Decoder, group_size: int, lm_head: str, generator: torch.Gener
     for parent in list(llm.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(parent, name, four_bits(child.out_features, child.in_features, group_size, child.bias is not None, generator))  # pyright: ignore[reportUnnecessaryComparison]
+                setattr(
+                    parent,
+                    name,
+                    four_bits(child.out_features, child.in_features, group_size, child.bias is not None, generator),
+                )  # pyright: ignore[reportUnnecessaryComparison]
     llm.model = DecodingModel(llm.model)
     vocabulary, width = llm.model.embed_tokens.weight.shape
     if lm_head == "int8":
@@ -169,7 +181,9 @@ def prefill_seconds(llm: Decoder, tokens: int, clock: Clock) -> float:
 
 def bytes_a_token(llm: Decoder, tokens: int) -> int:
     """Return what decoding one token reads: every weight but the embedding (unless that is the head), and the middle cache."""
-    weights = sum(tensor.nbytes for name, tensor in llm.named_parameters() if "embed_tokens" not in name or llm.lm_head is None)
+    weights = sum(
+        tensor.nbytes for name, tensor in llm.named_parameters() if "embed_tokens" not in name or llm.lm_head is None
+    )
     for module in llm.modules():
         if isinstance(module, GroupwiseLinear):
             weights += sum(tensor.nbytes for tensor in module.packed)
@@ -196,7 +210,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="decoded in a round")
     parser.add_argument("--prefill", type=int, default=512, metavar="TOKENS", help="0: leave prefill out")
     parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick look at prefill")
-    parser.add_argument("--cpu-time", action="store_true", help="time this process alone, on a busy machine; only with OMP_NUM_THREADS=1")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="time this process alone, on a busy machine; only with OMP_NUM_THREADS=1",
+    )
     parser.add_argument("--profile", action="store_true", help="print where the time of four-bit decoding goes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -227,7 +245,11 @@ def main() -> None:
             tokens = decode_seconds(llm, tokenizer, args.tokens, clock)
             reads += [seconds(read, clock) for _ in range(args.tokens // 2)]
             rounds[name].append(
-                Round(numbers.nbytes / statistics.median(reads), bytes_a_token(llm, args.tokens), statistics.median(tokens))
+                Round(
+                    numbers.nbytes / statistics.median(reads),
+                    bytes_a_token(llm, args.tokens),
+                    statistics.median(tokens),
+                )
             )
         print(f"round {turn}: " + ", ".join(f"{name} {values[-1]}" for name, values in rounds.items()), flush=True)
     for _ in range(2 if args.prefill else 0):
@@ -244,7 +266,9 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "kernels": sorted({layer.kernel.name for layer in small.modules() if isinstance(layer, GroupwiseLinear) and layer.kernel}),
+        "kernels": sorted(
+            {layer.kernel.name for layer in small.modules() if isinstance(layer, GroupwiseLinear) and layer.kernel}
+        ),
         "torch": torch.__version__,
         "vila_core": vila_core.__version__,
         "lowest_read_GB_per_s": min(one.bandwidth for values in rounds.values() for one in values) / 1e9,

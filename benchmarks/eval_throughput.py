@@ -21,7 +21,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vila_core as vila
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.prompt import Prompt
 
 WORKLOADS = {

@@ -72,7 +72,9 @@ class PeakMemory:
     @staticmethod
     def _now() -> int:
         status = Path("/proc/self/status").read_text()
-        return sum(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem")))
+        return sum(
+            int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(("RssAnon", "RssShmem"))
+        )
 
 
 def bandwidth() -> float:
@@ -89,8 +91,17 @@ def transformers_model(model: vila.Vila) -> torch.nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     decoder = model.config.language_model
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size")
-    config = Qwen2Config(**{name: getattr(decoder, name) for name in names}, max_position_embeddings=32768, tie_word_embeddings=False)
+    names = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "vocab_size",
+    )
+    config = Qwen2Config(
+        **{name: getattr(decoder, name) for name in names}, max_position_embeddings=32768, tie_word_embeddings=False
+    )
     config.rope_parameters = {"rope_type": "default", "rope_theta": 1e6}
     with torch.device("meta"):
         other = Qwen2ForCausalLM(config)
@@ -129,7 +140,12 @@ def main() -> None:
     embeds = torch.randn(CONTEXT, decoder.hidden_size, dtype=torch.bfloat16, device=device, generator=generator) * 0.02
     settings = GenerationConfig(max_new_tokens=args.new_tokens)
     other = transformers_model(model)
-    kwargs = {"max_new_tokens": args.new_tokens, "min_new_tokens": args.new_tokens, "do_sample": False, "pad_token_id": 0}
+    kwargs = {
+        "max_new_tokens": args.new_tokens,
+        "min_new_tokens": args.new_tokens,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     mask = torch.ones(1, CONTEXT, dtype=torch.long, device=device)
     with torch.inference_mode():
         ours = lambda: generate(llm, [embeds], settings, model.tokenizer, frozenset())  # noqa: E731
@@ -161,7 +177,11 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(report, indent=2))
     if device == "cuda":  # the claims are made for a GPU
-        held = report["load_over_read"] <= 1.5 and report["host_peak_over_largest_shard"] <= 2 and report["ours_over_transformers"] >= 1
+        held = (
+            report["load_over_read"] <= 1.5
+            and report["host_peak_over_largest_shard"] <= 2
+            and report["ours_over_transformers"] >= 1
+        )
         sys.exit(0 if held else 1)
 
 

@@ -23,13 +23,25 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.2), layout="constrained")
     for stage in dict.fromkeys(record["stage"] for record in losses):
         of_stage = [record for record in losses if record["stage"] == stage]
-        left.plot([record["elapsed"] for record in of_stage], [max(record["loss"], 1e-5) for record in of_stage], label=stage, linewidth=1)
-    left.set(yscale="log", xlabel="seconds since the command began", ylabel="loss (mean over answer tokens)", title="Training loss")
+        left.plot(
+            [record["elapsed"] for record in of_stage],
+            [max(record["loss"], 1e-5) for record in of_stage],
+            label=stage,
+            linewidth=1,
+        )
+    left.set(
+        yscale="log",
+        xlabel="seconds since the command began",
+        ylabel="loss (mean over answer tokens)",
+        title="Training loss",
+    )
     left.legend()
     right.set_prop_cycle(color=mpl.colormaps["tab20"].colors[::2] + mpl.colormaps["tab20"].colors[1::2])
     for task in tests[0]["validation"] if tests else ():
         right.plot([t["step"] for t in tests], [100 * t["validation"][task] for t in tests], label=task, linewidth=1)
-    right.set(xlabel="SFT step", ylabel="exact match, %", title="Validation: combinations never trained on", ylim=(50, 101))
+    right.set(
+        xlabel="SFT step", ylabel="exact match, %", title="Validation: combinations never trained on", ylim=(50, 101)
+    )
     right.legend(fontsize=7, ncols=2, loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)

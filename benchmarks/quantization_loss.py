@@ -35,7 +35,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for loss.json; what is there already is not measured again")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for loss.json; what is there already is not measured again"
+    )
     parser.add_argument("--plot", type=Path, help="draw loss.json into this .svg or .png")
     parser.add_argument("--model", help="folder or hub id; without it, vila-tiny")
     parser.add_argument("--device", default="cpu")
@@ -51,7 +53,9 @@ def main() -> None:
         done = {row["model"] for row in rows}
         rows += measure(arguments, done)
         arguments.out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"rows": rows, "device": arguments.device, "torch": torch.__version__}, indent=1) + "\n")
+        file.write_text(
+            json.dumps({"rows": rows, "device": arguments.device, "torch": torch.__version__}, indent=1) + "\n"
+        )
     if arguments.plot:
         draw(rows, arguments.plot)
 
@@ -113,9 +117,14 @@ def measure_random(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
     for norm in (block.input_layernorm, block.post_attention_layernorm):
         norm.weight.fill_(1.0)
         norm.weight[torch.randperm(width, generator=generator)[: max(1, width // 42)]] = 12.0
-    x = [torch.randn(arguments.sequences, arguments.length, width, generator=generator).to(arguments.device) for _ in range(2)]
+    x = [
+        torch.randn(arguments.sequences, arguments.length, width, generator=generator).to(arguments.device)
+        for _ in range(2)
+    ]
     block.to(arguments.device)
-    rotation = Rotary(config).to(arguments.device)(torch.arange(arguments.length, device=arguments.device)[None], torch.float32)
+    rotation = Rotary(config).to(arguments.device)(
+        torch.arange(arguments.length, device=arguments.device)[None], torch.float32
+    )
     yield from measure_block(name, 0, block, x, [Surroundings(rotation)] * 2)
 
 
@@ -156,14 +165,19 @@ def draw(rows: list[Row], file: Path) -> None:
     models = list(dict.fromkeys(row["model"] for row in rows if "block" in row))
     towers = [row for row in rows if "alpha" in row]
     figure, axes = plt.subplots(
-        1, len(models) + bool(towers), figsize=(5 * (len(models) + bool(towers)), 3.6), layout="constrained", squeeze=False
+        1,
+        len(models) + bool(towers),
+        figsize=(5 * (len(models) + bool(towers)), 3.6),
+        layout="constrained",
+        squeeze=False,
     )
     for axis, name in zip(axes[0], models, strict=False):
         of_model = [row for row in rows if row["model"] == name and "block" in row]
         sizes = sorted({row["group_size"] for row in of_model})
         for place, method in enumerate(("nearest", "reference", "best")):
             squares = {
-                size: [row["error"] ** 2 for row in of_model if (row["group_size"], row["method"]) == (size, method)] for size in sizes
+                size: [row["error"] ** 2 for row in of_model if (row["group_size"], row["method"]) == (size, method)]
+                for size in sizes
             }
             heights = [100 * (sum(values) / len(values)) ** 0.5 for values in squares.values()]
             bars = axis.bar([number + 0.27 * (place - 1) for number in range(len(sizes))], heights, 0.25, label=method)
@@ -176,9 +190,15 @@ def draw(rows: list[Row], file: Path) -> None:
         for mode in dict.fromkeys(row["mode"] for row in towers):
             given = [row for row in towers if row["mode"] == mode and row["alpha"] != "search"]
             searched = next(row for row in towers if row["mode"] == mode and row["alpha"] == "search")
-            (line,) = axes[0][-1].plot([row["alpha"] for row in given], [100 * row["error"] for row in given], marker="o", label=mode)
-            axes[0][-1].axhline(100 * searched["error"], color=line.get_color(), linestyle=":", label=f"{mode}, searched")
-        axes[0][-1].set(title=f"Vision tower: {towers[0]['model']}", xlabel="α", ylabel="error of a branch, %", ylim=(0, None))
+            (line,) = axes[0][-1].plot(
+                [row["alpha"] for row in given], [100 * row["error"] for row in given], marker="o", label=mode
+            )
+            axes[0][-1].axhline(
+                100 * searched["error"], color=line.get_color(), linestyle=":", label=f"{mode}, searched"
+            )
+        axes[0][-1].set(
+            title=f"Vision tower: {towers[0]['model']}", xlabel="α", ylabel="error of a branch, %", ylim=(0, None)
+        )
         axes[0][-1].legend()
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 

@@ -25,7 +25,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=sorted(QWEN2), help="whose shapes")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the numbers")
-    parser.add_argument("--work", type=Path, default=Path("benchmark-work"), help="folder for the checkpoints (NVILA-8B: 16 GB and 6 GB)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("benchmark-work"),
+        help="folder for the checkpoints (NVILA-8B: 16 GB and 6 GB)",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, help="fewer blocks than the model has, to try the script")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints there")

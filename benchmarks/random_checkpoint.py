@@ -11,15 +11,28 @@ from pathlib import Path
 import torch
 
 from vila_core.checkpoint import open_checkpoint, save_checkpoint
-from vila_core.config import DecoderConfig, PixelConfig, PreprocessConfig, ProjectorConfig, S2Config, SiglipConfig, VilaConfig
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
+from vila_core.config import (
+    DecoderConfig,
+    PixelConfig,
+    PreprocessConfig,
+    ProjectorConfig,
+    S2Config,
+    SiglipConfig,
+    VilaConfig,
+)
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
 
 SHARD_BYTES = 4 * 1024**3
 
 SIGLIP_SO400M_448 = SiglipConfig(
-    image_size=448, patch_size=14, hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16
+    image_size=448,
+    patch_size=14,
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=27,
+    num_attention_heads=16,
 )
 SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 QWEN2 = {

@@ -93,7 +93,10 @@ def main() -> int:
                 numbers[f"{kind}_of_bf16"] = numbers["bf16_us"] / numbers[f"{kind}_us"]
                 failed |= numbers[f"{kind}_error"] > TOLERANCE[kind]
         layers[name] = numbers
-        print(f"{name} {inputs} -> {outputs}: " + ", ".join(f"{key} {value:.3g}" for key, value in numbers.items()), flush=True)
+        print(
+            f"{name} {inputs} -> {outputs}: " + ", ".join(f"{key} {value:.3g}" for key, value in numbers.items()),
+            flush=True,
+        )
     report = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

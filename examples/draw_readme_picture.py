@@ -35,7 +35,10 @@ def main() -> None:
     pen = ImageDraw.Draw(sheet)
     for row, question in enumerate(questions):
         top = MARGIN + row * ROW
-        media = [vila.Video(MEDIA / name) if name.endswith(".mp4") else vila.Image(MEDIA / name) for name in question["media"]]
+        media = [
+            vila.Video(MEDIA / name) if name.endswith(".mp4") else vila.Image(MEDIA / name)
+            for name in question["media"]
+        ]
         answer = model.generate([*media, question["text"]])
         small_pictures = [picture for name in question["media"] for picture in thumbnails(name)]
         is_video = question["media"][0].endswith(".mp4")

@@ -24,10 +24,15 @@ def tokenizer() -> Tokenizer:
     fast.decoder = decoders.ByteLevel()
     special = ["<|end|>", "<|pad|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=320,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     fast.train_from_iterator(CORPUS * 3, trainer)
-    hf = PreTrainedTokenizerFast(tokenizer_object=fast, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False)
+    hf = PreTrainedTokenizerFast(
+        tokenizer_object=fast, eos_token="<|end|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
+    )
     return Tokenizer(hf)
 
 

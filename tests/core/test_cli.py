@@ -12,11 +12,11 @@ import torch
 from safetensors import safe_open
 
 import vila_core as vila
-from vila_core import plugins as plugin_loader
 from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.description import count_tokens, describe, name_family
 from vila_core.cli import doctor, main
-from vila_core.description import count_tokens, describe, name_family
-from vila_core.plugins import load_plugin_file
+from vila_core.plugins import loader as plugin_loader
+from vila_core.plugins.loader import load_plugin_file
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 TILES = DATA / "golden" / "nvila_lite_56" / "checkpoint"
@@ -74,7 +74,9 @@ def test_version(run: Run) -> None:
     assert run("--version")[1].strip() == vila.__version__
 
 
-def test_command_of_a_plugin_is_imported_when_it_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_of_a_plugin_is_imported_when_it_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plugin_loader, "_plugin_files", {})
     (tmp_path / "hello.py").write_text("""
 import typer
@@ -135,9 +137,13 @@ def test_info_agrees_with_the_loaded_model(checkpoint: Path, run: Run) -> None:
     largest = max(info["memory"], key=lambda memory: (memory["dtype"] == "float32", memory["context"]))
     cache = model.network.llm.new_cache(1, 64)
     kept = sum(tensor.nbytes for tensor in vars(cache).values() if isinstance(tensor, torch.Tensor))
-    kept += sum(tensor.nbytes for tensors in vars(cache).values() if isinstance(tensors, (list, tuple)) for tensor in tensors)
+    kept += sum(
+        tensor.nbytes for tensors in vars(cache).values() if isinstance(tensors, (list, tuple)) for tensor in tensors
+    )
     assert largest["context"] == info["context"]
-    assert largest["kv_cache"] * 64 == kept * info["context"], "key/value bytes grow with the context as the real cache does"
+    assert largest["kv_cache"] * 64 == kept * info["context"], (
+        "key/value bytes grow with the context as the real cache does"
+    )
     assert largest["total"] == largest["weights"] + largest["kv_cache"] == 4 * stored + largest["kv_cache"]
 
 
@@ -182,7 +188,9 @@ def test_info_for_people(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_info_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vila_core.checkpoint.reading.read_tensors", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        "vila_core.checkpoint.tensors.reading.read_tensors", lambda *_: pytest.fail("weights were read")
+    )
     assert describe(open_checkpoint(TILES)).parameters > 0
 
 
@@ -270,7 +278,9 @@ def test_doctor_is_content(installed: dict[str, str], run: Run) -> None:
     assert "Everything that is required is here" in run("doctor")[1]
 
 
-def test_doctor_says_what_is_missing_and_how_to_mend_it(installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_what_is_missing_and_how_to_mend_it(
+    installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     del installed["av"]
     installed |= {"torch": "2.4.0", "vila-quant": "0.0.9"}
@@ -282,7 +292,9 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it(installed: dict[str, str
     assert '→ pip install "av<17,>=14"' in run("doctor")[1]
 
 
-def test_doctor_names_a_gpu_that_torch_cannot_use(installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_names_a_gpu_that_torch_cannot_use(
+    installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "_nvidia_driver", lambda: "570.1")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)

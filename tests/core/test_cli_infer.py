@@ -10,10 +10,10 @@ import PIL.Image
 import pytest
 
 import vila_core as vila
-from vila_core import plugins as plugin_loader
 from vila_core.cli import infer
 from vila_core.cli.arguments import join_values, open_medium, read_prompt
 from vila_core.errors import MediaError, PromptError
+from vila_core.plugins import loader as plugin_loader
 
 DATA = Path(__file__).parents[1] / "parity" / "data" / "golden"
 TILES = DATA / "nvila_lite_56" / "checkpoint"
@@ -63,7 +63,11 @@ def test_json_has_what_the_completion_has(run: Run, model: vila.Vila) -> None:
     code, out, _ = run("--model-path", TILES, "--media", WIDE, "--text", "what?", "--max_new_tokens", 6, "--json")
     answer = json.loads(out)
     assert code == 0
-    assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == (expected.text, expected.token_ids, expected.finish_reason)
+    assert (answer["text"], answer["token_ids"], answer["finish_reason"]) == (
+        expected.text,
+        expected.token_ids,
+        expected.finish_reason,
+    )
     assert answer["usage"] == {
         "prompt_tokens": expected.usage.prompt_tokens,
         "media_tokens": expected.usage.media_tokens,
@@ -73,7 +77,20 @@ def test_json_has_what_the_completion_has(run: Run, model: vila.Vila) -> None:
 
 
 def test_streamed_and_whole_answers_are_the_same(run: Run) -> None:
-    arguments = ("-m", TILES, "--media", TALL, "--text", "Describe it.", "--max-new-tokens", 24, "--temperature", 1.3, "--seed", 5)
+    arguments = (
+        "-m",
+        TILES,
+        "--media",
+        TALL,
+        "--text",
+        "Describe it.",
+        "--max-new-tokens",
+        24,
+        "--temperature",
+        1.3,
+        "--seed",
+        5,
+    )
     _, whole, _ = run(*arguments, "--no-stream")
     code, streamed, _ = run(*arguments, "--stream")
     assert code == 0
@@ -87,18 +104,24 @@ def test_number_of_video_frames(spelling: str, source: Path, run: Run) -> None:
     per_frame = 5  # 4 patches and the end token
     arguments = ("-m", TILES, "--media", source, "--text", "what happens?", "--max-new-tokens", 1, "--json")
     assert json.loads(run(*arguments, spelling, 3)[1])["usage"]["media_tokens"] == 3 * per_frame
-    assert json.loads(run(*arguments, spelling, -1)[1])["usage"]["media_tokens"] == 8 * per_frame, "-1 is the model's own"
+    assert json.loads(run(*arguments, spelling, -1)[1])["usage"]["media_tokens"] == 8 * per_frame, (
+        "-1 is the model's own"
+    )
 
 
 def test_other_preprocessing_by_name(run: Run, model: vila.Vila) -> None:
-    few = json.loads(run("-m", TILES, "--media", WIDE, "--text", "?", "--max-new-tokens", 1, "--json", "--set", "max_tiles=2")[1])
+    few = json.loads(
+        run("-m", TILES, "--media", WIDE, "--text", "?", "--max-new-tokens", 1, "--json", "--set", "max_tiles=2")[1]
+    )
     limited = vila.load(TILES, max_tiles=2).complete([vila.Image(WIDE), "?"], max_new_tokens=1)
     assert (
         few["usage"]["media_tokens"]
         == limited.usage.media_tokens
         < model.complete([vila.Image(WIDE), "?"], max_new_tokens=1).usage.media_tokens
     )
-    tiles = json.loads(run("-m", TILES, "--media", VIDEO, "--text", "?", "--max-new-tokens", 1, "--json", "--video_max_tiles", 2)[1])
+    tiles = json.loads(
+        run("-m", TILES, "--media", VIDEO, "--text", "?", "--max-new-tokens", 1, "--json", "--video_max_tiles", 2)[1]
+    )
     assert (
         tiles["usage"]["media_tokens"]
         == vila.load(TILES, video_max_tiles=2).complete([vila.Video(VIDEO), "?"], max_new_tokens=1).usage.media_tokens
@@ -114,7 +137,15 @@ def test_text_from_a_pipe(run: Run, model: vila.Vila) -> None:
 
 def test_media_keep_their_order_and_come_before_the_text() -> None:
     parts = read_prompt(
-        "Compare.", [str(TALL), str(VIDEO), str(FRAMES), f"video:{WIDE}", "https://example.org/a.png?size=2", "https://example.org/b.MP4"]
+        "Compare.",
+        [
+            str(TALL),
+            str(VIDEO),
+            str(FRAMES),
+            f"video:{WIDE}",
+            "https://example.org/a.png?size=2",
+            "https://example.org/b.MP4",
+        ],
     )
     kinds = [type(part).__name__ for part in parts]
     assert kinds == ["Image", "Video", "Video", "Video", "Image", "Video", "str"]
@@ -123,7 +154,14 @@ def test_media_keep_their_order_and_come_before_the_text() -> None:
 def test_stop_strings_and_json_schema(run: Run, tmp_path: Path) -> None:
     schema = tmp_path / "answer.json"
     schema.write_text(
-        json.dumps({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False})
+        json.dumps(
+            {
+                "type": "object",
+                "properties": {"ok": {"type": "boolean"}},
+                "required": ["ok"],
+                "additionalProperties": False,
+            }
+        )
     )
     code, out, _ = run("-m", TILES, "--text", "ok?", "--json-schema", schema, "--max-new-tokens", 40)
     assert code == 0
@@ -150,7 +188,19 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         kept = {key: value for key, value in content.items() if key not in keys}
         (without_template / name).write_text(json.dumps(kept))
     assert "states no chat template" in run("-m", without_template, "--text", "hi")[2]
-    code, _, err = run("-m", without_template, "--text", "hi", "--plugin", file, "-c", "from_a_file", "--explain", "--max-new-tokens", 1)
+    code, _, err = run(
+        "-m",
+        without_template,
+        "--text",
+        "hi",
+        "--plugin",
+        file,
+        "-c",
+        "from_a_file",
+        "--explain",
+        "--max-new-tokens",
+        1,
+    )
     assert code == 0, err
     assert "MARK hi" in err
 
@@ -188,7 +238,9 @@ def test_explain_other_media(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     flags = ["--media", *media] if media else []
-    code, _, err = run("-m", checkpoint, *flags, "--text", "what?", "--max-new-tokens", 1, "--explain", tmp_path / "seen.png")
+    code, _, err = run(
+        "-m", checkpoint, *flags, "--text", "what?", "--max-new-tokens", 1, "--explain", tmp_path / "seen.png"
+    )
     assert code == 0, err
     assert all(text in err for text in expected), err
     assert (tmp_path / "seen.png").exists() == bool(media)

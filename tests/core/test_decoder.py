@@ -10,8 +10,20 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from vila_core.config import DecoderConfig, RopeScaling
 from vila_core.language.decoder import Decoder
 
-WIDTH = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "vocab_size": 97, "max_position_embeddings": 64}
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+WIDTH = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
@@ -114,7 +126,9 @@ def test_prefill_then_one_token_at_a_time(models: tuple[Decoder, PreTrainedModel
         expected = theirs(piece, past_key_values=past, use_cache=True)
         past = expected.past_key_values
         logits = decoder.logits(decoder(decoder.embed(piece), cache=cache))
-        torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0, msg=lambda text, end=end: f"at {end}: {text}")
+        torch.testing.assert_close(
+            logits, expected.logits, atol=1e-4, rtol=0, msg=lambda text, end=end: f"at {end}: {text}"
+        )
     assert cache.length == 29
 
 
@@ -122,7 +136,9 @@ def test_prefill_then_one_token_at_a_time(models: tuple[Decoder, PreTrainedModel
 def test_prefill_in_chunks_equals_prefill_at_once(models: tuple[Decoder, PreTrainedModel]) -> None:
     decoder, _ = models
     if decoder.config.rope_scaling is not None and decoder.config.rope_scaling.rope_type == "dynamic":
-        pytest.skip("dynamic scaling rotates earlier chunks with the frequencies of their own length, as in transformers")
+        pytest.skip(
+            "dynamic scaling rotates earlier chunks with the frequencies of their own length, as in transformers"
+        )
     embeds = decoder.embed(some_ids(2, 31))
     cache = decoder.new_cache(2, 40)
     pieces = [decoder(piece, cache=cache) for piece in embeds.split([9, 1, 16, 5], dim=1)]
@@ -144,7 +160,9 @@ def test_padded_batch(models: tuple[Decoder, PreTrainedModel], side: str) -> Non
     for row, length in enumerate(lengths):
         # A copy: under dynamic scaling transformers' model remembers the longest prompt so far.
         alone = copy.deepcopy(theirs)(ids[row][mask[row]][None]).logits[0]
-        torch.testing.assert_close(logits[row][mask[row]], alone, atol=1e-4, rtol=0, msg=lambda text, n=length: f"length {n}: {text}")
+        torch.testing.assert_close(
+            logits[row][mask[row]], alone, atol=1e-4, rtol=0, msg=lambda text, n=length: f"length {n}: {text}"
+        )
     if decoder.config.rope_scaling is None:  # transformers lets the rows of a batch share one dynamic length
         expected = theirs(ids, attention_mask=mask.long(), position_ids=positions).logits
         torch.testing.assert_close(logits[mask], expected[mask], atol=1e-4, rtol=0)
@@ -158,7 +176,10 @@ def test_decode_of_a_left_padded_batch(models: tuple[Decoder, PreTrainedModel]) 
     mask = torch.stack([torch.arange(longest + new) >= longest - n for n in lengths])
     cache = decoder.new_cache(3, longest + new)
     spans = [(0, longest), *((end - 1, end) for end in range(longest + 1, longest + new + 1))]
-    steps = [decoder(decoder.embed(ids[:, start:end]), cache=cache, attention_mask=mask[:, :end])[:, -1:] for start, end in spans]
+    steps = [
+        decoder(decoder.embed(ids[:, start:end]), cache=cache, attention_mask=mask[:, :end])[:, -1:]
+        for start, end in spans
+    ]
     logits = decoder.logits(torch.cat(steps, dim=1))
     for row, length in enumerate(lengths):
         past, start, fresh = None, longest - length, copy.deepcopy(theirs)
@@ -180,7 +201,11 @@ def test_gradients(name: str) -> None:
     ours_by_name = dict(decoder.named_parameters())
     for parameter_name, parameter in theirs.named_parameters():
         torch.testing.assert_close(
-            ours_by_name[parameter_name].grad, parameter.grad, atol=1e-5, rtol=1e-3, msg=lambda t, n=parameter_name: f"{n}: {t}"
+            ours_by_name[parameter_name].grad,
+            parameter.grad,
+            atol=1e-5,
+            rtol=1e-3,
+            msg=lambda t, n=parameter_name: f"{n}: {t}",
         )
 
 

@@ -19,7 +19,9 @@ def prompts(decoder: Decoder, lengths: Sequence[int] = LENGTHS, seed: int = 0) -
     return [decoder.embed(torch.randint(2, 300, (n,), generator=generator)).detach() for n in lengths]
 
 
-def test_greedy_is_the_argmax_of_a_forward_without_cache(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_greedy_is_the_argmax_of_a_forward_without_cache(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
+) -> None:
     (prompt,) = prompts(decoder, [17])
     (answer,) = generate(decoder, [prompt], GenerationConfig(max_new_tokens=20), tokenizer, end)
     embeds, expected = prompt, []
@@ -74,20 +76,32 @@ def test_seed_repeats_and_no_seed_varies(decoder: Decoder, tokenizer: Tokenizer,
     assert answer(None) != without
 
 
-def test_sampling_leaves_the_global_generator_alone(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_sampling_leaves_the_global_generator_alone(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
+) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    generate(decoder, prompts(decoder, [4]), GenerationConfig(max_new_tokens=5, temperature=1.0, seed=1), tokenizer, end)
+    generate(
+        decoder, prompts(decoder, [4]), GenerationConfig(max_new_tokens=5, temperature=1.0, seed=1), tokenizer, end
+    )
     torch.testing.assert_close(torch.rand(3), expected, atol=0, rtol=0)
 
 
 def streamed(pieces: Sequence[Piece]) -> tuple[list[int], str, str | None]:
-    return [p.token_id for p in pieces if p.token_id is not None], "".join(p.text for p in pieces), pieces[-1].finish_reason
+    return (
+        [p.token_id for p in pieces if p.token_id is not None],
+        "".join(p.text for p in pieces),
+        pieces[-1].finish_reason,
+    )
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.2, "seed": 2}, {"temperature": 1.2, "seed": 2, "stop": ["e", "STOP"]}], ids=str)
-def test_stream_joins_to_the_answer(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.2, "seed": 2}, {"temperature": 1.2, "seed": 2, "stop": ["e", "STOP"]}], ids=str
+)
+def test_stream_joins_to_the_answer(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, object]
+) -> None:
     config = GenerationConfig(max_new_tokens=40, **settings)
     for prompt in prompts(decoder):
         (answer,) = generate(decoder, [prompt], config, tokenizer, end)
@@ -110,7 +124,9 @@ def test_context_caps_each_row_by_its_own_prompt(decoder: Decoder, tokenizer: To
 
 
 @pytest.mark.parametrize(("length", "message"), [(0, "empty"), (512, "512 tokens"), (600, "600 tokens")])
-def test_prompts_that_do_not_fit(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], length: int, message: str) -> None:
+def test_prompts_that_do_not_fit(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], length: int, message: str
+) -> None:
     batch = [*prompts(decoder, [3]), torch.zeros(length, 48)]
     with pytest.raises(PromptError, match=message):
         generate(decoder, batch, GenerationConfig(), tokenizer, end)
@@ -181,7 +197,9 @@ def test_stop_token_ids_of_the_config_are_added(decoder: Decoder, tokenizer: Tok
         ("STOP at once", ["STOP"], ""),
     ],
 )
-def test_stop_strings(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], written: str, stop: list[str], expected: str) -> None:
+def test_stop_strings(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], written: str, stop: list[str], expected: str
+) -> None:
     ids = tokenizer.encode(written)
     answer, pieces = say(decoder, tokenizer, end, [*ids, *end], stop=stop)
     assert answer.text == expected
@@ -191,7 +209,9 @@ def test_stop_strings(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int
         assert not any(string in piece.text for string in stop)
 
 
-def test_stop_string_that_ends_on_the_last_allowed_token(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_stop_string_that_ends_on_the_last_allowed_token(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
+) -> None:
     ids = tokenizer.encode("one STOP")
     answer, _ = say(decoder, tokenizer, end, ids, stop="STOP", max_new_tokens=len(ids))
     assert (answer.text, answer.finish_reason) == ("one ", "stop")

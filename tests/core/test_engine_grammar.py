@@ -30,7 +30,10 @@ ANIMAL = {
 
 def prompts(decoder: Decoder, n: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(21)
-    return [decoder.embed(torch.randint(2, 300, (length,), generator=generator)).detach() for length in range(3, 3 + 5 * n, 5)]
+    return [
+        decoder.embed(torch.randint(2, 300, (length,), generator=generator)).detach()
+        for length in range(3, 3 + 5 * n, 5)
+    ]
 
 
 def check_animal(text: str) -> None:
@@ -46,7 +49,11 @@ def check_animal(text: str) -> None:
 @pytest.mark.parametrize("schema", [ANIMAL, json.dumps(ANIMAL)], ids=["parsed", "text"])
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.5, "seed": 2}], ids=["greedy", "sampled"])
 def test_schema(
-    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], schema: str | dict[str, object], settings: dict[str, float]
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    end: frozenset[int],
+    schema: str | dict[str, object],
+    settings: dict[str, float],
 ) -> None:
     config = GenerationConfig(max_new_tokens=400, json_schema=schema, repetition_penalty=1.2, **settings)
     batch = prompts(decoder, 4)
@@ -85,7 +92,12 @@ def test_json_mode(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], 
 def test_json_mode_refuses_everything_else(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     wish = [*tokenizer.encode("hello"), *end, tokenizer.media_token_ids["image"]]
     (answer,) = generate(
-        decoder, prompts(decoder, 1), GenerationConfig(max_new_tokens=12, json_mode=True), tokenizer, end, always(decoder, wish)
+        decoder,
+        prompts(decoder, 1),
+        GenerationConfig(max_new_tokens=12, json_mode=True),
+        tokenizer,
+        end,
+        always(decoder, wish),
     )
     assert answer.text[0] in "{["
     assert answer.token_ids
@@ -115,7 +127,9 @@ def test_a_stop_token_that_the_schema_needs(decoder: Decoder, tokenizer: Tokeniz
         generate(decoder, prompts(decoder, 1), config, tokenizer, end)
 
 
-def test_control_characters_cannot_slip_into_a_string(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_control_characters_cannot_slip_into_a_string(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
+) -> None:
     controls = [tokenizer.encode(character)[0] for character in "\t\x01\x1f"]
     config = GenerationConfig(max_new_tokens=300, json_schema={"type": "string", "minLength": 5, "maxLength": 9})
     (answer,) = generate(decoder, prompts(decoder, 1), config, tokenizer, end, always(decoder, controls))
@@ -143,7 +157,9 @@ def test_whitespace_has_an_end(decoder: Decoder, tokenizer: Tokenizer, end: froz
         ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, r"/properties/a: 'not'"),
     ],
 )
-def test_bad_schemas(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], schema: dict[str, object], message: str) -> None:
+def test_bad_schemas(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], schema: dict[str, object], message: str
+) -> None:
     config = GenerationConfig(json_schema=schema)
     with pytest.raises(GenerationError, match=message) as caught:
         generate(decoder, prompts(decoder, 1), config, tokenizer, end)

@@ -17,7 +17,8 @@ def some_logits(rows: int, vocab_size: int = 61, scale: float = 3.0) -> torch.Te
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"), [*itertools.product((0.3, 1.0, 1.7), (0, 1, 7, 61, 500), (1.0, 0.9, 0.3)), (1.0, 0, 1e-6)]
+    ("temperature", "top_k", "top_p"),
+    [*itertools.product((0.3, 1.0, 1.7), (0, 1, 7, 61, 500), (1.0, 0.9, 0.3)), (1.0, 0, 1e-6)],
 )
 def test_distribution_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
     logits = some_logits(5)
@@ -48,7 +49,12 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
 def test_sampler_penalizes_what_it_has_chosen() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0], [-1.0, -1.5, -3.0]])
     sampler = Sampler(GenerationConfig(repetition_penalty=2.0), 2, CPU)
-    assert [sampler(logits).tolist() for _ in range(4)] == [[0, 0], [1, 1], [2, 0], [0, 0]]  # then 2.5, 2, 1.5 and -2, -3, -3
+    assert [sampler(logits).tolist() for _ in range(4)] == [
+        [0, 0],
+        [1, 1],
+        [2, 0],
+        [0, 0],
+    ]  # then 2.5, 2, 1.5 and -2, -3, -3
     assert logits[0, 0] == 5.0
 
 
@@ -75,7 +81,9 @@ def test_a_row_draws_the_same_in_any_batch() -> None:
     batch = Sampler(config, 4, CPU)
     singles = [Sampler(config, 1, CPU) for _ in range(4)]
     for _ in range(10):
-        assert batch(logits).tolist() == [sampler(row[None]).item() for sampler, row in zip(singles, logits, strict=True)]
+        assert batch(logits).tolist() == [
+            sampler(row[None]).item() for sampler, row in zip(singles, logits, strict=True)
+        ]
 
 
 def test_rows_without_a_seed_are_independent() -> None:
@@ -129,7 +137,14 @@ def test_one_message_names_every_wrong_setting() -> None:
 
 def test_settings_at_their_limits() -> None:
     config = GenerationConfig(
-        max_new_tokens=1, temperature=0, top_p=1, top_k=0, seed=2**63 - 1, stop="x", json_schema='{"type": "object"}', json_mode=True
+        max_new_tokens=1,
+        temperature=0,
+        top_p=1,
+        top_k=0,
+        seed=2**63 - 1,
+        stop="x",
+        json_schema='{"type": "object"}',
+        json_mode=True,
     )
     assert config.stop == ("x",)
     assert GenerationConfig.model_validate(config.model_dump()) == config

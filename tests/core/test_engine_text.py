@@ -26,11 +26,25 @@ TEXTS = [
 def sentencepiece_like() -> Tokenizer:
     """Llama's kind: `▁` for spaces, the first of them stripped; bytes as `<0xE2>` where a character is unknown."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    pieces += [*"abcdefghijklmnopqrstuvwxyzHGKTABCDEFabc,.", "▁hello", "▁world", "▁this", "▁is", "Hello", "ll", "▁two", "ing", "日", "本"]
+    pieces += [
+        *"abcdefghijklmnopqrstuvwxyzHGKTABCDEFabc,.",
+        "▁hello",
+        "▁world",
+        "▁this",
+        "▁is",
+        "Hello",
+        "ll",
+        "▁two",
+        "ing",
+        "日",
+        "本",
+    ]
     vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     fast = FastTokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
-    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     hf = PreTrainedTokenizerFast(
         tokenizer_object=fast, bos_token="<s>", eos_token="</s>", unk_token="<unk>", clean_up_tokenization_spaces=False
     )
@@ -61,7 +75,9 @@ def test_random_ids_join_to_their_text(any_tokenizer: Tokenizer) -> None:
         # Bytes that are no UTF-8 are left to the byte-level kind: the other shows a whole run of them as unknown.
         ids = [draw.randrange(len(any_tokenizer)) for _ in range(draw.randrange(1, 40))]
         if any_tokenizer.hf.unk_token:
-            ids = [token_id for token_id in ids if not any_tokenizer.hf.convert_ids_to_tokens(token_id).startswith("<0x")]
+            ids = [
+                token_id for token_id in ids if not any_tokenizer.hf.convert_ids_to_tokens(token_id).startswith("<0x")
+            ]
         assert "".join(pieces_of(any_tokenizer, ids)) == any_tokenizer.decode(ids)
 
 

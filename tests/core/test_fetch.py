@@ -16,11 +16,11 @@ import PIL.Image
 import pytest
 
 import vila_core
-import vila_core.fetch
+import vila_core.media.fetch
 from vila_core.errors import MediaError
-from vila_core.fetch import FetchPolicy, fetch, is_public
 from vila_core.media import Image, MediaLimits, Video
-from vila_core.urls import shorten_url
+from vila_core.media.fetch import FetchPolicy, fetch, is_public
+from vila_core.media.urls import shorten_url
 
 LOOPBACK = FetchPolicy(allow_http=True, allow_private=True, timeout_s=5, idle_timeout_s=2)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -55,7 +55,9 @@ class Server:
                     path = head.split(b" ")[1].decode() if head else ""
                     outer.asked.append(path)
                     outer.heads.append(head.decode())
-                    answer = outer.answers.get(path.partition("?")[0], b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                    answer = outer.answers.get(
+                        path.partition("?")[0], b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+                    )
                     if callable(answer):
                         answer(connection)
                     else:
@@ -92,7 +94,9 @@ def resolve_to(monkeypatch, *addresses):
 
     def getaddrinfo(host, port, *_, **__):
         asked.append(host)
-        return [(socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses]
+        return [
+            (socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM, 6, "", (a, port)) for a in addresses
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return asked
@@ -215,7 +219,14 @@ def test_messages_show_neither_query_nor_password():
 def test_allowed_hosts(monkeypatch):
     asked = resolve_to(monkeypatch, "127.0.0.1")
     policy = FetchPolicy(allowed_hosts=("Images.example.org", ".cdn.example"))
-    for host in ("example.org", "evil-images.example.org", "images.example.org.evil.org", "cdn.example", "evilcdn.example", "127.0.0.1"):
+    for host in (
+        "example.org",
+        "evil-images.example.org",
+        "images.example.org.evil.org",
+        "cdn.example",
+        "evilcdn.example",
+        "127.0.0.1",
+    ):
         assert "allowed" in refusal(f"https://{host}/a.png", policy)
     assert not asked
     for host in ("images.example.org", "IMAGES.example.org", "images.example.org.", "a.cdn.example"):
@@ -228,7 +239,17 @@ def test_allowed_hosts(monkeypatch):
 @pytest.mark.parametrize(
     "address",
     [
-        *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
+        *(
+            "127.0.0.1",
+            "127.8.8.8",
+            "0.0.0.0",
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "169.254.169.254",
+            "100.64.0.1",
+        ),
         *(
             "192.0.0.1",
             "192.0.2.1",
@@ -241,7 +262,15 @@ def test_allowed_hosts(monkeypatch):
             "255.255.255.255",
         ),
         *("::1", "::", "fe80::1", "fe80::1%eth0", "fc00::1", "fd12::1", "fec0::1", "ff02::1", "2001:db8::1", "100::1"),
-        *("::ffff:127.0.0.1", "::ffff:8.8.8.8", "::127.0.0.1", "2002:7f00:1::", "2001:0:4136:e378::1", "64:ff9b::7f00:1", "64:ff9b:1::1"),
+        *(
+            "::ffff:127.0.0.1",
+            "::ffff:8.8.8.8",
+            "::127.0.0.1",
+            "2002:7f00:1::",
+            "2001:0:4136:e378::1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::1",
+        ),
     ],
 )
 def test_addresses_that_are_not_public(address, monkeypatch):
@@ -258,7 +287,9 @@ def test_public_addresses(address):
     assert is_public(address)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "localhost", "LocalHost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "localhost", "LocalHost"]
+)
 def test_inner_hosts_by_name_and_number(host, server):
     assert "public" in refusal(f"http://{host}:{server.port}/", FetchPolicy(allow_http=True))
     assert not server.asked
@@ -303,7 +334,7 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
 @pytest.mark.parametrize("inner", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
 def test_redirect_to_an_inner_address(inner, server, monkeypatch):
     """127.0.0.1 stands for a public host here; what it points at does not."""
-    monkeypatch.setattr(vila_core.fetch, "is_public", lambda address: address == "127.0.0.1")
+    monkeypatch.setattr(vila_core.media.fetch, "is_public", lambda address: address == "127.0.0.1")
     server.answers["/"] = redirect(f"http://{inner}:{server.port}/secret")
     text = refusal(f"http://127.0.0.1:{server.port}/", LOOPBACK.model_copy(update={"allow_private": False}))
     assert "public" in text
@@ -402,7 +433,13 @@ def drip(head):
 
 
 @pytest.mark.parametrize(
-    "head", [OK + b"Content-Length: 5000\r\n\r\n", OK + b"X-Slow: ", b"HTTP/1.1 2", OK + b"Transfer-Encoding: chunked\r\n\r\nfff"]
+    "head",
+    [
+        OK + b"Content-Length: 5000\r\n\r\n",
+        OK + b"X-Slow: ",
+        b"HTTP/1.1 2",
+        OK + b"Transfer-Encoding: chunked\r\n\r\nfff",
+    ],
 )
 def test_a_slow_drip_meets_the_deadline(server, head):
     """Each byte comes in time, all of them never do."""
@@ -415,7 +452,9 @@ def test_a_slow_drip_meets_the_deadline(server, head):
 def test_silence_meets_the_idle_timeout(server):
     server.answers["/"] = lambda connection: (connection.sendall(OK + b"Content-Length: 10\r\n\r\nabc"), time.sleep(3))
     start = time.monotonic()
-    assert "sent nothing for too long" in refusal(server.base + "/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.3}))
+    assert "sent nothing for too long" in refusal(
+        server.base + "/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.3})
+    )
     assert time.monotonic() - start < 2
 
 
@@ -435,7 +474,14 @@ def test_other_answers(server, status):
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"\x00\x01\x02", b"SSH-2.0-OpenSSH_9.6\r\n", OK + b"X: " + b"y" * 70000 + b"\r\n\r\n", OK + b"A: b\r\n" * 200]
+    "answer",
+    [
+        b"",
+        b"\x00\x01\x02",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        OK + b"X: " + b"y" * 70000 + b"\r\n\r\n",
+        OK + b"A: b\r\n" * 200,
+    ],
 )
 def test_not_http(server, answer):
     server.answers["/"] = answer
@@ -466,7 +512,21 @@ def certificate(tmp_path_factory):
         pytest.skip("needs the openssl command")
     folder = tmp_path_factory.mktemp("tls")
     names = ["-subj", "/CN=media.example", "-addext", "subjectAltName=DNS:media.example"]
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names, "-keyout", "key.pem", "-out", "cert.pem"]
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        "2",
+        *names,
+        "-keyout",
+        "key.pem",
+        "-out",
+        "cert.pem",
+    ]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder
 
@@ -516,6 +576,8 @@ def test_a_certificate_file_that_is_none(tmp_path, server):
 
 def test_nothing_else_in_the_core_opens_urls():
     """One fetcher: a second way to the network would pass by its guards."""
-    ways = re.compile(r"urllib\.request|http\.client|\brequests\b(?=[.\n])|import requests|httpx|aiohttp|urlopen|create_connection")
+    ways = re.compile(
+        r"urllib\.request|http\.client|\brequests\b(?=[.\n])|import requests|httpx|aiohttp|urlopen|create_connection"
+    )
     sources = Path(vila_core.__file__).parent.rglob("*.py")
     assert [path.name for path in sources if ways.search(path.read_text("utf-8"))] == ["fetch.py"]

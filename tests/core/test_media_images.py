@@ -36,7 +36,12 @@ def png_chunk(kind, body):
 def png_header(width, height, bit_depth=8, colour=2):
     """A PNG that declares a size and holds next to nothing."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\x00")) + png_chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + png_chunk(b"IHDR", header)
+        + png_chunk(b"IDAT", zlib.compress(b"\x00"))
+        + png_chunk(b"IEND", b"")
+    )
 
 
 def message(source, limits=None):
@@ -181,7 +186,9 @@ def test_cmyk_jpeg():
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_animation_gives_its_first_frame(format):
     frames = [PIL.Image.new("RGB", (8, 8), colour) for colour in ((250, 0, 0), (0, 250, 0))]
-    data = encode(frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {}))
+    data = encode(
+        frames[0], format, save_all=True, append_images=frames[1:], **({"lossless": True} if format == "WEBP" else {})
+    )
     assert Image(data).load().getpixel((4, 4))[:2] == (250, 0)
 
 
@@ -248,7 +255,11 @@ def test_the_limit_holds_for_pictures_in_memory():
 
 
 def test_zero_sized():
-    for data in (png_header(0, 5), b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 0, 0, 1, 24) + bytes(24), b"P6 0 0 255 "):
+    for data in (
+        png_header(0, 5),
+        b"BM" + bytes(12) + struct.pack("<IiiHH", 40, 0, 0, 1, 24) + bytes(24),
+        b"P6 0 0 255 ",
+    ):
         message(data)
     assert "no pixels" in message(PIL.Image.new("RGB", (0, 3)))
 
@@ -368,7 +379,13 @@ def test_urls_can_be_switched_off():
 
 def test_open_media(tmp_path):
     (tmp_path / "frames").mkdir()
-    for source in ("a.png", tmp_path / "b.JPG", "https://x.org/a.jpeg?size=1", "data:image/png;base64,x", "https://x.org/random"):
+    for source in (
+        "a.png",
+        tmp_path / "b.JPG",
+        "https://x.org/a.jpeg?size=1",
+        "data:image/png;base64,x",
+        "https://x.org/random",
+    ):
         assert isinstance(open_media(source), Image)
     for source in ("a.mp4", "A.MKV", "https://x.org/a.webm?x=y.png#z", "data:video/mp4;base64,x", tmp_path / "frames"):
         assert isinstance(open_media(source), Video)

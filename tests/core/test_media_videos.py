@@ -13,7 +13,7 @@ import pytest
 
 from vila_core.errors import MediaError, VilaError
 from vila_core.media import Image, MediaLimits, Video
-from vila_core.video import _Reader
+from vila_core.media.video import _Reader
 
 
 def numbered(index, size=(64, 48)):
@@ -82,7 +82,9 @@ CONTAINERS = [
 ]
 
 
-@pytest.mark.parametrize(("codec", "format", "options"), CONTAINERS, ids=[f"{c}-{f}-{i}" for i, (c, f, _) in enumerate(CONTAINERS)])
+@pytest.mark.parametrize(
+    ("codec", "format", "options"), CONTAINERS, ids=[f"{c}-{f}-{i}" for i, (c, f, _) in enumerate(CONTAINERS)]
+)
 @pytest.mark.parametrize("num_frames", [1, 3, 8, 30])
 def test_frames_are_the_chosen_ones(codec, format, options, num_frames):
     total = 30
@@ -277,7 +279,11 @@ def test_broken_and_empty(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"<!doctype html><p>404</p>", "web page"), (b"\x89PNG\r\n\x1a\n" + bytes(99), "use Image"), (b"ID3" + bytes(200), "audio")],
+    [
+        (b"<!doctype html><p>404</p>", "web page"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "use Image"),
+        (b"ID3" + bytes(200), "audio"),
+    ],
 )
 def test_not_a_video(content, words):
     assert words in message(content)
@@ -332,7 +338,9 @@ def test_unreadable_frames_do_not_count():
     assert loaded.duration == pytest.approx(1.7)
 
 
-@pytest.mark.parametrize(("codec", "format"), [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("mjpeg", "avi"), ("mpeg4", "mpegts")])
+@pytest.mark.parametrize(
+    ("codec", "format"), [("libx264", "mp4"), ("libvpx-vp9", "webm"), ("mjpeg", "avi"), ("mpeg4", "mpegts")]
+)
 def test_any_damage_is_a_media_error_or_frames(codec, format):
     data = draw_video(10, codec=codec, format=format)
     generator = np.random.default_rng(3)
@@ -393,7 +401,8 @@ def test_a_frame_that_grows_on_the_way_is_not_decoded():
 
 
 @pytest.mark.parametrize(
-    "playlist", ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{path}'\n"]
+    "playlist",
+    ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{path}'\n"],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".m3u8", ".txt"])
 def test_playlists_do_not_open_other_files(playlist, suffix, tmp_path):

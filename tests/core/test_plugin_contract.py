@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vila_core import builtins
 from vila_core.config import PROJECTOR_NAMES, ProjectorConfig
 from vila_core.errors import PluginError
-from vila_core.plugins import load_plugins
+from vila_core.plugins import builtins
+from vila_core.plugins.loader import load_plugins
 from vila_core.testing import check_plugin
 
 GOOD = Path(__file__).parents[1] / "plugins" / "vila-plugin-good" / "src"
@@ -81,14 +81,19 @@ FAULTS = {
         "other names the second time",
     ),
     "mutable_config": (
-        "class Mutable(VisionTowerConfig, frozen=False):\n    pass\n" + TOWER.format(config="Mutable", build="lambda config: None"),
+        "class Mutable(VisionTowerConfig, frozen=False):\n    pass\n"
+        + TOWER.format(config="Mutable", build="lambda config: None"),
         "must be frozen",
     ),
     "other_name": (
-        "class Other(VisionTowerConfig):\n    name: str = 'other'\n" + TOWER.format(config="Other", build="lambda config: None"),
+        "class Other(VisionTowerConfig):\n    name: str = 'other'\n"
+        + TOWER.format(config="Other", build="lambda config: None"),
         "'other' by default",
     ),
-    "build_without_config": (TOWER.format(config="VisionTowerConfig", build="lambda: None"), "one argument, the config"),
+    "build_without_config": (
+        TOWER.format(config="VisionTowerConfig", build="lambda: None"),
+        "one argument, the config",
+    ),
     "no_help": ("@hookimpl\ndef vila_commands():\n    return [Command('c', ' ', lambda: print)]\n", "help is empty"),
     "template_raises": (
         "class T:\n    name = 't'\n    def render(self, turns, special_tokens):\n        return turns[9].text\n"

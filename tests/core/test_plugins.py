@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from vila_core import plugins as plugin_loader
 from vila_core.errors import ConfigError, PluginError
-from vila_core.plugins import Plugins, load_plugin_file, load_plugins
+from vila_core.plugins import loader as plugin_loader
+from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
 
 TINY = Path(__file__).parents[1] / "parity" / "data" / "golden" / "nvila_lite_56" / "checkpoint"
 DISTRIBUTIONS = Path(__file__).parents[1] / "plugins"
@@ -38,11 +38,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-def vila(*arguments: str, path: list[Path], program: str = "main", **variables: str) -> subprocess.CompletedProcess[str]:
+def vila(
+    *arguments: str, path: list[Path], program: str = "main", **variables: str
+) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VILA_")}
     environment["PYTHONPATH"] = os.pathsep.join([*(str(folder) for folder in path), os.environ.get("PYTHONPATH", "")])
     script = f"import sys; from vila_core.cli.{program} import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, env={**environment, **variables})
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env={**environment, **variables}
+    )
 
 
 def plugin_list(*, path: list[Path], **variables: str) -> dict[str, dict[str, object]]:
@@ -121,14 +125,26 @@ def test_checkpoint_with_a_plugins_tower_and_template_answers(site: dict[str, Pa
     weights = {"project.weight": np.ones((width, 3), np.float32), "project.bias": np.zeros(width, np.float32)}
     save_file(weights, checkpoint / "vision_tower" / "model.safetensors")
     Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "red.png")
-    arguments = ["-m", str(checkpoint), "--media", str(tmp_path / "red.png"), "--text", "colour?", "--max-new-tokens", "4", "--json"]
+    arguments = [
+        "-m",
+        str(checkpoint),
+        "--media",
+        str(tmp_path / "red.png"),
+        "--text",
+        "colour?",
+        "--max-new-tokens",
+        "4",
+        "--json",
+    ]
     answered = vila(*arguments, path=[site["good"]], program="infer")
     assert answered.returncode == 0, answered.stderr
     assert json.loads(answered.stdout)["usage"]["media_tokens"] > 0
     without = vila(*arguments, path=[], program="infer")
     assert without.returncode == 2
     assert "vision tower 'patch_mean'" in without.stderr
-    assert "plain_dialog" in vila(*arguments, "--conv-mode", "plain_dialogue", path=[site["good"]], program="infer").stderr
+    assert (
+        "plain_dialog" in vila(*arguments, "--conv-mode", "plain_dialogue", path=[site["good"]], program="infer").stderr
+    )
 
 
 # ------------------------------------------------------------------------------------------- written here
@@ -148,9 +164,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         module = f"plugin_under_test_{name}"
         folder = tmp_path / name
         (folder / f"dist_{name}-1.0.dist-info").mkdir(parents=True)
-        (folder / f"dist_{name}-1.0.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: dist-{name}\nVersion: 1.0\n")
-        (folder / f"dist_{name}-1.0.dist-info" / "entry_points.txt").write_text(f"[vila]\n{name} = {target or module}\n")
-        (folder / f"{module}.py").write_text(f"import vila_core\nfrom vila_core import Command, Component, hookimpl\n{source}")
+        (folder / f"dist_{name}-1.0.dist-info" / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: dist-{name}\nVersion: 1.0\n"
+        )
+        (folder / f"dist_{name}-1.0.dist-info" / "entry_points.txt").write_text(
+            f"[vila]\n{name} = {target or module}\n"
+        )
+        (folder / f"{module}.py").write_text(
+            f"import vila_core\nfrom vila_core import Command, Component, hookimpl\n{source}"
+        )
         modules.append(module)
         monkeypatch.syspath_prepend(str(folder))
 
@@ -201,7 +223,10 @@ def test_registered_objects_carry_their_owner(install: Install, monkeypatch: pyt
 
 def test_unknown_name_suggests_the_nearest_and_names_plugins_that_failed(install: Install) -> None:
     install("lost", "import nothing_like_it")
-    with pytest.raises(ConfigError, match=r"Unknown vision tower 'siglp'\. Known: clip, .*Did you mean 'siglip'\?.* did not load .*: lost"):
+    with pytest.raises(
+        ConfigError,
+        match=r"Unknown vision tower 'siglp'\. Known: clip, .*Did you mean 'siglip'\?.* did not load .*: lost",
+    ):
         load_plugins().vision_towers.get("siglp")
 
 
@@ -222,11 +247,17 @@ WAYS_TO_FAIL = {
     "import_exit": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "hook_raises": ("@hookimpl\ndef vila_tasks():\n    raise KeyError('mmmu')", "KeyError: 'mmmu'"),
     "returns_none": ("@hookimpl\ndef vila_tasks():\n    pass", "vila_tasks() must return a sequence, got NoneType"),
-    "returns_generator": ("@hookimpl\ndef vila_tasks():\n    yield 1", "vila_tasks() must return a sequence, got generator"),
+    "returns_generator": (
+        "@hookimpl\ndef vila_tasks():\n    yield 1",
+        "vila_tasks() must return a sequence, got generator",
+    ),
     "returns_string": ("@hookimpl\ndef vila_tasks():\n    return 'mmmu'", "must return a sequence, got str"),
     "nameless": ("@hookimpl\ndef vila_tasks():\n    return [object()]", "every task needs a name"),
     "duplicate_inside": (a_task("a").replace("[Task()]", "[Task(), Task()]"), "two tasks named 'a'"),
-    "not_a_component": (a_task("a").replace("vila_tasks", "vila_projectors"), "expected a vila_core.Component, got Task"),
+    "not_a_component": (
+        a_task("a").replace("vila_tasks", "vila_projectors"),
+        "expected a vila_core.Component, got Task",
+    ),
     "wrong_config_type": (
         a_projector("t").replace("vila_projectors", "vila_vision_towers"),
         "('t'): config_type must be a subclass of vila_core.config.VisionTowerConfig",
@@ -234,7 +265,10 @@ WAYS_TO_FAIL = {
     "not_a_format": (a_task("a").replace("vila_tasks", "vila_checkpoint_formats"), "with name, detect, read and write"),
     "not_a_template": (a_task("a").replace("vila_tasks", "vila_chat_templates"), "expected a chat template"),
     "not_a_command": (a_task("a").replace("vila_tasks", "vila_commands"), "expected a vila_core.Command, got Task"),
-    "not_a_quantizer": (a_task("a").replace("vila_tasks", "vila_quantizers"), "expected a quantizer (an object with name, quantize_block)"),
+    "not_a_quantizer": (
+        a_task("a").replace("vila_tasks", "vila_quantizers"),
+        "expected a quantizer (an object with name, quantize_block)",
+    ),
     "not_a_kernel": (
         a_task("a").replace("vila_tasks", "vila_kernels"),
         "expected a kernel (an object with name, refusal, pack, multiply)",
@@ -278,7 +312,9 @@ def test_contested_name_is_refused_and_others_stay(install: Install, monkeypatch
     install("two", a_task("shared"))
     tasks = load_plugins().tasks
     assert tasks.get("own").name == "own"
-    with pytest.raises(PluginError, match=r"task 'shared': dist-one 1\.0 \(plugin 'one'\) and dist-two 1\.0 \(plugin 'two'\)"):
+    with pytest.raises(
+        PluginError, match=r"task 'shared': dist-one 1\.0 \(plugin 'one'\) and dist-two 1\.0 \(plugin 'two'\)"
+    ):
         tasks.get("shared")
     monkeypatch.setenv("VILA_PLUGINS", "two")
     assert load_plugins().tasks.owner("shared").distribution == "dist-two"
@@ -344,7 +380,11 @@ HEAVY = ("torch", "triton", "transformers", "numpy", "PIL", "av")
 
 @pytest.mark.parametrize(
     "statement",
-    ["import vila_core", "from vila_core.plugins import load_plugins; load_plugins()", "import vila_core.cli.main, vila_core.cli.infer"],
+    [
+        "import vila_core",
+        "from vila_core.plugins.loader import load_plugins; load_plugins()",
+        "import vila_core.cli.main, vila_core.cli.infer",
+    ],
 )
 def test_imports_nothing_heavy(statement: str) -> None:
     script = f"import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])"

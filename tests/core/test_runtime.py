@@ -40,7 +40,11 @@ def clip_of(frames: int) -> vila.Video:
 def test_stream_and_completion_say_the_same(model: vila.Vila):
     prompt = ["what is this?", picture(90, 60)]
     done = model.complete(prompt, max_new_tokens=12)
-    assert "".join(model.stream(prompt, max_new_tokens=12)).strip() == done.text == model.generate(prompt, max_new_tokens=12)
+    assert (
+        "".join(model.stream(prompt, max_new_tokens=12)).strip()
+        == done.text
+        == model.generate(prompt, max_new_tokens=12)
+    )
     assert len(done.token_ids) == done.usage.completion_tokens <= 12
     assert done.usage.media_tokens < done.usage.prompt_tokens
     assert done.finish_reason in ("stop", "length")
@@ -50,12 +54,19 @@ def test_stream_and_completion_say_the_same(model: vila.Vila):
 def test_batch_answers_are_the_single_answers(model: vila.Vila):
     two = ["a longer question about ", picture(30, 30, 2), picture(31, 20, 3), " both"]
     prompts = [["hello"], [picture(200, 50), "what?"], two, [clip_of(8), "and then?"]]
-    assert model.generate_batch(prompts, max_new_tokens=8) == [model.generate(prompt, max_new_tokens=8) for prompt in prompts]
+    assert model.generate_batch(prompts, max_new_tokens=8) == [
+        model.generate(prompt, max_new_tokens=8) for prompt in prompts
+    ]
     assert model.generate_batch([]) == []
 
 
 def test_media_of_a_batch_go_to_their_own_prompts(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
-    prompts = [["what?", picture(90, 60)], "no picture", ["a video:", clip_of(3)], ["two:", picture(40, 40, 1), "and", picture(40, 80, 2)]]
+    prompts = [
+        ["what?", picture(90, 60)],
+        "no picture",
+        ["a video:", clip_of(3)],
+        ["two:", picture(40, 40, 1), "and", picture(40, 80, 2)],
+    ]
     alone = [model.inspect(prompt) for prompt in prompts]
     for tiles_at_once in (1, 3, 64):
         monkeypatch.setattr("vila_core.runtime.TILES_AT_ONCE", tiles_at_once)
@@ -67,7 +78,10 @@ def test_media_of_a_batch_go_to_their_own_prompts(model: vila.Vila, monkeypatch:
 
 def test_a_prompt_prepared_ahead_is_answered_as_it_is(model: vila.Vila):
     prompt = ["what is this?", picture(90, 60)]
-    assert model.generate_batch([model.prepare(prompt), prompt], max_new_tokens=8) == [model.generate(prompt, max_new_tokens=8)] * 2
+    assert (
+        model.generate_batch([model.prepare(prompt), prompt], max_new_tokens=8)
+        == [model.generate(prompt, max_new_tokens=8)] * 2
+    )
 
 
 def test_sampling_is_repeatable(model: vila.Vila):
@@ -84,7 +98,10 @@ def test_history_reaches_the_model(model: vila.Vila):
     assert "Red.<|im_end|>" in seen.prompt_text
     assert seen.prompt_text.count("<|im_start|>user") == 2
     assert model.chat(history, max_new_tokens=3) == model.generate(history, max_new_tokens=3)
-    assert "You are a pirate" in model.inspect([vila.Message("system", "You are a pirate"), vila.Message("user", "hi")]).prompt_text
+    assert (
+        "You are a pirate"
+        in model.inspect([vila.Message("system", "You are a pirate"), vila.Message("user", "hi")]).prompt_text
+    )
 
 
 def test_stop_string_ends_an_answer(model: vila.Vila):
@@ -121,7 +138,11 @@ def test_only_a_lone_image_is_tiled_unless_all_are(model: vila.Vila):
 
 
 def test_a_tiled_image_in_a_later_turn(model: vila.Vila):
-    history = [vila.Message("user", "hello"), vila.Message("assistant", "hi"), vila.Message("user", [picture(300, 100), "what?"])]
+    history = [
+        vila.Message("user", "hello"),
+        vila.Message("assistant", "hi"),
+        vila.Message("user", [picture(300, 100), "what?"]),
+    ]
     assert len(model.inspect(history).tiles[0].pixels) == 13
 
 
@@ -265,7 +286,9 @@ def test_checkpoint_without_a_template(tmp_path: Path):
         vila.load(folder)
     with pytest.raises(ConfigError, match=r"'<\|eot_id\|>', which is no token of this checkpoint"):
         vila.load(folder, chat_template="llama_3")
-    (folder / "config.json").write_text(json.dumps(config | {"version": "auto"}))  # its tokenizer has none, whatever it says
+    (folder / "config.json").write_text(
+        json.dumps(config | {"version": "auto"})
+    )  # its tokenizer has none, whatever it says
     assert vila.load(folder, chat_template="vicuna_v1").inspect("hi").prompt_text.endswith("USER: hi ASSISTANT:")
 
 

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
-from vila_core.config import ClipConfig, InternVitConfig, RadioConfig, S2Config, SiglipConfig, TimmConfig, VisionTowerConfig
+from vila_core.config import (
+    ClipConfig,
+    InternVitConfig,
+    RadioConfig,
+    S2Config,
+    SiglipConfig,
+    TimmConfig,
+    VisionTowerConfig,
+)
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_core.towers.clip import ClipTower
 from vila_core.towers.intern_vit import InternVitTower
@@ -25,7 +33,9 @@ TOWERS = {
     "intern_vit": (InternVitTower, InternVitConfig(image_size=47, **SIZES)),
     "radio": (
         RadioTower,
-        RadioConfig(image_size=42, max_image_size=70, num_registers=2, final_norm=True, normalize_features=True, **SIZES),
+        RadioConfig(
+            image_size=42, max_image_size=70, num_registers=2, final_norm=True, normalize_features=True, **SIZES
+        ),
     ),
 }
 family = pytest.mark.parametrize("name", TOWERS)
@@ -64,7 +74,9 @@ def test_siglip_equals_transformers(image_size, use_head, select_layer, select_f
     torch.manual_seed(0)
     theirs = SiglipVisionModel(SiglipVisionConfig(image_size=image_size, vision_use_head=use_head, **SIZES)).eval()
     ours = SiglipTower(
-        SiglipConfig(image_size=image_size, use_head=use_head, select_layer=select_layer, select_feature=select_feature, **SIZES)
+        SiglipConfig(
+            image_size=image_size, use_head=use_head, select_layer=select_layer, select_feature=select_feature, **SIZES
+        )
     )
     ours.load_state_dict({f"vision_model.{name}": tensor for name, tensor in theirs.state_dict().items()})
     pixels = pixels_for(ours.config)
@@ -81,7 +93,9 @@ def test_siglip_equals_transformers(image_size, use_head, select_layer, select_f
 def test_clip_equals_transformers(image_size, select_layer, select_feature):
     torch.manual_seed(0)
     theirs = CLIPVisionModel(CLIPVisionConfig(image_size=image_size, projection_dim=8, **SIZES)).eval()
-    ours = ClipTower(ClipConfig(image_size=image_size, select_layer=select_layer, select_feature=select_feature, **SIZES))
+    ours = ClipTower(
+        ClipConfig(image_size=image_size, select_layer=select_layer, select_feature=select_feature, **SIZES)
+    )
     ours.load_state_dict({f"vision_model.{name}": tensor for name, tensor in theirs.state_dict().items()})
     pixels = pixels_for(ours.config)
     with torch.no_grad():
@@ -102,7 +116,9 @@ def oracle_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: i
     return torch.cat(outs, dim=-1)
 
 
-def oracle_intern_vit(state: dict[str, torch.Tensor], pixels: torch.Tensor, config: InternVitConfig) -> list[torch.Tensor]:
+def oracle_intern_vit(
+    state: dict[str, torch.Tensor], pixels: torch.Tensor, config: InternVitConfig
+) -> list[torch.Tensor]:
     """Every hidden state `[P, D]` of one image `[3, S, S]`, by the formulas of the recorded checkpoint's README."""
 
     def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -113,7 +129,9 @@ def oracle_intern_vit(state: dict[str, torch.Tensor], pixels: torch.Tensor, conf
             return rms(x, state[f"{name}.weight"])
         centred = x - x.mean(-1, keepdim=True)
         return (
-            centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + config.layer_norm_eps) * state[f"{name}.weight"]
+            centred
+            / torch.sqrt((centred * centred).mean(-1, keepdim=True) + config.layer_norm_eps)
+            * state[f"{name}.weight"]
             + state[f"{name}.bias"]
         )
 
@@ -131,10 +149,17 @@ def oracle_intern_vit(state: dict[str, torch.Tensor], pixels: torch.Tensor, conf
         qkv = norm(hidden, f"{at}.norm1") @ state[f"{at}.attn.qkv.weight"].T
         if config.qkv_bias:
             qkv = qkv + state[f"{at}.attn.qkv.bias"]
-        q, k, v = qkv[:, : config.hidden_size], qkv[:, config.hidden_size : 2 * config.hidden_size], qkv[:, 2 * config.hidden_size :]
+        q, k, v = (
+            qkv[:, : config.hidden_size],
+            qkv[:, config.hidden_size : 2 * config.hidden_size],
+            qkv[:, 2 * config.hidden_size :],
+        )
         if config.qk_normalization:
             q, k = rms(q, state[f"{at}.attn.q_norm.weight"]), rms(k, state[f"{at}.attn.k_norm.weight"])
-        out = oracle_attention(q, k, v, config.num_attention_heads) @ state[f"{at}.attn.proj.weight"].T + state[f"{at}.attn.proj.bias"]
+        out = (
+            oracle_attention(q, k, v, config.num_attention_heads) @ state[f"{at}.attn.proj.weight"].T
+            + state[f"{at}.attn.proj.bias"]
+        )
         hidden = hidden + state[f"{at}.ls1"] * out
         inner = norm(hidden, f"{at}.norm2") @ state[f"{at}.mlp.fc1.weight"].T + state[f"{at}.mlp.fc1.bias"]
         inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
@@ -158,7 +183,9 @@ def test_intern_vit_equals_oracle(kind, select_layer):
     with torch.no_grad():
         got = tower(pixels)
         for image, features in zip(pixels, got, strict=True):
-            assert_close(features, oracle_intern_vit(tower.state_dict(), image, tower.config)[select_layer][1:], 1e-5, "features")
+            assert_close(
+                features, oracle_intern_vit(tower.state_dict(), image, tower.config)[select_layer][1:], 1e-5, "features"
+            )
 
 
 def oracle_radio(state: dict[str, torch.Tensor], pixels: torch.Tensor, config: RadioConfig, depth: int) -> torch.Tensor:
@@ -196,7 +223,9 @@ def oracle_radio(state: dict[str, torch.Tensor], pixels: torch.Tensor, config: R
         hidden = norm(hidden, "radio_model.model.norm")
     features = hidden[config.num_summary_tokens + config.num_registers :]
     if depth == config.num_hidden_layers and config.normalize_features:
-        features = (features - state["radio_model.feature_normalizer.mean"]) @ state["radio_model.feature_normalizer.tx"].T
+        features = (features - state["radio_model.feature_normalizer.mean"]) @ state[
+            "radio_model.feature_normalizer.tx"
+        ].T
     return features
 
 
@@ -204,7 +233,9 @@ def oracle_radio(state: dict[str, torch.Tensor], pixels: torch.Tensor, config: R
 @pytest.mark.parametrize("image_size", [42, 56, 70, 84], ids=lambda s: f"{s}px")
 @pytest.mark.parametrize("extras", [True, False], ids=["normed", "plain"])
 def test_radio_equals_oracle(extras, image_size, select_layer):
-    tower = build("radio", image_size=image_size, select_layer=select_layer, final_norm=extras, normalize_features=extras)
+    tower = build(
+        "radio", image_size=image_size, select_layer=select_layer, final_norm=extras, normalize_features=extras
+    )
     if extras:
         tower.radio_model.feature_normalizer.mean.normal_()
         tower.radio_model.feature_normalizer.tx.normal_()
@@ -223,7 +254,11 @@ def test_radio_crops_positions_for_oblong_grids():
 
 def test_radio_leaves_out_what_a_hub_checkpoint_has_beside_the_backbone():
     tower = build("radio")
-    for name in ("radio_model.input_conditioner.norm_mean", "radio_model.summary_idxs", "radio_model.adaptors.clip.head_mlp.fc1.weight"):
+    for name in (
+        "radio_model.input_conditioner.norm_mean",
+        "radio_model.summary_idxs",
+        "radio_model.adaptors.clip.head_mlp.fc1.weight",
+    ):
         assert tower.ignores_weight(name), name
     assert not tower.ignores_weight("radio_model.model.blocks.0.ls1.grandma")
 
@@ -287,7 +322,9 @@ def test_compiles_to_one_graph(name):
 
 @family
 @pytest.mark.parametrize(
-    "shape", [(3, 42, 42), (1, 1, 42, 42), (1, 3, 42, 56), (1, 3, 28, 28), (1, 42, 42, 3)], ids=lambda s: "x".join(map(str, s))
+    "shape",
+    [(3, 42, 42), (1, 1, 42, 42), (1, 3, 42, 56), (1, 3, 28, 28), (1, 42, 42, 3)],
+    ids=lambda s: "x".join(map(str, s)),
 )
 def test_pixels_of_another_shape_are_refused(name, shape):
     with pytest.raises(ConfigError, match=r"got pixels .*takes floating \[N, 3, 42, 42\]"):
@@ -326,7 +363,7 @@ def test_timm_tower_without_timm_says_what_to_install(monkeypatch):
     for module in [m for m in sys.modules if m == "timm" or m.startswith("timm.") or m == "vila_core.towers.timm"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "timm", None)
-    from vila_core.builtins import vila_vision_towers
+    from vila_core.plugins.builtins import vila_vision_towers
 
     component = next(tower for tower in vila_vision_towers() if tower.name == "timm")
     config = TimmConfig(model_name="vit_tiny_patch16_224", image_size=224, patch_size=16, hidden_size=192)
@@ -343,8 +380,12 @@ def test_resized_positions_equal_transformers_interpolation(image_size):
     torch.manual_seed(0)
     pixels = torch.randn(1, 3, image_size, image_size)
     theirs = SiglipVisionModel(SiglipVisionConfig(image_size=47, **SIZES)).eval()
-    ours = SiglipTower(SiglipConfig(image_size=image_size, pretrained_image_size=47, use_head=True, select_layer=-1, **SIZES))
-    ours.load_state_dict({f"vision_model.{n}": ours.adapt_weight(f"vision_model.{n}", t) for n, t in theirs.state_dict().items()})
+    ours = SiglipTower(
+        SiglipConfig(image_size=image_size, pretrained_image_size=47, use_head=True, select_layer=-1, **SIZES)
+    )
+    ours.load_state_dict(
+        {f"vision_model.{n}": ours.adapt_weight(f"vision_model.{n}", t) for n, t in theirs.state_dict().items()}
+    )
     with torch.no_grad():
         want = theirs(pixels, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states[-1]
         assert_close(ours(pixels), want, 1e-5, "features")
@@ -364,7 +405,11 @@ def test_positions_of_another_resolution_are_adapted(name, weight, prefix, image
     grid, size = 4, image_size // 14
     tower = build(name, image_size=image_size, pretrained_image_size=56)
     centres = (torch.arange(grid) + 0.5) / grid
-    field = torch.stack([centres[:, None].expand(grid, grid), centres.expand(grid, grid)], dim=-1).flatten(0, 1).repeat(1, 12)
+    field = (
+        torch.stack([centres[:, None].expand(grid, grid), centres.expand(grid, grid)], dim=-1)
+        .flatten(0, 1)
+        .repeat(1, 12)
+    )
     old = torch.cat([torch.full((prefix, 24), 7.0), field])
     old = old[None] if name == "intern_vit" else old
     new = tower.adapt_weight(weight, old)
@@ -423,6 +468,8 @@ def test_s2_says_what_does_not_fit():
     with pytest.raises(ConfigError, match=r"10 tokens a tile.*select_feature to 'patch'"):
         multiscale(build("clip", image_size=42, select_feature="cls_patch"), torch.zeros(1, 3, 84, 84), config)
     with pytest.raises(ConfigError, match=r"cannot cut a map of 85 x 85 into 3 x 3"):
-        multiscale(build("siglip", image_size=42), torch.zeros(1, 3, 84, 84), S2Config(scales=(42, 85), max_split_size=42))
+        multiscale(
+            build("siglip", image_size=42), torch.zeros(1, 3, 84, 84), S2Config(scales=(42, 85), max_split_size=42)
+        )
     with pytest.raises(ConfigError, match=r"got 4 tiles, but the block sizes .* take 7"):
         merge_scales(torch.zeros(4, 9, 8), [(2, 3)], config)

@@ -12,23 +12,45 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.transformers import TransformersLanguageModel
 from vila_core.tokenizer import Tokenizer
 
-WIDTH = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDTH = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 # Each does something to its logits, its names or its cache that the others do not.
 CASES: dict[str, dict[str, object]] = {
     "qwen2": {**WIDTH},
-    "gemma2": {**WIDTH, "head_dim": 12, "query_pre_attn_scalar": 12, "final_logit_softcapping": 2.0, "sliding_window": 5, **SPECIAL},
+    "gemma2": {
+        **WIDTH,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 12,
+        "final_logit_softcapping": 2.0,
+        "sliding_window": 5,
+        **SPECIAL,
+    },
     "cohere": {**WIDTH, "logit_scale": 0.3, **SPECIAL},
     "granite": {**WIDTH, "logits_scaling": 3.0, **SPECIAL},
     "mixtral": {**WIDTH, "num_local_experts": 4, **SPECIAL},
     "gpt2": {"n_embd": 48, "n_layer": 2, "n_head": 4, **SPECIAL},
-    "opt": {"hidden_size": 48, "word_embed_proj_dim": 48, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **SPECIAL},
+    "opt": {
+        "hidden_size": 48,
+        "word_embed_proj_dim": 48,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        **SPECIAL,
+    },
 }
 
 
 def pair(name: str) -> tuple[TransformersLanguageModel, PreTrainedModel]:
     """Return the adapter, built on the meta device and loaded by name, and the plain model."""
-    config = TransformersConfig(hidden_size=48, vocab_size=97, max_length=64, hf_config={"model_type": name, **CASES[name]})
+    config = TransformersConfig(
+        hidden_size=48, vocab_size=97, max_length=64, hf_config={"model_type": name, **CASES[name]}
+    )
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, vocab_size=97, **CASES[name])).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -59,18 +81,30 @@ def test_logits_and_decode(name: str) -> None:
     torch.testing.assert_close(adapter.logits(torch.cat(hidden, dim=1)), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 4, "repetition_penalty": 1.2}], ids=["greedy", "sampled"])
-def test_agrees_with_the_native_decoder(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.0, "seed": 4, "repetition_penalty": 1.2}], ids=["greedy", "sampled"]
+)
+def test_agrees_with_the_native_decoder(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, float]
+) -> None:
     config = decoder.config
     hf_config = {
         "model_type": "qwen2",
         **config.model_dump(
-            include={"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
+            include={
+                "hidden_size",
+                "intermediate_size",
+                "num_hidden_layers",
+                "num_attention_heads",
+                "num_key_value_heads",
+            }
             | {"max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings"}
         ),
     }
     adapter = TransformersLanguageModel(
-        TransformersConfig(hidden_size=48, vocab_size=config.vocab_size, max_length=config.max_length, hf_config=hf_config)
+        TransformersConfig(
+            hidden_size=48, vocab_size=config.vocab_size, max_length=config.max_length, hf_config=hf_config
+        )
     )
     adapter.load_state_dict(decoder.state_dict())
     adapter.eval()
@@ -94,7 +128,8 @@ def test_trains_and_moves_as_one_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "hf_config", [{"model_type": "no-such-model"}, {"model_type": "vit"}, {}, {"model_type": "qwen2", "hidden_size": "x"}]
+    "hf_config",
+    [{"model_type": "no-such-model"}, {"model_type": "vit"}, {}, {"model_type": "qwen2", "hidden_size": "x"}],
 )
 def test_what_transformers_cannot_build(hf_config: dict[str, object]) -> None:
     config = TransformersConfig(hidden_size=48, vocab_size=97, max_length=64, hf_config=hf_config)

@@ -14,7 +14,9 @@ from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")})
+DOCUMENTS = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("packages/*/README.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")}
+)
 NOT_RUN = re.compile(r"<!-- not run: (?P<reason>\S.*?) -->\n[ \t]*\Z")
 RUNNABLE_FENCE = re.compile(r"^[ \t>]*(?:```+|~~~+)[ \t]*(?:python|py|pycon|bash|sh|shell|console)\b", re.MULTILINE)
 
@@ -22,7 +24,12 @@ RUNNABLE_FENCE = re.compile(r"^[ \t>]*(?:```+|~~~+)[ \t]*(?:python|py|pycon|bash
 def run(command: str) -> str:
     """Run a shell command; return what it prints, fail with it when the command fails."""
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600, check=False
+        ["bash", "-euo", "pipefail", "-c", command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
     )
     if done.returncode:
         pytest.fail(f"exit code {done.returncode}: {command}\n{done.stdout}", pytrace=False)
@@ -36,7 +43,9 @@ def run_bash(example: Example) -> None:
 def run_console(example: Example) -> None:
     for command, shown in re.findall(r"^\$ (.*(?:\\\n.*)*)\n?((?:(?!\$ ).*\n?)*)", example.parsed, re.MULTILINE):
         printed = run(command)
-        if shown.strip() and not doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE):
+        if shown.strip() and not doctest.OutputChecker().check_output(
+            shown, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        ):
             pytest.fail(f"{command}\n\nThe document shows:\n{shown}\nIt prints:\n{printed}", pytrace=False)
 
 
@@ -52,7 +61,9 @@ def reason_not_to_run(example: Example) -> str | None:
     return match["reason"] if match else None
 
 
-@pytest.mark.parametrize("path", [path for path in DOCUMENTS if snippets(path)], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [path for path in DOCUMENTS if snippets(path)], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)

@@ -31,7 +31,9 @@ def test_bundled_media_are_answered_truly(case: dict[str, object], tmp_path: Pat
 
 def test_question_from_a_pipe_explained_and_as_json(tmp_path: Path) -> None:
     case = CASES[0]
-    done = program("infer", "--media", str(MEDIA / case["media"][0]), "--json", "--explain", folder=tmp_path, stdin=case["text"])
+    done = program(
+        "infer", "--media", str(MEDIA / case["media"][0]), "--json", "--explain", folder=tmp_path, stdin=case["text"]
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"] == case["answer"]
     assert "Token budget" in done.stderr

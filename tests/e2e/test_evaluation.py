@@ -39,7 +39,12 @@ MEDIA = Path(__file__).parents[2] / "examples" / "media"
 
 def vila_eval(*arguments: object, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run `vila-eval` in another folder, with no GPU and the hub switched off."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "VILA_EVAL_CACHE": str(folder / "cache")}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "VILA_EVAL_CACHE": str(folder / "cache"),
+    }
     command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
@@ -67,7 +72,9 @@ def test_a_run_ends_with_a_table_and_a_report(finished: tuple[subprocess.Complet
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_the_same_command_again_asks_nothing_and_says_the_same(finished: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_the_same_command_again_asks_nothing_and_says_the_same(
+    finished: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
     first, folder = finished
     (model,) = (folder / "results").iterdir()
     before = (model / "pope" / "results.json").read_bytes()
@@ -101,7 +108,10 @@ def test_an_unknown_task_is_an_error_with_the_nearest_names(tmp_path: Path) -> N
 
 def test_a_plugin_file_adds_a_task_and_its_broken_ones_harm_nothing(tmp_path: Path) -> None:
     (tmp_path / "acme.py").write_text(PLUGIN)
-    rows = [{"id": name, "image": name, "question": "What is in the picture?", "answer": "?"} for name in ("scene.png", "missing.png")]
+    rows = [
+        {"id": name, "image": name, "question": "What is in the picture?", "answer": "?"}
+        for name in ("scene.png", "missing.png")
+    ]
     shutil.copy(MEDIA / "scene.png", tmp_path)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = vila_eval("--plugin", "acme.py", "--tasks", "acme/*", folder=tmp_path)
@@ -109,8 +119,14 @@ def test_a_plugin_file_adds_a_task_and_its_broken_ones_harm_nothing(tmp_path: Pa
     table = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.startswith("acme/")}
     assert table["acme/scene"][-2:] == ["2", "1"], "two samples, of which the one without a picture failed"
     assert "acme/columns: " in done.stdout
-    assert "has no column 'level'. Expected: id, image, question, answer, level. Found: id, image, question, answer." in done.stdout
-    assert "acme/broken: Task 'acme/broken' cannot ask row 0: KeyError: 'no_such_column' (acme.py, line 12)." in done.stdout
+    assert (
+        "has no column 'level'. Expected: id, image, question, answer, level. Found: id, image, question, answer."
+        in done.stdout
+    )
+    assert (
+        "acme/broken: Task 'acme/broken' cannot ask row 0: KeyError: 'no_such_column' (acme.py, line 12)."
+        in done.stdout
+    )
     (model,) = (tmp_path / "results").iterdir()
     assert (model / "acme" / "scene" / "results.json").exists()
 
@@ -133,7 +149,10 @@ def test_every_local_benchmark_runs_on_its_miniature(tmp_path: Path) -> None:
     too_long = [f"videomme{subtitles}-{frames}" for subtitles in ("", "_w_subtitle") for frames in (64, 128, 256, 512)]
     assert sorted(name for name, result in tasks.items() if result["counts"]["failed"]) == sorted(too_long)
     for name in too_long:
-        (sample,) = (json.loads(line) for line in (tmp_path / "results/vila-tiny" / name / "samples.jsonl").read_text().splitlines())
+        (sample,) = (
+            json.loads(line)
+            for line in (tmp_path / "results/vila-tiny" / name / "samples.jsonl").read_text().splitlines()
+        )
         assert "but the context is 2048" in sample["error"], name
 
 
@@ -147,7 +166,13 @@ def test_ctrl_c_ends_a_run_and_its_workers_soon_and_without_a_traceback(tmp_path
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment, start_new_session=True, preexec_fn=heed_interrupts
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=heed_interrupts,
     )
     try:
         deadline = time.monotonic() + 120

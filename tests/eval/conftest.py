@@ -24,7 +24,11 @@ class Response:
 def completion(text: object, prompt_tokens: int = 100, completion_tokens: int = 10) -> dict[str, Any]:
     """A chat completion as OpenAI's API gives it."""
     usage = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    return {"model": "judge-2026-01-01", "choices": [{"message": {"role": "assistant", "content": text}}], "usage": usage}
+    return {
+        "model": "judge-2026-01-01",
+        "choices": [{"message": {"role": "assistant", "content": text}}],
+        "usage": usage,
+    }
 
 
 class FakeJudge:

@@ -29,7 +29,10 @@ def ask(row: Row) -> Question:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    rows = [{"id": str(number), "picture": f"{color}.png", "answer": color} for number, color in enumerate(("red", "blue", "red"))]
+    rows = [
+        {"id": str(number), "picture": f"{color}.png", "answer": color}
+        for number, color in enumerate(("red", "blue", "red"))
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for color in ("red", "blue"):
         (tmp_path / f"{color}.png").write_bytes(picture(0, color=color))
@@ -64,12 +67,20 @@ def test_the_submission_gets_every_answer(task: Task) -> None:
 counter = itertools.count()
 WAYS_TO_FAIL: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "one id for all": ({"ask": asking(id="same")}, ConfigError, "two questions one id"),
-    "another id every time": ({"ask": lambda row: replace(ask(row), id=str(next(counter)))}, ConfigError, "asks a row in two ways"),
+    "another id every time": (
+        {"ask": lambda row: replace(ask(row), id=str(next(counter)))},
+        ConfigError,
+        "asks a row in two ways",
+    ),
     "asks nothing": ({"ask": lambda row: []}, ConfigError, "asks nothing"),
     "a set as the reference": ({"ask": asking(answer={"red"})}, ConfigError, "must be JSON"),
     "not a number": ({"ask": asking(fields={"weight": float("nan")})}, ConfigError, "must be JSON"),
     "a number as a group": ({"ask": asking(groups={"things": 3})}, ConfigError, r"groups\.things.*got 3"),
-    "a picture that is not there": ({"ask": lambda row: replace(ask(row), prompt=[Image("none.png")])}, MediaError, "none.png"),
+    "a picture that is not there": (
+        {"ask": lambda row: replace(ask(row), prompt=[Image("none.png")])},
+        MediaError,
+        "none.png",
+    ),
     "scores of two kinds": (
         {"metric": MeanMetric("right", lambda answer, question: Score({answer or "none": 1.0}))},
         ConfigError,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from vila_core import plugins as plugin_loader
 from vila_core.errors import ConfigError, PluginError, VilaError
+from vila_core.plugins import loader as plugin_loader
 from vila_eval.cli import running
 from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices, read_rank
 from vila_eval.cli.main import app
@@ -65,7 +65,9 @@ class Runs:
         self.plan: Sequence[Planned] = ()
         self.options: RunOptions | None = None
         self.rank: Rank | None = None
-        self.outcome: Callable[[Planned, Path], TaskOutcome] = lambda planned, folder: TaskOutcome(planned, folder, waiting="scoring")
+        self.outcome: Callable[[Planned, Path], TaskOutcome] = lambda planned, folder: TaskOutcome(
+            planned, folder, waiting="scoring"
+        )
 
     def evaluate(
         self, model: ModelOptions, plan: Sequence[Planned], options: RunOptions, progress: Progress, rank: Rank | None
@@ -116,7 +118,20 @@ def refused(*arguments: object) -> str:
 def test_flags_become_options_in_the_references_spelling_and_in_ours(runs: Runs, plugin: Path, tmp_path: Path) -> None:
     done = cli(
         *("-m", "NVILA-8B", "-c", "vicuna_v1", "--lora-path", "adapter", "--max_tiles", 6, "--device", "cpu"),
-        *("-t", "acme/films", "acme/capitals", "-nf", "8/16", "--nproc-per-node", 2, "--batch-size", 4, "--limit", 3, "--force"),
+        *(
+            "-t",
+            "acme/films",
+            "acme/capitals",
+            "-nf",
+            "8/16",
+            "--nproc-per-node",
+            2,
+            "--batch-size",
+            4,
+            "--limit",
+            3,
+            "--force",
+        ),
         *("--output-dir", tmp_path / "out", "--data", tmp_path, "--predict-only", "--plugin", plugin),
     )
     assert done.exit_code == 0, done.output
@@ -221,7 +236,9 @@ def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
     assert "the same command goes on from there" in done.stderr
 
 
-def test_of_the_processes_of_a_torchrun_the_first_prints(runs: Runs, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_the_processes_of_a_torchrun_the_first_prints(
+    runs: Runs, plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed: list[str] = []
     for rank in (0, 1):
         for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}.items():
@@ -275,7 +292,10 @@ def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Pat
                 counts=Counts(samples=400, unread=7),
             ),
         ),
-        of_task(tmp_path, result("mme", MeasureRecord(name="perception", value=1583.25, standard_error=None, n=30, unit="points"))),
+        of_task(
+            tmp_path,
+            result("mme", MeasureRecord(name="perception", value=1583.25, standard_error=None, n=30, unit="points")),
+        ),
     ]
     assert [line.split() for line in as_text(results_table(outcomes)).splitlines()] == [
         ["task", "measure", "value", "n", "failed", "unread"],
@@ -287,7 +307,10 @@ def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Pat
 
 
 def test_miniatures_are_never_taken_for_data(tmp_path: Path) -> None:
-    fake, real = of_task(tmp_path, result("pope", ACCURACY, revision="fixture")), of_task(tmp_path, result("mme", ACCURACY))
+    fake, real = (
+        of_task(tmp_path, result("pope", ACCURACY, revision="fixture")),
+        of_task(tmp_path, result("mme", ACCURACY)),
+    )
     assert "1 of 2 tasks ran on miniatures" in table_notes([fake, real])[0]
     assert "All tasks ran on miniatures" in table_notes([fake])[0]
 
@@ -327,7 +350,11 @@ def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Pat
     listed = json.loads(cli("list", "--json", "--plugin", plugin).stdout)["tasks"]
     by_name = {row["task"]: row for row in listed}
     assert by_name["pope"]["data"] == "lmms-lab/POPE (test)"
-    assert (by_name["pope"]["metric"], by_name["pope"]["distribution"], by_name["pope"]["video"]) == ("pope", "vila-eval", False)
+    assert (by_name["pope"]["metric"], by_name["pope"]["distribution"], by_name["pope"]["video"]) == (
+        "pope",
+        "vila-eval",
+        False,
+    )
     assert (by_name["acme/films"]["distribution"], by_name["acme/films"]["video"]) == (str(plugin), True)
     table = cli("list", "--tags", "acme").stdout
     assert "acme/capitals" in table
@@ -338,7 +365,9 @@ def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Pat
 
 def test_list_reports_what_is_no_task(runs: Runs, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
-    broken.write_text("from vila_core import hookimpl\nclass Odd:\n    name = 'odd'\n@hookimpl\ndef vila_tasks():\n    return [Odd()]\n")
+    broken.write_text(
+        "from vila_core import hookimpl\nclass Odd:\n    name = 'odd'\n@hookimpl\ndef vila_tasks():\n    return [Odd()]\n"
+    )
     listed = cli("--plugin", broken, "list")
     assert listed.exit_code == 0
     assert "registers the task 'odd', which is a Odd" in listed.stdout
@@ -353,11 +382,16 @@ def test_a_plugin_file_that_fails_is_named(runs: Runs, tmp_path: Path) -> None:
 
 
 def test_dry_run_prints_the_prompts_and_loads_no_model(runs: Runs, plugin: Path, tmp_path: Path) -> None:
-    done = cli("--plugin", plugin, "--tasks", "acme/capitals,pope", "--fixtures", "--dry-run", "--output-dir", tmp_path / "out")
+    done = cli(
+        "--plugin", plugin, "--tasks", "acme/capitals,pope", "--fixtures", "--dry-run", "--output-dir", tmp_path / "out"
+    )
     assert "acme/capitals: " in done.stdout
     assert runs.options is None
     prompt = done.stdout[done.stdout.index("pope: 6 rows of lmms-lab/POPE (test), at most") :]
-    assert "| [image]\n  | Is there a circle in the image?\n  | Answer the question using a single word or phrase.\n" in prompt
+    assert (
+        "| [image]\n  | Is there a circle in the image?\n  | Answer the question using a single word or phrase.\n"
+        in prompt
+    )
     assert "reference: yes" in prompt
     assert (tmp_path / "out" / "dry-run.png").read_bytes().startswith(b"\x89PNG")
 
@@ -377,7 +411,9 @@ def vila_tasks():
 """
 
 
-def test_a_dry_run_of_a_judged_task_says_what_judging_takes(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_of_a_judged_task_says_what_judging_takes(
+    runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rated.py").write_text(RATED)
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(ROW | {"id": str(number)}) + "\n" for number in range(3)))
@@ -388,9 +424,14 @@ def test_a_dry_run_of_a_judged_task_says_what_judging_takes(runs: Runs, tmp_path
 
     # Nothing is answered: "A: " and 8 tokens of 4 characters, three times.
     assert judging() == "judging: 3 requests to judge-1: about 26 tokens, at most 1,536 in reply"
-    priced = judging("--limit", 1, "--judge-url", "http://localhost:1/v1", "--judge-model", "judge-2", "--judge-price", "1000/20")
+    priced = judging(
+        "--limit", 1, "--judge-url", "http://localhost:1/v1", "--judge-model", "judge-2", "--judge-price", "1000/20"
+    )
     assert priced == "judging: 1 request to judge-2: about 8 tokens, at most 512 in reply, at most about $0.02"
-    samples = [SampleRecord(id=str(number), index=number, row=number, key="k", prompt=(), answer="Paris") for number in range(2)]
+    samples = [
+        SampleRecord(id=str(number), index=number, row=number, key="k", prompt=(), answer="Paris")
+        for number in range(2)
+    ]
     write_records(tmp_path / "results/vila-tiny/acme/rated/samples.jsonl", samples)
     assert judging() == "judging: 3 requests to judge-1: about 12 tokens, at most 1,536 in reply"
     assert runs.options is None
@@ -400,7 +441,14 @@ def test_what_judging_took_stands_under_the_table(tmp_path: Path) -> None:
     outcomes = [of_task(tmp_path, result(name, ACCURACY)) for name in ("mmvet", "llava", "pope")]
     for outcome, requests in zip(outcomes, (1200, 30), strict=False):
         summary = JudgeSummary(
-            model="judge-1", samples=60, failed=2, requests=requests, reused=4, prompt_tokens=10_000, completion_tokens=500, dollars=0.125
+            model="judge-1",
+            samples=60,
+            failed=2,
+            requests=requests,
+            reused=4,
+            prompt_tokens=10_000,
+            completion_tokens=500,
+            dollars=0.125,
         )
         write_record(outcome.folder / "judge.json", summary)
     assert table_notes(outcomes) == [

@@ -80,7 +80,11 @@ def test_difference_error_and_flips_by_hand(tmp_path: Path) -> None:
     assert task.adjusted_p_value == headline.p_value
     assert (headline.gained, headline.lost) == (2, 1)
     assert [(flip.id, flip.first, flip.second) for flip in task.flips] == [("b", 0, 1), ("c", 0, 1), ("d", 1, 0)]
-    assert (task.flips[0].first_answer, task.flips[0].second_answer, task.flips[0].reference) == ("wrong", "right", "right")
+    assert (task.flips[0].first_answer, task.flips[0].second_answer, task.flips[0].reference) == (
+        "wrong",
+        "right",
+        "right",
+    )
 
 
 def test_questions_about_one_picture_count_together(tmp_path: Path) -> None:
@@ -93,14 +97,21 @@ def test_questions_about_one_picture_count_together(tmp_path: Path) -> None:
 
 
 def test_samples_of_one_side_and_unjudged_ones_are_left_out_and_counted(tmp_path: Path) -> None:
-    write_task(tmp_path / "one/shapes", {"a": 1.0, "b": 0.0, "c": None, "d": 1.0}, settings=RunSettings(max_new_tokens=8, limit=4))
+    write_task(
+        tmp_path / "one/shapes",
+        {"a": 1.0, "b": 0.0, "c": None, "d": 1.0},
+        settings=RunSettings(max_new_tokens=8, limit=4),
+    )
     write_task(tmp_path / "two/shapes", {"e": 0.0, "b": 1.0, "c": 1.0, "d": 1.0, "f": 0.0})
     (task,) = compare_runs(tmp_path / "one/shapes", tmp_path / "two/shapes").tasks
     assert (task.paired, task.only_first, task.only_second, task.unjudged) == (2, 1, 2, 1)
     assert task.headline is not None
     assert (task.headline.first, task.headline.second) == (0.5, 1.0)  # of b and d alone
     assert task.differences == ("limit: 4, none",)
-    assert task.notes[1:] == ["left out: 1 samples only in A, 2 only in B.", "left out: 1 not judged in one of the runs."]
+    assert task.notes[1:] == [
+        "left out: 1 samples only in A, 2 only in B.",
+        "left out: 1 not judged in one of the runs.",
+    ]
 
 
 def test_a_score_of_the_whole_has_a_difference_but_no_test(tmp_path: Path) -> None:
@@ -115,7 +126,9 @@ def test_a_measure_named_as_a_value_but_not_its_mean_has_no_test(tmp_path: Path)
     for name, values in (("one", FIRST), ("two", SECOND)):
         folder = write_task(tmp_path / name / "shapes", values)
         path = folder / RESULTS
-        path.write_text(path.read_text().replace('"value": 0.5', '"value": 3.5').replace('"value": 0.75', '"value": 4.5'))
+        path.write_text(
+            path.read_text().replace('"value": 0.5', '"value": 3.5').replace('"value": 0.75', '"value": 4.5')
+        )
     measure = compare_runs(tmp_path / "one", tmp_path / "two").tasks[0].measures[0]
     assert (measure.first, measure.second, measure.p_value) == (3.5, 4.5, None)
 
@@ -217,7 +230,9 @@ def test_the_command_prints_numbers_flips_and_json(
     monkeypatch.setenv("COLUMNS", "200")
     first = write_task(tmp_path / "one/shapes", FIRST, answers={"b": "[bold]wrong[/bold]"})
     second = write_task(tmp_path / "two/shapes", SECOND)
-    code, out, _ = run(capsys, "compare", str(first), str(second), "--flips", "2", "--html", str(tmp_path / "page.html"))
+    code, out, _ = run(
+        capsys, "compare", str(first), str(second), "--flips", "2", "--html", str(tmp_path / "page.html")
+    )
     assert code == 0
     (row,) = [line.split() for line in out.splitlines() if line.startswith("shapes  ")]
     assert row == ["shapes", "accuracy", "50.0", "75.0", "+25.0", "±", "47.9", "0.602", "0.602", "2/1", "4"]

@@ -14,7 +14,14 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "vila-eval-example"
 
 def install(source: Path, folder: Path) -> Path:
     """Install a distribution with pip into a folder of its own."""
-    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--no-cache-dir", "--no-index"]
+    flags = [
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--disable-pip-version-check",
+        "--no-cache-dir",
+        "--no-index",
+    ]
     command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -44,7 +51,10 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(*command: str, path: list[Path], cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run Python with distributions on its path."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VILA_")}
-    environment |= {"PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, env=environment)
 
 
@@ -70,7 +80,12 @@ def test_installed_it_is_listed_and_runs(example: Path, tmp_path: Path) -> None:
     headline = task["result"]["measures"][0]
     (alone,) = (measure for measure in task["result"]["measures"] if measure["group"] == ["things", "1"])
     # One word of four is wrong in one of eight descriptions, which is one of the two of a lone thing.
-    assert (headline["name"], headline["value"], headline["n"], headline["higher_is_better"]) == ("word_error_rate", 0.25 / 8, 8, False)
+    assert (headline["name"], headline["value"], headline["n"], headline["higher_is_better"]) == (
+        "word_error_rate",
+        0.25 / 8,
+        8,
+        False,
+    )
     assert (alone["value"], alone["n"]) == (0.125, 2)
     assert task["result"]["distribution"] == "vila-eval-example"
     assert (tmp_path / "results" / "vila-tiny" / "example" / "scenes" / "samples.jsonl").is_file()
@@ -91,7 +106,9 @@ def test_a_broken_one_is_reported_and_harms_nothing(example: Path, tmp_path: Pat
     assert {"example/scenes", "pope"} <= set(tasks)
     assert "vila-eval-broken" in problems
     assert "a_package_that_nobody_has" in problems
-    done = vila_eval("--tasks", "example/scenes", "--limit", "1", "--device", "cpu", path=[example, broken], cwd=tmp_path)
+    done = vila_eval(
+        "--tasks", "example/scenes", "--limit", "1", "--device", "cpu", path=[example, broken], cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "vila-eval-broken 1.0.0" in done.stderr
 

@@ -10,7 +10,15 @@ import pytest
 
 from vila_core.errors import CheckpointError
 from vila_core.media import Image, Video
-from vila_eval.identity import SMALL_FILE, describe_prompt, folder_digest, media_digest, model_identity, model_name, sample_key
+from vila_eval.identity import (
+    SMALL_FILE,
+    describe_prompt,
+    folder_digest,
+    media_digest,
+    model_identity,
+    model_name,
+    sample_key,
+)
 from vila_eval.options import ModelOptions
 from vila_eval.records import RunSettings
 from vila_eval.sources import LocalFiles
@@ -44,7 +52,9 @@ def test_a_renamed_file_is_another_model(tmp_path: Path) -> None:
     assert folder_digest(first) != folder_digest(second)
 
 
-@pytest.mark.parametrize("place", [0, 9, SMALL_FILE // 2, -1], ids=["length of the header", "header", "a window", "last byte"])
+@pytest.mark.parametrize(
+    "place", [0, 9, SMALL_FILE // 2, -1], ids=["length of the header", "header", "a window", "last byte"]
+)
 def test_a_large_file_differs_in_its_header_and_windows(tmp_path: Path, place: int) -> None:
     size = SMALL_FILE + 12345
     weights = bytearray((2000).to_bytes(8, "little") + bytes(size))
@@ -52,7 +62,10 @@ def test_a_large_file_differs_in_its_header_and_windows(tmp_path: Path, place: i
     # A window of 64 KiB begins at every 63rd of the file: the half of 8 MiB + 12 KiB lies in one.
     weights[place if place != SMALL_FILE // 2 else (len(weights) - 65536) * 31 // 63 + 5] ^= 1
     assert folder_digest(checkpoint(tmp_path / "b", bytes(weights))) != before
-    assert folder_digest(checkpoint(tmp_path / "c", bytes(weights) + b"\0")) not in (before, folder_digest(tmp_path / "b"))
+    assert folder_digest(checkpoint(tmp_path / "c", bytes(weights) + b"\0")) not in (
+        before,
+        folder_digest(tmp_path / "b"),
+    )
 
 
 def test_a_file_that_changes_within_the_process_is_read_again(tmp_path: Path) -> None:
@@ -81,14 +94,26 @@ def test_a_files_digest_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
     picture = tmp_path / "a.png"
     PIL.Image.new("RGB", (4, 4), (255, 0, 0)).save(picture)
     expected = hashlib.sha256(picture.read_bytes()).hexdigest()
-    assert media_digest(Image(picture)) == media_digest(Image(str(picture))) == media_digest(Image(picture.read_bytes())) == expected
+    assert (
+        media_digest(Image(picture))
+        == media_digest(Image(str(picture)))
+        == media_digest(Image(picture.read_bytes()))
+        == expected
+    )
     assert media_digest(Image(tmp_path / "missing.png")) is None
 
 
 def test_digests_of_pixels_and_frames(tmp_path: Path) -> None:
     dark, light = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 9, np.uint8)
     assert media_digest(Image(dark)) == media_digest(Image(dark.copy()))
-    different = [Image(dark), Image(light), Image(dark.reshape(6, 4, 3)), Video([dark, light]), Video([light, dark]), Video([dark])]
+    different = [
+        Image(dark),
+        Image(light),
+        Image(dark.reshape(6, 4, 3)),
+        Video([dark, light]),
+        Video([light, dark]),
+        Video([dark]),
+    ]
     assert len({media_digest(medium) for medium in different}) == len(different)
     for name, frame in (("1.png", dark), ("2.png", light)):
         PIL.Image.fromarray(frame).save(tmp_path / name)
@@ -109,7 +134,13 @@ def test_the_key_changes_with_whatever_changes_the_answer() -> None:
     picture = Image(np.zeros((4, 4, 3), np.uint8))
     other = Image(np.ones((4, 4, 3), np.uint8))
 
-    def key(model: str = "m", version: int = 1, settings: RunSettings = SETTINGS, *, prompt: list[str | Image | Video | None]) -> str:
+    def key(
+        model: str = "m",
+        version: int = 1,
+        settings: RunSettings = SETTINGS,
+        *,
+        prompt: list[str | Image | Video | None],
+    ) -> str:
         changed = Task("shapes", task.source, task.ask, None, version=version)
         return sample_key(model, changed, settings, describe_prompt(prompt))
 

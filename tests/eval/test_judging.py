@@ -47,7 +47,9 @@ def options(judge: Any, **changes: Any) -> JudgeOptions:
 
 
 def run(judge: Any, folder: Path, count: int = 3, **changes: Any) -> list[SampleRecord]:
-    return judge_samples(RATING, [sample(number) for number in range(count)], folder, options(judge, **changes), Silence())
+    return judge_samples(
+        RATING, [sample(number) for number in range(count)], folder, options(judge, **changes), Silence()
+    )
 
 
 def number_asked(body: dict[str, Any]) -> int:
@@ -203,7 +205,9 @@ def test_a_judge_that_never_gives_a_verdict_is_asked_as_often_as_allowed(judge: 
 def test_what_every_request_would_meet_stops_judging_and_loses_nothing(
     judge: Any, tmp_path: Path, status: int, body: object, reason: str
 ) -> None:
-    judge.react = lambda asked, number: "7" if number == 0 else judge.Response(status, body, {"Location": "http://127.0.0.1:1/"})
+    judge.react = lambda asked, number: (
+        "7" if number == 0 else judge.Response(status, body, {"Location": "http://127.0.0.1:1/"})
+    )
     with pytest.raises(JudgeError, match=reason) as error:
         run(judge, tmp_path, count=20, concurrency=1)
     assert len(judge.requests) == 2
@@ -214,7 +218,11 @@ def test_what_every_request_would_meet_stops_judging_and_loses_nothing(
 
 def test_the_key_is_in_no_file_and_no_record_even_if_the_judge_repeats_it(judge: Any, tmp_path: Path) -> None:
     judge.react = lambda body, number: (
-        judge.Response(500, {"error": {"message": f"bad {KEY}"}}) if number == 0 else f"Your key is {KEY}" if number == 1 else "7"
+        judge.Response(500, {"error": {"message": f"bad {KEY}"}})
+        if number == 0
+        else f"Your key is {KEY}"
+        if number == 1
+        else "7"
     )
     (record,) = run(judge, tmp_path, count=1)
     assert record.values == {"rating": 7.0}
@@ -266,7 +274,9 @@ def test_interrupted_judging_keeps_what_it_has(judge: Any, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge_samples(RATING, [sample(number) for number in range(50)], tmp_path, options(judge, concurrency=2), Interrupted())
+        judge_samples(
+            RATING, [sample(number) for number in range(50)], tmp_path, options(judge, concurrency=2), Interrupted()
+        )
     asked = len(judge.requests)
     assert asked < 50
     assert [record.values for record in run(judge, tmp_path, count=50)] == [{"rating": 7.0}] * 50
@@ -305,7 +315,11 @@ def test_judging_that_is_killed_goes_on_where_it_was(judge: Any, tmp_path: Path)
     judged = judge_samples(metric, samples, tmp_path, options(judge), Silence())
     assert [record.values for record in judged] == [{"rating": 7.0}] * 3 + [{"rating": 5.0}] * 3
     assert len(judge.requests) == 4 + 3
-    assert [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").read_text().splitlines()][:3] == ["s0", "s1", "s2"]
+    assert [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").read_text().splitlines()][:3] == [
+        "s0",
+        "s1",
+        "s2",
+    ]
 
 
 class Told(Silence):
@@ -319,7 +333,8 @@ class Told(Silence):
 
 
 @pytest.mark.parametrize(
-    ("step", "what"), [("requests", "cannot ask about sample 's0'"), ("read", "cannot read the replies about sample 's0'")]
+    ("step", "what"),
+    [("requests", "cannot ask about sample 's0'"), ("read", "cannot read the replies about sample 's0'")],
 )
 def test_a_judged_metrics_own_fault_names_its_line(judge: Any, tmp_path: Path, step: str, what: str) -> None:
     class Broken(JudgeMetric):
@@ -331,7 +346,9 @@ def test_a_judged_metrics_own_fault_names_its_line(judge: Any, tmp_path: Path, s
     setattr(Broken, step, fail)
     broken = Broken("broken", "A: {answer}", scale=(0, 10))
     line = fail.__code__.co_firstlineno + 1
-    with pytest.raises(PluginError, match=rf"Metric 'broken' {what}: KeyError: 'no such thing' \(test_judging.py, line {line}\)"):
+    with pytest.raises(
+        PluginError, match=rf"Metric 'broken' {what}: KeyError: 'no such thing' \(test_judging.py, line {line}\)"
+    ):
         judge_samples(broken, [sample(0)], tmp_path, options(judge), Silence())
     assert len(judge.requests) == (step == "read")
 
@@ -366,7 +383,13 @@ def test_a_judge_metric_says_what_is_wrong_with_its_prompt() -> None:
 
 @pytest.mark.parametrize(
     ("reply", "rating"),
-    [("7", 7.0), ("Score: 7", 7.0), ("**7/10**", 7.0), ("There are 3 errors.\n\nFinal score: **6.5**", 6.5), ("10.", 10.0)],
+    [
+        ("7", 7.0),
+        ("Score: 7", 7.0),
+        ("**7/10**", 7.0),
+        ("There are 3 errors.\n\nFinal score: **6.5**", 6.5),
+        ("10.", 10.0),
+    ],
 )
 def test_a_judge_metric_reads_the_number_on_the_last_line(reply: str, rating: float) -> None:
     assert RATING.read([reply], "", sample(0).question).values == {"rating": rating}

@@ -18,7 +18,9 @@ from vila_eval.metrics.captions import CaptionMetric, Corpus, score_corpora, tok
 from vila_eval.metrics.wups import content_words, lexicon_named, nextqa_score, wups
 from vila_eval.task import Question
 
-WORDS = MiniatureLexicon()  # entity > thing > shape > circle, square, triangle; thing > animal > dog, cat; entity > act > move > run, walk
+WORDS = (
+    MiniatureLexicon()
+)  # entity > thing > shape > circle, square, triangle; thing > animal > dog, cat; entity > act > move > run, walk
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
 
 
@@ -52,7 +54,9 @@ def test_cider_weighs_words_by_how_rare_they_are_in_the_corpus() -> None:
     assert score_corpora([Corpus(["a c", "c d"], references)], ("cider",)) == {"cider": pytest.approx([(1.25 + 5) / 2])}
     # "a b x" is one pair longer: cosines 2/sqrt(6) and 1/sqrt(2), times exp(-1 / (2 * 36)).
     longer = 10 * (2 / math.sqrt(6) + 1 / math.sqrt(2)) / 4 * math.exp(-1 / 72)
-    assert score_corpora([Corpus(["a b x", "c d"], references)], ("cider",)) == {"cider": pytest.approx([(longer + 5) / 2])}
+    assert score_corpora([Corpus(["a b x", "c d"], references)], ("cider",)) == {
+        "cider": pytest.approx([(longer + 5) / 2])
+    }
     # In a corpus of one caption every word is everywhere: nothing weighs anything.
     assert score_corpora([Corpus(["a b"], [["a b"]])], ("cider",)) == {"cider": [0.0]}
 
@@ -175,7 +179,9 @@ except VilaError as error:
 
 def look_up(data: Path) -> Any:
     environment = os.environ | {"NLTK_DATA": str(data), "HOME": str(data)}
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", LOOK_UP], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LOOK_UP], env=environment, capture_output=True, text=True, check=True
+    )
     return json.loads(run.stdout)
 
 
@@ -187,7 +193,9 @@ def test_words_are_looked_up_with_nltk(tmp_path: Path) -> None:
     assert lemmas == ["they", "be", "run", ".", "the", "dog", "shrug"]
     assert content == "dog run"
     assert dog_cat == pytest.approx(2 * 2 / (3 + 3))  # entity > animal > dog, cat
-    assert dog_run == pytest.approx(2 * 1 / (4 + 3))  # nouns and verbs meet in a root above both: 1 > entity > animal > dog, 1 > move > run
+    assert dog_run == pytest.approx(
+        2 * 1 / (4 + 3)
+    )  # nouns and verbs meet in a root above both: 1 > entity > animal > dog, 1 > move > run
     assert unknown == 0.0
 
 
@@ -221,5 +229,9 @@ def write_nltk_data(folder: Path) -> None:
         (punkt / name).write_text("")
     tagger = folder / "taggers/averaged_perceptron_tagger_eng"
     tagger.mkdir(parents=True)
-    for name, content in (("weights", {}), ("tagdict", {"were": "VBD", "Running": "VBG", "running": "VBG"}), ("classes", ["NN"])):
+    for name, content in (
+        ("weights", {}),
+        ("tagdict", {"were": "VBD", "Running": "VBG", "running": "VBG"}),
+        ("classes", ["NN"]),
+    ):
         (tagger / f"averaged_perceptron_tagger_eng.{name}.json").write_text(json.dumps(content))

@@ -61,7 +61,9 @@ MULTI_CHOICE = [
 ]
 
 
-@pytest.mark.parametrize(("response", "letter", "rule", "why"), MULTI_CHOICE, ids=[repr(row[0]) for row in MULTI_CHOICE])
+@pytest.mark.parametrize(
+    ("response", "letter", "rule", "why"), MULTI_CHOICE, ids=[repr(row[0]) for row in MULTI_CHOICE]
+)
 def test_mmmu_multi_choice_as_the_official_parser(response: str, letter: str | None, rule: str, why: str):
     parsed = mmmu.parse_multi_choice_response(response, PAINTINGS, "validation_Art_1")
     assert parsed.rule == rule, why
@@ -136,8 +138,12 @@ OPEN: list[tuple[str, list[str | float], str | list[str], bool, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("response", "parsed", "expected", "is_right", "why"), OPEN, ids=[f"{row[0]!r}-{row[2]}" for row in OPEN])
-def test_mmmu_open_as_the_official_parser(response: str, parsed: list[str | float], expected: Any, is_right: bool, why: str):
+@pytest.mark.parametrize(
+    ("response", "parsed", "expected", "is_right", "why"), OPEN, ids=[f"{row[0]!r}-{row[2]}" for row in OPEN]
+)
+def test_mmmu_open_as_the_official_parser(
+    response: str, parsed: list[str | float], expected: Any, is_right: bool, why: str
+):
     assert mmmu.parse_open_response(response) == parsed, why
     assert mmmu.eval_open(expected, parsed) is is_right, why
 
@@ -276,7 +282,12 @@ def test_box_iou_in_both_conventions(first: Box, second: Box, continuous: float,
 
 def test_box_accuracy_counts_the_threshold_itself_and_no_box_as_wrong():
     expected = [Box(0, 0, 2, 1)] * 4
-    predicted = [Box(0, 0, 2, 1), Box(0, 0, 1, 1), None, Box(1, 0, 3, 1)]  # IoU 1, 1/2, none, 1/3; inclusive 1, 4/6, none, 4/8
+    predicted = [
+        Box(0, 0, 2, 1),
+        Box(0, 0, 1, 1),
+        None,
+        Box(1, 0, 3, 1),
+    ]  # IoU 1, 1/2, none, 1/3; inclusive 1, 4/6, none, 4/8
     assert box_accuracy(predicted, expected, "continuous") == 2 / 4
     assert box_accuracy(predicted, expected, "inclusive") == 3 / 4
     assert box_accuracy(predicted, expected, "continuous", threshold=0.6) == 1 / 4
@@ -299,7 +310,11 @@ def test_video_mme_breakdowns():
 
 
 def test_video_mme_has_six_domains_thirty_sub_categories_and_twelve_task_types():
-    assert [len(set(names)) for names in (video_mme.DOMAINS, video_mme.SUB_CATEGORIES, video_mme.TASK_TYPES)] == [6, 30, 12]
+    assert [len(set(names)) for names in (video_mme.DOMAINS, video_mme.SUB_CATEGORIES, video_mme.TASK_TYPES)] == [
+        6,
+        30,
+        12,
+    ]
 
 
 NOT_TEXT: Any = None
@@ -330,7 +345,10 @@ NOT_TEXT: Any = None
         (lambda: box_accuracy([], [], "continuous"), "at least one"),
         (lambda: box_accuracy([None], [Box(0, 0, 1, 1)], "continuous", threshold=50), "at most 1"),
         (lambda: video_mme.score([]), "no samples"),
-        (lambda: video_mme.score([VideoMmeSample("Short", "Knowledge", "Law", "OCR Problems", True)]), "Did you mean 'short'"),
+        (
+            lambda: video_mme.score([VideoMmeSample("Short", "Knowledge", "Law", "OCR Problems", True)]),
+            "Did you mean 'short'",
+        ),
     ],
 )
 def test_unusable_input_is_named(call: Any, message: str):

@@ -99,7 +99,15 @@ def test_flexible_extract_without_options_and_with_letters_out_of_order():
 
 
 @pytest.mark.parametrize(
-    "metric", [exact_match, normalized_exact_match, anls, relaxed_accuracy, strict_relaxed_accuracy, lambda p, a: vqa_accuracy(p, [a] * 10)]
+    "metric",
+    [
+        exact_match,
+        normalized_exact_match,
+        anls,
+        relaxed_accuracy,
+        strict_relaxed_accuracy,
+        lambda p, a: vqa_accuracy(p, [a] * 10),
+    ],
 )
 def test_a_prediction_that_is_no_text_is_an_error(metric):
     with pytest.raises(ConfigError, match="Got None"):
@@ -152,7 +160,8 @@ def test_vqa_answer_processing(text, processed):
 
 
 @pytest.mark.parametrize(
-    ("text", "processed"), [("red,blue", "redblue"), ("The dog's", "dog 's"), ("Who?me", "whome"), ("1,000", "1000"), ("Two", "2")]
+    ("text", "processed"),
+    [("red,blue", "redblue"), ("The dog's", "dog 's"), ("Who?me", "whome"), ("1,000", "1000"), ("Two", "2")],
 )
 def test_evalai_processing_has_a_first_pass(text, processed):
     assert process_evalai_answer(text) == processed
@@ -188,7 +197,8 @@ def test_vqa_accuracy_needs_a_list_of_answers(metric, answers):
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "distance"), [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("abc", "abc", 0), ("ab", "ba", 2)]
+    ("a", "b", "distance"),
+    [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("abc", "abc", 0), ("ab", "ba", 2)],
 )
 def test_levenshtein(a, b, distance):
     assert levenshtein(a, b) == levenshtein(b, a) == distance
@@ -351,7 +361,9 @@ def test_mme_reads_four_characters(reply, read):
 
 def mme_pair(category, name, *replies):
     labels = ("Yes", "No")[: len(replies)]
-    return [MmeAnswer(category, name, f"Is it {label}?", reply, label) for reply, label in zip(replies, labels, strict=True)]
+    return [
+        MmeAnswer(category, name, f"Is it {label}?", reply, label) for reply, label in zip(replies, labels, strict=True)
+    ]
 
 
 def test_mme_scores_by_hand():
@@ -373,13 +385,17 @@ def test_mme_scores_by_hand():
 
 
 def test_a_perfect_mme_has_2000_and_800_points():
-    answers = [answer for category in MME_PERCEPTION + MME_COGNITION for answer in mme_pair(category, "1.jpg", "yes", "no")]
+    answers = [
+        answer for category in MME_PERCEPTION + MME_COGNITION for answer in mme_pair(category, "1.jpg", "yes", "no")
+    ]
     scores = mme_scores(reversed(answers))
     assert (scores.perception, scores.cognition, scores.missing_categories) == (2000.0, 800.0, ())
 
 
 def test_mme_names_the_missing_partner():
-    with pytest.raises(ConfigError, match=r"'2\.jpg' of category 'count'.*'Is it Yes\?'.*partner, whose answer is 'no', is missing"):
+    with pytest.raises(
+        ConfigError, match=r"'2\.jpg' of category 'count'.*'Is it Yes\?'.*partner, whose answer is 'no', is missing"
+    ):
         mme_scores([*mme_pair("count", "1.jpg", "yes", "no"), *mme_pair("count", "2.jpg", "yes")])
 
 

@@ -8,7 +8,9 @@ from vila_core.testing import check_plugin
 
 def test_to_import_vila_eval_costs_little() -> None:
     heavy = "{'torch', 'datasets', 'numpy', 'PIL', 'av', 'transformers', 'httpx2'}"
-    command = f"import sys, vila_eval, vila_eval.plugin; vila_eval.JudgeMetric; print(sorted({heavy} & set(sys.modules)))"
+    command = (
+        f"import sys, vila_eval, vila_eval.plugin; vila_eval.JudgeMetric; print(sorted({heavy} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

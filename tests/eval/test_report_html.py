@@ -13,14 +13,27 @@ import pytest
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Score, Scored, exact, mean_measures
 from vila_eval.records import Counts, MeasureRecord, ModelIdentity, PromptPart, RunSettings, SampleRecord, TaskResult
-from vila_eval.report.formatting import format_difference, format_error, format_p_value, format_reference, format_value, shorten
+from vila_eval.report.formatting import (
+    format_difference,
+    format_error,
+    format_p_value,
+    format_reference,
+    format_value,
+    shorten,
+)
 from vila_eval.report.html import write_report
 from vila_eval.report.pictures import picture_path
 from vila_eval.report.plots import axis_end, draw_bar, draw_difference
 from vila_eval.storage import RESULTS, SAMPLES, write_record, write_records
 from vila_eval.task import Question
 
-ATTACKS = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "'onmouseover='alert(1)", "{{ 7 * 7 }}{% raw %}", "</style>&amp;")
+ATTACKS = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "'onmouseover='alert(1)",
+    "{{ 7 * 7 }}{% raw %}",
+    "</style>&amp;",
+)
 
 
 class Page(HTMLParser):
@@ -45,14 +58,27 @@ class Page(HTMLParser):
 
 
 def record(name: str, index: int, value: float | None, **fields: Any) -> SampleRecord:
-    prompt = (PromptPart(kind="image", digest="0" * 64, file="pic.png"), PromptPart(kind="text", text=fields.pop("text", "What is it?")))
+    prompt = (
+        PromptPart(kind="image", digest="0" * 64, file="pic.png"),
+        PromptPart(kind="text", text=fields.pop("text", "What is it?")),
+    )
     return SampleRecord(
-        id=name, index=index, row=index, key="k", prompt=prompt, values=None if value is None else {"accuracy": value}, **fields
+        id=name,
+        index=index,
+        row=index,
+        key="k",
+        prompt=prompt,
+        values=None if value is None else {"accuracy": value},
+        **fields,
     )
 
 
-def write_task(folder: Path, samples: Sequence[SampleRecord], measures: Sequence[Measure] | None = None, **fields: Any) -> Path:
-    scored = [Scored(Question(s.id, (), groups=s.groups), s.answer, Score(s.values)) for s in samples if s.values is not None]
+def write_task(
+    folder: Path, samples: Sequence[SampleRecord], measures: Sequence[Measure] | None = None, **fields: Any
+) -> Path:
+    scored = [
+        Scored(Question(s.id, (), groups=s.groups), s.answer, Score(s.values)) for s in samples if s.values is not None
+    ]
     found = mean_measures(scored) if measures is None else measures
     given = {
         "settings": RunSettings(max_new_tokens=8),
@@ -81,7 +107,9 @@ def open_report(model: Path) -> tuple[str, Page]:
 def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     samples = [
         record("s1", 0, 1.0, answer="circle", groups={"kind": "plain"}),
-        record("s2", 1, 0.0, answer="oval", parsed="o", reference=["circle", "ring", "circle"], groups={"kind": "plain"}),
+        record(
+            "s2", 1, 0.0, answer="oval", parsed="o", reference=["circle", "ring", "circle"], groups={"kind": "plain"}
+        ),
         record("s3", 2, 1.0, groups={"kind": "hard"}),
         record("s4", 3, 0.0, error="The file 'x.png' is not there.", groups={"kind": "hard"}),
     ]
@@ -151,7 +179,10 @@ def test_pictures_are_in_the_page_and_have_alternatives(tmp_path: Path) -> None:
 
 
 def test_every_table_names_its_columns_and_rows(tmp_path: Path) -> None:
-    write_task(tmp_path / "shapes", [record("s1", 0, 0.0, groups={"kind": "plain"}), record("s2", 1, 1.0, groups={"kind": "hard"})])
+    write_task(
+        tmp_path / "shapes",
+        [record("s1", 0, 0.0, groups={"kind": "plain"}), record("s2", 1, 1.0, groups={"kind": "hard"})],
+    )
     text, page = open_report(tmp_path)
     assert page.values("html", "lang") == ["en"]
     assert page.tags.count("table") == page.tags.count("caption") == 5  # overview twice, measures, groups twice
@@ -162,7 +193,12 @@ def test_every_table_names_its_columns_and_rows(tmp_path: Path) -> None:
 
 
 def test_miniatures_and_limits_cannot_be_overlooked(tmp_path: Path) -> None:
-    write_task(tmp_path / "a", [record("s", 0, 1.0)], data={"revision": "fixture"}, settings=RunSettings(max_new_tokens=8, limit=5))
+    write_task(
+        tmp_path / "a",
+        [record("s", 0, 1.0)],
+        data={"revision": "fixture"},
+        settings=RunSettings(max_new_tokens=8, limit=5),
+    )
     _, page = open_report(tmp_path)
     assert "These are miniatures, no benchmark results. All tasks ran on" in page.text
     assert "limit of 5 rows" in page.text
@@ -193,7 +229,8 @@ def test_a_book_in_a_prompt_is_cut(tmp_path: Path) -> None:
 def test_a_score_of_points_has_its_own_axis(tmp_path: Path) -> None:
     measures = [Measure("score", exact(1450.0, 2), unit="points")]
     measures += [
-        Measure("score", exact(value, 1), unit="points", group=("category", name)) for name, value in (("color", 165.0), ("count", 90.0))
+        Measure("score", exact(value, 1), unit="points", group=("category", name))
+        for name, value in (("color", 165.0), ("count", 90.0))
     ]
     write_task(tmp_path / "mme", [record("s", 0, 0.0)], measures)
     text, page = open_report(tmp_path)
@@ -220,7 +257,9 @@ def test_bars_by_hand() -> None:
     assert 'class="gain" x="50.0%" y="5" width="50.0%"' in draw_difference(0.1, None, 0.1, is_better=True)
 
 
-@pytest.mark.parametrize(("largest", "end"), [(165, 200), (200, 200), (0.07, 0.08), (0, 1), (4.2, 5), (10, 10), (1.2, 1.5)])
+@pytest.mark.parametrize(
+    ("largest", "end"), [(165, 200), (200, 200), (0.07, 0.08), (0, 1), (4.2, 5), (10, 10), (1.2, 1.5)]
+)
 def test_axes_end_at_round_numbers(largest: float, end: float) -> None:
     assert axis_end(largest) == pytest.approx(end)
 

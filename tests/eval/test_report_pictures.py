@@ -16,7 +16,13 @@ from vila_eval.task import Question
 
 def sample(name: str, index: int, value: float | None, error: str | None = None) -> SampleRecord:
     return SampleRecord(
-        id=name, index=index, row=index, key="k", prompt=(), error=error, values=None if value is None else {"accuracy": value}
+        id=name,
+        index=index,
+        row=index,
+        key="k",
+        prompt=(),
+        error=error,
+        values=None if value is None else {"accuracy": value},
     )
 
 
@@ -76,7 +82,10 @@ def test_a_video_is_four_frames_and_a_short_one_its_own() -> None:
     frames = [Image(solid((0, 0, 0), 100, 50)) for _ in range(20)]
     assert opened(draw_thumbnail(Question("q", [Video(frames), "What happens?"]))).size == (4 * 100 + 3 * 4, 50)
     assert opened(draw_thumbnail(Question("q", [Video(frames[:2])]))).size == (2 * 100 + 4, 50)
-    assert opened(draw_thumbnail(Question("q", [Image(solid((0, 0, 0), 100, 50)), Video(frames)]))).size == (4 * 100 + 3 * 4, 50)
+    assert opened(draw_thumbnail(Question("q", [Image(solid((0, 0, 0), 100, 50)), Video(frames)]))).size == (
+        4 * 100 + 3 * 4,
+        50,
+    )
 
 
 def test_metadata_of_a_photograph_does_not_reach_the_report() -> None:
@@ -91,7 +100,12 @@ def test_metadata_of_a_photograph_does_not_reach_the_report() -> None:
 
 
 def test_pictures_are_written_for_wrong_samples_alone(tmp_path: Path) -> None:
-    media = [Image(solid((1, 2, 3), 32, 32)), Image(b"no picture"), Image(solid((1, 2, 3), 32, 32)), Image(tmp_path / "missing.png")]
+    media = [
+        Image(solid((1, 2, 3), 32, 32)),
+        Image(b"no picture"),
+        Image(solid((1, 2, 3), 32, 32)),
+        Image(tmp_path / "missing.png"),
+    ]
     records = samples({"a": 0.0, "b": 0.0, "../c": 1.0, "d": 0.0})
     asked: list[int] = []
 

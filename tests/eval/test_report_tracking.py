@@ -12,7 +12,11 @@ from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings,
 from vila_eval.report.tracking import report_to
 from vila_eval.storage import RESULTS, write_record
 
-EXPECTED = {"vila/shapes/accuracy": 0.75, "vila/shapes/accuracy/kind=plain": 0.5, "vila/shapes/accuracy_standard_error": 0.125}
+EXPECTED = {
+    "vila/shapes/accuracy": 0.75,
+    "vila/shapes/accuracy/kind=plain": 0.5,
+    "vila/shapes/accuracy_standard_error": 0.125,
+}
 
 FAKE_WANDB = """
 calls = []

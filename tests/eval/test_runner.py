@@ -127,7 +127,9 @@ def test_a_run_writes_samples_in_order_results_and_merged_metrics(tmp_path: Path
     assert json.loads((tmp_path / "vila-tiny" / "metrics.json").read_text()) == {"words": {"exact_match": 0.8}}
 
 
-def test_a_complete_task_is_not_run_again_and_needs_no_model(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_complete_task_is_not_run_again_and_needs_no_model(
+    tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (first,) = run(tmp_path, task(words(3)))
     monkeypatch.setattr(LazyModel, "get", lambda self: pytest.fail("the model was loaded"))
     (second,) = run(tmp_path, task(words(3)))
@@ -159,7 +161,9 @@ def interrupted(folder: Path, rows: Sequence[Mapping[str, Any]], torn: str = "")
 
 
 @pytest.mark.parametrize("torn", ["", '{"number": 0, "quest'], ids=["between writes", "in a write"])
-def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(tmp_path: Path, model: Echo, torn: str) -> None:
+def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(
+    tmp_path: Path, model: Echo, torn: str
+) -> None:
     file = interrupted(tmp_path, words(7), torn)
     model.batches.clear()
     run(tmp_path, task(words(7)), phase="predict")
@@ -177,13 +181,17 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, model: 
         *("samples.jsonl", "results.json", "timings.json", "run.json")
     }
     for name in ("words/results.json", "words/samples.jsonl", "words/run.json", "metrics.json"):
-        assert (tmp_path / "whole" / "vila-tiny" / name).read_bytes() == (tmp_path / "cut" / "vila-tiny" / name).read_bytes(), name
+        assert (tmp_path / "whole" / "vila-tiny" / name).read_bytes() == (
+            tmp_path / "cut" / "vila-tiny" / name
+        ).read_bytes(), name
     assert json.loads((tmp_path / "cut/vila-tiny/words/timings.json").read_text())["answered"] == 4
 
 
 def test_an_exception_leaves_what_was_answered(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = model.complete_batch
-    monkeypatch.setattr(model, "complete_batch", lambda prompts, **_: answer(prompts) if prompts[0].text != "say word4" else 1 / 0)
+    monkeypatch.setattr(
+        model, "complete_batch", lambda prompts, **_: answer(prompts) if prompts[0].text != "say word4" else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):  # a bug is no outcome
         run(tmp_path, task(words(6)))
     assert len((tmp_path / "vila-tiny/words/answers-0.jsonl").read_text().splitlines()) == 4
@@ -235,7 +243,9 @@ def test_another_model_is_refused_and_the_same_one_elsewhere_is_not(tmp_path: Pa
 
 def files(folder: Path) -> dict[str, bytes]:
     """The files of the task "words" that do not depend on how they came about."""
-    return {name: (folder / "vila-tiny/words" / name).read_bytes() for name in ("results.json", "samples.jsonl", "run.json")}
+    return {
+        name: (folder / "vila-tiny/words" / name).read_bytes() for name in ("results.json", "samples.jsonl", "run.json")
+    }
 
 
 @pytest.mark.parametrize("phase", ["all", "predict"])
@@ -246,7 +256,9 @@ def test_a_limit_may_be_raised_and_what_is_answered_is_not_asked_again(tmp_path:
     (longer,) = run(tmp_path / "a", task(words(7)))
     assert longer.result is not None
     assert (longer.result.settings.limit, longer.result.counts.samples) == (None, 7)
-    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]], "a batch is computed whole"
+    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]], (
+        "a batch is computed whole"
+    )
     run(tmp_path / "b", task(words(7)))
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert not list(tmp_path.rglob("answers-*"))
@@ -292,7 +304,9 @@ def test_limits_of_rows_that_belong_together_and_of_several_questions_a_row(tmp_
     assert asked == [4, 8, 8, 0, 0]  # of whole batches: rows 0 and 4; 0, 1, 3 and 4; 2, 3, 4 and 5
 
 
-def test_a_crash_while_a_limit_is_raised_loses_nothing(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_a_limit_is_raised_loses_nothing(
+    tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path, task(words(5)), limit=2)
     monkeypatch.setattr("vila_eval.manifest.write_record", lambda path, record: pytest.exit("killed"))
     with pytest.raises(BaseException, match="killed"):
@@ -372,7 +386,10 @@ class Summarizing:
     [
         ({"metric": MeanMetric("odd", fail)}, "Metric 'odd' cannot score sample '0'"),
         ({"metric": Summarizing()}, "Metric 'odd' cannot summarize 3 samples"),
-        ({"submission": Submission("submit.json", fail, "https://example.org")}, "The submission file of task 'broken' cannot be made"),
+        (
+            {"submission": Submission("submit.json", fail, "https://example.org")},
+            "The submission file of task 'broken' cannot be made",
+        ),
     ],
 )
 def test_a_metrics_own_fault_names_its_line_and_the_other_tasks_go_on(
@@ -392,7 +409,9 @@ def test_a_score_that_is_no_number_is_refused(tmp_path: Path, model: Echo) -> No
     assert "Metric 'odd' gives sample '0' a score that is not finite: {'odd': nan}" in str(outcome.error)
 
 
-def test_ctrl_c_does_not_wait_for_what_is_read_ahead(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_does_not_wait_for_what_is_read_ahead(
+    tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reading, go_on = threading.Event(), threading.Event()
     prepare = model.prepare
 
@@ -423,7 +442,9 @@ def test_two_questions_of_one_id_are_refused_by_name(tmp_path: Path, model: Echo
     assert model.asked == 4
 
 
-def test_predicted_answers_are_scored_without_model_and_data(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predicted_answers_are_scored_without_model_and_data(
+    tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (predicted,) = run(tmp_path, task(words(4)), phase="predict")
     assert (predicted.result, predicted.waiting) == (None, "scoring")
     assert [one.values for one in samples(tmp_path)] == [None] * 4
@@ -455,7 +476,9 @@ def test_scored_from_stored_answers_is_the_same_as_at_once(tmp_path: Path, model
     run(tmp_path / "twice", task(words(4)), phase="predict")
     run(tmp_path / "twice", task(words(4)), phase="score")
     for name in ("results.json", "samples.jsonl"):
-        assert (tmp_path / "once/vila-tiny/words" / name).read_bytes() == (tmp_path / "twice/vila-tiny/words" / name).read_bytes()
+        assert (tmp_path / "once/vila-tiny/words" / name).read_bytes() == (
+            tmp_path / "twice/vila-tiny/words" / name
+        ).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -477,7 +500,9 @@ def judge(decide: Callable[[SampleRecord], dict[str, Any]]) -> Callable[..., lis
     return lambda metric, samples, folder, options, progress: [one.model_copy(update=decide(one)) for one in samples]
 
 
-def test_a_judged_task_waits_for_a_judge_and_then_counts_its_failures(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judged_task_waits_for_a_judge_and_then_counts_its_failures(
+    tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
     judged = task(words(4), metric=Judged())
     (waiting,) = run(tmp_path, judged)
     assert waiting.result is None
@@ -517,7 +542,9 @@ def test_hidden_answers_leave_a_submission_and_no_measure(tmp_path: Path, model:
 
 
 def test_a_task_that_fails_does_not_stop_the_others(tmp_path: Path, model: Echo) -> None:
-    outcomes = run(tmp_path, task([], name="empty"), task(words(2)), task(words(2), name="odd", metric="no such metric"))
+    outcomes = run(
+        tmp_path, task([], name="empty"), task(words(2)), task(words(2), name="odd", metric="no such metric")
+    )
     assert "has no row" in str(outcomes[0].error)
     assert outcomes[1].result is not None
     assert "no such metric" in str(outcomes[2].error)

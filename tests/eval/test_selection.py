@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pytest
 
 from vila_core.errors import ConfigError, PluginError
-from vila_core.hookspecs import Named
-from vila_core.registry import Owner, Registered, Registry
+from vila_core.plugins.hookspecs import Named
+from vila_core.plugins.registry import Owner, Registered, Registry
 from vila_eval import LocalFiles, Question, Task
 from vila_eval.selection import select
 
@@ -15,7 +15,13 @@ OWNER = Owner("acme", "acme-benchmarks", "1.0")
 
 def task(name: str, *tags: str, frames: int | None = None, video: bool = False) -> Task:
     return Task(
-        name, LocalFiles("rows.jsonl", {}), lambda row: Question(row["id"], []), None, tags=tags, num_video_frames=frames, has_video=video
+        name,
+        LocalFiles("rows.jsonl", {}),
+        lambda row: Question(row["id"], []),
+        None,
+        tags=tags,
+        num_video_frames=frames,
+        has_video=video,
     )
 
 
@@ -34,7 +40,9 @@ class NamedThing:
     name = "owner"
 
 
-def registry(tasks: Sequence[Named] = TASKS, contested: dict[str, str] | None = None, failed: tuple[str, ...] = ()) -> Registry[Named]:
+def registry(
+    tasks: Sequence[Named] = TASKS, contested: dict[str, str] | None = None, failed: tuple[str, ...] = ()
+) -> Registry[Named]:
     return Registry("task", {item.name: Registered(item, OWNER) for item in tasks}, contested or {}, failed)
 
 
@@ -43,11 +51,20 @@ def chosen(*names: str, tags_include: Sequence[str] = (), tags_exclude: Sequence
 
 
 def runs(frames: Sequence[int] | None, *names: str) -> list[tuple[str, int | None]]:
-    return [(planned.folder, planned.num_video_frames) for planned in select(registry(), names, num_video_frames=frames)]
+    return [
+        (planned.folder, planned.num_video_frames) for planned in select(registry(), names, num_video_frames=frames)
+    ]
 
 
 def test_names_patterns_and_tags_select_once_each_in_order_of_registration() -> None:
-    assert chosen("vila/word", "pope", "videomme-*", "core") == ["pope", "mme", "egoschema_val", "videomme-8", "videomme-64", "vila/word"]
+    assert chosen("vila/word", "pope", "videomme-*", "core") == [
+        "pope",
+        "mme",
+        "egoschema_val",
+        "videomme-8",
+        "videomme-64",
+        "vila/word",
+    ]
     assert chosen("vila/blocks") == ["vila/count", "vila/word"]
     assert chosen("*") == [one.name for one in TASKS]
 
@@ -66,7 +83,12 @@ def test_frames_run_open_video_tasks_once_each_and_filter_those_whose_frames_are
     names = ("pope", "egoschema_val", "videomme-*")
     assert runs(None, *names) == [("pope", None), ("egoschema_val", None), ("videomme-8", 8), ("videomme-64", 64)]
     assert runs([8], *names) == [("pope", None), ("egoschema_val-8", 8), ("videomme-8", 8)]
-    assert runs([64, 16], *names) == [("pope", None), ("egoschema_val-64", 64), ("egoschema_val-16", 16), ("videomme-64", 64)]
+    assert runs([64, 16], *names) == [
+        ("pope", None),
+        ("egoschema_val-64", 64),
+        ("egoschema_val-16", 16),
+        ("videomme-64", 64),
+    ]
 
 
 def test_frames_at_the_end_of_a_name_are_the_references_spelling() -> None:

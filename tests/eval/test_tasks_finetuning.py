@@ -31,7 +31,10 @@ def by_id(answers: dict[str, str]) -> Callable[[Question], str]:
 
 
 def values(measures: list[Measure]) -> dict[str, float]:
-    return {measure.name if measure.group is None else f"{measure.name}, {measure.group[1]}": measure.estimate.mean for measure in measures}
+    return {
+        measure.name if measure.group is None else f"{measure.name}, {measure.group[1]}": measure.estimate.mean
+        for measure in measures
+    }
 
 
 # ------------------------------------------------------------------------------------------------ RefCOCO
@@ -89,7 +92,12 @@ def test_an_answer_without_a_box_or_a_picture_without_a_size_is_unread() -> None
     for answer in ("", "on the left", "[1, 2, 3]", "[64, 36, 36, 64]"):
         score = BOX_ACCURACY.score(answer, question)
         assert (score.values["accuracy"], score.unread) == (0.0, "no box found")
-    row = {"image": Image(b"not a picture"), "answer": ["it"], "bbox": [0, 0, 4, 5], "file_name": "COCO_train2014_000000000001_1.jpg"}
+    row = {
+        "image": Image(b"not a picture"),
+        "answer": ["it"],
+        "bbox": [0, 0, 4, 5],
+        "file_name": "COCO_train2014_000000000001_1.jpg",
+    }
     (unreadable,) = ask(row)
     assert BOX_ACCURACY.score("[0, 0, 4, 5]", unreadable).unread == "no box found"
 
@@ -193,7 +201,9 @@ def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
         # "two" is not "2" to BLEU, so 2 of 4 words are right; 4 words of 4 in all, so no brevity penalty. Pairs: 1 of 2. Triples: none.
         "bleu_1, free-form": pytest.approx(50),
         "bleu_2, free-form": pytest.approx(50),
-        "bleu_3, free-form": pytest.approx(100 * (0.5 * 0.5 * 1e-6) ** (1 / 3)),  # which the scorer counts as one in a million
+        "bleu_3, free-form": pytest.approx(
+            100 * (0.5 * 0.5 * 1e-6) ** (1 / 3)
+        ),  # which the scorer counts as one in a million
     }
 
 

@@ -87,7 +87,9 @@ def test_the_tags_are_the_reference_s() -> None:
 
 
 def test_what_is_not_local_writes_a_file_for_its_server() -> None:
-    assert {task.name for task in IMAGE_TASKS if task.metric is None} == {name for name, tags in TAGS.items() if "submission" in tags}
+    assert {task.name for task in IMAGE_TASKS if task.metric is None} == {
+        name for name, tags in TAGS.items() if "submission" in tags
+    }
     assert all((task.metric is None) == (task.submission is not None) for task in IMAGE_TASKS)
 
 
@@ -142,7 +144,9 @@ def test_a_third_party_s_multiple_choice_names_its_metric(tmp_path: Path) -> Non
         prompt = multiple_choice_prompt(row["text"], row["choices"])
         return Question(id="", prompt=[prompt], answer=letter(row["right"]), options=row["choices"])
 
-    pick = Task("pick", LocalFiles(tmp_path / "pick.jsonl", {"text": "", "choices": "", "right": ""}), ask, "multiple_choice")
+    pick = Task(
+        "pick", LocalFiles(tmp_path / "pick.jsonl", {"text": "", "choices": "", "right": ""}), ask, "multiple_choice"
+    )
     said = {"0": "(a)", "1": "The answer is B.", "2": "It is a cat.", "3": "A or B"}
     (accuracy,) = check_task(pick, lambda question: said[question.id])
     assert (accuracy.name, accuracy.estimate.mean) == ("accuracy", 0.75)
@@ -223,12 +227,21 @@ def test_gqa_joins_pictures_and_ignores_case_and_punctuation(tmp_path: Path) -> 
     first, third = asked[0].prompt[0], asked[2].prompt[0]
     assert isinstance(first, Image)
     assert isinstance(third, Image)
-    assert (first.source, third.source) == (picture(0, color="red", shape="circle"), picture(1, color="blue", shape="triangle"))
+    assert (first.source, third.source) == (
+        picture(0, color="red", shape="circle"),
+        picture(1, color="blue", shape="triangle"),
+    )
 
 
 def test_gqa_names_a_picture_that_is_missing(tmp_path: Path) -> None:
     def broken(folder: Path) -> None:
-        columns = {"id": "string", "imageId": "string", "question": "string", "answer": "string", "types": {"structural": "string"}}
+        columns = {
+            "id": "string",
+            "imageId": "string",
+            "question": "string",
+            "answer": "string",
+            "types": {"structural": "string"},
+        }
         row = {"id": "1", "imageId": "n7", "question": "?", "answer": "a", "types": {"structural": "query"}}
         with Repository(folder) as repository:
             repository.add("testdev", [row], columns, config="testdev_balanced_instructions")
@@ -236,7 +249,9 @@ def test_gqa_names_a_picture_that_is_missing(tmp_path: Path) -> None:
             repository.add("testdev", images, {"id": "string", "image": "image"}, config="testdev_balanced_images")
 
     source = BY_NAME["gqa"].source
-    source = replace(source, questions=replace(source.questions, fixture=broken), pictures=replace(source.pictures, fixture=broken))  # type: ignore[call-overload]
+    source = replace(
+        source, questions=replace(source.questions, fixture=broken), pictures=replace(source.pictures, fixture=broken)
+    )  # type: ignore[call-overload]
     with pytest.raises(DataError, match="names the picture 'n7'"):
         source.open(DataOptions(cache=tmp_path, fixtures=True))[0]
 
@@ -260,7 +275,9 @@ def test_vizwiz_takes_unanswerable_for_an_answer() -> None:
 
 def test_realworldqa_finds_the_option_by_its_text() -> None:
     # "Circle." is the text of A; "(B)" is B without brackets; "two" is 2; "No, it is red" is more than "No".
-    assert measured("realworldqa", {"0": "Circle.", "1": "(B)", "2": "two", "3": "No, it is red"})["exact_match"] == 0.75
+    assert (
+        measured("realworldqa", {"0": "Circle.", "1": "(B)", "2": "two", "3": "No, it is red"})["exact_match"] == 0.75
+    )
 
 
 def test_mme_adds_accuracy_and_pairs() -> None:
@@ -274,21 +291,28 @@ def test_mme_adds_accuracy_and_pairs() -> None:
         "score/OCR": 0.0,
         "score/code_reasoning": 200.0,
     }
-    measures = {measure.name if measure.group is None else measure.group[1]: measure for measure in check_task(BY_NAME["mme"])}
+    measures = {
+        measure.name if measure.group is None else measure.group[1]: measure for measure in check_task(BY_NAME["mme"])
+    }
     assert all(measure.unit == "points" for measure in measures.values())
 
 
 def test_mme_s_errors_are_those_of_pairs(tmp_path: Path) -> None:
     asked = [question for question in questions("mme", tmp_path) if question.groups["category"] == "existence"]
     said = ["Yes", "Yes", "Yes", "No"]  # pairs worth 50 and 200
-    samples = [Scored(question, answer, MME_METRIC.score(answer, question)) for question, answer in zip(asked, said, strict=True)]
+    samples = [
+        Scored(question, answer, MME_METRIC.score(answer, question))
+        for question, answer in zip(asked, said, strict=True)
+    ]
     perception, existence = MME_METRIC.summarize(samples)
     # mean 125, deviations 75, s² = 2 · 75² / 1, error = sqrt(s² / 2) = 75
     assert perception.estimate.standard_error == existence.estimate.standard_error == pytest.approx(75.0)
 
 
 def test_mme_wants_both_questions_of_a_picture(tmp_path: Path) -> None:
-    samples = [Scored(question, "Yes", MME_METRIC.score("Yes", question)) for question in questions("mme", tmp_path)[:3]]
+    samples = [
+        Scored(question, "Yes", MME_METRIC.score("Yes", question)) for question in questions("mme", tmp_path)[:3]
+    ]
     with pytest.raises(ConfigError, match=r"existence/0002\.png.*its partner, whose answer is 'no', is missing"):
         MME_METRIC.summarize(samples)
     assert BY_NAME["mme"].keep_together == "question_id"
@@ -320,7 +344,11 @@ def test_vstar_reads_letters_and_texts_by_category(tmp_path: Path) -> None:
         "relative_position/3": "b",
     }
     found = measured("vstar", said)
-    assert found == {"accuracy": 0.75, "accuracy/direct_attributes": pytest.approx(2 / 3), "accuracy/relative_position": 1.0}
+    assert found == {
+        "accuracy": 0.75,
+        "accuracy/direct_attributes": pytest.approx(2 / 3),
+        "accuracy/relative_position": 1.0,
+    }
     assert list(questions("vstar", tmp_path)[3].options) == [
         "The red car is on the left side of the dog.",
         "The red car is on the right side of the dog.",
@@ -329,7 +357,9 @@ def test_vstar_reads_letters_and_texts_by_category(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("language", ["en", "cn"])
 def test_mmbench_counts_a_question_only_if_all_rotations_are_right(language: str) -> None:
-    found = measured(f"mmbench_{language}_dev", {"2000241": "A"})  # the third rotation of the first question: B is right
+    found = measured(
+        f"mmbench_{language}_dev", {"2000241": "A"}
+    )  # the third rotation of the first question: B is right
     assert (found["accuracy"], found["single_pass_accuracy"]) == (0.5, 1.0)
     assert (found["accuracy/object_localization"], found["accuracy/attribute_recognition"]) == (0.0, 1.0)
     always_a = measured(f"mmbench_{language}_dev", lambda question: "A")

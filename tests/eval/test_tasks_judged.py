@@ -57,7 +57,9 @@ def judged(task: Task, judge: Any, folder: Path, answer: Callable[[Question], st
 def summarized(task: Task, records: list[SampleRecord]) -> dict[str, Measure]:
     assert isinstance(task.metric, JudgedMetric)
     measures = task.metric.summarize([record.scored for record in records if record.values is not None])
-    return {measure.name if measure.group is None else f"{measure.name}/{measure.group[1]}": measure for measure in measures}
+    return {
+        measure.name if measure.group is None else f"{measure.name}/{measure.group[1]}": measure for measure in measures
+    }
 
 
 def values(measures: dict[str, Measure]) -> dict[str, float]:
@@ -95,7 +97,12 @@ def test_activitynet_qa_end_to_end(judge: Any, tmp_path: Path) -> None:
         return "{'pred': 'yes', 'score': 5}" if right else "{'pred': 'no', 'score': 1}"
 
     judge.react = react
-    records = judged(ACTIVITYNETQA, judge, tmp_path, lambda question: str(question.answer) if question.groups["type"] != "color" else "red")
+    records = judged(
+        ACTIVITYNETQA,
+        judge,
+        tmp_path,
+        lambda question: str(question.answer) if question.groups["type"] != "color" else "red",
+    )
     measures = summarized(ACTIVITYNETQA, records)
     assert values(measures) == {
         "accuracy": 0.75,
@@ -163,7 +170,13 @@ def test_activitynet_qa_takes_nothing_else_for_a_verdict(reply: str) -> None:
 
 
 def test_video_chatgpt_gives_five_scores(judge: Any, tmp_path: Path) -> None:
-    scores = {"factual accuracy": 4, "detail orientation": 3, "contextual understanding": 4, "temporal accuracy": 2, "consistency": 1}
+    scores = {
+        "factual accuracy": 4,
+        "detail orientation": 3,
+        "contextual understanding": 4,
+        "temporal accuracy": 2,
+        "consistency": 1,
+    }
 
     def react(body: dict[str, Any], number: int) -> str:
         (score,) = [value for what, value in scores.items() if f"only as a {what} score" in said(body)]
@@ -172,7 +185,13 @@ def test_video_chatgpt_gives_five_scores(judge: Any, tmp_path: Path) -> None:
     judge.react = react
     records = judged(VIDEOCHATGPT, judge, tmp_path, lambda question: f"answer to <{question.prompt[-1]}>")
     measures = summarized(VIDEOCHATGPT, records)
-    assert values(measures) == {"correctness": 4.0, "detailed_orientation": 3.0, "context": 4.0, "temporal": 2.0, "consistency": 1.0}
+    assert values(measures) == {
+        "correctness": 4.0,
+        "detailed_orientation": 3.0,
+        "context": 4.0,
+        "temporal": 2.0,
+        "consistency": 1.0,
+    }
     # Two videos with two generic questions, one temporal question and one pair each.
     assert [measure.estimate.n for measure in measures.values()] == [4, 4, 4, 2, 2]
     assert {measure.unit for measure in measures.values()} == {"points"}
@@ -181,14 +200,22 @@ def test_video_chatgpt_gives_five_scores(judge: Any, tmp_path: Path) -> None:
     assert sorted(line_after(text, "Correct Answer:") for text in pairs) == ["blue", "red"]
     for text in pairs:
         assert line_after(text, "Predicted Answer to Question 1:") == "answer to <What color is the shape?>"
-        assert line_after(text, "Predicted Answer to Question 2:") == "answer to <Which color does the moving shape have?>"
+        assert (
+            line_after(text, "Predicted Answer to Question 2:") == "answer to <Which color does the moving shape have?>"
+        )
 
 
 def test_a_limit_of_video_chatgpt_leaves_whole_videos(tmp_path: Path) -> None:
     rows = VIDEOCHATGPT.source.open(DataOptions(cache=tmp_path, fixtures=True))
     assert VIDEOCHATGPT.keep_together == "video_name"
     assert [rows[index]["video_name"] for index in range(len(rows))] == ["v_fixture_red"] * 5 + ["v_fixture_blue"] * 5
-    assert sorted(rows[index]["config"] for index in range(5)) == ["Consistency", "Consistency", "Generic", "Generic", "Temporal"]
+    assert sorted(rows[index]["config"] for index in range(5)) == [
+        "Consistency",
+        "Consistency",
+        "Generic",
+        "Generic",
+        "Temporal",
+    ]
 
 
 def test_half_a_pair_is_counted_and_not_scored() -> None:
@@ -217,7 +244,9 @@ def test_no_answer_changes_the_prompts_around_it() -> None:
 
 def test_llava_bench_is_a_ratio_of_means(judge: Any, tmp_path: Path) -> None:
     verdicts = {"What color": "8 8\nBoth are right.", "Describe": "10, 4", "What could": "6 9.0"}
-    judge.react = lambda body, number: next(verdict for start, verdict in verdicts.items() if f"[Question]\n{start}" in said(body))
+    judge.react = lambda body, number: next(
+        verdict for start, verdict in verdicts.items() if f"[Question]\n{start}" in said(body)
+    )
     measures = summarized(LLAVA_IN_THE_WILD, judged(LLAVA_IN_THE_WILD, judge, tmp_path, lambda question: "A shape."))
     assert values(measures) == pytest.approx(
         {
@@ -245,7 +274,9 @@ def test_the_error_of_the_ratio_is_that_of_its_linear_form() -> None:
     assert estimate.standard_error == pytest.approx(100 * math.sqrt(1 + 4.75**2 + 3.75**2) / 8 / 3)
 
 
-@pytest.mark.parametrize("reply", ["", "8", "Assistant 1: 8, Assistant 2: 7", "8 7 6", "8 11", "-8 7", "The scores are:\n8 7", "8-7"])
+@pytest.mark.parametrize(
+    "reply", ["", "8", "Assistant 1: 8, Assistant 2: 7", "8 7 6", "8 11", "-8 7", "The scores are:\n8 7", "8-7"]
+)
 def test_llava_bench_needs_two_scores_alone_on_the_first_line(reply: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         LLAVA_BENCH.read([reply], "", Question("q", ["?"], "r"))

@@ -37,7 +37,10 @@ def test_names_and_tags_are_the_reference_s() -> None:
         "mathvista_testmini": {"core", "local"},
         "mathvista_test": {"submission"},
     }
-    assert {task.name for task in KNOWLEDGE_TASKS if "mmmu_pro" in task.tags} == {"mmmu_pro_standard", "mmmu_pro_vision"}
+    assert {task.name for task in KNOWLEDGE_TASKS if "mmmu_pro" in task.tags} == {
+        "mmmu_pro_standard",
+        "mmmu_pro_vision",
+    }
 
 
 def test_mmmu_reads_letters_texts_and_lists_of_texts() -> None:
@@ -92,7 +95,9 @@ def test_mmmu_test_writes_letters_and_open_answers_for_the_server() -> None:
     assert check_task(MMMU_TEST, lambda question: "B") == []
     assert MMMU_TEST.submission is not None
     answers = {"test_Art_1": "(C) a triangle", "test_Math_15": " 24/7 meters", "test_Art_Theory_2": "B."}
-    answered = [Answered(question, answers[name]) for name, question in questions_of(MMMU_TEST).items() if name in answers]
+    answered = [
+        Answered(question, answers[name]) for name, question in questions_of(MMMU_TEST).items() if name in answers
+    ]
     assert json.loads(MMMU_TEST.submission.write(answered)) == {
         "test_Art_1": "C",
         "test_Art_Theory_2": "B",
@@ -171,7 +176,9 @@ def test_mathvista_test_leaves_to_the_authors_what_no_rule_reads() -> None:
     assert check_task(MATHVISTA_TEST, lambda question: "1") == []
     assert MATHVISTA_TEST.submission is not None
     replies = {"1": "square", "3": "I see 1 shape."}
-    answered = [Answered(question, replies[name]) for name, question in questions_of(MATHVISTA_TEST).items() if name in replies]
+    answered = [
+        Answered(question, replies[name]) for name, question in questions_of(MATHVISTA_TEST).items() if name in replies
+    ]
     written = json.loads(MATHVISTA_TEST.submission.write(answered))
     assert list(written) == ["1", "3"]
     assert written["1"]["extraction"] == "square"

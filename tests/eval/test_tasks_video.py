@@ -42,7 +42,10 @@ BY_NAME = {task.name: task for task in VIDEO_TASKS}
 def measure(task: Task, answer: Callable[[Question], str]) -> dict[str, float]:
     """The measures of a task's miniature: "name", or "name/value" of a group."""
     measures = check_task(task, answer, limit=20)
-    return {found.name if found.group is None else f"{found.name}/{found.group[1]}": found.estimate.mean for found in measures}
+    return {
+        found.name if found.group is None else f"{found.name}/{found.group[1]}": found.estimate.mean
+        for found in measures
+    }
 
 
 def first_prompt(task: Task, cache: Path, index: int = 0) -> list[object]:
@@ -71,9 +74,17 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
         (lambda answer: extract_vila_choice(answer, "ABCDE"), "It is A or B here", "B"),
         (lambda answer: extract_vila_choice(answer, "ABCDE"), "B: red", None),
         (lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")), "B. a dog", "B"),
-        (lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")), "DNA is", "A"),  # a capital before a space, inside a word
+        (
+            lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")),
+            "DNA is",
+            "A",
+        ),  # a capital before a space, inside a word
         (lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")), "i think that it is a dog", "B"),
-        (lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")), "it is a dog", None),  # no more than five words
+        (
+            lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")),
+            "it is a dog",
+            None,
+        ),  # no more than five words
         (extract_longvideobench_choice, "The best answer is B", "B"),
         (extract_longvideobench_choice, "Answer: B", "A"),  # the first of the capitals, even inside a word
         (extract_longvideobench_choice, "it is red", None),
@@ -85,13 +96,19 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
         (extract_mvbench_choice, "option_d", "D"),
         (extract_mvbench_choice, "the cat", None),
         (lambda answer: extract_lmms_choice(answer, "ABCD"), "B) it is A", "B"),  # the start is better than the end
-        (lambda answer: extract_lmms_choice(answer, "ABCD"), "The answer is B because A is wrong", "A"),  # the last after the phrase
+        (
+            lambda answer: extract_lmms_choice(answer, "ABCD"),
+            "The answer is B because A is wrong",
+            "A",
+        ),  # the last after the phrase
         (lambda answer: extract_lmms_choice(answer, "ABCD"), "Perhaps (C), perhaps D: who knows", "C"),
         (lambda answer: extract_lmms_choice(answer, "ABCD"), "no idea", None),
         (lambda answer: extract_lmms_choice(answer, "ABCD"), "...", None),
     ],
 )
-def test_each_benchmark_reads_letters_by_its_own_rule(read: Callable[[str], str | None], answer: str, letter: str | None) -> None:
+def test_each_benchmark_reads_letters_by_its_own_rule(
+    read: Callable[[str], str | None], answer: str, letter: str | None
+) -> None:
     assert read(answer) == letter
 
 
@@ -142,7 +159,10 @@ def test_egoschema(tmp_path: Path) -> None:
     )
     assert EGOSCHEMA_TEST.submission is not None
     options = tuple("abcde")
-    answered = [Answered(Question("uid-1", (), None, options), "E."), Answered(Question("uid-2", (), None, options), "(B) b")]
+    answered = [
+        Answered(Question("uid-1", (), None, options), "E."),
+        Answered(Question("uid-2", (), None, options), "(B) b"),
+    ]
     assert EGOSCHEMA_TEST.submission.write(answered) == "q_uid,answer\nuid-1,4\nuid-2,1\n"
 
 
@@ -177,7 +197,14 @@ def test_vnbench_is_read_below_the_data_folder(tmp_path: Path) -> None:
     folder = tmp_path / "videoniah/VNBench"
     folder.mkdir(parents=True)
     assert VNBENCH_VAL.source.open(DataOptions(cache=tmp_path, fixtures=True)).origin["revision"] == "fixture"
-    row = {"video": "/v/a.mp4", "question": "?", "options": [1, 2, 3, 4], "gt_option": "A", "type": "cnt_edit1", "try": 0}
+    row = {
+        "video": "/v/a.mp4",
+        "question": "?",
+        "options": [1, 2, 3, 4],
+        "gt_option": "A",
+        "type": "cnt_edit1",
+        "try": 0,
+    }
     (folder / "VNBench-main-4try.json").write_text(f"[{row}]".replace("'", '"'), encoding="utf-8")
     (folder / "videos/v").mkdir(parents=True)
     (folder / "videos/v/a.mp4").write_bytes(b"")
@@ -209,7 +236,11 @@ def test_cinepile(tmp_path: Path) -> None:
 
 def test_mvbench_averages_its_twenty_parts(tmp_path: Path) -> None:
     found = measure(MVBENCH, lambda question: "B" if question.groups["part"] == "action_count" else "(A) A circle.")
-    assert (found["average"], found["accuracy/action_count"], found["accuracy/moving_count"]) == (pytest.approx(0.95), 0.0, 1.0)
+    assert (found["average"], found["accuracy/action_count"], found["accuracy/moving_count"]) == (
+        pytest.approx(0.95),
+        0.0,
+        1.0,
+    )
     assert len(found) == 22
     assert text_of(MVBENCH, tmp_path) == (
         "Question:What moves?\nOption:\n(A) A circle.\n(B) A square.\n(C) A triangle.\n(D) Nothing.\nOnly give the best option.\n"
@@ -226,7 +257,10 @@ def test_nextqa_with_options(tmp_path: Path) -> None:
         "accuracy/TN": 0.0,
         "accuracy/DL": 0.0,
     }
-    assert text_of(NEXTQA_MC_TEST, tmp_path) == "what moves\nA. A circle.\nB. A square.\nC. A triangle.\nD. Nothing.\nE. A cube."
+    assert (
+        text_of(NEXTQA_MC_TEST, tmp_path)
+        == "what moves\nA. A circle.\nB. A square.\nC. A triangle.\nD. Nothing.\nE. A cube."
+    )
 
 
 def test_nextqa_in_own_words(tmp_path: Path) -> None:
@@ -245,7 +279,12 @@ def test_nextqa_in_own_words(tmp_path: Path) -> None:
 
 def test_perceptiontest(tmp_path: Path) -> None:
     found = measure(PERCEPTIONTEST_VAL_MC, lambda question: "A")
-    assert (found["accuracy"], found["accuracy/physics"], found["accuracy/semantics"], found["accuracy/descriptive"]) == (
+    assert (
+        found["accuracy"],
+        found["accuracy/physics"],
+        found["accuracy/semantics"],
+        found["accuracy/descriptive"],
+    ) == (
         0.5,
         0.5,
         1.0,
@@ -258,7 +297,12 @@ def test_perceptiontest(tmp_path: Path) -> None:
 
 def test_longvideobench(tmp_path: Path) -> None:
     found = measure(LONGVIDEOBENCH_VAL_V, lambda question: "The answer is A")
-    assert (found["accuracy"], found["accuracy/15 s"], found["accuracy/600 s"], found["accuracy/TOS"]) == (0.25, 0.5, 0.0, 0.5)
+    assert (found["accuracy"], found["accuracy/15 s"], found["accuracy/600 s"], found["accuracy/TOS"]) == (
+        0.25,
+        0.5,
+        0.0,
+        0.5,
+    )
     assert text_of(LONGVIDEOBENCH_VAL_V, tmp_path) == (
         "What moves?\nA. A circle.\nB. A square.\nC. A triangle.\nD. Nothing.\n"
         "Answer with the option's letter from the given choices directly.\n"
@@ -294,14 +338,20 @@ def test_videomme_shows_the_subtitles_of_the_frames_taken(tmp_path: Path) -> Non
         "Select the best answer to the following multiple-choice question based on the video and the subtitles. Respond"
     )
     without_a_file = str(text_of(BY_NAME["videomme_w_subtitle-8"], tmp_path, index=2))
-    assert without_a_file.startswith("Select the best answer to the following multiple-choice question based on the video. Respond")
+    assert without_a_file.startswith(
+        "Select the best answer to the following multiple-choice question based on the video. Respond"
+    )
 
 
 def test_subtitles_are_chosen_by_frame() -> None:
     mark = '<font color="white" size=".72c">{}</font>'
     text = f"1\n00:00:00,000 --> 00:00:01,500\n{mark.format('one')}\n\n2\n00:01:00,000 --> 01:00:00,000\nnoise\n\n3\nshort\n"
     assert parse_subtitles(text) == [Subtitle(0.0, 1.5, mark.format("one")), Subtitle(60.0, 3600.0, "noise")]
-    lines = [Subtitle(0.0, 1.0, mark.format("a")), Subtitle(1.0, 2.0, mark.format("b")), Subtitle(3.0, 4.0, mark.format("c"))]
+    lines = [
+        Subtitle(0.0, 1.0, mark.format("a")),
+        Subtitle(1.0, 2.0, mark.format("b")),
+        Subtitle(3.0, 4.0, mark.format("c")),
+    ]
     # Of 40 frames at 10 a second, three: 0, 20 (19.5 is rounded to even) and 39.
     assert shown_subtitles(lines, 40, 10.0, 3) == ["a", "c"]
     assert shown_subtitles(lines, 40, 10.0, 1) == ["a"]

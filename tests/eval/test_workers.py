@@ -46,7 +46,9 @@ class Echo:
     def complete_batch(self, prompts: list[Any], **settings: object) -> list[Any]:
         from vila_core.engine.completion import Completion, Timings, Usage
 
-        return [Completion(prompt.text.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts]
+        return [
+            Completion(prompt.text.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts
+        ]
 
 
 @dataclass
@@ -91,7 +93,9 @@ def planned(*tasks: Task) -> list[Planned]:
 def same_files(first: Path, second: Path, *names: str) -> None:
     for name in names:
         for file in ("results.json", "samples.jsonl"):
-            assert (first / "vila-tiny" / name / file).read_bytes() == (second / "vila-tiny" / name / file).read_bytes(), (name, file)
+            assert (first / "vila-tiny" / name / file).read_bytes() == (
+                second / "vila-tiny" / name / file
+            ).read_bytes(), (name, file)
 
 
 def test_two_workers_agree_with_one_sample_by_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +103,9 @@ def test_two_workers_agree_with_one_sample_by_sample(tmp_path: Path, monkeypatch
     count = next(task for task in DRAWN_WORLD if task.name == "vila/count")
     plan = planned(replace(count, source=DrawnWorld("count", samples=16)), POPE)
     for workers in (1, 2):
-        outcomes = evaluate(ModelOptions(), plan, options(tmp_path / str(workers), workers=workers, batch_size=4), Silence())
+        outcomes = evaluate(
+            ModelOptions(), plan, options(tmp_path / str(workers), workers=workers, batch_size=4), Silence()
+        )
         assert [outcome.error for outcome in outcomes] == [None, None]
     same_files(tmp_path / "1", tmp_path / "2", "vila/count", "pope")
     assert not list(tmp_path.rglob("answers-*"))
@@ -115,7 +121,9 @@ def ranks(folder: Path, *tasks: Task, world_size: int = 3, **changes: Any) -> di
 
     def run(rank: int) -> None:
         place = Rank(rank, world_size, rank)
-        outcomes[rank] = evaluate(ModelOptions(device="cpu"), planned(*tasks), options(folder, **changes), Silence(), place)
+        outcomes[rank] = evaluate(
+            ModelOptions(device="cpu"), planned(*tasks), options(folder, **changes), Silence(), place
+        )
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)]
     for thread in threads:
@@ -340,7 +348,9 @@ if __name__ == "__main__":
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     (tmp_path / "parent.py").write_text(PARENT)
-    with subprocess.Popen([sys.executable, str(tmp_path / "parent.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()

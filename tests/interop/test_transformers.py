@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.language.decoder import Decoder
 from vila_quant.linear import GroupwiseLinear
 
@@ -22,7 +22,9 @@ IDS = torch.randint(0, 600, (2, 48), generator=torch.Generator().manual_seed(2))
 
 def untied(folder: Path) -> Checkpoint:
     """Write a random model with a head of its own."""
-    return small_model(folder, small_decoder(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2))
+    return small_model(
+        folder, small_decoder(hidden_size=128, intermediate_size=256, num_attention_heads=4, num_key_value_heads=2)
+    )
 
 
 def our_logits(folder: Path) -> tuple[Tensor, nn.Module]:
@@ -43,7 +45,9 @@ def their_logits(folder: Path) -> tuple[Tensor, nn.Module]:
     ("kind", "group_size", "skip"),
     [("embedded", 128, ()), ("embedded", 64, ("llm.model.layers.1.mlp.down_proj",)), ("untied", 32, ())],
 )
-def test_transformers_computes_the_same_logits(tmp_path: Path, kind: str, group_size: int, skip: tuple[str, ...]) -> None:
+def test_transformers_computes_the_same_logits(
+    tmp_path: Path, kind: str, group_size: int, skip: tuple[str, ...]
+) -> None:
     source = open_checkpoint(embedded_model()) if kind == "embedded" else untied(tmp_path / "whole")
     folder = convert(rounded(source, group_size, skip=skip), tmp_path / "awq", "awq").path
     ours, network = our_logits(folder)

@@ -17,7 +17,9 @@ from vila_core.errors import ConfigError, GenerationError, MediaError
 from vila_eval.lmms_eval_bridge.model import VilaKit, as_conversation, generation_settings
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
-PICTURES = [case for case in json.loads((MEDIA / "questions.json").read_text()) if not case["media"][0].endswith(".mp4")]
+PICTURES = [
+    case for case in json.loads((MEDIA / "questions.json").read_text()) if not case["media"][0].endswith(".mp4")
+]
 VIDEO = next(case for case in json.loads((MEDIA / "questions.json").read_text()) if case["media"][0].endswith(".mp4"))
 
 FUNCTIONS = """
@@ -87,7 +89,9 @@ def write_task(folder: Path, rows: list[dict[str, Any]], *, kind: str = "generat
 def evaluate(folder: Path, **arguments: Any) -> Any:
     """Run the task with lmms-eval's own evaluator, as `lmms-eval --model vila_kit --include_path …` does."""
     tasks = TaskManager(include_path=str(folder), include_defaults=False)
-    return simple_evaluate("vila_kit", model_args="device=cpu", tasks=["drawn"], task_manager=tasks, bootstrap_iters=0, **arguments)
+    return simple_evaluate(
+        "vila_kit", model_args="device=cpu", tasks=["drawn"], task_manager=tasks, bootstrap_iters=0, **arguments
+    )
 
 
 def a_row(case: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -108,7 +112,9 @@ def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
     write_task(tmp_path, [a_row(case) for case in PICTURES])
     found = evaluate(tmp_path, batch_size=3)
     model = vila_core.load(device="cpu")
-    expected = [model.generate([*(vila_core.Image(MEDIA / name) for name in case["media"]), case["text"]]) for case in PICTURES]
+    expected = [
+        model.generate([*(vila_core.Image(MEDIA / name) for name in case["media"]), case["text"]]) for case in PICTURES
+    ]
     assert [sample["filtered_resps"][0] for sample in found["samples"]["drawn"]] == expected
     assert expected == [case["answer"] for case in PICTURES]
     assert found["results"]["drawn"]["right,none"] == 1.0
@@ -123,8 +129,15 @@ def test_two_processes_share_the_rows(tmp_path: Path) -> None:
     write_task(tmp_path, [a_row(case) for case in PICTURES[:3]])
     (tmp_path / "script.py").write_text(SCRIPT)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300)
+    environment = {
+        **os.environ,
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text())["right,none"] == 1.0
 
@@ -153,7 +166,9 @@ def test_likelihoods_are_refused() -> None:
 
 
 def test_generation_arguments_are_translated() -> None:
-    assert generation_settings({"max_new_tokens": 16, "temperature": 0, "top_p": None, "num_beams": 1, "until": ["\n\n"]}) == {
+    assert generation_settings(
+        {"max_new_tokens": 16, "temperature": 0, "top_p": None, "num_beams": 1, "until": ["\n\n"]}
+    ) == {
         "max_new_tokens": 16,
         "temperature": 0,
         "stop": [],

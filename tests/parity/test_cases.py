@@ -34,7 +34,9 @@ def load(case: Case) -> vila.Vila:
     has_video = any(part["type"] in ("video", "frames") for turn in case.record["turns"] for part in turn["parts"])
     if has_video and case.record.get("extract_media") == "head":
         options["video_as_images"] = True
-    return vila.load(case.checkpoint, device="cpu", dtype=dtype, chat_template=TEMPLATES.get(case.record["variant"]), **options)
+    return vila.load(
+        case.checkpoint, device="cpu", dtype=dtype, chat_template=TEMPLATES.get(case.record["variant"]), **options
+    )
 
 
 def to_part(part: dict[str, Any], case: Case) -> str | vila.Image | vila.Video:
@@ -48,7 +50,10 @@ def to_part(part: dict[str, Any], case: Case) -> str | vila.Image | vila.Video:
 
 
 def to_messages(case: Case) -> list[vila.Message]:
-    return [vila.Message(ROLES[turn["from"]], [to_part(part, case) for part in turn["parts"]]) for turn in case.record["turns"]]
+    return [
+        vila.Message(ROLES[turn["from"]], [to_part(part, case) for part in turn["parts"]])
+        for turn in case.record["turns"]
+    ]
 
 
 def expected(case: Case, name: str, got: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from vila_core.media import Video
-from vila_core.video import sample_indices
+from vila_core.media.video import sample_indices
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 RECORDED: dict[str, list[dict[str, Any]]] = json.loads((GOLDEN / "functions" / "frame_sampling.json").read_text())
@@ -20,15 +20,22 @@ def test_indices_of_a_video_file(total: int) -> None:
     records = [record for record in RECORDED["llava.utils.media._load_video"] if record["total"] == total]
     for record in records:
         readable = total - record["unreadable_tail"]  # the reader drops frames at the end that can't be read
-        assert sample_indices(readable, record["num_frames"], record["video_fps"], record["fps"]) == record["indices"], record
+        assert (
+            sample_indices(readable, record["num_frames"], record["video_fps"], record["fps"]) == record["indices"]
+        ), record
 
 
 def test_indices_of_the_remote_code() -> None:
     for record in RECORDED["llava.remote_code.media._load_video"]:
-        assert sample_indices(record["total"] - record["unreadable_tail"], record["num_frames"], 0.0, 0.0) == record["indices"], record
+        assert (
+            sample_indices(record["total"] - record["unreadable_tail"], record["num_frames"], 0.0, 0.0)
+            == record["indices"]
+        ), record
 
 
-@pytest.mark.parametrize("record", RECORDED["directory"], ids=lambda record: f"{record['num_frames']} of {record['files']}")
+@pytest.mark.parametrize(
+    "record", RECORDED["directory"], ids=lambda record: f"{record['num_frames']} of {record['files']}"
+)
 def test_a_folder_of_frames(record: dict[str, Any]) -> None:
     loaded = Video(GOLDEN / "inputs" / "video_12frames").load(record["num_frames"])
     assert loaded.indices == record["indices"]
@@ -39,7 +46,9 @@ def test_a_folder_of_frames(record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("fps", [0, 2])
 def test_decoded_frames_of_an_avi(fps: int) -> None:
-    expected = load_file(GOLDEN / "functions" / "video_avi_decoded.safetensors")[f"num_frames8_fps{fps}"]  # [T, H, W, 3] uint8
+    expected = load_file(GOLDEN / "functions" / "video_avi_decoded.safetensors")[
+        f"num_frames8_fps{fps}"
+    ]  # [T, H, W, 3] uint8
     loaded = Video(GOLDEN / "inputs" / "video_12frames.avi").load(8, fps)
     frames = np.stack([np.asarray(frame) for frame in loaded.frames])
     assert frames.shape == expected.shape

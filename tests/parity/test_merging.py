@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 import vila_core as vila
 from vila_core.config import ProjectorConfig, S2Config
-from vila_core.labels import IGNORE_INDEX
 from vila_core.model import VilaModel
 from vila_core.preprocess import Tiles
 from vila_core.projectors import build_projector
+from vila_train.labels import IGNORE_INDEX
 from vila_train.loss import causal_cross_entropy, soft_cross_entropy
 
 
@@ -42,7 +42,10 @@ def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant
             media = ([], [video]) if has_video else (images, [])
             rows.append(network.embed(ids, *media))
             blocks = {"image": network.image_blocks(media[0]), "video": network.video_blocks(media[1])}
-            ignored = {name: [torch.full((len(block), 1), IGNORE_INDEX) for block in of_kind] for name, of_kind in blocks.items()}
+            ignored = {
+                name: [torch.full((len(block), 1), IGNORE_INDEX) for block in of_kind]
+                for name, of_kind in blocks.items()
+            }
             labels.append(network.splice(ids, get("collated.labels")[row][mask][:, None], ignored)[:, 0])
         embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
@@ -92,11 +95,17 @@ def test_projection_of_merged_scales(golden: Path):
         features = tensors[f"merge{index}.in"]
         for name in ("mlp_downsample", "mlp_downsample_2x2_fix"):
             prefix = f"merge{index}.{name}."
-            state = {key.removeprefix(prefix + "state."): value for key, value in tensors.items() if key.startswith(prefix + "state.")}
+            state = {
+                key.removeprefix(prefix + "state."): value
+                for key, value in tensors.items()
+                if key.startswith(prefix + "state.")
+            }
             if not state:
                 continue
             width = len(config.scales) * features.shape[-1]
-            projector = build_projector(ProjectorConfig(name=name, in_size=width, out_size=state["layers.4.bias"].shape[0]))
+            projector = build_projector(
+                ProjectorConfig(name=name, in_size=width, out_size=state["layers.4.bias"].shape[0])
+            )
             projector.load_state_dict(state)
             part = SimpleNamespace(config=SimpleNamespace(dynamic_s2=config), mm_projector=projector)
             blocks = [tuple(block) if block else None for block in record["block_sizes"]]

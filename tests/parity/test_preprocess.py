@@ -35,7 +35,9 @@ def test_dynamic_grid(golden: Path):
     assert len(recorded) > 100
     for record in recorded:
         candidates = aspect_ratios(record["min_num"], record["max_num"])
-        assert list(closest_aspect_ratio(*record["wh"], candidates, record["image_size"])) == record["ratio_cols_rows"], record
+        assert (
+            list(closest_aspect_ratio(*record["wh"], candidates, record["image_size"])) == record["ratio_cols_rows"]
+        ), record
 
 
 def test_dynamic_tiles_have_a_thumbnail(golden: Path):

@@ -20,7 +20,9 @@ def test_projectors(golden: Path):
             continue
         tensors = load_file(file)
         projector = build_projector(ProjectorConfig(name=name, in_size=24, out_size=24 if name == "identity" else 32))
-        projector.load_state_dict({key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")})
+        projector.load_state_dict(
+            {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
+        )
         assert {key: list(value.shape) for key, value in projector.state_dict().items()} == record["state_keys"]
         for key, features in tensors.items():
             if key.startswith("in."):
@@ -38,7 +40,9 @@ def test_encoders(golden: Path):
         texts = {f"{name}_tokens": name if name in around else None for name in ("start", "end")}
         sep = "sep" if "sep" in around else None
         frames = tensors[f"{index}.in"]
-        tsp = TSPVideoEncoder(TSPVideoEncoderConfig(**texts, sep_tokens=sep, pool_sizes=tuple(map(tuple, record["pool_sizes"]))))
+        tsp = TSPVideoEncoder(
+            TSPVideoEncoderConfig(**texts, sep_tokens=sep, pool_sizes=tuple(map(tuple, record["pool_sizes"])))
+        )
         torch.testing.assert_close(tsp(frames, around.__getitem__), tensors[f"{index}.out"], atol=2e-5, rtol=1e-4)
         basic = BasicVideoEncoder(BasicVideoEncoderConfig(**texts))
         assert torch.equal(basic(frames, around.__getitem__), tensors[f"{index}.basic_out"])

@@ -44,12 +44,16 @@ def test_chessboard_is_exact(record, recorded):
 def test_dynamic_s2_is_exact(record, recorded):
     name = f"merge{record['merge']}"
     scales = tuple(record["scales"])
-    config = S2Config(scales=scales, max_split_size=scales[0], resize_output_to_scale_idx=record["resize_output_to_scale_idx"])
+    config = S2Config(
+        scales=scales, max_split_size=scales[0], resize_output_to_scale_idx=record["resize_output_to_scale_idx"]
+    )
     blocks = [block and tuple(block) for block in record["block_sizes"]]
     maps, new_blocks = merge_scales(recorded[f"{name}.in"], blocks, config)
     assert new_blocks == [tuple(block) for block in record["new_block_sizes"]]
     for number, merged in enumerate(maps):
-        torch.testing.assert_close(merged, recorded[f"{name}.out{number}"], rtol=0, atol=1e-6, msg=f"{name}.out{number}")
+        torch.testing.assert_close(
+            merged, recorded[f"{name}.out{number}"], rtol=0, atol=1e-6, msg=f"{name}.out{number}"
+        )
 
 
 @pytest.mark.parametrize("record", STATIC, ids=lambda r: f"idx{r['resize_output_to_scale_idx']}")
@@ -70,7 +74,9 @@ def test_feature_selection(select_layer, select_feature, recorded):
 def test_positions_are_resized_where_the_reference_zeroes_rows(recorded):
     """Quirk 14: the reference's resize leaves rows 0, 7, 14 ... of 6 x 6 zero and mixes neighbours of a flattened grid."""
     config = siglip_56().config.model_copy(update={"image_size": 84, "pretrained_image_size": 56})
-    resized = SiglipTower(config).adapt_weight("vision_model.embeddings.position_embedding.weight", recorded["posresize.old"])
+    resized = SiglipTower(config).adapt_weight(
+        "vision_model.embeddings.position_embedding.weight", recorded["posresize.old"]
+    )
     assert resized.shape == recorded["posresize.84"].shape
     assert (recorded["posresize.84"][[0, 7, 14, 21, 28, 35]] == 0).all()
     assert (resized.norm(dim=1) > 0.1 * recorded["posresize.old"].norm(dim=1).mean()).all()

@@ -98,7 +98,9 @@ def test_stop_tokens(golden: Path, golden2: Path):
 @pytest.mark.parametrize("name", ["qwen2", "qwen2_preadd", "qwen2_time", "vicuna_v1", "hermes-2", "llama_3"])
 def test_tokenization(golden: Path, name: str):
     record: dict[str, Any] = json.loads((golden / "tokenization.json").read_text())[name]
-    tokenizer = load_tokenizer(golden, next(key for key, home in HOMES.items() if home.endswith(f"/{record['checkpoint']}")))
+    tokenizer = load_tokenizer(
+        golden, next(key for key, home in HOMES.items() if home.endswith(f"/{record['checkpoint']}"))
+    )
     template = get_template(tokenizer, record["conversation_mode"])
     assert len(tokenizer) == record["len"]
     assert tokenizer.media_token_ids == record["media_token_ids"]
@@ -110,5 +112,7 @@ def test_tokenization(golden: Path, name: str):
     for conversation in record["convs"].values():
         turns = as_turns(conversation["messages"])
         for key, system_prompt in (("preprocess_no_system_False", True), ("preprocess_no_system_True", False)):
-            text = template.render(turns, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt)
+            text = template.render(
+                turns, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt
+            )
             assert tokenizer.encode(text) == conversation[key]["input_ids"]

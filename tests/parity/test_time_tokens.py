@@ -24,7 +24,10 @@ def test_recorded(recorded: dict[str, list[list[object]]], direction) -> None:
 
 def test_a_single_time_token_is_the_start() -> None:
     """The reference divides by zero here."""
-    assert decode_time_token("<t0> to <t1>", duration=8.0, num_time_tokens=1, time_token_format="<t{t}>") == "<0.0> to <8.0>"
+    assert (
+        decode_time_token("<t0> to <t1>", duration=8.0, num_time_tokens=1, time_token_format="<t{t}>")
+        == "<0.0> to <8.0>"
+    )
     assert encode_time_token("<3.5> on", duration=8.0, num_time_tokens=1, time_token_format="<t{t}>") == "<t0> on"
 
 

@@ -17,7 +17,18 @@ from vila_quant.errors import QuantizationError
 from vila_quant.options import QuantizationOptions
 from vila_quant.pipeline import quantize_model
 
-QUICK = ["--group-size", "32", "--calibration", "builtin", "--sequences", "2", "--sequence-length", "64", "--device", "cpu"]
+QUICK = [
+    "--group-size",
+    "32",
+    "--calibration",
+    "builtin",
+    "--sequences",
+    "2",
+    "--sequence-length",
+    "64",
+    "--device",
+    "cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +57,9 @@ def differing(first: Path, second: Path) -> list[str]:
     return [name for name in one if not torch.equal(one[name], other[name])]
 
 
-def results_with(path: Path, source: Path, *, scale: list[object] | None = None, clip: list[object] | None = None) -> Path:
+def results_with(
+    path: Path, source: Path, *, scale: list[object] | None = None, clip: list[object] | None = None
+) -> Path:
     """Write the results in `source` with more items."""
     content = torch.load(source, weights_only=True)
     torch.save({"scale": [*content["scale"], *(scale or [])], "clip": [*content["clip"], *(clip or [])]}, path)
@@ -64,10 +77,17 @@ def test_applied_elsewhere_results_give_the_same_checkpoint(model: Checkpoint, s
     assert f"`--search {SEARCH_RESULTS}`" in (applied / "README.md").read_text()
 
 
-def test_names_in_the_whole_model_are_understood_as_llm_awq_writes_them(model: Checkpoint, searched: Path, tmp_path: Path) -> None:
+def test_names_in_the_whole_model_are_understood_as_llm_awq_writes_them(
+    model: Checkpoint, searched: Path, tmp_path: Path
+) -> None:
     content = torch.load(searched / SEARCH_RESULTS, weights_only=True)
-    scale = [(f"llm.{previous}", tuple(f"llm.{name}" for name in names), scales) for previous, names, scales in content["scale"]]
-    torch.save({"scale": scale, "clip": [[f"llm.{name}", limits] for name, limits in content["clip"]]}, tmp_path / "r.pt")
+    scale = [
+        (f"llm.{previous}", tuple(f"llm.{name}" for name in names), scales)
+        for previous, names, scales in content["scale"]
+    ]
+    torch.save(
+        {"scale": scale, "clip": [[f"llm.{name}", limits] for name, limits in content["clip"]]}, tmp_path / "r.pt"
+    )
     assert differing(searched, quantize(model, tmp_path / "applied", tmp_path / "r.pt")) == []
 
 
@@ -78,7 +98,9 @@ def test_what_is_left_whole_is_not_clipped(model: Checkpoint, searched: Path, tm
     tensors = tensors_of(open_checkpoint(quantize(model, tmp_path / "out", searched / SEARCH_RESULTS, *skip)))
     whole = tensors_of(model)
     assert torch.equal(tensors[f"{name}.weight"], whole[f"{name}.weight"])
-    assert torch.equal(tensors["llm.model.layers.0.self_attn.q_proj.weight"], whole["llm.model.layers.0.self_attn.q_proj.weight"])
+    assert torch.equal(
+        tensors["llm.model.layers.0.self_attn.q_proj.weight"], whole["llm.model.layers.0.self_attn.q_proj.weight"]
+    )
     assert "llm.model.layers.1.mlp.gate_proj.qweight" in tensors
 
 
@@ -125,11 +147,23 @@ AT = "model.layers"
             [(f"{AT}.{layer}.mlp.down_proj", torch.ones(64, 3, 1)) for layer in (2, 3, 4)],
             r"r\.pt does not fit: .* name 'model\.layers\.5', 'model\.layers\.2', 'model\.layers\.3' and 1 more, .* lacks: it has 2 layers",
         ),
-        ([], [(f"{AT}.1.attn.qkv", torch.ones(64, 2, 1))], r"r\.pt does not fit: .*'model\.layers\.1\.attn\.qkv', which is no linear"),
+        (
+            [],
+            [(f"{AT}.1.attn.qkv", torch.ones(64, 2, 1))],
+            r"r\.pt does not fit: .*'model\.layers\.1\.attn\.qkv', which is no linear",
+        ),
         ([], [("visual.proj", torch.ones(64, 2, 1))], r"name 'visual\.proj', which this model lacks"),
         ([], [(f"{AT}.1.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; its weight \[64, 96\]"),
-        ([(f"{AT}.0.mlp.up_proj", (f"{AT}.0.mlp.down_proj",), torch.zeros(96))], [], r"scales of .*down_proj' are not all finite and pos"),
-        ([], [(f"{AT}.1.mlp.down_proj", torch.full((64, 3, 1), torch.nan))], r"clips of .*down_proj' are not all finite"),
+        (
+            [(f"{AT}.0.mlp.up_proj", (f"{AT}.0.mlp.down_proj",), torch.zeros(96))],
+            [],
+            r"scales of .*down_proj' are not all finite and pos",
+        ),
+        (
+            [],
+            [(f"{AT}.1.mlp.down_proj", torch.full((64, 3, 1), torch.nan))],
+            r"clips of .*down_proj' are not all finite",
+        ),
     ],
 )
 def test_results_of_another_model_are_refused_by_name(
@@ -141,13 +175,21 @@ def test_results_of_another_model_are_refused_by_name(
     assert not (tmp_path / ".out.quantizing").exists()
 
 
-def test_results_that_stop_early_and_files_that_are_not_there_are_told(model: Checkpoint, searched: Path, tmp_path: Path) -> None:
+def test_results_that_stop_early_and_files_that_are_not_there_are_told(
+    model: Checkpoint, searched: Path, tmp_path: Path
+) -> None:
     content = torch.load(searched / SEARCH_RESULTS, weights_only=True)
     first = {key: [item for item in items if item[0].startswith("model.layers.0.")] for key, items in content.items()}
     torch.save(first, tmp_path / "r.pt")
-    with pytest.raises(CheckpointError, match=r"r\.pt does not fit: .* have none for 'model\.layers\.1'\. They are of a model with fewer"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"r\.pt does not fit: .* have none for 'model\.layers\.1'\. They are of a model with fewer",
+    ):
         quantize(model, tmp_path / "out", tmp_path / "r.pt")
-    with pytest.raises(CheckpointError, match=r"No file '.*missing\.pt'\. --search takes a method's name, or a file of AWQ search results"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"No file '.*missing\.pt'\. --search takes a method's name, or a file of AWQ search results",
+    ):
         quantize(model, tmp_path / "out", tmp_path / "missing.pt")
 
 
@@ -155,7 +197,9 @@ def test_unfinished_work_is_not_taken_up_with_other_results(
     model: Checkpoint, searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = results_with(tmp_path / "r.pt", searched / SEARCH_RESULTS)
-    options = QuantizationOptions(group_size=32, calibration="builtin", sequences=2, sequence_length=64, search=str(file))
+    options = QuantizationOptions(
+        group_size=32, calibration="builtin", sequences=2, sequence_length=64, search=str(file)
+    )
 
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig
-from vila_core.embedded import embedded_model
 from vila_core.language.decoder import Block
 from vila_core.language.rope import Rotary
 from vila_core.loading import choose_template
@@ -115,7 +115,9 @@ def test_a_folder_gives_its_media_with_the_prompts_beside_them(tmp_path: Path) -
     (tmp_path / "notes.md").touch()
     samples = {str(sample.prompt[0]): sample for sample in read_samples(str(tmp_path), 0, 0.0)}
     assert len(samples) == 3
-    assert sorted(str(sample.prompt[1]) for sample in samples.values()) == ["Describe the image in detail."] * 2 + ["What is this?"]
+    assert sorted(str(sample.prompt[1]) for sample in samples.values()) == ["Describe the image in detail."] * 2 + [
+        "What is this?"
+    ]
     assert sum(isinstance(sample.prompt[0], Video) for sample in samples.values()) == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(QuantizationError, match="holds no images or videos"):
@@ -134,9 +136,14 @@ def test_lines_of_json_give_media_prompts_and_answers(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     samples = sorted(read_samples(str(file), 0, 0.0), key=lambda sample: -len(sample.prompt))
     assert [type(part) for part in samples[0].prompt] == [Image, Image, str]
-    assert {str(tmp_path / "one.png"), "https://example.org/two.png"} == {str(part.source) for part in samples[0].prompt[:2]}  # pyright: ignore
+    assert {str(tmp_path / "one.png"), "https://example.org/two.png"} == {
+        str(part.source) for part in samples[0].prompt[:2]
+    }  # pyright: ignore
     assert {sample.answer for sample in samples} == {None, "One."}
-    assert any(isinstance(sample.prompt[0], Video) and sample.prompt[1] == "Describe the image in detail." for sample in samples)
+    assert any(
+        isinstance(sample.prompt[0], Video) and sample.prompt[1] == "Describe the image in detail."
+        for sample in samples
+    )
 
 
 @pytest.mark.parametrize(

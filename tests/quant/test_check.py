@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vila_core as vila
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_quant import tasks
 from vila_quant.check import CheckReport, Divergence, check
@@ -153,7 +153,9 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "before", tmp_path / "after"
 
 
-def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
+def test_tasks_are_compared_by_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
     asked: list[list[str]] = []
 
     def answer(arguments: list[str]) -> dict[str, object]:
@@ -174,14 +176,23 @@ def test_tasks_are_compared_by_what_the_command_prints(monkeypatch: pytest.Monke
     monkeypatch.setattr(tasks, "_vila_eval", answer)
     names = ["t-8", "elsewhere", "unjudged"]
     (change,) = compare_tasks(*folders, names, tmp_path, limit=None, device="cpu", dtype="auto", offline=True)
-    assert (change.task, change.before, change.after, change.standard_error, change.samples) == ("t-8", 0.9, 0.85, 0.02, 40)
+    assert (change.task, change.before, change.after, change.standard_error, change.samples) == (
+        "t-8",
+        0.9,
+        0.85,
+        0.02,
+        40,
+    )
     assert [words[1] for words in asked[:2]] == [str(folder) for folder in folders]
     assert [words[1:3] for words in asked[2:]] == [
-        [str(tmp_path / "original-before" / task), str(tmp_path / "quantized-after" / task)] for task in ("t-8", "elsewhere")
+        [str(tmp_path / "original-before" / task), str(tmp_path / "quantized-after" / task)]
+        for task in ("t-8", "elsewhere")
     ]
 
 
 def test_a_failed_task_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    monkeypatch.setattr(tasks, "_vila_eval", lambda arguments: {"tasks": [{"task": "t", "error": "no data"}], "report": None})
+    monkeypatch.setattr(
+        tasks, "_vila_eval", lambda arguments: {"tasks": [{"task": "t", "error": "no data"}], "report": None}
+    )
     with pytest.raises(QuantizationError, match=r"before could not be evaluated\. t: no data"):
         compare_tasks(*folders, ["t"], tmp_path, limit=None, device="cpu", dtype="auto", offline=False)

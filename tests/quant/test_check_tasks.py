@@ -9,8 +9,8 @@ from tests.quant.conftest import tensors_of, with_tensors
 from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, convert
-from vila_core.embedded import embedded_model
-from vila_core.plugins import load_plugins
+from vila_core.checkpoint.embedded import embedded_model
+from vila_core.plugins.loader import load_plugins
 from vila_quant.cli.main import main
 from vila_quant.tasks import compare_tasks
 
@@ -20,7 +20,17 @@ pytestmark = pytest.mark.skipif("eval" not in load_plugins().commands, reason="v
 def check(tmp_path: Path, model: Checkpoint, *arguments: str) -> int:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red circle and a blue square")
-    given = ["--prompts", str(prompts), "--results", str(tmp_path / "results"), "--limit", "3", "--device", "cpu", "--offline"]
+    given = [
+        "--prompts",
+        str(prompts),
+        "--results",
+        str(tmp_path / "results"),
+        "--limit",
+        "3",
+        "--device",
+        "cpu",
+        "--offline",
+    ]
     with pytest.raises(SystemExit) as ended:
         main(["check", str(model.path), "--against", str(embedded_model()), *given, *arguments])
     assert isinstance(ended.value.code, int)
@@ -39,16 +49,22 @@ def test_both_scores_stand_side_by_side_and_are_those_of_the_models_that_are_the
         assert all(0 <= float(share) <= 100 for share in shares)
 
     shutil.rmtree(made.path)  # and another model in its place: the answers of the first are not taken for its own
-    lost: dict[str, Tensor | None] = {name: torch.zeros_like(tensors_of(awq_tiny)[name]) for name in ["llm.model.norm.weight"]}
+    lost: dict[str, Tensor | None] = {
+        name: torch.zeros_like(tensors_of(awq_tiny)[name]) for name in ["llm.model.norm.weight"]
+    }
     made = convert(with_tensors(awq_tiny, lost), tmp_path / "out", "awq")
     results = tmp_path / "results"
-    (change,) = compare_tasks(embedded_model(), made.path, ["vila/count"], results, limit=3, device="cpu", dtype="auto", offline=True)
+    (change,) = compare_tasks(
+        embedded_model(), made.path, ["vila/count"], results, limit=3, device="cpu", dtype="auto", offline=True
+    )
     assert change.before > change.after == 0.0
     assert change.difference == pytest.approx(-change.before)
     assert change.samples == 3
 
 
-def test_a_misspelt_task_is_told_before_the_models_run(awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_misspelt_task_is_told_before_the_models_run(
+    awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert check(tmp_path, awq_tiny, "--tasks", "vila/cuont") == 2
     shown = capfd.readouterr().err
     assert "Unknown task or tag 'vila/cuont'. Did you mean 'vila/count'" in shown

@@ -29,7 +29,13 @@ from vila_quant.linear import GroupwiseLinear
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-SHAPES = [LinearShape(64, 128, 128), LinearShape(72, 64, 32), LinearShape(200, 192, 64), LinearShape(16, 1152, 128), LinearShape(8, 32, 32)]
+SHAPES = [
+    LinearShape(64, 128, 128),
+    LinearShape(72, 64, 32),
+    LinearShape(200, 192, 64),
+    LinearShape(16, 1152, 128),
+    LinearShape(8, 32, 32),
+]
 
 
 def random_rows(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -41,11 +47,15 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_few_rows_and_panels_are_the_product(shape: LinearShape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_rows_and_panels_are_the_product(
+    shape: LinearShape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("vila_quant.kernels.compiled.kernel.PANEL_ELEMENTS", 32 * shape.inputs)  # several panels
     kernel, weight = CompiledKernel(), random_weight(shape)
     packed = kernel.pack(weight, CPU, dtype)
-    allowed = {torch.float32: 2e-4, torch.bfloat16: 3e-3, torch.float16: 5e-4}[dtype]  # 15 bits of activations; the result is rounded
+    allowed = {torch.float32: 2e-4, torch.bfloat16: 3e-3, torch.float16: 5e-4}[
+        dtype
+    ]  # 15 bits of activations; the result is rounded
     for rows in (0, 1, 2, 7, 33):
         x = random_rows(rows, shape.inputs, dtype)
         exact = exact_product(x, weight)
@@ -74,7 +84,9 @@ def test_the_largest_sums_fit() -> None:
     shape = LinearShape(16, 128, 128)
     kernel = CompiledKernel()
     for q, zero in ((15, 0), (0, 15)):
-        weight = GroupwiseWeight(torch.full((16, 128), q, dtype=torch.uint8), torch.ones(16, 1), torch.full((16, 1), float(zero)), 4)
+        weight = GroupwiseWeight(
+            torch.full((16, 128), q, dtype=torch.uint8), torch.ones(16, 1), torch.full((16, 1), float(zero)), 4
+        )
         for sign in (1.0, -1.0):
             y = kernel.multiply(torch.full((1, 128), sign), kernel.pack(weight, CPU, torch.float32), shape)
             torch.testing.assert_close(y, torch.full((1, 16), sign * 128 * (q - zero)), rtol=1e-6, atol=0)
@@ -173,7 +185,11 @@ head.reset_buffers(cpu, torch.bfloat16)
 assert head(torch.ones(1, 64, dtype=torch.bfloat16)).shape == (1, 16)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -191,8 +207,12 @@ assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[1638
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("settings", "numba_threads"), [({"OMP_PROC_BIND": "close"}, 2), ({"NUMBA_NUM_THREADS": "1"}, 1)])
-def test_pytorch_keeps_its_threads_and_numba_takes_as_many_unless_told_otherwise(settings: dict[str, str], numba_threads: int) -> None:
+@pytest.mark.parametrize(
+    ("settings", "numba_threads"), [({"OMP_PROC_BIND": "close"}, 2), ({"NUMBA_NUM_THREADS": "1"}, 1)]
+)
+def test_pytorch_keeps_its_threads_and_numba_takes_as_many_unless_told_otherwise(
+    settings: dict[str, str], numba_threads: int
+) -> None:
     script = f"""
 import torch
 from vila_quant.kernels.compiled.compiler import numba, share_threads
@@ -201,7 +221,11 @@ assert (torch.get_num_threads(), numba.get_num_threads()) == (2, {numba_threads}
 """
     others = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "OMP_"))}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=others | {"OMP_NUM_THREADS": "2"} | settings, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        env=others | {"OMP_NUM_THREADS": "2"} | settings,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -232,7 +256,9 @@ def test_attention_is_that_of_pytorch(dtype: torch.dtype, heads: int, key_heads:
     keys, values = (torch.randn(2, key_heads, length + 3, width, generator=generator).to(dtype) for _ in range(2))
     k, v = (cache[:, :, :length].float() for cache in (keys, values))
     expected = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    as_numbers = [cache.numpy() if dtype == torch.float32 else cache.view(torch.uint16).numpy() for cache in (keys, values)]
+    as_numbers = [
+        cache.numpy() if dtype == torch.float32 else cache.view(torch.uint16).numpy() for cache in (keys, values)
+    ]
     y = attend(q[:, :, 0].numpy(), *as_numbers, length)
     torch.testing.assert_close(torch.from_numpy(y), expected[:, :, 0], rtol=1e-4, atol=1e-5)
 
@@ -242,7 +268,13 @@ def test_attention_is_that_of_pytorch(dtype: torch.dtype, heads: int, key_heads:
 
 def decoder(*, dtype: torch.dtype = torch.float32, group_size: int = 32, **changes: object) -> Decoder:
     """Return a random decoder of four bits, whose biases are not zero."""
-    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {
+        "num_hidden_layers": 3,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     fixed = {"head_dim": 32, "vocab_size": 96, "max_length": 128, "max_position_embeddings": 128, "rope_theta": 1e4}
     config = DecoderConfig.model_validate(
         {"architecture": "qwen2", "attention_bias": True, "tie_word_embeddings": True} | sizes | fixed | changes
@@ -257,7 +289,9 @@ def decoder(*, dtype: torch.dtype = torch.float32, group_size: int = 32, **chang
     for parent in list(llm.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
-                linear = GroupwiseLinear(LinearShape(child.out_features, child.in_features, group_size), bias=child.bias is not None)  # pyright: ignore[reportUnnecessaryComparison]
+                linear = GroupwiseLinear(
+                    LinearShape(child.out_features, child.in_features, group_size), bias=child.bias is not None
+                )  # pyright: ignore[reportUnnecessaryComparison]
                 linear.bias = child.bias
                 linear.use_weight(quantize(child.weight.detach().float(), 4, group_size), CPU, dtype)
                 setattr(parent, name, linear)
@@ -270,11 +304,16 @@ def decode(llm: Decoder, batch: int, *, compiled: bool, mask: Tensor | None = No
     llm.model.__dict__.pop("_twin", None)
     if not compiled:
         llm.model.__dict__["_twin"] = None
-    embeds = torch.randn(batch, 12, llm.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(llm.model.norm.weight.dtype)
+    embeds = torch.randn(batch, 12, llm.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(
+        llm.model.norm.weight.dtype
+    )
     cache = llm.new_cache(batch, 16)
     with torch.inference_mode(), pinned(Plan(8, torch.float32)):
         llm(embeds[:, :7], cache=cache, attention_mask=None if mask is None else mask[:, :7])
-        steps = [llm(embeds[:, i : i + 1], cache=cache, attention_mask=None if mask is None else mask[:, : i + 1]) for i in range(7, 12)]
+        steps = [
+            llm(embeds[:, i : i + 1], cache=cache, attention_mask=None if mask is None else mask[:, : i + 1])
+            for i in range(7, 12)
+        ]
     assert cache.length == 12
     return torch.cat(steps, dim=1), cache.keys.clone(), cache.values.clone()
 
@@ -330,7 +369,9 @@ def test_linears_of_other_kernels_or_shapes_are_not_compiled() -> None:
 
 def test_a_compiled_decoder_keeps_one_copy_of_its_weights() -> None:
     llm = decoder()
-    before = [[part.clone() for part in module.packed] for module in llm.modules() if isinstance(module, GroupwiseLinear)]
+    before = [
+        [part.clone() for part in module.packed] for module in llm.modules() if isinstance(module, GroupwiseLinear)
+    ]
     assert llm.model._twin is not None
     linears = [module for module in llm.modules() if isinstance(module, GroupwiseLinear)]
     for parts, module in zip(before, linears, strict=True):

@@ -45,7 +45,9 @@ for bad in (torch.nan, torch.inf):
 def test_the_kernels_follow_their_oracles() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", FOLLOW_THE_ORACLES], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOW_THE_ORACLES], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -68,7 +70,9 @@ print(kernel.metadata.shared)
 @pytest.mark.parametrize("capability", [87, 89], ids=["Orin", "RTX 4090"])
 def test_the_product_fits_the_cards_it_is_for(capability: int) -> None:
     pytest.importorskip("triton")
-    done = subprocess.run([sys.executable, "-c", COMPILED, str(capability)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILED, str(capability)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout) <= 99 * 1024  # bytes of shared memory that a program may have there
 

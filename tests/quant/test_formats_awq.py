@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, WeightIndex, convert, estimate, load_weights, open_checkpoint
-from vila_core.checkpoint.headers import read_header
+from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.json_files import read_section
-from vila_core.checkpoint.language_config import read_language_config
+from vila_core.checkpoint.tensors.headers import read_header
 from vila_core.cli.main import main
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
@@ -47,7 +47,9 @@ def ask(folder: Path) -> str:
 def answer() -> str:
     """What is true of the picture."""
     cases: list[dict[str, Any]] = json.loads((MEDIA / "questions.json").read_text())
-    return next(case["answer"] for case in cases if case["media"] == ["scene.png"] and case["text"] == "What is in the picture?")
+    return next(
+        case["answer"] for case in cases if case["media"] == ["scene.png"] and case["text"] == "What is in the picture?"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ both ways
@@ -57,7 +59,11 @@ def test_a_quantized_folder_loads_like_any_other_and_answers(awq_tiny: Checkpoin
     assert awq_tiny.format == "awq"
     assert ask(awq_tiny.path) == answer()
     network = vila.load(awq_tiny.path, device="cpu").network
-    kinds = {name: type(module) for name, module in network.named_modules() if name.endswith("_proj") and name.startswith("llm.")}
+    kinds = {
+        name: type(module)
+        for name, module in network.named_modules()
+        if name.endswith("_proj") and name.startswith("llm.")
+    }
     assert len(kinds) == 7 * 6
     assert set(kinds.values()) == {GroupwiseLinear}
 
@@ -99,7 +105,9 @@ def test_the_nvila_layout_states_it_at_the_root_and_in_the_text_config(lite: Che
     assert isinstance(network.get_submodule(skipped[0]), nn.Linear)
 
 
-def test_the_layout_is_the_sources_unless_another_is_asked_for(lite: Checkpoint, awq_tiny: Checkpoint, tmp_path: Path) -> None:
+def test_the_layout_is_the_sources_unless_another_is_asked_for(
+    lite: Checkpoint, awq_tiny: Checkpoint, tmp_path: Path
+) -> None:
     source = convert(rounded(lite, 32), tmp_path / "nvila", "awq")
     assert not (source.path / "llm").exists()
     AwqFormat().with_layout("vila").write(source, tmp_path / "vila")
@@ -138,7 +146,9 @@ def test_the_recorded_checkpoint_gives_the_recorded_logits(recording: Recording,
         network = nn.Module()
         network.add_module("llm", Decoder(config))
         replace_modules(network, find_layers(entries))
-    load_weights(network, replace(whole_tiny, path=folder, weights=WeightIndex(entries)), device="cpu", dtype=torch.float32)
+    load_weights(
+        network, replace(whole_tiny, path=folder, weights=WeightIndex(entries)), device="cpu", dtype=torch.float32
+    )
     recorded = recording.tensors("c_logits_last32.safetensors")
     (name,) = (key for key in recorded if "v2_dequant" in key)
     with torch.inference_mode():
@@ -179,13 +189,17 @@ def test_a_quantized_head_takes_the_place_of_a_tied_embedding(awq_tiny: Checkpoi
     assert ask(tmp_path / "out") == answer()
 
 
-@pytest.mark.parametrize(("dtype", "kind", "module"), [(torch.int8, "int8", Int8Linear), (torch.float8_e4m3fn, "fp8", Fp8Linear)])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "module"), [(torch.int8, "int8", Int8Linear), (torch.float8_e4m3fn, "fp8", Fp8Linear)]
+)
 def test_a_tower_in_eight_bits_loads_and_answers(
     awq_tiny: Checkpoint, tmp_path: Path, dtype: torch.dtype, kind: str, module: type[nn.Module]
 ) -> None:
     tensors = tensors_of(awq_tiny)
     names = [
-        name.removesuffix(".weight") for name in tensors if "encoder.layers" in name and name.endswith(("fc1.weight", "q_proj.weight"))
+        name.removesuffix(".weight")
+        for name in tensors
+        if "encoder.layers" in name and name.endswith(("fc1.weight", "q_proj.weight"))
     ]
     changed: dict[str, Tensor | None] = {}
     for name in names:
@@ -222,16 +236,24 @@ def test_no_adapter_is_merged_into_it(awq_tiny: Checkpoint, tmp_path: Path) -> N
         convert(awq_tiny, tmp_path / "out", "awq", lora=tmp_path)
 
 
-def test_without_vila_quant_the_reader_says_what_to_install(awq_tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vila_quant_the_reader_says_what_to_install(
+    awq_tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VILA_PLUGINS", "")
     with pytest.raises(CheckpointError, match=r"is quantized \(awq\).*Install vila-quant"):
         open_checkpoint(awq_tiny.path)
 
 
-def test_info_counts_weights_and_not_words(awq_tiny: Checkpoint, whole_tiny: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_counts_weights_and_not_words(
+    awq_tiny: Checkpoint, whole_tiny: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes, whole = estimate(awq_tiny), estimate(whole_tiny)
     assert sizes.parameters == whole.parameters
-    blocks = sum(entry.numel for name, entry in whole_tiny.weights.entries.items() if name.endswith("_proj.weight") and "llm." in name)
+    blocks = sum(
+        entry.numel
+        for name, entry in whole_tiny.weights.entries.items()
+        if name.endswith("_proj.weight") and "llm." in name
+    )
     # four bits a weight, and two bytes and a half for 128 of them
     assert sizes.parts["llm"].packed == blocks
     assert sizes.parts["llm"].packed_bytes == blocks // 2 + blocks // 128 * 2 + blocks // 128 // 2
@@ -272,7 +294,10 @@ def folder(awq_tiny: Checkpoint, tmp_path: Path) -> Path:
         ({"group_size": -2}, "at least -1"),
         ({"modules_to_not_convert": "lm_head"}, "'modules_to_not_convert' is lm_head; expected a list"),
         ({"modules_to_not_convert": [1]}, "expected a list of names"),
-        ({"modules_to_not_convert": ["model.layers.3"]}, "names 'model.layers.3', but 'llm.model.layers.3.* is quantized"),
+        (
+            {"modules_to_not_convert": ["model.layers.3"]},
+            "names 'model.layers.3', but 'llm.model.layers.3.* is quantized",
+        ),
         ({"modules_to_not_convert": ["q_proj.weight"]}, "names 'q_proj', but"),
     ],
 )
@@ -312,7 +337,10 @@ def test_a_whole_linear_that_the_config_does_not_name_is_refused(lite: Checkpoin
         ({"qweight": torch.zeros(640, 32)}, "qweight' is F32; expected I32"),
         ({"qzeros": torch.zeros(5, 32, dtype=torch.int64)}, "qzeros' is I64; expected I32"),
         ({"scales": torch.ones(5, 256)}, "scales' is F32; expected F16 or BF16"),
-        ({"scales": torch.ones(7, 256).half()}, r"scales' has shape \[7, 256\], whose rows do not divide the 640 inputs"),
+        (
+            {"scales": torch.ones(7, 256).half()},
+            r"scales' has shape \[7, 256\], whose rows do not divide the 640 inputs",
+        ),
         ({"scales": torch.ones(5, 248).half()}, r"scales' has shape \[5, 248\]; expected \[5, 256\]"),
         ({"qzeros": torch.zeros(4, 32, dtype=torch.int32)}, r"qzeros' has shape \[4, 32\]; expected \[5, 32\]"),
         ({"qweight": torch.zeros(640, dtype=torch.int32)}, r"qweight' has shape \[640\]; expected \[K, N/8\]"),
@@ -320,7 +348,9 @@ def test_a_whole_linear_that_the_config_does_not_name_is_refused(lite: Checkpoin
         ({"weight_scale": torch.ones(256, 1)}, "scales no eight-bit"),
     ],
 )
-def test_tensors_that_do_not_make_a_layer_are_named(awq_tiny: Checkpoint, changed: dict[str, Tensor | None], message: str) -> None:
+def test_tensors_that_do_not_make_a_layer_are_named(
+    awq_tiny: Checkpoint, changed: dict[str, Tensor | None], message: str
+) -> None:
     tampered = with_tensors(awq_tiny, {f"{DOWN}.{kind}": tensor for kind, tensor in changed.items()})
     with pytest.raises(CheckpointError, match=message):
         find_layers(tampered.weights.entries)
@@ -338,7 +368,10 @@ def test_tensors_that_do_not_make_a_layer_are_named(awq_tiny: Checkpoint, change
 def test_eight_bit_tensors_that_do_not_make_a_layer_are_named(
     changed: dict[str, Tensor | None], message: str, awq_tiny: Checkpoint
 ) -> None:
-    layer: dict[str, Tensor | None] = {"weight": torch.zeros(256, 64, dtype=torch.int8), "weight_scale": torch.ones(256, 1)}
+    layer: dict[str, Tensor | None] = {
+        "weight": torch.zeros(256, 64, dtype=torch.int8),
+        "weight_scale": torch.ones(256, 1),
+    }
     name = "vision_tower.a.fc1"
     tampered = with_tensors(awq_tiny, {f"{name}.{kind}": tensor for kind, tensor in (layer | changed).items()})
     with pytest.raises(CheckpointError, match=message):
@@ -353,9 +386,13 @@ def test_eight_bit_tensors_that_do_not_make_a_layer_are_named(
         ("mm_projector.layers.2", r"has 256 outputs and 640 inputs in the checkpoint; its config says \d+ and \d+"),
     ],
 )
-def test_a_layer_that_the_model_does_not_have_is_refused(awq_tiny: Checkpoint, tmp_path: Path, name: str, message: str) -> None:
+def test_a_layer_that_the_model_does_not_have_is_refused(
+    awq_tiny: Checkpoint, tmp_path: Path, name: str, message: str
+) -> None:
     tensors = tensors_of(awq_tiny)
-    changed: dict[str, Tensor | None] = {f"{name}.{kind}": tensors[f"{DOWN}.{kind}"] for kind in ("qweight", "qzeros", "scales")}
+    changed: dict[str, Tensor | None] = {
+        f"{name}.{kind}": tensors[f"{DOWN}.{kind}"] for kind in ("qweight", "qzeros", "scales")
+    }
     changed |= {key: None for key in (f"{name}.weight", f"{name}.bias") if key in tensors}
     convert(with_tensors(awq_tiny, changed), tmp_path / "out", "awq")
     file = tmp_path / "out" / "llm" / "config.json"
@@ -370,6 +407,8 @@ def test_groups_of_different_sizes_cannot_be_written(whole_tiny: Checkpoint, tmp
     mixed = with_tensors(rounded(whole_tiny, 128), {})
     other = tensors_of(rounded(whole_tiny, 64))
     changed: dict[str, Tensor | None] = {name: tensor for name, tensor in other.items() if name.startswith(f"{DOWN}.")}
-    with pytest.raises(CheckpointError, match=r"all with groups of one size; got .*64 \(llm.model.layers.1.mlp.down_proj\)"):
+    with pytest.raises(
+        CheckpointError, match=r"all with groups of one size; got .*64 \(llm.model.layers.1.mlp.down_proj\)"
+    ):
         convert(with_tensors(mixed, changed), tmp_path / "out", "awq")
     assert not (tmp_path / "out").exists()

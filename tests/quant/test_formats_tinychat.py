@@ -11,10 +11,10 @@ from torch import Tensor
 
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
-from vila_core.checkpoint.headers import read_header
+from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.json_files import read_section
-from vila_core.checkpoint.language_config import read_language_config
-from vila_core.checkpoint.reading import read_tensors
+from vila_core.checkpoint.tensors.headers import read_header
+from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.cli.main import main
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
@@ -75,7 +75,9 @@ def around_recording(recording: Recording, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", ["llm", ".", "instead of the whole weights"])
-def test_the_recorded_file_is_read_and_written_to_the_bit(recording: Recording, around_recording: Path, tmp_path: Path, place: str) -> None:
+def test_the_recorded_file_is_read_and_written_to_the_bit(
+    recording: Recording, around_recording: Path, tmp_path: Path, place: str
+) -> None:
     file = recording.path("*-w4-g128-awq-v2.pt")
     shutil.copyfile(file, around_recording / (place if place in ("llm", ".") else "llm") / file.name)
     if place not in ("llm", "."):
@@ -88,7 +90,9 @@ def test_the_recorded_file_is_read_and_written_to_the_bit(recording: Recording, 
     assert [name for name in recorded if not same_bits(ours[name], recorded[name])] == []
 
 
-def test_the_recorded_file_becomes_the_recorded_checkpoint(recording: Recording, around_recording: Path, tmp_path: Path) -> None:
+def test_the_recorded_file_becomes_the_recorded_checkpoint(
+    recording: Recording, around_recording: Path, tmp_path: Path
+) -> None:
     file = recording.path("*-w4-g128-awq-v2.pt")
     shutil.copyfile(file, around_recording / file.name)
     convert(around_recording, tmp_path / "awq", "awq")
@@ -106,15 +110,22 @@ def test_the_recorded_file_becomes_the_recorded_checkpoint(recording: Recording,
 # ------------------------------------------------------------------------------------------------ both ways
 
 
-def test_awq_to_tinychat_and_back_loses_nothing(awq_tiny: Checkpoint, tinychat_tiny: Checkpoint, tmp_path: Path) -> None:
+def test_awq_to_tinychat_and_back_loses_nothing(
+    awq_tiny: Checkpoint, tinychat_tiny: Checkpoint, tmp_path: Path
+) -> None:
     assert not (tinychat_tiny.path / "llm" / "model.safetensors").exists()
     assert "quantization_config" not in read_section(tinychat_tiny.path / "llm" / "config.json")
     assert same(tinychat_tiny, awq_tiny)
     assert same(convert(tinychat_tiny, tmp_path / "awq", "awq"), awq_tiny)
 
 
-def test_the_program_converts_and_describes_it(awq_tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["convert", str(awq_tiny.path), str(tmp_path / "out"), "--format", "tinychat"], ["info", str(tmp_path / "out")]):
+def test_the_program_converts_and_describes_it(
+    awq_tiny: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["convert", str(awq_tiny.path), str(tmp_path / "out"), "--format", "tinychat"],
+        ["info", str(tmp_path / "out")],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == 0
@@ -132,7 +143,9 @@ def test_the_file_holds_what_llm_awq_writes(tinychat_tiny: Checkpoint) -> None:
     tensors = state_dict(tinychat_tiny.path)
     names = list(tensors)
     assert names[0] == "model.embed_tokens.weight"
-    assert names[1:5] == [f"model.layers.0.self_attn.q_proj.{kind}" for kind in ("qweight", "scales", "scaled_zeros", "bias")]
+    assert names[1:5] == [
+        f"model.layers.0.self_attn.q_proj.{kind}" for kind in ("qweight", "scales", "scaled_zeros", "bias")
+    ]
     assert names[-2:] == ["model.norm.weight", "lm_head.weight"]
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])  # TinyChat unties the model
     assert tensors[f"{UP}.qweight"].dtype == torch.int16
@@ -149,7 +162,9 @@ def test_it_loads_like_any_other_and_answers_as_awq_does(tinychat_tiny: Checkpoi
 
 
 def test_it_is_written_whole_or_not_at_all(lite: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"'llm.model.layers.0.* has groups of 32 .*\(and 13 more\)\. Format 'awq' can hold"):
+    with pytest.raises(
+        CheckpointError, match=r"'llm.model.layers.0.* has groups of 32 .*\(and 13 more\)\. Format 'awq' can hold"
+    ):
         convert(rounded(lite, 32), tmp_path / "out", "tinychat")
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +186,9 @@ def test_what_tinychat_does_not_read_is_refused(awq_tiny: Checkpoint, whole_tiny
 
 
 def test_a_model_in_the_nvila_layout_becomes_folders_and_comes_back(tmp_path: Path, lite: Checkpoint) -> None:
-    config = lite.config.language_model.model_copy(update={"hidden_size": 128, "intermediate_size": 256, "head_dim": 64})
+    config = lite.config.language_model.model_copy(
+        update={"hidden_size": 128, "intermediate_size": 256, "head_dim": 64}
+    )
     assert isinstance(config, DecoderConfig)
     source = rounded(small_model(tmp_path / "whole", config, "nvila"), 128)
     written = convert(source, tmp_path / "tinychat", "tinychat")
@@ -215,7 +232,10 @@ def test_code_in_the_file_is_refused_and_not_run(folder: Path, tmp_path: Path) -
         ({"qweight": torch.zeros(160, 100, dtype=torch.int16)}, r"shape \[160, 100\]; expected \[N/4, K\]"),
         ({"qweight": torch.zeros(3, 256, dtype=torch.int16)}, "has 12 outputs; expected a multiple of 8"),
         ({"qweight": torch.zeros(160, 256)}, "qweight' is F32"),
-        ({"other": torch.zeros(2, dtype=torch.complex128)}, "other' has dtype torch.complex128, which is not supported"),
+        (
+            {"other": torch.zeros(2, dtype=torch.complex128)},
+            "other' has dtype torch.complex128, which is not supported",
+        ),
     ],
 )
 def test_tensors_that_make_no_layer_are_named(folder: Path, changed: dict[str, Tensor | None], message: str) -> None:

@@ -17,12 +17,12 @@ from tests.quant.conftest import exact_product, random_weight, relative_error
 from torch import Tensor
 from typer.testing import CliRunner
 
-import vila_core.plugins
+import vila_core.plugins.loader
 from vila_core.checkpoint import open_checkpoint
-from vila_core.checkpoint.memory import MemoryWeights
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
+from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.errors import ConfigError
-from vila_core.plugins import load_plugin_file
+from vila_core.plugins.loader import load_plugin_file
 from vila_quant.cli.main import app
 from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
@@ -41,7 +41,13 @@ from vila_quant.packing.autoawq import pack_gemm
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
 ROWS = (0, 1, 2, 7, 33, 512)
-SHAPES = [LinearShape(64, 128, 128), LinearShape(72, 64, 32), LinearShape(200, 192, 64), LinearShape(8, 512, 256), LinearShape(320, 96, 32)]
+SHAPES = [
+    LinearShape(64, 128, 128),
+    LinearShape(72, 64, 32),
+    LinearShape(200, 192, 64),
+    LinearShape(8, 512, 256),
+    LinearShape(320, 96, 32),
+]
 IDS = [f"{shape.outputs}x{shape.inputs}g{shape.group_size}" for shape in SHAPES]
 PANELS = {"fp32 panels": Plan(8, torch.float32), "bf16 panels": Plan(8, BF16), "no panels": Plan(1 << 20, BF16)}
 
@@ -56,7 +62,9 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype = BF16) -> Tensor:
 @pytest.mark.parametrize("plan", PANELS.values(), ids=PANELS.keys())
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_int4pack_is_as_exact_as_the_reference(shape: LinearShape, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(int4pack, "PANEL_ELEMENTS", 64 * shape.inputs)  # several panels, the last one smaller where N is ragged
+    monkeypatch.setattr(
+        int4pack, "PANEL_ELEMENTS", 64 * shape.inputs
+    )  # several panels, the last one smaller where N is ragged
     monkeypatch.setattr(torch, "empty", nan_filled(torch.empty))
     weight = random_weight(shape)
     kernel, reference = CpuInt4PackKernel(), ReferenceKernel()
@@ -100,7 +108,9 @@ def test_int4pack_gives_hand_computed_numbers() -> None:
 def test_int4pack_keeps_half_a_byte_a_weight() -> None:
     shape = LinearShape(256, 512, 128)
     packed = CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16)
-    assert sum(tensor.nbytes for tensor in packed) == 256 * 512 // 2 + 4 * 256 * 4  # nibbles, and scale and zero of each group
+    assert (
+        sum(tensor.nbytes for tensor in packed) == 256 * 512 // 2 + 4 * 256 * 4
+    )  # nibbles, and scale and zero of each group
 
 
 def test_a_weight_packed_in_slices_is_the_weight_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +127,9 @@ def test_the_packed_layout_is_one_of_those_known() -> None:
     assert layout.outputs in (16, 32, 64)
 
 
-@pytest.mark.parametrize("layout", [BlockLayout(64, True), BlockLayout(64, False), BlockLayout(32, True), BlockLayout(16, False)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [BlockLayout(64, True), BlockLayout(64, False), BlockLayout(32, True), BlockLayout(16, False)], ids=str
+)
 def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyPatch) -> None:
     # What PyTorch packs with AVX512, on Windows, with AVX2 and on ARM, packed here by its description: two outputs a byte.
     q = torch.randint(16, (128, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -237,7 +249,8 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
     stored = pack_gemm(weight)
     layer = GroupwiseLinear(shape, bias=bias)
     layer.load_state_dict(
-        {"qweight": stored.qweight, "qzeros": stored.qzeros, "scales": stored.scales} | ({"bias": torch.arange(40.0)} if bias else {})
+        {"qweight": stored.qweight, "qzeros": stored.qzeros, "scales": stored.scales}
+        | ({"bias": torch.arange(40.0)} if bias else {})
     )
     if layer.bias is not None:
         layer.bias.data = layer.bias.data.to(dtype)
@@ -292,12 +305,16 @@ def test_int8_scales_survive_a_model_in_bf16() -> None:
 
 def test_kernels_are_listed_by_priority() -> None:
     names = [kernel.name for kernel in all_kernels()]
-    assert names.index("cpu-numba") < names.index("cpu-int4pack") < names.index("cuda-tinygemm") < names.index("reference")
+    assert (
+        names.index("cpu-numba") < names.index("cpu-int4pack") < names.index("cuda-tinygemm") < names.index("reference")
+    )
     assert names[-1] == "reference"
 
 
 def test_listed_kernels_are_what_their_modules_say() -> None:
-    for listed, own in zip(KERNELS, (CompiledKernel(), CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True):
+    for listed, own in zip(
+        KERNELS, (CompiledKernel(), CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True
+    ):
         assert (listed.name, listed.target, listed.priority) == (own.name, own.target, own.priority)
 
 
@@ -334,7 +351,10 @@ def test_a_forced_kernel_is_taken_or_an_error() -> None:
     assert choose(shape, CPU, BF16).name == "cpu-numba"
     with forced("reference"):
         assert choose(shape, CPU, BF16).name == "reference"
-    with forced("cpu-int4pack"), pytest.raises(ConfigError, match=r"'cpu-int4pack' was asked for, but refuses .* float32"):
+    with (
+        forced("cpu-int4pack"),
+        pytest.raises(ConfigError, match=r"'cpu-int4pack' was asked for, but refuses .* float32"),
+    ):
         choose(shape, CPU, torch.float32)
     with forced("cpu-int4pak"), pytest.raises(ConfigError, match=r"cpu-int4pak.*Did you mean 'cpu-int4pack'"):
         choose(shape, CPU, BF16)
@@ -363,7 +383,7 @@ def vila_kernels():
 
 
 def test_a_kernel_of_a_plugin_file_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vila_core.plugins, "_plugin_files", {})
+    monkeypatch.setattr(vila_core.plugins.loader, "_plugin_files", {})
     file = tmp_path / "kernel_plugin.py"
     file.write_text(THIRD_PARTY)
     load_plugin_file(file)

@@ -126,7 +126,9 @@ def test_a_tinychat_word_interleaves_four_outputs() -> None:
     assert packed.scaled_zeros[0].tolist() == [-0.75] * 4
 
 
-@pytest.mark.parametrize(("rows", "columns", "group_size"), [(8, 32, 32), (24, 96, 48), (40, 640, 128), (8, 7, 1), (16, 130, 130)])
+@pytest.mark.parametrize(
+    ("rows", "columns", "group_size"), [(8, 32, 32), (24, 96, 48), (40, 640, 128), (8, 7, 1), (16, 130, 130)]
+)
 def test_gemm_keeps_every_integer(rows: int, columns: int, group_size: int) -> None:
     weight = random_weight(rows, columns, group_size)
     packed = pack_gemm(weight)
@@ -171,7 +173,9 @@ def test_gemm_refuses_what_it_cannot_hold(rows: int, columns: int, group_size: i
         (8, 128, 128, 3, "got 3 bits"),
     ],
 )
-def test_tinychat_refuses_what_it_cannot_hold(rows: int, columns: int, group_size: int, bits: int, message: str) -> None:
+def test_tinychat_refuses_what_it_cannot_hold(
+    rows: int, columns: int, group_size: int, bits: int, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         pack_tinychat(quantize(torch.randn(rows, columns), bits, group_size))
 

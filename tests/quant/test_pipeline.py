@@ -17,7 +17,7 @@ from torch import Tensor
 
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import CheckpointError, ConfigError
 from vila_quant import pipeline
 from vila_quant.cli.main import main
@@ -30,7 +30,9 @@ from vila_quant.report import QuantizationReport
 from vila_quant.work_folder import WorkFolder
 
 QUICK = QuantizationOptions(calibration="drawn-world", sequences=2, sequence_length=256)
-SETTINGS = {name: value for name, value in QUICK.model_dump().items() if name in ("calibration", "sequences", "sequence_length")}
+SETTINGS = {
+    name: value for name, value in QUICK.model_dump().items() if name in ("calibration", "sequences", "sequence_length")
+}
 FIRST = "llm.model.layers.0.mlp.down_proj"
 
 
@@ -62,7 +64,9 @@ def steps() -> Steps:
 def quantized(tmp_path_factory: pytest.TempPathFactory, steps: Steps) -> tuple[Path, QuantizationReport]:
     """The embedded model in four bits, its head and its tower in eight; not to be changed."""
     out = tmp_path_factory.mktemp("quantized") / "out"
-    options = quick(lm_head="int8", vision="int8", vision_alpha=0.5, skip=("llm.model.layers.5.mlp.*",), search_results=True)
+    options = quick(
+        lm_head="int8", vision="int8", vision_alpha=0.5, skip=("llm.model.layers.5.mlp.*",), search_results=True
+    )
     return out, quantize_model(embedded_model(), out, options, steps, device="cpu")
 
 
@@ -92,7 +96,10 @@ def test_what_is_quantized_is_what_was_asked_for(quantized: tuple[Path, Quantiza
     assert torch.equal(tensors["llm.model.embed_tokens.weight"], whole["llm.model.embed_tokens.weight"])
     restored = tensors["llm.lm_head.weight"] * tensors["llm.lm_head.weight_scale"]
     torch.testing.assert_close(
-        restored, whole["llm.model.embed_tokens.weight"].float(), atol=float(tensors["llm.lm_head.weight_scale"].max()), rtol=0
+        restored,
+        whole["llm.model.embed_tokens.weight"].float(),
+        atol=float(tensors["llm.lm_head.weight_scale"].max()),
+        rtol=0,
     )
     assert any(name.startswith("vision_tower.") and tensor.dtype == torch.int8 for name, tensor in tensors.items())
     assert tensors["llm.model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
@@ -183,7 +190,9 @@ def test_a_run_that_stopped_between_a_search_and_its_layer_goes_on(
 ) -> None:
     save = WorkFolder.save
 
-    def stop_before_a_layer(self: WorkFolder, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
+    def stop_before_a_layer(
+        self: WorkFolder, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]
+    ) -> None:
         if step == "layer-001":
             raise KeyboardInterrupt
         save(self, step, tensors, record)
@@ -195,7 +204,10 @@ def test_a_run_that_stopped_between_a_search_and_its_layer_goes_on(
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
     assert (tmp_path / ".out.quantizing" / "layer-001-search").exists()
     quantize_model(lite.path, tmp_path / "out", options, device="cpu")
-    assert read_search_results(tmp_path / "out" / "awq_search_results.pt").blocks() == ("model.layers.0", "model.layers.1")
+    assert read_search_results(tmp_path / "out" / "awq_search_results.pt").blocks() == (
+        "model.layers.0",
+        "model.layers.1",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ refused
@@ -224,7 +236,9 @@ def test_activations_that_are_not_finite_are_named(whole_tiny: Checkpoint, tmp_p
 
 
 def test_a_group_size_that_does_not_fit_is_told_with_those_that_do(lite: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match=r"128 does not divide the 64 inputs of llm\.model\.layers\.0.*--group-size 32 fits all"):
+    with pytest.raises(
+        QuantizationError, match=r"128 does not divide the 64 inputs of llm\.model\.layers\.0.*--group-size 32 fits all"
+    ):
         quantize_model(lite.path, tmp_path / "out", quick(calibration="builtin"), device="cpu")
 
 
@@ -235,8 +249,15 @@ def test_a_quantized_model_is_not_quantized_again(quantized: tuple[Path, Quantiz
 
 def test_too_little_calibration_says_how_much_there_is(tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text('{"prompt": "Hello", "answer": "Hi"}\n')
-    with pytest.raises(QuantizationError, match=r"Not enough calibration: the samples have \d+ tokens, and 2048 are needed"):
-        quantize_model(embedded_model(), tmp_path / "out", QuantizationOptions(calibration=str(tmp_path / "few.jsonl")), device="cpu")
+    with pytest.raises(
+        QuantizationError, match=r"Not enough calibration: the samples have \d+ tokens, and 2048 are needed"
+    ):
+        quantize_model(
+            embedded_model(),
+            tmp_path / "out",
+            QuantizationOptions(calibration=str(tmp_path / "few.jsonl")),
+            device="cpu",
+        )
 
 
 def test_patterns_methods_and_folders_that_make_no_sense_are_refused(tmp_path: Path) -> None:
@@ -258,27 +279,37 @@ def test_patterns_methods_and_folders_that_make_no_sense_are_refused(tmp_path: P
         quantize_model(embedded_model(), tmp_path / "out", quick(format="tinychat", lm_head="int8"), device="cpu")
 
 
-def test_a_disk_that_is_full_at_the_report_loses_no_work(lite: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_at_the_report_loses_no_work(
+    lite: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Path, *arguments: object, **options: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     options = quick(search="nearest", group_size=32, calibration="builtin", search_results=True)
     with monkeypatch.context() as patched:
         patched.setattr(pipeline, "write_report", full)
-        with pytest.raises(CheckpointError, match=r"out cannot be written: No space left on device\. Free space\. Finished steps are kept"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"out cannot be written: No space left on device\. Free space\. Finished steps are kept",
+        ):
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
         patched.setattr(torch, "save", full)
         with pytest.raises(CheckpointError, match=r"awq_search_results\.pt was not written.*Finished steps are kept"):
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
     assert not (tmp_path / "out").exists()
     record = (tmp_path / ".out.quantizing" / "layer-001" / "record.json").read_text()
-    assert json.loads(record)["seconds"] == quantize_model(lite.path, tmp_path / "out", options, device="cpu").layers[1].seconds
+    assert (
+        json.loads(record)["seconds"]
+        == quantize_model(lite.path, tmp_path / "out", options, device="cpu").layers[1].seconds
+    )
 
 
 # ------------------------------------------------------------------------------------------------ other sources, other targets
 
 
-def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vila_quant import layer_loop
 
     at_once: list[int] = []
@@ -303,7 +334,8 @@ def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(tmp_path: Pa
     assert at_once[:4] == [4, 2, 1, 1]
     assert said[0].startswith("Calibration has 512 tokens, fewer than the widest layer has inputs (640)")
     assert said[1:] == [
-        f"Out of GPU memory at layer 0: going on with {count} sequences at a time, the rest on the host." for count in (2, 1)
+        f"Out of GPU memory at layer 0: going on with {count} sequences at a time, the rest on the host."
+        for count in (2, 1)
     ]
 
 

@@ -16,15 +16,22 @@ from safetensors.torch import load_file
 from tests.quant.conftest import COMMITTED, Recording
 from torch import Tensor
 
+from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.json_files import Section, read_section
-from vila_core.checkpoint.language_config import read_language_config
 from vila_core.language.decoder import Decoder
 from vila_quant.awq.block import LINEARS, Surroundings, linear, record_inputs, run_block, scale_groups
 from vila_quant.awq.clips import apply_clips, sample_tokens, search_clips
 from vila_quant.awq.method import BlockOptions, BlockQuantizer
 from vila_quant.awq.methods import METHODS
 from vila_quant.awq.reference import UNCLIPPED, round_to_nearest
-from vila_quant.awq.scales import ScaleChoice, activation_scale, apply_scales, mean_squared_error, reference_candidates, search_scales
+from vila_quant.awq.scales import (
+    ScaleChoice,
+    activation_scale,
+    apply_scales,
+    mean_squared_error,
+    reference_candidates,
+    search_scales,
+)
 from vila_quant.groupwise import fake_quantize
 
 KINDS = ("gqa", "mha")
@@ -71,12 +78,16 @@ class RecordedSearch:
     def decoder(self) -> Decoder:
         config = read_language_config(read_section(self.model / "config.json"), 2048)
         decoder = Decoder(config)
-        decoder.load_state_dict({name: tensor.float() for name, tensor in load_file(self.model / "model.safetensors").items()})
+        decoder.load_state_dict(
+            {name: tensor.float() for name, tensor in load_file(self.model / "model.safetensors").items()}
+        )
         return decoder.eval().requires_grad_(False)
 
     @property
     def group_size(self) -> int:
-        name, clips = next((key.removeprefix("clip|"), tensor) for key, tensor in self.results.items() if key.startswith("clip|"))
+        name, clips = next(
+            (key.removeprefix("clip|"), tensor) for key, tensor in self.results.items() if key.startswith("clip|")
+        )
         return self.decoder().get_submodule(name).weight.shape[1] // clips.shape[1]
 
     @property
@@ -90,7 +101,12 @@ class RecordedSearch:
         """Return the recorded scales of a layer."""
         prefix = f"model.layers.{layer}."
         return [
-            ScaleChoice(group, self.results[f"scale|{prefix}{group.previous}|{','.join(prefix + name for name in group.linears)}"], 0, ())
+            ScaleChoice(
+                group,
+                self.results[f"scale|{prefix}{group.previous}|{','.join(prefix + name for name in group.linears)}"],
+                0,
+                (),
+            )
             for group in scale_groups(decoder.model.layers[layer])
         ]
 
@@ -147,11 +163,20 @@ def search(request: pytest.FixtureRequest, recording: Recording) -> RecordedSear
 
 def model_of(recording: Recording, results: dict[str, Tensor]) -> Path:
     """Return the folder of the whole model that has the layers of the results, in their sizes."""
-    scales = {name: len(tensor) for key, tensor in results.items() if key.startswith("scale|") for name in key.split("|")[2].split(",")}
+    scales = {
+        name: len(tensor)
+        for key, tensor in results.items()
+        if key.startswith("scale|")
+        for name in key.split("|")[2].split(",")
+    }
     clips = {key.removeprefix("clip|"): len(tensor) for key, tensor in results.items() if key.startswith("clip|")}
     for config in sorted(recording.folder.glob("*/config.json")):
         weights = load_file(config.parent / "model.safetensors")
-        shapes = {name.removesuffix(".weight"): tensor.shape for name, tensor in weights.items() if name.endswith("_proj.weight")}
+        shapes = {
+            name.removesuffix(".weight"): tensor.shape
+            for name, tensor in weights.items()
+            if name.endswith("_proj.weight")
+        }
         fits = {*scales, *clips} <= set(shapes) and all(shapes[name][1] == width for name, width in scales.items())
         value_scales = any(key.startswith("scale|") and "v_proj|" in key for key in results)
         all_heads = all(shapes[name] == shapes[name.replace("o_proj", "v_proj")] for name in shapes if "o_proj" in name)

@@ -8,10 +8,10 @@ import torch
 from tests.quant.conftest import Recording
 from torch import Tensor, nn
 
-from vila_core.checkpoint.headers import read_header
+from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.json_files import read_section
-from vila_core.checkpoint.language_config import read_language_config
-from vila_core.checkpoint.reading import read_tensors
+from vila_core.checkpoint.tensors.headers import read_header
+from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block, Decoder
@@ -105,7 +105,10 @@ def test_scales_leave_what_the_model_computes(tmp_path: Path) -> None:
     scales = torch.linspace(0.5, 2.0, 32)
     at = "model.layers.0"
     results = read_search_results(
-        save(tmp_path / "r.pt", [(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{name}_proj" for name in "qkv"), scales)])
+        save(
+            tmp_path / "r.pt",
+            [(f"{at}.input_layernorm", tuple(f"{at}.self_attn.{name}_proj" for name in "qkv"), scales)],
+        )
     )
     assert results.blocks() == (at,)
     original = weight_of(model, f"{at}.self_attn.q_proj").clone()
@@ -129,7 +132,9 @@ def test_clips_cut_each_group_at_its_own_limit(tmp_path: Path) -> None:
 def test_results_of_another_block_are_left_for_it(tmp_path: Path) -> None:
     model = decoder()
     before = run(model)
-    results = read_search_results(save(tmp_path / "r.pt", clip=[("model.layers.11.mlp.down_proj", torch.zeros(32, 2, 1))]))
+    results = read_search_results(
+        save(tmp_path / "r.pt", clip=[("model.layers.11.mlp.down_proj", torch.zeros(32, 2, 1))])
+    )
     results.apply(block_of(model, 1), "model.layers.1")
     assert torch.equal(run(model), before)
 
@@ -212,14 +217,28 @@ AT = "model.layers.0"
 @pytest.mark.parametrize(
     ("scale", "clip", "message"),
     [
-        ([(f"{AT}.mlp.act_fn", (f"{AT}.mlp.down_proj",), torch.ones(64))], [], "scale 'model.layers.0.mlp.act_fn'; .* are absorbed by"),
-        ([(f"{AT}.input_layernorm", (f"{AT}.attn.qkv",), torch.ones(32))], [], "'model.layers.0.attn.qkv', which is no linear"),
-        ([(f"{AT}.mlp.up_proj", (f"{AT}.mlp.down_proj",), torch.ones(63))], [], "have 63 values; its weight has 64 inputs"),
+        (
+            [(f"{AT}.mlp.act_fn", (f"{AT}.mlp.down_proj",), torch.ones(64))],
+            [],
+            "scale 'model.layers.0.mlp.act_fn'; .* are absorbed by",
+        ),
+        (
+            [(f"{AT}.input_layernorm", (f"{AT}.attn.qkv",), torch.ones(32))],
+            [],
+            "'model.layers.0.attn.qkv', which is no linear",
+        ),
+        (
+            [(f"{AT}.mlp.up_proj", (f"{AT}.mlp.down_proj",), torch.ones(63))],
+            [],
+            "have 63 values; its weight has 64 inputs",
+        ),
         ([], [(f"{AT}.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; its weight \[32, 64\]"),
         ([], [(f"{AT}.mlp.down_proj", torch.ones(31, 2, 1))], r"have shape \[31, 2, 1\]"),
     ],
 )
-def test_results_of_another_model_are_refused(tmp_path: Path, scale: list[Item], clip: list[Item], message: str) -> None:
+def test_results_of_another_model_are_refused(
+    tmp_path: Path, scale: list[Item], clip: list[Item], message: str
+) -> None:
     results = read_search_results(save(tmp_path / "r.pt", scale, clip))
     with pytest.raises(CheckpointError, match=message):
         results.apply(block_of(decoder()), AT)

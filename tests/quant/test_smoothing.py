@@ -25,7 +25,14 @@ from vila_core.towers.vit import Encoder, EncoderLayer, VisionTower
 from vila_quant.errors import QuantizationError
 from vila_quant.fp8 import Fp8Linear, multiply_fp8, multiply_fp8_reference, quantize_rows_fp8
 from vila_quant.int8 import Int8Linear, integer_product, multiply_int8, quantize_rows
-from vila_quant.smoothing import BranchLoss, channel_maxima, quantize_linear, quantize_tower, relative_error, smoothing_scales
+from vila_quant.smoothing import (
+    BranchLoss,
+    channel_maxima,
+    quantize_linear,
+    quantize_tower,
+    relative_error,
+    smoothing_scales,
+)
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 PARTS = {"qkv": QKV, "out": ("self_attn.out_proj",), "fc1": ("mlp.fc1",), "fc2": ("mlp.fc2",)}
@@ -39,7 +46,9 @@ class RecordedTower(VisionTower):
         width = weights["layers.0.layer_norm1.weight"].shape[0]
         self.depth = len({name.split(".")[1] for name in weights})
         sizes = {"intermediate_size": weights["layers.0.mlp.fc1.weight"].shape[0], "num_hidden_layers": self.depth}
-        config = SiglipConfig(hidden_size=width, num_attention_heads=num_heads, image_size=64, patch_size=8, layer_norm_eps=1e-6, **sizes)
+        config = SiglipConfig(
+            hidden_size=width, num_attention_heads=num_heads, image_size=64, patch_size=8, layer_norm_eps=1e-6, **sizes
+        )
         super().__init__(config)
         self.encoder = Encoder([EncoderLayer(config) for _ in range(self.depth)])
         self.encoder.load_state_dict(weights)
@@ -63,18 +72,26 @@ class RecordedVision:
     @cached_property
     def alpha(self) -> float:
         """Of the recorded smoothing, as the metrics name it."""
-        (found,) = (match[1] for name in self.metrics if (match := re.fullmatch(r"rel_rmse_w8a8_emulated_alpha(.+)", name)))
+        (found,) = (
+            match[1] for name in self.metrics if (match := re.fullmatch(r"rel_rmse_w8a8_emulated_alpha(.+)", name))
+        )
         return float(found)
 
     @cached_property
     def fake_quantized(self) -> dict[float, float]:
         """By alpha, what the tower loses on `x` with the reference's rounding in float32."""
-        found = {re.fullmatch(r"rel_rmse_fakequant_alpha_([\d.]+)", name): value for name, value in self.metrics.items()}
+        found = {
+            re.fullmatch(r"rel_rmse_fakequant_alpha_([\d.]+)", name): value for name, value in self.metrics.items()
+        }
         return {float(match[1]): value for match, value in found.items() if match is not None}
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        return {name.removeprefix("weights."): tensor for name, tensor in self.tensors.items() if name.startswith("weights.")}
+        return {
+            name.removeprefix("weights."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith("weights.")
+        }
 
     @cached_property
     def tower(self) -> RecordedTower:
@@ -90,13 +107,17 @@ class RecordedVision:
         """Smoothing scales `[D]` of a part from the recorded maxima."""
         first = PARTS[part][0]
         maxima = self.tensors[f"act_scale.encoder.layers.{layer}.{first}"]
-        return smoothing_scales(maxima, [self.weights[f"layers.{layer}.{name}.weight"] for name in PARTS[part]], self.alpha)
+        return smoothing_scales(
+            maxima, [self.weights[f"layers.{layer}.{name}.weight"] for name in PARTS[part]], self.alpha
+        )
 
 
 @pytest.fixture
 def vision(recording: Recording) -> RecordedVision:
     return RecordedVision(
-        recording.folder.name, recording.tensors("d_w8a8_*.safetensors"), json.loads(recording.path("d_metrics.json").read_text())
+        recording.folder.name,
+        recording.tensors("d_w8a8_*.safetensors"),
+        json.loads(recording.path("d_metrics.json").read_text()),
     )
 
 
@@ -105,7 +126,9 @@ def test_recorded_smoothing(vision: RecordedVision) -> None:
     for norm, part in (("layer_norm1", "qkv"), ("layer_norm2", "fc1")):
         scales = vision.scales(0, part)
         for name in ("weight", "bias"):
-            assert torch.equal(weights[f"layers.0.{norm}.{name}"] / scales, vision.tensors[f"smoothed.layers.0.{norm}.{name}"])
+            assert torch.equal(
+                weights[f"layers.0.{norm}.{name}"] / scales, vision.tensors[f"smoothed.layers.0.{norm}.{name}"]
+            )
         name = f"layers.0.{PARTS[part][0]}.weight"
         assert torch.equal(weights[name] * scales, vision.tensors[f"smoothed.{name}"])
 
@@ -124,7 +147,11 @@ def test_recorded_maxima_of_channels(vision: RecordedVision) -> None:
     assert seen
     for name, maxima in seen.items():
         torch.testing.assert_close(
-            maxima, vision.tensors[f"act_scale.{name}"], rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            maxima,
+            vision.tensors[f"act_scale.{name}"],
+            rtol=1e-5,
+            atol=1e-5,
+            msg=lambda text, name=name: f"{name}: {text}",
         )
 
 
@@ -211,7 +238,9 @@ class LlmAwqLayer:
 
     def linear(self, part: str, codes: Tensor, scale: Tensor) -> Tensor:
         names = [f"layers.{self.number}.{name}" for name in PARTS[part]]
-        weight, bias = (torch.cat([self.vision.weights[f"{name}.{key}"] for name in names]) for key in ("weight", "bias"))
+        weight, bias = (
+            torch.cat([self.vision.weights[f"{name}.{key}"] for name in names]) for key in ("weight", "bias")
+        )
         if part in ("qkv", "fc1"):
             weight = weight * self.vision.scales(self.number, part)
         y = multiply_int8(codes.flatten(0, 1), scale.flatten(0, 1), *quantize_rows(weight.half()), bias.half())
@@ -220,7 +249,9 @@ class LlmAwqLayer:
     def norm(self, name: str, part: str, x: Tensor) -> tuple[Tensor, Tensor]:
         """Cut what the norm gives in float32 by its largest value in float16; the variance is E[x²] - E[x]²."""
         scales = self.vision.scales(self.number, part)
-        gamma, beta = ((self.vision.weights[f"layers.{self.number}.{name}.{key}"] / scales).half() for key in ("weight", "bias"))
+        gamma, beta = (
+            (self.vision.weights[f"layers.{self.number}.{name}.{key}"] / scales).half() for key in ("weight", "bias")
+        )
         x = x.float()
         mean = x.mean(-1, keepdim=True)
         variance = x.square().mean(-1, keepdim=True) - mean.square()
@@ -236,7 +267,9 @@ class LlmAwqLayer:
     @staticmethod
     def gelu(x: Tensor) -> tuple[Tensor, Tensor]:
         """Every step of the tanh form is rounded to float16, 127 / max|y| and its product too."""
-        root, cubic, half, one = (torch.tensor(value, dtype=torch.float16) for value in (0.79788456, 0.044715, 0.5, 1.0))
+        root, cubic, half, one = (
+            torch.tensor(value, dtype=torch.float16) for value in (0.79788456, 0.044715, 0.5, 1.0)
+        )
         y = half * x * (one + torch.tanh((x * root * (one + cubic * x * x)).float()).half())
         largest = y.float().abs().amax(-1, keepdim=True)
         return torch.round(y * (127 / largest).half()).to(torch.int8), (largest / 127).half()
@@ -277,7 +310,11 @@ def with_tensors(tower: VisionTower, tensors: dict[str, Tensor]) -> VisionTower:
     for name in quantized:
         old, weight = tower.get_submodule(name), tensors[f"{name}.weight"]
         is_int8 = weight.dtype == torch.int8
-        new = Int8Linear(*weight.shape, bias=True, quantize_activations=True) if is_int8 else Fp8Linear(*weight.shape, bias=True)
+        new = (
+            Int8Linear(*weight.shape, bias=True, quantize_activations=True)
+            if is_int8
+            else Fp8Linear(*weight.shape, bias=True)
+        )
         new.weight, new.weight_scale, new.bias = weight, tensors[f"{name}.weight_scale"], old.bias
         new.reset_buffers(weight.device, torch.float32)
         tower.set_submodule(name, new)
@@ -329,7 +366,10 @@ def test_bits_of_a_linear() -> None:
 
 def test_fp8_rows() -> None:
     codes, scale = quantize_rows_fp8(torch.tensor([[448.0, -1.0, 17.0], [0.0, 0.0, 0.0]]))
-    assert codes.float().tolist() == [[448.0, -1.0, 16.0], [0.0, 0.0, 0.0]]  # between 16 and 18: 17 goes to the even one
+    assert codes.float().tolist() == [
+        [448.0, -1.0, 16.0],
+        [0.0, 0.0, 0.0],
+    ]  # between 16 and 18: 17 goes to the even one
     assert scale[0].item() == 1.0
 
 
@@ -371,7 +411,8 @@ def test_every_tower(name: str, mode: str) -> None:
     weights = [tensors[key.removesuffix("_scale")] for key in linears]
     assert {weight.dtype for weight in weights} == {torch.int8 if mode == "int8" else torch.float8_e4m3fn}
     assert all(
-        tensors[key].dtype == torch.float32 and tensors[key].shape == (len(weight), 1) for key, weight in zip(linears, weights, strict=True)
+        tensors[key].dtype == torch.float32 and tensors[key].shape == (len(weight), 1)
+        for key, weight in zip(linears, weights, strict=True)
     )
     missing = set(tensors) - set(before) - set(linears)
     assert not missing
@@ -422,7 +463,14 @@ def test_a_tower_of_other_layers_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"OtherTower\) cannot be quantized: .*EncoderLayer.*--vision none"):
         quantize_tower(
             OtherTower(
-                SiglipConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8)
+                SiglipConfig(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    image_size=16,
+                    patch_size=8,
+                )
             ),
             [],
         )

@@ -17,7 +17,18 @@ from vila_quant.check import check
 from vila_quant.cli.main import app
 from vila_quant.source import find_source
 
-QUICK = ["--group-size", "32", "--calibration", "drawn-world", "--sequences", "2", "--sequence-length", "64", "--device", "cpu"]
+QUICK = [
+    "--group-size",
+    "32",
+    "--calibration",
+    "drawn-world",
+    "--sequences",
+    "2",
+    "--sequence-length",
+    "64",
+    "--device",
+    "cpu",
+]
 
 
 def write_adapter(folder: Path, base: Checkpoint, **config: object) -> Path:
@@ -27,7 +38,10 @@ def write_adapter(folder: Path, base: Checkpoint, **config: object) -> Path:
     target, rank = "llm.model.layers.0.self_attn.q_proj", 2
     rows, columns = base.weights.entries[f"{target}.weight"].shape
     factors = {"A": (rank, columns), "B": (rows, rank)}
-    tensors = {f"base_model.model.{target}.lora_{key}.weight": torch.randn(shape, generator=generator) for key, shape in factors.items()}
+    tensors = {
+        f"base_model.model.{target}.lora_{key}.weight": torch.randn(shape, generator=generator)
+        for key, shape in factors.items()
+    }
     save_file(tensors, folder / "adapter_model.safetensors")
     trained = {
         f"base_model.model.{name}": torch.randn(entry.shape, generator=generator) * 0.05
@@ -121,7 +135,9 @@ def test_an_adapter_without_its_base_is_told_what_to_give(lite: Checkpoint, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_on_the_hub_is_quantized_and_checked_like_its_folder(lite: Checkpoint, tmp_path: Path, hub: Path) -> None:
+def test_an_adapter_on_the_hub_is_quantized_and_checked_like_its_folder(
+    lite: Checkpoint, tmp_path: Path, hub: Path
+) -> None:
     put_on_hub(hub, "maker/base", lite.path)
     adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path="maker/base")
     put_on_hub(hub, "maker/lora", adapter)
@@ -138,7 +154,9 @@ def test_an_adapter_on_the_hub_is_quantized_and_checked_like_its_folder(lite: Ch
     assert report.text.kl == pytest.approx(0.0, abs=1e-6)
 
 
-def test_the_revision_is_the_adapters_own_and_its_base_is_at_the_one_it_states(lite: Checkpoint, tmp_path: Path, hub: Path) -> None:
+def test_the_revision_is_the_adapters_own_and_its_base_is_at_the_one_it_states(
+    lite: Checkpoint, tmp_path: Path, hub: Path
+) -> None:
     base = put_on_hub(hub, "maker/base", lite.path, "v1")
     adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path="maker/base", revision="v1")
     stored = put_on_hub(hub, "maker/lora", adapter, "step-200")
@@ -148,12 +166,18 @@ def test_the_revision_is_the_adapters_own_and_its_base_is_at_the_one_it_states(l
 
 
 @pytest.mark.parametrize(
-    ("base", "told"), [("/home/trainer/NVILA-8B", "No folder '/home/trainer/NVILA-8B'"), ("no/where", "'no/where' is not")]
+    ("base", "told"),
+    [("/home/trainer/NVILA-8B", "No folder '/home/trainer/NVILA-8B'"), ("no/where", "'no/where' is not")],
 )
-def test_a_base_that_is_not_there_is_told_with_where_to_give_it(lite: Checkpoint, tmp_path: Path, hub: Path, base: str, told: str) -> None:
+def test_a_base_that_is_not_there_is_told_with_where_to_give_it(
+    lite: Checkpoint, tmp_path: Path, hub: Path, base: str, told: str
+) -> None:
     put_on_hub(hub, "maker/lora", write_adapter(tmp_path / "adapter", lite, base_model_name_or_path=base))
     message = quantize("maker/lora", tmp_path / "out", "--offline", exit_code=2)
-    assert f"maker/lora is a LoRA adapter of '{base}' ('base_model_name_or_path' in adapter_config.json). {told}" in message
+    assert (
+        f"maker/lora is a LoRA adapter of '{base}' ('base_model_name_or_path' in adapter_config.json). {told}"
+        in message
+    )
     assert "give it as MODEL, and --lora-path maker/lora." in message
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import vila_core as vila
 from vila_core.checkpoint import convert, open_checkpoint
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import VilaError
 from vila_quant.cli.main import app
 
@@ -105,7 +105,18 @@ def calibrated(out: Path) -> dict[str, object]:
 
 
 def test_a_folder_of_pictures_and_videos_calibrates(media: Path, tmp_path: Path) -> None:
-    arguments = ["--calibration", media, "--sequence-length", "450", "--search", "best", "--vision", "int8", "--vision-alpha", "0.5"]
+    arguments = [
+        "--calibration",
+        media,
+        "--sequence-length",
+        "450",
+        "--search",
+        "best",
+        "--vision",
+        "int8",
+        "--vision-alpha",
+        "0.5",
+    ]
     out = quantize(tmp_path / "out", *arguments)
     found = calibrated(out)
     assert found["source"] == str(media)
@@ -140,7 +151,11 @@ def test_lines_of_json_calibrate(media: Path, tmp_path: Path) -> None:
     [
         ("s.jsonl", '{"prompt": "fine"}\n\n{"prompt": "cut', r"s\.jsonl, line 3 is not valid JSON"),
         ("s.jsonl", '{"prompt": "fine"}\n["no", "object"]', r"s\.jsonl, line 2"),
-        ("s.jsonl", '{"prompt": "fine"}\n{"prompt": "x", "image": "gone.png"}', r"s\.jsonl, line 2: no file '.*gone\.png'"),
+        (
+            "s.jsonl",
+            '{"prompt": "fine"}\n{"prompt": "x", "image": "gone.png"}',
+            r"s\.jsonl, line 2: no file '.*gone\.png'",
+        ),
         ("s.jsonl", "", "Not enough calibration: the samples have 0 tokens"),
         ("s.jsonl", b"\xff\xfe\x00", r"s\.jsonl is no text file"),
         ("s.txt", b"caf\xe9", r"s\.txt is no text file"),
@@ -158,7 +173,10 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.md").write_text("no media")
-    with pytest.raises(VilaError, match=r"folder holds no images or videos \(folders in it are not searched\)\. Give a folder with some"):
+    with pytest.raises(
+        VilaError,
+        match=r"folder holds no images or videos \(folders in it are not searched\)\. Give a folder with some",
+    ):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.png").write_bytes(b"no picture")
     with pytest.raises(VilaError, match=r"broken\.png"):
@@ -171,5 +189,7 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
     with pytest.raises(VilaError, match=r"Not enough calibration: the samples have \d+ tokens, and 512 are needed"):
         quantize(tmp_path / "out", "--calibration", folder)
     for missing in ("missing", "missing.jsonl"):
-        with pytest.raises(VilaError, match=rf"Unknown calibration '.*{missing}'.* There is no folder or file of that name either"):
+        with pytest.raises(
+            VilaError, match=rf"Unknown calibration '.*{missing}'.* There is no folder or file of that name either"
+        ):
             quantize(tmp_path / "out", "--calibration", tmp_path / missing)

@@ -30,7 +30,9 @@ every_model = pytest.mark.parametrize("model_name", MODELS)
 def config_for(model_name: str, image_size: int = 70, **fields: object) -> TimmConfig:
     patch_size, hidden_size, _, _ = MODELS[model_name]
     image_size -= image_size % patch_size
-    return TimmConfig(model_name=model_name, image_size=image_size, patch_size=patch_size, hidden_size=hidden_size, **fields)
+    return TimmConfig(
+        model_name=model_name, image_size=image_size, patch_size=patch_size, hidden_size=hidden_size, **fields
+    )
 
 
 def build(config: TimmConfig) -> TimmTower:
@@ -48,7 +50,9 @@ def pixels_for(size: int, count: int = 2) -> torch.Tensor:
 def outputs_of_blocks(model: nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
     """What each block of a whole forward gave, caught on its way."""
     caught: list[torch.Tensor] = []
-    handles = [block.register_forward_hook(lambda _block, _inputs, output: caught.append(output)) for block in model.blocks]
+    handles = [
+        block.register_forward_hook(lambda _block, _inputs, output: caught.append(output)) for block in model.blocks
+    ]
     model.forward_features(pixels)
     for handle in handles:
         handle.remove()

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig, PixelConfig, ProjectorConfig, SiglipConfig, VilaConfig
-from vila_core.embedded import embedded_model
 from vila_core.model import VilaModel
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.tokenizer import Tokenizer
 from vila_train.data import Encoder, drawn_samples, make_shard
 from vila_train.pools import Pool
@@ -30,13 +30,21 @@ def micro_encoder(tokenizer: Tokenizer) -> Encoder:
 @pytest.fixture(scope="session")
 def micro_pools(micro_encoder: Encoder) -> dict[str, Pool]:
     sources = ("attribute", "number", "pair", "motion")
-    return {source: Pool([make_shard(drawn_samples("train", source, 0, 24), micro_encoder, MICRO_SIZE)], "cpu") for source in sources}
+    return {
+        source: Pool([make_shard(drawn_samples("train", source, 0, 24), micro_encoder, MICRO_SIZE)], "cpu")
+        for source in sources
+    }
 
 
 @pytest.fixture
 def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
     tower = SiglipConfig(
-        image_size=MICRO_SIZE, patch_size=8, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+        image_size=MICRO_SIZE,
+        patch_size=8,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     decoder = DecoderConfig(
         architecture="qwen2",

@@ -21,7 +21,9 @@ from vila_train.world import make_sample
 
 
 def test_world_draws_a_sheet(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["world", "--sheet", str(tmp_path / "world.png"), "--samples", "1", "--split", "test"])
+    result = CliRunner().invoke(
+        app, ["world", "--sheet", str(tmp_path / "world.png"), "--samples", "1", "--split", "test"]
+    )
     assert result.exit_code == 0, result.output
     assert Image.open(tmp_path / "world.png").width == 1260
 
@@ -34,7 +36,17 @@ def test_an_unknown_split_is_named(tmp_path: Path) -> None:
 
 
 def test_report_prints_scores_by_task_and_kind(tmp_path: Path) -> None:
-    arguments = ["report", "--samples", "2", "--device", "cpu", "--out", str(tmp_path / "table.md"), "--sheet", str(tmp_path / "sheet.png")]
+    arguments = [
+        "report",
+        "--samples",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "table.md"),
+        "--sheet",
+        str(tmp_path / "sheet.png"),
+    ]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "table.md").read_text()
@@ -49,7 +61,10 @@ def test_the_plugin_registers_without_torch() -> None:
         "import sys, vila_train.plugin as p; p.vila_recipes(); p.vila_datasets(); p.vila_commands();"
         "print('torch' in sys.modules, 'PIL' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == ["False", "False"]
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+        "False",
+        "False",
+    ]
     (source,) = plugin.vila_datasets()
     assert "attribute" in source.sources()
     row = source.row("test", "attribute", 0)

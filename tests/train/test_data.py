@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import vila_core as vila
-from vila_core.labels import IGNORE_INDEX
 from vila_core.preprocess import preprocess_image
 from vila_core.tokenizer import Tokenizer
 from vila_train.data import Encoder, drawn_samples, make_shard, to_bytes
 from vila_train.forward import exact_matches, hidden_states, normalise
+from vila_train.labels import IGNORE_INDEX
 from vila_train.pools import Pool, join
 from vila_train.report import as_prompt
 from vila_train.tiny import IMAGE_SIZE, TOKENS_PER_PICTURE, make_tokenizer
@@ -52,7 +52,9 @@ def test_each_picture_has_its_places_followed_by_a_newline(micro_encoder: Encode
 def test_pixels_are_those_of_inference(model: vila.Vila) -> None:
     (scene,) = make_sample("test", "word", 3).scenes
     (wanted,) = preprocess_image(draw(scene), model.config.pixels, model.config.preprocess, tile=True).pixels
-    torch.testing.assert_close(normalise(torch.from_numpy(to_bytes(scene, IMAGE_SIZE).copy())), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        normalise(torch.from_numpy(to_bytes(scene, IMAGE_SIZE).copy())), wanted, atol=1e-6, rtol=0
+    )
 
 
 @pytest.mark.parametrize("source", ["chart", "pair", "in_context", "appearance"])

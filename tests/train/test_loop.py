@@ -36,7 +36,9 @@ def losses(stage: Stage, steps: int) -> list[float]:
 
 def test_the_loss_falls(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
     seen = losses(Stage(new_micro_network(), micro_stage(steps=80, learning_rate=1e-2), micro_pools, seed=0), 80)
-    assert seen[0] == pytest.approx(torch.tensor(1024.0).log().item(), rel=0.05), "it begins knowing nothing of 1024 tokens"
+    assert seen[0] == pytest.approx(torch.tensor(1024.0).log().item(), rel=0.05), (
+        "it begins knowing nothing of 1024 tokens"
+    )
     assert sum(seen[-5:]) / 5 < 0.4 * seen[0]
 
 
@@ -44,12 +46,20 @@ def test_the_loss_falls(new_micro_network: Build, micro_pools: dict[str, Pool]) 
 def test_a_stage_changes_what_it_tunes_and_nothing_else(
     config: StageConfig, new_micro_network: Build, micro_pools: dict[str, Pool]
 ) -> None:
-    tuned = {"vision_tower": config.tune_vision_tower, "mm_projector": config.tune_projector, "llm": config.tune_language_model}
+    tuned = {
+        "vision_tower": config.tune_vision_tower,
+        "mm_projector": config.tune_projector,
+        "llm": config.tune_language_model,
+    }
     network = new_micro_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    flags = {f"tune_{part}": getattr(config, f"tune_{part}") for part in ("vision_tower", "projector", "language_model")}
+    flags = {
+        f"tune_{part}": getattr(config, f"tune_{part}") for part in ("vision_tower", "projector", "language_model")
+    }
     losses(Stage(network, micro_stage(**flags), micro_pools, seed=0), 2)
-    changed = {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed == {part for part, is_tuned in tuned.items() if is_tuned}
 
 
@@ -61,13 +71,17 @@ def test_the_first_stage_tunes_everything_because_nothing_is_trained_yet() -> No
     assert {(one.tune_vision_tower, one.tune_projector, one.tune_language_model) for one in sft} == {(True, True, True)}
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    new_micro_network: Build, micro_pools: dict[str, Pool]
+) -> None:
     runs = [losses(Stage(new_micro_network(), micro_stage(), micro_pools, seed=seed), 4) for seed in (0, 0, 1)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
-def test_a_resumed_stage_goes_on_as_if_never_stopped(new_micro_network: Build, micro_pools: dict[str, Pool], tmp_path: Path) -> None:
+def test_a_resumed_stage_goes_on_as_if_never_stopped(
+    new_micro_network: Build, micro_pools: dict[str, Pool], tmp_path: Path
+) -> None:
     whole = losses(Stage(new_micro_network(), micro_stage(), micro_pools, seed=0), 6)
     stopped = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
     first = losses(stopped, 3)

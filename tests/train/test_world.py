@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from vila_train.world import CAPTIONS, TASKS, make_sample
-from vila_train.world.combinations import COLORS, SHAPES, SPLITS, Split, bar_split, object_split, objects_of, text_split, words_of
+from vila_train.world.combinations import (
+    COLORS,
+    SHAPES,
+    SPLITS,
+    Split,
+    bar_split,
+    object_split,
+    objects_of,
+    text_split,
+    words_of,
+)
 from vila_train.world.drawing import CHART_BOTTOM, bar_boxes, draw
 from vila_train.world.scenes import CANVAS
 from vila_train.world.sheet import Entry, contact_sheet
@@ -29,7 +39,11 @@ def split_of(combination: str) -> Split:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_sample_is_always_the_same(source: str) -> None:
-    first, again, other = make_sample("train", source, 5), make_sample("train", source, 5), make_sample("train", source, 6)
+    first, again, other = (
+        make_sample("train", source, 5),
+        make_sample("train", source, 5),
+        make_sample("train", source, 6),
+    )
     assert first == again
     assert first != other
     assert all(draw(a).tobytes() == draw(b).tobytes() for a, b in zip(first.scenes, again.scenes, strict=True))
@@ -37,7 +51,12 @@ def test_a_sample_is_always_the_same(source: str) -> None:
 
 def test_the_world_is_the_one_that_the_embedded_model_was_trained_on() -> None:
     """Whoever changes the world on purpose trains the model again and writes the new number here."""
-    text = "\n".join(f"{s.question}|{s.answer}|{s.scenes[0].background}" for t in SOURCES for p in SPLITS for s in [make_sample(p, t, 11)])
+    text = "\n".join(
+        f"{s.question}|{s.answer}|{s.scenes[0].background}"
+        for t in SOURCES
+        for p in SPLITS
+        for s in [make_sample(p, t, 11)]
+    )
     assert zlib.crc32(text.encode()) == WORLD
 
 
@@ -66,7 +85,9 @@ def test_every_part_of_a_held_out_combination_is_trained_on() -> None:
         assert {color for color, _ in objects_of(split)} == set(COLORS)
         assert {shape for _, shape in objects_of(split)} == set(SHAPES)
     assert len(objects_of("train")) == 48
-    assert {letter for word in words_of("train") for letter in word} == {letter for word in words_of("test") for letter in word}
+    assert {letter for word in words_of("train") for letter in word} == {
+        letter for word in words_of("test") for letter in word
+    }
     assert not set(words_of("train")) & set(words_of("test"))
 
 
@@ -78,12 +99,21 @@ def test_answers_are_true(task: str, split: Split) -> None:
         sample = make_sample(split, task, index)
         assert sample.answer == world_oracle.answer(sample), sample
         kinds.add(sample.kind)
-    assert len(kinds) == {"attribute": 3, "count": 2, "position": 2, "relation": 2, "size": 2, "word": 2, "number": 1, "chart": 3}.get(
-        task, {"pair": 3, "in_context": 4, "motion": 2, "appearance": 4}.get(task)
-    ), "every kind of question is asked"
+    assert len(kinds) == {
+        "attribute": 3,
+        "count": 2,
+        "position": 2,
+        "relation": 2,
+        "size": 2,
+        "word": 2,
+        "number": 1,
+        "chart": 3,
+    }.get(task, {"pair": 3, "in_context": 4, "motion": 2, "appearance": 4}.get(task)), "every kind of question is asked"
 
 
-@pytest.mark.parametrize("task", ["attribute", "count", "position", "relation", "size", "pair", "in_context", "motion", "appearance"])
+@pytest.mark.parametrize(
+    "task", ["attribute", "count", "position", "relation", "size", "pair", "in_context", "motion", "appearance"]
+)
 def test_things_are_drawn_where_the_scene_says(task: str) -> None:
     for index in range(20):
         for scene in make_sample("test", task, index).scenes:

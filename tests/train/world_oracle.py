@@ -61,7 +61,12 @@ def _position(sample: Sample) -> str:
 
 
 def _is(relation: str, one: Thing, other: Thing) -> bool:
-    return {"left of": one.x < other.x, "right of": one.x > other.x, "above": one.y < other.y, "below": one.y > other.y}[relation]
+    return {
+        "left of": one.x < other.x,
+        "right of": one.x > other.x,
+        "above": one.y < other.y,
+        "below": one.y > other.y,
+    }[relation]
 
 
 def _relation(sample: Sample) -> str:
@@ -70,7 +75,11 @@ def _relation(sample: Sample) -> str:
     things = [named(scene, name) for name in mentioned(sample.question)]
     if sample.kind == "whether":
         return "yes" if _is(relation, *things) else "no"
-    (found,) = [f"{thing.color} {thing.shape}" for thing in scene.things if thing != things[0] and _is(relation, thing, things[0])]
+    (found,) = [
+        f"{thing.color} {thing.shape}"
+        for thing in scene.things
+        if thing != things[0] and _is(relation, thing, things[0])
+    ]
     return found
 
 
@@ -115,12 +124,19 @@ def _pair(sample: Sample) -> str:
 
 def _in_context(sample: Sample) -> str:
     labels = re.findall(r"Answer: (\S+)", sample.question)
-    read = {"color": lambda s: s.things[0].color, "shape": lambda s: s.things[0].shape, "count": lambda s: str(len(s.things))}
+    read = {
+        "color": lambda s: s.things[0].color,
+        "shape": lambda s: s.things[0].shape,
+        "count": lambda s: str(len(s.things)),
+    }
     *examples, query = sample.scenes
     for of in read.values():
         if [of(scene) for scene in examples] == labels:
             return of(query)
-    for of in (read["color"], read["shape"]):  # made-up labels: the attribute that decides them, and the example that shares it
+    for of in (
+        read["color"],
+        read["shape"],
+    ):  # made-up labels: the attribute that decides them, and the example that shares it
         table = {of(scene): label for scene, label in zip(examples, labels, strict=True)}
         if [table[of(scene)] for scene in examples] == labels and of(query) in table and len(table) == 2:
             return table[of(query)]

@@ -10,7 +10,10 @@ from vila_eval_example.word_error_rate import word_error_rate
 
 
 def test_plugin() -> None:
-    assert check_plugin("vila_eval_example.plugin") == {"vila_tasks": ("example/scenes",), "vila_metrics": ("word_error_rate",)}
+    assert check_plugin("vila_eval_example.plugin") == {
+        "vila_tasks": ("example/scenes",),
+        "vila_metrics": ("word_error_rate",),
+    }
 
 
 def test_benchmark() -> None:

@@ -93,11 +93,19 @@ def intern_tensors(draw: Random, image_size: int) -> Tensors:
 
 def projector_tensors(draw: Random, kind: str, width: int) -> Tensors:
     if kind == "mlp_downsample_3x3_fix":
-        tensors = draw.norm("layers.1", 9 * width) | draw.linear("layers.2", 3 * width, 9 * width) | draw.norm("layers.4", 3 * width)
+        tensors = (
+            draw.norm("layers.1", 9 * width)
+            | draw.linear("layers.2", 3 * width, 9 * width)
+            | draw.norm("layers.4", 3 * width)
+        )
         return tensors | draw.linear("layers.5", HIDDEN, 3 * width) | draw.linear("layers.7", HIDDEN, HIDDEN)
     if kind == "mlp2x_gelu":
         return draw.linear("layers.0", HIDDEN, width) | draw.linear("layers.2", HIDDEN, HIDDEN)
-    return draw.norm("layers.1", 4 * width) | draw.linear("layers.2", HIDDEN, 4 * width) | draw.linear("layers.4", HIDDEN, HIDDEN)
+    return (
+        draw.norm("layers.1", 4 * width)
+        | draw.linear("layers.2", HIDDEN, 4 * width)
+        | draw.linear("layers.4", HIDDEN, HIDDEN)
+    )
 
 
 # ------------------------------------------------------------------------------------------------ configs
@@ -111,7 +119,11 @@ def language_config(model_type: str, *, tied: bool, vocab: int) -> dict[str, obj
         "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": tied, "torch_dtype": "bfloat16",
         "vocab_size": vocab,
     }  # fmt: skip
-    return config | ({"sliding_window": 512, "use_sliding_window": False, "max_window_layers": LAYERS} if model_type == "qwen2" else {})
+    return config | (
+        {"sliding_window": 512, "use_sliding_window": False, "max_window_layers": LAYERS}
+        if model_type == "qwen2"
+        else {}
+    )
 
 
 def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[str, object]]:
@@ -122,7 +134,13 @@ def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[s
         "model_type": model_type, "num_attention_heads": TOWER_HEADS, "num_channels": 3, "num_hidden_layers": TOWER_LAYERS,
         "patch_size": PATCH,
     }  # fmt: skip
-    steps: dict[str, object] = {"do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3, "rescale_factor": 1 / 255}
+    steps: dict[str, object] = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
     square = {"height": image_size, "width": image_size}
     if family == "siglip":
         config |= {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6, "vision_use_head": False}
@@ -130,7 +148,11 @@ def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[s
     if family == "clip":
         config |= {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
         statistics = {"image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28]}
-        return config, steps | statistics | {"crop_size": square, "do_center_crop": True, "size": {"shortest_edge": image_size}}
+        return config, steps | statistics | {
+            "crop_size": square,
+            "do_center_crop": True,
+            "size": {"shortest_edge": image_size},
+        }
     config |= {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": False, "qk_normalization": True}
     return config, {"image_processor_type": "InternVisionPreprocessor", "resize_size": 448}
 
@@ -138,15 +160,23 @@ def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[s
 def write_tokenizer(folder: Path, *, qwen: bool) -> None:
     """A byte-level BPE; the Qwen one has the media tokens and a chat template, the LLaMA one neither."""
     special = (
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vila/sentinel>", "<image>", "<vila/video>"] if qwen else ["<unk>", "<s>", "</s>"]
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vila/sentinel>", "<image>", "<vila/video>"]
+        if qwen
+        else ["<unk>", "<s>", "</s>"]
     )
     tokenizer = Tokenizer(models.BPE(unk_token=None if qwen else "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=290, initial_alphabet=alphabet, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, initial_alphabet=alphabet, special_tokens=special, show_progress=False
+    )
     tokenizer.train_from_iterator(["a small picture of a cat", "what is in this picture?"], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 256, "padding_side": "right"}
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 256,
+        "padding_side": "right",
+    }
     names = (
         {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
         if qwen
@@ -189,11 +219,18 @@ def build_checkpoint(
     """Write a checkpoint of one of `KINDS` to `folder`."""
     family, model_type, projector, changes = KINDS[kind]
     draw, image_size = Random(seed, dtype), 56
-    towers = {"siglip": siglip_tensors, "intern": intern_tensors, "clip": lambda draw, size: siglip_tensors(draw, size, clip=True)}
+    towers = {
+        "siglip": siglip_tensors,
+        "intern": intern_tensors,
+        "clip": lambda draw, size: siglip_tensors(draw, size, clip=True),
+    }
     scales = 3 if changes.get("dynamic_s2") else 1
     tower_config, preprocessor = tower_files(family, image_size)
     parts = {
-        "llm": (language_config(model_type, tied=tied, vocab=VOCAB), decoder_tensors(draw, qkv_bias=model_type == "qwen2", tied=tied)),
+        "llm": (
+            language_config(model_type, tied=tied, vocab=VOCAB),
+            decoder_tensors(draw, qkv_bias=model_type == "qwen2", tied=tied),
+        ),
         "vision_tower": (tower_config, towers[family](draw, image_size)),
         "mm_projector": (
             {"mm_projector_type": projector, "model_type": "v2l_projector"},
@@ -224,7 +261,9 @@ def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
     """Return `build_checkpoint` for a new folder at each call."""
     made = 0
 
-    def make(kind: str = "nvila_lite", *, dtype: torch.dtype = torch.bfloat16, tied: bool = False, seed: int = 0) -> Path:
+    def make(
+        kind: str = "nvila_lite", *, dtype: torch.dtype = torch.bfloat16, tied: bool = False, seed: int = 0
+    ) -> Path:
         nonlocal made
         made += 1
         return build_checkpoint(tmp_path / f"checkpoint-{made}", kind, dtype=dtype, tied=tied, seed=seed)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vila_core.checkpoint import Checkpoint, convert, estimate, open_checkpoint, save_checkpoint
-from vila_core.checkpoint.shard_writer import ShardWriter
+from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.errors import CheckpointError
 from vila_core.tokenizer import Tokenizer
 
@@ -29,7 +29,10 @@ SGLANG_KEYS = {"text_config", "vision_config", "image_token_id", "video_token_id
 
 def all_bytes(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     entries = checkpoint.weights.entries
-    return {name: (entries[name].dtype, entries[name].shape, b"".join(map(bytes, chunks))) for name, chunks in checkpoint.weights.stream()}
+    return {
+        name: (entries[name].dtype, entries[name].shape, b"".join(map(bytes, chunks)))
+        for name, chunks in checkpoint.weights.stream()
+    }
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -58,7 +61,9 @@ def test_vila_to_nvila_and_back_keeps_every_bit(make_checkpoint: Make, tmp_path:
     for part in ("llm", "vision_tower", "mm_projector"):
         before, after = (load_file(path / part / "model.safetensors") for path in (folder, tmp_path / "back"))
         assert before.keys() == after.keys()
-        assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+        assert all(
+            torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before
+        )
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -121,7 +126,10 @@ def test_nvila_has_the_keys_and_names_that_sglang_reads(
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config.keys() - {"auto_map", "torch_dtype"} == SGLANG_KEYS
     assert (config["model_type"], config["architectures"]) == (model_type, [architecture])
-    assert (config["text_config"]["model_type"], config["vision_config"]["model_type"]) == ("qwen2", "siglip_vision_model")
+    assert (config["text_config"]["model_type"], config["vision_config"]["model_type"]) == (
+        "qwen2",
+        "siglip_vision_model",
+    )
     names = load_file(tmp_path / "out" / "model.safetensors").keys()
     assert {name.split(".")[0] for name in names} == {"llm", "vision_tower", "mm_projector"}
     assert {
@@ -180,9 +188,12 @@ def test_settings_that_contradict_the_config_are_refused(make_checkpoint: Make, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "reasons"), [("clip_llama", ["'clip'", "'llama'", "mlp2x_gelu"]), ("intern_llama", ["'intern_vit'", "layer -1"])]
+    ("kind", "reasons"),
+    [("clip_llama", ["'clip'", "'llama'", "mlp2x_gelu"]), ("intern_llama", ["'intern_vit'", "layer -1"])],
 )
-def test_what_nvila_cannot_hold_is_said_with_the_format_that_can(make_checkpoint: Make, tmp_path: Path, kind: str, reasons: list[str]):
+def test_what_nvila_cannot_hold_is_said_with_the_format_that_can(
+    make_checkpoint: Make, tmp_path: Path, kind: str, reasons: list[str]
+):
     with pytest.raises(CheckpointError, match="Format 'vila' can") as raised:
         convert(make_checkpoint(kind), tmp_path / "out", "nvila")
     assert all(reason in str(raised.value) for reason in reasons)
@@ -242,7 +253,9 @@ def test_a_target_that_is_not_empty_is_left_alone(make_checkpoint: Make, tmp_pat
 
 @pytest.mark.parametrize("form", ["vila", "nvila"])
 @pytest.mark.parametrize("after", [0, 7])
-def test_a_full_disk_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, after: int):
+def test_a_full_disk_leaves_nothing_behind(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, after: int
+):
     source = make_checkpoint()
     write, count = ShardWriter.write, 0
 
@@ -259,7 +272,9 @@ def test_a_full_disk_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path
     assert leftovers(tmp_path) == []
 
 
-def test_a_disk_that_is_too_small_is_told_before_writing(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_is_too_small_is_told_before_writing(
+    make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 90, 10))
     with pytest.raises(CheckpointError, match="10 are free"):
@@ -302,7 +317,9 @@ def test_a_folder_that_cannot_be_written(make_checkpoint: Make, tmp_path: Path):
 def test_saving_from_memory_reads_back(make_checkpoint: Make, tmp_path: Path, kind: str, with_base: bool):
     base = open_checkpoint(make_checkpoint(kind))
     trained = {name: tensor * 2 for name, tensor in base.weights.shards()}
-    saved = save_checkpoint(trained, base.config, base.tokenizer_path, tmp_path / "out", base=base if with_base else None)
+    saved = save_checkpoint(
+        trained, base.config, base.tokenizer_path, tmp_path / "out", base=base if with_base else None
+    )
     assert saved.config == base.config
     assert all(torch.equal(tensor, trained[name]) for name, tensor in saved.weights.shards())
     assert saved.license == (base.license if with_base else None)
@@ -313,10 +330,15 @@ def test_saving_from_memory_reads_back(make_checkpoint: Make, tmp_path: Path, ki
 
 def test_a_changed_config_is_written(make_checkpoint: Make, tmp_path: Path):
     base = open_checkpoint(make_checkpoint("clip_llama"))
-    grown = {name: torch.cat([tensor, tensor[:3]]) if tensor.shape[:1] == (300,) else tensor for name, tensor in base.weights.shards()}
+    grown = {
+        name: torch.cat([tensor, tensor[:3]]) if tensor.shape[:1] == (300,) else tensor
+        for name, tensor in base.weights.shards()
+    }
     language_model = base.config.language_model.model_copy(update={"vocab_size": 303, "max_length": 99})
     preprocess = base.config.preprocess.model_copy(update={"num_video_frames": 3, "tile_all": True})
-    config = base.config.model_copy(update={"language_model": language_model, "preprocess": preprocess, "chat_template": "llama_3"})
+    config = base.config.model_copy(
+        update={"language_model": language_model, "preprocess": preprocess, "chat_template": "llama_3"}
+    )
     saved = save_checkpoint(grown, config, base.tokenizer_path, tmp_path / "out", base=base)
     assert saved.config == config
     assert json.loads((tmp_path / "out" / "llm" / "config.json").read_text())["vocab_size"] == 303
@@ -333,4 +355,6 @@ def test_estimate_counts_by_part(make_checkpoint: Make):
     assert sizes.nbytes == 2 * sizes.parameters == sizes.weight_bytes("bfloat16") == sizes.weight_bytes("float32") // 2
     # Two layers, two key/value heads of width 8, keys and values, two bytes each.
     assert sizes.cache_bytes("float16", 100) == 2 * 2 * 2 * 8 * 100 * 2
-    assert sizes.memory_bytes("float16", 100, batch_size=3) == sizes.weight_bytes("float16") + 3 * 2 * 2 * 2 * 8 * 100 * 2
+    assert (
+        sizes.memory_bytes("float16", 100, batch_size=3) == sizes.weight_bytes("float16") + 3 * 2 * 2 * 2 * 8 * 100 * 2
+    )

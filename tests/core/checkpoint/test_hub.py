@@ -104,7 +104,13 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def info(self, repository: str, commit: str) -> None:
             names = [str(path.relative_to(hub.folder(repository, commit))) for path in self.files(repository, commit)]
-            content = {"id": repository, "sha": commit, "siblings": [{"rfilename": name} for name in names], "private": False, "tags": []}
+            content = {
+                "id": repository,
+                "sha": commit,
+                "siblings": [{"rfilename": name} for name in names],
+                "private": False,
+                "tags": [],
+            }
             self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
         def tree(self, repository: str, commit: str) -> None:
@@ -125,7 +131,11 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             if not path.is_file():
                 return self.refuse(404, "EntryNotFound", "Entry not found")
             body = path.read_bytes()
-            headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
+            headers = {
+                "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+                "X-Repo-Commit": commit,
+                "Accept-Ranges": "bytes",
+            }
             asked = self.headers.get("Range")
             if asked and self.command == "GET":
                 start = int(asked.removeprefix("bytes=").split("-")[0])
@@ -187,7 +197,9 @@ def test_code_and_leftovers_of_training_are_not_fetched(hub: Hub, make_checkpoin
     path = open_checkpoint("tiny/nvila").path
     fetched = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert "llm/model.safetensors" in fetched
-    assert not {"modeling_vila.py", "trainer_state.json", "optimizer.bin", "llm/pytorch_model.bin", "video.mp4"} & fetched
+    assert (
+        not {"modeling_vila.py", "trainer_state.json", "optimizer.bin", "llm/pytorch_model.bin", "video.mp4"} & fetched
+    )
 
 
 def test_pickles_are_fetched_where_there_is_nothing_else(hub: Hub, make_checkpoint: Make):
@@ -252,7 +264,9 @@ def test_missing_private_and_gated_repositories_say_what_to_do(hub: Hub, make_ch
 
 def test_offline_without_a_copy(hub: Hub, make_checkpoint: Make):
     hub.repositories["tiny/nvila"] = {"main": make_checkpoint()}
-    with pytest.raises(CheckpointError, match=r"not \(or not completely\) in the hub's cache, and offline was asked for"):
+    with pytest.raises(
+        CheckpointError, match=r"not \(or not completely\) in the hub's cache, and offline was asked for"
+    ):
         open_checkpoint("tiny/nvila", offline=True)
     assert hub.requests == []
 

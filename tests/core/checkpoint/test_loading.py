@@ -22,7 +22,9 @@ Edit = Callable[..., None]
 def empty_network(checkpoint: Checkpoint, vocab_size: int | None = None) -> VilaModel:
     config = checkpoint.config
     if vocab_size is not None:
-        config = config.model_copy(update={"language_model": config.language_model.model_copy(update={"vocab_size": vocab_size})})
+        config = config.model_copy(
+            update={"language_model": config.language_model.model_copy(update={"vocab_size": vocab_size})}
+        )
     with torch.device("meta"):
         return VilaModel(config, Tokenizer.from_folder(checkpoint.tokenizer_path))
 
@@ -85,7 +87,9 @@ def test_requires_grad_and_real_parameters_stay(make_checkpoint: Make):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_weights_on_a_gpu_are_those_on_the_cpu(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("vila_core.checkpoint.reading.STAGING_BYTES", 1000)  # so that tensors take several turns of the buffers
+    monkeypatch.setattr(
+        "vila_core.checkpoint.tensors.reading.STAGING_BYTES", 1000
+    )  # so that tensors take several turns of the buffers
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
     states = []
     for device in ("cpu", "cuda"):
@@ -127,7 +131,10 @@ def test_missing_extra_and_misshapen_weights_are_listed_in_one_error(make_checkp
 
 def test_long_lists_are_cut_with_a_count(make_checkpoint: Make):
     folder = make_checkpoint()
-    change_tensors(folder / "llm" / "model.safetensors", lambda tensors: tensors.update({f"extra.{i}": torch.ones(1) for i in range(57)}))
+    change_tensors(
+        folder / "llm" / "model.safetensors",
+        lambda tensors: tensors.update({f"extra.{i}": torch.ones(1) for i in range(57)}),
+    )
     checkpoint = open_checkpoint(folder)
     with pytest.raises(CheckpointError, match="57 not expected") as raised:
         load_weights(empty_network(checkpoint), checkpoint, device="cpu", dtype=torch.float32)
@@ -178,7 +185,7 @@ MEMORY = """
 import resource, sys, torch
 from pathlib import Path
 from vila_core.checkpoint import open_checkpoint
-from vila_core.checkpoint.weights import WeightIndex, index_folder
+from vila_core.checkpoint.tensors.index import WeightIndex, index_folder
 index = WeightIndex(index_folder(Path(sys.argv[1])))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 index.read("tensor.0"); before = peak()
@@ -191,6 +198,8 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured as Linux reports it")
 def test_reading_holds_one_tensor_not_a_shard(tmp_path: Path):
     size = 8 * 1024 * 1024
-    save_file({f"tensor.{i}": torch.full((size,), i, dtype=torch.uint8) for i in range(12)}, tmp_path / "model.safetensors")
+    save_file(
+        {f"tensor.{i}": torch.full((size,), i, dtype=torch.uint8) for i in range(12)}, tmp_path / "model.safetensors"
+    )
     done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 4 * size

@@ -71,7 +71,9 @@ SETTINGS = {
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
-@pytest.mark.parametrize(("name", "safetensors"), [*((name, True) for name in SETTINGS), ("plain", False), ("dora", False)])
+@pytest.mark.parametrize(
+    ("name", "safetensors"), [*((name, True) for name in SETTINGS), ("plain", False), ("dora", False)]
+)
 def test_merge_equals_pefts_own(make_checkpoint: Make, tmp_path: Path, name: str, safetensors: bool):
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
     wrapped = wrap(load(checkpoint), **SETTINGS[name])
@@ -112,10 +114,16 @@ def test_low_precision_is_merged_in_float32(make_checkpoint: Make, tmp_path: Pat
 @pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", "", "model."])
 def test_non_lora_trainables_replace_their_weights(make_checkpoint: Make, tmp_path: Path, prefix: str):
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
-    projector = {name: entry.shape for name, entry in checkpoint.weights.entries.items() if name.startswith("mm_projector")}
+    projector = {
+        name: entry.shape for name, entry in checkpoint.weights.entries.items() if name.startswith("mm_projector")
+    }
     tower = "vision_tower.vision_model.post_layernorm.weight"
-    trained = {name: torch.randn(shape, generator=torch.Generator().manual_seed(2)) for name, shape in projector.items()}
-    stored = {f"{prefix}{name}": tensor for name, tensor in trained.items()} | {f"{prefix}vision_tower.{tower}": torch.full((24,), 7.0)}
+    trained = {
+        name: torch.randn(shape, generator=torch.Generator().manual_seed(2)) for name, shape in projector.items()
+    }
+    stored = {f"{prefix}{name}": tensor for name, tensor in trained.items()} | {
+        f"{prefix}vision_tower.{tower}": torch.full((24,), 7.0)
+    }
     (tmp_path / "adapter").mkdir()
     torch.save(stored, tmp_path / "adapter" / "non_lora_trainables.bin")
     state = load(checkpoint, tmp_path / "adapter").state_dict()
@@ -128,12 +136,18 @@ def test_adapter_and_rest_together_make_a_whole_model(make_checkpoint: Make, tmp
     checkpoint = open_checkpoint(folder)
     wrapped = wrap(load(checkpoint), r=4, target_modules=["v_proj"])
     wrapped.save_pretrained(tmp_path / "adapter")
-    torch.save({"base_model.model.mm_projector.layers.1.bias": torch.full((216,), 3.0)}, tmp_path / "adapter" / "non_lora_trainables.bin")
+    torch.save(
+        {"base_model.model.mm_projector.layers.1.bias": torch.full((216,), 3.0)},
+        tmp_path / "adapter" / "non_lora_trainables.bin",
+    )
     merged = load(checkpoint, tmp_path / "adapter").state_dict()
     written = convert(folder, tmp_path / "whole", "vila", lora=tmp_path / "adapter")
     assert all(torch.equal(tensor, merged[name]) for name, tensor in written.weights.shards())
     assert merged["mm_projector.layers.1.bias"].unique().tolist() == [3.0]
-    assert load_file(tmp_path / "whole" / "llm" / "model.safetensors").keys() == load_file(folder / "llm" / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "whole" / "llm" / "model.safetensors").keys()
+        == load_file(folder / "llm" / "model.safetensors").keys()
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what does not fit
@@ -157,7 +171,9 @@ def adapter(make_checkpoint: Make, tmp_path: Path) -> tuple[Checkpoint, Path]:
         ({"alpha_pattern": {"(": 3}}, "no regular expression"),
     ],
 )
-def test_adapters_of_another_kind(adapter: tuple[Checkpoint, Path], edit: Edit, changes: dict[str, object], message: str):
+def test_adapters_of_another_kind(
+    adapter: tuple[Checkpoint, Path], edit: Edit, changes: dict[str, object], message: str
+):
     checkpoint, folder = adapter
     edit(folder / "adapter_config.json", **changes)
     with pytest.raises(CheckpointError, match=message):

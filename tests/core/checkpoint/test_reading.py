@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint.configs.language import read_language_config, write_language_config
 from vila_core.checkpoint.json_files import Section
-from vila_core.checkpoint.language_config import read_language_config, write_language_config
 from vila_core.config import DecoderConfig, RadioConfig, SiglipConfig, TransformersConfig, TSPVideoEncoderConfig
 from vila_core.errors import CheckpointError
 
@@ -39,7 +39,9 @@ def test_recorded_checkpoints_open_with_the_context_that_the_reference_gives(var
 def test_reading_needs_no_torch(make_checkpoint: Make):
     use = "from vila_core.checkpoint import estimate, open_checkpoint; estimate(open_checkpoint(sys.argv[1]))"
     code = f"import sys; {use}; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code, str(make_checkpoint())], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(make_checkpoint())], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -59,7 +61,11 @@ def test_towers_of_each_family(make_checkpoint: Make):
         "patch",
     )
     intern = open_checkpoint(make_checkpoint("intern_llama")).config
-    assert (intern.vision_tower.select_layer, intern.pixels.mean, intern.pixels.can_pad) == (-1, (0.485, 0.456, 0.406), False)
+    assert (intern.vision_tower.select_layer, intern.pixels.mean, intern.pixels.can_pad) == (
+        -1,
+        (0.485, 0.456, 0.406),
+        False,
+    )
 
 
 def test_the_template_is_what_the_config_was_trained_with(make_checkpoint: Make, edit: Edit):
@@ -136,17 +142,40 @@ def test_radio_is_read_from_the_shapes_of_its_weights(make_checkpoint: Make, edi
             f"{block}.attn.qkv.weight": (3 * width, width),
             f"{block}.mlp.fc1.weight": (4 * width, width),
         }
-    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "vision_tower" / "model.safetensors")
-    teachers = [{"name": "clip", "type": "open_clip"}, {"name": "siglip"}, {"name": "dino"}, {"name": "clip", "input_size": 432}]
-    args = {"cls_token_per_teacher": True, "register_multiple": 8, "teachers": teachers, "model": "vit_base_patch16_224"}
-    config = {"architectures": ["RADIOModel"], "args": args, "patch_size": 16, "max_resolution": 128, "preferred_resolution": [96, 96]}
+    save_file(
+        {name: torch.zeros(shape) for name, shape in shapes.items()}, folder / "vision_tower" / "model.safetensors"
+    )
+    teachers = [
+        {"name": "clip", "type": "open_clip"},
+        {"name": "siglip"},
+        {"name": "dino"},
+        {"name": "clip", "input_size": 432},
+    ]
+    args = {
+        "cls_token_per_teacher": True,
+        "register_multiple": 8,
+        "teachers": teachers,
+        "model": "vit_base_patch16_224",
+    }
+    config = {
+        "architectures": ["RADIOModel"],
+        "args": args,
+        "patch_size": 16,
+        "max_resolution": 128,
+        "preferred_resolution": [96, 96],
+    }
     (folder / "vision_tower" / "config.json").write_text(json.dumps(config))
     (folder / "vision_tower" / "preprocessor_config.json").unlink()
     edit(folder / "config.json", mm_hidden_size=width, mm_vision_select_feature="patch")
     tower = open_checkpoint(folder).config.vision_tower
     assert isinstance(tower, RadioConfig)
     assert (tower.image_size, tower.max_image_size, tower.num_summary_tokens, tower.num_registers) == (96, 128, 3, 5)
-    assert (tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads, tower.intermediate_size) == (128, 3, 2, 512)
+    assert (tower.hidden_size, tower.num_hidden_layers, tower.num_attention_heads, tower.intermediate_size) == (
+        128,
+        3,
+        2,
+        512,
+    )
     assert (tower.final_norm, tower.normalize_features, tower.select_layer) == (False, False, -1)
 
 
@@ -165,7 +194,11 @@ def test_vision_resolution_resizes_positions(make_checkpoint: Make, edit: Edit):
     folder = make_checkpoint()
     edit(folder / "config.json", vision_resolution=84)
     config = open_checkpoint(folder).config
-    assert (config.vision_tower.image_size, config.vision_tower.pretrained_image_size, config.pixels.size) == (84, 56, 84)
+    assert (config.vision_tower.image_size, config.vision_tower.pretrained_image_size, config.pixels.size) == (
+        84,
+        56,
+        84,
+    )
 
 
 def test_static_s2_resizes_to_its_largest_scale(make_checkpoint: Make, edit: Edit):
@@ -173,7 +206,12 @@ def test_static_s2_resizes_to_its_largest_scale(make_checkpoint: Make, edit: Edi
     edit(folder / "config.json", s2=True, s2_scales=[112, 56], mm_hidden_size=48)
     config = open_checkpoint(folder).config
     assert config.s2 is not None
-    assert (config.s2.scales, config.pixels.size, config.projector.in_size, config.preprocess.s2_scales) == ((56, 112), 112, 48, ())
+    assert (config.s2.scales, config.pixels.size, config.projector.in_size, config.preprocess.s2_scales) == (
+        (56, 112),
+        112,
+        48,
+        (),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ language models
@@ -209,7 +247,12 @@ def test_biases_and_norms_of_each_architecture():
         "mistral": (False, False, False, 16),
     }
     biased = native(model_type="llama", attention_bias=True, mlp_bias=True, head_dim=32)
-    assert (biased.attention_bias, biased.attention_out_bias, biased.mlp_bias, biased.head_dim) == (True, True, True, 32)
+    assert (biased.attention_bias, biased.attention_out_bias, biased.mlp_bias, biased.head_dim) == (
+        True,
+        True,
+        True,
+        32,
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +283,11 @@ def test_sliding_windows():
 
 
 def test_what_the_native_decoder_lacks_goes_to_transformers():
-    for changes in ({"model_type": "gemma2"}, {"hidden_act": "gelu"}, {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}):
+    for changes in (
+        {"model_type": "gemma2"},
+        {"hidden_act": "gelu"},
+        {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+    ):
         config = language(**changes)
         assert isinstance(config, TransformersConfig), changes
         assert config.hf_config["hidden_size"] == 64
@@ -286,7 +333,9 @@ def test_unknown_model_type_names_the_known(make_checkpoint: Make, edit: Edit):
 
 
 @pytest.mark.parametrize("file", ["config.json", "llm/config.json"])
-def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: Edit, monkeypatch: pytest.MonkeyPatch, file: str):
+def test_a_quantized_model_is_for_who_quantized_it(
+    make_checkpoint: Make, edit: Edit, monkeypatch: pytest.MonkeyPatch, file: str
+):
     monkeypatch.setenv("VILA_PLUGINS", "")
     folder = make_checkpoint()
     edit(folder / file, quantization_config={"quant_method": "awq", "bits": 4})
@@ -324,7 +373,9 @@ def test_a_quantized_model_is_for_who_quantized_it(make_checkpoint: Make, edit: 
         ("llm/config.json", {"rope_scaling": {"type": "linear"}}, "has no 'factor'"),
     ],
 )  # fmt: skip
-def test_wrong_values_are_named_with_their_file(make_checkpoint: Make, edit: Edit, file: str, changes: dict[str, object], message: str):
+def test_wrong_values_are_named_with_their_file(
+    make_checkpoint: Make, edit: Edit, file: str, changes: dict[str, object], message: str
+):
     folder = make_checkpoint()
     edit(folder / file, **changes)
     with pytest.raises(CheckpointError, match=message) as raised:
@@ -335,7 +386,9 @@ def test_wrong_values_are_named_with_their_file(make_checkpoint: Make, edit: Edi
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", '"llava_llama"', '{"model_type": NaN}', '{"a": ' + "[" * 100_000, "\xff\xfe"], ids=range(7)
 )
-@pytest.mark.parametrize("file", ["config.json", "llm/config.json", "vision_tower/config.json", "llm/tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "file", ["config.json", "llm/config.json", "vision_tower/config.json", "llm/tokenizer_config.json"]
+)
 def test_files_that_are_not_json_objects(make_checkpoint: Make, file: str, text: str):
     folder = make_checkpoint()
     (folder / file).write_bytes(text.encode("latin-1"))

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vila_core.checkpoint import WeightIndex, open_checkpoint
-from vila_core.checkpoint.headers import read_header
-from vila_core.checkpoint.weights import index_folder
+from vila_core.checkpoint.tensors.headers import read_header
+from vila_core.checkpoint.tensors.index import index_folder
 from vila_core.errors import CheckpointError
 
 Make = Callable[..., Path]
@@ -33,7 +33,9 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.uint8], ids=str
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.uint8],
+    ids=str,
 )
 def test_tensors_are_those_that_safetensors_reads(tmp_path: Path, dtype: torch.dtype):
     generator = torch.Generator().manual_seed(1)
@@ -47,7 +49,8 @@ def test_tensors_are_those_that_safetensors_reads(tmp_path: Path, dtype: torch.d
     for name, tensor in expected.items():
         assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
         assert torch.equal(
-            read[name].view(torch.uint8) if tensor.dim() else read[name], tensor.view(torch.uint8) if tensor.dim() else tensor
+            read[name].view(torch.uint8) if tensor.dim() else read[name],
+            tensor.view(torch.uint8) if tensor.dim() else tensor,
         )
         assert (
             b"".join(bytes(chunk) for key, chunks in index.stream() for chunk in chunks if key == name)
@@ -76,7 +79,9 @@ def test_shards_are_read_one_after_the_other(tmp_path: Path):
     tensors = sharded(tmp_path)
     index = WeightIndex(index_folder(tmp_path))
     assert len(index.files) == 2
-    assert {name: tensor.tolist() for name, tensor in index.shards()} == {name: tensor.tolist() for name, tensor in tensors.items()}
+    assert {name: tensor.tolist() for name, tensor in index.shards()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
 
 
 def test_links_into_a_cache_are_followed(tmp_path: Path):
@@ -127,7 +132,9 @@ def test_a_checkpoint_that_was_cut_in_download(make_checkpoint: Make):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\outside.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\outside.safetensors"]
+)
 def test_an_index_cannot_leave_its_folder(tmp_path: Path, name: str):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -202,12 +209,16 @@ def test_a_pickle_with_code_is_refused_and_never_run(make_checkpoint: Make, tmp_
         path.write_bytes(pickle.dumps(content))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(CheckpointError, match=r"pytorch_model\.bin was refused.*\((Trying to load unsupported|Unsupported operand)"):
+        with pytest.raises(
+            CheckpointError, match=r"pytorch_model\.bin was refused.*\((Trying to load unsupported|Unsupported operand)"
+        ):
             open_checkpoint(folder)
     assert not proof.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a zip", b"garbage" * 100], ids=["empty", "bad zip", "garbage"])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 not a zip", b"garbage" * 100], ids=["empty", "bad zip", "garbage"]
+)
 def test_damaged_pickles(make_checkpoint: Make, content: bytes):
     folder = make_checkpoint()
     (folder / "mm_projector" / "model.safetensors").unlink()
@@ -216,7 +227,9 @@ def test_damaged_pickles(make_checkpoint: Make, content: bytes):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize(("told", "tensor"), [("sparse", torch.ones(2).to_sparse()), ("without data", torch.ones(2, device="meta"))])
+@pytest.mark.parametrize(
+    ("told", "tensor"), [("sparse", torch.ones(2).to_sparse()), ("without data", torch.ones(2, device="meta"))]
+)
 def test_a_pickle_of_tensors_that_are_not_all_there(make_checkpoint: Make, told: str, tensor: torch.Tensor):
     folder = make_checkpoint()
     (folder / "mm_projector" / "model.safetensors").unlink()

@@ -18,7 +18,15 @@ def ask(row: Row) -> Question:
     return Question(row["picture"], prompt, answer=row["description"], groups={"things": str(row["things"])})
 
 
-SCENES = Task("example/scenes", DATA, ask, "word_error_rate", tags=["local"], max_new_tokens=64, description="Describe a drawn picture.")
+SCENES = Task(
+    "example/scenes",
+    DATA,
+    ask,
+    "word_error_rate",
+    tags=["local"],
+    max_new_tokens=64,
+    description="Describe a drawn picture.",
+)
 
 WORD_ERROR_RATE = MeanMetric("word_error_rate", word_error_rate, higher_is_better=False)
 

@@ -11,5 +11,8 @@ def word_error_rate(answer: str, question: Question) -> float:
     for i, expected in enumerate(reference, 1):
         diagonal, distances[0] = distances[0], i
         for j, word in enumerate(hypothesis, 1):
-            diagonal, distances[j] = distances[j], min(distances[j] + 1, distances[j - 1] + 1, diagonal + (word != expected))
+            diagonal, distances[j] = (
+                distances[j],
+                min(distances[j] + 1, distances[j - 1] + 1, diagonal + (word != expected)),
+            )
     return distances[-1] / len(reference)

@@ -16,9 +16,9 @@ from vila_core.errors import VilaError
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
     from vila_core.engine.completion import Completion
-    from vila_core.hookspecs import HOOK_API, Command, Component, hookimpl, hookspec
     from vila_core.loading import load
     from vila_core.media import Image, MediaLimits, Video
+    from vila_core.plugins.hookspecs import HOOK_API, Command, Component, hookimpl, hookspec
     from vila_core.runtime import Inspection, Vila
 
 __version__ = "0.1.0"
@@ -42,19 +42,19 @@ __all__ = [
 ]
 
 _HOME = {
-    "HOOK_API": "hookspecs",
+    "HOOK_API": "plugins.hookspecs",
     "ChatTemplate": "chat",
-    "Command": "hookspecs",
+    "Command": "plugins.hookspecs",
     "Completion": "engine.completion",
-    "Component": "hookspecs",
+    "Component": "plugins.hookspecs",
     "Image": "media",
     "Inspection": "runtime",
     "MediaLimits": "media",
     "Message": "chat",
     "Video": "media",
     "Vila": "runtime",
-    "hookimpl": "hookspecs",
-    "hookspec": "hookspecs",
+    "hookimpl": "plugins.hookspecs",
+    "hookspec": "plugins.hookspecs",
     "load": "loading",
 }
 

@@ -61,7 +61,12 @@ class ChatTemplate(Protocol):
         ...
 
     def render(
-        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+        self,
+        turns: Sequence[Turn],
+        special_tokens: Mapping[str, str],
+        *,
+        generation_prompt: bool = True,
+        system_prompt: bool = True,
     ) -> str:
         """Return the prompt text.
 
@@ -92,14 +97,23 @@ class SeparatorTemplate:
     end_token: str | None = None
 
     def render(
-        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+        self,
+        turns: Sequence[Turn],
+        special_tokens: Mapping[str, str],
+        *,
+        generation_prompt: bool = True,
+        system_prompt: bool = True,
     ) -> str:
         turns = self._alternating(turns)
         if generation_prompt:
             turns = [*turns, Turn("assistant", "")]
         text = (self.system if system_prompt else "") + self.system_end
         for index, turn in enumerate(turns):
-            prefix, end = (self.user_prefix, self.user_end) if turn.role == "user" else (self.assistant_prefix, self.assistant_end)
+            prefix, end = (
+                (self.user_prefix, self.user_end)
+                if turn.role == "user"
+                else (self.assistant_prefix, self.assistant_end)
+            )
             if not turn.text:  # an empty message is written as the header alone, without the blank after it
                 text += prefix.rstrip(" ")
                 continue
@@ -112,7 +126,10 @@ class SeparatorTemplate:
         turns = list(turns)
         if turns and turns[0].role != "user":
             if turns[0].role == "system":
-                warnings.warn(f"Chat template '{self.name}' has a fixed system prompt; the system message is ignored.", stacklevel=3)
+                warnings.warn(
+                    f"Chat template '{self.name}' has a fixed system prompt; the system message is ignored.",
+                    stacklevel=3,
+                )
             turns = turns[1:]
         for index, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[index % 2]:
@@ -132,7 +149,12 @@ class JinjaTemplate:
     end_token: str | None = None
 
     def render(
-        self, turns: Sequence[Turn], special_tokens: Mapping[str, str], *, generation_prompt: bool = True, system_prompt: bool = True
+        self,
+        turns: Sequence[Turn],
+        special_tokens: Mapping[str, str],
+        *,
+        generation_prompt: bool = True,
+        system_prompt: bool = True,
     ) -> str:
         from jinja2 import TemplateError
 
@@ -140,7 +162,9 @@ class JinjaTemplate:
         if not system_prompt:
             messages = [{"role": "system", "content": ""}, *messages]
         try:
-            return _compile(self.source).render(messages=messages, add_generation_prompt=generation_prompt, **special_tokens)
+            return _compile(self.source).render(
+                messages=messages, add_generation_prompt=generation_prompt, **special_tokens
+            )
         except TemplateError as error:
             raise PromptError(f"Chat template '{self.name}' refuses this conversation: {error}") from error
 
@@ -153,7 +177,9 @@ def _compile(source: str) -> "Template":
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
     environment.globals["raise_exception"] = raise_exception  # pyright: ignore[reportArgumentType]
     try:
         return environment.from_string(source)

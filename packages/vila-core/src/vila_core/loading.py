@@ -9,12 +9,12 @@ from pydantic import ValidationError
 from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
 from vila_core.checkpoint import estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import PreprocessConfig, VilaConfig
-from vila_core.embedded import embedded_model
 from vila_core.errors import ConfigError, PromptError, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_core.tokenizer import Tokenizer
 
@@ -91,7 +91,9 @@ def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> Prepro
     except ValidationError as error:
         raise ConfigError(f"Override refused: {_first_problem(error)}") from error
     if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
-        raise ConfigError("image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not.")
+        raise ConfigError(
+            "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not."
+        )
     return preprocess
 
 
@@ -149,7 +151,9 @@ def choose_device(device: str | torch.device) -> torch.device:
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why.")
+        raise ConfigError(
+            f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why."
+        )
     return chosen
 
 
@@ -169,4 +173,6 @@ def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, parameters: int, 
 def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
-    return f"{where + ': ' if where else ''}{problem['msg']} (got {problem['input']!r})" if where else str(problem["msg"])
+    return (
+        f"{where + ': ' if where else ''}{problem['msg']} (got {problem['input']!r})" if where else str(problem["msg"])
+    )

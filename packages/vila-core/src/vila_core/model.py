@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vila_core.config import VilaConfig
 from vila_core.encoders import BasicImageEncoder, BasicVideoEncoder
 from vila_core.errors import PromptError
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.preprocess import Tiles
 from vila_core.towers import s2
 
@@ -38,14 +38,24 @@ class VilaModel(nn.Module):
         super().__init__()
         plugins = load_plugins()
         self.config = config
-        self.vision_tower = cast("VisionTower", plugins.vision_towers.get(config.vision_tower.name).build(config.vision_tower))
+        self.vision_tower = cast(
+            "VisionTower", plugins.vision_towers.get(config.vision_tower.name).build(config.vision_tower)
+        )
         self.mm_projector = cast("Projector", plugins.projectors.get(config.projector.name).build(config.projector))
-        self.image_encoder = cast("BasicImageEncoder", plugins.media_encoders.get(config.image_encoder.name).build(config.image_encoder))
-        self.video_encoder = cast("BasicVideoEncoder", plugins.media_encoders.get(config.video_encoder.name).build(config.video_encoder))
-        self.llm = cast("LanguageModel", plugins.language_models.get(config.language_model.name).build(config.language_model))
+        self.image_encoder = cast(
+            "BasicImageEncoder", plugins.media_encoders.get(config.image_encoder.name).build(config.image_encoder)
+        )
+        self.video_encoder = cast(
+            "BasicVideoEncoder", plugins.media_encoders.get(config.video_encoder.name).build(config.video_encoder)
+        )
+        self.llm = cast(
+            "LanguageModel", plugins.language_models.get(config.language_model.name).build(config.language_model)
+        )
         self._projected_tokens: int | None = None
         self.media_token_ids = tokenizer.media_token_ids
-        self.text_ids = {text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)}
+        self.text_ids = {
+            text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)
+        }
 
     def forward(self, input_ids: Tensor, images: Sequence[Tiles] = (), videos: Sequence[Tiles] = ()) -> Tensor:
         """One prompt to logits: `input_ids [T]` -> `[T', V]`."""
@@ -63,7 +73,9 @@ class VilaModel(nn.Module):
         if not images:
             return []
         features = self._features(torch.cat([image.pixels for image in images]))  # [N, P, D_v]
-        blocks = [image.block_size for image in images for _ in range(len(image.pixels) if image.block_size is None else 1)]
+        blocks = [
+            image.block_size for image in images for _ in range(len(image.pixels) if image.block_size is None else 1)
+        ]
         return [self.image_encoder(tokens, self._embed_text) for tokens in self._project(features, blocks)]
 
     def video_blocks(self, videos: Sequence[Tiles]) -> list[Tensor]:
@@ -85,12 +97,17 @@ class VilaModel(nn.Module):
 
         def of_image(image: Tiles) -> list[int]:
             if image.block_size is None:
-                return [len(self.image_encoder(torch.empty(per_tile, width, device=meta), embed_text))] * len(image.pixels)
+                return [len(self.image_encoder(torch.empty(per_tile, width, device=meta), embed_text))] * len(
+                    image.pixels
+                )
             assert self.config.dynamic_s2 is not None, "only dynamic S2 has blocks"
             rows, columns = s2.merged_board(image.block_size, self.config.dynamic_s2)
             return [len(self.image_encoder(torch.empty(rows * columns * per_tile, width, device=meta), embed_text))]
 
-        of_videos = [len(self.video_encoder(torch.empty(len(video.pixels), per_tile, width, device=meta), embed_text)) for video in videos]
+        of_videos = [
+            len(self.video_encoder(torch.empty(len(video.pixels), per_tile, width, device=meta), embed_text))
+            for video in videos
+        ]
         return [of_image(image) for image in images], of_videos
 
     @torch.no_grad()
@@ -118,9 +135,16 @@ class VilaModel(nn.Module):
         if self.config.dynamic_s2 is None:
             return list(self.mm_projector(features))
         merged, blocks = s2.merge_scales(features, block_sizes, self.config.dynamic_s2)  # [1, K·D_v, H, W] each
-        tiles = [s2.split_chessboard(maps, *block).flatten(2).transpose(1, 2) for maps, block in zip(merged, blocks, strict=True)]
-        tokens = self.mm_projector(torch.cat(tiles)).split([len(of_image) for of_image in tiles])  # [rows·cols, P', D] each
-        maps = [s2.merge_chessboard(of_image, *block) for of_image, block in zip(tokens, blocks, strict=True)]  # [1, D, H', W']
+        tiles = [
+            s2.split_chessboard(maps, *block).flatten(2).transpose(1, 2)
+            for maps, block in zip(merged, blocks, strict=True)
+        ]
+        tokens = self.mm_projector(torch.cat(tiles)).split(
+            [len(of_image) for of_image in tiles]
+        )  # [rows·cols, P', D] each
+        maps = [
+            s2.merge_chessboard(of_image, *block) for of_image, block in zip(tokens, blocks, strict=True)
+        ]  # [1, D, H', W']
         return [of_image[0].flatten(1).T for of_image in maps]
 
     def _embed_text(self, text: str) -> Tensor:

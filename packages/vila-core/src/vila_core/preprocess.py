@@ -52,7 +52,9 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
                 f"The image is {image.width}x{image.height}, too narrow for a tower that resizes the shorter edge to {config.size} pixels. "
                 "Crop it, or use image_aspect_ratio 'pad' or 'resize'."
             )
-        image = image.resize((int(config.size * image.width / short), int(config.size * image.height / short)), resample)
+        image = image.resize(
+            (int(config.size * image.width / short), int(config.size * image.height / short)), resample
+        )
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
         image = image.crop((left, top, left + config.size, top + config.size))
@@ -72,7 +74,9 @@ def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessCo
         image = image.resize((pixels.size, pixels.size))
     elif config.image_aspect_ratio == "pad":
         if not pixels.can_pad:
-            raise ConfigError("image_aspect_ratio 'pad' needs a mean colour, which this vision tower's preprocessor lacks. Use 'resize'.")
+            raise ConfigError(
+                "image_aspect_ratio 'pad' needs a mean colour, which this vision tower's preprocessor lacks. Use 'resize'."
+            )
         image = pad_to_square(image, tuple(int(mean * 255) for mean in pixels.mean))
     return to_pixels(image, pixels)
 
@@ -103,7 +107,9 @@ def aspect_ratios(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
     return sorted(candidates, key=lambda ratio: ratio[0] * ratio[1])
 
 
-def closest_aspect_ratio(width: int, height: int, candidates: Sequence[tuple[int, int]], tile_size: int) -> tuple[int, int]:
+def closest_aspect_ratio(
+    width: int, height: int, candidates: Sequence[tuple[int, int]], tile_size: int
+) -> tuple[int, int]:
     """Return the (columns, rows) nearest to the picture's shape; of equal ones the later, if the picture is large enough."""
     best, best_difference = (1, 1), float("inf")
     for columns, rows in candidates:
@@ -172,7 +178,10 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
         MediaError: the frames differ in shape and so in their number of tiles.
     """
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic":
-        tiled = [dynamic_tiles(frame, pixels, min_tiles=config.min_tiles, max_tiles=config.video_max_tiles)[0] for frame in frames]
+        tiled = [
+            dynamic_tiles(frame, pixels, min_tiles=config.min_tiles, max_tiles=config.video_max_tiles)[0]
+            for frame in frames
+        ]
         counts = {len(tiles) for tiles in tiled}
         if len(counts) > 1:
             raise MediaError(
@@ -180,7 +189,9 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
             )
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":
-        tiled = [dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames]
+        tiled = [
+            dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames
+        ]
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
     return Tiles(torch.stack([plain_image(frame, pixels, config) for frame in frames]))
 

@@ -70,7 +70,9 @@ def _mlp(widths: list[int], *, norm_between: bool) -> list[nn.Module]:
 
 
 def _downsampled(rate: int, widths: list[int]) -> Projector:
-    return Projector(nn.Sequential(Downsample(rate), *_mlp([widths[0] * rate * rate, *widths[1:]], norm_between=True)), rate)
+    return Projector(
+        nn.Sequential(Downsample(rate), *_mlp([widths[0] * rate * rate, *widths[1:]], norm_between=True)), rate
+    )
 
 
 # D_v, D -> projector

@@ -54,7 +54,9 @@ def as_messages(prompt: Prompt) -> list[Message]:
         content = [part for part in parts if isinstance(part, str | Image | Video)]
         if len(content) < len(parts):
             strange = type(next(part for part in parts if not isinstance(part, str | Image | Video)))
-            name = f"{strange.__module__}.{strange.__qualname__}".removeprefix("builtins.")  # other libraries have an Image too
+            name = f"{strange.__module__}.{strange.__qualname__}".removeprefix(
+                "builtins."
+            )  # other libraries have an Image too
             raise PromptError(f"A prompt holds strings, Image and Video, not {name}. Wrap pictures: Image(source).")
         messages = [Message("user", content)]
     if not any(isinstance(part, Image | Video) or part.strip() for message in messages for part in _parts(message)):
@@ -63,7 +65,13 @@ def as_messages(prompt: Prompt) -> list[Message]:
 
 
 def prepare(
-    prompt: Prompt, config: VilaConfig, tokenizer: Tokenizer, template: ChatTemplate, limits: MediaLimits, *, generation_prompt: bool = True
+    prompt: Prompt,
+    config: VilaConfig,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    limits: MediaLimits,
+    *,
+    generation_prompt: bool = True,
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
 

@@ -83,7 +83,9 @@ class _Embedded:
 
     @property
     def usage(self) -> Usage:
-        return Usage(prompt_tokens=len(self.embeds), media_tokens=sum(len(block) for block in self.blocks), completion_tokens=0)
+        return Usage(
+            prompt_tokens=len(self.embeds), media_tokens=sum(len(block) for block in self.blocks), completion_tokens=0
+        )
 
 
 class Vila:
@@ -127,7 +129,9 @@ class Vila:
         """Return the next answer of a conversation."""
         return self.complete(messages, **settings).text
 
-    def generate_batch(self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]) -> list[str]:
+    def generate_batch(
+        self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]
+    ) -> list[str]:
         """Return the answers to several prompts, computed together; each is what `generate` would give."""
         return [completion.text for completion in self.complete_batch(prompts, **settings)]
 
@@ -142,7 +146,9 @@ class Vila:
         return self.complete_batch([prompt], **settings)[0]
 
     @torch.inference_mode()
-    def complete_batch(self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]) -> list[Completion]:
+    def complete_batch(
+        self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]
+    ) -> list[Completion]:
         """Return a completion for each of several prompts, computed together."""
         generation = GenerationConfig.model_validate(settings)
         embedded = self._embed([self.prepare(prompt) for prompt in prompts])
@@ -233,7 +239,9 @@ class Vila:
         videos = iter(network.video_blocks([video for prompt in prompts for video in prompt.videos]))
         embedded: list[_Embedded] = []
         for prompt, of_prompt in zip(prompts, counts, strict=True):
-            of_images = list(islice(images, sum(len(image.pixels) if image.is_separate else 1 for image in prompt.images)))
+            of_images = list(
+                islice(images, sum(len(image.pixels) if image.is_separate else 1 for image in prompt.images))
+            )
             of_videos = list(islice(videos, len(prompt.videos)))
             input_ids = torch.tensor(prompt.input_ids, device=self.device)
             text = network.llm.embed(input_ids[None])[0]
@@ -252,7 +260,13 @@ class Vila:
         if needed < context:
             return counts
         parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
-        reduce = "num_video_frames" if any(part.startswith("video") for part in counts) else "max_tiles" if len(counts) > 1 else "the text"
+        reduce = (
+            "num_video_frames"
+            if any(part.startswith("video") for part in counts)
+            else "max_tiles"
+            if len(counts) > 1
+            else "the text"
+        )
         raise PromptError(
             f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. Reduce {reduce}."
         )

@@ -20,13 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
-from vila_core import builtins
 from vila_core.chat import ChatTemplate, Turn
 from vila_core.config import Config
 from vila_core.errors import PluginError
-from vila_core.hookspecs import CheckpointFormat, Command, Component
-from vila_core.plugins import ENTRY_POINT_GROUP, Loader
-from vila_core.registry import Owner, Registered
+from vila_core.plugins import builtins
+from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component
+from vila_core.plugins.loader import ENTRY_POINT_GROUP, Loader
+from vila_core.plugins.registry import Owner, Registered
 
 HEAVY_MODULES = ("torch", "triton", "transformers", "datasets")
 """What neither importing a plugin module nor calling its hooks may import: it belongs inside the factories."""
@@ -54,11 +54,13 @@ def check_plugin(plugin: ModuleType | str) -> dict[str, tuple[str, ...]]:
     for hook, entries in loader.found.items():
         faults += [fault for entry in entries.values() if entry.owner is owner for fault in _faults(hook, entry)]
     if not any(provides.values()):
-        faults.append("it registers nothing: implement a hook of vila_core.hookspecs with @vila_core.hookimpl")
+        faults.append("it registers nothing: implement a hook of vila_core.plugins.hookspecs with @vila_core.hookimpl")
     if (again := _register(Loader(), owner, module)) != provides:
         faults.append(f"its hooks return other names the second time: {again}, first {provides}")
     if faults:
-        raise PluginError(f"Plugin '{module.__name__}' breaks its contract:\n" + "\n".join(f"- {fault}." for fault in faults))
+        raise PluginError(
+            f"Plugin '{module.__name__}' breaks its contract:\n" + "\n".join(f"- {fault}." for fault in faults)
+        )
     return provides
 
 
@@ -131,7 +133,9 @@ def _command_faults(command: Command) -> Iterator[str]:
 def _template_faults(template: ChatTemplate) -> Iterator[str]:
     special_tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     try:
-        text = template.render([Turn("user", "first"), Turn("assistant", "second"), Turn("user", "third")], special_tokens)
+        text = template.render(
+            [Turn("user", "first"), Turn("assistant", "second"), Turn("user", "third")], special_tokens
+        )
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything, and it is reported
         yield f"render raises {type(error).__name__}: {error}"
         return

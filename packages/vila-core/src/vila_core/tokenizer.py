@@ -35,7 +35,9 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-            raise CheckpointError(f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there.")
+            raise CheckpointError(
+                f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there."
+            )
         try:
             hf = AutoTokenizer.from_pretrained(
                 path,
@@ -63,7 +65,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             around = text[max(0, error.start - 20) : error.start + 20]
-            raise PromptError(f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8.") from None
+            raise PromptError(
+                f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8."
+            ) from None
         return list(self.hf(text, verbose=False).input_ids)  # how long a prompt may be is checked elsewhere
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

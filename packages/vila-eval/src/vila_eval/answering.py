@@ -67,7 +67,9 @@ class _Batch:
     prepared: Sequence[PreparedPrompt | str]
 
 
-def answer_share(job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, batch_size: int, advance: Callable[[int], None]) -> int:
+def answer_share(
+    job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, batch_size: int, advance: Callable[[int], None]
+) -> int:
     """Answer a worker's share of a task: of its batches, those with a question that has no answer yet.
 
     A batch is computed whole, so that an answer does not depend on where an earlier run stopped. What cannot be read or asked is
@@ -97,7 +99,9 @@ def answer_share(job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, 
         _check_ids(job, asked, places)
         have = {row: stored.keep(row, [one.key for one in asked if one.row == row]) for row in rows}
         missing = {(one.row, one.number) for one in asked if one.number not in have[one.row]}
-        return _Batch(asked, missing, [_prepare(model.get(), one) for one in asked if not stopped.is_set()] if missing else ())
+        return _Batch(
+            asked, missing, [_prepare(model.get(), one) for one in asked if not stopped.is_set()] if missing else ()
+        )
 
     with AnswerFile(job.folder, rank.rank) as file, _thread() as (pool, stopped):
         stored.update()  # now that nobody else writes this worker's part
@@ -151,7 +155,9 @@ def _thread() -> Generator[tuple[ThreadPoolExecutor, threading.Event]]:
         pool.shutdown(wait=wait, cancel_futures=True)
 
 
-def _one_ahead(pool: ThreadPoolExecutor, prepare: Callable[[Sequence[int]], _Batch], batches: Sequence[Sequence[int]]) -> Generator[_Batch]:
+def _one_ahead(
+    pool: ThreadPoolExecutor, prepare: Callable[[Sequence[int]], _Batch], batches: Sequence[Sequence[int]]
+) -> Generator[_Batch]:
     """Yield the batches with something missing, in order; while one is computed, the next is prepared in `pool`.
 
     What nothing is computed beside is prepared here: so the model is loaded here too, and Ctrl-C acts at once.
@@ -190,7 +196,11 @@ def _answer(model: Vila, job: Job, batch: _Batch, batch_size: int) -> list[Sampl
     prompts = [prompt for prompt in batch.prepared if not isinstance(prompt, str)]
     # A row may have several questions: more than fit the batch size are computed in several goes.
     completions = iter(
-        [one for start in range(0, len(prompts), batch_size) for one in _complete(model, job, prompts[start : start + batch_size])]
+        [
+            one
+            for start in range(0, len(prompts), batch_size)
+            for one in _complete(model, job, prompts[start : start + batch_size])
+        ]
     )
     return [
         _record(one, prompt if isinstance(prompt, str) else next(completions))

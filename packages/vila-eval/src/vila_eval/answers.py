@@ -21,7 +21,19 @@ from vila_core.config import Config
 from vila_eval.append_only import append_lines, cut_torn_line
 from vila_eval.errors import ResultsError
 from vila_eval.records import SampleRecord
-from vila_eval.storage import ANSWERS, FAILURES, MANIFEST, RESULTS, SAMPLES, TIMINGS, decode, encode, read_records, write_records, writing
+from vila_eval.storage import (
+    ANSWERS,
+    FAILURES,
+    MANIFEST,
+    RESULTS,
+    SAMPLES,
+    TIMINGS,
+    decode,
+    encode,
+    read_records,
+    write_records,
+    writing,
+)
 
 logger = logging.getLogger("vila_eval")
 
@@ -61,7 +73,9 @@ class AnswerFile:
             cut_torn_line(self._file)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def append(self, answers: Sequence[Answer]) -> None:
@@ -104,7 +118,9 @@ class StoredAnswers:
             for line in lines:
                 if line.endswith(b"\n"):
                     start += len(line)
-                    self._add(decode(Answer, line.decode(errors="replace"), f"'{path}', the line that ends at byte {start}"))
+                    self._add(
+                        decode(Answer, line.decode(errors="replace"), f"'{path}', the line that ends at byte {start}")
+                    )
             self._read[path] = start
 
     def _add(self, answer: Answer) -> None:
@@ -162,7 +178,9 @@ def keep_as_answers(folder: Path) -> None:
     Nothing is lost at any moment: the samples' own file is left where it is.
     """
     path = folder / ANSWERS.replace("*", "merged")
-    kept = {(answer.row, answer.number): answer for answer in (*read_records(Answer, path), *_as_answers(folder / SAMPLES))}
+    kept = {
+        (answer.row, answer.number): answer for answer in (*read_records(Answer, path), *_as_answers(folder / SAMPLES))
+    }
     if kept:
         write_records(path, kept.values())
 

@@ -149,7 +149,9 @@ def compare_runs(first: Path, second: Path, *, allow_different: bool = False) ->
         raise ResultsError(f"'{first}' and '{second}' are a model's results and a task's. Give two of a kind.")
     common = [name for name in folders if name in others]
     if not common:
-        raise ResultsError(f"No task is in both: '{first}' has {', '.join(folders)}; '{second}' has {', '.join(others)}.")
+        raise ResultsError(
+            f"No task is in both: '{first}' has {', '.join(folders)}; '{second}' has {', '.join(others)}."
+        )
     results = {name: (read_result(folders[name]), read_result(others[name])) for name in common}
     refused: list[str] = []
     for name, (one, other) in results.items():
@@ -160,7 +162,10 @@ def compare_runs(first: Path, second: Path, *, allow_different: bool = False) ->
             f"The runs are not of the same thing (first, second): {', '.join(refused)}. "
             "Run one of them again, or compare with --allow-different."
         )
-    tasks = [_compare_task(name or one.task, folders[name], others[name], one, other) for name, (one, other) in results.items()]
+    tasks = [
+        _compare_task(name or one.task, folders[name], others[name], one, other)
+        for name, (one, other) in results.items()
+    ]
     one, other = results[common[0]]
     return RunComparison(
         first=one.model,
@@ -177,7 +182,9 @@ def _task_folders(folder: Path) -> dict[str, Path]:
         return {"": folder}
     found = find_results(folder)
     if not found:
-        raise ResultsError(f"There are no results in '{folder}'. Name the folder of a model or of a task, such as results/vila-tiny/pope.")
+        raise ResultsError(
+            f"There are no results in '{folder}'. Name the folder of a model or of a task, such as results/vila-tiny/pope."
+        )
     return found
 
 
@@ -221,7 +228,11 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
         if measure.group is None and measure.name in counterparts:
             counterpart = counterparts[measure.name]
             is_mean = _is_mean(measure, first) and _is_mean(counterpart, second)
-            having = [pair for pair in pairs.values() if all(measure.name in sample.values for sample in pair)] if is_mean else []
+            having = (
+                [pair for pair in pairs.values() if all(measure.name in sample.values for sample in pair)]
+                if is_mean
+                else []
+            )
             measures.append(_compare_measure(measure, counterpart, having))
     return TaskComparison(
         task=name,
@@ -237,7 +248,9 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
 
 def _read_samples(folder: Path) -> dict[str, _Sample]:
     return {
-        record.id: _Sample(record.values or {}, record.judge_error is not None, record.cluster, record.answer, record.reference)
+        record.id: _Sample(
+            record.values or {}, record.judge_error is not None, record.cluster, record.answer, record.reference
+        )
         for record in read_records(SampleRecord, folder / SAMPLES)
     }
 
@@ -248,12 +261,19 @@ def _is_mean(measure: MeasureRecord, samples: Mapping[str, _Sample]) -> bool:
     return bool(values) and math.isclose(math.fsum(values) / len(values), measure.value, abs_tol=1e-9)
 
 
-def _compare_measure(one: MeasureRecord, other: MeasureRecord, pairs: Sequence[tuple[_Sample, _Sample]]) -> MeasureComparison:
+def _compare_measure(
+    one: MeasureRecord, other: MeasureRecord, pairs: Sequence[tuple[_Sample, _Sample]]
+) -> MeasureComparison:
     """Compare one measure; without pairs, as it stands in the results."""
     name, unit, higher_is_better = one.name, one.unit, one.higher_is_better
     if not pairs:
         return MeasureComparison(
-            name=name, unit=unit, higher_is_better=higher_is_better, first=one.value, second=other.value, difference=other.value - one.value
+            name=name,
+            unit=unit,
+            higher_is_better=higher_is_better,
+            first=one.value,
+            second=other.value,
+            difference=other.value - one.value,
         )
     before, after = [pair[0].values[name] for pair in pairs], [pair[1].values[name] for pair in pairs]
     found = compare(before, after, _clusters([pair[0] for pair in pairs]))
@@ -277,7 +297,9 @@ def _clusters(samples: Sequence[_Sample]) -> list[tuple[str, int | str]] | None:
     """The clusters of samples as metrics take them: a sample without one is one of its own."""
     if all(sample.cluster is None for sample in samples):
         return None
-    return [("sample", i) if sample.cluster is None else ("cluster", sample.cluster) for i, sample in enumerate(samples)]
+    return [
+        ("sample", i) if sample.cluster is None else ("cluster", sample.cluster) for i, sample in enumerate(samples)
+    ]
 
 
 def _flips(measures: Sequence[MeasureComparison], pairs: Mapping[str, tuple[_Sample, _Sample]]) -> Iterator[Flip]:
@@ -286,10 +308,21 @@ def _flips(measures: Sequence[MeasureComparison], pairs: Mapping[str, tuple[_Sam
     for sample, (one, other) in pairs.items():
         before, after = (one.values.get(name), other.values.get(name)) if name is not None else (None, None)
         if before is not None and after is not None and before != after:
-            yield Flip(id=sample, first=before, second=after, first_answer=one.answer, second_answer=other.answer, reference=one.reference)
+            yield Flip(
+                id=sample,
+                first=before,
+                second=after,
+                first_answer=one.answer,
+                second_answer=other.answer,
+                reference=one.reference,
+            )
 
 
 def _adjusted(tasks: Sequence[TaskComparison]) -> list[TaskComparison]:
-    p_values = {task.task: task.headline.p_value for task in tasks if task.headline is not None and task.headline.p_value is not None}
+    p_values = {
+        task.task: task.headline.p_value
+        for task in tasks
+        if task.headline is not None and task.headline.p_value is not None
+    }
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     return [task.model_copy(update={"adjusted_p_value": adjusted.get(task.task)}) for task in tasks]

@@ -64,7 +64,9 @@ class Repository:
         if not patterns:
             return self.folder
         folder = self._download(patterns) if self.folder is None else self.folder
-        archives = [path for path in sorted(folder.rglob("*")) if path.is_file() and self._is_archive(path, folder, patterns)]
+        archives = [
+            path for path in sorted(folder.rglob("*")) if path.is_file() and self._is_archive(path, folder, patterns)
+        ]
         if not archives:
             return folder
         stated = [(str(path.relative_to(folder)), path.stat().st_size) for path in archives]
@@ -76,7 +78,9 @@ class Repository:
 
     def _is_archive(self, path: Path, folder: Path, patterns: Sequence[str]) -> bool:
         relative = path.relative_to(folder).as_posix()
-        return any(fnmatch(relative, pattern) for pattern in patterns) and any(part in path.name for part in (".zip", ".tar", ".tgz"))
+        return any(fnmatch(relative, pattern) for pattern in patterns) and any(
+            part in path.name for part in (".zip", ".tar", ".tgz")
+        )
 
     def _download(self, patterns: Sequence[str]) -> Path:
         import huggingface_hub
@@ -91,7 +95,9 @@ class Repository:
                 local_files_only=self.options.offline,
             )
         except Exception as error:
-            raise DataError(f"The media of {self.name} cannot be fetched: {error} {_ADVICE.format(self.name)}") from error
+            raise DataError(
+                f"The media of {self.name} cannot be fetched: {error} {_ADVICE.format(self.name)}"
+            ) from error
         return Path(path)
 
 
@@ -103,14 +109,18 @@ def open_repository(source: HubDataset, options: DataOptions) -> Repository:
     name = source.repository
     if options.fixtures:
         folder = write_fixture(name, source.fixture, options)
-        return Repository(name, FIXTURE_REVISION, folder, replace(options, cache=_fixtures_folder(options.cache, os.getpid())))
+        return Repository(
+            name, FIXTURE_REVISION, folder, replace(options, cache=_fixtures_folder(options.cache, os.getpid()))
+        )
     if options.mirror is not None:
         folder = options.mirror / name
         if not folder.is_dir():
             raise DataError(f"There is no copy of {name} in '{options.mirror}': expected the folder '{folder}'.")
         return Repository(name, _digest_of_names(folder), folder, options)
     if source.media_from is not None:
-        raise DataError(f"{name} does not hold its media. Get them from {source.media_from}. {_ADVICE.format(name)} Put them into it.")
+        raise DataError(
+            f"{name} does not hold its media. Get them from {source.media_from}. {_ADVICE.format(name)} Put them into it."
+        )
     return Repository(name, _resolve_commit(source, options), None, options)
 
 
@@ -142,13 +152,19 @@ def _resolve_commit(source: HubDataset, options: DataOptions) -> str:
     try:
         info = huggingface_hub.HfApi().dataset_info(source.repository, revision=source.revision, token=options.token)
     except Exception as error:
-        raise DataError(f"The dataset {source.repository} cannot be reached: {error} {_ADVICE.format(source.repository)}") from error
+        raise DataError(
+            f"The dataset {source.repository} cannot be reached: {error} {_ADVICE.format(source.repository)}"
+        ) from error
     return str(info.sha)
 
 
 def _digest_of_names(folder: Path) -> str:
     """Identify a copy by the names and sizes of its files."""
-    stated = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in sorted(folder.rglob("*")) if path.is_file()]
+    stated = [
+        (path.relative_to(folder).as_posix(), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
     return f"copy-{hashlib.sha256(repr(stated).encode()).hexdigest()[:16]}"
 
 
@@ -175,7 +191,9 @@ def unpack(archives: Sequence[Path], target: Path) -> None:
                         with tarfile.open(fileobj=file) as archive:
                             archive.extractall(unfinished, filter="data")
             except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
-                raise DataError(f"The archive '{name}' cannot be unpacked: {error}. Delete it and fetch it again.") from error
+                raise DataError(
+                    f"The archive '{name}' cannot be unpacked: {error}. Delete it and fetch it again."
+                ) from error
 
 
 def _joined(archives: Sequence[Path]) -> dict[str, list[Path]]:

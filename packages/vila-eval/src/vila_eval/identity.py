@@ -11,21 +11,21 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vila_core.checkpoint.headers import MAX_HEADER_BYTES
+from vila_core.checkpoint.embedded import embedded_model
 from vila_core.checkpoint.hub import UNWANTED
 from vila_core.checkpoint.opening import find_folder
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
 from vila_core.errors import CheckpointError, MediaError
-from vila_core.limits import MediaLimits
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
-from vila_core.sources import is_data_uri, is_url, open_source
+from vila_core.media.limits import MediaLimits
+from vila_core.media.sources import is_data_uri, is_url, open_source
 from vila_eval.records import ModelIdentity, PromptPart
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
-    from vila_core.sources import ByteSource
+    from vila_core.media.sources import ByteSource
     from vila_eval.options import ModelOptions
     from vila_eval.records import RunSettings
     from vila_eval.task import Part, Task
@@ -58,7 +58,11 @@ def model_identity(model: ModelOptions) -> ModelIdentity:
         CheckpointError: there is no such model or adapter.
     """
     source = embedded_model().name if model.path is None else model.path
-    folders = [embedded_model() if model.path is None else find_folder(model.path, revision=model.revision, offline=model.offline)]
+    folders = [
+        embedded_model()
+        if model.path is None
+        else find_folder(model.path, revision=model.revision, offline=model.offline)
+    ]
     if model.lora is not None:
         source = f"{source} + {model.lora}"
         folders.append(find_folder(model.lora, offline=model.offline))
@@ -76,7 +80,9 @@ def folder_digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
         name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts) or any(fnmatch(path.name, pattern) for pattern in NOT_THE_MODEL):
+        if any(part.startswith(".") for part in name.parts) or any(
+            fnmatch(path.name, pattern) for pattern in NOT_THE_MODEL
+        ):
             continue
         if path.is_file():
             status = path.stat()

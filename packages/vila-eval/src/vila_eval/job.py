@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError
 from vila_core.media import Video
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_eval.errors import DataError
 from vila_eval.identity import describe_prompt, sample_key
 from vila_eval.manifest import Manifest
@@ -70,7 +70,10 @@ class Job:
     def ask(self, row: int) -> list[Asked]:
         """Return the questions of a row, the frames of their videos set and the media read for their digests."""
         frames = self.manifest.settings.num_video_frames
-        questions = [question if frames is None else with_frames(question, frames) for question in as_questions(self.task, self.rows, row)]
+        questions = [
+            question if frames is None else with_frames(question, frames)
+            for question in as_questions(self.task, self.rows, row)
+        ]
         asked: list[Asked] = []
         for number, question in enumerate(questions):
             prompt = describe_prompt(question.prompt)

@@ -54,7 +54,9 @@ class JoinedRows:
         row = self._questions[index]
         name = row[self._source.key]
         if name not in self._index_of:
-            raise DataError(f"Row {index} of {self._source.description} names the picture '{name}', which the dataset does not have.")
+            raise DataError(
+                f"Row {index} of {self._source.description} names the picture '{name}', which the dataset does not have."
+            )
         return {**row, "image": self._pictures[self._index_of[name]]["image"]}
 
     def locate(self, path: str) -> Path:

@@ -99,12 +99,19 @@ class JudgeClient:
         """
         import httpx2
 
-        body = {"model": model, "messages": list(request.messages), "temperature": temperature, "max_tokens": request.max_tokens}
+        body = {
+            "model": model,
+            "messages": list(request.messages),
+            "temperature": temperature,
+            "max_tokens": request.max_tokens,
+        }
         try:
             with self._http.stream("POST", f"{self._place}/chat/completions", json=body) as response:
                 content = self._read(response)
         except httpx2.ConnectError as error:
-            raise FailedRequestError(self._clean(f"No connection to {self._place}: {error}"), unreachable=True) from None
+            raise FailedRequestError(
+                self._clean(f"No connection to {self._place}: {error}"), unreachable=True
+            ) from None
         except httpx2.TimeoutException:
             raise FailedRequestError(f"No reply within {self._timeout_s:g} s.") from None
         except httpx2.TransportError as error:
@@ -131,13 +138,17 @@ class JudgeClient:
         said = self._clean(f"HTTP {status}: {error.get('message') or content.strip() or response.reason_phrase}")[:500]
         advice = "Replies so far are kept: run again when that is mended."
         if status < 400:
-            return JudgeError(f"The judge at {self._place} answers with a redirect (HTTP {status}). Give the address that it leads to.")
+            return JudgeError(
+                f"The judge at {self._place} answers with a redirect (HTTP {status}). Give the address that it leads to."
+            )
         if status in STOPPING:
             return JudgeError(f"The judge at {self._place} {STOPPING[status]} (model '{model}'). {said} {advice}")
         if status == 429 and error.get("code") == "insufficient_quota":
             return JudgeError(f"The quota at {self._place} is used up. {said} {advice}")
         if status == 400 and error.get("param") in SHARED_PARAMETERS:
-            return JudgeError(f"The model '{model}' at {self._place} cannot be used as a judge. {said} Name another with --judge-model.")
+            return JudgeError(
+                f"The model '{model}' at {self._place} cannot be used as a judge. {said} Name another with --judge-model."
+            )
         wait_s = _retry_after(response.headers.get("retry-after"))
         if wait_s > MAX_WAIT_S:
             return JudgeError(f"The judge at {self._place} asks to wait {wait_s:.0f} s. {said} {advice}")
@@ -151,7 +162,9 @@ class JudgeClient:
             tokens = [max(0, int(usage.get(name) or 0)) for name in ("prompt_tokens", "completion_tokens")]
             served = body.get("model")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-            raise FailedRequestError(self._clean(f"The reply is no chat completion: {content.strip()[:200]!r}")) from None
+            raise FailedRequestError(
+                self._clean(f"The reply is no chat completion: {content.strip()[:200]!r}")
+            ) from None
         if not isinstance(text, str) or not text.strip():
             raise FailedRequestError("The reply is empty.")
         return Reply(self._clean(text), self._clean(served) if isinstance(served, str) else None, tokens[0], tokens[1])
@@ -165,7 +178,9 @@ class JudgeClient:
 def _usable_key(options: JudgeOptions) -> str | None:
     key = options.api_key.strip() if options.api_key else None
     if key and not (key.isascii() and key.isprintable() and " " not in key):
-        raise JudgeError("The judge's API key holds a blank, a line break or a letter that no key has. Check how it was copied.")
+        raise JudgeError(
+            "The judge's API key holds a blank, a line break or a letter that no key has. Check how it was copied."
+        )
     return key or None
 
 
@@ -178,11 +193,15 @@ def _usable_address(options: JudgeOptions) -> str:
         usable, parts = False, urlsplit("")
     # An address with a password or a query might hold a secret, and addresses are shown in messages.
     if not usable or "@" in url or "?" in url or "#" in url:
-        raise JudgeError("The judge's address cannot be used. Expected one such as https://api.openai.com/v1 or http://localhost:8000/v1.")
+        raise JudgeError(
+            "The judge's address cannot be used. Expected one such as https://api.openai.com/v1 or http://localhost:8000/v1."
+        )
     if parts.path.endswith("/chat/completions"):
         raise JudgeError("Give the judge's address without '/chat/completions', which is added to it.")
     if options.api_key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
-        raise JudgeError(f"The API key would travel to {parts.hostname} unencrypted. Use https, or a judge on this machine.")
+        raise JudgeError(
+            f"The API key would travel to {parts.hostname} unencrypted. Use https, or a judge on this machine."
+        )
     return url
 
 
@@ -201,7 +220,11 @@ def _retry_after(value: str | None) -> float:
     if value is None:
         return 0.0
     try:
-        seconds = float(value) if value.strip().isdecimal() else (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        seconds = (
+            float(value)
+            if value.strip().isdecimal()
+            else (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        )
     except (ValueError, TypeError):
         return 0.0
     return max(0.0, seconds)

@@ -69,7 +69,9 @@ class JudgeLog:
                     self._file = open_to_append(self._path)
                 append_lines(self._file, f"{encode(record)}\n")
             except OSError as error:
-                raise ResultsError(f"The judge's reply cannot be written to '{self._path}': {error.strerror}.") from None
+                raise ResultsError(
+                    f"The judge's reply cannot be written to '{self._path}': {error.strerror}."
+                ) from None
             self._take(record)
 
     def _take(self, record: JudgeRecord) -> None:
@@ -84,4 +86,9 @@ class JudgeLog:
 
 
 def _key(sample_id: str, request: int, model: str, messages: Sequence[Mapping[str, object]]) -> Key:
-    return sample_id, request, model, json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False)
+    return (
+        sample_id,
+        request,
+        model,
+        json.dumps([dict(message) for message in messages], sort_keys=True, ensure_ascii=False),
+    )

@@ -69,7 +69,9 @@ def judge_samples(
             finally:
                 progress.finish()
                 results = [sample for sample in judged if sample is not None]
-                write_record(folder / JUDGE_SUMMARY, _summary(model, len(samples), results, log, judging.reused, options))
+                write_record(
+                    folder / JUDGE_SUMMARY, _summary(model, len(samples), results, log, judging.reused, options)
+                )
     return results
 
 
@@ -123,7 +125,12 @@ class _Judging:
                     problem, refused = f"No verdict in the reply: {error}", refused + 1
                     replies = [None for _ in requests]
                 else:
-                    scored = {"values": dict(score.values), "parsed": score.parsed, "unread": score.unread, "judge_error": None}
+                    scored = {
+                        "values": dict(score.values),
+                        "parsed": score.parsed,
+                        "unread": score.unread,
+                        "judge_error": None,
+                    }
                     return sample.model_copy(update=scored)
             if not requests or attempt > self.options.retries:
                 break
@@ -134,7 +141,9 @@ class _Judging:
             except FailedRequestError as error:
                 problem, last = str(error), attempt >= self.options.retries
                 if last and error.unreachable:
-                    raise self._stopped(JudgeError(f"{problem} Replies so far are kept: run again when the judge is there.")) from None
+                    raise self._stopped(
+                        JudgeError(f"{problem} Replies so far are kept: run again when the judge is there.")
+                    ) from None
                 if last or not error.retry:
                     break
                 self._pause(max(error.wait_s, backoff_s(attempt, sample.id)))
@@ -174,7 +183,9 @@ class _Judging:
         return reply.text
 
     def _read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        with own_faults(f"Metric '{self.metric.name}' cannot read the replies about sample '{question.id}'", ValueError):
+        with own_faults(
+            f"Metric '{self.metric.name}' cannot read the replies about sample '{question.id}'", ValueError
+        ):
             score = self.metric.read(replies, answer, question)
         if not all(math.isfinite(value) for value in score.values.values()):
             raise ValueError(f"the score is not finite: {dict(score.values)}")
@@ -276,7 +287,9 @@ def _characters(messages: Iterable[Mapping[str, Any]]) -> int:
     return sum(len(content) if isinstance(content, str) else len(json.dumps(content)) for content in contents)
 
 
-def _summary(model: str, samples: int, judged: Sequence[SampleRecord], log: JudgeLog, reused: int, options: JudgeOptions) -> JudgeSummary:
+def _summary(
+    model: str, samples: int, judged: Sequence[SampleRecord], log: JudgeLog, reused: int, options: JudgeOptions
+) -> JudgeSummary:
     exchanges = log.usage(model)
     return JudgeSummary(
         model=model,

@@ -80,7 +80,9 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
 
 def _facts(record: RunFacts) -> dict[str, object]:
     """What must be the same for answers to go together. A model is what its files are, under whichever path or name."""
-    stated = record.model_dump(mode="json", include=set(RunFacts.model_fields) - {"model"}, exclude={"settings": {"limit"}})
+    stated = record.model_dump(
+        mode="json", include=set(RunFacts.model_fields) - {"model"}, exclude={"settings": {"limit"}}
+    )
     facts = dict(_flat(stated)) | {"model (digest of its files)": record.model.digest}
     return facts | ({"rows": record.rows} if isinstance(record, Manifest) else {})
 
@@ -125,7 +127,12 @@ def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | No
 
 def asks_the_same(one: Manifest, other: Manifest) -> bool:
     """Say whether two manifests of one task are of the same rows of its data."""
-    return (one.data, one.rows, one.settings.limit, one.together) == (other.data, other.rows, other.settings.limit, other.together)
+    return (one.data, one.rows, one.settings.limit, one.together) == (
+        other.data,
+        other.rows,
+        other.settings.limit,
+        other.together,
+    )
 
 
 def clear(folder: Path, submission: str | None) -> None:

@@ -104,7 +104,11 @@ class MeanMetric:
 
 
 def mean_measures(
-    samples: Sequence[Scored], *, higher_is_better: bool = True, unit: Unit = "share", group_by: Sequence[str] | None = None
+    samples: Sequence[Scored],
+    *,
+    higher_is_better: bool = True,
+    unit: Unit = "share",
+    group_by: Sequence[str] | None = None,
 ) -> list[Measure]:
     """Return the mean of every value over the samples that have it, of all and then of each group, with standard errors.
 
@@ -122,7 +126,11 @@ def _names(samples: Sequence[Scored]) -> list[str]:
 
 def grouped(samples: Sequence[Scored], group_by: Sequence[str] | None = None) -> dict[tuple[str, str], list[Scored]]:
     """Return the samples of each (dimension, value) of `Question.groups`, dimension by dimension."""
-    dimensions = list(dict.fromkeys(name for sample in samples for name in sample.question.groups)) if group_by is None else group_by
+    dimensions = (
+        list(dict.fromkeys(name for sample in samples for name in sample.question.groups))
+        if group_by is None
+        else group_by
+    )
     groups: dict[tuple[str, str], list[Scored]] = {}
     for dimension in dimensions:
         for sample in samples:
@@ -138,7 +146,9 @@ def _mean(samples: Sequence[Scored], name: str) -> Estimate:
     if all(cluster is None for cluster in clusters):
         return estimate(values)
     # A question without a cluster is one of its own.
-    return estimate(values, [("question", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)])
+    return estimate(
+        values, [("question", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)]
+    )
 
 
 def exact(value: float, n: int) -> Estimate:

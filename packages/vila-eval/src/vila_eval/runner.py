@@ -67,7 +67,9 @@ def evaluate(
     """
     several = rank is not None and rank.world_size > 1
     if several and (options.workers > 1 or options.ray):
-        raise ConfigError("A launcher started several processes already: leave --workers and --ray out, or the launcher.")
+        raise ConfigError(
+            "A launcher started several processes already: leave --workers and --ray out, or the launcher."
+        )
     run = _Run(model, options, progress, rank if several else None)
     if options.phase == "score":
         return [run.attempt(planned, run.score_again) for planned in plan] if run.rank.rank == 0 else []
@@ -92,7 +94,9 @@ class _Run:
         """Find out who answers: reads the model's files, and downloads them where they are not here."""
         self.identity = model_identity(self.model)
         if self.model.path is not None and Path(self.model.path).expanduser().resolve() == self.root.resolve():
-            raise ConfigError(f"The results would be written into the model's own folder, '{self.root}'. Give another --output-dir.")
+            raise ConfigError(
+                f"The results would be written into the model's own folder, '{self.root}'. Give another --output-dir."
+            )
 
     def folder(self, planned: Planned) -> Path:
         return self.root / planned.folder
@@ -255,7 +259,12 @@ class _Run:
             return as_questions(job.task, job.rows, row)[number]
 
         options = self.options
-        stopwatch.write(job.folder, answered=answered, batch_size=options.batch_size, workers=max(options.workers, self.rank.world_size))
+        stopwatch.write(
+            job.folder,
+            answered=answered,
+            batch_size=options.batch_size,
+            workers=max(options.workers, self.rank.world_size),
+        )
         samples = stored.merged(job.selected)
         finished = finish_task(job.task, job.manifest, samples, job.folder, options, self.progress, ask)
         if finished.result is not None:

@@ -151,7 +151,9 @@ def _read_answers(folder: Path, manifest: Manifest) -> StoredAnswers:
     return stored
 
 
-def judge_again(task: Task, result: TaskResult, folder: Path, options: RunOptions, progress: Progress) -> Finished | None:
+def judge_again(
+    task: Task, result: TaskResult, folder: Path, options: RunOptions, progress: Progress
+) -> Finished | None:
     """Judge once more the answers of a complete task that got no verdict; None where there is nothing to judge.
 
     Raises:
@@ -203,7 +205,9 @@ def _check_ids(task: Task, samples: Sequence[SampleRecord]) -> None:
     for sample in samples:
         counts[sample.id] = counts.get(sample.id, 0) + 1
     if twice := [name for name, number in counts.items() if number > 1]:
-        shown = ", ".join(f"'{name}'" for name in twice[:10]) + (f" and {len(twice) - 10} more" if len(twice) > 10 else "")
+        shown = ", ".join(f"'{name}'" for name in twice[:10]) + (
+            f" and {len(twice) - 10} more" if len(twice) > 10 else ""
+        )
         raise ConfigError(
             f"Task '{task.name}' gives one id to several questions: {shown}. "
             "Ids must be unique; leave them empty to have the rows numbered."

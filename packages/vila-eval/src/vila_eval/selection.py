@@ -16,8 +16,8 @@ from vila_core.errors import ConfigError, PluginError, unknown_name
 from vila_eval.task import Task
 
 if TYPE_CHECKING:
-    from vila_core.hookspecs import Named
-    from vila_core.registry import Registry
+    from vila_core.plugins.hookspecs import Named
+    from vila_core.plugins.registry import Registry
     from vila_eval.options import Planned
 
 REFERENCE_PREFIX = "lmms-"
@@ -57,9 +57,15 @@ def select(
     kept = {
         name: frames
         for name, frames in chosen.items()
-        if (not tags_include or any(name in tags[tag] for tag in tags_include)) and not any(name in tags[tag] for tag in tags_exclude)
+        if (not tags_include or any(name in tags[tag] for tag in tags_include))
+        and not any(name in tags[tag] for tag in tags_exclude)
     }
-    planned = [one for name in tasks.names() if name in kept for one in _plan(checked(tasks, name), kept[name], num_video_frames)]
+    planned = [
+        one
+        for name in tasks.names()
+        if name in kept
+        for one in _plan(checked(tasks, name), kept[name], num_video_frames)
+    ]
     if not planned:
         raise ConfigError(
             f"No task is left: {len(chosen)} selected, {len(kept)} after --tags-include and --tags-exclude, "
@@ -123,7 +129,11 @@ def _takes_frames(task: Task) -> bool:
 def _unknown(tasks: Registry[Named], tags: Iterable[str], given: str) -> str:
     nearest = difflib.get_close_matches(given.removeprefix(REFERENCE_PREFIX), [*tasks.names(), *tags], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(name) for name in nearest)}?" if nearest else ""
-    failed = f" These plugins did not load and may hold it: {', '.join(tasks.failed)} (see `vila plugins`)." if tasks.failed else ""
+    failed = (
+        f" These plugins did not load and may hold it: {', '.join(tasks.failed)} (see `vila plugins`)."
+        if tasks.failed
+        else ""
+    )
     return f"Unknown task or tag '{given}'.{hint} `vila-eval list` shows all of them.{failed}"
 
 

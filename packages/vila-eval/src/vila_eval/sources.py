@@ -103,7 +103,13 @@ class HubDataset:
 
     @property
     def description(self) -> str:
-        config = "" if self.config is None else self.config if isinstance(self.config, str) else f"{len(self.config)} configurations"
+        config = (
+            ""
+            if self.config is None
+            else self.config
+            if isinstance(self.config, str)
+            else f"{len(self.config)} configurations"
+        )
         return f"{self.repository} ({', '.join(part for part in (config, self.split) if part)})"
 
     def open(self, options: DataOptions) -> Rows:
@@ -260,7 +266,9 @@ class _List:
 class _Tables:
     """Tables of a hub dataset, one after the other."""
 
-    def __init__(self, tables: Sequence[Dataset], configs: Sequence[str | None], origin: Mapping[str, str], media: Path | None):
+    def __init__(
+        self, tables: Sequence[Dataset], configs: Sequence[str | None], origin: Mapping[str, str], media: Path | None
+    ):
         self.tables, self.configs, self.origin, self._media = tables, configs, origin, MediaFolder(media)
 
     def __len__(self) -> int:
@@ -289,5 +297,7 @@ def _as_media(value: Any) -> Any:
     if set(cells) != {"bytes", "path"}:
         return {name: _as_media(cell) for name, cell in cells.items()}
     source = cells["path"] if cells["bytes"] is None else cells["bytes"]
-    is_video = str(cells["path"] or "").lower().endswith(VIDEO_SUFFIXES) or (isinstance(source, bytes) and source[4:8] == b"ftyp")
+    is_video = str(cells["path"] or "").lower().endswith(VIDEO_SUFFIXES) or (
+        isinstance(source, bytes) and source[4:8] == b"ftyp"
+    )
     return None if source is None else Video(source) if is_video else Image(source)

@@ -68,7 +68,9 @@ def compare(first: Sequence[float], second: Sequence[float], clusters: Sequence[
         ConfigError: the runs are not of the same samples.
     """
     if len(first) != len(second):
-        raise ConfigError(f"The runs have {len(first)} and {len(second)} samples; a paired comparison needs the same ones.")
+        raise ConfigError(
+            f"The runs have {len(first)} and {len(second)} samples; a paired comparison needs the same ones."
+        )
     differences = [b - a for a, b in zip(first, second, strict=True)]
     difference = estimate(differences, clusters)
     if difference.standard_error > 0:

@@ -115,7 +115,9 @@ def write_metrics(root: Path) -> None:
         except ResultsError as error:
             logger.warning("Left out of %s: %s", METRICS, error)
     with writing(root / METRICS):
-        write_whole(root / METRICS, json.dumps(merged_metrics(results), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+        write_whole(
+            root / METRICS, json.dumps(merged_metrics(results), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+        )
 
 
 def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
@@ -133,4 +135,6 @@ def writing(path: Path) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        raise ResultsError(f"'{path}' cannot be written: {error.strerror}. Check its folder's permissions and the disk's space.") from error
+        raise ResultsError(
+            f"'{path}' cannot be written: {error.strerror}. Check its folder's permissions and the disk's space."
+        ) from error

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vila_core.errors import PluginError, VilaError
 from vila_core.media import Image, Video
-from vila_core.sources import is_data_uri, is_url
+from vila_core.media.sources import is_data_uri, is_url
 
 if TYPE_CHECKING:
     from vila_eval.metric import AnyMetric, Submission
@@ -110,7 +110,11 @@ def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
         questions = [asked] if isinstance(asked, Question) else list(asked)
     ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
     return [
-        replace(question, id=question.id or row_id, prompt=[_located(part, rows) for part in question.prompt if part is not None])
+        replace(
+            question,
+            id=question.id or row_id,
+            prompt=[_located(part, rows) for part in question.prompt if part is not None],
+        )
         for question, row_id in zip(questions, ids, strict=True)
     ]
 
@@ -127,11 +131,18 @@ def own_faults(what: str, *passed: type[Exception]) -> Generator[None]:
         raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        raise PluginError(f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}).") from error
+        raise PluginError(
+            f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})."
+        ) from error
 
 
 def _located(part: Part, rows: Rows) -> Part:
-    if isinstance(part, str) or not isinstance(part.source, str | Path) or is_url(str(part.source)) or is_data_uri(str(part.source)):
+    if (
+        isinstance(part, str)
+        or not isinstance(part.source, str | Path)
+        or is_url(str(part.source))
+        or is_data_uri(str(part.source))
+    ):
         return part
     path = rows.locate(str(part.source))
     return Image(path) if isinstance(part, Image) else Video(path, frames=part.frames, fps=part.fps)
@@ -141,6 +152,6 @@ def resolve_metric(task: Task) -> AnyMetric | None:
     """Return the metric object of a task. Raises `ConfigError` for a name that no plugin registers."""
     if not isinstance(task.metric, str):
         return task.metric
-    from vila_core.plugins import load_plugins
+    from vila_core.plugins.loader import load_plugins
 
     return cast("AnyMetric", load_plugins().metrics.get(task.metric))

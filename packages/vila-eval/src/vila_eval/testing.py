@@ -68,7 +68,9 @@ def _check_asked_again(task: Task, first: Sequence[Question], second: Sequence[Q
         return [(question.id, [part for part in question.prompt if isinstance(part, str)]) for question in questions]
 
     if texts(first) != texts(second):
-        raise ConfigError(f"Task '{task.name}' asks a row in two ways, {texts(first)} and {texts(second)}: a run could not be resumed.")
+        raise ConfigError(
+            f"Task '{task.name}' asks a row in two ways, {texts(first)} and {texts(second)}: a run could not be resumed."
+        )
 
 
 def _check_media(question: Question) -> None:
@@ -99,9 +101,13 @@ def _stored(task: Task, index: int, question: Question) -> SampleRecord:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(f"Task '{task.name}', question '{question.id}', {where}: {problem['msg']}, got {problem['input']!r}.") from None
+        raise ConfigError(
+            f"Task '{task.name}', question '{question.id}', {where}: {problem['msg']}, got {problem['input']!r}."
+        ) from None
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}") from None
+        raise ConfigError(
+            f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}"
+        ) from None
     return decode(SampleRecord, encode(record), f"question '{question.id}'")
 
 
@@ -109,7 +115,9 @@ def _measures(task: Task, metric: AnyMetric | None, records: Sequence[SampleReco
     if metric is None:
         return []
     if isinstance(metric, JudgedMetric):
-        for record, question in zip(records, judged_questions(metric, [record.answered for record in records]), strict=True):
+        for record, question in zip(
+            records, judged_questions(metric, [record.answered for record in records]), strict=True
+        ):
             for answer in (record.answer, ""):
                 json.dumps([list(request.messages) for request in metric.requests(answer, question)])
         return []
@@ -118,8 +126,12 @@ def _measures(task: Task, metric: AnyMetric | None, records: Sequence[SampleReco
     # A sample that failed is scored as the empty answer, so a metric must take that.
     for score in (*scores, *(metric.score("", record.question) for record in records)):
         if set(score.values) != set(scores[0].values):
-            raise ConfigError(f"Metric '{metric.name}' gives scores of different names: {set(score.values)} and {set(scores[0].values)}.")
-    return metric.summarize([Scored(record.question, record.answer, score) for record, score in zip(records, scores, strict=True)])
+            raise ConfigError(
+                f"Metric '{metric.name}' gives scores of different names: {set(score.values)} and {set(scores[0].values)}."
+            )
+    return metric.summarize(
+        [Scored(record.question, record.answer, score) for record, score in zip(records, scores, strict=True)]
+    )
 
 
 def _reference(question: Question) -> str:

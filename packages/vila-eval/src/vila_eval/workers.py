@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from vila_core.errors import ConfigError, VilaError
-from vila_core.plugins import load_plugin_file, load_plugins
+from vila_core.plugins.loader import load_plugin_file, load_plugins
 from vila_eval.answering import LazyModel, answer_share, is_complete
 from vila_eval.answers import StoredAnswers
 from vila_eval.errors import DataError, ResultsError, WorkerError
@@ -92,7 +92,10 @@ def plan_work(model: ModelOptions, options: RunOptions, root: Path, jobs: Sequen
     # Files given with --plugin register under their own path.
     files = tuple(info.owner.distribution for info in load_plugins().infos if info.owner.version == "file")
     without_key = replace(options, judge=None)
-    return [Work(model, without_key, root, Rank(rank, count, rank), files, str(Path.cwd()), pickle.dumps(sent)) for rank in range(count)]
+    return [
+        Work(model, without_key, root, Rank(rank, count, rank), files, str(Path.cwd()), pickle.dumps(sent))
+        for rank in range(count)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ in a worker
@@ -128,7 +131,14 @@ def answer_task(assigned: Work, planned: Planned, manifest: Manifest, lazy: Lazy
         if not asks_the_same(job.manifest, manifest):
             raise DataError(f"{planned.task.source.description} changed while the run began. Start it again.")
         job = replace(job, manifest=manifest)
-        answer_share(job, StoredAnswers(folder, job.selected), lazy, assigned.rank, assigned.options.batch_size, lambda rows: None)
+        answer_share(
+            job,
+            StoredAnswers(folder, job.selected),
+            lazy,
+            assigned.rank,
+            assigned.options.batch_size,
+            lambda rows: None,
+        )
     except VilaError as error:
         if error is lazy.error:
             raise
@@ -221,7 +231,9 @@ class Processes:
         self.root = works[0].root
         remove_failures(self.root)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
-        self._processes = [context.Process(target=_run_process, args=(one,), name=f"vila-eval worker {one.rank.rank}") for one in works]
+        self._processes = [
+            context.Process(target=_run_process, args=(one,), name=f"vila-eval worker {one.rank.rank}") for one in works
+        ]
         with _deaf_to_ctrl_c():
             for process in self._processes:
                 process.start()
@@ -233,7 +245,9 @@ class Processes:
     def check(self) -> bool:
         for rank, process in enumerate(self._processes):
             if process.exitcode:
-                reason = read_failures(self.root).get(failure_file(rank), "It left no reason: was it killed, or out of memory?")
+                reason = read_failures(self.root).get(
+                    failure_file(rank), "It left no reason: was it killed, or out of memory?"
+                )
                 raise WorkerError(f"Worker {rank} ended with exit code {process.exitcode}. {reason}")
         return all(process.exitcode == 0 for process in self._processes)
 
@@ -271,5 +285,7 @@ def await_answers(job: Job, stored: StoredAnswers, crew: Crew, advance: Callable
         if failures := read_failures(job.folder):
             raise ResultsError(describe_failures(failures))
         if ended:
-            raise WorkerError(f"The workers ended with answers to {len(stored.complete)} of {len(job.selected)} rows of '{job.task.name}'.")
+            raise WorkerError(
+                f"The workers ended with answers to {len(stored.complete)} of {len(job.selected)} rows of '{job.task.name}'."
+            )
         time.sleep(POLL_S)

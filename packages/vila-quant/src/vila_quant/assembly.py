@@ -23,7 +23,14 @@ HEAD_STEP, VISION_STEP = "head", "vision"
 SEARCH_RESULTS = "awq_search_results.pt"
 
 
-def stage(checkpoint: Checkpoint, adapter: Adapter | None, plan: Plan, options: QuantizationOptions, work: WorkFolder, name: str) -> Path:
+def stage(
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    plan: Plan,
+    options: QuantizationOptions,
+    work: WorkFolder,
+    name: str,
+) -> Path:
     """Write the quantized checkpoint into the working folder, under the name that it will have; return where."""
     layers = [step_name(layer) for layer in range(plan.config.num_hidden_layers)]
     steps = [work.tensors(step) for step in (*layers, HEAD_STEP, VISION_STEP) if work.has(step)]
@@ -37,7 +44,10 @@ def stage(checkpoint: Checkpoint, adapter: Adapter | None, plan: Plan, options: 
     if options.search_results:
         from vila_quant.formats.search_results import write_search_results
 
-        blocks = {f"{LAYERS.removeprefix('llm.')}.{layer}": _found(work, layer) for layer in range(plan.config.num_hidden_layers)}
+        blocks = {
+            f"{LAYERS.removeprefix('llm.')}.{layer}": _found(work, layer)
+            for layer in range(plan.config.num_hidden_layers)
+        }
         write_search_results(blocks, staged / SEARCH_RESULTS)
     return staged
 

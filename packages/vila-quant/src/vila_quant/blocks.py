@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry
 from vila_core.checkpoint.load import WeightOverlay
-from vila_core.checkpoint.reading import DTYPES, read_tensors
+from vila_core.checkpoint.tensors.reading import DTYPES, read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
@@ -82,7 +82,9 @@ def load_block(block: Block, tensors: Mapping[str, Tensor], dtype: torch.dtype) 
     """Fill a block with whole tensors, by their names in it, in `dtype`. Raises `CheckpointError` for another shape."""
     for name, wanted in block.state_dict().items():
         if tensors[name].shape != wanted.shape:
-            raise CheckpointError(f"{name} has shape {list(tensors[name].shape)}; the config says {list(wanted.shape)}.")
+            raise CheckpointError(
+                f"{name} has shape {list(tensors[name].shape)}; the config says {list(wanted.shape)}."
+            )
     block.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
     block.eval().requires_grad_(False)
 
@@ -108,7 +110,9 @@ def gemm_tensors(module: str, weight: GroupwiseWeight) -> dict[str, Tensor]:
     return {f"{module}.{name}": tensor.cpu() for name, tensor in vars(packed).items()}
 
 
-def restore_block(tensors: Mapping[str, Tensor], config: DecoderConfig, layer: int, device: torch.device, dtype: torch.dtype) -> Block:
+def restore_block(
+    tensors: Mapping[str, Tensor], config: DecoderConfig, layer: int, device: torch.device, dtype: torch.dtype
+) -> Block:
     """Return a quantized block as `store_block` stored it, its weights dequantized."""
     prefix = f"{LAYERS}.{layer}."
     block = empty_block(config, layer)
@@ -117,7 +121,9 @@ def restore_block(tensors: Mapping[str, Tensor], config: DecoderConfig, layer: i
         if f"{prefix}{name}.qweight" in tensors:
             parts = {kind: tensors[f"{prefix}{name}.{kind}"].to(device) for kind in ("qweight", "qzeros", "scales")}
             weight = unpack_gemm(GemmTensors(**parts))
-            whole[f"{name}.weight"] = GroupwiseWeight(weight.q, weight.scales.float(), weight.zeros.float(), weight.bits).dequantize()
+            whole[f"{name}.weight"] = GroupwiseWeight(
+                weight.q, weight.scales.float(), weight.zeros.float(), weight.bits
+            ).dequantize()
     load_block(block, whole, dtype)
     return block
 

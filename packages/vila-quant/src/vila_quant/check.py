@@ -17,7 +17,7 @@ from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_core.loading import load
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_quant.comparison import Compared, Errors, Record, blocks_of, compare, record
 from vila_quant.held_out import read_prompts
 from vila_quant.kernels import forced
@@ -144,7 +144,11 @@ def check(
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)
     # First, so that a misspelt name is told at once; the answers are kept, whatever comes after.
-    changes = compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline) if tasks else []
+    changes = (
+        compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline)
+        if tasks
+        else []
+    )
     original = load(source, device=device, dtype=dtype, offline=offline, lora=lora)
     chosen, target = original.dtype, original.device
     asked = read_prompts(original, prompts, number)
@@ -185,7 +189,11 @@ def check(
 
 def _require_same(before: Checkpoint, after: Checkpoint) -> None:
     ours, theirs = (
-        (one.config.language_model.vocab_size, one.config.language_model.hidden_size, one.config.vision_tower.hidden_size)
+        (
+            one.config.language_model.vocab_size,
+            one.config.language_model.hidden_size,
+            one.config.vision_tower.hidden_size,
+        )
         for one in (before, after)
     )
     if ours != theirs:

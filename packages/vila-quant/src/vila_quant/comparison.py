@@ -107,7 +107,9 @@ def compare(model: Vila, prompt: HeldOutPrompt, record: Record, vision: Errors, 
         logits = _scored_logits(model, prompt)
     if record.blocks:
         _compare_blocks(model, record.blocks, layers)
-    before, after = (torch.log_softmax(of_model.to(logits.device).float(), dim=-1) for of_model in (record.logits, logits))
+    before, after = (
+        torch.log_softmax(of_model.to(logits.device).float(), dim=-1) for of_model in (record.logits, logits)
+    )
     targets = torch.tensor(prompt.prepared.input_ids[-prompt.scored :], device=logits.device)[:, None]
     return Compared(
         has_media=prompt.has_media,
@@ -151,7 +153,9 @@ def blocks_of(model: Vila) -> list[nn.Module]:
 
 
 @contextmanager
-def _hooked(modules: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]) -> Generator[None]:
+def _hooked(
+    modules: Sequence[nn.Module], hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+) -> Generator[None]:
     handles = [module.register_forward_hook(hook) for module in modules]
     try:
         yield

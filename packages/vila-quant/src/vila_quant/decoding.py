@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vila_core.language.decoder import DecoderModel
 
 if TYPE_CHECKING:
-    from vila_core.engine.cache import KVCache
+    from vila_core.language.cache import KVCache
     from vila_quant.kernels.compiled.decoder import CompiledDecoder
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -28,7 +28,12 @@ class DecodingModel(DecoderModel):
     def __init__(self, model: DecoderModel):
         nn.Module.__init__(self)
         self.config = model.config
-        self.embed_tokens, self.layers, self.norm, self.rotary = model.embed_tokens, model.layers, model.norm, model.rotary
+        self.embed_tokens, self.layers, self.norm, self.rotary = (
+            model.embed_tokens,
+            model.layers,
+            model.norm,
+            model.rotary,
+        )
 
     def run(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
         """`x [B, T, D]` -> hidden states after the final norm `[B, T, D]`."""

@@ -50,7 +50,10 @@ class Fp8Linear(nn.Module):
         self.is_fast = multiplies_fp8(device, *self.weight.shape)
         if device.type == "cuda" and not self.is_fast:
             name = torch.cuda.get_device_name(device)
-            warnings.warn(f"{name} does not multiply fp8: the vision tower is dequantized at each step. Use --vision int8.", stacklevel=2)
+            warnings.warn(
+                f"{name} does not multiply fp8: the vision tower is dequantized at each step. Use --vision int8.",
+                stacklevel=2,
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., K]` -> `[..., N]` in the dtype of `x`."""
@@ -95,11 +98,15 @@ def multiply_fp8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tenso
     The product comes out of the tensor cores in bfloat16; a bias in bfloat16 is added before it is rounded to that.
     """
     inside = bias if bias is not None and bias.dtype == torch.bfloat16 else None
-    y = torch._scaled_mm(x, weight.T, x_scale, weight_scale.T, bias=inside, out_dtype=torch.bfloat16, use_fast_accum=True)
+    y = torch._scaled_mm(
+        x, weight.T, x_scale, weight_scale.T, bias=inside, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
     return y if bias is None or inside is not None else y + bias.float()
 
 
-def multiply_fp8_reference(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def multiply_fp8_reference(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None
+) -> Tensor:
     """The same anywhere, in float32: the oracle of `multiply_fp8`."""
     y = F.linear(x.float(), weight.float()) * weight_scale.T * x_scale
     return y if bias is None else y + bias.float()

@@ -59,7 +59,9 @@ def quantize(weight: Tensor, bits: int, group_size: int) -> GroupwiseWeight:
     groups = weight.reshape(rows, -1, size)  # [N, G, g]
     highest, lowest = groups.amax(-1, keepdim=True), groups.amin(-1, keepdim=True)
     if not bool(torch.isfinite(highest - lowest).all()):
-        raise ConfigError("The weight holds values that are not finite. The checkpoint is damaged, or its dtype overflowed.")
+        raise ConfigError(
+            "The weight holds values that are not finite. The checkpoint is damaged, or its dtype overflowed."
+        )
     largest = 2**bits - 1
     scales = (highest - lowest).clamp(min=SMALLEST_RANGE) / largest
     zeros = (-torch.round(lowest / scales)).clamp(0, largest)

@@ -26,7 +26,9 @@ def quantize_head_int8(weight: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def quantize_head_int4(weight: Tensor, hidden: Tensor, norm: Tensor, eps: float, bits: int, group_size: int) -> dict[str, Tensor]:
+def quantize_head_int4(
+    weight: Tensor, hidden: Tensor, norm: Tensor, eps: float, bits: int, group_size: int
+) -> dict[str, Tensor]:
     """Quantize `weight [V, D]` for what it reads: `hidden [B, T, D]` of the last block behind the final norm's weight `[D]`."""
     device = weight.device
     final_norm = RMSNorm(len(norm), eps).to(device, hidden.dtype)
@@ -40,5 +42,7 @@ def quantize_head_int4(weight: Tensor, hidden: Tensor, norm: Tensor, eps: float,
         whole = rows.float()
         grid = search_ranges(whole, factor.costs, group_size, bits)
         parts.append(round_compensated(whole, factor, *grid, bits))
-    q, scales, zeros = (torch.cat(tensors) for tensors in zip(*((part.q, part.scales, part.zeros) for part in parts), strict=True))
+    q, scales, zeros = (
+        torch.cat(tensors) for tensors in zip(*((part.q, part.scales, part.zeros) for part in parts), strict=True)
+    )
     return gemm_tensors(HEAD, GroupwiseWeight(q, scales, zeros, bits))

@@ -46,7 +46,9 @@ def read_prompts(model: Vila, source: str, number: int) -> list[HeldOutPrompt]:
     prompts = [_prepare(model, sample) for sample in islice(samples, number)]
     found = [prompt for prompt in prompts if prompt.scored > 0]
     if not found:
-        raise QuantizationError(f"'{source}' has no prompt to compare answers on. Give some with at least two tokens of text.")
+        raise QuantizationError(
+            f"'{source}' has no prompt to compare answers on. Give some with at least two tokens of text."
+        )
     return found
 
 
@@ -74,9 +76,13 @@ def _prepare(model: Vila, sample: Sample) -> HeldOutPrompt:
         return HeldOutPrompt(asked, len(asked.input_ids) - 1 - (places[-1] if places else 0), has_media=bool(places))
     messages = [Message("user", sample.prompt), Message("assistant", sample.answer)]
     answered = prepare(messages, model.config, model.tokenizer, model.template, model.limits, generation_prompt=False)
-    return HeldOutPrompt(answered, len(answered.input_ids) - _common(asked.input_ids, answered.input_ids), has_media=bool(places))
+    return HeldOutPrompt(
+        answered, len(answered.input_ids) - _common(asked.input_ids, answered.input_ids), has_media=bool(places)
+    )
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """Return with how many equal tokens both begin."""
-    return next((place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+    return next(
+        (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

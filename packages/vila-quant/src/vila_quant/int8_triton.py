@@ -64,7 +64,9 @@ def _scaled_product_kernel(
     tl.store(place, y.to(y_pointer.dtype.element_ty), mask=(row < rows)[:, None] & (output < outputs)[None, :])
 
 
-def multiply_int8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def multiply_int8(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
     """`x [M, K]` int8, `x_scale [M, 1]`, `weight [N, K]` int8, `weight_scale [N, 1]` float32, `bias [N]` -> `[M, N]` of `dtype`."""
     (rows, inputs), outputs = x.shape, weight.shape[0]
     y = torch.empty(rows, outputs, dtype=dtype, device=x.device)

@@ -150,7 +150,9 @@ class LayerLoop:
         self.work.save(step_name(layer), tensors, record)
         self.progress.advance(f"loss {lost:.3g}, by plain rounding {nearest:.3g}")
 
-    def _lost_by_rounding(self, layer: int, block: Block, x: Tensor, surroundings: Surroundings, expected: Tensor) -> float:
+    def _lost_by_rounding(
+        self, layer: int, block: Block, x: Tensor, surroundings: Surroundings, expected: Tensor
+    ) -> float:
         """Return the loss of rounding to nearest; the block is left as it was."""
         weights = {name: linear(block, name).weight for name in LINEARS if name not in self.plan.skipped[layer]}
         originals = {name: weight.clone() for name, weight in weights.items()}

@@ -96,7 +96,9 @@ def quantize_model(
     reader = TensorReader(checkpoint, adapter, target)
     with clock.phase("layers"):
         surroundings = calibration.surroundings(plan.config, target)
-        hidden = LayerLoop(plan, options, method, reader, work, target, dtype, progress).run(calibration.embeds, surroundings)
+        hidden = LayerLoop(plan, options, method, reader, work, target, dtype, progress).run(
+            calibration.embeds, surroundings
+        )
     with clock.phase("head"):
         _quantize_head(plan, options, reader, hidden, work, progress)
     del hidden
@@ -112,7 +114,9 @@ def quantize_model(
             options=options.model_dump(mode="json"),
             device=_device_name(target),
             calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
-            layers=[LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)],
+            layers=[
+                LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)
+            ],
             sizes=sizes_of(checkpoint, written),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(target),
@@ -141,20 +145,28 @@ class Clock:
 
 
 def _open_embedder(
-    checkpoint: Checkpoint, options: QuantizationOptions, device: torch.device, dtype: torch.dtype, adapter: Adapter | None
+    checkpoint: Checkpoint,
+    options: QuantizationOptions,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: Adapter | None,
 ) -> Embedder:
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     template = choose_template(options.chat_template, checkpoint.config.chat_template, tokenizer)
     return Embedder(checkpoint, tokenizer, template, device, dtype, adapter)
 
 
-def _calibrate(embedder: Embedder, options: QuantizationOptions, device: torch.device, progress: Progress) -> Calibration:
+def _calibrate(
+    embedder: Embedder, options: QuantizationOptions, device: torch.device, progress: Progress
+) -> Calibration:
     source = resolve_source(options.calibration, embedder.config.language_model.vocab_size)
     samples = read_samples(source, options.seed, PICTURE_SHARES.get(device.type, 0.0))
     sequences = options.sequences or SEQUENCES.get(device.type, SEQUENCES["cpu"])
     progress.start("Calibration", sequences)
     exact = options.sequences is not None
-    return collect(samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: progress.advance())
+    return collect(
+        samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: progress.advance()
+    )
 
 
 def _warn_of_few_tokens(calibration: Calibration, plan: Plan, progress: Progress) -> None:
@@ -174,7 +186,9 @@ def _quantize_vision(
     from vila_quant.smoothing import BranchLoss, quantize_tower
 
     if not calibration.pixels:
-        raise QuantizationError("--vision needs pictures in the calibration; these samples have none. Give some, or leave --vision out.")
+        raise QuantizationError(
+            "--vision needs pictures in the calibration; these samples have none. Give some, or leave --vision out."
+        )
     tower = embedder.network.vision_tower
     losses: list[BranchLoss] = []
 
@@ -186,7 +200,10 @@ def _quantize_vision(
     alpha = "search" if options.vision_alpha is None else options.vision_alpha
     changed = quantize_tower(tower, calibration.pixels, options.vision, alpha, on_branch)
     tensors = {f"vision_tower.{name}": tensor.cpu() for name, tensor in changed.items()}
-    stored = {name: tensor.to(DTYPES[embedder.config.dtype]) if _is_norm(name, tensor) else tensor for name, tensor in tensors.items()}
+    stored = {
+        name: tensor.to(DTYPES[embedder.config.dtype]) if _is_norm(name, tensor) else tensor
+        for name, tensor in tensors.items()
+    }
     work.save(VISION_STEP, stored, {"branches": [vars(loss) for loss in losses]})
 
 
@@ -213,7 +230,11 @@ def _quantize_head(
 
 
 def _manifest(
-    checkpoint: Checkpoint, adapter: Adapter | None, options: QuantizationOptions, device: torch.device, calibration: Calibration
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    options: QuantizationOptions,
+    device: torch.device,
+    calibration: Calibration,
 ) -> dict[str, object]:
     files = {entry.file for entry in checkpoint.weights.entries.values()}
     changed = set() if adapter is None else {file for file in adapter.path.iterdir() if file.is_file()}

@@ -46,7 +46,9 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
         )
     config = checkpoint.config.language_model
     if not isinstance(config, DecoderConfig):
-        raise QuantizationError(f"The language model '{config.name}' is run by transformers; vila-quant quantizes the native decoder only.")
+        raise QuantizationError(
+            f"The language model '{config.name}' is run by transformers; vila-quant quantizes the native decoder only."
+        )
     modules = [f"{LAYERS}.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in LINEARS]
     for pattern in options.skip:
         if not any(fnmatchcase(module, pattern) for module in (*modules, HEAD)):
@@ -59,7 +61,9 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
         raise QuantizationError("--skip leaves nothing to quantize. Give fewer patterns.")
     head = "none" if _is_skipped(HEAD, options.skip) else options.lm_head
     head_weight = (
-        f"{HEAD}.weight" if f"{HEAD}.weight" in checkpoint.weights.entries and not config.tie_word_embeddings else f"{EMBEDDING}.weight"
+        f"{HEAD}.weight"
+        if f"{HEAD}.weight" in checkpoint.weights.entries and not config.tie_word_embeddings
+        else f"{EMBEDDING}.weight"
     )
     _check_widths(checkpoint, skipped, head, head_weight, options.group_size)
     return Plan(config, skipped, head, head_weight)
@@ -76,20 +80,25 @@ def check_format(options: QuantizationOptions) -> None:
         *(["--skip"] if options.skip else []),
     ]
     if problems:
-        raise QuantizationError(f"Format 'tinychat' cannot hold {', '.join(problems)}. Leave that out, or write format 'awq'.")
+        raise QuantizationError(
+            f"Format 'tinychat' cannot hold {', '.join(problems)}. Leave that out, or write format 'awq'."
+        )
 
 
 def _is_skipped(module: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(module, pattern) for pattern in patterns)
 
 
-def _check_widths(checkpoint: Checkpoint, skipped: Mapping[int, frozenset[str]], head: str, head_weight: str, group_size: int) -> None:
+def _check_widths(
+    checkpoint: Checkpoint, skipped: Mapping[int, frozenset[str]], head: str, head_weight: str, group_size: int
+) -> None:
     entries = checkpoint.weights.entries
     shapes = {
         name: entries[name].shape
         for layer, names in skipped.items()
         for linear in LINEARS
-        if linear not in names and (name := f"{LAYERS}.{layer}.{linear}.weight") in entries  # what is missing, the reader names
+        if linear not in names
+        and (name := f"{LAYERS}.{layer}.{linear}.weight") in entries  # what is missing, the reader names
     }
     if head == "int4":
         shapes[head_weight] = entries[head_weight].shape
@@ -97,7 +106,11 @@ def _check_widths(checkpoint: Checkpoint, skipped: Mapping[int, frozenset[str]],
     if unfit:
         name, shape = next(iter(unfit.items()))
         fitting = [size for size in GROUP_SIZES if all(other[1] % size == 0 for other in shapes.values())]
-        offer = f"--group-size {' or '.join(map(str, fitting))} fits all layers" if fitting else "no group size fits all layers"
+        offer = (
+            f"--group-size {' or '.join(map(str, fitting))} fits all layers"
+            if fitting
+            else "no group size fits all layers"
+        )
         raise QuantizationError(
             f"Group size {group_size} does not divide the {shape[1]} inputs of {name.removesuffix('.weight')} ({len(unfit)} such layers). "
             f"{offer[0].upper()}{offer[1:]}; --skip leaves layers out."

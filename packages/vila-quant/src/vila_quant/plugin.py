@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
-from vila_core.lazy_formats import LazyShardedFormat
+from vila_core.plugins.lazy_formats import LazyShardedFormat
 from vila_quant.awq.methods import METHODS
 from vila_quant.kernels.builtin import KERNELS
 
 if TYPE_CHECKING:
     import typer
 
-    from vila_core.hookspecs import CheckpointFormat
+    from vila_core.plugins.hookspecs import CheckpointFormat
     from vila_quant.awq.method import BlockQuantizer
     from vila_quant.kernels import MatmulKernel
 

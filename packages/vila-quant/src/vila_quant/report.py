@@ -46,7 +46,13 @@ class CalibrationReport(Config):
     def of(cls, calibration: Calibration, source: str) -> "CalibrationReport":
         """Return the report of a calibration."""
         sequences, length = calibration.samples.shape
-        return cls(source=source, samples=calibration.count, sequences=sequences, sequence_length=length, digest=calibration.digest)
+        return cls(
+            source=source,
+            samples=calibration.count,
+            sequences=sequences,
+            sequence_length=length,
+            digest=calibration.digest,
+        )
 
 
 class PartSizes(Config):
@@ -96,18 +102,24 @@ class QuantizationReport(Config):
 def sizes_of(before: Checkpoint, after: Checkpoint) -> Sizes:
     """Return the sizes of a checkpoint before and after."""
     whole, quantized = estimate(before), estimate(after)
-    parts = {name: PartSizes(before=part.nbytes, after=quantized.parts[name].nbytes) for name, part in whole.parts.items()}
+    parts = {
+        name: PartSizes(before=part.nbytes, after=quantized.parts[name].nbytes) for name, part in whole.parts.items()
+    }
     return Sizes(parts=parts, context=CONTEXT, cache_bytes=whole.cache_bytes("bfloat16", CONTEXT))
 
 
 def write_report(report: QuantizationReport, source: Checkpoint, folder: Path) -> None:
     """Write the report's two forms and the model card into `folder`."""
     content = {**report.model_dump(mode="json"), "remaining_loss": report.remaining}
-    (folder / f"{REPORT}.json").write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / f"{REPORT}.json").write_text(
+        json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (folder / f"{REPORT}.html").write_text(_page(report), encoding="utf-8")
     if (folder / "README.md").exists():
         (folder / "README.md").rename(folder / ORIGINAL_CARD)  # it may hold terms of the license
-    (folder / "README.md").write_text(_card(report, source, has_original=(folder / ORIGINAL_CARD).exists()), encoding="utf-8")
+    (folder / "README.md").write_text(
+        _card(report, source, has_original=(folder / ORIGINAL_CARD).exists()), encoding="utf-8"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ for people
@@ -127,7 +139,9 @@ def _page(report: QuantizationReport) -> str:
     rows = [(name, _size(part.before), _size(part.after)) for name, part in sizes.parts.items()]
     rows.append(("all", _size(sizes.before), _size(sizes.after)))
     given = {**report.options, "lora_path": report.adapter}
-    options = [(key, _value(value)) for key, value in given.items() if value is not None and value is not False and value != []]
+    options = [
+        (key, _value(value)) for key, value in given.items() if value is not None and value is not False and value != []
+    ]
     seconds = [(name, f"{value:.1f}") for name, value in report.seconds.items()]
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -155,7 +169,9 @@ SHA-256 <code>{calibration.digest}</code></p>
 def loss_plot(report: QuantizationReport) -> str:
     """Return an SVG with two bars a layer: the loss of rounding to nearest, and the loss that is left."""
     width, height, left, bottom = 800, 260, 48, 24
-    shares = [(layer.mse_nearest / max(layer.power, 1e-30), layer.mse / max(layer.power, 1e-30)) for layer in report.layers]
+    shares = [
+        (layer.mse_nearest / max(layer.power, 1e-30), layer.mse / max(layer.power, 1e-30)) for layer in report.layers
+    ]
     top = max((max(pair) for pair in shares), default=0) or 1.0
     step = (width - left) / max(len(shares), 1)
     bars: list[str] = []
@@ -168,7 +184,9 @@ def loss_plot(report: QuantizationReport) -> str:
                 f"<title>layer {index}: {share:.3g}</title></rect>"
             )
         if len(shares) <= 40 or index % 5 == 0:
-            bars.append(f'<text x="{left + step * (index + 0.5):.1f}" y="{height - 8}" text-anchor="middle">{index}</text>')
+            bars.append(
+                f'<text x="{left + step * (index + 0.5):.1f}" y="{height - 8}" text-anchor="middle">{index}</text>'
+            )
     ticks = [
         f'<text x="{left - 6}" y="{height - bottom - (height - bottom - 12) * part + 4:.1f}" text-anchor="end">{top * part:.2g}</text>'
         for part in (0, 0.5, 1)
@@ -184,7 +202,11 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _cache(sizes: Sizes) -> str:
-    return "" if sizes.cache_bytes is None else f", {_size(sizes.cache_bytes)} of KV cache for {sizes.context} tokens in 16 bits"
+    return (
+        ""
+        if sizes.cache_bytes is None
+        else f", {_size(sizes.cache_bytes)} of KV cache for {sizes.context} tokens in 16 bits"
+    )
 
 
 def _value(value: object) -> str:
@@ -197,17 +219,25 @@ def _size(count: int) -> str:
 
 def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool) -> str:
     """Return the model card. It says nothing that differs from run to run."""
-    name = " with ".join(Path(part).name if Path(part).exists() else part for part in (report.model, report.adapter) if part is not None)
+    name = " with ".join(
+        Path(part).name if Path(part).exists() else part for part in (report.model, report.adapter) if part is not None
+    )
     options, calibration, sizes = report.options, report.calibration, report.sizes
     skipped = [f"`{pattern}`" for pattern in cast("list[str]", options["skip"])]
-    head = {"none": "16 bits", "int8": "int8 by rows", "int4": f"4 bits, groups of {options['group_size']}"}[str(options["lm_head"])]
-    tower = {"none": "16 bits", "int8": "int8, activations too (SmoothQuant)", "fp8": "fp8, activations too"}[str(options["vision"])]
+    head = {"none": "16 bits", "int8": "int8 by rows", "int4": f"4 bits, groups of {options['group_size']}"}[
+        str(options["lm_head"])
+    ]
+    tower = {"none": "16 bits", "int8": "int8, activations too (SmoothQuant)", "fp8": "fp8, activations too"}[
+        str(options["vision"])
+    ]
     front = ["library_name: vila-kit", "tags: [vila, quantized, awq, 4-bit]", *_license(source.license)]
     if "/" in report.model and not Path(report.model).exists():
         front.append(f"base_model: {report.model}")
     front_matter = "\n".join(front)
     original = (
-        f"\nThe card of the whole weights is [{ORIGINAL_CARD}]({ORIGINAL_CARD}); their license holds here too.\n" if has_original else ""
+        f"\nThe card of the whole weights is [{ORIGINAL_CARD}]({ORIGINAL_CARD}); their license holds here too.\n"
+        if has_original
+        else ""
     )
     return f"""---
 {front_matter}

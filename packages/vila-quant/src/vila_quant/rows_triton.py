@@ -64,6 +64,14 @@ def quantize_rows(x: Tensor, dtype: torch.dtype, largest: float, smallest_range:
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     if rows:
         _quantize_rows_kernel[(rows,)](
-            x.contiguous(), q, scales, columns, float(largest), smallest_range, COLUMNS=COLUMNS, ROUND=dtype == torch.int8, num_warps=2
+            x.contiguous(),
+            q,
+            scales,
+            columns,
+            float(largest),
+            smallest_range,
+            COLUMNS=COLUMNS,
+            ROUND=dtype == torch.int8,
+            num_warps=2,
         )
     return q, scales

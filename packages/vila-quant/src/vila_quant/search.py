@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from vila_core.errors import CheckpointError
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_quant.awq.method import BlockQuantizer
 from vila_quant.formats.search_results import AppliedSearch, check_layers, read_search_results
 from vila_quant.plan import Plan
@@ -43,5 +43,7 @@ def _file(search: str) -> Path | None:
         return None
     file = Path(search).expanduser()
     if not file.is_file():
-        raise CheckpointError(f"No file '{search}'. --search takes a method's name, or a file of AWQ search results ({SUFFIX}).")
+        raise CheckpointError(
+            f"No file '{search}'. --search takes a method's name, or a file of AWQ search results ({SUFFIX})."
+        )
     return file

@@ -56,7 +56,11 @@ _SEPARATE = (
 )
 _JOINT = (TowerBranch("attn", "norm1", ("qkv",), ("proj",)), TowerBranch("mlp", "norm2", ("fc1",), ("fc2",)))
 
-BRANCHES: Mapping[type[nn.Module], tuple[TowerBranch, ...]] = {EncoderLayer: _SEPARATE, InternVitLayer: _JOINT, RadioBlock: _JOINT}
+BRANCHES: Mapping[type[nn.Module], tuple[TowerBranch, ...]] = {
+    EncoderLayer: _SEPARATE,
+    InternVitLayer: _JOINT,
+    RadioBlock: _JOINT,
+}
 """The layers that can be quantized: those of SigLIP and CLIP, InternViT, RADIO."""
 
 
@@ -110,7 +114,9 @@ def quantize_tower(
         branches = BRANCHES[type(layer)]
         hidden, inputs, outputs = _run_layer(layer, branches, hidden)
         for branch in branches:
-            tensors, loss = _quantize_branch(prefix, layer, branch, inputs[branch.name], outputs[branch.name], mode, alphas)
+            tensors, loss = _quantize_branch(
+                prefix, layer, branch, inputs[branch.name], outputs[branch.name], mode, alphas
+            )
             changed |= tensors
             if on_branch is not None:
                 on_branch(loss)
@@ -162,7 +168,9 @@ def quantize_linear(linear: nn.Linear, mode: TowerMode, scales: Tensor | None = 
     return module
 
 
-def _first_hidden(tower: VisionTower, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]) -> tuple[list[Tensor], set[str]]:
+def _first_hidden(
+    tower: VisionTower, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]
+) -> tuple[list[Tensor], set[str]]:
     """Return what the first layer reads of each batch, and the names of the layers that run."""
     hidden: list[Tensor] = []
     used: set[str] = set()
@@ -194,7 +202,9 @@ def _first_hidden(tower: VisionTower, layers: Mapping[str, nn.Module], batches: 
 _Recorded = dict[str, list[Tensor]]
 
 
-def _run_layer(layer: nn.Module, branches: Sequence[TowerBranch], hidden: Sequence[Tensor]) -> tuple[list[Tensor], _Recorded, _Recorded]:
+def _run_layer(
+    layer: nn.Module, branches: Sequence[TowerBranch], hidden: Sequence[Tensor]
+) -> tuple[list[Tensor], _Recorded, _Recorded]:
     """Return the layer's outputs, and by branch what it reads and what it gives, a tensor a batch."""
     inputs: _Recorded = {branch.name: [] for branch in branches}
     outputs: _Recorded = {branch.name: [] for branch in branches}
@@ -227,8 +237,12 @@ def _quantize_branch(
     name = f"{prefix}.{branch.name}"
     weights = [_linear(module, linear).weight for linear in branch.smoothed]
     maxima = channel_maxima(inputs)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in (maxima, *module.parameters(), channel_maxima(expected))):
-        raise QuantizationError(f"{name}: weights or activations are not finite. Check the checkpoint, or calibrate in another dtype.")
+    if not all(
+        bool(torch.isfinite(tensor).all()) for tensor in (maxima, *module.parameters(), channel_maxima(expected))
+    ):
+        raise QuantizationError(
+            f"{name}: weights or activations are not finite. Check the checkpoint, or calibrate in another dtype."
+        )
     best: tuple[nn.Module, Tensor | None, BranchLoss] | None = None
     for alpha in alphas:
         scales = None if alpha is None else smoothing_scales(maxima, weights, alpha)
@@ -249,7 +263,9 @@ def _quantize_branch(
     }
     if scales is not None:
         norm = layer.get_submodule(branch.norm)
-        tensors |= {f"{prefix}.{branch.norm}.{key}": (value / scales).to(value.dtype) for key, value in norm.named_parameters()}
+        tensors |= {
+            f"{prefix}.{branch.norm}.{key}": (value / scales).to(value.dtype) for key, value in norm.named_parameters()
+        }
     return {key: tensor.detach() for key, tensor in tensors.items()}, loss
 
 

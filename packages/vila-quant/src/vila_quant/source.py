@@ -12,7 +12,12 @@ BASE_KEY, BASE_REVISION_KEY = "base_model_name_or_path", "revision"
 
 
 def find_source(
-    model: str | Path, lora: str | Path | None = None, *, revision: str | None = None, token: str | None = None, offline: bool = False
+    model: str | Path,
+    lora: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
 ) -> tuple[Path, str | Path | None]:
     """Return the folder of the whole weights and the adapter, if any, that `model` and `lora` mean.
 
@@ -53,7 +58,9 @@ def find_source(
             f"Where the base is elsewhere, give it as MODEL, and --lora-path {model}."
         ) from error
     if _is_adapter(whole):
-        raise CheckpointError(f"{model} names {base} as its base, which is an adapter itself. Merge that first: vila convert --lora-path.")
+        raise CheckpointError(
+            f"{model} names {base} as its base, which is an adapter itself. Merge that first: vila convert --lora-path."
+        )
     return whole, folder
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_quant.errors import QuantizationError
 from vila_quant.source import find_source
 
@@ -72,7 +72,9 @@ def compare_tasks(
         source, lora = find_source(path, offline=offline)
         adapter = [] if lora is None else ["--lora-path", str(lora)]
         name = f"{role}-{Path(path).absolute().name}"
-        run = _vila_eval(["--model-path", str(source), *adapter, "--model-name", name, "--tasks", ",".join(tasks), *settings])
+        run = _vila_eval(
+            ["--model-path", str(source), *adapter, "--model-name", name, "--tasks", ",".join(tasks), *settings]
+        )
         if failed := [f"{task['task']}: {task['error']}" for task in run["tasks"] if task["error"] is not None]:
             raise QuantizationError(f"{path} could not be evaluated. {'; '.join(failed)}")
         folders.append({task["task"]: task["folder"] for task in run["tasks"] if task["result"] is not None})
@@ -103,7 +105,9 @@ def _compare(task: str, before: str, after: str) -> TaskChange | None:
 
 def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:
     """Run `vila eval` with its progress shown, and return the object that it prints."""
-    done = subprocess.run([sys.executable, "-c", RUN_VILA, "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_VILA, "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False
+    )
     try:
         return cast("dict[str, Any]", json.loads(done.stdout))
     except json.JSONDecodeError as error:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vila_core.checkpoint import WeightIndex
 from vila_core.checkpoint.json_files import read_json
-from vila_core.checkpoint.memory import MemoryWeights
 from vila_core.checkpoint.new_folder import write_json
-from vila_core.checkpoint.shard_writer import ShardWriter
-from vila_core.checkpoint.weights import index_folder
+from vila_core.checkpoint.tensors.index import index_folder
+from vila_core.checkpoint.tensors.memory import MemoryWeights
+from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.errors import CheckpointError
 from vila_quant.errors import QuantizationError
 
@@ -88,7 +88,9 @@ class WorkFolder:
         except (CheckpointError, OSError) as error:
             is_told = isinstance(error, CheckpointError)
             problem = error if is_told else f"{self._out} cannot be written: {error.strerror or error}. Free space."
-            raise CheckpointError(f"{problem} Finished steps are kept in {self.path}: run it again, and it goes on.") from error
+            raise CheckpointError(
+                f"{problem} Finished steps are kept in {self.path}: run it again, and it goes on."
+            ) from error
         shutil.rmtree(self.path)
 
     def _require_same(self, found: Mapping[str, object], stated: Mapping[str, object]) -> None:

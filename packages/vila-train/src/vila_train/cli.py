@@ -24,12 +24,16 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 @app.command()
 def tiny(
     out: Annotated[Path, typer.Option(help="Folder for the log, the states and the checkpoint.")],
-    scratch: Annotated[Path | None, typer.Option(help="Folder for rendered samples, 45 GB at scale 1 (default: OUT/scratch).")] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for rendered samples, 45 GB at scale 1 (default: OUT/scratch).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
     scale: Annotated[float, typer.Option(min=0.0001, help="Factor on steps and samples; below 1 for a trial.")] = 1.0,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     compile_layers: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that render (default: one a processor, less one).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that render (default: one a processor, less one).")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="A vila-tiny to begin from (default: from nothing).")] = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run only this stage, by name (may be repeated).")] = None,
 ) -> None:
@@ -64,16 +68,22 @@ def world(
     from vila_train.world.sheet import Entry, contact_sheet
 
     chosen = as_split(split)
-    contact_sheet([Entry(make_sample(chosen, name, index)) for name in TASKS | CAPTIONS for index in range(samples)]).save(sheet)
+    contact_sheet(
+        [Entry(make_sample(chosen, name, index)) for name in TASKS | CAPTIONS for index in range(samples)]
+    ).save(sheet)
     typer.echo(f"Wrote {sheet}.")
 
 
 @app.command()
 def report(
-    model: Annotated[str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")
+    ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 500,
     split: Annotated[str, typer.Option(help="test (combinations it never saw), validation or train.")] = "test",
-    sheet: Annotated[Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table there (Markdown).")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,

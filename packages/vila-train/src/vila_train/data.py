@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_core.chat import IMAGE_TOKEN, VIDEO_TOKEN, ChatTemplate, Turn
-from vila_core.labels import IGNORE_INDEX, tokenize_with_labels
 from vila_core.tokenizer import Tokenizer
+from vila_train.labels import IGNORE_INDEX, tokenize_with_labels
 from vila_train.world import make_sample
 from vila_train.world.combinations import Split
 from vila_train.world.drawing import draw
@@ -42,7 +42,9 @@ class Encoder:
         end_text: what follows each picture or frame in its block.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, tokens_per_picture: int, end_text: str | None = "\n"):
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate, tokens_per_picture: int, end_text: str | None = "\n"
+    ):
         self.tokenizer = tokenizer
         self.template = template
         self.tokens_per_picture = tokens_per_picture
@@ -50,9 +52,16 @@ class Encoder:
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode `sample` as one turn of the user and the assistant's answer."""
-        text = "".join(part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN for part in sample.prompt)
-        tokens = tokenize_with_labels([Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template)
-        frames = iter([1 if isinstance(part, Scene) else len(part.frames) for part in sample.prompt if not isinstance(part, str)])
+        text = "".join(
+            part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN
+            for part in sample.prompt
+        )
+        tokens = tokenize_with_labels(
+            [Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template
+        )
+        frames = iter(
+            [1 if isinstance(part, Scene) else len(part.frames) for part in sample.prompt if not isinstance(part, str)]
+        )
         ids: list[int] = []
         places: list[int] = []
         labels: list[int] = []

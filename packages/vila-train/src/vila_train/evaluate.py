@@ -32,7 +32,10 @@ def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) 
     """Return the score of each pool, from the true answers in one pass (see `exact_matches`)."""
     device = next(network.parameters()).device
     scores: dict[str, Score] = {}
-    with autocast(device), torch.compiler.set_stance("force_eager"):  # other shapes than training's: not worth compiling
+    with (
+        autocast(device),
+        torch.compiler.set_stance("force_eager"),
+    ):  # other shapes than training's: not worth compiling
         for task, pool in pools.items():
             right = sum(exact_matches(network, batch).sum() for batch in pool.in_order(batch_size))
             scores[task] = Score(int(right), len(pool))

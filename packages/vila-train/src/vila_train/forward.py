@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_core.labels import IGNORE_INDEX
 from vila_core.model import VilaModel
+from vila_train.labels import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def hidden_states(network: VilaModel, batches: Sequence[Batch]) -> list[Tensor]:
 def decode(network: VilaModel, batches: Sequence[Batch], tokens: Tensor) -> list[Tensor]:
     """Put the pictures' `tokens` `[sum of B·M, K, D]` in their places and run the language model on each batch."""
     found: list[Tensor] = []
-    for batch, of_batch in zip(batches, tokens.split([len(batch.pixels.flatten(0, 1)) for batch in batches]), strict=True):
+    for batch, of_batch in zip(
+        batches, tokens.split([len(batch.pixels.flatten(0, 1)) for batch in batches]), strict=True
+    ):
         media = of_batch.reshape(len(batch.ids), -1, of_batch.shape[-1])  # [B, M·K, D]
         text = network.llm.embed(batch.ids)  # [B, T, D]
         # A scatter without collisions: its gradient is a gather, where that of a gather would add up atomically.
@@ -58,7 +60,9 @@ def answer_loss(network: VilaModel, batches: Sequence[Batch]) -> Tensor:
     total = torch.zeros((), device=batches[0].ids.device)
     for batch, hidden in zip(batches, hidden_states(network, batches), strict=True):
         logits = network.llm.logits(hidden[:, :-1]).float()  # [B, T - 1, V]
-        total = total + F.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+        total = total + F.cross_entropy(
+            logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
+        )
     count = sum((batch.labels[:, 1:] != IGNORE_INDEX).sum() for batch in batches)
     return total / count
 

@@ -62,7 +62,9 @@ def make_optimizer(parameters: Sequence[nn.Parameter], stage: StageConfig) -> to
     ]
     device = parameters[0].device
     rate = torch.tensor(stage.learning_rate, device=device)
-    return torch.optim.AdamW(groups, lr=rate, betas=stage.betas, fused=device.type == "cuda", capturable=device.type == "cuda")
+    return torch.optim.AdamW(
+        groups, lr=rate, betas=stage.betas, fused=device.type == "cuda", capturable=device.type == "cuda"
+    )
 
 
 class Stage:
@@ -77,7 +79,9 @@ class Stage:
             can launch its kernels one by one.
     """
 
-    def __init__(self, network: VilaModel, stage: StageConfig, pools: Mapping[str, Pool], seed: int, *, capture: bool = False):
+    def __init__(
+        self, network: VilaModel, stage: StageConfig, pools: Mapping[str, Pool], seed: int, *, capture: bool = False
+    ):
         self.network = network
         self.config = stage
         self.pools = pools
@@ -91,7 +95,8 @@ class Stage:
         self._outcome: tuple[torch.Tensor, torch.Tensor] | None = None
         self._generator = torch.Generator(device)
         self._chosen = [
-            {source: torch.zeros(count, dtype=torch.int64, device=device) for source, count in draw.counts.items()} for draw in stage.draws
+            {source: torch.zeros(count, dtype=torch.int64, device=device) for source, count in draw.counts.items()}
+            for draw in stage.draws
         ]
 
     def advance(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +126,9 @@ class Stage:
 
     def batches(self) -> list[Batch]:
         """Return the chosen samples, one batch a draw."""
-        return [join([self.pools[source].take(indices) for source, indices in counts.items()]) for counts in self._chosen]
+        return [
+            join([self.pools[source].take(indices) for source, indices in counts.items()]) for counts in self._chosen
+        ]
 
     def _work(self) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.parameters[0].device):
@@ -133,7 +140,9 @@ class Stage:
 
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on."""
-        torch.save({"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}, path)
+        torch.save(
+            {"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}, path
+        )
 
     def resume(self, path: Path) -> None:
         """Go on from a state of the same stage."""
@@ -180,4 +189,10 @@ def run_stage(stage: Stage, log: Log, evaluate: Callable[[], Mapping[str, float]
                 }
             )
         if evaluate and (stage.step % config.evaluate_every == 0 or stage.step == config.steps):
-            log({"stage": config.name, "step": stage.step, "validation": {task: round(value, 4) for task, value in evaluate().items()}})
+            log(
+                {
+                    "stage": config.name,
+                    "step": stage.step,
+                    "validation": {task: round(value, 4) for task, value in evaluate().items()},
+                }
+            )

@@ -6,7 +6,7 @@ Dimensions: B batch, T tokens, V vocabulary, L learned tokens, K time tokens.
 import torch
 import torch.nn.functional as F
 
-from vila_core.labels import IGNORE_INDEX
+from vila_train.labels import IGNORE_INDEX
 
 
 def causal_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -14,7 +14,9 @@ def causal_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Te
     return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
 
 
-def soft_cross_entropy(logits: torch.Tensor, labels: torch.Tensor, time_token_ids: torch.Tensor, *, std: float = 1.0) -> torch.Tensor:
+def soft_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, time_token_ids: torch.Tensor, *, std: float = 1.0
+) -> torch.Tensor:
     """`causal_cross_entropy` in which a time token's target is spread over its neighbours (LITA, arXiv 2403.19046).
 
     The target of time token t is proportional to exp(-(t - t')² / 2 std²) over all time tokens t'. Hard and soft tokens

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_core.labels import IGNORE_INDEX
 from vila_train.data import Shard
 from vila_train.forward import Batch
+from vila_train.labels import IGNORE_INDEX
 
 
 class Pool:
@@ -34,7 +34,9 @@ class Pool:
 
     def take(self, indices: Tensor) -> Batch:
         """Return the samples at `indices` `[B]`."""
-        return Batch(self.pixels[indices], self.ids[indices].long(), self.places[indices].long(), self.labels[indices].long())
+        return Batch(
+            self.pixels[indices], self.ids[indices].long(), self.places[indices].long(), self.labels[indices].long()
+        )
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Yield every sample once."""

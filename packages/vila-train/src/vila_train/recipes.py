@@ -66,7 +66,9 @@ def tiny_align() -> StageConfig:
 
 def tiny_stage1_5() -> StageConfig:
     """The same with the language model frozen: the tower learns to say what it sees in a language that stays."""
-    return tiny_align().model_copy(update={"name": "stage1_5", "tune_language_model": False, "steps": 500, "learning_rate": 5e-4})
+    return tiny_align().model_copy(
+        update={"name": "stage1_5", "tune_language_model": False, "steps": 500, "learning_rate": 5e-4}
+    )
 
 
 def tiny_pretrain() -> StageConfig:
@@ -109,7 +111,11 @@ def tiny_sft() -> StageConfig:
 
 def tiny_sft_any_order() -> StageConfig:
     """A short second round of SFT in which the question also comes before the pictures."""
-    single: dict[str, int] = {**dict.fromkeys(SINGLE, 12), **{f"{task}_asked": 12 for task in SINGLE}, **dict.fromkeys(SINGLE_CAPTIONS, 6)}
+    single: dict[str, int] = {
+        **dict.fromkeys(SINGLE, 12),
+        **{f"{task}_asked": 12 for task in SINGLE},
+        **dict.fromkeys(SINGLE_CAPTIONS, 6),
+    }
     return tiny_sft().model_copy(
         update={
             "name": "sft_any_order",
@@ -119,7 +125,15 @@ def tiny_sft_any_order() -> StageConfig:
                 Draw(counts=single),
                 Draw(counts={"pair": 20, "pair_asked": 20, "caption_two": 6}),
                 Draw(counts={"in_context": 28, "caption_four": 4}),
-                Draw(counts={"motion": 6, "motion_asked": 6, "appearance": 10, "appearance_asked": 10, "caption_video": 4}),
+                Draw(
+                    counts={
+                        "motion": 6,
+                        "motion_asked": 6,
+                        "appearance": 10,
+                        "appearance_asked": 10,
+                        "caption_video": 4,
+                    }
+                ),
             ),
         }
     )

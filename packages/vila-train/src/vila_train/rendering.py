@@ -28,7 +28,8 @@ class Rendering:
         for source, size in sizes.items():
             bounds = range(0, size, SAMPLES_PER_SHARD)
             self._pending[split, source] = [
-                self.pool.submit(_render, self.folder, split, source, start, min(start + SAMPLES_PER_SHARD, size)) for start in bounds
+                self.pool.submit(_render, self.folder, split, source, start, min(start + SAMPLES_PER_SHARD, size))
+                for start in bounds
             ]
 
     def shards(self, split: Split, source: str) -> Iterator[Shard]:
@@ -58,9 +59,11 @@ _encoder: list[Encoder] = []
 
 def make_encoder(tokenizer_folder: Path) -> Encoder:
     """Return the encoder of vila-tiny's samples."""
-    from vila_core.plugins import load_plugins
+    from vila_core.plugins.loader import load_plugins
 
-    return Encoder(Tokenizer.from_folder(tokenizer_folder), load_plugins().chat_templates.get("qwen2"), TOKENS_PER_PICTURE)
+    return Encoder(
+        Tokenizer.from_folder(tokenizer_folder), load_plugins().chat_templates.get("qwen2"), TOKENS_PER_PICTURE
+    )
 
 
 def _prepare(tokenizer_folder: Path) -> None:

@@ -20,12 +20,18 @@ Answers = Mapping[str, Sequence[Entry]]
 def as_prompt(sample: Sample) -> list[str | vila.Image | vila.Video]:
     """Return the prompt as a user would give it."""
     return [
-        part if isinstance(part, str) else vila.Image(draw(part)) if isinstance(part, Scene) else vila.Video([draw(f) for f in part.frames])
+        part
+        if isinstance(part, str)
+        else vila.Image(draw(part))
+        if isinstance(part, Scene)
+        else vila.Video([draw(f) for f in part.frames])
         for part in sample.prompt
     ]
 
 
-def answer_tests(model_path: str | None, samples: int, device: str, batch_size: int, split: Split = "test") -> dict[str, list[Entry]]:
+def answer_tests(
+    model_path: str | None, samples: int, device: str, batch_size: int, split: Split = "test"
+) -> dict[str, list[Entry]]:
     """Ask `samples` questions of each task of `split`, greedily.
 
     Raises:

@@ -23,7 +23,9 @@ VOCABULARY = 1024
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)
 
 # How Qwen2's tokenizer cuts text before merging: digits one by one, so that numbers are spelled.
-_QWEN2_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 _SMALL_TALK = """You are a helpful assistant. system user assistant. Question: Answer: yes no Please answer with one word.
 Look at this image and tell me what you see. Compare the two images. What happened in this video, and why? Thank you very much!
@@ -56,7 +58,9 @@ def tiny_config(vocab_size: int) -> VilaConfig:
     )
     return VilaConfig(
         vision_tower=tower,
-        projector=ProjectorConfig(name="mlp_downsample_2x2_fix", in_size=tower.hidden_size, out_size=language_model.hidden_size),
+        projector=ProjectorConfig(
+            name="mlp_downsample_2x2_fix", in_size=tower.hidden_size, out_size=language_model.hidden_size
+        ),
         language_model=language_model,
         pixels=PixelConfig(size=IMAGE_SIZE),
         preprocess=PreprocessConfig(image_aspect_ratio="resize", num_video_frames=8),
@@ -86,12 +90,15 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
     from transformers import PreTrainedTokenizerFast
 
     from vila_core.chat import JinjaTemplate
-    from vila_core.plugins import load_plugins
+    from vila_core.plugins.loader import load_plugins
 
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_QWEN2_PIECES), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(_QWEN2_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -101,7 +108,9 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
         show_progress=False,
     )
     backend.train_from_iterator(tokenizer_corpus(), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=CONTEXT)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=CONTEXT
+    )
     tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
     tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
     template = load_plugins().chat_templates.get("qwen2")
@@ -116,7 +125,10 @@ def save_tokenizer(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     # transformers 5 names a class that 4 does not know, and keeps the template where 4 does not look.
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": tokenizer.chat_template}
+    config = json.loads(path.read_text()) | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": tokenizer.chat_template,
+    }
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (folder / "chat_template.jinja").unlink(missing_ok=True)

@@ -85,7 +85,9 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
             if options.compile:
                 compile_layers(network)
             run_stages(network, stages, drawn, options, log)
-            save_checkpoint(network.state_dict(), network.config, tokenizer_folder, options.out / "vila-tiny", dtype=torch.bfloat16)
+            save_checkpoint(
+                network.state_dict(), network.config, tokenizer_folder, options.out / "vila-tiny", dtype=torch.bfloat16
+            )
             scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
         log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     (options.out / "test.md").write_text(table(scores) + "\n")

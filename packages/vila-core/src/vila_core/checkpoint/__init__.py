@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING
 
 from vila_core.checkpoint.checkpoint import Checkpoint, Quantization, RawParts, Weights
-from vila_core.checkpoint.headers import TensorEntry
-from vila_core.checkpoint.weights import WeightIndex
+from vila_core.checkpoint.tensors.headers import TensorEntry
+from vila_core.checkpoint.tensors.index import WeightIndex
 
 if TYPE_CHECKING:
     from vila_core.checkpoint.conversion import convert, save_checkpoint

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vila_core.checkpoint.headers import TensorEntry
+from vila_core.checkpoint.tensors.headers import TensorEntry
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError
 

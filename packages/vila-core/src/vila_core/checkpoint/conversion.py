@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
+from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.checkpoint.opening import open_checkpoint
-from vila_core.checkpoint.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
-from vila_core.hookspecs import CheckpointFormat
-from vila_core.plugins import load_plugins
+from vila_core.plugins.hookspecs import CheckpointFormat
+from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,11 @@ def convert(
         CheckpointError: the format is unknown, cannot be written or cannot hold the model; the target is not empty; the disk is full.
     """
     target = writable_format(format, max_shard_bytes)
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision=revision, token=token, offline=offline)
+    checkpoint = (
+        source
+        if isinstance(source, Checkpoint)
+        else open_checkpoint(source, revision=revision, token=token, offline=offline)
+    )
     if lora is not None:
         require_mergeable(checkpoint)
         from vila_core.checkpoint.lora import MergedWeights, open_adapter
@@ -84,7 +88,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: as `convert` does.
     """
-    from vila_core.checkpoint.memory import MemoryWeights
+    from vila_core.checkpoint.tensors.memory import MemoryWeights
 
     target = writable_format(format, max_shard_bytes)
     tokenizer_path = Path(tokenizer_path)

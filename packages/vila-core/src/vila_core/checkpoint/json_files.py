@@ -22,10 +22,14 @@ def read_json(path: Path) -> dict[str, object]:
     try:
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes, too many for a JSON config. Download the checkpoint again.")
+            raise CheckpointError(
+                f"{path} has {size} bytes, too many for a JSON config. Download the checkpoint again."
+            )
         text = path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing. Download the checkpoint again or give the folder that holds it.") from None
+        raise CheckpointError(
+            f"{path} is missing. Download the checkpoint again or give the folder that holds it."
+        ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
     return parse_json_object(text, str(path))

@@ -80,7 +80,11 @@ def load_weights(
     """
     device = torch.device(device)
     slots = dict(_slots(network))
-    adapters = [(f"{name}." if name else "", module) for name, module in network.named_modules() if isinstance(module, WeightAdapter)]
+    adapters = [
+        (f"{name}." if name else "", module)
+        for name, module in network.named_modules()
+        if isinstance(module, WeightAdapter)
+    ]
     wanted = _match(checkpoint, slots, adapters, vocab_size)
     with torch.no_grad():
         for name, stored in checkpoint.weights.shards(device):
@@ -131,7 +135,10 @@ def _slots(network: nn.Module) -> Iterator[tuple[str, _Slot]]:
 
 
 def _match(
-    checkpoint: Checkpoint, slots: Mapping[str, _Slot], adapters: list[tuple[str, WeightAdapter]], vocab_size: int | None
+    checkpoint: Checkpoint,
+    slots: Mapping[str, _Slot],
+    adapters: list[tuple[str, WeightAdapter]],
+    vocab_size: int | None,
 ) -> set[str]:
     """Return the names to load. Raises `CheckpointError` unless checkpoint and network fit, judged by the headers alone."""
     entries = checkpoint.weights.entries
@@ -148,7 +155,11 @@ def _match(
         adapted = tuple(_adapt(adapters, name, torch.empty(got, device="meta")).shape)
         if adapted != want:
             misshapen.append(f"{name} {list(got)}, expected {list(want)}")
-    problems = [*_listed("missing", missing), *_listed("not expected", extra), *_listed("of the wrong shape", misshapen)]
+    problems = [
+        *_listed("missing", missing),
+        *_listed("not expected", extra),
+        *_listed("of the wrong shape", misshapen),
+    ]
     if problems:
         raise CheckpointError(
             f"The weights in {checkpoint.path} do not fit its config:\n"
@@ -170,7 +181,9 @@ def _is_harmless(name: str, slots: Mapping[str, _Slot], adapters: list[tuple[str
         return True
     if name == "llm.lm_head.weight":  # a tied head is the embedding; some writers store it all the same
         return not any(slot.startswith("llm.lm_head.") for slot in slots)
-    return any(name.startswith(prefix) and adapter.ignores_weight(name.removeprefix(prefix)) for prefix, adapter in adapters)
+    return any(
+        name.startswith(prefix) and adapter.ignores_weight(name.removeprefix(prefix)) for prefix, adapter in adapters
+    )
 
 
 def _adapt(adapters: list[tuple[str, WeightAdapter]], name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -15,18 +15,20 @@ from pathlib import Path
 import torch
 
 from vila_core.checkpoint.checkpoint import Checkpoint, Weights
-from vila_core.checkpoint.copying import tensor_bytes
-from vila_core.checkpoint.headers import TensorEntry, read_header
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.checkpoint.opening import find_folder
-from vila_core.checkpoint.pickles import load_pickle
-from vila_core.checkpoint.reading import read_tensors
+from vila_core.checkpoint.tensors.copying import tensor_bytes
+from vila_core.checkpoint.tensors.headers import TensorEntry, read_header
+from vila_core.checkpoint.tensors.pickles import load_pickle
+from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.errors import CheckpointError
 
 CONFIG_NAME = "adapter_config.json"
 REST_NAME = "non_lora_trainables.bin"
 
-_FACTORS = re.compile(r"(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.(weight|bias))?")
+_FACTORS = re.compile(
+    r"(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.(weight|bias))?"
+)
 _UNSUPPORTED = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config", "target_parameters",
                 "trainable_token_indices", "use_bdlora", "use_qalora")  # fmt: skip
 _REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -93,7 +95,12 @@ def _merge(weight: torch.Tensor, factors: _Factors) -> torch.Tensor:
 
 
 def open_adapter(
-    path_or_hub_id: str | Path, checkpoint: Checkpoint, *, revision: str | None = None, token: str | None = None, offline: bool = False
+    path_or_hub_id: str | Path,
+    checkpoint: Checkpoint,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
 ) -> Adapter:
     """Read an adapter (folder or hub id) and match it with the weights of `checkpoint`.
 
@@ -118,7 +125,11 @@ def open_adapter(
 
 
 def _read_rest(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[str]:
-    return [problem for key, tensor in load_pickle(adapter.path / REST_NAME).items() for problem in _replace(adapter, key, tensor, known)]
+    return [
+        problem
+        for key, tensor in load_pickle(adapter.path / REST_NAME).items()
+        for problem in _replace(adapter, key, tensor, known)
+    ]
 
 
 def _read_factors(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[str]:
@@ -147,16 +158,22 @@ def _read_factors(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[st
             factors.b = tensor
         else:
             factors.magnitude = tensor
-    return problems + [problem for name, factors in adapter.factors.items() for problem in _misfit(name, factors, known)]
+    return problems + [
+        problem for name, factors in adapter.factors.items() for problem in _misfit(name, factors, known)
+    ]
 
 
 def _require_supported(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
     if kind.upper() != "LORA":
-        raise CheckpointError(f"{config.source}: 'peft_type' is '{kind}'; only LORA (with rsLoRA and DoRA) can be merged.")
+        raise CheckpointError(
+            f"{config.source}: 'peft_type' is '{kind}'; only LORA (with rsLoRA and DoRA) can be merged."
+        )
     for key in _UNSUPPORTED:
         if config.values.get(key):
-            raise CheckpointError(f"{config.source}: '{key}' is set, which is not supported. Merge the adapter with peft itself.")
+            raise CheckpointError(
+                f"{config.source}: '{key}' is set, which is not supported. Merge the adapter with peft itself."
+            )
     start = config.values.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_REWRITING_INITS):
         raise CheckpointError(
@@ -171,7 +188,9 @@ def _scale(config: Section, module: str, rank: int) -> float:
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error:
-            raise CheckpointError(f"{config.source}: 'alpha_pattern' has {pattern!r}, which is no regular expression.") from None
+            raise CheckpointError(
+                f"{config.source}: 'alpha_pattern' has {pattern!r}, which is no regular expression."
+            ) from None
         if matches:
             alpha = patterns.number(pattern)
             break
@@ -192,7 +211,9 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _replace(adapter: Adapter, key: str, tensor: torch.Tensor, known: Mapping[str, TensorEntry]) -> list[str]:
     """Take a tensor that was trained as a whole; return what is wrong with it."""
-    name = _canonical(key.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".original_module.", "."), known)
+    name = _canonical(
+        key.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".original_module.", "."), known
+    )
     if name is None:
         return [f"{key} is no weight of it"]
     if tuple(tensor.shape) != known[name].shape:

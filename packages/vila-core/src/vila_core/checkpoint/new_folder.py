@@ -59,7 +59,9 @@ def require_new(path: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Write `value` as indented JSON with sorted keys. NaN and infinities are a `ValueError`."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _umask() -> int:
@@ -76,4 +78,6 @@ def _cannot_write(path: Path, error: OSError) -> CheckpointError:
 
 
 def _disk_full(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} was not written: {why}. Free space or choose another disk; no part of it was left behind.")
+    return CheckpointError(
+        f"{path} was not written: {why}. Free space or choose another disk; no part of it was left behind."
+    )

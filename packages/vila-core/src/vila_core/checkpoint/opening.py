@@ -4,10 +4,10 @@ import os
 from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
-from vila_core.checkpoint.vila import quantization_at
 from vila_core.errors import CheckpointError
-from vila_core.plugins import Plugins, load_plugins
+from vila_core.plugins.loader import Plugins, load_plugins
 
 
 def open_checkpoint(
@@ -29,25 +29,33 @@ def open_checkpoint(
     detected = [form for form in plugins.checkpoint_formats if form.detect(path)]
     if len(detected) > 1:
         names = ", ".join(form.name for form in detected)
-        raise CheckpointError(f"{path} is claimed by several formats: {names}. Uninstall one of their plugins (see `vila plugins`).")
+        raise CheckpointError(
+            f"{path} is claimed by several formats: {names}. Uninstall one of their plugins (see `vila plugins`)."
+        )
     if not detected:
         raise _unknown_format(path, plugins)
     return detected[0].read(path)
 
 
-def find_folder(path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
+def find_folder(
+    path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Path:
     """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`)."""
     path = Path(path_or_hub_id).expanduser()
     if os.path.exists(path):  # False for what can be no name of a folder
         if revision is not None:
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
         if not path.is_dir():
-            raise CheckpointError(f"'{path_or_hub_id}' is a file; expected the folder of a checkpoint or a hub id such as 'owner/name'.")
+            raise CheckpointError(
+                f"'{path_or_hub_id}' is a file; expected the folder of a checkpoint or a hub id such as 'owner/name'."
+            )
         return path
     from vila_core.checkpoint.hub import download, is_hub_id
 
     if isinstance(path_or_hub_id, Path) or not is_hub_id(path_or_hub_id):
-        raise CheckpointError(f"No folder '{path_or_hub_id}'. Give the folder of a checkpoint or a hub id such as 'owner/name'.")
+        raise CheckpointError(
+            f"No folder '{path_or_hub_id}'. Give the folder of a checkpoint or a hub id such as 'owner/name'."
+        )
     return download(path_or_hub_id, revision=revision, token=token, offline=offline)
 
 
@@ -59,7 +67,11 @@ def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:
         return CheckpointError(f"{path} has no config.json. Expected a checkpoint in one of the formats {known}.")
     method = quantization_at(path)
     if method is not None:
-        advice = "Convert the checkpoint that it was made from" if "awq" in plugins.checkpoint_formats else "Install vila-quant"
+        advice = (
+            "Convert the checkpoint that it was made from"
+            if "awq" in plugins.checkpoint_formats
+            else "Install vila-quant"
+        )
         return CheckpointError(f"{path} is quantized ({method}), which no registered format reads ({known}). {advice}.")
     model_type = read_section(path / "config.json").string("model_type", "")
     return CheckpointError(

@@ -65,7 +65,9 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
     if text:
         parts.append(text)
     if not parts:
-        raise PromptError("The prompt is empty. Give --text, --media, or text on standard input; `vila-infer --help` shows examples.")
+        raise PromptError(
+            "The prompt is empty. Give --text, --media, or text on standard input; `vila-infer --help` shows examples."
+        )
     return parts
 
 
@@ -76,7 +78,7 @@ def open_medium(source: str) -> "Media":
         MediaError: the file is not there (a model takes long to load, so this is told first).
     """
     from vila_core.media import Image, Video, open_media
-    from vila_core.sources import is_data_uri, is_url
+    from vila_core.media.sources import is_data_uri, is_url
 
     kind, colon, rest = source.partition(":")
     is_marked = bool(colon) and kind in ("image", "video")
@@ -101,7 +103,9 @@ def read_overrides(assignments: Sequence[str], *, num_video_frames: int, video_m
             raise ConfigError(f"--set takes NAME=VALUE, got '{assignment}'. For example: --set max_tiles=6.")
         overrides[name.strip()] = tuple(value.split(",")) if name.strip() == "s2_scales" else value
     overrides |= {
-        name: value for name, value in (("num_video_frames", num_video_frames), ("video_max_tiles", video_max_tiles)) if value != -1
+        name: value
+        for name, value in (("num_video_frames", num_video_frames), ("video_max_tiles", video_max_tiles))
+        if value != -1
     }
     return overrides
 
@@ -124,5 +128,7 @@ def read_json_schema(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from error
     if not isinstance(schema, dict):
-        raise GenerationError(f"--json-schema '{path}' holds {type(schema).__name__}, expected a JSON object that is a schema.")
+        raise GenerationError(
+            f"--json-schema '{path}' holds {type(schema).__name__}, expected a JSON object that is a schema."
+        )
     return cast("dict[str, Any]", schema)

@@ -23,10 +23,16 @@ def convert_checkpoint(
     source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub id, in any format that can be read.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="NAME", help="vila, nvila, or a plugin's format.")],
-    lora: Annotated[str | None, typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter.")] = None,
+    lora: Annotated[
+        str | None, typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
-    max_shard: Annotated[str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
+    ] = False,
+    max_shard: Annotated[
+        str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")
+    ] = None,
 ) -> None:
     """Write a checkpoint in another format. Tensors are copied as they are; OUT is written whole or not at all.
 

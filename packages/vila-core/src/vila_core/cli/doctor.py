@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 
 Status = Literal["ok", "note", "warning", "missing"]
 SIBLINGS = ("vila-train", "vila-quant", "vila-serve", "vila-eval")
@@ -93,7 +93,11 @@ def _examine_distributions() -> Iterator[Finding]:
             yield Finding("VILA Kit", name, "note", "not installed (optional)", f"pip install {name}")
         elif core is not None and found != core:
             yield Finding(
-                "VILA Kit", name, "warning", f"{found}, but vila-core is {core}; they belong together", f"pip install {name}=={core}"
+                "VILA Kit",
+                name,
+                "warning",
+                f"{found}, but vila-core is {core}; they belong together",
+                f"pip install {name}=={core}",
             )
         else:
             yield Finding("VILA Kit", name, "ok", found)
@@ -107,7 +111,11 @@ def _examine_requirements() -> Iterator[Finding]:
         for name in MAIN_PACKAGES:
             found = _version(name)
             yield Finding(
-                "packages", name, "ok" if found else "missing", found or "not installed", None if found else f"pip install {name}"
+                "packages",
+                name,
+                "ok" if found else "missing",
+                found or "not installed",
+                None if found else f"pip install {name}",
             )
         return
     extras = metadata.metadata("vila-core").get_all("Provides-Extra") or []
@@ -115,14 +123,19 @@ def _examine_requirements() -> Iterator[Finding]:
         requirement = Requirement(line)
         marker = requirement.marker
         is_required = marker is None or marker.evaluate({"extra": ""})
-        extra = next((extra for extra in extras if marker is not None and not is_required and marker.evaluate({"extra": extra})), None)
+        extra = next(
+            (extra for extra in extras if marker is not None and not is_required and marker.evaluate({"extra": extra})),
+            None,
+        )
         if not is_required and extra is None:
             continue  # for another platform or Python
         name, needed, found = requirement.name, str(requirement.specifier), _version(requirement.name)
         if found is not None and requirement.specifier.contains(found, prereleases=True):
             yield Finding("packages", name, "ok", found)
         elif found is None and extra is not None:
-            yield Finding("packages", name, "note", f"not installed (optional: {extra})", f'pip install "vila-core[{extra}]"')
+            yield Finding(
+                "packages", name, "note", f"not installed (optional: {extra})", f'pip install "vila-core[{extra}]"'
+            )
         else:
             detail = f"{found or 'not installed'}; {needed or 'any version'} is needed"
             yield Finding("packages", name, "missing", detail, f'pip install "{name}{needed}"')
@@ -131,7 +144,10 @@ def _examine_requirements() -> Iterator[Finding]:
 def _examine_triton() -> Iterator[Finding]:
     triton = _version("triton")
     yield Finding(
-        "packages", "triton", "ok" if triton else "note", triton or "not installed (only for NVIDIA GPUs; comes with torch's Linux wheels)"
+        "packages",
+        "triton",
+        "ok" if triton else "note",
+        triton or "not installed (only for NVIDIA GPUs; comes with torch's Linux wheels)",
     )
 
 
@@ -148,9 +164,19 @@ def _examine_gpu() -> Iterator[Finding]:
             properties = torch.cuda.get_device_properties(index)
             capability = f"{properties.major}.{properties.minor}"
             detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
-            yield Finding("GPU", f"cuda:{index}", "ok", f"{detail}; driver {driver or 'unknown'}, torch built for CUDA {built_for}")
+            yield Finding(
+                "GPU",
+                f"cuda:{index}",
+                "ok",
+                f"{detail}; driver {driver or 'unknown'}, torch built for CUDA {built_for}",
+            )
             if properties.major < 8:
-                yield Finding("GPU", f"cuda:{index}", "note", "bfloat16 is slow before compute capability 8.0; use --dtype float16")
+                yield Finding(
+                    "GPU",
+                    f"cuda:{index}",
+                    "note",
+                    "bfloat16 is slow before compute capability 8.0; use --dtype float16",
+                )
     elif driver is None:
         yield Finding("GPU", "cuda", "note", "no NVIDIA GPU found; everything runs on the CPU, large models slowly")
     elif built_for is None:
@@ -187,8 +213,8 @@ def _nvidia_driver() -> str | None:
 def _examine_model() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    from vila_core.checkpoint.embedded import embedded_model
     from vila_core.checkpoint.opening import open_checkpoint
-    from vila_core.embedded import embedded_model
     from vila_core.errors import VilaError
 
     try:
@@ -196,7 +222,11 @@ def _examine_model() -> Iterator[Finding]:
         yield Finding("models", "vila-tiny", "ok", "the embedded model is here")
     except VilaError as error:
         yield Finding(
-            "models", "vila-tiny", "missing", f"the embedded model is damaged: {error}", "pip install --force-reinstall --no-deps vila-core"
+            "models",
+            "vila-tiny",
+            "missing",
+            f"the embedded model is damaged: {error}",
+            "pip install --force-reinstall --no-deps vila-core",
         )
     yield Finding("models", "hub cache", "ok", HF_HUB_CACHE)
 
@@ -207,7 +237,13 @@ def _examine_plugins() -> Iterator[Finding]:
         if info.error is None:
             yield Finding("plugins", name, "ok", ", ".join(info.provides) or "registers nothing")
         else:
-            yield Finding("plugins", name, "warning", f"did not load: {info.error}", f"pip install --upgrade {info.owner.distribution}")
+            yield Finding(
+                "plugins",
+                name,
+                "warning",
+                f"did not load: {info.error}",
+                f"pip install --upgrade {info.owner.distribution}",
+            )
 
 
 _STYLES: dict[Status, tuple[str, str]] = {
@@ -225,7 +261,9 @@ def _print_report(findings: list[Finding], healthy: bool) -> None:
 
     console = Console()
     for group in dict.fromkeys(finding.group for finding in findings):
-        table = Table(box=None, show_header=False, pad_edge=False, title=group, title_justify="left", title_style="bold")
+        table = Table(
+            box=None, show_header=False, pad_edge=False, title=group, title_justify="left", title_style="bold"
+        )
         for finding in (finding for finding in findings if finding.group == group):
             sign, style = _STYLES[finding.status]
             detail = escape(finding.detail)

@@ -95,7 +95,9 @@ def print_explanation(inspection: Inspection, config: VilaConfig, console: Conso
         text = f"{text[:half]} … ({len(text) - PROMPT_SHOWN} characters) … {text[-half:]}"
     console.print("[bold]Prompt[/bold] (each media token stands for its tokens below)")
     console.print(escape(text), highlight=False, style="dim")
-    table = Table(title="Token budget", title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    table = Table(
+        title="Token budget", title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False
+    )
     table.add_column("part")
     table.add_column("tiles")
     table.add_column("tokens", justify="right")
@@ -140,7 +142,12 @@ def _draw_part(part: Part, pixels: PixelConfig) -> Image.Image:
     title = f"{part.name}: {part.description}, {part.tokens:,} tokens".replace("×", "x")  # Pillow's font lacks the sign
     sheet_height = LINE + sum(rows) * (cell[1] + GAP) + (len(rows) - 1) * 2 * GAP
     sheet = Image.new(
-        "RGB", (max(across * (cell[0] + GAP), round(ImageDraw.Draw(pictures[0]).textlength(title, _font())) + GAP), sheet_height), "white"
+        "RGB",
+        (
+            max(across * (cell[0] + GAP), round(ImageDraw.Draw(pictures[0]).textlength(title, _font())) + GAP),
+            sheet_height,
+        ),
+        "white",
     )
     ImageDraw.Draw(sheet).text((0, 0), title, "black", _font())
     top, start = LINE, 0
@@ -170,7 +177,9 @@ def _draw_budget(parts: Sequence[Part], context: int, width: int) -> Image.Image
     draw.rectangle((0, LINE, width - 1, LINE + 18), fill=colours[-1])
     used = 0
     for part, colour in zip(parts, colours, strict=False):
-        draw.rectangle((used * (width - 1) // context, LINE, (used + part.tokens) * (width - 1) // context, LINE + 18), fill=colour)
+        draw.rectangle(
+            (used * (width - 1) // context, LINE, (used + part.tokens) * (width - 1) // context, LINE + 18), fill=colour
+        )
         used += part.tokens
     for index, (entry, colour) in enumerate(zip(entries, colours, strict=True)):
         left, top = index % 4 * (width // 4), LINE + 26 + index // 4 * LINE

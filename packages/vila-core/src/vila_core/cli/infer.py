@@ -14,7 +14,7 @@ import vila_core
 from vila_core.cli.arguments import join_values, read_json_schema, read_overrides, read_prompt
 from vila_core.cli.run import Debug, run
 from vila_core.errors import ConfigError
-from vila_core.plugins import load_plugin_file
+from vila_core.plugins.loader import load_plugin_file
 
 if TYPE_CHECKING:
     from vila_core.prompt import Part
@@ -42,7 +42,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command(help=HELP)
 def infer(
     text: Annotated[
-        str | None, typer.Option("--text", help="The question. '-' reads it from standard input.", rich_help_panel="Prompt")
+        str | None,
+        typer.Option("--text", help="The question. '-' reads it from standard input.", rich_help_panel="Prompt"),
     ] = None,
     media: Annotated[
         list[str] | None,
@@ -57,58 +58,102 @@ def infer(
     model_path: Annotated[
         str | None,
         typer.Option(
-            "--model-path", "-m", metavar="MODEL", help="Folder or hub id; without it, the embedded model.", rich_help_panel="Model"
+            "--model-path",
+            "-m",
+            metavar="MODEL",
+            help="Folder or hub id; without it, the embedded model.",
+            rich_help_panel="Model",
         ),
     ] = None,
     conv_mode: Annotated[
         str,
-        typer.Option("--conv-mode", "-c", metavar="NAME", help="Chat template; auto is the checkpoint's own.", rich_help_panel="Model"),
+        typer.Option(
+            "--conv-mode",
+            "-c",
+            metavar="NAME",
+            help="Chat template; auto is the checkpoint's own.",
+            rich_help_panel="Model",
+        ),
     ] = "auto",
     lora_path: Annotated[
         str | None,
-        typer.Option("--lora-path", "-l", metavar="FOLDER", help="A LoRA adapter, merged into the model.", rich_help_panel="Model"),
+        typer.Option(
+            "--lora-path",
+            "-l",
+            metavar="FOLDER",
+            help="A LoRA adapter, merged into the model.",
+            rich_help_panel="Model",
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel="Model")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel="Model")
+    ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Model")
+        bool,
+        typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Model"),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Model")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto",
     num_video_frames: Annotated[
         int,
-        typer.Option("--num-video-frames", "-nf", help="Frames of each video; -1: the model's own.", rich_help_panel="Media"),
+        typer.Option(
+            "--num-video-frames", "-nf", help="Frames of each video; -1: the model's own.", rich_help_panel="Media"
+        ),
     ] = -1,
     video_max_tiles: Annotated[
         int,
-        typer.Option("--video-max-tiles", "-vm", help="Tiles of each frame; -1: the model's own.", rich_help_panel="Media"),
+        typer.Option(
+            "--video-max-tiles", "-vm", help="Tiles of each frame; -1: the model's own.", rich_help_panel="Media"
+        ),
     ] = -1,
     override: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="NAME=VALUE", help="Any other field of the preprocessing, such as max_tiles=6.", rich_help_panel="Media"
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other field of the preprocessing, such as max_tiles=6.",
+            rich_help_panel="Media",
         ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.", rich_help_panel="Answer")] = 512,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Longest answer, in tokens.", rich_help_panel="Answer")
+    ] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", rich_help_panel="Answer")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Nucleus sampling.", rich_help_panel="Answer")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", help="0 is off.", rich_help_panel="Answer")] = 0,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 is off.", rich_help_panel="Answer")] = 1.0,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", help="1 is off.", rich_help_panel="Answer")
+    ] = 1.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", rich_help_panel="Answer")] = None,
     stop: Annotated[
-        list[str] | None, typer.Option("--stop", metavar="TEXT…", help="End the answer before any of these.", rich_help_panel="Answer")
+        list[str] | None,
+        typer.Option("--stop", metavar="TEXT…", help="End the answer before any of these.", rich_help_panel="Answer"),
     ] = None,
-    json_mode: Annotated[bool, typer.Option("--json-mode", metavar="", help="The answer is JSON.", rich_help_panel="Answer")] = False,
+    json_mode: Annotated[
+        bool, typer.Option("--json-mode", metavar="", help="The answer is JSON.", rich_help_panel="Answer")
+    ] = False,
     json_schema: Annotated[
         Path | None,
-        typer.Option("--json-schema", metavar="FILE", help="The answer is JSON that follows this schema.", rich_help_panel="Answer"),
+        typer.Option(
+            "--json-schema",
+            metavar="FILE",
+            help="The answer is JSON that follows this schema.",
+            rich_help_panel="Answer",
+        ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print text, token counts and timings as JSON.", rich_help_panel="Output")
+        bool,
+        typer.Option(
+            "--json", metavar="", help="Print text, token counts and timings as JSON.", rich_help_panel="Output"
+        ),
     ] = False,
     stream: Annotated[
         bool | None,
         typer.Option(
-            "--stream/--no-stream", metavar="", help="Print the answer as it is written; default on a terminal.", rich_help_panel="Output"
+            "--stream/--no-stream",
+            metavar="",
+            help="Print the answer as it is written; default on a terminal.",
+            rich_help_panel="Output",
         ),
     ] = None,
     explain: Annotated[
@@ -120,7 +165,8 @@ def infer(
         ),
     ] = None,
     plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel="Other")
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel="Other"),
     ] = None,
     debug: Debug = False,
 ) -> None:
@@ -161,7 +207,9 @@ def infer(
     _answer(model, prompt, settings, as_json=as_json, stream=sys.stdout.isatty() if stream is None else stream)
 
 
-def _answer(model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool) -> None:
+def _answer(
+    model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool
+) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(model.complete(prompt, **settings)), ensure_ascii=False, indent=2))
     elif stream:
@@ -214,4 +262,6 @@ def _status(message: str) -> AbstractContextManager[Any]:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The entry point of `vila-infer`: run `arguments` (else the process's own) and exit."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    run(app, "vila-infer", join_values(given, several=("--media", "--stop"), optional={"--explain": "vila-explain.png"}))
+    run(
+        app, "vila-infer", join_values(given, several=("--media", "--stop"), optional={"--explain": "vila-explain.png"})
+    )

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vila_core.embedded import embedded_model
+from vila_core.checkpoint.embedded import embedded_model
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from vila_core.description import ModelDescription
+    from vila_core.checkpoint.description import ModelDescription
 
 GIB = 2**30
 
@@ -19,7 +19,9 @@ GIB = 2**30
 def describe_model(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the embedded model.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
 ) -> None:
     """Say what a checkpoint is: family, parts, parameters, memory, template, license. No weight is read.
@@ -27,7 +29,7 @@ def describe_model(
     [bold]Example:[/bold] vila info Efficient-Large-Model/NVILA-Lite-2B --json
     """
     from vila_core.checkpoint import open_checkpoint
-    from vila_core.description import describe
+    from vila_core.checkpoint.description import describe
 
     description = describe(open_checkpoint(model or embedded_model(), revision=revision, offline=offline))
     if as_json:
@@ -63,7 +65,9 @@ def _print(description: "ModelDescription", console: "Console") -> None:
     parts.add_column("parameters", justify="right")
     parts.add_column("size", justify="right")
     for part in description.parts:
-        parts.add_row(part.name, part.kind, ", ".join(part.stored_as) or "-", _count(part.parameters), _size(part.bytes))
+        parts.add_row(
+            part.name, part.kind, ", ".join(part.stored_as) or "-", _count(part.parameters), _size(part.bytes)
+        )
     parts.add_section()
     parts.add_row("all", "", "", _count(description.parameters), _size(description.bytes))
     console.print()
@@ -75,7 +79,9 @@ def _print(description: "ModelDescription", console: "Console") -> None:
 def _facts(description: "ModelDescription") -> list[tuple[str, str]]:
     config, tokens = description.config, description.tokens
     preprocess = config.preprocess
-    per_image = "unknown" if tokens.per_image is None else " to ".join(f"{count:,}" for count in sorted(set(tokens.per_image)))
+    per_image = (
+        "unknown" if tokens.per_image is None else " to ".join(f"{count:,}" for count in sorted(set(tokens.per_image)))
+    )
     per_video = "unknown" if tokens.per_video is None else f"{tokens.per_video:,}"
     return [
         ("family", description.family),
@@ -99,7 +105,12 @@ def _print_memory(description: "ModelDescription", console: "Console") -> None:
         return
     contexts = sorted({memory.context for memory in description.memory})
     table = Table(
-        box=None, header_style="bold", pad_edge=False, title="Memory to run it, by context", title_justify="left", title_style="bold"
+        box=None,
+        header_style="bold",
+        pad_edge=False,
+        title="Memory to run it, by context",
+        title_justify="left",
+        title_style="bold",
     )
     for title in ("dtype", "weights", *(f"{context:,} tokens" for context in contexts)):
         table.add_column(title, justify="left" if title == "dtype" else "right")

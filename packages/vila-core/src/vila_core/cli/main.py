@@ -9,8 +9,8 @@ from typer.main import get_command
 
 import vila_core
 from vila_core.cli.run import Debug, run_command
-from vila_core.hookspecs import Command
-from vila_core.plugins import load_plugins
+from vila_core.plugins.hookspecs import Command
+from vila_core.plugins.loader import load_plugins
 
 HELP = """
 Look after VILA checkpoints and this installation. To ask a model something, use [bold]vila-infer[/bold].

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vila_core.plugins import PluginInfo, load_plugins
+from vila_core.plugins.loader import PluginInfo, load_plugins
 
 
 def list_plugins(
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON array, tracebacks included.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print a JSON array, tracebacks included.")
+    ] = False,
 ) -> None:
     """List the plugins: distribution, version, hooks, and what did not load.
 

@@ -27,7 +27,9 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
     run_command(lambda: cast("TyperCommand | TyperGroup", get_command(app)), program, arguments)
 
 
-def run_command(build: Callable[[], TyperCommand | TyperGroup], program: str, arguments: Sequence[str] | None = None) -> NoReturn:
+def run_command(
+    build: Callable[[], TyperCommand | TyperGroup], program: str, arguments: Sequence[str] | None = None
+) -> NoReturn:
     """Build a command, then run it as `run` does."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments

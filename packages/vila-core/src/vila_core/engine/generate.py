@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from vila_core.engine.cache import Cache
 from vila_core.engine.completion import FinishReason
 from vila_core.engine.sampling import GenerationConfig, Sampler
 from vila_core.engine.text import Detokenizer, StopStrings
 from vila_core.errors import GenerationError, PromptError
 from vila_core.language import LanguageModel
+from vila_core.language.cache import Cache
 from vila_core.tokenizer import Tokenizer
 
 LogitsProcessor = Callable[[torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
@@ -44,12 +44,16 @@ class Generated:
     decode_seconds: float
 
 
-def prefill(llm: LanguageModel, embeds: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+def prefill(
+    llm: LanguageModel, embeds: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Read the prompts `[B, T, D]` into the empty `cache`; return the logits `[B, V]` of the first new token."""
     return llm.logits(llm(embeds, cache=cache, attention_mask=attention_mask)[:, -1])
 
 
-def decode_one_token(llm: LanguageModel, ids: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+def decode_one_token(
+    llm: LanguageModel, ids: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None
+) -> torch.Tensor:
     """Read one token `ids` `[B]` a row; return the logits `[B, V]` of the next."""
     return llm.logits(llm(llm.embed(ids[:, None]), cache=cache, attention_mask=attention_mask)[:, -1])
 
@@ -105,7 +109,9 @@ def generate(
 class _Answer:
     """One row's answer as it grows: its text, and whether it has ended."""
 
-    def __init__(self, config: GenerationConfig, tokenizer: Tokenizer, stop_token_ids: frozenset[int], max_new_tokens: int):
+    def __init__(
+        self, config: GenerationConfig, tokenizer: Tokenizer, stop_token_ids: frozenset[int], max_new_tokens: int
+    ):
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
         self._text: list[str] = []
@@ -165,12 +171,18 @@ def _start(
 
         # Last, so that nothing makes a forbidden token possible again.
         processors.append(GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds)))
-    return answers, _steps(llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room)))
+    return answers, _steps(
+        llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room))
+    )
 
 
 @torch.inference_mode()
 def _steps(
-    llm: LanguageModel, prompts: Sequence[torch.Tensor], sampler: Sampler, processors: Sequence[LogitsProcessor], max_new_tokens: int
+    llm: LanguageModel,
+    prompts: Sequence[torch.Tensor],
+    sampler: Sampler,
+    processors: Sequence[LogitsProcessor],
+    max_new_tokens: int,
 ) -> Iterator[list[int]]:
     """Yield the next token of every row, whether its answer has ended or not: shapes never change on the way."""
     embeds, mask = pad_left(prompts, max_new_tokens)

@@ -33,7 +33,12 @@ class GrammarProcessor:
 
     @classmethod
     def for_answers(
-        cls, config: GenerationConfig, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int], batch_size: int
+        cls,
+        config: GenerationConfig,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        stop_token_ids: frozenset[int],
+        batch_size: int,
     ) -> Self:
         """Return what holds `batch_size` answers to `config`'s JSON schema, or to any JSON without one.
 
@@ -41,8 +46,12 @@ class GrammarProcessor:
             GenerationError: the schema is wrong, or says what cannot be promised; or no stop token could end the answer.
         """
         if not stop_token_ids:
-            raise GenerationError("Guided decoding needs a stop token to end the answer with, and there is none. Set stop_token_ids.")
-        return cls(_compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size, batch_size)
+            raise GenerationError(
+                "Guided decoding needs a stop token to end the answer with, and there is none. Set stop_token_ids."
+            )
+        return cls(
+            _compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size, batch_size
+        )
 
     def __call__(self, logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits `[B, V]` -> the same with `-inf` for every token that may not come next.
@@ -74,7 +83,9 @@ def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarComp
     parsed: dict[str, Any] = json.loads(schema) if isinstance(schema, str) else _ANY_JSON if schema is None else schema
     problems = unenforceable(parsed)
     if problems:
-        raise GenerationError(f"The JSON schema says what guided decoding cannot promise: {'; '.join(problems)}. Leave it out.")
+        raise GenerationError(
+            f"The JSON schema says what guided decoding cannot promise: {'; '.join(problems)}. Leave it out."
+        )
     try:
         # One layout, that of json.dumps: where any whitespace may stand, small models write it for ever.
         return compiler.compile_json_schema(parsed, any_whitespace=False)
@@ -106,5 +117,9 @@ def _vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset
         for token_id, text in enumerate(detected.decoded_vocab)
     ]
     return xgrammar.TokenizerInfo(
-        texts, xgrammar.VocabType.RAW, vocab_size=vocab_size, stop_token_ids=stops, add_prefix_space=detected.add_prefix_space
+        texts,
+        xgrammar.VocabType.RAW,
+        vocab_size=vocab_size,
+        stop_token_ids=stops,
+        add_prefix_space=detected.add_prefix_space,
     )

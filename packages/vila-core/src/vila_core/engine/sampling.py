@@ -67,7 +67,9 @@ class GenerationConfig(Config):
         try:
             parsed = json.loads(schema) if isinstance(schema, str) else schema
         except json.JSONDecodeError as error:
-            raise ValueError(f"it is not JSON ({error}); expected a JSON schema such as {{'type': 'object', …}}") from None
+            raise ValueError(
+                f"it is not JSON ({error}); expected a JSON schema such as {{'type': 'object', …}}"
+            ) from None
         if schema is not None and not isinstance(parsed, dict):
             raise ValueError("it is not a JSON object; expected a JSON schema such as {'type': 'object', …}")
         return schema

@@ -6,7 +6,15 @@ from typing import Any
 _UNENFORCED = ("not", "if", "contains", "dependentRequired", "dependentSchemas", "dependencies")
 _ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf")
 _CONSTRAINTS = frozenset(
-    {"properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties", "maxProperties"}
+    {
+        "properties",
+        "required",
+        "additionalProperties",
+        "patternProperties",
+        "propertyNames",
+        "minProperties",
+        "maxProperties",
+    }
     | {"items", "prefixItems", "minItems", "maxItems", "pattern", "minLength", "maxLength", "enum", "const"}
     | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 )

@@ -71,4 +71,6 @@ class TimeTokenStream:
         return self._decode(rest) if self._count else rest
 
     def _decode(self, text: str) -> str:
-        return decode_time_token(text, duration=self._duration, num_time_tokens=self._count, time_token_format=self._format)
+        return decode_time_token(
+            text, duration=self._duration, num_time_tokens=self._count, time_token_format=self._format
+        )

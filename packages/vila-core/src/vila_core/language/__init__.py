@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
     from vila_core.config import LanguageModelConfig
-    from vila_core.engine.cache import Cache
+    from vila_core.language.cache import Cache
 
 
 class LanguageModel(Protocol):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vila_core.config import DecoderConfig
-from vila_core.engine.cache import Cache, KVCache
+from vila_core.language.cache import Cache, KVCache
 from vila_core.language.rope import Rotary, rotate
 
 
@@ -26,7 +26,9 @@ class Decoder(nn.Module):
         self.config = config
         self.model = DecoderModel(config)
         # A tied model has no lm_head in its state dict: the embedding is the head.
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` -> embeddings `[B, T, D]`."""
@@ -74,7 +76,9 @@ class Decoder(nn.Module):
         residual_std = std / (2 * self.config.num_hidden_layers) ** 0.5
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
-                module.weight.normal_(0.0, residual_std if name.endswith(("o_proj", "down_proj")) else std, generator=generator)
+                module.weight.normal_(
+                    0.0, residual_std if name.endswith(("o_proj", "down_proj")) else std, generator=generator
+                )
                 if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
                     module.bias.zero_()
             elif isinstance(module, nn.Embedding):
@@ -95,7 +99,11 @@ class DecoderModel(nn.Module):
         self.rotary = Rotary(config)
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor | None, cache: KVCache | None, attention_mask: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: KVCache | None,
+        attention_mask: torch.Tensor | None,
     ) -> torch.Tensor:
         new = x.shape[1]
         total = new if cache is None else cache.length + new
@@ -107,7 +115,9 @@ class DecoderModel(nn.Module):
             cache.advance(new)
         return y
 
-    def run(self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None) -> torch.Tensor:
+    def run(
+        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None
+    ) -> torch.Tensor:
         """`x [B, T, D]`, positions `[B or 1, T]`, a mask of `visibility` -> normed hidden states `[B, T, D]`; the cache is written to."""
         rotation = self.rotary(positions, x.dtype)
         for layer in self.layers:
@@ -126,7 +136,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: KVCache | None
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
     ) -> torch.Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -139,7 +153,10 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        query_width, key_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        query_width, key_width = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
         self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
@@ -148,7 +165,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor | None, cache: KVCache | None
+        self,
+        x: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        mask: torch.Tensor | None,
+        cache: KVCache | None,
     ) -> torch.Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
@@ -208,7 +229,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
 
 
-def visibility(new: int, total: int, attention_mask: torch.Tensor | None, window: int | None, device: torch.device) -> torch.Tensor | None:
+def visibility(
+    new: int, total: int, attention_mask: torch.Tensor | None, window: int | None, device: torch.device
+) -> torch.Tensor | None:
     """Return which of `total` (S) keys each of the last `new` (T) tokens sees, `[B or 1, 1, T, S]` bool; None is plain causal.
 
     `attention_mask` `[B, S]` is True for real tokens; `window` is how many tokens back one sees, itself included.

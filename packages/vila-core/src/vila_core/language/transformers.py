@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Pretrai
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from vila_core.config import TransformersConfig
-from vila_core.engine.cache import Cache
 from vila_core.errors import ConfigError
+from vila_core.language.cache import Cache
 
 
 class TransformersCache:

@@ -26,7 +26,9 @@ class ClipEmbeddings(nn.Module):
     def __init__(self, config: ClipConfig):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
         self.position_embedding = nn.Embedding(1 + (config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -92,5 +94,12 @@ class ClipTower(VisionTower):
                 nn.init.normal_(attention.out_proj.weight, std=width**-0.5 * residual)
                 nn.init.normal_(mlp.fc1.weight, std=(2 * width) ** -0.5)
                 nn.init.normal_(mlp.fc2.weight, std=width**-0.5 * residual)
-                for linear in (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, mlp.fc1, mlp.fc2):
+                for linear in (
+                    attention.q_proj,
+                    attention.k_proj,
+                    attention.v_proj,
+                    attention.out_proj,
+                    mlp.fc1,
+                    mlp.fc2,
+                ):
                     nn.init.zeros_(linear.bias)

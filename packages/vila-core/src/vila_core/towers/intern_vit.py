@@ -46,7 +46,9 @@ def build_qk_norms(config: InternVitConfig) -> tuple[nn.Module | None, nn.Module
     """Return the norms of q and k, over the full width, or None twice without `qk_normalization`."""
     if not config.qk_normalization:
         return None, None
-    return InternVitNorm(config.hidden_size, config.layer_norm_eps), InternVitNorm(config.hidden_size, config.layer_norm_eps)
+    return InternVitNorm(config.hidden_size, config.layer_norm_eps), InternVitNorm(
+        config.hidden_size, config.layer_norm_eps
+    )
 
 
 class InternVitEmbeddings(nn.Module):
@@ -55,8 +57,12 @@ class InternVitEmbeddings(nn.Module):
     def __init__(self, config: InternVitConfig):
         super().__init__()
         self.class_embedding = nn.Parameter(torch.empty(1, 1, config.hidden_size))
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
-        self.position_embedding = nn.Parameter(torch.empty(1, 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
+        self.position_embedding = nn.Parameter(
+            torch.empty(1, 1 + (config.image_size // config.patch_size) ** 2, config.hidden_size)
+        )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
@@ -69,7 +75,9 @@ class InternVitLayer(nn.Module):
     def __init__(self, config: InternVitConfig):
         super().__init__()
         self.norm1 = build_norm(config)
-        self.attn = JointAttention(config.hidden_size, config.num_attention_heads, config.qkv_bias, *build_qk_norms(config))
+        self.attn = JointAttention(
+            config.hidden_size, config.num_attention_heads, config.qkv_bias, *build_qk_norms(config)
+        )
         self.ls1 = nn.Parameter(torch.empty(config.hidden_size))
         self.norm2 = build_norm(config)
         self.mlp = Mlp(config.hidden_size, config.intermediate_size, config.hidden_act)

@@ -10,7 +10,15 @@ from torch import nn
 
 from vila_core.config import RadioConfig
 from vila_core.errors import ConfigError
-from vila_core.towers.vit import JointAttention, Mlp, VisionTower, check_heads, check_pixels, init_normal, num_layers_to_run
+from vila_core.towers.vit import (
+    JointAttention,
+    Mlp,
+    VisionTower,
+    check_heads,
+    check_pixels,
+    init_normal,
+    num_layers_to_run,
+)
 
 IGNORED_WEIGHTS = (
     "radio_model.input_conditioner.",
@@ -41,8 +49,12 @@ class PatchGenerator(nn.Module):
         self.cls_token = SummaryTokens(config.num_summary_tokens + config.num_registers, config.hidden_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        patches = F.pixel_unshuffle(pixels.to(self.pos_embed.dtype), self.patch_size).flatten(2).transpose(1, 2)  # [N, P, 3 * patch^2]
-        patches = self.embedder(patches) + self.positions(pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size)
+        patches = (
+            F.pixel_unshuffle(pixels.to(self.pos_embed.dtype), self.patch_size).flatten(2).transpose(1, 2)
+        )  # [N, P, 3 * patch^2]
+        patches = self.embedder(patches) + self.positions(
+            pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
+        )
         return torch.cat([self.cls_token.token.expand(len(patches), -1, -1), patches], dim=1)
 
     def positions(self, rows: int, cols: int) -> torch.Tensor:

@@ -60,7 +60,9 @@ def concatenate_scales(maps: Sequence[torch.Tensor], index: int) -> torch.Tensor
     return torch.cat([F.interpolate(x.float(), size=size, mode="area").to(x.dtype) for x in maps], dim=1)
 
 
-def multiscale(tower_forward: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, config: S2Config) -> torch.Tensor:
+def multiscale(
+    tower_forward: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, config: S2Config
+) -> torch.Tensor:
     """Static S2: see normalised images at every scale, in tiles of at most `max_split_size`.
 
     Args:
@@ -100,7 +102,10 @@ def merge_scales(
     Raises:
         ConfigError: tiles and block sizes do not agree.
     """
-    counts = [1 if block is None else sum(rows * columns for rows, columns in boards_of(block, config)) for block in block_sizes]
+    counts = [
+        1 if block is None else sum(rows * columns for rows, columns in boards_of(block, config))
+        for block in block_sizes
+    ]
     if sum(counts) != len(features):
         raise ConfigError(f"S2 got {len(features)} tiles, but the block sizes {list(block_sizes)} take {sum(counts)}.")
     merged: list[torch.Tensor] = []
@@ -109,7 +114,10 @@ def merge_scales(
             merged.append(as_grid(tiles).repeat(1, len(config.scales), 1, 1))
             continue
         boards = boards_of(block, config)
-        maps = [merge_chessboard(x, *board) for x, board in zip(tiles.split([r * c for r, c in boards]), boards, strict=True)]
+        maps = [
+            merge_chessboard(x, *board)
+            for x, board in zip(tiles.split([r * c for r, c in boards]), boards, strict=True)
+        ]
         merged.append(concatenate_scales(maps, config.resize_output_to_scale_idx % len(boards)))
     return merged, [merged_board(block, config) for block in block_sizes]
 

@@ -27,7 +27,9 @@ class SiglipEmbeddings(nn.Module):
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
-        self.patch_embedding = nn.Conv2d(config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size)
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size
+        )
         self.position_embedding = nn.Embedding((config.image_size // config.patch_size) ** 2, config.hidden_size)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:

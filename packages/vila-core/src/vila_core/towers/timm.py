@@ -31,7 +31,9 @@ def build_model(config: TimmConfig) -> Any:
     """Return timm's model, its weights not loaded. Raises `ConfigError` unless it is a plain ViT of the sizes that `config` states."""
     if not timm.is_model(config.model_name):
         nearest = ", ".join(difflib.get_close_matches(config.model_name, timm.list_models(), n=3)) or "none"
-        raise ConfigError(f"Unknown timm model '{config.model_name}'. The nearest known: {nearest}. timm.list_models() lists them all.")
+        raise ConfigError(
+            f"Unknown timm model '{config.model_name}'. The nearest known: {nearest}. timm.list_models() lists them all."
+        )
     with torch.device("meta"):
         family: type = type(timm.create_model(config.model_name, pretrained=False, num_classes=0))
     if not issubclass(family, FAMILIES):
@@ -58,7 +60,9 @@ class TimmTower(VisionTower):
         self.model = build_model(config)
         self.depth = num_layers_to_run(config.select_layer, len(self.model.blocks))
         if self.depth == 0:
-            raise ConfigError(f"select_layer {config.select_layer} is the embedding, which timm does not give. Choose a layer's output.")
+            raise ConfigError(
+                f"select_layer {config.select_layer} is the embedding, which timm does not give. Choose a layer's output."
+            )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""

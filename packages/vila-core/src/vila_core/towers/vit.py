@@ -68,7 +68,14 @@ class JointAttention(nn.Module):
     `q_norm` and `k_norm`, where given, act over the full width, before the heads are split.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, qkv_bias: bool, q_norm: nn.Module | None = None, k_norm: nn.Module | None = None):
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        qkv_bias: bool,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=qkv_bias)
@@ -145,12 +152,18 @@ def select_tokens(hidden: torch.Tensor, select_feature: str) -> torch.Tensor:
 def check_heads(config: ViTConfig) -> None:
     """Raise `ConfigError` unless the heads divide the width."""
     if config.hidden_size % config.num_attention_heads:
-        raise ConfigError(f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}.")
+        raise ConfigError(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
+        )
 
 
 def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> None:
     """Raise `ConfigError` unless `pixels` is a floating `[N, num_channels, image_size, image_size]`."""
-    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (num_channels, image_size, image_size) or not pixels.is_floating_point():
+    if (
+        pixels.ndim != 4
+        or tuple(pixels.shape[1:]) != (num_channels, image_size, image_size)
+        or not pixels.is_floating_point()
+    ):
         raise ConfigError(
             f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it takes floating "
             f"[N, {num_channels}, {image_size}, {image_size}]. Preprocess images to the tower's image_size."

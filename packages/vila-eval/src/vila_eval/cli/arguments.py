@@ -47,7 +47,9 @@ def read_prices(given: str | None) -> tuple[float, float] | None:
     except ValueError:
         prompt = completion = -1.0
     if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
-        raise ConfigError(f"--judge-price takes two prices, US dollars a million tokens in and out, such as 0.15/0.60; got '{given}'.")
+        raise ConfigError(
+            f"--judge-price takes two prices, US dollars a million tokens in and out, such as 0.15/0.60; got '{given}'."
+        )
     return prompt, completion
 
 
@@ -59,7 +61,9 @@ def read_judge(
 
     if url is None:
         if model is not None or price is not None:
-            raise ConfigError("--judge-model and --judge-price need --judge-url, such as --judge-url https://api.openai.com/v1.")
+            raise ConfigError(
+                "--judge-model and --judge-price need --judge-url, such as --judge-url https://api.openai.com/v1."
+            )
         return None
     key = next((environment[name] for name in JUDGE_KEYS if environment.get(name)), None)
     return JudgeOptions(url, key, model, concurrency, prices=read_prices(price))
@@ -85,5 +89,7 @@ def read_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
         rank = world_size = local_rank = -1
     if not 0 <= rank < world_size or local_rank < 0:
         named = ", ".join(f"{name}={environment.get(name)}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        raise ConfigError(f"The environment names no process of a torchrun: {named}. Unset RANK and WORLD_SIZE, or start with torchrun.")
+        raise ConfigError(
+            f"The environment names no process of a torchrun: {named}. Unset RANK and WORLD_SIZE, or start with torchrun."
+        )
     return Rank(rank, world_size, local_rank)

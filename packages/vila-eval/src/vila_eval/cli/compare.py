@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vila_eval.report.formatting import format_difference, format_error, format_p_value, format_reference, format_value, shorten, words
+from vila_eval.report.formatting import (
+    format_difference,
+    format_error,
+    format_p_value,
+    format_reference,
+    format_value,
+    shorten,
+    words,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,12 +31,19 @@ LONGEST = 200
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A model's results, or one task's folder in it.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Another one; differences are B less A.")],
-    flips: Annotated[int, typer.Option(metavar="N", min=0, help="Show N samples of each task that the runs score differently.")] = 0,
+    flips: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Show N samples of each task that the runs score differently.")
+    ] = 0,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page, too.")] = None,
     allow_different: Annotated[
-        bool, typer.Option("--allow-different", metavar="", help="Go on where task version, data or settings differ, and say so.")
+        bool,
+        typer.Option(
+            "--allow-different", metavar="", help="Go on where task version, data or settings differ, and say so."
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object, with all flipped samples.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print a JSON object, with all flipped samples.")
+    ] = False,
 ) -> None:
     """Compare two runs sample by sample: differences with standard errors and p-values, gains and losses.
 
@@ -58,7 +73,10 @@ def compare(
 def _print(comparison: RunComparison, console: Console) -> None:
     from rich.markup import escape
 
-    console.print(f"[dim]A[/dim] {escape(comparison.first.name)}  [dim]B[/dim] {escape(comparison.second.name)}\n", highlight=False)
+    console.print(
+        f"[dim]A[/dim] {escape(comparison.first.name)}  [dim]B[/dim] {escape(comparison.second.name)}\n",
+        highlight=False,
+    )
     console.print(_table(comparison))
     for line in comparison.notes:
         console.print(line, style="dim", markup=False, highlight=False)
@@ -101,11 +119,15 @@ def _print_flips(task: TaskComparison, most: int, console: Console) -> None:
     if not task.flips:
         return
     shown = task.flips[:most]
-    console.print(f"\n[bold]{escape(task.task)}[/bold]: {len(shown)} of {len(task.flips):,} samples that differ", highlight=False)
+    console.print(
+        f"\n[bold]{escape(task.task)}[/bold]: {len(shown)} of {len(task.flips):,} samples that differ", highlight=False
+    )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("sample", "A", "B", "answer of A", "answer of B", "reference"):
         table.add_column(heading, justify="right" if len(heading) == 1 else "left", overflow="fold")
     for flip in shown:
         texts = (flip.first_answer, flip.second_answer, format_reference(flip.reference))
-        table.add_row(escape(flip.id), f"{flip.first:g}", f"{flip.second:g}", *(escape(shorten(text, LONGEST)) for text in texts))
+        table.add_row(
+            escape(flip.id), f"{flip.first:g}", f"{flip.second:g}", *(escape(shorten(text, LONGEST)) for text in texts)
+        )
     console.print(table)

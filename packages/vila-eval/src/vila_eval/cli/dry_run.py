@@ -99,7 +99,11 @@ def _estimate(planned: Planned, rows: Rows, folder: Path, options: RunOptions) -
     task, judge = planned.task, options.judge
     answers = {sample.id: sample.answer for sample in read_records(SampleRecord, folder / SAMPLES)}
     longest = "x" * (task.max_new_tokens * CHARACTERS_A_TOKEN)
-    questions = (question for row in select_rows(rows, options.limit, task.keep_together) for question in as_questions(task, rows, row))
+    questions = (
+        question
+        for row in select_rows(rows, options.limit, task.keep_together)
+        for question in as_questions(task, rows, row)
+    )
     samples = [Answered(question, answers.get(question.id, longest)) for question in questions]
     model = metric.judge_model if judge is None else judge_model(metric, judge)
     return estimate_judging(metric, samples, folder, model, None if judge is None else judge.prices)
@@ -162,7 +166,9 @@ def draw_sheet(previews: Sequence[Preview], path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path, "PNG")
     except OSError as error:
-        raise ResultsError(f"The sheet '{path}' cannot be written: {error.strerror or error}. Choose another --output-dir.") from error
+        raise ResultsError(
+            f"The sheet '{path}' cannot be written: {error.strerror or error}. Choose another --output-dir."
+        ) from error
     return path
 
 
@@ -174,7 +180,10 @@ def _draw_cell(preview: Preview) -> PIL.Image.Image:
     font, across = PIL.ImageFont.load_default(12), PICTURES // 2
     shown = preview.pictures[:PICTURES]
     text = " ".join(part for part in preview.question.prompt if isinstance(part, str))
-    lines = textwrap.wrap(text, 80)[-4:] + textwrap.wrap(f"reference: {format_reference(preview.question.answer) or 'hidden'}", 80)[:1]
+    lines = (
+        textwrap.wrap(text, 80)[-4:]
+        + textwrap.wrap(f"reference: {format_reference(preview.question.answer) or 'hidden'}", 80)[:1]
+    )
     picture_rows = -(-len(shown) // across)
     width = across * (PANEL + 4) + 2 * MARGIN
     cell = PIL.Image.new("RGB", (width, 2 * MARGIN + LINE * (len(lines) + 1) + picture_rows * (PANEL + 4)), "white")

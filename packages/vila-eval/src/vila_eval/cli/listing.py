@@ -9,19 +9,25 @@ from typing import Annotated, Any
 import typer
 
 from vila_core.errors import ConfigError, PluginError, unknown_name
-from vila_core.hookspecs import Named
-from vila_core.plugins import Plugins, load_plugin_file, load_plugins
-from vila_core.registry import Registry
+from vila_core.plugins.hookspecs import Named
+from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
+from vila_core.plugins.registry import Registry
 from vila_eval.cli.arguments import split_names
 from vila_eval.selection import checked
 from vila_eval.task import Task
 
 
 def list_tasks(
-    tags: Annotated[list[str] | None, typer.Option("--tags", metavar="TAG", help="Only tasks with any of these tags.")] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", metavar="", help="List the metrics that a task may name.")] = False,
+    tags: Annotated[
+        list[str] | None, typer.Option("--tags", metavar="TAG", help="Only tasks with any of these tags.")
+    ] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", metavar="", help="List the metrics that a task may name.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
-    plugin: Annotated[list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.")] = None,
+    plugin: Annotated[
+        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.")
+    ] = None,
 ) -> None:
     """List the tasks or the metrics, and the plugins that did not load."""
     for path in plugin or ():
@@ -30,7 +36,9 @@ def list_tasks(
     rows = _metric_rows(plugins.metrics) if metrics else _task_rows(plugins.tasks, split_names(tags or ()))
     problems = _problems(plugins)
     if as_json:
-        typer.echo(json.dumps({"metrics" if metrics else "tasks": rows, "problems": problems}, ensure_ascii=False, indent=2))
+        typer.echo(
+            json.dumps({"metrics" if metrics else "tasks": rows, "problems": problems}, ensure_ascii=False, indent=2)
+        )
         return
     _print_table(rows)
     if problems:
@@ -70,7 +78,11 @@ def _metric_rows(metrics: Registry[Named]) -> list[dict[str, Any]]:
 
 def _problems(plugins: Plugins) -> list[str]:
     """Return what did not load: plugins, names that two claim, and things registered as tasks that are none."""
-    found = [f"plugin '{info.owner.plugin}' of {info.owner.distribution}: {info.error}" for info in plugins.infos if info.error is not None]
+    found = [
+        f"plugin '{info.owner.plugin}' of {info.owner.distribution}: {info.error}"
+        for info in plugins.infos
+        if info.error is not None
+    ]
     for name in plugins.tasks.names():
         try:
             checked(plugins.tasks, name)

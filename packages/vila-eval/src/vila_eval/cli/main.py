@@ -14,8 +14,8 @@ import vila_eval
 from vila_core.cli.main import LazyCommand
 from vila_core.cli.run import Debug, run
 from vila_core.errors import ConfigError
-from vila_core.hookspecs import Command
-from vila_core.plugins import load_plugin_file
+from vila_core.plugins.hookspecs import Command
+from vila_core.plugins.loader import load_plugin_file
 from vila_eval.cli.arguments import rewrite
 
 HELP = """
@@ -97,41 +97,79 @@ def evaluate(
     model_path: Annotated[
         str | None,
         typer.Option(
-            "--model-path", "-m", metavar="MODEL", help="Folder or hub id; without it, the embedded model.", rich_help_panel="Model"
+            "--model-path",
+            "-m",
+            metavar="MODEL",
+            help="Folder or hub id; without it, the embedded model.",
+            rich_help_panel="Model",
         ),
     ] = None,
     model_name: Annotated[
         str | None,
-        typer.Option("--model-name", metavar="NAME", help="Of the results folder; else the end of the path.", rich_help_panel="Model"),
+        typer.Option(
+            "--model-name",
+            metavar="NAME",
+            help="Of the results folder; else the end of the path.",
+            rich_help_panel="Model",
+        ),
     ] = None,
     lora_path: Annotated[
         str | None,
-        typer.Option("--lora-path", "-l", metavar="FOLDER", help="A LoRA adapter, merged into the model.", rich_help_panel="Model"),
+        typer.Option(
+            "--lora-path",
+            "-l",
+            metavar="FOLDER",
+            help="A LoRA adapter, merged into the model.",
+            rich_help_panel="Model",
+        ),
     ] = None,
     conv_mode: Annotated[
         str,
-        typer.Option("--conv-mode", "-c", metavar="NAME", help="Chat template; auto is the checkpoint's own.", rich_help_panel="Model"),
+        typer.Option(
+            "--conv-mode",
+            "-c",
+            metavar="NAME",
+            help="Chat template; auto is the checkpoint's own.",
+            rich_help_panel="Model",
+        ),
     ] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Model")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel="Model")] = "auto",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel="Model")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of a hub id.", rich_help_panel="Model")
+    ] = None,
     max_tiles: Annotated[
         int | None,
         typer.Option(
-            "--max-tiles", "-mt", metavar="N", min=1, help="Most tiles of an image; else the model's own.", rich_help_panel="Model"
+            "--max-tiles",
+            "-mt",
+            metavar="N",
+            min=1,
+            help="Most tiles of an image; else the model's own.",
+            rich_help_panel="Model",
         ),
     ] = None,
     tasks: Annotated[
         Several,
         typer.Option(
-            "--tasks", "-t", metavar="TASK…", help="Names, patterns ('videomme-*') or tags ('vila/blocks').", rich_help_panel="Tasks"
+            "--tasks",
+            "-t",
+            metavar="TASK…",
+            help="Names, patterns ('videomme-*') or tags ('vila/blocks').",
+            rich_help_panel="Tasks",
         ),
     ] = None,
     tags_include: Annotated[
-        Several, typer.Option("--tags-include", "-ti", metavar="TAG…", help="Tasks with any of these tags.", rich_help_panel="Tasks")
+        Several,
+        typer.Option(
+            "--tags-include", "-ti", metavar="TAG…", help="Tasks with any of these tags.", rich_help_panel="Tasks"
+        ),
     ] = None,
     tags_exclude: Annotated[
-        Several, typer.Option("--tags-exclude", "-te", metavar="TAG…", help="But none with any of these.", rich_help_panel="Tasks")
+        Several,
+        typer.Option(
+            "--tags-exclude", "-te", metavar="TAG…", help="But none with any of these.", rich_help_panel="Tasks"
+        ),
     ] = None,
     num_video_frames: Annotated[
         Several,
@@ -148,19 +186,29 @@ def evaluate(
     ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Copies of hub datasets, as DIR/owner/name; nothing is downloaded.", rich_help_panel="Data"),
+        typer.Option(
+            metavar="DIR",
+            help="Copies of hub datasets, as DIR/owner/name; nothing is downloaded.",
+            rich_help_panel="Data",
+        ),
     ] = None,
     fixtures: Annotated[
-        bool, typer.Option("--fixtures", metavar="", help="Made-up miniatures instead of the datasets.", rich_help_panel="Data")
+        bool,
+        typer.Option(
+            "--fixtures", metavar="", help="Made-up miniatures instead of the datasets.", rich_help_panel="Data"
+        ),
     ] = False,
     offline: Annotated[
         bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Data")
     ] = False,
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", metavar="DIR", help="For the results.", rich_help_panel="Run")] = Path(
-        "results"
-    ),
+    output_dir: Annotated[
+        Path, typer.Option("--output-dir", "-o", metavar="DIR", help="For the results.", rich_help_panel="Run")
+    ] = Path("results"),
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", metavar="N", min=1, help="Prompts answered together.", rich_help_panel="Run")
+        int,
+        typer.Option(
+            "--batch-size", "-b", metavar="N", min=1, help="Prompts answered together.", rich_help_panel="Run"
+        ),
     ] = 16,
     workers: Annotated[
         int,
@@ -174,20 +222,35 @@ def evaluate(
             rich_help_panel="Run",
         ),
     ] = 1,
-    ray: Annotated[bool, typer.Option("--ray", metavar="", help="Run the workers on a Ray cluster.", rich_help_panel="Run")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", metavar="", help="Run the workers on a Ray cluster.", rich_help_panel="Run")
+    ] = False,
     predict_only: Annotated[
         bool, typer.Option("--predict-only", metavar="", help="Answer, and score later.", rich_help_panel="Run")
     ] = False,
     score_only: Annotated[
-        bool, typer.Option("--score-only", metavar="", help="Score answers that are there; no model, no data.", rich_help_panel="Run")
+        bool,
+        typer.Option(
+            "--score-only", metavar="", help="Score answers that are there; no model, no data.", rich_help_panel="Run"
+        ),
     ] = False,
     force: Annotated[
         bool,
-        typer.Option("--force", metavar="", help="Start anew where there are results of another model or version.", rich_help_panel="Run"),
+        typer.Option(
+            "--force",
+            metavar="",
+            help="Start anew where there are results of another model or version.",
+            rich_help_panel="Run",
+        ),
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", metavar="", help="Show the first prompts and their pictures; load no model.", rich_help_panel="Run"),
+        typer.Option(
+            "--dry-run",
+            metavar="",
+            help="Show the first prompts and their pictures; load no model.",
+            rich_help_panel="Run",
+        ),
     ] = False,
     judge_url: Annotated[
         str | None,
@@ -199,27 +262,42 @@ def evaluate(
         ),
     ] = None,
     judge_model: Annotated[
-        str | None, typer.Option("--judge-model", metavar="NAME", help="Instead of each benchmark's own.", rich_help_panel="Judge")
+        str | None,
+        typer.Option("--judge-model", metavar="NAME", help="Instead of each benchmark's own.", rich_help_panel="Judge"),
     ] = None,
     judge_concurrency: Annotated[
-        int, typer.Option("--judge-concurrency", metavar="N", min=1, help="Requests at a time.", rich_help_panel="Judge")
+        int,
+        typer.Option("--judge-concurrency", metavar="N", min=1, help="Requests at a time.", rich_help_panel="Judge"),
     ] = 8,
     judge_price: Annotated[
         str | None,
         typer.Option(
-            "--judge-price", metavar="IN/OUT", help="US dollars a million tokens, for the cost estimate.", rich_help_panel="Judge"
+            "--judge-price",
+            metavar="IN/OUT",
+            help="US dollars a million tokens, for the cost estimate.",
+            rich_help_panel="Judge",
         ),
     ] = None,
     report_to: Annotated[
         Tracker | None, typer.Option("--report-to", "-r", help="Send the numbers there too.", rich_help_panel="Output")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print what became of each task.", rich_help_panel="Output")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print what became of each task.", rich_help_panel="Output")
+    ] = False,
     plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel="Other")
+        list[Path] | None,
+        typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel="Other"),
     ] = None,
     version: Annotated[
         bool,
-        typer.Option("--version", metavar="", callback=_show_version, is_eager=True, help="Print the version.", rich_help_panel="Other"),
+        typer.Option(
+            "--version",
+            metavar="",
+            callback=_show_version,
+            is_eager=True,
+            help="Print the version.",
+            rich_help_panel="Other",
+        ),
     ] = False,
     debug: Debug = False,
 ) -> None:
@@ -235,7 +313,7 @@ def evaluate(
     if dry_run and as_json:
         raise ConfigError("--dry-run and --json exclude one another: a dry run is to be looked at.")
 
-    from vila_core.plugins import load_plugins
+    from vila_core.plugins.loader import load_plugins
     from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_rank, split_names
     from vila_eval.options import ModelOptions, RunOptions
     from vila_eval.selection import select
@@ -250,7 +328,9 @@ def evaluate(
     )
     options = RunOptions(
         output_dir=output_dir.expanduser(),
-        data=DataOptions(cache_folder(), mirror=data.expanduser() if data else None, fixtures=fixtures, offline=offline),
+        data=DataOptions(
+            cache_folder(), mirror=data.expanduser() if data else None, fixtures=fixtures, offline=offline
+        ),
         limit=limit,
         batch_size=batch_size,
         workers=workers,
@@ -277,7 +357,9 @@ def evaluate(
 
     from vila_eval.cli.running import run_plan
 
-    raise typer.Exit(run_plan(model, plan, options, read_rank(), tracker=report_to.value if report_to else None, as_json=as_json))
+    raise typer.Exit(
+        run_plan(model, plan, options, read_rank(), tracker=report_to.value if report_to else None, as_json=as_json)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -27,7 +27,12 @@ class Bars:
     def __init__(self, console: Console, names: Sequence[str]):
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}"),
+        )
         self._names = list(names)
         self._bars = Progress(*columns, console=console, transient=True)
         self._current: TaskID | None = None
@@ -38,7 +43,9 @@ class Bars:
         self._bars.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self._bars.stop()
 
     def start(self, name: str, total: int, done: int) -> None:
@@ -77,7 +84,9 @@ class Lines:
     def __enter__(self) -> Lines:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         pass
 
     def start(self, name: str, total: int, done: int) -> None:
@@ -113,7 +122,11 @@ class Pace:
 
     @property
     def ending(self) -> str:
-        return f"done in {clock_time(self.seconds)}" if self.done >= self.total else f"stopped at {self.done} of {self.total}"
+        return (
+            f"done in {clock_time(self.seconds)}"
+            if self.done >= self.total
+            else f"stopped at {self.done} of {self.total}"
+        )
 
     def __str__(self) -> str:
         rate = (self.done - self._before) / max(self.seconds, 1e-3)

@@ -17,7 +17,13 @@ from vila_eval.runner import evaluate
 
 
 def run_plan(
-    model: ModelOptions, plan: Sequence[Planned], options: RunOptions, rank: Rank | None, *, tracker: Tracker | None, as_json: bool
+    model: ModelOptions,
+    plan: Sequence[Planned],
+    options: RunOptions,
+    rank: Rank | None,
+    *,
+    tracker: Tracker | None,
+    as_json: bool,
 ) -> int:
     """Run the tasks, print what came of them, and return the exit code: 1 if one of them ended in an error.
 
@@ -43,7 +49,11 @@ def run_plan(
     if any(outcome.result is not None for outcome in outcomes):
         report = _report(model_folder(outcomes[0]), tracker)
     if as_json:
-        typer.echo(json.dumps({"tasks": [as_dict(outcome) for outcome in outcomes], "report": report and str(report)}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"tasks": [as_dict(outcome) for outcome in outcomes], "report": report and str(report)}, indent=2
+            )
+        )
     elif report is not None:
         typer.echo(f"Report: {report}")
     return int(any(outcome.error is not None for outcome in outcomes))

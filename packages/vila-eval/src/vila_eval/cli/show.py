@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RESULTS/MODEL/TASK", help="A task's results folder.")],
-    sample: Annotated[list[str] | None, typer.Option("--id", metavar="ID", help="The sample of this id (may be repeated).")] = None,
+    sample: Annotated[
+        list[str] | None, typer.Option("--id", metavar="ID", help="The sample of this id (may be repeated).")
+    ] = None,
     wrong: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N worst answers.")] = None,
 ) -> None:
     """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, the first five."""
@@ -29,18 +31,24 @@ def show(
     if sample and wrong is not None:
         raise ConfigError("--id and --wrong exclude one another.")
     if not (folder / SAMPLES).exists():
-        raise ResultsError(f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as results/vila-tiny/pope.")
+        raise ResultsError(
+            f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as results/vila-tiny/pope."
+        )
     records = list(read_records(SampleRecord, folder / SAMPLES))
     if sample:
         by_id = {record.id: record for record in records}
         for name in sample:
             if name not in by_id:
                 few = ", ".join(get_close_matches(name, by_id) or list(by_id)[:3])
-                raise ConfigError(f"No sample '{name}' among the {len(records)} of '{folder}'. There are, for example: {few}.")
+                raise ConfigError(
+                    f"No sample '{name}' among the {len(records)} of '{folder}'. There are, for example: {few}."
+                )
         chosen = [by_id[name] for name in sample]
     elif wrong is not None:
         headline = read_result(folder).headline
-        chosen, count = choose_wrong(records, higher_is_better=headline is None or headline.higher_is_better is not False, most=wrong)
+        chosen, count = choose_wrong(
+            records, higher_is_better=headline is None or headline.higher_is_better is not False, most=wrong
+        )
         typer.echo(f"{count} of {len(records)} samples are not wholly right.\n")
     else:
         chosen = records[:5]
@@ -61,7 +69,11 @@ def describe(record: SampleRecord) -> str:
         lines.append(f"  score:     {', '.join(f'{name} {value:g}' for name, value in record.values.items())}")
     lines += [
         typer.style(f"  {label}: {problem}", fg=typer.colors.RED)
-        for label, problem in (("failed", record.error), ("not read", record.unread), ("not judged", record.judge_error))
+        for label, problem in (
+            ("failed", record.error),
+            ("not read", record.unread),
+            ("not judged", record.judge_error),
+        )
         if problem is not None
     ]
     return "\n".join(lines)
@@ -70,5 +82,7 @@ def describe(record: SampleRecord) -> str:
 def _describe_part(part: PromptPart) -> str:
     if part.kind == "text":
         return part.text or ""
-    details = [detail for detail in (part.file, None if part.frames is None else f"{part.frames} frames") if detail is not None]
+    details = [
+        detail for detail in (part.file, None if part.frames is None else f"{part.frames} frames") if detail is not None
+    ]
     return f"[{' '.join((part.kind, *details))}]"

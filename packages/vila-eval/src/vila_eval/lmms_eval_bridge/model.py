@@ -64,8 +64,12 @@ class VilaKit(lmms):
         if self._world_size > 1 and device == "auto":
             device = str(self.accelerator.device)
         media = {"max_tiles": max_tiles, "num_video_frames": num_video_frames}
-        overrides: dict[str, Any] = {name: _whole_number(name, value) for name, value in media.items() if value is not None}
-        self.model = vila_core.load(pretrained, device=device, dtype=dtype, chat_template=conv_mode, lora=lora, **overrides)
+        overrides: dict[str, Any] = {
+            name: _whole_number(name, value) for name, value in media.items() if value is not None
+        }
+        self.model = vila_core.load(
+            pretrained, device=device, dtype=dtype, chat_template=conv_mode, lora=lora, **overrides
+        )
         self.device = self.model.device  # where lmms-eval gathers the processes' counts
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
@@ -76,7 +80,9 @@ class VilaKit(lmms):
                 answer would hide it.
             GenerationError: a task asks for beam search.
         """
-        return self._answer([self._messages(request) for request in requests], [request.arguments[2] for request in requests])
+        return self._answer(
+            [self._messages(request) for request in requests], [request.arguments[2] for request in requests]
+        )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Answer the rounds of each request, one after the other; a task sees the earlier answers before it asks again."""
@@ -106,7 +112,9 @@ class VilaKit(lmms):
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         """Refuse: raises `GenerationError`."""
         tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-        raise GenerationError(f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} would need. Leave it out.")
+        raise GenerationError(
+            f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} would need. Leave it out."
+        )
 
     def clean(self) -> None:
         """Free the model: lmms-eval is about to score, perhaps with a judge on the same GPU."""
@@ -117,7 +125,9 @@ class VilaKit(lmms):
         _, doc_to_messages, _, doc_id, task, split = request.arguments
         return doc_to_messages(self.task_dict[task][split][doc_id], **round_arguments)
 
-    def _answer(self, conversations: Sequence[Messages], generation: Sequence[Mapping[str, Any]]) -> list[GenerationResult]:
+    def _answer(
+        self, conversations: Sequence[Messages], generation: Sequence[Mapping[str, Any]]
+    ) -> list[GenerationResult]:
         results: dict[int, GenerationResult] = {}
         with Progress(disable=self.rank > 0) as progress:
             answering = progress.add_task("vila_kit", total=len(conversations))
@@ -125,7 +135,9 @@ class VilaKit(lmms):
                 prompts = [as_conversation(conversations[index]) for index in batch]
                 completions = self.model.complete_batch(prompts, **generation_settings(generation[batch[0]]))
                 for index, completion in zip(batch, completions, strict=True):
-                    tokens = TokenCounts(input_tokens=completion.usage.prompt_tokens, output_tokens=completion.usage.completion_tokens)
+                    tokens = TokenCounts(
+                        input_tokens=completion.usage.prompt_tokens, output_tokens=completion.usage.completion_tokens
+                    )
                     results[index] = GenerationResult(completion.text, tokens)
                 progress.advance(answering, len(batch))
         return [results[index] for index in range(len(conversations))]
@@ -153,10 +165,14 @@ def _part(part: Mapping[str, Any]) -> str | vila_core.Image | vila_core.Video:
     if part["type"] == "text":
         return part["text"]
     if part["type"] not in ("image", "video"):
-        raise MediaError(f"A task of lmms-eval asks about {part['type']}; VILA models take images and videos. Leave the task out.")
+        raise MediaError(
+            f"A task of lmms-eval asks about {part['type']}; VILA models take images and videos. Leave the task out."
+        )
     source = part["url"]
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
-        raise MediaError(f"A task of lmms-eval asks about a part of a video ({part}), which is not supported. Cut the videos beforehand.")
+        raise MediaError(
+            f"A task of lmms-eval asks about a part of a video ({part}), which is not supported. Cut the videos beforehand."
+        )
     return vila_core.Image(source) if part["type"] == "image" else vila_core.Video(source)
 
 
@@ -166,7 +182,9 @@ def generation_settings(arguments: Mapping[str, Any]) -> GenerationSettings:
     An argument of an unknown meaning gives a warning. Raises `GenerationError` for beam search.
     """
     if (arguments.get("num_beams") or 1) > 1:
-        raise GenerationError(f"The task asks for beam search (num_beams={arguments['num_beams']}). Add: --gen_kwargs num_beams=1")
+        raise GenerationError(
+            f"The task asks for beam search (num_beams={arguments['num_beams']}). Add: --gen_kwargs num_beams=1"
+        )
     known = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
     if unknown := [name for name in arguments if name not in (*known, *IGNORED)]:
         warnings.warn(f"vila_kit ignores the task's generation arguments {', '.join(unknown)}.", stacklevel=2)

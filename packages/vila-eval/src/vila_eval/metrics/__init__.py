@@ -10,7 +10,13 @@ from vila_eval.metrics.counting import COUNTING
 from vila_eval.metrics.exact_match import EXACT_MATCH, FLEXIBLE_EXTRACT, LEADING_LETTER, NORMALIZED_EXACT_MATCH
 from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, VIDEO_CHATGPT
-from vila_eval.metrics.letter_readers import INITIAL, LONGVIDEOBENCH_CHOICE, NEXTQA_CHOICE, PERCEPTIONTEST_CHOICE, VILA_CHOICE
+from vila_eval.metrics.letter_readers import (
+    INITIAL,
+    LONGVIDEOBENCH_CHOICE,
+    NEXTQA_CHOICE,
+    PERCEPTIONTEST_CHOICE,
+    VILA_CHOICE,
+)
 from vila_eval.metrics.mathvista import MATHVISTA_METRIC
 from vila_eval.metrics.mmbench import MMBENCH_METRIC
 from vila_eval.metrics.mmmu import MMMU_METRIC

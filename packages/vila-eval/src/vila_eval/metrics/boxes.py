@@ -79,7 +79,9 @@ def box_iou(first: Box, second: Box, convention: Convention) -> float:
     _require_known("convention", convention, get_args(Convention))
     for box in (first, second):
         if not _is_proper(box):
-            raise ConfigError(f"Got the box {list(box)}. Expected four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2.")
+            raise ConfigError(
+                f"Got the box {list(box)}. Expected four finite numbers x1, y1, x2, y2 with x1 <= x2 and y1 <= y2."
+            )
     extra = 1 if convention == "inclusive" else 0
     overlap_width = max(0, min(first.x2, second.x2) - max(first.x1, second.x1) + extra)
     overlap_height = max(0, min(first.y2, second.y2) - max(first.y1, second.y1) + extra)
@@ -88,7 +90,9 @@ def box_iou(first: Box, second: Box, convention: Convention) -> float:
     return float(intersection / union) if union > 0 else 0.0
 
 
-def box_accuracy(predicted: Sequence[Box | None], expected: Sequence[Box], convention: Convention, threshold: float = 0.5) -> float:
+def box_accuracy(
+    predicted: Sequence[Box | None], expected: Sequence[Box], convention: Convention, threshold: float = 0.5
+) -> float:
     """Accuracy at a threshold = predictions with IoU >= threshold / predictions, in [0, 1]. None, for no box, is wrong.
 
     RefCOCO's Acc@0.5, with `>=` as in VILA's `llava/eval/refcoco.py`. `threshold` is in (0, 1].
@@ -100,7 +104,10 @@ def box_accuracy(predicted: Sequence[Box | None], expected: Sequence[Box], conve
         )
     if not 0 < threshold <= 1:
         raise ConfigError(f"Got {threshold} as the IoU threshold. Expected more than 0 and at most 1.")
-    hits = [box is not None and box_iou(box, truth, convention) >= threshold for box, truth in zip(predicted, expected, strict=True)]
+    hits = [
+        box is not None and box_iou(box, truth, convention) >= threshold
+        for box, truth in zip(predicted, expected, strict=True)
+    ]
     return sum(hits) / len(hits)
 
 

@@ -31,7 +31,9 @@ def tokenize(texts: Sequence[str]) -> list[str]:
     _require_java("Splitting captions into words")
     tokens = tokenizer.tokenize(asked) if asked else {}
     if len(tokens) < len(asked):
-        raise ConfigError(f"Java's tokenizer gave {len(tokens)} of {len(asked)} captions back. Does `java -version` work?")
+        raise ConfigError(
+            f"Java's tokenizer gave {len(tokens)} of {len(asked)} captions back. Does `java -version` work?"
+        )
     return [tokens[index][0] if index in tokens else "" for index in range(len(texts))]
 
 
@@ -50,7 +52,9 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
     """
     for candidates, references in corpora:
         if not candidates or len(candidates) != len(references):
-            raise ConfigError(f"Got {len(candidates)} captions and references for {len(references)}. Expected as many of each, some.")
+            raise ConfigError(
+                f"Got {len(candidates)} captions and references for {len(references)}. Expected as many of each, some."
+            )
     scores: dict[str, list[float]] = {}
     if any(name.startswith("bleu") for name in measures):
         bleus = [_compute(_coco().Bleu(4), corpus, verbose=0) for corpus in corpora]
@@ -70,7 +74,9 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
 
 def _compute(scorer: Any, corpus: Corpus, **options: int) -> Any:
     given = {index: [text] for index, text in enumerate(corpus.candidates)}
-    return scorer.compute_score({index: list(texts) for index, texts in enumerate(corpus.references)}, given, **options)[0]
+    return scorer.compute_score(
+        {index: list(texts) for index, texts in enumerate(corpus.references)}, given, **options
+    )[0]
 
 
 def _coco() -> Any:
@@ -83,7 +89,9 @@ def _coco() -> Any:
 
 def _require_java(needed_for: str) -> None:
     if shutil.which("java") is None:
-        raise ConfigError(f"{needed_for} needs Java, and there is no program 'java'. Install a Java runtime, 8 or newer.")
+        raise ConfigError(
+            f"{needed_for} needs Java, and there is no program 'java'. Install a Java runtime, 8 or newer."
+        )
 
 
 @dataclass(frozen=True)
@@ -109,16 +117,27 @@ class CaptionMetric:
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         references = [require_answers(sample.question.answer) for sample in samples]
-        tokens = iter(tokenize([sample.answer for sample in samples] + [text for texts in references for text in texts]))
+        tokens = iter(
+            tokenize([sample.answer for sample in samples] + [text for texts in references for text in texts])
+        )
         candidates = [next(tokens) for _ in samples]
         expected = [[next(tokens) for _ in texts] for texts in references]
         members: dict[str | None, list[int]] = {}
         for index, sample in enumerate(samples):
             members.setdefault(sample.question.cluster if self.per_cluster else None, []).append(index)
-        corpora = [Corpus([candidates[index] for index in corpus], [expected[index] for index in corpus]) for corpus in members.values()]
-        scores = {name: [100 * score for score in values] for name, values in score_corpora(corpora, self.measures).items()}
+        corpora = [
+            Corpus([candidates[index] for index in corpus], [expected[index] for index in corpus])
+            for corpus in members.values()
+        ]
+        scores = {
+            name: [100 * score for score in values] for name, values in score_corpora(corpora, self.measures).items()
+        }
         return [
-            Measure(name, estimate(scores[name]) if self.per_cluster else exact(scores[name][0], len(samples)), unit="points")
+            Measure(
+                name,
+                estimate(scores[name]) if self.per_cluster else exact(scores[name][0], len(samples)),
+                unit="points",
+            )
             for name in self.measures
         ]
 

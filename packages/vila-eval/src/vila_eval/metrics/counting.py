@@ -30,7 +30,11 @@ def find_number(answer: str) -> str | None:
 
 def _score(answer: str, question: Question) -> Score:
     said = find_number(answer)
-    return Score({"accuracy": float(said == find_number(question.answer))}, parsed=said, unread=None if said else "no number found")
+    return Score(
+        {"accuracy": float(said == find_number(question.answer))},
+        parsed=said,
+        unread=None if said else "no number found",
+    )
 
 
 COUNTING = MeanMetric("counting", _score)

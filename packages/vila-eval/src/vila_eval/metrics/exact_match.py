@@ -77,7 +77,11 @@ def flexible_extract_match(prediction: str, question: str, answer: str) -> float
 def _score_leading_letter(answer: str, question: Question) -> Score:
     letter = extract_leading_letter(answer)
     found = len(letter.strip()) == 1
-    return Score({"exact_match": normalized_exact_match(letter, question.answer)}, letter, None if found else "no letter at its start")
+    return Score(
+        {"exact_match": normalized_exact_match(letter, question.answer)},
+        letter,
+        None if found else "no letter at its start",
+    )
 
 
 def _score_flexible_extract(answer: str, question: Question) -> Score:
@@ -87,7 +91,8 @@ def _score_flexible_extract(answer: str, question: Question) -> Score:
 
 EXACT_MATCH = MeanMetric("exact_match", lambda answer, question: exact_match(answer, question.answer))
 NORMALIZED_EXACT_MATCH = MeanMetric(
-    "normalized_exact_match", lambda answer, question: Score({"exact_match": normalized_exact_match(answer, question.answer)})
+    "normalized_exact_match",
+    lambda answer, question: Score({"exact_match": normalized_exact_match(answer, question.answer)}),
 )
 LEADING_LETTER = MeanMetric("leading_letter", _score_leading_letter)
 """Exact match of what `extract_leading_letter` leaves, blind to case and punctuation; for AI2D."""

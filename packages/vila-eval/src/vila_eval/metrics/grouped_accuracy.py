@@ -20,11 +20,15 @@ def accuracy(correct: Iterable[bool]) -> Accuracy:
     """
     outcomes = list(correct)
     if not outcomes:
-        raise ConfigError("Got no samples, so there is no accuracy. Expected at least one; check the task's filter and --limit.")
+        raise ConfigError(
+            "Got no samples, so there is no accuracy. Expected at least one; check the task's filter and --limit."
+        )
     return Accuracy(sum(outcomes) / len(outcomes), len(outcomes))
 
 
-def accuracy_by_group(kind: str, groups: Sequence[str], correct: Sequence[bool], known: Sequence[str]) -> dict[str, Accuracy]:
+def accuracy_by_group(
+    kind: str, groups: Sequence[str], correct: Sequence[bool], known: Sequence[str]
+) -> dict[str, Accuracy]:
     """Accuracy within each group: right answers of the group / answers of the group, in [0, 1].
 
     `groups` holds one name per sample, `correct` one truth value. The result follows the order of `known` and leaves out

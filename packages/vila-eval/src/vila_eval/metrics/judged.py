@@ -41,7 +41,9 @@ def named_number(reply: str, name: str, low: float, high: float) -> float:
 
     Nothing of the reply is executed. The judge prompts of Video-ChatGPT show a dictionary with unbalanced quotes, which judges copy.
     """
-    found = re.findall(rf"\b{name}\W{{0,4}}?\s*[:=]\s*['\"]{{0,2}}(-?\d{{1,6}}(?:\.\d{{1,6}})?)(?![\d.]*\d)", reply, re.IGNORECASE)
+    found = re.findall(
+        rf"\b{name}\W{{0,4}}?\s*[:=]\s*['\"]{{0,2}}(-?\d{{1,6}}(?:\.\d{{1,6}})?)(?![\d.]*\d)", reply, re.IGNORECASE
+    )
     if not found:
         raise ValueError(f"expected a number called '{name}', got {shortened(reply)}")
     if len(set(found)) > 1:
@@ -62,7 +64,9 @@ def shortened(reply: str) -> str:
     return repr(reply if len(reply) <= 80 else f"{reply[:80]} …")
 
 
-def measures_with_units(samples: Sequence[Scored], units: Mapping[str, Unit], group_by: Sequence[str] | None = None) -> list[Measure]:
+def measures_with_units(
+    samples: Sequence[Scored], units: Mapping[str, Unit], group_by: Sequence[str] | None = None
+) -> list[Measure]:
     """Return the mean of every value as `mean_measures` does, each in its own unit."""
     return [replace(measure, unit=units[measure.name]) for measure in mean_measures(samples, group_by=group_by)]
 

@@ -79,7 +79,10 @@ class LlavaBench:
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         relative = [Measure("relative_score", _ratio(samples), unit="points")]
-        relative += [Measure("relative_score", _ratio(members), unit="points", group=group) for group, members in grouped(samples).items()]
+        relative += [
+            Measure("relative_score", _ratio(members), unit="points", group=group)
+            for group, members in grouped(samples).items()
+        ]
         return [*relative, *mean_measures(samples, unit="points", group_by=())]
 
 

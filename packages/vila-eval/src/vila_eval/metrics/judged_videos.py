@@ -36,7 +36,8 @@ ACTIVITYNET_QA_SYSTEM = (
     + "- Evaluate the correctness of the prediction compared to the answer."
 )
 ACTIVITYNET_QA_USER = (
-    _PAIR + "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 indicating "
+    _PAIR
+    + "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 indicating "
     "the highest meaningful match. Please generate the response in the form of a Python dictionary string with keys 'pred' and 'score', "
     "where value of 'pred' is  a string of 'yes' or 'no' and value of 'score' is in INTEGER, not STRING."
     + _ONLY
@@ -58,7 +59,10 @@ class ActivityNetQa:
         return [JudgeRequest(messages(text, ACTIVITYNET_QA_SYSTEM), MAX_TOKENS)]
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        verdicts = {verdict.lower() for verdict in re.findall(r"\bpred\W{0,4}?\s*[:=]\W{0,3}(yes|no)\b", replies[0], re.IGNORECASE)}
+        verdicts = {
+            verdict.lower()
+            for verdict in re.findall(r"\bpred\W{0,4}?\s*[:=]\W{0,3}(yes|no)\b", replies[0], re.IGNORECASE)
+        }
         if len(verdicts) != 1:
             raise ValueError(f"expected one 'pred' of yes or no, got {shortened(replies[0])}")
         (verdict,) = verdicts
@@ -191,7 +195,8 @@ class VideoChatGpt:
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         return sorted(
-            measures_with_units(samples, dict.fromkeys(ASPECTS, "points"), ()), key=lambda measure: [*ASPECTS].index(measure.name)
+            measures_with_units(samples, dict.fromkeys(ASPECTS, "points"), ()),
+            key=lambda measure: [*ASPECTS].index(measure.name),
         )
 
 

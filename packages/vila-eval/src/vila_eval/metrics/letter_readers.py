@@ -20,7 +20,14 @@ _ANSWER_PREFIXES = (
     *("The best option is", "The correct option is", "Best answer:", "Best option:"),
 )
 _ANSWER_PHRASES = (
-    *("the answer is", "answer is", "the correct answer is", "correct answer is", "the best answer is", "best answer is"),
+    *(
+        "the answer is",
+        "answer is",
+        "the correct answer is",
+        "correct answer is",
+        "the best answer is",
+        "best answer is",
+    ),
     *("the correct option is", "correct option is", "the best option is", "best option is"),
     *("the choice is", "choice is", "the correct choice is", "correct choice is"),
     *("i choose", "i select", "i pick", "my answer is", "my choice is"),
@@ -68,7 +75,9 @@ def extract_nextqa_choice(answer: str, options: tuple[str, ...]) -> str | None:
             return found[0] if len(found) == 1 else max(found, key=lambda letter: text.rfind(f" {letter} "))
     if len(text.split()) <= 5:
         return None
-    return last_standing(text.lower(), {letter: option.lower() for letter, option in zip(letters, options, strict=True)})
+    return last_standing(
+        text.lower(), {letter: option.lower() for letter, option in zip(letters, options, strict=True)}
+    )
 
 
 def extract_longvideobench_choice(answer: str) -> str | None:
@@ -101,7 +110,12 @@ def extract_lmms_choice(answer: str, letters: str) -> str | None:
         text = text.strip(mark)
     core = text.strip()
     text = f" {text} "
-    found = [(rank, text.rfind(form.format(letter)), letter) for form, rank in _MARKED for letter in letters if form.format(letter) in text]
+    found = [
+        (rank, text.rfind(form.format(letter)), letter)
+        for form, rank in _MARKED
+        for letter in letters
+        if form.format(letter) in text
+    ]
     for phrase in _ANSWER_PHRASES:
         begin = text.lower().find(phrase)
         if begin >= 0:
@@ -156,11 +170,17 @@ def score_lmms_choice(answer: str, question: Question) -> Score:
 
 INITIAL = MeanMetric("initial", lambda answer, question: letter_score(extract_initial(answer), question))
 """Accuracy of the letters that `extract_initial` reads. The reference leaves answers without one out; here they are wrong."""
-VILA_CHOICE = MeanMetric("vila_choice", _guessing(lambda answer, question: extract_vila_choice(answer, letters_of(question))))
+VILA_CHOICE = MeanMetric(
+    "vila_choice", _guessing(lambda answer, question: extract_vila_choice(answer, letters_of(question)))
+)
 """The same with `extract_vila_choice`; for EgoSchema and CinePile."""
-NEXTQA_CHOICE = MeanMetric("nextqa_choice", _guessing(lambda answer, question: extract_nextqa_choice(answer, tuple(question.options))))
+NEXTQA_CHOICE = MeanMetric(
+    "nextqa_choice", _guessing(lambda answer, question: extract_nextqa_choice(answer, tuple(question.options)))
+)
 """The same with `extract_nextqa_choice`."""
-LONGVIDEOBENCH_CHOICE = MeanMetric("longvideobench_choice", _guessing(lambda answer, _: extract_longvideobench_choice(answer)))
+LONGVIDEOBENCH_CHOICE = MeanMetric(
+    "longvideobench_choice", _guessing(lambda answer, _: extract_longvideobench_choice(answer))
+)
 """The same with `extract_longvideobench_choice`."""
 PERCEPTIONTEST_CHOICE = MeanMetric(
     "perceptiontest_choice", lambda answer, question: letter_score(extract_perceptiontest_choice(answer), question)

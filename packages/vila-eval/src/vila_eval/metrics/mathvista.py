@@ -49,7 +49,9 @@ class NormalizedAnswer:
     unread: str | None = None
 
 
-def normalize_extraction(extraction: str, choices: Sequence[str], answer_type: str, precision: float | None) -> NormalizedAnswer:
+def normalize_extraction(
+    extraction: str, choices: Sequence[str], answer_type: str, precision: float | None
+) -> NormalizedAnswer:
     """Bring an extracted answer to the form of the answers, as `normalize_extracted_answer` does.
 
     - With `choices`: the choice of the first bracketed letter, "(b)", or of the letter that is the whole text, "B"; else the
@@ -86,11 +88,15 @@ def _normalize_choice(extraction: str, choices: Sequence[str]) -> NormalizedAnsw
 def normalize_reply(reply: str, question: Question) -> NormalizedAnswer:
     """Return what a reply to a MathVista question amounts to. Raises `ConfigError` where the question is of no such benchmark."""
     if missing := [name for name in ("answer_type", "precision") if name not in question.fields]:
-        raise ConfigError(f"Question '{question.id}' lacks the fields {', '.join(missing)}, which the metric 'mathvista' needs.")
+        raise ConfigError(
+            f"Question '{question.id}' lacks the fields {', '.join(missing)}, which the metric 'mathvista' needs."
+        )
     answer_type = question.fields["answer_type"]
     reply = reply.strip()
     extraction = extract_quickly(reply, question.options, answer_type)
-    return normalize_extraction(reply if extraction is None else extraction, question.options, answer_type, question.fields["precision"])
+    return normalize_extraction(
+        reply if extraction is None else extraction, question.options, answer_type, question.fields["precision"]
+    )
 
 
 @dataclass(frozen=True)

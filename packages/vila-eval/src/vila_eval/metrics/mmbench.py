@@ -34,7 +34,11 @@ class MmbenchMetric:
             rotations.setdefault(sample.question.fields["index"] % ROTATION, []).append(sample)
         overall, *by_group = mean_measures([_all_right(members) for members in rotations.values()])
         unrotated = [sample for sample in samples if sample.question.fields["index"] < ROTATION]
-        single = [replace(measure, name="single_pass_accuracy") for measure in mean_measures(unrotated, group_by=())] if unrotated else []
+        single = (
+            [replace(measure, name="single_pass_accuracy") for measure in mean_measures(unrotated, group_by=())]
+            if unrotated
+            else []
+        )
         return [overall, *single, *by_group]
 
 

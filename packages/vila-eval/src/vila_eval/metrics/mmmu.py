@@ -41,7 +41,9 @@ SUBJECTS_OF_DISCIPLINE = {
         "Mechanical_Engineering",
     ),
 }
-DISCIPLINE_OF_SUBJECT = {subject: discipline for discipline, subjects in SUBJECTS_OF_DISCIPLINE.items() for subject in subjects}
+DISCIPLINE_OF_SUBJECT = {
+    subject: discipline for discipline, subjects in SUBJECTS_OF_DISCIPLINE.items() for subject in subjects
+}
 
 _STRIPPED = ",.!?;:'"  # one after the other, in this order
 _TRIVIAL = frozenset(":,.!?;'")
@@ -166,7 +168,8 @@ def parse_open_response(response: str) -> list[str | float]:
     text = require_text(response, "response").strip().strip(".").lower()
     lines = text.split("\n")
     tails = [
-        _shortest_tail(line, (*_INDICATORS, "=") if line_number == len(lines) else _INDICATORS) for line_number, line in enumerate(lines, 1)
+        _shortest_tail(line, (*_INDICATORS, "=") if line_number == len(lines) else _INDICATORS)
+        for line_number, line in enumerate(lines, 1)
     ]
     keys = [tail for tail in tails if tail and tail not in _TRIVIAL] or [text]
     candidates = keys + [number for key in keys for number in extract_numbers(key)]

@@ -123,12 +123,18 @@ def letter_score(said: str | None, question: Question) -> Score:
             f"Expected one of the letters {', '.join(letters)}."
         )
     read = said if said in letters else None
-    return Score({"accuracy": float(read == question.answer)}, parsed=read, unread=None if read else "no single option named")
+    return Score(
+        {"accuracy": float(read == question.answer)}, parsed=read, unread=None if read else "no single option named"
+    )
 
 
-MULTIPLE_CHOICE = MeanMetric("multiple_choice", lambda answer, question: letter_score(extract_letter(answer, question.options), question))
+MULTIPLE_CHOICE = MeanMetric(
+    "multiple_choice", lambda answer, question: letter_score(extract_letter(answer, question.options), question)
+)
 """Accuracy of the letters that `extract_letter` reads, for questions with `options` and a letter as the answer."""
 LLAVA_LETTER = MeanMetric("llava_letter", lambda answer, question: letter_score(extract_llava_letter(answer), question))
 """The same, read by `extract_llava_letter`; for ScienceQA."""
-FIRST_CHARACTER = MeanMetric("first_character", lambda answer, question: letter_score(extract_first_character(answer), question))
+FIRST_CHARACTER = MeanMetric(
+    "first_character", lambda answer, question: letter_score(extract_first_character(answer), question)
+)
 """The same, read by `extract_first_character`; for SEED-Bench."""

@@ -20,7 +20,10 @@ def measure_raw_captions(samples: Sequence[Scored], measures: Sequence[str]) -> 
 
     Raises `MissingDependencyError` without pycocoevalcap.
     """
-    corpus = Corpus([sample.answer or NOTHING for sample in samples], [require_answers(sample.question.answer) for sample in samples])
+    corpus = Corpus(
+        [sample.answer or NOTHING for sample in samples],
+        [require_answers(sample.question.answer) for sample in samples],
+    )
     scores = score_corpora([corpus], measures)
     return [Measure(name, exact(100 * scores[name][0], len(samples)), unit="points") for name in measures]
 

@@ -25,7 +25,10 @@ def relaxed_accuracy(prediction: str, target: str, tolerance: float = 0.05) -> f
     Qwen-VL and lmms-eval use. Raises `ConfigError` for a `tolerance` that is negative or not finite.
     """
     _check(tolerance)
-    number, expected = _published_number(require_text(prediction, "prediction")), _published_number(require_text(target, "target"))
+    number, expected = (
+        _published_number(require_text(prediction, "prediction")),
+        _published_number(require_text(target, "target")),
+    )
     if number is None or not expected:
         return float(prediction.lower() == target.lower())
     return float(abs(number - expected) / abs(expected) <= tolerance)
@@ -86,7 +89,9 @@ def _score_both(answer: str, question: Question) -> Score:
     )
 
 
-RELAXED_ACCURACY = MeanMetric("relaxed_accuracy", lambda answer, question: relaxed_accuracy(answer.strip(), question.answer))
+RELAXED_ACCURACY = MeanMetric(
+    "relaxed_accuracy", lambda answer, question: relaxed_accuracy(answer.strip(), question.answer)
+)
 STRICT_RELAXED_ACCURACY = MeanMetric(
     "strict_relaxed_accuracy", lambda answer, question: strict_relaxed_accuracy(answer.strip(), question.answer)
 )

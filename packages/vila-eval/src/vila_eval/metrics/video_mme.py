@@ -14,7 +14,14 @@ from vila_eval.metrics.letter_readers import score_lmms_choice
 from vila_eval.task import Question
 
 DURATIONS = ("short", "medium", "long")
-DOMAINS = ("Knowledge", "Film & Television", "Sports Competition", "Artistic Performance", "Life Record", "Multilingual")
+DOMAINS = (
+    "Knowledge",
+    "Film & Television",
+    "Sports Competition",
+    "Artistic Performance",
+    "Life Record",
+    "Multilingual",
+)
 SUB_CATEGORIES = (
     "Humanity & History",
     "Literature & Art",
@@ -92,10 +99,16 @@ def score(samples: Sequence[VideoMmeSample]) -> VideoMmeScores:
     correct = [sample.is_correct for sample in samples]
     return VideoMmeScores(
         overall=accuracy(correct),
-        by_duration=accuracy_by_group("Video-MME duration", [sample.duration for sample in samples], correct, DURATIONS),
+        by_duration=accuracy_by_group(
+            "Video-MME duration", [sample.duration for sample in samples], correct, DURATIONS
+        ),
         by_domain=accuracy_by_group("Video-MME domain", [sample.domain for sample in samples], correct, DOMAINS),
-        by_sub_category=accuracy_by_group("Video-MME sub-category", [sample.sub_category for sample in samples], correct, SUB_CATEGORIES),
-        by_task_type=accuracy_by_group("Video-MME task type", [sample.task_type for sample in samples], correct, TASK_TYPES),
+        by_sub_category=accuracy_by_group(
+            "Video-MME sub-category", [sample.sub_category for sample in samples], correct, SUB_CATEGORIES
+        ),
+        by_task_type=accuracy_by_group(
+            "Video-MME task type", [sample.task_type for sample in samples], correct, TASK_TYPES
+        ),
     )
 
 

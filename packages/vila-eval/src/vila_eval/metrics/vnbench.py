@@ -49,7 +49,9 @@ def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Estimate]:
     """Return the share of questions with all four tries right, by type, sorted. Raises `ConfigError` if no question has four tries."""
     tries: dict[tuple[str, str | None], list[float]] = {}
     for sample in samples:
-        tries.setdefault((sample.question.groups["type"], sample.question.cluster), []).append(sample.score.values["try_accuracy"])
+        tries.setdefault((sample.question.groups["type"], sample.question.cluster), []).append(
+            sample.score.values["try_accuracy"]
+        )
     whole = {key: values for key, values in tries.items() if len(values) == TRIES}
     if not whole:
         raise ConfigError(f"VNBench got no question with all {TRIES} orders of its options. Choose a higher --limit.")

@@ -31,7 +31,12 @@ _CONTRACTIONS = """
 
 def _repairs(contractions: Iterable[str]) -> dict[str, str]:
     """Map each contraction that lacks one of its apostrophes to the whole one, as the published table does."""
-    repairs = {whole[:at] + whole[at + 1 :]: whole for whole in contractions for at, letter in enumerate(whole) if letter == "'"}
+    repairs = {
+        whole[:at] + whole[at + 1 :]: whole
+        for whole in contractions
+        for at, letter in enumerate(whole)
+        if letter == "'"
+    }
     return repairs | {"somebody'd": "somebodyd"}  # the published table has this one the wrong way round
 
 
@@ -75,7 +80,9 @@ def strip_punctuation(text: str) -> str:
     return _PERIOD.sub("", result, count=_MOST_PERIODS)
 
 
-def vqa_accuracy(prediction: str, answers: list[str] | tuple[str, ...], process: Callable[[str], str] = process_vqa_answer) -> float:
+def vqa_accuracy(
+    prediction: str, answers: list[str] | tuple[str, ...], process: Callable[[str], str] = process_vqa_answer
+) -> float:
     """Mean over the people asked of min(n / 3, 1), n being how many of the others gave the predicted answer; in [0, 1].
 
     With ten answers, 0, 1, 2, 3 and 4 or more that match score 0, 0.3, 0.6, 0.9 and 1. `process` is applied to both sides;
@@ -102,9 +109,13 @@ def published_vqa_accuracy(prediction: str, answers: list[str] | tuple[str, ...]
 
 def _several(answers: list[str] | tuple[str, ...]) -> list[str]:
     if isinstance(answers, str):
-        raise ConfigError(f"VQA accuracy got one string, {answers!r}, for the answers; expected a list of them, usually ten.")
+        raise ConfigError(
+            f"VQA accuracy got one string, {answers!r}, for the answers; expected a list of them, usually ten."
+        )
     if len(answers) < 4:
-        raise ConfigError(f"VQA accuracy got {len(answers)} answers; expected at least 4, usually ten. Use exact_match for fewer.")
+        raise ConfigError(
+            f"VQA accuracy got {len(answers)} answers; expected at least 4, usually ten. Use exact_match for fewer."
+        )
     return require_answers(answers)
 
 

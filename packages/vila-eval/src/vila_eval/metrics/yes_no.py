@@ -14,7 +14,18 @@ from vila_eval.task import Question
 
 YesNo = Literal["yes", "no"]
 
-MME_PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
+MME_PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
 
@@ -60,7 +71,9 @@ def pope_scores(predictions: Sequence[str], labels: Sequence[str]) -> PopeScores
     unequal counts, or a label that is neither.
     """
     if not labels or len(predictions) != len(labels):
-        raise ConfigError(f"POPE got {len(predictions)} replies and {len(labels)} labels; expected as many of each, at least one.")
+        raise ConfigError(
+            f"POPE got {len(predictions)} replies and {len(labels)} labels; expected as many of each, at least one."
+        )
     pairs = [(first_word_yes_no(reply), _label(label)) for reply, label in zip(predictions, labels, strict=True)]
     said_yes = sum(said == "yes" for said, _ in pairs)
     are_yes = sum(label == "yes" for _, label in pairs)
@@ -157,7 +170,9 @@ def mme_scores(answers: Iterable[MmeAnswer]) -> MmeScores:
     right: dict[str, list[int]] = {}  # category -> how many of 2 were right, for each pair
     for (category, _), questions in pairs.items():
         _check_pair(questions)
-        right.setdefault(category, []).append(sum(mme_yes_no(answer.prediction) == _label(answer.label) for answer in questions))
+        right.setdefault(category, []).append(
+            sum(mme_yes_no(answer.prediction) == _label(answer.label) for answer in questions)
+        )
     return MmeScores(
         {
             name: MmeCategory(sum(right[name]) / (2 * len(right[name])), right[name].count(2) / len(right[name]))
@@ -223,17 +238,25 @@ class MmeMetric:
 
     def score(self, answer: str, question: Question) -> Score:
         said = mme_yes_no(answer)
-        return Score({"accuracy": float(said == _label(question.answer))}, parsed=said, unread=None if said else "neither yes nor no")
+        return Score(
+            {"accuracy": float(said == _label(question.answer))},
+            parsed=said,
+            unread=None if said else "neither yes nor no",
+        )
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         scores = mme_scores(_mme_answer(sample) for sample in samples)
         by_category = {name: _mme_points(samples, name) for name in scores.categories}
         sums = [
-            Measure(name, _sum([by_category[category] for category in categories if category in by_category]), unit="points")
+            Measure(
+                name, _sum([by_category[category] for category in categories if category in by_category]), unit="points"
+            )
             for name, categories in (("perception", MME_PERCEPTION), ("cognition", MME_COGNITION))
             if not by_category.keys().isdisjoint(categories)
         ]
-        return sums + [Measure("score", points, unit="points", group=("category", name)) for name, points in by_category.items()]
+        return sums + [
+            Measure("score", points, unit="points", group=("category", name)) for name, points in by_category.items()
+        ]
 
 
 def _mme_answer(sample: Scored) -> MmeAnswer:

@@ -17,8 +17,12 @@ FLIPS = 50
 
 def write_comparison(comparison: RunComparison, path: Path) -> Path:
     """Write the comparison to `path` and return it. The same comparison gives the same bytes."""
-    headlines = [task.headline for task in comparison.tasks if task.headline is not None and task.headline.unit == "share"]
-    end = axis_end(max((abs(headline.difference) + (headline.standard_error or 0.0) for headline in headlines), default=0.0))
+    headlines = [
+        task.headline for task in comparison.tasks if task.headline is not None and task.headline.unit == "share"
+    ]
+    end = axis_end(
+        max((abs(headline.difference) + (headline.standard_error or 0.0) for headline in headlines), default=0.0)
+    )
 
     def draw(measure: MeasureComparison) -> Markup:
         is_better = None if measure.higher_is_better is None else (measure.difference > 0) == measure.higher_is_better

@@ -27,7 +27,17 @@ from vila_eval.report.formatting import (
 )
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
-from vila_eval.storage import JUDGE_SUMMARY, REPORT, SAMPLES, TIMINGS, decode, find_results, read_records, read_result, write_whole
+from vila_eval.storage import (
+    JUDGE_SUMMARY,
+    REPORT,
+    SAMPLES,
+    TIMINGS,
+    decode,
+    find_results,
+    read_records,
+    read_result,
+    write_whole,
+)
 
 FIRST_CARDS = 8
 """Wrong answers of a task that are in view; the others are unfolded."""
@@ -101,7 +111,9 @@ def write_report(model_folder: Path) -> Path:
     """
     folders = find_results(model_folder)
     if not folders:
-        raise ResultsError(f"There are no results in '{model_folder}'. Name the folder of a model, such as results/vila-tiny.")
+        raise ResultsError(
+            f"There are no results in '{model_folder}'. Name the folder of a model, such as results/vila-tiny."
+        )
     sections = [_read_section(name, folder, number) for number, (name, folder) in enumerate(folders.items(), 1)]
     models = list(dict.fromkeys(_identity(section.result.model) for section in sections))
     page = render(
@@ -110,7 +122,9 @@ def write_report(model_folder: Path) -> Path:
         sections=sections,
         overview=_overview(sections),
         miniatures=[section.name for section in sections if section.is_miniature],
-        limits=sorted({section.result.settings.limit for section in sections if section.result.settings.limit is not None}),
+        limits=sorted(
+            {section.result.settings.limit for section in sections if section.result.settings.limit is not None}
+        ),
         first_cards=FIRST_CARDS,
     )
     path = model_folder / REPORT
@@ -179,9 +193,7 @@ def _speed(path: Path) -> str | None:
         return None
     timings = decode(Timings, path.read_text(encoding="utf-8"), f"'{path}'")
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
-    return (
-        f"{timings.answered:,} answers in {timings.seconds:,.1f} s, {timings.batch_size} at a time, workers: {timings.workers}. {versions}"
-    )
+    return f"{timings.answered:,} answers in {timings.seconds:,.1f} s, {timings.batch_size} at a time, workers: {timings.workers}. {versions}"
 
 
 def _judging(path: Path) -> str | None:
@@ -198,7 +210,13 @@ def _overview(sections: Sequence[Section]) -> Plot | None:
     """Plot the headlines that are shares: these have one axis in common."""
     found = [(section, section.result.headline) for section in sections]
     bars = [
-        Bar(section.name, draw_bar(headline.value, headline.standard_error, 1.0), headline, f"#{section.anchor}", section.is_miniature)
+        Bar(
+            section.name,
+            draw_bar(headline.value, headline.standard_error, 1.0),
+            headline,
+            f"#{section.anchor}",
+            section.is_miniature,
+        )
         for section, headline in found
         if headline is not None and headline.unit == "share"
     ]
@@ -219,8 +237,14 @@ def _breakdowns(measures: Sequence[MeasureRecord]) -> Iterator[Breakdown]:
 
 def _plot(title: str, measures: Mapping[str, MeasureRecord]) -> Plot:
     unit = next(iter(measures.values())).unit
-    end = 1.0 if unit == "share" else axis_end(max(measure.value + (measure.standard_error or 0.0) for measure in measures.values()))
-    bars = [Bar(label, draw_bar(measure.value, measure.standard_error, end), measure) for label, measure in measures.items()]
+    end = (
+        1.0
+        if unit == "share"
+        else axis_end(max(measure.value + (measure.standard_error or 0.0) for measure in measures.values()))
+    )
+    bars = [
+        Bar(label, draw_bar(measure.value, measure.standard_error, end), measure) for label, measure in measures.items()
+    ]
     ticks = ("0", "50", "100 %") if unit == "share" else ("0", f"{end / 2:g}", f"{end:g}")
     return Plot(title, bars, ticks)
 

@@ -30,7 +30,9 @@ PANEL_SIZES = {1: 224, 2: 160, 3: 128, 4: 112}
 GAP = 4
 
 
-def choose_wrong(samples: Iterable[SampleRecord], *, higher_is_better: bool = True, most: int = GALLERY) -> tuple[list[SampleRecord], int]:
+def choose_wrong(
+    samples: Iterable[SampleRecord], *, higher_is_better: bool = True, most: int = GALLERY
+) -> tuple[list[SampleRecord], int]:
     """Return up to `most` samples that are not wholly right, the worst first, then in the data's order; and how many there are in all.
 
     What counts is the first of a sample's values: wrong is one below the best (1, or the highest that there is, where scores go beyond).
@@ -59,7 +61,9 @@ def picture_path(folder: Path, sample_id: str) -> Path:
     return folder / PICTURES / f"{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}.jpg"
 
 
-def save_pictures(samples: Sequence[SampleRecord], ask: Callable[[int], Question], folder: Path, *, higher_is_better: bool = True) -> None:
+def save_pictures(
+    samples: Sequence[SampleRecord], ask: Callable[[int], Question], folder: Path, *, higher_is_better: bool = True
+) -> None:
     """Write a thumbnail of each sample that the report will show, and remove those of earlier runs.
 
     A medium that cannot be read leaves its sample without a picture.
@@ -120,4 +124,6 @@ def _load(medium: Image | Video, room: int) -> list[PIL.Image.Image]:
 def _shrink(picture: PIL.Image.Image, size: int) -> PIL.Image.Image:
     """Return a copy whose longer side is at most `size` pixels, without metadata."""
     scale = min(1.0, size / max(picture.size))
-    return picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), reducing_gap=3.0)
+    return picture.resize(
+        (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), reducing_gap=3.0
+    )

@@ -36,7 +36,11 @@ def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
     from rich.table import Table
 
     counted = [outcome.result.counts for outcome in outcomes if outcome.result is not None]
-    shown = {heading: count for heading, count in COUNTS.items() if heading == "failed" or any(count(of_task) for of_task in counted)}
+    shown = {
+        heading: count
+        for heading, count in COUNTS.items()
+        if heading == "failed" or any(count(of_task) for of_task in counted)
+    }
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("task", overflow="fold")
     table.add_column("measure")
@@ -46,7 +50,9 @@ def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
         name = escape(outcome.planned.folder)
         if outcome.result is None:
             state = (
-                "[red]error[/red]" if outcome.error is not None else f"[yellow]waits for {escape(outcome.waiting or 'nothing')}[/yellow]"
+                "[red]error[/red]"
+                if outcome.error is not None
+                else f"[yellow]waits for {escape(outcome.waiting or 'nothing')}[/yellow]"
             )
             table.add_row(name, state)
             continue
@@ -90,8 +96,12 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
     for outcome in outcomes:
         submission = outcome.planned.task.submission
         if outcome.result is not None and outcome.result.submission is not None and submission is not None:
-            notes.append(f"{outcome.planned.folder}: send {outcome.folder / outcome.result.submission} to {submission.server}")
-    made_up = sum(outcome.result is not None and outcome.result.data.get("revision") == FIXTURE_REVISION for outcome in outcomes)
+            notes.append(
+                f"{outcome.planned.folder}: send {outcome.folder / outcome.result.submission} to {submission.server}"
+            )
+    made_up = sum(
+        outcome.result is not None and outcome.result.data.get("revision") == FIXTURE_REVISION for outcome in outcomes
+    )
     if made_up:
         several = f"{made_up} of {len(outcomes)} tasks ran" if made_up < len(outcomes) else "All tasks ran"
         notes.append(

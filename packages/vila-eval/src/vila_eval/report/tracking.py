@@ -47,7 +47,11 @@ def check_installed(kind: Tracker) -> None:
 
 def scalars(results: Mapping[str, TaskResult]) -> dict[str, float]:
     """Return every measure by "<task>/<measure>", and the standard error of each headline."""
-    found = {f"{task}/{measure}": float(value) for task, measures in merged_metrics(results).items() for measure, value in measures.items()}
+    found = {
+        f"{task}/{measure}": float(value)
+        for task, measures in merged_metrics(results).items()
+        for measure, value in measures.items()
+    }
     for task, result in results.items():
         if result.headline is not None and result.headline.standard_error is not None:
             found[f"{task}/{result.headline.name}_standard_error"] = result.headline.standard_error
@@ -68,6 +72,9 @@ def _log_run(values: Mapping[str, float], results: Mapping[str, TaskResult], fol
     import wandb  # pyright: ignore[reportMissingImports]
 
     model = next(iter(results.values())).model
-    config: dict[str, Any] = {"model": model.model_dump(), "tasks": {name: result.task_version for name, result in results.items()}}
+    config: dict[str, Any] = {
+        "model": model.model_dump(),
+        "tasks": {name: result.task_version for name, result in results.items()},
+    }
     with wandb.init(project=project, name=model.name, config=config, dir=str(folder)) as run:
         run.log(dict(values))

@@ -6,14 +6,26 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from vila_core.errors import ConfigError, MissingDependencyError
-from vila_core.hookspecs import Named
-from vila_core.plugins import load_plugins
+from vila_core.plugins.hookspecs import Named
+from vila_core.plugins.loader import load_plugins
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Row, Task
 
 DATASET = "drawn-world"
-TESTS = ("attribute", "count", "position", "relation", "size", "word", "number", "chart", "pair", "motion", "appearance")
+TESTS = (
+    "attribute",
+    "count",
+    "position",
+    "relation",
+    "size",
+    "word",
+    "number",
+    "chart",
+    "pair",
+    "motion",
+    "appearance",
+)
 """The tests that are asked with the question last and, with `_asked`, first."""
 
 
@@ -60,7 +72,9 @@ class DrawnRows:
         if not 0 <= index < len(self):
             raise IndexError(index)
         if not isinstance(self._dataset, RowDataset):
-            raise ConfigError(f"The dataset '{DATASET}' has no rows to ask for. Install vila-train of vila-eval's own version.")
+            raise ConfigError(
+                f"The dataset '{DATASET}' has no rows to ask for. Install vila-train of vila-eval's own version."
+            )
         return self._dataset.row(self._source.split, self._source.test, index) | {"id": f"{self._source.test}-{index}"}
 
     def locate(self, path: str) -> Path:
@@ -73,6 +87,13 @@ def ask(row: Row) -> Question:
 
 
 DRAWN_WORLD = tuple(
-    Task(f"vila/{test}", DrawnWorld(test), ask, EXACT_MATCH, tags=("local", "vila/blocks"), description="The drawn world of vila-tiny.")
+    Task(
+        f"vila/{test}",
+        DrawnWorld(test),
+        ask,
+        EXACT_MATCH,
+        tags=("local", "vila/blocks"),
+        description="The drawn world of vila-tiny.",
+    )
     for test in (*TESTS, "in_context", *(f"{test}_asked" for test in TESTS))
 )

@@ -81,7 +81,9 @@ def search_costed_scales(
     return ScaleChoice(group, candidates[best].scales.float(), best, tuple(losses))
 
 
-def fold_scales(block: Block, choice: ScaleChoice, weights: dict[str, Tensor], stored_dtype: torch.dtype | None = None) -> Tensor:
+def fold_scales(
+    block: Block, choice: ScaleChoice, weights: dict[str, Tensor], stored_dtype: torch.dtype | None = None
+) -> Tensor:
     """Multiply the group's fp32 `weights` by the scales, and divide what comes before; return the scales as they were applied, `[K]`.
 
     A norm's weight may be stored in 16 bits: the linears take the scale that its rounded quotient stands for, so that nothing is lost.
@@ -107,5 +109,7 @@ def fold_scales(block: Block, choice: ScaleChoice, weights: dict[str, Tensor], s
 
 def split_rows(weight: GroupwiseWeight, rows: Sequence[int]) -> list[GroupwiseWeight]:
     """Cut a quantized weight into parts of so many rows."""
-    parts = zip(weight.q.split(list(rows)), weight.scales.split(list(rows)), weight.zeros.split(list(rows)), strict=True)
+    parts = zip(
+        weight.q.split(list(rows)), weight.scales.split(list(rows)), weight.zeros.split(list(rows)), strict=True
+    )
     return [GroupwiseWeight(q, scales, zeros, weight.bits) for q, scales, zeros in parts]

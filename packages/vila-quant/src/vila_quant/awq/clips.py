@@ -29,7 +29,11 @@ def sample_tokens(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def search_clips(
-    weight: Tensor, x: Tensor, group_size: int, fake_quantize: FakeQuantize, shrinks: Sequence[float] = REFERENCE_SHRINKS
+    weight: Tensor,
+    x: Tensor,
+    group_size: int,
+    fake_quantize: FakeQuantize,
+    shrinks: Sequence[float] = REFERENCE_SHRINKS,
 ) -> Tensor:
     """Return the largest magnitude to keep of each row's groups, `[N, G, 1]` in the weight's dtype.
 

@@ -63,7 +63,9 @@ class BlockQuantizer(Protocol):
         """Whether the inputs of a block are to come from the quantized blocks before it; else they come from the whole ones."""
         ...
 
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+    def quantize_block(
+        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+    ) -> QuantizedBlock:
         """Quantize one block.
 
         Args:

@@ -23,7 +23,9 @@ class Method:
     module: str
     function: str
 
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+    def quantize_block(
+        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+    ) -> QuantizedBlock:
         quantize = vars(import_module(f"vila_quant.awq.{self.module}"))[self.function]
         return quantize(block, x, surroundings, options)
 

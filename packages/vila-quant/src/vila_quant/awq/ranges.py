@@ -19,7 +19,9 @@ WEIGHTS_AT_ONCE = {"cuda": 2**25, "cpu": 2**18}
 
 
 @torch.no_grad()
-def search_ranges(weight: Tensor, costs: Tensor, group_size: int, bits: int, shrinks: Sequence[float] = SHRINKS) -> tuple[Tensor, Tensor]:
+def search_ranges(
+    weight: Tensor, costs: Tensor, group_size: int, bits: int, shrinks: Sequence[float] = SHRINKS
+) -> tuple[Tensor, Tensor]:
     """Return the scales and zeros of every group, `[N, G]` fp32; scales are such that fp16 holds them.
 
     First both ends move together, then the upper alone, then the lower alone; the first of equals is kept.
@@ -32,7 +34,8 @@ def search_ranges(weight: Tensor, costs: Tensor, group_size: int, bits: int, shr
         shrinks: shares of an end to cut off, 0 first.
     """
     found = [
-        _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks) for rows in row_chunks(weight)
+        _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks)
+        for rows in row_chunks(weight)
     ]
     return torch.cat([scales for scales, _ in found]), torch.cat([zeros for _, zeros in found])
 

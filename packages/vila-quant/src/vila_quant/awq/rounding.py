@@ -50,7 +50,9 @@ class Feedback:
         """Return the feedback for inputs x / s, `scales` s `[K]`, in the same order; U is changed in place, as it may be large."""
         ordered = scales[self.order]
         # H' = H / (s sᵀ) has R' = R / s (rows), so U' = U · s / s of its row.
-        return Feedback(self.order, self.upper.div_(ordered[:, None]).mul_(ordered[None, :]), self.costs / scales.square())
+        return Feedback(
+            self.order, self.upper.div_(ordered[:, None]).mul_(ordered[None, :]), self.costs / scales.square()
+        )
 
 
 @torch.no_grad()
@@ -64,7 +66,9 @@ def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
     """
     mean = moments.diagonal().mean()
     if not bool(torch.isfinite(mean)):
-        raise QuantizationError(f"{name}: its inputs are not finite. Check the checkpoint, or quantize in another dtype.")
+        raise QuantizationError(
+            f"{name}: its inputs are not finite. Check the checkpoint, or quantize in another dtype."
+        )
     order = moments.diagonal().argsort(descending=True, stable=True)
     # The factor of the matrix turned by 180 degrees, turned back, is upper triangular.
     turned = order.flip(0)
@@ -81,8 +85,13 @@ def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
             costs[order] = diagonal.square()
             return Feedback(order, upper.div_(diagonal), costs)
         damping *= 10
-        warnings.warn(f"{name}: the second moments of its inputs are not positive definite; damping raised to {damping:g}.", stacklevel=2)
-    raise QuantizationError(f"{name}: the second moments of its inputs cannot be factorised. Give more, or more varied, calibration.")
+        warnings.warn(
+            f"{name}: the second moments of its inputs are not positive definite; damping raised to {damping:g}.",
+            stacklevel=2,
+        )
+    raise QuantizationError(
+        f"{name}: the second moments of its inputs cannot be factorised. Give more, or more varied, calibration."
+    )
 
 
 @torch.no_grad()
@@ -107,11 +116,15 @@ def round_compensated(weight: Tensor, moments: Feedback, scales: Tensor, zeros: 
         own, groups = order[place], order[place] // group_size
         block = weight[:, own]
         wanted = torch.addmm(block, errors[:, :start], upper[:start, place])
-        q[:, own], errors[:, place] = round_block(block, wanted, upper[place, place], scales[:, groups], zeros[:, groups], 2**bits - 1)
+        q[:, own], errors[:, place] = round_block(
+            block, wanted, upper[place, place], scales[:, groups], zeros[:, groups], 2**bits - 1
+        )
     return GroupwiseWeight(q, scales, zeros, bits)
 
 
-def round_block_torch(weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+def round_block_torch(
+    weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int
+) -> tuple[Tensor, Tensor]:
     """Round one block of columns. This is the oracle of the Triton kernel.
 
     Args:

@@ -66,7 +66,9 @@ def _round_block_kernel(
     tl.store(errors_pointer + offsets, errors, mask=mask)
 
 
-def round_block(weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int) -> tuple[Tensor, Tensor]:
+def round_block(
+    weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int
+) -> tuple[Tensor, Tensor]:
     """Round one block of columns; arguments and result are those of `round_block_torch`."""
     rows, columns = weight.shape
     assert columns <= 128, f"a block has at most 128 columns, got {columns}"
@@ -76,6 +78,14 @@ def round_block(weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, z
     q = torch.empty(rows, columns, dtype=torch.uint8, device=weight.device)
     errors = torch.empty(rows, columns, dtype=torch.float32, device=weight.device)
     _round_block_kernel[(triton.cdiv(rows, ROWS),)](
-        *parts, q, errors, rows, columns, float(largest), ROWS=ROWS, COLUMNS=triton.next_power_of_2(columns), num_warps=4
+        *parts,
+        q,
+        errors,
+        rows,
+        columns,
+        float(largest),
+        ROWS=ROWS,
+        COLUMNS=triton.next_power_of_2(columns),
+        num_warps=4,
     )
     return q, errors

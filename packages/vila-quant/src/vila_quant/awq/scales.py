@@ -114,7 +114,9 @@ def search_scales(
 def _run_chunked(block: Block, part: str, x: Tensor, surroundings: Surroundings, chunk: int) -> list[Tensor]:
     device = next(block.parameters()).device
     starts = range(0, len(x), chunk)
-    return [run_part(block, part, x[at : at + chunk].to(device), surroundings.of(slice(at, at + chunk))) for at in starts]
+    return [
+        run_part(block, part, x[at : at + chunk].to(device), surroundings.of(slice(at, at + chunk))) for at in starts
+    ]
 
 
 def _chunked_error(block: Block, part: str, x: Tensor, surroundings: Surroundings, expected: Sequence[Tensor]) -> float:
@@ -122,7 +124,9 @@ def _chunked_error(block: Block, part: str, x: Tensor, surroundings: Surrounding
     device, at, total = next(block.parameters()).device, 0, 0.0
     for wanted in expected:
         rows = slice(at, at + len(wanted))
-        total += mean_squared_error(run_part(block, part, x[rows].to(device), surroundings.of(rows)), wanted) * len(wanted)
+        total += mean_squared_error(run_part(block, part, x[rows].to(device), surroundings.of(rows)), wanted) * len(
+            wanted
+        )
         at = rows.stop
     return total / len(x)
 

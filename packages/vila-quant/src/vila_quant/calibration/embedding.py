@@ -91,7 +91,9 @@ class Embedder:
     ):
         vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
         changes = {"vocab_size": vocab_size, "num_hidden_layers": 0, "tie_word_embeddings": True}
-        self.config = checkpoint.config.model_copy(update={"language_model": checkpoint.config.language_model.model_copy(update=changes)})
+        self.config = checkpoint.config.model_copy(
+            update={"language_model": checkpoint.config.language_model.model_copy(update=changes)}
+        )
         self.tokenizer, self.template = tokenizer, template
         with torch.device("meta"):
             self.network = VilaModel(self.config, tokenizer)
@@ -123,7 +125,12 @@ class Embedder:
         if sample.answer:
             messages.append(Message("assistant", sample.answer))
         prepared = prepare(
-            messages, self.config, self.tokenizer, self.template, MediaLimits(), generation_prompt=messages[-1].role == "user"
+            messages,
+            self.config,
+            self.tokenizer,
+            self.template,
+            MediaLimits(),
+            generation_prompt=messages[-1].role == "user",
         )
         self._hash.update(torch.tensor(prepared.input_ids).numpy().tobytes())
         for tiles in (*prepared.images, *prepared.videos):
@@ -185,7 +192,11 @@ class _Sequence:
 
 
 def _pack(
-    samples: Iterable[Sample], embedder: Embedder, sequences: int, length: int, on_sequence: Callable[[int], None] | None
+    samples: Iterable[Sample],
+    embedder: Embedder,
+    sequences: int,
+    length: int,
+    on_sequence: Callable[[int], None] | None,
 ) -> Iterator[_Sequence]:
     """Yield up to `sequences` sequences; the last may be shorter than `length`."""
     pieces: list[Tensor] = []

@@ -10,7 +10,14 @@ import PIL.ImageFont
 from vila_core.media import Image
 from vila_quant.calibration.samples import Sample
 
-COLORS = {"red": "#c62828", "orange": "#ef6c00", "yellow": "#f9a825", "green": "#2e7d32", "blue": "#1565c0", "purple": "#6a1b9a"}
+COLORS = {
+    "red": "#c62828",
+    "orange": "#ef6c00",
+    "yellow": "#f9a825",
+    "green": "#2e7d32",
+    "blue": "#1565c0",
+    "purple": "#6a1b9a",
+}
 SHAPES = ("circle", "square", "triangle")
 SIZES = ((448, 448), (640, 448), (448, 640), (800, 600))
 GOODS = ("bread", "milk", "apples", "rice", "coffee", "cheese", "honey", "tea", "flour", "eggs")
@@ -19,7 +26,12 @@ GOODS = ("bread", "milk", "apples", "rice", "coffee", "cheese", "honey", "tea", 
 def draw_sample(number: int, seed: int, text: str) -> Sample:
     """Return the picture `number` of a series, with its question and answer; `text` is what pages show."""
     rng = random.Random(f"{seed} {number}")
-    kinds: tuple[Callable[[random.Random], Sample], ...] = (_shapes, _chart, _prices, lambda source: _page(source, text))
+    kinds: tuple[Callable[[random.Random], Sample], ...] = (
+        _shapes,
+        _chart,
+        _prices,
+        lambda source: _page(source, text),
+    )
     return kinds[number % len(kinds)](rng)
 
 
@@ -27,7 +39,9 @@ def _canvas(rng: random.Random) -> tuple[PIL.Image.Image, PIL.ImageDraw.ImageDra
     top, bottom = (tuple(rng.randint(170, 255) for _ in range(3)) for _ in range(2))
     width, height = rng.choice(SIZES)
     gradient = PIL.Image.linear_gradient("L").resize((width, height))
-    picture = PIL.Image.composite(PIL.Image.new("RGB", (width, height), bottom), PIL.Image.new("RGB", (width, height), top), gradient)
+    picture = PIL.Image.composite(
+        PIL.Image.new("RGB", (width, height), bottom), PIL.Image.new("RGB", (width, height), top), gradient
+    )
     return picture, PIL.ImageDraw.Draw(picture)
 
 
@@ -60,7 +74,8 @@ def _chart(rng: random.Random) -> Sample:
         draw.text((left, top - 22), str(value), "black", font=PIL.ImageFont.load_default(16))
     most = labels[values.index(max(values))]
     return Sample(
-        (Image(picture), "Which bar is the highest, and what is its value?"), f"{most.capitalize()}, with a value of {max(values)}."
+        (Image(picture), "Which bar is the highest, and what is its value?"),
+        f"{most.capitalize()}, with a value of {max(values)}.",
     )
 
 

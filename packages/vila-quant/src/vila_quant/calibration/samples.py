@@ -23,7 +23,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError, unknown_name
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.prompt import Part
 from vila_quant.errors import QuantizationError
 
@@ -178,8 +178,12 @@ def _read_line(path: Path, number: int, line: str) -> Sample:
         raise QuantizationError(f"{where}: {json.dumps(row)[:100]}; expected strings, and a prompt or a medium.")
     sources = {name: _beside(path, name) for name in cast("list[str]", [*pictures, *videos])}
     if missing := [source for name, source in sources.items() if ":" not in name and not os.path.isfile(source)]:
-        raise QuantizationError(f"{where}: no file '{missing[0][:200]}'. Paths are relative to the file that names them.")
-    media = [Image(sources[name]) for name in cast("list[str]", pictures)] + [Video(sources[name]) for name in cast("list[str]", videos)]
+        raise QuantizationError(
+            f"{where}: no file '{missing[0][:200]}'. Paths are relative to the file that names them."
+        )
+    media = [Image(sources[name]) for name in cast("list[str]", pictures)] + [
+        Video(sources[name]) for name in cast("list[str]", videos)
+    ]
     return Sample((*media, cast("str", prompt or DEFAULT_PROMPT)), cast("str | None", answer))
 
 

@@ -36,21 +36,34 @@ def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="Folder or hub id of whole weights, in any format; or of a LoRA adapter, which names its base."
+            metavar="MODEL",
+            help="Folder or hub id of whole weights, in any format; or of a LoRA adapter, which names its base.",
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     bits: Annotated[int, typer.Option(help="Bits of a weight.", min=4, max=4, rich_help_panel="Weights")] = 4,
-    group_size: Annotated[int, typer.Option("--group-size", "-g", help="128, 64 or 32.", rich_help_panel="Weights")] = 128,
-    lm_head: Annotated[Head, typer.Option("--lm-head", help="The output head too.", rich_help_panel="Weights")] = Head.none,
-    vision: Annotated[Vision, typer.Option(help="The vision tower's linears too.", rich_help_panel="Weights")] = Vision.none,
+    group_size: Annotated[
+        int, typer.Option("--group-size", "-g", help="128, 64 or 32.", rich_help_panel="Weights")
+    ] = 128,
+    lm_head: Annotated[
+        Head, typer.Option("--lm-head", help="The output head too.", rich_help_panel="Weights")
+    ] = Head.none,
+    vision: Annotated[
+        Vision, typer.Option(help="The vision tower's linears too.", rich_help_panel="Weights")
+    ] = Vision.none,
     vision_alpha: Annotated[
         float | None,
-        typer.Option("--vision-alpha", metavar="A", help="SmoothQuant's α, 0 to 1; else searched.", rich_help_panel="Weights"),
+        typer.Option(
+            "--vision-alpha", metavar="A", help="SmoothQuant's α, 0 to 1; else searched.", rich_help_panel="Weights"
+        ),
     ] = None,
     skip: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave these linears whole: 'llm.model.layers.0.*'. Repeatable.", rich_help_panel="Weights"),
+        typer.Option(
+            metavar="PATTERN",
+            help="Leave these linears whole: 'llm.model.layers.0.*'. Repeatable.",
+            rich_help_panel="Weights",
+        ),
     ] = None,
     search: Annotated[
         str,
@@ -74,23 +87,35 @@ def quantize(
         ),
     ] = "auto",
     sequences: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Else 128 on a GPU, 16 on a CPU.", rich_help_panel="Calibration")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Else 128 on a GPU, 16 on a CPU.", rich_help_panel="Calibration"),
     ] = None,
     sequence_length: Annotated[
-        int, typer.Option("--sequence-length", metavar="T", min=16, help="Tokens of each.", rich_help_panel="Calibration")
+        int,
+        typer.Option("--sequence-length", metavar="T", min=16, help="Tokens of each.", rich_help_panel="Calibration"),
     ] = 512,
     seed: Annotated[int, typer.Option(help="Of the order of samples.", rich_help_panel="Calibration")] = 0,
     conv_mode: Annotated[
         str,
-        typer.Option("--conv-mode", metavar="NAME", help="Chat template; auto is the checkpoint's own.", rich_help_panel="Calibration"),
+        typer.Option(
+            "--conv-mode",
+            metavar="NAME",
+            help="Chat template; auto is the checkpoint's own.",
+            rich_help_panel="Calibration",
+        ),
     ] = "auto",
     lora_path: Annotated[
         str | None,
-        typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter first.", rich_help_panel="Model"),
+        typer.Option(
+            "--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter first.", rich_help_panel="Model"
+        ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.", rich_help_panel="Model")] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit of MODEL on the hub.", rich_help_panel="Model")
+    ] = None,
     offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Model")
+        bool,
+        typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.", rich_help_panel="Model"),
     ] = False,
     format: Annotated[Format, typer.Option("--format", "-f", help="Of OUT.", rich_help_panel="Output")] = Format.awq,
     search_results: Annotated[
@@ -102,10 +127,15 @@ def quantize(
             rich_help_panel="Output",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print the report as JSON.", rich_help_panel="Output")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", metavar="", help="Print the report as JSON.", rich_help_panel="Output")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Run")] = "auto",
     restart: Annotated[
-        bool, typer.Option("--restart", metavar="", help="Forget the unfinished work of an earlier run.", rich_help_panel="Run")
+        bool,
+        typer.Option(
+            "--restart", metavar="", help="Forget the unfinished work of an earlier run.", rich_help_panel="Run"
+        ),
     ] = False,
 ) -> None:
     """Quantize a model to four bits. After any stop, the same command goes on where it was; OUT appears when it is whole.
@@ -137,17 +167,31 @@ def quantize(
         options = QuantizationOptions.model_validate(values)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise ConfigError(f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r}).") from None
+        raise ConfigError(
+            f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r})."
+        ) from None
 
     from vila_quant.pipeline import quantize_model
 
     with open_progress() as progress:
         report = quantize_model(
-            model, out, options, progress, device=device, lora=lora_path, revision=revision, offline=offline, restart=restart
+            model,
+            out,
+            options,
+            progress,
+            device=device,
+            lora=lora_path,
+            revision=revision,
+            offline=offline,
+            restart=restart,
         )
     if as_json:
         typer.echo(report.model_dump_json(indent=2))
     else:
         sizes = report.sizes
-        typer.echo(f"Wrote {out}: {sizes.before / 1e6:,.1f} MB became {sizes.after / 1e6:,.1f} MB in {sum(report.seconds.values()):.0f} s.")
-        typer.echo(f"Of the loss of plain rounding, {report.remaining:.1%} is left; {out / 'quantization_report.html'} shows it by layer.")
+        typer.echo(
+            f"Wrote {out}: {sizes.before / 1e6:,.1f} MB became {sizes.after / 1e6:,.1f} MB in {sum(report.seconds.values()):.0f} s."
+        )
+        typer.echo(
+            f"Of the loss of plain rounding, {report.remaining:.1%} is left; {out / 'quantization_report.html'} shows it by layer."
+        )

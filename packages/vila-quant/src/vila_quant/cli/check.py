@@ -22,7 +22,11 @@ def check_model(
     against: Annotated[
         str,
         typer.Option(
-            "--against", "-a", metavar="MODEL", help="What it was made from: folder or hub id, of a LoRA adapter too.", show_default=False
+            "--against",
+            "-a",
+            metavar="MODEL",
+            help="What it was made from: folder or hub id, of a LoRA adapter too.",
+            show_default=False,
         ),
     ],
     prompts: Annotated[
@@ -35,16 +39,29 @@ def check_model(
     number: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts to compare on.")] = 16,
     tasks: Annotated[
         list[str] | None,
-        typer.Option("--tasks", "-t", metavar="TASK", help="Benchmarks of vila-eval, comma-separated or repeated; both models run them."),
+        typer.Option(
+            "--tasks",
+            "-t",
+            metavar="TASK",
+            help="Benchmarks of vila-eval, comma-separated or repeated; both models run them.",
+        ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Rows of each benchmark, from the first.")] = None,
-    results: Annotated[Path, typer.Option(metavar="DIR", help="For vila-eval's answers; the same command goes on from there.")] = Path(
-        "results"
-    ),
-    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="Of the quantized linears; else the best for each.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Rows of each benchmark, from the first.")
+    ] = None,
+    results: Annotated[
+        Path, typer.Option(metavar="DIR", help="For vila-eval's answers; the same command goes on from there.")
+    ] = Path("results"),
+    kernel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of the quantized linears; else the best for each.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of activations: auto (the original's), bfloat16, float16 or float32.")] = "auto",
-    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Of activations: auto (the original's), bfloat16, float16 or float32.")
+    ] = "auto",
+    offline: Annotated[
+        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
 ) -> None:
     """Compare a quantized model with the one it was made from: layer by layer, its answers' distribution, its size, benchmarks.

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 def list_kernels(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the shapes of NVILA-8B.")] = None,
     device: Annotated[str, typer.Option(help="cuda, cpu, cuda:1, …; auto takes a GPU where there is one.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="Of activations: bfloat16, float16, float32; auto is what loading would take.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of activations: bfloat16, float16, float32; auto is what loading would take.")
+    ] = "auto",
     kernel: Annotated[str | None, typer.Option(metavar="NAME", help="Take this one, or say why it refuses.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
 ) -> None:
     """Say which kernel multiplies each layer on this machine and why, and which kernels refuse and why. No weight is read.
@@ -46,7 +50,11 @@ def list_kernels(
         found = choices(layers, target, chosen)
     name = str(chosen).removeprefix("torch.")
     if as_json:
-        typer.echo(json.dumps({"device": str(target), "dtype": name, "layers": [_as_dict(choice) for choice in found]}, indent=2))
+        typer.echo(
+            json.dumps(
+                {"device": str(target), "dtype": name, "layers": [_as_dict(choice) for choice in found]}, indent=2
+            )
+        )
     else:
         _print(found, f"{model or 'NVILA-8B'} on {target} in {name}")
 
@@ -78,7 +86,12 @@ def _print(found: "list[Choice]", title: str) -> None:
     for choice in found:
         shape, names = choice.shape, _short(choice.layers)
         table.add_row(
-            escape(names), str(shape.outputs), str(shape.inputs), str(shape.group_size), escape(choice.kernel), escape(choice.reason)
+            escape(names),
+            str(shape.outputs),
+            str(shape.inputs),
+            str(shape.group_size),
+            escape(choice.kernel),
+            escape(choice.reason),
         )
     console.print(table)
     refusals = dict.fromkeys((name, reason) for choice in found for name, reason in choice.refusals.items())

@@ -10,7 +10,7 @@ from typer.core import TyperGroup
 import vila_quant
 from vila_core.cli.main import LazyCommand
 from vila_core.cli.run import Debug, run
-from vila_core.hookspecs import Command
+from vila_core.plugins.hookspecs import Command
 
 HELP = """
 Quantize a VILA model: four-bit weights for the language model, eight bits for its head and its vision tower.

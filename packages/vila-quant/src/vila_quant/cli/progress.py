@@ -26,10 +26,25 @@ def open_progress() -> Generator[Progress]:
         yield Lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description:12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left:"))
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+    )
+    with Progress(
+        *columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=Console(stderr=True)
+    ) as bars:
         yield Bars(bars)
 
 
@@ -73,7 +88,9 @@ class Lines:
         spent = now - self._begun
         left = spent / (self._done - self._before) * (self._total - self._done)
         self._tell(
-            f"{self._done} of {self._total}, {spent:.0f} s" + (f", {left:.0f} s left" if left else "") + (f"; {note}" if note else "")
+            f"{self._done} of {self._total}, {spent:.0f} s"
+            + (f", {left:.0f} s left" if left else "")
+            + (f"; {note}" if note else "")
         )
 
     def warn(self, message: str) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import Checkpoint, Quantization
-from vila_core.checkpoint.nvila import MODEL_TYPES as NVILA_TYPES
-from vila_core.checkpoint.nvila import read_nvila
-from vila_core.checkpoint.nvila_writer import write_nvila
-from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
-from vila_core.checkpoint.vila import model_type_at, quantization_at, read_parts, tinychat_files
-from vila_core.checkpoint.vila_writer import write_vila
+from vila_core.checkpoint.formats.nvila import MODEL_TYPES as NVILA_TYPES
+from vila_core.checkpoint.formats.nvila import read_nvila
+from vila_core.checkpoint.formats.nvila_writer import write_nvila
+from vila_core.checkpoint.formats.vila import model_type_at, quantization_at, read_parts, tinychat_files
+from vila_core.checkpoint.formats.vila_writer import write_vila
+from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.errors import CheckpointError, unknown_name
 from vila_quant.formats.config import AwqConfig, check_awq_config, read_awq_config, write_awq_config
 from vila_quant.formats.layers import QuantizedLayers, find_layers
@@ -47,7 +47,9 @@ class AwqFormat:
 
     def read(self, path: Path) -> Checkpoint:
         if spare := tinychat_files(path):
-            raise CheckpointError(f"{path} holds AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere.")
+            raise CheckpointError(
+                f"{path} holds AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere."
+            )
         config = read_awq_config(path)
         checkpoint = read_nvila(path, self.name) if layout_at(path) == "nvila" else read_parts(path, self.name)
         layers = find_layers(checkpoint.weights.entries)
@@ -73,7 +75,9 @@ class AwqFormat:
         entries = checkpoint.weights.entries
         layers = find_layers(entries)
         if not layers.groupwise:
-            raise CheckpointError(f"{checkpoint.path} holds whole weights; format 'awq' holds quantized ones. Make them: vila-quant awq.")
+            raise CheckpointError(
+                f"{checkpoint.path} holds whole weights; format 'awq' holds quantized ones. Make them: vila-quant awq."
+            )
         source = source_layout(checkpoint)
         stated = write_awq_config(layers, entries)
         checkpoint = replace(checkpoint, format=source, quantization=quantization("AWQ", layers, stated=stated))

@@ -44,7 +44,9 @@ def read_awq_config(path: Path) -> AwqConfig:
             raise CheckpointError(
                 f"{other.source}: 'group_size' is {other.group_size}, but {found[0].source} says {found[0].group_size}. Mend one of them."
             )
-    return AwqConfig(found[0].group_size, tuple(dict.fromkeys(name for one in found for name in one.not_converted)), found[0].source)
+    return AwqConfig(
+        found[0].group_size, tuple(dict.fromkeys(name for one in found for name in one.not_converted)), found[0].source
+    )
 
 
 def _read(section: Section) -> AwqConfig:
@@ -59,10 +61,14 @@ def _read(section: Section) -> AwqConfig:
     if (bits := section.integer("bits", 4)) != 4:
         raise CheckpointError(f"{section.source}: 'bits' is {bits}; expected 4.")
     if not section.boolean("zero_point", True):
-        raise CheckpointError(f"{section.source}: 'zero_point' is false; expected true: the gemm layout stores zero points.")
+        raise CheckpointError(
+            f"{section.source}: 'zero_point' is false; expected true: the gemm layout stores zero points."
+        )
     group_size = section.integer("group_size", 128, minimum=-1)
     if group_size == 0:
-        raise CheckpointError(f"{section.source}: 'group_size' is 0; expected a size that divides the layers' widths, or -1.")
+        raise CheckpointError(
+            f"{section.source}: 'group_size' is 0; expected a size that divides the layers' widths, or -1."
+        )
     return AwqConfig(group_size, _names(section), section.source)
 
 
@@ -70,7 +76,9 @@ def _names(section: Section) -> tuple[str, ...]:
     value = section.values.get("modules_to_not_convert")
     items = cast("list[object]", value) if isinstance(value, list) else [] if value is None else None
     if items is None or not all(isinstance(item, str) and item for item in items):
-        raise CheckpointError(f"{section.source}: 'modules_to_not_convert' is {str(value)[:100]}; expected a list of names, or null.")
+        raise CheckpointError(
+            f"{section.source}: 'modules_to_not_convert' is {str(value)[:100]}; expected a list of names, or null."
+        )
     return tuple(item.removesuffix(".weight") for item in cast("list[str]", items))
 
 
@@ -117,8 +125,14 @@ def _whole_layers(layers: QuantizedLayers, entries: Entries) -> Sequence[str]:
 
 def whole_linears(entries: Entries) -> Sequence[str]:
     """Return the language model's linears that have a tensor `weight`, without the prefix "llm."."""
-    names = [name.removesuffix(".weight") for name, entry in entries.items() if name.endswith(".weight") and len(entry.shape) == 2]
-    return [name.removeprefix("llm.") for name in names if name.startswith("llm.") and not name.endswith(".embed_tokens")]
+    names = [
+        name.removesuffix(".weight")
+        for name, entry in entries.items()
+        if name.endswith(".weight") and len(entry.shape) == 2
+    ]
+    return [
+        name.removeprefix("llm.") for name in names if name.startswith("llm.") and not name.endswith(".embed_tokens")
+    ]
 
 
 def _whole_parts(layers: QuantizedLayers) -> Sequence[str]:

@@ -84,7 +84,11 @@ class QuantizedLayers:
 
 def _part(name: str) -> str:
     part = name.partition(".")[0]
-    return "head" if name.endswith("lm_head") else {"vision_tower": "vision tower", "mm_projector": "projector"}.get(part, "linears")
+    return (
+        "head"
+        if name.endswith("lm_head")
+        else {"vision_tower": "vision tower", "mm_projector": "projector"}.get(part, "linears")
+    )
 
 
 def find_layers(entries: Entries) -> QuantizedLayers:
@@ -102,15 +106,21 @@ def find_layers(entries: Entries) -> QuantizedLayers:
         elif tensor == "weight" and entry.dtype in EIGHT_BITS:
             eight_bits.append(_eight_bits(module, entries))
         elif tensor in ("qzeros", "scales") and f"{module}.qweight" not in entries:
-            raise CheckpointError(f"Tensor '{name}' has no '{module}.qweight' beside it. Download the checkpoint again.")
+            raise CheckpointError(
+                f"Tensor '{name}' has no '{module}.qweight' beside it. Download the checkpoint again."
+            )
         elif tensor == "weight_scale" and entries.get(f"{module}.weight", entry).dtype not in EIGHT_BITS:
-            raise CheckpointError(f"Tensor '{name}' scales no eight-bit '{module}.weight'. Download the checkpoint again.")
+            raise CheckpointError(
+                f"Tensor '{name}' scales no eight-bit '{module}.weight'. Download the checkpoint again."
+            )
     return QuantizedLayers(tuple(groupwise), tuple(eight_bits))
 
 
 def _groupwise(module: str, entries: Entries) -> GroupwiseLayer:
     if f"{module}.weight" in entries:
-        raise CheckpointError(f"Layer '{module}' is there twice: whole ('{module}.weight') and quantized ('{module}.qweight').")
+        raise CheckpointError(
+            f"Layer '{module}' is there twice: whole ('{module}.weight') and quantized ('{module}.qweight')."
+        )
     qweight, qzeros, scales = (_tensor(f"{module}.{tensor}", entries) for tensor in GROUPWISE_TENSORS)
     _expect_dtype(f"{module}.qweight", qweight, ("I32",))
     _expect_dtype(f"{module}.qzeros", qzeros, ("I32",))
@@ -120,7 +130,9 @@ def _groupwise(module: str, entries: Entries) -> GroupwiseLayer:
     inputs, outputs = qweight.shape[0], 8 * qweight.shape[1]
     groups = scales.shape[0] if scales.shape else 0
     if not groups or inputs % groups:
-        raise CheckpointError(f"Tensor '{module}.scales' has shape {list(scales.shape)}, whose rows do not divide the {inputs} inputs.")
+        raise CheckpointError(
+            f"Tensor '{module}.scales' has shape {list(scales.shape)}, whose rows do not divide the {inputs} inputs."
+        )
     _expect_shape(f"{module}.scales", scales, (groups, outputs))
     _expect_shape(f"{module}.qzeros", qzeros, (groups, outputs // 8))
     return GroupwiseLayer(module, outputs, inputs, inputs // groups, scales.dtype)
@@ -129,7 +141,9 @@ def _groupwise(module: str, entries: Entries) -> GroupwiseLayer:
 def _eight_bits(module: str, entries: Entries) -> EightBitLayer:
     weight, scale = _tensor(f"{module}.weight", entries), _tensor(f"{module}.weight_scale", entries)
     if len(weight.shape) != 2 or 0 in weight.shape:
-        raise CheckpointError(f"Tensor '{module}.weight' is {weight.dtype} of shape {list(weight.shape)}; expected [N, K].")
+        raise CheckpointError(
+            f"Tensor '{module}.weight' is {weight.dtype} of shape {list(weight.shape)}; expected [N, K]."
+        )
     _expect_dtype(f"{module}.weight_scale", scale, ("F32",))
     _expect_shape(f"{module}.weight_scale", scale, (weight.shape[0], 1))
     return EightBitLayer(module, *weight.shape, EIGHT_BITS[weight.dtype])

@@ -47,11 +47,19 @@ def _find_linear(modules: Mapping[str, nn.Module], layer: GroupwiseLayer | Eight
     found = modules.get(layer.name)
     if found is None and layer.name == HEAD:
         # What is stored beside a tied embedding, quantized, takes its place as the head.
-        embeddings = [module for name, module in modules.items() if name.startswith("llm.") and isinstance(module, nn.Embedding)]
-        found = nn.Linear(embeddings[0].embedding_dim, embeddings[0].num_embeddings, bias=False) if len(embeddings) == 1 else None
+        embeddings = [
+            module for name, module in modules.items() if name.startswith("llm.") and isinstance(module, nn.Embedding)
+        ]
+        found = (
+            nn.Linear(embeddings[0].embedding_dim, embeddings[0].num_embeddings, bias=False)
+            if len(embeddings) == 1
+            else None
+        )
     if not isinstance(found, nn.Linear):
         kind = "no module" if found is None else f"a {type(found).__name__}"
-        raise CheckpointError(f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. Its config is of another model.")
+        raise CheckpointError(
+            f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. Its config is of another model."
+        )
     if (found.out_features, found.in_features) != (layer.outputs, layer.inputs):
         raise CheckpointError(
             f"'{layer.name}' has {layer.outputs} outputs and {layer.inputs} inputs in the checkpoint; "
@@ -70,7 +78,9 @@ def _groupwise(layer: GroupwiseLayer, bias: bool) -> nn.Module:
 def _eight_bits(layer: EightBitLayer, bias: bool) -> nn.Module:
     if layer.kind == "int8":
         # A tower multiplies many rows at once, which int8 by int8 makes fast; a head multiplies one, and waits for its weights alone.
-        return Int8Linear(layer.outputs, layer.inputs, bias=bias, quantize_activations=layer.name.startswith("vision_tower."))
+        return Int8Linear(
+            layer.outputs, layer.inputs, bias=bias, quantize_activations=layer.name.startswith("vision_tower.")
+        )
     return Fp8Linear(layer.outputs, layer.inputs, bias=bias)
 
 

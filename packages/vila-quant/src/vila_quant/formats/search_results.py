@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vila_core.checkpoint.pickles import is_dense, unpickle
+from vila_core.checkpoint.tensors.pickles import is_dense, unpickle
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
@@ -59,7 +59,9 @@ class SearchResults:
             tuple(
                 found
                 for found in self.scales
-                if _block_name(found.previous) == prefix and found.previous not in skipped and not skipped.issuperset(found.linears)
+                if _block_name(found.previous) == prefix
+                and found.previous not in skipped
+                and not skipped.issuperset(found.linears)
             ),
             tuple((name, limits) for name, limits in self.clips if _block_name(name) == prefix and name not in skipped),
         )
@@ -80,7 +82,9 @@ class SearchResults:
                     f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
                 )
             if not bool((torch.isfinite(limits) & (limits >= 0)).all()):
-                raise CheckpointError(f"The clips of '{name}' are not all finite magnitudes. The file is damaged, or its search diverged.")
+                raise CheckpointError(
+                    f"The clips of '{name}' are not all finite magnitudes. The file is damaged, or its search diverged."
+                )
 
     @torch.no_grad()
     def apply(self, block: Block, prefix: str) -> None:
@@ -130,11 +134,15 @@ class AppliedSearch:
     name: str = "search-results"
     follows_quantized: bool = False
 
-    def quantize_block(self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+    def quantize_block(
+        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+    ) -> QuantizedBlock:
         """Quantize one block. Raises `CheckpointError` where there are no results for it, or they are of another model."""
         prefix = f"model.layers.{block.self_attn.layer}"
         if prefix not in self.results.blocks() and not options.skip >= set(LINEARS):
-            raise CheckpointError(f"The search results have none for '{prefix}'. They are of a model with fewer layers.")
+            raise CheckpointError(
+                f"The search results have none for '{prefix}'. They are of a model with fewer layers."
+            )
         own = self.results.of_block(prefix, options.skip)
         own.apply(block, prefix)
         return replace(
@@ -152,7 +160,9 @@ def read_search_results(path: Path) -> SearchResults:
     """
     content = unpickle(path)
     if not isinstance(content, Mapping) or not {"scale", "clip"} <= set(cast("Mapping[object, object]", content)):
-        raise CheckpointError(f"{path} holds no search results: expected the keys 'scale' and 'clip'. llm-awq writes them with --dump_awq.")
+        raise CheckpointError(
+            f"{path} holds no search results: expected the keys 'scale' and 'clip'. llm-awq writes them with --dump_awq."
+        )
     results = cast("Mapping[str, object]", content)
     scales = [_read_scales(path, item) for item in _items(path, results, "scale")]
     clips = [_read_clip(path, item) for item in _items(path, results, "clip")]
@@ -170,7 +180,9 @@ def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> No
     for block, found in blocks.items():
         for key, tensor in found.scales.items():
             previous, _, linears = key.partition("|")
-            scales.append((f"{block}.{previous}", tuple(f"{block}.{name}" for name in linears.split(",")), tensor.detach().cpu()))
+            scales.append(
+                (f"{block}.{previous}", tuple(f"{block}.{name}" for name in linears.split(",")), tensor.detach().cpu())
+            )
         clips += [(f"{block}.{name}", tensor.detach().cpu()) for name, tensor in found.clips.items()]
     try:
         torch.save({"scale": scales, "clip": clips}, path)
@@ -193,9 +205,13 @@ def _read_scales(path: Path, item: object) -> FoundScales:
         case (str(previous), [*names], Tensor() as scales) if (
             names and all(isinstance(name, str) for name in names) and _holds_floats(scales, 1)
         ):
-            return FoundScales(_short_name(previous), tuple(_short_name(name) for name in cast("list[str]", names)), scales)
+            return FoundScales(
+                _short_name(previous), tuple(_short_name(name) for name in cast("list[str]", names)), scales
+            )
         case _:
-            raise CheckpointError(f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), floats [K]).")
+            raise CheckpointError(
+                f"{path}: an item of 'scale' is {str(item)[:100]}; expected (previous, (linears, …), floats [K])."
+            )
 
 
 def _read_clip(path: Path, item: object) -> tuple[str, Tensor]:
@@ -203,7 +219,9 @@ def _read_clip(path: Path, item: object) -> tuple[str, Tensor]:
         case (str(name), Tensor() as limits) if _holds_floats(limits, 3):
             return _short_name(name), limits
         case _:
-            raise CheckpointError(f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, floats [N, G, 1]).")
+            raise CheckpointError(
+                f"{path}: an item of 'clip' is {str(item)[:100]}; expected (linear, floats [N, G, 1])."
+            )
 
 
 def _holds_floats(tensor: Tensor, dimensions: int) -> bool:
@@ -228,11 +246,15 @@ def _block_name(name: str) -> str:
 def _choice(block: Block, prefix: str, found: FoundScales) -> ScaleChoice:
     previous = found.previous.removeprefix(f"{prefix}.")
     if previous not in PREVIOUS:
-        raise CheckpointError(f"Search results scale '{found.previous}'; a block's scales are absorbed by {', '.join(PREVIOUS)}.")
+        raise CheckpointError(
+            f"Search results scale '{found.previous}'; a block's scales are absorbed by {', '.join(PREVIOUS)}."
+        )
     for name in found.linears:
         weight = _weight(block, prefix, name)
         if weight.shape[1] != len(found.scales):
-            raise CheckpointError(f"The scales of '{name}' have {len(found.scales)} values; its weight has {weight.shape[1]} inputs.")
+            raise CheckpointError(
+                f"The scales of '{name}' have {len(found.scales)} values; its weight has {weight.shape[1]} inputs."
+            )
     if not bool((torch.isfinite(found.scales) & (found.scales > 0)).all()):
         raise CheckpointError(
             f"The scales of '{found.linears[0]}' are not all finite and positive. The file is damaged, or its search diverged."
@@ -253,5 +275,7 @@ def _listed(names: Sequence[str]) -> str:
 def _weight(block: Block, prefix: str, name: str) -> Tensor:
     own = name.removeprefix(f"{prefix}.")
     if own not in LINEARS:
-        raise CheckpointError(f"Search results name '{name}', which is no linear of the block '{prefix}'. They are of another model.")
+        raise CheckpointError(
+            f"Search results name '{name}', which is no linear of the block '{prefix}'. They are of another model."
+        )
     return linear(block, own).weight

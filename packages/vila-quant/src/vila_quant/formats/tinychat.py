@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights
+from vila_core.checkpoint.formats.vila import index_parts, quantization_at, read_parts, tinychat_files
+from vila_core.checkpoint.formats.vila_writer import PARTS, fill_vila
 from vila_core.checkpoint.json_files import read_section
 from vila_core.checkpoint.new_folder import new_folder
-from vila_core.checkpoint.shard_writer import DEFAULT_SHARD_BYTES
-from vila_core.checkpoint.vila import index_parts, quantization_at, read_parts, tinychat_files
-from vila_core.checkpoint.vila_writer import PARTS, fill_vila
+from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.errors import CheckpointError
 from vila_quant.formats.awq import layout_at, quantization, source_layout
 from vila_quant.formats.config import whole_linears
@@ -46,7 +46,9 @@ class TinyChatFormat:
         files = tinychat_files(path)
         if len(files) != 1:
             names = ", ".join(str(file.relative_to(path)) for file in files) or "none"
-            raise CheckpointError(f"{path} must hold one file of TinyChat's (NAME{SUFFIX}), in it or in llm/; got {names}.")
+            raise CheckpointError(
+                f"{path} must hold one file of TinyChat's (NAME{SUFFIX}), in it or in llm/; got {names}."
+            )
         whole_parts = tuple(part for part in PARTS if part != "llm")
         rest = WeightIndex(index_parts(path, read_section(path / "config.json"), whole_parts))
         weights = index_tinychat(files[0], rest)
@@ -72,7 +74,9 @@ class TinyChatFormat:
         _require_tinychat(checkpoint, layers)
         entries = checkpoint.weights.entries
         with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
-            whole = replace(checkpoint, format=source_layout(checkpoint), weights=_Whole(checkpoint.weights), quantization=None)
+            whole = replace(
+                checkpoint, format=source_layout(checkpoint), weights=_Whole(checkpoint.weights), quantization=None
+            )
             fill_vila(whole, folder, self.max_shard_bytes)
             tensors = state_dict(checkpoint)
             try:
@@ -88,10 +92,16 @@ def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:
         if layer.group_size != GROUP_SIZE or layer.scales_dtype != "F16"
     ]
     problems += [f"'{layer.name}' is {layer.kind}" for layer in layers.eight_bits]
-    problems += [f"'{layer.name}' is quantized" for layer in layers.groupwise if not layer.name.startswith(f"{PREFIX}model.")]
-    problems += [f"'{PREFIX}{name}' is whole" for name in whole_linears(checkpoint.weights.entries) if name != "lm_head"]
+    problems += [
+        f"'{layer.name}' is quantized" for layer in layers.groupwise if not layer.name.startswith(f"{PREFIX}model.")
+    ]
+    problems += [
+        f"'{PREFIX}{name}' is whole" for name in whole_linears(checkpoint.weights.entries) if name != "lm_head"
+    ]
     if not layers.groupwise:
-        raise CheckpointError(f"{checkpoint.path} holds whole weights; format 'tinychat' holds quantized ones. Make them: vila-quant awq.")
+        raise CheckpointError(
+            f"{checkpoint.path} holds whole weights; format 'tinychat' holds quantized ones. Make them: vila-quant awq."
+        )
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(

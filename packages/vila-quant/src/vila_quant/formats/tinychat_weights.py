@@ -11,15 +11,22 @@ import torch
 from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex
-from vila_core.checkpoint.copying import tensor_bytes
-from vila_core.checkpoint.pickles import load_pickle
-from vila_core.checkpoint.reading import DTYPE_NAMES, DTYPES
+from vila_core.checkpoint.tensors.copying import tensor_bytes
+from vila_core.checkpoint.tensors.pickles import load_pickle
+from vila_core.checkpoint.tensors.reading import DTYPE_NAMES, DTYPES
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError, ConfigError
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_quant.formats.layers import GROUPWISE_TENSORS
 from vila_quant.packing.autoawq import GemmTensors, pack_gemm, unpack_gemm
-from vila_quant.packing.tinychat import GROUP_SIZE, INTERLEAVE, TinyChatTensors, pack_tinychat, padded_groups, unpack_tinychat
+from vila_quant.packing.tinychat import (
+    GROUP_SIZE,
+    INTERLEAVE,
+    TinyChatTensors,
+    pack_tinychat,
+    padded_groups,
+    unpack_tinychat,
+)
 
 PREFIX = "llm."
 TINYCHAT_TENSORS = {"qweight": "I16", "scales": "F16", "scaled_zeros": "F16"}
@@ -70,12 +77,16 @@ class TinyChatWeights:
             elif kind == "qweight":
                 gemm = self._repacked(module, tensors)
                 yield from zip(
-                    (f"{PREFIX}{module}.{name}" for name in GROUPWISE_TENSORS), (gemm.qweight, gemm.qzeros, gemm.scales), strict=True
+                    (f"{PREFIX}{module}.{name}" for name in GROUPWISE_TENSORS),
+                    (gemm.qweight, gemm.qzeros, gemm.scales),
+                    strict=True,
                 )
 
     def _repacked(self, module: str, tensors: Mapping[str, Tensor]) -> GemmTensors:
         try:
-            return pack_gemm(unpack_tinychat(TinyChatTensors(*(tensors[f"{module}.{kind}"] for kind in TINYCHAT_TENSORS))))
+            return pack_gemm(
+                unpack_tinychat(TinyChatTensors(*(tensors[f"{module}.{kind}"] for kind in TINYCHAT_TENSORS)))
+            )
         except CheckpointError as error:
             raise CheckpointError(f"{self.file}, layer '{module}': {error}") from None
 
@@ -91,7 +102,10 @@ def index_tinychat(file: Path, rest: WeightIndex) -> TinyChatWeights:
     for key, tensor in tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
             raise CheckpointError(f"{file}: tensor '{key}' has dtype {tensor.dtype}, which is not supported.")
-    found = {key: TensorEntry(file, key, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), None) for key, tensor in tensors.items()}
+    found = {
+        key: TensorEntry(file, key, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), None)
+        for key, tensor in tensors.items()
+    }
     if HEAD in tensors and EMBEDDING in tensors and tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr():
         del found[HEAD]  # a tied model's head, of which a state dict tells twice
     linears = {key.removesuffix(".qweight"): entry for key, entry in found.items() if key.endswith(".qweight")}
@@ -115,7 +129,9 @@ def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> 
             f"{file} is TinyChat's version 1 ('{module}.qweight' is int32). Repack it with llm-awq's offline-weight-repacker.py."
         )
     if len(qweight.shape) != 2 or 0 in qweight.shape or qweight.shape[1] % GROUP_SIZE:
-        raise CheckpointError(f"{file}: '{module}.qweight' has shape {list(qweight.shape)}; expected [N/4, K], K a multiple of 128.")
+        raise CheckpointError(
+            f"{file}: '{module}.qweight' has shape {list(qweight.shape)}; expected [N/4, K], K a multiple of 128."
+        )
     outputs, inputs = INTERLEAVE * qweight.shape[0], qweight.shape[1]
     if outputs % 8:
         raise CheckpointError(f"{file}: '{module}' has {outputs} outputs; expected a multiple of 8.")
@@ -126,8 +142,15 @@ def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> 
         if entry is None or entry.dtype != dtype or entry.shape != shapes[kind]:
             got = "is missing" if entry is None else f"is {entry.dtype} {list(entry.shape)}"
             raise CheckpointError(f"{file}: '{module}.{kind}' {got}; expected {dtype} {list(shapes[kind])}.")
-    gemm = {"qweight": ("I32", (inputs, outputs // 8)), "qzeros": ("I32", (groups, outputs // 8)), "scales": ("F16", (groups, outputs))}
-    return {f"{PREFIX}{module}.{kind}": TensorEntry(file, f"{module}.{kind}", dtype, shape, None) for kind, (dtype, shape) in gemm.items()}
+    gemm = {
+        "qweight": ("I32", (inputs, outputs // 8)),
+        "qzeros": ("I32", (groups, outputs // 8)),
+        "scales": ("F16", (groups, outputs)),
+    }
+    return {
+        f"{PREFIX}{module}.{kind}": TensorEntry(file, f"{module}.{kind}", dtype, shape, None)
+        for kind, (dtype, shape) in gemm.items()
+    }
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:

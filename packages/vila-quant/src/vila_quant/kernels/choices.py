@@ -45,13 +45,17 @@ def layers_of(checkpoint: Checkpoint) -> dict[LinearShape, tuple[str, ...]]:
     entries = checkpoint.weights.entries
     quantized = find_layers(entries).groupwise
     if quantized:
-        return _by_shape((layer.name, LinearShape(layer.outputs, layer.inputs, layer.group_size)) for layer in quantized)
+        return _by_shape(
+            (layer.name, LinearShape(layer.outputs, layer.inputs, layer.group_size)) for layer in quantized
+        )
     linears = {
         name.removesuffix(".weight"): entry.shape
         for name, entry in entries.items()
         if re.fullmatch(r"llm\..*\.layers\.\d+\..*\.weight", name) and len(entry.shape) == 2
     }
-    return _by_shape((name, LinearShape(shape[0], shape[1], _fitting_group(shape[1]))) for name, shape in linears.items())
+    return _by_shape(
+        (name, LinearShape(shape[0], shape[1], _fitting_group(shape[1]))) for name, shape in linears.items()
+    )
 
 
 def choices(layers: Mapping[LinearShape, tuple[str, ...]], device: torch.device, dtype: torch.dtype) -> list[Choice]:
@@ -84,4 +88,6 @@ def _fitting_group(inputs: int) -> int:
     for size in (GROUP_SIZE, 64, 32):
         if inputs % size == 0:
             return size
-    raise ConfigError(f"No group size of 128, 64 or 32 divides a width of {inputs}. `vila-quant awq --skip` leaves such a layer whole.")
+    raise ConfigError(
+        f"No group size of 128, 64 or 32 divides a width of {inputs}. `vila-quant awq --skip` leaves such a layer whole."
+    )

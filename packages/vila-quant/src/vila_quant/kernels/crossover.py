@@ -91,7 +91,9 @@ def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dt
         exact_enough = (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.bfloat16)
         best = min(exact_enough, key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
         for rows in CROSSOVERS[:-1]:
-            if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(kernel.few_rows, x[:rows], packed, shape):
+            if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(
+                kernel.few_rows, x[:rows], packed, shape
+            ):
                 return Plan(rows, best)
     return Plan(CROSSOVERS[-1], best)
 

@@ -63,7 +63,9 @@ class CpuInt4PackKernel:
         if device.type != "cpu":
             return f"it runs on a CPU, not on {device.type}"
         if dtype != torch.bfloat16:
-            return f"PyTorch's product is fast in bfloat16 alone (50 times slower in {str(dtype).removeprefix('torch.')})"
+            return (
+                f"PyTorch's product is fast in bfloat16 alone (50 times slower in {str(dtype).removeprefix('torch.')})"
+            )
         unfit = shape.unfit(GROUP_SIZES)
         if unfit is not None:
             return unfit

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from vila_core.errors import ConfigError
-from vila_core.plugins import load_plugins
+from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
     import torch

@@ -31,7 +31,9 @@ class GemmTensors:
 def pack_gemm(weight: GroupwiseWeight) -> GemmTensors:
     """Pack four-bit integers. Raises `ConfigError` for other bits, or outputs that eight does not divide."""
     if weight.bits != 4 or weight.q.shape[0] % 8:
-        raise ConfigError(f"The gemm layout takes 4 bits and a multiple of 8 outputs; got {weight.bits} bits, {weight.q.shape[0]} outputs.")
+        raise ConfigError(
+            f"The gemm layout takes 4 bits and a multiple of 8 outputs; got {weight.bits} bits, {weight.q.shape[0]} outputs."
+        )
     return GemmTensors(
         qweight=_pack(weight.q.T),
         qzeros=_pack(weight.zeros.T.to(torch.uint8)),
@@ -48,7 +50,9 @@ def unpack_gemm(tensors: GemmTensors) -> GroupwiseWeight:
             f"AWQ tensors do not fit together: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}. "
             "Expected [K, N/8], [K/g, N/8], [K/g, N]."
         )
-    return GroupwiseWeight(_unpack(qweight).T.contiguous(), scales.T.contiguous(), _unpack(qzeros).T.to(scales.dtype).contiguous(), 4)
+    return GroupwiseWeight(
+        _unpack(qweight).T.contiguous(), scales.T.contiguous(), _unpack(qzeros).T.to(scales.dtype).contiguous(), 4
+    )
 
 
 def _pack(values: Tensor) -> Tensor:

@@ -64,7 +64,9 @@ def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
     own_scales = scales[:groups].T.contiguous()
     zeros = _zeros(own_scales, scaled_zeros[:groups].T)
     if not torch.equal(_scaled_zeros(own_scales, zeros), scaled_zeros[:groups].T):
-        raise CheckpointError("TinyChat's scaled_zeros are not -(zero · scale) with whole zeros from 0 to 15. The file is damaged.")
+        raise CheckpointError(
+            "TinyChat's scaled_zeros are not -(zero · scale) with whole zeros from 0 to 15. The file is damaged."
+        )
     return GroupwiseWeight(_unpack(qweight), own_scales, zeros, 4)
 
 
@@ -100,5 +102,7 @@ def _unpack(words: Tensor) -> Tensor:
     shifts = 4 * torch.arange(4, device=words.device, dtype=torch.int32)
     nibbles = (words.to(torch.int32)[..., None] >> shifts) & 15  # [N/4, K, 4]
     blocks = nibbles.reshape(rows, inputs // STRIDE, INTERLEAVE, STRIDE).permute(0, 2, 1, 3).reshape(outputs, inputs)
-    reordered = blocks.reshape(outputs, inputs // 32, 4, 2, 4).permute(0, 1, 2, 4, 3).reshape(outputs, inputs // 32, 4, 4, 2)
+    reordered = (
+        blocks.reshape(outputs, inputs // 32, 4, 2, 4).permute(0, 1, 2, 4, 3).reshape(outputs, inputs // 32, 4, 4, 2)
+    )
     return reordered.permute(0, 1, 3, 2, 4).reshape(outputs, inputs).to(torch.uint8)

@@ -19,7 +19,11 @@ def _things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, st
     cells = sorted(rng.sample(range(9), len(pairs)))
     rng.shuffle(pairs)
     things = tuple(thing(rng, pair, in_cell(rng, cell)) for pair, cell in zip(pairs, cells, strict=True))
-    return Scene(background(rng), things), ", ".join(f"{with_article(t.name)} ({POSITIONS[t.cell]})" for t in things), " ".join(asked)
+    return (
+        Scene(background(rng), things),
+        ", ".join(f"{with_article(t.name)} ({POSITIONS[t.cell]})" for t in things),
+        " ".join(asked),
+    )
 
 
 def _sentence(text: str) -> str:
@@ -34,8 +38,16 @@ def caption_things(rng: random.Random, split: Split) -> Sample:
 
 def caption_text(rng: random.Random, split: Split) -> Sample:
     """Describe a picture of a word or number."""
-    noun, text = rng.choice((("word", rng.choice(words_of(split))), ("word", letters(rng, split)), ("number", digits(rng, split))))
-    return Sample("caption", "text", (text_scene(rng, text), rng.choice(REQUESTS).format("picture")), f"The {noun} {text}.", f"text {text}")
+    noun, text = rng.choice(
+        (("word", rng.choice(words_of(split))), ("word", letters(rng, split)), ("number", digits(rng, split)))
+    )
+    return Sample(
+        "caption",
+        "text",
+        (text_scene(rng, text), rng.choice(REQUESTS).format("picture")),
+        f"The {noun} {text}.",
+        f"text {text}",
+    )
 
 
 def caption_chart(rng: random.Random, split: Split) -> Sample:
@@ -44,7 +56,11 @@ def caption_chart(rng: random.Random, split: Split) -> Sample:
     scene = bars_scene(rng, split, bar, rng.choices(range(1, 10), k=rng.randint(2, 4)))
     text = ", ".join(f"{b.color} {b.value}" for b in scene.bars)
     return Sample(
-        "caption", "chart", (scene, rng.choice(REQUESTS).format("picture")), f"A bar chart: {text}.", f"bar {bar.color} {bar.value}"
+        "caption",
+        "chart",
+        (scene, rng.choice(REQUESTS).format("picture")),
+        f"A bar chart: {text}.",
+        f"bar {bar.color} {bar.value}",
     )
 
 
@@ -66,7 +82,9 @@ def caption_video(rng: random.Random, split: Split) -> Sample:
     request = rng.choice((*REQUESTS, "What happens in the {}?")).format("video")
     if rng.random() < 0.5:
         clip, name, direction, _ = moving(rng, split)
-        return Sample("caption", "motion", (clip, request), f"{_sentence(with_article(name))[:-1]} moves {direction}.", name)
+        return Sample(
+            "caption", "motion", (clip, request), f"{_sentence(with_article(name))[:-1]} moves {direction}.", name
+        )
     clip, names, frames, asked = appearing(rng, split)
     text = ", ".join(f"{with_article(name)} in frame {frame}" for name, frame in zip(names, frames, strict=True))
     return Sample("caption", "appearance", (clip, request), f"There appear: {text}.", names[asked])

@@ -35,12 +35,17 @@ def outline(shape: str) -> Points:
 
 def _star() -> Points:
     radii = (1.0, 0.42)
-    return tuple((radii[i % 2] * math.sin(i * math.pi / 5), -radii[i % 2] * math.cos(i * math.pi / 5)) for i in range(10))
+    return tuple(
+        (radii[i % 2] * math.sin(i * math.pi / 5), -radii[i % 2] * math.cos(i * math.pi / 5)) for i in range(10)
+    )
 
 
 def _heart() -> Points:
     angles = [2 * math.pi * i / 40 for i in range(40)]
-    curve = [(16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)) for t in angles]
+    curve = [
+        (16 * math.sin(t) ** 3, 13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t))
+        for t in angles
+    ]
     return tuple((x / 17.5, -(y + 2.5) / 17.5) for x, y in curve)
 
 
@@ -51,7 +56,9 @@ def _moon() -> Points:
     center = 0.58
     inner_radius, inner_tip = math.hypot(tip_x - center, tip_y), math.atan2(tip_y, tip_x - center)
     inner = [2 * math.pi - inner_tip - (2 * math.pi - 2 * inner_tip) * i / 24 for i in range(25)]
-    arc = [(math.cos(a), math.sin(a)) for a in outer] + [(center + inner_radius * math.cos(a), inner_radius * math.sin(a)) for a in inner]
+    arc = [(math.cos(a), math.sin(a)) for a in outer] + [
+        (center + inner_radius * math.cos(a), inner_radius * math.sin(a)) for a in inner
+    ]
     return tuple((x + 0.15, y) for x, y in arc)
 
 
@@ -99,13 +106,17 @@ def _draw_chart(pen: ImageDraw.ImageDraw, bars: tuple[Bar, ...], scale: float) -
         y = value_height(value) * scale
         pen.line((CHART_LEFT * scale, y, CHART_RIGHT * scale, y), fill=GRID, width=line)
     for bar, (left, right) in zip(bars, bar_boxes(len(bars)), strict=True):
-        pen.rectangle((left * scale, value_height(bar.value) * scale, right * scale, CHART_BOTTOM * scale), fill=bar.rgb)
+        pen.rectangle(
+            (left * scale, value_height(bar.value) * scale, right * scale, CHART_BOTTOM * scale), fill=bar.rgb
+        )
     left, bottom = CHART_LEFT * scale, CHART_BOTTOM * scale
     pen.line((left, CHART_TOP * scale, left, bottom, CHART_RIGHT * scale, bottom), fill=AXIS, width=line)
 
 
 def _draw_text(pen: ImageDraw.ImageDraw, text: Text, scale: float) -> None:
-    pen.text((text.x * scale, text.y * scale), text.text, fill=text.rgb, font=_font(round(text.size * scale)), anchor="mm")
+    pen.text(
+        (text.x * scale, text.y * scale), text.text, fill=text.rgb, font=_font(round(text.size * scale)), anchor="mm"
+    )
 
 
 @cache

@@ -31,7 +31,9 @@ def subject(rng: random.Random, split: Split) -> Pair:
     return rng.choice(objects_of(split))
 
 
-def others(rng: random.Random, split: Split, count: int, taken: Sequence[Pair], *, distinct: str = "pair") -> list[Pair]:
+def others(
+    rng: random.Random, split: Split, count: int, taken: Sequence[Pair], *, distinct: str = "pair"
+) -> list[Pair]:
     """Return `count` further objects that differ from `taken` and from each other.
 
     `distinct` says in what: "pair" (colour or shape), "color", "shape", or "both" (colour and shape).
@@ -39,7 +41,12 @@ def others(rng: random.Random, split: Split, count: int, taken: Sequence[Pair], 
 
     def clash(a: Pair, b: Pair) -> bool:
         same_color, same_shape = a[0] == b[0], a[1] == b[1]
-        return {"pair": same_color and same_shape, "color": same_color, "shape": same_shape, "both": same_color or same_shape}[distinct]
+        return {
+            "pair": same_color and same_shape,
+            "color": same_color,
+            "shape": same_shape,
+            "both": same_color or same_shape,
+        }[distinct]
 
     chosen = list(taken)
     while len(chosen) < len(taken) + count:
@@ -49,7 +56,9 @@ def others(rng: random.Random, split: Split, count: int, taken: Sequence[Pair], 
     return chosen[len(taken) :]
 
 
-def scatter(rng: random.Random, radii: Sequence[float], accept: Callable[[list[Place]], bool] = lambda places: True) -> list[Place]:
+def scatter(
+    rng: random.Random, radii: Sequence[float], accept: Callable[[list[Place]], bool] = lambda places: True
+) -> list[Place]:
     """Return a place for each radius, apart from each other and inside the canvas, such that `accept` holds."""
     while True:
         places: list[Place] = []
@@ -66,7 +75,11 @@ def scatter(rng: random.Random, radii: Sequence[float], accept: Callable[[list[P
 def in_cell(rng: random.Random, cell: int) -> Place:
     """Return a place well inside one of the nine cells."""
     side = CANVAS / 3
-    return ((cell % 3 + 0.5) * side + rng.uniform(-9, 9), (cell // 3 + 0.5) * side + rng.uniform(-9, 9), rng.uniform(17, 25))
+    return (
+        (cell % 3 + 0.5) * side + rng.uniform(-9, 9),
+        (cell // 3 + 0.5) * side + rng.uniform(-9, 9),
+        rng.uniform(17, 25),
+    )
 
 
 def with_article(name: str) -> str:

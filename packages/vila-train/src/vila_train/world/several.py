@@ -28,7 +28,9 @@ def _same(rng: random.Random, split: Split) -> Sample:
         things[0] = thing(rng, _like(rng, split, asked, pairs), places[0])
     pictures = [first, replace(first, things=tuple(things))]
     rng.shuffle(pictures)
-    question = rng.choice(("Are the two pictures the same?", "Do both pictures show the same?", "Are these pictures equal?"))
+    question = rng.choice(
+        ("Are the two pictures the same?", "Do both pictures show the same?", "Are these pictures equal?")
+    )
     return Sample("pair", "same", (*pictures, question), "yes" if same else "no", " ".join(asked))
 
 
@@ -45,11 +47,16 @@ def _scatter_things(rng: random.Random, pairs: list[Pair], smallest: float, larg
 def _which(rng: random.Random, split: Split) -> Sample:
     asked = subject(rng, split)
     other = _like(rng, split, asked, [asked])
-    pictures = [_scatter_things(rng, [wanted, *others(rng, split, rng.randint(0, 2), [asked, other])], 18, 32) for wanted in (asked, other)]
+    pictures = [
+        _scatter_things(rng, [wanted, *others(rng, split, rng.randint(0, 2), [asked, other])], 18, 32)
+        for wanted in (asked, other)
+    ]
     answer = rng.randrange(2)
     if answer:
         pictures.reverse()
-    question = rng.choice(("Which picture has a {}?", "Which picture shows a {}?", "In which picture is the {}?")).format(" ".join(asked))
+    question = rng.choice(
+        ("Which picture has a {}?", "Which picture shows a {}?", "In which picture is the {}?")
+    ).format(" ".join(asked))
     return Sample("pair", "which", (*pictures, question), ORDINALS[answer], " ".join(asked))
 
 
@@ -67,7 +74,10 @@ def in_context(rng: random.Random, split: Split) -> Sample:
     asked = subject(rng, split)
     if kind == "made-up":
         return _made_up(rng, split, asked)
-    pairs = [*others(rng, split, 3, [asked], distinct={"color": "color", "shape": "shape", "count": "pair"}[kind]), asked]
+    pairs = [
+        *others(rng, split, 3, [asked], distinct={"color": "color", "shape": "shape", "count": "pair"}[kind]),
+        asked,
+    ]
     counts = rng.sample(range(1, 5), 4) if kind == "count" else [1] * 4
     labels = [{"color": p[0], "shape": p[1], "count": str(n)}[kind] for p, n in zip(pairs, counts, strict=True)]
     return _shots(rng, kind, pairs, counts, labels)
@@ -83,7 +93,9 @@ def _made_up(rng: random.Random, split: Split, asked: Pair) -> Sample:
     pairs = [asked]
     for member in members:
         used = [p[1 - axis] for p in pairs]
-        pairs.append(rng.choice([p for p in visible_objects(split) if p[axis] == classes[member] and p[1 - axis] not in used]))
+        pairs.append(
+            rng.choice([p for p in visible_objects(split) if p[axis] == classes[member] and p[1 - axis] not in used])
+        )
     return _shots(rng, "made-up", [*pairs[1:], asked], [1] * 4, [*(names[member] for member in members), names[0]])
 
 

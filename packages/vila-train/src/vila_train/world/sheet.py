@@ -40,7 +40,13 @@ def _draw_cell(sheet: Image.Image, left: int, top: int, entry: Entry) -> None:
         x, y = left + MARGIN + index % 4 * (side + 4), top + MARGIN + index // 4 * (side + 4)
         sheet.paste(draw(scene, side * 2).resize((side, side)), (x, y))
         pen.rectangle((x, y, x + side - 1, y + side - 1), outline=FAINT)
-    pen.text((left + CELL_WIDTH - MARGIN, top + CELL_HEIGHT - 8), f"{sample.task}: {sample.kind}", font=small, fill=FAINT, anchor="rb")
+    pen.text(
+        (left + CELL_WIDTH - MARGIN, top + CELL_HEIGHT - 8),
+        f"{sample.task}: {sample.kind}",
+        font=small,
+        fill=FAINT,
+        anchor="rb",
+    )
     y = top + MARGIN + PICTURE + 8
     for line in textwrap.wrap(sample.question, 54)[:2]:
         pen.text((left + MARGIN, y), line, font=font, fill=INK)

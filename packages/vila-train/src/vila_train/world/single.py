@@ -21,9 +21,16 @@ def attribute(rng: random.Random, split: Split) -> Sample:
     pairs = [pair, *extra]
     scene = _scene(rng, pairs, scatter(rng, [rng.uniform(18, 38) for _ in pairs]))
     question, answer = {
-        "color": (rng.choice(("What color is the {}?", "Which color does the {} have?", "The {} is what color?")).format(shape), color),
+        "color": (
+            rng.choice(("What color is the {}?", "Which color does the {} have?", "The {} is what color?")).format(
+                shape
+            ),
+            color,
+        ),
         "shape": (
-            rng.choice(("What shape is the {} object?", "What is the shape of the {} thing?", "The {} object is what?")).format(color),
+            rng.choice(
+                ("What shape is the {} object?", "What is the shape of the {} thing?", "The {} object is what?")
+            ).format(color),
             shape,
         ),
         "both": (rng.choice(("What is this?", "Name the object.", "Which object is shown?")), f"{color} {shape}"),
@@ -59,10 +66,15 @@ def position(rng: random.Random, split: Split) -> Sample:
     scene = _scene(rng, pairs, [in_cell(rng, cell) for cell in cells])
     name, where = f"{pair[0]} {pair[1]}", POSITIONS[cells[0]]
     if kind_is_where := rng.random() < 0.6:
-        question, answer = rng.choice(("Where is the {}?", "In which part of the picture is the {}?", "Locate the {}.")).format(name), where
+        question, answer = (
+            rng.choice(("Where is the {}?", "In which part of the picture is the {}?", "Locate the {}.")).format(name),
+            where,
+        )
     else:
         question, answer = (
-            rng.choice(("What is at the {}?", "Which object is at the {}?", "Name the object at the {}.")).format(where),
+            rng.choice(("What is at the {}?", "Which object is at the {}?", "Name the object at the {}.")).format(
+                where
+            ),
             name,
         )
     return Sample("position", "where" if kind_is_where else "what", (scene, question), answer, name)
@@ -120,7 +132,9 @@ def size(rng: random.Random, split: Split) -> Sample:
         radii = [rng.uniform(13, 18), *(rng.uniform(25, 38) for _ in pairs[1:])]
     scene = _scene(rng, pairs, scatter(rng, radii))
     comparative = {"largest": "biggest", "smallest": "tiniest"}[kind]
-    question = rng.choice((f"Which object is the {kind}?", f"What is the {kind} object?", f"Which object is the {comparative}?"))
+    question = rng.choice(
+        (f"Which object is the {kind}?", f"What is the {kind} object?", f"Which object is the {comparative}?")
+    )
     answer = f"{pair[0]} {pair[1]}"
     return Sample("size", kind, (scene, question), answer, answer)
 
@@ -149,7 +163,9 @@ def word(rng: random.Random, split: Split) -> Sample:
 def number(rng: random.Random, split: Split) -> Sample:
     """Read a number of two to four digits."""
     text = digits(rng, split)
-    question = rng.choice(("What number is shown?", "Read the number.", "Which number do you see?", "What is the number?"))
+    question = rng.choice(
+        ("What number is shown?", "Read the number.", "Which number do you see?", "What is the number?")
+    )
     return Sample("number", "digits", (text_scene(rng, text), question), text, f"text {text}")
 
 
@@ -179,7 +195,9 @@ def chart(rng: random.Random, split: Split) -> Sample:
     scene = bars_scene(rng, split, bar, rng.choices(allowed, k=others_count))
     if kind == "value":
         question, answer = (
-            rng.choice(("What is the value of the {} bar?", "How high is the {} bar?", "Read the {} bar.")).format(bar.color),
+            rng.choice(("What is the value of the {} bar?", "How high is the {} bar?", "Read the {} bar.")).format(
+                bar.color
+            ),
             str(bar.value),
         )
     else:

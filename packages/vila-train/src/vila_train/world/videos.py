@@ -41,8 +41,16 @@ def motion(rng: random.Random, split: Split) -> Sample:
     """Which way a thing moves, or which thing moves."""
     clip, name, direction, num_still = moving(rng, split)
     if num_still and rng.random() < 0.4:
-        return Sample("motion", "what", (clip, rng.choice(("What moves?", "Which object is moving?", "What is in motion?"))), name, name)
-    question = rng.choice(("Which way does the {} move?", "In which direction does the {} move?", "Where is the {} going?")).format(name)
+        return Sample(
+            "motion",
+            "what",
+            (clip, rng.choice(("What moves?", "Which object is moving?", "What is in motion?"))),
+            name,
+            name,
+        )
+    question = rng.choice(
+        ("Which way does the {} move?", "In which direction does the {} move?", "Where is the {} going?")
+    ).format(name)
     return Sample("motion", "direction", (clip, question), direction, name)
 
 
@@ -52,16 +60,27 @@ def appearing(rng: random.Random, split: Split) -> tuple[Clip, list[str], list[i
     pairs = [asked, *others(rng, split, rng.randint(1, 2), [asked])]
     rng.shuffle(pairs)
     frames = sorted(rng.sample(range(1, NUM_FRAMES + 1), len(pairs)))
-    things = [thing(rng, p, place) for p, place in zip(pairs, scatter(rng, [rng.uniform(18, 30) for _ in pairs]), strict=True)]
+    things = [
+        thing(rng, p, place) for p, place in zip(pairs, scatter(rng, [rng.uniform(18, 30) for _ in pairs]), strict=True)
+    ]
     ground = background(rng)
-    clip = Clip(tuple(Scene(ground, tuple(t for t, f in zip(things, frames, strict=True) if f <= i)) for i in range(1, NUM_FRAMES + 1)))
+    clip = Clip(
+        tuple(
+            Scene(ground, tuple(t for t, f in zip(things, frames, strict=True) if f <= i))
+            for i in range(1, NUM_FRAMES + 1)
+        )
+    )
     return clip, [t.name for t in things], frames, pairs.index(asked)
 
 
 def appearance(rng: random.Random, split: Split) -> Sample:
     """What appears first, last or after something else, or in which frame a thing appears."""
     clip, names, frames, asked = appearing(rng, split)
-    places = [kind for kind, applies in (("first", asked == 0), ("last", asked == len(names) - 1), ("after", asked > 0)) if applies]
+    places = [
+        kind
+        for kind, applies in (("first", asked == 0), ("last", asked == len(names) - 1), ("after", asked > 0))
+        if applies
+    ]
     kind = rng.choice(("when", rng.choice(places or ["when"])))
     if kind == "when":
         question = rng.choice(("In which frame does the {} appear?", "When does the {} appear?")).format(names[asked])

@@ -12,4 +12,7 @@ def build_tower(config: VisionTowerConfig) -> object:
 
 @hookimpl
 def vila_vision_towers() -> Sequence[Component]:
-    return (Component("only_here", VisionTowerConfig, build_tower), Component("patch_mean", VisionTowerConfig, build_tower))
+    return (
+        Component("only_here", VisionTowerConfig, build_tower),
+        Component("patch_mean", VisionTowerConfig, build_tower),
+    )

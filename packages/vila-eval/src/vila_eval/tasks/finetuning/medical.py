@@ -19,7 +19,8 @@ from vila_eval.tasks.finetuning.pictures import picture_cluster
 _LETTER = re.compile(r"^\s*[A-D]:\s*")
 
 LETTER_ALONE = MeanMetric(
-    "letter_alone", lambda answer, question: letter_score(answer.strip() if len(answer.strip()) == 1 else None, question)
+    "letter_alone",
+    lambda answer, question: letter_score(answer.strip() if len(answer.strip()) == 1 else None, question),
 )
 """Accuracy of answers that are an upper-case letter and nothing else; any other answer is wrong, and counted as unread."""
 

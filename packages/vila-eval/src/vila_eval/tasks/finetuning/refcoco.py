@@ -33,7 +33,10 @@ def ask(row: Row) -> Sequence[Question]:
     return [
         Question(
             id="",
-            prompt=[row["image"], f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}."],
+            prompt=[
+                row["image"],
+                f"Please provide the bounding box coordinate of the region this sentence describes: {phrase}.",
+            ],
             answer=[x, y, x + box_width, y + box_height],
             cluster="_".join(row["file_name"].partition(".")[0].split("_")[:3]),  # COCO_train2014_000000581857_16.jpg
             fields={"width": width, "height": height},

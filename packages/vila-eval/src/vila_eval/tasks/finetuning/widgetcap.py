@@ -14,7 +14,10 @@ def ask(row: Row) -> Question:
     box = ", ".join(f"{number:.3f}" for number in row["bbox"])
     return Question(
         id="",
-        prompt=[row["image"], f"Describe the function of the user interface element in the box [{box}] in a short phrase."],
+        prompt=[
+            row["image"],
+            f"Describe the function of the user interface element in the box [{box}] in a short phrase.",
+        ],
         answer=list(row["captions"]),
         cluster=str(row["screenId"]),
     )

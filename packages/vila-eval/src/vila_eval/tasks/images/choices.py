@@ -55,7 +55,14 @@ SCIENCEQA_FULL = Task(
 )
 
 SEED_DIMENSIONS = (
-    *("Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location", "Instances Counting", "Spatial Relation"),
+    *(
+        "Scene Understanding",
+        "Instance Identity",
+        "Instance Attributes",
+        "Instance Location",
+        "Instances Counting",
+        "Spatial Relation",
+    ),
     *("Instance Interaction", "Visual Reasoning", "Text Understanding"),
     *("Action Recognition", "Action Prediction", "Procedure Understanding"),
 )

@@ -35,7 +35,9 @@ SERVER = "https://rrc.cvc.uab.es/?ch=17"
 
 def ask_docvqa(row: Row) -> Question:
     """Questions about one page are a cluster."""
-    return _ask(row, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}", "question_type", row["question_types"])
+    return _ask(
+        row, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}", "question_type", row["question_types"]
+    )
 
 
 def ask_infovqa(row: Row) -> Question:

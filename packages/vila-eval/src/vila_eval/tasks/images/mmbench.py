@@ -61,7 +61,9 @@ def write_submission(samples: Sequence[Answered]) -> bytes:
     import xlsxwriter
 
     file = io.BytesIO()
-    with xlsxwriter.Workbook(file, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}) as workbook:
+    with xlsxwriter.Workbook(
+        file, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
+    ) as workbook:
         workbook.set_properties({"created": datetime(2000, 1, 1, tzinfo=UTC)})  # the same answers give the same bytes
         sheet = workbook.add_worksheet()
         sheet.write_row(0, 0, SERVER_COLUMNS)
@@ -87,7 +89,9 @@ def _task(language: str, split: str) -> Task:
         None if is_test else MMBENCH_METRIC,
         tags=("core", *(("submission",) if is_test else ()), "mmbench"),
         max_new_tokens=1024 if language == "en" else 256,
-        submission=Submission(f"{name}.xlsx", write_submission, "https://mmbench.opencompass.org.cn") if is_test else None,
+        submission=Submission(f"{name}.xlsx", write_submission, "https://mmbench.opencompass.org.cn")
+        if is_test
+        else None,
         description=f"Twenty abilities, options rotated ({'English' if language == 'en' else 'Chinese'}).",
         url="https://arxiv.org/abs/2307.06281",
     )

@@ -42,7 +42,9 @@ GQA = Task(
             config="testdev_balanced_instructions",
             fixture=gqa,
         ),
-        HubDataset("lmms-lab/GQA", "testdev", {"id": "string", "image": "image"}, config="testdev_balanced_images", fixture=gqa),
+        HubDataset(
+            "lmms-lab/GQA", "testdev", {"id": "string", "image": "image"}, config="testdev_balanced_images", fixture=gqa
+        ),
         key="imageId",
     ),
     ask_gqa,
@@ -91,7 +93,9 @@ VQAV2_TEST = Task(
     None,
     tags=("core", "submission"),
     max_new_tokens=16,
-    submission=Submission("vqav2_test.json", answer_list("question_id"), "https://eval.ai/web/challenges/challenge-page/830"),
+    submission=Submission(
+        "vqav2_test.json", answer_list("question_id"), "https://eval.ai/web/challenges/challenge-page/830"
+    ),
     description="Questions about photos; scored by the server.",
     url="https://arxiv.org/abs/1612.00837",
 )
@@ -153,7 +157,11 @@ REALWORLDQA = Task(
     HubDataset(
         "lmms-lab/RealWorldQA",
         "test",
-        {"question": "string: with its options and how to answer", "answer": "string: a letter, a number or a word", "image": "image"},
+        {
+            "question": "string: with its options and how to answer",
+            "answer": "string: a letter, a number or a word",
+            "image": "image",
+        },
         fixture=realworldqa,
     ),
     ask_realworldqa,

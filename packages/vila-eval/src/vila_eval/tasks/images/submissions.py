@@ -13,4 +13,6 @@ def answer_list(key: str) -> Callable[[Sequence[Answered]], str]:
 
 
 def _write(key: str, samples: Sequence[Answered]) -> str:
-    return json.dumps([{key: sample.question.fields[key], "answer": sample.answer.strip()} for sample in samples], ensure_ascii=False)
+    return json.dumps(
+        [{key: sample.question.fields[key], "answer": sample.answer.strip()} for sample in samples], ensure_ascii=False
+    )

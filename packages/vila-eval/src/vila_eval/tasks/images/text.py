@@ -85,7 +85,9 @@ TEXTVQA_TEST = Task(
     None,
     tags=("submission",),
     max_new_tokens=LONGEST_WORDS,
-    submission=Submission("textvqa_test.json", answer_list("question_id"), "https://eval.ai/web/challenges/challenge-page/874"),
+    submission=Submission(
+        "textvqa_test.json", answer_list("question_id"), "https://eval.ai/web/challenges/challenge-page/874"
+    ),
     description="Text in photos; scored by the server.",
     url="https://arxiv.org/abs/1904.08920",
 )

@@ -6,7 +6,17 @@ from vila_eval.metrics.judged_videos import ACTIVITYNET_QA
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
-TYPES = ("motion", "spatial relationship", "temporal relationship", "yes/no", "color", "object", "location", "number", "other")
+TYPES = (
+    "motion",
+    "spatial relationship",
+    "temporal relationship",
+    "yes/no",
+    "color",
+    "object",
+    "location",
+    "number",
+    "other",
+)
 """By the number in the column "type" (the dataset's README, github.com/MILVLG/activitynet-qa)."""
 
 
@@ -14,7 +24,10 @@ def ask(row: Row) -> Question:
     """The prompt is lmms-eval's, whose scores the reference reports; the judge sees the question as the dataset has it."""
     return Question(
         id=str(row["question_id"]),
-        prompt=[Video(f"v_{row['video_name']}.mp4"), f"{row['question'].capitalize()}? Answer the question using a single word or phrase."],
+        prompt=[
+            Video(f"v_{row['video_name']}.mp4"),
+            f"{row['question'].capitalize()}? Answer the question using a single word or phrase.",
+        ],
         answer=row["answer"],
         groups={"type": TYPES[int(row["type"])]},
         cluster=row["video_name"],

@@ -5,7 +5,9 @@ from vila_eval.metrics.judged_images import CAPABILITIES, MM_VET
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
-INSTRUCTION = "First please perform reasoning, and think step by step to provide best answer to the following question: \n\n"
+INSTRUCTION = (
+    "First please perform reasoning, and think step by step to provide best answer to the following question: \n\n"
+)
 """lmms-eval's, whose scores the reference reports; the benchmark's authors ask the bare question."""
 
 

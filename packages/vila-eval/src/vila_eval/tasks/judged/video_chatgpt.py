@@ -14,7 +14,12 @@ from vila_eval.task import Question, Row, Task
 COLUMNS = {
     "Generic": {"video_name": "string", "question": "string", "answer": "string"},
     "Temporal": {"video_name": "string", "question": "string", "answer": "string"},
-    "Consistency": {"video_name": "string", "question_1": 'string, or "None"', "question_2": 'string, or "None"', "answer": "string"},
+    "Consistency": {
+        "video_name": "string",
+        "question_1": 'string, or "None"',
+        "question_2": 'string, or "None"',
+        "answer": "string",
+    },
 }
 """Of each configuration. In Consistency each of two like questions about a video is a row, the other question being "None"."""
 

@@ -39,8 +39,11 @@ def ask(row: Row) -> Question:
         prompt=[row["decoded_image"], row["query"]],
         answer=row["answer"],
         options=row["choices"] or (),
-        groups={name: row[name] for name in ("question_type", "answer_type")} | {name: metadata[name] for name in GROUPS},
-        fields={name: row[name] for name in ("question", "unit", "precision", "question_type", "answer_type", "metadata")},
+        groups={name: row[name] for name in ("question_type", "answer_type")}
+        | {name: metadata[name] for name in GROUPS},
+        fields={
+            name: row[name] for name in ("question", "unit", "precision", "question_type", "answer_type", "metadata")
+        },
     )
 
 

@@ -50,7 +50,11 @@ PRO_COLUMNS = {
 def ask(row: Row) -> Question:
     """Ask MMMU: pictures, then the text that names them."""
     options = _read_list(row["options"]) if row["question_type"] == "multiple-choice" else []
-    text = multiple_choice_prompt(row["question"], options, f"\n{LETTER_ONLY}") if options else f"{row['question']}\n\n{SHORT_ANSWER}"
+    text = (
+        multiple_choice_prompt(row["question"], options, f"\n{LETTER_ONLY}")
+        if options
+        else f"{row['question']}\n\n{SHORT_ANSWER}"
+    )
     return Question(
         id=row["id"],
         prompt=[*_pictures(text, row), text],
@@ -77,7 +81,9 @@ def _pictures(text: str, row: Row) -> list[Image]:
     numbers = sorted({int(number) for number in _IMAGE.findall(text)})
     for number in numbers:
         if row.get(f"image_{number}") is None:
-            raise DataError(f"Question '{row['id']}' names <image {number}>, but the dataset has no such picture for it.")
+            raise DataError(
+                f"Question '{row['id']}' names <image {number}>, but the dataset has no such picture for it."
+            )
     return [row[f"image_{number}"] for number in numbers]
 
 
@@ -109,7 +115,9 @@ def write_submission(samples: Sequence[Answered]) -> str:
     """Write what MMMU's server takes (`mmmu/README.md`, "Evaluation Only"): a letter for a choice, the answer itself otherwise."""
     return json.dumps(
         {
-            question.id: parse_multi_choice_response(answer, question.options, question.id).letter if question.options else answer
+            question.id: parse_multi_choice_response(answer, question.options, question.id).letter
+            if question.options
+            else answer
             for question, answer in ((sample.question, sample.answer) for sample in samples)
         },
         ensure_ascii=False,
@@ -134,7 +142,9 @@ MMMU_TEST = Task(
     None,
     tags=("core", "submission"),
     max_new_tokens=512,
-    submission=Submission("mmmu_test_for_submission.json", write_submission, "https://eval.ai/web/challenges/challenge-page/2179/overview"),
+    submission=Submission(
+        "mmmu_test_for_submission.json", write_submission, "https://eval.ai/web/challenges/challenge-page/2179/overview"
+    ),
     description="Exam questions of thirty subjects, answers hidden.",
     url="https://arxiv.org/abs/2311.16502",
 )
@@ -143,7 +153,11 @@ MMMU_PRO_STANDARD = Task(
     HubDataset(
         "MMMU/MMMU_Pro",
         "test",
-        {**PRO_COLUMNS, "question": COLUMNS["question"], **{name: kind for name, kind in COLUMNS.items() if name.startswith("image_")}},
+        {
+            **PRO_COLUMNS,
+            "question": COLUMNS["question"],
+            **{name: kind for name, kind in COLUMNS.items() if name.startswith("image_")},
+        },
         config="standard (10 options)",
         fixture=mmmu_pro,
     ),
@@ -156,7 +170,13 @@ MMMU_PRO_STANDARD = Task(
 )
 MMMU_PRO_VISION = Task(
     "mmmu_pro_vision",
-    HubDataset("MMMU/MMMU_Pro", "test", {**PRO_COLUMNS, "image": "image: the question as it looks"}, config="vision", fixture=mmmu_pro),
+    HubDataset(
+        "MMMU/MMMU_Pro",
+        "test",
+        {**PRO_COLUMNS, "image": "image: the question as it looks"},
+        config="vision",
+        fixture=mmmu_pro,
+    ),
     partial(ask_pro, in_picture=True),
     MMMU_METRIC,
     tags=("core", "local", "mmmu_pro"),

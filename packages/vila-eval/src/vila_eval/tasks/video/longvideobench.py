@@ -39,7 +39,12 @@ def ask(row: Row) -> Question:
     """As `ask_hidden`, with the answer of the validation split."""
     question = ask_hidden(row)
     return Question(
-        question.id, question.prompt, letter(row["correct_choice"]), question.options, groups=question.groups, cluster=question.cluster
+        question.id,
+        question.prompt,
+        letter(row["correct_choice"]),
+        question.options,
+        groups=question.groups,
+        cluster=question.cluster,
     )
 
 

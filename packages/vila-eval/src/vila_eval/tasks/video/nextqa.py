@@ -76,7 +76,9 @@ NEXTQA_MC_TEST = Task(
     HubDataset(
         "lmms-lab/NExTQA",
         "test",
-        QUESTION_COLUMNS | {f"a{index}": "string: an option" for index in range(5)} | {"answer": "number: index of the right option"},
+        QUESTION_COLUMNS
+        | {f"a{index}": "string: an option" for index in range(5)}
+        | {"answer": "number: index of the right option"},
         config="MC",
         archives=("videos.zip",),
         fixture=nextqa,

@@ -41,7 +41,10 @@ def ask(row: Row) -> Question:
     options = "\n".join(row["options"])
     return Question(
         id=row["question_id"],
-        prompt=[Video(f"data/{row['videoID']}.mp4"), f"{listed}{instruction}\n{row['question']}\n{options}\nThe best answer is:"],
+        prompt=[
+            Video(f"data/{row['videoID']}.mp4"),
+            f"{listed}{instruction}\n{row['question']}\n{options}\nThe best answer is:",
+        ],
         answer=row["answer"],
         options=[unlettered(option) for option in row["options"]],
         groups={dimension: row[dimension] for dimension in DIMENSIONS},
@@ -96,7 +99,10 @@ def parse_subtitles(text: str) -> list[Subtitle]:
     for block in text.replace("\r\n", "\n").split("\n\n"):
         _, time, *lines = [*block.split("\n"), "", ""]
         if clocks := _CLOCKS.match(time):
-            begin, end = (int(h) * 3600 + int(m) * 60 + float(f"{s}.{ms}") for h, m, s, ms in (clocks.groups()[:4], clocks.groups()[4:]))
+            begin, end = (
+                int(h) * 3600 + int(m) * 60 + float(f"{s}.{ms}")
+                for h, m, s, ms in (clocks.groups()[:4], clocks.groups()[4:])
+            )
             found[begin, end] = " ".join(lines).rstrip()
     return [Subtitle(begin, end, text) for (begin, end), text in found.items() if text]
 
@@ -174,7 +180,12 @@ def _task(name: str, source: HubDataset | WithSubtitles, frames: int, descriptio
 VIDEOMME = (
     *(_task("videomme", DATASET, frames, f"Videos of all lengths, {frames} frames.") for frames in FRAMES),
     *(
-        _task("videomme_w_subtitle", WithSubtitles(DATASET, frames), frames, f"Videos of all lengths, {frames} frames, with subtitles.")
+        _task(
+            "videomme_w_subtitle",
+            WithSubtitles(DATASET, frames),
+            frames,
+            f"Videos of all lengths, {frames} frames, with subtitles.",
+        )
         for frames in FRAMES
     ),
 )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vila_core.engine.cache import KVCache
+from vila_core.language.cache import KVCache
 from vila_core.language.decoder import Block, DecoderModel, RMSNorm
 from vila_quant.kernels.compiled.attention import attend, rotate, write
 from vila_quant.kernels.compiled.compiler import as_floats, as_numbers, compiled, parallel, prange, share_threads
@@ -109,7 +109,16 @@ class CompiledDecoder:
         assert cache.length < cache.max_length, "the cache is full"
         share_threads()
         cos, sin = (as_floats(part.flatten(0, 2)) for part in rotation)
-        y = decode(as_floats(x[:, 0]), self._blocks, self._norm, cos, sin, as_numbers(cache.keys), as_numbers(cache.values), cache.length)
+        y = decode(
+            as_floats(x[:, 0]),
+            self._blocks,
+            self._norm,
+            cos,
+            sin,
+            as_numbers(cache.keys),
+            as_numbers(cache.values),
+            cache.length,
+        )
         return torch.from_numpy(y).to(x.dtype)[:, None]
 
 
@@ -152,7 +161,9 @@ def _stack_norms(norms: Sequence[RMSNorm | None]) -> Norm:
 
 
 @compiled
-def decode(x: Floats, blocks: BlockWeights, norm: Norm, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int) -> Floats:
+def decode(
+    x: Floats, blocks: BlockWeights, norm: Norm, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int
+) -> Floats:
     """`x [B, D]`, `cos` and `sin` `[B or 1, D_h]`, a cache `[L, B, H_kv, slots, D_h]` of so many tokens -> `[B, D]`."""
     for layer in range(len(keys)):
         x = decode_block(x, of_layer(blocks, layer), cos, sin, keys[layer], values[layer], length)
@@ -160,7 +171,9 @@ def decode(x: Floats, blocks: BlockWeights, norm: Norm, cos: Floats, sin: Floats
 
 
 @compiled
-def decode_block(x: Floats, block: BlockWeights, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int) -> Floats:
+def decode_block(
+    x: Floats, block: BlockWeights, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int
+) -> Floats:
     """`x [B, D]` and a layer's cache `[B, H_kv, slots, D_h]` -> `[B, D]`."""
     heads = (len(x), -1, keys.shape[3])
     a = whole_numbers(rms_norm(x, block.input_norm), group_size(block.q.weight))
@@ -254,7 +267,9 @@ def add_three_products(wq: Nibbles, wk: Nibbles, wv: Nibbles, a: Activations, q:
 
 
 @parallel
-def gated_products(gate_weight: Nibbles, up_weight: Nibbles, a: Activations, gate: Floats, up: Floats, hidden: Activations) -> None:
+def gated_products(
+    gate_weight: Nibbles, up_weight: Nibbles, a: Activations, gate: Floats, up: Floats, hidden: Activations
+) -> None:
     """Add the products to `gate` and `up` `[B, I]`; cut `silu(gate) · up` for the next product. A thread takes a group at a time."""
     groups = hidden.scales.shape[1]
     size = gate.shape[1] // groups

@@ -73,7 +73,9 @@ def fill_byte_product(weight: NDArray[np.int8], scales: Floats, a: Activations, 
     vectors = weight.shape[1] // groups // (2 * ROWS)
     for output in prange(len(weight)):
         for row in range(len(y)):
-            product = byte_row(weight[output].ctypes.data, a.values[row].ctypes.data, a.scales[row].ctypes.data, groups, vectors)
+            product = byte_row(
+                weight[output].ctypes.data, a.values[row].ctypes.data, a.scales[row].ctypes.data, groups, vectors
+            )
             y[row, output] = product * scales[output]
 
 
@@ -131,7 +133,9 @@ def whole_numbers(x: Floats, group_size: int) -> Activations:
 def empty_activations(rows: int, inputs: int, group_size: int) -> Activations:
     """Return activations to be filled, `[M, K]`."""
     groups = inputs // group_size
-    return Activations(np.empty((rows, inputs), np.int16), np.empty((rows, groups), np.float32), np.empty((rows, groups), np.int32))
+    return Activations(
+        np.empty((rows, inputs), np.int16), np.empty((rows, groups), np.float32), np.empty((rows, groups), np.int32)
+    )
 
 
 @compiled

@@ -38,7 +38,14 @@ AHEAD = 8192
 LOCALITY = 2
 """Into the second cache (LLVM's `prefetch`). Past all caches but the first, 0, an Intel core takes twice as long."""
 
-I8, I16, I32, I64, F16, F32 = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType())
+I8, I16, I32, I64, F16, F32 = (
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+    ir.HalfType(),
+    ir.FloatType(),
+)
 
 
 @vector_code
@@ -55,7 +62,9 @@ def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, w
         b = builder
         words, scales, zeros, x, x_scales, x_sums, groups, words_a_group, y = arguments
         total = _variable(b, _load(b, y, I64(0), _vector(F32)))
-        ones, sixteens, many = (_variable(b, _constant(I32, 0)) for _ in range(3))  # sums of q · x, of 16 q · x, of 256 q · x
+        ones, sixteens, many = (
+            _variable(b, _constant(I32, 0)) for _ in range(3)
+        )  # sums of q · x, of 16 q · x, of 256 q · x
         with cgutils.for_range(b, groups) as group:
             for sums in (ones, sixteens, many):
                 b.store(_constant(I32, 0), sums)
@@ -67,7 +76,8 @@ def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, w
                     _prefetch(b, words, b.add(offset, I64(AHEAD)))
                     pairs = _load(b, words, offset, _vector(I16, 2 * ROWS))
                     first, second, third, fourth = (
-                        _pairs_of_all_rows(b, _load(b, x, b.add(b.mul(index, I64(2 * WORD)), I64(4 * pair)), I32)) for pair in range(4)
+                        _pairs_of_all_rows(b, _load(b, x, b.add(b.mul(index, I64(2 * WORD)), I64(4 * pair)), I32))
+                        for pair in range(4)
                     )
                     _add_products(b, ones, b.and_(pairs, _constant(I16, 0x000F, 2 * ROWS)), first)
                     _add_products(b, sixteens, b.and_(pairs, _constant(I16, 0x00F0, 2 * ROWS)), second)
@@ -178,7 +188,9 @@ def _store(b, value, address):
 
 def _prefetch(b, base, offset):
     pointer = I8.as_pointer()
-    function = b.module.declare_intrinsic("llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32]))
+    function = b.module.declare_intrinsic(
+        "llvm.prefetch", [pointer], ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    )
     b.call(function, [b.inttoptr(b.add(base, offset), pointer), I32(0), I32(LOCALITY), I32(1)])  # to read data
 
 
@@ -196,7 +208,10 @@ def _add_products(b, sums, weights, activations):
     """`sums[r] += w[2r] · a[2r] + w[2r + 1] · a[2r + 1]`, in the form that LLVM knows as one instruction."""
     wide = _vector(I32, 2 * ROWS)
     products = b.mul(b.sext(weights, wide), b.sext(activations, wide))
-    even, odd = (b.shuffle_vector(products, products, ir.Constant(_vector(I32), list(range(half, 2 * ROWS, 2)))) for half in (0, 1))
+    even, odd = (
+        b.shuffle_vector(products, products, ir.Constant(_vector(I32), list(range(half, 2 * ROWS, 2))))
+        for half in (0, 1)
+    )
     b.store(b.add(b.load(sums), b.add(even, odd)), sums)
 
 

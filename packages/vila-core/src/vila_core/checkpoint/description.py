@@ -1,0 +1,196 @@
+"""What a checkpoint is, told from its config and headers: family, parts, memory, tokens. No weight is read.
+
+Dimensions: P patches, T tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+from vila_core.chat import MEDIA_TOKENS
+from vila_core.checkpoint import Checkpoint
+from vila_core.checkpoint.sizes import DTYPE_BYTES, Estimate, PartSize, estimate
+from vila_core.config import DecoderConfig, PreprocessConfig, TSPVideoEncoderConfig, VilaConfig
+from vila_core.errors import VilaError
+from vila_core.plugins.loader import load_plugins
+
+PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
+"""Prefix of the weights' canonical names -> what the part is called."""
+
+CONTEXTS = (2048, 8192, 32768, 131072)
+"""Context lengths to estimate memory for, as far as the model reaches; its own longest is added."""
+
+
+@dataclass(frozen=True)
+class PartDescription:
+    """A part of the model: `kind` is what it is, `stored_as` the dtypes of its weights on disk."""
+
+    name: str
+    kind: str
+    parameters: int
+    bytes: int
+    stored_as: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What one sequence of `context` tokens takes in `dtype`: weights and key/value cache, in bytes. Activations come on top."""
+
+    dtype: str
+    context: int
+    weights: int
+    kv_cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens that media take in the context, without the encoder's start and end tokens. None: the parts do not tell."""
+
+    per_tile: int | None
+    per_image: tuple[int, int] | None
+    """fewest, most"""
+    per_video: int | None
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What `vila info` prints."""
+
+    path: str
+    format: str
+    family: str
+    license: str | None
+    quantization: dict[str, object] | None
+    """`quantization_config` as found"""
+    quantization_method: str | None
+    """the same in a line for people"""
+    parts: tuple[PartDescription, ...]
+    parameters: int
+    bytes: int
+    dtype: str
+    context: int
+    chat_template: str
+    media_tokens: dict[str, str]
+    tokens: TokenCounts
+    memory: tuple[Memory, ...]
+    config: VilaConfig
+
+
+def describe(checkpoint: Checkpoint) -> ModelDescription:
+    """Return what the checkpoint is."""
+    config, sizes = checkpoint.config, estimate(checkpoint)
+    return ModelDescription(
+        path=str(checkpoint.path),
+        format=checkpoint.format,
+        family=name_family(config),
+        license=checkpoint.license,
+        quantization=_quantization(checkpoint),
+        quantization_method=None if checkpoint.quantization is None else checkpoint.quantization.method,
+        parts=tuple(_part(checkpoint, prefix, size) for prefix, size in sizes.parts.items()),
+        parameters=sizes.parameters,
+        bytes=sizes.nbytes,
+        dtype=config.dtype,
+        context=config.language_model.max_length,
+        chat_template=_template(checkpoint),
+        media_tokens=dict(MEDIA_TOKENS),
+        tokens=count_tokens(config),
+        memory=tuple(_memory(sizes, config.language_model.max_length)),
+        config=config,
+    )
+
+
+def name_family(config: VilaConfig) -> str:
+    """Return the family whose recipe the config follows: what its parts are, not what its folder is called."""
+    language, projector = config.language_model, config.projector.name
+    if isinstance(config.video_encoder, TSPVideoEncoderConfig):
+        return "NVILA-Video (temporal pooling)"
+    if config.dynamic_s2 is not None and projector == "mlp_downsample_2x2_fix":
+        return "NVILA (dynamic S2)"
+    if config.preprocess.image_aspect_ratio == "dynamic":
+        return "NVILA-Lite (dynamic tiles)" if projector == "mlp_downsample_3x3_fix" else "NVILA style (dynamic tiles)"
+    if isinstance(language, DecoderConfig) and language.architecture in ("llama", "mistral"):
+        return "LongVILA" if language.max_length > 16384 else "VILA-1.5 (S2)" if config.s2 is not None else "VILA-1.5"
+    return "VILA style"
+
+
+def _part(checkpoint: Checkpoint, prefix: str, size: PartSize) -> PartDescription:
+    config = checkpoint.config
+    kinds = {
+        "llm": config.language_model.name,
+        "vision_tower": config.vision_tower.name,
+        "mm_projector": config.projector.name,
+    }
+    if isinstance(config.language_model, DecoderConfig):
+        kinds["llm"] = config.language_model.architecture
+    dtypes = {entry.dtype for name, entry in checkpoint.weights.entries.items() if name.startswith(f"{prefix}.")}
+    return PartDescription(
+        PARTS.get(prefix, prefix), kinds.get(prefix, ""), size.parameters, size.nbytes, tuple(sorted(dtypes))
+    )
+
+
+def _quantization(checkpoint: Checkpoint) -> dict[str, object] | None:
+    for raw in (checkpoint.raw_config, checkpoint.raw_parts.language_model):
+        found = raw.get("quantization_config")
+        if isinstance(found, dict):
+            return cast("dict[str, object]", found)
+    return None
+
+
+def _template(checkpoint: Checkpoint) -> str:
+    stated = checkpoint.config.chat_template
+    if stated is not None and stated != "auto":
+        return stated
+    return "auto (the tokenizer's own)" if checkpoint.chat_template else "none stated: name one with --conv-mode"
+
+
+def _memory(sizes: Estimate, longest: int) -> Iterator[Memory]:
+    for dtype in DTYPE_BYTES:
+        for context in sorted({*(context for context in CONTEXTS if context < longest), longest}):
+            cache = sizes.cache_bytes(dtype, context)
+            if cache is not None:
+                yield Memory(dtype, context, sizes.weight_bytes(dtype), cache)
+
+
+def count_tokens(config: VilaConfig) -> TokenCounts:
+    """Return the tokens that media take, by running tower and projector on shapes alone (torch's meta device)."""
+    per_tile = _tokens_per_tile(config)
+    if per_tile is None:
+        return TokenCounts(None, None, None)
+    fewest, most = _tiles_per_image(config.preprocess)
+    return TokenCounts(per_tile, (fewest * per_tile, most * per_tile), _tokens_per_video(config, per_tile))
+
+
+def _tokens_per_tile(config: VilaConfig) -> int | None:
+    import torch
+
+    plugins = load_plugins()
+    tower, size = config.vision_tower, config.vision_tower.image_size
+    try:
+        with torch.device("meta"), torch.inference_mode():
+            features = plugins.vision_towers.get(tower.name).build(tower)(torch.empty(1, 3, size, size))  # [1, P, D_v]
+            features = torch.empty(1, features.shape[1], config.projector.in_size)
+            return int(plugins.projectors.get(config.projector.name).build(config.projector)(features).shape[1])
+    # A plugin's part may need values where there are only shapes, or a package that is not here.
+    except (VilaError, RuntimeError, NotImplementedError):
+        return None
+
+
+def _tiles_per_image(preprocess: PreprocessConfig) -> tuple[int, int]:
+    if preprocess.image_aspect_ratio == "dynamic":
+        return preprocess.min_tiles, preprocess.max_tiles + (preprocess.max_tiles > 1)
+    if preprocess.image_aspect_ratio == "dynamic_s2":
+        fewest = (max(preprocess.s2_scales) // min(preprocess.s2_scales)) ** 2
+        return fewest, max(fewest, preprocess.max_tiles)
+    return 1, 1
+
+
+def _tokens_per_video(config: VilaConfig, per_tile: int) -> int | None:
+    frames, encoder = config.preprocess.num_video_frames, config.video_encoder
+    if isinstance(encoder, TSPVideoEncoderConfig):
+        side = int(per_tile**0.5)
+        return sum((frames // t) * (side // h) * (side // w) for t, h, w in encoder.pool_sizes)
+    return frames * per_tile if encoder.name == "BasicVideoEncoder" else None

@@ -1,0 +1,1 @@
+"""Checkpoint formats: one adapter for each on-disk layout, reading and writing."""

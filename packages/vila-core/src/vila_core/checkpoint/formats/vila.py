@@ -1,0 +1,306 @@
+"""Format `vila`: `config.json` beside the folders `llm/`, `vision_tower/` and `mm_projector/`, as the reference writes it.
+
+The root config of a released checkpoint holds over a hundred keys, most of them settings of its training: all are kept
+in `Checkpoint.raw_config`, only those that inference depends on are read. Values are data: an encoder's `_target_` is
+looked up by its last component, never imported.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, cast
+
+from pydantic import ValidationError
+
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_whole_weights
+from vila_core.checkpoint.configs.encoders import read_encoder
+from vila_core.checkpoint.configs.language import read_language_config
+from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
+from vila_core.checkpoint.formats.model_card import read_license
+from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
+from vila_core.checkpoint.formats.vila_writer import OWN_KEY, OWN_PREPROCESS_KEYS, PARTS, write_vila
+from vila_core.checkpoint.json_files import Section, read_json, read_section
+from vila_core.checkpoint.tensors.headers import TensorEntry
+from vila_core.checkpoint.tensors.index import WeightIndex, has_weights, index_folder
+from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
+from vila_core.config import (
+    LanguageModelConfig,
+    PreprocessConfig,
+    ProjectorConfig,
+    S2Config,
+    TimeTokenConfig,
+    VilaConfig,
+    VisionTowerConfig,
+)
+from vila_core.errors import CheckpointError, ConfigError
+from vila_core.plugins.loader import Plugins, load_plugins
+
+
+@dataclass(frozen=True)
+class VilaFormat:
+    """The reference's own layout."""
+
+    name: str = "vila"
+    max_shard_bytes: int = DEFAULT_SHARD_BYTES
+
+    def detect(self, path: Path) -> bool:
+        return model_type_at(path).startswith("llava_") and quantization_at(path) is None
+
+    def read(self, path: Path) -> Checkpoint:
+        return read_parts(path, self.name)
+
+    def with_shard_bytes(self, limit: int) -> "VilaFormat":
+        """Return the format that writes files of at most `limit` bytes."""
+        return replace(self, max_shard_bytes=limit)
+
+    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+        require_whole_weights(checkpoint)
+        write_vila(checkpoint, path, self.max_shard_bytes)
+
+
+def model_type_at(path: Path) -> str:
+    """Return the `model_type` of the config in the folder `path`, "" where there is none to read. Raises nothing."""
+    try:
+        value = read_json(path / "config.json").get("model_type")
+    except CheckpointError:
+        return ""
+    return value if isinstance(value, str) else ""
+
+
+def quantization_at(path: Path) -> str | None:
+    """Return the method by which the model in the folder `path` is quantized, None where it is not. Raises nothing.
+
+    A quantized model is read by the format of who quantized it, not by those of whole weights. What a config states goes first;
+    else a file of TinyChat's, in the folder or in `llm/`, says that its weights are the ones to take.
+    """
+    for file in (path / "config.json", path / "llm" / "config.json"):
+        try:
+            root = read_json(file)
+        except CheckpointError:
+            continue
+        for section in (root, root.get("text_config")):
+            found = cast(dict[str, object], section).get("quantization_config") if isinstance(section, dict) else None
+            if isinstance(found, dict):
+                return str(cast(dict[str, object], found).get("quant_method", "unknown method"))
+            if found is not None:
+                return "unknown method"
+    return "tinychat" if tinychat_files(path) else None
+
+
+def tinychat_files(path: Path) -> tuple[Path, ...]:
+    """Return the files that llm-awq wrote (`NAME-w4-g128-awq-v2.pt`) in a model's folder or its `llm/`. Raises nothing."""
+    return tuple(sorted(file for folder in (path, path / "llm") for file in folder.glob("*-w*-g*-awq*.pt")))
+
+
+def read_parts(path: Path, format_name: str, index: WeightIndex | None = None) -> Checkpoint:
+    """Read a folder with the three parts; `index` is where its weights are, None for where the layout has them.
+
+    Raises:
+        CheckpointError: a part is missing or damaged, or the configs name something unknown or contradict one another.
+    """
+    for part in PARTS:
+        if not (path / part).is_dir():
+            raise CheckpointError(
+                f"{path} has no folder '{part}'. Expected config.json with {', '.join(PARTS)} beside it."
+            )
+    root = read_section(path / "config.json")
+    require_tokenizer(path / "llm")
+    index = index or WeightIndex(index_parts(path, root))
+    language = read_section(path / "llm" / "config.json")
+    tower = read_section(path / "vision_tower" / "config.json")
+    preprocessor_path = path / "vision_tower" / "preprocessor_config.json"
+    preprocessor = read_section(preprocessor_path) if preprocessor_path.exists() else None
+    template = read_chat_template(path / "llm")
+    return Checkpoint(
+        path=path,
+        format=format_name,
+        config=_Reader(root, language, tower, preprocessor, index, load_plugins()).config(path, template),
+        weights=index,
+        tokenizer_path=path / "llm",
+        raw_config=root.values,
+        license=read_license(path),
+        chat_template=template,
+        raw_parts=RawParts(language.values, tower.values, preprocessor.values if preprocessor else {}),
+    )
+
+
+def index_parts(path: Path, root: Section, parts: Sequence[str] = PARTS) -> dict[str, TensorEntry]:
+    """Return the tensors of `parts` by canonical name: each part's in its folder, or (some remote-code releases) all at the root."""
+    if has_weights(path) and not has_weights(path / "llm"):
+        # There the names are the reference's modules', which wrap the tower once more.
+        entries = index_folder(path, lambda name: name.replace("vision_tower.vision_tower.", "vision_tower."))
+        return {
+            name: entry
+            for name, entry in entries.items()
+            if name.partition(".")[0] in parts or len(parts) == len(PARTS)
+        }
+    return {f"{part}.{name}": entry for part in parts for name, entry in part_weights(path / part, root).items()}
+
+
+def part_weights(folder: Path, root: Section) -> dict[str, TensorEntry]:
+    """Return the tensors of one part; an identity projector has none to store."""
+    if folder.name == "mm_projector" and not has_weights(folder) and _projector_type(folder, root) == "identity":
+        return {}
+    return index_folder(folder)
+
+
+def _projector_type(folder: Path, root: Section) -> str:
+    config = folder / "config.json"
+    section = read_section(config) if config.exists() else root.section("mm_projector_cfg")
+    return section.string("mm_projector_type")
+
+
+class _Reader:
+    """Builds the `VilaConfig` of one folder from its JSON files."""
+
+    def __init__(
+        self,
+        root: Section,
+        language: Section,
+        tower: Section,
+        preprocessor: Section | None,
+        weights: WeightIndex,
+        plugins: Plugins,
+    ):
+        self.root = root
+        self.language = language
+        self.tower = tower
+        self.preprocessor = preprocessor
+        self.weights = weights
+        self.plugins = plugins
+        self.own = root.section(OWN_KEY) if OWN_KEY in root else Section({}, root.source)
+
+    def config(self, path: Path, template: str | None) -> VilaConfig:
+        language_model = read_language_config(self.language, read_max_length(path / "llm", self.language))
+        tower = read_tower_config(
+            self.tower, self.root, self.weights.with_prefix("vision_tower."), self.plugins.vision_towers
+        )
+        if self.root.boolean("ps3", False):
+            raise CheckpointError(f"{self.root.source}: 'ps3' is on; PS3 towers are not supported.")
+        static, dynamic = self._s2()
+        encoders = self.plugins.media_encoders
+        try:
+            return VilaConfig(
+                vision_tower=tower,
+                s2=static,
+                dynamic_s2=dynamic,
+                projector=self._projector(path, tower, language_model, static or dynamic),
+                image_encoder=read_encoder(self.root, "image_encoder", "BasicImageEncoder", encoders),
+                video_encoder=read_encoder(self.root, "video_encoder", "BasicVideoEncoder", encoders),
+                language_model=language_model,
+                # Static S2 keeps the detail of its largest scale; dynamic S2 cuts images into tiles of the smallest.
+                pixels=read_pixel_config(
+                    self.preprocessor, tower, max(static.scales) if static else dynamic.scales[0] if dynamic else None
+                ),
+                preprocess=self._preprocess(dynamic),
+                time_tokens=self._time_tokens(),
+                chat_template=self._chat_template(),
+                dtype=stored_dtype(self.weights),
+            )
+        except (ValidationError, ConfigError) as error:
+            raise CheckpointError(f"{self.root.source} does not describe a model: {_message(error)}") from None
+
+    def _s2(self) -> tuple[S2Config | None, S2Config | None]:
+        """Return (static, dynamic); at most one is on, and dynamic wins as in the reference."""
+        dynamic = self.root.boolean("dynamic_s2", False)
+        if not dynamic and not self.root.boolean("s2", False):
+            return None, None
+        scales = tuple(sorted(self._scales()))
+        s2 = S2Config(
+            scales=scales,
+            max_split_size=self.root.integer("s2_max_split_size", scales[0]),
+            resize_output_to_scale_idx=self.root.integer("s2_resize_output_to_scale_idx", 0, minimum=-len(scales)),
+        )
+        if s2.resize_output_to_scale_idx >= len(scales):
+            raise CheckpointError(
+                f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; there are {len(scales)} scales."
+            )
+        return (None, s2) if dynamic else (s2, None)
+
+    def _scales(self) -> Iterator[int]:
+        """`s2_scales` is "448,896,1344" or a list."""
+        value = self.root.values.get("s2_scales")
+        items: list[object] = (
+            list(value.split(",")) if isinstance(value, str) else value if isinstance(value, list) else []
+        )  # pyright: ignore[reportUnknownVariableType]
+        try:
+            scales = [int(item) for item in items if isinstance(item, str | int) and not isinstance(item, bool)]
+        except ValueError:
+            scales = []
+        if not scales or len(scales) != len(items) or min(scales) < 1:
+            raise CheckpointError(
+                f"{self.root.source}: 's2_scales' is {value!r}; expected sizes in pixels such as \"448,896,1344\"."
+            )
+        return iter(scales)
+
+    def _projector(
+        self, path: Path, tower: VisionTowerConfig, language_model: LanguageModelConfig, s2: S2Config | None
+    ) -> ProjectorConfig:
+        component = self.plugins.projectors.get(_projector_type(path / "mm_projector", self.root))
+        width = tower.output_size * (len(s2.scales) if s2 else 1)
+        stated = self.root.integer("mm_hidden_size", width)
+        if stated != width:
+            given = f"the tower gives {tower.output_size} x {width // tower.output_size} scales"
+            raise CheckpointError(f"{self.root.source}: 'mm_hidden_size' is {stated}, but {given}.")
+        config = component.config_type.model_validate(
+            {"name": component.name, "in_size": width, "out_size": language_model.hidden_size}
+        )
+        assert isinstance(config, ProjectorConfig), component.config_type
+        return config
+
+    def _preprocess(self, dynamic: S2Config | None) -> PreprocessConfig:
+        aspect = self.root.string("image_aspect_ratio", "other")
+        if aspect == "dynamic_s2" and dynamic is None:
+            raise CheckpointError(
+                f"{self.root.source}: 'image_aspect_ratio' is 'dynamic_s2', but 'dynamic_s2' is not on."
+            )
+        return PreprocessConfig.model_validate(
+            {
+                # The reference gives every other value the preprocessor's plain path.
+                "image_aspect_ratio": aspect if aspect in ("resize", "pad", "dynamic", "dynamic_s2") else "other",
+                "min_tiles": self.root.integer("min_tiles", 1),
+                "max_tiles": self.root.integer("max_tiles", 12),
+                "video_max_tiles": self.root.integer("video_max_tiles", 1),
+                "num_video_frames": self.root.integer("num_video_frames", 8),
+                "fps": self.root.number("fps", 0.0, minimum=0.0),
+                "s2_scales": dynamic.scales if dynamic else (),
+                **{key: self.own.boolean(key, False) for key in OWN_PREPROCESS_KEYS},
+            }
+        )
+
+    def _time_tokens(self) -> TimeTokenConfig | None:
+        count = self.root.integer("num_time_tokens", 0, minimum=0)
+        return TimeTokenConfig(count=count, format=self.root.string("time_token_format", "<t{t}>")) if count else None
+
+    def _chat_template(self) -> str | None:
+        """The template that the config says it was trained with: a registered one, "auto" for the tokenizer's own, or unsaid.
+
+        The reference writes `version` (VILA-1.5) and, where that is "auto", the name of the Jinja file it gave to the tokenizer.
+        """
+        if "chat_template" in self.own:
+            return self.own.string("chat_template")
+        version = self.root.values.get("version")
+        if isinstance(version, str) and version in self.plugins.chat_templates:
+            return version
+        return "auto" if version == "auto" or self.root.values.get("chat_template") else None
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def stored_dtype(weights: WeightIndex) -> Dtype:
+    """Return the torch name of the dtype of most of the language model's bytes, the scales of quantized weights not counted."""
+    names: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    sizes = dict.fromkeys(names, 0)
+    for name, entry in weights.with_prefix("llm.").items():
+        if entry.dtype in sizes and not name.endswith((".scales", ".weight_scale")):
+            sizes[entry.dtype] += entry.nbytes
+    return names[max(sizes, key=lambda name: sizes[name])] if any(sizes.values()) else "float16"
+
+
+def _message(error: ValidationError | ConfigError) -> str:
+    if isinstance(error, ConfigError):
+        return str(error)
+    detail = error.errors()[0]
+    where = ".".join(map(str, detail["loc"]))
+    return f"{where}: {detail['msg']}" if where else detail["msg"]

@@ -1,0 +1,214 @@
+"""Write the `vila` layout: what was found in the source is kept, what the `VilaConfig` says is laid over it."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint.configs.encoders import write_encoder
+from vila_core.checkpoint.configs.language import read_language_config, write_language_config
+from vila_core.checkpoint.configs.towers import read_pixel_config, write_pixel_config, write_tower_config
+from vila_core.checkpoint.formats.chat_template_file import unwrap_template
+from vila_core.checkpoint.formats.model_card import license_files
+from vila_core.checkpoint.formats.tokenizer_files import TOKENIZER_FILES
+from vila_core.checkpoint.json_files import Section, read_json
+from vila_core.checkpoint.new_folder import new_folder, write_json
+from vila_core.checkpoint.tensors.headers import TensorEntry
+from vila_core.checkpoint.tensors.shard_writer import ShardWriter
+from vila_core.config import VilaConfig
+from vila_core.errors import CheckpointError
+
+PARTS = ("llm", "vision_tower", "mm_projector")
+
+OWN_KEY = "vila_kit"
+OWN_PREPROCESS_KEYS = ("tile_all", "video_as_images")
+
+_NOT_KEPT = ("_name_or_path", "auto_map", "resume_path", "quantization_config", OWN_KEY)
+"""Keys of a source's config that are wrong in a copy: paths of another machine, pointers to code, how its weights were stored."""
+
+
+def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None:
+    """Write `checkpoint` to the new folder `path`, tensor by tensor, whole or not at all.
+
+    Raises:
+        CheckpointError: the target is not empty, the disk is full, a source file cannot be read, or a tensor belongs to no part.
+    """
+    with new_folder(path, sum(entry.nbytes for entry in checkpoint.weights.entries.values())) as folder:
+        fill_vila(checkpoint, folder, max_shard_bytes)
+
+
+def fill_vila(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
+    """Write `checkpoint` into `folder`, which `new_folder` gave; what another layout adds to it goes there too."""
+    config = checkpoint.config
+    language = language_json(checkpoint)
+    tower = tower_json(checkpoint)
+    projector: dict[str, object] = {
+        "architectures": ["MultimodalProjector"],
+        "mm_projector_type": config.projector.name,
+        "model_type": "v2l_projector",
+        "torch_dtype": config.dtype,
+    }
+    for part, content in (("llm", language), ("vision_tower", tower), ("mm_projector", projector)):
+        (folder / part).mkdir()
+        write_json(folder / part / "config.json", content)
+    write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
+    write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
+    copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
+    for file in license_files(checkpoint.path):
+        shutil.copyfile(file, folder / file.name)
+    _write_weights(checkpoint, folder, max_shard_bytes)
+
+
+def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
+    parts: dict[str, dict[str, TensorEntry]] = {part: {} for part in PARTS}
+    for name, entry in checkpoint.weights.entries.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise CheckpointError(
+                f"Tensor '{name}' belongs to none of {', '.join(PARTS)}; format 'vila' cannot hold it."
+            )
+        parts[part][rest] = entry
+    with ExitStack() as stack:
+        writers = {
+            part: stack.enter_context(ShardWriter(folder / part, tensors, max_shard_bytes))
+            for part, tensors in parts.items()
+            if tensors
+        }
+        for name, chunks in checkpoint.weights.stream():
+            part, _, rest = name.partition(".")
+            writers[part].write(rest, chunks)
+
+
+# ------------------------------------------------------------------------------------------------ configs
+
+
+def language_json(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return `llm/config.json`: the source's own where it still says the same, else with our values laid over it.
+
+    How the weights are quantized is stated in it: with its config, a language model's folder is a checkpoint by itself.
+    """
+    config, quantization = checkpoint.config.language_model, checkpoint.quantization
+    stated = (
+        {"quantization_config": dict(quantization.config)} if quantization is not None and quantization.config else {}
+    )
+    raw = without_paths(checkpoint.raw_parts.language_model)
+    if raw:
+        source = Section(raw, "the source's language config")
+        if read_language_config(source, config.max_length) == config:
+            return raw | stated
+        for key in ("rope_parameters", "layer_types"):
+            raw.pop(key, None)
+    return raw | write_language_config(config, checkpoint.config.dtype) | stated
+
+
+def tower_json(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return `vision_tower/config.json`."""
+    tower = checkpoint.config.vision_tower
+    raw = without_paths(checkpoint.raw_parts.vision_tower)
+    if not raw:
+        return write_tower_config(tower, checkpoint.config.dtype)
+    return raw if "vision_config" in raw else raw | {"image_size": tower.pretrained_image_size or tower.image_size}
+
+
+def preprocessor_json(checkpoint: Checkpoint, size: int) -> dict[str, object]:
+    """Return `preprocessor_config.json` for images of `size` pixels."""
+    config = checkpoint.config
+    raw = dict(checkpoint.raw_parts.preprocessor)
+    # Under S2 the scales decide, and whatever size the source stated is as good.
+    stated = None if config.s2 is None and config.dynamic_s2 is None else config.pixels.size
+    if (
+        raw
+        and read_pixel_config(Section(raw, "the source's preprocessor config"), config.vision_tower, stated)
+        == config.pixels
+    ):
+        return raw
+    return raw | write_pixel_config(config.pixels, config.vision_tower, size)
+
+
+def root_json(
+    checkpoint: Checkpoint, language: Mapping[str, object], tower: Mapping[str, object], projector: Mapping[str, object]
+) -> dict[str, object]:
+    """Return the root `config.json`, with every key that the reference reads."""
+    config = checkpoint.config
+    raw = without_paths(checkpoint.raw_config) if checkpoint.format.startswith("vila") else {}
+    return raw | {
+        "architectures": ["LlavaLlamaModel"],
+        "model_type": "llava_llama",
+        "resume_path": None,
+        "model_dtype": f"torch.{config.dtype}",
+        "hidden_size": config.language_model.hidden_size,
+        "mm_hidden_size": config.projector.in_size,
+        "llm_cfg": dict(language),
+        "vision_tower_cfg": dict(tower),
+        "mm_projector_cfg": dict(projector),
+        "mm_vision_select_layer": config.vision_tower.select_layer,
+        "mm_vision_select_feature": config.vision_tower.select_feature,
+        "vision_resolution": config.vision_tower.image_size if config.vision_tower.pretrained_image_size else -1,
+        "interpolate_mode": "linear",
+        "image_encoder": write_encoder(config.image_encoder),
+        "video_encoder": write_encoder(config.video_encoder),
+        **_preprocess_json(config, raw),
+        **_s2_json(config),
+        "num_time_tokens": config.time_tokens.count if config.time_tokens else 0,
+        "time_token_format": config.time_tokens.format
+        if config.time_tokens
+        else raw.get("time_token_format", "<t{t}>"),
+        **({"version": config.chat_template} if config.chat_template else {}),
+        **_own_json(config),
+    }
+
+
+def _preprocess_json(config: VilaConfig, raw: Mapping[str, object]) -> dict[str, object]:
+    fields: dict[str, object] = config.preprocess.model_dump(mode="json", exclude={"s2_scales", *OWN_PREPROCESS_KEYS})
+    if config.preprocess.image_aspect_ratio == "other":
+        fields["image_aspect_ratio"] = raw.get("image_aspect_ratio")
+    return fields
+
+
+def _own_json(config: VilaConfig) -> dict[str, object]:
+    """What the reference has no key for, in one object of its own, and only where it is not the default."""
+    stated = config.preprocess.model_dump(mode="json", include=set(OWN_PREPROCESS_KEYS))
+    own: dict[str, object] = {key: value for key, value in stated.items() if value}
+    if config.chat_template not in (None, "auto"):
+        own["chat_template"] = config.chat_template
+    return {OWN_KEY: own} if own else {}
+
+
+def _s2_json(config: VilaConfig) -> dict[str, object]:
+    s2 = config.s2 or config.dynamic_s2
+    if s2 is None:
+        return {"s2": False, "dynamic_s2": False}
+    return {
+        "s2": config.s2 is not None,
+        "dynamic_s2": config.dynamic_s2 is not None,
+        "s2_scales": ",".join(map(str, s2.scales)),
+        "s2_max_split_size": s2.max_split_size,
+        "s2_resize_output_to_scale_idx": s2.resize_output_to_scale_idx,
+    }
+
+
+def without_paths(raw: Mapping[str, object]) -> dict[str, object]:
+    """Return a copy of a config as found, less what would be wrong in another folder."""
+    return {key: value for key, value in raw.items() if key not in _NOT_KEPT}
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer
+
+
+def copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
+    """Copy a tokenizer's files, with `max_length` as its context; a template that was widened for SGLang gets its own form back."""
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+    jinja = target / "chat_template.jinja"
+    if jinja.exists():
+        jinja.write_text(unwrap_template(jinja.read_text(encoding="utf-8")), encoding="utf-8")
+    config_file = target / "tokenizer_config.json"
+    content = read_json(config_file) if config_file.exists() else {}
+    changed = content | {"model_max_length": max_length}
+    template = content.get("chat_template")
+    if isinstance(template, str):
+        changed["chat_template"] = unwrap_template(template)
+    if changed != content:
+        write_json(config_file, changed)

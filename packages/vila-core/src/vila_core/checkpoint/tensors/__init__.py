@@ -1,0 +1,1 @@
+"""Tensors on disk: headers, shards, reading and writing."""

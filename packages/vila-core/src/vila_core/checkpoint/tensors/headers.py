@@ -1,0 +1,119 @@
+"""Safetensors headers, read without torch and checked before any tensor is touched.
+
+Format: 8 bytes, the header's length N as a little-endian unsigned integer; N bytes of JSON; the tensors' bytes.
+The JSON maps a tensor's name to its dtype, shape and [begin, end) within the tensors' bytes.
+Source: https://github.com/huggingface/safetensors#format
+"""
+
+import math
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from vila_core.checkpoint.json_files import Section, parse_json_object
+from vila_core.errors import CheckpointError
+
+DTYPE_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+}  # fmt: skip
+
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies: `key` in `file`. `offset` in bytes from the start of the file, None inside a pickle."""
+
+    file: Path
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int | None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * DTYPE_BITS[self.dtype] // 8
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """Return the tensors that the safetensors file at `path` declares, in file order.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, or its header is damaged, overlapping or out of bounds.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            if len(prefix) < 8:
+                raise _damaged(path, f"it has {size} bytes, fewer than a header needs")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > MAX_HEADER_BYTES:
+                raise _damaged(
+                    path, f"its header claims {length} bytes, more than the {MAX_HEADER_BYTES} that the format allows"
+                )
+            if 8 + length > size:
+                raise _damaged(path, f"its header claims {length} bytes, but the file has only {size}")
+            text = file.read(length)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. Download the checkpoint again.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+    header = parse_json_object(text, f"The header of {path}")
+    header.pop("__metadata__", None)
+    entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]
+    entries.sort(key=lambda entry: (entry.offset or 0, entry.nbytes))
+    _check_layout(path, entries, 8 + length, size)
+    return {entry.key: entry for entry in entries}
+
+
+def _entry(path: Path, name: str, value: object, start: int) -> TensorEntry:
+    if not isinstance(value, dict):
+        raise _damaged(path, f"tensor '{name}' is not described by an object")
+    section = Section(cast(dict[str, object], value), f"The header of {path}, tensor '{name}'")
+    dtype = section.choice("dtype", tuple(DTYPE_BITS))
+    shape = section.values.get("shape")
+    if not isinstance(shape, list) or not all(_is_size(item) for item in cast(list[object], shape)):
+        raise _damaged(path, f"tensor '{name}' has shape {shape!r}")
+    begin, end = section.numbers("data_offsets", 2)
+    entry = TensorEntry(path, name, dtype, tuple(cast(list[int], shape)), start + int(begin))
+    if begin < 0 or int(end) - int(begin) != entry.nbytes:
+        raise _damaged(
+            path,
+            f"tensor '{name}' ({dtype}, {list(entry.shape)}) needs {entry.nbytes} bytes, but spans [{int(begin)}, {int(end)})",
+        )
+    return entry
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _check_layout(path: Path, entries: Iterable[TensorEntry], start: int, size: int) -> None:
+    """Tensors must follow one another without gap or overlap and end where the file ends."""
+    position = start
+    for entry in entries:
+        if entry.offset != position:
+            kind = (
+                "overlaps its neighbour"
+                if entry.offset is not None and entry.offset < position
+                else "leaves a gap before it"
+            )
+            raise _damaged(path, f"tensor '{entry.key}' {kind}")
+        position += entry.nbytes
+    if position > size:
+        raise _damaged(path, f"it is truncated: its tensors need {position} bytes, the file has {size}")
+    if position < size:
+        raise _damaged(path, f"its tensors end at byte {position}, but the file has {size}")
+
+
+def _damaged(path: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{path} is not a sound safetensors file: {why}. Download it again.")

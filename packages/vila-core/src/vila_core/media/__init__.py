@@ -1,0 +1,17 @@
+"""Images and videos: where they come from, how they are decoded, and within which limits."""
+
+from vila_core.media.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Media, Video, open_media
+from vila_core.media.limits import FetchPolicy, MediaLimits
+from vila_core.media.video import VideoFrames
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "FetchPolicy",
+    "Image",
+    "Media",
+    "MediaLimits",
+    "Video",
+    "VideoFrames",
+    "open_media",
+]

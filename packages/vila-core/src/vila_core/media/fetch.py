@@ -1,0 +1,279 @@
+"""The one place that reads from the network on a user's word. Every media URL goes through `fetch`.
+
+The guards, each against a real incident of another server: a URL is parsed once, by one strict parser, and what a laxer one would
+quietly repair is refused; a name is resolved once, every address it has must be public, and the connection goes to that very address;
+each redirect starts from the beginning; bytes and time are counted while streaming; error text holds no address and no query string.
+"""
+
+import http.client
+import io
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, cast
+
+from vila_core.errors import MediaError
+from vila_core.media.limits import MIB, FetchPolicy
+from vila_core.media.urls import Target, parse_url, resolve_redirect, shorten_url
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_RAISE_BYTES = (
+    "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or give a smaller file."
+)
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+
+def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[bytes]:
+    """Return the body of `url` as a seekable file at its start: in memory when small, else an unnamed temporary file.
+
+    `max_bytes` tightens the policy's own. Raises MediaError: URL refused, host not allowed or not public, too many redirects,
+    an answer other than 200, too large, too slow, cut short.
+    """
+    limit = policy.max_bytes if max_bytes is None else min(policy.max_bytes, max_bytes)
+    name = shorten_url(url)
+    deadline = _Deadline(policy, name)
+    target = parse_url(url, policy, name)
+    for _ in range(policy.max_redirects + 1):
+        addresses = _resolve(target, policy, deadline, name)
+        with closing(_connect(addresses, target, policy, deadline, name)) as connection:
+            answer = _request(connection, target, deadline, name)
+            if answer.status in _REDIRECTS:
+                location = answer.getheader("Location")
+                if not location:
+                    raise MediaError(f"URL {name} redirects to nowhere. Give the final URL.")
+                target = resolve_redirect(target, location, policy, name)
+                continue
+            return _read_body(answer, limit, deadline, name)
+    raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Give the final URL.")
+
+
+# ------------------------------------------------------------------------------------------------ which addresses
+
+
+def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
+    """The host's addresses, resolved once. All of them must be public: a name with one inner address is refused."""
+    found: list[str] = []
+    failure: list[OSError] = []
+
+    def look_up() -> None:
+        try:
+            answers = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+        except (OSError, UnicodeError) as error:
+            failure.append(OSError(str(error)))
+
+    # getaddrinfo takes no timeout; a daemon thread lets us stop waiting for it
+    thread = threading.Thread(target=look_up, daemon=True, name="vila-resolve")
+    thread.start()
+    thread.join(deadline.remaining())
+    deadline.check()
+    if failure or not found:
+        raise MediaError(f"URL {name}: the host cannot be found. Check its spelling and the network.")
+    if not policy.allow_private and not all(is_public(address) for address in found):
+        raise MediaError(
+            f"URL {name}: the host is not on the public internet, so it is not fetched. Download the file and give its path."
+        )
+    return found
+
+
+def is_public(address: str) -> bool:
+    """Say whether an IP address is global unicast, also when it is an IPv6 address that carries an IPv4 one."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:  # a zone id (fe80::1%eth0) is never global
+        return False
+    unusual = (
+        ip.is_multicast or ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_reserved or ip.is_unspecified
+    )
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip.is_global and not unusual
+    if ip in _NAT64:  # how a network without IPv4 reaches it; judge the IPv4 address inside
+        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local:
+        return False
+    return ip.is_global and not unusual
+
+
+# ------------------------------------------------------------------------------------------------ the connection
+
+
+class _Deadline:
+    """The time left for the whole fetch."""
+
+    def __init__(self, policy: FetchPolicy, name: str):
+        self._end = time.monotonic() + policy.timeout_s
+        self._policy = policy
+        self._name = name
+
+    def check(self) -> None:
+        if time.monotonic() >= self._end:
+            raise MediaError(
+                f"URL {self._name} took longer than {self._policy.timeout_s:g} s. Raise FetchPolicy.timeout_s, or download the file."
+            )
+
+    def remaining(self) -> float:
+        return max(self._end - time.monotonic(), 0.001)
+
+    def next_wait(self) -> float:
+        """Seconds that one read may block."""
+        self.check()
+        return min(self.remaining(), self._policy.idle_timeout_s)
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads a socket, each time no longer than the deadline leaves: a peer that drips bytes can't hold us."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline):
+        self._connection = connection
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer", /) -> int:
+        self._connection.settimeout(self._deadline.next_wait())
+        return self._connection.recv_into(buffer)
+
+
+class _TimedSocket:
+    """The part of a socket that http.client uses. Closing is left to the owner of the socket."""
+
+    def __init__(self, connection: socket.socket, deadline: _Deadline):
+        self._connection = connection
+        self._deadline = deadline
+
+    def sendall(self, data: bytes) -> None:
+        self._connection.settimeout(self._deadline.next_wait())
+        self._connection.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self._connection, self._deadline))
+
+    def close(self) -> None:
+        pass
+
+
+def _connect(
+    addresses: list[str], target: Target, policy: FetchPolicy, deadline: _Deadline, name: str
+) -> socket.socket:
+    """Connect to the first address that answers; under https, verify the certificate for the host that the URL names."""
+    context = _tls_context(policy) if target.scheme == "https" else None
+    for address in addresses:
+        connection = _open_socket(address, target.port, deadline)
+        if connection is None:
+            continue
+        try:
+            if context is None:
+                return connection
+            connection.settimeout(deadline.next_wait())
+            return context.wrap_socket(connection, server_hostname=target.host.removesuffix("."))
+        except (MediaError, OSError, ValueError) as error:
+            connection.close()
+            deadline.check()
+            raise MediaError(
+                f"URL {name}: no valid TLS connection. The host's certificate must be valid for its name."
+            ) from error
+    deadline.check()
+    raise MediaError(f"URL {name}: no connection to the host. Check the URL and the network.")
+
+
+def _open_socket(address: str, port: int, deadline: _Deadline) -> socket.socket | None:
+    """A connection to the address itself (no name is looked up again), or None when there is no way to it."""
+    wait = deadline.next_wait()
+    try:
+        connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    try:
+        connection.settimeout(wait)
+        connection.connect((address, port))
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(policy.ca_file) if policy.ca_file else None)
+    except OSError as error:
+        raise MediaError(
+            f"FetchPolicy.ca_file '{policy.ca_file}' is not a readable file of PEM certificates."
+        ) from error
+
+
+def _request(connection: socket.socket, target: Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
+    """Ask for the target. Nothing of this process (cookies, proxies, credentials) goes along."""
+    client = http.client.HTTPConnection(target.host, target.port)
+    client.sock = cast(socket.socket, _TimedSocket(connection, deadline))
+    headers = {
+        "Host": target.host_header,
+        "User-Agent": "vila-kit",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    try:
+        client.request("GET", target.path, headers=headers)
+        return client.getresponse()
+    except TimeoutError as error:
+        raise _too_slow(deadline, name) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise MediaError(f"URL {name}: the host's answer is not valid HTTP. Check the URL.") from error
+
+
+def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> IO[bytes]:
+    if answer.status != 200:
+        raise MediaError(
+            f"URL {name}: the host answered {answer.status}, not 200. Check that it opens in a private browser window."
+        )
+    if answer.getheader("Content-Encoding", "identity").lower() != "identity":
+        raise MediaError(f"URL {name}: the host compressed its answer unasked. Download the file and give its path.")
+    if answer.length is not None and answer.length > limit:
+        raise MediaError(f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}")
+    body = cast(IO[bytes], SpooledTemporaryFile(max_size=32 * MIB))  # noqa: SIM115 - handed to the caller
+    try:
+        for piece in _stream_body(answer, limit, deadline, name):
+            body.write(piece)
+    except BaseException:
+        body.close()
+        raise
+    body.seek(0)
+    return body
+
+
+def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> Iterator[bytes]:
+    """Yield the body piece by piece, never more than `limit` bytes of it."""
+    announced = answer.length
+    received = 0
+    while True:
+        try:
+            piece = answer.read1(65536)
+        except TimeoutError as error:
+            raise _too_slow(deadline, name) from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from error
+        if not piece:
+            break
+        received += len(piece)
+        if received > limit:
+            raise MediaError(f"URL {name}: more than the limit of {limit:,} bytes. {_RAISE_BYTES}")
+        yield piece
+        deadline.check()
+    if announced is not None and received < announced:
+        raise MediaError(f"URL {name}: the connection ended after {received:,} of {announced:,} bytes. Try again.")
+
+
+def _too_slow(deadline: _Deadline, name: str) -> MediaError:
+    deadline.check()
+    return MediaError(
+        f"URL {name}: the host sent nothing for too long. Try again, raise FetchPolicy.idle_timeout_s, or download the file."
+    )

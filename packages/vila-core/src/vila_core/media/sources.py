@@ -1,0 +1,145 @@
+"""From what a user names (a path, an https URL, a data: URI, bytes) to an open file, within its size limit."""
+
+import base64
+import binascii
+import io
+import os
+import re
+import stat
+from pathlib import Path
+from typing import IO, Literal
+
+from vila_core.errors import MediaError
+from vila_core.media.limits import MediaLimits
+from vila_core.media.urls import shorten_url
+
+ByteSource = str | os.PathLike[str] | bytes
+Kind = Literal["Image", "Video"]
+
+_URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+_DATA_START = re.compile(r"data:", re.IGNORECASE)
+_DATA_TYPES: dict[Kind, tuple[str, ...]] = {
+    "Image": ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff"),
+    "Video": (
+        "video/mp4",
+        "video/webm",
+        "video/quicktime",
+        "video/x-matroska",
+        "video/x-msvideo",
+        "video/mpeg",
+        "image/gif",
+    ),
+}
+# The first bytes of what people give by mistake, for a better message.
+_SIGNATURES = (
+    (re.compile(rb"....ftyp(?:avi[fs]|hei[cfsx]|hevc|mif1|msf1)", re.DOTALL), "an AVIF or HEIC image: convert it"),
+    (
+        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II[*+]\x00|MM\x00[*+]|RIFF....WEBP", re.DOTALL),
+        "a picture: use Image",
+    ),
+    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xba\xb3]|FLV", re.DOTALL), "a video: use Video"),
+    (re.compile(rb"ID3|RIFF....WAVE|fLaC|OggS|\xff\xfb", re.DOTALL), "an audio file"),
+    (re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE), "a web page"),
+    (re.compile(rb"\s*(?:<\?xml|<svg)", re.IGNORECASE), "XML or SVG"),
+    (re.compile(rb"%PDF"), "a PDF document"),
+    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|BZh"), "an archive"),
+    (re.compile(rb"#EXTM3U|ffconcat"), "a playlist"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer (run: git lfs pull)"),
+    (re.compile(rb"[\t\n\r\x20-\x7e]{16}"), "text"),
+)
+
+
+def is_url(source: str) -> bool:
+    """Say whether a string is meant as a URL (of any scheme) rather than a path."""
+    return bool(_URL_START.match(source))
+
+
+def is_data_uri(source: str) -> bool:
+    """Say whether a string is a `data:` URI."""
+    return bool(_DATA_START.match(source))
+
+
+def describe(source: ByteSource) -> str:
+    """Name a source in a message, shortly and without its content."""
+    if isinstance(source, bytes):
+        return f"({len(source):,} bytes)"
+    if isinstance(source, str) and is_data_uri(source):
+        return f"({source[:40].partition(',')[0]} of {len(source):,} characters)"
+    if isinstance(source, str) and is_url(source):
+        return shorten_url(source)
+    text = os.fspath(source)
+    return repr(text if len(text) <= 120 else f"{text[:40]}…{text[-60:]}")
+
+
+def describe_content(head: bytes, kind: Kind) -> str:
+    """Say in words what a file's first bytes look like, where that is not the kind that was asked for."""
+    names = (name for pattern, name in _SIGNATURES if pattern.match(head) and not name.endswith(f"use {kind}"))
+    return next((f"It looks like {name}. " for name in names), "")
+
+
+def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes]:
+    """Open a source for reading, seekable and at its start.
+
+    Raises MediaError: missing, unreadable, a folder, device or pipe, empty, larger than the limit, a URL that is refused or fails.
+    """
+    name = f"{kind} {describe(source)}"
+    limit, field = (
+        (limits.max_image_bytes, "max_image_bytes") if kind == "Image" else (limits.max_video_bytes, "max_video_bytes")
+    )
+    if isinstance(source, str) and is_url(source):
+        if limits.fetch is None:
+            raise MediaError(f"{name}: reading from URLs is switched off here. Send the file itself.")
+        from vila_core.media.fetch import fetch  # brings in ssl, which only URLs need
+
+        return fetch(source, limits.fetch, limit)
+    if isinstance(source, str) and is_data_uri(source):
+        source = _decode_data_uri(source, kind, name, limit, field)
+    if isinstance(source, bytes):
+        _check_bytes(len(source), name, limit, field)
+        return io.BytesIO(source)
+    return _open_path(source, kind, name, limit, field)
+
+
+def _check_bytes(size: int, name: str, limit: int, field: str) -> None:
+    if size == 0:
+        raise MediaError(f"{name} is empty (0 bytes). Check how it was written or downloaded.")
+    if size > limit:
+        raise MediaError(
+            f"{name} has {size:,} bytes, more than the limit of {limit:,}. Raise it with MediaLimits({field}=…), or make it smaller."
+        )
+
+
+def _open_path(source: str | os.PathLike[str], kind: Kind, name: str, limit: int, field: str) -> IO[bytes]:
+    try:
+        status = os.stat(source)
+        if stat.S_ISDIR(status.st_mode):
+            advice = "For a folder of frames use Video." if kind == "Image" else "Give a file."
+            raise MediaError(f"{name} is a folder, not a file. {advice}")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe or device could block or act
+            raise MediaError(f"{name} is a device, pipe or socket, not a file. Save it to a file, or give its bytes.")
+        _check_bytes(status.st_size, name, limit, field)
+        return Path(source).open("rb")
+    except FileNotFoundError as error:
+        raise MediaError(f"{name} does not exist. Check the path.") from error
+    except PermissionError as error:
+        raise MediaError(f"{name} may not be read by this user. Check its permissions.") from error
+    except (OSError, ValueError) as error:  # a name too long or with a null character
+        raise MediaError(
+            f"{name} is not a path that can be opened. For base64 text, write data:image/png;base64,… before it."
+        ) from error
+
+
+def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) -> bytes:
+    """The bytes of a base64 `data:` URI (RFC 2397). Its media type must fit; what is inside decides how it is read."""
+    header, comma, text = uri.partition(",")
+    media_type, *parameters = header[len("data:") :].lower().split(";")
+    known = ", ".join(_DATA_TYPES[kind])
+    if not comma or not parameters or parameters[-1].strip() != "base64":
+        raise MediaError(f"{name}: a data: URI must read data:<type>;base64,<text>.")
+    if media_type.strip() not in _DATA_TYPES[kind]:
+        raise MediaError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
+    _check_bytes(len(text) * 3 // 4, name, limit, field)
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MediaError(f"{name}: what follows the comma is not valid base64. Check that it was not cut.") from error

@@ -1,0 +1,116 @@
+"""One strict parser of URLs. What a laxer one would quietly repair is refused: two parsers that disagree are how a filter is passed."""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from vila_core.errors import MediaError
+from vila_core.media.limits import FetchPolicy
+
+_URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE)
+_AUTHORITY = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_])?\.?)(?::([0-9]{1,5}))?", re.IGNORECASE)
+_URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]+")
+_MAX_URL = 8192
+
+
+def shorten_url(url: str) -> str:
+    """Return a name for messages: host and last part of the path. A query string may hold a secret, so it is left out."""
+    match = _URL.fullmatch(url)
+    if not match:
+        text = re.sub("//[^/]*@", "//", url).partition("?")[0]
+        return repr(text[:40] + ("…" if len(text) > 40 else ""))
+    host, path = match[2].rpartition("@")[2], match[3]
+    last = path.rpartition("/")[2]
+    between = "/…/" if path.count("/") > 1 else "/"
+    return repr(f"{match[1].lower()}://{host[:60]}{between}{last[-40:]}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A URL in its parts: host without brackets in lower case, path with its query as sent."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def host_header(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
+
+def parse_url(url: str, policy: FetchPolicy, name: str) -> Target:
+    """Take a URL apart. `name` stands for it in messages. Raises MediaError: not https, malformed, with a user name, host not allowed."""
+    if len(url) > _MAX_URL:
+        raise MediaError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
+    if not _URL_CHARACTERS.fullmatch(url):
+        raise MediaError(
+            f"URL {name} has characters that do not belong in a URL (a space, a backslash, a control or a non-ASCII character). "
+            "Percent-encode the path and write the host in its xn-- form."
+        )
+    match = _URL.fullmatch(url)
+    if not match:
+        raise MediaError(
+            f"URL {name} is not an https URL. Write https://host/path, or download the file and give its path."
+        )
+    scheme, authority, path, query = match[1].lower(), match[2], match[3] or "/", match[4] or ""
+    if scheme == "http" and not policy.allow_http:
+        raise MediaError(
+            f"URL {name} is plain http; only https is fetched. Use https, or download the file and give its path."
+        )
+    if "@" in authority:
+        raise MediaError(
+            f"URL {name} carries a user name or password, which is refused. Remove everything before the '@'."
+        )
+    parts = _AUTHORITY.fullmatch(authority)
+    if (
+        not parts
+        or not _is_host(parts[1])
+        or not 0 < (port := int(parts[2] or (443 if scheme == "https" else 80))) < 65536
+    ):
+        raise MediaError(f"URL {name} has no valid host and port. Write https://host/path.")
+    host = parts[1].lower().strip("[]")
+    if policy.allowed_hosts is not None and not _is_allowed(host, policy.allowed_hosts):
+        raise MediaError(
+            f"URL {name}: its host is not among the allowed hosts. Ask for it to be allowed, or send the file itself."
+        )
+    return Target(scheme, host, port, path + query)
+
+
+def _is_host(host: str) -> bool:
+    """An IPv6 literal, a dotted IPv4 literal, or a name. 127.1, 0x7f000001 and 2130706433 are none of these: resolvers disagree on them."""
+    if host.startswith("["):
+        return _is_address(host[1:-1])
+    labels = host.removesuffix(".").split(".")
+    if labels[-1].isdigit() or labels[-1].lower().startswith("0x"):
+        return _is_address(host)
+    return all(0 < len(label) < 64 for label in labels) and len(host) < 254
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
+    host = host.removesuffix(".")
+    return any(host == entry.lower() or (entry.startswith(".") and host.endswith(entry.lower())) for entry in allowed)
+
+
+def resolve_redirect(target: Target, location: str, policy: FetchPolicy, name: str) -> Target:
+    """Return the target that a redirect's `Location` names, checked as if a user had given it. Raises MediaError."""
+    origin = f"{target.scheme}://{target.host_header}"
+    if location.startswith("//"):
+        location = f"{target.scheme}:{location}"
+    elif location.startswith("/"):
+        location = origin + location
+    elif "://" not in location.partition("?")[0]:
+        location = origin + target.path.partition("?")[0].rpartition("/")[0] + "/" + location
+    try:
+        return parse_url(location, policy, name)
+    except MediaError as error:
+        raise MediaError(f"URL {name} redirects to a URL that is refused. Give the final https URL.") from error

@@ -1,0 +1,359 @@
+"""Video files with PyAV: which frames are taken, and reading them without decoding the rest.
+
+A file's packets are read once (not decoded) to learn where each frame is; then only the groups of pictures that hold wanted frames are
+decoded. Where packets don't tell (no timestamps, a start in mid-stream, damage), everything is decoded and counted instead.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+from typing import IO, TYPE_CHECKING, cast
+
+from vila_core.errors import MediaError
+from vila_core.media.images import check_pixels
+from vila_core.media.limits import MediaLimits
+from vila_core.media.sources import describe_content
+
+if TYPE_CHECKING:
+    import av
+    import PIL.Image
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# Only common containers and codecs: libav knows hundreds, among them playlists that open further files and decoders that nobody tends.
+_CONTAINERS = (
+    "mov",
+    "mp4",
+    "m4a",
+    "3gp",
+    "3g2",
+    "mj2",
+    "matroska",
+    "webm",
+    "avi",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "m4v",
+    "flv",
+    "ogg",
+    "asf",
+    "gif",
+)
+_CODECS = (
+    *(
+        "h264",
+        "hevc",
+        "av1",
+        "libdav1d",
+        "vp8",
+        "vp9",
+        "libvpx",
+        "libvpx-vp9",
+        "mpeg4",
+        "mpeg1video",
+        "mpeg2video",
+        "mjpeg",
+        "gif",
+        "theora",
+    ),
+    *(
+        "h263",
+        "flv",
+        "flv1",
+        "msmpeg4",
+        "msmpeg4v1",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "wmv1",
+        "wmv2",
+        "wmv3",
+        "vc1",
+        "prores",
+        "dnxhd",
+        "ffv1",
+    ),
+    *("rawvideo", "huffyuv", "ffvhuff", "png", "qtrle", "cinepak", "dvvideo"),
+)
+_ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out.mp4)."
+
+
+@dataclass(frozen=True)
+class VideoFrames:
+    """Frames taken from a video.
+
+    frames: RGB pictures. indices: which frame of the source each is. timestamps: seconds from its start; duration: its length in seconds.
+    The last two are None where the source has no clock (a folder or list of frames without `fps`).
+    """
+
+    frames: "list[PIL.Image.Image]"
+    indices: list[int]
+    timestamps: list[float] | None
+    duration: float | None
+
+
+def sample_indices(total: int, num_frames: int, video_fps: float, fps: float) -> list[int]:
+    """Choose frames of a video of `total` frames, exactly as the reference (`llava.utils.media._load_video`) does.
+
+    With `fps` 0, `num_frames` frames spread evenly from first to last, repeated where there are fewer. With `fps` above 0, one every 1/fps
+    seconds, at most `num_frames`; none when `video_fps`, the video's own rate, is unknown (0). Ties round to even, like numpy.
+    """
+    if fps > 0:
+        duration = total / video_fps if video_fps > 0 else 0.0
+        count = min(num_frames, math.ceil(duration / (1.0 / fps)))
+        return [min(int(i * (1.0 / fps) * video_fps), total - 1) for i in range(count)]
+    if num_frames == 1:
+        return [0]
+    step = (total - 1) / (num_frames - 1)
+    return [round(i * step) for i in range(num_frames - 1)] + [total - 1]
+
+
+def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
+    """Take frames from an open video file, turned as its rotation metadata says.
+
+    Raises MediaError: not a video, no video stream, no readable frame, unknown frame rate with `fps`, over a limit.
+    """
+    from av.error import FFmpegError
+
+    head = file.read(64)
+    try:
+        with closing(_Reader(file, name, limits)) as reader:
+            return reader.read(num_frames, fps)
+    except (FFmpegError, ValueError, MemoryError) as error:
+        raise MediaError(
+            f"{name} is not a video that can be read: another format, without frames or damaged. {describe_content(head, 'Video')}{_ADVICE}"
+        ) from error
+
+
+@dataclass(frozen=True)
+class _Timeline:
+    """The frames of a video in the order they are shown. pts: timestamps in units of the stream's time base, empty when unknown.
+
+    keyframes: (pts, dts) of the frames from which decoding can start, in order.
+    """
+
+    total: int
+    pts: list[int]
+    keyframes: list[tuple[int, int]]
+
+
+class _Reader:
+    """One open video."""
+
+    def __init__(self, file: IO[bytes], name: str, limits: MediaLimits):
+        self.file = file
+        self.name = name
+        self.limits = limits
+        self.open()
+
+    def open(self) -> None:
+        """Open the file at its start and check what its header says."""
+        self.file.seek(0)
+        self.container = _open_container(self.file)
+        self.stream = _video_stream(self.container, self.name)
+        self.codec = self.stream.codec_context
+        name_of_codec = "unknown" if self.codec is None else self.codec.codec.canonical_name  # pyright: ignore[reportUnnecessaryComparison]
+        if name_of_codec not in _CODECS:
+            raise MediaError(f"{self.name}: its codec ({name_of_codec}) is not supported. {_ADVICE}")
+        if self.codec.width and self.codec.height:
+            check_pixels(self.codec.width, self.codec.height, self.name, self.limits)
+        self.codec.options = {"max_pixels": str(self.limits.max_pixels)}  # holds where the size changes on the way
+        self.codec.thread_type = "AUTO"
+
+    def close(self) -> None:
+        self.container.close()
+
+    def read(self, num_frames: int, fps: float) -> VideoFrames:
+        timeline = self.scan_packets()
+        if timeline:
+            indices = self.choose(timeline, num_frames, fps)
+            found = self.decode_groups(timeline, sorted(set(indices)))
+            if len(found) == len(set(indices)):
+                return self.collect(timeline, indices, found)
+        timeline = self.scan_frames()
+        indices = self.choose(timeline, num_frames, fps)
+        return self.collect(timeline, indices, self.decode_in_order(set(indices)))
+
+    # ---- where the frames are
+
+    def scan_packets(self) -> _Timeline | None:
+        """The timeline by the packets alone, or None where a packet is not a frame for certain."""
+        if self.codec.codec.canonical_name == "vp8":  # has packets that are never shown
+            return None
+        if self.container.format.name == "avi" and self.codec.has_b_frames:  # AVI does not keep the order of showing
+            return None
+        pts: list[int] = []
+        keyframes: list[tuple[int, int]] = []
+        for packet in self.packets():
+            if not packet.size or packet.is_discard:
+                continue
+            if packet.pts is None or packet.dts is None:
+                return None
+            pts.append(packet.pts)
+            self.check_length(len(pts), abs(packet.pts - pts[0]))
+            if packet.is_keyframe:
+                keyframes.append((packet.pts, packet.dts))
+        pts.sort()
+        keyframes.sort()
+        decodable = bool(keyframes) and keyframes[0][0] == pts[0] and all(a < b for a, b in pairwise(pts))
+        return _Timeline(len(pts), pts, keyframes) if decodable else None
+
+    def scan_frames(self) -> _Timeline:
+        """The timeline by decoding everything: only frames that can be read count."""
+        pts: list[int | None] = []
+        for frame in self.frames_from(None):
+            pts.append(frame.pts)
+            self.check_length(len(pts), abs(frame.pts - pts[0]) if frame.pts is not None and pts[0] is not None else 0)
+        if not pts:
+            raise MediaError(
+                f"{self.name} has a video stream but no readable frame: it is empty or damaged. Check that the file is whole."
+            )
+        known = [p for p in pts if p is not None]
+        ordered = len(known) == len(pts) and all(a < b for a, b in pairwise(known))
+        return _Timeline(len(pts), known if ordered else [], [])
+
+    def check_length(self, frames: int, ticks: int) -> None:
+        seconds = max(self.seconds(ticks), frames / 1000)  # no clock says so, but 1000 frames a second is none
+        if seconds > self.limits.max_video_seconds:
+            raise MediaError(
+                f"{self.name} is longer than the limit of {self.limits.max_video_seconds:,.0f} s. "
+                "Cut it, or raise the limit with MediaLimits(max_video_seconds=…)."
+            )
+
+    def seconds(self, ticks: int) -> float:
+        return float(ticks * self.stream.time_base) if self.stream.time_base else 0.0
+
+    # ---- which frames
+
+    def choose(self, timeline: _Timeline, num_frames: int, fps: float) -> list[int]:
+        rate = self.rate(timeline)
+        if fps > 0 and not rate:
+            raise MediaError(
+                f"{self.name} does not say its frame rate, so fps={fps:g} has no meaning. Ask for a number of frames instead."
+            )
+        if not fps:
+            check_frames(num_frames, 0, self.name, self.limits)  # before a list of that length is made
+        indices = sample_indices(timeline.total, num_frames, rate, fps)
+        check_frames(len(indices), len(set(indices)) * self.codec.width * self.codec.height, self.name, self.limits)
+        return indices
+
+    def rate(self, timeline: _Timeline) -> float:
+        """Frames per second: what the container says, unless the timestamps contradict it (variable rate). 0 when unknown."""
+        stated = float(self.stream.guessed_rate or self.stream.average_rate or 0)
+        span = self.seconds(timeline.pts[-1] - timeline.pts[0]) if timeline.pts else 0.0
+        if span <= 0 or (stated and abs((timeline.total - 1) / stated - span) <= max(0.01 * span, 1 / stated)):
+            return stated
+        return (timeline.total - 1) / span
+
+    def collect(self, timeline: _Timeline, indices: list[int], found: "dict[int, PIL.Image.Image]") -> VideoFrames:
+        taken = [i for i in indices if i in found]
+        if not taken:
+            raise MediaError(f"{self.name}: none of the wanted frames can be read. Check that the file is whole.")
+        rate = self.rate(timeline)
+        if timeline.pts:
+            timestamps = [self.seconds(timeline.pts[i] - timeline.pts[0]) for i in taken]
+        else:
+            timestamps = [i / rate for i in taken] if rate else None
+        return VideoFrames([found[i] for i in taken], taken, timestamps, timeline.total / rate if rate else None)
+
+    # ---- reading them
+
+    def decode_groups(self, timeline: _Timeline, wanted: list[int]) -> "dict[int, PIL.Image.Image]":
+        """Decode the wanted frames (sorted), each from the nearest keyframe before it. Those that can't be read are absent."""
+        index_of = {pts: i for i, pts in enumerate(timeline.pts)}
+        found: dict[int, PIL.Image.Image] = {}
+        starts = [pts for pts, _ in timeline.keyframes]
+        for key, group in groupby(wanted, lambda i: bisect_right(starts, timeline.pts[i]) - 1):
+            missing = set(group)
+            last = timeline.pts[max(missing)]
+            for frame in self.frames_from(timeline.keyframes[key][1]):
+                if frame.pts is None or frame.pts > last:
+                    break
+                index = index_of.get(frame.pts)
+                if index in missing and not frame.is_corrupt:
+                    found[index] = self.to_image(frame)
+                    missing.remove(index)
+                if not missing:
+                    break
+        return found
+
+    def decode_in_order(self, wanted: set[int]) -> "dict[int, PIL.Image.Image]":
+        """Decode from the start, counting."""
+        found: dict[int, PIL.Image.Image] = {}
+        for index, frame in enumerate(self.frames_from(None)):
+            if index in wanted:
+                found[index] = self.to_image(frame)
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def frames_from(self, start: int | None) -> "Iterator[av.VideoFrame]":
+        """Yield frames as shown, from the keyframe at or before `start` (a dts; None: the beginning). Damaged packets are passed over."""
+        from av.error import FFmpegError
+
+        if start is None:
+            self.close()
+            self.open()
+        else:
+            self.container.seek(start, stream=self.stream, backward=True, any_frame=False)
+        for packet in self.packets():
+            try:
+                yield from packet.decode()
+            except FFmpegError:
+                continue
+
+    def packets(self) -> "Iterator[av.Packet[VideoStream]]":
+        """Yield packets to the end, or to where the file is cut."""
+        from av.error import FFmpegError
+
+        try:
+            yield from self.container.demux(self.stream)
+        except (FFmpegError, IndexError):  # IndexError: PyAV, when a damaged file announces another stream midway
+            return
+
+    def to_image(self, frame: "av.VideoFrame") -> "PIL.Image.Image":
+        check_pixels(frame.width, frame.height, self.name, self.limits)
+        image = frame.to_image()
+        turns = round(frame.rotation / 90) % 4
+        return image.rotate(90 * turns, expand=True) if turns else image
+
+
+def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> None:
+    """Raise MediaError when more frames, or more pixels in all of them, are asked for than the limits allow."""
+    if count > limits.max_frames:
+        raise MediaError(
+            f"{name}: {count:,} frames are more than the limit of {limits.max_frames:,}. "
+            "Take fewer, or raise it with MediaLimits(max_frames=…)."
+        )
+    if pixels > limits.max_video_pixels:
+        raise MediaError(
+            f"{name}: the frames taken have {pixels:,} pixels together, more than the limit of {limits.max_video_pixels:,}. "
+            "Take fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
+        )
+
+
+def _open_container(file: IO[bytes]) -> "InputContainer":
+    import av
+
+    options = {
+        "format_whitelist": ",".join(_CONTAINERS),
+        "codec_whitelist": ",".join(_CODECS),
+        "protocol_whitelist": "none",
+    }
+    # Titles in another encoding are no reason to refuse a video: from version 19 PyAV passes over them by itself.
+    tolerant = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    # As container_options: PyAV before 18 corrupts memory when it hands `options` to streams that show up later (MPEG-PS).
+    return cast("Callable[..., InputContainer]", av.open)(file, "r", container_options=options, **tolerant)
+
+
+def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
+            return stream
+    what = "only sound" if container.streams.audio else "no picture"
+    raise MediaError(f"{name} has no video stream, {what}. Give a file with video.")

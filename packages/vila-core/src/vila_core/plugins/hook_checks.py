@@ -1,0 +1,112 @@
+"""What each hook may return, checked item by item before anything of a plugin is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from inspect import isclass
+from typing import Any, cast
+
+from vila_core import config
+from vila_core.errors import PluginError
+from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Named
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A registration hook: what one of its items is called, and a check that returns what is wrong with an item."""
+
+    name: str
+    kind: str
+    fault: Callable[[object], str | None]
+
+
+def _component_fault(base: type[config.Config]) -> Callable[[object], str | None]:
+    def fault(item: object) -> str | None:
+        if not isinstance(item, Component):
+            return f"expected a vila_core.Component, got {type(item).__name__}"
+        config_type, build = cast("tuple[object, object]", (item.config_type, item.build))
+        if not (isclass(config_type) and issubclass(config_type, base)):
+            return f"config_type must be a subclass of vila_core.config.{base.__name__}, got {config_type!r}"
+        return None if callable(build) else f"build must be callable, got {type(build).__name__}"
+
+    return fault
+
+
+def _template_fault(item: object) -> str | None:
+    if isclass(item) or not callable(getattr(item, "render", None)):
+        return f"expected a chat template (an object with name and render), got {item!r}"
+    return None
+
+
+def _format_fault(item: object) -> str | None:
+    if isclass(item):
+        return f"expected an instance of a checkpoint format, got the class {item.__name__}"
+    if isinstance(item, CheckpointFormat):
+        return None
+    return f"expected a checkpoint format with name, detect, read and write, got {type(item).__name__}"
+
+
+def _command_fault(item: object) -> str | None:
+    if not isinstance(item, Command):
+        return f"expected a vila_core.Command, got {type(item).__name__}"
+    return None if callable(cast(object, item.load)) else f"load must be callable, got {type(item.load).__name__}"
+
+
+def _with_methods(kind: str, *methods: str) -> Callable[[object], str | None]:
+    """The protocols are a plugin's own, which the core does not import: what can be checked is that the methods are there."""
+
+    def fault(item: object) -> str | None:
+        missing = [method for method in methods if not callable(getattr(item, method, None))]
+        if isclass(item) or missing:
+            return f"expected {kind} (an object with name, {', '.join(methods)}), got {item!r}"
+        return None
+
+    return fault
+
+
+def _any_named(item: object) -> str | None:
+    return None
+
+
+HOOKS: tuple[Hook, ...] = (
+    Hook("vila_vision_towers", "vision tower", _component_fault(config.VisionTowerConfig)),
+    Hook("vila_projectors", "projector", _component_fault(config.ProjectorConfig)),
+    Hook("vila_media_encoders", "media encoder", _component_fault(config.MediaEncoderConfig)),
+    Hook("vila_language_models", "language model", _component_fault(config.LanguageModelConfig)),
+    Hook("vila_chat_templates", "chat template", _template_fault),
+    Hook("vila_checkpoint_formats", "checkpoint format", _format_fault),
+    Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),
+    Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
+    Hook("vila_trainers", "trainer", _any_named),
+    Hook("vila_recipes", "recipe", _any_named),
+    Hook("vila_datasets", "dataset", _any_named),
+    Hook("vila_tasks", "task", _any_named),
+    Hook("vila_metrics", "metric", _any_named),
+    Hook("vila_serving_backends", "serving backend", _any_named),
+    Hook("vila_commands", "command", _command_fault),
+)
+"""Every registration hook of `hookspecs.py`, in its order."""
+
+
+def checked_items(hook: Hook, returned: object) -> list[Named]:
+    """Return the items of what a plugin's hook returned. Raises `PluginError` naming the hook, the item and the fault."""
+    if isinstance(returned, (str, bytes)) or not isinstance(returned, Sequence):
+        raise PluginError(
+            f"{hook.name}() must return a sequence, got {type(returned).__name__}. Return a tuple or a list."
+        )
+    items: list[Named] = []
+    seen: set[str] = set()
+    for position, item in enumerate(cast(Sequence[Any], returned)):
+        name = getattr(item, "name", None)
+        fault = hook.fault(item)
+        if fault is None and not (isinstance(name, str) and name):
+            fault = f"every {hook.kind} needs a name (a non-empty string), got {name!r}"
+        if fault is not None:
+            label = f" ({name!r})" if isinstance(name, str) else ""
+            raise PluginError(f"{hook.name}()[{position}]{label}: {fault}.")
+        if item.name in seen:
+            raise PluginError(f"{hook.name}() returns two {hook.kind}s named '{item.name}'. Names must be unique.")
+        seen.add(item.name)
+        items.append(item)
+    return items

@@ -1,0 +1,60 @@
+"""Token ids and training labels of a conversation: only what the assistant says is learned.
+
+As in the reference (`llava/utils/tokenizer.py: preprocess_conversation`) the labels are found by matching the tokens against
+the same conversation with its answers cut out: whatever does not match is an answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vila_core.chat import SENTINEL_TOKEN, ChatTemplate, Turn
+from vila_core.tokenizer import Tokenizer
+
+IGNORE_INDEX = -100
+"""The label of a token that is not learned (PyTorch's cross-entropy default)."""
+
+
+def tokenize_with_labels(
+    turns: Sequence[Turn], tokenizer: Tokenizer, template: ChatTemplate, *, system_prompt: bool = True
+) -> tuple[list[int], list[int]]:
+    """Return the T token ids of a finished conversation, and T labels: the id where it is learned, else -100.
+
+    An answer learns its end token too. Where a conversation cannot be matched, nothing of it is learned.
+
+    Raises:
+        PromptError: the conversation does not fit the template.
+    """
+    turns = [replace(turn, text=turn.text.strip()) for turn in turns]
+    unanswered = [replace(turn, text=SENTINEL_TOKEN) if turn.role == "assistant" else turn for turn in turns]
+    ids, skeleton = (
+        tokenizer.encode(
+            template.render(some, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt)
+        )
+        for some in (turns, unanswered)
+    )
+    # SentencePiece puts an empty token before the sentinel; the second attempt takes it out too.
+    for tokens_before in (0, 1):
+        labels = _match(ids, _cut_answers(skeleton, tokenizer.sentinel_token_id, tokens_before))
+        if labels is not None:
+            return ids, labels
+    return ids, [IGNORE_INDEX] * len(ids)
+
+
+def _cut_answers(skeleton: list[int], sentinel: int, tokens_before: int) -> list[int]:
+    """Return `skeleton` without each sentinel, the end token after it, and `tokens_before` before it."""
+    cut: set[int] = set()
+    for position, token in enumerate(skeleton[:-1]):
+        if token == sentinel:
+            cut.update(range(max(position - tokens_before, 0), position + 2))
+    return [token for position, token in enumerate(skeleton) if position not in cut]
+
+
+def _match(ids: list[int], skeleton: list[int]) -> list[int] | None:
+    """Return the labels, or None if `skeleton` is not a subsequence of `ids`."""
+    labels, matched = [IGNORE_INDEX] * len(ids), 0
+    for position, token in enumerate(ids):
+        if matched < len(skeleton) and token == skeleton[matched]:
+            matched += 1
+        else:
+            labels[position] = token
+    return labels if matched == len(skeleton) else None
