@@ -12,9 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from vila_train.world import make_sample
-from vila_train.world.drawing import draw
-from vila_train.world.scenes import Clip, Scene
+from vila_train.tiny.world import make_sample
+from vila_train.tiny.world.drawing import draw
+from vila_train.tiny.world.scenes import Clip, Scene
 
 FOLDER = Path(__file__).parent / "media"
 SIZE = 384

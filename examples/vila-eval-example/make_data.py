@@ -6,9 +6,9 @@ python examples/vila-eval-example/make_data.py
 import json
 from pathlib import Path
 
-from vila_train.world import make_sample
-from vila_train.world.drawing import draw
-from vila_train.world.scenes import Scene
+from vila_train.tiny.world import make_sample
+from vila_train.tiny.world.drawing import draw
+from vila_train.tiny.world.scenes import Scene
 
 FOLDER = Path(__file__).parent / "src" / "vila_eval_example" / "data"
 SAMPLES = (3, 6, 8, 9, 13, 16, 22, 86)

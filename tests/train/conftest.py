@@ -11,8 +11,8 @@ from vila_core.config import DecoderConfig, PixelConfig, ProjectorConfig, Siglip
 from vila_core.model import VilaModel
 from vila_core.plugins.loader import load_plugins
 from vila_core.tokenizer import Tokenizer
-from vila_train.data import Encoder, drawn_samples, make_shard
-from vila_train.pools import Pool
+from vila_train.tiny.data import Encoder, drawn_samples, make_shard
+from vila_train.tiny.pools import Pool
 
 MICRO_SIZE = 32
 

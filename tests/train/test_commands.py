@@ -14,10 +14,10 @@ import vila_core as vila
 from vila_core.errors import ConfigError
 from vila_train import plugin
 from vila_train.cli import app
-from vila_train.evaluate import Score, table
-from vila_train.recipes import Draw, tiny_stages
-from vila_train.training import TinyOptions, train_tiny
-from vila_train.world import make_sample
+from vila_train.tiny.evaluate import Score, table
+from vila_train.tiny.recipes import Draw, tiny_stages
+from vila_train.tiny.training import TinyOptions, train_tiny
+from vila_train.tiny.world import make_sample
 
 
 def test_world_draws_a_sheet(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_whole_command_in_miniature(tmp_path: Path, monkeypatch: pytest.Monk
     one = {"caption_things": 1}
     stages = tuple(stage.model_copy(update={"steps": 1, "draws": (Draw(counts=one),)}) for stage in tiny_stages())
     for name in ("TASKS", "TESTS"):
-        monkeypatch.setattr(f"vila_train.training.{name}", ("attribute",), raising=False)
+        monkeypatch.setattr(f"vila_train.tiny.training.{name}", ("attribute",), raising=False)
     options = TinyOptions(tmp_path / "out", tmp_path / "scratch", scale=0.0001, device="cpu", compile=False, workers=1)
     scores = train_tiny(options, stages)
     assert scores["attribute"].total == 16

@@ -9,9 +9,9 @@ import torch
 
 from vila_core.errors import VilaError
 from vila_core.model import VilaModel
-from vila_train.loop import Record, Stage, TrainingError, learning_rate, run_stage
-from vila_train.pools import Pool
-from vila_train.recipes import RECIPES, Draw, StageConfig, tiny_stages
+from vila_train.tiny.loop import Record, Stage, TrainingError, learning_rate, run_stage
+from vila_train.tiny.pools import Pool
+from vila_train.tiny.recipes import RECIPES, Draw, StageConfig, tiny_stages
 
 Build = Callable[[], VilaModel]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_train.world import CAPTIONS, TASKS, make_sample
-from vila_train.world.combinations import (
+from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
+from vila_train.tiny.world.combinations import (
     COLORS,
     SHAPES,
     SPLITS,
@@ -19,9 +19,9 @@ from vila_train.world.combinations import (
     text_split,
     words_of,
 )
-from vila_train.world.drawing import CHART_BOTTOM, bar_boxes, draw
-from vila_train.world.scenes import CANVAS
-from vila_train.world.sheet import Entry, contact_sheet
+from vila_train.tiny.world.drawing import CHART_BOTTOM, bar_boxes, draw
+from vila_train.tiny.world.scenes import CANVAS
+from vila_train.tiny.world.sheet import Entry, contact_sheet
 
 sys.path.insert(0, str(Path(__file__).parent))
 import world_oracle

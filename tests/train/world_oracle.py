@@ -2,7 +2,7 @@
 
 import re
 
-from vila_train.world.scenes import Clip, Sample, Scene, Thing
+from vila_train.tiny.world.scenes import Clip, Sample, Scene, Thing
 
 CELLS = {
     "top left": (0, 0), "top": (1, 0), "top right": (2, 0),

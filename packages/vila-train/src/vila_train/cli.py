@@ -38,9 +38,9 @@ def tiny(
     stage: Annotated[list[str] | None, typer.Option(help="Run only this stage, by name (may be repeated).")] = None,
 ) -> None:
     """Train vila-tiny from nothing and test it on combinations that it never saw."""
-    from vila_train.evaluate import table
-    from vila_train.recipes import choose_stages
-    from vila_train.training import TinyOptions, train_tiny
+    from vila_train.tiny.evaluate import table
+    from vila_train.tiny.recipes import choose_stages
+    from vila_train.tiny.training import TinyOptions, train_tiny
 
     options = TinyOptions(
         out=out,
@@ -63,9 +63,9 @@ def world(
     samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 3,
 ) -> None:
     """Draw a contact sheet of the world: its pictures and videos with their questions and answers."""
-    from vila_train.world import CAPTIONS, TASKS, make_sample
-    from vila_train.world.combinations import as_split
-    from vila_train.world.sheet import Entry, contact_sheet
+    from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
+    from vila_train.tiny.world.combinations import as_split
+    from vila_train.tiny.world.sheet import Entry, contact_sheet
 
     chosen = as_split(split)
     contact_sheet(
@@ -89,8 +89,8 @@ def report(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
 ) -> None:
     """Ask a model every kind of test question, by its public interface, and print its exact matches."""
-    from vila_train.report import answer_tests, draw_sheet, report_table
-    from vila_train.world.combinations import as_split
+    from vila_train.tiny.report import answer_tests, draw_sheet, report_table
+    from vila_train.tiny.world.combinations import as_split
 
     answers = answer_tests(model, samples, device, batch_size, as_split(split))
     text = report_table(answers)

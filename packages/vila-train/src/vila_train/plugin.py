@@ -11,8 +11,8 @@ from vila_core import Command, hookimpl
 if TYPE_CHECKING:
     import typer
 
-    from vila_train.recipes import Recipe
-    from vila_train.world.combinations import Split
+    from vila_train.tiny.recipes import Recipe
+    from vila_train.tiny.world.combinations import Split
 
 VILA_HOOK_API = 1
 
@@ -33,7 +33,7 @@ class SampleSource:
 @hookimpl
 def vila_recipes() -> Sequence[Recipe]:
     """vila-tiny's stages."""
-    from vila_train.recipes import RECIPES
+    from vila_train.tiny.recipes import RECIPES
 
     return RECIPES
 
@@ -45,14 +45,14 @@ def vila_datasets() -> Sequence[SampleSource]:
 
 
 def _drawn_sources() -> Sequence[str]:
-    from vila_train.world import CAPTIONS, TESTS
+    from vila_train.tiny.world import CAPTIONS, TESTS
 
     return (*TESTS, *CAPTIONS)
 
 
 def _drawn_row(split: Split, source: str, index: int) -> Mapping[str, Any]:
-    from vila_train.report import as_prompt
-    from vila_train.world import make_sample
+    from vila_train.tiny.report import as_prompt
+    from vila_train.tiny.world import make_sample
 
     sample = make_sample(split, source, index)
     return {"prompt": as_prompt(sample), "answer": sample.answer, "kind": sample.kind}

@@ -6,7 +6,7 @@ Lengths are in canvas units; a picture is `CANVAS` units wide and high, y grows 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vila_train.world.combinations import Rgb
+from vila_train.tiny.world.combinations import Rgb
 
 CANVAS = 192
 

@@ -2,10 +2,10 @@
 
 import random
 
-from vila_train.world.combinations import COLORS, VALUES, Pair, Rgb, Split, bar_split, digits, letters, words_of
-from vila_train.world.drawing import text_width
-from vila_train.world.making import Place, background, in_cell, others, scatter, shade, subject, thing
-from vila_train.world.scenes import CANVAS, POSITIONS, Bar, Sample, Scene, Text, Thing
+from vila_train.tiny.world.combinations import COLORS, VALUES, Pair, Rgb, Split, bar_split, digits, letters, words_of
+from vila_train.tiny.world.drawing import text_width
+from vila_train.tiny.world.making import Place, background, in_cell, others, scatter, shade, subject, thing
+from vila_train.tiny.world.scenes import CANVAS, POSITIONS, Bar, Sample, Scene, Text, Thing
 
 
 def _scene(rng: random.Random, pairs: list[Pair], places: list[Place]) -> Scene:

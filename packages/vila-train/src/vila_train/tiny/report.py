@@ -6,12 +6,12 @@ from PIL.Image import Image as Picture
 from rich.progress import track
 
 import vila_core as vila
-from vila_train.evaluate import Score, table
-from vila_train.world import TASKS, TESTS, make_sample
-from vila_train.world.combinations import Split
-from vila_train.world.drawing import draw
-from vila_train.world.scenes import Sample, Scene
-from vila_train.world.sheet import Entry, contact_sheet
+from vila_train.tiny.evaluate import Score, table
+from vila_train.tiny.world import TASKS, TESTS, make_sample
+from vila_train.tiny.world.combinations import Split
+from vila_train.tiny.world.drawing import draw
+from vila_train.tiny.world.scenes import Sample, Scene
+from vila_train.tiny.world.sheet import Entry, contact_sheet
 
 Answers = Mapping[str, Sequence[Entry]]
 """By task, the test samples and what the model replied."""

@@ -84,7 +84,7 @@ def visible_objects(split: Split) -> tuple[Pair, ...]:
 @cache
 def words_of(split: Split) -> tuple[str, ...]:
     """Return the real words, in capitals, that `split` owns."""
-    words = files("vila_train.world").joinpath("words.txt").read_text(encoding="ascii").upper().split()
+    words = files("vila_train.tiny.world").joinpath("words.txt").read_text(encoding="ascii").upper().split()
     return tuple(word for word in words if text_split(word) == split)
 
 

@@ -2,12 +2,12 @@
 
 import random
 
-from vila_train.world.combinations import Split, digits, letters, words_of
-from vila_train.world.making import background, in_cell, others, subject, thing, with_article
-from vila_train.world.scenes import POSITIONS, Sample, Scene
-from vila_train.world.several import ORDINALS
-from vila_train.world.single import bars_scene, own_bar, text_scene
-from vila_train.world.videos import appearing, moving
+from vila_train.tiny.world.combinations import Split, digits, letters, words_of
+from vila_train.tiny.world.making import background, in_cell, others, subject, thing, with_article
+from vila_train.tiny.world.scenes import POSITIONS, Sample, Scene
+from vila_train.tiny.world.several import ORDINALS
+from vila_train.tiny.world.single import bars_scene, own_bar, text_scene
+from vila_train.tiny.world.videos import appearing, moving
 
 REQUESTS = ("Describe the {}.", "What is in the {}?", "What does the {} show?", "Caption the {}.")
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from vila_train.world import captions, several, single, videos
-from vila_train.world.combinations import Split
-from vila_train.world.scenes import Sample
+from vila_train.tiny.world import captions, several, single, videos
+from vila_train.tiny.world.combinations import Split
+from vila_train.tiny.world.scenes import Sample
 
 TASKS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "attribute": single.attribute,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vila_train.world.drawing import draw
-from vila_train.world.scenes import Sample
+from vila_train.tiny.world.drawing import draw
+from vila_train.tiny.world.scenes import Sample
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, PICTURE = 420, 216, 10, 132
 INK, RIGHT, WRONG, FAINT = (30, 30, 30), (20, 130, 60), (200, 40, 40), (120, 120, 120)

@@ -5,8 +5,8 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
-from vila_train.world.combinations import VALUES, Rgb
-from vila_train.world.scenes import CANVAS, Bar, Scene, Text, Thing
+from vila_train.tiny.world.combinations import VALUES, Rgb
+from vila_train.tiny.world.scenes import CANVAS, Bar, Scene, Text, Thing
 
 Points = tuple[tuple[float, float], ...]
 

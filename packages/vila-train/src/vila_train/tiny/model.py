@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vila_core.chat import IMAGE_TOKEN, SENTINEL_TOKEN, VIDEO_TOKEN
 from vila_core.config import DecoderConfig, PixelConfig, PreprocessConfig, ProjectorConfig, SiglipConfig, VilaConfig
-from vila_train.world import CAPTIONS, TASKS, make_sample
-from vila_train.world.combinations import words_of
+from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
+from vila_train.tiny.world.combinations import words_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -16,9 +16,9 @@ from torch import nn
 
 from vila_core.errors import VilaError
 from vila_core.model import VilaModel
-from vila_train.forward import Batch, answer_loss
-from vila_train.pools import Pool, join
-from vila_train.recipes import StageConfig
+from vila_train.tiny.forward import Batch, answer_loss
+from vila_train.tiny.pools import Pool, join
+from vila_train.tiny.recipes import StageConfig
 
 
 class TrainingError(VilaError):

@@ -16,13 +16,13 @@ from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.siglip import SiglipTower
-from vila_train.evaluate import Score, score, table
-from vila_train.loop import Log, Record, Stage, run_stage
-from vila_train.pools import Pool
-from vila_train.recipes import TINY_SAMPLES, StageConfig, tiny_stages
-from vila_train.rendering import Rendering, rendering
-from vila_train.tiny import save_tokenizer, tiny_config
-from vila_train.world import TESTS
+from vila_train.tiny.evaluate import Score, score, table
+from vila_train.tiny.loop import Log, Record, Stage, run_stage
+from vila_train.tiny.model import save_tokenizer, tiny_config
+from vila_train.tiny.pools import Pool
+from vila_train.tiny.recipes import TINY_SAMPLES, StageConfig, tiny_stages
+from vila_train.tiny.rendering import Rendering, rendering
+from vila_train.tiny.world import TESTS
 
 VALIDATION_SAMPLES = 256
 TEST_SAMPLES = 1000

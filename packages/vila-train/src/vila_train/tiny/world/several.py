@@ -3,9 +3,9 @@
 import random
 from dataclasses import replace
 
-from vila_train.world.combinations import COLORS, SHAPES, Pair, Split, visible_objects
-from vila_train.world.making import background, others, scatter, shade, subject, thing
-from vila_train.world.scenes import Sample, Scene
+from vila_train.tiny.world.combinations import COLORS, SHAPES, Pair, Split, visible_objects
+from vila_train.tiny.world.making import background, others, scatter, shade, subject, thing
+from vila_train.tiny.world.scenes import Sample, Scene
 
 ORDINALS = ("first", "second", "third", "fourth")
 

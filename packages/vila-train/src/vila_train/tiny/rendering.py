@@ -8,9 +8,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vila_core.tokenizer import Tokenizer
-from vila_train.data import Encoder, Shard, drawn_samples, make_shard
-from vila_train.tiny import IMAGE_SIZE, TOKENS_PER_PICTURE
-from vila_train.world.combinations import Split
+from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
+from vila_train.tiny.model import IMAGE_SIZE, TOKENS_PER_PICTURE
+from vila_train.tiny.world.combinations import Split
 
 SAMPLES_PER_SHARD = 256
 

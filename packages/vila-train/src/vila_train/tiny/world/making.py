@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable, Sequence
 
-from vila_train.world.combinations import COLORS, Pair, Rgb, Split, objects_of, visible_objects
-from vila_train.world.scenes import CANVAS, Thing
+from vila_train.tiny.world.combinations import COLORS, Pair, Rgb, Split, objects_of, visible_objects
+from vila_train.tiny.world.scenes import CANVAS, Thing
 
 Place = tuple[float, float, float]
 """x, y and radius."""

@@ -20,7 +20,7 @@ class Batch:
 
     Attributes:
         pixels: uint8 `[B, M, 3, S, S]`.
-        ids, labels: int64 `[B, T]`, as in `vila_train.data.Encoded`.
+        ids, labels: int64 `[B, T]`, as in `vila_train.tiny.data.Encoded`.
         places: int64 `[B, M·K]`, the position of each media token.
     """
 

@@ -3,9 +3,9 @@
 import random
 from dataclasses import replace
 
-from vila_train.world.combinations import Split
-from vila_train.world.making import Place, background, others, scatter, subject, thing
-from vila_train.world.scenes import CANVAS, Clip, Sample, Scene
+from vila_train.tiny.world.combinations import Split
+from vila_train.tiny.world.making import Place, background, others, scatter, subject, thing
+from vila_train.tiny.world.scenes import CANVAS, Clip, Sample, Scene
 
 NUM_FRAMES = 8
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from vila_core.model import VilaModel
-from vila_train.forward import exact_matches
-from vila_train.loop import autocast
-from vila_train.pools import Pool
+from vila_train.tiny.forward import exact_matches
+from vila_train.tiny.loop import autocast
+from vila_train.tiny.pools import Pool
 
 
 @dataclass(frozen=True)

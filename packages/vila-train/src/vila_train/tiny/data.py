@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from vila_core.chat import IMAGE_TOKEN, VIDEO_TOKEN, ChatTemplate, Turn
 from vila_core.tokenizer import Tokenizer
 from vila_train.labels import IGNORE_INDEX, tokenize_with_labels
-from vila_train.world import make_sample
-from vila_train.world.combinations import Split
-from vila_train.world.drawing import draw
-from vila_train.world.scenes import Sample, Scene
+from vila_train.tiny.world import make_sample
+from vila_train.tiny.world.combinations import Split
+from vila_train.tiny.world.drawing import draw
+from vila_train.tiny.world.scenes import Sample, Scene
 
 
 @dataclass(frozen=True)

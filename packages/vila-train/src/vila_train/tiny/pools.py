@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_train.data import Shard
-from vila_train.forward import Batch
 from vila_train.labels import IGNORE_INDEX
+from vila_train.tiny.data import Shard
+from vila_train.tiny.forward import Batch
 
 
 class Pool:
