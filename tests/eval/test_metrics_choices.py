@@ -1,4 +1,4 @@
-"""Choices, boxes and breakdowns, against values worked out by hand."""
+"""Choices, boxes and breakdowns by group, against values computed by hand."""
 
 import math
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 import pytest
 
 from vila_core.errors import ConfigError
-from vila_eval.metrics import boxes, mmmu, video_mme
+from vila_eval.metric import Measure, Metric, Scored
+from vila_eval.metrics import boxes
 from vila_eval.metrics.boxes import Box, box_accuracy, box_iou, parse_box, unpad_square
-from vila_eval.metrics.mmmu import MmmuSample
-from vila_eval.metrics.multiple_choice import extract_letter
-from vila_eval.metrics.video_mme import VideoMmeSample
+from vila_eval.metrics.choices import mmmu, videomme
+from vila_eval.metrics.choices.general import extract_letter
+from vila_eval.metrics.choices.mmmu import DISCIPLINE_OF_SUBJECT, MMMU_METRIC, subject_of
+from vila_eval.metrics.choices.videomme import VIDEO_MME_METRIC
+from vila_eval.task import Question
 
 PAINTINGS = ["Cubism", "Fauvism", "Futurism", "Pop art"]
 
@@ -155,27 +158,55 @@ def test_mmmu_multi_choice_is_right_when_equal():
     assert not mmmu.eval_multi_choice("b", "B")
 
 
+def summarize(metric: Metric, answers: list[tuple[Question, str]]) -> list[Measure]:
+    scored = [Scored(question, answer, metric.score(answer, question)) for question, answer in answers]
+    return metric.summarize(scored)
+
+
+def group_means(measures: list[Measure], dimension: str) -> dict[str, tuple[float, int]]:
+    """The mean and the number of samples of each group of a dimension."""
+    return {
+        measure.group[1]: (measure.estimate.mean, measure.estimate.n)
+        for measure in measures
+        if measure.group and measure.group[0] == dimension
+    }
+
+
+def mmmu_question(question_id: str, answer: str, options: tuple[str, ...] = ("cat", "dog")) -> Question:
+    subject = subject_of(question_id)
+    groups = {"discipline": DISCIPLINE_OF_SUBJECT[subject], "subject": subject}
+    return Question(question_id, ["?"], answer, options, groups)
+
+
 def test_mmmu_scores_weigh_subjects_by_size():
-    scores = mmmu.score(
+    measures = summarize(
+        MMMU_METRIC,
         [
-            MmmuSample("validation_Art_1", True, "spaced"),
-            MmmuSample("validation_Art_2", False, "guess"),
-            MmmuSample("validation_Art_Theory_1", True, "bracketed"),
-            MmmuSample("validation_Math_12", True),
-            MmmuSample("validation_Diagnostics_and_Laboratory_Medicine_3", False, "guess"),
-        ]
+            (mmmu_question("validation_Art_1", "A"), "A"),
+            (mmmu_question("validation_Art_2", "A"), "B"),
+            (mmmu_question("validation_Art_Theory_1", "B"), "(B)"),
+            (mmmu_question("validation_Math_12", "7", ()), "7"),
+            (mmmu_question("validation_Diagnostics_and_Laboratory_Medicine_3", "B"), "A"),
+        ],
     )
-    assert scores.overall == (3 / 5, 5)
-    assert scores.by_discipline == {"Art and Design": (2 / 3, 3), "Science": (1.0, 1), "Health and Medicine": (0.0, 1)}
-    assert scores.by_subject == {
+    assert (measures[0].estimate.mean, measures[0].estimate.n) == (3 / 5, 5)
+    assert group_means(measures, "discipline") == {
+        "Art and Design": (2 / 3, 3),
+        "Science": (1.0, 1),
+        "Health and Medicine": (0.0, 1),
+    }
+    assert group_means(measures, "subject") == {
         "Art": (1 / 2, 2),
         "Art_Theory": (1.0, 1),
         "Math": (1.0, 1),
         "Diagnostics_and_Laboratory_Medicine": (0.0, 1),
     }
-    assert scores.parse_failures == 2
-    assert scores.parse_failure_rate == 2 / 4  # the open question cannot fail to parse
-    assert mmmu.score([MmmuSample("dev_Music_1", True)]).parse_failure_rate is None
+
+
+def test_mmmu_counts_a_guess_as_unread_but_never_an_open_answer():
+    assert MMMU_METRIC.score("?", mmmu_question("dev_Music_1", "A")).unread
+    assert MMMU_METRIC.score("(A)", mmmu_question("dev_Music_1", "A")).unread is None
+    assert MMMU_METRIC.score("?", mmmu_question("dev_Music_1", "7", ())).unread is None
 
 
 def test_mmmu_has_six_disciplines_and_thirty_subjects():
@@ -293,28 +324,34 @@ def test_box_accuracy_counts_the_threshold_itself_and_no_box_as_wrong():
     assert box_accuracy(predicted, expected, "continuous", threshold=0.6) == 1 / 4
 
 
+def video_question(duration: str, domain: str, sub_category: str, task_type: str) -> Question:
+    groups = {"duration": duration, "domain": domain, "sub_category": sub_category, "task_type": task_type}
+    return Question("", ["?"], "A", ("cat", "dog"), groups)
+
+
 def test_video_mme_breakdowns():
-    scores = video_mme.score(
+    measures = summarize(
+        VIDEO_MME_METRIC,
         [
-            VideoMmeSample("long", "Knowledge", "Astronomy", "OCR Problems", True),
-            VideoMmeSample("short", "Knowledge", "Law", "Counting Problem", False),
-            VideoMmeSample("short", "Multilingual", "Multilingual", "Counting Problem", True),
-        ]
+            (video_question("long", "Knowledge", "Astronomy", "OCR Problems"), "A"),
+            (video_question("short", "Knowledge", "Law", "Counting Problem"), "B"),
+            (video_question("short", "Multilingual", "Multilingual", "Counting Problem"), "A"),
+        ],
     )
-    assert scores.overall == (2 / 3, 3)
-    assert scores.by_duration == {"short": (1 / 2, 2), "long": (1.0, 1)}
-    assert list(scores.by_duration) == ["short", "long"]  # the benchmark's order
-    assert scores.by_domain == {"Knowledge": (1 / 2, 2), "Multilingual": (1.0, 1)}
-    assert scores.by_sub_category == {"Astronomy": (1.0, 1), "Law": (0.0, 1), "Multilingual": (1.0, 1)}
-    assert scores.by_task_type == {"OCR Problems": (1.0, 1), "Counting Problem": (1 / 2, 2)}
+    assert (measures[0].estimate.mean, measures[0].estimate.n) == (2 / 3, 3)
+    assert list(group_means(measures, "duration").items()) == [("short", (1 / 2, 2)), ("long", (1.0, 1))]
+    assert group_means(measures, "domain") == {"Knowledge": (1 / 2, 2), "Multilingual": (1.0, 1)}
+    assert group_means(measures, "sub_category") == {
+        "Astronomy": (1.0, 1),
+        "Law": (0.0, 1),
+        "Multilingual": (1.0, 1),
+    }
+    assert group_means(measures, "task_type") == {"OCR Problems": (1.0, 1), "Counting Problem": (1 / 2, 2)}
 
 
 def test_video_mme_has_six_domains_thirty_sub_categories_and_twelve_task_types():
-    assert [len(set(names)) for names in (video_mme.DOMAINS, video_mme.SUB_CATEGORIES, video_mme.TASK_TYPES)] == [
-        6,
-        30,
-        12,
-    ]
+    names = (videomme.DOMAINS, videomme.SUB_CATEGORIES, videomme.TASK_TYPES)
+    assert [len(set(group)) for group in names] == [6, 30, 12]
 
 
 NOT_TEXT: Any = None
@@ -331,7 +368,6 @@ NOT_TEXT: Any = None
         (lambda: mmmu.eval_open([], [1.0]), "no expected answer"),
         (lambda: mmmu.eval_open(NOT_TEXT, [1.0]), "expected answer"),
         (lambda: mmmu.eval_multi_choice([], "A"), "no expected answer"),
-        (lambda: mmmu.score([]), "no samples"),
         (lambda: mmmu.subject_of("validation_Musik_1"), "Did you mean 'Music'"),
         (lambda: mmmu.subject_of("7"), "<split>_<subject>_<number>"),
         (lambda: extract_letter(NOT_TEXT, ["a"]), "answer"),
@@ -344,9 +380,8 @@ NOT_TEXT: Any = None
         (lambda: box_iou(Box(0, 0, 1, 1), Box(0, 0, 1, 1), "inklusive"), "Did you mean 'inclusive'"),  # pyright: ignore[reportArgumentType]
         (lambda: box_accuracy([], [], "continuous"), "at least one"),
         (lambda: box_accuracy([None], [Box(0, 0, 1, 1)], "continuous", threshold=50), "at most 1"),
-        (lambda: video_mme.score([]), "no samples"),
         (
-            lambda: video_mme.score([VideoMmeSample("Short", "Knowledge", "Law", "OCR Problems", True)]),
+            lambda: VIDEO_MME_METRIC.score("A", video_question("Short", "Knowledge", "Law", "OCR Problems")),
             "Did you mean 'short'",
         ),
     ],

@@ -6,13 +6,9 @@ import pytest
 
 from vila_core.errors import ConfigError
 from vila_eval.metrics.anls import anls, levenshtein
-from vila_eval.metrics.exact_match import (
-    exact_match,
-    extract_leading_letter,
-    extract_option,
-    flexible_extract_match,
-    normalized_exact_match,
-)
+from vila_eval.metrics.choices.ai2d import extract_leading_letter
+from vila_eval.metrics.choices.realworldqa import extract_option, flexible_extract_match
+from vila_eval.metrics.exact_match import exact_match, normalized_exact_match
 from vila_eval.metrics.relaxed_accuracy import relaxed_accuracy, strict_relaxed_accuracy
 from vila_eval.metrics.vqa import process_evalai_answer, process_vqa_answer, published_vqa_accuracy, vqa_accuracy
 from vila_eval.metrics.yes_no import (

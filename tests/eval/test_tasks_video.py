@@ -10,16 +10,13 @@ from vila_core.errors import ConfigError
 from vila_core.media import Video
 from vila_eval.errors import DataError
 from vila_eval.metric import Answered
-from vila_eval.metrics.letter_readers import (
-    VILA_CHOICE,
-    extract_initial,
-    extract_lmms_choice,
-    extract_longvideobench_choice,
-    extract_mvbench_choice,
-    extract_nextqa_choice,
-    extract_perceptiontest_choice,
-    extract_vila_choice,
-)
+from vila_eval.metrics.choices.eventbench import extract_initial
+from vila_eval.metrics.choices.lmms_mcq import extract_lmms_choice
+from vila_eval.metrics.choices.longvideobench import extract_longvideobench_choice
+from vila_eval.metrics.choices.mvbench import extract_mvbench_choice
+from vila_eval.metrics.choices.nextqa import extract_nextqa_choice
+from vila_eval.metrics.choices.perceptiontest import extract_perceptiontest_choice
+from vila_eval.metrics.choices.vila import VILA_CHOICE, extract_vila_choice
 from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.video import VIDEO_TASKS

@@ -8,8 +8,7 @@ import re
 
 from vila_core.media import Image
 from vila_eval.fixtures.medical import pathvqa, pmcvqa
-from vila_eval.metric import MeanMetric
-from vila_eval.metrics.multiple_choice import letter_score
+from vila_eval.metrics.choices.pmcvqa import LETTER_ALONE
 from vila_eval.metrics.word_overlap import PATHVQA_METRIC
 from vila_eval.prompts import SHORT_ANSWER, multiple_choice_prompt
 from vila_eval.sources import HubDataset
@@ -17,12 +16,6 @@ from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.finetuning.pictures import picture_cluster
 
 _LETTER = re.compile(r"^\s*[A-D]:\s*")
-
-LETTER_ALONE = MeanMetric(
-    "letter_alone",
-    lambda answer, question: letter_score(answer.strip() if len(answer.strip()) == 1 else None, question),
-)
-"""Accuracy of answers that are an upper-case letter and nothing else; any other answer is wrong, and counted as unread."""
 
 
 def ask_pathvqa(row: Row) -> Question:

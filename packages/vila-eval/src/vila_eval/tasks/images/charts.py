@@ -5,7 +5,7 @@ lmms-lab/ai2d-no-mask on the hub.
 """
 
 from vila_eval.fixtures.charts import ai2d, chartqa
-from vila_eval.metrics.exact_match import LEADING_LETTER
+from vila_eval.metrics.choices.ai2d import LEADING_LETTER
 from vila_eval.metrics.relaxed_accuracy import CHARTQA as CHARTQA_METRIC
 from vila_eval.prompts import letter, multiple_choice_prompt
 from vila_eval.sources import HubDataset

@@ -7,7 +7,8 @@ lmms-lab/RealWorldQA on the hub.
 from vila_eval.fixtures.scenes import gqa, realworldqa, vizwiz, vqav2
 from vila_eval.joined import JoinedDataset
 from vila_eval.metric import Submission
-from vila_eval.metrics.exact_match import FLEXIBLE_EXTRACT, NORMALIZED_EXACT_MATCH
+from vila_eval.metrics.choices.realworldqa import FLEXIBLE_EXTRACT
+from vila_eval.metrics.exact_match import NORMALIZED_EXACT_MATCH
 from vila_eval.metrics.vqa import EVALAI_VQA_ACCURACY, VQA_ACCURACY
 from vila_eval.prompts import SHORT_ANSWER
 from vila_eval.sources import HubDataset

@@ -1,7 +1,7 @@
 """MathVista: mathematics in pictures. Lu et al. 2023, arXiv:2310.02255.
 
 The question is the dataset's own column `query`, which says what form the answer should have, after the picture; 128 tokens, as
-`scripts/eval/mathvista.sh` of the reference. How answers are read without a judge: `vila_eval.metrics.mathvista`.
+`scripts/eval/mathvista.sh` of the reference. How answers are read without a judge: `vila_eval.metrics.choices.mathvista`.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from vila_eval.fixtures.mathvista import mathvista
 from vila_eval.metric import Answered, Submission
-from vila_eval.metrics.mathvista import MATHVISTA_METRIC, extract_quickly
+from vila_eval.metrics.choices.mathvista import MATHVISTA_METRIC, extract_quickly
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 

@@ -1,7 +1,7 @@
 """MMMU: exam questions of thirty subjects (Yue et al. 2023, arXiv:2311.16502), and MMMU-Pro (Yue et al. 2024, arXiv:2409.02813).
 
 Prompts and limits are lmms-eval's, whose scores the reference reports: the pictures first, in the order of their numbers, then the
-text, in which "<image 1>" stays as it is. Scores are by MMMU's own parser (`vila_eval.metrics.mmmu`), which is stricter than the copy
+text, in which "<image 1>" stays as it is. Scores are by MMMU's own parser (`vila_eval.metrics.choices.mmmu`), which is stricter than the copy
 in lmms-eval. For MMMU-Pro's vision setting lmms-eval has no parser at all: there only the bare letter counts, here "(B)" does too.
 """
 
@@ -18,7 +18,7 @@ from vila_core.errors import unknown_name
 from vila_eval.errors import DataError
 from vila_eval.fixtures.mmmu import mmmu, mmmu_pro
 from vila_eval.metric import Answered, Submission
-from vila_eval.metrics.mmmu import DISCIPLINE_OF_SUBJECT, MMMU_METRIC, parse_multi_choice_response, subject_of
+from vila_eval.metrics.choices.mmmu import DISCIPLINE_OF_SUBJECT, MMMU_METRIC, parse_multi_choice_response, subject_of
 from vila_eval.prompts import LETTER_ONLY, SHORT_ANSWER, multiple_choice_prompt
 from vila_eval.sources import HubDataset
 from vila_eval.task import Part, Question, Row, Task

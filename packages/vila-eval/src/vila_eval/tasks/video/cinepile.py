@@ -2,7 +2,7 @@
 
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import cinepile
-from vila_eval.metrics.letter_readers import VILA_CHOICE
+from vila_eval.metrics.choices.vila import VILA_CHOICE
 from vila_eval.prompts import letter
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task

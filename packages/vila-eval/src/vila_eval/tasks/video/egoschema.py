@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import egoschema
 from vila_eval.metric import Answered, Submission
-from vila_eval.metrics.letter_readers import VILA_CHOICE
+from vila_eval.metrics.choices.vila import VILA_CHOICE
 from vila_eval.prompts import letter, lettered, unlettered
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task

@@ -2,7 +2,7 @@
 
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import eventbench
-from vila_eval.metrics.letter_readers import INITIAL
+from vila_eval.metrics.choices.eventbench import INITIAL
 from vila_eval.prompts import letter, multiple_choice_prompt
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task

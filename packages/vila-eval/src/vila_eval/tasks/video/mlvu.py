@@ -7,7 +7,7 @@ import re
 
 from vila_core.media import Video
 from vila_eval.fixtures.long_videos import mlvu
-from vila_eval.metrics.letter_readers import score_lmms_choice
+from vila_eval.metrics.choices.lmms_mcq import score_lmms_choice
 from vila_eval.metrics.macro_average import MacroMetric
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task

@@ -2,7 +2,7 @@
 
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import mvbench
-from vila_eval.metrics.letter_readers import score_mvbench
+from vila_eval.metrics.choices.mvbench import score_mvbench
 from vila_eval.metrics.macro_average import MacroMetric
 from vila_eval.prompts import letter
 from vila_eval.sources import HubDataset

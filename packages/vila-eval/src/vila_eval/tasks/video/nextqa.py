@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import nextqa
 from vila_eval.metric import Answered, Submission
-from vila_eval.metrics.letter_readers import NEXTQA_CHOICE
+from vila_eval.metrics.choices.nextqa import NEXTQA_CHOICE
 from vila_eval.metrics.wups import WUPS
 from vila_eval.prompts import letter, lettered
 from vila_eval.sources import HubDataset

@@ -5,7 +5,7 @@ The reference sets no limit of length; 256 tokens are more than any letter needs
 
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import perceptiontest
-from vila_eval.metrics.letter_readers import PERCEPTIONTEST_CHOICE
+from vila_eval.metrics.choices.perceptiontest import PERCEPTIONTEST_CHOICE
 from vila_eval.prompts import letter, multiple_choice_prompt
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 
 from vila_core.media import Video
 from vila_eval.fixtures.long_videos import vnbench
-from vila_eval.metrics.vnbench import VNBENCH_METRIC
+from vila_eval.metrics.choices.vnbench import VNBENCH_METRIC
 from vila_eval.prompts import multiple_choice_prompt
 from vila_eval.sources import LocalFiles
 from vila_eval.task import Question, Row, Task

@@ -1,4 +1,4 @@
-"""MMBench's circular evaluation: a question counts only if it is answered right however its options are rotated.
+"""MMBench's circular evaluation: a question is right only if it is answered right for every rotation of its options.
 
 Liu et al. 2023, arXiv:2307.06281, section 4.3.
 """
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vila_eval.metric import Measure, Score, Scored, mean_measures
-from vila_eval.metrics.multiple_choice import MULTIPLE_CHOICE
+from vila_eval.metrics.choices.general import MULTIPLE_CHOICE
 from vila_eval.task import Question
 
 ROTATION = 1_000_000
-"""The rows of a question have the indices q, q + 1000000, q + 2000000, …: one for each rotation of its options."""
+"""The rows of a question have the indices q, q + 1000000, q + 2000000, …: one per rotation of its options."""
 
 
 @dataclass(frozen=True)
 class MmbenchMetric:
-    """MMBench: circular accuracy (the headline) in all and by group, and the accuracy of the unrotated rows alone.
+    """MMBench: circular accuracy (the headline), overall and by group, and the accuracy of the unrotated rows alone.
 
-    Of a question whose rotations are not all there (`--limit`), those count that are. Letters are read by `extract_letter`, and
-    an answer that it cannot read is wrong; the benchmark's server has a language model read those. `Question.fields["index"]`
-    is the row's index.
+    Where `--limit` cuts off some rotations of a question, the remaining ones decide. Letters are read by
+    `extract_letter`, and an answer that it cannot read is wrong; the benchmark's server asks a language model to read
+    those. `Question.fields["index"]` is the row's index.
     """
 
     name: str = "mmbench"

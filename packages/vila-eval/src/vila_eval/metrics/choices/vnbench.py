@@ -1,13 +1,14 @@
-"""VNBench (Zhao et al. 2024, arXiv:2406.09367): a question counts when all four orders of its options are answered right."""
+"""VNBench (Zhao et al. 2024, arXiv:2406.09367): a question is right only if it is answered right in all four
+orders of its options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vila_core.errors import ConfigError
 from vila_eval.metric import Measure, Score, Scored, mean_measures
-from vila_eval.metrics.letter_readers import extract_initial
+from vila_eval.metrics.choices.eventbench import extract_initial
+from vila_eval.metrics.choices.scoring import letter_score
 from vila_eval.metrics.macro_average import macro_average
-from vila_eval.metrics.multiple_choice import letter_score
 from vila_eval.statistics import Estimate, estimate
 from vila_eval.task import Question
 
@@ -17,11 +18,12 @@ ABILITIES = {"ret": "retrieval", "ord": "ordering", "cnt": "counting"}
 
 @dataclass(frozen=True)
 class VNBenchMetric:
-    """Circular accuracy: the mean over the types (the headline), by ability, by type; and "try_accuracy", of the answers by themselves.
+    """Circular accuracy (the mean over types is the headline; also by ability and type), and "try_accuracy" per answer.
 
-    A question is a video (`Question.cluster`); the type is in `Question.groups`. Answers are read by `extract_initial`. The mean over
-    types is that of `evaluation_utils.py` of joez17/VideoNIAH; "try_accuracy" is what the reference implementation reports, but for
-    answers without a letter, which it leaves out. Questions without all their tries (`--limit`) have no circular accuracy.
+    All tries of a question share a video (`Question.cluster`); the type is in `Question.groups`. Answers are read by
+    `extract_initial`. The mean over types follows `evaluation_utils.py` of joez17/VideoNIAH. VILA reports
+    "try_accuracy", but leaves out answers without a letter. Questions that miss a try (`--limit`) have no circular
+    accuracy.
     """
 
     name: str = "vnbench"
@@ -46,18 +48,21 @@ class VNBenchMetric:
 
 
 def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Estimate]:
-    """Return the share of questions with all four tries right, by type, sorted. Raises `ConfigError` if no question has four tries."""
+    """Return the share of questions with all four tries right, by type, sorted by type.
+
+    Raises: ConfigError if no question has four tries.
+    """
     tries: dict[tuple[str, str | None], list[float]] = {}
     for sample in samples:
         tries.setdefault((sample.question.groups["type"], sample.question.cluster), []).append(
             sample.score.values["try_accuracy"]
         )
-    whole = {key: values for key, values in tries.items() if len(values) == TRIES}
-    if not whole:
+    complete = {key: values for key, values in tries.items() if len(values) == TRIES}
+    if not complete:
         raise ConfigError(f"VNBench got no question with all {TRIES} orders of its options. Choose a higher --limit.")
     return {
-        kind: estimate([float(all(values)) for (name, _), values in whole.items() if name == kind])
-        for kind in sorted({kind for kind, _ in whole})
+        kind: estimate([float(all(values)) for (name, _), values in complete.items() if name == kind])
+        for kind in sorted({kind for kind, _ in complete})
     }
 
 

@@ -1,10 +1,11 @@
-"""MathVista (Lu et al. 2023, arXiv:2310.02255): the rules by which its scripts read an answer, and accuracies by skill.
+"""MathVista (Lu et al. 2023, arXiv:2310.02255): reading answers by the rules of its scripts, and accuracy by skill.
 
-The published protocol asks GPT-4 for the answer in a reply that no rule reads. Here nobody is asked: such a reply is normalized as
-it stands, and counted as unread where that finds nothing. The instructions of the benchmark ask for the bare answer, so a model
-that follows them scores the same; one that explains itself scores lower than with GPT-4, and its share of unread answers says so.
+The published protocol asks GPT-4 to extract the answer from a reply that no rule can read. No model is asked here: such
+a reply is normalized as it is, and counted as unread if that finds nothing. The benchmark's instructions ask for the
+bare answer, so a model that follows them scores the same. A model that explains itself scores lower than with GPT-4, and
+its share of unread answers shows it.
 
-Source: `evaluation/extract_answer.py` and `calculate_score.py` of github.com/lupantech/MathVista, which the reference copies.
+Source: `evaluation/extract_answer.py` and `calculate_score.py` of github.com/lupantech/MathVista, which VILA copies.
 """
 
 import re
@@ -22,11 +23,11 @@ _BRACKETED_LETTER = re.compile(r"\(([a-zA-Z])\)")
 
 
 def extract_quickly(reply: str, choices: Sequence[str], answer_type: str) -> str | None:
-    """Return the answer in a reply that a rule reads, else None.
+    """Return the answer if one of these rules finds it in the reply, else None:
 
-    1. One of the choices, to the letter.
-    2. The whole reply as an integer or a float, where `answer_type` is "integer" or "float".
-    3. `The answer is "…".` anywhere (the scripts' `quick_extract`).
+    1. The reply is exactly one of the choices.
+    2. The whole reply is an integer or a float, where `answer_type` is "integer" or "float".
+    3. The reply contains `The answer is "…".` (the scripts' `quick_extract`).
     """
     if require_text(reply, "reply") in choices:
         return reply
@@ -43,7 +44,7 @@ def extract_quickly(reply: str, choices: Sequence[str], answer_type: str) -> str
 
 @dataclass(frozen=True)
 class NormalizedAnswer:
-    """What is compared with the answer: `text`, None for no number; `unread` says why it is no reading of the reply."""
+    """The text to compare with the reference (None if a number was expected and not found); `unread`: why it was not read."""
 
     text: str | None
     unread: str | None = None
@@ -52,15 +53,15 @@ class NormalizedAnswer:
 def normalize_extraction(
     extraction: str, choices: Sequence[str], answer_type: str, precision: float | None
 ) -> NormalizedAnswer:
-    """Bring an extracted answer to the form of the answers, as `normalize_extracted_answer` does.
+    """Convert an extracted answer to the form of the references, as `normalize_extracted_answer` does.
 
-    - With `choices`: the choice of the first bracketed letter, "(b)", or of the letter that is the whole text, "B"; else the
-      choice at the smallest edit distance, the first of equals. The last is a guess unless the distance is 0.
-    - "integer": `float`, cut to whole. "float": rounded to `precision` decimals. Neither reads anything but a bare number.
-    - Otherwise ("list", "text"): as it is.
+    - With `choices`: the choice named by the first bracketed letter, "(b)", or by a lone letter, "B"; else the choice
+      with the smallest edit distance, the first of equals, which is a guess unless the distance is 0.
+    - "integer": read by `float` and truncated. "float": rounded to `precision` decimals. Only a bare number is read.
+    - Otherwise ("list", "text"): unchanged.
 
-    The hub's copy keeps `precision` as a float, with which Python's `round` fails: the reference and lmms-eval score every
-    answer to a question for decimals wrong there. Here it is a whole number again.
+    The hub's copy stores `precision` as a float, which Python's `round` rejects, so VILA and lmms-eval score every
+    answer to a question with decimals as wrong. Here it is converted to an integer.
     """
     if choices:
         return _normalize_choice(extraction.strip(), choices)
@@ -86,7 +87,10 @@ def _normalize_choice(extraction: str, choices: Sequence[str]) -> NormalizedAnsw
 
 
 def normalize_reply(reply: str, question: Question) -> NormalizedAnswer:
-    """Return what a reply to a MathVista question amounts to. Raises `ConfigError` where the question is of no such benchmark."""
+    """Return the normalized answer in a reply to a MathVista question.
+
+    Raises: ConfigError when the question lacks the fields "answer_type" and "precision".
+    """
     if missing := [name for name in ("answer_type", "precision") if name not in question.fields]:
         raise ConfigError(
             f"Question '{question.id}' lacks the fields {', '.join(missing)}, which the metric 'mathvista' needs."
@@ -101,7 +105,7 @@ def normalize_reply(reply: str, question: Question) -> NormalizedAnswer:
 
 @dataclass(frozen=True)
 class MathVistaMetric:
-    """Accuracy over questions, in all, by group, and by skill: a question may need several (`fields["metadata"]["skills"]`)."""
+    """Accuracy, overall, by group and by skill. A question may have several skills (`fields["metadata"]["skills"]`)."""
 
     name: str = "mathvista"
 

@@ -1,0 +1,28 @@
+"""LongVideoBench. Source: `parse_multi_choice_response` of LongVideoBench in lmms-eval."""
+
+import re
+
+from vila_eval.metrics.choices.scoring import guessing_letter_metric
+from vila_eval.metrics.inputs import require_text
+
+_PREFIXES = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option is", "The correct option is", "Best answer:", "Best option:"),
+)
+
+
+def extract_longvideobench_choice(answer: str) -> str | None:
+    """Return the first of the capitals A to E, even inside a word, after deleting openings such as "The best answer is".
+
+    "Answer: B" gives "A". lmms-eval guesses at random where this returns None.
+    """
+    text = require_text(answer, "answer").strip()
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "")
+    found = re.search("[A-E]", text)
+    return found[0] if found else None
+
+
+LONGVIDEOBENCH_CHOICE = guessing_letter_metric(
+    "longvideobench_choice", lambda answer, _: extract_longvideobench_choice(answer)
+)
