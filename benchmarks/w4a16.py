@@ -1,0 +1,212 @@
+"""Four-bit linears on a GPU: ours and bf16 cuBLAS beside the time of reading the weights, all measured in one run.
+
+    python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--out results/w4a16.json]
+
+The linears of Qwen2-7B (NVILA-8B's language model): fused qkv, o, fused gate and up, down; 28 layers, each with its own random weights,
+one CUDA graph, each linear's input the output of the one before. `limit` is the larger of two times: reading the weights once at the best
+rate that a kernel reaches in this run, and the arithmetic at the rate of a large bf16 product. Times are medians of replays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
+from vila_quant.kernels.cuda.w4a16.layout import CODE_WORDS, UNIT_INPUTS, UNIT_OUTPUTS, unit_words
+
+SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944)}
+"""N and K."""
+
+LAYERS = 28
+GROUP_SIZE = 128
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
+SQUARE = 8192
+REPETITIONS = 15
+TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
+"""Of the relative error of one linear: the rounding of its weights and of its result."""
+
+GPU = torch.device("cuda")
+
+
+@triton.jit
+def _read_kernel(pointer, out_pointer, count, BLOCK: tl.constexpr):
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.sum(tl.load(pointer + index, mask=index < count, other=0))
+    if total == 123456789:  # keeps the compiler from leaving the load out
+        tl.store(out_pointer, total)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The packed weights of all layers in one buffer, `of[name][layer]`."""
+
+    buffer: Tensor
+    of: dict[str, list[W4Weight]]
+
+    @classmethod
+    def random(cls, layers: int = LAYERS, group_size: int = GROUP_SIZE) -> Weights:
+        """Draw weights with which a chain of linears keeps the size of its activations."""
+        words = unit_words(group_size)
+        sizes = [n // UNIT_OUTPUTS * (k // UNIT_INPUTS) * words for n, k in SHAPES.values()]
+        buffer = torch.empty(layers * sum(sizes), dtype=torch.int32, device=GPU)
+        of: dict[str, list[W4Weight]] = {name: [] for name in SHAPES}
+        start = 0
+        for _ in range(layers):
+            for (name, (n, k)), size in zip(SHAPES.items(), sizes, strict=True):
+                packed = buffer[start : start + size].view(n // UNIT_OUTPUTS, k // UNIT_INPUTS, words)
+                packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
+                scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * k) ** 0.5
+                zeros = torch.randint(16, scales.shape, device=GPU)
+                packed[..., CODE_WORDS:] = torch.stack((scales.half(), (-1024.0 - zeros).half()), -1).view(torch.int32)[..., 0]
+                of[name].append(W4Weight(packed, n, k, group_size))
+                start += size
+        torch.cuda.synchronize()
+        return cls(buffer, of)
+
+    def chain(self) -> list[tuple[str, W4Weight]]:
+        """Return the linears in the order in which a model calls them."""
+        layers = len(self.of["qkv"])
+        return [(name, self.of[name][layer]) for layer in range(layers) for name in SHAPES]
+
+
+def replay_milliseconds(call: Callable[[], object], repetitions: int = REPETITIONS) -> float:
+    """Capture `call` in a CUDA graph and return the median time of a replay."""
+    call()
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    times: list[float] = []
+    for repetition in range(repetitions + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repetition >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def bytes_per_second(buffer: Tensor) -> float:
+    """Return the best rate of reading `buffer`."""
+    out = torch.zeros(1, dtype=torch.int32, device=GPU)
+    rates: list[float] = []
+    for block, warps in ((4096, 8), (8192, 8), (8192, 16), (16384, 16)):
+        grid = (triton.cdiv(buffer.numel(), block),)
+        took = replay_milliseconds(
+            lambda grid=grid, block=block, warps=warps: _read_kernel[grid](buffer, out, buffer.numel(), BLOCK=block, num_warps=warps)
+        )
+        rates.append(buffer.nbytes / took * 1e3)
+    return max(rates)
+
+
+def operations_per_second() -> float:
+    """Return the rate of a large square bf16 product."""
+    a = torch.randn(SQUARE, SQUARE, device=GPU, dtype=torch.bfloat16)
+    return 2 * SQUARE**3 / replay_milliseconds(lambda: a @ a.T) * 1e3
+
+
+def run_chain(x: Tensor, linears: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    """Call the linears one after the other; each takes as many columns of the last result as it has inputs."""
+    for linear, (_, inputs) in zip(linears, list(SHAPES.values()) * (len(linears) // len(SHAPES)), strict=True):
+        x = linear(x[:, :inputs])
+    return x
+
+
+def quantized_linears(weights: Weights) -> list[Callable[[Tensor], Tensor]]:
+    """Return our linears; each prefetches the weight of the next."""
+    chain = [weight for _, weight in weights.chain()]
+    following = [*chain[1:], chain[0]]
+    return [lambda x, w=w, n=n: matmul(x, w, following=n) for w, n in zip(chain, following, strict=True)]
+
+
+def relative_errors(weights: Weights, tokens: int, dtype: torch.dtype) -> dict[str, float]:
+    """Return the relative error of each linear of the first layer."""
+    errors: dict[str, float] = {}
+    for name, (_, inputs) in SHAPES.items():
+        x = torch.randn(tokens, inputs, device=GPU, dtype=dtype)
+        weight = weights.of[name][0]
+        expected = x.float() @ reference.dequantize(weight, torch.float32).T
+        errors[name] = ((matmul(x, weight).float() - expected).norm() / expected.norm()).item()
+    return errors
+
+
+def cublas_milliseconds(tokens: Sequence[int]) -> dict[int, float]:
+    """Time the same chain with bf16 weights."""
+    shapes = list(SHAPES.values()) * LAYERS
+    dense = [torch.randn(n, k, device=GPU, dtype=torch.bfloat16) / k**0.5 for n, k in shapes]
+    linears = [lambda x, w=w: x @ w.T for w in dense]
+    inputs = {m: _tokens(m, torch.bfloat16) for m in tokens}
+    return {m: replay_milliseconds(lambda x=x: run_chain(x, linears)) for m, x in inputs.items()}
+
+
+def _tokens(tokens: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator(GPU).manual_seed(tokens)
+    return torch.randn(tokens, SHAPES["qkv"][1], device=GPU, generator=generator).to(dtype)
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="values of M")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of the activations")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here")
+    torch.manual_seed(0)
+    dtype = getattr(torch, args.dtype)
+    weights = Weights.random()
+    read_rate, arithmetic_rate = bytes_per_second(weights.buffer), operations_per_second()
+    elements = LAYERS * sum(n * k for n, k in SHAPES.values())
+    cublas = cublas_milliseconds(args.tokens)
+    torch.cuda.empty_cache()
+    linears = quantized_linears(weights)
+    rows: list[dict[str, float]] = []
+    failed = False
+    print(f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16")
+    print(f"{'M':>5} {'limit':>8} {'ours':>8} {'bf16':>8}   ours/limit  ours/bf16   error")
+    for tokens in args.tokens:
+        x = _tokens(tokens, dtype)
+        error = max(relative_errors(weights, tokens, dtype).values())
+        failed |= not error < TOLERANCE[dtype]
+        ours = replay_milliseconds(lambda x=x: run_chain(x, linears))
+        limit = 1e3 * max(weights.buffer.nbytes / read_rate, 2 * tokens * elements / arithmetic_rate)
+        row = {"tokens": tokens, "limit_ms": limit, "ours_ms": ours, "bf16_ms": cublas[tokens], "error": error}
+        rows.append(row | {"of_limit": ours / limit, "of_bf16": ours / cublas[tokens]})
+        print(
+            f"{tokens:5} {limit:8.3f} {ours:8.3f} {cublas[tokens]:8.3f} {ours / limit:12.2f} {ours / cublas[tokens]:10.2f}   {error:.1e}",
+            flush=True,
+        )
+    if args.out:
+        report = {
+            "device": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "dtype": args.dtype,
+            "bytes_per_second": read_rate,
+            "bf16_operations_per_second": arithmetic_rate,
+            "rows": rows,
+        }
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""W4A16 for tens to thousands of tokens: tiles of the output, the weight dequantized on the way to the tensor cores.
+
+M tokens, N outputs, K inputs, g group size
+
+    y[m, n] = sum_k x[m, k] · w[n, k] + bias[n],    w = (q - zero) · scale, rounded to the dtype of x
+
+**Grid.** `BLOCK_N` outputs × `BLOCK_M` tokens a block, `splits` blocks along K where there are too few tiles to fill the GPU. Blocks of the same
+outputs follow one another, so that a weight comes from memory once. With splits, blocks write fp32 partial sums and a second kernel
+adds them, in order: no atomics, and the same result every time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vila_quant.kernels.cuda.w4a16.fragments import halves, multiply_add_halves, take_bits
+from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
+
+
+@dataclass(frozen=True)
+class TileConfig:
+    """Sizes of a tile (outputs, tokens, inputs per step: 64 or 128), blocks along K, warps, and stages of loads in flight."""
+
+    block_n: int = 128
+    block_m: int = 64
+    block_k: int = 128
+    splits: int = 1
+    warps: int = 4
+    stages: int = 3
+
+
+@triton.jit
+def _scaled_numbers(a, one, minus, scale, dtype: tl.constexpr, INLINE: tl.constexpr):
+    """Return two numbers `(q - zero) · scale` from a word that holds their codes as `magic + q`."""
+    nothing = tl.full(a.shape, -2147450880, tl.int32)  # -0.0, twice
+    return halves(multiply_add_halves(multiply_add_halves(a, one, minus, dtype, INLINE), scale, nothing, dtype, INLINE), dtype)
+
+
+@triton.jit
+def _twice(number, dtype: tl.constexpr):
+    """Return a word with `number` in both halves."""
+    low = number.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return low | (low << 16)
+
+
+@triton.jit
+def load_numbers(
+    packed_pointer, first_block, blocks, step, units, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    GROUPS: tl.constexpr, WARPS: tl.constexpr, NATURAL: tl.constexpr, INLINE: tl.constexpr,
+):  # fmt: skip
+    """Return the weights `[BLOCK_N, BLOCK_K]` of outputs from `32 · first_block` on and inputs from `step · BLOCK_K` on.
+
+    Inputs are in their natural order, or in the order of the MMA operand, see `permute_tokens`: then each thread holds after unpacking
+    just what its tensor core wants, and nothing moves between threads.
+    """
+    TILES: tl.constexpr = BLOCK_N // 16
+    LOW_TILES: tl.constexpr = WARPS if TILES > WARPS else TILES  # one of these for each warp
+    HIGH_TILES: tl.constexpr = TILES // LOW_TILES
+    HALVES: tl.constexpr = BLOCK_K // 64
+    UNIT_WORDS: tl.constexpr = 512 + 32 * GROUPS
+    unit = step * HALVES // 2
+    first_half = step * HALVES % 2
+    base = packed_pointer + (first_block.to(tl.int64) * units + unit) * UNIT_WORDS
+    last = blocks - 1 - first_block  # a tile may reach past the weight: it reads the last block again
+
+    index = tl.arange(0, TILES * 128 * HALVES)  # high tile, half, low tile, row, quad, step // 2, step % 2
+    tile = index // (128 * HALVES * LOW_TILES) * LOW_TILES + index // 128 % LOW_TILES
+    half = index // (128 * LOW_TILES) % HALVES + first_half
+    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + (tile % 2) * 256 + half * 128 + index % 128
+    codes = tl.reshape(tl.load(base + where), (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2))
+
+    OF_HALF: tl.constexpr = HALVES if GROUPS > 1 else 1  # distinct groups among the halves, and within one
+    OF_QUARTER: tl.constexpr = 2 if GROUPS > 2 else 1
+    index = tl.arange(0, TILES * OF_HALF * 8 * OF_QUARTER)  # high tile, half, low tile, row, step // 2
+    tile = index // (OF_HALF * LOW_TILES * 8 * OF_QUARTER) * LOW_TILES + index // (8 * OF_QUARTER) % LOW_TILES
+    quarter = 2 * (index // (LOW_TILES * 8 * OF_QUARTER) % OF_HALF + first_half) + index % OF_QUARTER
+    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + 512
+    where += (quarter * GROUPS // 4) * 32 + index // OF_QUARTER % 8 * 4 + (tile % 2) * 2
+    low = tl.reshape(tl.load(base + where), (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1))
+    high = tl.reshape(tl.load(base + where + 1), (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1))
+    low_scale, low_minus = halves(low, tl.float16)
+    high_scale, high_minus = halves(high, tl.float16)
+    shape: tl.constexpr = (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2)
+    one = tl.full(shape, 0x3C003C00 if dtype == tl.float16 else 0x3F803F80, tl.int32)
+    low_scale = tl.broadcast_to(_twice(low_scale, dtype), shape)
+    high_scale = tl.broadcast_to(_twice(high_scale, dtype), shape)
+    if dtype == tl.float16:
+        a0 = take_bits(codes, 0x000F000F, 0x64006400, INLINE)  # 1024 + q
+        a1 = take_bits(codes, 0x00F000F0, 0x64006400, INLINE)  # 1024 + 16 q
+        a2 = take_bits(codes >> 8, 0x000F000F, 0x64006400, INLINE)
+        a3 = take_bits(codes >> 8, 0x00F000F0, 0x64006400, INLINE)
+        low_minus = tl.broadcast_to(_twice(low_minus, dtype), shape)
+        high_minus = tl.broadcast_to(_twice(high_minus.to(tl.float32) + 960.0, dtype), shape)
+        high_one = tl.full(shape, 0x2C002C00, tl.int32)  # 1 / 16
+    else:
+        a0 = take_bits(codes, 0x000F000F, 0x43004300, INLINE)  # 128 + q
+        a1 = take_bits(codes >> 4, 0x000F000F, 0x43004300, INLINE)
+        a2 = take_bits(codes >> 8, 0x000F000F, 0x43004300, INLINE)
+        a3 = take_bits(codes >> 12, 0x000F000F, 0x43004300, INLINE)
+        low_minus = tl.broadcast_to(_twice(low_minus.to(tl.float32) + 896.0, dtype), shape)
+        high_minus = tl.broadcast_to(_twice(high_minus.to(tl.float32) + 896.0, dtype), shape)
+        high_one = one
+    n0, n1 = _scaled_numbers(a0, one, low_minus, low_scale, dtype, INLINE)
+    n2, n3 = _scaled_numbers(a2, one, low_minus, low_scale, dtype, INLINE)
+    m0, m1 = _scaled_numbers(a1, high_one, high_minus, high_scale, dtype, INLINE)
+    m2, m3 = _scaled_numbers(a3, high_one, high_minus, high_scale, dtype, INLINE)
+    lower = tl.join(tl.join(n0, n2), tl.join(n1, n3))  # … pair, odd
+    upper = tl.join(tl.join(m0, m2), tl.join(m1, m3))
+    numbers = tl.join(lower, upper)  # high tile, half, low tile, row, quad, step // 2, step % 2, pair, odd, high row
+    if NATURAL:
+        numbers = tl.permute(numbers, (0, 2, 9, 3, 1, 5, 4, 6, 7, 8))
+    else:
+        numbers = tl.permute(numbers, (0, 2, 9, 3, 1, 5, 6, 7, 4, 8))
+    return tl.reshape(numbers, (BLOCK_N, BLOCK_K))
+
+
+@triton.jit
+def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK: tl.constexpr):
+    """Write the words (pairs) of every 32 inputs, in the order quad, step, pair, in the order step, pair, quad."""
+    token = tl.program_id(1).to(tl.int64)
+    index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    source = index // 16 * 16 + index % 4 * 4 + index // 8 % 2 * 2 + index // 4 % 2
+    words = tl.load(x_pointer + token * x_stride + source, mask=source < inputs, other=0)
+    tl.store(permuted_pointer + token * inputs + index, words, mask=index < inputs)
+
+
+@triton.jit
+def tile_kernel(
+    packed_pointer, x_pointer, bias_pointer, y_pointer, tokens, outputs, blocks, units, steps_per_split, x_stride, y_stride,
+    HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    WARPS: tl.constexpr, NATURAL: tl.constexpr, INLINE: tl.constexpr,
+):  # fmt: skip
+    """One tile, or with splits one part of its sum; `y` is then `[splits, M, N]`, with `y_stride` between tokens."""
+    dtype: tl.constexpr = x_pointer.dtype.element_ty
+    tiles_m = tl.cdiv(tokens, BLOCK_M)
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    first_token = tile % tiles_m * BLOCK_M
+    tile_n = tile // tiles_m
+    token = first_token + tl.arange(0, BLOCK_M)
+    row = tl.minimum(token, tokens - 1).to(tl.int64) * x_stride
+    x_pointers = x_pointer + row[:, None] + tl.arange(0, BLOCK_K)[None, :]
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    first = split * steps_per_split
+    last = tl.minimum(first + steps_per_split, units * 128 // BLOCK_K)
+    for step in range(first, last):
+        x = tl.load(x_pointers + step * BLOCK_K)
+        w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, NATURAL, INLINE)
+        total = tl.dot(w, tl.trans(x), total)
+    output = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if HAS_BIAS:
+        total += tl.load(bias_pointer + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
+    mask = (output < outputs)[:, None] & (token < tokens)[None, :]
+    place = (split.to(tl.int64) * tokens + token[None, :]) * y_stride + output[:, None]
+    tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_kernel(
+    parts_pointer, bias_pointer, y_pointer, count, outputs, y_stride, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Add the parts `[SPLITS, M, N]` fp32 into `y [M, N]`; `count` is M · N."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = index < count
+    total = tl.load(parts_pointer + index, mask=mask, other=0.0)
+    for split in tl.static_range(1, SPLITS):
+        total += tl.load(parts_pointer + split * count.to(tl.int64) + index, mask=mask, other=0.0)
+    if HAS_BIAS:
+        total += tl.load(bias_pointer + index % outputs, mask=mask, other=0.0).to(tl.float32)
+    place = index // outputs * y_stride + index % outputs
+    tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def dequantize_kernel(
+    packed_pointer, w_pointer, blocks, units, w_stride, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INLINE: tl.constexpr
+):
+    """Write one block of the weight, `[padded N, padded K]`, in the dtype of `w`."""
+    dtype: tl.constexpr = w_pointer.dtype.element_ty
+    tile_n, step = tl.program_id(1), tl.program_id(0)
+    w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE)
+    output = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
+    tl.store(w_pointer + output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :], w)
+
+
+def multiply_tiles(
+    x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, config: TileConfig, *, natural: bool = False, inline: bool = True
+) -> None:
+    """Write `x Wᵀ + bias` to `y`.
+
+    Args:
+        x: `[M, units · 128]` fp16 or bf16, rows aligned to 16 bytes.
+        packed: the packed weight.
+        bias: `[N]` in the dtype of `x`, or None.
+        y: `[M, N]`, rows contiguous.
+        group_size: of the weight.
+        config: the tiles.
+        inline: whether to use PTX instructions; False is for the interpreter.
+    """
+    tokens, outputs = y.shape
+    blocks, units, _ = packed.shape
+    assert x.shape == (tokens, units * UNIT_INPUTS) and x.stride(1) == 1 and y.stride(1) == 1 and y.dtype == x.dtype
+    if not natural:
+        x = permute_tokens(x)
+    steps = units * UNIT_INPUTS // config.block_k
+    splits = min(config.splits, steps)
+    parts = y if splits == 1 else x.new_empty(splits, tokens, outputs, dtype=torch.float32)
+    tiles_n = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n)
+    tile_kernel[(tiles_n * triton.cdiv(tokens, config.block_m), splits)](
+        packed, x, bias if bias is not None and splits == 1 else y, parts, tokens, outputs, blocks, units, triton.cdiv(steps, splits),
+        x.stride(0), parts.stride(-2), HAS_BIAS=bias is not None and splits == 1, GROUPS=UNIT_INPUTS // group_size,
+        BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_K=config.block_k, WARPS=config.warps, NATURAL=natural, INLINE=inline,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    if splits > 1:
+        add_kernel[(triton.cdiv(tokens * outputs, 1024),)](
+            parts, y if bias is None else bias, y, tokens * outputs, outputs, y.stride(0),
+            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK=1024, num_warps=4,
+        )  # fmt: skip
+
+
+def permute_tokens(x: Tensor) -> Tensor:
+    """Return `x [M, K]` with every 32 inputs in the order of the MMA operand.
+
+    Of four consecutive inputs a thread needs the first two for one half of an operand, the last two for the other.
+    """
+    tokens, inputs = x.shape
+    permuted = x.new_empty(tokens, inputs)
+    permute_kernel[(triton.cdiv(inputs // 2, 1024), tokens)](
+        x.view(torch.int32), permuted.view(torch.int32), tokens, inputs // 2, x.stride(0) // 2, BLOCK=1024, num_warps=4
+    )
+    return permuted
+
+
+def dequantize(packed: Tensor, group_size: int, dtype: torch.dtype, *, inline: bool = True) -> Tensor:
+    """Return the padded weight `[blocks · 32, units · 128]` in `dtype`; a slice of `packed` gives those blocks of 32 rows."""
+    blocks, units, _ = packed.shape
+    w = torch.empty(blocks * UNIT_OUTPUTS, units * UNIT_INPUTS, dtype=dtype, device=packed.device)
+    dequantize_kernel[(units, blocks)](
+        packed, w, blocks, units, w.stride(0), GROUPS=UNIT_INPUTS // group_size, BLOCK_N=32, BLOCK_K=128, INLINE=inline, num_warps=4
+    )
+    return w
