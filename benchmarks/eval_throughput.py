@@ -34,7 +34,7 @@ CLAIMED = {"descriptions": 3.0}
 def prompts_of(sources: Sequence[str], samples: int) -> list[Prompt]:
     """Return `samples` prompts of the drawn world, the sources in turn."""
     world = load_plugins().datasets.get("drawn-world")
-    return [world.row("test", sources[i % len(sources)], i // len(sources))["prompt"] for i in range(samples)]  # type: ignore[attr-defined]
+    return [world.sample("test", sources[i % len(sources)], i // len(sources)).prompt for i in range(samples)]
 
 
 def answer(model: vila.Vila, prompts: Sequence[Prompt], batch_size: int) -> tuple[list[str], float]:

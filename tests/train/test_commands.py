@@ -58,18 +58,30 @@ def test_report_prints_scores_by_task_and_kind(tmp_path: Path) -> None:
 
 def test_the_plugin_registers_without_torch() -> None:
     code = (
-        "import sys, vila_train.plugin as p; p.vila_recipes(); p.vila_datasets(); p.vila_commands();"
+        "import sys, vila_train.plugin as p; p.vila_datasets(); p.vila_commands();"
         "print('torch' in sys.modules, 'PIL' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
         "False",
         "False",
     ]
-    (source,) = plugin.vila_datasets()
-    assert "attribute" in source.sources()
-    row = source.row("test", "attribute", 0)
-    assert row["answer"] == make_sample("test", "attribute", 0).answer
-    assert [type(part).__name__ for part in row["prompt"]] == ["Image", "str"]
+
+
+def test_the_drawn_world_is_a_dataset() -> None:
+    (dataset,) = plugin.vila_datasets()
+    assert set(dataset.splits) == {"train", "validation", "test"}
+    assert {"attribute", "attribute_asked", "caption_video"} <= set(dataset.subsets())
+    assert dataset.size("test", "attribute") is None
+    sample = dataset.sample("test", "attribute", 0)
+    assert sample.answer == make_sample("test", "attribute", 0).answer
+    assert sample.category == make_sample("test", "attribute", 0).kind
+    assert [type(part).__name__ for part in sample.prompt] == ["Image", "str"]
+    with pytest.raises(ConfigError, match="Did you mean 'attribute'"):
+        dataset.sample("test", "atribute", 0)
+    with pytest.raises(ConfigError, match="Did you mean 'test'"):
+        dataset.sample("tset", "attribute", 0)
+    with pytest.raises(IndexError):
+        dataset.sample("test", "attribute", -1)
 
 
 def test_scores_carry_their_standard_error() -> None:

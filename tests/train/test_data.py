@@ -9,10 +9,10 @@ from vila_core.preprocess import preprocess_image
 from vila_core.tokenizer import Tokenizer
 from vila_train.labels import IGNORE_INDEX
 from vila_train.tiny.data import Encoder, drawn_samples, make_shard, to_bytes
+from vila_train.tiny.dataset import as_prompt
 from vila_train.tiny.forward import exact_matches, hidden_states, normalise
 from vila_train.tiny.model import IMAGE_SIZE, TOKENS_PER_PICTURE, make_tokenizer
 from vila_train.tiny.pools import Pool, join
-from vila_train.tiny.report import as_prompt
 from vila_train.tiny.world import TASKS, make_sample
 from vila_train.tiny.world.drawing import draw
 

@@ -11,7 +11,7 @@ from vila_core.errors import VilaError
 from vila_core.model import VilaModel
 from vila_train.tiny.loop import Record, Stage, TrainingError, learning_rate, run_stage
 from vila_train.tiny.pools import Pool
-from vila_train.tiny.recipes import RECIPES, Draw, StageConfig, tiny_stages
+from vila_train.tiny.recipes import Draw, StageConfig, tiny_stages
 
 Build = Callable[[], VilaModel]
 
@@ -118,8 +118,3 @@ def test_a_diverged_run_stops_and_says_so(new_micro_network: Build, micro_pools:
     with pytest.raises(TrainingError, match="Lower its learning_rate"):
         run_stage(Stage(network, micro_stage(log_every=1), micro_pools, seed=0), lambda record: None)
     assert issubclass(TrainingError, VilaError)
-
-
-def test_recipes_are_found_by_name() -> None:
-    assert [recipe.stage() for recipe in RECIPES] == list(tiny_stages())
-    assert len({recipe.name for recipe in RECIPES}) == len(RECIPES)

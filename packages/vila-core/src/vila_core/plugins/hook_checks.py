@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from vila_core import config
 from vila_core.errors import PluginError
+from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Named
 
 
@@ -47,6 +48,12 @@ def _format_fault(item: object) -> str | None:
     return f"expected a checkpoint format with name, detect, read and write, got {type(item).__name__}"
 
 
+def _dataset_fault(item: object) -> str | None:
+    if not isclass(item) and isinstance(item, Dataset):
+        return None
+    return f"expected a dataset (an object with name, splits, subsets, size and sample), got {item!r}"
+
+
 def _command_fault(item: object) -> str | None:
     if not isinstance(item, Command):
         return f"expected a vila_core.Command, got {type(item).__name__}"
@@ -80,7 +87,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
     Hook("vila_trainers", "trainer", _any_named),
     Hook("vila_recipes", "recipe", _any_named),
-    Hook("vila_datasets", "dataset", _any_named),
+    Hook("vila_datasets", "dataset", _dataset_fault),
     Hook("vila_tasks", "task", _any_named),
     Hook("vila_metrics", "metric", _any_named),
     Hook("vila_serving_backends", "serving backend", _any_named),

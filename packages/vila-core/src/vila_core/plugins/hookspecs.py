@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate
     from vila_core.checkpoint import Checkpoint
     from vila_core.config import Config
+    from vila_core.plugins.datasets import Dataset
 
 HOOK_API = 1
 """Version of this page. It grows by one when a hook changes in a way that breaks plugins."""
@@ -142,8 +143,8 @@ def vila_recipes() -> Sequence[Named]:
 
 
 @hookspec
-def vila_datasets() -> Sequence[Named]:
-    """Dataset readers."""
+def vila_datasets() -> Sequence[Dataset]:
+    """Datasets that training, quantization and evaluation read."""
     return ()
 
 

@@ -33,6 +33,7 @@ import pluggy
 import vila_core
 from vila_core.errors import PluginError, unknown_name
 from vila_core.plugins import hookspecs
+from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.hook_checks import HOOKS, checked_items
 from vila_core.plugins.hookspecs import HOOK_API, CheckpointFormat, Command, Component, Named
 from vila_core.plugins.registry import Owner, Registered, Registry
@@ -70,7 +71,7 @@ class Plugins:
     kernels: Registry[Named]
     trainers: Registry[Named]
     recipes: Registry[Named]
-    datasets: Registry[Named]
+    datasets: Registry[Dataset]
     tasks: Registry[Named]
     metrics: Registry[Named]
     serving_backends: Registry[Named]

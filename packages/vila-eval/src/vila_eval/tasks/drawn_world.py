@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
 
-from vila_core.errors import ConfigError, MissingDependencyError
-from vila_core.plugins.hookspecs import Named
+from vila_core.errors import MissingDependencyError
+from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.sources import DataOptions
@@ -27,13 +26,6 @@ TESTS = (
     "appearance",
 )
 """The tests that are asked with the question last and, with `_asked`, first."""
-
-
-@runtime_checkable
-class RowDataset(Protocol):
-    """What vila-train registers: row number `index` of a split of one of its parts, as prompt, answer and kind of question."""
-
-    def row(self, split: str, source: str, index: int) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +50,7 @@ class DrawnWorld:
 class DrawnRows:
     """The rows; each is drawn when it is asked for."""
 
-    def __init__(self, dataset: Named, source: DrawnWorld):
+    def __init__(self, dataset: Dataset, source: DrawnWorld):
         self._dataset, self._source = dataset, source
 
     @property
@@ -71,11 +63,13 @@ class DrawnRows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        if not isinstance(self._dataset, RowDataset):
-            raise ConfigError(
-                f"The dataset '{DATASET}' has no rows to ask for. Install vila-train of vila-eval's own version."
-            )
-        return self._dataset.row(self._source.split, self._source.test, index) | {"id": f"{self._source.test}-{index}"}
+        sample = self._dataset.sample(self._source.split, self._source.test, index)
+        return {
+            "id": f"{self._source.test}-{index}",
+            "prompt": sample.prompt,
+            "answer": sample.answer,
+            "kind": sample.category,
+        }
 
     def locate(self, path: str) -> Path:
         return Path(path)

@@ -4,7 +4,7 @@
 | --- | --- |
 | `auto` | `drawn-world`, where it is registered, for a model whose small vocabulary cannot spell other text; else `builtin` |
 | `builtin` | plain text of several kinds and languages, and pictures that we draw: works offline, for any model |
-| a dataset's name | one that a plugin registers (hook `vila_datasets`) and that makes its rows, such as `drawn-world` |
+| a dataset's name | training samples of a dataset that a plugin registers (hook `vila_datasets`), such as `drawn-world` |
 | a folder | images and videos; `NAME.txt` beside a medium is its prompt |
 | a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}`, one a line; paths are relative to the file |
 | a `.txt` file | documents, cut at form feeds |
@@ -13,16 +13,17 @@
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import cast
 
 from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError, unknown_name
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
+from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
 from vila_core.prompt import Part
 from vila_quant.errors import QuantizationError
@@ -43,18 +44,6 @@ class Sample:
     prompt: Sequence[Part]
     answer: str | None = None
     is_text: bool = False
-
-
-@runtime_checkable
-class RowSource(Protocol):
-    """A registered dataset that makes its rows: any index, always the same row (`prompt`, `answer`)."""
-
-    @property
-    def name(self) -> str: ...
-
-    def sources(self) -> Sequence[str]: ...
-
-    def row(self, split: str, source: str, index: int, /) -> Mapping[str, Any]: ...
 
 
 def resolve_source(source: str, vocab_size: int) -> str:
@@ -82,11 +71,11 @@ def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sampl
         return _folder(path, seed)
     if os.path.isfile(path):
         return _text(_read_text(path), seed) if path.suffix == ".txt" else _json_lines(path, seed)
-    datasets = {item.name: item for item in load_plugins().datasets if isinstance(item, RowSource)}
+    datasets = load_plugins().datasets
     if source not in datasets:
-        message = unknown_name("calibration", source, [*datasets, "auto", "builtin"])
+        message = unknown_name("calibration", source, [*datasets.names(), "auto", "builtin"])
         raise QuantizationError(f"{message} There is no folder or file of that name either.")
-    return _rows(datasets[source], seed)
+    return _registered(datasets.get(source), seed)
 
 
 def builtin_text() -> str:
@@ -120,12 +109,16 @@ def _text(text: str, seed: int) -> Iterator[Sample]:
     return iter([Sample((window,), is_text=True) for window in windows if window.strip()])
 
 
-def _rows(dataset: RowSource, seed: int) -> Iterator[Sample]:
-    names = dataset.sources()
-    for index in count(seed * 1_000_000):
-        for name in names:
-            row = dataset.row("train", name, index)
-            yield Sample(cast("Sequence[Part]", row["prompt"]), str(row["answer"]))
+def _registered(dataset: Dataset, seed: int) -> Iterator[Sample]:
+    """Training samples, one of each subset at a time, endlessly."""
+    sizes = {subset: dataset.size("train", subset) for subset in dataset.subsets()}
+    subsets = {subset: size for subset, size in sizes.items() if size != 0}
+    if not subsets:
+        raise QuantizationError(f"The dataset '{dataset.name}' has no training samples. Choose another calibration.")
+    for number in count(seed * 1_000_000):
+        for subset, size in subsets.items():
+            sample = dataset.sample("train", subset, number if size is None else number % size)
+            yield Sample(sample.prompt, sample.answer)
 
 
 def _folder(folder: Path, seed: int) -> Iterator[Sample]:

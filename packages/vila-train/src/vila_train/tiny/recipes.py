@@ -5,8 +5,7 @@ NVILA starts from a trained tower and a trained language model, so its first sta
 cannot align two parts that know nothing yet. From then on the parts are frozen as in NVILA. SFT has a short second round.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -170,20 +169,3 @@ TINY_SAMPLES: dict[str, int] = {
     "appearance_asked": 4_000,
 }
 """How many training samples of each source are rendered."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A stage under the name by which a command or another plugin finds it."""
-
-    name: str
-    stage: Callable[[], StageConfig]
-
-
-RECIPES = (
-    Recipe("vila-tiny-align", tiny_align),
-    Recipe("vila-tiny-stage1_5", tiny_stage1_5),
-    Recipe("vila-tiny-pretrain", tiny_pretrain),
-    Recipe("vila-tiny-sft", tiny_sft),
-    Recipe("vila-tiny-sft-any-order", tiny_sft_any_order),
-)

@@ -6,27 +6,14 @@ from PIL.Image import Image as Picture
 from rich.progress import track
 
 import vila_core as vila
+from vila_train.tiny.dataset import as_prompt
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.world import TASKS, TESTS, make_sample
 from vila_train.tiny.world.combinations import Split
-from vila_train.tiny.world.drawing import draw
-from vila_train.tiny.world.scenes import Sample, Scene
 from vila_train.tiny.world.sheet import Entry, contact_sheet
 
 Answers = Mapping[str, Sequence[Entry]]
 """By task, the test samples and what the model replied."""
-
-
-def as_prompt(sample: Sample) -> list[str | vila.Image | vila.Video]:
-    """Return the prompt as a user would give it."""
-    return [
-        part
-        if isinstance(part, str)
-        else vila.Image(draw(part))
-        if isinstance(part, Scene)
-        else vila.Video([draw(f) for f in part.frames])
-        for part in sample.prompt
-    ]
 
 
 def answer_tests(

@@ -1,0 +1,65 @@
+"""The drawn world as a dataset that other packages read through the hook `vila_datasets`.
+
+Plugins load at every start, so the world itself, which needs Pillow, is imported on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vila_core.errors import ConfigError, unknown_name
+from vila_core.plugins.datasets import Sample
+
+if TYPE_CHECKING:
+    from vila_core.prompt import Part
+    from vila_train.tiny.world.combinations import Split
+    from vila_train.tiny.world.scenes import Sample as DrawnSample
+
+
+class DrawnWorld:
+    """Endless questions about pictures and videos, drawn on request. The subsets are the tests and the captions."""
+
+    name = "drawn-world"
+    splits: Sequence[str] = ("train", "validation", "test")
+
+    def subsets(self) -> Sequence[str]:
+        from vila_train.tiny.world import CAPTIONS, TESTS
+
+        return (*TESTS, *CAPTIONS)
+
+    def size(self, split: str, subset: str) -> None:
+        self._valid_split(split, subset)
+
+    def sample(self, split: str, subset: str, index: int) -> Sample:
+        from vila_train.tiny.world import make_sample
+
+        valid_split = self._valid_split(split, subset)
+        if index < 0:
+            raise IndexError(index)
+        drawn = make_sample(valid_split, subset, index)
+        return Sample(as_prompt(drawn), drawn.answer, drawn.kind)
+
+    def _valid_split(self, split: str, subset: str) -> Split:
+        """Return `split` as its type. Raises `ConfigError` for an unknown split or subset."""
+        from vila_train.tiny.world.combinations import as_split
+
+        if subset not in self.subsets():
+            raise ConfigError(unknown_name("subset of the drawn world", subset, self.subsets()))
+        return as_split(split)
+
+
+def as_prompt(sample: DrawnSample) -> list[Part]:
+    """Return the prompt of `sample` with its pictures and videos drawn."""
+    from vila_core.media import Image, Video
+    from vila_train.tiny.world.drawing import draw
+    from vila_train.tiny.world.scenes import Scene
+
+    return [
+        part
+        if isinstance(part, str)
+        else Image(draw(part))
+        if isinstance(part, Scene)
+        else Video([draw(frame) for frame in part.frames])
+        for part in sample.prompt
+    ]
