@@ -6,15 +6,16 @@ from vila_eval.metrics.inputs import require_answers, require_text
 
 
 def anls(prediction: str, references: str | list[str] | tuple[str, ...], threshold: float = 0.5) -> float:
-    """Best over references of s = 1 - distance / longer length, or 0.0 where s < `threshold`; in [0, 1].
+    """Return the best similarity s over the references, or 0.0 where s < `threshold`; in [0, 1].
 
-    Distance and length are of the normalized strings: lower case, outer whitespace gone, inner runs of it one space. The
-    script of the Robust Reading Competition and lmms-eval divide by the lengths before that, so padding an answer with
-    spaces raises its score there: "cd        " against "ab" gives 0.8, and 0 here. Two empty strings score 1. An s of
-    exactly `threshold` counts, as in that script (the paper's inequality drops it).
+    s = 1 - distance / longer length, both of the normalized strings: lower case, outer white space stripped, inner runs
+    of white space collapsed to one space. The script of the Robust Reading Competition and lmms-eval divide by the
+    lengths before normalization, so padding an answer with spaces raises its score there: "cd        " against "ab"
+    gives 0.8, and 0 here. Two empty strings score 1. An s of exactly `threshold` counts, as in that script (the paper's
+    inequality excludes it).
 
-    Source: Biten et al. 2019 (arXiv 1907.00490), eq. 1; rrc.cvc.uab.es, task 17. One sample's score: average over samples.
-    Raises `ConfigError` without references, or for a `threshold` outside [0, 1].
+    Source: Biten et al. 2019 (arXiv 1907.00490), eq. 1; rrc.cvc.uab.es, task 17. The benchmark's score is the average
+    over samples. Raises `ConfigError` without references, or for a `threshold` outside [0, 1].
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"ANLS threshold is {threshold}; expected a number from 0 to 1, usually 0.5.")
@@ -33,7 +34,7 @@ def _similarity(a: str, b: str) -> float:
 
 
 def levenshtein(a: str, b: str) -> int:
-    """Return the fewest insertions, deletions and substitutions of one character that turn `a` into `b`."""
+    """Return the smallest number of single-character insertions, deletions and substitutions that turn `a` into `b`."""
     row = list(range(len(b) + 1))  # row[j]: distance from the part of `a` read so far to b[:j]
     for i, letter in enumerate(a, start=1):
         diagonal, row[0] = row[0], i

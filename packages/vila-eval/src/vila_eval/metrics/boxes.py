@@ -1,4 +1,4 @@
-"""Boxes in answers, and how well they fit: intersection over union (IoU) in both pixel conventions.
+"""Bounding boxes in answers and their intersection over union (IoU), in both pixel conventions.
 
 A box is (x1, y1, x2, y2) in pixels: left, top, right, bottom, with x1 <= x2 and y1 <= y2.
 """
@@ -22,7 +22,7 @@ _BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
 class Box(NamedTuple):
-    """Left, top, right and bottom, in pixels unless said otherwise."""
+    """Left, top, right and bottom, in pixels unless stated otherwise."""
 
     x1: float
     y1: float
@@ -31,16 +31,19 @@ class Box(NamedTuple):
 
 
 def parse_box(answer: str, width: int, height: int, coordinates: Coordinates) -> Box | None:
-    """Return the first "[x1, y1, x2, y2]" of an answer in pixels, or None when there is none or its corners are swapped.
+    """Return the first "[x1, y1, x2, y2]" of an answer in pixels, or None if there is none or its corners are swapped.
 
-    `width` and `height` are the image's, in pixels. `coordinates` says how the numbers are meant; it is never guessed:
+    `width` and `height` are the image's, in pixels. `coordinates` says how to interpret the numbers; it is never
+    guessed:
 
-    - `pixels`: as they are.
+    - `pixels`: unchanged.
     - `normalized`: x * width, y * height.
-    - `digits`: VILA's RefCOCO format (`llava/eval/refcoco.py`): four bare integers are the digits after the decimal point
-      ("50" and "500" are both 0.5), then as `normalized`. If any of the four is not a bare integer, all are `normalized`.
+    - `digits`: VILA's RefCOCO format (`llava/eval/refcoco.py`): four bare integers are the digits after the decimal
+      point ("50" and "500" are both 0.5), then as `normalized`. If any of the four is not a bare integer, all are
+      `normalized`.
 
-    Nothing is clipped to the image. Raises: ConfigError when `answer` is not text, the image has no area, or `coordinates` is unknown.
+    Boxes are not clipped to the image.
+    Raises: ConfigError when `answer` is not text, the image has no area, or `coordinates` is unknown.
     """
     _require_known("coordinates", coordinates, get_args(Coordinates))
     _require_area(width, height)
@@ -57,10 +60,11 @@ def parse_box(answer: str, width: int, height: int, coordinates: Coordinates) ->
 
 
 def unpad_square(box: Box, width: int, height: int) -> Box:
-    """Turn a box of the image padded to a square into one of the image: x - (n - width) / 2, y - (n - height) / 2, n the longer side.
+    """Convert a box of the image padded to a square into a box of the image, all in pixels.
 
-    All in pixels. VILA's `llava` box format: there, numbers are fractions of the padded square, so parse with n as width and height
-    and then unpad. Raises: ConfigError when the image has no area.
+    x - (n - width) / 2 and y - (n - height) / 2, where n is the longer side. For VILA's `llava` box format, whose
+    numbers are fractions of the padded square: parse with n as width and height, then unpad.
+    Raises: ConfigError when the image has no area.
     """
     _require_area(width, height)
     longer = max(width, height)
@@ -69,11 +73,11 @@ def unpad_square(box: Box, width: int, height: int) -> Box:
 
 
 def box_iou(first: Box, second: Box, convention: Convention) -> float:
-    """IoU = intersection / (area of first + area of second - intersection), in [0, 1].
+    """Return IoU = intersection / (area of first + area of second - intersection), in [0, 1].
 
-    `continuous`: corners are points, width = x2 - x1. (COCO, torchvision.) Two boxes without area have IoU 0.
-    `inclusive`: corners are the outermost pixels, width = x2 - x1 + 1; both boxes must be in pixels. (VILA's RefCOCO.) Boxes that
-    are apart by less than one pixel overlap here.
+    `continuous`: corners are points, width = x2 - x1 (COCO, torchvision). Two boxes without area have IoU 0.
+    `inclusive`: corners are the outermost pixels, width = x2 - x1 + 1; both boxes must be in pixels (VILA's RefCOCO).
+    Boxes less than one pixel apart overlap.
     Raises: ConfigError when a box has x1 > x2 or y1 > y2 or is not finite, or the convention is unknown.
     """
     _require_known("convention", convention, get_args(Convention))
@@ -93,14 +97,15 @@ def box_iou(first: Box, second: Box, convention: Convention) -> float:
 def box_accuracy(
     predicted: Sequence[Box | None], expected: Sequence[Box], convention: Convention, threshold: float = 0.5
 ) -> float:
-    """Accuracy at a threshold = predictions with IoU >= threshold / predictions, in [0, 1]. None, for no box, is wrong.
+    """Return the share of predictions with IoU >= `threshold`, in [0, 1]. None, for no box, is wrong.
 
     RefCOCO's Acc@0.5, with `>=` as in VILA's `llava/eval/refcoco.py`. `threshold` is in (0, 1].
-    Raises: ConfigError when the lengths differ, there is no box, the threshold is out of range, or a box is unusable (`box_iou`).
+    Raises: ConfigError when the lengths differ, there is no box, the threshold is out of range, or a box is invalid.
     """
     if len(predicted) != len(expected) or not expected:
         raise ConfigError(
-            f"Got {len(predicted)} predicted boxes for {len(expected)} expected ones. Expected as many of each, and at least one."
+            f"Got {len(predicted)} predicted boxes for {len(expected)} expected ones. Expected equally many, at least "
+            f"one."
         )
     if not 0 < threshold <= 1:
         raise ConfigError(f"Got {threshold} as the IoU threshold. Expected more than 0 and at most 1.")
@@ -127,15 +132,16 @@ def _require_known(kind: str, got: str, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class BoxAccuracyMetric:
-    """Accuracy of one box an answer: `accuracy` by the inclusive convention (VILA's), `accuracy_continuous` by the continuous one.
+    """Accuracy of one box per answer, by the inclusive convention (VILA's) and by the continuous one.
 
-    The question's answer is the box [x1, y1, x2, y2] in pixels of the picture, whose size is in `fields["width"]` and
-    `fields["height"]` (None where the picture cannot be read).
+    The question's answer is the box [x1, y1, x2, y2] in pixels of the image, whose size is in `fields["width"]` and
+    `fields["height"]` (None if the image cannot be read).
 
     Attributes:
-        coordinates: how the numbers of an answer are meant; see `parse_box`.
-        padded: whether fractions are of the picture padded to a square, as VILA's box format `llava` has it; see `unpad_square`.
-        threshold: least IoU of a right box.
+        coordinates: how to interpret the numbers of an answer; see `parse_box`.
+        padded: whether fractions are of the image padded to a square, as in VILA's box format `llava`; see
+            `unpad_square`.
+        threshold: smallest IoU that counts as right.
     """
 
     name: str = "box_accuracy"

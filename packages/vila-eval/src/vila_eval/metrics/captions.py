@@ -1,7 +1,7 @@
-"""Captions as COCO scores them: BLEU-1 to 4, METEOR, ROUGE-L and CIDEr, through pycocoevalcap (`vila-eval[captions]`, and Java).
+"""COCO's caption scores: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr, through pycocoevalcap (`vila-eval[captions]`) and Java.
 
-The scores are defined by that code: its Penn Treebank tokens (lower case, punctuation dropped), corpus BLEU with the closest length,
-METEOR 1.5, ROUGE-L with beta 1.2, and CIDEr-D with the document frequencies of the references that are scored together.
+That code defines the scores: Penn Treebank tokens (lower case, no punctuation), corpus BLEU with the closest reference
+length, METEOR 1.5, ROUGE-L with beta 1.2, and CIDEr-D with document frequencies from the references of the corpus.
 """
 
 import shutil
@@ -20,40 +20,41 @@ _EXTRA = "vila-eval[captions]"
 
 
 def tokenize(texts: Sequence[str]) -> list[str]:
-    """Return the tokens of each text, one space between them, as Stanford's tokenizer gives them (in one run of Java).
+    """Return the tokens of each text joined by spaces, as Stanford's tokenizer gives them, in one run of Java.
 
-    Characters outside ASCII become spaces first, as lmms-eval has it. Raises `MissingDependencyError` without pycocoevalcap or Java.
+    Characters outside ASCII are first replaced by spaces, as in lmms-eval.
+    Raises `MissingDependencyError` without pycocoevalcap or Java.
     """
-    # One line a text, and no empty one: the tokenizer gives lines back.
+    # One non-empty line per text: the tokenizer returns lines.
     cleaned = [" ".join("".join(letter if letter.isascii() else " " for letter in text).split()) for text in texts]
     asked = {index: [{"caption": text}] for index, text in enumerate(cleaned) if text}
     tokenizer = _coco().PTBTokenizer()
     _require_java("Splitting captions into words")
     tokens = tokenizer.tokenize(asked) if asked else {}
     if len(tokens) < len(asked):
-        raise ConfigError(
-            f"Java's tokenizer gave {len(tokens)} of {len(asked)} captions back. Does `java -version` work?"
-        )
+        raise ConfigError(f"Java's tokenizer gave {len(tokens)} of {len(asked)} captions. Does `java -version` work?")
     return [tokens[index][0] if index in tokens else "" for index in range(len(texts))]
 
 
 class Corpus(NamedTuple):
-    """Tokenized captions that are scored together: a candidate each, and at least one reference each."""
+    """Tokenized captions that are scored together, one candidate and at least one reference per sample."""
 
     candidates: Sequence[str]
     references: Sequence[Sequence[str]]
 
 
 def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES) -> dict[str, list[float]]:
-    """Return each measure of each corpus. BLEU, METEOR and ROUGE-L are in [0, 1], CIDEr in [0, 10]; only "meteor" needs Java.
+    """Return each measure of each corpus: BLEU, METEOR and ROUGE-L in [0, 1], CIDEr in [0, 10].
 
-    Raises `MissingDependencyError` without pycocoevalcap, and `ConfigError` without Java, and for a corpus without captions or with
+    Only "meteor" needs Java.
+    Raises `MissingDependencyError` without pycocoevalcap; `ConfigError` without Java, or if a corpus is empty or has
     unequal counts.
     """
     for candidates, references in corpora:
         if not candidates or len(candidates) != len(references):
             raise ConfigError(
-                f"Got {len(candidates)} captions and references for {len(references)}. Expected as many of each, some."
+                f"Got {len(candidates)} captions and references for {len(references)}. Expected equally many, at least "
+                f"one."
             )
     scores: dict[str, list[float]] = {}
     if any(name.startswith("bleu") for name in measures):
@@ -65,8 +66,8 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
         scores["cider"] = [_compute(_coco().Cider(), corpus) for corpus in corpora]
     if "meteor" in measures:
         _require_java("METEOR")
-        scorer = _coco().Meteor()  # one process of Java: it takes seconds to start
-        # Its protocol has no empty caption; a full stop matches no word.
+        scorer = _coco().Meteor()  # One Java process, since each takes seconds to start.
+        # METEOR's protocol does not allow an empty caption; a full stop matches no word.
         spoken = [Corpus([text or "." for text in candidates], references) for candidates, references in corpora]
         scores["meteor"] = [_compute(scorer, corpus) for corpus in spoken]
     return {name: [float(score) for score in scores[name]] for name in measures}
@@ -89,21 +90,19 @@ def _coco() -> Any:
 
 def _require_java(needed_for: str) -> None:
     if shutil.which("java") is None:
-        raise ConfigError(
-            f"{needed_for} needs Java, and there is no program 'java'. Install a Java runtime, 8 or newer."
-        )
+        raise ConfigError(f"{needed_for} needs Java, but 'java' was not found. Install a Java runtime, 8 or newer.")
 
 
 @dataclass(frozen=True)
 class CaptionMetric:
-    """COCO's measures, times 100, of all captions as one corpus. `Question.answer` is a reference or several.
+    """COCO's measures, times 100, of all captions as one corpus. `Question.answer` is one reference or several.
 
-    A caption by itself has no score: document frequencies and lengths are those of its corpus.
+    A single caption has no score, since document frequencies and lengths are those of its corpus.
 
     Attributes:
-        name: of the metric.
-        measures: which, the headline first.
-        per_cluster: score the captions of each `Question.cluster` as a corpus, and take the mean; lmms-eval does so for YouCook2.
+        name: name of the metric.
+        measures: the measures to report, the headline first.
+        per_cluster: score each `Question.cluster` as its own corpus and take the mean, as lmms-eval does for YouCook2.
     """
 
     name: str
@@ -143,4 +142,4 @@ class CaptionMetric:
 
 
 CAPTIONS = CaptionMetric("captions")
-"""For any benchmark that expects a sentence."""
+"""For any benchmark whose answers are sentences."""

@@ -1,4 +1,4 @@
-"""The number that an answer says: TallyQA, as the reference scores it."""
+"""TallyQA: the number in an answer, as VILA scores it."""
 
 import re
 
@@ -17,8 +17,8 @@ _DIGITS = re.compile(r"\d+")
 def find_number(answer: str) -> str | None:
     """Return the first number of an answer in digits, or None: "There are 12 birds" -> "12", "two dogs" -> "2".
 
-    1. The first run of digits, wherever it stands, before any word: "one or 2" is 2, "-3" is 3, "1,000" is 1.
-    2. The first word, from zero to twenty, between spaces: "two." is none.
+    1. The first run of digits, before any word: "one or 2" is 2, "-3" is 3, "1,000" is 1.
+    2. The first number word from zero to twenty between spaces: "two." does not count.
 
     Source: `_number_word_to_numeral` of `llava/eval/tallyqa.py` in NVlabs/VILA.
     """
@@ -38,4 +38,4 @@ def _score(answer: str, question: Question) -> Score:
 
 
 COUNTING = MeanMetric("counting", _score)
-"""Share of answers whose first number is the reference's."""
+"""Share of answers whose first number equals the reference's."""

@@ -19,7 +19,7 @@ def exact_match(prediction: str, references: str | list[str] | tuple[str, ...]) 
 
 
 def normalized_exact_match(prediction: str, references: str | list[str] | tuple[str, ...]) -> float:
-    """Return 1.0 if `prediction` equals one of `references`, ignoring case, punctuation and outer white space, else 0.0.
+    """Return 1.0 if `prediction` equals a reference, ignoring case, punctuation and outer white space, else 0.0.
 
     Punctuation (ASCII, `string.punctuation`) is deleted, not replaced by a space: "t-shirt" equals "tshirt", not
     "t shirt". Source: GQA, AI2D and ScienceQA in lmms-eval (`exact_match` with `ignore_case` and `ignore_punctuation`).

@@ -1,4 +1,4 @@
-"""Checks of what a metric is given."""
+"""Checks of the inputs of metrics."""
 
 from typing import cast
 
@@ -6,14 +6,14 @@ from vila_core.errors import ConfigError
 
 
 def require_text(value: object, name: str) -> str:
-    """Return `value`, which must be a string. Raises: ConfigError naming `name` and what was got."""
+    """Return `value` if it is a string. Raises: ConfigError with `name` and the value."""
     if not isinstance(value, str):
         raise ConfigError(f"Got {value!r} ({type(value).__name__}) as the {name}. Expected text (str).")
     return value
 
 
 def require_answers(value: object) -> list[str]:
-    """Return the expected answers: one text, or a list or tuple of at least one. Raises: ConfigError."""
+    """Return the expected answers, given as one text or as a non-empty list or tuple of texts. Raises: ConfigError."""
     texts = list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]
     if not texts:
         raise ConfigError("Got no expected answer. Expected at least one; check the answer column.")
@@ -21,7 +21,7 @@ def require_answers(value: object) -> list[str]:
 
 
 def require_options(options: object) -> list[str]:
-    """Return `options`, which must be a list or tuple of 1 to 26 texts, since letters A to Z name them. Raises: ConfigError."""
+    """Return `options` if it is a list or tuple of 1 to 26 texts, named by the letters A to Z. Raises: ConfigError."""
     if not isinstance(options, list | tuple):
         raise ConfigError(f"Got {options!r} as the options. Expected a list of texts, first option first.")
     texts = [require_text(text, "option's text") for text in cast("list[object]", options)]

@@ -1,8 +1,9 @@
-r"""Metrics that a judge scores: what they share, and a short way to write one.
+r"""Metrics scored by a judge: shared pieces, and a short way to write one.
 
 HELPFUL = JudgeMetric(
     "helpfulness",
-    "Question: {question}\nReference answer: {reference}\nAnswer: {answer}\nRate the answer from 0 to 10. Reply with the number alone.",
+    "Question: {question}\nReference answer: {reference}\nAnswer: {answer}\n"
+    "Rate the answer from 0 to 10. Reply with the number alone.",
     scale=(0, 10),
 )
 """
@@ -17,17 +18,17 @@ from vila_eval.metric import JudgeRequest, Measure, Score, Scored, Unit, mean_me
 from vila_eval.task import Question
 
 JUDGE_MODEL = "gpt-4o-2024-11-20"
-"""The snapshot that lmms-eval judges with today (its `MODEL_VERSION`).
+"""The snapshot that lmms-eval currently uses as judge (its `MODEL_VERSION`).
 
-Numbers published earlier had other judges: gpt-3.5-turbo-0613 for ActivityNet-QA and Video-ChatGPT, gpt-4-0613 for MM-Vet and
-gpt-4-0314 for LLaVA-Bench. Scores by different judges cannot be compared; the judge is recorded with every result.
+Older published numbers used other judges: gpt-3.5-turbo-0613 for ActivityNet-QA and Video-ChatGPT, gpt-4-0613 for
+MM-Vet and gpt-4-0314 for LLaVA-Bench. Scores by different judges cannot be compared; every result records its judge.
 """
 
 PLACES = ("question", "answer", "reference")
 
 
 def messages(user: str, system: str | None = None) -> list[dict[str, str]]:
-    """Return the messages of one question to a judge."""
+    """Return the chat messages of one question to a judge."""
     return [*([] if system is None else [{"role": "system", "content": system}]), {"role": "user", "content": user}]
 
 
@@ -37,9 +38,10 @@ def question_text(question: Question) -> str:
 
 
 def named_number(reply: str, name: str, low: float, high: float) -> float:
-    """Return the number under `name` in a reply like `{'score': 4}`, however it is quoted. Raises `ValueError`.
+    """Return the number under `name` in a reply such as `{'score': 4}`, however it is quoted. Raises `ValueError`.
 
-    Nothing of the reply is executed. The judge prompts of Video-ChatGPT show a dictionary with unbalanced quotes, which judges copy.
+    The reply is never executed or parsed as JSON: the judge prompts of Video-ChatGPT show a dictionary with unbalanced
+    quotes, which judges copy.
     """
     found = re.findall(
         rf"\b{name}\W{{0,4}}?\s*[:=]\s*['\"]{{0,2}}(-?\d{{1,6}}(?:\.\d{{1,6}})?)(?![\d.]*\d)", reply, re.IGNORECASE
@@ -52,14 +54,14 @@ def named_number(reply: str, name: str, low: float, high: float) -> float:
 
 
 def within(number: float, low: float, high: float, reply: str) -> float:
-    """Return a number that must be in [low, high]. Raises `ValueError`."""
+    """Return `number` if it is in [low, high]. Raises `ValueError`."""
     if not low <= number <= high:
         raise ValueError(f"expected a number from {low:g} to {high:g}, got {shortened(reply)}")
     return number
 
 
 def shortened(reply: str) -> str:
-    """Return the beginning of a reply, quoted, for a message."""
+    """Return the beginning of a reply, quoted, for an error message."""
     reply = reply.strip()
     return repr(reply if len(reply) <= 80 else f"{reply[:80]} …")
 
@@ -67,26 +69,26 @@ def shortened(reply: str) -> str:
 def measures_with_units(
     samples: Sequence[Scored], units: Mapping[str, Unit], group_by: Sequence[str] | None = None
 ) -> list[Measure]:
-    """Return the mean of every value as `mean_measures` does, each in its own unit."""
+    """Return the mean of every value, as `mean_measures` does, each in its own unit."""
     return [replace(measure, unit=units[measure.name]) for measure in mean_measures(samples, group_by=group_by)]
 
 
 @dataclass(frozen=True)
 class JudgeMetric:
-    """A judge's number for every answer, and its mean over all samples and each group.
+    """A judge's number for every answer; its mean over all samples and each group.
 
     Attributes:
-        name: of the metric and of its measure.
-        prompt: with the places {question}, {answer} and {reference}; other braces are doubled. The judge must be asked to end its
-            reply with the number, alone or on the last line.
-        scale: the least and the greatest number; one outside is no verdict.
-        system: the system message.
-        judge_model: the pinned judge.
+        name: name of the metric and of its measure.
+        prompt: template with the placeholders {question}, {answer} and {reference}; double all other braces. It must
+            ask the judge to end its reply with the number, alone or on the last line.
+        scale: smallest and largest valid number; a number outside is not a verdict.
+        system: system message.
+        judge_model: pinned judge.
         unit: "points", or "share" for a scale from 0 to 1.
         max_tokens: longest reply.
 
     Raises:
-        ConfigError: the prompt has an unknown place, or none for the answer.
+        ConfigError: the prompt has an unknown placeholder, or lacks {answer}.
     """
 
     name: str
@@ -101,7 +103,8 @@ class JudgeMetric:
         places = [place for _, place, _, _ in string.Formatter().parse(self.prompt) if place is not None]
         if "answer" not in places or not set(places) <= set(PLACES):
             known = ", ".join(f"{{{place}}}" for place in PLACES)
-            raise ConfigError(f"The prompt of '{self.name}' has the places {places}. Expected {{answer}}, and of {known} only. "
+            raise ConfigError(f"The prompt of '{self.name}' has the places {places}. Expected {{answer}}, and of "
+            f"{known} only. "
                               "Double the other braces.")  # fmt: skip
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:

@@ -1,4 +1,4 @@
-"""LLaVA-Bench (In-the-Wild) and MM-Vet: a judge rates an open answer about a picture."""
+"""LLaVA-Bench (In-the-Wild) and MM-Vet: a judge rates an open answer about an image."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,23 +36,29 @@ LLAVA_BENCH_PROMPT = """\
 """
 
 LLAVA_BENCH_RULE = (
-    "We would like to request your feedback on the performance of two AI assistants in response to the user question displayed above. "
-    "The user asks the question on observing an image. For your reference, the visual content in the image is represented with a few "
-    "sentences describing the image. \nPlease rate the helpfulness, relevance, accuracy, level of details of their responses. Each "
-    "assistant receives an overall score on a scale of 1 to 10, where a higher score indicates better overall performance.\nPlease first "
-    "output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The two scores are "
-    "separated by a space.\nIn the subsequent line, please provide a comprehensive explanation of your evaluation, avoiding any potential "
+    "We would like to request your feedback on the performance of two AI assistants in response to the user question "
+    "displayed above. "
+    "The user asks the question on observing an image. For your reference, the visual content in the image is "
+    "represented with a few "
+    "sentences describing the image. \nPlease rate the helpfulness, relevance, accuracy, level of details of their "
+    "responses. Each "
+    "assistant receives an overall score on a scale of 1 to 10, where a higher score indicates better overall "
+    "performance.\nPlease first "
+    "output a single line containing only two values indicating the scores for Assistant 1 and 2, respectively. The "
+    "two scores are "
+    "separated by a space.\nIn the subsequent line, please provide a comprehensive explanation of your evaluation, "
+    "avoiding any potential "
     "bias and ensuring that the order in which the responses were presented does not affect your judgment."
 )
-"""One for all three categories (LLaVA's `llava/eval/table/rule.json`, llava_bench_conv, _detail and _complex)."""
+"""One rule for all three categories (LLaVA's `llava/eval/table/rule.json`, llava_bench_conv, _detail and _complex)."""
 
 
 @dataclass(frozen=True)
 class LlavaBench:
-    """The model's scores by those of GPT-4's text-only answers, in percent: over all samples and for each category.
+    """The model's scores relative to those of GPT-4's text-only answers, in percent: overall and per category.
 
-    A ratio of means, as published, not a mean of ratios; its error is that of the ratio (linearised, as in survey statistics).
-    `fields`: "context", the captions; `answer`: GPT-4's answer.
+    As published, this is a ratio of means, not a mean of ratios; its standard error is that of the ratio (linearized,
+    as in survey statistics). `fields["context"]` holds the captions, `answer` GPT-4's answer.
     """
 
     name: str = "llava_in_the_wild"
@@ -70,7 +76,7 @@ class LlavaBench:
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
         first = replies[0].strip().partition("\n")[0][:200]
-        # Exactly two numbers, as LLaVA's script: of "Assistant 1: 8, Assistant 2: 7" the first two are 1 and 8.
+        # Exactly two numbers, as in LLaVA's script: the first two of "Assistant 1: 8, Assistant 2: 7" are 1 and 8.
         found = re.fullmatch(r"[^\w-]*(\d{1,2}(?:\.\d{1,4})?)(?:\s*[,;/]\s*|\s+)(\d{1,2}(?:\.\d{1,4})?)\W*", first)
         if found is None:
             raise ValueError(f"expected two scores alone on the first line, got {shortened(replies[0])}")
@@ -87,7 +93,7 @@ class LlavaBench:
 
 
 def _ratio(samples: Sequence[Scored]) -> Estimate:
-    """Return 100 × mean score / mean reference score. Where every reference is 0 there is no ratio, and it is 0."""
+    """Return 100 × mean score / mean reference score, or 0 if every reference score is 0."""
     values = [sample.score.values for sample in samples]
     reference = sum(value["reference_score"] for value in values) / len(values)
     if reference == 0:
@@ -108,24 +114,37 @@ CAPABILITIES: Mapping[str, str] = {
     "spat": "spatial awareness",
     "math": "math",
 }
-"""As the dataset abbreviates them."""
+"""Keys are the dataset's abbreviations."""
 
-_MEME = "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland and Greenland are misleading. Despite its name, Iceland is known for its beautiful green landscapes, while Greenland is mostly covered in ice and snow. The meme is saying that the person has trust issues because the names of these countries do not accurately represent their landscapes. | "  # noqa: E501
+_MEME = (
+    "Can you explain this meme? | This meme is poking fun at the fact that the names of the countries Iceland and "
+    "Greenland are misleading. Despite its name, Iceland is known for its beautiful green landscapes, while Greenland "
+    "is mostly covered in ice and snow. The meme is saying that the person has trust issues because the names of these "
+    "countries do not accurately represent their landscapes. | "
+)
 _EQUATION = "What is x in the equation? | -1 <AND> -5 | "
 
 MM_VET_PROMPT = (
-    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in the ground truth "
-    "means it is totally right only when all elements in the ground truth are present in the prediction, and <OR> means it is totally "
-    "right when any one element in the ground truth is present in the prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, "
-    "0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 (totally right). Just complete the last space of the correctness score.\n"
+    "Compare the ground truth and prediction from AI models, to give a correctness score for the prediction. <AND> in "
+    "the ground truth "
+    "means it is totally right only when all elements in the ground truth are present in the prediction, and <OR> "
+    "means it is totally "
+    "right when any one element in the ground truth is present in the prediction. The correctness score is 0.0 "
+    "(totally wrong), 0.1, 0.2, "
+    "0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 (totally right). Just complete the last space of the correctness "
+    "score.\n"
     "gpt_query_prompt | Ground truth | Prediction | Correctness\n--- | --- | --- | ---\n"
     f"{_EQUATION}x = 3 | 0.0\n{_EQUATION}x = -1 | 0.5\n{_EQUATION}x = -5 | 0.5\n{_EQUATION}x = -5 or 5 | 0.5\n"
     f"{_EQUATION}x = -1 or x = -5 | 1.0\n"
-    f"{_MEME}The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not very icy and "
+    f"{_MEME}The meme talks about Iceland and Greenland. It's pointing out that despite their names, Iceland is not "
+    f"very icy and "
     "Greenland isn't very green. | 0.4\n"
-    f"{_MEME}The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, despite its name, "
-    "has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This is why I have trust issues' is a playful "
-    "way to suggest that these contradictions can lead to distrust or confusion. The humor in this meme is derived from the unexpected "
+    f"{_MEME}The meme is using humor to point out the misleading nature of Iceland's and Greenland's names. Iceland, "
+    f"despite its name, "
+    "has lush green landscapes while Greenland is mostly covered in ice and snow. The text 'This is why I have trust "
+    "issues' is a playful "
+    "way to suggest that these contradictions can lead to distrust or confusion. The humor in this meme is derived "
+    "from the unexpected "
     "contrast between the names of the countries and their actual physical characteristics. | 1.0\n"
 )
 """The few-shot prompt of MM-Vet's own evaluator (Yu et al. 2023, arXiv:2308.02490)."""
@@ -133,10 +152,10 @@ MM_VET_PROMPT = (
 
 @dataclass(frozen=True)
 class MmVet:
-    """Mean correctness in [0, 1], then for each capability a question needs, and for each combination of capabilities.
+    """Mean correctness in [0, 1], overall, per required capability, and per combination of capabilities.
 
-    `fields`: "question", as the dataset has it, and "capabilities". The published number is a mean over five runs of the judge;
-    this is one run, at temperature 0.
+    `fields["question"]` is the dataset's question, `fields["capabilities"]` its capabilities. The published number is a
+    mean over five runs of the judge; this is one run, at temperature 0.
     """
 
     name: str = "mmvet"

@@ -1,8 +1,8 @@
 """ActivityNet-QA and Video-ChatGPT: a judge compares an answer about a video with the reference.
 
-The prompts are those of Video-ChatGPT's own scripts (Maaz et al. 2023, arXiv:2306.05424, `quantitative_evaluation/`), in the words in
-which lmms-eval sends them; they define the scores, so their slips stay. Where a reply cannot be read, those count 0: here it is a
-judging failure. A score such as 4.8 counts as its integer part, as there.
+The prompts are those of Video-ChatGPT's own scripts (Maaz et al. 2023, arXiv:2306.05424, `quantitative_evaluation/`),
+in the wording that lmms-eval sends. They define the scores, so their mistakes are kept. Those scripts count an
+unreadable reply as 0; here it is a judging failure. As there, a score such as 4.8 counts as its integer part.
 """
 
 import re
@@ -16,12 +16,21 @@ from vila_eval.metrics.judged import JUDGE_MODEL, measures_with_units, messages,
 from vila_eval.task import Question
 
 MAX_TOKENS = 64
-"""Of a verdict."""
+"""Longest verdict."""
 
 _ROLE = "You are an intelligent chatbot designed for evaluating the {what} of generative outputs for {of}. "
-_TASK = "Your task is to compare the predicted answer with the correct answer and determine {whether}. Here's how you can accomplish the task:------##INSTRUCTIONS: "  # noqa: E501
-_PAIR = "Please evaluate the following video-based question-answer pair:\n\nQuestion: {question}\nCorrect Answer: {answer}\nPredicted Answer: {predicted}\n\n"  # noqa: E501
-_ONLY = "DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only provide the Python dictionary string. For example, your response should look like this: "  # noqa: E501
+_TASK = (
+    "Your task is to compare the predicted answer with the correct answer and determine {whether}. Here's how you can "
+    "accomplish the task:------##INSTRUCTIONS: "
+)
+_PAIR = (
+    "Please evaluate the following video-based question-answer pair:\n\nQuestion: {question}\nCorrect Answer: "
+    "{answer}\nPredicted Answer: {predicted}\n\n"
+)
+_ONLY = (
+    "DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only provide the Python dictionary string. For example, your "
+    "response should look like this: "
+)
 _SYNONYMS = "- Consider synonyms or paraphrases as valid matches.\n"
 
 
@@ -37,8 +46,10 @@ ACTIVITYNET_QA_SYSTEM = (
 )
 ACTIVITYNET_QA_USER = (
     _PAIR
-    + "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 indicating "
-    "the highest meaningful match. Please generate the response in the form of a Python dictionary string with keys 'pred' and 'score', "
+    + "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 "
+    "indicating "
+    "the highest meaningful match. Please generate the response in the form of a Python dictionary string with keys "
+    "'pred' and 'score', "
     "where value of 'pred' is  a string of 'yes' or 'no' and value of 'score' is in INTEGER, not STRING."
     + _ONLY
     + "{{'pred': 'yes', 'score': 4.8}}."
@@ -47,7 +58,10 @@ ACTIVITYNET_QA_USER = (
 
 @dataclass(frozen=True)
 class ActivityNetQa:
-    """Share of answers that the judge says match ("accuracy"), and how well, from 0 to 5 ("score"). `fields`: "question"."""
+    """Share of answers that the judge accepts ("accuracy"), and the quality of the match from 0 to 5 ("score").
+
+    `fields["question"]` is the question.
+    """
 
     name: str = "activitynetqa"
     judge_model: str = JUDGE_MODEL
@@ -81,14 +95,15 @@ def _user(what: str, quality: str, article: str = "") -> str:
     return (
         f"Provide your evaluation only as a {what} score where the {what} score is an integer value between 0 and 5, "
         f"with 5 indicating the highest level of {quality}. "
-        f"Please generate the response in the form of a Python dictionary string with keys 'score', where its value is {article}{what} "
+        f"Please generate the response in the form of a Python dictionary string with keys 'score', where its value is "
+        f"{article}{what} "
         f"score in INTEGER, not STRING.{_ONLY}{{{{''score': 4.8}}}}."
     )
 
 
 @dataclass(frozen=True)
 class Aspect:
-    """One of the five scores: how the judge is told and asked."""
+    """One of the five scores, with its judge prompts."""
 
     system: str
     user: str
@@ -98,7 +113,8 @@ ASPECTS = {
     "correctness": Aspect(
         _ROLE.format(what="factual accuracy", of="video-based question-answer pairs")
         + _TASK.format(whether="if they are factually consistent")
-        + "- Focus on the factual consistency between the predicted answer and the correct answer. The predicted answer should not "
+        + "- Focus on the factual consistency between the predicted answer and the correct answer. The predicted "
+        "answer should not "
         "contain any misinterpretations or misinformation.\n"
         "- The predicted answer must be factually accurate and align with the video content.\n"
         + _SYNONYMS
@@ -108,18 +124,22 @@ ASPECTS = {
     "detailed_orientation": Aspect(
         _ROLE.format(what="detail orientation", of="video-based question-answer pairs")
         + _TASK.format(whether="its level of detail, considering both completeness and specificity")
-        + "- Check if the predicted answer covers all major points from the video. The response should not leave out any key aspects.\n"
-        "- Evaluate whether the predicted answer includes specific details rather than just generic points. It should provide "
+        + "- Check if the predicted answer covers all major points from the video. The response should not leave out "
+        "any key aspects.\n"
+        "- Evaluate whether the predicted answer includes specific details rather than just generic points. It should "
+        "provide "
         "comprehensive information that is tied to specific elements of the video.\n"
         + _SYNONYMS
-        + "- Provide a single evaluation score that reflects the level of detail orientation of the prediction, considering both "
+        + "- Provide a single evaluation score that reflects the level of detail orientation of the prediction, "
+        "considering both "
         "completeness and specificity.",
         _PAIR + _user("detail orientation", "detail orientation", "the "),
     ),
     "context": Aspect(
         _ROLE.format(what="contextual understanding", of="video-based question-answer pairs")
         + _TASK.format(whether="if the generated response aligns with the overall context of the video content")
-        + "- Evaluate whether the predicted answer aligns with the overall context of the video content. It should not provide "
+        + "- Evaluate whether the predicted answer aligns with the overall context of the video content. It should not "
+        "provide "
         "information that is out of context or misaligned.\n"
         "- The predicted answer must capture the main themes and sentiments of the video.\n"
         + _SYNONYMS
@@ -129,7 +149,8 @@ ASPECTS = {
     "temporal": Aspect(
         _ROLE.format(what="temporal understanding", of="video-based question-answer pairs")
         + _TASK.format(whether="if they correctly reflect the temporal sequence of events in the video content")
-        + "- Focus on the temporal consistency between the predicted answer and the correct answer. The predicted answer should correctly "
+        + "- Focus on the temporal consistency between the predicted answer and the correct answer. The predicted "
+        "answer should correctly "
         "reflect the sequence of events or details as they are presented in the video content.\n"
         "- Consider synonyms or paraphrases as valid matches, but only if the temporal order is maintained.\n"
         "- Evaluate the temporal accuracy of the prediction compared to the answer.",
@@ -137,36 +158,43 @@ ASPECTS = {
     ),
     "consistency": Aspect(
         _ROLE.format(what="consistency", of="similar video-based question-answer pairs")
-        + "You will be given two very similar questions, a common answer common to both the questions and predicted answers for the two "
-        "questions .Your task is to compare the predicted answers for two very similar question, with a common correct answer and "
+        + "You will be given two very similar questions, a common answer common to both the questions and predicted "
+        "answers for the two "
+        "questions .Your task is to compare the predicted answers for two very similar question, with a common correct "
+        "answer and "
         "determine if they are consistent. Here's how you can accomplish the task:------##INSTRUCTIONS: "
-        "- Focus on the consistency between the two predicted answers and the correct answer. Both predicted answers should correspond to "
-        "the correct answer and to each other, and should not contain any contradictions or significant differences in the conveyed "
+        "- Focus on the consistency between the two predicted answers and the correct answer. Both predicted answers "
+        "should correspond to "
+        "the correct answer and to each other, and should not contain any contradictions or significant differences in "
+        "the conveyed "
         "information.\n"
-        "- Both predicted answers must be consistent with each other and the correct answer, in terms of the information they provide "
+        "- Both predicted answers must be consistent with each other and the correct answer, in terms of the "
+        "information they provide "
         "about the video content.\n"
-        "- Consider synonyms or paraphrases as valid matches, but only if they maintain the consistency in the conveyed information.\n"
+        "- Consider synonyms or paraphrases as valid matches, but only if they maintain the consistency in the "
+        "conveyed information.\n"
         "- Evaluate the consistency of the two predicted answers compared to the correct answer.",
-        "Please evaluate the following video-based question-answer pair:\n\nQuestion 1: {question}\nQuestion 2: {question2}\n"
-        "Correct Answer: {answer}\nPredicted Answer to Question 1: {predicted}\nPredicted Answer to Question 2: {predicted2}\n\n"
-        + _user("consistency", "consistency", "the "),
+        "Please evaluate the following video-based question-answer pair:\n\nQuestion 1: {question}\nQuestion 2: "
+        "{question2}\n"
+        "Correct Answer: {answer}\nPredicted Answer to Question 1: {predicted}\nPredicted Answer to Question 2: "
+        "{predicted2}\n\n" + _user("consistency", "consistency", "the "),
     ),
 }
 
 
 @dataclass(frozen=True)
 class VideoChatGpt:
-    """Five scores from 0 to 5, each over the questions that it is about; two answers make one score of consistency.
+    """Five scores from 0 to 5, each over its own questions; consistency takes two answers per score.
 
-    `fields`: "aspects", names of `ASPECTS` (none for the second question of a pair); "pair" ("<video>", which both questions of a
-    pair share) and "place" (1 or 2) where the aspect is consistency.
+    `fields`: "aspects", names from `ASPECTS` (empty for the second question of a pair); where the aspect is
+    consistency, also "pair" ("<video>", shared by both questions of a pair) and "place" (1 or 2).
     """
 
     name: str = "videochatgpt"
     judge_model: str = JUDGE_MODEL
 
     def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
-        """Give the first question of each pair the second question and its answer."""
+        """Attach to the first question of each pair the second question and its answer."""
         seconds: defaultdict[str, list[Answered]] = defaultdict(list)
         for sample in samples:
             if sample.question.fields.get("place") == 2:
@@ -210,7 +238,7 @@ def _with_partner(question: Question, seconds: Mapping[str, list[Answered]]) -> 
 
 
 def _alone(question: Question) -> bool:
-    """Tell whether this is a first question of a pair whose second was not asked."""
+    """Return whether this is the first question of a pair whose second was not asked."""
     return question.fields.get("place") == 1 and "partner" not in question.fields
 
 

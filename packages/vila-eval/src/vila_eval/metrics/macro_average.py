@@ -1,6 +1,6 @@
-"""Benchmarks whose headline is the mean of their parts' means, each part counting once however many samples it has.
+"""Macro averages: the mean of the means of groups, where each group counts once, whatever its size.
 
-G parts, n samples.
+G groups, n samples.
 """
 
 import math
@@ -13,19 +13,23 @@ from vila_eval.task import Question
 
 
 def macro_average(parts: Sequence[Estimate]) -> Estimate:
-    """Return the mean of the parts' means: sum(mean) / G, with the error sqrt(sum(error²)) / G of independent parts, n in all."""
+    """Return the mean of the groups' means, sum(mean) / G, over n samples in total.
+
+    The standard error is sqrt(sum(error²)) / G, for independent groups.
+    """
     error = math.sqrt(math.fsum(part.standard_error**2 for part in parts)) / len(parts)
     return Estimate(math.fsum(part.mean for part in parts) / len(parts), error, sum(part.n for part in parts))
 
 
 @dataclass(frozen=True)
 class MacroMetric:
-    """The mean of accuracies over the groups of one dimension, "average" (the headline); then the accuracy of all samples and of groups.
+    """Mean accuracy of the groups of one dimension, "average" (the headline); then accuracy, overall and by group.
 
     Attributes:
-        name: of the metric.
-        function: an answer and its question to a `Score` with the value "accuracy".
-        over: the dimension of `Question.groups`, which every question has. Groups without samples (`--limit`) do not count.
+        name: name of the metric.
+        function: maps an answer and its question to a `Score` with the value "accuracy".
+        over: the dimension of `Question.groups`, which every question has. Groups without samples (`--limit`) do not
+            count.
     """
 
     name: str

@@ -22,15 +22,15 @@ ABILITY_OF_TYPE = {
     "Key Information Extraction": "Key Information Extraction",
     "Handwritten Mathematical Expression Recognition": "Handwritten Mathematical Expression Recognition",
 }
-"""The five parts of the published score, by the question types of the dataset."""
+"""The five parts of the published score, by question type."""
 
 
 def ocrbench_match(prediction: str, references: str | list[str] | tuple[str, ...], dataset: str) -> float:
-    """1.0 if one of `references` stands in `prediction`, inside words too, else 0.0.
+    """Return 1.0 if `prediction` contains one of `references`, inside words too, else 0.0.
 
-    Outer whitespace is dropped and line breaks count as spaces. Case does not matter, but for formulas (`dataset` "HME100k"):
-    there case matters and spaces do not. Source: `example.py` of Yuliang-Liu/MultimodalOCR, as in lmms-eval. Raises
-    `ConfigError` without references.
+    Outer white space is stripped, and line breaks count as spaces. Case is ignored, except for formulas (`dataset`
+    "HME100k"), where case counts and spaces do not. Source: `example.py` of Yuliang-Liu/MultimodalOCR, as in lmms-eval.
+    Raises `ConfigError` without references.
     """
 
     def tidy(text: str) -> str:
@@ -43,7 +43,7 @@ def ocrbench_match(prediction: str, references: str | list[str] | tuple[str, ...
 
 @dataclass(frozen=True)
 class OcrBenchMetric:
-    """OCRBench: accuracy (the headline) in all and by group, and the published score, the number of right answers out of 1000.
+    """OCRBench: accuracy (the headline), overall and by group, and the published score, right answers out of 1000.
 
     `Question.fields["dataset"]` names the source of the sample.
     """

@@ -1,6 +1,7 @@
-"""Captions scored as they stand: BLEU, ROUGE-L and CIDEr of COCO's scorers on words split at spaces, case and punctuation kept.
+"""Captions scored without tokenization: BLEU, ROUGE-L and CIDEr on words split at spaces, with case and punctuation.
 
-COCO tokenizes first (`vila_eval.metrics.captions`). The reference does not, for PathVQA and WidgetCap, so "Red." is not "red" there.
+COCO tokenizes first (`vila_eval.metrics.captions`). For PathVQA and WidgetCap VILA does not, so "Red." differs from
+"red" there.
 """
 
 from collections.abc import Sequence
@@ -12,11 +13,11 @@ from vila_eval.metrics.inputs import require_answers, require_text
 from vila_eval.task import Question
 
 NOTHING = "dummy text"
-"""Stands for an empty answer, as in the reference; it matters to the lengths that BLEU compares."""
+"""Replaces an empty answer, as in VILA; it affects the lengths that BLEU compares."""
 
 
 def measure_raw_captions(samples: Sequence[Scored], measures: Sequence[str]) -> list[Measure]:
-    """Return measures, times 100, of all samples as one corpus. `Question.answer` is a reference or several.
+    """Return the measures, times 100, of all samples as one corpus. `Question.answer` is one reference or several.
 
     Raises `MissingDependencyError` without pycocoevalcap.
     """
@@ -30,7 +31,7 @@ def measure_raw_captions(samples: Sequence[Scored], measures: Sequence[str]) -> 
 
 @dataclass(frozen=True)
 class RawCaptionMetric:
-    """`measure_raw_captions` of all answers; one by itself has no score, for document frequencies and lengths are the corpus's."""
+    """`measure_raw_captions` of all answers. A single answer has no score: frequencies and lengths are the corpus's."""
 
     name: str
     measures: tuple[str, ...]

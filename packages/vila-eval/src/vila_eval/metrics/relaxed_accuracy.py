@@ -1,4 +1,4 @@
-"""ChartQA's relaxed accuracy: as published, and a strict variant. Two metrics; a report holds one or the other by name."""
+"""ChartQA's relaxed accuracy, as two separate metrics: as published, and a strict variant."""
 
 import math
 import re
@@ -15,14 +15,15 @@ _YEARS = range(1800, 2101)
 
 
 def relaxed_accuracy(prediction: str, target: str, tolerance: float = 0.05) -> float:
-    """1.0 if |prediction - target| / |target| <= `tolerance` for numbers, or if the texts are equal but for case; else 0.0.
+    """Return 1.0 if |prediction - target| / |target| <= `tolerance`, or if texts are equal ignoring case; else 0.0.
 
-    A number is what `float()` takes; a final "%" divides it by 100. Kept as published, so that scores compare: with a
-    target of 0 the texts are compared ("0.0" is not "0"), "5" is not "5%", "1,000" is not "1000", and 2013 is right for
-    2010. `strict_relaxed_accuracy` does otherwise.
+    A number is anything that `float()` accepts; a final "%" divides it by 100. The published rules are kept, so that
+    scores
+    compare: with a target of 0 the texts are compared ("0.0" is not "0"), "5" is not "5%", "1,000" is not "1000", and
+    2013 is right for 2010. `strict_relaxed_accuracy` handles these differently.
 
-    Source: Masry et al. 2022 (arXiv 2203.10244), section 5.1; `relaxed_correctness` of google-research/pix2struct, which
-    Qwen-VL and lmms-eval use. Raises `ConfigError` for a `tolerance` that is negative or not finite.
+    Source: Masry et al. 2022 (arXiv 2203.10244), section 5.1; `relaxed_correctness` of google-research/pix2struct,
+    which Qwen-VL and lmms-eval use. Raises `ConfigError` for a `tolerance` that is negative or not finite.
     """
     _check(tolerance)
     number, expected = (
@@ -42,17 +43,17 @@ def _published_number(text: str) -> float | None:
 
 
 def strict_relaxed_accuracy(prediction: str, target: str, tolerance: float = 0.05) -> float:
-    """1.0 if `prediction` is right for `target` by the first of these rules that applies, else 0.0.
+    """Return 1.0 if `prediction` is right by the first of these rules that applies to `target`, else 0.0.
 
-    1. Years: for a target of just four digits, from 1800 to 2100, the number must be equal. A count such as "2010" falls
-       under this rule too: without the question they cannot be told apart.
-    2. Numbers: |prediction - target| <= `tolerance` * |target|, computed in decimal, so 1.05 is right for 1. A target of 0
-       takes 0 in any spelling ("0.0", "-0", "0%").
-    3. Otherwise the texts must be equal, blind to case, a final period and how much whitespace there is.
+    1. Years: for a target of exactly four digits, from 1800 to 2100, the number must be equal. This also applies to a
+       count such as "2010", which cannot be told from a year without the question.
+    2. Numbers: |prediction - target| <= `tolerance` * |target|, computed in decimal, so 1.05 is right for 1. A target
+       of 0 accepts 0 in any spelling ("0.0", "-0", "0%").
+    3. Otherwise the texts must be equal, ignoring case, a final period and the amount of white space.
 
-    A number has an optional sign, digits with or without "," between thousands, an optional fraction and an optional "%",
-    which is a unit and scales nothing: "5%" is 5 and not 0.05. "1,00", "nan", "1_000", "1e3" and "$5" are text.
-    Ours, not published: never compare its scores with those of `relaxed_accuracy`.
+    A number has an optional sign, digits with or without "," between thousands, an optional fraction and an optional
+    "%", which is a unit and does not scale: "5%" is 5, not 0.05. "1,00", "nan", "1_000", "1e3" and "$5" are text. This
+    metric is our own: do not compare its scores with those of `relaxed_accuracy`.
     Raises `ConfigError` for a `tolerance` that is negative or not finite.
     """
     _check(tolerance)
@@ -96,4 +97,4 @@ STRICT_RELAXED_ACCURACY = MeanMetric(
     "strict_relaxed_accuracy", lambda answer, question: strict_relaxed_accuracy(answer.strip(), question.answer)
 )
 CHARTQA = MeanMetric("chartqa", _score_both)
-"""Both, each under its own name; the published one is the headline."""
+"""Both variants under their own names; the published one is the headline."""

@@ -1,4 +1,4 @@
-"""Words that an answer shares with the reference: PathVQA's two scores, as LLaVA-Med and the reference compute them."""
+"""PathVQA's two scores: words shared by the answer and the reference, as LLaVA-Med and VILA compute them."""
 
 import re
 from collections import Counter
@@ -21,17 +21,21 @@ _SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (10**3,
 
 
 def count_words(text: str) -> Counter[str]:
-    """Return the words of a text with their numbers of occurrences.
+    """Return the words of a text with their counts.
 
-    Whole numbers are spelled ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted ("twentyone"), also
-    line breaks, and what is left is lower-cased. Source: `split_sentence` of `llava/eval/pathvqa.py` in NVlabs/VILA.
+    Whole numbers are spelled out ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted
+    ("twentyone"), line breaks too, and the rest is lower-cased. Source: `split_sentence` of `llava/eval/pathvqa.py` in
+    NVlabs/VILA.
     """
     spelled = _WHOLE_NUMBER.sub(lambda found: spell_number(int(found[0])), require_text(text, "text"))
     return Counter(_NOT_LETTERS.sub("", spelled).lower().split())
 
 
 def spell_number(number: int) -> str:
-    """Return a whole number from 0 on in British words, as the package num2words: 1105 is "one thousand, one hundred and five"."""
+    """Spell a non-negative whole number in British English: 1105 is "one thousand, one hundred and five".
+
+    Source: the package num2words.
+    """
     if number < 20:
         return _SMALL[number]
     if number < 100:
@@ -46,18 +50,19 @@ def spell_number(number: int) -> str:
 
 
 def word_exact_match(answer: str, reference: str) -> float:
-    """Share of the answer's words that are words of the reference, each counted once: different words of both / words of the answer.
+    """Return the number of distinct words shared with the reference / the number of words of the answer.
 
-    Called "exact match" by LLaVA-Med: "yes" for "yes" is 1, "yes it is" is 1/3. No words score 0.
+    LLaVA-Med calls this "exact match": "yes" for "yes" is 1, "yes it is" is 1/3. An answer without words scores 0.
     """
     said, expected = count_words(answer), count_words(reference)
     return len(said.keys() & expected.keys()) / said.total() if said else 0.0
 
 
 def word_f1(answer: str, reference: str) -> float:
-    """F1 = 2PR / (P + R) of words: hits are the answer's occurrences of reference words, misses the reference's other occurrences.
+    """Return F1 = 2PR / (P + R) of words, 0 if there are none or none in common.
 
-    P = hits / words of the answer, R = hits / (hits + misses). No words, or none in common, score 0.
+    P = hits / words of the answer, R = hits / (hits + misses): hits are occurrences of reference words in the answer,
+    misses are occurrences of the other words in the reference.
     """
     said, expected = count_words(answer), count_words(reference)
     hits = sum(count for word, count in said.items() if word in expected)
@@ -75,7 +80,7 @@ WORD_OVERLAP = MeanMetric("word_overlap", _score)
 
 @dataclass(frozen=True)
 class PathVqaMetric:
-    """PathVQA: "exact match" and F1 over words, in all and by group, and BLEU-1 to 3 of the free-form answers."""
+    """PathVQA: "exact match" and F1 over words, overall and by group, and BLEU-1 to 3 of the free-form answers."""
 
     name: str = "pathvqa"
 

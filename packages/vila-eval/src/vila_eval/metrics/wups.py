@@ -1,7 +1,7 @@
-"""WUPS (Malinowski and Fritz 2014, arXiv:1410.0210), as NExT-QA takes it: how near the words of an answer are to those expected.
+"""WUPS (Malinowski and Fritz 2014, arXiv:1410.0210), as NExT-QA uses it: similarity of words of answer and reference.
 
-Nearness is Wu and Palmer's, in WordNet's tree of meanings: 2 * depth(nearest common ancestor) / (depth(a) + depth(b)), of the first
-meaning of each word. Words and their base forms come from NLTK (`vila-eval[wups]`) and its data.
+The similarity is Wu and Palmer's, in WordNet's hierarchy: 2 * depth(nearest common ancestor) / (depth(a) + depth(b)),
+for the first meaning of each word. Words and their base forms come from NLTK (`vila-eval[wups]`) and its data.
 """
 
 from collections.abc import Sequence
@@ -16,47 +16,49 @@ from vila_eval.task import Question
 
 NLTK_DATA = ("wordnet", "punkt_tab", "averaged_perceptron_tagger_eng")
 EXACT_KINDS = ("DB", "DC")
-"""Yes-or-no and counting questions: right or wrong, no WordNet."""
+"""Yes-or-no and counting questions: right or wrong, without WordNet."""
 
-# NLTK's English stop words of 2018 without "no", "nor" and "not", which NExT-QA's answers need.
+# NLTK's English stop words of 2018, except "no", "nor" and "not", which matter in NExT-QA's answers.
 _STOP_WORDS = """
-    i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his himself she she's
-    her hers herself it it's its itself they them their theirs themselves what which who whom this that that'll these those am is are
-    was were be been being have has had having do does did doing a an the and but if or because as until while to from of at for with
-    about into through during again further then here there when where why how all any each most other some such only own so than too
-    very s t can will just don don't should should've now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't
-    hadn hadn't hasn hasn't haven haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn
-    wasn't weren weren't won won't wouldn wouldn't
+    i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
+    himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
+    that that'll these those am is are was were be been being have has had having do does did doing a an the and but
+    if or because as until while to from of at for with about into through during again further then here there when
+    where why how all any each most other some such only own so than too very s t can will just don don't should
+    should've now d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn hasn't
+    haven haven't isn isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't
+    weren weren't won won't wouldn wouldn't
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class Lexicon(Protocol):
-    """What WUPS needs to know of words."""
+    """Word knowledge that WUPS needs."""
 
     def tokens(self, text: str) -> list[str]:
         """Split a text into words and punctuation marks."""
         ...
 
     def lemmas(self, text: str) -> list[str]:
-        """Return the base forms of a text's tokens, lower case."""
+        """Return the base forms of a text's tokens, in lower case."""
         ...
 
     def similarity(self, a: str, b: str) -> float:
-        """Return Wu and Palmer's similarity of the first meanings of two words, in [0, 1]; 0 where one is unknown."""
+        """Return the Wu-Palmer similarity of the first meanings of two words, in [0, 1]; 0 if one is unknown."""
         ...
 
 
 def content_words(text: str, lexicon: Lexicon) -> str:
-    """Return the base forms of a text's words, stop words left out, one space between them."""
+    """Return the base forms of a text's words without stop words, joined by spaces."""
     return " ".join(lemma for lemma in lexicon.lemmas(text) if lemma not in STOP_WORDS)
 
 
 def wups(prediction: str, reference: str, threshold: float, lexicon: Lexicon) -> float:
-    """Return the smaller of both directions' products, over a text's words, of the highest similarity to a word of the other; in [0, 1].
+    """Return the smaller of two products, one per direction, in [0, 1].
 
-    Equal words have 1; a similarity below `threshold` counts a tenth. A word that is like none of the other text is left out of the
-    product, and a text of such words alone has 0. Texts are those of `content_words`.
+    Each product is over the words of one text, of their highest similarity to a word of the other text. Equal words
+    have similarity 1; a similarity below `threshold` is divided by ten. Words with no similarity to any word of the
+    other text are left out; a text of only such words has product 0. Texts are those of `content_words`.
     Source: `metrics.py` of github.com/doc-doc/NExT-OE (commit 1456716).
     """
     said, expected = lexicon.tokens(prediction), lexicon.tokens(reference)
@@ -80,8 +82,9 @@ def _similarity(a: str, b: str, threshold: float, lexicon: Lexicon) -> float:
 
 
 class NltkLexicon:
-    """Base forms as pywsd's `lemmatize_sentence` finds them, which NExT-OE takes: tagged, looked up in WordNet, else stemmed.
+    """WordNet through NLTK. Base forms are found as in pywsd's `lemmatize_sentence`, which NExT-OE uses.
 
+    A word is tagged, then looked up in WordNet, or else stemmed.
     Raises `MissingDependencyError` without NLTK, and `DataError` without its data.
     """
 
@@ -131,7 +134,7 @@ def _part_of_speech(tag: str) -> str | None:
 
 @lru_cache
 def lexicon_named(name: Literal["wordnet", "miniature"]) -> Lexicon:
-    """Return WordNet, or the few words that come with the miniature of NExT-QA, for which nothing needs to be installed."""
+    """Return WordNet, or the small lexicon of NExT-QA's fixture, which needs no installation."""
     if name == "wordnet":
         return NltkLexicon()
     if name != "miniature":
@@ -142,11 +145,11 @@ def lexicon_named(name: Literal["wordnet", "miniature"]) -> Lexicon:
 
 
 def nextqa_score(answer: str, question: Question) -> Score:
-    """Score an open answer: "wups" and "wups_0.9" (thresholds 0 and 0.9), the higher of those to each reference.
+    """Score an open answer: "wups" and "wups_0.9" (thresholds 0 and 0.9), each the highest over the references.
 
-    `Question.answer` is one or several references, `groups["type"]` NExT-QA's type and `fields["lexicon"]` a `lexicon_named`. For the
-    types DB and DC it is 1 where the content words are those of a reference, else 0. lmms-eval takes 0 for both thresholds of a second
-    reference; NExT-OE, and this, do not.
+    `Question.answer` is one reference or several, `groups["type"]` NExT-QA's type and `fields["lexicon"]` a name for
+    `lexicon_named`. For the types DB and DC the score is 1 if the content words equal those of a reference, else 0. For
+    a second reference lmms-eval uses threshold 0 for both values; NExT-OE and this metric do not.
     """
     lexicon = lexicon_named(question.fields["lexicon"])
     said = content_words(require_text(answer, "answer"), lexicon)
@@ -159,4 +162,4 @@ def nextqa_score(answer: str, question: Question) -> Score:
 
 
 WUPS = MeanMetric("wups", nextqa_score)
-"""`nextqa_score`, in all and by group."""
+"""`nextqa_score`, overall and by group."""

@@ -30,7 +30,7 @@ MME_COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_transla
 
 
 def first_word_yes_no(reply: str) -> YesNo | None:
-    """Return "yes" or "no" if that is the first word of `reply`, whatever its case and punctuation, else None."""
+    """Return "yes" or "no" if that is the first word of `reply`, ignoring case and punctuation, else None."""
     word = re.search(r"[^\W_]+", require_text(reply, "reply"))
     return _yes_no(word[0]) if word else None
 
@@ -49,7 +49,7 @@ def _label(text: str) -> YesNo:
 
 @dataclass(frozen=True)
 class PopeScores:
-    """All in [0, 1]. `yes_ratio` and `parse_failure_rate` are shares of the replies; a ratio of nothing to nothing is 0."""
+    """POPE's scores, in [0, 1]. `yes_ratio` and `parse_failure_rate` are shares of the replies; 0 / 0 counts as 0."""
 
     accuracy: float
     precision: float
@@ -60,19 +60,19 @@ class PopeScores:
 
 
 def pope_scores(predictions: Sequence[str], labels: Sequence[str]) -> PopeScores:
-    """Score replies against yes/no labels, "yes" being the positive class.
+    """Score replies against yes/no labels; "yes" is the positive class.
 
-    accuracy = right / all, precision = TP / (TP + FP), recall = TP / labels that say yes, F1 = 2PR / (P + R),
-    yes-ratio = replies that say yes / all. Replies are read by `first_word_yes_no`. One that says neither is wrong, missed
-    if the label is yes, and no false alarm. POPE's own script takes it for a yes; lmms-eval leaves it out of recall, and
-    reports the labels' yes-ratio as if it were the model's.
+    accuracy = right / all, precision = TP / (TP + FP), recall = TP / labels that are yes, F1 = 2PR / (P + R), yes-ratio
+    = replies that say yes / all. Replies are read by `first_word_yes_no`. A reply that says neither is wrong: a miss if
+    the label is yes, but not a false positive. POPE's own script counts it as yes; lmms-eval leaves it out of recall,
+    and reports the labels' yes-ratio as the model's.
 
     Source: Li et al. 2023 (arXiv 2305.10355) and `evaluate.py` of RUCAIBox/POPE. Raises `ConfigError` for no samples,
-    unequal counts, or a label that is neither.
+    unequal counts, or a label that is neither yes nor no.
     """
     if not labels or len(predictions) != len(labels):
         raise ConfigError(
-            f"POPE got {len(predictions)} replies and {len(labels)} labels; expected as many of each, at least one."
+            f"POPE got {len(predictions)} replies and {len(labels)} labels; expected equally many, at least one."
         )
     pairs = [(first_word_yes_no(reply), _label(label)) for reply, label in zip(predictions, labels, strict=True)]
     said_yes = sum(said == "yes" for said, _ in pairs)
@@ -93,10 +93,11 @@ def _ratio(part: int, whole: int) -> float:
 
 
 def mme_yes_no(reply: str) -> YesNo | None:
-    """Return what MME reads in `reply`: lower-cased, stripped, without ".", the whole reply or what is in its first four characters.
+    """Return "yes" or "no" as MME reads `reply`, or None: the whole reply, or what its first four characters contain.
 
-    "y" and "n" count alone; among the first four characters "yes" goes before "no", so "not sure" is a no and "I say yes" is
-    None. Source: `parse_pred_ans` of lmms-eval, which is MME's `calculation.py` but for the one-letter answers and periods.
+    The reply is lower-cased and stripped, and "." is removed. "y" and "n" count as whole replies. Among the first four
+    characters "yes" goes before "no", so "not sure" is a no and "I say yes" is None. Source: `parse_pred_ans` of
+    lmms-eval, which equals MME's `calculation.py` except for the one-letter answers and periods.
     """
     reply = require_text(reply, "reply").lower().strip().replace(".", "")
     start = reply[:4]
@@ -118,7 +119,7 @@ class MmeAnswer:
 
 @dataclass(frozen=True)
 class MmeCategory:
-    """`accuracy` over questions and `accuracy_plus` over pairs with both right, each in [0, 1]."""
+    """`accuracy` over questions, and `accuracy_plus` over pairs with both right, each in [0, 1]."""
 
     accuracy: float
     accuracy_plus: float
@@ -131,7 +132,7 @@ class MmeCategory:
 
 @dataclass(frozen=True)
 class MmeScores:
-    """Scores by category, in MME's order; a category without samples is left out and adds nothing to the sums."""
+    """Scores by category, in MME's order. A category without samples is absent and adds nothing to the sums."""
 
     categories: dict[str, MmeCategory]
 
@@ -147,18 +148,18 @@ class MmeScores:
 
     @property
     def missing_categories(self) -> tuple[str, ...]:
-        """Categories without samples: unless there is none, the sums are not comparable with published ones."""
+        """Categories without samples. If there are any, the sums are not comparable with published ones."""
         return tuple(name for name in (*MME_PERCEPTION, *MME_COGNITION) if name not in self.categories)
 
 
 def mme_scores(answers: Iterable[MmeAnswer]) -> MmeScores:
-    """Score MME: per category 100 * (accuracy + accuracy+), summed over the perception and over the cognition categories.
+    """Score MME: 100 * (accuracy + accuracy+) per category, summed over perception and over cognition categories.
 
     accuracy = right / questions, accuracy+ = pairs with both right / pairs. Replies are read by `mme_yes_no`; one that
     says neither is wrong. Source: Fu et al. 2023 (arXiv 2306.13394), section 2.3.
 
     Raises `ConfigError` for no answers, an unknown category, a label that is neither yes nor no, or an image without
-    exactly two questions (the message names the missing partner).
+    exactly two questions (the message names the missing one).
     """
     pairs: dict[tuple[str, str], list[MmeAnswer]] = {}
     for answer in answers:
@@ -167,7 +168,7 @@ def mme_scores(answers: Iterable[MmeAnswer]) -> MmeScores:
         pairs.setdefault((answer.category, answer.pair), []).append(answer)
     if not pairs:
         raise ConfigError("MME got no answers; expected two for each image.")
-    right: dict[str, list[int]] = {}  # category -> how many of 2 were right, for each pair
+    right: dict[str, list[int]] = {}  # category -> number of right answers (0 to 2) of each pair
     for (category, _), questions in pairs.items():
         _check_pair(questions)
         right.setdefault(category, []).append(
@@ -198,7 +199,7 @@ def _check_pair(questions: Sequence[MmeAnswer]) -> None:
 
 @dataclass(frozen=True)
 class PopeMetric:
-    """POPE: accuracy (the headline), precision, recall, F1 and the share of replies that say yes; in all and by category."""
+    """POPE: accuracy (the headline), precision, recall, F1 and the share of yes replies; overall and by category."""
 
     name: str = "pope"
 
@@ -226,12 +227,12 @@ class PopeMetric:
 
 @dataclass(frozen=True)
 class MmeMetric:
-    """MME: points for perception (the headline) and cognition, and for each category; see `mme_scores`.
+    """MME: points for perception (the headline), cognition, and each category; see `mme_scores`.
 
-    A question gives its category in `groups["category"]` and what it shares with its partner as the `cluster`. A category's
-    points are the mean over its pairs: 200 for one with both right, 50 for one with one right. Sample sizes count pairs, and the
-    errors of the categories add in squares. A sum over only some of its categories (a small `--limit`) is no score to publish;
-    one over none is left out.
+    A question's category is `groups["category"]`; both questions of a pair share their `cluster`. A category's points
+    are the mean over its pairs: 200 for a pair with both right, 50 with one right. Sample sizes count pairs, and the
+    squared errors of the categories add up. A sum over only some of its categories (a small `--limit`) is not
+    comparable with published scores; a sum over none is left out.
     """
 
     name: str = "mme"
@@ -266,7 +267,7 @@ def _mme_answer(sample: Scored) -> MmeAnswer:
 
 
 def _mme_points(samples: Sequence[Scored], category: str) -> Estimate:
-    """A category's points as the mean over its pairs of 100 * (share right + whether both are)."""
+    """Return a category's points: the mean over its pairs of 100 * (share right + whether both are right)."""
     right: dict[str | None, float] = {}
     for sample in samples:
         if sample.question.groups["category"] == category:

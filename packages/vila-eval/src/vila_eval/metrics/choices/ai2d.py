@@ -1,4 +1,4 @@
-"""AI2D: exact match after removing what follows a letter such as "B.". Source: `flexible-extract` of AI2D in lmms-eval."""
+"""AI2D: exact match of the leading letter. Source: `flexible-extract` of AI2D in lmms-eval."""
 
 import re
 
@@ -11,7 +11,7 @@ _LEADING_LETTER = re.compile(r"\s*([A-Z])\.")
 
 
 def extract_leading_letter(answer: str) -> str:
-    """Return the capital letter before a full stop at the start of `answer` ("B. a cat" gives "B"), else `answer` itself.
+    """Return the capital before a full stop at the start of `answer` ("B. a cat" gives "B"), else `answer` itself.
 
     Only white space may come before it: "B", "(B)" and "b." are returned unchanged.
     """

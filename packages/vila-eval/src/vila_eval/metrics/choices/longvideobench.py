@@ -12,7 +12,7 @@ _PREFIXES = (
 
 
 def extract_longvideobench_choice(answer: str) -> str | None:
-    """Return the first of the capitals A to E, even inside a word, after deleting openings such as "The best answer is".
+    """Return the first of the capitals A to E, even inside a word, after deleting "The best answer is" and the like.
 
     "Answer: B" gives "A". lmms-eval guesses at random where this returns None.
     """

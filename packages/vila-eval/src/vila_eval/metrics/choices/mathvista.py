@@ -2,8 +2,8 @@
 
 The published protocol asks GPT-4 to extract the answer from a reply that no rule can read. No model is asked here: such
 a reply is normalized as it is, and counted as unread if that finds nothing. The benchmark's instructions ask for the
-bare answer, so a model that follows them scores the same. A model that explains itself scores lower than with GPT-4, and
-its share of unread answers shows it.
+bare answer, so a model that follows them scores the same. A model that explains itself scores lower than with GPT-4,
+and its share of unread answers shows it.
 
 Source: `evaluation/extract_answer.py` and `calculate_score.py` of github.com/lupantech/MathVista, which VILA copies.
 """
@@ -44,7 +44,12 @@ def extract_quickly(reply: str, choices: Sequence[str], answer_type: str) -> str
 
 @dataclass(frozen=True)
 class NormalizedAnswer:
-    """The text to compare with the reference (None if a number was expected and not found); `unread`: why it was not read."""
+    """An answer in the form of the references.
+
+    Attributes:
+        text: the text to compare; None if a number was expected and not found.
+        unread: why the reply could not be read, or None.
+    """
 
     text: str | None
     unread: str | None = None

@@ -106,7 +106,8 @@ def normalize(text: str) -> list[str | float]:
 def extract_numbers(text: str) -> list[str]:
     """Return the numbers in `text` as written: first those with commas, then those with exponents, then plain ones.
 
-    Follows the official `extract_numbers`: "1,234 or 5e3 or -.5" -> ["1,234", "5e3", "-.5"]. Raises: ConfigError when not text.
+    Follows the official `extract_numbers`: "1,234 or 5e3 or -.5" -> ["1,234", "5e3", "-.5"].
+    Raises: ConfigError when `text` is not text.
     """
     source = require_text(text, "text with numbers")
     return [number for form in _NUMBER_FORMS for number in re.findall(form, source)]
