@@ -1,4 +1,4 @@
-"""A network of a few thousand parameters, and the embedded model's tokenizer."""
+"""Fixtures: a network with a few thousand parameters, and the tokenizer of the embedded model."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""`vila-train`, and what the plugin registers."""
+"""The commands of `vila-train`, and its plugin."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ from vila_train.tiny.training import TinyOptions, train_tiny
 from vila_train.tiny.world import make_sample
 
 
-def test_world_draws_a_sheet(tmp_path: Path) -> None:
+def test_world_draws_a_contact_sheet(tmp_path: Path) -> None:
     result = CliRunner().invoke(
         app, ["world", "--sheet", str(tmp_path / "world.png"), "--samples", "1", "--split", "test"]
     )
@@ -28,7 +28,7 @@ def test_world_draws_a_sheet(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "world.png").width == 1260
 
 
-def test_an_unknown_split_is_named(tmp_path: Path) -> None:
+def test_an_unknown_split_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["world", "--sheet", str(tmp_path / "world.png"), "--split", "tset"])
     assert isinstance(result.exception, ConfigError)
     assert "Did you mean 'test'?" in str(result.exception)
@@ -56,7 +56,7 @@ def test_report_prints_scores_by_task_and_kind(tmp_path: Path) -> None:
     assert (tmp_path / "sheet.png").exists()
 
 
-def test_the_plugin_registers_without_torch() -> None:
+def test_the_plugin_registers_without_importing_torch() -> None:
     code = (
         "import sys, vila_train.plugin as p; p.vila_datasets(); p.vila_commands();"
         "print('torch' in sys.modules, 'PIL' in sys.modules)"
@@ -84,13 +84,13 @@ def test_the_drawn_world_is_a_dataset() -> None:
         dataset.sample("test", "attribute", -1)
 
 
-def test_scores_carry_their_standard_error() -> None:
+def test_scores_have_a_standard_error() -> None:
     assert Score(80, 100).standard_error == pytest.approx(0.04)
     assert "| count | 80.0 % | 4.0 | 100 |" in table({"count": Score(80, 100)})
 
 
-def test_the_whole_command_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All four stages, one step each, then a checkpoint that loads and answers."""
+def test_training_runs_all_stages_and_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All stages, one step each, give a checkpoint that loads and answers."""
     one = {"caption_things": 1}
     stages = tuple(stage.model_copy(update={"steps": 1, "draws": (Draw(counts=one),)}) for stage in tiny_stages())
     for name in ("TASKS", "TESTS"):

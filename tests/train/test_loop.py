@@ -1,4 +1,4 @@
-"""The loop: it learns, freezes what a stage freezes, and repeats itself."""
+"""The training loop: loss, freezing, determinism, resuming and logging."""
 
 import json
 from collections.abc import Callable
@@ -34,16 +34,14 @@ def losses(stage: Stage, steps: int) -> list[float]:
     return [stage.advance()[0].item() for _ in range(steps)]
 
 
-def test_the_loss_falls(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
+def test_the_loss_decreases(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
     seen = losses(Stage(new_micro_network(), micro_stage(steps=80, learning_rate=1e-2), micro_pools, seed=0), 80)
-    assert seen[0] == pytest.approx(torch.tensor(1024.0).log().item(), rel=0.05), (
-        "it begins knowing nothing of 1024 tokens"
-    )
+    assert seen[0] == pytest.approx(torch.tensor(1024.0).log().item(), rel=0.05), "uniform over 1024 tokens"
     assert sum(seen[-5:]) / 5 < 0.4 * seen[0]
 
 
 @pytest.mark.parametrize("config", tiny_stages(), ids=lambda config: config.name)
-def test_a_stage_changes_what_it_tunes_and_nothing_else(
+def test_a_stage_changes_only_the_parts_that_it_tunes(
     config: StageConfig, new_micro_network: Build, micro_pools: dict[str, Pool]
 ) -> None:
     tuned = {
@@ -63,7 +61,7 @@ def test_a_stage_changes_what_it_tunes_and_nothing_else(
     assert changed == {part for part, is_tuned in tuned.items() if is_tuned}
 
 
-def test_the_first_stage_tunes_everything_because_nothing_is_trained_yet() -> None:
+def test_the_stages_freeze_the_same_parts_as_nvila_after_the_first() -> None:
     align, stage1_5, pretrain, *sft = tiny_stages()
     assert (align.tune_vision_tower, align.tune_projector, align.tune_language_model) == (True, True, True)
     assert (stage1_5.tune_vision_tower, stage1_5.tune_projector, stage1_5.tune_language_model) == (True, True, False)
@@ -71,27 +69,25 @@ def test_the_first_stage_tunes_everything_because_nothing_is_trained_yet() -> No
     assert {(one.tune_vision_tower, one.tune_projector, one.tune_language_model) for one in sft} == {(True, True, True)}
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(
-    new_micro_network: Build, micro_pools: dict[str, Pool]
-) -> None:
+def test_losses_depend_only_on_the_seed(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
     runs = [losses(Stage(new_micro_network(), micro_stage(), micro_pools, seed=seed), 4) for seed in (0, 0, 1)]
     assert runs[0] == runs[1]
     assert runs[0] != runs[2]
 
 
-def test_a_resumed_stage_goes_on_as_if_never_stopped(
+def test_a_resumed_stage_gives_the_losses_of_an_uninterrupted_one(
     new_micro_network: Build, micro_pools: dict[str, Pool], tmp_path: Path
 ) -> None:
-    whole = losses(Stage(new_micro_network(), micro_stage(), micro_pools, seed=0), 6)
-    stopped = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
-    first = losses(stopped, 3)
-    stopped.save(tmp_path / "state.pt")
-    again = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
-    again.resume(tmp_path / "state.pt")
-    assert first + losses(again, 3) == whole
+    uninterrupted = losses(Stage(new_micro_network(), micro_stage(), micro_pools, seed=0), 6)
+    interrupted = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
+    first = losses(interrupted, 3)
+    interrupted.save(tmp_path / "state.pt")
+    resumed = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
+    resumed.resume(tmp_path / "state.pt")
+    assert first + losses(resumed, 3) == uninterrupted
 
 
-def test_the_rate_warms_up_and_falls_to_zero() -> None:
+def test_the_learning_rate_warms_up_and_decays_to_zero() -> None:
     config = micro_stage(steps=1000, learning_rate=2.0, warmup_ratio=0.03)
     rates = [learning_rate(config, step) for step in range(1000)]
     assert rates[0] == pytest.approx(2 / 30)
@@ -111,7 +107,7 @@ def test_run_stage_logs_and_evaluates(new_micro_network: Build, micro_pools: dic
     assert json.loads(json.dumps(records)) == records
 
 
-def test_a_diverged_run_stops_and_says_so(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
+def test_a_loss_that_is_not_finite_stops_training(new_micro_network: Build, micro_pools: dict[str, Pool]) -> None:
     network = new_micro_network()
     with torch.no_grad():
         network.mm_projector.layers[1].weight.fill_(float("nan"))

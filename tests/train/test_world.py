@@ -1,4 +1,4 @@
-"""The drawn world: the same everywhere, apart by split, and true."""
+"""The drawn world: deterministic, with disjoint splits and correct answers."""
 
 import sys
 import zlib
@@ -30,7 +30,7 @@ SOURCES = [*TASKS, *CAPTIONS]
 
 
 def split_of(combination: str) -> Split:
-    """Which split owns what a picture shows."""
+    """Return the split of a combination."""
     kind, *rest = combination.split(" ")
     if kind == "bar":
         return bar_split(rest[0], int(rest[1]))
@@ -38,7 +38,7 @@ def split_of(combination: str) -> Split:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_sample_is_always_the_same(source: str) -> None:
+def test_samples_are_deterministic(source: str) -> None:
     first, again, other = (
         make_sample("train", source, 5),
         make_sample("train", source, 5),
@@ -49,22 +49,22 @@ def test_a_sample_is_always_the_same(source: str) -> None:
     assert all(draw(a).tobytes() == draw(b).tobytes() for a, b in zip(first.scenes, again.scenes, strict=True))
 
 
-def test_the_world_is_the_one_that_the_embedded_model_was_trained_on() -> None:
-    """Whoever changes the world on purpose trains the model again and writes the new number here."""
+def test_the_world_has_not_changed_since_the_embedded_model_was_trained() -> None:
+    """After an intended change to the world, train the model again and record the new checksum."""
     text = "\n".join(
         f"{s.question}|{s.answer}|{s.scenes[0].background}"
         for t in SOURCES
         for p in SPLITS
         for s in [make_sample(p, t, 11)]
     )
-    assert zlib.crc32(text.encode()) == WORLD
+    assert zlib.crc32(text.encode()) == WORLD_CHECKSUM
 
 
-WORLD = 2408726728
+WORLD_CHECKSUM = 2408726728
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_training_never_shows_what_is_held_out(source: str) -> None:
+def test_training_never_shows_held_out_combinations(source: str) -> None:
     for index in range(200):
         sample = make_sample("train", source, index)
         assert {split_of(combination) for combination in sample.combinations} == {"train"}, sample
@@ -72,7 +72,7 @@ def test_training_never_shows_what_is_held_out(source: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_held_out_question_is_about_something_held_out_for_its_split(split: Split, source: str) -> None:
+def test_questions_outside_training_are_about_combinations_held_out_for_their_split(split: Split, source: str) -> None:
     for index in range(100):
         sample = make_sample(split, source, index)
         assert sample.subject in sample.combinations
@@ -80,7 +80,7 @@ def test_a_held_out_question_is_about_something_held_out_for_its_split(split: Sp
         assert {split_of(combination) for combination in sample.combinations} <= {"train", split}
 
 
-def test_every_part_of_a_held_out_combination_is_trained_on() -> None:
+def test_training_shows_every_part_of_the_held_out_combinations() -> None:
     for split in SPLITS:
         assert {color for color, _ in objects_of(split)} == set(COLORS)
         assert {shape for _, shape in objects_of(split)} == set(SHAPES)
@@ -93,7 +93,7 @@ def test_every_part_of_a_held_out_combination_is_trained_on() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("task", TASKS)
-def test_answers_are_true(task: str, split: Split) -> None:
+def test_answers_are_right(task: str, split: Split) -> None:
     kinds: set[str] = set()
     for index in range(120):
         sample = make_sample(split, task, index)
@@ -108,13 +108,13 @@ def test_answers_are_true(task: str, split: Split) -> None:
         "word": 2,
         "number": 1,
         "chart": 3,
-    }.get(task, {"pair": 3, "in_context": 4, "motion": 2, "appearance": 4}.get(task)), "every kind of question is asked"
+    }.get(task, {"pair": 3, "in_context": 4, "motion": 2, "appearance": 4}.get(task)), "every kind of question occurs"
 
 
 @pytest.mark.parametrize(
     "task", ["attribute", "count", "position", "relation", "size", "pair", "in_context", "motion", "appearance"]
 )
-def test_things_are_drawn_where_the_scene_says(task: str) -> None:
+def test_things_are_drawn_at_their_positions(task: str) -> None:
     for index in range(20):
         for scene in make_sample("test", task, index).scenes:
             pixels = np.asarray(draw(scene)).astype(int)
@@ -127,7 +127,7 @@ def test_things_are_drawn_where_the_scene_says(task: str) -> None:
 
 
 @pytest.mark.parametrize("size", [CANVAS, 384])
-def test_bars_are_as_high_as_their_values(size: int) -> None:
+def test_bar_heights_match_their_values(size: int) -> None:
     for index in range(20):
         (scene,) = make_sample("test", "chart", index).scenes
         pixels = np.asarray(draw(scene, size)).astype(int)
@@ -135,10 +135,10 @@ def test_bars_are_as_high_as_their_values(size: int) -> None:
         for bar, (left, right) in zip(scene.bars, bar_boxes(len(scene.bars)), strict=True):
             column = pixels[: int(CHART_BOTTOM * scale), int((left + right) / 2 * scale)]
             height = (column == bar.rgb).all(-1).sum() / scale
-            assert height / 18 == pytest.approx(bar.value, abs=0.15), "18 units of the canvas a value"
+            assert height / 18 == pytest.approx(bar.value, abs=0.15), "18 canvas units per value"
 
 
-def test_texts_lie_inside_the_picture() -> None:
+def test_texts_fit_inside_the_picture() -> None:
     for index in range(40):
         (scene,) = make_sample("train", "word", index).scenes
         pixels = np.asarray(draw(scene)).astype(int)
@@ -148,7 +148,7 @@ def test_texts_lie_inside_the_picture() -> None:
         assert not ink[:, [0, -1]].any()
 
 
-def test_the_contact_sheet_marks_right_and_wrong() -> None:
+def test_the_contact_sheet_marks_wrong_replies_red() -> None:
     sample = make_sample("test", "number", 0)
     plain, right, wrong = (np.asarray(contact_sheet([Entry(sample, reply)])) for reply in (None, sample.answer, "7"))
     assert plain.shape == right.shape == wrong.shape

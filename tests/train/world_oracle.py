@@ -1,4 +1,4 @@
-"""Answers computed anew from scene and question, by other means than the generator's: words looked up, pixels counted."""
+"""Computes the answer to a question from its scene, independently of the generator."""
 
 import re
 
@@ -133,10 +133,8 @@ def _in_context(sample: Sample) -> str:
     for of in read.values():
         if [of(scene) for scene in examples] == labels:
             return of(query)
-    for of in (
-        read["color"],
-        read["shape"],
-    ):  # made-up labels: the attribute that decides them, and the example that shares it
+    # Made-up labels: find the attribute that determines them and the example that shares it.
+    for of in (read["color"], read["shape"]):
         table = {of(scene): label for scene, label in zip(examples, labels, strict=True)}
         if [table[of(scene)] for scene in examples] == labels and of(query) in table and len(table) == 2:
             return table[of(query)]

@@ -1,4 +1,4 @@
-"""`vila-train`, also `vila train`: make vila-tiny from nothing, and look at the world it learns."""
+"""The program `vila-train`, also `vila train`: train vila-tiny and show the world it learns."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ Train VILA-family models.
 
 [bold]Examples[/bold]
 
-vila-train tiny --out runs/vila-tiny  [dim]the embedded model, from nothing, on one GPU[/dim]
+vila-train tiny --out runs/vila-tiny  [dim]train the embedded model from scratch, on one GPU[/dim]
 
 vila-train world --sheet world.png  [dim]see what it learns from[/dim]
 
-vila-train report --sheet answers.png  [dim]test it on what it never saw[/dim]
+vila-train report --sheet answers.png  [dim]test it on unseen samples[/dim]
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
@@ -23,21 +23,21 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="
 
 @app.command()
 def tiny(
-    out: Annotated[Path, typer.Option(help="Folder for the log, the states and the checkpoint.")],
+    out: Annotated[Path, typer.Option(help="Folder for the log, the saved states and the checkpoint.")],
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for rendered samples, 45 GB at scale 1 (default: OUT/scratch).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.0001, help="Factor on steps and samples; below 1 for a trial.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the weights and batches.")] = 0,
+    scale: Annotated[float, typer.Option(min=0.0001, help="Factor on steps and samples, below 1 for a trial.")] = 1.0,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
     compile_layers: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that render (default: one a processor, less one).")
+        int | None, typer.Option(min=1, help="Rendering processes (default: one per CPU core, minus one).")
     ] = None,
-    init: Annotated[Path | None, typer.Option(help="A vila-tiny to begin from (default: from nothing).")] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="Run only this stage, by name (may be repeated).")] = None,
+    init: Annotated[Path | None, typer.Option(help="Checkpoint to start from (default: random weights).")] = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Run only this stage (repeatable).")] = None,
 ) -> None:
-    """Train vila-tiny from nothing and test it on combinations that it never saw."""
+    """Train vila-tiny and test it on combinations that it never saw."""
     from vila_train.tiny.evaluate import table
     from vila_train.tiny.recipes import choose_stages
     from vila_train.tiny.training import TinyOptions, train_tiny
@@ -58,11 +58,11 @@ def tiny(
 
 @app.command()
 def world(
-    sheet: Annotated[Path, typer.Option(help="The picture to write (PNG).")],
+    sheet: Annotated[Path, typer.Option(help="Output picture (PNG).")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 3,
+    samples: Annotated[int, typer.Option(min=1, help="Samples per task.")] = 3,
 ) -> None:
-    """Draw a contact sheet of the world: its pictures and videos with their questions and answers."""
+    """Draw a contact sheet of pictures and videos with their questions and answers."""
     from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
     from vila_train.tiny.world.combinations import as_split
     from vila_train.tiny.world.sheet import Entry, contact_sheet
@@ -79,16 +79,16 @@ def report(
     model: Annotated[
         str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples of each task.")] = 500,
-    split: Annotated[str, typer.Option(help="test (combinations it never saw), validation or train.")] = "test",
+    samples: Annotated[int, typer.Option(min=1, help="Samples per task.")] = 500,
+    split: Annotated[str, typer.Option(help="test (unseen combinations), validation or train.")] = "test",
     sheet: Annotated[
         Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Also write the table there (Markdown).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this file (Markdown).")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts answered together.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 32,
 ) -> None:
-    """Ask a model every kind of test question, by its public interface, and print its exact matches."""
+    """Test a model on the drawn world and print its exact-match accuracy per task and kind of question."""
     from vila_train.tiny.report import answer_tests, draw_sheet, report_table
     from vila_train.tiny.world.combinations import as_split
 
@@ -102,7 +102,7 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """The entry point of `vila-train`."""
+    """Run `vila-train`."""
     from vila_core.cli.run import run
 
     run(app, "vila-train", arguments)

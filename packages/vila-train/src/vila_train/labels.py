@@ -1,7 +1,7 @@
-"""Token ids and training labels of a conversation: only what the assistant says is learned.
+"""Token ids and training labels of a conversation: only the assistant's messages are trained on.
 
-As in the reference (`llava/utils/tokenizer.py: preprocess_conversation`) the labels are found by matching the tokens against
-the same conversation with its answers cut out: whatever does not match is an answer.
+As in the reference (`llava/utils/tokenizer.py: preprocess_conversation`), the labels come from matching the tokens
+against the same conversation with its answers removed: every token that does not match belongs to an answer.
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from vila_core.chat import SENTINEL_TOKEN, ChatTemplate, Turn
 from vila_core.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
-"""The label of a token that is not learned (PyTorch's cross-entropy default)."""
+"""The label of a token that the loss ignores (PyTorch's default for cross-entropy)."""
 
 
 def tokenize_with_labels(
     turns: Sequence[Turn], tokenizer: Tokenizer, template: ChatTemplate, *, system_prompt: bool = True
 ) -> tuple[list[int], list[int]]:
-    """Return the T token ids of a finished conversation, and T labels: the id where it is learned, else -100.
+    """Return the T token ids of a complete conversation and its T labels: the token id in answers, -100 elsewhere.
 
-    An answer learns its end token too. Where a conversation cannot be matched, nothing of it is learned.
+    The end token of an answer is labelled too. If a conversation cannot be matched, all labels are -100.
 
     Raises:
-        PromptError: the conversation does not fit the template.
+        PromptError: the template cannot render the conversation.
     """
     turns = [replace(turn, text=turn.text.strip()) for turn in turns]
     unanswered = [replace(turn, text=SENTINEL_TOKEN) if turn.role == "assistant" else turn for turn in turns]
@@ -32,7 +32,7 @@ def tokenize_with_labels(
         )
         for some in (turns, unanswered)
     )
-    # SentencePiece puts an empty token before the sentinel; the second attempt takes it out too.
+    # SentencePiece puts an empty token before the sentinel; the second attempt removes it too.
     for tokens_before in (0, 1):
         labels = _match(ids, _cut_answers(skeleton, tokenizer.sentinel_token_id, tokens_before))
         if labels is not None:
@@ -41,7 +41,7 @@ def tokenize_with_labels(
 
 
 def _cut_answers(skeleton: list[int], sentinel: int, tokens_before: int) -> list[int]:
-    """Return `skeleton` without each sentinel, the end token after it, and `tokens_before` before it."""
+    """Return `skeleton` without each sentinel, the end token after it, and `tokens_before` tokens before it."""
     cut: set[int] = set()
     for position, token in enumerate(skeleton[:-1]):
         if token == sentinel:

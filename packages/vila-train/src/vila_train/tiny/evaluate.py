@@ -1,4 +1,4 @@
-"""Exact match by task, with its standard error."""
+"""Exact-match accuracy per task, with its standard error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vila_train.tiny.pools import Pool
 
 @dataclass(frozen=True)
 class Score:
-    """`right` of `total` answers."""
+    """`right` answers out of `total`."""
 
     right: int
     total: int
@@ -24,18 +24,16 @@ class Score:
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, by the binomial distribution."""
+        """Standard error of the accuracy, from the binomial distribution."""
         return (self.accuracy * (1 - self.accuracy) / self.total) ** 0.5
 
 
 def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) -> dict[str, Score]:
-    """Return the score of each pool, from the true answers in one pass (see `exact_matches`)."""
+    """Return the score of each pool, from one forward pass per batch (see `exact_matches`)."""
     device = next(network.parameters()).device
     scores: dict[str, Score] = {}
-    with (
-        autocast(device),
-        torch.compiler.set_stance("force_eager"),
-    ):  # other shapes than training's: not worth compiling
+    # The shapes differ from those of training and are not worth compiling.
+    with autocast(device), torch.compiler.set_stance("force_eager"):
         for task, pool in pools.items():
             right = sum(exact_matches(network, batch).sum() for batch in pool.in_order(batch_size))
             scores[task] = Score(int(right), len(pool))
@@ -43,7 +41,7 @@ def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) 
 
 
 def table(scores: Mapping[str, Score]) -> str:
-    """Return the scores as a Markdown table; the last row is all tasks together."""
+    """Return the scores as a Markdown table. The last row is the total."""
     rows = ["| task | exact match | standard error | n |", "| --- | ---: | ---: | ---: |"]
     whole = Score(sum(s.right for s in scores.values()), sum(s.total for s in scores.values()))
     for task, one in [*scores.items(), ("**all**", whole)]:

@@ -1,7 +1,7 @@
-"""The training loop: one stage from a configuration, pools of rendered samples, and a network.
+"""The training loop of vila-tiny: runs one stage on a network and pools of rendered samples.
 
-Each step depends on the seed, the stage and the step's number alone, so a stage that is resumed from a state goes on
-exactly as it would have.
+A step depends only on the seed, the stage and the step number, so a resumed stage gives the same results as an
+uninterrupted one.
 """
 
 import math
@@ -22,18 +22,18 @@ from vila_train.tiny.recipes import StageConfig
 
 
 class TrainingError(VilaError):
-    """Training cannot go on as configured."""
+    """Training cannot continue with this configuration."""
 
 
 Record = dict[str, object]
 Log = Callable[[Record], None]
 
 STEPS_BEFORE_CAPTURE = 3
-"""Steps that compile, tune and allocate, none of which may happen while a CUDA graph is recorded."""
+"""Warm-up steps: compiling, tuning and allocating must be over before a CUDA graph is captured."""
 
 
 def freeze(network: VilaModel, stage: StageConfig) -> list[nn.Parameter]:
-    """Let gradients reach the parts that `stage` tunes and no others; return their parameters."""
+    """Freeze all parts except those that `stage` tunes, and return the trainable parameters."""
     parts = (
         (network.vision_tower, stage.tune_vision_tower),
         (network.mm_projector, stage.tune_projector),
@@ -46,7 +46,7 @@ def freeze(network: VilaModel, stage: StageConfig) -> list[nn.Parameter]:
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
-    """Return the rate of step number `step` (from 0): linear warm-up, then a cosine that reaches zero after the last."""
+    """Return the learning rate of step `step` (from 0): linear warm-up, then a cosine that ends at zero."""
     warmup = round(stage.warmup_ratio * stage.steps)
     if step < warmup:
         return stage.learning_rate * (step + 1) / warmup
@@ -55,7 +55,7 @@ def learning_rate(stage: StageConfig, step: int) -> float:
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], stage: StageConfig) -> torch.optim.AdamW:
-    """Return AdamW; matrices decay, biases and norms do not. The rate is a tensor, so that a captured step can read it."""
+    """Return AdamW with weight decay on matrices only. The learning rate is a tensor for CUDA graphs to read."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": stage.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
@@ -68,15 +68,15 @@ def make_optimizer(parameters: Sequence[nn.Parameter], stage: StageConfig) -> to
 
 
 class Stage:
-    """A stage under way: network, optimizer and the number of steps done.
+    """A running stage: network, optimizer and the number of steps done.
 
     Args:
         network: the model, on the device to train on.
-        stage: what to tune, how fast, on what.
-        pools: by source, the samples.
-        seed: of the batches.
-        capture: on a GPU, record a step as a CUDA graph and replay it: a small network's step is over sooner than Python
-            can launch its kernels one by one.
+        stage: which parts to tune, the schedule and the data.
+        pools: samples by source.
+        seed: random seed of the batches.
+        capture: on a GPU, capture a step as a CUDA graph and replay it. A step of a small network takes less time than
+            Python needs to launch its kernels one by one.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Stage:
         ]
 
     def advance(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do one step; return the loss and the gradient's norm before clipping, on the device, valid until the next step."""
+        """Do one step. Return the loss and the gradient norm before clipping, which the next step may overwrite."""
         for group in self.optimizer.param_groups:
             group["lr"].fill_(learning_rate(self.config, self.step))
         self._choose()
@@ -118,14 +118,14 @@ class Stage:
         return self._outcome
 
     def _choose(self) -> None:
-        """Choose the samples of the step, in place."""
+        """Draw the sample indices of the next step, in place."""
         self._generator.manual_seed(zlib.crc32(f"{self.seed}/{self.config.name}/{self.step}".encode()))
         for counts in self._chosen:
             for source, indices in counts.items():
                 torch.randint(len(self.pools[source]), indices.shape, generator=self._generator, out=indices)
 
     def batches(self) -> list[Batch]:
-        """Return the chosen samples, one batch a draw."""
+        """Return the chosen samples, one batch per draw."""
         return [
             join([self.pools[source].take(indices) for source, indices in counts.items()]) for counts in self._chosen
         ]
@@ -139,13 +139,13 @@ class Stage:
         return loss.detach(), norm
 
     def save(self, path: Path) -> None:
-        """Write everything that the next step depends on."""
+        """Write everything that the next step depends on to `path`."""
         torch.save(
             {"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}, path
         )
 
     def resume(self, path: Path) -> None:
-        """Go on from a state of the same stage."""
+        """Continue from a saved state of the same stage."""
         state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -153,20 +153,20 @@ class Stage:
 
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """bf16 matrix products on a GPU; plain fp32 on a CPU, where bf16 is no faster."""
+    """Return the autocast context: bf16 on a GPU, fp32 on a CPU, where bf16 is not faster."""
     return torch.autocast("cuda", torch.bfloat16, cache_enabled=False) if device.type == "cuda" else nullcontext()
 
 
 def run_stage(stage: Stage, log: Log, evaluate: Callable[[], Mapping[str, float]] | None = None) -> None:
-    """Train until the stage's last step, logging as its configuration says.
+    """Train until the last step of the stage.
 
     Args:
-        stage: where to begin; one that was resumed goes on from its step.
-        log: gets a record every `log_every` steps, and the accuracies of `evaluate` every `evaluate_every` steps.
-        evaluate: accuracy by task.
+        stage: the stage to run; a resumed one continues from its current step.
+        log: receives a record every `log_every` steps, and the results of `evaluate` every `evaluate_every` steps.
+        evaluate: returns the accuracy by task.
 
     Raises:
-        TrainingError: the loss is no longer a finite number.
+        TrainingError: the loss is not finite.
     """
     config, started, first = stage.config, time.monotonic(), stage.step
     while stage.step < config.steps:
@@ -174,7 +174,8 @@ def run_stage(stage: Stage, log: Log, evaluate: Callable[[], Mapping[str, float]
         if stage.step % config.log_every == 0 or stage.step == config.steps:
             if not math.isfinite(loss.item()):
                 raise TrainingError(
-                    f"The loss is {loss.item()} at step {stage.step} of '{config.name}'. Lower its learning_rate or clip_norm."
+                    f"The loss is {loss.item()} at step {stage.step} of stage '{config.name}'. "
+                    "Lower its learning_rate or clip_norm."
                 )
             seconds = time.monotonic() - started
             log(

@@ -1,4 +1,4 @@
-"""vila-tiny: the architecture of the embedded model, and its tokenizer, both made from nothing."""
+"""vila-tiny: the architecture and the tokenizer of the embedded model."""
 
 import json
 from collections.abc import Iterator
@@ -18,22 +18,26 @@ PATCH_SIZE = 8
 TOKENS_PER_PICTURE = (IMAGE_SIZE // PATCH_SIZE // 2) ** 2
 CONTEXT = 2048
 VOCABULARY = 1024
-"""At most so many tokens, the special ones included."""
+"""Upper limit of the vocabulary, special tokens included."""
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN)
 
-# How Qwen2's tokenizer cuts text before merging: digits one by one, so that numbers are spelled.
+# Qwen2's pre-tokenizer. It splits numbers into single digits, so that they are spelled.
 _QWEN2_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-_SMALL_TALK = """You are a helpful assistant. system user assistant. Question: Answer: yes no Please answer with one word.
-Look at this image and tell me what you see. Compare the two images. What happened in this video, and why? Thank you very much!
-The quick brown fox jumps over the lazy dog. How are you today? Can you read this? I do not know. Which one is it, left or right?"""
+_SMALL_TALK = (
+    "You are a helpful assistant. system user assistant. Question: Answer: yes no Please answer with one word.",
+    "Look at this image and tell me what you see. Compare the two images. What happened in this video, and why? "
+    "Thank you very much!",
+    "The quick brown fox jumps over the lazy dog. How are you today? Can you read this? I do not know. "
+    "Which one is it, left or right?",
+)
 
 
 def tiny_config(vocab_size: int) -> VilaConfig:
-    """Return vila-tiny's configuration: NVILA's parts, each as small as the drawn world allows (7.8 million parameters)."""
+    """Return the configuration of vila-tiny: NVILA's architecture with 7.8 million parameters."""
     tower = SiglipConfig(
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
@@ -69,9 +73,9 @@ def tiny_config(vocab_size: int) -> VilaConfig:
 
 
 def tokenizer_corpus() -> Iterator[str]:
-    """Yield what the tokenizer's merges are learned from: the world's language, without the texts to be read in pictures.
+    """Yield the text that the tokenizer's merges are learned from: the questions and answers of the drawn world.
 
-    Words in capitals stay out so that they are spelled letter by letter, and a word never seen can be spelled too.
+    Texts to be read in pictures are left out, so that words in capitals are spelled letter by letter, even unseen ones.
     """
     for name in TASKS | CAPTIONS:
         if name in ("word", "number", "caption_text"):
@@ -79,13 +83,13 @@ def tokenizer_corpus() -> Iterator[str]:
         for index in range(400):
             sample = make_sample("train", name, index)
             yield f"{sample.question}\n{sample.answer}"
-    for line in _SMALL_TALK.splitlines():
+    for line in _SMALL_TALK:
         yield from [line] * 20
     yield from [" ".join(word.lower() for word in words_of("train"))] * 2
 
 
 def make_tokenizer() -> "PreTrainedTokenizerFast":
-    """Learn the byte-level BPE tokenizer, with Qwen2's chat template."""
+    """Train the byte-level BPE tokenizer and give it Qwen2's chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -120,10 +124,10 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer's files to `folder`, for transformers 4 and 5 alike."""
+    """Write the tokenizer files to `folder`, readable by transformers 4 and 5."""
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(folder)
-    # transformers 5 names a class that 4 does not know, and keeps the template where 4 does not look.
+    # transformers 5 writes a class name that 4 does not know, and stores the template where 4 does not look.
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -1,6 +1,6 @@
-"""Rendered samples on the device, and the batches taken from them.
+"""Rendered samples on the training device, and batches taken from them.
 
-n samples of a source, B of a batch, M pictures, K tokens a picture, T tokens.
+Dimensions: n samples of a source, B batch, M pictures per sample, K tokens per picture, T tokens.
 """
 
 from collections.abc import Iterable, Iterator
@@ -39,13 +39,13 @@ class Pool:
         )
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
-        """Yield every sample once."""
+        """Yield every sample once, in batches."""
         for indices in torch.arange(len(self), device=self.ids.device).split(batch_size):
             yield self.take(indices)
 
 
 def join(batches: list[Batch]) -> Batch:
-    """Return the samples of all batches, which have equally many pictures, as one."""
+    """Concatenate batches whose samples have the same number of pictures."""
     return Batch(
         torch.cat([batch.pixels for batch in batches]),
         _join([batch.ids for batch in batches], 0),
@@ -55,7 +55,7 @@ def join(batches: list[Batch]) -> Batch:
 
 
 def _join(rows: Iterable[Tensor], value: int) -> Tensor:
-    """Stack `[n_i, T_i]` to `[n, T]`, padding at the right with `value`."""
+    """Concatenate `[n_i, T_i]` to `[n, T]`, padding on the right with `value`."""
     rows = list(rows)
     width = max(row.shape[1] for row in rows)
     return torch.cat([F.pad(row, (0, width - row.shape[1]), value=value) for row in rows])

@@ -1,8 +1,8 @@
-"""Recipes: plain functions that return the frozen configuration of one stage.
+"""The recipe of vila-tiny: one function per stage that returns its configuration.
 
-The four stages are NVILA's (align, stage 1.5, pretrain, SFT; arXiv 2412.04468). vila-tiny starts from nothing where
-NVILA starts from a trained tower and a trained language model, so its first stage tunes everything: a projector alone
-cannot align two parts that know nothing yet. From then on the parts are frozen as in NVILA. SFT has a short second round.
+The four stages are those of NVILA (align, stage 1.5, pretrain, SFT; arXiv 2412.04468). NVILA starts from a trained
+tower and a trained language model, but vila-tiny starts from random weights, so its first stage tunes all parts. The
+later stages freeze the same parts as NVILA. SFT has a short second round.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ SINGLE_CAPTIONS = ("caption_things", "caption_text", "caption_chart")
 
 
 class Draw(Config):
-    """A part of every batch: so many samples of each source, all with equally many pictures."""
+    """Part of every batch: the number of samples from each source. All sources have the same number of pictures."""
 
     counts: dict[str, PositiveInt]
 
@@ -26,7 +26,7 @@ class Draw(Config):
 class StageConfig(Config):
     """One stage of training: AdamW with a linear warm-up and a cosine down to zero, bf16 on fp32 master weights.
 
-    `draws` make up each batch together; the loss is the mean over all their answer tokens.
+    A batch consists of all `draws`; the loss is the mean over all their answer tokens.
     """
 
     name: str
@@ -45,12 +45,12 @@ class StageConfig(Config):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Every source that the stage draws from."""
+        """The sources that the stage draws from."""
         return tuple(source for draw in self.draws for source in draw.counts)
 
 
 def tiny_align() -> StageConfig:
-    """Single pictures and their descriptions; everything is tuned, since nothing is trained yet."""
+    """Single pictures and their descriptions. All parts are tuned, since none is trained yet."""
     return StageConfig(
         name="align",
         tune_vision_tower=True,
@@ -64,14 +64,14 @@ def tiny_align() -> StageConfig:
 
 
 def tiny_stage1_5() -> StageConfig:
-    """The same with the language model frozen: the tower learns to say what it sees in a language that stays."""
+    """The same data with the language model frozen, so that the tower adapts to it."""
     return tiny_align().model_copy(
         update={"name": "stage1_5", "tune_language_model": False, "steps": 500, "learning_rate": 5e-4}
     )
 
 
 def tiny_pretrain() -> StageConfig:
-    """Descriptions of several pictures and of videos; the tower is frozen."""
+    """Descriptions of several pictures and of videos. The tower is frozen."""
     return StageConfig(
         name="pretrain",
         tune_vision_tower=False,
@@ -90,7 +90,7 @@ def tiny_pretrain() -> StageConfig:
 
 
 def tiny_sft() -> StageConfig:
-    """All tasks, with some descriptions; everything is tuned."""
+    """All tasks and some descriptions. All parts are tuned."""
     return StageConfig(
         name="sft",
         tune_vision_tower=True,
@@ -109,7 +109,7 @@ def tiny_sft() -> StageConfig:
 
 
 def tiny_sft_any_order() -> StageConfig:
-    """A short second round of SFT in which the question also comes before the pictures."""
+    """A short second round of SFT with questions before and after the pictures."""
     single: dict[str, int] = {
         **dict.fromkeys(SINGLE, 12),
         **{f"{task}_asked": 12 for task in SINGLE},
@@ -139,12 +139,16 @@ def tiny_sft_any_order() -> StageConfig:
 
 
 def tiny_stages() -> tuple[StageConfig, ...]:
-    """Return vila-tiny's stages in order: NVILA's four, the last in two rounds."""
+    """Return the stages of vila-tiny in order."""
     return (tiny_align(), tiny_stage1_5(), tiny_pretrain(), tiny_sft(), tiny_sft_any_order())
 
 
 def choose_stages(names: Sequence[str]) -> tuple[StageConfig, ...]:
-    """Return vila-tiny's stages of these names in their own order; all of them for no name. Raises `ConfigError` for an unknown one."""
+    """Return the named stages in training order, or all if `names` is empty.
+
+    Raises:
+        ConfigError: unknown stage.
+    """
     stages = {stage.name: stage for stage in tiny_stages()}
     for name in names:
         if name not in stages:
@@ -168,4 +172,4 @@ TINY_SAMPLES: dict[str, int] = {
     "motion_asked": 4_000,
     "appearance_asked": 4_000,
 }
-"""How many training samples of each source are rendered."""
+"""Number of training samples to render of each source."""

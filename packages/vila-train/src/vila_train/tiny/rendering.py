@@ -1,4 +1,4 @@
-"""Renders the drawn world once, by all processors, into files that the stages then load."""
+"""Renders the drawn world to files in parallel, for the stages to load."""
 
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -16,7 +16,7 @@ SAMPLES_PER_SHARD = 256
 
 
 class Rendering:
-    """Samples that are being rendered in the background; `shards` waits for those it needs."""
+    """Renders samples in the background; `shards` waits for the ones it needs."""
 
     def __init__(self, pool: ProcessPoolExecutor, folder: Path):
         self.pool = pool
@@ -24,7 +24,7 @@ class Rendering:
         self._pending: dict[tuple[Split, str], list[Future[Path]]] = {}
 
     def start(self, split: Split, sizes: Mapping[str, int]) -> None:
-        """Begin to render so many samples of each source, after all that was begun before."""
+        """Queue `sizes[source]` samples of each source for rendering."""
         for source, size in sizes.items():
             bounds = range(0, size, SAMPLES_PER_SHARD)
             self._pending[split, source] = [
@@ -33,7 +33,7 @@ class Rendering:
             ]
 
     def shards(self, split: Split, source: str) -> Iterator[Shard]:
-        """Yield the shards of `source`, in order, and remove their files."""
+        """Yield the shards of `source` in order, and delete their files."""
         for future in self._pending.pop((split, source)):
             path = future.result()
             yield Shard.load(path)
@@ -42,10 +42,10 @@ class Rendering:
 
 @contextmanager
 def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Generator[Rendering]:
-    """Render samples into `folder` with `workers` processes (default: one a processor, less one)."""
+    """Render samples into `folder` with `workers` processes (default: one per CPU core, minus one)."""
     folder.mkdir(parents=True, exist_ok=True)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)
-    # Spawned, because a process that has used CUDA or threads cannot be forked safely.
+    # Spawn, because a process that has used CUDA or threads cannot be forked safely.
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (tokenizer_folder,)) as pool:
         try:
             yield Rendering(pool, folder)
@@ -54,11 +54,11 @@ def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) 
 
 
 _encoder: list[Encoder] = []
-"""The encoder of a worker process."""
+"""Holds the encoder in a worker process."""
 
 
 def make_encoder(tokenizer_folder: Path) -> Encoder:
-    """Return the encoder of vila-tiny's samples."""
+    """Return the encoder for vila-tiny."""
     from vila_core.plugins.loader import load_plugins
 
     return Encoder(

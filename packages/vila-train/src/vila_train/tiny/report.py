@@ -1,4 +1,4 @@
-"""Tests a model on the drawn world through vila_core's public interface: pictures in, text out."""
+"""Tests a model on the drawn world through the public interface of vila_core."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,16 +13,16 @@ from vila_train.tiny.world.combinations import Split
 from vila_train.tiny.world.sheet import Entry, contact_sheet
 
 Answers = Mapping[str, Sequence[Entry]]
-"""By task, the test samples and what the model replied."""
+"""By task, the test samples with the model's replies."""
 
 
 def answer_tests(
     model_path: str | None, samples: int, device: str, batch_size: int, split: Split = "test"
 ) -> dict[str, list[Entry]]:
-    """Ask `samples` questions of each task of `split`, greedily.
+    """Ask the model `samples` questions per task, with greedy decoding.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: the model does not exist.
     """
     model = vila.load(model_path, device=device)
     answers: dict[str, list[Entry]] = {}
@@ -37,20 +37,21 @@ def answer_tests(
 
 
 def count(entries: Sequence[Entry]) -> Score:
-    """Return how many replies are right, to the letter."""
+    """Count the replies that match the answer exactly."""
     return Score(sum(entry.reply == entry.sample.answer for entry in entries), len(entries))
 
 
 def report_table(answers: Answers) -> str:
-    """Return the scores of all that is tested, and below them those of each kind of question, as Markdown tables."""
+    """Return Markdown tables of the scores per test and per kind of question."""
     kinds: dict[str, list[Entry]] = {}
     for task in TASKS:
         for entry in answers[task]:
             kinds.setdefault(f"{task}: {entry.sample.kind}", []).append(entry)
     by_task = table({task: count(entries) for task, entries in answers.items()})
-    return f"{by_task}\n\nBy kind of question:\n\n{table({kind: count(entries) for kind, entries in sorted(kinds.items())})}"
+    by_kind = table({kind: count(entries) for kind, entries in sorted(kinds.items())})
+    return f"{by_task}\n\nBy kind of question:\n\n{by_kind}"
 
 
 def draw_sheet(answers: Answers, of_each: int = 3) -> Picture:
-    """Return a contact sheet of the first samples of each of `TASKS` with the model's answers."""
+    """Return a contact sheet of the first samples of each task with the model's replies."""
     return contact_sheet([entry for task in TASKS for entry in answers[task][:of_each]])

@@ -1,4 +1,4 @@
-"""Trains vila-tiny from nothing: tokenizer, drawn data, the stages, the checkpoint, the test."""
+"""Trains vila-tiny from scratch: tokenizer, drawn data, stages, checkpoint and test."""
 
 import json
 import time
@@ -33,14 +33,14 @@ class TinyOptions:
     """How to train vila-tiny.
 
     Attributes:
-        out: a folder for the log, the states and the checkpoint.
-        scratch: a folder for rendered samples (45 GB at scale 1); removed piece by piece as they are loaded.
-        seed: of weights and batches.
-        scale: factor on steps and samples; below 1 for a trial.
+        out: folder for the log, the saved states and the checkpoint.
+        scratch: folder for rendered samples (45 GB at scale 1), which are deleted as they are loaded.
+        seed: random seed of the weights and batches.
+        scale: factor on the numbers of steps and samples; use less than 1 for a trial run.
         device: "cuda" or "cpu".
         compile: compile the layers of tower and language model, and replay each step as a CUDA graph.
-        workers: processes that render; None is one a processor, less one.
-        init: a checkpoint to begin from; None begins from nothing.
+        workers: rendering processes; None: one per CPU core, minus one.
+        init: checkpoint to start from; None: random weights.
     """
 
     out: Path
@@ -61,7 +61,7 @@ class TinyOptions:
 def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = None) -> dict[str, Score]:
     """Train, save `<out>/vila-tiny` in the `vila` format, and return the scores on the test split.
 
-    `recipe` replaces vila-tiny's own stages.
+    `recipe` replaces the default stages.
     """
     started = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -100,12 +100,12 @@ def scaled(stage: StageConfig, scale: float) -> StageConfig:
 
 
 def in_order_of_use(stages: list[StageConfig]) -> list[str]:
-    """Return every source, those of earlier stages first."""
+    """Return all sources of the stages, in the order in which they are first used."""
     return list(dict.fromkeys(source for stage in stages for source in stage.sources))
 
 
 def new_network(tokenizer_folder: Path, device: torch.device | str, seed: int) -> VilaModel:
-    """Return vila-tiny with fresh weights, which depend on `seed` alone (and not on the device)."""
+    """Return vila-tiny with random weights that depend only on `seed`, not on the device."""
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     torch.manual_seed(seed)
     network = VilaModel(tiny_config(len(tokenizer)), tokenizer)
@@ -121,8 +121,8 @@ def new_network(tokenizer_folder: Path, device: torch.device | str, seed: int) -
 
 
 def compile_layers(network: VilaModel) -> None:
-    """Compile the layers one by one: those of a kind share their code, so this costs seconds where the whole costs minutes."""
-    dynamo.recompile_limit = 64  # one version a layout and a set of frozen parts
+    """Compile layer by layer. Equal layers share the compiled code, which takes seconds instead of minutes."""
+    dynamo.recompile_limit = 64  # one version per layout and set of frozen parts
     for module in network.modules():
         if isinstance(module, nn.ModuleList):
             for layer in module:

@@ -1,6 +1,6 @@
-"""The drawn world: pictures and videos that the project draws itself, with questions that have one right answer.
+"""The drawn world: generated pictures and videos, with questions that have exactly one right answer.
 
-`make_sample(split, task, index)` is deterministic: the same three give the same sample on every machine.
+`make_sample(split, task, index)` is deterministic: the same arguments give the same sample on every machine.
 """
 
 import random
@@ -26,7 +26,7 @@ TASKS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "motion": videos.motion,
     "appearance": videos.appearance,
 }
-"""The tasks that are tested, each answer by exact match. The question comes after the pictures."""
+"""The tasks, scored by exact match. The question comes after the pictures."""
 
 
 def _question_first(make: Callable[[random.Random, Split], Sample], rng: random.Random, split: Split) -> Sample:
@@ -39,10 +39,10 @@ def _question_first(make: Callable[[random.Random, Split], Sample], rng: random.
 ASKED_FIRST: dict[str, Callable[[random.Random, Split], Sample]] = {
     f"{name}_asked": partial(_question_first, make) for name, make in TASKS.items() if name != "in_context"
 }
-"""The same tasks with the question before the pictures, as people also ask. (In-context examples have an order of their own.)"""
+"""The same tasks with the question before the pictures. (The order of in-context examples is fixed.)"""
 
 TESTS = (*TASKS, *ASKED_FIRST)
-"""The names of all that is tested."""
+"""Names of all tests."""
 
 CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "caption_things": captions.caption_things,
@@ -52,10 +52,10 @@ CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
     "caption_four": partial(captions.caption_pictures, num_pictures=4),
     "caption_video": captions.caption_video,
 }
-"""Descriptions, for training only."""
+"""Descriptions, used only for training."""
 
 
 def make_sample(split: Split, task: str, index: int) -> Sample:
-    """Return sample number `index` of a task or caption source. Raises `KeyError` for an unknown one."""
+    """Return sample `index` of a task or caption source. Raises `KeyError` for an unknown name."""
     make = (TASKS | ASKED_FIRST | CAPTIONS)[task]
     return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)

@@ -1,4 +1,4 @@
-"""Pictures and videos with a description: the text that the first stages learn from."""
+"""Pictures and videos with descriptions, which the first stages train on."""
 
 import random
 
@@ -13,7 +13,7 @@ REQUESTS = ("Describe the {}.", "What is in the {}?", "What does the {} show?", 
 
 
 def _things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, str]:
-    """Return a picture of up to `most` things, its description without a stop, and its subject."""
+    """Return a picture of up to `most` things, its description without a full stop, and its subject."""
     asked = subject(rng, split)
     pairs = [asked, *others(rng, split, rng.randint(0, most - 1), [asked])]
     cells = sorted(rng.sample(range(9), len(pairs)))
@@ -65,7 +65,7 @@ def caption_chart(rng: random.Random, split: Split) -> Sample:
 
 
 def caption_pictures(rng: random.Random, split: Split, num_pictures: int) -> Sample:
-    """Describe several pictures in turn."""
+    """Describe several pictures, one after another."""
     scenes, texts, names = zip(*(_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
     answer = "; ".join(f"{ordinal}: {text}" for ordinal, text in zip(ORDINALS, texts, strict=False))
     return Sample(

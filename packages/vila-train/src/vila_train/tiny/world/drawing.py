@@ -1,4 +1,4 @@
-"""Scenes to pictures, with Pillow."""
+"""Draws scenes with Pillow."""
 
 import math
 from functools import cache
@@ -16,7 +16,7 @@ GRID: Rgb = (200, 200, 200)
 
 
 def draw(scene: Scene, size: int = CANVAS) -> Image.Image:
-    """Return `scene` as an RGB picture of `size` x `size` pixels. The same scene gives the same pixels."""
+    """Draw `scene` as an RGB picture of `size` x `size` pixels. The result is deterministic."""
     image = Image.new("RGB", (size, size), scene.background)
     pen, scale = ImageDraw.Draw(image), size / CANVAS
     for thing in scene.things:
@@ -29,7 +29,7 @@ def draw(scene: Scene, size: int = CANVAS) -> Image.Image:
 
 
 def outline(shape: str) -> Points:
-    """Return the corners of `shape` in the unit circle around the origin (a circle has none: it is drawn as an ellipse)."""
+    """Return the corners of `shape` within the unit circle. A circle has none: it is drawn as an ellipse."""
     return _OUTLINES[shape]
 
 
@@ -50,7 +50,7 @@ def _heart() -> Points:
 
 
 def _moon() -> Points:
-    """The unit disc less a smaller one to its right: a waning crescent."""
+    """Return a crescent: the unit disc minus a smaller disc to its right."""
     outer = [math.radians(a) for a in range(50, 311, 10)]
     tip_x, tip_y = math.cos(outer[0]), math.sin(outer[0])
     center = 0.58
@@ -90,13 +90,13 @@ def _draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, scale: float) -> None:
 
 
 def bar_boxes(num_bars: int) -> list[tuple[float, float]]:
-    """Return the left and right edge of each bar, in canvas units."""
+    """Return the left and right edges of the bars, in canvas units."""
     pitch = (CHART_RIGHT - CHART_LEFT) / num_bars
     return [(CHART_LEFT + (i + 0.2) * pitch, CHART_LEFT + (i + 0.8) * pitch) for i in range(num_bars)]
 
 
 def value_height(value: int) -> float:
-    """Return the y of a bar's top, in canvas units."""
+    """Return the y coordinate of the top of a bar, in canvas units."""
     return CHART_BOTTOM - (CHART_BOTTOM - CHART_TOP) * value / VALUES[-1]
 
 
@@ -121,7 +121,7 @@ def _draw_text(pen: ImageDraw.ImageDraw, text: Text, scale: float) -> None:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, which is the same on every machine."""
+    """Return Pillow's built-in font, which is the same on every machine."""
     return ImageFont.load_default(size)
 
 

@@ -1,4 +1,4 @@
-"""What the tasks share: colours, things, free places, and the choice of objects that a split allows."""
+"""Shared by the tasks: random colors, things, places, and objects that a split allows."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,18 +11,18 @@ Place = tuple[float, float, float]
 
 
 def background(rng: random.Random) -> Rgb:
-    """Return a light colour."""
+    """Return a random light color."""
     return (rng.randint(222, 255), rng.randint(222, 255), rng.randint(222, 255))
 
 
 def shade(rng: random.Random, color: str) -> Rgb:
-    """Return a shade of the named colour."""
+    """Return a random shade of the named color."""
     red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLORS[color])
     return (red, green, blue)
 
 
 def thing(rng: random.Random, pair: Pair, place: Place) -> Thing:
-    """Return an object of colour and shape `pair` at `place`."""
+    """Return an object with the color and shape of `pair` at `place`."""
     return Thing(*pair, shade(rng, pair[0]), *place)
 
 
@@ -34,9 +34,9 @@ def subject(rng: random.Random, split: Split) -> Pair:
 def others(
     rng: random.Random, split: Split, count: int, taken: Sequence[Pair], *, distinct: str = "pair"
 ) -> list[Pair]:
-    """Return `count` further objects that differ from `taken` and from each other.
+    """Return `count` more objects that differ from `taken` and from each other.
 
-    `distinct` says in what: "pair" (colour or shape), "color", "shape", or "both" (colour and shape).
+    `distinct` is how they differ: in "color", in "shape", in "both", or in at least one of them ("pair").
     """
 
     def clash(a: Pair, b: Pair) -> bool:
@@ -59,7 +59,7 @@ def others(
 def scatter(
     rng: random.Random, radii: Sequence[float], accept: Callable[[list[Place]], bool] = lambda places: True
 ) -> list[Place]:
-    """Return a place for each radius, apart from each other and inside the canvas, such that `accept` holds."""
+    """Return non-overlapping places inside the canvas, one per radius, for which `accept` is true."""
     while True:
         places: list[Place] = []
         for radius in radii:
@@ -73,7 +73,7 @@ def scatter(
 
 
 def in_cell(rng: random.Random, cell: int) -> Place:
-    """Return a place well inside one of the nine cells."""
+    """Return a place well inside one of the nine cells of the picture."""
     side = CANVAS / 3
     return (
         (cell % 3 + 0.5) * side + rng.uniform(-9, 9),
@@ -83,5 +83,5 @@ def in_cell(rng: random.Random, cell: int) -> Place:
 
 
 def with_article(name: str) -> str:
-    """Return "a red circle", "an orange star"."""
+    """Return `name` with its article, such as "an orange star"."""
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

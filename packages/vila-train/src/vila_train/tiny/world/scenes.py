@@ -1,6 +1,6 @@
-"""Scenes: what a picture shows, before it is drawn, and the samples (prompt and answer) made of them.
+"""Scenes, which describe what a picture shows before it is drawn, and samples (prompt and answer) made of them.
 
-Lengths are in canvas units; a picture is `CANVAS` units wide and high, y grows downwards.
+Lengths are in canvas units: a picture is `CANVAS` units wide and high, and y points down.
 """
 
 from collections.abc import Iterator
@@ -11,12 +11,12 @@ from vila_train.tiny.world.combinations import Rgb
 CANVAS = 192
 
 POSITIONS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
-"""The cells of a three by three grid, row by row."""
+"""The cells of a 3 x 3 grid, row by row."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A coloured shape. `rgb` is the colour as drawn, a shade of `color`."""
+    """A colored shape. `rgb` is the drawn color, a shade of `color`."""
 
     color: str
     shape: str
@@ -31,13 +31,13 @@ class Thing:
 
     @property
     def cell(self) -> int:
-        """Index into `POSITIONS` of the cell that holds the centre."""
+        """Index into `POSITIONS` of the cell that contains the center."""
         return int(3 * self.y / CANVAS) * 3 + int(3 * self.x / CANVAS)
 
 
 @dataclass(frozen=True)
 class Text:
-    """A word or number; x and y are its centre, `size` the font's size."""
+    """A word or number. x and y are its center, `size` is the font size."""
 
     text: str
     rgb: Rgb
@@ -57,7 +57,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture: things, or a text, or a bar chart."""
+    """A picture of things, a text or a bar chart."""
 
     background: Rgb
     things: tuple[Thing, ...] = ()
@@ -66,7 +66,7 @@ class Scene:
 
     @property
     def combinations(self) -> Iterator[str]:
-        """The combinations that the splits keep apart and this picture shows."""
+        """The combinations in this picture that belong to one split (see `combinations`)."""
         yield from (thing.name for thing in self.things)
         yield from (f"bar {bar.color} {bar.value}" for bar in self.bars)
         if self.text is not None:
@@ -75,17 +75,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Clip:
-    """A video: one scene a frame."""
+    """A video: one scene per frame."""
 
     frames: tuple[Scene, ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A question about pictures. The prompt is text and media in order.
+    """A question about pictures or a video, and its answer.
 
-    `subject` is the combination the question is about; outside training it is held out (see `combinations`).
-    `kind` names the kind of question within the task.
+    Attributes:
+        task: name of the task.
+        kind: type of question within the task.
+        prompt: text and media in order.
+        answer: the one right answer.
+        subject: the combination that the question is about; outside training it is held out (see `combinations`).
     """
 
     task: str
@@ -96,7 +100,7 @@ class Sample:
 
     @property
     def scenes(self) -> list[Scene]:
-        """Every picture and frame, in order."""
+        """All pictures and frames, in order."""
         found: list[Scene] = []
         for part in self.prompt:
             if isinstance(part, Scene):
@@ -107,10 +111,10 @@ class Sample:
 
     @property
     def question(self) -> str:
-        """The prompt's text alone."""
+        """The text of the prompt."""
         return " ".join(part.strip() for part in self.prompt if isinstance(part, str))
 
     @property
     def combinations(self) -> set[str]:
-        """Every combination that the pictures show."""
+        """All combinations that the pictures show."""
         return {combination for scene in self.scenes for combination in scene.combinations}

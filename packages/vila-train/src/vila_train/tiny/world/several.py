@@ -1,4 +1,4 @@
-"""Tasks about several pictures: pairs, and examples in context."""
+"""Tasks about several pictures: pairs, and in-context examples."""
 
 import random
 from dataclasses import replace
@@ -13,7 +13,7 @@ MADE_UP_LABELS = ("dax", "wug", "blick", "fep", "toma", "zup", "kiv", "nolo")
 
 
 def pair(rng: random.Random, split: Split) -> Sample:
-    """Whether two pictures are the same, which one holds a thing, or which one holds more."""
+    """Ask whether two pictures are the same, which one shows a thing, or which one shows more things."""
     return rng.choice((_same, _which, _more))(rng, split)
 
 
@@ -35,7 +35,7 @@ def _same(rng: random.Random, split: Split) -> Sample:
 
 
 def _like(rng: random.Random, split: Split, asked: Pair, taken: list[Pair]) -> Pair:
-    """Return an object of the colour or the shape of `asked`, so that one glance is not enough; none of `taken`."""
+    """Return an object that is not in `taken` and shares its color or shape with `asked`, to be hard to tell apart."""
     return rng.choice([p for p in visible_objects(split) if p not in taken and (p[0] == asked[0] or p[1] == asked[1])])
 
 
@@ -84,12 +84,12 @@ def in_context(rng: random.Random, split: Split) -> Sample:
 
 
 def _made_up(rng: random.Random, split: Split, asked: Pair) -> Sample:
-    """Two classes of colour or of shape under made-up names; the last picture belongs to one of them."""
+    """Show examples of two colors or two shapes with made-up names, and ask for the name of the last picture."""
     axis = rng.randrange(2)
     classes = [asked[axis], rng.choice([c for c in (tuple(COLORS), SHAPES)[axis] if c != asked[axis]])]
     members = rng.choice(((0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (0, 0, 1), (1, 1, 0)))
     names = rng.sample(MADE_UP_LABELS, 2)
-    # The attribute that does not matter differs everywhere, so that only the one that does can be matched.
+    # The other attribute differs in every picture, so that it gives no hint.
     pairs = [asked]
     for member in members:
         used = [p[1 - axis] for p in pairs]

@@ -1,4 +1,4 @@
-"""A contact sheet: samples of the drawn world with their questions and answers, as one picture."""
+"""Contact sheets: one picture that shows samples of the drawn world with their questions and answers."""
 
 import textwrap
 from collections.abc import Sequence
@@ -15,14 +15,14 @@ INK, RIGHT, WRONG, FAINT = (30, 30, 30), (20, 130, 60), (200, 40, 40), (120, 120
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample, and what a model answered (None on a sheet of the world itself)."""
+    """A sample, and the reply of a model if there is one."""
 
     sample: Sample
     reply: str | None = None
 
 
 def contact_sheet(entries: Sequence[Entry], columns: int = 3) -> Image.Image:
-    """Return the sheet of `entries`, row by row; a model's answers are marked right (green) or wrong (red)."""
+    """Draw `entries` row by row. Replies of a model are marked right (green) or wrong (red)."""
     rows = -(-len(entries) // columns)
     sheet = Image.new("RGB", (columns * CELL_WIDTH, rows * CELL_HEIGHT), "white")
     for index, entry in enumerate(entries):

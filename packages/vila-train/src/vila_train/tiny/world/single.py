@@ -1,4 +1,4 @@
-"""Tasks about one picture. Each function makes the sample that `rng` leads to, for `split`."""
+"""Tasks about one picture. Each function makes a random sample of `split`."""
 
 import random
 
@@ -14,7 +14,7 @@ def _scene(rng: random.Random, pairs: list[Pair], places: list[Place]) -> Scene:
 
 
 def attribute(rng: random.Random, split: Split) -> Sample:
-    """Colour of the one thing of a shape, shape of the one thing of a colour, or both of a lone thing."""
+    """Ask for the color of the only thing with a shape, the shape of the only thing with a color, or both."""
     color, shape = pair = subject(rng, split)
     kind = rng.choice(("color", "shape", "both"))
     extra = [] if kind == "both" else others(rng, split, rng.randint(0, 3), [pair], distinct="both")
@@ -39,7 +39,7 @@ def attribute(rng: random.Random, split: Split) -> Sample:
 
 
 def count(rng: random.Random, split: Split) -> Sample:
-    """How many things there are: of one colour and shape among others, or in all."""
+    """Ask how many things there are: with one color and shape, or in total."""
     pair = subject(rng, split)
     kind = rng.choice(("some", "some", "all"))
     wanted = rng.randint(1, 6)
@@ -59,7 +59,7 @@ def count(rng: random.Random, split: Split) -> Sample:
 
 
 def position(rng: random.Random, split: Split) -> Sample:
-    """Which of nine parts of the picture holds a thing, or what a part holds."""
+    """Ask in which of nine cells a thing is, or what is in a cell."""
     pair = subject(rng, split)
     pairs = [pair, *others(rng, split, rng.randint(0, 3), [pair])]
     cells = rng.sample(range(9), len(pairs))
@@ -81,7 +81,7 @@ def position(rng: random.Random, split: Split) -> Sample:
 
 
 RELATIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
-"""Relation to the sign of (dx, dy) from the second thing to the first."""
+"""For each relation, the sign of (dx, dy) from the second thing to the first."""
 
 
 def holds(relation: str, first: Thing | Place, second: Thing | Place) -> bool:
@@ -96,7 +96,7 @@ def _along(relation: str, first: Thing | Place, second: Thing | Place) -> float:
 
 
 def relation(rng: random.Random, split: Split) -> Sample:
-    """Whether one thing is left of, right of, above or below another, or which thing is."""
+    """Ask whether one thing is left of, right of, above or below another, or which thing is."""
     pair = subject(rng, split)
     pairs = [pair, *others(rng, split, rng.randint(1, 2), [pair])]
     asked = rng.choice(tuple(RELATIONS))
@@ -122,7 +122,7 @@ def relation(rng: random.Random, split: Split) -> Sample:
 
 
 def size(rng: random.Random, split: Split) -> Sample:
-    """Which of two or three things is the largest or the smallest."""
+    """Ask which of two or three things is the largest or the smallest."""
     pair = subject(rng, split)
     pairs = [pair, *others(rng, split, rng.randint(1, 2), [pair])]
     kind = rng.choice(("largest", "smallest"))
@@ -153,7 +153,7 @@ def text_scene(rng: random.Random, text: str) -> Scene:
 
 
 def word(rng: random.Random, split: Split) -> Sample:
-    """Read a word in capitals: half of them real words, half letters at random."""
+    """Ask for a word in capitals; half are real words, half random letters."""
     kind = rng.choice(("word", "letters"))
     text = rng.choice(words_of(split)) if kind == "word" else letters(rng, split)
     question = rng.choice(("What word is written?", "Read the word.", "What does it say?", "Which word do you see?"))
@@ -161,7 +161,7 @@ def word(rng: random.Random, split: Split) -> Sample:
 
 
 def number(rng: random.Random, split: Split) -> Sample:
-    """Read a number of two to four digits."""
+    """Ask for a number of two to four digits."""
     text = digits(rng, split)
     question = rng.choice(
         ("What number is shown?", "Read the number.", "Which number do you see?", "What is the number?")
@@ -170,7 +170,7 @@ def number(rng: random.Random, split: Split) -> Sample:
 
 
 def bars_scene(rng: random.Random, split: Split, wanted: Bar, rest: list[int]) -> Scene:
-    """Return a chart of `wanted` and, in other colours, a bar for each value of `rest`."""
+    """Return a chart with the bar `wanted` and one bar in another color per value of `rest`."""
     bars, colors = [wanted], [color for color in COLORS if color != wanted.color]
     for value in rest:
         color = rng.choice([c for c in colors if bar_split(c, value) in ("train", split)])
@@ -181,13 +181,13 @@ def bars_scene(rng: random.Random, split: Split, wanted: Bar, rest: list[int]) -
 
 
 def own_bar(rng: random.Random, split: Split, values: range = VALUES) -> Bar:
-    """Return a bar that `split` owns."""
+    """Return a bar that belongs to `split`."""
     color, value = rng.choice([(c, v) for c in COLORS for v in values if bar_split(c, v) == split])
     return Bar(color, shade(rng, color), value)
 
 
 def chart(rng: random.Random, split: Split) -> Sample:
-    """Read a bar's value, or say which bar is the highest or the lowest."""
+    """Ask for the value of a bar, or which bar is the highest or the lowest."""
     kind = rng.choice(("value", "value", "highest", "lowest"))
     others_count = rng.randint(2, 4)
     bar = own_bar(rng, split, {"value": VALUES, "highest": range(3, 10), "lowest": range(1, 8)}[kind])

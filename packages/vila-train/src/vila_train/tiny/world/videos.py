@@ -1,4 +1,4 @@
-"""Tasks about videos of eight frames: something moves, or things appear one after another."""
+"""Tasks about videos of eight frames in which a thing moves, or things appear one after another."""
 
 import random
 from dataclasses import replace
@@ -13,7 +13,7 @@ DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 def moving(rng: random.Random, split: Split) -> tuple[Clip, str, str, int]:
-    """Return a video of one thing that moves, the thing's name, its direction, and how many others stand still."""
+    """Return a video with one moving thing, its name, its direction, and the number of things that do not move."""
     asked = subject(rng, split)
     direction = rng.choice(tuple(DIRECTIONS))
     still = others(rng, split, rng.randint(0, 2), [asked])
@@ -38,7 +38,7 @@ def moving(rng: random.Random, split: Split) -> tuple[Clip, str, str, int]:
 
 
 def motion(rng: random.Random, split: Split) -> Sample:
-    """Which way a thing moves, or which thing moves."""
+    """Ask in which direction a thing moves, or which thing moves."""
     clip, name, direction, num_still = moving(rng, split)
     if num_still and rng.random() < 0.4:
         return Sample(
@@ -55,7 +55,10 @@ def motion(rng: random.Random, split: Split) -> Sample:
 
 
 def appearing(rng: random.Random, split: Split) -> tuple[Clip, list[str], list[int], int]:
-    """Return a video in which two or three things appear, their names and frames (from 1) in order, and which one is the subject."""
+    """Return a video in which two or three things appear, their names, their frames, and the index of the subject.
+
+    Names and frames (counted from 1) are in order of appearance.
+    """
     asked = subject(rng, split)
     pairs = [asked, *others(rng, split, rng.randint(1, 2), [asked])]
     rng.shuffle(pairs)
@@ -74,7 +77,7 @@ def appearing(rng: random.Random, split: Split) -> tuple[Clip, list[str], list[i
 
 
 def appearance(rng: random.Random, split: Split) -> Sample:
-    """What appears first, last or after something else, or in which frame a thing appears."""
+    """Ask what appears first, last or after another thing, or in which frame a thing appears."""
     clip, names, frames, asked = appearing(rng, split)
     places = [
         kind
