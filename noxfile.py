@@ -1,7 +1,7 @@
-"""Set-up and checks, one session each. `nox -s demo` shows the project at work, `nox -s tests` tests it, `nox --list` lists the rest.
+"""Setup and checks, one session each: `nox -s demo` shows the project at work, `nox -s tests` runs the tests.
 
-An install of torch is large. Two environments hold one: `core`, which has vila-core and its dependencies and nothing else, and
-`tests`. The other environments that need torch are small and stand on `core`: what it holds can be imported in them too.
+Torch takes much space and time to install, so only two environments install it: `core`, with vila-core and its
+dependencies, and `tests`. The other environments that need torch import it from `core` (see `share_core`).
 """
 
 import json
@@ -28,30 +28,37 @@ TORCH_PINS = (
     "torch==2.13.0",
     "triton==3.7.1",
     "torchvision==0.28.0",
-)  # the triton is the one that this torch asks for on CUDA
-TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")  # triton interprets its kernels
-QUANT_EXTRAS = ("numba",)  # of vila-quant's
-EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # of vila-eval's extras, those that its tests need
+)  # triton: the version that this torch requires on CUDA
+TEST_TOOLS = (
+    "hatchling",
+    "pytest",
+    "pytest-xdist",
+    "peft",
+    "matplotlib",
+    "triton",
+)  # triton runs its kernels in its interpreter
+QUANT_EXTRAS = ("numba",)  # of vila-quant
+EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # the extras of vila-eval that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
-OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need what other sessions install
+OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions
 TOOLS = (
     *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "sybil", "mkdocs-material"),
     *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
 )
 
 
-# ------------------------------------------------------------------------------------------------ what a newcomer runs
+# ------------------------------------------------------------------------------------------------ first steps
 
 
 @nox.session
 def core(session: nox.Session) -> None:
-    """Install vila-core and what it depends on, nothing else."""
+    """Install vila-core and its dependencies."""
     session.install(*TESTED_SET, "packages/vila-core")
 
 
 @nox.session(requires=["core"], venv_backend="none")
 def demo(session: nox.Session) -> None:
-    """Ask the embedded model about the bundled images and video, and check that its answers are true."""
+    """Ask the embedded model about the bundled images and video, and check its answers."""
     media = Path("examples/media")
     wrong: list[str] = []
     for case in json.loads((media / "questions.json").read_text(encoding="utf-8")):
@@ -59,7 +66,7 @@ def demo(session: nox.Session) -> None:
         answer = run(session, core_programs(session) / "vila-infer", *arguments, silent=True).strip()
         session.log(f"{' + '.join(case['media'])}: {case['text']}\n\n    {answer}\n")
         if answer != case["answer"]:
-            wrong.append(f"{case['text']} Got {answer!r}, but {case['answer']!r} is true.")
+            wrong.append(f"{case['text']} Got {answer!r}, expected {case['answer']!r}.")
     if wrong:
         session.error("\n".join(wrong))
 
@@ -79,7 +86,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check the rules and the format of the code (`nox -s lint -- --fix` mends what can be mended)."""
+    """Lint the code and check its format. `nox -s lint -- --fix` fixes what can be fixed automatically."""
     session.install(*TESTED_SET, "ruff")
     fix = "--fix" in session.posargs
     session.run("ruff", "check", *(["--fix"] if fix else []))
@@ -88,8 +95,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(requires=["core"])
 def types(session: nox.Session) -> None:
-    """Check the types, strictly."""
-    stand_on_core(session)
+    """Check the types in strict mode."""
+    share_core(session)
     session.install(*TESTED_SET, "--no-deps", "timm")
     session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
@@ -97,8 +104,8 @@ def types(session: nox.Session) -> None:
 
 @nox.session(requires=["core"])
 def imports(session: nox.Session) -> None:
-    """Check who imports whom, and that each distribution declares what it imports."""
-    stand_on_core(session)
+    """Check the import rules, and that each distribution declares its dependencies."""
+    share_core(session)
     session.install(*TESTED_SET, "import-linter", "deptry")
     session.run("lint-imports", "--no-cache", env={"PYTHONPATH": ":".join(SOURCES)})
     for name in DISTRIBUTIONS:
@@ -107,22 +114,21 @@ def imports(session: nox.Session) -> None:
 
 @nox.session(requires=["core"])
 def timm(session: nox.Session) -> None:
-    """Test the towers that come from timm, which brings torchvision."""
-    stand_on_core(session)
-    session.install(
-        *TESTED_SET, "--no-deps", "torchvision"
-    )  # its own pin of torch may name another build of the same version
+    """Test the towers from timm, which needs torchvision."""
+    share_core(session)
+    # Without dependencies, because it may pin another build of the same torch version.
+    session.install(*TESTED_SET, "--no-deps", "torchvision")
     session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
     session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(requires=["core"])
 def lmms(session: nox.Session) -> None:
-    """Run a benchmark in the real lmms-eval with the model that vila-eval gives it."""
-    stand_on_core(session)
+    """Run a benchmark in lmms-eval with the model class that vila-eval provides."""
+    share_core(session)
     session.install(*TESTED_SET, "packages/vila-eval", "pytest")
-    # It asks for fifty packages, among them wandb, a second build of torch through torchvision, and an older PyAV than the tested one.
-    # Its evaluator imports these only.
+    # It depends on fifty packages, among them wandb, a second build of torch (through torchvision) and an older PyAV than
+    # the pinned one. Its evaluator imports only these.
     session.install(*TESTED_SET, *LMMS_EVAL_IMPORTS)
     session.install("--no-deps", "lmms-eval==0.7.3")
     session.run("pytest", "tests/lmms_eval", *session.posargs, env={"OMP_NUM_THREADS": "1"})
@@ -130,13 +136,14 @@ def lmms(session: nox.Session) -> None:
 
 @nox.session(requires=["core"])
 def interop(session: nox.Session) -> None:
-    """Let transformers load our AWQ checkpoints with its own backend, GPTQModel, and compare what both compute."""
-    stand_on_core(session)
+    """Load our AWQ checkpoints in transformers with GPTQModel, and compare its outputs with ours."""
+    share_core(session)
     session.install(
         *TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest"
     )
-    # It asks for a newer torch than the tested one, and for what quantizing and GPUs need. Reading on a CPU imports these only.
-    its_own = (
+    # It depends on a newer torch than the pinned one, and on packages for quantizing and GPUs. Reading a checkpoint on a
+    # CPU imports only these.
+    imported = (
         "threadpoolctl==3.8.0",
         "pypcre==0.6.4",
         "tokenicer==0.0.14",
@@ -144,13 +151,13 @@ def interop(session: nox.Session) -> None:
         "defuser==0.0.28",
         "device-smi==0.5.7",
     )
-    session.install("--no-deps", "gptqmodel==7.7.0", *its_own)
+    session.install("--no-deps", "gptqmodel==7.7.0", *imported)
     session.run("pytest", "tests/interop", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(requires=["core"])
 def bench(session: nox.Session) -> None:
-    """Run a benchmark: `nox -s bench -- decode --help` runs benchmarks/decode.py; without a name it lists them."""
+    """Run a benchmark, such as benchmarks/decode.py: `nox -s bench -- decode --help`. Without a name, list them."""
     scripts = {path.stem: path for path in sorted(Path("benchmarks").glob("*.py"))}
     if not session.posargs:
         session.log("Benchmarks: " + (", ".join(scripts) or "none yet"))
@@ -158,22 +165,22 @@ def bench(session: nox.Session) -> None:
     name, *arguments = session.posargs
     if name not in scripts:
         session.error(f"Unknown benchmark {name!r}. Known: {', '.join(scripts) or 'none'}.")
-    stand_on_core(session)
+    share_core(session)
     session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS)
     session.run("python", str(scripts[name]), *arguments)
 
 
-# ------------------------------------------------------------------------------------------------ what is shipped
+# ------------------------------------------------------------------------------------------------ the packages
 
 
 @nox.session(requires=["core"])
 @nox.parametrize("distribution", DISTRIBUTIONS, ids=DISTRIBUTIONS)
 def isolated(session: nox.Session, distribution: str) -> None:
-    """Install each distribution alone (with vila-core, if it depends on it) and try what it offers."""
+    """Install each distribution without its siblings, and try its programs."""
     if distribution == "vila-core":
         programs = core_programs(session)
     else:
-        stand_on_core(session)
+        share_core(session)
         session.install(*TESTED_SET, f"packages/{distribution}")
         programs = Path(session.bin).resolve()
     try_distribution(session, distribution, programs)
@@ -181,7 +188,7 @@ def isolated(session: nox.Session, distribution: str) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheels and source distributions, install them together in a clean environment and try what they offer."""
+    """Build wheels and source distributions, install them in a clean environment and try their programs."""
     session.install(*TESTED_SET, "build", "hatchling")
     shutil.rmtree("dist", ignore_errors=True)
     for name in DISTRIBUTIONS:
@@ -201,8 +208,8 @@ def build(session: nox.Session) -> None:
 
 @nox.session(requires=["core"])
 def docs(session: nox.Session) -> None:
-    """Build the site and run every snippet of the docs and READMEs. `nox -s docs -- serve` shows the site while you write."""
-    stand_on_core(session)
+    """Build the site and run every snippet in the docs and READMEs. `nox -s docs -- serve` serves a preview."""
+    share_core(session)
     session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "mkdocs-material", "pytest", "sybil")
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")
@@ -216,7 +223,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def constraints(session: nox.Session) -> None:
-    """Resolve everything anew and write the result to constraints.txt; run the checks before you commit it."""
+    """Resolve all dependencies again and write them to constraints.txt. Run the checks before you commit it."""
     report = Path(session.create_tmp()) / "resolved.json"
     local = [f"packages/{name}" for name in DISTRIBUTIONS[1:]]
     resolve = ("pip", "install", "--quiet", "--upgrade", "--dry-run", "--ignore-installed", "--report", str(report))
@@ -224,15 +231,15 @@ def constraints(session: nox.Session) -> None:
     packages = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
     pins = {package["name"].lower().replace("_", "-"): package["version"].split("+")[0] for package in packages}
     lines = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in DISTRIBUTIONS]
-    head = "# The set of versions that the checks run with. Written by `nox -s constraints`.\n"
+    head = "# The versions that the checks run with. Written by `nox -s constraints`.\n"
     Path("constraints.txt").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 @nox.session(venv_backend="none")
 def bump(session: nox.Session) -> None:
-    """Give all five distributions a new version: `nox -s bump -- 0.2.0`."""
+    """Set the version of all five distributions: `nox -s bump -- 0.2.0`."""
     if len(session.posargs) != 1 or not re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", session.posargs[0]):
-        session.error("Give one version, such as 0.2.0 or 0.2.0rc1.")
+        session.error("Expected one version, such as 0.2.0 or 0.2.0rc1.")
     version = session.posargs[0]
     for name in DISTRIBUTIONS:
         module = Path(f"packages/{name}/src/{name.replace('-', '_')}/__init__.py")
@@ -241,21 +248,21 @@ def bump(session: nox.Session) -> None:
         substitute(project, r'"(vila-\w+)==[^"]*"', rf'"\1=={version}"')
 
 
-# ------------------------------------------------------------------------------------------------ what the sessions share
+# ------------------------------------------------------------------------------------------------ shared by the sessions
 
 
 def core_programs(session: nox.Session) -> Path:
-    """Return the folder of programs of the environment `core`."""
+    """Return the folder with the programs of the environment `core`."""
     return (Path(session.env_dir).parent / "core" / "bin").resolve()
 
 
 def run(session: nox.Session, program: Path, *arguments: str, **options: Any) -> str:
-    """Run a program of another environment, and return what it prints if `silent=True`."""
+    """Run a program of another environment. With `silent=True`, return its output."""
     return str(session.run(str(program), *arguments, external=True, stderr=None, **options))
 
 
-def stand_on_core(session: nox.Session) -> None:
-    """Let the session's environment import what the environment `core` holds."""
+def share_core(session: nox.Session) -> None:
+    """Make the packages of the environment `core` importable in the session's environment."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
     base = run(session, core_programs(session) / "python", "-c", where, silent=True).strip()
     own = str(session.run("python", "-c", where, silent=True)).strip()
@@ -263,7 +270,7 @@ def stand_on_core(session: nox.Session) -> None:
 
 
 def try_distribution(session: nox.Session, distribution: str, programs: Path) -> None:
-    """Import an installed distribution away from the checkout, see that all plugins load, and ask its programs for help."""
+    """Import an installed distribution outside the checkout, load all plugins and run its programs with --help."""
     project = tomllib.loads(Path(f"packages/{distribution}/pyproject.toml").read_text(encoding="utf-8"))["project"]
     module = distribution.replace("-", "_")
     import_it = f"import {module} as it; assert 'site-packages' in it.__file__; print(it.__name__, it.__version__)"
@@ -277,7 +284,7 @@ def try_distribution(session: nox.Session, distribution: str, programs: Path) ->
 
 
 def try_embedded_model(session: nox.Session, programs: Path) -> None:
-    """Check that the installed vila-core holds every file of the embedded model, and that the model answers from there."""
+    """Check that the installed vila-core contains every file of the embedded model, and that the model answers."""
     source = Path("packages/vila-core/src/vila_core/assets")
     expected = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     where = "import vila_core; print(vila_core.__file__)"

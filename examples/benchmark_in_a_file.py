@@ -1,4 +1,4 @@
-"""A benchmark in one file: the questions about the bundled pictures and the video.
+"""A benchmark in one file: questions about the bundled pictures and video.
 
 vila-eval --plugin examples/benchmark_in_a_file.py --tasks bundled
 """
@@ -16,14 +16,14 @@ QUESTIONS = LocalFiles(
 
 
 def ask(row: Row) -> Question:
-    """Ask about the media first, then the text."""
+    """Put the media first, then the question."""
     return Question(id=row["media"][0], prompt=[*map(open_media, row["media"]), row["text"]], answer=row["answer"])
 
 
-BUNDLED = Task("bundled", QUESTIONS, ask, metric="exact_match", description="The bundled pictures and the video.")
+BUNDLED = Task("bundled", QUESTIONS, ask, metric="exact_match", description="The bundled pictures and video.")
 
 
 @hookimpl
 def vila_tasks() -> list[Task]:
-    """What this file adds."""
+    """Register the benchmark."""
     return [BUNDLED]

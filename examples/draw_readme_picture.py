@@ -1,8 +1,8 @@
-"""Draw the README's picture: what `vila-infer` prints for the bundled media, beside them.
+"""Draw the picture in the README: the bundled media, and what `vila-infer` prints for them.
 
     python examples/draw_readme_picture.py
 
-The answers are those of the embedded model at the time of drawing, not written here.
+The embedded model is asked for the answers at the time of drawing.
 """
 
 import json
@@ -19,7 +19,7 @@ BACKGROUND, COMMAND, ANSWER, DIM = "#16202b", "#e8eef4", "#7fe0a8", "#8b9bab"
 
 
 def thumbnails(name: str) -> list[Image.Image]:
-    """Return the picture, or four of the frames of a video, small."""
+    """Return a thumbnail of the picture, or of four frames of the video."""
     if name.endswith(".mp4"):
         frames = vila.Video(MEDIA / name).load(num_frames=4).frames
         return [frame.resize((THUMBNAIL // 2, THUMBNAIL // 2)) for frame in frames]
@@ -27,7 +27,7 @@ def thumbnails(name: str) -> list[Image.Image]:
 
 
 def main() -> None:
-    """Ask every bundled question and draw the session."""
+    """Ask every bundled question and draw questions and answers."""
     questions = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
     model = vila.load()
     font, small = ImageFont.load_default(26), ImageFont.load_default(21)

@@ -1,8 +1,8 @@
-"""Draw the bundled images and the video, and write the questions of the demo with their true answers.
+"""Draw the bundled images and video, and write the demo's questions with their correct answers.
 
     python examples/make_media.py
 
-All are from the test split of the drawn world: the combinations in them are never trained on.
+All are from the test split of the drawn world: the embedded model was not trained on their combinations.
 """
 
 import json
@@ -26,7 +26,7 @@ CASES = {
     "pair": ("pair", 3),
     "motion": ("motion", 3),
 }
-"""Per name of the files: task of the drawn world, and which of its samples."""
+"""File name -> task of the drawn world and sample index."""
 
 
 def write_video(clip: Clip, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draw the pictures of the benchmark and write their true descriptions. Needs vila-train, which has the drawn world.
+"""Draw the pictures of the benchmark and write their correct descriptions. Needs vila-train for the drawn world.
 
 python examples/vila-eval-example/make_data.py
 """
@@ -12,7 +12,7 @@ from vila_train.tiny.world.scenes import Scene
 
 FOLDER = Path(__file__).parent / "src" / "vila_eval_example" / "data"
 SAMPLES = (3, 6, 8, 9, 13, 16, 22, 86)
-"""Descriptions of the test split. The embedded model gets one word of the last wrong."""
+"""Indices in the test split. The embedded model gets one word of the last description wrong."""
 
 rows: list[dict[str, object]] = []
 for number, index in enumerate(SAMPLES, 1):

@@ -1,7 +1,8 @@
-"""Every `python`, `bash` and `console` block of the READMEs and the docs runs, in order, in a folder that holds only the examples.
+"""Runs the `python`, `bash` and `console` blocks of the READMEs and docs, in a folder that holds only the examples.
 
-A block that cannot run says why, in a comment on the line before it: `<!-- not run: needs a GPU -->`. The blocks of one document share
-their names. A `console` block shows commands after `$ `; lines that follow are what they print (`...` stands for anything).
+A block that cannot run says why in a comment on the line before it: `<!-- not run: needs a GPU -->`. The Python blocks
+of a document share one namespace. A `console` block shows commands after `$ ` and their expected output below (`...`
+matches anything).
 """
 
 import doctest
@@ -22,7 +23,7 @@ RUNNABLE_FENCE = re.compile(r"^[ \t>]*(?:```+|~~~+)[ \t]*(?:python|py|pycon|bash
 
 
 def run(command: str) -> str:
-    """Run a shell command; return what it prints, fail with it when the command fails."""
+    """Run a shell command and return its output. The test fails with the output if the command fails."""
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         stdout=subprocess.PIPE,
@@ -46,7 +47,7 @@ def run_console(example: Example) -> None:
         if shown.strip() and not doctest.OutputChecker().check_output(
             shown, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
         ):
-            pytest.fail(f"{command}\n\nThe document shows:\n{shown}\nIt prints:\n{printed}", pytrace=False)
+            pytest.fail(f"{command}\n\nThe document shows:\n{shown}\nThe command prints:\n{printed}", pytrace=False)
 
 
 SYBIL = Sybil([PythonCodeBlockParser(), CodeBlockParser("bash", run_bash), CodeBlockParser("console", run_console)])
@@ -74,21 +75,21 @@ def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if reason:
             print(f"{where} not run: {reason}")
             continue
-        print(f"{where} runs")
+        print(f"{where} running")
         example.evaluate()
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_runnable_block_escapes(path: Path):
-    """A block in a spelling that the parsers do not know (`py`, `sh`, a title after the language) would silently never run."""
+def test_every_runnable_block_is_recognized(path: Path):
+    """A block with a fence that the parsers do not know (`py`, `sh`, a title after the language) would never run."""
     text = path.read_text(encoding="utf-8")
     starts = {fence.start() for fence in RUNNABLE_FENCE.finditer(text) if not NOT_RUN.search(text, 0, fence.start())}
-    escaped = starts - {example.region.start for example in snippets(path)}
-    assert not escaped, [text[start:].splitlines()[0] for start in escaped]
+    unrecognized = starts - {example.region.start for example in snippets(path)}
+    assert not unrecognized, [text[start:].splitlines()[0] for start in unrecognized]
 
 
 def test_most_snippets_run():
     examples = [example for path in DOCUMENTS for example in snippets(path)]
-    run_ones = [example for example in examples if reason_not_to_run(example) is None]
-    assert len(run_ones) >= 10
-    assert len(run_ones) > len(examples) / 2
+    runnable = [example for example in examples if reason_not_to_run(example) is None]
+    assert len(runnable) >= 10
+    assert len(runnable) > len(examples) / 2

@@ -1,4 +1,4 @@
-"""The recordings: those committed under `data/`, or the folders given with `--recordings` (repeatable)."""
+"""Recordings of the reference: the ones committed under `data/`, or the folders given with `--recordings`."""
 
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 DATA = Path(__file__).parent / "data"
 STAGES = ("features", "media_embeddings", "inputs_embeds", "last_hidden", "logits")
 ERRORS: dict[str, dict[str, float]] = {}
-"""Per case and stage the largest absolute difference from the recording, filled by test_cases."""
+"""The largest absolute difference from the recording by case and stage, filled by `test_cases`."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -26,7 +26,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One recorded prompt: what went in, and what the reference computed on the way."""
+    """One recorded prompt: its inputs and the intermediate results of the reference."""
 
     name: str
     record: dict[str, Any]
@@ -41,13 +41,13 @@ class Case:
 
 
 def recordings(config: pytest.Config) -> list[Path]:
-    """Return the folders of recordings, in the form of `golden` and `golden2`."""
+    """Return the folders of recordings, laid out like `golden` and `golden2`."""
     given: list[str] = config.getoption("--recordings") or []
     return [Path(folder).resolve() for folder in given] or [DATA / "golden", DATA / "golden2"]
 
 
 def find_cases(config: pytest.Config) -> list[Case]:
-    """Return every case of the recordings; checkpoints and inputs may lie in a neighbour folder."""
+    """Return every case of the recordings. Checkpoints and inputs may be in a sibling folder."""
     cases: list[Case] = []
     for home in recordings(config):
         homes = [home, home.parent / "golden", home.parent / "golden2", DATA / "golden", DATA / "golden2"]
@@ -68,13 +68,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def golden(pytestconfig: pytest.Config) -> Path:
-    """The folder with `functions/` as in `golden`."""
+    """The folder `functions/` of `golden`."""
     return _functions(pytestconfig, "tiling.json")
 
 
 @pytest.fixture(scope="session")
 def golden2(pytestconfig: pytest.Config) -> Path:
-    """The folder with `functions/` as in `golden2`."""
+    """The folder `functions/` of `golden2`."""
     return _functions(pytestconfig, "stop_tokens.json")
 
 

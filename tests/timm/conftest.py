@@ -1,6 +1,6 @@
-"""timm imports torchvision, which does not import beside another build of torch than its own: two of its operators are then missing.
+"""Makes torchvision, which timm imports, importable with another build of torch than its own.
 
-Declaring them is enough: no test calls them.
+It then fails on two missing operators. Declaring them is enough, since no test calls them.
 """
 
 import importlib.util

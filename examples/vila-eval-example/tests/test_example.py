@@ -1,4 +1,4 @@
-"""What every plugin with a benchmark should test. Needs no model and no network."""
+"""Tests that every plugin with a benchmark should have. They need neither a model nor a network."""
 
 import pytest
 

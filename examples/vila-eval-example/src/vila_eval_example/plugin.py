@@ -8,12 +8,12 @@ from vila_eval_example.word_error_rate import word_error_rate
 
 VILA_HOOK_API = 1
 
-COLUMNS = {"picture": "file name", "description": "what the picture shows", "things": "how many things"}
+COLUMNS = {"picture": "file name", "description": "what the picture shows", "things": "number of things"}
 DATA = LocalFiles(Path(__file__).parent / "data" / "scenes.jsonl", COLUMNS)
 
 
 def ask(row: Row) -> Question:
-    """Ask for a description; results are also given by how many things there are."""
+    """Ask for a description. Results are also reported by the number of things."""
     prompt = [Image(row["picture"]), "What is in the picture?"]
     return Question(row["picture"], prompt, answer=row["description"], groups={"things": str(row["things"])})
 
@@ -33,11 +33,11 @@ WORD_ERROR_RATE = MeanMetric("word_error_rate", word_error_rate, higher_is_bette
 
 @hookimpl
 def vila_tasks() -> list[Task]:
-    """The benchmark."""
+    """Register the benchmark."""
     return [SCENES]
 
 
 @hookimpl
 def vila_metrics() -> list[MeanMetric]:
-    """The metric, which any other task may name too."""
+    """Register the metric, which other tasks may use too."""
     return [WORD_ERROR_RATE]

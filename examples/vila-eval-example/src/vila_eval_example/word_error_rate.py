@@ -1,12 +1,12 @@
-"""The word error rate: how many words must be changed, added or removed to make the answer the reference."""
+"""Word error rate: how many words to change, add or remove to turn the answer into the reference."""
 
 from vila_eval import Question
 
 
 def word_error_rate(answer: str, question: Question) -> float:
-    """Return (substitutions + insertions + deletions) / words of the reference. 0 is a perfect answer; a long wrong one exceeds 1."""
+    """Return (substitutions + insertions + deletions) / reference words. Long wrong answers score more than 1."""
     reference, hypothesis = question.answer.split(), answer.split()
-    # distances[j] is that of the reference's words so far to the answer's first j words (Levenshtein).
+    # distances[j]: Levenshtein distance from the reference words so far to the first j words of the answer
     distances = list(range(len(hypothesis) + 1))
     for i, expected in enumerate(reference, 1):
         diagonal, distances[0] = distances[0], i
