@@ -1,4 +1,4 @@
-"""The table of all benchmarks in the docs is what is registered. `python tests/eval/test_benchmark_table.py` writes it anew."""
+"""The docs list every registered benchmark. Run `python tests/eval/test_benchmark_table.py` to update the table."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from vila_eval.tasks import DRAWN_WORLD, FINETUNING_TASKS, IMAGE_TASKS, JUDGED_T
 
 TABLE = Path(__file__).parents[2] / "docs" / "assets" / "benchmarks.md"
 FAMILIES = {
-    "Pictures": IMAGE_TASKS,
+    "Images": IMAGE_TASKS,
     "Knowledge and mathematics": KNOWLEDGE_TASKS,
     "Videos": VIDEO_TASKS,
     "Scored by a judge": JUDGED_TASKS,
-    "For models that were tuned for them": FINETUNING_TASKS,
+    "For fine-tuned models": FINETUNING_TASKS,
     "The drawn world": DRAWN_WORLD,
 }
 

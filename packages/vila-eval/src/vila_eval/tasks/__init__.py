@@ -1,4 +1,4 @@
-"""The benchmarks that come with vila-eval, a package a family."""
+"""The benchmarks that come with vila-eval, one package per family."""
 
 from vila_eval.tasks.drawn_world import DRAWN_WORLD
 from vila_eval.tasks.finetuning import FINETUNING_TASKS
@@ -8,4 +8,4 @@ from vila_eval.tasks.knowledge import KNOWLEDGE_TASKS
 from vila_eval.tasks.video import VIDEO_TASKS
 
 ALL = (*DRAWN_WORLD, *IMAGE_TASKS, *KNOWLEDGE_TASKS, *VIDEO_TASKS, *JUDGED_TASKS, *FINETUNING_TASKS)
-"""What the plugin registers."""
+"""The tasks that the plugin registers."""

@@ -1,4 +1,4 @@
-"""The drawn world of vila-tiny: questions about pictures and videos that vila-train draws; right answers match to the letter."""
+"""vila-tiny's drawn world: questions about images and videos drawn by vila-train, scored by exact match."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ TESTS = (
     "motion",
     "appearance",
 )
-"""The tests that are asked with the question last and, with `_asked`, first."""
+"""Tests with the question after the image and, for names ending in `_asked`, before it."""
 
 
 @dataclass(frozen=True)
 class DrawnWorld:
-    """Samples 0 to `samples` - 1 of one test of the drawn world, from the dataset that vila-train registers."""
+    """The first `samples` samples of one test of the drawn world, from the dataset that vila-train registers."""
 
     test: str
     samples: int = 500
@@ -48,7 +48,7 @@ class DrawnWorld:
 
 
 class DrawnRows:
-    """The rows; each is drawn when it is asked for."""
+    """Rows that are drawn on access."""
 
     def __init__(self, dataset: Dataset, source: DrawnWorld):
         self._dataset, self._source = dataset, source
@@ -76,7 +76,7 @@ class DrawnRows:
 
 
 def ask(row: Row) -> Question:
-    """The row holds the prompt as vila-tiny was trained to read it."""
+    """Ask the row's prompt, which has the form that vila-tiny was trained on."""
     return Question(id=row["id"], prompt=row["prompt"], answer=row["answer"], groups={"kind": row["kind"]})
 
 

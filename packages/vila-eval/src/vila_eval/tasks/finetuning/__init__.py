@@ -1,8 +1,9 @@
-"""Benchmarks that the reference runs on fine-tuned models.
+"""Benchmarks that VILA runs on fine-tuned models.
 
-Three of its entries are not here, since their questions cannot be had: `scicap` (the public SciCap is archives without a table, its
-test captions are withheld, and there are several editions), `nuscenes` (six cameras and questions converted from data that only
-registered users of nuScenes may read) and `aitz` (actions converted to a format of its own, from archives on Google Drive).
+Three of VILA's tasks are missing because their questions are not available: `scicap` (the public SciCap is archives
+without a table, its test captions are withheld, and several editions exist), `nuscenes` (six cameras, and questions
+converted from data that only registered nuScenes users may read) and `aitz` (actions converted to a private format,
+from archives on Google Drive).
 """
 
 from vila_eval.tasks.finetuning.medical import PATHVQA, PMCVQA

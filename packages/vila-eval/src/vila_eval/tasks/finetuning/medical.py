@@ -1,7 +1,7 @@
-"""Medical pictures: PathVQA (He et al. 2020, arXiv:2003.10286) and PMC-VQA (Zhang et al. 2023, arXiv:2305.10415).
+"""Medical images: PathVQA (He et al. 2020, arXiv:2003.10286) and PMC-VQA (Zhang et al. 2023, arXiv:2305.10415).
 
-The reference's question files are not public. Here the questions are the datasets', with LLaVA's instructions; scores are computed as
-in `llava/eval/pathvqa.py` and `pmcvqa.py`.
+VILA's question files are not public. The questions here are the datasets' own, with LLaVA's instructions; scores are
+computed as in `llava/eval/pathvqa.py` and `pmcvqa.py`.
 """
 
 import re
@@ -13,24 +13,24 @@ from vila_eval.metrics.word_overlap import PATHVQA_METRIC
 from vila_eval.prompts import SHORT_ANSWER, multiple_choice_prompt
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
-from vila_eval.tasks.finetuning.pictures import picture_cluster
+from vila_eval.tasks.finetuning.image_cluster import image_cluster
 
 _LETTER = re.compile(r"^\s*[A-D]:\s*")
 
 
 def ask_pathvqa(row: Row) -> Question:
-    """Yes-or-no and free-form questions are groups, as the reference scores them apart."""
+    """Ask a question. Yes-or-no and free-form questions are separate groups, as in VILA."""
     return Question(
         id="",
         prompt=[row["image"], f"{row['question']}\n{SHORT_ANSWER}"],
         answer=row["answer"],
         groups={"answer_type": "yes or no" if row["answer"] in ("yes", "no") else "free-form"},
-        cluster=picture_cluster(row["image"]),
+        cluster=image_cluster(row["image"]),
     )
 
 
 def ask_pmcvqa(row: Row) -> Question:
-    """The choices come as " A:Diffuse uptake pattern"; an empty cell is an empty text."""
+    """Ask a question. Choices have the form " A:Diffuse uptake pattern"; an empty cell is an empty text."""
     options = [_LETTER.sub("", str(row[f"Choice {letter}"] or "")).strip() for letter in "ABCD"]
     return Question(
         id="",
@@ -53,7 +53,7 @@ PATHVQA = Task(
     PATHVQA_METRIC,
     tags=("finetuning", "pathvqa"),
     max_new_tokens=64,
-    description="Questions about pathology pictures.",
+    description="Questions about pathology images.",
     url="https://arxiv.org/abs/2003.10286",
 )
 PMCVQA = Task(

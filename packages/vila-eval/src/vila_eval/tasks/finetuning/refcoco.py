@@ -1,11 +1,12 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: which object does a phrase mean? Yu et al. 2016, arXiv:1608.00272; Mao et al. 2016, arXiv:1511.02283.
+"""RefCOCO, RefCOCO+ (Yu et al. 2016, arXiv:1608.00272) and RefCOCOg (Mao et al. 2016, arXiv:1511.02283): grounding.
 
-One question a phrase, in the words of the reference's `llava/eval/refcoco.py`, whose single entry `refcoco` runs all eight splits:
-so does `--tasks refcoco` here, by the tag. Boxes are read in the reference's default format (digits, on the picture padded to a
-square); a model that writes others needs a `BoxAccuracyMetric` of its own.
+There is one question per phrase, worded as in VILA's `llava/eval/refcoco.py`. VILA's single entry `refcoco` runs all
+eight splits; so does `--tasks refcoco` here, by the tag. Boxes are read in VILA's default format (digits, on the image
+padded to a square); a model that writes another format needs its own `BoxAccuracyMetric`.
 
-The val splits on the hub hold more than the customary ones: RefCOCO's has 8811 objects and RefCOCOg's 7573, which are the 3811 (of
-UNC) and 2573 (of UMD) that papers report together with Google's 5000. testA, testB and test are the customary ones.
+The val splits on the hub are larger than the usual ones: RefCOCO's has 8811 objects and RefCOCOg's 7573, which are the
+3811 (of UNC) and 2573 (of UMD) that papers report, together with Google's 5000. testA, testB and test are the usual
+ones.
 """
 
 from collections.abc import Sequence
@@ -23,11 +24,11 @@ COLUMNS = {
     "bbox": "list of floats: x, y, width, height in pixels",
     "file_name": "string: COCO file, with the annotation's number",
 }
-"""From the cards of lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg."""
+"""Source: the dataset cards of lmms-lab/RefCOCO, lmms-lab/RefCOCOplus and lmms-lab/RefCOCOg."""
 
 
 def ask(row: Row) -> Sequence[Question]:
-    """Ask for the box of every phrase."""
+    """Ask for the box of every phrase of the row."""
     width, height = _size(row["image"])
     x, y, box_width, box_height = row["bbox"]
     return [
@@ -46,7 +47,7 @@ def ask(row: Row) -> Sequence[Question]:
 
 
 def _size(image: Image) -> tuple[int, int] | tuple[None, None]:
-    """The picture's width and height; None where it cannot be read, which asking the model reports."""
+    """Return the image's width and height, or None for both if it cannot be read; asking reports that error."""
     try:
         return image.load().size
     except MediaError:
@@ -61,7 +62,7 @@ def _task(name: str, repository: str, split: str) -> Task:
         BOX_ACCURACY,
         tags=("finetuning", "refcoco-train", *dict.fromkeys(("refcoco", name))),
         max_new_tokens=64,
-        description="The box of the object that a phrase means.",
+        description="The box of the object that a phrase describes.",
         url="https://github.com/lichengunc/refer",
     )
 

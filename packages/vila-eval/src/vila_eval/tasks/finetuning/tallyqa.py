@@ -1,6 +1,7 @@
 """TallyQA: counting, with simple and complex questions. Acharya et al. 2019, arXiv:1810.12440.
 
-The reference's question file is not public. Here the questions are the dataset's, with LLaVA's instruction for short answers.
+VILA's question file is not public. The questions here are the dataset's own, with LLaVA's instruction for short
+answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,15 @@ from vila_eval.metrics.counting import COUNTING
 from vila_eval.prompts import SHORT_ANSWER
 from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
-from vila_eval.tasks.finetuning.pictures import picture_cluster
+from vila_eval.tasks.finetuning.image_cluster import image_cluster
 
 LARGEST_COUNT = 15
-"""The reference breaks out the answers up to this one."""
+"""VILA reports accuracy by answer up to this count."""
 
 
 def ask(row: Row) -> Sequence[Question]:
-    """Ask every question about a picture; they are a cluster."""
-    cluster = picture_cluster(row["image"])
+    """Ask every question of the row, all about one image."""
+    cluster = image_cluster(row["image"])
     return [
         Question(
             id="",
@@ -49,6 +50,6 @@ TALLYQA = Task(
     COUNTING,
     tags=("finetuning", "tallyqa"),
     max_new_tokens=16,
-    description="How many? Simple and complex questions.",
+    description="Counting: simple and complex questions.",
     url="https://arxiv.org/abs/1810.12440",
 )

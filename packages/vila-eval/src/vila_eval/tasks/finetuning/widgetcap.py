@@ -1,6 +1,6 @@
-"""WidgetCap: what is this element of a mobile app for? Li et al. 2020, arXiv:2010.04295.
+"""WidgetCap: describe an element of a mobile app. Li et al. 2020, arXiv:2010.04295.
 
-The reference's question file is not public. Here the element is named by its box, in fractions of the picture.
+VILA's question file is not public. Here the question names the element by its box, in fractions of the image.
 """
 
 from vila_eval.fixtures.widgetcap import widgetcap
@@ -10,7 +10,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """Ask for a phrase on the element in a box; elements of one screen are a cluster."""
+    """Ask for a phrase for the element in the box. Elements of one screen share a cluster."""
     box = ", ".join(f"{number:.3f}" for number in row["bbox"])
     return Question(
         id="",
@@ -31,7 +31,7 @@ WIDGETCAP = Task(
         {
             "screenId": "int64",
             "captions": "list of strings: phrases for the element",
-            "bbox": "list of floats: left, top, right, bottom in fractions of the picture",
+            "bbox": "list of floats: left, top, right, bottom in fractions of the image",
             "image": "image: the screen",
         },
         fixture=widgetcap,

@@ -1,4 +1,4 @@
-"""Questions about pictures: documents, charts, text, scenes, perception."""
+"""Questions about images: documents, charts, text, scenes, perception."""
 
 from vila_eval.tasks.images.charts import AI2D, AI2D_NO_MASK, CHARTQA
 from vila_eval.tasks.images.choices import SCIENCEQA_FULL, SEEDBENCH, VSTAR

@@ -1,6 +1,6 @@
-"""Charts and diagrams: ChartQA and AI2D, the latter with and without the boxes that cover a diagram's labels.
+"""Charts and diagrams: ChartQA and AI2D, AI2D with and without the boxes that cover a diagram's labels.
 
-Prompts, limits and scores are those of lmms-eval. Columns: READMEs of lmms-lab/ChartQA, lmms-lab/ai2d and
+Prompts, token limits and scores are those of lmms-eval. Columns: READMEs of lmms-lab/ChartQA, lmms-lab/ai2d and
 lmms-lab/ai2d-no-mask on the hub.
 """
 
@@ -13,7 +13,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask_chartqa(row: Row) -> Question:
-    """Half of the questions were written by people ("human"), half generated ("augmented")."""
+    """Ask a question. Half of them were written by people ("human"), half were generated ("augmented")."""
     return Question(
         id="",
         prompt=[row["image"], f"{row['question']}\nAnswer the question with a single word."],
@@ -23,7 +23,7 @@ def ask_chartqa(row: Row) -> Question:
 
 
 def ask_ai2d(row: Row) -> Question:
-    """The column "answer" is the index of the right option."""
+    """Ask a question; the column "answer" is the index of the right option."""
     options = row["options"]
     return Question(
         id="",
@@ -72,6 +72,6 @@ AI2D_NO_MASK = Task(
     LEADING_LETTER,
     tags=("core", "local", "regression"),
     max_new_tokens=16,
-    description="AI2D with the diagrams' labels in sight.",
+    description="AI2D with visible labels.",
     url="https://arxiv.org/abs/1603.07396",
 )

@@ -1,6 +1,6 @@
-"""Multiple choice about pictures: ScienceQA, SEED-Bench and V*.
+"""Multiple choice about images: ScienceQA, SEED-Bench and V*.
 
-Prompts, limits and scores of the first two are those of lmms-eval. Columns: READMEs of lmms-lab/ScienceQA,
+Prompts, token limits and scores of the first two are those of lmms-eval. Columns: READMEs of lmms-lab/ScienceQA,
 lmms-lab/SEED-Bench and lmms-lab/vstar-bench on the hub.
 """
 
@@ -16,7 +16,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask_scienceqa(row: Row) -> Question:
-    """About half of the questions have a picture; those alone are what is called ScienceQA-IMG."""
+    """Ask a question. About half have an image; only those make up ScienceQA-IMG."""
     context = f"Context: {row['hint']}\n" if row["hint"] else ""
     return Question(
         id="",
@@ -52,7 +52,7 @@ SCIENCEQA_FULL = Task(
     LLAVA_LETTER,
     tags=("core", "local", "regression"),
     max_new_tokens=16,
-    description="School science, with and without a picture.",
+    description="School science, with and without an image.",
     url="https://arxiv.org/abs/2209.09513",
 )
 
@@ -68,15 +68,15 @@ SEED_DIMENSIONS = (
     *("Instance Interaction", "Visual Reasoning", "Text Understanding"),
     *("Action Recognition", "Action Prediction", "Procedure Understanding"),
 )
-"""By question_type_id, which begins at 1; the last three are asked about videos.
+"""Dimensions by question_type_id, which starts at 1. The last three are asked about videos.
 
-Source: DATASET.md of SEED-Bench-2, which holds the same questions, and HELM. The first version's DATASET.md has 3 and 4 the
-other way round.
+Source: DATASET.md of SEED-Bench-2, which holds the same questions, and HELM. The first version's DATASET.md swaps 3 and
+4.
 """
 
 
 def ask_seedbench(row: Row) -> Question:
-    """A video is asked about as its frames, which the dataset holds as pictures. Its question_ids are not all different."""
+    """Ask a question. A video is given as its frames, stored as images in the dataset. Question ids are not unique."""
     options = [row[f"choice_{name}"] for name in "abcd"]
     number = int(row["question_type_id"])
     return Question(
@@ -103,7 +103,7 @@ SEEDBENCH = Task(
             "choice_c": "string",
             "choice_d": "string",
             "answer": "string: a letter",
-            "data_id": "string: of the picture or video",
+            "data_id": "string: of the image or video",
             "data_type": "string: image or video",
             "question_type_id": "int16: 1 to 12",
             "image": "list of images: one, or a video's frames",
@@ -114,7 +114,7 @@ SEEDBENCH = Task(
     FIRST_CHARACTER,
     tags=("core", "local", "regression"),
     max_new_tokens=16,
-    description="Twelve dimensions of understanding pictures and videos.",
+    description="Twelve dimensions of understanding images and videos.",
     url="https://arxiv.org/abs/2307.16125",
 )
 
@@ -122,10 +122,10 @@ _VSTAR_OPTION = re.compile(r"\(([A-D])\)\s*(.*?)\s*(?=\n|\([A-D]\)|$)")
 
 
 def ask_vstar(row: Row) -> Question:
-    """The column "text" is the question, its options as "(A) …", and how to answer.
+    """Ask a question. The column "text" holds the question, its options as "(A) …", and how to answer.
 
-    Options are lettered as lmms-eval letters them, with the instruction once: its pattern takes the text's own for a part of
-    the last option, and then adds another. The reference's own task is not public.
+    Options are lettered as in lmms-eval, but the instruction appears only once: lmms-eval's pattern reads the text's
+    own instruction as part of the last option, and then adds another. VILA's own task is not public.
     """
     text = row["text"]
     options = [option for _, option in _VSTAR_OPTION.findall(text)]

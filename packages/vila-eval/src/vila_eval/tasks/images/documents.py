@@ -1,6 +1,6 @@
 """Questions about scanned documents and infographics: DocVQA and InfographicVQA.
 
-Prompts and limits are those of lmms-eval. Columns: README of lmms-lab/DocVQA on the hub.
+Prompts and token limits are those of lmms-eval. Columns: README of lmms-lab/DocVQA on the hub.
 """
 
 from collections.abc import Sequence
@@ -34,24 +34,24 @@ SERVER = "https://rrc.cvc.uab.es/?ch=17"
 
 
 def ask_docvqa(row: Row) -> Question:
-    """Questions about one page are a cluster."""
+    """Ask a question. Questions about one page share a cluster."""
     return _ask(
         row, f"{row['ucsf_document_id']}_{row['ucsf_document_page_no']}", "question_type", row["question_types"]
     )
 
 
 def ask_infovqa(row: Row) -> Question:
-    """Questions about one infographic are a cluster."""
+    """Ask a question. Questions about one infographic share a cluster."""
     return _ask(row, row["image_url"], "answer_type", row["answer_type"])
 
 
-def _ask(row: Row, picture: str, dimension: str, types: Sequence[str] | None) -> Question:
+def _ask(row: Row, image: str, dimension: str, types: Sequence[str] | None) -> Question:
     return Question(
         id=row["questionId"],
         prompt=[row["image"], f"{row['question']}\n{SHORT_ANSWER}"],
         answer=row["answers"] or None,
         groups={dimension: types[0] if len(types) == 1 else "several"} if types else {},
-        cluster=picture,
+        cluster=image,
         fields={"questionId": int(row["questionId"])},
     )
 

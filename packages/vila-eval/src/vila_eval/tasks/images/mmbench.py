@@ -1,8 +1,8 @@
 """MMBench in English and Chinese: circular multiple choice. Liu et al. 2023, arXiv:2307.06281.
 
-`--tasks mmbench` runs all four. The answers of "dev" are public and scored here, by rules; the server scores "test", and has
-a language model read the answers that its rules cannot. Prompts and limits are those of lmms-eval. Columns: README of
-lmms-lab/MMBench on the hub.
+`--tasks mmbench` runs all four tasks. The answers of "dev" are public and scored here, by rules. The server scores
+"test"; there, a language model reads the answers that its rules cannot read. Prompts and token limits are those of
+lmms-eval. Columns: README of lmms-lab/MMBench on the hub.
 """
 
 import io
@@ -31,14 +31,14 @@ COLUMNS = {
     "image": "image",
 }
 SERVER_COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
-"""As the README of open-compass/MMBench lists them."""
+"""Source: the README of open-compass/MMBench."""
 
 OPTIONS_FOLLOW = {"en": "There are several options:", "cn": "有如下几个选项\uff1a"}
 INSTRUCTIONS = {"en": LETTER_ONLY, "cn": "请直接使用所提供的选项字母作为答案回答。"}
 
 
 def ask(language: str, row: Row) -> Question:
-    """The hint, the question and the options on their line; how to answer after an empty line."""
+    """Ask the hint, the question and the options on separate lines, then, after an empty line, how to answer."""
     options = [row[name] for name in "ABCD" if _given(row[name])]
     hint = f"{row['hint']} " if _given(row["hint"]) else ""
     text = f"{hint}{row['question']} {OPTIONS_FOLLOW[language]}\n{lettered(options)}\n\n{INSTRUCTIONS[language]}"
@@ -57,14 +57,14 @@ def _given(cell: str | None) -> bool:
 
 
 def write_submission(samples: Sequence[Answered]) -> bytes:
-    """Return the Excel file that the server takes; options that a question lacks stay blank."""
+    """Return the Excel file for the server. Cells of missing options stay blank."""
     import xlsxwriter
 
     file = io.BytesIO()
     with xlsxwriter.Workbook(
         file, {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False}
     ) as workbook:
-        workbook.set_properties({"created": datetime(2000, 1, 1, tzinfo=UTC)})  # the same answers give the same bytes
+        workbook.set_properties({"created": datetime(2000, 1, 1, tzinfo=UTC)})  # identical answers give identical bytes
         sheet = workbook.add_worksheet()
         sheet.write_row(0, 0, SERVER_COLUMNS)
         for number, sample in enumerate(samples, 1):

@@ -1,4 +1,7 @@
-"""MME: fourteen kinds of perception and cognition, in pairs of questions with yes and with no. Fu et al. 2023, arXiv:2306.13394."""
+"""MME: fourteen categories of perception and cognition, in pairs of a yes and a no question.
+
+Fu et al. 2023, arXiv:2306.13394.
+"""
 
 from vila_eval.fixtures.yes_no import mme
 from vila_eval.metrics.yes_no import MME_METRIC
@@ -8,7 +11,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The two questions of a picture share its `question_id`. lmms-eval's instruction stands for the benchmark's own."""
+    """Ask a question with lmms-eval's instruction, not MME's own. Both about an image share its `question_id`."""
     question = row["question"].strip().replace(" Please answer yes or no.", "")
     return Question(
         id=f"{row['question_id']}:{row['answer'].strip().lower()}",
@@ -25,7 +28,7 @@ MME = Task(
         "lmms-lab/MME",
         "test",
         {
-            "question_id": "string: of the picture",
+            "question_id": "string: of the image",
             "image": "image",
             "question": "string",
             "answer": "string: Yes or No",
@@ -38,6 +41,6 @@ MME = Task(
     tags=("core", "local", "regression"),
     max_new_tokens=16,
     keep_together="question_id",
-    description="Perception and cognition: yes or no, both questions about a picture counted together.",
+    description="Perception and cognition: yes or no, both questions about an image counted together.",
     url="https://arxiv.org/abs/2306.13394",
 )

@@ -1,4 +1,4 @@
-"""POPE: is an object in the picture, or made up? Li et al. 2023, arXiv:2305.10355."""
+"""POPE: is an object in the image, or hallucinated? Li et al. 2023, arXiv:2305.10355."""
 
 from vila_eval.fixtures.yes_no import pope
 from vila_eval.metrics.yes_no import POPE_METRIC
@@ -7,7 +7,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's, whose scores the reference reports."""
+    """Ask with lmms-eval's prompt; VILA reports lmms-eval's scores."""
     return Question(
         id=str(row["id"]),
         prompt=[row["image"], f"{row['question'].strip()}\nAnswer the question using a single word or phrase."],

@@ -1,7 +1,7 @@
 """Questions about photos: GQA, VQAv2, VizWiz and RealWorldQA.
 
-Prompts, limits and scores are those of lmms-eval. Columns: READMEs of lmms-lab/GQA, lmms-lab/VQAv2, lmms-lab/VizWiz-VQA and
-lmms-lab/RealWorldQA on the hub.
+Prompts, token limits and scores are those of lmms-eval. Columns: READMEs of lmms-lab/GQA, lmms-lab/VQAv2,
+lmms-lab/VizWiz-VQA and lmms-lab/RealWorldQA on the hub.
 """
 
 from vila_eval.fixtures.scenes import gqa, realworldqa, vizwiz, vqav2
@@ -17,7 +17,7 @@ from vila_eval.tasks.images.submissions import answer_list
 
 
 def ask_gqa(row: Row) -> Question:
-    """`types` says what a question asks for: its structure (verify, query, …) and its content (object, attribute, …)."""
+    """Ask a question. `types` holds its structure (verify, query, …) and its content (object, attribute, …)."""
     return Question(
         id=row["id"],
         prompt=[row["image"], f"{row['question']}\n{SHORT_ANSWER}"],
@@ -58,7 +58,7 @@ GQA = Task(
 
 
 def ask_vqav2(row: Row) -> Question:
-    """Questions about one photo are a cluster."""
+    """Ask a question. Questions about one photo share a cluster."""
     return Question(
         id=str(row["question_id"]),
         prompt=[row["image"], f"{row['question']}\n{SHORT_ANSWER}"],
@@ -103,7 +103,7 @@ VQAV2_TEST = Task(
 
 
 def ask_vizwiz(row: Row) -> Question:
-    """The server knows a question by its picture's file."""
+    """Ask a question. The server identifies it by the name of its image file."""
     name = row["question_id"].removesuffix(".jpg")
     unanswerable = "When the provided information is insufficient, respond with 'Unanswerable'."
     return Question(
@@ -116,14 +116,14 @@ def ask_vizwiz(row: Row) -> Question:
 
 
 VIZWIZ_COLUMNS = {
-    "question_id": "string: name of the picture's file",
+    "question_id": "string: name of the image's file",
     "question": "string",
     "image": "image",
     "answers": "list of 10 strings; null in the test split",
     "category": "string: yes/no, number, other or unanswerable; null in the test split",
 }
 VIZWIZ_LONGEST = 64
-"""lmms-eval sets no limit; an answer of more tokens than this is right in neither case."""
+"""lmms-eval sets no limit; an answer longer than this is wrong either way."""
 VIZWIZ_VQA_VAL = Task(
     "vizwiz_vqa_val",
     HubDataset("lmms-lab/VizWiz-VQA", "val", VIZWIZ_COLUMNS, fixture=vizwiz),
@@ -148,7 +148,7 @@ VIZWIZ_VQA_TEST = Task(
 
 
 def ask_realworldqa(row: Row) -> Question:
-    """The question holds its options and how to answer it."""
+    """Ask a question, which holds its options and how to answer."""
     question = row["question"].strip()
     return Question(id="", prompt=[row["image"], question], answer=row["answer"], fields={"question": question})
 

@@ -1,4 +1,4 @@
-"""The form of answer files that most servers take: a JSON list with an object a question."""
+"""The answer file that most servers take: a JSON list with one object per question."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from vila_eval.metric import Answered
 
 
 def answer_list(key: str) -> Callable[[Sequence[Answered]], str]:
-    """Return a writer of `[{key: …, "answer": …}, …]`. What identifies a question is `Question.fields[key]`."""
+    """Return a writer of `[{key: …, "answer": …}, …]`, where `Question.fields[key]` identifies the question."""
     return partial(_write, key)
 
 

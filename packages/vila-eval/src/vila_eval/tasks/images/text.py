@@ -1,7 +1,7 @@
-"""Text in pictures: TextVQA and OCRBench.
+"""Text in images: TextVQA and OCRBench.
 
-Prompts, limits and scores are those of lmms-eval; `textvqa` is the reference's own variant, which shows the model the words
-that an OCR system found. Columns: READMEs of lmms-lab/textvqa and echo840/OCRBench on the hub.
+Prompts, token limits and scores are those of lmms-eval. `textvqa` is VILA's own variant, which also gives the model the
+words found by an OCR system. Columns: READMEs of lmms-lab/textvqa and echo840/OCRBench on the hub.
 """
 
 from vila_eval.fixtures.text import ocrbench, textvqa
@@ -24,12 +24,12 @@ TEXTVQA_COLUMNS = {
 
 
 def ask_textvqa(row: Row) -> Question:
-    """Ask about the picture alone."""
+    """Ask about the image alone."""
     return _ask(row, row["question"].capitalize())
 
 
 def ask_textvqa_with_words(row: Row) -> Question:
-    """Show the words that an OCR system found, as `llava_textvqa_val_v051_ocr.jsonl` does, which the reference reads."""
+    """Ask with the words found by an OCR system, as in `llava_textvqa_val_v051_ocr.jsonl`, which VILA reads."""
     return _ask(row, f"{row['question'].capitalize()}\nReference OCR token: {', '.join(row['ocr_tokens'])}")
 
 
@@ -44,7 +44,7 @@ def _ask(row: Row, question: str) -> Question:
 
 
 def ask_ocrbench(row: Row) -> Question:
-    """The dataset asks for short answers where it wants them."""
+    """Ask the question, which says itself where a short answer is wanted."""
     kind: str = row["question_type"]
     return Question(
         id="",
@@ -56,7 +56,7 @@ def ask_ocrbench(row: Row) -> Question:
 
 
 LONGEST_WORDS = 64
-"""TextVQA's answers are words; lmms-eval sets no limit, and an answer of more tokens than this is right in neither case."""
+"""TextVQA's answers are words. lmms-eval sets no limit; an answer longer than this is wrong either way."""
 
 TEXTVQA = Task(
     "textvqa",
@@ -65,7 +65,7 @@ TEXTVQA = Task(
     EVALAI_VQA_ACCURACY,
     tags=("core", "local", "regression"),
     max_new_tokens=LONGEST_WORDS,
-    description="Text in photos, with the words that an OCR system found.",
+    description="Text in photos, with words found by an OCR system.",
     url="https://arxiv.org/abs/1904.08920",
 )
 TEXTVQA_VAL = Task(
@@ -109,6 +109,6 @@ OCRBENCH = Task(
     OCRBENCH_METRIC,
     tags=("core", "local", "regression"),
     max_new_tokens=128,
-    description="Reading text in pictures, from words to formulas and receipts: 1000 questions.",
+    description="Reading text in images, from words to formulas and receipts: 1000 questions.",
     url="https://arxiv.org/abs/2305.07895",
 )

@@ -1,4 +1,4 @@
-"""Open answers that a judge scores. Without a judge the answers are kept, to be scored later."""
+"""Open answers scored by a judge. Without a judge, the answers are kept for later scoring."""
 
 from vila_eval.tasks.judged.activitynet_qa import ACTIVITYNETQA
 from vila_eval.tasks.judged.llava_bench import LLAVA_IN_THE_WILD

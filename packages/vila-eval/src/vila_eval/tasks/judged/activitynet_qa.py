@@ -17,11 +17,11 @@ TYPES = (
     "number",
     "other",
 )
-"""By the number in the column "type" (the dataset's README, github.com/MILVLG/activitynet-qa)."""
+"""Keys are the values of the column "type" (the dataset's README, github.com/MILVLG/activitynet-qa)."""
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's, whose scores the reference reports; the judge sees the question as the dataset has it."""
+    """Ask with lmms-eval's prompt, since VILA reports lmms-eval's scores. The judge sees the dataset's own question."""
     return Question(
         id=str(row["question_id"]),
         prompt=[

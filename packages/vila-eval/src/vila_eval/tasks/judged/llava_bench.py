@@ -1,4 +1,4 @@
-"""LLaVA-Bench (In-the-Wild): open questions about 24 varied pictures. Liu et al. 2023, arXiv:2304.08485."""
+"""LLaVA-Bench (In-the-Wild): open questions about 24 diverse images. Liu et al. 2023, arXiv:2304.08485."""
 
 from vila_eval.fixtures.judged import llava_bench
 from vila_eval.metrics.judged_images import LLAVA_BENCH
@@ -7,7 +7,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The prompt is the bare question, as in lmms-eval."""
+    """Ask the bare question, as lmms-eval does."""
     caption = row["caption"]
     return Question(
         id=str(row["question_id"]),
@@ -30,7 +30,7 @@ LLAVA_IN_THE_WILD = Task(
             "image": "image",
             "category": "string: conv, detail or complex",
             "image_id": "string",
-            "caption": "string, or a list of them: what the judge is told about the picture",
+            "caption": "string, or a list of them: what the judge is given about the image",
             "gpt_answer": "string: the answer of text-only GPT-4, which saw the caption",
         },
         fixture=llava_bench,
@@ -40,6 +40,6 @@ LLAVA_IN_THE_WILD = Task(
     tags=("core", "openai"),
     max_new_tokens=4096,
     stop=("ASSISTANT:",),
-    description="Conversation, description and reasoning about pictures; judged.",
+    description="Conversation, description and reasoning about images; judged.",
     url="https://arxiv.org/abs/2304.08485",
 )

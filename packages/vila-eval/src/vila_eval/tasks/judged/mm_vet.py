@@ -8,11 +8,11 @@ from vila_eval.task import Question, Row, Task
 INSTRUCTION = (
     "First please perform reasoning, and think step by step to provide best answer to the following question: \n\n"
 )
-"""lmms-eval's, whose scores the reference reports; the benchmark's authors ask the bare question."""
+"""lmms-eval's instruction, since VILA reports lmms-eval's scores; the benchmark's authors ask the bare question."""
 
 
 def ask(row: Row) -> Question:
-    """Groups are the combinations of capabilities; the metric also reports each capability."""
+    """Ask a question. Groups are the combinations of capabilities; the metric also reports each capability."""
     needed = [name.strip() for name in row["capability"].split(",")]
     combination = [name for name in CAPABILITIES if name in needed]
     return Question(
@@ -42,6 +42,6 @@ MMVET = Task(
     MM_VET,
     tags=("core", "openai"),
     max_new_tokens=1024,
-    description="Recognition, OCR, knowledge, generation, space and math together; judged.",
+    description="Recognition, OCR, knowledge, generation, spatial awareness and math together; judged.",
     url="https://arxiv.org/abs/2308.02490",
 )

@@ -21,14 +21,14 @@ COLUMNS = {
         "answer": "string",
     },
 }
-"""Of each configuration. In Consistency each of two like questions about a video is a row, the other question being "None"."""
+"""Columns of each configuration. In Consistency each of two similar questions has a row; the other one is "None"."""
 
 ASPECTS = {"Generic": ("correctness", "detailed_orientation", "context"), "Temporal": ("temporal",)}
 
 
 @dataclass(frozen=True)
-class OneVideoAfterTheOther:
-    """The rows of all configurations, those of one video together, so that a limit leaves whole videos and no half pairs."""
+class RowsByVideo:
+    """The rows of all configurations, grouped by video, so that a limit never splits a video or a pair."""
 
     dataset: HubDataset
 
@@ -41,7 +41,7 @@ class OneVideoAfterTheOther:
 
 
 class OrderedRows:
-    """The rows by video, in the order in which the videos first appear."""
+    """The rows by video, in order of first appearance."""
 
     def __init__(self, rows: Rows):
         self._rows = rows
@@ -64,14 +64,14 @@ class OrderedRows:
 
 
 def ask(row: Row) -> Question:
-    """The prompt is the bare question, as in lmms-eval."""
+    """Ask the bare question, as lmms-eval does."""
     config, name = row["config"], row["video_name"]
     check_columns(f"{VIDEOS.description}, {config}", COLUMNS[config], row)
     fields: dict[str, Any]
     if config == "Consistency":
         place = 1 if row["question_1"] != "None" else 2
         text = row[f"question_{place}"]
-        # The pair has one score, which the first question carries.
+        # The pair has one score, which belongs to its first question.
         fields = {"aspects": ["consistency"] if place == 1 else [], "pair": name, "place": place}
     else:
         text, fields = row["question"], {"aspects": list(ASPECTS[config])}
@@ -89,7 +89,7 @@ VIDEOS = HubDataset(
 
 VIDEOCHATGPT = Task(
     "videochatgpt",
-    OneVideoAfterTheOther(VIDEOS),
+    RowsByVideo(VIDEOS),
     ask,
     VIDEO_CHATGPT,
     tags=("openai", "video"),

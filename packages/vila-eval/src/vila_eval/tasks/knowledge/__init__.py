@@ -1,4 +1,4 @@
-"""Exams and reasoning about pictures."""
+"""Exams and reasoning about images."""
 
 from vila_eval.tasks.knowledge.mathvista import MATHVISTA_TEST, MATHVISTA_TESTMINI
 from vila_eval.tasks.knowledge.mmmu import MMMU_TASKS

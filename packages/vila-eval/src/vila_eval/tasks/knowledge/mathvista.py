@@ -1,7 +1,8 @@
-"""MathVista: mathematics in pictures. Lu et al. 2023, arXiv:2310.02255.
+"""MathVista: mathematics in images. Lu et al. 2023, arXiv:2310.02255.
 
-The question is the dataset's own column `query`, which says what form the answer should have, after the picture; 128 tokens, as
-`scripts/eval/mathvista.sh` of the reference. How answers are read without a judge: `vila_eval.metrics.choices.mathvista`.
+The prompt is the image, then the dataset's own column `query`, which says what form the answer should have. Answers
+have at most 128 tokens, as in VILA's `scripts/eval/mathvista.sh`. `vila_eval.metrics.choices.mathvista` reads them
+without a judge.
 """
 
 import json
@@ -26,13 +27,13 @@ COLUMNS = {
     "answer_type": "string: text, integer, float or list",
     "metadata": "object: category, context, grade, language, skills (list), source, task, …",
 }
-"""From the card of AI4Math/MathVista."""
+"""Source: the dataset card of AI4Math/MathVista."""
 
 GROUPS = ("language", "source", "category", "task", "context", "grade")
 
 
 def ask(row: Row) -> Question:
-    """Ask a problem as its own query words it."""
+    """Ask a problem with its own query."""
     metadata = row["metadata"]
     return Question(
         id=row["pid"],
@@ -48,9 +49,9 @@ def ask(row: Row) -> Question:
 
 
 def write_submission(samples: Sequence[Answered]) -> str:
-    """Write what the authors take: each problem with the reply, and with the answer in it where a rule reads it.
+    """Write the authors' format: each problem with the reply, and with the extracted answer if a rule finds it.
 
-    Where none does, "extraction" is left out: the authors' `extract_answer.py` then asks GPT-4 for it.
+    Otherwise "extraction" is left out: the authors' `extract_answer.py` then asks GPT-4 for it.
     """
     problems = {sample.question.id: _problem(sample.question, sample.answer.strip()) for sample in samples}
     return json.dumps(problems, ensure_ascii=False, indent=1)
@@ -75,7 +76,7 @@ MATHVISTA_TESTMINI = Task(
     MATHVISTA_METRIC,
     tags=("core", "local"),
     max_new_tokens=128,
-    description="Mathematics in pictures; answers are read by rules, without a judge.",
+    description="Mathematics in images; answers are read by rules, without a judge.",
     url="https://arxiv.org/abs/2310.02255",
 )
 MATHVISTA_TEST = Task(
@@ -86,6 +87,6 @@ MATHVISTA_TEST = Task(
     tags=("submission",),
     max_new_tokens=128,
     submission=Submission("mathvista_test_output.json", write_submission, "https://mathvista.github.io"),
-    description="Mathematics in pictures, answers hidden.",
+    description="Mathematics in images, answers hidden.",
     url="https://arxiv.org/abs/2310.02255",
 )

@@ -1,8 +1,9 @@
-"""MMMU: exam questions of thirty subjects (Yue et al. 2023, arXiv:2311.16502), and MMMU-Pro (Yue et al. 2024, arXiv:2409.02813).
+"""MMMU: exam questions of thirty subjects (Yue et al. 2023, arXiv:2311.16502), and MMMU-Pro (2024, arXiv:2409.02813).
 
-Prompts and limits are lmms-eval's, whose scores the reference reports: the pictures first, in the order of their numbers, then the
-text, in which "<image 1>" stays as it is. Scores are by MMMU's own parser (`vila_eval.metrics.choices.mmmu`), which is stricter than the copy
-in lmms-eval. For MMMU-Pro's vision setting lmms-eval has no parser at all: there only the bare letter counts, here "(B)" does too.
+Prompts and token limits are lmms-eval's, since VILA reports lmms-eval's scores: first the images, in the order of their
+numbers, then the text, in which "<image 1>" stays unchanged. Scores use MMMU's own parser
+(`vila_eval.metrics.choices.mmmu`), which is stricter than lmms-eval's copy. For MMMU-Pro's vision setting lmms-eval has
+no parser: there only the bare letter counts, here "(B)" does too.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ COLUMNS = {
     "question_type": "string: multiple-choice or open",
     **{f"image_{number}": "image or null" for number in range(1, 8)},
 }
-"""From the card of MMMU/MMMU; lmms-lab/MMMU holds all its subjects as one configuration."""
+"""Source: the dataset card of MMMU/MMMU; lmms-lab/MMMU holds all its subjects in one configuration."""
 
 PRO_COLUMNS = {
     "id": "string: <split>_<subject>_<number>",
@@ -48,7 +49,7 @@ PRO_COLUMNS = {
 
 
 def ask(row: Row) -> Question:
-    """Ask MMMU: pictures, then the text that names them."""
+    """Ask an MMMU question: the images, then the text that refers to them."""
     options = _read_list(row["options"]) if row["question_type"] == "multiple-choice" else []
     text = (
         multiple_choice_prompt(row["question"], options, f"\n{LETTER_ONLY}")
@@ -57,33 +58,31 @@ def ask(row: Row) -> Question:
     )
     return Question(
         id=row["id"],
-        prompt=[*_pictures(text, row), text],
+        prompt=[*_images(text, row), text],
         answer=row["answer"] if options else _open_answers(row["answer"]),
         options=options,
         groups=_groups(subject_of(row["id"])),
     )
 
 
-def ask_pro(row: Row, *, in_picture: bool) -> Question:
-    """Ask MMMU-Pro: the question as text, or (`in_picture`) as a photo or screenshot that holds it all."""
+def ask_pro(row: Row, *, as_image: bool) -> Question:
+    """Ask an MMMU-Pro question, as text or (`as_image`) as a photo or screenshot of the whole question."""
     options = _read_list(row["options"])
     prompt: list[Part]
-    if in_picture:
+    if as_image:
         prompt = [row["image"], PRO_LETTER_ONLY]
     else:
         text = multiple_choice_prompt(row["question"], options, f"\n{PRO_LETTER_ONLY}")
-        prompt = [*_pictures(text, row), text]
+        prompt = [*_images(text, row), text]
     return Question(id=row["id"], prompt=prompt, answer=row["answer"], options=options, groups=_groups(row["subject"]))
 
 
-def _pictures(text: str, row: Row) -> list[Image]:
-    """The pictures that the text names, each once. Raises `DataError` for one that the row lacks."""
+def _images(text: str, row: Row) -> list[Image]:
+    """Return each image that the text refers to, once. Raises `DataError` for one that the row lacks."""
     numbers = sorted({int(number) for number in _IMAGE.findall(text)})
     for number in numbers:
         if row.get(f"image_{number}") is None:
-            raise DataError(
-                f"Question '{row['id']}' names <image {number}>, but the dataset has no such picture for it."
-            )
+            raise DataError(f"Question '{row['id']}' names <image {number}>, but the dataset has no such image for it.")
     return [row[f"image_{number}"] for number in numbers]
 
 
@@ -94,10 +93,10 @@ def _groups(subject: str) -> dict[str, str]:
 
 
 def _open_answers(answer: str) -> str | list[str]:
-    """The hub's copy keeps three lists as text ("['24/7', '3.429']"), which nothing would match; the official key has lists."""
+    """Return the answers of an open question; the hub's copy stores three lists as text ("['24/7', '3.429']")."""
     try:
         return _read_list(answer)
-    except DataError:  # "[0, 5)" is a text
+    except DataError:  # "[0, 5)" is not a list
         return answer
 
 
@@ -112,7 +111,7 @@ def _read_list(text: str) -> list[str]:
 
 
 def write_submission(samples: Sequence[Answered]) -> str:
-    """Write what MMMU's server takes (`mmmu/README.md`, "Evaluation Only"): a letter for a choice, the answer itself otherwise."""
+    """Write the format of MMMU's server (`mmmu/README.md`, "Evaluation Only"): the chosen letter or the open answer."""
     return json.dumps(
         {
             question.id: parse_multi_choice_response(answer, question.options, question.id).letter
@@ -161,11 +160,11 @@ MMMU_PRO_STANDARD = Task(
         config="standard (10 options)",
         fixture=mmmu_pro,
     ),
-    partial(ask_pro, in_picture=False),
+    partial(ask_pro, as_image=False),
     MMMU_METRIC,
     tags=("core", "local", "mmmu_pro"),
     max_new_tokens=256,
-    description="MMMU without the questions that text alone answers, ten options each.",
+    description="MMMU without questions answerable from text alone, ten options each.",
     url="https://arxiv.org/abs/2409.02813",
 )
 MMMU_PRO_VISION = Task(
@@ -177,11 +176,11 @@ MMMU_PRO_VISION = Task(
         config="vision",
         fixture=mmmu_pro,
     ),
-    partial(ask_pro, in_picture=True),
+    partial(ask_pro, as_image=True),
     MMMU_METRIC,
     tags=("core", "local", "mmmu_pro"),
     max_new_tokens=256,
-    description="MMMU-Pro with question and options in the picture.",
+    description="MMMU-Pro with question and options in the image.",
     url="https://arxiv.org/abs/2409.02813",
 )
 

@@ -8,9 +8,12 @@ from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = (
-    "You will be provided with subtitles from a specific scene of a movie and a few frames from that scene. After going through the movie "
-    "scene and seeing the frames, please answer the question that follows. The question will have five possible answers labeled A, B, C, "
-    "D, and E, please try to provide the most probable answer in your opinion. Your output should be just one of A,B,C,D,E and nothing "
+    "You will be provided with subtitles from a specific scene of a movie and a few frames from that scene. After "
+    "going through the movie "
+    "scene and seeing the frames, please answer the question that follows. The question will have five possible "
+    "answers labeled A, B, C, "
+    "D, and E, please try to provide the most probable answer in your opinion. Your output should be just one of "
+    "A,B,C,D,E and nothing "
     "else."
 )
 CATEGORIES = {
@@ -23,7 +26,7 @@ CATEGORIES = {
 
 
 def ask(row: Row) -> Question:
-    """The prompt and the short names of categories are the reference's."""
+    """Ask with VILA's prompt. The short names of categories are VILA's too."""
     clip = row["yt_clip_link"].split("watch?v=")[-1]
     options = "".join(f"\n- {letter(index)}) {option}" for index, option in enumerate(row["choices"]))
     category = str(row["question_category"])

@@ -1,7 +1,7 @@
-"""EgoSchema: three minutes of a day seen through one's own eyes, five options. Mangalam et al. 2023, arXiv:2308.09126.
+"""EgoSchema: three-minute egocentric videos, five options. Mangalam et al. 2023, arXiv:2308.09126.
 
-Asked as the reference asks. It reads `questions.json` and `subset_answers.json` of github.com/egoschema/EgoSchema; here the rows are those
-of the same questions on the hub.
+The prompt is VILA's. VILA reads `questions.json` and `subset_answers.json` of github.com/egoschema/EgoSchema; here the
+rows are the same questions on the hub.
 """
 
 import csv
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def ask(row: Row) -> Question:
-    """The instruction stands before the question, without a space between them, as the reference puts it."""
+    """Put the instruction before the question, without a space between them, as VILA does."""
     options = [unlettered(option) for option in row["option"]]
     return Question(
         id=row["video_idx"],
@@ -37,7 +37,7 @@ def ask(row: Row) -> Question:
 
 
 def write_submission(answers: Sequence[Answered]) -> str:
-    """Write the CSV of EgoSchema's Kaggle page: q_uid, and the index of the option that the answer was read as."""
+    """Write the CSV for EgoSchema's Kaggle page: q_uid, and the index of the option that the answer was read as."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(("q_uid", "answer"))

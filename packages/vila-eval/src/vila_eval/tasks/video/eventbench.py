@@ -1,4 +1,4 @@
-"""Event-Bench: what happens in long videos, four options. Du et al. 2024, arXiv:2406.14129."""
+"""Event-Bench: events in long videos, four options. Du et al. 2024, arXiv:2406.14129."""
 
 from vila_core.media import Video
 from vila_eval.fixtures.video_choices import eventbench
@@ -9,7 +9,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The prompt is Event-Bench's own, which the reference takes. Rows name their task where the dataset does."""
+    """Ask with Event-Bench's own prompt, as VILA does. The group is the row's task, if the dataset names it."""
     return Question(
         id=str(row["question_id"]),
         prompt=[Video(row["video"]), multiple_choice_prompt(row["question"], row["candidates"])],

@@ -24,7 +24,7 @@ URL = "https://arxiv.org/abs/2407.15754"
 
 
 def ask_hidden(row: Row) -> Question:
-    """The prompt is lmms-eval's, without subtitles."""
+    """Ask with lmms-eval's prompt, without subtitles."""
     options = [row[f"option{index}"] for index in range(5) if row[f"option{index}"] != "N/A"]
     return Question(
         id=row["id"],
@@ -36,7 +36,7 @@ def ask_hidden(row: Row) -> Question:
 
 
 def ask(row: Row) -> Question:
-    """As `ask_hidden`, with the answer of the validation split."""
+    """Ask as `ask_hidden` does, with the answer of the validation split."""
     question = ask_hidden(row)
     return Question(
         question.id,
@@ -49,7 +49,7 @@ def ask(row: Row) -> Question:
 
 
 def write_submission(answers: Sequence[Answered]) -> str:
-    """Write the JSON of the leaderboard: id -> answer."""
+    """Write the leaderboard's JSON: id -> answer."""
     return json.dumps({answered.question.id: answered.answer for answered in answers}, ensure_ascii=False)
 
 

@@ -1,6 +1,6 @@
-"""MLVU, the development set's multiple choice: seven tasks about long videos. Zhou et al. 2024, arXiv:2406.04264.
+"""MLVU, multiple choice of the development set: seven tasks about long videos. Zhou et al. 2024, arXiv:2406.04264.
 
-Not among the reference's tasks: it has none of its tags.
+VILA does not run it, so it has none of VILA's tags.
 """
 
 import re
@@ -16,7 +16,7 @@ INSTRUCTION = "\nOnly give the best option.\nBest option: ("
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's; the question holds its options, each on a line that begins with "(A)"."""
+    """Ask with lmms-eval's prompt. The question holds its options, one per line, each beginning like "(A)"."""
     return Question(
         id="",
         prompt=[Video(row["video_name"]), f"{row['question']}{INSTRUCTION}"],
@@ -28,7 +28,7 @@ def ask(row: Row) -> Question:
 
 
 MLVU_METRIC = MacroMetric("mlvu", score_lmms_choice, over="task")
-"""M-Avg: the mean of the accuracies of the tasks."""
+"""M-Avg: the mean of the tasks' accuracies."""
 
 MLVU = Task(
     "mlvu",

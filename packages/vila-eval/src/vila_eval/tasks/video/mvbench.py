@@ -30,11 +30,11 @@ FOLDERS = {
     "episodic_reasoning": "tvqa/video_fps3_hq_segment",
     "counterfactual_inference": "clevrer/video_validation",
 }
-"""The twenty parts, in the order of the reference's table, with the folders of their videos (as lmms-eval has them)."""
+"""The twenty parts, in the order of VILA's table, with the folders of their videos (as in lmms-eval)."""
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's."""
+    """Ask with lmms-eval's prompt."""
     part, options = row["config"], row["candidates"]
     listed = "".join(f"({letter(index)}) {option}\n" for index, option in enumerate(options))
     return Question(
@@ -51,7 +51,7 @@ def ask(row: Row) -> Question:
 
 
 MVBENCH_METRIC = MacroMetric("mvbench", score_mvbench, over="part")
-"""The mean of the twenty accuracies. lmms-eval leaves empty answers out; here they are wrong."""
+"""The mean of the twenty accuracies. lmms-eval leaves out empty answers; here they are wrong."""
 
 MVBENCH = Task(
     "mvbench",

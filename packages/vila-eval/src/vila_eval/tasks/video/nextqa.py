@@ -1,6 +1,6 @@
 """NExT-QA: why and how things happen in videos. Xiao et al. 2021, arXiv:2105.08276.
 
-The reference sets no limit of length; 256 tokens are more than any answer in the data.
+VILA sets no token limit; no answer in the data reaches 256 tokens.
 """
 
 import json
@@ -27,7 +27,7 @@ URL = "https://arxiv.org/abs/2105.08276"
 
 
 def ask_choice(row: Row) -> Question:
-    """The prompt is lmms-eval's: the options, without a word on how to answer."""
+    """Ask with lmms-eval's prompt: the options, without an instruction on how to answer."""
     options = [row[f"a{index}"].strip() for index in range(5)]
     return Question(
         id=f"{row['video']}-{row['qid']}",
@@ -40,7 +40,7 @@ def ask_choice(row: Row) -> Question:
 
 
 def ask_open(row: Row) -> Question:
-    """The prompt is lmms-eval's. "TP" (previous) counts as "TN" (next), as in NExT-OE."""
+    """Ask with lmms-eval's prompt. "TP" (previous) counts as "TN" (next), as in NExT-OE."""
     kind = "TN" if row["type"] == "TP" else row["type"]
     answers = [row["answer"], row["additional_ref_answer"]] if row["additional_ref_answer"] else [row["answer"]]
     return Question(
@@ -99,7 +99,7 @@ NEXTQA_OE_VAL = Task(
     tags=("local",),
     max_new_tokens=256,
     has_video=True,
-    description="Causes and order of events in videos, in own words; scored by WordNet.",
+    description="Causes and order of events in videos, free-text answers; scored by WordNet.",
     url=URL,
 )
 NEXTQA_OE_TEST = Task(
@@ -111,6 +111,6 @@ NEXTQA_OE_TEST = Task(
     max_new_tokens=256,
     has_video=True,
     submission=Submission("nextqa_oe_test.json", write_submission, "https://github.com/doc-doc/NExT-OE"),
-    description="Causes and order of events in videos, in own words, for NExT-OE's own script.",
+    description="Causes and order of events in videos, free-text answers, for NExT-OE's own script.",
     url=URL,
 )

@@ -1,6 +1,6 @@
-"""Perception Test, validation, multiple choice: memory, abstraction, physics and semantics. Pătrăucean et al. 2023, arXiv:2305.13786.
+"""Perception Test, validation, multiple choice: memory, abstraction, physics and semantics.
 
-The reference sets no limit of length; 256 tokens are more than any letter needs.
+Pătrăucean et al. 2023, arXiv:2305.13786. VILA sets no token limit; 256 tokens are more than enough for a letter.
 """
 
 from vila_core.media import Video
@@ -12,7 +12,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's."""
+    """Ask with lmms-eval's prompt."""
     return Question(
         id=f"{row['video_name']}-{row['question_id']}",
         prompt=[Video(f"videos/{row['video_name']}.mp4"), multiple_choice_prompt(row["question"], row["options"])],

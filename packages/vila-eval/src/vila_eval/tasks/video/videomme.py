@@ -1,6 +1,7 @@
-"""Video-MME: videos from seconds to an hour, in six domains, with and without subtitles. Fu et al. 2024, arXiv:2405.21075.
+"""Video-MME: videos from seconds to an hour, in six domains, with and without subtitles.
 
-Prompts are the reference's, which replace lmms-eval's. Subtitles are those that stand at the frames which the model sees.
+Fu et al. 2024, arXiv:2405.21075. The prompts are VILA's, which differ from lmms-eval's. Subtitles are those shown at
+the frames that the model sees.
 """
 
 import re
@@ -26,7 +27,7 @@ _SPEECH = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
 
 class Subtitle(NamedTuple):
-    """A line of a subtitle file, with its begin and end in seconds."""
+    """One subtitle, with its start and end in seconds."""
 
     begin: float
     end: float
@@ -34,7 +35,7 @@ class Subtitle(NamedTuple):
 
 
 def ask(row: Row) -> Question:
-    """Without subtitles, or with those that `WithSubtitles` adds to the row."""
+    """Ask a question, with the subtitles if `WithSubtitles` added them to the row."""
     subtitles = row.get("subtitles")
     listed = "" if subtitles is None else f"This video's subtitles are listed below:\n{subtitles}\n"
     instruction = INSTRUCTION.format(subtitles="" if subtitles is None else " and the subtitles")
@@ -54,7 +55,7 @@ def ask(row: Row) -> Question:
 
 @dataclass(frozen=True)
 class WithSubtitles:
-    """Video-MME's rows with a column "subtitles": the lines that stand at `frames` frames, in time's order; none without a file."""
+    """Video-MME's rows with a column "subtitles": those shown at `frames` frames, in order; empty without a file."""
 
     dataset: HubDataset
     frames: int
@@ -68,7 +69,7 @@ class WithSubtitles:
 
 
 class SubtitledRows:
-    """The rows; the files of one are read when it is asked for."""
+    """Rows whose subtitle and video files are read on access."""
 
     def __init__(self, rows: Rows, frames: int):
         self._rows, self._frames = rows, frames
@@ -94,7 +95,10 @@ class SubtitledRows:
 
 
 def parse_subtitles(text: str) -> list[Subtitle]:
-    """Read the blocks of an SRT file; one without a time and a text is no subtitle. Of two at the same time, the later counts."""
+    """Parse the blocks of an SRT file, ignoring those without a time or text.
+
+    A later block replaces an earlier one at the same time.
+    """
     found: dict[tuple[float, float], str] = {}
     for block in text.replace("\r\n", "\n").split("\n\n"):
         _, time, *lines = [*block.split("\n"), "", ""]
@@ -108,10 +112,11 @@ def parse_subtitles(text: str) -> list[Subtitle]:
 
 
 def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, frames: int) -> list[str]:
-    """Return the speech of the subtitles that stand at any of `frames` frames, spread evenly from the first to the last of `count`.
+    """Return the text of the subtitles shown at any of `frames` frames, spaced evenly over the video's `count` frames.
 
-    A subtitle stands at the frames from int(begin * rate) to before int(end * rate). One without the font mark of Video-MME's files is
-    left out. Source: `videomme_doc_to_text_subtitle` of the reference, which lists them in the order of a Python set.
+    A subtitle is shown from frame int(start * rate) to before frame int(end * rate). Subtitles without the font tag of
+    Video-MME's files are left out. Source: VILA's `videomme_doc_to_text_subtitle`, which lists them in the order of a
+    Python set.
     """
     taken = [round(index * (count - 1) / max(frames - 1, 1)) for index in range(frames)] if count else []
     texts: list[str] = []
@@ -123,9 +128,9 @@ def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, fram
 
 
 def count_frames(path: Path) -> tuple[int, float]:
-    """Return the number of frames of a video and how many there are a second; (0, 0) where it cannot be read.
+    """Return the number of frames of a video and the frames per second, or (0, 0) if the video cannot be read.
 
-    The sample then fails by its video, with the reason.
+    The sample then fails when its video is read, with the reason.
     """
     import av
     from av.error import FFmpegError
@@ -159,7 +164,7 @@ DATASET = HubDataset(
     fixture=videomme,
 )
 REGRESSION = ("videomme-8", *(f"videomme_w_subtitle-{frames}" for frames in (64, 128, 256, 512)))
-"""The ones that the reference tags so."""
+"""Tasks with VILA's tag "regression"."""
 
 
 def _task(name: str, source: HubDataset | WithSubtitles, frames: int, description: str) -> Task:

@@ -1,8 +1,8 @@
-"""VNBench: needles put into videos, to retrieve, order and count; each question with four orders of its options.
+"""VNBench: needles inserted into videos, to retrieve, order and count; each question with four orders of its options.
 
-Zhao et al. 2024, arXiv:2406.09367. The hub's viewer cannot read the annotations, whose options mix numbers and texts, so that they are
-read from a copy: `--data DIR`, where DIR/videoniah/VNBench holds `VNBench-main-4try.json` of the hub's dataset and the videos of the
-Google Drive link in github.com/joez17/VideoNIAH.
+Zhao et al. 2024, arXiv:2406.09367. The hub cannot serve the annotations, whose options mix numbers and texts. They are
+therefore read from a copy: `--data DIR`, where DIR/videoniah/VNBench holds `VNBench-main-4try.json` of the hub's
+dataset and the videos of the Google Drive link in github.com/joez17/VideoNIAH.
 """
 
 from pathlib import PurePosixPath
@@ -16,7 +16,7 @@ from vila_eval.task import Question, Row, Task
 
 
 def ask(row: Row) -> Question:
-    """The prompt is VNBench's own, which the reference takes."""
+    """Ask with VNBench's own prompt, as VILA does."""
     options = [str(option) for option in row["options"]]
     video = PurePosixPath(row["video"])
     return Question(
@@ -42,13 +42,14 @@ VNBENCH_VAL = Task(
             "try": "number: 0 to 3, the order of the options",
         },
         fixture=vnbench,
-        obtain="Take it from huggingface.co/datasets/videoniah/VNBench, and the videos from the link in github.com/joez17/VideoNIAH.",
+        obtain="Take it from huggingface.co/datasets/videoniah/VNBench, and the videos from the link in "
+        "github.com/joez17/VideoNIAH.",
     ),
     ask,
     VNBENCH_METRIC,
     tags=("core", "local"),
     has_video=True,
     keep_together="video",
-    description="Needles in videos: retrieval, ordering, counting; right only with all four orders of the options.",
+    description="Needles in videos: retrieval, ordering, counting; right only for all four orders of the options.",
     url="https://arxiv.org/abs/2406.09367",
 )

@@ -1,6 +1,6 @@
-"""YouCook2, validation: a sentence for each step of a recipe. Zhou et al. 2017, arXiv:1703.09788.
+"""YouCook2, validation: one sentence for each step of a recipe. Zhou et al. 2017, arXiv:1703.09788.
 
-The reference sets no limit of length; 256 tokens are more than any sentence in the data.
+VILA sets no token limit; no sentence in the data reaches 256 tokens.
 """
 
 from vila_core.media import Video
@@ -13,7 +13,7 @@ PROMPT = "Provide a one-sentence caption for the provided video."
 
 
 def ask(row: Row) -> Question:
-    """The prompt is lmms-eval's. Segments of one recipe's video are scored as one corpus."""
+    """Ask with lmms-eval's prompt. Segments of one recipe's video are scored as one corpus."""
     return Question(
         id="",
         prompt=[Video(f"YouCookIIVideos/{row['video_path']}"), PROMPT],
@@ -29,7 +29,7 @@ YOUCOOK2_VAL = Task(
         "val",
         {
             "video_path": "string: of the segment, below YouCookIIVideos/",
-            "sentence": "string: what is done in it",
+            "sentence": "string: what happens in it",
             "youtube_id": "string: of the whole video",
         },
         archives=("YouCookIIVideos.zip",),
