@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
-from vila_quant.kernels.cuda.w4a16.layout import CODE_WORDS, UNIT_INPUTS, UNIT_OUTPUTS, unit_words
+from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS, unit_words
+from vila_quant.kernels.cuda.w4a16.tune import random_weight, replay_milliseconds
 
 SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944)}
 """N and K."""
@@ -32,7 +32,6 @@ LAYERS = 28
 GROUP_SIZE = 128
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SQUARE = 8192
-REPETITIONS = 15
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
 """Of the relative error of one linear: the rounding of its weights and of its result."""
 
@@ -65,10 +64,7 @@ class Weights:
         for _ in range(layers):
             for (name, (n, k)), size in zip(SHAPES.items(), sizes, strict=True):
                 packed = buffer[start : start + size].view(n // UNIT_OUTPUTS, k // UNIT_INPUTS, words)
-                packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
-                scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * k) ** 0.5
-                zeros = torch.randint(16, scales.shape, device=GPU)
-                packed[..., CODE_WORDS:] = torch.stack((scales.half(), (-1024.0 - zeros).half()), -1).view(torch.int32)[..., 0]
+                packed.copy_(random_weight(n, k, group_size, GPU))
                 of[name].append(W4Weight(packed, n, k, group_size))
                 start += size
         torch.cuda.synchronize()
@@ -78,28 +74,6 @@ class Weights:
         """Return the linears in the order in which a model calls them."""
         layers = len(self.of["qkv"])
         return [(name, self.of[name][layer]) for layer in range(layers) for name in SHAPES]
-
-
-def replay_milliseconds(call: Callable[[], object], repetitions: int = REPETITIONS) -> float:
-    """Capture `call` in a CUDA graph and return the median time of a replay."""
-    call()
-    stream = torch.cuda.Stream()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(stream):
-        call()
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            call()
-    times: list[float] = []
-    for repetition in range(repetitions + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if repetition >= 3:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def bytes_per_second(buffer: Tensor) -> float:

@@ -223,7 +223,7 @@ def decode_kernel(
     x = ()
     for slot in tl.static_range(AHEAD):
         x = x + (_load_tokens(x_pointer, unit + slot * WARPS, units, lane, tokens, x_stride, COLUMNS, INLINE),)
-    if PDL == 1:
+    if PDL:
         gdc_launch_dependents()
     sums = ()
     for _ in tl.static_range(TILES * COLUMNS * KEPT):
@@ -239,8 +239,6 @@ def decode_kernel(
                 _load_weights(units_pointer, ahead, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE),
             )
             unit += WARPS
-    if PDL == 2:
-        gdc_launch_dependents()
     if PREFETCH:
         order = tl.num_programs(0) - 1 - block
         chosen = (thread == 0) & (order < PREFETCH)
@@ -285,7 +283,7 @@ def decode(
     config: DecodeConfig,
     *,
     next_packed: Tensor | None = None,
-    pdl: int = 0,
+    pdl: bool = False,
     inline: bool = True,
 ) -> None:
     """Write `x Wᵀ + bias` to `y`.
@@ -298,7 +296,7 @@ def decode(
         group_size: of the weight.
         config: how to split the work.
         next_packed: the weight that the next kernel reads, of which `config.prefetch` bytes are prefetched into L2.
-        pdl: 0 no programmatic dependent launch; 1 releases the next kernel early, 2 late.
+        pdl: whether the kernel may start before the one ahead of it has ended (programmatic dependent launch, from sm90).
         inline: whether to use the PTX instructions; False is for the interpreter.
     """
     tokens, outputs = y.shape

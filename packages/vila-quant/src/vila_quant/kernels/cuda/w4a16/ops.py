@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vila_core.errors import ConfigError
-from vila_quant.kernels.cuda.w4a16.dispatch import run
+from vila_quant.kernels.cuda.w4a16.dispatch import choose, run
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, W4Weight
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -45,7 +45,8 @@ def w4a16_matmul(
     """`x [M, K] -> [M, N]`. See `matmul`."""
     y = x.new_empty(x.shape[0], outputs)
     if x.shape[0]:
-        run(_aligned(x, packed.shape[1] * UNIT_INPUTS), packed, bias, y, group_size, next_packed)
+        config = choose(x.shape[0], outputs, x.shape[1], x.device)
+        run(config, _aligned(x, packed.shape[1] * UNIT_INPUTS), packed, bias, y, group_size, next_packed)
     return y
 
 

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vila_quant.kernels.cuda.w4a16.fragments import halves, multiply_add_halves, take_bits
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
@@ -70,19 +71,18 @@ def load_numbers(
 
     index = tl.arange(0, TILES * 128 * HALVES)  # high tile, half, low tile, row, quad, step // 2, step % 2
     tile = index // (128 * HALVES * LOW_TILES) * LOW_TILES + index // 128 % LOW_TILES
-    half = index // (128 * LOW_TILES) % HALVES + first_half
-    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + (tile % 2) * 256 + half * 128 + index % 128
-    codes = tl.reshape(tl.load(base + where), (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2))
+    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + tile % 2 * 256 + index // (128 * LOW_TILES) % HALVES * 128 + index % 128
+    codes = tl.reshape(tl.load(base + first_half * 128 + where), (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2))
 
     OF_HALF: tl.constexpr = HALVES if GROUPS > 1 else 1  # distinct groups among the halves, and within one
     OF_QUARTER: tl.constexpr = 2 if GROUPS > 2 else 1
-    index = tl.arange(0, TILES * OF_HALF * 8 * OF_QUARTER)  # high tile, half, low tile, row, step // 2
-    tile = index // (OF_HALF * LOW_TILES * 8 * OF_QUARTER) * LOW_TILES + index // (8 * OF_QUARTER) % LOW_TILES
-    quarter = 2 * (index // (LOW_TILES * 8 * OF_QUARTER) % OF_HALF + first_half) + index % OF_QUARTER
-    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + 512
-    where += (quarter * GROUPS // 4) * 32 + index // OF_QUARTER % 8 * 4 + (tile % 2) * 2
-    low = tl.reshape(tl.load(base + where), (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1))
-    high = tl.reshape(tl.load(base + where + 1), (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1))
+    index = tl.arange(0, TILES * 16 * OF_HALF * OF_QUARTER)  # high tile, low tile // 2, group, row, low tile % 2, high row
+    where = tl.minimum(index // (32 * OF_HALF * OF_QUARTER), last) * (units * UNIT_WORDS) + index % (32 * OF_HALF * OF_QUARTER)
+    pairs = tl.load(base + (512 + first_half * (GROUPS // 2) * 32) + where)
+    low, high = tl.split(tl.reshape(pairs, (HIGH_TILES, LOW_TILES // 2, OF_HALF, OF_QUARTER, 8, 2, 2)))
+    scale_shape: tl.constexpr = (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1)
+    low = tl.reshape(tl.permute(low, (0, 2, 1, 5, 4, 3)), scale_shape)
+    high = tl.reshape(tl.permute(high, (0, 2, 1, 5, 4, 3)), scale_shape)
     low_scale, low_minus = halves(low, tl.float16)
     high_scale, high_minus = halves(high, tl.float16)
     shape: tl.constexpr = (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2)
@@ -120,11 +120,14 @@ def load_numbers(
 
 
 @triton.jit
-def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK: tl.constexpr):
+def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """Write the words (pairs) of every 32 inputs, in the order quad, step, pair, in the order step, pair, quad."""
     token = tl.program_id(1).to(tl.int64)
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     source = index // 16 * 16 + index % 4 * 4 + index // 8 % 2 * 2 + index // 4 % 2
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     words = tl.load(x_pointer + token * x_stride + source, mask=source < inputs, other=0)
     tl.store(permuted_pointer + token * inputs + index, words, mask=index < inputs)
 
@@ -133,7 +136,7 @@ def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK:
 def tile_kernel(
     packed_pointer, x_pointer, bias_pointer, y_pointer, tokens, outputs, blocks, units, steps_per_split, x_stride, y_stride,
     HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    WARPS: tl.constexpr, NATURAL: tl.constexpr, INLINE: tl.constexpr,
+    WARPS: tl.constexpr, PDL: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
     """One tile, or with splits one part of its sum; `y` is then `[splits, M, N]`, with `y_stride` between tokens."""
     dtype: tl.constexpr = x_pointer.dtype.element_ty
@@ -148,10 +151,14 @@ def tile_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     first = split * steps_per_split
     last = tl.minimum(first + steps_per_split, units * 128 // BLOCK_K)
+    if PDL:
+        gdc_wait()
     for step in range(first, last):
         x = tl.load(x_pointers + step * BLOCK_K)
-        w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, NATURAL, INLINE)
+        w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
         total = tl.dot(w, tl.trans(x), total)
+    if PDL:
+        gdc_launch_dependents()
     output = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if HAS_BIAS:
         total += tl.load(bias_pointer + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
@@ -162,11 +169,15 @@ def tile_kernel(
 
 @triton.jit
 def add_kernel(
-    parts_pointer, bias_pointer, y_pointer, count, outputs, y_stride, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr
-):
+    parts_pointer, bias_pointer, y_pointer, count, outputs, y_stride, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     """Add the parts `[SPLITS, M, N]` fp32 into `y [M, N]`; `count` is M · N."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     total = tl.load(parts_pointer + index, mask=mask, other=0.0)
     for split in tl.static_range(1, SPLITS):
         total += tl.load(parts_pointer + split * count.to(tl.int64) + index, mask=mask, other=0.0)
@@ -185,11 +196,20 @@ def dequantize_kernel(
     tile_n, step = tl.program_id(1), tl.program_id(0)
     w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE)
     output = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    tl.store(w_pointer + output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :], w)
+    place = output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    tl.store(w_pointer + place, w, mask=output[:, None] < blocks * 32)
 
 
 def multiply_tiles(
-    x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, config: TileConfig, *, natural: bool = False, inline: bool = True
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    group_size: int,
+    config: TileConfig,
+    *,
+    pdl: bool = False,
+    inline: bool = True,
 ) -> None:
     """Write `x Wᵀ + bias` to `y`.
 
@@ -200,48 +220,41 @@ def multiply_tiles(
         y: `[M, N]`, rows contiguous.
         group_size: of the weight.
         config: the tiles.
+        pdl: whether the kernels may start before the one ahead of them has ended (programmatic dependent launch, from sm90).
         inline: whether to use PTX instructions; False is for the interpreter.
     """
     tokens, outputs = y.shape
     blocks, units, _ = packed.shape
     assert x.shape == (tokens, units * UNIT_INPUTS) and x.stride(1) == 1 and y.stride(1) == 1 and y.dtype == x.dtype
-    if not natural:
-        x = permute_tokens(x)
+    x = permute_tokens(x, pdl=pdl)
     steps = units * UNIT_INPUTS // config.block_k
     splits = min(config.splits, steps)
     parts = y if splits == 1 else x.new_empty(splits, tokens, outputs, dtype=torch.float32)
     tiles_n = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n)
+    launch = {"launch_pdl": True} if pdl else {}
     tile_kernel[(tiles_n * triton.cdiv(tokens, config.block_m), splits)](
-        packed, x, bias if bias is not None and splits == 1 else y, parts, tokens, outputs, blocks, units, triton.cdiv(steps, splits),
-        x.stride(0), parts.stride(-2), HAS_BIAS=bias is not None and splits == 1, GROUPS=UNIT_INPUTS // group_size,
-        BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_K=config.block_k, WARPS=config.warps, NATURAL=natural, INLINE=inline,
-        num_warps=config.warps, num_stages=config.stages,
+        packed, x, bias if bias is not None and splits == 1 else y, parts, tokens, outputs, blocks, units,
+        triton.cdiv(steps, splits), x.stride(0), parts.stride(-2),
+        HAS_BIAS=bias is not None and splits == 1, GROUPS=UNIT_INPUTS // group_size, BLOCK_N=config.block_n, BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k, WARPS=config.warps, PDL=pdl, INLINE=inline, num_warps=config.warps, num_stages=config.stages, **launch,
     )  # fmt: skip
     if splits > 1:
         add_kernel[(triton.cdiv(tokens * outputs, 1024),)](
             parts, y if bias is None else bias, y, tokens * outputs, outputs, y.stride(0),
-            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK=1024, num_warps=4,
+            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK=1024, PDL=pdl, num_warps=4, **launch,
         )  # fmt: skip
 
 
-def permute_tokens(x: Tensor) -> Tensor:
+def permute_tokens(x: Tensor, *, pdl: bool = False) -> Tensor:
     """Return `x [M, K]` with every 32 inputs in the order of the MMA operand.
 
     Of four consecutive inputs a thread needs the first two for one half of an operand, the last two for the other.
     """
     tokens, inputs = x.shape
     permuted = x.new_empty(tokens, inputs)
+    launch = {"launch_pdl": True} if pdl else {}
     permute_kernel[(triton.cdiv(inputs // 2, 1024), tokens)](
-        x.view(torch.int32), permuted.view(torch.int32), tokens, inputs // 2, x.stride(0) // 2, BLOCK=1024, num_warps=4
-    )
+        x.view(torch.int32), permuted.view(torch.int32), tokens, inputs // 2, x.stride(0) // 2,
+        BLOCK=1024, PDL=pdl, num_warps=4, **launch,
+    )  # fmt: skip
     return permuted
-
-
-def dequantize(packed: Tensor, group_size: int, dtype: torch.dtype, *, inline: bool = True) -> Tensor:
-    """Return the padded weight `[blocks · 32, units · 128]` in `dtype`; a slice of `packed` gives those blocks of 32 rows."""
-    blocks, units, _ = packed.shape
-    w = torch.empty(blocks * UNIT_OUTPUTS, units * UNIT_INPUTS, dtype=dtype, device=packed.device)
-    dequantize_kernel[(units, blocks)](
-        packed, w, blocks, units, w.stride(0), GROUPS=UNIT_INPUTS // group_size, BLOCK_N=32, BLOCK_K=128, INLINE=inline, num_warps=4
-    )
-    return w

@@ -1,0 +1,148 @@
+"""Measure which configuration is fastest on this GPU, for `dispatch.py`.
+
+    python -m vila_quant.kernels.cuda.w4a16.tune 4608x3584 3584x3584 37888x3584 3584x18944 --gpu "NVIDIA H100" --out table.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
+from vila_quant.kernels.cuda.w4a16.dispatch import Config, Entry, Table, run
+from vila_quant.kernels.cuda.w4a16.layout import CODE_WORDS, UNIT_INPUTS, UNIT_OUTPUTS, unit_words
+from vila_quant.kernels.cuda.w4a16.panels import PanelConfig
+from vila_quant.kernels.cuda.w4a16.tiles import TileConfig
+
+TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+CACHE_BYTES = 256 << 20
+"""Weights are measured in turns that take more memory than any cache."""
+
+FEW = tuple(
+    DecodeConfig(*sizes)
+    for sizes in (
+        *((1, 8, 2, 1, 80), (1, 8, 2, 2, 80), (1, 8, 2, 2, 96), (1, 8, 2, 2, 80, 4), (1, 8, 1, 1, 64), (1, 8, 4, 1, 104), (1, 8, 4, 2, 104)),
+        *((1, 16, 1, 1, 64), (1, 16, 2, 1, 64), (1, 4, 4, 1, 104), (1, 4, 2, 1, 80)),
+        *((2, 8, 1, 1, 80), (2, 8, 1, 1, 80, 4), (2, 4, 1, 1, 80), (2, 4, 2, 1, 96), (2, 2, 1, 1, 80)),
+    )
+)
+"""Configurations for 1 to 8 tokens: tiles, warps, slots, units ahead, registers, chains."""
+
+MORE = tuple(
+    DecodeConfig(*sizes)
+    for sizes in (
+        *((1, 8, 1, 1, 80), (1, 8, 2, 1, 104), (1, 4, 1, 1, 80), (1, 4, 2, 1, 104), (1, 16, 1, 1, 64, 1)),
+        *((2, 16, 1, 1, 128), (2, 8, 1, 1, 128), (2, 8, 1, 1, 112, 1), (2, 4, 1, 1, 128), (2, 4, 1, 1, 112, 1), (2, 4, 2, 1, 168)),
+    )
+)
+"""Configurations for 9 to 16 tokens."""
+
+
+def candidates(tokens: int) -> tuple[Config, ...]:
+    """Return at most twenty configurations worth measuring for so many tokens."""
+    if tokens <= 8:
+        return FEW
+    if tokens <= 16:
+        return MORE
+    if tokens <= 32:
+        sizes = ((128, 32, 128, 4, 4), (64, 32, 128, 4, 4), (128, 32, 128, 8, 4))
+    elif tokens <= 64:
+        sizes = ((128, 64, 128, 4, 4), (128, 64, 128, 8, 4), (64, 64, 128, 4, 4))
+    elif tokens <= 128:
+        sizes = ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (64, 128, 64, 4, 4), (128, 64, 128, 4, 4))
+    else:
+        sizes = ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 64, 8, 4), (64, 128, 64, 4, 4), (64, 256, 64, 4, 4))
+    splits = (1, 2, 4, 8) if tokens <= 64 else (1, 2, 4) if tokens <= 256 else (1,)
+    tiles = [TileConfig(n, m, k, split, warps, stages) for n, m, k, warps, stages in sizes for split in splits]
+    return (*tiles, *((PanelConfig(),) if tokens > 256 else ()))
+
+
+def random_weight(outputs: int, inputs: int, group_size: int, device: torch.device) -> Tensor:
+    """Return a packed weight of random codes, with scales that keep the size of activations."""
+    packed = torch.empty(outputs // UNIT_OUTPUTS, inputs // UNIT_INPUTS, unit_words(group_size), dtype=torch.int32, device=device)
+    packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
+    scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * inputs) ** 0.5
+    zeros = torch.randint(16, scales.shape, device=device)
+    packed[..., CODE_WORDS:] = torch.stack((scales.half(), (-1024.0 - zeros).half()), dim=-1).view(torch.int32)[..., 0]
+    return packed
+
+
+def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> float:
+    """Capture `call` in a CUDA graph and return the median time of a replay."""
+    call()
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    times: list[float] = []
+    for repetition in range(repetitions + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repetition >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def fastest(
+    tokens: int, outputs: int, inputs: int, weights: Sequence[Tensor], dtype: torch.dtype, group_size: int = 128
+) -> list[tuple[float, Config]]:
+    """Return the candidates with their milliseconds for one product, the fastest first; those that need too much memory are left out."""
+    x = torch.randn(tokens, inputs, device=weights[0].device).to(dtype)
+    y = x.new_empty(tokens, outputs)
+    measured: list[tuple[float, Config]] = []
+    for config in candidates(tokens):
+
+        def call(config: Config = config) -> None:
+            for packed in weights:
+                run(config, x, packed, None, y, group_size)
+
+        try:
+            measured.append((replay_milliseconds(call, 5) / len(weights), config))
+        except OutOfResources:
+            continue
+    return sorted(measured, key=lambda pair: pair[0])
+
+
+def tune(
+    shapes: Sequence[tuple[int, int]], gpu: str, tokens: Sequence[int] = TOKENS, dtype: torch.dtype = torch.float16, group_size: int = 128
+) -> Table:
+    """Return the table of the fastest configurations for weights `(N, K)` on the current GPU."""
+    entries: list[Entry] = []
+    device = torch.device("cuda", torch.cuda.current_device())
+    for outputs, inputs in shapes:
+        one = random_weight(outputs, inputs, group_size, device)
+        weights = [one.clone() for _ in range(triton.cdiv(CACHE_BYTES, one.nbytes))]
+        for count in tokens:
+            took, config = fastest(count, outputs, inputs, weights, dtype, group_size)[0]
+            entries.append(Entry(count, outputs, inputs, config))
+            print(f"{count:5} tokens, {outputs} x {inputs}: {1e3 * took:8.1f} us with {config}", flush=True)
+    return Table(gpu, tuple(entries))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shapes", nargs="+", help="outputs x inputs of a weight, such as 4608x3584")
+    parser.add_argument("--gpu", required=True, help="part of the GPU's name that the table is for")
+    parser.add_argument("--out", type=Path, required=True, help="the table, JSON")
+    args = parser.parse_args()
+    shapes = [tuple(int(size) for size in shape.split("x")) for shape in args.shapes]
+    tune([(outputs, inputs) for outputs, inputs in shapes], args.gpu).write(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The W4A16 kernels compiled for the GPUs they are for, without one: no registers spilled, shared memory within the limit."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vila_quant.kernels.cuda.w4a16 import dispatch
+from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig, decode_kernel
+from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, dequantize_kernel, tile_kernel
+
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
+"""KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
+
+TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+POINTERS = ("packed_pointer", "x_pointer", "bias_pointer", "y_pointer", "next_pointer", "w_pointer")
+ODD = ("tokens", "blocks", "units", "steps_per_split")
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, options: dict[str, int]) -> Any:
+    names = list(kernel.arg_names)
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name not in constants and name not in ODD}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    return triton.compile(ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_decode(config: DecodeConfig, tokens: int, dtype: torch.dtype, group_size: int, capability: int) -> Any:
+    half = f"*{TYPES[dtype]}"
+    types = {"packed_pointer": "*i32", "x_pointer": "*i32", "bias_pointer": half, "y_pointer": half, "next_pointer": "*u8"}
+    hopper = capability >= 90
+    constants = {
+        "HAS_BIAS": True, "GROUPS": 128 // group_size, "ONE_TOKEN": tokens == 1, "COLUMNS": 1 if tokens <= 8 else 2,
+        "TILES": config.tiles, "WARPS": config.warps, "SLOTS": config.slots, "AHEAD": min(config.ahead, config.slots),
+        "CHAINS": config.chains, "ROUNDS": 3, "PDL": hopper, "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
+    }  # fmt: skip
+    options = {"num_warps": config.warps, "num_stages": 1} | ({"maxnreg": config.registers} if config.registers else {})
+    return compiled(decode_kernel, types, constants, capability, options)
+
+
+def compile_tiles(config: TileConfig, dtype: torch.dtype, group_size: int, capability: int) -> Any:
+    half = f"*{TYPES[dtype]}"
+    types = {"packed_pointer": "*i32", "x_pointer": half, "bias_pointer": half, "y_pointer": "*fp32" if config.splits > 1 else half}
+    constants = {
+        "HAS_BIAS": False, "GROUPS": 128 // group_size, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_K": config.block_k,
+        "WARPS": config.warps, "PDL": capability >= 90, "INLINE": True,
+    }  # fmt: skip
+    options = {"num_warps": config.warps, "num_stages": config.stages}
+    return compiled(tile_kernel, types, constants, capability, options)
+
+
+def stack_bytes(kernel: Any, folder: Path) -> int:
+    """Return the bytes of a thread's stack, where spilled registers go."""
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    report = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"STACK:(\d+)", report)
+    assert found, report
+    return int(found.group(1))
+
+
+def chosen_configs(capability: int) -> list[tuple[int, dispatch.Config]]:
+    table = dispatch.table_for("NVIDIA H100 80GB HBM3" if capability == 90 else "some other GPU")
+    return sorted({(entry.tokens, entry.config) for entry in table.entries}, key=repr)
+
+
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None:
+    for tokens, config in chosen_configs(capability):
+        if isinstance(config, DecodeConfig):
+            kernel = compile_decode(config, tokens, torch.float16, 128, capability)
+            assert "mma.sync" in kernel.asm["ptx"]
+        elif isinstance(config, TileConfig):
+            kernel = compile_tiles(config, torch.float16, 128, capability)
+            assert "mma" in kernel.asm["ptx"], "no tensor cores"
+        else:
+            continue
+        assert stack_bytes(kernel, tmp_path) == 0, f"{config} for {tokens} tokens spills registers"
+        assert kernel.metadata.shared <= SHARED_MEMORY[capability] * 1024, f"{config} takes {kernel.metadata.shared} bytes"
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_other_types_and_groups_compile(dtype: torch.dtype, group_size: int, tmp_path: Path) -> None:
+    half = f"*{TYPES[dtype]}"
+    kernels = [
+        compile_decode(DecodeConfig(), 1, dtype, group_size, 80),
+        compile_decode(DecodeConfig(tiles=2, slots=1), 16, dtype, group_size, 80),
+        compile_tiles(TileConfig(64, 64, 64, 1, 4, 3), dtype, group_size, 80),
+        compiled(
+            dequantize_kernel,
+            {"packed_pointer": "*i32", "w_pointer": half},
+            {"GROUPS": 128 // group_size, "BLOCK_N": 64, "BLOCK_K": 128, "INLINE": True},
+            80,
+            {"num_warps": 4},
+        ),
+    ]
+    for kernel in kernels:
+        assert stack_bytes(kernel, tmp_path) == 0

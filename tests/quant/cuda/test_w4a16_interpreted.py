@@ -1,0 +1,84 @@
+"""The W4A16 kernels in plain Triton on the CPU interpreter, against the oracle.
+
+The interpreter's matrix product takes no bf16 and its conversions to bf16 truncate: bf16 is tested where neither matters much.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+CHECK = """
+import sys
+import torch
+from torch.nn import functional as F
+from vila_quant.kernels.cuda.w4a16 import W4Weight, reference
+from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig, decode
+from vila_quant.kernels.cuda.w4a16.panels import dequantize
+from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, multiply_tiles
+
+generator = torch.Generator().manual_seed(0)
+
+def inputs(tokens, outputs, inputs, group_size, dtype):
+    groups = inputs // group_size
+    codes = torch.randint(16, (outputs, inputs), dtype=torch.uint8, generator=generator)
+    scales = (0.5 + torch.rand(outputs, groups, generator=generator)) / 100
+    zeros = torch.randint(16, (outputs, groups), generator=generator)
+    x = torch.randn(tokens, inputs, generator=generator).to(dtype)
+    bias = torch.randn(outputs, generator=generator).to(dtype)
+    y = torch.full((tokens, outputs), torch.nan, dtype=dtype)
+    return W4Weight.pack(codes, scales, zeros), x, bias, y
+
+def check(y, expected, tolerance, name):
+    error = ((y.double() - expected).norm() / expected.norm()).item()
+    assert error < tolerance, f"{name}: relative error {error:.2e}, largest {(y.double() - expected).abs().max():.2e}"
+
+def padded(x):
+    return F.pad(x, (0, -x.shape[1] % 128))
+"""
+
+DECODE = """
+for shape, config, with_bias, dtype in (
+    ((1, 40, 384, 128), DecodeConfig(tiles=1, warps=2, slots=2, ahead=2), True, torch.float16),
+    ((3, 64, 640, 64), DecodeConfig(tiles=2, warps=2, slots=1, chains=1), False, torch.bfloat16),
+    ((13, 33, 320, 32), DecodeConfig(tiles=2, warps=2, slots=1), True, torch.float16),
+):
+    weight, x, bias, y = inputs(*shape, dtype)
+    bias = bias if with_bias else None
+    decode(padded(x), weight.packed, bias, y, weight.group_size, config, inline=False)
+    check(y, reference.matmul(x, weight, bias), 4e-4 if dtype == torch.float16 else 6e-3, f"{shape} {config}")
+"""
+
+TILES = """
+for shape, config, with_bias in (
+    ((19, 40, 384, 128), TileConfig(block_n=32, block_m=16, block_k=128, warps=4), True),
+    ((33, 72, 256, 64), TileConfig(block_n=64, block_m=32, block_k=64, splits=2, warps=2), True),
+    ((17, 33, 320, 32), TileConfig(block_n=64, block_m=32, block_k=64, splits=1, warps=4), False),
+    ((17, 33, 320, 32), TileConfig(block_n=128, block_m=32, block_k=128, splits=3, warps=4), False),
+):
+    weight, x, bias, y = inputs(*shape, torch.float16)
+    bias = bias if with_bias else None
+    multiply_tiles(padded(x), weight.packed, bias, y, weight.group_size, config, inline=False)
+    check(y, reference.matmul(x, weight, bias), 5e-4, f"{shape} {config}")
+"""
+
+DEQUANTIZE = """
+for (outputs, columns, group_size), dtype in (
+    ((40, 384, 128), torch.float16), ((96, 128, 64), torch.bfloat16), ((33, 320, 32), torch.float16)
+):
+    weight, *_ = inputs(1, outputs, columns, group_size, dtype)
+    blocks, units, _ = weight.packed.shape
+    panel = torch.full((blocks * 32, units * 128), torch.nan, dtype=dtype)
+    w = dequantize(weight.packed, group_size, panel, inline=False)
+    check(w[:outputs, :columns], reference.dequantize(weight, torch.float64), 3e-4 if dtype == torch.float16 else 6e-3, f"{outputs} x {columns}")
+    assert w.isfinite().all()
+"""
+
+
+@pytest.mark.parametrize("what", [DECODE, TILES, DEQUANTIZE], ids=["decode", "tiles", "dequantize"])
+def test_a_kernel_follows_the_oracle(what: str) -> None:
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", CHECK + what], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,106 @@
+"""The W4A16 product on an NVIDIA GPU, against the oracle in fp64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from vila_core.errors import ConfigError
+from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
+from vila_quant.kernels.cuda.w4a16.dispatch import run
+from vila_quant.kernels.cuda.w4a16.tune import candidates
+
+RandomWeight = Callable[..., W4Weight]
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
+
+SHAPES = [(4608, 3584, 128), (72, 18944, 128), (33, 640, 64), (100, 672, 32), (40, 384, 128)]
+TOKENS = [1, 2, 5, 8, 9, 16, 17, 33, 64, 100, 257, 1025, 4100]
+TOLERANCE = {torch.float16: 5e-4, torch.bfloat16: 4e-3}
+
+
+def assert_close(y: torch.Tensor, expected: torch.Tensor, name: str) -> None:
+    error = ((y.double() - expected).norm() / expected.norm()).item()
+    largest = ((y.double() - expected).abs().max() / expected.abs().max()).item()
+    tolerance = TOLERANCE[y.dtype]
+    assert error < tolerance, f"{name}: relative error {error:.2e}"
+    assert largest < 4 * tolerance, f"{name}: largest error {largest:.2e} of the largest result"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("outputs", "inputs", "group_size"), SHAPES)
+def test_any_number_of_tokens(
+    outputs: int, inputs: int, group_size: int, dtype: torch.dtype, random_weight: RandomWeight
+) -> None:
+    weight = random_weight(outputs, inputs, group_size, "cuda")
+    bias = torch.randn(outputs, device="cuda", dtype=dtype)
+    for tokens in TOKENS:
+        x = torch.randn(tokens, inputs, device="cuda", dtype=dtype)
+        for with_bias in (None, bias):
+            assert_close(matmul(x, weight, with_bias), reference.matmul(x, weight, with_bias), f"{tokens} tokens")
+    assert matmul(torch.randn(0, inputs, device="cuda", dtype=dtype), weight, bias).shape == (0, outputs)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 13, 30, 61, 120, 300])
+def test_every_candidate_of_tuning_writes_every_output(tokens: int, random_weight: RandomWeight) -> None:
+    weight = random_weight(100, 3584, 128, "cuda")
+    x = torch.randn(tokens, 3584, device="cuda", dtype=torch.float16)
+    expected = reference.matmul(x, weight)
+    for config in candidates(tokens):
+        y = torch.full((tokens, 100), torch.nan, device="cuda", dtype=torch.float16)
+        run(config, x, weight.packed, None, y, 128)
+        assert_close(y, expected, str(config))
+
+
+def test_rows_apart_and_unaligned(random_weight: RandomWeight) -> None:
+    weight = random_weight(96, 256, 128, "cuda")
+    wide = torch.randn(4, 3, 300, device="cuda", dtype=torch.float16)
+    for x in (wide[..., :256], wide[..., 1:257], wide.transpose(0, 1)[..., 8:264]):
+        expected = reference.matmul(x.reshape(-1, 256), weight).view(*x.shape[:-1], 96)
+        assert_close(matmul(x, weight), expected, str(x.stride()))
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 64, 300])
+def test_a_cuda_graph_of_dependent_products_is_the_same_every_time(tokens: int, random_weight: RandomWeight) -> None:
+    weights = [random_weight(1024, 1024, 128, "cuda") for _ in range(8)]
+    x = torch.randn(tokens, 1024, device="cuda", dtype=torch.float16)
+
+    def chain() -> torch.Tensor:
+        y = x
+        for weight, following in zip(weights, [*weights[1:], weights[0]], strict=True):
+            y = matmul(y, weight, following=following)
+        return y
+
+    expected = x.double()
+    for weight in weights:
+        expected = reference.matmul(expected, weight).half().double()
+    eager = chain()
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        chain()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            captured = chain()
+    for _ in range(50):
+        captured.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(captured, eager)
+    error = ((eager.double() - expected).norm() / expected.norm()).item()
+    assert error < 3e-3, f"{error:.2e}"
+
+
+def test_under_compile(random_weight: RandomWeight) -> None:
+    weight = random_weight(64, 256, 128, "cuda")
+    bias = torch.randn(64, device="cuda", dtype=torch.float16)
+    x = torch.randn(3, 256, device="cuda", dtype=torch.float16)
+    compiled = torch.compile(lambda x: torch.relu(matmul(x * 2, weight, bias)), fullgraph=True)
+    torch.testing.assert_close(compiled(x), torch.relu(matmul(x * 2, weight, bias)))
+
+
+def test_misfits_are_refused(random_weight: RandomWeight) -> None:
+    weight: W4Weight = random_weight(64, 256, 128, "cuda")
+    with pytest.raises(ConfigError, match="fp16 or bf16"):
+        matmul(torch.randn(1, 256, device="cuda"), weight)
+    with pytest.raises(ConfigError, match="256 inputs"):
+        matmul(torch.randn(1, 128, device="cuda").half(), weight)
