@@ -233,7 +233,7 @@ def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
     runs.outcome = outcome
     done = cli("--plugin", plugin, "--tasks", "acme/capitals")
     assert done.exit_code == 130
-    assert "the same command goes on from there" in done.stderr
+    assert "run the same command to continue" in done.stderr
 
 
 def test_of_the_processes_of_a_torchrun_the_first_prints(
@@ -311,8 +311,8 @@ def test_miniatures_are_never_taken_for_data(tmp_path: Path) -> None:
         of_task(tmp_path, result("pope", ACCURACY, revision="fixture")),
         of_task(tmp_path, result("mme", ACCURACY)),
     )
-    assert "1 of 2 tasks ran on miniatures" in table_notes([fake, real])[0]
-    assert "All tasks ran on miniatures" in table_notes([fake])[0]
+    assert "1 of 2 tasks ran on made-up rows" in table_notes([fake, real])[0]
+    assert "All tasks ran on made-up rows" in table_notes([fake])[0]
 
 
 def of_task(folder: Path, found: TaskResult) -> TaskOutcome:

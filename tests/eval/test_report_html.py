@@ -128,7 +128,7 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert "answers.json" in page.text
     assert "accuracy by kind" in page.text
     assert '<td class="bad">1</td>' in text  # failed
-    assert "miniatures, no benchmark" not in page.text
+    assert "not benchmark results" not in page.text
 
 
 def test_nothing_runs_and_nothing_is_fetched_whatever_the_texts_say(tmp_path: Path) -> None:
@@ -174,8 +174,8 @@ def test_pictures_are_in_the_page_and_have_alternatives(tmp_path: Path) -> None:
     picture_path(folder, "s1").write_bytes(file.getvalue())
     _, page = open_report(tmp_path)
     assert page.tags.count("img") == 1
-    assert page.values("img", "alt") == ["What sample s1 asks about: image pic.png"]
-    assert "no picture: image pic.png" in page.text
+    assert page.values("img", "alt") == ["Media of sample s1: image pic.png"]
+    assert "no image: image pic.png" in page.text
 
 
 def test_every_table_names_its_columns_and_rows(tmp_path: Path) -> None:
@@ -200,13 +200,13 @@ def test_miniatures_and_limits_cannot_be_overlooked(tmp_path: Path) -> None:
         settings=RunSettings(max_new_tokens=8, limit=5),
     )
     _, page = open_report(tmp_path)
-    assert "These are miniatures, no benchmark results. All tasks ran on" in page.text
+    assert "Made-up data, not benchmark results. All tasks ran on" in page.text
     assert "limit of 5 rows" in page.text
     write_task(tmp_path / "b", [record("s", 0, 1.0)])
     text, page = open_report(tmp_path)
-    assert "no benchmark results. a ran on" in page.text
-    assert "a miniature" in page.text
-    assert "b miniature" not in page.text
+    assert "not benchmark results. a ran on" in page.text
+    assert "a made-up data" in page.text
+    assert "b made-up data" not in page.text
     assert text.count('<tr class="miniature">') == 1  # its bar is pale
 
 

@@ -1,4 +1,4 @@
-"""From the words of a command line, and the environment, to options. Nothing else in vila-eval reads the environment."""
+"""Parsing of command-line arguments and environment variables. Nothing else in vila-eval reads the environment."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from vila_eval.options import JudgeOptions, Rank
 
 SEVERAL = ("--tasks", "--tags-include", "--tags-exclude", "--num-video-frames")
-"""Options that take one or more values: apart, comma-separated, or by repeating the option."""
+"""Options that take one or more values: separate words, comma-separated, or by repeating the option."""
 LONG_NAMES = {"-t": "--tasks", "-ti": "--tags-include", "-te": "--tags-exclude", "-nf": "--num-video-frames"}
 JUDGE_KEYS = ("VILA_JUDGE_API_KEY", "OPENAI_API_KEY")
 
 
 def rewrite(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments as typer reads them: one value an option, and dashes in names (`--max_tiles` is the reference's spelling)."""
+    """Return the arguments as typer reads them: one value per option, dashes in names (VILA spells `--max_tiles`)."""
     return join_values([LONG_NAMES.get(word, word) for word in arguments], several=SEVERAL, optional={})
 
 
@@ -30,7 +30,7 @@ def split_names(given: Sequence[str]) -> list[str]:
 
 
 def read_frames(given: Sequence[str]) -> list[int] | None:
-    """Return the numbers of "8/16/32" or "8,16", each once; None for nothing given. Raises `ConfigError`."""
+    """Return the distinct numbers of "8/16/32" or "8,16", or None if nothing was given. Raises `ConfigError`."""
     words = [word.strip() for text in given for word in text.replace("/", ",").split(",") if word.strip()]
     for word in words:
         if not (word.isdecimal() and int(word) > 0):
@@ -39,7 +39,7 @@ def read_frames(given: Sequence[str]) -> list[int] | None:
 
 
 def read_prices(given: str | None) -> tuple[float, float] | None:
-    """Return the two prices of "0.15/0.60". Raises `ConfigError`."""
+    """Return the two prices in "0.15/0.60". Raises `ConfigError`."""
     if given is None:
         return None
     try:
@@ -48,7 +48,8 @@ def read_prices(given: str | None) -> tuple[float, float] | None:
         prompt = completion = -1.0
     if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
         raise ConfigError(
-            f"--judge-price takes two prices, US dollars a million tokens in and out, such as 0.15/0.60; got '{given}'."
+            f"--judge-price takes two prices in US dollars per million tokens, in and out, such as 0.15/0.60; got "
+            f"'{given}'."
         )
     return prompt, completion
 
@@ -56,7 +57,7 @@ def read_prices(given: str | None) -> tuple[float, float] | None:
 def read_judge(
     url: str | None, model: str | None, concurrency: int, price: str | None, environment: Mapping[str, str] = os.environ
 ) -> JudgeOptions | None:
-    """Return the judge, with the key from the environment; None without a URL. Raises `ConfigError`."""
+    """Return the judge, with the key from the environment, or None without a URL. Raises `ConfigError`."""
     from vila_eval.options import JudgeOptions
 
     if url is None:
@@ -70,14 +71,14 @@ def read_judge(
 
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of downloads: VILA_EVAL_CACHE, or vila-eval in XDG_CACHE_HOME or ~/.cache."""
+    """Return the download cache: VILA_EVAL_CACHE, or vila-eval in XDG_CACHE_HOME or ~/.cache."""
     if named := environment.get("VILA_EVAL_CACHE"):
         return Path(named).expanduser()
     return Path(environment.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vila-eval"
 
 
 def read_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
-    """Return which process of a `torchrun` this is; None outside of one. Raises `ConfigError`."""
+    """Return the rank of this process under `torchrun`, or None outside of it. Raises `ConfigError`."""
     from vila_eval.options import Rank
 
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
@@ -90,6 +91,7 @@ def read_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
     if not 0 <= rank < world_size or local_rank < 0:
         named = ", ".join(f"{name}={environment.get(name)}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         raise ConfigError(
-            f"The environment names no process of a torchrun: {named}. Unset RANK and WORLD_SIZE, or start with torchrun."
+            f"The environment does not describe a torchrun process: {named}. Unset RANK and WORLD_SIZE, or use "
+            f"torchrun."
         )
     return Rank(rank, world_size, local_rank)

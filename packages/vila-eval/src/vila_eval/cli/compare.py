@@ -1,4 +1,4 @@
-"""`vila-eval compare`: is the difference between two runs more than noise, and on which samples do they differ?"""
+"""`vila-eval compare`: compare two runs sample by sample."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from vila_eval.comparison import RunComparison, TaskComparison
 
 LONGEST = 200
-"""Characters of an answer that are printed."""
+"""Number of characters of an answer that are printed."""
 
 
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="A model's results, or one task's folder in it.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one; differences are B less A.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one; differences are B minus A.")],
     flips: Annotated[
         int, typer.Option(metavar="N", min=0, help="Show N samples of each task that the runs score differently.")
     ] = 0,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the comparison as a page, too.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the comparison as a page.")] = None,
     allow_different: Annotated[
         bool,
         typer.Option(
-            "--allow-different", metavar="", help="Go on where task version, data or settings differ, and say so."
+            "--allow-different", metavar="", help="Compare even if task version, data or settings differ, and say so."
         ),
     ] = False,
     as_json: Annotated[
@@ -83,7 +83,10 @@ def _print(comparison: RunComparison, console: Console) -> None:
 
 
 def _table(comparison: RunComparison) -> Table:
-    """A row a measure; the headline has n and the p-value adjusted for the number of tasks. +/− counts samples gained and lost."""
+    """Return the table, one row per measure.
+
+    The headline's row also has n and the p-value adjusted for the number of tasks. +/− counts samples gained and lost.
+    """
     from rich.markup import escape
     from rich.table import Table
 

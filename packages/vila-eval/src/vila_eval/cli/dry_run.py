@@ -1,5 +1,4 @@
-"""`vila-eval --dry-run`: the first prompts of every task as the model would be asked them, one sheet of their pictures, and what judging
-would take."""
+"""`vila-eval --dry-run`: show the first prompts of every task, a sheet of their images, and the cost of judging."""
 
 from __future__ import annotations
 
@@ -30,10 +29,10 @@ if TYPE_CHECKING:
     from vila_eval.sources import Rows
 
 QUESTIONS = 2
-"""Shown of each task."""
+"""Number of questions shown per task."""
 
 PICTURES, FRAMES = 8, 8
-"""Most pictures of a question on the sheet, and frames taken of a video whose number of frames the model decides."""
+"""Most images per question on the sheet, and frames taken of a video if the model would decide their number."""
 
 TEXT_SHOWN = 2000
 SHEET = "dry-run.png"
@@ -42,7 +41,7 @@ PANEL, MARGIN, LINE, COLUMNS = 120, 12, 16, 2
 
 @dataclass(frozen=True)
 class Preview:
-    """A question of a task with its pictures, or why they cannot be read."""
+    """A question of a task with its images, or the reason why they cannot be read."""
 
     planned: Planned
     question: Question
@@ -51,11 +50,13 @@ class Preview:
 
 
 def show_prompts(model: ModelOptions, plan: Sequence[Planned], options: RunOptions) -> int:
-    """Print the first prompts of each task, draw their pictures, and return the exit code: 1 if a task's data cannot be read.
+    """Print the first prompts of each task and draw their images.
 
-    Of a judged task, what judging will take is printed too.
+    Return the exit code, 1 if a task's data cannot be read.
+
+    For a judged task, also print an estimate of the judging.
     """
-    typer.echo("A dry run: no model is loaded, nothing is asked. The model's chat template comes around each prompt.\n")
+    typer.echo("Dry run: no model is loaded. In a real run, the model's chat template is put around each prompt.\n")
     previews: list[Preview] = []
     failed = False
     for planned in plan:
@@ -79,20 +80,23 @@ def show_prompts(model: ModelOptions, plan: Sequence[Planned], options: RunOptio
             typer.echo(f"  judging: {judging}\n")
         previews += of_task
     if any(preview.pictures for preview in previews):
-        typer.echo(f"Their pictures: {draw_sheet(previews, options.output_dir / SHEET)}")
+        typer.echo(f"Images: {draw_sheet(previews, options.output_dir / SHEET)}")
     return int(failed)
 
 
 def _heading(planned: Planned, rows: int) -> str:
     task = planned.task
-    frames = f", {planned.num_video_frames} frames a video" if planned.num_video_frames else ""
+    frames = f", {planned.num_video_frames} frames per video" if planned.num_video_frames else ""
     stop = f", stop at {', '.join(map(repr, task.stop))}" if task.stop else ""
     name = typer.style(planned.folder, bold=True)
     return f"{name}: {rows} rows of {task.source.description}, at most {task.max_new_tokens} new tokens{frames}{stop}\n"
 
 
 def _estimate(planned: Planned, rows: Rows, folder: Path, options: RunOptions) -> JudgeEstimate | None:
-    """Return what judging a task will take; None where no judge scores it. What is not answered yet counts as long as it may be."""
+    """Return an estimate of the judging, or None if no judge scores the task.
+
+    A missing answer counts with its longest length.
+    """
     metric = resolve_metric(planned.task)
     if metric is None or isinstance(metric, Metric):
         return None
@@ -146,7 +150,7 @@ def _describe_part(part: Part, planned: Planned) -> str:
 
 
 def draw_sheet(previews: Sequence[Preview], path: Path) -> Path:
-    """Write a PNG: a cell a question, with its pictures (of a video, frames), the end of its text and its reference.
+    """Write a PNG with one cell per question: its images (or video frames), the end of its text, and its reference.
 
     Raises:
         ResultsError: `path` cannot be written.

@@ -1,4 +1,4 @@
-"""The flags of an evaluation, grouped as on the help page, and the options of the library that each group becomes."""
+"""The flags of an evaluation, grouped as on the help page, each group with its conversion to the library's options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`vila-eval list`: what can be run, and what did not load."""
+"""`vila-eval list`: list tasks and metrics, and what failed to load."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def list_tasks(
         list[str] | None, typer.Option("--tags", metavar="TAG", help="Only tasks with any of these tags.")
     ] = None,
     metrics: Annotated[
-        bool, typer.Option("--metrics", metavar="", help="List the metrics that a task may name.")
+        bool, typer.Option("--metrics", metavar="", help="List the metrics that tasks can use.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
     plugin: Annotated[
         list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.")
     ] = None,
 ) -> None:
-    """List the tasks or the metrics, and the plugins that did not load."""
+    """List the tasks or the metrics, and the plugins that failed to load."""
     for path in plugin or ():
         load_plugin_file(path)
     plugins = load_plugins()
@@ -42,7 +42,7 @@ def list_tasks(
         return
     _print_table(rows)
     if problems:
-        typer.secho("\nDid not load:", fg=typer.colors.RED, bold=True)
+        typer.secho("\nFailed to load:", fg=typer.colors.RED, bold=True)
     for problem in problems:
         typer.echo(problem)
 
@@ -77,7 +77,7 @@ def _metric_rows(metrics: Registry[Named]) -> list[dict[str, Any]]:
 
 
 def _problems(plugins: Plugins) -> list[str]:
-    """Return what did not load: plugins, names that two claim, and things registered as tasks that are none."""
+    """Return what failed to load: plugins, names claimed by two plugins, and registered tasks that are not tasks."""
     found = [
         f"plugin '{info.owner.plugin}' of {info.owner.distribution}: {info.error}"
         for info in plugins.infos

@@ -1,4 +1,7 @@
-"""`vila-eval`: run benchmarks on a model. Flags become a plan and options, then one library call, a table and a report."""
+"""`vila-eval`: run benchmarks on a model.
+
+Flags become a plan and options, then there is one library call, a table and a report.
+"""
 
 import os
 import sys
@@ -34,7 +37,7 @@ vila-eval --tasks vila/blocks  [dim]drawn shapes, with the embedded model[/dim]
 
 vila-eval -m Efficient-Large-Model/NVILA-8B --tasks pope mmmu_val "videomme-*" --num_video_frames 8/64
 
-vila-eval -m NVILA-8B --tasks llava_in_the_wild --judge-url https://api.openai.com/v1  [dim]key: VILA_JUDGE_API_KEY[/dim]
+vila-eval -m NVILA-8B --tasks llava_in_the_wild --judge-url https://api.openai.com/v1  [dim]set VILA_JUDGE_API_KEY[/dim]
 
 vila-eval --tasks chartqa --dry-run  [dim]show the first prompts and pictures; load no model[/dim]
 
@@ -43,7 +46,7 @@ vila-eval compare results/model-a results/model-b  [dim]is the difference signif
 
 
 INTERRUPTED = 130
-"""The exit code after Ctrl-C."""
+"""Exit code after Ctrl-C."""
 
 
 def _command(name: str, help_: str, module: str, function: str) -> Command:

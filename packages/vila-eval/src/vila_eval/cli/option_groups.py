@@ -1,4 +1,4 @@
-"""Command-line options in groups: one dataclass per group, each field a typer option."""
+"""Command-line options in groups: one dataclass per group, with a typer option per field."""
 
 import functools
 import inspect

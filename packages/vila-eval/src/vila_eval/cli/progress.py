@@ -1,4 +1,4 @@
-"""How far a run is: bars on a terminal, a line now and then elsewhere. Both write to standard error."""
+"""Progress reporting: bars on a terminal, otherwise an occasional line. Both write to standard error."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class Bars:
-    """A bar for the task that runs, with rate and time left, above one for all tasks. Use it in a `with` block.
+    """A bar for the current task, with rate and time left, and one for all tasks. Use it as a context manager.
 
     Args:
         console: a terminal.
-        names: of the tasks, as `start` will be told them.
+        names: names of the tasks, as `start` will get them.
     """
 
     def __init__(self, console: Console, names: Sequence[str]):
@@ -52,7 +52,7 @@ class Bars:
         from rich.markup import escape
 
         self._name, self._pace = name, Pace(total, done)
-        # A task that is complete already, or that failed before its first sample, is never told.
+        # Tasks that were already complete, or failed before their first sample, are never started.
         if name in self._names:
             self._bars.update(self._overall, completed=self._names.index(name))
         self._current = self._bars.add_task(escape(name), total=total, completed=done, pace="")
@@ -73,7 +73,7 @@ class Bars:
 
 
 class Lines:
-    """A line when a task begins, every half minute, and when it ends. Use it in a `with` block."""
+    """A line when a task begins, every half minute, and when it ends. Use it as a context manager."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -107,7 +107,7 @@ class Lines:
 
 
 class Pace:
-    """Counts samples against the clock; those that were there before say nothing about the rate."""
+    """Rate and remaining time of a task. Samples done before the start do not count for the rate."""
 
     def __init__(self, total: int, done: int, clock: Callable[[], float] = time.monotonic):
         self.total, self.done, self._before = total, done, done

@@ -1,4 +1,4 @@
-"""`vila-eval report`: write the report of a results folder anew."""
+"""`vila-eval report`: rewrite the report of a results folder."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +9,7 @@ import typer
 def report(
     folder: Annotated[Path, typer.Argument(metavar="RESULTS", help="A model's results, such as results/vila-tiny.")],
 ) -> None:
-    """Write report.html from the results in a folder, and print its path. Neither the model nor the data is needed.
+    """Write report.html from the results in a folder, and print its path. This needs neither the model nor the data.
 
     [bold]Example:[/bold] vila-eval report results/vila-tiny
     """

@@ -1,4 +1,4 @@
-"""A run as the command line shows it: progress, then the table, the report and the experiment tracker."""
+"""Running a plan from the command line: progress, then the table, the report and the experiment tracker."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def run_plan(
     tracker: Tracker | None,
     as_json: bool,
 ) -> int:
-    """Run the tasks, print what came of them, and return the exit code: 1 if one of them ended in an error.
+    """Run the tasks, print their outcomes, and return the exit code: 1 if a task ended in an error.
 
-    Of several processes (`rank`) the first prints, the others are silent.
+    Of several processes (`rank`), only the first prints.
     """
     if tracker is not None:
         check_installed(tracker)
@@ -39,7 +39,7 @@ def run_plan(
         else:
             outcomes = evaluate(model, plan, options, Silence(), rank)
     except KeyboardInterrupt:
-        typer.echo("Stopped. The answers so far are kept: the same command goes on from there.", err=True)
+        typer.echo("Stopped. The answers so far are kept: run the same command to continue.", err=True)
         raise typer.Exit(130) from None
     if not is_first:
         return int(any(outcome.error is not None for outcome in outcomes))
@@ -60,7 +60,7 @@ def run_plan(
 
 
 def show_progress(names: Sequence[str]) -> Bars | Lines:
-    """Return bars where a person looks at them, else lines."""
+    """Return progress bars on a terminal, otherwise lines."""
     if not sys.stderr.isatty():
         return Lines()
     from rich.console import Console
@@ -78,12 +78,12 @@ def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:
 
 
 def model_folder(outcome: TaskOutcome) -> Path:
-    """Return the model's folder: the task's without its own parts ("vila/count" has two)."""
+    """Return the model's folder: the task's folder without the task's own parts ("vila/count" has two)."""
     return outcome.folder.parents[len(PurePosixPath(outcome.planned.folder).parts) - 1]
 
 
 def as_dict(outcome: TaskOutcome) -> dict[str, object]:
-    """Return an outcome as JSON."""
+    """Return an outcome as a JSON object."""
     return {
         "task": outcome.planned.folder,
         "folder": str(outcome.folder),

@@ -1,4 +1,4 @@
-"""`vila-eval show`: samples of a result, to read."""
+"""`vila-eval show`: print samples of a result."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ if TYPE_CHECKING:
 def show(
     folder: Annotated[Path, typer.Argument(metavar="RESULTS/MODEL/TASK", help="A task's results folder.")],
     sample: Annotated[
-        list[str] | None, typer.Option("--id", metavar="ID", help="The sample of this id (may be repeated).")
+        list[str] | None, typer.Option("--id", metavar="ID", help="The sample with this id (can be repeated).")
     ] = None,
     wrong: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N worst answers.")] = None,
 ) -> None:
-    """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, the first five."""
+    """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, print the first five."""
     from vila_eval.records import SampleRecord
     from vila_eval.report.pictures import choose_wrong
     from vila_eval.storage import SAMPLES, read_records, read_result
 
     if sample and wrong is not None:
-        raise ConfigError("--id and --wrong exclude one another.")
+        raise ConfigError("Got both --id and --wrong. Choose one.")
     if not (folder / SAMPLES).exists():
         raise ResultsError(
-            f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as results/vila-tiny/pope."
+            f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as "
+            f"results/vila-tiny/pope."
         )
     records = list(read_records(SampleRecord, folder / SAMPLES))
     if sample:
@@ -40,16 +41,14 @@ def show(
         for name in sample:
             if name not in by_id:
                 few = ", ".join(get_close_matches(name, by_id) or list(by_id)[:3])
-                raise ConfigError(
-                    f"No sample '{name}' among the {len(records)} of '{folder}'. There are, for example: {few}."
-                )
+                raise ConfigError(f"Unknown sample '{name}' in '{folder}', which has {len(records)}, such as {few}.")
         chosen = [by_id[name] for name in sample]
     elif wrong is not None:
         headline = read_result(folder).headline
         chosen, count = choose_wrong(
             records, higher_is_better=headline is None or headline.higher_is_better is not False, most=wrong
         )
-        typer.echo(f"{count} of {len(records)} samples are not wholly right.\n")
+        typer.echo(f"{count} of {len(records)} samples are not fully right.\n")
     else:
         chosen = records[:5]
     for record in chosen:
@@ -57,7 +56,7 @@ def show(
 
 
 def describe(record: SampleRecord) -> str:
-    """Return a sample as text: the prompt in order, the answer, the reference, the score, and what went wrong."""
+    """Return a sample as text: the prompt in order, the answer, the reference, the score, and any problem."""
     from vila_eval.report.formatting import format_reference
 
     prompt = textwrap.indent("\n".join(map(_describe_part, record.prompt)), "  | ", lambda _: True)

@@ -1,6 +1,6 @@
 """A model of lmms-eval that answers with `vila_core`."""
 # pyright: reportMissingImports=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
-# lmms-eval is no dependency: it is there when it imports this module.
+# lmms-eval is not a dependency: it is installed whenever it imports this module.
 
 from __future__ import annotations
 
@@ -19,27 +19,30 @@ from vila_core.errors import ConfigError, GenerationError, MediaError
 from vila_core.runtime import GenerationSettings
 
 FEW_SHOT_DELIMITER = "\n\n"
-"""lmms-eval makes it the stop text of every task that states none; as in its own adapters, it does not cut an answer in paragraphs."""
+"""lmms-eval's default stop text for tasks without one.
+
+As in lmms-eval's own adapters, it does not cut answers at paragraphs.
+"""
 
 IGNORED = ("do_sample", "until", "num_beams", "image_aspect_ratio")
-"""Generation arguments that are read otherwise, or that concern other models."""
+"""Generation arguments that are handled elsewhere, or that concern other models."""
 
 Messages = Sequence[Mapping[str, Any]]
 
 
 class VilaKit(lmms):
-    """What `--model vila_kit` makes. The arguments are those of `--model_args`.
+    """The model behind `--model vila_kit`. The arguments are those of `--model_args`.
 
     Args:
         pretrained: folder or hub id; None is the embedded model, vila-tiny.
         batch_size: prompts answered together. It changes the speed, not the answers.
-        device: "auto", "cpu", "cuda", "cuda:1"; under `accelerate launch` each process takes the GPU of its number.
+        device: "auto", "cpu", "cuda" or "cuda:1"; under `accelerate launch`, each process takes the GPU of its rank.
         dtype: "auto", "float32", "bfloat16" or "float16".
         conv_mode: a registered chat template; None takes the checkpoint's.
-        max_tiles: most tiles of an image; None: the model's own.
-        num_video_frames: frames of each video; None: the model's own.
+        max_tiles: most tiles of an image; None takes the model's own.
+        num_video_frames: frames of each video; None takes the model's own.
         lora: folder or hub id of an adapter.
-        max_batch_size: lmms-eval passes it to every model; batches here have the size that was asked for.
+        max_batch_size: ignored; lmms-eval passes it to every model. Batches here have `batch_size` prompts.
     """
 
     is_simple = False
@@ -70,14 +73,14 @@ class VilaKit(lmms):
         self.model = vila_core.load(
             pretrained, device=device, dtype=dtype, chat_template=conv_mode, lora=lora, **overrides
         )
-        self.device = self.model.device  # where lmms-eval gathers the processes' counts
+        self.device = self.model.device  # lmms-eval gathers the processes' counts here
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Answer each request. Those with the same settings are answered in batches.
+        """Answer each request. Requests with the same settings are answered in batches.
 
         Raises:
-            MediaError: a medium cannot be read, or the model cannot take its kind. lmms-eval has no place for a failed sample, and an empty
-                answer would hide it.
+            MediaError: an image or video cannot be read, or the model does not support it. lmms-eval cannot mark a
+                sample as failed, and an empty answer would hide the problem.
             GenerationError: a task asks for beam search.
         """
         return self._answer(
@@ -85,10 +88,10 @@ class VilaKit(lmms):
         )
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """Answer the rounds of each request, one after the other; a task sees the earlier answers before it asks again."""
+        """Answer each request round by round. The task sees the earlier answers before each round."""
         answers: list[list[str]] = [[] for _ in requests]
         asked = {index: self._messages(request) for index, request in enumerate(requests)}
-        told: dict[int, object] = {}  # what the task wants to be given in the next round
+        state: dict[int, object] = {}  # state that the task wants back in the next round
         while asked:
             results = self._answer(list(asked.values()), [requests[index].arguments[2] for index in asked])
             for index, result in zip(asked, results, strict=True):
@@ -98,26 +101,27 @@ class VilaKit(lmms):
                     requests[index],
                     round_idx=len(answers[index]),
                     previous_output=list(answers[index]),
-                    previous_round_info=told.get(index),
+                    previous_round_info=state.get(index),
                 )
                 for index in asked
             }
             asked = {}
             for index, payload in following.items():
-                # A task of several rounds gives (messages, whether it has ended, the answers, what to tell it); any other has one round.
+                # A multi-round task returns (messages, whether it ended, answers, its state); others have one round.
                 if isinstance(payload, tuple) and len(payload) == 4 and not payload[1]:
-                    asked[index], told[index] = payload[0], payload[3]
+                    asked[index], state[index] = payload[0], payload[3]
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> NoReturn:
-        """Refuse: raises `GenerationError`."""
+        """Raise `GenerationError`: likelihoods are not supported."""
         tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
         raise GenerationError(
-            f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} would need. Leave it out."
+            f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} needs. Leave this task "
+            f"out."
         )
 
     def clean(self) -> None:
-        """Free the model: lmms-eval is about to score, perhaps with a judge on the same GPU."""
+        """Free the model before lmms-eval scores, perhaps with a judge on the same GPU."""
         del self.model
         super().clean()
 
@@ -144,7 +148,7 @@ class VilaKit(lmms):
 
 
 def _batches(generation: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
-    """Yield the indices of requests to answer together: alike in their settings, in order."""
+    """Yield the indices of requests to answer together: in order, with equal settings."""
     alike: dict[str, list[int]] = {}
     for index, arguments in enumerate(generation):
         alike.setdefault(json.dumps(arguments, sort_keys=True, default=str), []).append(index)
@@ -153,10 +157,10 @@ def _batches(generation: Sequence[Mapping[str, Any]], size: int) -> Iterator[lis
 
 
 def as_conversation(messages: Messages) -> list[vila_core.Message]:
-    """Turn lmms-eval's messages (role, and content parts of type text, image or video) into ours, media in their places.
+    """Convert lmms-eval's messages (role, and content parts of type text, image or video) to ours, in the same order.
 
     Raises:
-        MediaError: a part is sound, or a clip of a video, which `vila_core.Video` cannot name.
+        MediaError: a part is audio, or a section of a video, which `vila_core.Video` does not support.
     """
     return [vila_core.Message(message["role"], [_part(part) for part in message["content"]]) for message in messages]
 
@@ -166,20 +170,22 @@ def _part(part: Mapping[str, Any]) -> str | vila_core.Image | vila_core.Video:
         return part["text"]
     if part["type"] not in ("image", "video"):
         raise MediaError(
-            f"A task of lmms-eval asks about {part['type']}; VILA models take images and videos. Leave the task out."
+            f"A task of lmms-eval asks about {part['type']}; VILA models only take images and videos. Leave the task "
+            f"out."
         )
     source = part["url"]
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
         raise MediaError(
-            f"A task of lmms-eval asks about a part of a video ({part}), which is not supported. Cut the videos beforehand."
+            f"A task of lmms-eval asks about a part of a video ({part}), which is not supported. Cut the videos "
+            f"beforehand."
         )
     return vila_core.Image(source) if part["type"] == "image" else vila_core.Video(source)
 
 
 def generation_settings(arguments: Mapping[str, Any]) -> GenerationSettings:
-    """Translate a task's `generation_kwargs`. It samples where a temperature is given and `do_sample` does not forbid it.
+    """Translate a task's `generation_kwargs`. Sampling is on if a temperature is given and `do_sample` is not false.
 
-    An argument of an unknown meaning gives a warning. Raises `GenerationError` for beam search.
+    An unknown argument gives a warning. Raises `GenerationError` for beam search.
     """
     if (arguments.get("num_beams") or 1) > 1:
         raise GenerationError(

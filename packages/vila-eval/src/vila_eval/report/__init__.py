@@ -1,1 +1,1 @@
-"""What is made of results: the terminal table, the HTML page with its pictures, and scalars for experiment trackers."""
+"""Presenting results: the terminal table, the HTML report with thumbnails, and scalars for experiment trackers."""

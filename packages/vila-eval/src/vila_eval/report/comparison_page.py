@@ -1,4 +1,4 @@
-"""The comparison of two runs as one HTML page that needs nothing else."""
+"""The comparison of two runs as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vila_eval.report.plots import axis_end, draw_difference
 from vila_eval.storage import write_whole
 
 FLIPS = 50
-"""Samples of a task that are listed."""
+"""Number of samples listed per task."""
 
 
 def write_comparison(comparison: RunComparison, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: shares in percent, points as they are, each with its standard error."""
+"""Formatting of numbers: shares in percent, points unchanged, each with its standard error."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def words(name: str) -> str:
 
 
 def format_value(value: float, unit: Unit) -> str:
-    """Return "71.3" for the share 0.713; points with two decimals, or one from 100 on. No sign for percent."""
+    """Return "71.3" for the share 0.713; points have two decimals, or one from 100 on. There is no percent sign."""
     return f"{100 * value:.1f}" if unit == "share" else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def format_error(standard_error: float | None, unit: Unit) -> str:
-    """Return "± 1.2" as `format_value` writes it; empty where the error is not known."""
+    """Return "± 1.2", with decimals as in `format_value`, or an empty text if the error is unknown."""
     return "" if standard_error is None else f"± {format_value(standard_error, unit)}"
 
 
@@ -35,12 +35,15 @@ def format_measure(measure: MeasureRecord) -> str:
 
 
 def format_p_value(p_value: float | None) -> str:
-    """Return "0.032", "< 0.001", or "–" where there is no test."""
+    """Return "0.032", "< 0.001", or "–" if there was no test."""
     return "–" if p_value is None else "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def format_reference(reference: Any) -> str:
-    """Return a reference of any form as one text; of several equal texts (ten people's answers) one with its count."""
+    """Return a reference of any form as one text.
+
+    Equal texts (ten annotators' answers) appear once, with their count.
+    """
     if reference is None:
         return ""
     if isinstance(reference, list) and all(isinstance(item, str) for item in cast("list[object]", reference)):
@@ -55,7 +58,7 @@ def format_reference(reference: Any) -> str:
 
 
 def format_settings(settings: RunSettings) -> dict[str, str]:
-    """Return the settings that were given, by their names in words."""
+    """Return the settings that were given, with their names as words."""
     given: dict[str, object] = {
         "max new tokens": settings.max_new_tokens,
         "stop": None if not settings.stop else " ".join(repr(text) for text in settings.stop),
@@ -69,5 +72,5 @@ def format_settings(settings: RunSettings) -> dict[str, str]:
 
 
 def shorten(text: str, most: int) -> str:
-    """Return a text of at most `most` characters, and how many were left out."""
+    """Return a text of at most `most` characters, and say how many were left out."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"

@@ -1,4 +1,4 @@
-"""The report of a model: one HTML page that needs nothing else, neither scripts nor the network."""
+"""The report of a model: one self-contained HTML page, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ from vila_eval.storage import (
 )
 
 FIRST_CARDS = 8
-"""Wrong answers of a task that are in view; the others are unfolded."""
+"""Number of wrong answers of a task shown at first; the others can be unfolded."""
 
 LONGEST_TEXT = 700
-"""Characters of a prompt or an answer that are shown: subtitles can be a book."""
+"""Number of characters shown of a prompt or an answer: subtitles can be as long as a book."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A row of a plot: its label, its plot, and the number in words."""
+    """One row of a plot: its label, its plot, and the number as text."""
 
     label: str
     plot: Markup
@@ -68,7 +68,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """The measures of each value of one dimension of the groups: the headline as a plot, all in a table."""
+    """The measures of each value of one dimension of the groups: the headline as a plot, all of them as a table."""
 
     plot: Plot
     names: Sequence[str]
@@ -89,7 +89,10 @@ class Card:
 
 @dataclass(frozen=True)
 class Section:
-    """What the page says of one task. `name` is that of its folder, which tells two runs with other frames apart."""
+    """One task's part of the page.
+
+    `name` is its folder's name, which distinguishes runs with different numbers of frames.
+    """
 
     name: str
     anchor: str
@@ -105,9 +108,9 @@ class Section:
 
 
 def write_report(model_folder: Path) -> Path:
-    """Write `report.html` into a model's results folder, from what its tasks' folders hold, and return its path.
+    """Write `report.html` into a model's results folder from its tasks' folders, and return its path.
 
-    The same results give the same bytes. Raises `ResultsError`: no results there, or damaged ones.
+    The same results give the same bytes. Raises `ResultsError` if there are no results, or damaged ones.
     """
     folders = find_results(model_folder)
     if not folders:
@@ -133,7 +136,7 @@ def write_report(model_folder: Path) -> Path:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill one of the package's templates. All texts are escaped: answers and datasets are not to be trusted."""
+    """Fill one of the package's templates. All texts are escaped, since answers and datasets are untrusted."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -160,7 +163,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def breakable(name: str) -> Markup:
-    """Return a name that may be broken after "/", "_" and "-": tasks have long ones, and telephones are narrow."""
+    """Return a name that may be broken after "/", "_" and "-": task names can be longer than a phone's screen."""
     return Markup("<wbr>").join(re.split("(?<=[/_-])", name))
 
 
@@ -193,7 +196,10 @@ def _speed(path: Path) -> str | None:
         return None
     timings = decode(Timings, path.read_text(encoding="utf-8"), f"'{path}'")
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
-    return f"{timings.answered:,} answers in {timings.seconds:,.1f} s, {timings.batch_size} at a time, workers: {timings.workers}. {versions}"
+    return (
+        f"{timings.answered:,} answers in {timings.seconds:,.1f} s, batch size {timings.batch_size}, "
+        f"workers: {timings.workers}. {versions}"
+    )
 
 
 def _judging(path: Path) -> str | None:
@@ -203,11 +209,14 @@ def _judging(path: Path) -> str | None:
     cost = "" if summary.dollars is None else f", about {summary.dollars:.2f} US dollars"
     served = f" Served as {', '.join(summary.served_models)}." if summary.served_models else ""
     tokens = f"{summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens"
-    return f"{summary.failed:,} of {summary.samples:,} samples without a verdict; {summary.requests:,} requests, {tokens}{cost}.{served}"
+    return (
+        f"{summary.failed:,} of {summary.samples:,} samples without a verdict; "
+        f"{summary.requests:,} requests, {tokens}{cost}.{served}"
+    )
 
 
 def _overview(sections: Sequence[Section]) -> Plot | None:
-    """Plot the headlines that are shares: these have one axis in common."""
+    """Plot the headlines that are shares, since these have a common axis."""
     found = [(section, section.result.headline) for section in sections]
     bars = [
         Bar(

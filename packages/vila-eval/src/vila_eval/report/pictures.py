@@ -1,4 +1,4 @@
-"""Which samples a report shows, and their thumbnails."""
+"""The samples that a report shows, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     import PIL.Image
 
 GALLERY = 24
-"""Samples of a task that a report shows."""
+"""Number of samples of a task that a report shows."""
 
 PANELS = 4
-"""Most pictures of one thumbnail: images of the prompt, or frames of a video."""
+"""Largest number of panels of one thumbnail: images of the prompt, or frames of a video."""
 
 PANEL_SIZES = {1: 224, 2: 160, 3: 128, 4: 112}
-"""Longer side of a panel in pixels, by how many there are."""
+"""Longer side of a panel in pixels, by the number of panels."""
 
 GAP = 4
 
@@ -33,13 +33,16 @@ GAP = 4
 def choose_wrong(
     samples: Iterable[SampleRecord], *, higher_is_better: bool = True, most: int = GALLERY
 ) -> tuple[list[SampleRecord], int]:
-    """Return up to `most` samples that are not wholly right, the worst first, then in the data's order; and how many there are in all.
+    """Return up to `most` samples that are not fully right, the worst first, then in the data's order.
 
-    What counts is the first of a sample's values: wrong is one below the best (1, or the highest that there is, where scores go beyond).
-    Failed samples are always wrong. Samples without a score (not scored yet, or not judged) are neither.
+    And their total number.
+
+    A sample is judged by its first value: it is wrong if that is below the best one (1, or the highest in the data if
+    scores exceed 1). Failed samples are always wrong. Samples without a score (not scored yet, or not judged) are left
+    out.
     """
     sign = 1.0 if higher_is_better else -1.0
-    marks: list[tuple[float, bool]] = []  # of each scored sample: its worth, and whether it failed
+    marks: list[tuple[float, bool]] = []  # for each scored sample: its value, and whether it failed
 
     def scored() -> Iterator[tuple[float, SampleRecord]]:
         for sample in samples:
@@ -48,7 +51,7 @@ def choose_wrong(
                 marks.append((worth, sample.error is not None))
                 yield worth, sample
 
-    # One pass, and only `most` samples held: a data set may have hundreds of thousands. Equal ones keep their order.
+    # One pass that holds only `most` samples: a dataset may have hundreds of thousands. Equal ones keep their order.
     worst = heapq.nsmallest(most, scored(), key=lambda item: item[0])
     best = max((worth for worth, _ in marks), default=0.0)
     best = max(best, 1.0 if higher_is_better else 0.0)
@@ -57,7 +60,7 @@ def choose_wrong(
 
 
 def picture_path(folder: Path, sample_id: str) -> Path:
-    """Return where the thumbnail of a sample is, in a task's results folder."""
+    """Return the path of a sample's thumbnail in a task's results folder."""
     return folder / PICTURES / f"{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}.jpg"
 
 
@@ -66,13 +69,13 @@ def save_pictures(
 ) -> None:
     """Write a thumbnail of each sample that the report will show, and remove those of earlier runs.
 
-    A medium that cannot be read leaves its sample without a picture.
+    A sample whose image or video cannot be read gets no thumbnail.
 
     Args:
-        samples: of a task, scored.
-        ask: gives the question of a sample's index, with its media.
-        folder: the task's results.
-        higher_is_better: the direction of the samples' first value.
+        samples: scored samples of a task.
+        ask: returns the question of a sample's index, with its media.
+        folder: results folder of the task.
+        higher_is_better: direction of the samples' first value.
     """
     chosen, _ = choose_wrong(samples, higher_is_better=higher_is_better)
     kept: set[Path] = set()
@@ -91,7 +94,10 @@ def save_pictures(
 
 
 def draw_thumbnail(question: Question) -> bytes | None:
-    """Return a JPEG of a question's media side by side, at most `PANELS` of them; None without media. Raises `MediaError`."""
+    """Return a JPEG of a question's media side by side, at most `PANELS` panels, or None without media.
+
+    Raises `MediaError`.
+    """
     media = [part for part in question.prompt if isinstance(part, Image | Video)]
     if not media:
         return None
@@ -117,7 +123,7 @@ def _load(medium: Image | Video, room: int) -> list[PIL.Image.Image]:
     if isinstance(medium, Image):
         return [medium.load()]
     loaded = Video(medium.source, frames=room).load(room)
-    # A video of fewer frames gives some of them twice.
+    # A video with fewer frames returns some of them twice.
     return list(dict(zip(loaded.indices, loaded.frames, strict=True)).values())[:room]
 
 

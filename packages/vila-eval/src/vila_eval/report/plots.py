@@ -1,4 +1,4 @@
-"""Bars with error bars, as inline SVG. Lengths are in percent, so that a plot is as wide as its cell and text stays HTML."""
+"""Bars with error bars as inline SVG. Lengths are in percent, so that a plot fills its cell and text stays HTML."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ def axis_end(largest: float) -> float:
 
 
 def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
-    """Return a bar from 0 to `value` on an axis that ends at `end`, a line of one standard error to each side, and quarter lines.
+    """Return a bar from 0 to `value`, with a line of one standard error each way, and quarter lines.
 
-    What is beyond the axis is cut off. It is for the eye: the number must stand beside it.
+    The axis ends at `end`.
+
+    Anything beyond the axis is cut off. The plot has no labels: print the number beside it.
     """
     grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 25, 50, 75, 100))
     bar = f'<rect class="bar" x="0" y="5" width="{_percent(value, end)}%" height="12" rx="2"/>'
@@ -28,7 +30,10 @@ def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
 
 
 def draw_difference(difference: float, standard_error: float | None, end: float, is_better: bool | None) -> Markup:
-    """Return a bar from the middle (no difference) to the right or left on an axis from -`end` to `end`, coloured by what is better."""
+    """Return a bar from the middle (no difference) to either side, colored by which is better.
+
+    The axis reaches from -`end` to `end`.
+    """
     middle, tip = 50.0, _percent(difference + end, 2 * end)
     color = "bar" if is_better is None else "gain" if is_better else "loss"
     left, width = min(middle, tip), round(abs(tip - middle), 2)

@@ -1,4 +1,4 @@
-"""The table that a run ends with: a row a measure, and below it what one must know to read it."""
+"""The results table of a run, one row per measure, and the notes below it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vila_eval.records import Counts, TaskResult
 
 PLAIN_WIDTH = 400
-"""Columns of text that no terminal wraps."""
+"""Width of plain text in columns, wide enough that nothing wraps."""
 
 COUNTS: dict[str, Callable[[Counts], int]] = {
     "failed": lambda counts: counts.failed,
@@ -27,11 +27,14 @@ COUNTS: dict[str, Callable[[Counts], int]] = {
     "judge failed": lambda counts: counts.judge_failed,
     "truncated": lambda counts: counts.truncated,
 }
-"""Columns of counts; all but the first are left out where they are 0 in every row."""
+"""Columns of counts; all but the first are left out if every row has 0."""
 
 
 def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
-    """Return the table: measures over all samples with their standard errors, the headline first; groups are in the report."""
+    """Return the table: measures over all samples with their standard errors, the headline first.
+
+    Groups are in the report.
+    """
     from rich.markup import escape
     from rich.table import Table
 
@@ -70,7 +73,7 @@ def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
 
 
 def _rows(result: TaskResult) -> list[tuple[str, str, str, int]]:
-    """Return (measure, value, standard error, n) of the measures over all samples; one row without value where there are none."""
+    """Return (measure, value, standard error, n) of the measures over all samples, or one row without a value."""
     overall = [measure for measure in result.measures if measure.group is None]
     if not overall:
         return [("to submit" if result.submission else "no score", "–", "", result.counts.samples)]
@@ -90,7 +93,7 @@ def _marked(count: int) -> str:
 
 
 def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
-    """Return the lines below the table: why tasks have no number, what judging took, which files to send, and whether the data are real."""
+    """Return the notes below the table: why tasks have no number, cost of judging, submission files, fixture data."""
     notes = [f"{outcome.planned.folder}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
     notes += _judge_notes([outcome.folder for outcome in outcomes if outcome.waiting is None])
     for outcome in outcomes:
@@ -105,13 +108,14 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
     if made_up:
         several = f"{made_up} of {len(outcomes)} tasks ran" if made_up < len(outcomes) else "All tasks ran"
         notes.append(
-            f"{several} on miniatures (--fixtures): made-up rows in the dataset's form. Their numbers say nothing about the model."
+            f"{several} on made-up rows in the dataset's schema (--fixtures). Their numbers say nothing about the "
+            f"model."
         )
     return notes
 
 
 def _judge_notes(folders: Sequence[Path]) -> list[str]:
-    """Return a line a judge: what `judge.json` says of all tasks together."""
+    """Return one line per judge, which sums up the `judge.json` of all tasks."""
     paths = [folder / JUDGE_SUMMARY for folder in folders if (folder / JUDGE_SUMMARY).exists()]
     summaries = [decode(JudgeSummary, path.read_text(encoding="utf-8"), f"'{path}'") for path in paths]
     notes: list[str] = []
@@ -130,7 +134,7 @@ def _judge_notes(folders: Sequence[Path]) -> list[str]:
 
 
 def print_table(table: Table) -> None:
-    """Print a table for a person at a terminal, or as plain text for a file or a pipe."""
+    """Print a table, styled for a terminal and as plain text for a file or a pipe."""
     from rich.console import Console
 
     console = Console()
@@ -141,7 +145,7 @@ def print_table(table: Table) -> None:
 
 
 def as_text(table: Table) -> str:
-    """Return a table as plain text: no colours, nothing cut off."""
+    """Return a table as plain text, without colors and without cutting anything off."""
     from rich.console import Console
 
     file = io.StringIO()

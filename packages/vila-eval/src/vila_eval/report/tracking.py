@@ -1,4 +1,4 @@
-"""Results sent to an experiment tracker: TensorBoard or Weights & Biases, each an optional extra."""
+"""Sending results to an experiment tracker: TensorBoard or Weights & Biases, each an optional extra."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Tracker = Literal["tensorboard", "wandb"]
 
 
 def report_to(kind: Tracker, model_folder: Path, *, project: str = "vila-eval") -> None:
-    """Send a model's measures to a tracker, one scalar a measure: "pope/accuracy", "pope/accuracy/category=random".
+    """Send a model's measures to a tracker, one scalar per measure: "pope/accuracy", "pope/accuracy/category=random".
 
-    TensorBoard's events go to `model_folder/tensorboard`. Weights & Biases gets a run of `project`, called as the model; its files go
-    to `model_folder/wandb`, and its own settings hold (WANDB_MODE=offline, say).
+    TensorBoard's events go to `model_folder/tensorboard`. Weights & Biases gets a run of `project`, named like the
+    model; its files go to `model_folder/wandb`, and its own settings apply (such as WANDB_MODE=offline).
 
     Raises:
-        ConfigError: the tracker is neither.
+        ConfigError: the tracker is unknown.
         MissingDependencyError: its package is not installed.
         ResultsError: there are no results.
     """
@@ -38,7 +38,7 @@ def report_to(kind: Tracker, model_folder: Path, *, project: str = "vila-eval") 
 
 
 def check_installed(kind: Tracker) -> None:
-    """Raise what `report_to` would raise for the tracker, before the run that it is to report."""
+    """Raise what `report_to` would raise for this tracker, before a long run begins."""
     if kind not in ("tensorboard", "wandb"):
         raise ConfigError(unknown_name("tracker", kind, ("tensorboard", "wandb")))
     if find_spec(kind) is None:
@@ -62,7 +62,7 @@ def _write_events(values: Mapping[str, float], folder: Path) -> None:
     from torch.utils.tensorboard.writer import SummaryWriter
 
     for stale in folder.glob("events.out.tfevents.*"):
-        stale.unlink()  # the results as they are now, not those of every run that led to them
+        stale.unlink()  # only the current results, not those of earlier runs
     with SummaryWriter(str(folder)) as writer:
         for name, value in values.items():
             writer.add_scalar(name, value, 0)
