@@ -5,13 +5,13 @@
     model = vila.load()
     model.generate(["What is in this picture?", vila.Image("cat.png")])
 
-Names are imported on first use, so that `import vila_core` stays cheap and needs no torch.
+Names are imported on first use, so that `import vila_core` is fast and does not import torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vila_core.errors import VilaError
+from vila_core.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
@@ -59,10 +59,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'vila_core' has no attribute '{name}'")
-    return getattr(import_module(f"vila_core.{_HOME[name]}"), name)
+__getattr__ = lazy_attributes("vila_core", _HOME)
 
 
 def __dir__() -> list[str]:

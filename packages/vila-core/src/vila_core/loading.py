@@ -11,7 +11,7 @@ from vila_core.checkpoint import estimate, load_weights, open_adapter, open_chec
 from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import PreprocessConfig, VilaConfig
-from vila_core.errors import ConfigError, PromptError, unknown_name
+from vila_core.errors import ConfigError, PromptError, first_problem, unknown_name
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.plugins.loader import load_plugins
@@ -89,7 +89,7 @@ def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> Prepro
     try:
         preprocess = PreprocessConfig.model_validate({**config.preprocess.model_dump(), **overrides})
     except ValidationError as error:
-        raise ConfigError(f"Override refused: {_first_problem(error)}") from error
+        raise ConfigError(f"Override refused: {first_problem(error).with_value}") from error
     if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
         raise ConfigError(
             "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not."
@@ -168,11 +168,3 @@ def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, parameters: int, 
     if name not in DTYPES:
         raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))
     return DTYPES[name]
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return (
-        f"{where + ': ' if where else ''}{problem['msg']} (got {problem['input']!r})" if where else str(problem["msg"])
-    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vila_core.checkpoint.checkpoint import Checkpoint, Quantization, RawParts, Weights
 from vila_core.checkpoint.tensors.headers import TensorEntry
 from vila_core.checkpoint.tensors.index import WeightIndex
+from vila_core.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from vila_core.checkpoint.conversion import convert, save_checkpoint
@@ -41,12 +42,7 @@ _LAZY = {
     "open_checkpoint": "opening",
     "save_checkpoint": "conversion",
 }
-"""Formats need the plugins and loading needs torch; both come when first asked for."""
+"""Imported on first use: formats need the plugins, and loading needs torch."""
 
 
-def __getattr__(name: str) -> object:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__ = lazy_attributes(__name__, _LAZY)

@@ -1,14 +1,14 @@
 """`vila convert`: write a checkpoint in another format, with a progress bar."""
 
-import sys
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vila_core.cli.options import LoraPath, Offline, Revision
+from vila_core.cli.progress import BYTES, open_progress
 from vila_core.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -20,21 +20,17 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def convert_checkpoint(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub id, in any format that can be read.")],
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub id, in any readable format.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
     format: Annotated[str, typer.Option("--format", "-f", metavar="NAME", help="vila, nvila, or a plugin's format.")],
-    lora: Annotated[
-        str | None, typer.Option("--lora-path", "-l", metavar="FOLDER", help="Merge this LoRA adapter.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
-    ] = False,
+    lora: LoraPath = None,
+    revision: Revision = None,
+    offline: Offline = False,
     max_shard: Annotated[
         str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")
     ] = None,
 ) -> None:
-    """Write a checkpoint in another format. Tensors are copied as they are; OUT is written whole or not at all.
+    """Write a checkpoint in another format. Tensors are copied unchanged; OUT is written completely or not at all.
 
     [bold]Example:[/bold] vila convert Efficient-Large-Model/NVILA-Lite-2B nvila-lite --format nvila
     """
@@ -42,8 +38,9 @@ def convert_checkpoint(
 
     limit = None if max_shard is None else _read_size(max_shard)
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
-    with _progress(sum(entry.nbytes for entry in checkpoint.weights.entries.values())) as advance:
-        counted = replace(checkpoint, weights=CountedWeights(checkpoint.weights, advance))
+    with open_progress(BYTES, lines=False) as progress:
+        progress.start("Converting", sum(entry.nbytes for entry in checkpoint.weights.entries.values()))
+        counted = replace(checkpoint, weights=CountedWeights(checkpoint.weights, progress.advance))
         written = convert(counted, out, format, lora=lora, offline=offline, max_shard_bytes=limit)
     typer.echo(f"Wrote {written.path} ({written.format}).")
 
@@ -56,21 +53,9 @@ def _read_size(text: str) -> int:
     raise CheckpointError(f"--max-shard '{text}' is not a size. Write a whole number and a unit: 500MB, 5GB.")
 
 
-@contextmanager
-def _progress(total: int) -> Generator[Callable[[int], None]]:
-    """Show a bar of `total` bytes on standard error, where a person looks at it; yield what advances it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("Converting"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda count: progress.advance(task, count)
-
-
 @dataclass(frozen=True)
 class CountedWeights:
-    """Weights that tell how many bytes of them have been read."""
+    """Weights that report how many of their bytes have been read."""
 
     weights: "Weights"
     advance: Callable[[int], None]

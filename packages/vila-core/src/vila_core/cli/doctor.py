@@ -8,10 +8,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Annotated, Literal
+from typing import Literal
 
 import typer
 
+from vila_core.cli.options import AsJson
 from vila_core.plugins.loader import load_plugins
 
 Status = Literal["ok", "note", "warning", "missing"]
@@ -33,7 +34,7 @@ class Finding:
 
 
 def check_machine(
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check this machine: versions, GPU, what is missing and the command that mends it.
 

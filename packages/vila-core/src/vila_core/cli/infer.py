@@ -12,7 +12,8 @@ import typer
 
 import vila_core
 from vila_core.cli.arguments import join_values, read_json_schema, read_overrides, read_prompt
-from vila_core.cli.run import Debug, run
+from vila_core.cli.options import Debug
+from vila_core.cli.run import run
 from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugin_file
 

@@ -1,4 +1,4 @@
-"""`vila info`: what a checkpoint is, told from its config and headers."""
+"""`vila info`: describe a checkpoint from its config and tensor headers."""
 
 import json
 from dataclasses import asdict
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vila_core.checkpoint.embedded import embedded_model
+from vila_core.cli.options import AsJson, Offline, Revision
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,13 +19,11 @@ GIB = 2**30
 
 def describe_model(
     model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the embedded model.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say what a checkpoint is: family, parts, parameters, memory, template, license. No weight is read.
+    """Describe a checkpoint: family, parts, parameters, memory, template, license. No weights are read.
 
     [bold]Example:[/bold] vila info Efficient-Large-Model/NVILA-Lite-2B --json
     """
@@ -86,14 +85,14 @@ def _facts(description: "ModelDescription") -> list[tuple[str, str]]:
     return [
         ("family", description.family),
         ("format", description.format),
-        ("license", description.license or "not stated in the checkpoint; ask who published it"),
+        ("license", description.license or "not stated in the checkpoint; ask its publisher"),
         ("quantization", description.quantization_method or "none"),
         ("dtype", description.dtype),
         ("context", f"{description.context:,} tokens"),
         ("chat template", description.chat_template),
         ("media tokens", ", ".join(description.media_tokens.values())),
-        ("an image", f"{preprocess.image_aspect_ratio}, {config.pixels.size} px tiles: {per_image} tokens"),
-        ("a video", f"{preprocess.num_video_frames} frames, {config.video_encoder.name}: {per_video} tokens"),
+        ("image", f"{preprocess.image_aspect_ratio}, {config.pixels.size} px tiles: {per_image} tokens"),
+        ("video", f"{preprocess.num_video_frames} frames, {config.video_encoder.name}: {per_video} tokens"),
     ]
 
 
@@ -101,14 +100,16 @@ def _print_memory(description: "ModelDescription", console: "Console") -> None:
     from rich.table import Table
 
     if not description.memory:
-        console.print("Memory: this language model's config does not tell the size of its key/value cache.")
+        console.print(
+            "Memory: unknown, since this language model's config does not give the size of its key/value cache."
+        )
         return
     contexts = sorted({memory.context for memory in description.memory})
     table = Table(
         box=None,
         header_style="bold",
         pad_edge=False,
-        title="Memory to run it, by context",
+        title="Memory needed, by context length",
         title_justify="left",
         title_style="bold",
     )
@@ -120,7 +121,7 @@ def _print_memory(description: "ModelDescription", console: "Console") -> None:
     console.print(table)
     console.print(
         "[dim]weights + key/value cache of one sequence (2 × layers × key/value heads × head dim × bytes × tokens);\n"
-        "activations come on top[/dim]"
+        "activations need additional memory[/dim]"
     )
 
 

@@ -1,21 +1,20 @@
-"""`vila plugins`: what is installed, what each plugin registers, and what did not load."""
+"""`vila plugins`: the installed plugins, what each registers, and load errors."""
 
 import json
 from typing import Annotated, Any
 
 import typer
 
+from vila_core.cli.options import json_option
 from vila_core.plugins.loader import PluginInfo, load_plugins
 
 
 def list_plugins(
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print a JSON array, tracebacks included.")
-    ] = False,
+    as_json: Annotated[bool, json_option("Print a JSON array, tracebacks included.")] = False,
 ) -> None:
-    """List the plugins: distribution, version, hooks, and what did not load.
+    """List the plugins: distribution, version, hooks, and load errors.
 
-    VILA_PLUGINS="" loads none, VILA_PLUGINS=a,b only those; VILA_STRICT_PLUGINS=1 makes a load error fatal.
+    VILA_PLUGINS="" loads none, VILA_PLUGINS=a,b only those two; VILA_STRICT_PLUGINS=1 makes a load error fatal.
     """
     infos = load_plugins().infos
     if as_json:
@@ -44,7 +43,7 @@ def _print_table(infos: tuple[PluginInfo, ...]) -> None:
     table = Table("plugin", "distribution", "registers", box=None, header_style="bold", pad_edge=False)
     for info in infos:
         if info.error is not None:
-            registers = f"[red]did not load:[/red] {escape(info.error)}"
+            registers = f"[red]failed to load:[/red] {escape(info.error)}"
         else:
             kinds = [
                 f"[dim]{hook.removeprefix('vila_').replace('_', ' ')}:[/dim] {escape(', '.join(names))}"

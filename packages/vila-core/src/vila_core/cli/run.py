@@ -1,16 +1,16 @@
-"""The frame around every command line: what a user sees when something goes wrong, and the exit code.
+"""Running a command-line program: error messages and exit codes.
 
 | exit code | when |
 | --- | --- |
-| 0 | done |
-| 1 | the command's own "no" (`vila doctor` found something missing) |
-| 2 | a `VilaError`, or a flag that does not exist |
+| 0 | success |
+| 1 | a negative result, such as `vila doctor` finding that something is missing |
+| 2 | a `VilaError`, or an unknown flag |
 | 130 | interrupted with Ctrl-C |
 """
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, NoReturn, cast
+from typing import NoReturn, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -18,12 +18,9 @@ from typer.main import get_command
 
 from vila_core.errors import VilaError
 
-Debug = Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")]
-"""An option for the help page; `run` acts on the flag wherever it stands."""
-
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a typer app as `program` and exit the process. A `VilaError` prints its message alone, unless `--debug` is given."""
+    """Run a typer app as `program` and exit the process. A `VilaError` prints only its message, unless `--debug` is given."""
     run_command(lambda: cast("TyperCommand | TyperGroup", get_command(app)), program, arguments)
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from vila_core.config import Config
-from vila_core.errors import GenerationError, unknown_name
+from vila_core.errors import GenerationError, ValidationProblem, unknown_name, validation_problems
 
 
 class GenerationConfig(Config):
@@ -40,7 +40,9 @@ class GenerationConfig(Config):
         try:
             return handler(values)
         except ValidationError as error:
-            raise GenerationError("\n".join(_explanation(problem, cls) for problem in error.errors())) from None
+            raise GenerationError(
+                "\n".join(_explanation(problem, cls) for problem in validation_problems(error))
+            ) from None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -75,14 +77,13 @@ class GenerationConfig(Config):
         return schema
 
 
-def _explanation(problem: Any, config: type[Config]) -> str:
-    """Put one of pydantic's problems as a sentence: what was got, what was expected."""
-    name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return unknown_name("generation setting", name, config.model_fields)
-    reason = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = reason if problem["type"] == "value_error" else f"expected {reason}"
-    return f"Generation setting '{name}' is {problem['input']!r}: {expected}."
+def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
+    """Return a sentence that says what was got and what was expected."""
+    if problem.kind == "extra_forbidden":
+        return unknown_name("generation setting", problem.path, config.model_fields)
+    reason = problem.message.removeprefix("Value error, ").removeprefix("Input should be ")
+    expected = reason if problem.kind == "value_error" else f"expected {reason}"
+    return f"Generation setting '{problem.path}' is {problem.value!r}: {expected}."
 
 
 class Sampler:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+from vila_core.plugins.lazy import import_object
 
 if TYPE_CHECKING:
     from vila_core.checkpoint import Checkpoint
@@ -24,7 +25,7 @@ class LazyFormat:
 
     @cached_property
     def _format(self) -> CheckpointFormat:
-        return vars(import_module(self.module))[self.type_name]()
+        return import_object(f"{self.module}:{self.type_name}")()
 
     def detect(self, path: Path) -> bool:
         return self._format.detect(path)

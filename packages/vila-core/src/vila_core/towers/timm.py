@@ -9,19 +9,18 @@ from typing import Any
 import torch
 
 from vila_core.config import TimmConfig
-from vila_core.errors import ConfigError, MissingDependencyError
+from vila_core.errors import ConfigError
+from vila_core.plugins.lazy import optional_import
 from vila_core.towers.positions import adapt_positions
 from vila_core.towers.vit import VisionTower, check_pixels, num_layers_to_run
 
-try:
+with optional_import("The vision tower 'timm'", "vila-core[timm]"):
     import timm  # pyright: ignore[reportMissingImports]
     from timm.models._manipulate import reinit_non_persistent_buffers  # pyright: ignore[reportMissingImports]
     from timm.models.beit import Beit  # pyright: ignore[reportMissingImports]
     from timm.models.eva import Eva  # pyright: ignore[reportMissingImports]
     from timm.models.vision_transformer import VisionTransformer  # pyright: ignore[reportMissingImports]
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # pyright: ignore[reportMissingImports]
-except ModuleNotFoundError as error:
-    raise MissingDependencyError(error.name or "timm", "The vision tower 'timm'", "vila-core[timm]") from error
 
 FAMILIES = (VisionTransformer, VisionTransformerRelPos, Eva, Beit)
 """The classes whose hidden states are all `[N, K + P, D]` (DeiT, DINO, SigLIP, CLIP and so on are among the first)."""

@@ -13,15 +13,15 @@ import typer
 from typer.core import TyperGroup
 
 import vila_eval
-from vila_core.cli.main import LazyCommand
-from vila_core.cli.run import Debug
+from vila_core.cli.commands import LazyCommand
+from vila_core.cli.option_groups import with_option_groups
+from vila_core.cli.options import Debug
 from vila_core.cli.run import run as run_app
 from vila_core.errors import ConfigError
 from vila_core.plugins.hookspecs import Command
 from vila_core.plugins.loader import load_plugin_file
 from vila_eval.cli.arguments import read_rank, rewrite
 from vila_eval.cli.flags import DataFlags, JudgeFlags, ModelFlags, OutputFlags, RunFlags, TaskFlags
-from vila_eval.cli.option_groups import with_option_groups
 
 HELP = """
 Run benchmarks on a VILA model. Without --model-path, the small embedded model answers: no network, no GPU.

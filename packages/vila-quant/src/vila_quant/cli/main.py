@@ -8,8 +8,9 @@ import typer
 from typer.core import TyperGroup
 
 import vila_quant
-from vila_core.cli.main import LazyCommand
-from vila_core.cli.run import Debug, run
+from vila_core.cli.commands import LazyCommand
+from vila_core.cli.options import Debug
+from vila_core.cli.run import run
 from vila_core.plugins.hookspecs import Command
 
 HELP = """

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import Section
 from vila_core.config import Config, VilaConfig
-from vila_core.errors import CheckpointError, ConfigError
+from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.plugins.hookspecs import Component
 from vila_core.plugins.loader import Plugins
 from vila_core.plugins.registry import Registry
@@ -32,9 +32,7 @@ def parse_config(section: Section, plugins: Plugins) -> VilaConfig:
         parts = {key: _part(section.section(key), registry) for key, registry in registries.items()}
         return VilaConfig.model_validate({**section.values, **parts})
     except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
-        raise CheckpointError(f"{section.source}: {where}: {detail['msg']}") from None
+        raise CheckpointError(f"{section.source}: {first_problem(error)}") from None
     except ConfigError as error:
         raise CheckpointError(f"{section.source}: {error}") from None
 

@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import Section, parse_json_object
 from vila_core.config import MediaEncoderConfig
-from vila_core.errors import CheckpointError, unknown_name
+from vila_core.errors import CheckpointError, first_problem, unknown_name
 from vila_core.plugins.hookspecs import Component
 from vila_core.plugins.registry import Registry
 
@@ -40,9 +40,7 @@ def _validated(
     try:
         config = encoders.get(name).config_type.model_validate({"name": name, **settings})
     except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
-        raise CheckpointError(f"{root.source}: {key}: {name}: '{where}': {detail['msg']}") from None
+        raise CheckpointError(f"{root.source}: {key}: {name}: {first_problem(error)}") from None
     assert isinstance(config, MediaEncoderConfig), type(config)
     return config
 

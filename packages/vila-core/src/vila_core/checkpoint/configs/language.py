@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import Section
 from vila_core.config import DecoderConfig, LanguageModelConfig, RopeScaling, TransformersConfig
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, first_problem
 
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
@@ -75,7 +75,7 @@ def _decoder_config(raw: Section, architecture: str, max_length: int) -> Decoder
             }
         )
     except ValidationError as error:
-        raise CheckpointError(f"{raw.source} does not describe a language model: {_first(error)}") from None
+        raise CheckpointError(f"{raw.source} does not describe a language model: {first_problem(error)}") from None
 
 
 # ------------------------------------------------------------------------------------------------ rotary scaling
@@ -112,7 +112,7 @@ def _rope_scaling(rope: Section) -> RopeScaling | None:
             }
         )
     except ValidationError as error:
-        raise CheckpointError(f"{rope.source} is not a rotary scaling: {_first(error)}") from None
+        raise CheckpointError(f"{rope.source} is not a rotary scaling: {first_problem(error)}") from None
 
 
 # ------------------------------------------------------------------------------------------------ sliding window
@@ -144,11 +144,6 @@ def _sliding_window(raw: Section, architecture: str) -> int | None:
         return raw.integer("sliding_window") if "sliding_attention" in layer_types else None
     full = raw.integer("max_window_layers", 28, minimum=0)
     return raw.integer("sliding_window") if full < raw.integer("num_hidden_layers") else None
-
-
-def _first(error: ValidationError) -> str:
-    detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}" if detail["loc"] else detail["msg"]
 
 
 # ------------------------------------------------------------------------------------------------ writing

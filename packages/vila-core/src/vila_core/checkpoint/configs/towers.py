@@ -17,7 +17,7 @@ from vila_core.config import (
     VisionTowerConfig,
     ViTConfig,
 )
-from vila_core.errors import CheckpointError, unknown_name
+from vila_core.errors import CheckpointError, first_problem, unknown_name
 from vila_core.plugins.hookspecs import Component
 from vila_core.plugins.registry import Registry
 
@@ -115,9 +115,7 @@ def _validated(config_type: type[ConfigT], fields: dict[str, object], raw: Secti
     try:
         return config_type.model_validate(fields)
     except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join(map(str, detail["loc"]))
-        raise CheckpointError(f"{raw.source} does not describe a vision tower: {where}: {detail['msg']}") from None
+        raise CheckpointError(f"{raw.source} does not describe a vision tower: {first_problem(error)}") from None
 
 
 # ------------------------------------------------------------------------------------------------ pixels

@@ -33,7 +33,7 @@ from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.checkpoint.tensors.index import WeightIndex, index_folder
 from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.config import PreprocessConfig, ProjectorConfig, S2Config, VilaConfig
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, first_problem
 from vila_core.plugins.loader import Plugins, load_plugins
 
 MODEL_TYPES = ("nvila", "nvila_lite")
@@ -144,7 +144,7 @@ def _released_config(
             dtype=stored_dtype(weights),
         )
     except ValidationError as error:
-        raise CheckpointError(f"{root.source} does not describe a model: {error.errors()[0]['msg']}") from None
+        raise CheckpointError(f"{root.source} does not describe a model: {first_problem(error)}") from None
 
 
 def _own_config(path: Path, released: VilaConfig, plugins: Plugins) -> VilaConfig:

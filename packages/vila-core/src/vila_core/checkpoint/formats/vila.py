@@ -32,7 +32,7 @@ from vila_core.config import (
     VilaConfig,
     VisionTowerConfig,
 )
-from vila_core.errors import CheckpointError, ConfigError
+from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.plugins.loader import Plugins, load_plugins
 
 
@@ -301,6 +301,4 @@ def stored_dtype(weights: WeightIndex) -> Dtype:
 def _message(error: ValidationError | ConfigError) -> str:
     if isinstance(error, ConfigError):
         return str(error)
-    detail = error.errors()[0]
-    where = ".".join(map(str, detail["loc"]))
-    return f"{where}: {detail['msg']}" if where else detail["msg"]
+    return str(first_problem(error))

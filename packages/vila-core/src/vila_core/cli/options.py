@@ -1,0 +1,75 @@
+"""Options that several programs share, as types for typer: `revision: Revision = None`. Every default is the caller's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+MODEL, OUTPUT, OTHER = "Model", "Output", "Other"
+"""Panels of a help page."""
+
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.", rich_help_panel=MODEL),
+]
+Token = Annotated[
+    str | None,
+    typer.Option("--token", metavar="TOKEN", help="Access token for private repositories.", rich_help_panel=MODEL),
+]
+Offline = Annotated[
+    bool,
+    typer.Option("--offline", metavar="", help="Only use what is in the hub's cache.", rich_help_panel=MODEL),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N.", rich_help_panel=MODEL)
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+]
+LoraPath = Annotated[
+    str | None,
+    typer.Option(
+        "--lora-path",
+        "-l",
+        metavar="FOLDER",
+        help="LoRA adapter (folder or hub id) to merge into the model.",
+        rich_help_panel=MODEL,
+    ),
+]
+Plugin = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel=OTHER),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.", rich_help_panel=OTHER)
+]
+"""Only declares the flag for the help page: `run` reads it, wherever it stands on the command line."""
+AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.", rich_help_panel=OUTPUT)]
+
+
+def json_option(help: str) -> Any:
+    """Return a `--json` flag with its own help text: `as_json: Annotated[bool, json_option("Print an array.")] = False`."""
+    return typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT)
+
+
+def version_option(version: str) -> Any:
+    """Return a `--version` flag that prints `version` and exits: `Annotated[bool, version_option(__version__)]`."""
+    return typer.Option(
+        "--version",
+        metavar="",
+        callback=_print_version(version),
+        is_eager=True,
+        help="Print the version.",
+        rich_help_panel=OTHER,
+    )
+
+
+def _print_version(version: str) -> Callable[[bool], None]:
+    def print_version(shown: bool) -> None:
+        if shown:
+            typer.echo(version)
+            raise typer.Exit
+
+    return print_version
