@@ -167,6 +167,19 @@ def _dot_pairs(a, b, WARPS: tl.constexpr, dtype: tl.constexpr):
     return tl.sum(even + odd, axis=3)
 
 
+@triton.jit
+def settled(total, INLINE: tl.constexpr):
+    """Return `total` as it is, once it is there.
+
+    On Hopper `tl.dot` runs on while the loop goes on, and Triton (3.6) lets the next step overwrite the registers that hold the left operand
+    before the tensor core has read them. A use of the result in the loop makes it wait; the copy itself costs nothing.
+    """
+    if INLINE:
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [total], tl.float32, True, 1)
+    else:
+        return total
+
+
 @triton.constexpr_function
 def _sum_assembly(values, warps, results):
     """PTX: every thread stores `values` numbers in shared memory and adds up `results` of the sums over warps."""

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vila_quant.kernels.cuda.w4a16.fragments import halves, multiply_add_halves, take_bits
+from vila_quant.kernels.cuda.w4a16.fragments import halves, multiply_add_halves, settled, take_bits
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
 
@@ -156,7 +156,7 @@ def tile_kernel(
     for step in range(first, last):
         x = tl.load(x_pointers + step * BLOCK_K)
         w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
-        total = tl.dot(w, tl.trans(x), total)
+        total = settled(tl.dot(w, tl.trans(x), total), INLINE)
     if PDL:
         gdc_launch_dependents()
     output = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)

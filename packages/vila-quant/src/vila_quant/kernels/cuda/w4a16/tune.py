@@ -26,12 +26,14 @@ TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 CACHE_BYTES = 256 << 20
 """Weights are measured in turns that take more memory than any cache."""
 
+PANEL_ROWS = (4224, 8448, 12672, 1 << 20)
+
 FEW = tuple(
     DecodeConfig(*sizes)
     for sizes in (
         *((1, 8, 2, 1, 80), (1, 8, 2, 2, 80), (1, 8, 2, 2, 96), (1, 8, 2, 2, 80, 4), (1, 8, 1, 1, 64), (1, 8, 4, 1, 104), (1, 8, 4, 2, 104)),
-        *((1, 16, 1, 1, 64), (1, 16, 2, 1, 64), (1, 4, 4, 1, 104), (1, 4, 2, 1, 80)),
-        *((2, 8, 1, 1, 80), (2, 8, 1, 1, 80, 4), (2, 4, 1, 1, 80), (2, 4, 2, 1, 96), (2, 2, 1, 1, 80)),
+        *((1, 8, 2, 1, 72), (1, 16, 1, 1, 64), (1, 16, 1, 1, 64, 1), (1, 16, 2, 1, 64), (1, 16, 2, 1, 64, 1), (1, 4, 2, 1, 80)),
+        *((2, 8, 1, 1, 72), (2, 8, 1, 1, 80), (2, 8, 1, 1, 80, 4), (2, 4, 1, 1, 80), (2, 4, 2, 1, 96), (2, 2, 1, 1, 80)),
     )
 )
 """Configurations for 1 to 8 tokens: tiles, warps, slots, units ahead, registers, chains."""
@@ -59,10 +61,13 @@ def candidates(tokens: int) -> tuple[Config, ...]:
     elif tokens <= 128:
         sizes = ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (64, 128, 64, 4, 4), (128, 64, 128, 4, 4))
     else:
-        sizes = ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (128, 256, 64, 8, 4), (64, 128, 64, 4, 4), (64, 256, 64, 4, 4))
-    splits = (1, 2, 4, 8) if tokens <= 64 else (1, 2, 4) if tokens <= 256 else (1,)
+        sizes = (
+            *((128, 128, 64, 8, 4), (128, 128, 64, 8, 3), (128, 128, 128, 8, 3), (128, 256, 64, 8, 4), (128, 256, 64, 8, 3)),
+            *((64, 128, 64, 4, 4), (64, 128, 128, 4, 3), (64, 256, 64, 4, 4), (128, 128, 64, 4, 3)),
+        )
+    splits = (1, 2, 4, 8) if tokens <= 64 else (1, 2, 4) if tokens <= 128 else (1, 2) if tokens <= 512 else (1,)
     tiles = [TileConfig(n, m, k, split, warps, stages) for n, m, k, warps, stages in sizes for split in splits]
-    return (*tiles, *((PanelConfig(),) if tokens > 256 else ()))
+    return (*tiles, *(PanelConfig(rows) for rows in (PANEL_ROWS if tokens > 256 else ())))
 
 
 def random_weight(outputs: int, inputs: int, group_size: int, device: torch.device) -> Tensor:
