@@ -1,12 +1,13 @@
 """Setup and checks, one session each: `nox -s demo` shows the project at work, `nox -s tests` runs the tests.
 
-Torch takes much space and time to install, so only two environments install it: `core`, with vila-core and its
-dependencies, and `tests`. The other environments that need torch import it from `core` (see `share_core`).
+Torch takes much space and time to install, so only the environment `core`, which has vila-core and its dependencies,
+installs it. The other environments import it from there (see `share_core`), except `tests` on other Python versions.
 """
 
 import json
 import re
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -21,24 +22,16 @@ nox.options.sessions = ["lint", "types", "imports", "tests"]
 
 DISTRIBUTIONS = ("vila-core", "vila-train", "vila-quant", "vila-serve", "vila-eval")
 PYTHONS = ("3.11", "3.12", "3.13")
+OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python of all sessions but `tests`
 TESTED_SET = ("-c", "constraints.txt")
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
-TORCH_PINS = (
-    "torch==2.13.0",
-    "triton==3.7.1",
-    "torchvision==0.28.0",
-)  # triton: the version that this torch requires on CUDA
-TEST_TOOLS = (
-    "hatchling",
-    "pytest",
-    "pytest-xdist",
-    "peft",
-    "matplotlib",
-    "triton",
-)  # triton runs its kernels in its interpreter
-QUANT_EXTRAS = ("numba",)  # of vila-quant
-EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # the extras of vila-eval that its tests need
+# The triton version is the one that this torch requires on CUDA.
+TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")
+# Triton is needed to run its kernels in its interpreter.
+TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")
+QUANT_EXTRAS = ("numba",)  # extras of vila-quant
+EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions
 TOOLS = (
@@ -71,14 +64,22 @@ def demo(session: nox.Session) -> None:
         session.error("\n".join(wrong))
 
 
-@nox.session(python=PYTHONS)
+@nox.session(python=PYTHONS, requires=["core"])
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
+    if session.python == OWN_PYTHON:
+        share_core(session)
     session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS)
     arguments = session.posargs or ["-n", "auto"]
     session.run(
         "pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"}
     )
+
+
+@nox.session(venv_backend="none", requires=["core"])
+def slow(session: nox.Session) -> None:
+    """Run the tests with the marker `slow`, which `tests` leaves out."""
+    session.notify(f"tests-{OWN_PYTHON}", ["-m", "slow", *(session.posargs or ["-n", "auto"])])
 
 
 # ------------------------------------------------------------------------------------------------ the code
@@ -127,8 +128,8 @@ def lmms(session: nox.Session) -> None:
     """Run a benchmark in lmms-eval with the model class that vila-eval provides."""
     share_core(session)
     session.install(*TESTED_SET, "packages/vila-eval", "pytest")
-    # It depends on fifty packages, among them wandb, a second build of torch (through torchvision) and an older PyAV than
-    # the pinned one. Its evaluator imports only these.
+    # It depends on fifty packages, among them wandb, a second build of torch (through torchvision) and an older PyAV
+    # than the pinned one. Its evaluator imports only these.
     session.install(*TESTED_SET, *LMMS_EVAL_IMPORTS)
     session.install("--no-deps", "lmms-eval==0.7.3")
     session.run("pytest", "tests/lmms_eval", *session.posargs, env={"OMP_NUM_THREADS": "1"})
@@ -141,8 +142,8 @@ def interop(session: nox.Session) -> None:
     session.install(
         *TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-quant", "accelerate", "requests", "pytest"
     )
-    # It depends on a newer torch than the pinned one, and on packages for quantizing and GPUs. Reading a checkpoint on a
-    # CPU imports only these.
+    # It depends on a newer torch than the pinned one, and on packages for quantizing and GPUs. Reading a checkpoint on
+    # a CPU imports only these.
     imported = (
         "threadpoolctl==3.8.0",
         "pypcre==0.6.4",
@@ -186,9 +187,9 @@ def isolated(session: nox.Session, distribution: str) -> None:
     try_distribution(session, distribution, programs)
 
 
-@nox.session
+@nox.session(requires=["core"])
 def build(session: nox.Session) -> None:
-    """Build wheels and source distributions, install them in a clean environment and try their programs."""
+    """Build wheels and source distributions, install them together and try their programs."""
     session.install(*TESTED_SET, "build", "hatchling")
     shutil.rmtree("dist", ignore_errors=True)
     for name in DISTRIBUTIONS:
@@ -199,7 +200,11 @@ def build(session: nox.Session) -> None:
 
     clean = Path(session.create_tmp()).resolve() / "clean"
     session.run("python", "-m", "venv", "--clear", str(clean))
-    session.run(str(clean / "bin" / "python"), "-m", "pip", "install", "--quiet", *TESTED_SET, *wheels, external=True)
+    share_core(session, clean / "bin" / "python")
+    install = ("-m", "pip", "install", "--quiet")
+    # Reinstall, because the environment `core` has the same version of vila-core.
+    run(session, clean / "bin" / "python", *install, "--no-deps", "--force-reinstall", *wheels)
+    run(session, clean / "bin" / "python", *install, *TESTED_SET, *wheels)
     for name in DISTRIBUTIONS:
         try_distribution(session, name, clean / "bin")
     try_embedded_model(session, clean / "bin")
@@ -210,12 +215,12 @@ def build(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site and run every snippet in the docs and READMEs. `nox -s docs -- serve` serves a preview."""
     share_core(session)
-    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "mkdocs-material", "pytest", "sybil")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "mkdocs-material", "pytest", "pytest-xdist", "sybil")
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")
         return
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", "site")
-    session.run("pytest", "tests/docs", *session.posargs)
+    session.run("pytest", "tests/docs", *(session.posargs or ["-n", "auto"]))
 
 
 # ------------------------------------------------------------------------------------------------ for a release
@@ -248,7 +253,7 @@ def bump(session: nox.Session) -> None:
         substitute(project, r'"(vila-\w+)==[^"]*"', rf'"\1=={version}"')
 
 
-# ------------------------------------------------------------------------------------------------ shared by the sessions
+# ------------------------------------------------------------------------------------------------ shared code
 
 
 def core_programs(session: nox.Session) -> Path:
@@ -261,12 +266,12 @@ def run(session: nox.Session, program: Path, *arguments: str, **options: Any) ->
     return str(session.run(str(program), *arguments, external=True, stderr=None, **options))
 
 
-def share_core(session: nox.Session) -> None:
-    """Make the packages of the environment `core` importable in the session's environment."""
+def share_core(session: nox.Session, python: Path | None = None) -> None:
+    """Make the packages of the environment `core` importable in that of `python` (default: the session's)."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    base = run(session, core_programs(session) / "python", "-c", where, silent=True).strip()
-    own = str(session.run("python", "-c", where, silent=True)).strip()
-    (Path(own) / "core.pth").write_text(base + "\n", encoding="utf-8")
+    core = run(session, core_programs(session) / "python", "-c", where, silent=True).strip()
+    own = run(session, python or Path(session.bin).resolve() / "python", "-c", where, silent=True).strip()
+    (Path(own) / "core.pth").write_text(core + "\n", encoding="utf-8")
 
 
 def try_distribution(session: nox.Session, distribution: str, programs: Path) -> None:
