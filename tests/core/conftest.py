@@ -1,4 +1,4 @@
-"""A small tokenizer and a small random language model, built here so that tests need no files."""
+"""Fixtures: a small tokenizer and a small random language model that need no files."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ CORPUS = [
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE of 320 entries, so that most characters beyond ASCII are several tokens."""
+    """Byte-level BPE with 320 entries: most characters outside ASCII are several tokens."""
     fast = FastTokenizer(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     fast.decoder = decoders.ByteLevel()
@@ -38,7 +38,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def decoder(tokenizer: Tokenizer) -> Decoder:
-    """A random decoder with a vocabulary a little larger than the tokenizer's, as released models have."""
+    """A random decoder with a slightly larger vocabulary than the tokenizer, like released models."""
     config = DecoderConfig(
         architecture="qwen2",
         hidden_size=48,

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the reference's layout. Names and shapes are written down here, not taken from vila-core."""
+"""Tiny random checkpoints in the layout of the reference. The names and shapes do not depend on vila-core."""
 
 import json
 from collections.abc import Callable
@@ -16,13 +16,15 @@ HIDDEN, HEADS, KV_HEADS, INNER, LAYERS, VOCAB = 32, 4, 2, 48, 2, 300
 TOWER, TOWER_HEADS, TOWER_INNER, TOWER_LAYERS, PATCH = 24, 2, 40, 3, 14
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
 
 class Random:
-    """Draws tensors in one dtype from one seed."""
+    """Draws random tensors of one dtype from one seed."""
 
     def __init__(self, seed: int, dtype: torch.dtype):
         self.generator = torch.Generator().manual_seed(seed)
@@ -115,8 +117,10 @@ def language_config(model_type: str, *, tied: bool, vocab: int) -> dict[str, obj
     config: dict[str, object] = {
         "architectures": ["Qwen2ForCausalLM" if model_type == "qwen2" else "LlamaForCausalLM"], "hidden_act": "silu",
         "hidden_size": HIDDEN, "intermediate_size": INNER, "max_position_embeddings": 512, "model_max_length": 256,
-        "model_type": model_type, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS, "num_key_value_heads": KV_HEADS,
-        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": tied, "torch_dtype": "bfloat16",
+        "model_type": model_type, "num_attention_heads": HEADS, "num_hidden_layers": LAYERS,
+        "num_key_value_heads": KV_HEADS,
+        "rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "tie_word_embeddings": tied,
+        "torch_dtype": "bfloat16",
         "vocab_size": vocab,
     }  # fmt: skip
     return config | (
@@ -131,7 +135,8 @@ def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[s
     model_type = {"siglip": "siglip_vision_model", "clip": "clip_vision_model", "intern": "intern_vit_6b"}[family]
     config: dict[str, object] = {
         "architectures": [family], "hidden_size": TOWER, "image_size": image_size, "intermediate_size": TOWER_INNER,
-        "model_type": model_type, "num_attention_heads": TOWER_HEADS, "num_channels": 3, "num_hidden_layers": TOWER_LAYERS,
+        "model_type": model_type, "num_attention_heads": TOWER_HEADS, "num_channels": 3,
+        "num_hidden_layers": TOWER_LAYERS,
         "patch_size": PATCH,
     }  # fmt: skip
     steps: dict[str, object] = {
@@ -158,7 +163,7 @@ def tower_files(family: str, image_size: int) -> tuple[dict[str, object], dict[s
 
 
 def write_tokenizer(folder: Path, *, qwen: bool) -> None:
-    """A byte-level BPE; the Qwen one has the media tokens and a chat template, the LLaMA one neither."""
+    """Write a byte-level BPE tokenizer. Only the Qwen variant has media tokens and a chat template."""
     special = (
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<vila/sentinel>", "<image>", "<vila/video>"]
         if qwen
@@ -190,12 +195,12 @@ def write_json(path: Path, value: object) -> None:
 
 
 def edit_json(path: Path, **changes: object) -> None:
-    """Change keys of a JSON file; a value of `...` removes its key."""
+    """Change keys of a JSON file. The value `...` removes a key."""
     content = json.loads(path.read_text()) | changes
     write_json(path, {key: value for key, value in content.items() if value is not ...})
 
 
-# ------------------------------------------------------------------------------------------------ the whole
+# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 KINDS = {
@@ -208,7 +213,8 @@ KINDS = {
     ),
     "clip_llama": ("clip", "llama", "mlp2x_gelu", {"mm_vision_select_feature": "patch", "version": "vicuna_v1"}),
     "intern_llama": (
-        "intern", "llama", "mlp_downsample", {"mm_vision_select_layer": -1, "mm_vision_select_feature": "patch", "version": "hermes-2"},
+        "intern", "llama", "mlp_downsample",
+        {"mm_vision_select_layer": -1, "mm_vision_select_feature": "patch", "version": "hermes-2"},
     ),
 }  # fmt: skip
 
@@ -244,9 +250,12 @@ def build_checkpoint(
     write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor)
     write_tokenizer(folder / "llm", qwen=model_type == "qwen2")
     root: dict[str, object] = {
-        "architectures": ["LlavaLlamaModel"], "model_type": "llava_llama", "llm_cfg": {}, "vision_tower_cfg": {}, "mm_projector_cfg": {},
-        "hidden_size": HIDDEN, "mm_hidden_size": scales * TOWER, "image_aspect_ratio": "resize", "mm_vision_select_layer": -2,
-        "mm_vision_select_feature": "cls_patch", "num_video_frames": 8, "s2": False, "dynamic_s2": False, "s2_scales": "336,672,1008",
+        "architectures": ["LlavaLlamaModel"], "model_type": "llava_llama", "llm_cfg": {}, "vision_tower_cfg": {},
+        "mm_projector_cfg": {},
+        "hidden_size": HIDDEN, "mm_hidden_size": scales * TOWER, "image_aspect_ratio": "resize",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "cls_patch", "num_video_frames": 8, "s2": False, "dynamic_s2": False,
+        "s2_scales": "336,672,1008",
         "tune_language_model": True, "fabit": "E4M3", "resume_path": "/nowhere", "vision_resolution": -1,
         "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder"},
         "video_encoder": '{"_target_": "llava.model.encoders.BasicVideoEncoder"}',
@@ -258,7 +267,7 @@ def build_checkpoint(
 
 @pytest.fixture
 def make_checkpoint(tmp_path: Path) -> MakeCheckpoint:
-    """Return `build_checkpoint` for a new folder at each call."""
+    """Return a version of `build_checkpoint` that writes to a new folder on each call."""
     made = 0
 
     def make(
