@@ -1,6 +1,7 @@
-"""Samples to arrays: the prompt's ids with room for the media, labels on the answer alone, and pixels as bytes.
+"""Turns samples into arrays: token ids with placeholders for media, labels for the answer, and uint8 pixels.
 
-n samples, M pictures or frames of each, S their side in pixels, T tokens with media in place.
+Dimensions: n samples, M pictures or frames per sample, S image size in pixels, T tokens including media, K tokens per
+picture.
 """
 
 from collections.abc import Sequence
@@ -21,12 +22,12 @@ from vila_train.tiny.world.scenes import Sample, Scene
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sample as tokens, media expanded.
+    """One sample as tokens, with one position per media token.
 
     Attributes:
-        ids: token ids; 0 where a media token stands.
-        places: the position of each media token, in order.
-        labels: the ids of the answer and the token that ends it; `IGNORE_INDEX` elsewhere. Not shifted.
+        ids: token ids; 0 at the positions of media tokens.
+        places: the positions of the media tokens, in order.
+        labels: token ids for the answer and its end token, `IGNORE_INDEX` elsewhere. Not shifted.
     """
 
     ids: list[int]
@@ -35,11 +36,11 @@ class Encoded:
 
 
 class Encoder:
-    """Renders the chat template, tokenizes, and makes room for the media as vila_core's basic encoders do.
+    """Renders the chat template, tokenizes the text and expands media like the basic encoders of vila_core.
 
     Args:
-        tokens_per_picture: of the projector, for one image or frame.
-        end_text: what follows each picture or frame in its block.
+        tokens_per_picture: number of projector tokens for one image or frame.
+        end_text: text after each image or frame.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Encoder:
         self.end_ids = tokenizer.encode(end_text) if end_text is not None else []
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Encode `sample` as one turn of the user and the assistant's answer."""
+        """Encode `sample` as a user message and the assistant's answer."""
         text = "".join(
             part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN
             for part in sample.prompt
@@ -79,12 +80,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Shard:
-    """Samples of one source with equally many pictures.
+    """Samples of one source with the same number of pictures.
 
     Attributes:
         pixels: uint8 `[n, M, 3, S, S]`.
-        ids, labels: int16 `[n, T]`, padded at the right with 0 and `IGNORE_INDEX`.
-        places: int16 `[n, M·K]`, K media tokens a picture.
+        ids, labels: int16 `[n, T]`, padded on the right with 0 and `IGNORE_INDEX`.
+        places: int16 `[n, M·K]`, the positions of the media tokens.
     """
 
     pixels: NDArray[np.uint8]
@@ -93,7 +94,7 @@ class Shard:
     labels: NDArray[np.int16]
 
     def save(self, path: Path) -> None:
-        """Write to `path` (.npy) the pixels, and after them the tokens."""
+        """Write pixels, ids, places and labels to `path`, one .npy array after another."""
         with path.open("wb") as file:
             for array in (self.pixels, self.ids, self.places, self.labels):
                 np.save(file, array)
@@ -105,12 +106,12 @@ class Shard:
 
 
 def to_bytes(scene: Scene, image_size: int) -> NDArray[np.uint8]:
-    """Return the picture as vila_core resizes it before normalising (`image_aspect_ratio` "resize"), `[3, S, S]`."""
+    """Draw and resize the picture like vila_core with `image_aspect_ratio` "resize", `[3, S, S]`."""
     return np.asarray(draw(scene).resize((image_size, image_size))).transpose(2, 0, 1)
 
 
 def make_shard(samples: Sequence[Sample], encoder: Encoder, image_size: int) -> Shard:
-    """Encode and draw `samples`, which all have equally many pictures."""
+    """Encode and draw `samples`, which all have the same number of pictures."""
     encoded = [encoder(sample) for sample in samples]
     pixels = np.stack([np.stack([to_bytes(scene, image_size) for scene in sample.scenes]) for sample in samples])
     return Shard(
@@ -122,7 +123,7 @@ def make_shard(samples: Sequence[Sample], encoder: Encoder, image_size: int) -> 
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 8) -> NDArray[np.int16]:
-    """Return `rows` as one int16 array, padded at the right with `value` to a multiple of `multiple` columns."""
+    """Return `rows` as one int16 array, padded on the right with `value` to a multiple of `multiple` columns."""
     width = -(-max(map(len, rows)) // multiple) * multiple
     array = np.full((len(rows), width), value, dtype=np.int16)
     for index, row in enumerate(rows):
@@ -131,5 +132,5 @@ def pad(rows: Sequence[Sequence[int]], value: int, multiple: int = 8) -> NDArray
 
 
 def drawn_samples(split: Split, source: str, start: int, stop: int) -> list[Sample]:
-    """Return samples `start` to `stop` (exclusive) of one source of the drawn world."""
+    """Return samples `start` to `stop` (exclusive) of a source of the drawn world."""
     return [make_sample(split, source, index) for index in range(start, stop)]
