@@ -1,4 +1,4 @@
-"""`check_task` finds what would go wrong in a run: each way to write a benchmark wrongly is told apart."""
+"""`check_task` finds mistakes that would make a run fail, and names each kind."""
 
 import itertools
 import json
@@ -43,7 +43,7 @@ def asking(**changes: Any) -> Callable[[Row], Question]:
     return lambda row: replace(ask(row), **changes)
 
 
-def test_a_good_task_gives_its_measures(task: Task) -> None:
+def test_a_valid_task_returns_its_measures(task: Task) -> None:
     measures = check_task(task, answer=lambda question: "red")
     assert [(measure.group, measure.estimate.mean, measure.estimate.n) for measure in measures] == [
         (None, pytest.approx(2 / 3), 3),
@@ -92,7 +92,7 @@ WAYS_TO_FAIL: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("way", WAYS_TO_FAIL)
-def test_a_bad_task_is_told_what_is_wrong(way: str, task: Task) -> None:
+def test_each_mistake_is_named(way: str, task: Task) -> None:
     changes, error, message = WAYS_TO_FAIL[way]
     if "columns" in changes:
         assert isinstance(task.source, LocalFiles)
@@ -101,8 +101,8 @@ def test_a_bad_task_is_told_what_is_wrong(way: str, task: Task) -> None:
         check_task(replace(task, **changes))
 
 
-def test_metrics_see_what_a_later_scoring_sees(task: Task) -> None:
-    """A tuple becomes a list, and pictures are gone: as when stored answers are scored without the data."""
+def test_metrics_get_stored_answers(task: Task) -> None:
+    """Tuples become lists and images are absent, as when stored answers are scored without the data."""
     seen: list[Question] = []
 
     def score(answer: str, question: Question) -> float:
@@ -114,7 +114,7 @@ def test_metrics_see_what_a_later_scoring_sees(task: Task) -> None:
     assert seen[0].prompt == ["What color?"]
 
 
-def test_rows_of_a_file_may_name_media_by_their_whole_path(task: Task, tmp_path: Path) -> None:
+def test_rows_of_a_file_can_name_media_by_absolute_path(task: Task, tmp_path: Path) -> None:
     elsewhere = tmp_path.parent / f"{tmp_path.name}.png"
     elsewhere.write_bytes(picture(0, color="red"))
     rows = task.source.open(DataOptions(cache=tmp_path))

@@ -1,4 +1,4 @@
-"""The command line: flags become a plan and options; outcomes become a table, JSON and an exit code. The runner is a fake here."""
+"""The command line, with a fake runner: flags to plan and options, outcomes to table, JSON and exit code."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -34,7 +34,8 @@ ROWS = Path(__file__).with_name("rows.jsonl")
 def vila_tasks():
     return [
         Task("acme/capitals", LocalFiles(ROWS, {"question": "string"}), ask, "exact_match", tags=("acme",)),
-        Task("acme/films", LocalFiles(ROWS, {"question": "string"}), ask, "exact_match", tags=("acme",), has_video=True),
+        Task("acme/films", LocalFiles(ROWS, {"question": "string"}), ask, "exact_match", tags=("acme",),
+             has_video=True),
     ]
 """
 ROW = {"id": "1", "question": "The capital of France?", "answer": "Paris"}
@@ -58,7 +59,7 @@ ACCURACY = MeasureRecord(name="accuracy", value=0.805, standard_error=0.0123, n=
 
 
 class Runs:
-    """What the fake runner was asked, and what it returns."""
+    """The fake runner: records its arguments and returns chosen outcomes."""
 
     def __init__(self) -> None:
         self.model = ModelOptions()
@@ -115,7 +116,7 @@ def refused(*arguments: object) -> str:
 # ------------------------------------------------------------------------------------------- flags
 
 
-def test_flags_become_options_in_the_references_spelling_and_in_ours(runs: Runs, plugin: Path, tmp_path: Path) -> None:
+def test_flags_become_options_in_both_spellings(runs: Runs, plugin: Path, tmp_path: Path) -> None:
     done = cli(
         *("-m", "NVILA-8B", "-c", "vicuna_v1", "--lora-path", "adapter", "--max_tiles", 6, "--device", "cpu"),
         *(
@@ -144,7 +145,7 @@ def test_flags_become_options_in_the_references_spelling_and_in_ours(runs: Runs,
     assert (asked.phase, asked.force, asked.judge, asked.data.mirror) == ("predict", True, None, tmp_path)
 
 
-def test_values_come_apart_by_commas_or_by_repeating(runs: Runs, plugin: Path) -> None:
+def test_lists_can_be_words_commas_or_repeated_options(runs: Runs, plugin: Path) -> None:
     for spelling in (
         ["--tasks", "acme/capitals,acme/films"],
         ["--tasks", "acme/capitals", "--tasks=acme/films"],
@@ -155,7 +156,7 @@ def test_values_come_apart_by_commas_or_by_repeating(runs: Runs, plugin: Path) -
         assert [one.folder for one in runs.plan] == ["acme/capitals", "acme/films"]
 
 
-def test_contradictions_are_refused_before_anything_runs(runs: Runs) -> None:
+def test_contradicting_flags_are_rejected(runs: Runs) -> None:
     assert "--score-only" in refused("--tasks", "pope", "--predict-only", "--score-only")
     assert "--data" in refused("--tasks", "pope", "--fixtures", "--data", "mirror")
     assert "--judge-url" in refused("--tasks", "pope", "--judge-model", "gpt-4o")
@@ -176,7 +177,7 @@ def test_frames_and_prices() -> None:
             read_prices(wrong)
 
 
-def test_the_judges_key_comes_from_the_environment() -> None:
+def test_the_judge_key_comes_from_the_environment() -> None:
     keys = {"OPENAI_API_KEY": "general", "VILA_JUDGE_API_KEY": "own"}
     url = "http://localhost:8000/v1"
     for environment, expected in ((keys, "own"), ({"OPENAI_API_KEY": "general"}, "general"), ({}, None)):
@@ -186,7 +187,7 @@ def test_the_judges_key_comes_from_the_environment() -> None:
     assert read_judge(None, None, 4, None, keys) is None
 
 
-def test_the_cache_is_where_the_environment_says() -> None:
+def test_the_cache_folder_comes_from_the_environment() -> None:
     assert cache_folder({"VILA_EVAL_CACHE": "/big", "XDG_CACHE_HOME": "/x"}) == Path("/big")
     assert cache_folder({"XDG_CACHE_HOME": "/x"}) == Path("/x/vila-eval")
     assert cache_folder({}) == Path.home() / ".cache" / "vila-eval"
@@ -195,7 +196,7 @@ def test_the_cache_is_where_the_environment_says() -> None:
 # ------------------------------------------------------------------------------------------- outcomes
 
 
-def test_an_error_of_one_task_is_told_below_the_table_and_in_the_exit_code(runs: Runs, plugin: Path) -> None:
+def test_a_failed_task_is_reported_below_the_table_and_in_the_exit_code(runs: Runs, plugin: Path) -> None:
     def outcome(planned: Planned, folder: Path) -> TaskOutcome:
         if planned.task.name == "acme/films":
             return TaskOutcome(planned, folder, error="The dataset [acme] is not there.")
@@ -209,7 +210,7 @@ def test_an_error_of_one_task_is_told_below_the_table_and_in_the_exit_code(runs:
     assert "acme/films: The dataset [acme] is not there." in done.stdout
 
 
-def test_json_is_all_that_standard_output_holds(runs: Runs, plugin: Path, tmp_path: Path) -> None:
+def test_json_is_the_only_standard_output(runs: Runs, plugin: Path, tmp_path: Path) -> None:
     done = cli("--plugin", plugin, "--tasks", "acme/capitals", "--json", "--output-dir", tmp_path)
     assert done.exit_code == 0
     assert json.loads(done.stdout) == {
@@ -226,7 +227,7 @@ def test_json_is_all_that_standard_output_holds(runs: Runs, plugin: Path, tmp_pa
     }
 
 
-def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
+def test_an_interruption_says_how_to_continue(runs: Runs, plugin: Path) -> None:
     def outcome(planned: Planned, folder: Path) -> TaskOutcome:
         raise KeyboardInterrupt
 
@@ -236,9 +237,7 @@ def test_interrupting_says_how_to_go_on(runs: Runs, plugin: Path) -> None:
     assert "run the same command to continue" in done.stderr
 
 
-def test_of_the_processes_of_a_torchrun_the_first_prints(
-    runs: Runs, plugin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_the_first_torchrun_process_prints(runs: Runs, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed: list[str] = []
     for rank in (0, 1):
         for name, value in {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank}.items():
@@ -255,7 +254,7 @@ def test_of_the_processes_of_a_torchrun_the_first_prints(
         read_rank({"RANK": "2", "WORLD_SIZE": "2"})
 
 
-def test_results_go_to_the_tracker_which_is_looked_for_before_the_run(
+def test_results_go_to_the_tracker_which_is_checked_before_the_run(
     runs: Runs, plugin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("--plugin", plugin, "--tasks", "acme/capitals", "--output-dir", tmp_path, "--report-to", "wandb")
@@ -306,7 +305,7 @@ def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Pat
     assert table_notes(outcomes) == []
 
 
-def test_miniatures_are_never_taken_for_data(tmp_path: Path) -> None:
+def test_fixture_results_are_marked(tmp_path: Path) -> None:
     fake, real = (
         of_task(tmp_path, result("pope", ACCURACY, revision="fixture")),
         of_task(tmp_path, result("mme", ACCURACY)),
@@ -322,11 +321,11 @@ def of_task(folder: Path, found: TaskResult) -> TaskOutcome:
     return TaskOutcome(Planned(task, found.task), folder / "tiny" / found.task, found)
 
 
-def test_lines_tell_where_a_run_is_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     lines = Lines(lambda: now)
     lines.start("pope", 100, 20)
-    for now in (10.0, 40.0, 50.0):  # noqa: B007 - the clock reads it
+    for now in (10.0, 40.0, 50.0):  # noqa: B007 - read by the clock
         lines.advance(10)
     lines.finish()
     lines.start("mme", 2, 0)
@@ -343,10 +342,10 @@ def test_lines_tell_where_a_run_is_every_half_minute(capsys: pytest.CaptureFixtu
     assert clock_time(3723) == "1:02:03"
 
 
-# ------------------------------------------------------------------------------------------- sub-commands
+# ------------------------------------------------------------------------------------------- subcommands
 
 
-def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Path) -> None:
+def test_list_describes_tasks_and_their_distribution(runs: Runs, plugin: Path) -> None:
     listed = json.loads(cli("list", "--json", "--plugin", plugin).stdout)["tasks"]
     by_name = {row["task"]: row for row in listed}
     assert by_name["pope"]["data"] == "lmms-lab/POPE (test)"
@@ -363,10 +362,11 @@ def test_list_names_what_a_task_is_and_who_registered_it(runs: Runs, plugin: Pat
     assert "Unknown tag 'acmee'" in refused("list", "--tags", "acmee")
 
 
-def test_list_reports_what_is_no_task(runs: Runs, tmp_path: Path) -> None:
+def test_list_reports_objects_that_are_not_tasks(runs: Runs, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(
-        "from vila_core import hookimpl\nclass Odd:\n    name = 'odd'\n@hookimpl\ndef vila_tasks():\n    return [Odd()]\n"
+        "from vila_core import hookimpl\nclass Odd:\n    name = 'odd'\n@hookimpl\ndef vila_tasks():\n    return "
+        "[Odd()]\n"
     )
     listed = cli("--plugin", broken, "list")
     assert listed.exit_code == 0
@@ -411,7 +411,7 @@ def vila_tasks():
 """
 
 
-def test_a_dry_run_of_a_judged_task_says_what_judging_takes(
+def test_a_dry_run_of_a_judged_task_estimates_the_judging(
     runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -419,10 +419,10 @@ def test_a_dry_run_of_a_judged_task_says_what_judging_takes(
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(ROW | {"id": str(number)}) + "\n" for number in range(3)))
 
     def judging(*arguments: object) -> str:
-        return next(line.strip() for line in cli("--plugin", "rated.py", "-t", "acme/rated", "--dry-run", *arguments).stdout.splitlines()
-                    if "judging: " in line)  # fmt: skip
+        done = cli("--plugin", "rated.py", "-t", "acme/rated", "--dry-run", *arguments)
+        return next(line.strip() for line in done.stdout.splitlines() if "judging: " in line)
 
-    # Nothing is answered: "A: " and 8 tokens of 4 characters, three times.
+    # Nothing is answered yet: "A: " and 8 tokens of 4 characters, three times.
     assert judging() == "judging: 3 requests to judge-1: about 26 tokens, at most 1,536 in reply"
     priced = judging(
         "--limit", 1, "--judge-url", "http://localhost:1/v1", "--judge-model", "judge-2", "--judge-price", "1000/20"
@@ -437,7 +437,7 @@ def test_a_dry_run_of_a_judged_task_says_what_judging_takes(
     assert runs.options is None
 
 
-def test_what_judging_took_stands_under_the_table(tmp_path: Path) -> None:
+def test_the_cost_of_judging_is_below_the_table(tmp_path: Path) -> None:
     outcomes = [of_task(tmp_path, result(name, ACCURACY)) for name in ("mmvet", "llava", "pope")]
     for outcome, requests in zip(outcomes, (1200, 30), strict=False):
         summary = JudgeSummary(
@@ -457,7 +457,7 @@ def test_what_judging_took_stands_under_the_table(tmp_path: Path) -> None:
     ]
 
 
-def test_vila_eval_is_vila_evals_command(runs: Runs, plugin: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_vila_eval_is_also_a_command_of_vila(runs: Runs, plugin: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from vila_core.cli.main import main
 
     with pytest.raises(SystemExit) as exit_:

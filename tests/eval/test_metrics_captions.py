@@ -1,4 +1,4 @@
-"""Captions and WUPS: values worked out by hand, and what is said where something is missing."""
+"""Captions and WUPS against values computed by hand, and errors about missing packages and data."""
 
 import json
 import math
@@ -27,7 +27,7 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is no
 # ------------------------------------------------------------------------------------------------ captions
 
 
-def test_bleu_of_two_captions_counts_over_the_corpus() -> None:
+def test_bleu_counts_over_the_corpus() -> None:
     pytest.importorskip("pycocoevalcap")
     corpus = Corpus(["the cat sat on the mat", "add the salt"], [["the cat is on the mat"], ["add salt and pepper"]])
     scores = score_corpora([corpus], ("bleu_1", "bleu_2"))
@@ -37,7 +37,7 @@ def test_bleu_of_two_captions_counts_over_the_corpus() -> None:
     assert scores["bleu_2"] == pytest.approx([math.sqrt(7 / 9 * 3 / 7) * penalty])
 
 
-def test_rouge_l_takes_the_longest_common_subsequence() -> None:
+def test_rouge_l_uses_the_longest_common_subsequence() -> None:
     pytest.importorskip("pycocoevalcap")
     corpus = Corpus(["the cat sat on the mat", "add the salt"], [["the cat is on the mat"], ["add salt and pepper"]])
     # "the cat on the mat": 5 of 6 both ways. "add salt": precision 2/3, recall 2/4, with beta 1.2.
@@ -45,10 +45,11 @@ def test_rouge_l_takes_the_longest_common_subsequence() -> None:
     assert score_corpora([corpus], ("rouge_l",)) == {"rouge_l": pytest.approx([(5 / 6 + second) / 2])}
 
 
-def test_cider_weighs_words_by_how_rare_they_are_in_the_corpus() -> None:
+def test_cider_weights_words_by_rarity_in_the_corpus() -> None:
     pytest.importorskip("pycocoevalcap")
     references = [["a b"], ["c d"]]
-    # Every word and pair is in one of two references. Equal texts have cosine 1 for words and pairs, none for longer: 10 * 2/4.
+    # Every word and pair is in one of two references. Equal texts: cosine 1 for words and pairs, 0 for longer: 10 *
+    # 2/4.
     assert score_corpora([Corpus(["a b", "c d"], references)], ("cider",)) == {"cider": pytest.approx([5.0])}
     # "a c" for "a b": cosine 1/2 for words, 0 for pairs: 10 * 1/8.
     assert score_corpora([Corpus(["a c", "c d"], references)], ("cider",)) == {"cider": pytest.approx([(1.25 + 5) / 2])}
@@ -57,7 +58,7 @@ def test_cider_weighs_words_by_how_rare_they_are_in_the_corpus() -> None:
     assert score_corpora([Corpus(["a b x", "c d"], references)], ("cider",)) == {
         "cider": pytest.approx([(longer + 5) / 2])
     }
-    # In a corpus of one caption every word is everywhere: nothing weighs anything.
+    # In a corpus of one caption, every word is in every document, so all weights are 0.
     assert score_corpora([Corpus(["a b"], [["a b"]])], ("cider",)) == {"cider": [0.0]}
 
 
@@ -69,7 +70,7 @@ def test_tokens_are_lower_case_without_punctuation() -> None:
 
 
 @needs_java
-def test_a_video_counts_once_however_many_captions_it_has() -> None:
+def test_each_video_counts_once_whatever_its_number_of_captions() -> None:
     pytest.importorskip("pycocoevalcap")
     metric = CaptionMetric("captions", ("bleu_1",), per_cluster=True)
     asked = [("Stir the soup.", "stir the soup", "a"), ("", "cut bread", "a"), ("cut bread", "cut bread", "b")]
@@ -86,7 +87,7 @@ def test_a_video_counts_once_however_many_captions_it_has() -> None:
 
 
 @needs_java
-def test_meteor_takes_other_forms_of_a_word() -> None:
+def test_meteor_matches_other_forms_of_a_word() -> None:
     pytest.importorskip("pycocoevalcap")
     corpora = [
         Corpus(["stir the hot soup"], [["stir the hot soup"]]),
@@ -99,7 +100,7 @@ def test_meteor_takes_other_forms_of_a_word() -> None:
     assert empty == 0.0
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(["a b"], [["a b"]])
     with pytest.raises(ConfigError, match="Got 1 captions and references for 0"):
         score_corpora([Corpus(["a"], [])], ("cider",))
@@ -114,7 +115,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------------ WUPS
 
 
-def test_similarity_counts_the_steps_from_the_root() -> None:
+def test_similarity_depends_on_depth() -> None:
     assert WORDS.similarity("circle", "square") == 2 * 3 / (4 + 4)  # entity, thing, shape
     assert WORDS.similarity("circle", "shape") == 2 * 3 / (4 + 3)
     assert WORDS.similarity("dog", "run") == 2 * 1 / (4 + 4)
@@ -126,30 +127,30 @@ def test_similarity_counts_the_steps_from_the_root() -> None:
     [
         ("dog", "dog", 0.9, 1.0),
         ("dog", "cat", 0.0, 0.75),
-        ("dog", "cat", 0.9, 0.075),  # below the threshold: a tenth
-        ("dog cat", "dog", 0.0, 0.75),  # cat is 0.75 like dog; dog is dog: the smaller direction
-        ("dog unheard", "dog", 0.0, 1.0),  # a word like no other is left out of the product
+        ("dog", "cat", 0.9, 0.075),  # below the threshold: divided by ten
+        ("dog cat", "dog", 0.0, 0.75),  # cat and dog: 0.75, dog and dog: 1; the smaller direction counts
+        ("dog unheard", "dog", 0.0, 1.0),  # a word without similar words is left out of the product
         ("unheard", "dog", 0.0, 0.0),
         ("", "dog", 0.0, 0.0),
         ("dog run", "cat walk", 0.0, 0.75 * 0.75),
-        ("unheard", "unheard", 0.0, 1.0),  # equal words need no meaning
+        ("unheard", "unheard", 0.0, 1.0),  # equal words need not be in the lexicon
     ],
 )
 def test_wups(prediction: str, reference: str, threshold: float, expected: float) -> None:
     assert wups(prediction, reference, threshold, WORDS) == pytest.approx(expected)
 
 
-def test_stop_words_go_but_no_and_not_stay() -> None:
+def test_stop_words_are_dropped_except_no_and_not() -> None:
     assert content_words("The dogs did not run to the cat", WORDS) == "dog not run cat"
 
 
-def test_both_thresholds_hold_for_a_second_reference() -> None:
+def test_both_thresholds_apply_to_a_second_reference() -> None:
     question = Question("1", (), ["circle", "a shape"], groups={"type": "DO"}, fields={"lexicon": "miniature"})
-    # lmms-eval takes threshold 0 for the second reference in both, which gives 6/7 twice.
+    # lmms-eval uses threshold 0 for the second reference in both, which gives 6/7 twice.
     assert nextqa_score("square", question).values == {"wups": pytest.approx(6 / 7), "wups_0.9": pytest.approx(0.6 / 7)}
 
 
-def test_counting_and_yes_or_no_are_exact() -> None:
+def test_counting_and_yes_or_no_questions_are_exact() -> None:
     question = Question("1", (), ["two", "a pair"], groups={"type": "DC"}, fields={"lexicon": "miniature"})
     assert nextqa_score("The two", question).values == {"wups": 1.0, "wups_0.9": 1.0}
     assert nextqa_score("two dogs", question).values == {"wups": 0.0, "wups_0.9": 0.0}
@@ -185,11 +186,12 @@ def look_up(data: Path) -> Any:
     return json.loads(run.stdout)
 
 
-def test_words_are_looked_up_with_nltk(tmp_path: Path) -> None:
+def test_nltk_lexicon_looks_words_up(tmp_path: Path) -> None:
     pytest.importorskip("nltk")
     write_nltk_data(tmp_path)
     lemmas, content, dog_cat, dog_run, unknown = look_up(tmp_path)
-    # "Running" is tagged a verb, "dogs" a noun, "were" is an exception of "be"; "shrugged" is unknown, its stem "shrug" is a noun.
+    # "Running" is tagged a verb, "dogs" a noun, "were" is an exception of "be"; "shrugged" is unknown, its stem "shrug"
+    # is a noun.
     assert lemmas == ["they", "be", "run", ".", "the", "dog", "shrug"]
     assert content == "dog run"
     assert dog_cat == pytest.approx(2 * 2 / (3 + 3))  # entity > animal > dog, cat

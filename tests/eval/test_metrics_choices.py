@@ -17,10 +17,11 @@ from vila_eval.task import Question
 
 PAINTINGS = ["Cubism", "Fauvism", "Futurism", "Pop art"]
 
-# Each row was derived from the official rules (MMMU-Benchmark/MMMU, mmmu/utils/eval_utils.py at bb0b95a), named in the last column.
+# Each row follows from an official rule (MMMU-Benchmark/MMMU, mmmu/utils/eval_utils.py at bb0b95a), see the last
+# column.
 MULTI_CHOICE = [
     ("B", "B", "spaced", "a space is put at both ends"),
-    ("B ", "B", "spaced", "the answer's own space does no harm"),
+    ("B ", "B", "spaced", "the answer's own space does not matter"),
     ("B.", "B", "spaced", "the stop is stripped"),
     ("B;", "B", "spaced", "the semicolon is stripped"),
     ("'B'", "B", "spaced", "single quotes are stripped"),
@@ -29,45 +30,50 @@ MULTI_CHOICE = [
     ("Option B", "B", "spaced", "' B '"),
     ("Answer: B", "B", "spaced", "' B '"),
     ("B (Fauvism)", "B", "spaced", "only letters in brackets are bracketed"),
-    ("A or B", "B", "spaced", "the letter standing last"),
-    ("A B C D", "D", "spaced", "the letter standing last"),
-    ("I choose C because A is too old", "A", "spaced", "the letter standing last, though C was meant"),
+    ("A or B", "B", "spaced", "the last letter"),
+    ("A B C D", "D", "spaced", "the last letter"),
+    ("I choose C because A is too old", "A", "spaced", "the last letter, though C was meant"),
     ("A painting by Matisse", "A", "spaced", "the article counts as a letter"),
     ("(C)", "C", "bracketed", "'(C)'"),
     ("The answer is (B).", "B", "bracketed", "'(B)'"),
     ("because(B)fits", "B", "bracketed", "no spaces needed around brackets"),
     ("(A) C", "A", "bracketed", "brackets go before spaces"),
-    ("(A) is wrong, so it is (D)", "D", "bracketed", "the letter standing last"),
-    ("(D) and not (A)", "A", "bracketed", "the letter standing last, though denied"),
+    ("(A) is wrong, so it is (D)", "D", "bracketed", "the last letter"),
+    ("(D) and not (A)", "A", "bracketed", "the last letter, though negated"),
     ("(A), (B), then (A) again", "A", "bracketed", "the last occurrence of each letter is compared"),
-    ("The style of this painting is fauvism", "B", "content", "seven words, the text case aside"),
-    ("It could be cubism but I say futurism", "C", "content", "the text standing last"),
-    ("Not pop art, it is cubism instead I think", "A", "content", "the text standing last"),
+    ("The style of this painting is fauvism", "B", "content", "seven words, ignoring case"),
+    ("It could be cubism but I say futurism", "C", "content", "the last text"),
+    ("Not pop art, it is cubism instead I think", "A", "content", "the last text"),
     ("The painter was one of the neofauvisms", "B", "content", "a text counts inside a word"),
-    ("Fauvism", None, "guess", "one word: texts are not sought"),
-    ("This painting shows Fauvism", None, "guess", "four words: texts are not sought"),
+    ("Fauvism", None, "guess", "one word: option texts are not searched"),
+    ("This painting shows Fauvism", None, "guess", "four words: option texts are not searched"),
     ("This one painting shows fauvism", None, "guess", "five words are not more than five"),
     ("b", None, "guess", "letters are case-sensitive"),
     ("option (b)", None, "guess", "letters are case-sensitive"),
-    ("B\n", None, "guess", "white space is not stripped, and a line break is no space"),
-    ("B,.", None, "guess", "the stop shields the comma, whose turn has passed"),
-    ("?!B!?", None, "guess", "'?' shields '!', whose turn has passed"),
-    ("B. Fauvism", None, "guess", "'B.' has no space after the letter, and two words are too few for texts"),
+    ("B\n", None, "guess", "white space is not stripped, and a line break is not a space"),
+    ("B,.", None, "guess", "the comma is stripped first, so it stays behind the stop"),
+    ("?!B!?", None, "guess", "'!' is stripped before '?', so it stays"),
+    ("B. Fauvism", None, "guess", "'B.' has no space after the letter, and two words are too few for option texts"),
     ("B: Fauvism", None, "guess", "'B:' has no space after the letter"),
     ("Answer:B", None, "guess", "no space before the letter"),
     ("[B]", None, "guess", "square brackets are unknown"),
     ("**B**", None, "guess", "asterisks are not stripped"),
     ("(E)", None, "guess", "there are four options"),
-    ("", None, "guess", "nothing there"),
-    ("The answer is B\nbecause of the colours", None, "guess", "a line break is no space, and no text is there"),
-    ("Sorry, I cannot tell from this picture", None, "guess", "more than five words, and no text is there"),
+    ("", None, "guess", "empty"),
+    (
+        "The answer is B\nbecause of the colours",
+        None,
+        "guess",
+        "a line break is not a space, and there is no option text",
+    ),
+    ("Sorry, I cannot tell from this picture", None, "guess", "more than five words, but no option text"),
 ]
 
 
 @pytest.mark.parametrize(
     ("response", "letter", "rule", "why"), MULTI_CHOICE, ids=[repr(row[0]) for row in MULTI_CHOICE]
 )
-def test_mmmu_multi_choice_as_the_official_parser(response: str, letter: str | None, rule: str, why: str):
+def test_mmmu_multi_choice_like_the_official_parser(response: str, letter: str | None, rule: str, why: str):
     parsed = mmmu.parse_multi_choice_response(response, PAINTINGS, "validation_Art_1")
     assert parsed.rule == rule, why
     if letter is None:
@@ -79,7 +85,11 @@ def test_mmmu_multi_choice_as_the_official_parser(response: str, letter: str | N
 @pytest.mark.parametrize(
     ("response", "options", "letter"),
     [
-        ("It must be the red light there now", ["red", "red light"], "A"),  # both begin at one place: the first option
+        (
+            "It must be the red light there now",
+            ["red", "red light"],
+            "A",
+        ),  # both begin at the same place: the first option
         ("It must be the red light there now", ["red light", "red"], "A"),
         ("the value that we want is 12 exactly", ["1", "12"], "A"),  # "1" begins where "12" does
         ("the value that we want is 21 exactly", ["21", "1"], "B"),  # "1" begins later than "21"
@@ -90,7 +100,7 @@ def test_mmmu_content_rule_with_overlapping_texts(response: str, options: list[s
     assert mmmu.parse_multi_choice_response(response, options, "q") == (letter, "content")
 
 
-def test_mmmu_guess_depends_on_the_question_alone():
+def test_mmmu_guess_depends_only_on_the_question():
     # `printf validation_Art_1 | sha256sum` ends in f0; 4 divides 256, so 0xf0 mod 4 = 0 picks the first letter.
     first = mmmu.parse_multi_choice_response("?", PAINTINGS, "validation_Art_1")
     assert first == ("A", "guess")
@@ -101,24 +111,26 @@ def test_mmmu_guess_depends_on_the_question_alone():
     assert all(abs(letters.count(letter) - 1000) < 150 for letter in "ABCD")
 
 
-# As above: what the official parser gives, an expected answer, whether it is right, and the rule.
+# As above: the official parser's result, an expected answer, whether it is right, and the rule.
 OPEN: list[tuple[str, list[str | float], str | list[str], bool, str]] = [
     ("42", [42.0], "42", True, "a number is rounded; its copy from the number search goes"),
-    ("The answer is 42.", [42.0], "42", True, "stop stripped; '42' after 'is ' is shorter than 'is 42' after 'answer '"),
+    ("The answer is 42.", [42.0], "42", True, "'42' after 'is ' is shorter than 'is 42' after 'answer '"),
     ("-5", [-5.0], "-5", True, "a sign belongs to the number"),
     ("x = 3.14159", [3.14], "3.142", True, "'=' in the last line; both sides rounded to two decimals"),
     ("final answer 3.999", [4.0], "4", True, "'answer ' leaves the shortest tail"),
     ("Answer: 10", ["answer: 10", 10.0], "10", True, "'answer ' needs its space; the number is found anyway"),
     ("A=3, B=4", [4.0], "3", False, "after the last '='"),
-    ("x = 5\nHence y", ["x = 5\nhence y", 5.0], "5", True, "'=' counts in the last line only; without a key the whole text"),
+    ("x = 5\nHence y", ["x = 5\nhence y", 5.0], "5", True, "'=' counts in the last line only; without a key the whole "
+    "text"),
     ("The area is 12 because the side is 4", [4.0], "12", False, "after the last 'is '"),
-    ("The answer is 7. So x holds.", ["x holds"], "7", False, "never split at '. ', so the shortest tail of all hides 7"),
+    ("The answer is 7. So x holds.", ["x holds"], "7", False, "not split at '. ': the shortest tail hides 7"),
     ("The answer is 7.\nSo x holds.", [7.0, "x holds"], "7", True, "split at the line break: one key a line"),
     ("Try this 5", [5.0], "5", True, "'is ' matches inside 'this '"),
     ("The answer is :", ["the answer is :"], "5", False, "a trivial tail is no key"),
-    ("", [""], "5", False, "nothing there"),
+    ("", [""], "5", False, "empty"),
     ("1,234", [1234.0, 234.0], "1234", True, "commas go; the plain form refuses '1' before a comma but finds the tail"),
-    ("1,234.5", [1234.5, 1234.0, 234.5], "1234.5", True, "the text is a number; the number search breaks it at comma or point"),
+    ("1,234.5", [1234.5, 1234.0, 234.5], "1234.5", True, "the text is a number; the number search breaks it at comma "
+    "or point"),
     ("1,234.5 dollars", ["1,234.5 dollars", 1234.0, 234.5], "1234.5", False, "the number search breaks it"),
     ("2,5", [25.0, 5.0], "2.5", False, "a decimal comma is taken for a thousands comma"),
     (".5", [5.0], "0.5", False, "the leading point is stripped as a stop"),
@@ -144,7 +156,7 @@ OPEN: list[tuple[str, list[str | float], str | list[str], bool, str]] = [
 @pytest.mark.parametrize(
     ("response", "parsed", "expected", "is_right", "why"), OPEN, ids=[f"{row[0]!r}-{row[2]}" for row in OPEN]
 )
-def test_mmmu_open_as_the_official_parser(
+def test_mmmu_open_like_the_official_parser(
     response: str, parsed: list[str | float], expected: Any, is_right: bool, why: str
 ):
     assert mmmu.parse_open_response(response) == parsed, why
@@ -178,7 +190,7 @@ def mmmu_question(question_id: str, answer: str, options: tuple[str, ...] = ("ca
     return Question(question_id, ["?"], answer, options, groups)
 
 
-def test_mmmu_scores_weigh_subjects_by_size():
+def test_mmmu_weights_subjects_by_size():
     measures = summarize(
         MMMU_METRIC,
         [
@@ -203,7 +215,7 @@ def test_mmmu_scores_weigh_subjects_by_size():
     }
 
 
-def test_mmmu_counts_a_guess_as_unread_but_never_an_open_answer():
+def test_mmmu_guesses_are_unread_and_open_answers_are_not():
     assert MMMU_METRIC.score("?", mmmu_question("dev_Music_1", "A")).unread
     assert MMMU_METRIC.score("(A)", mmmu_question("dev_Music_1", "A")).unread is None
     assert MMMU_METRIC.score("?", mmmu_question("dev_Music_1", "7", ())).unread is None
@@ -221,22 +233,28 @@ CUBES = ["The red cube", "The blue cube", "red", "The ball isn't there"]
     ("answer", "letter"),
     [
         # 1. a letter alone
-        ("B", "B"), ("b", "B"), ("(B)", "B"), ("[B]", "B"), ("B.", "B"), ("B)", "B"), (" B\n", "B"), ("**B**", "B"), ('"B"', "B"),
+        ("B", "B"), ("b", "B"), ("(B)", "B"), ("[B]", "B"), ("B.", "B"), ("B)", "B"), (" B\n", "B"),
+        ("**B**", "B"), ('"B"', "B"),
         ("E", None), ("", None), ("?", None),
         # 2. an option's text
         ("the  BLUE cube.", "B"), ("Red", "C"), ("The ball isn't there", "D"),
-        # 3. an announcement
-        ("Answer: B", "B"), ("answer: b", "B"), ("The correct answer is (b), clearly", "B"), ("**Answer:** C", "C"), ("Option C fits", "C"),
+        # 3. an announced letter
+        ("Answer: B", "B"), ("answer: b", "B"), ("The correct answer is (b), clearly", "B"),
+        ("**Answer:** C", "C"), ("Option C fits", "C"),
         ("Answer: A, or rather, the answer is B", "B"), ("So $\\boxed{D}$", "D"), ("The answer is: B", "B"),
         ("Answer: A because it is", "A"),
-        ("Answer: B or C", None), ("Answer: A man", None), ("The answer is a mystery", None), ("The answer is not B", None),
-        ("Answer: E", None), ("Answer: Blue", None), ("Answer: C, I think", "C"), ("Answer: B/C", None), ("The answer is Option B.", "B"),
-        # 4. a letter that begins
-        ("B. The blue cube", "B"), ("B: something", "B"), ("B) something", "B"), ("**B.** something", "B"), ("C\nIt is small.", "C"),
+        ("Answer: B or C", None), ("Answer: A man", None), ("The answer is a mystery", None),
+        ("The answer is not B", None),
+        ("Answer: E", None), ("Answer: Blue", None), ("Answer: C, I think", "C"), ("Answer: B/C", None),
+        ("The answer is Option B.", "B"),
+        # 4. a letter at the start
+        ("B. The blue cube", "B"), ("B: something", "B"), ("B) something", "B"), ("**B.** something", "B"),
+        ("C\nIt is small.", "C"),
         ("B) or C)", None), ("B, C", None), ("A or B", None),
         # 5. a letter in brackets
-        ("(B) The blue cube", "B"), ("I choose (B), surely", "B"), ("(B) is better than (C)", None), ("(B), certainly (B)", "B"),
-        # 6. an option's text within
+        ("(B) The blue cube", "B"), ("I choose (B), surely", "B"), ("(B) is better than (C)", None),
+        ("(B), certainly (B)", "B"),
+        # 6. an option's text inside the answer
         ("It is the blue cube, I think", "B"), ("I see the red cube.", "A"), ("something red there", "C"),
         ("the red cube or the blue cube", None),
         ("the red cube is red", None), ("It is not the red cube", None), ("I say: the ball isn't there!", "D"),
@@ -274,7 +292,7 @@ def test_extract_letter_with_awkward_texts(answer: str, options: list[str], lett
         ("[.1, -0.2, .5, 1.0] or [0, 0, 1, 1]", "normalized", (20, -20, 100, 100)),
         ("[100, 200, 500, 999]", "digits", (20, 20, 100, 99.9)),
         ("[1, 02, 5, 8]", "digits", (20, 2, 100, 80)),  # "5" and "500" are both 0.5; "02" is 0.02
-        ("[0, 0.2, 0.5, 1]", "digits", (0, 20, 100, 100)),  # one decimal, and all are taken as written
+        ("[0, 0.2, 0.5, 1]", "digits", (0, 20, 100, 100)),  # one decimal: all are taken as written
         ("[30, 20, 10, 40]", "pixels", None),
         ("[10, 20, 30]", "pixels", None),
         ("[10, 20, 30, 40, 50]", "pixels", None),
@@ -311,7 +329,7 @@ def test_box_iou_in_both_conventions(first: Box, second: Box, continuous: float,
         assert box_iou(a, b, "inclusive") == pytest.approx(inclusive)
 
 
-def test_box_accuracy_counts_the_threshold_itself_and_no_box_as_wrong():
+def test_box_accuracy_includes_the_threshold_and_counts_no_box_as_wrong():
     expected = [Box(0, 0, 2, 1)] * 4
     predicted = [
         Box(0, 0, 2, 1),
@@ -386,6 +404,6 @@ NOT_TEXT: Any = None
         ),
     ],
 )
-def test_unusable_input_is_named(call: Any, message: str):
+def test_invalid_input_is_named(call: Any, message: str):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         call()

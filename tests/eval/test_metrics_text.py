@@ -1,4 +1,4 @@
-"""Text metrics against values computed by hand. Sharp edges of other harnesses are marked as such."""
+"""Text metrics against values computed by hand. Comments mark pitfalls of other harnesses."""
 
 import math
 
@@ -24,13 +24,13 @@ from vila_eval.metrics.yes_no import (
 # ------------------------------------------------------------------------------------------------ exact match
 
 
-def test_exact_match_is_character_by_character_and_takes_any_reference():
+def test_exact_match_needs_equality_with_any_reference():
     assert exact_match("cat", ["dog", "cat"]) == 1.0
     assert exact_match("Cat", ["cat"]) == 0.0
     assert exact_match("cat ", ["cat"]) == 0.0
 
 
-def test_one_string_is_one_reference_and_not_its_letters():
+def test_a_string_is_one_reference():
     assert exact_match("c", "cat") == 0.0
     assert normalized_exact_match("Cat.", "cat") == 1.0
 
@@ -74,8 +74,8 @@ QUESTION = "Which way?\nA. Left\nB. Turn right\nC. It's straight\nAnswer with th
         ("(B)", "B"),
         ("Turn right.", "B"),
         ("I would go Left, or Turn right", "A"),  # leftmost in the reply
-        ("turn right", "turn right"),  # option texts are found in their own case only
-        ("It's straight", "Its straight"),  # the reply loses its punctuation, the option does not: never found
+        ("turn right", "turn right"),  # option texts are case-sensitive
+        ("It's straight", "Its straight"),  # punctuation is removed from the reply but not from the option: never found
         ("Leftover", "A"),  # inside a word
         ("Three", "3"),
         ("three cars", "three cars"),
@@ -105,7 +105,7 @@ def test_flexible_extract_without_options_and_with_letters_out_of_order():
         lambda p, a: vqa_accuracy(p, [a] * 10),
     ],
 )
-def test_a_prediction_that_is_no_text_is_an_error(metric):
+def test_a_prediction_must_be_text(metric):
     with pytest.raises(ConfigError, match="Got None"):
         metric(None, "cat")
 
@@ -122,14 +122,14 @@ def test_a_prediction_that_is_no_text_is_an_error(metric):
         ("none", "0"),
         ("eleven", "eleven"),
         ("dont know", "don't know"),
-        ("couldntve", "couldntve"),  # two apostrophes missing: the table does not have it
+        ("couldntve", "couldntve"),  # two missing apostrophes: not in the table
         ("couldnt've", "couldn't've"),
         ("couldn'tve", "couldn't've"),
         ("yall'd've", "y'all'd've"),
         ("twas", "'twas"),
-        ("somebody'd", "somebodyd"),  # the published slip
+        ("somebody'd", "somebodyd"),  # the published mistake
         ("hed", "he'd"),
-        ("im", "im"),  # the published key is "Im", which lower-casing rules out
+        ("im", "im"),  # the published key is "Im", which no lower-cased word matches
         ("were", "were"),
         ("woman's", "woman's"),
         ("10:30", "10:30"),
@@ -137,7 +137,7 @@ def test_a_prediction_that_is_no_text_is_an_error(metric):
         ("red,blue", "red blue"),
         ("red, blue", "red blue"),
         ("t-shirt", "t shirt"),
-        ("t-shirt - red", "tshirt red"),  # a hyphen beside a space anywhere deletes them all
+        ("t-shirt - red", "tshirt red"),  # one hyphen next to a space deletes them all
         ("1,000 and/or 2", "1000 andor 2"),  # a comma between digits deletes every mark
         ("3.5", "3.5"),
         ("3.", "3"),
@@ -145,7 +145,7 @@ def test_a_prediction_that_is_no_text_is_an_error(metric):
         ("1.a", "1a"),
         (".5", ".5"),
         ("-5", "5"),
-        ("x" + "." * 40, "x" + "." * 8),  # the published call removes 32 at most
+        ("x" + "." * 40, "x" + "." * 8),  # the published call removes at most 32
         ("yes!", "yes"),
         ("a", ""),
         ("", ""),
@@ -159,13 +159,14 @@ def test_vqa_answer_processing(text, processed):
     ("text", "processed"),
     [("red,blue", "redblue"), ("The dog's", "dog 's"), ("Who?me", "whome"), ("1,000", "1000"), ("Two", "2")],
 )
-def test_evalai_processing_has_a_first_pass(text, processed):
+def test_evalai_processing(text, processed):
     assert process_evalai_answer(text) == processed
 
 
 @pytest.mark.parametrize(("matches", "score"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (10, 1.0)])
 def test_vqa_accuracy_leaves_one_out(matches, score):
-    # 1: one person out leaves none, nine leave one: 9/10 * 1/3. 2: (2 * 1/3 + 8 * 2/3) / 10. 3: (3 * 2/3 + 7) / 10.
+    # 1: leaving out that person leaves none, any other leaves one: 9/10 * 1/3. 2: (2 * 1/3 + 8 * 2/3) / 10. 3: (3 * 2/3
+    # + 7) / 10.
     assert vqa_accuracy("two", ["2"] * matches + ["dog"] * (10 - matches)) == pytest.approx(score, abs=1e-15)
 
 
@@ -175,7 +176,7 @@ def test_vqa_accuracy_processes_both_sides():
     assert vqa_accuracy("redblue", ["red,blue"] * 10, process_evalai_answer) == 1.0
 
 
-def test_the_published_script_processes_nothing_where_all_agree():
+def test_published_vqa_accuracy_skips_processing_if_all_agree():
     assert published_vqa_accuracy("Yes", ["yes"] * 10) == 0.0
     assert vqa_accuracy("Yes", ["yes"] * 10) == 1.0
     assert published_vqa_accuracy("yes\n", [" yes"] * 10) == 1.0
@@ -203,7 +204,7 @@ def test_levenshtein(a, b, distance):
 @pytest.mark.parametrize(
     ("prediction", "references", "score"),
     [
-        ("cd        ", ["ab"], 0.0),  # sharp edge: 0.8 where the raw length divides
+        ("cd        ", ["ab"], 0.0),  # pitfall: 0.8 when divided by the raw length
         ("ab", ["cd        "], 0.0),
         ("  Hello ", ["hello"], 1.0),
         ("a  b", ["a b"], 1.0),
@@ -241,11 +242,11 @@ def test_anls_threshold():
         ("Yes", "yes", 1.0, 1.0),
         ("yes", "no", 0.0, 0.0),
         ("12", "twelve", 0.0, 0.0),
-        # sharp edges: where the published code goes wrong, the strict one does not
+        # pitfalls: the published code is wrong, the strict one is not
         ("2013", "2010", 1.0, 0.0),
         ("2010", "2010", 1.0, 1.0),
         ("2010.0", "2010", 1.0, 1.0),
-        ("2200", "2150", 1.0, 1.0),  # no year
+        ("2200", "2150", 1.0, 1.0),  # not a year
         ("2013", "2010.5", 1.0, 1.0),
         ("2,013", "2,010", 0.0, 1.0),  # a year has no comma
         ("0.0", "0", 0.0, 1.0),
@@ -303,7 +304,7 @@ def test_first_word(reply, read):
 
 
 def test_pope_scores_by_hand():
-    # TP 2, FP 1, TN 1, a yes missed by an unreadable reply, a no with an unreadable reply.
+    # TP 2, FP 1, TN 1, and unreadable replies to one yes and one no.
     replies = ["Yes", "yes, two", "Yes.", "No", "There is a dog", "Maybe"]
     scores = pope_scores(replies, ["yes", "yes", "no", "no", "Yes", "no"])
     assert scores.accuracy == pytest.approx(3 / 6)
@@ -314,7 +315,7 @@ def test_pope_scores_by_hand():
     assert scores.parse_failure_rate == pytest.approx(2 / 6)
 
 
-def test_pope_yes_ratio_is_the_replies_and_not_the_labels():
+def test_pope_yes_ratio_is_of_the_replies():
     scores = pope_scores(["yes", "yes", "yes", "no"], ["yes", "no", "no", "no"])
     assert scores.yes_ratio == 0.75  # lmms-eval: 0.25
     assert scores.precision == pytest.approx(1 / 3)
@@ -322,13 +323,13 @@ def test_pope_yes_ratio_is_the_replies_and_not_the_labels():
     assert scores.f1 == pytest.approx(0.5)
 
 
-def test_pope_without_a_yes_divides_nothing_by_nothing():
+def test_pope_ratios_without_a_yes_are_zero():
     scores = pope_scores(["no", "no"], ["no", "yes"])
     assert (scores.accuracy, scores.precision, scores.recall, scores.f1, scores.yes_ratio) == (0.5, 0.0, 0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(("replies", "labels"), [([], []), (["yes"], ["yes", "no"]), (["yes"], ["maybe"])])
-def test_pope_refuses_what_it_cannot_score(replies, labels):
+def test_pope_rejects_invalid_input(replies, labels):
     with pytest.raises(ConfigError):
         pope_scores(replies, labels)
 
@@ -395,7 +396,7 @@ def test_mme_names_the_missing_partner():
         mme_scores([*mme_pair("count", "1.jpg", "yes", "no"), *mme_pair("count", "2.jpg", "yes")])
 
 
-def test_mme_refuses_what_it_cannot_score():
+def test_mme_rejects_invalid_input():
     pair = mme_pair("count", "1.jpg", "yes", "no")
     with pytest.raises(ConfigError, match="3 questions"):
         mme_scores([*pair, pair[0]])

@@ -1,4 +1,4 @@
-"""The report page: what it says, that nothing in it runs or is fetched, and its plots by hand."""
+"""The report page: its content, its safety against hostile texts, and its plots against values computed by hand."""
 
 import hashlib
 import io
@@ -37,7 +37,7 @@ ATTACKS = (
 
 
 class Page(HTMLParser):
-    """What a browser would find: tags, attributes, and the text outside of them."""
+    """The page as a browser sees it: tags, attributes, and the text outside of them."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -104,7 +104,7 @@ def open_report(model: Path) -> tuple[str, Page]:
     return text, Page(text)
 
 
-def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
+def test_the_page_shows_the_results(tmp_path: Path) -> None:
     samples = [
         record("s1", 0, 1.0, answer="circle", groups={"kind": "plain"}),
         record(
@@ -131,10 +131,10 @@ def test_the_page_says_what_the_results_say(tmp_path: Path) -> None:
     assert "not benchmark results" not in page.text
 
 
-def test_nothing_runs_and_nothing_is_fetched_whatever_the_texts_say(tmp_path: Path) -> None:
+def test_hostile_texts_neither_run_nor_fetch_anything(tmp_path: Path) -> None:
     samples = [
-        record(attack, index, 0.0, text=attack, answer=attack, reference=attack, parsed=f"{attack}!", unread=attack, error=attack,
-               options=(attack,), groups={attack: attack})
+        record(attack, index, 0.0, text=attack, answer=attack, reference=attack, parsed=f"{attack}!", unread=attack,
+               error=attack, options=(attack,), groups={attack: attack})
         for index, attack in enumerate(ATTACKS)
     ]  # fmt: skip
     folder = write_task(
@@ -161,12 +161,12 @@ def test_nothing_runs_and_nothing_is_fetched_whatever_the_texts_say(tmp_path: Pa
     assert "https://" not in text
     assert "url(" not in text
     for attack in ATTACKS:
-        assert attack in page.text  # shown as it is, not run and not lost
+        assert attack in page.text  # shown unchanged, neither run nor lost
     (policy,) = [value for value in page.values("meta", "content") if value and "default-src" in value]
     assert "default-src 'none'" in policy
 
 
-def test_pictures_are_in_the_page_and_have_alternatives(tmp_path: Path) -> None:
+def test_images_are_embedded_and_have_alternative_texts(tmp_path: Path) -> None:
     folder = write_task(tmp_path / "shapes", [record("s1", 0, 0.0), record("s2", 1, 0.0)])
     file = io.BytesIO()
     PIL.Image.new("RGB", (8, 8)).save(file, "JPEG")
@@ -192,7 +192,7 @@ def test_every_table_names_its_columns_and_rows(tmp_path: Path) -> None:
     assert page.values("meta", "name")[0] == "viewport"
 
 
-def test_miniatures_and_limits_cannot_be_overlooked(tmp_path: Path) -> None:
+def test_fixtures_and_limits_are_announced(tmp_path: Path) -> None:
     write_task(
         tmp_path / "a",
         [record("s", 0, 1.0)],
@@ -221,12 +221,12 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     assert "Wrong answers: 24 of 30" in text
 
 
-def test_a_book_in_a_prompt_is_cut(tmp_path: Path) -> None:
+def test_a_long_prompt_is_cut(tmp_path: Path) -> None:
     write_task(tmp_path / "a", [record("s", 0, 0.0, text="word " * 20_000)])
     assert len(open_report(tmp_path)[0]) < 40_000
 
 
-def test_a_score_of_points_has_its_own_axis(tmp_path: Path) -> None:
+def test_points_have_their_own_axis(tmp_path: Path) -> None:
     measures = [Measure("score", exact(1450.0, 2), unit="points")]
     measures += [
         Measure("score", exact(value, 1), unit="points", group=("category", name))
@@ -235,7 +235,7 @@ def test_a_score_of_points_has_its_own_axis(tmp_path: Path) -> None:
     write_task(tmp_path / "mme", [record("s", 0, 0.0)], measures)
     text, page = open_report(tmp_path)
     assert "1450.0" in page.text
-    assert "Headline of each task" not in page.text  # no share to plot
+    assert "Headline of each task" not in page.text  # there is no share to plot
     assert '<rect class="bar" x="0" y="5" width="82.5%"' in text  # 165 of 200
     assert '<rect class="bar" x="0" y="5" width="45.0%"' in text
 
@@ -264,7 +264,7 @@ def test_axes_end_at_round_numbers(largest: float, end: float) -> None:
     assert axis_end(largest) == pytest.approx(end)
 
 
-def test_numbers_as_people_read_them() -> None:
+def test_number_formats() -> None:
     assert format_value(0.7134, "share") == "71.3"
     assert format_value(3.14159, "points") == "3.14"
     assert format_value(1450.26, "points") == "1450.3"

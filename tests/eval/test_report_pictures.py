@@ -1,4 +1,4 @@
-"""Which samples the report shows, and their thumbnails."""
+"""The choice of samples for the report, and their thumbnails."""
 
 import io
 import itertools
@@ -34,20 +34,20 @@ def names(chosen: tuple[list[SampleRecord], int]) -> tuple[str, int]:
     return "".join(record.id for record in chosen[0]), chosen[1]
 
 
-def test_the_worst_come_first_then_the_order_of_the_data() -> None:
+def test_worst_samples_come_first_then_data_order() -> None:
     values = {"a": 0.6, "b": 1.0, "c": 0.0, "d": 0.3, "e": 0.0, "f": None}
     assert names(choose_wrong(samples(values))) == ("ceda", 4)
     assert names(choose_wrong(samples(values), most=2)) == ("ce", 4)
 
 
-def test_points_are_wrong_below_the_best_and_errors_above_none() -> None:
+def test_samples_below_the_best_are_wrong() -> None:
     assert names(choose_wrong(samples({"a": 5.0, "b": 3.0, "c": 4.0}))) == ("bc", 2)
     assert names(choose_wrong(samples({"a": 0.0, "b": 7.0, "c": 2.0}), higher_is_better=False)) == ("bc", 2)
     assert names(choose_wrong(samples({"a": 1.0, "b": 1.0}))) == ("", 0)
     assert names(choose_wrong([])) == ("", 0)
 
 
-def test_failed_samples_are_wrong_whatever_the_empty_answer_scores() -> None:
+def test_failed_samples_are_always_wrong() -> None:
     assert names(choose_wrong([sample("a", 0, 1.0, "cannot be read"), sample("b", 1, 1.0)])) == ("a", 1)
 
 
@@ -60,7 +60,7 @@ def opened(content: bytes | None) -> PIL.Image.Image:
     return PIL.Image.open(io.BytesIO(content))
 
 
-def test_a_picture_is_at_most_224_pixels_and_keeps_its_shape() -> None:
+def test_a_thumbnail_is_at_most_224_pixels_and_keeps_its_aspect_ratio() -> None:
     thumbnail = opened(draw_thumbnail(Question("q", ["What?", Image(solid((200, 0, 0), 896, 448))])))
     assert (thumbnail.format, thumbnail.size) == ("JPEG", (224, 112))
     assert opened(draw_thumbnail(Question("q", [Image(solid((200, 0, 0), 40, 30))]))).size == (40, 30)
@@ -68,7 +68,7 @@ def test_a_picture_is_at_most_224_pixels_and_keeps_its_shape() -> None:
     assert draw_thumbnail(Question("q", ["only text"])) is None
 
 
-def test_four_pictures_at_most_stand_side_by_side_in_order() -> None:
+def test_at_most_four_images_are_side_by_side_in_order() -> None:
     colors = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (250, 250, 0), (0, 0, 0)]
     thumbnail = opened(draw_thumbnail(Question("q", [Image(solid(color, 300, 300)) for color in colors])))
     assert thumbnail.size == (4 * 112 + 3 * 4, 112)
@@ -78,7 +78,7 @@ def test_four_pictures_at_most_stand_side_by_side_in_order() -> None:
         assert max(abs(a - b) for a, b in zip(found, color, strict=True)) < 12
 
 
-def test_a_video_is_four_frames_and_a_short_one_its_own() -> None:
+def test_a_video_gives_up_to_four_frames() -> None:
     frames = [Image(solid((0, 0, 0), 100, 50)) for _ in range(20)]
     assert opened(draw_thumbnail(Question("q", [Video(frames), "What happens?"]))).size == (4 * 100 + 3 * 4, 50)
     assert opened(draw_thumbnail(Question("q", [Video(frames[:2])]))).size == (2 * 100 + 4, 50)
@@ -88,7 +88,7 @@ def test_a_video_is_four_frames_and_a_short_one_its_own() -> None:
     )
 
 
-def test_metadata_of_a_photograph_does_not_reach_the_report() -> None:
+def test_photo_metadata_does_not_reach_the_report() -> None:
     photograph = PIL.Image.new("RGB", (64, 48), (9, 9, 9))
     exif = PIL.Image.Exif()
     exif[0x010F] = "A camera"
@@ -99,7 +99,7 @@ def test_metadata_of_a_photograph_does_not_reach_the_report() -> None:
     assert "comment" not in thumbnail.info
 
 
-def test_pictures_are_written_for_wrong_samples_alone(tmp_path: Path) -> None:
+def test_thumbnails_are_written_only_for_wrong_samples(tmp_path: Path) -> None:
     media = [
         Image(solid((1, 2, 3), 32, 32)),
         Image(b"no picture"),

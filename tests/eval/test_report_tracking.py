@@ -55,7 +55,7 @@ def results(tmp_path: Path) -> Path:
     return tmp_path / "my-model"
 
 
-def test_a_run_of_wandb(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_run(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages/wandb.py").write_text(FAKE_WANDB)
     monkeypatch.syspath_prepend(str(tmp_path / "packages"))
@@ -68,7 +68,7 @@ def test_a_run_of_wandb(results: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (values, finished) == (EXPECTED, "finished")
 
 
-def test_events_of_tensorboard(results: Path) -> None:
+def test_tensorboard_events(results: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     report_to("tensorboard", results)
     report_to("tensorboard", results)  # the second replaces the first

@@ -1,4 +1,4 @@
-"""Tasks for fine-tuned models, from a miniature of their data to their measures."""
+"""Tasks for fine-tuned models, from the fixture of their data to their measures."""
 
 import tempfile
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def values(measures: list[Measure]) -> dict[str, float]:
 # ------------------------------------------------------------------------------------------------ RefCOCO
 
 
-def test_refcoco_is_eight_splits_under_the_reference_s_tag() -> None:
+def test_refcoco_has_eight_splits_with_one_tag() -> None:
     assert [task.name for task in REFCOCO_TASKS] == [
         *("refcoco_val", "refcoco_testA", "refcoco_testB"),
         *("refcoco+_val", "refcoco+_testA", "refcoco+_testB"),
@@ -52,11 +52,11 @@ def test_refcoco_is_eight_splits_under_the_reference_s_tag() -> None:
 
 @pytest.mark.parametrize("task", REFCOCO_TASKS, ids=lambda task: task.name)
 def test_refcoco_reads_digits_on_the_padded_square(task: Task) -> None:
-    # The square at 72 to 128 by 22 to 78, in a picture of 200 by 100: padded, it is at 72 to 128 by 72 to 128 of 200.
+    # The square is at 72 to 128 by 22 to 78 in an image of 200 by 100; after padding, at 72 to 128 by 72 to 128.
     answers = {
         "0-0": "[36, 36, 64, 64]",  # 0.36 of 200 is 72
         "0-1": "I think it is [0.36, 0.36, 0.64, 0.64].",
-        "1": "[0.36, 0.1, 0.64, 0.9]",  # from 30 above the picture to 30 below it: IoU 56 / 160
+        "1": "[0.36, 0.1, 0.64, 0.9]",  # from 30 above the image to 30 below it: IoU 56 / 160
     }
     assert values(check_task(task, by_id(answers))) == {
         "accuracy": pytest.approx(2 / 3),
@@ -64,7 +64,7 @@ def test_refcoco_reads_digits_on_the_padded_square(task: Task) -> None:
     }
 
 
-def test_refcoco_asks_for_every_phrase_and_clusters_by_picture() -> None:
+def test_refcoco_asks_for_every_phrase_and_clusters_by_image() -> None:
     asked = questions_of(REFCOCO_TASKS[0])
     assert [question.prompt[1] for question in asked.values()] == [
         "Please provide the bounding box coordinate of the region this sentence describes: red square.",
@@ -79,7 +79,7 @@ def test_refcoco_asks_for_every_phrase_and_clusters_by_picture() -> None:
     assert asked["1"].answer == [72.0, 22.0, 128.0, 78.0]
 
 
-def test_box_accuracy_tells_the_pixel_conventions_apart() -> None:
+def test_box_accuracy_in_both_pixel_conventions() -> None:
     # 4 x 2 of 4 x 5 between the corners is 0.4; with the outermost pixels it is 5 x 3 of 5 x 6, one half.
     question = Question("1", [], answer=[0, 0, 4, 5], fields={"width": 10, "height": 10})
     metric = BoxAccuracyMetric(coordinates="pixels", padded=False)
@@ -87,7 +87,7 @@ def test_box_accuracy_tells_the_pixel_conventions_apart() -> None:
     assert metric.score("[0, 0, 4, 3]", question).values == {"accuracy": 1.0, "accuracy_continuous": 1.0}
 
 
-def test_an_answer_without_a_box_or_a_picture_without_a_size_is_unread() -> None:
+def test_missing_boxes_and_image_sizes_are_unread() -> None:
     question = Question("1", [], answer=[0, 0, 4, 5], fields={"width": 10, "height": 10})
     for answer in ("", "on the left", "[1, 2, 3]", "[64, 36, 36, 64]"):
         score = BOX_ACCURACY.score(answer, question)
@@ -111,7 +111,7 @@ def test_an_answer_without_a_box_or_a_picture_without_a_size_is_unread() -> None
         ("3", "3"),
         ("Three", "3"),
         ("There are 12 birds.", "12"),
-        ("two dogs and 3 cats", "3"),  # digits go first
+        ("two dogs and 3 cats", "3"),  # digits before words
         ("I see Twenty of them", "20"),
         ("two.", None),
         ("-3", "3"),
@@ -124,7 +124,7 @@ def test_counting_reads_the_first_number(answer: str, number: str | None) -> Non
     assert find_number(answer) == number
 
 
-def test_tallyqa_breaks_out_kinds_and_counts() -> None:
+def test_tallyqa_reports_types_and_counts() -> None:
     answers = {"0-0": "one", "0-1": "1", "1": "0", "2-0": "There is 1.", "2-1": "many"}
     measures = check_task(TALLYQA, by_id(answers))
     assert values(measures) == {
@@ -132,12 +132,12 @@ def test_tallyqa_breaks_out_kinds_and_counts() -> None:
         "accuracy, simple": 1.0,
         "accuracy, complex": pytest.approx(1 / 3),
         "accuracy, 1": 1.0,
-        "accuracy, 0": 0.5,  # 16 is above what is broken out
+        "accuracy, 0": 0.5,  # 16 is above the reported counts
     }
     assert values(check_task(TALLYQA))["accuracy"] == 1.0
 
 
-def test_tallyqa_counts_a_picture_as_one_cluster() -> None:
+def test_tallyqa_clusters_by_image() -> None:
     clusters = [question.cluster for question in questions_of(TALLYQA).values()]
     assert clusters[0] == clusters[1]
     assert clusters[3] == clusters[4]
@@ -163,11 +163,11 @@ def test_tallyqa_counts_a_picture_as_one_cluster() -> None:
         (12_000_042, "twelve million and forty-two"),
     ],
 )
-def test_numbers_are_spelled_as_num2words_spells_them(number: int, words: str) -> None:
+def test_numbers_are_spelled_like_num2words(number: int, words: str) -> None:
     assert spell_number(number) == words
 
 
-def test_words_are_letters_with_numbers_spelled() -> None:
+def test_words_are_letters_and_numbers_are_spelled() -> None:
     assert count_words("The 21 cells, the T-cell's 2nd") == {"the": 2, "twentyone": 1, "cells": 1, "tcells": 1, "nd": 1}
 
 
@@ -180,7 +180,7 @@ def test_words_are_letters_with_numbers_spelled() -> None:
         ("", "yes", 0.0, 0.0),
         ("2", "two", 1.0, 1.0),
         ("a red circle", "the red circle here", 2 / 3, 4 / 7),  # 2 hits of 3 words, 2 of 4 missed
-        ("red red", "red cell", 0.5, 0.8),  # one word of two said; 2 hits, 1 missed
+        ("red red", "red cell", 0.5, 0.8),  # one of two words; 2 hits, 1 miss
     ],
 )
 def test_word_overlap(answer: str, reference: str, exact_match: float, f1: float) -> None:
@@ -188,7 +188,7 @@ def test_word_overlap(answer: str, reference: str, exact_match: float, f1: float
     assert word_f1(answer, reference) == pytest.approx(f1)
 
 
-def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
+def test_pathvqa_scores_yes_or_no_and_phrases_separately() -> None:
     pytest.importorskip("pycocoevalcap")
     answers = {"0": "yes", "1": "red circle", "2": "Yes", "3": "two squares"}
     assert values(check_task(PATHVQA, by_id(answers))) == {
@@ -198,7 +198,8 @@ def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
         "f1, yes or no": 0.5,
         "exact_match, free-form": 0.75,
         "f1, free-form": pytest.approx((0.8 + 2 / 3) / 2),
-        # "two" is not "2" to BLEU, so 2 of 4 words are right; 4 words of 4 in all, so no brevity penalty. Pairs: 1 of 2. Triples: none.
+        # "two" is not "2" to BLEU, so 2 of 4 words are right; 4 words of 4 in all, so no brevity penalty. Pairs: 1 of
+        # 2. Triples: none.
         "bleu_1, free-form": pytest.approx(50),
         "bleu_2, free-form": pytest.approx(50),
         "bleu_3, free-form": pytest.approx(
@@ -207,7 +208,7 @@ def test_pathvqa_scores_yes_or_no_apart_from_phrases() -> None:
     }
 
 
-def test_pmcvqa_takes_nothing_but_the_letter() -> None:
+def test_pmcvqa_accepts_only_the_letter() -> None:
     answers = {"0": "A", "1": "B.", "2": " C\n", "3": "b"}
     assert values(check_task(PMCVQA, by_id(answers))) == {"accuracy": 0.5}
     assert values(check_task(PMCVQA)) == {"accuracy": 1.0}

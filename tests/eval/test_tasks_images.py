@@ -1,4 +1,4 @@
-"""Tasks about pictures, from a miniature of their data to their measures and submission files. Expected values are by hand."""
+"""Image tasks, from the fixture of their data to measures and submission files, against values computed by hand."""
 
 import io
 import json
@@ -37,7 +37,10 @@ def text(question: Question) -> str:
 
 
 def measured(name: str, answers: Mapping[str, str] | Callable[[Question], str]) -> dict[str, float]:
-    """Measures by "name" or "name/group". Answers are by id; what is not named is answered right."""
+    """Return measures by "name" or "name/group". `answers` maps ids to answers.
+
+    All other questions are answered right.
+    """
 
     def answer(question: Question) -> str:
         if callable(answers):
@@ -51,7 +54,7 @@ def measured(name: str, answers: Mapping[str, str] | Callable[[Question], str]) 
     }
 
 
-# Source: registry.yaml of the reference. MMBench's four tasks share the tag that is the reference's name for them.
+# Source: VILA's registry.yaml. MMBench's four tasks share a tag, which is VILA's name for them.
 TAGS = {
     "ai2d": "core local regression",
     "ai2d_no_mask": "core local regression",
@@ -82,11 +85,11 @@ TAGS = {
 }
 
 
-def test_the_tags_are_the_reference_s() -> None:
+def test_tags_are_those_of_vila() -> None:
     assert {task.name: " ".join(task.tags) for task in IMAGE_TASKS} == TAGS
 
 
-def test_what_is_not_local_writes_a_file_for_its_server() -> None:
+def test_tasks_scored_elsewhere_write_a_submission() -> None:
     assert {task.name for task in IMAGE_TASKS if task.metric is None} == {
         name for name, tags in TAGS.items() if "submission" in tags
     }
@@ -99,12 +102,14 @@ PROMPTS = {
     "chartqa": "How many years are shown?\nAnswer the question with a single word.",
     "docvqa_val": "What is the number of the invoice?\nAnswer the question using a single word or phrase.",
     "infovqa_test": "What share uses it daily?\nAnswer the question using a single word or phrase.",
-    "textvqa": "What is the brand of this camera?\nReference OCR token: NOKIA, 50\nAnswer the question using a single word or phrase.",
+    "textvqa": "What is the brand of this camera?\nReference OCR token: NOKIA, 50\nAnswer the question using a single "
+    "word or phrase.",
     "textvqa_val": "What is the brand of this camera?\nAnswer the question using a single word or phrase.",
     "ocrbench": "what is written in the image?",
     "gqa": "What color is the circle?\nAnswer the question using a single word or phrase.",
     "vqav2_test": "Is the shape red?\nAnswer the question using a single word or phrase.",
-    "vizwiz_vqa_val": "What is in the can?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+    "vizwiz_vqa_val": "What is in the can?\nWhen the provided information is insufficient, respond with "
+    "'Unanswerable'.\n"
     "Answer the question using a single word or phrase.",
     "realworldqa": "Which object is closer to us?\n\nA. Circle\nB. Square\nC. They are equally close\n"
     "Please answer directly with only the letter of the correct option and nothing else.",
@@ -118,12 +123,13 @@ PROMPTS = {
     "Answer with the option's letter from the given choices directly.",
     "mmbench_en_dev": "Which shape is it? There are several options:\nA. circle\nB. square\nC. star\n\n"
     "Answer with the option's letter from the given choices directly.",
-    "mmbench_cn_test": "这是什么形状? 有如下几个选项\uff1a\nA. 圆形\nB. 正方形\nC. 星形\n\n请直接使用所提供的选项字母作为答案回答。",
+    "mmbench_cn_test": "这是什么形状? 有如下几个选项\uff1a\nA. 圆形\nB. 正方形\nC. 星形\n\n"
+    "请直接使用所提供的选项字母作为答案回答。",
 }
 
 
 @pytest.mark.parametrize("name", PROMPTS)
-def test_the_first_prompt_shows_the_picture_and_asks_as_the_reference_does(name: str, tmp_path: Path) -> None:
+def test_the_first_prompt_has_the_image_and_the_reference_text(name: str, tmp_path: Path) -> None:
     first = questions(name, tmp_path)[0]
     assert isinstance(first.prompt[0], Image)
     assert text(first) == PROMPTS[name]
@@ -136,7 +142,7 @@ def test_options_are_lettered_in_order() -> None:
         lettered(["x"] * 27)
 
 
-def test_a_third_party_s_multiple_choice_names_its_metric(tmp_path: Path) -> None:
+def test_a_third_party_task_can_use_multiple_choice(tmp_path: Path) -> None:
     rows = [{"text": "Pick.", "choices": ["red", "blue", "a cat"], "right": right} for right in (0, 1, 2, 2)]
     (tmp_path / "pick.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
@@ -154,7 +160,7 @@ def test_a_third_party_s_multiple_choice_names_its_metric(tmp_path: Path) -> Non
         check_task(replace(pick, ask=lambda row: replace(ask(row), answer="D")))
 
 
-def test_pope_counts_a_false_yes() -> None:
+def test_pope_counts_a_false_positive() -> None:
     assert {name: value for name, value in measured("pope", lambda question: "yes").items() if "/" not in name} == {
         "accuracy": 0.5,
         "precision": 0.5,
@@ -164,13 +170,14 @@ def test_pope_counts_a_false_yes() -> None:
     }
 
 
-def test_ai2d_reads_a_letter_with_a_full_stop_or_alone() -> None:
-    # "a" is right blind to case; "(B)" without its brackets too; "D. a bud" is read as D; "C is right" opens with no "C.".
+def test_ai2d_reads_a_letter_alone_or_before_a_full_stop() -> None:
+    # "a" is right ignoring case, "(B)" ignoring punctuation; "D. a bud" is read as D; "C is right" lacks the full stop.
     assert measured("ai2d", {"0": "a", "1": "(B)", "2": "D. a bud", "3": "C is right"})["exact_match"] == 0.75
 
 
-def test_chartqa_reports_the_published_and_the_strict_accuracy() -> None:
-    # "2013" for 2010 is within 5 % (published), but another year (strict); "50" for 52.5 is within both; "10 " is 10; "Blue" is wrong.
+def test_chartqa_reports_published_and_strict_accuracy() -> None:
+    # "2013" for 2010 is within 5 % (published), but another year (strict). "50" for 52.5 is right in both, "10 " is 10,
+    # "Blue" is wrong.
     found = measured("chartqa", {"0": "10 ", "1": "Blue", "2": "2013", "3": "50"})
     assert found == {
         "relaxed_accuracy": 0.75,
@@ -183,27 +190,28 @@ def test_chartqa_reports_the_published_and_the_strict_accuracy() -> None:
     assert next(iter(found)) == "relaxed_accuracy"
 
 
-def test_docvqa_gives_part_of_a_point_for_a_near_answer() -> None:
-    # "43" for "42": one of two letters, exactly the threshold. "dr. lea": one of seven. "May 7, 1984": five of 13 are changed.
+def test_docvqa_gives_partial_credit() -> None:
+    # "43" for "42": one of two characters, exactly the threshold. "dr. lea": one of seven. "May 7, 1984": five of 13.
     found = measured("docvqa_val", {"49153": "43", "49154": "1,250", "49155": "dr. lea", "49156": "no idea"})
     assert found["anls"] == pytest.approx((0.5 + 1 + 6 / 7 + 0) / 4)
     assert found["anls/form"] == 0.5
     assert found["anls/several"] == 1.0
 
 
-def test_infovqa_takes_any_of_its_answers() -> None:
+def test_infovqa_accepts_any_reference() -> None:
     found = measured("infovqa_val", {"98300": "40", "98301": "BLUE, red", "98302": "99", "98303": "the year in shapes"})
     assert (found["anls"], found["anls/single span"], found["anls/non-extractive"]) == (0.75, 1.0, 0.0)
 
 
 @pytest.mark.parametrize("name", ["textvqa", "textvqa_val"])
-def test_textvqa_counts_people_who_agree(name: str) -> None:
-    # 7 of 10 say nokia: 1. All say copenhagen: 1. "3", "three", "3." and "the 3" are five: 1. One says 10:30: 0.3 by leaving one out.
+def test_textvqa_counts_agreeing_annotators(name: str) -> None:
+    # 7 of 10 say nokia: 1. All say copenhagen: 1. "3", "three", "3." and "the 3" are five: 1. One says 10:30: 0.3, by
+    # leaving one out.
     said = {"34602": "Nokia.", "34603": "copenhagen", "34604": "3", "34605": "10:30"}
     assert measured(name, said)["evalai_vqa_accuracy"] == pytest.approx((1 + 1 + 1 + 0.3) / 4)
 
 
-def test_ocrbench_counts_contained_texts_and_minds_case_in_formulas() -> None:
+def test_ocrbench_counts_contained_texts_and_formulas_are_case_sensitive() -> None:
     said = {
         "0": "The word is 'Centre'.",
         "1": "horse",
@@ -218,7 +226,7 @@ def test_ocrbench_counts_contained_texts_and_minds_case_in_formulas() -> None:
     assert measured("ocrbench", {"5": "$x^{2}+Y$"})["score"] == 6.0
 
 
-def test_gqa_joins_pictures_and_ignores_case_and_punctuation(tmp_path: Path) -> None:
+def test_gqa_joins_images_and_ignores_case_and_punctuation(tmp_path: Path) -> None:
     found = measured("gqa", {"200": "Red.", "201": "yes", "202": "A triangle", "203": "T-Shirt"})
     assert found["exact_match"] == 0.5  # the article makes the third wrong
     assert (found["exact_match/query"], found["exact_match/verify"], found["exact_match/choose"]) == (1.0, 0.0, 0.0)
@@ -233,7 +241,7 @@ def test_gqa_joins_pictures_and_ignores_case_and_punctuation(tmp_path: Path) -> 
     )
 
 
-def test_gqa_names_a_picture_that_is_missing(tmp_path: Path) -> None:
+def test_gqa_names_a_missing_image(tmp_path: Path) -> None:
     def broken(folder: Path) -> None:
         columns = {
             "id": "string",
@@ -265,7 +273,7 @@ def test_vqav2_processes_both_sides() -> None:
     assert measured("vqav2_val", {"262148001": "2"})["vqa_accuracy/number"] == pytest.approx(0.3)
 
 
-def test_vizwiz_takes_unanswerable_for_an_answer() -> None:
+def test_vizwiz_accepts_unanswerable_as_an_answer() -> None:
     ids = [f"VizWiz_val_{number:08}" for number in range(4)]
     found = measured("vizwiz_vqa_val", dict(zip(ids, ("Soup", "Unanswerable", "yes", "3"), strict=True)))
     # 3 of 10 say yes: 0.9. "3" and "three" are three of ten, too: 0.9.
@@ -274,14 +282,15 @@ def test_vizwiz_takes_unanswerable_for_an_answer() -> None:
 
 
 def test_realworldqa_finds_the_option_by_its_text() -> None:
-    # "Circle." is the text of A; "(B)" is B without brackets; "two" is 2; "No, it is red" is more than "No".
+    # "Circle." is the text of A, "(B)" is B without brackets, "two" is 2; "No, it is red" is not "No".
     assert (
         measured("realworldqa", {"0": "Circle.", "1": "(B)", "2": "two", "3": "No, it is red"})["exact_match"] == 0.75
     )
 
 
 def test_mme_adds_accuracy_and_pairs() -> None:
-    # existence: 1 of 2 in the first pair, both in the second: 75 + 50. OCR: none right: 0. code_reasoning: both right: 200.
+    # existence: 1 of 2 in the first pair, both in the second: 75 + 50. OCR: none right: 0. code_reasoning: both right:
+    # 200.
     wrong = {"existence/0001.png:no": "Yes", "OCR/0001.jpg:yes": "no", "OCR/0001.jpg:no": "maybe"}
     found = measured("mme", wrong)
     assert found == {
@@ -297,9 +306,9 @@ def test_mme_adds_accuracy_and_pairs() -> None:
     assert all(measure.unit == "points" for measure in measures.values())
 
 
-def test_mme_s_errors_are_those_of_pairs(tmp_path: Path) -> None:
+def test_mme_standard_errors_are_over_pairs(tmp_path: Path) -> None:
     asked = [question for question in questions("mme", tmp_path) if question.groups["category"] == "existence"]
-    said = ["Yes", "Yes", "Yes", "No"]  # pairs worth 50 and 200
+    said = ["Yes", "Yes", "Yes", "No"]  # 50 and 200 points
     samples = [
         Scored(question, answer, MME_METRIC.score(answer, question))
         for question, answer in zip(asked, said, strict=True)
@@ -309,7 +318,7 @@ def test_mme_s_errors_are_those_of_pairs(tmp_path: Path) -> None:
     assert perception.estimate.standard_error == existence.estimate.standard_error == pytest.approx(75.0)
 
 
-def test_mme_wants_both_questions_of_a_picture(tmp_path: Path) -> None:
+def test_mme_needs_both_questions_of_an_image(tmp_path: Path) -> None:
     samples = [
         Scored(question, "Yes", MME_METRIC.score("Yes", question)) for question in questions("mme", tmp_path)[:3]
     ]
@@ -318,14 +327,14 @@ def test_mme_wants_both_questions_of_a_picture(tmp_path: Path) -> None:
     assert BY_NAME["mme"].keep_together == "question_id"
 
 
-def test_scienceqa_counts_pictures_apart(tmp_path: Path) -> None:
-    # "b" is B; "C. Paris" is C; "(A)" is not read; "The circle" neither.
+def test_scienceqa_reports_questions_with_images_separately(tmp_path: Path) -> None:
+    # "b" is B, "C. Paris" is C; "(A)" and "The circle" are unread.
     found = measured("scienceqa_full", {"0": "The circle", "1": "b", "2": "C. Paris", "3": "(A)"})
     assert (found["accuracy"], found["accuracy/image"], found["accuracy/text"]) == (0.5, pytest.approx(1 / 3), 1.0)
     assert (found["accuracy/1-6"], found["accuracy/7-12"]) == (0.5, 0.5)
     without = questions("scienceqa_full", tmp_path)[1]
     assert [type(part) for part in without.prompt] == [str]
-    assert text(without).startswith("Which word rhymes with bee?\nA. cat")  # no context: no line for it
+    assert text(without).startswith("Which word rhymes with bee?\nA. cat")  # no context line
 
 
 def test_seedbench_reads_one_character_and_shows_all_frames(tmp_path: Path) -> None:
@@ -380,7 +389,7 @@ def answered(name: str, cache: Path) -> list[Answered]:
         ("vizwiz_vqa_test", {"image": "VizWiz_test_00000000.jpg", "answer": "answer 0"}),
     ],
 )
-def test_submission_files_hold_an_object_a_question(name: str, first: dict[str, object], tmp_path: Path) -> None:
+def test_submission_files_have_one_object_per_question(name: str, first: dict[str, object], tmp_path: Path) -> None:
     submission = BY_NAME[name].submission
     assert submission is not None
     written = json.loads(submission.write(answered(name, tmp_path)))
@@ -388,7 +397,7 @@ def test_submission_files_hold_an_object_a_question(name: str, first: dict[str, 
     assert len(written) == 4
 
 
-def test_mmbench_s_submission_is_the_sheet_that_its_server_reads(tmp_path: Path) -> None:
+def test_mmbench_submission_is_the_sheet_for_its_server(tmp_path: Path) -> None:
     submission = BY_NAME["mmbench_en_test"].submission
     assert submission is not None
     samples = answered("mmbench_en_test", tmp_path)
@@ -421,7 +430,7 @@ def sheet(content: bytes) -> list[list[str]]:
         return found
 
 
-def test_another_schema_is_refused_with_both_lists(tmp_path: Path) -> None:
+def test_a_different_schema_is_rejected_listing_both(tmp_path: Path) -> None:
     def renamed(folder: Path) -> None:
         with Repository(folder) as repository:
             repository.add("test", [{"query": "?", "label": "a"}], {"query": "string", "label": "string"})

@@ -1,4 +1,4 @@
-"""Judged benchmarks, from a miniature of their data through a judge on this machine to their measures."""
+"""Judged benchmarks, from the fixture of their data and a local judge to their measures."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from vila_eval.testing import check_task
 
 
 def answered(task: Task, cache: Path, answer: Callable[[Question], str]) -> list[SampleRecord]:
-    """The samples of a task's miniature as a run writes them before scoring."""
+    """Return the samples of a task's fixture as a run writes them before scoring."""
     rows = task.source.open(DataOptions(cache=cache, fixtures=True))
     questions = [question for index in range(len(rows)) for question in as_questions(task, rows, index)]
     return [
@@ -75,11 +75,11 @@ def line_after(text: str, label: str) -> str:
 
 
 @pytest.mark.parametrize("task", JUDGED_TASKS, ids=lambda task: task.name)
-def test_each_task_has_a_miniature_that_loads(task: Task) -> None:
+def test_each_task_has_a_fixture_that_loads(task: Task) -> None:
     assert check_task(task, limit=50) == []
 
 
-def test_names_and_tags_are_those_of_the_reference() -> None:
+def test_names_and_tags_are_those_of_vila() -> None:
     assert {task.name: task.tags for task in JUDGED_TASKS} == {
         "activitynetqa": ("openai",),
         "videochatgpt": ("openai", "video"),
@@ -117,12 +117,12 @@ def test_activitynet_qa_end_to_end(judge: Any, tmp_path: Path) -> None:
         "score/number": 5.0,
     }
     assert (measures["accuracy"].unit, measures["score"].unit) == ("share", "points")
-    # Clusters of two: deviations add up to 0.5 and -0.5 in the two videos, so the error is sqrt(0.25 + 0.25) / 4.
+    # Clusters of two: the deviations sum to 0.5 and -0.5 in the two videos, so the error is sqrt(0.25 + 0.25) / 4.
     assert measures["accuracy"].estimate.standard_error == pytest.approx(math.sqrt(0.5) / 4)
     assert "Question: what color is the square\n" in "".join(said(body) for body in judge.requests)
 
 
-def test_activitynet_qa_asks_as_lmms_eval_does_and_finds_videos_of_other_kinds(tmp_path: Path) -> None:
+def test_activitynet_qa_uses_the_lmms_eval_prompt_and_finds_other_video_types(tmp_path: Path) -> None:
     rows = ACTIVITYNETQA.source.open(DataOptions(cache=tmp_path, fixtures=True))
     (question,) = as_questions(ACTIVITYNETQA, rows, 2)
     video, text = question.prompt
@@ -161,7 +161,7 @@ def test_activitynet_qa_reads_verdicts(reply: str, accuracy: float, score: float
         "(" * 100_000,
     ],
 )
-def test_activitynet_qa_takes_nothing_else_for_a_verdict(reply: str) -> None:
+def test_activitynet_qa_rejects_other_replies(reply: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         ACTIVITYNET_QA.read([reply], "", QA)
 
@@ -205,7 +205,7 @@ def test_video_chatgpt_gives_five_scores(judge: Any, tmp_path: Path) -> None:
         )
 
 
-def test_a_limit_of_video_chatgpt_leaves_whole_videos(tmp_path: Path) -> None:
+def test_a_limit_of_video_chatgpt_keeps_videos_complete(tmp_path: Path) -> None:
     rows = VIDEOCHATGPT.source.open(DataOptions(cache=tmp_path, fixtures=True))
     assert VIDEOCHATGPT.keep_together == "video_name"
     assert [rows[index]["video_name"] for index in range(len(rows))] == ["v_fixture_red"] * 5 + ["v_fixture_blue"] * 5
@@ -218,7 +218,7 @@ def test_a_limit_of_video_chatgpt_leaves_whole_videos(tmp_path: Path) -> None:
     ]
 
 
-def test_half_a_pair_is_counted_and_not_scored() -> None:
+def test_half_a_pair_is_counted_but_not_scored() -> None:
     first = Question("0", ["Which color?"], "red", fields={"aspects": ["consistency"], "pair": "v", "place": 1})
     (alone,) = VIDEO_CHATGPT.together([Answered(first, "red")])
     assert VIDEO_CHATGPT.requests("red", alone) == []
@@ -226,12 +226,12 @@ def test_half_a_pair_is_counted_and_not_scored() -> None:
     assert (score.values, score.unread) == ({}, "the other question of the pair was not asked")
 
 
-def test_video_chatgpt_says_which_column_of_which_configuration_is_missing() -> None:
+def test_video_chatgpt_names_a_missing_column_and_its_configuration() -> None:
     with pytest.raises(DataError, match=r"Generic has no column 'question'\. Expected: video_name, question, answer"):
         video_chatgpt.ask({"config": "Generic", "video_name": "v", "answer": "a", "text": "?"})
 
 
-def test_no_answer_changes_the_prompts_around_it() -> None:
+def test_answers_with_braces_do_not_change_the_prompts() -> None:
     question = Question("0", ["{predicted}?"], "{answer}", fields={"aspects": list(ASPECTS)[:4]})
     for request in VIDEO_CHATGPT.requests("{question}", question):
         text = str(request.messages[1]["content"])
@@ -263,13 +263,14 @@ def test_llava_bench_is_a_ratio_of_means(judge: Any, tmp_path: Path) -> None:
     assert "[Assistant 2]\nA shape.\n\n[End of Assistant 2]" in text
 
 
-def test_the_error_of_the_ratio_is_that_of_its_linear_form() -> None:
+def test_the_standard_error_of_the_ratio_is_linearized() -> None:
     scored = [
         Scored(Question(str(number), ["?"], "r"), "", LLAVA_BENCH.read([reply], "", Question("", ["?"], "r")))
         for number, reply in enumerate(["8 8", "10 4", "6 9"])
     ]
     estimate = LLAVA_BENCH.summarize(scored)[0].estimate
-    # (y - R x) / mean x with R = 7/8: 1/8, -4.75/8, 3.75/8; the mean is 0. As three clusters of one: sqrt(sum of squares) / 3.
+    # (y - R x) / mean x with R = 7/8: 1/8, -4.75/8, 3.75/8; the mean is 0. As three clusters of one: sqrt(sum of
+    # squares) / 3.
     assert estimate.mean == pytest.approx(87.5)
     assert estimate.standard_error == pytest.approx(100 * math.sqrt(1 + 4.75**2 + 3.75**2) / 8 / 3)
 
@@ -308,11 +309,11 @@ def test_mm_vet_reports_each_capability_and_combination(judge: Any, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("reply", "score"), [("0.7", 0.7), (" 1.0\n", 1.0), ("0 because", 0.0), ("1", 1.0)])
-def test_mm_vet_takes_the_first_word(reply: str, score: float) -> None:
+def test_mm_vet_reads_the_first_word(reply: str, score: float) -> None:
     assert MM_VET.read([reply], "", Question("q", ["?"], "a")).values == {"score": score}
 
 
 @pytest.mark.parametrize("reply", ["", "1.5", "Score: 0.5", "0.5/1", "-0.1", "nan", ".5.5"])
-def test_mm_vet_takes_nothing_else_for_a_score(reply: str) -> None:
+def test_mm_vet_rejects_other_replies(reply: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         MM_VET.read([reply], "", Question("q", ["?"], "a"))

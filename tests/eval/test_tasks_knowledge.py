@@ -1,4 +1,4 @@
-"""Exam tasks, from a miniature of their data to their measures and submission files."""
+"""Exam tasks, from the fixture of their data to their measures and submission files."""
 
 import json
 import tempfile
@@ -28,7 +28,7 @@ def shares(measures: list[Measure]) -> dict[str, float]:
     return {measure.group[1] if measure.group else measure.name: measure.estimate.mean for measure in measures}
 
 
-def test_names_and_tags_are_the_reference_s() -> None:
+def test_names_and_tags_are_those_of_vila() -> None:
     assert {task.name: set(task.tags) - {"mmmu_pro"} for task in KNOWLEDGE_TASKS} == {
         "mmmu_val": {"core", "local", "regression"},
         "mmmu_test": {"core", "submission"},
@@ -47,7 +47,7 @@ def test_mmmu_reads_letters_texts_and_lists_of_texts() -> None:
     answers = {
         "validation_Art_1": "The answer is (A).",
         "validation_Art_Theory_2": "A",  # wrong
-        "validation_Music_3": "Yes",  # no letter, and too short to look for the option's text: a guess
+        "validation_Music_3": "Yes",  # no letter, and too short to search for option texts: a guess
         "validation_Math_15": "The side is 3.43",  # 3.429, rounded as the official script rounds
         "validation_Physics_5": "about 1.07",  # wrong
         "validation_Computer_Science_6": "It is [0, 5)",
@@ -79,12 +79,13 @@ def test_mmmu_says_which_letters_are_guesses() -> None:
     assert MMMU_METRIC.score("(B)", question).unread is None
 
 
-def test_mmmu_puts_the_pictures_that_the_text_names_first() -> None:
+def test_mmmu_puts_the_referenced_images_first() -> None:
     asked = questions_of(MMMU_VAL)
     two = asked["validation_Art_Theory_2"].prompt
     assert [type(part) for part in two] == [Image, Image, str]
     assert two[2] == (
-        "Which of the two is a circle?\nA. <image 1>\nB. <image 2>\n\nAnswer with the option's letter from the given choices directly."
+        "Which of the two is a circle?\nA. <image 1>\nB. <image 2>\n\nAnswer with the option's letter from the given "
+        "choices directly."
     )
     assert asked["validation_Physics_5"].prompt[1:] == [
         "What is the force in <image 1>, in newtons?\n\nAnswer the question using a single word or phrase."
@@ -120,7 +121,7 @@ def test_mmmu_pro_scores_by_subject(task: Task) -> None:
     }
 
 
-def test_mmmu_pro_vision_shows_the_question_and_does_not_tell_it() -> None:
+def test_mmmu_pro_vision_shows_the_question_only_as_an_image() -> None:
     for question in questions_of(MMMU_PRO_VISION).values():
         assert question.prompt[1:] == ["Answer with the option letter from the given choices directly."]
     standard = questions_of(MMMU_PRO_STANDARD)["test_History_0"].prompt[1]
@@ -136,10 +137,17 @@ def test_mmmu_pro_vision_shows_the_question_and_does_not_tell_it() -> None:
         ("The correct answer is (b) 8/11.", ["3/11", "8/11"], "text", None, "8/11", True),
         ('The answer is "A".', ["3/11", "8/11"], "text", None, "3/11", True),
         ("8 / 11", ["3/11", "8/11"], "text", None, "8/11", False),  # two edits away, against three
-        ("C", ["3/11", "8/11"], "text", None, "3/11", False),  # no third choice; both are as far, the first is taken
-        ("", ["circle", "disc"], "text", None, "disc", False),  # the shortest is the nearest to nothing
+        (
+            "C",
+            ["3/11", "8/11"],
+            "text",
+            None,
+            "3/11",
+            False,
+        ),  # there is no third choice; both are equally far, so the first is taken
+        ("", ["circle", "disc"], "text", None, "disc", False),  # the shortest text is nearest to an empty one
         ("14", [], "integer", None, "14", True),
-        ("14.9", [], "integer", None, "14", True),  # cut, not rounded
+        ("14.9", [], "integer", None, "14", True),  # truncated, not rounded
         ("14 cm", [], "integer", None, None, False),
         ("inf", [], "integer", None, None, False),
         ("1.249", [], "float", 1.0, "1.2", True),
@@ -149,7 +157,7 @@ def test_mmmu_pro_vision_shows_the_question_and_does_not_tell_it() -> None:
         ("2007 and 2008", [], "list", None, "2007 and 2008", False),
     ],
 )
-def test_mathvista_reads_a_reply_by_the_published_rules(
+def test_mathvista_reads_replies_by_the_published_rules(
     reply: str, choices: list[str], answer_type: str, precision: float | None, text: str | None, is_read: bool
 ) -> None:
     question = Question("1", [], options=choices, fields={"answer_type": answer_type, "precision": precision})
@@ -158,7 +166,7 @@ def test_mathvista_reads_a_reply_by_the_published_rules(
     assert (found.unread is None) == is_read
 
 
-def test_mathvista_scores_by_task_and_by_every_skill() -> None:
+def test_mathvista_scores_by_task_and_by_skill() -> None:
     answers = {"1": "(B)", "2": "6/11", "3": "1", "4": "1.24", "5": "[2007,2008]"}  # the last lacks a space: wrong
     measures = check_task(MATHVISTA_TESTMINI, lambda question: answers[question.id])
     found = {measure.group: measure.estimate.mean for measure in measures}
@@ -172,7 +180,7 @@ def test_mathvista_scores_by_task_and_by_every_skill() -> None:
     assert shares(check_task(MATHVISTA_TESTMINI))["accuracy"] == 1.0
 
 
-def test_mathvista_test_leaves_to_the_authors_what_no_rule_reads() -> None:
+def test_mathvista_submission_leaves_unread_replies_to_the_authors() -> None:
     assert check_task(MATHVISTA_TEST, lambda question: "1") == []
     assert MATHVISTA_TEST.submission is not None
     replies = {"1": "square", "3": "I see 1 shape."}

@@ -1,4 +1,4 @@
-"""Tasks about videos, from miniatures of their data to their measures; the letters that their rules read; the prompts as they are asked."""
+"""Video tasks, from the fixtures of their data to prompts and measures, and how their rules read letters."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,7 @@ BY_NAME = {task.name: task for task in VIDEO_TASKS}
 
 
 def measure(task: Task, answer: Callable[[Question], str]) -> dict[str, float]:
-    """The measures of a task's miniature: "name", or "name/value" of a group."""
+    """Return the measures of a task's fixture by "name", or "name/value" for a group."""
     measures = check_task(task, answer, limit=20)
     return {
         found.name if found.group is None else f"{found.name}/{found.group[1]}": found.estimate.mean
@@ -64,7 +64,7 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
     [
         (extract_initial, "B) red", "B"),
         (extract_initial, " Blue", "B"),
-        (extract_initial, "b", "b"),  # no letter of an option
+        (extract_initial, "b", "b"),  # not the letter of an option
         (extract_initial, "", None),
         (lambda answer: extract_vila_choice(answer, "ABCDE"), "C.", "C"),
         (lambda answer: extract_vila_choice(answer, "ABCDE"), "(A) or (B)", "B"),
@@ -81,18 +81,18 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
             lambda answer: extract_nextqa_choice(answer, ("a cat", "a dog")),
             "it is a dog",
             None,
-        ),  # no more than five words
+        ),  # not more than five words
         (extract_longvideobench_choice, "The best answer is B", "B"),
-        (extract_longvideobench_choice, "Answer: B", "A"),  # the first of the capitals, even inside a word
+        (extract_longvideobench_choice, "Answer: B", "A"),  # the first capital, even inside a word
         (extract_longvideobench_choice, "it is red", None),
         (extract_perceptiontest_choice, "Answer: (B)", "B"),
         (extract_perceptiontest_choice, "b", None),
         (extract_mvbench_choice, "b. a cat", "B"),
         (extract_mvbench_choice, "(C)", "C"),
-        (extract_mvbench_choice, "A man opens the door", "A"),  # an article is a letter too
+        (extract_mvbench_choice, "A man opens the door", "A"),  # an article counts as a letter
         (extract_mvbench_choice, "option_d", "D"),
         (extract_mvbench_choice, "the cat", None),
-        (lambda answer: extract_lmms_choice(answer, "ABCD"), "B) it is A", "B"),  # the start is better than the end
+        (lambda answer: extract_lmms_choice(answer, "ABCD"), "B) it is A", "B"),  # the start ranks above the end
         (
             lambda answer: extract_lmms_choice(answer, "ABCD"),
             "The answer is B because A is wrong",
@@ -103,13 +103,13 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
         (lambda answer: extract_lmms_choice(answer, "ABCD"), "...", None),
     ],
 )
-def test_each_benchmark_reads_letters_by_its_own_rule(
+def test_each_benchmark_reads_letters_by_its_own_rules(
     read: Callable[[str], str | None], answer: str, letter: str | None
 ) -> None:
     assert read(answer) == letter
 
 
-def test_a_guess_depends_on_the_question_alone_and_is_counted() -> None:
+def test_a_guess_depends_only_on_the_question_and_is_counted() -> None:
     question = Question("q1", (), "A", ("red", "green", "blue"))
     first, second = VILA_CHOICE.score("no idea", question), VILA_CHOICE.score("none of them", question)
     assert first.parsed == second.parsed
@@ -130,7 +130,7 @@ def test_right_answers_score_1(task: Task) -> None:
     assert task.has_video
 
 
-def test_tags_are_the_references() -> None:
+def test_tags_are_those_of_vila() -> None:
     local = {name for name, task in BY_NAME.items() if "local" in task.tags}
     frames = (8, 16, 32, 64, 128, 256, 512)
     assert local == {
@@ -172,7 +172,7 @@ def test_eventbench_counts_an_answer_without_a_letter_as_wrong() -> None:
     }
 
 
-def test_vnbench_wants_all_four_orders_right() -> None:
+def test_vnbench_needs_all_four_orders_right() -> None:
     def answer(question: Question) -> str:
         return "A" if question.id == "cnt_insert_0_2" else question.answer  # where "C" is right
 
@@ -188,7 +188,7 @@ def test_vnbench_wants_all_four_orders_right() -> None:
         check_task(VNBENCH_VAL, limit=3)
 
 
-def test_vnbench_is_read_below_the_data_folder(tmp_path: Path) -> None:
+def test_vnbench_is_read_from_the_data_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"huggingface\.co/datasets/videoniah/VNBench"):
         VNBENCH_VAL.source.open(DataOptions(cache=tmp_path, mirror=tmp_path))
     folder = tmp_path / "videoniah/VNBench"
@@ -211,7 +211,7 @@ def test_vnbench_is_read_below_the_data_folder(tmp_path: Path) -> None:
     assert question.prompt[0].source == folder / "videos/v/a.mp4"
 
 
-def test_media_that_the_hub_does_not_hold_must_be_fetched_first(tmp_path: Path) -> None:
+def test_media_missing_on_the_hub_must_be_fetched_first(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"Get them from the Google Drive link.*--data DIR"):
         EVENTBENCH_VAL.source.open(DataOptions(cache=tmp_path))
 
@@ -226,7 +226,8 @@ def test_cinepile(tmp_path: Path) -> None:
     }
     text = text_of(CINEPILE, tmp_path)
     assert str(text).endswith(
-        "Your output should be just one of A,B,C,D,E and nothing else.\n\n**Subtitles:** \nLook, it moves!\n\nQuestion: What moves?"
+        "Your output should be just one of A,B,C,D,E and nothing else.\n\n**Subtitles:** \nLook, it "
+        "moves!\n\nQuestion: What moves?"
         "\n- A) A circle.\n- B) A square.\n- C) A triangle.\n- D) Nothing.\n- E) A cube."
     )
 
@@ -240,7 +241,8 @@ def test_mvbench_averages_its_twenty_parts(tmp_path: Path) -> None:
     )
     assert len(found) == 22
     assert text_of(MVBENCH, tmp_path) == (
-        "Question:What moves?\nOption:\n(A) A circle.\n(B) A square.\n(C) A triangle.\n(D) Nothing.\nOnly give the best option.\n"
+        "Question:What moves?\nOption:\n(A) A circle.\n(B) A square.\n(C) A triangle.\n(D) Nothing.\nOnly give the "
+        "best option.\n"
     )
 
 
@@ -260,9 +262,9 @@ def test_nextqa_with_options(tmp_path: Path) -> None:
     )
 
 
-def test_nextqa_in_own_words(tmp_path: Path) -> None:
+def test_nextqa_with_open_answers(tmp_path: Path) -> None:
     answers = {"1-0": "a square", "1-1": "It walks.", "1-2": "Yes", "1-3": "cats and dogs"}
-    # The better of the references "circle" (6/8) and "a round shape" (6/7); run and walk 6/8; exact; cat 6/8 and dog 1.
+    # The better of the references "circle" (6/8) and "a round shape" (6/7); run and walk 6/8; exact; cat 6/8, dog 1.
     found = measure(NEXTQA_OE_VAL, lambda question: answers[question.id])
     assert found["wups"] == pytest.approx((6 / 7 + 0.75 + 1 + 0.75) / 4)
     assert found["wups_0.9"] == pytest.approx((0.6 / 7 + 0.075 + 1 + 0.075) / 4)
@@ -288,7 +290,8 @@ def test_perceptiontest(tmp_path: Path) -> None:
         0.5,
     )
     assert text_of(PERCEPTIONTEST_VAL_MC, tmp_path) == (
-        "What moves?\nA. A circle.\nB. A square.\nC. A triangle.\nAnswer with the option's letter from the given choices directly."
+        "What moves?\nA. A circle.\nB. A square.\nC. A triangle.\nAnswer with the option's letter from the given "
+        "choices directly."
     )
 
 
@@ -327,8 +330,8 @@ def test_videomme_by_duration_domain_and_task(tmp_path: Path) -> None:
     )
 
 
-def test_videomme_shows_the_subtitles_of_the_frames_taken(tmp_path: Path) -> None:
-    # Four frames a second: lines stand at the frames 0, none (from 2 to before 2) and 3.
+def test_videomme_shows_the_subtitles_of_the_sampled_frames(tmp_path: Path) -> None:
+    # At four frames per second, the lines are shown at frame 0, at none (from 2 to before 2), and at frame 3.
     text = str(text_of(BY_NAME["videomme_w_subtitle-8"], tmp_path))
     assert text.startswith(
         "This video's subtitles are listed below:\nIt starts.\nIt ends.\n"
@@ -342,14 +345,17 @@ def test_videomme_shows_the_subtitles_of_the_frames_taken(tmp_path: Path) -> Non
 
 def test_subtitles_are_chosen_by_frame() -> None:
     mark = '<font color="white" size=".72c">{}</font>'
-    text = f"1\n00:00:00,000 --> 00:00:01,500\n{mark.format('one')}\n\n2\n00:01:00,000 --> 01:00:00,000\nnoise\n\n3\nshort\n"
+    text = (
+        f"1\n00:00:00,000 --> 00:00:01,500\n{mark.format('one')}\n\n2\n00:01:00,000 --> "
+        f"01:00:00,000\nnoise\n\n3\nshort\n"
+    )
     assert parse_subtitles(text) == [Subtitle(0.0, 1.5, mark.format("one")), Subtitle(60.0, 3600.0, "noise")]
     lines = [
         Subtitle(0.0, 1.0, mark.format("a")),
         Subtitle(1.0, 2.0, mark.format("b")),
         Subtitle(3.0, 4.0, mark.format("c")),
     ]
-    # Of 40 frames at 10 a second, three: 0, 20 (19.5 is rounded to even) and 39.
+    # Three of 40 frames at 10 fps: 0, 20 (19.5 is rounded to even) and 39.
     assert shown_subtitles(lines, 40, 10.0, 3) == ["a", "c"]
     assert shown_subtitles(lines, 40, 10.0, 1) == ["a"]
     assert shown_subtitles(lines, 0, 0.0, 8) == []
@@ -366,10 +372,10 @@ def test_mlvu_averages_its_tasks(tmp_path: Path) -> None:
     assert str(text_of(MLVU, tmp_path)).endswith("(D) Nothing.\nOnly give the best option.\nBest option: (")
 
 
-def test_the_error_of_an_average_of_parts() -> None:
+def test_the_standard_error_of_a_macro_average() -> None:
     average = check_task(MLVU, lambda question: "A")[0].estimate
     assert average.n == 4
-    assert str(average.standard_error) == "nan"  # each part has one video: its error is not known
+    assert str(average.standard_error) == "nan"  # each part has one video, so its error is unknown
 
 
 def test_youcook2(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The model `vila_kit` in the real lmms-eval: its registry, its evaluator, a task of its own. Run by `nox -s lmms`."""
+"""The model `vila_kit` in the real lmms-eval: registry, evaluator and a small task. Run by `nox -s lmms`."""
 
 import json
 import os
@@ -74,20 +74,20 @@ from pathlib import Path
 from test_bridge import evaluate
 
 found = evaluate(Path.cwd())
-if found is not None:  # in the first process
+if found is not None:  # only in the first process
     Path("found.json").write_text(json.dumps(found["results"]["drawn"]))
 """
 
 
 def write_task(folder: Path, rows: list[dict[str, Any]], *, kind: str = "generate_until", text: str = "text") -> None:
-    """Write the task "drawn", which asks `rows`, as lmms-eval reads it."""
+    """Write the task "drawn" with `rows` in lmms-eval's format."""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "functions.py").write_text(FUNCTIONS)
     (folder / "drawn.yaml").write_text(TASK.format(name="drawn", data=folder / "rows.jsonl", kind=kind, text=text))
 
 
 def evaluate(folder: Path, **arguments: Any) -> Any:
-    """Run the task with lmms-eval's own evaluator, as `lmms-eval --model vila_kit --include_path …` does."""
+    """Run the task with lmms-eval's own evaluator, like `lmms-eval --model vila_kit --include_path …`."""
     tasks = TaskManager(include_path=str(folder), include_defaults=False)
     return simple_evaluate(
         "vila_kit", model_args="device=cpu", tasks=["drawn"], task_manager=tasks, bootstrap_iters=0, **arguments
@@ -108,7 +108,7 @@ def test_lmms_eval_finds_the_model() -> None:
     assert get_model("vila_kit") is VilaKit
 
 
-def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
+def test_the_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
     write_task(tmp_path, [a_row(case) for case in PICTURES])
     found = evaluate(tmp_path, batch_size=3)
     model = vila_core.load(device="cpu")
@@ -120,7 +120,7 @@ def test_its_evaluator_gets_the_answers_of_vila_core(tmp_path: Path) -> None:
     assert found["results"]["drawn"]["right,none"] == 1.0
 
 
-def test_videos_are_asked_by_path(tmp_path: Path) -> None:
+def test_videos_are_given_by_path(tmp_path: Path) -> None:
     write_task(tmp_path, [a_row(VIDEO)])
     assert evaluate(tmp_path)["results"]["drawn"]["right,none"] == 1.0
 
@@ -159,7 +159,7 @@ def test_rounds_see_the_earlier_answers(tmp_path: Path) -> None:
     assert [len(answers) for answers in expected] == [1, 2, 3]
 
 
-def test_likelihoods_are_refused() -> None:
+def test_likelihoods_are_rejected() -> None:
     model = VilaKit(device="cpu")
     with pytest.raises(GenerationError, match="computes no likelihoods"):
         model.loglikelihood([])
@@ -181,7 +181,7 @@ def test_generation_arguments_are_translated() -> None:
         generation_settings({"skip_special_tokens": False})
 
 
-def test_what_the_model_cannot_take_is_refused() -> None:
+def test_unsupported_input_is_rejected() -> None:
     def ask(part: dict[str, Any]) -> None:
         as_conversation([{"role": "user", "content": [part]}])
 
