@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import vila_core as vila
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, MediaError, PromptError
+from vila_core.preprocess import TileLayout
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
 NVILA = DATA / "golden" / "nvila_lite_56" / "checkpoint"
@@ -69,11 +70,20 @@ def test_media_of_a_batch_go_to_their_own_prompts(model: vila.Vila, monkeypatch:
     ]
     alone = [model.inspect(prompt) for prompt in prompts]
     for tiles_at_once in (1, 3, 64):
-        monkeypatch.setattr("vila_core.runtime.TILES_AT_ONCE", tiles_at_once)
-        together = model._embed([model.prepare(prompt) for prompt in prompts])
-        for one, embedded in zip(alone, together, strict=True):
-            torch.testing.assert_close(embedded.embeds, one.inputs_embeds, rtol=1e-4, atol=1e-5)
-            assert embedded.token_counts == one.token_counts
+        monkeypatch.setattr("vila_core.model.TILES_AT_ONCE", tiles_at_once)
+        batch = model.network.batch([model.prepare(prompt) for prompt in prompts])
+        with torch.inference_mode():
+            together = model.network.embed(batch).split(list(batch.lengths))
+        for one, embeds in zip(alone, together, strict=True):
+            torch.testing.assert_close(embeds, one.inputs_embeds, rtol=1e-4, atol=1e-5)
+
+
+def test_media_keep_the_order_of_the_prompt(model: vila.Vila):
+    seen = model.inspect(["a video:", clip_of(3), "a picture:", picture(40, 40), "and another video:", clip_of(2)])
+    assert [medium.kind for medium in seen.media] == ["video", "image", "video"]
+    assert list(seen.token_counts) == ["text", "video 1", "image 1", "video 2"]
+    frames = len(seen.media[0].tiles.pixels)
+    assert seen.token_counts["video 1"] == frames * seen.token_counts["image 1"]
 
 
 def test_a_prompt_prepared_ahead_is_answered_as_it_is(model: vila.Vila):
@@ -121,19 +131,23 @@ def test_inspection_accounts_for_every_token(model: vila.Vila):
     assert sum(seen.token_counts.values()) == len(seen.inputs_embeds) == len(seen.last_hidden)
     assert set(seen.token_counts) == {"text", "image 1"}
     assert seen.pixel_values is not None
-    assert len(seen.pixel_values) == len(seen.tiles[0].pixels) == seen.tiles[0].grid[0] * seen.tiles[0].grid[1] + 1
+    tiles = seen.media[0].tiles
+    assert len(seen.pixel_values) == len(tiles.pixels) == tiles.layout.rows * tiles.layout.columns + 1
     assert seen.logits.shape[0] == 16
 
 
 def test_only_a_lone_image_is_tiled_unless_all_are(model: vila.Vila):
     pair = [picture(300, 100), picture(100, 300), "compare"]
-    assert [len(tiles.pixels) for tiles in model.inspect(pair).tiles] == [1, 1]
+    assert [len(medium.tiles.pixels) for medium in model.inspect(pair).media] == [1, 1]
     every = vila.load(NVILA, device="cpu", tile_all=True)
     seen = every.inspect(pair)
-    assert [tiles.grid for tiles in seen.tiles] == [(2, 6), (6, 2)]
+    assert [medium.tiles.layout for medium in seen.media] == [
+        TileLayout("separate", 2, 6),
+        TileLayout("separate", 6, 2),
+    ]
     assert seen.prompt_text.count("<image>\n") == 2 * 13
     s2 = vila.load(NVILA_S2, device="cpu", tile_all=True).inspect(pair)
-    assert s2.block_sizes == [(2, 6), (6, 2)]
+    assert [medium.tiles.layout for medium in s2.media] == [TileLayout("merged", 2, 6), TileLayout("merged", 6, 2)]
     assert s2.prompt_text.count("<image>") == 2
 
 
@@ -143,7 +157,7 @@ def test_a_tiled_image_in_a_later_turn(model: vila.Vila):
         vila.Message("assistant", "hi"),
         vila.Message("user", [picture(300, 100), "what?"]),
     ]
-    assert len(model.inspect(history).tiles[0].pixels) == 13
+    assert len(model.inspect(history).media[0].tiles.pixels) == 13
 
 
 def test_frames_as_images(model: vila.Vila):
@@ -245,10 +259,8 @@ def test_tokens_are_counted_without_encoding(folder: Path):
     model = vila.load(folder, device="cpu")
     for prompt in (["one", picture(300, 200)], ["two", picture(40, 90), picture(31, 20)], ["a video:", clip_of(8)]):
         prepared = model.prepare(prompt)
-        of_images, of_videos = model.network.block_lengths(prepared.images, prepared.videos)
-        assert [*(length for of_image in of_images for length in of_image), *of_videos] == [
-            len(block) for block in model.inspect(prepared).media_embeddings
-        ]
+        lengths = [len(block) for blocks in model.network.expand(prepared).blocks for block in blocks]
+        assert lengths == [len(block) for block in model.inspect(prepared).media_embeddings]
 
 
 def test_unknown_override_setting_template_device_dtype():
@@ -324,9 +336,9 @@ def test_settings_out_of_range(model: vila.Vila, settings: dict[str, object], me
         model.generate("hi", **settings)  # pyright: ignore
 
 
-def test_padding_without_a_mean_colour():
+def test_padding_without_a_mean_color():
     padded = vila.load(YI, device="cpu", chat_template="hermes-2", image_aspect_ratio="pad")
-    with pytest.raises(ConfigError, match="mean colour"):
+    with pytest.raises(ConfigError, match="mean color"):
         padded.inspect([picture(30, 20), "what?"])
 
 

@@ -74,7 +74,9 @@ class Echo:
             raise self.failure("One of them breaks the batch.")
         if any("alone" in prompt for prompt in prompts):
             raise self.failure("It breaks alone, too.")
-        return [Completion(prompt.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts]
+        return [
+            Completion((prompt.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts
+        ]
 
     @property
     def asked(self) -> int:

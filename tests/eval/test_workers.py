@@ -47,7 +47,8 @@ class Echo:
         from vila_core.engine.completion import Completion, Timings, Usage
 
         return [
-            Completion(prompt.text.split()[-1], [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts
+            Completion((prompt.text.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0))
+            for prompt in prompts
         ]
 
 

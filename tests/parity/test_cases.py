@@ -88,18 +88,25 @@ def test_case(case: Case):
     assert seen.input_ids == case.tensors["input_ids"].reshape(-1).tolist()
     blocks = case.record.get("block_sizes", {}).get("image")
     if blocks:
-        assert [list(block) for block in seen.block_sizes if block] == [block for block in blocks if block]
+        merged = [medium.tiles.layout.grid for medium in seen.media if medium.tiles.layout.kind == "merged"]
+        assert [list(grid) for grid in merged] == [block for block in blocks if block]
     assert len(seen.inputs_embeds) == case.record["seq_len"]
 
-    media = [torch.cat(blocks) for blocks in (seen.media_embeddings,) if blocks]
+    kinds = [medium.kind for medium in seen.media for _ in range(medium.tiles.num_placeholders)]
+    images_first = [
+        block
+        for kind in ("image", "video")
+        for of, block in zip(kinds, seen.media_embeddings, strict=True)
+        if of == kind
+    ]
     names = [name for name in ("media_embeds_image", "media_embeds_video") if name in case.record["tensors"]]
-    if media:
+    if images_first:
         lengths = [length for name in names for length in case.record["tensors"][name]["lengths"]]
-        assert [len(block) for block in seen.media_embeddings] == lengths
+        assert [len(block) for block in images_first] == lengths
         start = 0
         for name in names:
             stop = start + sum(case.record["tensors"][name]["lengths"])
-            compare(case, "media_embeddings", *expected(case, name, media[0][start:stop]))
+            compare(case, "media_embeddings", *expected(case, name, torch.cat(images_first)[start:stop]))
             start = stop
     compare(case, "inputs_embeds", *expected(case, "inputs_embeds", seen.inputs_embeds))
     compare(case, "last_hidden", *expected(case, "last_hidden", seen.last_hidden))
@@ -125,11 +132,12 @@ def test_tower_features(case: Case):
     prepared = model.prepare(to_messages(case))
     weight = next(model.network.vision_tower.parameters())
     with torch.inference_mode():
-        for index, group in enumerate(filter(None, (prepared.images, prepared.videos))):
+        of_kind = [[medium for medium in prepared.media if medium.kind == kind] for kind in ("image", "video")]
+        for index, group in enumerate(filter(None, of_kind)):
             if f"tower_out_{index}" not in case.record["tensors"]:
                 continue
-            pixels = torch.cat([medium.pixels for medium in group]).to(weight.dtype)
-            features = model.network._features(pixels)
+            pixels = torch.cat([medium.tiles.pixels for medium in group]).to(weight.dtype)
+            features = model.network.features(pixels)
             if features.shape[-1] != case.record["tensors"][f"tower_out_{index}"]["shape"][-1]:
                 continue
             compare(case, "features", *expected(case, f"tower_out_{index}", features))

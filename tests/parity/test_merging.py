@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 import vila_core as vila
 from vila_core.config import ProjectorConfig, S2Config
 from vila_core.model import VilaModel
-from vila_core.preprocess import Tiles
+from vila_core.preprocess import WHOLE, TileLayout, Tiles
 from vila_core.projectors import build_projector
+from vila_core.prompt import PreparedMedium, PreparedPrompt
 from vila_train.labels import IGNORE_INDEX
 from vila_train.loss import causal_cross_entropy, soft_cross_entropy
 
@@ -30,23 +31,30 @@ def tensors(golden: Path) -> dict[str, torch.Tensor]:
 def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant: str):
     recorded = json.loads((golden / "embed_merge.json").read_text())[variant]
     model = vila.load(golden.parent / variant / "checkpoint", dtype="float32", device="cpu")
-    network = model.network
+    network, tokenizer = model.network, model.tokenizer
     get = lambda name: tensors[f"{variant}.{name}"]  # noqa: E731
-    images = [Tiles(image[None]) for image in get("images")]
-    video = Tiles(get("video0"))
+    images = [PreparedMedium("image", Tiles(image[None])) for image in get("images")]
+    videos = [PreparedMedium("video", Tiles(get("video0")))]
     rows, labels = [], []
     with torch.inference_mode():
         for row, mask in enumerate(get("collated.attention_mask")):
-            ids = get("collated.input_ids")[row][mask]
-            has_video = network.media_token_ids["video"] in ids.tolist()
-            media = ([], [video]) if has_video else (images, [])
-            rows.append(network.embed(ids, *media))
-            blocks = {"image": network.image_blocks(media[0]), "video": network.video_blocks(media[1])}
-            ignored = {
-                name: [torch.full((len(block), 1), IGNORE_INDEX) for block in of_kind]
-                for name, of_kind in blocks.items()
-            }
-            labels.append(network.splice(ids, get("collated.labels")[row][mask][:, None], ignored)[:, 0])
+            ids = get("collated.input_ids")[row][mask].tolist()
+            has_video = tokenizer.media_token_ids["video"] in ids
+            prompt = PreparedPrompt("", ids, videos if has_video else images)
+            rows.append(network.embed(network.batch([prompt])))
+            expanded = network.expand(prompt)
+            in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
+            media_ids = tokenizer.media_token_ids.values()
+            of_text = iter(
+                [
+                    label
+                    for token, label in zip(ids, get("collated.labels")[row][mask].tolist(), strict=True)
+                    if token not in media_ids
+                ]
+            )
+            labels.append(
+                torch.tensor([IGNORE_INDEX if at in in_blocks else next(of_text) for at in range(len(expanded.ids))])
+            )
         embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
         torch.testing.assert_close(embeds, get("eval_right.inputs_embeds"), atol=2e-5, rtol=1e-4)
@@ -58,12 +66,13 @@ def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant
 
 def test_media_and_tokens_must_agree(golden: Path):
     model = vila.load(golden.parent / "nvila_lite_56" / "checkpoint", dtype="float32", device="cpu")
-    ids = torch.tensor([1, model.network.media_token_ids["image"], 2])
-    image = Tiles(torch.zeros(1, 3, 56, 56))
+    network, tokenizer = model.network, model.tokenizer
+    ids = [1, tokenizer.media_token_ids["image"], 2]
+    image = PreparedMedium("image", Tiles(torch.zeros(1, 3, 56, 56)))
     with pytest.raises(vila.VilaError, match="no token"):
-        model.network.embed(ids, [image, image])
+        network.batch([PreparedPrompt("", ids, [image, image])])
     with pytest.raises(vila.VilaError, match="more image tokens"):
-        model.network.embed(ids)
+        network.batch([PreparedPrompt("", ids)])
 
 
 def test_soft_cross_entropy(golden: Path, tensors: dict[str, torch.Tensor]):
@@ -108,8 +117,10 @@ def test_projection_of_merged_scales(golden: Path):
             )
             projector.load_state_dict(state)
             part = SimpleNamespace(config=SimpleNamespace(dynamic_s2=config), mm_projector=projector)
-            blocks = [tuple(block) if block else None for block in record["block_sizes"]]
-            for number, tokens in enumerate(VilaModel._project(part, features, blocks)):
-                torch.testing.assert_close(tokens, tensors[f"{prefix}encoded{number}"], atol=2e-5, rtol=1e-4)
+            layouts = [TileLayout("merged", *block) if block else WHOLE for block in record["block_sizes"]]
+            # `project_scales` reads the number of tiles only where they are not merged: there is one.
+            media = [PreparedMedium("image", Tiles(torch.empty(1), layout)) for layout in layouts]
+            for number, tokens in enumerate(VilaModel.project_scales(part, features, media)):
+                torch.testing.assert_close(tokens[0], tensors[f"{prefix}encoded{number}"], atol=2e-5, rtol=1e-4)
                 checked += 1
     assert checked >= 8

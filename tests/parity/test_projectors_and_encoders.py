@@ -1,13 +1,15 @@
 """Projectors and media encoders against the reference's."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vila_core.config import BasicImageEncoderConfig, BasicVideoEncoderConfig, ProjectorConfig, TSPVideoEncoderConfig
-from vila_core.encoders import BasicImageEncoder, BasicVideoEncoder, TSPVideoEncoder
+from vila_core.encoders import BasicImageEncoder, BasicVideoEncoder, MediaEncoder, TSPVideoEncoder
 from vila_core.projectors import build_projector
 
 
@@ -28,9 +30,19 @@ def test_projectors(golden: Path):
             if key.startswith("in."):
                 expected = tensors[f"out.{key.removeprefix('in.')}"]
                 torch.testing.assert_close(projector(features), expected, atol=2e-5, rtol=1e-4)
-                assert projector.num_tokens(features.shape[1]) == expected.shape[1]
         checked += 1
     assert checked >= 4
+
+
+def block(encoder: MediaEncoder, frames: Tensor, around: Mapping[str, Tensor]) -> Tensor:
+    """The block that the encoder's layout and tokens describe, `[T, D]`."""
+    tokens, start = encoder(frames), 0
+    parts: list[Tensor] = []
+    for part in encoder.layout(*frames.shape[:2]):
+        parts.append(tokens[start : start + part] if isinstance(part, int) else around[part])
+        start += part if isinstance(part, int) else 0
+    assert start == len(tokens)
+    return torch.cat(parts)
 
 
 def test_encoders(golden: Path):
@@ -43,8 +55,8 @@ def test_encoders(golden: Path):
         tsp = TSPVideoEncoder(
             TSPVideoEncoderConfig(**texts, sep_tokens=sep, pool_sizes=tuple(map(tuple, record["pool_sizes"])))
         )
-        torch.testing.assert_close(tsp(frames, around.__getitem__), tensors[f"{index}.out"], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(block(tsp, frames, around), tensors[f"{index}.out"], atol=2e-5, rtol=1e-4)
         basic = BasicVideoEncoder(BasicVideoEncoderConfig(**texts))
-        assert torch.equal(basic(frames, around.__getitem__), tensors[f"{index}.basic_out"])
+        assert torch.equal(block(basic, frames, around), tensors[f"{index}.basic_out"])
         image = BasicImageEncoder(BasicImageEncoderConfig(**texts))
-        assert torch.equal(image(frames[0], around.__getitem__), tensors[f"{index}.image_out"])
+        assert torch.equal(block(image, frames[:1], around), tensors[f"{index}.image_out"])

@@ -35,7 +35,7 @@ def logits(path: Path) -> Tensor:
     picture = PIL.Image.fromarray(np.random.default_rng(2).integers(0, 255, (60, 80, 3), np.uint8))
     prepared = model.prepare([vila.Message("user", [vila.Image(picture), "What is in the picture?"])])
     with torch.inference_mode():
-        return model.network(torch.tensor(prepared.input_ids), prepared.images, prepared.videos)
+        return model.network([prepared])[0]
 
 
 # ------------------------------------------------------------------------------------------------ formats

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import vila_core as vila
-from vila_core.preprocess import preprocess_image
+from vila_core.preprocess import normalize, preprocess_image
 from vila_core.tokenizer import Tokenizer
 from vila_train.labels import IGNORE_INDEX
 from vila_train.tiny.data import Encoder, drawn_samples, make_shard, to_bytes
 from vila_train.tiny.dataset import as_prompt
-from vila_train.tiny.forward import exact_matches, hidden_states, normalise
+from vila_train.tiny.forward import exact_matches, hidden_states
 from vila_train.tiny.model import IMAGE_SIZE, TOKENS_PER_PICTURE, make_tokenizer
 from vila_train.tiny.pools import Pool, join
 from vila_train.tiny.world import TASKS, make_sample
@@ -54,9 +54,7 @@ def test_each_frame_takes_consecutive_positions_followed_by_a_newline(
 def test_pixels_match_inference(model: vila.Vila) -> None:
     (scene,) = make_sample("test", "word", 3).scenes
     (wanted,) = preprocess_image(draw(scene), model.config.pixels, model.config.preprocess, tile=True).pixels
-    torch.testing.assert_close(
-        normalise(torch.from_numpy(to_bytes(scene, IMAGE_SIZE).copy())), wanted, atol=1e-6, rtol=0
-    )
+    assert torch.equal(normalize(torch.from_numpy(to_bytes(scene, IMAGE_SIZE).copy()), model.config.pixels), wanted)
 
 
 @pytest.mark.parametrize("source", ["chart", "pair", "in_context", "appearance"])

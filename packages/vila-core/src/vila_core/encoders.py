@@ -1,22 +1,28 @@
-"""Media encoders: the projected tokens of one image or video become its block of the sequence.
+"""Media encoders: the projected tokens of one image or video, and the text around them, become one block of the sequence.
 
-Dimensions: T tokens, F frames, S tokens a frame (a square grid), D language model width.
+Dimensions: F frames, S tokens per frame (a square grid), D language model width, K media tokens of a block,
+T' tokens of a prompt with media in place.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vila_core.config import MediaEncoderConfig, TSPVideoEncoderConfig
-from vila_core.errors import MediaError
+from vila_core.errors import MediaError, PromptError
 
-EmbedText = Callable[[str], Tensor]
-"""Text to the embeddings of its tokens, `[T, D]`."""
+BlockLayout = list[str | int]
+"""What a block consists of, in order: texts, and numbers of media tokens."""
 
 
 class MediaEncoder(nn.Module):
-    """Base of the encoders: holds the config, and says which texts `embed` will be asked for."""
+    """Base class of the encoders. One image or tile is one frame.
+
+    `layout` says, from shapes alone, where media tokens stand in a block; `forward` computes these tokens. So a prompt's
+    length is known before anything is encoded.
+    """
 
     def __init__(self, config: MediaEncoderConfig):
         super().__init__()
@@ -24,36 +30,29 @@ class MediaEncoder(nn.Module):
 
     @property
     def texts(self) -> Sequence[str]:
-        """The strings around and between media."""
+        """The texts that `layout` may contain."""
         return [text for text in (self.config.start_tokens, self.config.end_tokens) if text is not None]
 
-    def bracket_frames(self, tokens: Tensor, embed: EmbedText) -> Tensor:
-        """Put start and end around every frame: `[F, S, D]` -> `[F · (start + S + end), D]`."""
-        start, end = (
-            [part.expand(len(tokens), -1, -1) for part in _optional(text, embed)]
-            for text in (self.config.start_tokens, self.config.end_tokens)
-        )
-        return torch.cat([*start, tokens, *end], dim=1).flatten(0, 1)
+    def layout(self, frames: int, tokens_per_frame: int) -> BlockLayout:
+        """Return the layout of the block of `frames` frames."""
+        start, end = self.config.start_tokens, self.config.end_tokens
+        return [part for _ in range(frames) for part in (start, tokens_per_frame, end) if part is not None]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[F, S, D]` -> the media tokens of the block, `[K, D]`."""
+        return tokens.flatten(0, 1)
 
 
 class BasicImageEncoder(MediaEncoder):
     """start · tokens · end"""
 
-    def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
-        """`[T, D]` -> `[T', D]`."""
-        return self.bracket_frames(tokens[None], embed)
-
 
 class BasicVideoEncoder(MediaEncoder):
     """start · tokens · end, for every frame"""
 
-    def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
-        """`[F, S, D]` -> `[T', D]`."""
-        return self.bracket_frames(tokens, embed)
-
 
 class TSPVideoEncoder(MediaEncoder):
-    """Temporal-spatial pooling (LongVILA, arXiv 2408.10188): for each pool size, average-pooled frames, then a separator."""
+    """Temporal-spatial pooling (LongVILA, arXiv 2408.10188): average-pooled frames for each pool size, then a separator."""
 
     config: TSPVideoEncoderConfig
 
@@ -61,37 +60,111 @@ class TSPVideoEncoder(MediaEncoder):
     def texts(self) -> Sequence[str]:
         return [*super().texts, *([] if self.config.sep_tokens is None else [self.config.sep_tokens])]
 
-    def forward(self, tokens: Tensor, embed: EmbedText) -> Tensor:
-        """`[F, S, D]` -> `[T', D]`.
+    def layout(self, frames: int, tokens_per_frame: int) -> BlockLayout:
+        """Return the layout of the block of `frames` frames.
 
         Raises:
             MediaError: a pool size does not divide the number of frames, or the side of a frame's grid.
         """
-        parts: list[Tensor] = []
-        for pool_size in self.config.pool_sizes:
-            parts.append(self.bracket_frames(_pool(tokens, *pool_size), embed))
-            parts.extend(_optional(self.config.sep_tokens, embed))
-        return torch.cat(parts)
+        side = int(tokens_per_frame**0.5)
+        parts: BlockLayout = []
+        for t, h, w in self.config.pool_sizes:
+            _check_pool_size((t, h, w), frames, side)
+            parts += super().layout(frames // t, (side // h) * (side // w))
+            if self.config.sep_tokens is not None:
+                parts.append(self.config.sep_tokens)
+        return parts
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[F, S, D]` -> `[K, D]`. Raises `MediaError` as `layout` does."""
+        return torch.cat([_pool(tokens, *pool_size).flatten(0, 1) for pool_size in self.config.pool_sizes])
 
 
-def _pool(tokens: Tensor, t: int, h: int, w: int) -> Tensor:
-    """Average boxes of t frames, h rows and w columns: `[F, S, D]` -> `[F / t, S / hw, D]`."""
-    frames, patches, width = tokens.shape
-    side = int(patches**0.5)
+def _check_pool_size(pool_size: tuple[int, int, int], frames: int, side: int) -> None:
+    t, h, w = pool_size
     if frames % t:
         nearest = [count for count in (frames // t * t, -(-frames // t) * t) if count]
         raise MediaError(
-            f"This model pools {t} frames into one, which {frames} frames do not divide into. "
-            f"Give a multiple of {t} frames, such as {' or '.join(map(str, nearest))}."
+            f"This model pools groups of {t} frames, and {frames} is not a multiple of {t}. "
+            f"Use {' or '.join(map(str, nearest))} frames, for example."
         )
     if side % h or side % w:
-        raise MediaError(f"Pool size ({t}, {h}, {w}) does not divide a frame's {side}x{side} tokens.")
-    # One axis after the other, as in the reference: the mean of means rounds differently from one mean.
+        raise MediaError(f"Pool size {pool_size} does not divide a frame's {side}x{side} tokens.")
+
+
+def _pool(tokens: Tensor, t: int, h: int, w: int) -> Tensor:
+    """Average over boxes of t frames, h rows and w columns: `[F, S, D]` -> `[F / t, S / hw, D]`."""
+    frames, patches, width = tokens.shape
+    side = int(patches**0.5)
+    _check_pool_size((t, h, w), frames, side)
+    # One axis at a time, as in the reference: a mean of means rounds differently from a single mean.
     grid = tokens.view(frames // t, t, side, side, width).mean(1)
     grid = grid.view(frames // t, side // h, h, side, width).mean(2)
     grid = grid.view(frames // t, side // h, side // w, w, width).mean(3)
     return grid.flatten(1, 2)
 
 
-def _optional(text: str | None, embed: EmbedText) -> list[Tensor]:
-    return [] if text is None else [embed(text)]
+@dataclass(frozen=True)
+class ExpandedPrompt:
+    """The token ids of a prompt with room for its media.
+
+    Attributes:
+        ids: T' token ids; 0 at media positions.
+        places: the positions of media tokens, in order.
+        blocks: for each medium, the positions of its blocks, with the texts around them. A medium has one block for each
+            media token that stands for it in the prompt.
+    """
+
+    ids: list[int]
+    places: list[int]
+    blocks: list[list[range]]
+
+    @property
+    def media_lengths(self) -> list[int]:
+        """Tokens of each medium."""
+        return [sum(map(len, blocks)) for blocks in self.blocks]
+
+
+def expand(
+    input_ids: Sequence[int],
+    media: Sequence[tuple[str, Sequence[BlockLayout]]],
+    kinds: Mapping[int, str],
+    text_ids: Mapping[str, Sequence[int]],
+) -> ExpandedPrompt:
+    """Replace each media token by its block.
+
+    Args:
+        input_ids: T token ids.
+        media: in prompt order, the kind of each medium and the layouts of its blocks.
+        kinds: the kind that each media token stands for.
+        text_ids: the ids of the texts in the layouts.
+
+    Raises:
+        PromptError: media tokens and media do not agree.
+    """
+    remaining = iter([(index, kind, layout) for index, (kind, layouts) in enumerate(media) for layout in layouts])
+    ids: list[int] = []
+    places: list[int] = []
+    blocks: list[list[range]] = [[] for _ in media]
+    for token in input_ids:
+        if token not in kinds:
+            ids.append(token)
+            continue
+        index, kind, layout = next(remaining, (0, None, []))
+        if kind is None:
+            raise PromptError(f"The prompt has more {kinds[token]} tokens than {kinds[token]}s.")
+        if kind != kinds[token]:
+            raise PromptError(
+                f"The prompt has a token for one {kinds[token]}, but the next medium is of kind '{kind}'."
+            )
+        start = len(ids)
+        for part in layout:
+            if isinstance(part, int):
+                places += range(len(ids), len(ids) + part)
+                ids += [0] * part
+            else:
+                ids += text_ids[part]
+        blocks[index].append(range(start, len(ids)))
+    if left := len(list(remaining)):
+        raise PromptError(f"The prompt has no token for its last {left} images, tiles or videos.")
+    return ExpandedPrompt(ids, places, blocks)

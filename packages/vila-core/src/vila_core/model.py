@@ -1,29 +1,69 @@
-"""The whole network: text embeddings and media blocks become one sequence for the language model.
+"""The whole network: text embeddings and media tokens become one sequence for the language model.
 
-Dimensions: N tiles, P patches, D_v tower width, D language model width, T tokens (T' with media spliced in), V vocabulary.
+Dimensions: N tiles, P patches, D_v tower width, S tokens per tile, D language model width, V vocabulary,
+T tokens of a prompt (T' with media in place), L = sum of T' over a batch, K media tokens of a batch, B prompts.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vila_core.config import VilaConfig
-from vila_core.encoders import BasicImageEncoder, BasicVideoEncoder
-from vila_core.errors import PromptError
+from vila_core.config import LanguageModelConfig, MediaEncoderConfig, ProjectorConfig, VilaConfig, VisionTowerConfig
+from vila_core.encoders import BlockLayout, ExpandedPrompt, expand
 from vila_core.plugins.loader import load_plugins
-from vila_core.preprocess import Tiles
+from vila_core.preprocess import TileLayout
+from vila_core.prompt import PreparedMedium, PreparedPrompt
 from vila_core.towers import s2
 
 if TYPE_CHECKING:
+    from vila_core.encoders import MediaEncoder
     from vila_core.language import LanguageModel
+    from vila_core.plugins.hookspecs import Component
+    from vila_core.plugins.registry import Registry
     from vila_core.projectors import Projector
     from vila_core.tokenizer import Tokenizer
     from vila_core.towers.vit import VisionTower
 
+PartConfig = VisionTowerConfig | ProjectorConfig | MediaEncoderConfig | LanguageModelConfig
 TILES_AT_ONCE = 64
-"""Tiles that pass the tower together; bounds the memory that a long video takes."""
+"""Tiles that go through the vision tower together. It bounds the memory that a long video needs."""
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """Expanded prompts as tensors, one prompt after another without padding.
+
+    Attributes:
+        ids: int64 `[L]`; any valid id at media positions.
+        places: int64 `[K]`, the positions of media tokens in `ids`.
+        media: the media in the order of their tokens.
+        lengths: T' of each of the B prompts.
+    """
+
+    ids: Tensor
+    places: Tensor
+    media: Sequence[PreparedMedium]
+    lengths: Sequence[int]
+
+    @classmethod
+    def of(
+        cls, prompts: Sequence[PreparedPrompt], expanded: Sequence[ExpandedPrompt], device: torch.device
+    ) -> "PromptBatch":
+        """Return the batch of `prompts`, whose expansions are `expanded`."""
+        lengths = [len(one.ids) for one in expanded]
+        starts = accumulate(lengths, initial=0)
+        places = [start + place for start, one in zip(starts, expanded, strict=False) for place in one.places]
+        return cls(
+            torch.tensor([token for one in expanded for token in one.ids], dtype=torch.int64, device=device),
+            torch.tensor(places, dtype=torch.int64, device=device),
+            [medium for prompt in prompts for medium in prompt.media],
+            lengths,
+        )
 
 
 class VilaModel(nn.Module):
@@ -38,137 +78,134 @@ class VilaModel(nn.Module):
         super().__init__()
         plugins = load_plugins()
         self.config = config
-        self.vision_tower = cast(
-            "VisionTower", plugins.vision_towers.get(config.vision_tower.name).build(config.vision_tower)
-        )
-        self.mm_projector = cast("Projector", plugins.projectors.get(config.projector.name).build(config.projector))
-        self.image_encoder = cast(
-            "BasicImageEncoder", plugins.media_encoders.get(config.image_encoder.name).build(config.image_encoder)
-        )
-        self.video_encoder = cast(
-            "BasicVideoEncoder", plugins.media_encoders.get(config.video_encoder.name).build(config.video_encoder)
-        )
-        self.llm = cast(
-            "LanguageModel", plugins.language_models.get(config.language_model.name).build(config.language_model)
-        )
-        self._projected_tokens: int | None = None
-        self.media_token_ids = tokenizer.media_token_ids
-        self.text_ids = {
+        self.vision_tower = cast("VisionTower", _build(plugins.vision_towers, config.vision_tower))
+        self.mm_projector = cast("Projector", _build(plugins.projectors, config.projector))
+        self.image_encoder = cast("MediaEncoder", _build(plugins.media_encoders, config.image_encoder))
+        self.video_encoder = cast("MediaEncoder", _build(plugins.media_encoders, config.video_encoder))
+        self.llm = cast("LanguageModel", _build(plugins.language_models, config.language_model))
+        self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
+        self._text_ids = {
             text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)
         }
 
-    def forward(self, input_ids: Tensor, images: Sequence[Tiles] = (), videos: Sequence[Tiles] = ()) -> Tensor:
-        """One prompt to logits: `input_ids [T]` -> `[T', V]`."""
-        embeds = self.embed(input_ids, images, videos)  # [T', D]
-        hidden = self.llm(embeds[None])  # [1, T', D]
-        return self.llm.logits(hidden)[0]
+    def forward(self, prompts: Sequence[PreparedPrompt]) -> list[Tensor]:
+        """Prompts to logits: `[T', V]` for each prompt."""
+        batch = self.batch(prompts)
+        embeds = self.embed(batch)  # [L, D]
+        hidden = [self.llm(of_prompt[None])[0] for of_prompt in embeds.split(list(batch.lengths))]  # [T', D] each
+        return [self.llm.logits(of_prompt) for of_prompt in hidden]
 
-    def embed(self, input_ids: Tensor, images: Sequence[Tiles] = (), videos: Sequence[Tiles] = ()) -> Tensor:
-        """Return the sequence that the language model reads: `input_ids [T]` and media -> `[T', D]`."""
-        text = self.llm.embed(input_ids[None])[0]  # [T, D]
-        return self.splice(input_ids, text, {"image": self.image_blocks(images), "video": self.video_blocks(videos)})
+    def embed(self, batch: PromptBatch) -> Tensor:
+        """Return the sequences that the language model reads, one prompt after another: `[L, D]`.
 
-    def image_blocks(self, images: Sequence[Tiles]) -> list[Tensor]:
-        """Return a block `[T_i, D]` for each `<image>` of the prompt: an image has one, or one a tile under dynamic tiling."""
-        if not images:
-            return []
-        features = self._features(torch.cat([image.pixels for image in images]))  # [N, P, D_v]
-        blocks = [
-            image.block_size for image in images for _ in range(len(image.pixels) if image.block_size is None else 1)
-        ]
-        return [self.image_encoder(tokens, self._embed_text) for tokens in self._project(features, blocks)]
+        This is the only place that puts media into text. It runs on the device alone, so it can be captured in a CUDA graph.
+        """
+        text = self.llm.embed(batch.ids[None])[0]  # [L, D]
+        if not batch.media:
+            return text
+        tokens = torch.cat(self.encode(batch.media))  # [K, D]
+        return text.index_copy(0, batch.places, tokens.to(text.dtype))
 
-    def video_blocks(self, videos: Sequence[Tiles]) -> list[Tensor]:
-        """Return a block `[T_i, D]` for each `<vila/video>` of the prompt."""
-        if not videos:
-            return []
-        frames = [len(video.pixels) for video in videos]
-        features = self._features(torch.cat([video.pixels for video in videos]))  # [N, P, D_v]
-        tokens = torch.stack(self._project(features, [None] * len(features)))  # [N, T_f, D]
-        return [self.video_encoder(of_video, self._embed_text) for of_video in tokens.split(frames)]
-
-    def block_lengths(self, images: Sequence[Tiles], videos: Sequence[Tiles]) -> tuple[list[list[int]], list[int]]:
-        """Return the tokens of each image's blocks and of each video's block, without encoding them: shapes alone."""
-        width, per_tile = self.config.language_model.hidden_size, self._tokens_per_tile()
-        meta = torch.device("meta")
-
-        def embed_text(text: str) -> Tensor:
-            return torch.empty(len(self.text_ids[text]), width, device=meta)
-
-        def of_image(image: Tiles) -> list[int]:
-            if image.block_size is None:
-                return [len(self.image_encoder(torch.empty(per_tile, width, device=meta), embed_text))] * len(
-                    image.pixels
-                )
-            assert self.config.dynamic_s2 is not None, "only dynamic S2 has blocks"
-            rows, columns = s2.merged_board(image.block_size, self.config.dynamic_s2)
-            return [len(self.image_encoder(torch.empty(rows * columns * per_tile, width, device=meta), embed_text))]
-
-        of_videos = [
-            len(self.video_encoder(torch.empty(len(video.pixels), per_tile, width, device=meta), embed_text))
-            for video in videos
-        ]
-        return [of_image(image) for image in images], of_videos
-
-    @torch.no_grad()
-    def _tokens_per_tile(self) -> int:
-        """Return how many tokens the projector makes of one tile. The first call sends a black one through."""
-        if self._projected_tokens is None:
-            size = self.config.pixels.size
-            self._projected_tokens = len(self._project(self._features(torch.zeros(1, 3, size, size)), [None])[0])
-        return self._projected_tokens
-
-    def _features(self, pixels: Tensor) -> Tensor:
-        """`[N, 3, H, W]` on any device -> `[N, P, D_v]`, channels of all scales under static S2."""
+    def encode(self, media: Sequence[PreparedMedium]) -> list[Tensor]:
+        """Return the media tokens of each medium, `[K_i, D]`: vision tower, projector, media encoder."""
         weight = next(self.vision_tower.parameters())
-        features: list[Tensor] = []
-        for chunk in pixels.split(TILES_AT_ONCE):
-            chunk = chunk.to(weight.device, weight.dtype)
-            if self.config.s2:
-                features.append(s2.multiscale(self.vision_tower, chunk, self.config.s2))
-            else:
-                features.append(self.vision_tower(chunk))
-        return torch.cat(features)
-
-    def _project(self, features: Tensor, block_sizes: Sequence[tuple[int, int] | None]) -> list[Tensor]:
-        """`[N, P, D_v]` -> one `[T_i, D]` per image. Under dynamic S2 an image's tiles are merged before and after."""
+        pixels = torch.cat([medium.tiles.pixels for medium in media])  # [N, 3, H, W]
+        # Training keeps all activations anyway, so splitting would save nothing.
+        at_once = len(pixels) if torch.is_grad_enabled() else TILES_AT_ONCE
+        chunks = (chunk.to(weight.device, weight.dtype) for chunk in pixels.split(at_once))
         if self.config.dynamic_s2 is None:
-            return list(self.mm_projector(features))
-        merged, blocks = s2.merge_scales(features, block_sizes, self.config.dynamic_s2)  # [1, K·D_v, H, W] each
+            projected = torch.cat([self.mm_projector(self.features(chunk)) for chunk in chunks])  # [N, S, D]
+            tokens = projected.split([len(medium.tiles.pixels) for medium in media])  # [N_i, S, D] each
+        else:
+            features = torch.cat([self.features(chunk) for chunk in chunks])  # [N, P, D_v]
+            tokens = self.project_scales(features, media)  # [N_i, S, D] each, or [1, S_i, D] where scales were merged
+        return [self._encode_blocks(medium, of_medium) for medium, of_medium in zip(media, tokens, strict=True)]
+
+    def _encode_blocks(self, medium: PreparedMedium, tokens: Tensor) -> Tensor:
+        """`[N, S, D]` of one medium -> the media tokens of its blocks, `[K_i, D]`."""
+        blocks = tokens.split(1) if medium.tiles.layout.kind == "separate" else [tokens]
+        return torch.cat([self._encoder(medium.kind)(block) for block in blocks])
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """`[N, 3, H, W]` -> `[N, P, D_v]`, with the channels of all scales under static S2."""
+        return _features(self.vision_tower, pixels, self.config)
+
+    def project_scales(self, features: Tensor, media: Sequence[PreparedMedium]) -> list[Tensor]:
+        """Project under dynamic S2: merge the scales of each image, project tile by tile, and merge the tiles again.
+
+        `[N, P, D_v]` of all media -> `[1, S_i, D]` for each merged image, `[N_i, S, D]` for other media.
+        """
+        assert self.config.dynamic_s2 is not None
+        pictures = [picture for medium in media for picture in _pictures(medium)]
+        grids = [layout.grid if layout.kind == "merged" else None for layout in pictures]
+        merged, boards = s2.merge_scales(features, grids, self.config.dynamic_s2)  # [1, K·D_v, H, W] each
         tiles = [
-            s2.split_chessboard(maps, *block).flatten(2).transpose(1, 2)
-            for maps, block in zip(merged, blocks, strict=True)
+            s2.split_chessboard(maps, *board).flatten(2).transpose(1, 2)
+            for maps, board in zip(merged, boards, strict=True)
         ]
-        tokens = self.mm_projector(torch.cat(tiles)).split(
-            [len(of_image) for of_image in tiles]
-        )  # [rows·cols, P', D] each
-        maps = [
-            s2.merge_chessboard(of_image, *block) for of_image, block in zip(tokens, blocks, strict=True)
-        ]  # [1, D, H', W']
-        return [of_image[0].flatten(1).T for of_image in maps]
+        projected = self.mm_projector(torch.cat(tiles)).split([len(of_picture) for of_picture in tiles])
+        maps = [s2.merge_chessboard(x, *board) for x, board in zip(projected, boards, strict=True)]  # [1, D, H', W']
+        tokens = iter([x.flatten(2).transpose(1, 2) for x in maps])  # [1, S_i, D] each
+        return [torch.cat([next(tokens) for _ in _pictures(medium)]) for medium in media]
 
-    def _embed_text(self, text: str) -> Tensor:
-        """Return the embeddings of a text around media, `[t, D]`."""
+    def batch(self, prompts: Sequence[PreparedPrompt]) -> PromptBatch:
+        """Return prompts as a batch on the model's device. Raises `PromptError` as `expand` does."""
         device = next(self.parameters()).device
-        return self.llm.embed(torch.tensor([self.text_ids[text]], device=device))[0]
+        return PromptBatch.of(prompts, [self.expand(prompt) for prompt in prompts], device)
 
-    def splice(self, input_ids: Tensor, text: Tensor, blocks: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        """Put each medium's block in place of its token, in order: `[T, D]` -> `[T', D]`.
+    def expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
+        """Return the ids of `prompt` with room for its media. Nothing is encoded.
 
         Raises:
-            PromptError: the prompt has more or fewer media tokens than there are media.
+            PromptError: media tokens and media do not agree.
+            MediaError: an encoder cannot take a medium of this shape.
         """
-        parts: list[Tensor] = []
-        remaining = {name: list(of_medium) for name, of_medium in blocks.items()}
-        names = {token: name for name, token in self.media_token_ids.items()}
-        start = 0
-        for position, token in enumerate(input_ids.tolist()):
-            if token not in names:
-                continue
-            if not remaining[names[token]]:
-                raise PromptError(f"The prompt has more {names[token]} tokens than {names[token]}s.")
-            parts += [text[start:position], remaining[names[token]].pop(0)]
-            start = position + 1
-        if left := {name: len(of_medium) for name, of_medium in remaining.items() if of_medium}:
-            raise PromptError(f"The prompt has no token for these media: {left}.")
-        return torch.cat([*parts, text[start:]])
+        placeholders = [
+            (medium.kind, [self._block_layout(medium)] * medium.tiles.num_placeholders) for medium in prompt.media
+        ]
+        return expand(prompt.input_ids, placeholders, self._kinds, self._text_ids)
+
+    def _block_layout(self, medium: PreparedMedium) -> BlockLayout:
+        """Return the layout of the block behind each placeholder of `medium`."""
+        layout, tokens = medium.tiles.layout, self.tokens_per_tile
+        frames = 1 if layout.kind != "whole" else len(medium.tiles.pixels)
+        if layout.kind == "merged":
+            assert self.config.dynamic_s2 is not None, "only dynamic S2 merges tiles"
+            rows, columns = s2.merged_board(layout.grid, self.config.dynamic_s2)
+            tokens *= rows * columns
+        return self._encoder(medium.kind).layout(frames, tokens)
+
+    def _encoder(self, kind: str) -> "MediaEncoder":
+        return {"image": self.image_encoder, "video": self.video_encoder}[kind]
+
+    @cached_property
+    def tokens_per_tile(self) -> int:
+        """S: how many tokens one tile becomes."""
+        return tokens_per_tile(self.config)
+
+
+def tokens_per_tile(config: VilaConfig) -> int:
+    """Return how many tokens the projector makes of one tile, from shapes alone (on torch's meta device).
+
+    A vision tower or projector of a plugin must therefore run on the meta device.
+    """
+    plugins = load_plugins()
+    with torch.device("meta"), torch.inference_mode():
+        tower = _build(plugins.vision_towers, config.vision_tower)
+        projector = _build(plugins.projectors, config.projector)
+        features = _features(tower, torch.empty(1, 3, config.pixels.size, config.pixels.size), config)  # [1, P, D_v]
+        return int(projector(torch.empty(1, features.shape[1], config.projector.in_size)).shape[1])
+
+
+def _build(registry: "Registry[Component]", config: PartConfig) -> Any:
+    return registry.get(config.name).build(config)
+
+
+def _features(tower: Callable[[Tensor], Tensor], pixels: Tensor, config: VilaConfig) -> Tensor:
+    return tower(pixels) if config.s2 is None else s2.multiscale(tower, pixels, config.s2)
+
+
+def _pictures(medium: PreparedMedium) -> Sequence[TileLayout]:
+    """Return the layout of each picture that dynamic S2 projects: the whole of a merged image, else every tile."""
+    layout = medium.tiles.layout
+    return [layout] if layout.kind == "merged" else [layout] * len(medium.tiles.pixels)

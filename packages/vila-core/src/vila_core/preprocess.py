@@ -1,10 +1,11 @@
-"""Images and video frames to normalised tiles, exactly as the reference (`llava/mm_utils.py`) makes them.
+"""Turn images and video frames into normalized tiles, exactly as the reference does (`llava/mm_utils.py`).
 
 Dimensions: N tiles, H height, W width (pixels).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,31 +17,55 @@ from vila_core.errors import ConfigError, MediaError
 
 RESAMPLE = {"bicubic": PILImage.Resampling.BICUBIC, "bilinear": PILImage.Resampling.BILINEAR}
 MAX_RESIZED_PIXELS = 100_000_000
-"""Pixels that a picture may have after its shorter edge is resized."""
+"""Limit on the pixels of a picture after its shorter edge is resized."""
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """How the tiles of one medium belong together.
+
+    Attributes:
+        kind: "whole": each tile is a picture or frame of its own; "separate": dynamic tiling, where each tile has its own
+            `<image>` in the prompt; "merged": dynamic S2, where the tiles of all scales become one picture.
+        rows, columns: the grid that the whole picture was cut into ("merged": at the last scale).
+    """
+
+    kind: Literal["whole", "separate", "merged"] = "whole"
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows, self.columns
+
+
+WHOLE = TileLayout()
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """One medium, ready for the tower.
+    """One medium, ready for the vision tower.
 
     Attributes:
-        pixels: float32 `[N, 3, H, W]`; for a video, N runs over the frames (and their tiles).
-        grid: (rows, columns) of the tiles of the whole picture; (1, 1) for a plain image or frame.
-        block_size: the same grid where dynamic S2 merges the tiles into one picture, else None.
-        is_separate: every tile is its own `<image>` in the prompt (dynamic tiling), followed by a newline.
+        pixels: float32 `[N, 3, H, W]`. For a video, N counts the frames (and their tiles).
+        layout: how the tiles belong together.
     """
 
     pixels: Tensor
-    grid: tuple[int, int] = (1, 1)
-    block_size: tuple[int, int] | None = None
-    is_separate: bool = False
+    layout: TileLayout = WHOLE
+
+    @property
+    def num_placeholders(self) -> int:
+        """How many media tokens stand for this medium in the prompt."""
+        return len(self.pixels) if self.layout.kind == "separate" else 1
 
 
 def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
-    """Return `image` (RGB) resized, cropped and normalised as `config` says, float32 `[3, H, W]`.
+    """Return `image` (RGB) resized, cropped and normalized according to `config`, float32 `[3, H, W]`.
 
     Raises:
-        MediaError: the picture is so narrow that resizing its shorter edge would make it huge.
+        MediaError: the picture is so narrow that resizing its shorter edge would make it too large.
     """
     resample = RESAMPLE[config.resample]
     if config.resize == "square":
@@ -58,35 +83,45 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
         image = image.crop((left, top, left + config.size, top + config.size))
-    # The order of roundings is the reference's: scale in float64, then float32 throughout.
-    array = (np.asarray(image, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    array = (array - np.array(config.mean, np.float32)) / np.array(config.std, np.float32)
-    return torch.from_numpy(array.transpose(2, 0, 1).copy())
+    return normalize(torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()), config)
+
+
+def normalize(pixels: Tensor, config: PixelConfig) -> Tensor:
+    """Return bytes as the vision tower reads them: uint8 `[..., 3, H, W]` -> `(x / 255 - mean) / std`, float32.
+
+    The roundings follow the reference: scale in float64, then compute in float32.
+    """
+    scaled = (pixels.double() * (1 / 255)).float()
+    mean, std = (
+        torch.cat([torch.full((1, 1, 1), value, device=pixels.device) for value in channels])  # filled on the device
+        for channels in (config.mean, config.std)
+    )
+    return (scaled - mean) / std
 
 
 def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig) -> Tensor:
     """Return one picture without tiling, `[3, H, W]`.
 
     Raises:
-        ConfigError: `image_aspect_ratio` is "pad" and the tower's preprocessor states no mean colour to pad with.
+        ConfigError: `image_aspect_ratio` is "pad", but the tower's preprocessor defines no mean color.
     """
     if config.image_aspect_ratio == "resize":
         image = image.resize((pixels.size, pixels.size))
     elif config.image_aspect_ratio == "pad":
         if not pixels.can_pad:
             raise ConfigError(
-                "image_aspect_ratio 'pad' needs a mean colour, which this vision tower's preprocessor lacks. Use 'resize'."
+                "image_aspect_ratio 'pad' needs a mean color, which this vision tower's preprocessor does not define. Use 'resize'."
             )
         image = pad_to_square(image, tuple(int(mean * 255) for mean in pixels.mean))
     return to_pixels(image, pixels)
 
 
-def pad_to_square(image: PILImage.Image, colour: tuple[int, ...]) -> PILImage.Image:
-    """Return `image` centred on a square of `colour`."""
+def pad_to_square(image: PILImage.Image, color: tuple[int, ...]) -> PILImage.Image:
+    """Return `image` centered on a square filled with `color`."""
     side = max(image.size)
     if image.width == image.height:
         return image
-    square = PILImage.new(image.mode, (side, side), colour)
+    square = PILImage.new(image.mode, (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
 
@@ -94,8 +129,8 @@ def pad_to_square(image: PILImage.Image, colour: tuple[int, ...]) -> PILImage.Im
 def aspect_ratios(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
     """Return the (columns, rows) candidates with `min_tiles` to `max_tiles` tiles, fewest tiles first.
 
-    Among candidates of one product the reference leaves the order of a Python set; the same set is built here, because
-    ties in `closest_aspect_ratio` depend on it (recorded in the parity suite).
+    The reference leaves candidates with the same number of tiles in the order of a Python set. We build the same set,
+    because ties in `closest_aspect_ratio` depend on that order (recorded in the parity suite).
     """
     candidates = {
         (columns, rows)
@@ -110,7 +145,7 @@ def aspect_ratios(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:
 def closest_aspect_ratio(
     width: int, height: int, candidates: Sequence[tuple[int, int]], tile_size: int
 ) -> tuple[int, int]:
-    """Return the (columns, rows) nearest to the picture's shape; of equal ones the later, if the picture is large enough."""
+    """Return the (columns, rows) closest to the picture's shape. A later tie wins if the picture is large enough."""
     best, best_difference = (1, 1), float("inf")
     for columns, rows in candidates:
         difference = abs(width / height - columns / rows)
@@ -132,7 +167,7 @@ def split_into_tiles(image: PILImage.Image, columns: int, rows: int, tile_size: 
 def dynamic_tiles(
     image: PILImage.Image, pixels: PixelConfig, *, min_tiles: int, max_tiles: int
 ) -> tuple[list[PILImage.Image], tuple[int, int]]:
-    """Return the tiles of the nearest grid, then a thumbnail of the whole (unless there is one tile), and (rows, columns)."""
+    """Return the tiles of the closest grid, a thumbnail if there are several tiles, and (rows, columns)."""
     columns, rows = closest_aspect_ratio(*image.size, aspect_ratios(min_tiles, max_tiles), pixels.size)
     tiles = list(split_into_tiles(image, columns, rows, pixels.size))
     if len(tiles) > 1:
@@ -143,7 +178,7 @@ def dynamic_tiles(
 def dynamic_s2_tiles(
     image: PILImage.Image, pixels: PixelConfig, *, scales: Sequence[int], max_tiles: int
 ) -> tuple[list[PILImage.Image], tuple[int, int]]:
-    """Return square grids for all scales but the last, then the last at its nearest aspect ratio, and its (rows, columns)."""
+    """Return the tiles of all scales and the last scale's (rows, columns); only the last keeps the aspect ratio."""
     tiles: list[PILImage.Image] = []
     for scale in scales[:-1]:
         side = scale // scales[0]
@@ -155,27 +190,27 @@ def dynamic_s2_tiles(
 
 
 def preprocess_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig, *, tile: bool) -> Tiles:
-    """Return one image as tiles. `tile` allows tiling where `image_aspect_ratio` asks for it."""
+    """Return one image as tiles. `tile` allows tiling if `image_aspect_ratio` asks for it."""
     if tile and config.image_aspect_ratio == "dynamic":
         tiles, grid = dynamic_tiles(image, pixels, min_tiles=config.min_tiles, max_tiles=config.max_tiles)
-        return Tiles(_stack(tiles, pixels), grid, is_separate=True)
+        return Tiles(_stack(tiles, pixels), TileLayout("separate", *grid))
     if tile and config.image_aspect_ratio == "dynamic_s2":
         tiles, grid = dynamic_s2_tiles(image, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)
-        return Tiles(_stack(tiles, pixels), grid, block_size=grid)
+        return Tiles(_stack(tiles, pixels), TileLayout("merged", *grid))
     return Tiles(plain_image(image, pixels, config)[None])
 
 
 def preprocess_images(images: Sequence[PILImage.Image], pixels: PixelConfig, config: PreprocessConfig) -> list[Tiles]:
-    """Return all images of a prompt. A lone image may be tiled, several are not, unless `tile_all`."""
+    """Return all images of a prompt as tiles. A single image may be tiled; several are tiled only with `tile_all`."""
     tile = len(images) == 1 or config.tile_all
     return [preprocess_image(image, pixels, config, tile=tile) for image in images]
 
 
 def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, config: PreprocessConfig) -> Tiles:
-    """Return a video's frames, plain, or tiled where `video_max_tiles` allows more than one tile a frame.
+    """Return a video's frames, tiled only if `video_max_tiles` allows several tiles per frame.
 
     Raises:
-        MediaError: the frames differ in shape and so in their number of tiles.
+        MediaError: the frames have different shapes and so different numbers of tiles.
     """
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic":
         tiled = [
@@ -185,7 +220,7 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
         counts = {len(tiles) for tiles in tiled}
         if len(counts) > 1:
             raise MediaError(
-                f"Frames of one video give different numbers of tiles ({sorted(counts)}). Give frames of one size, or video_max_tiles=1."
+                f"The frames of a video need different numbers of tiles ({sorted(counts)}). Use frames of one size, or video_max_tiles=1."
             )
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":

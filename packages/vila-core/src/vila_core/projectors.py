@@ -1,4 +1,4 @@
-"""Projectors: tower features to the language model's width, most of them folding neighbouring patches into one token.
+"""Projectors: tower features to the language model's width. Most fold neighboring patches into one token.
 
 The eight types and their layer numbering are the reference's (`llava/model/multimodal_projector/base_projector.py`).
 
@@ -17,7 +17,7 @@ from vila_core.errors import ConfigError, unknown_name
 
 
 class Downsample(nn.Module):
-    """Fold each r×r neighbourhood of patches into the channels: `[N, P, C]` -> `[N, P / r², r²·C]`.
+    """Fold each r×r neighborhood of patches into the channels: `[N, P, C]` -> `[N, P / r², r²·C]`.
 
     The grid is zero-padded at the bottom and right to a multiple of r.
     """
@@ -39,25 +39,19 @@ class Downsample(nn.Module):
 
 
 class Projector(nn.Module):
-    """`layers` as the checkpoint numbers them; each token of the output stands for `downsample_rate`² patches."""
+    """`layers`, numbered as in the checkpoint."""
 
-    def __init__(self, layers: nn.Module, downsample_rate: int):
+    def __init__(self, layers: nn.Module):
         super().__init__()
         self.layers = layers
-        self.downsample_rate = downsample_rate
 
     def forward(self, features: Tensor) -> Tensor:
         """`[N, P, D_v]` -> `[N, P', D]`."""
         return self.layers(features)
 
-    def num_tokens(self, num_patches: int) -> int:
-        """Return P' for P patches."""
-        side = -(-int(num_patches**0.5) // self.downsample_rate)
-        return side * side if self.downsample_rate > 1 else num_patches
-
 
 def _mlp(widths: list[int], *, norm_between: bool) -> list[nn.Module]:
-    """Linear layers through `widths` with GELU between, each but the last two preceded by a LayerNorm where asked."""
+    """Linear layers through `widths` with GELU between them. `norm_between` puts a LayerNorm before all but the last one."""
     layers: list[nn.Module] = []
     last = len(widths) - 2
     for index in range(last + 1):
@@ -70,15 +64,13 @@ def _mlp(widths: list[int], *, norm_between: bool) -> list[nn.Module]:
 
 
 def _downsampled(rate: int, widths: list[int]) -> Projector:
-    return Projector(
-        nn.Sequential(Downsample(rate), *_mlp([widths[0] * rate * rate, *widths[1:]], norm_between=True)), rate
-    )
+    return Projector(nn.Sequential(Downsample(rate), *_mlp([widths[0] * rate * rate, *widths[1:]], norm_between=True)))
 
 
 # D_v, D -> projector
 _TYPES: dict[str, Callable[[int, int], Projector]] = {
-    "identity": lambda d_v, d: Projector(nn.Identity(), 1),
-    "linear": lambda d_v, d: Projector(nn.Linear(d_v, d), 1),
+    "identity": lambda d_v, d: Projector(nn.Identity()),
+    "linear": lambda d_v, d: Projector(nn.Linear(d_v, d)),
     "mlp_downsample": lambda d_v, d: _downsampled(2, [d_v, d, d]),
     "mlp_downsample_2x2_fix": lambda d_v, d: _downsampled(2, [d_v, d, d]),
     "mlp_downsample_3x3_fix": lambda d_v, d: _downsampled(3, [d_v, 3 * d_v, d, d]),
@@ -99,13 +91,13 @@ def build_projector(config: ProjectorConfig) -> Projector:
         return _TYPES[config.name](config.in_size, config.out_size)
     if match := re.fullmatch(r"mlp([1-9])x_gelu", config.name):
         widths = [config.in_size] + [config.out_size] * int(match.group(1))
-        return Projector(nn.Sequential(*_mlp(widths, norm_between=False)), 1)
+        return Projector(nn.Sequential(*_mlp(widths, norm_between=False)))
     raise ConfigError(unknown_name("projector", config.name, PROJECTOR_NAMES))
 
 
 @torch.no_grad()
 def reset_parameters(projector: Projector) -> None:
-    """Initialise for training from nothing: PyTorch's own initialisation of each layer."""
+    """Initialize for training from scratch, with PyTorch's default for each layer."""
     for module in projector.modules():
         if isinstance(module, nn.Linear | nn.LayerNorm):
             module.reset_parameters()

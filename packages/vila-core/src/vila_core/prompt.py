@@ -1,4 +1,4 @@
-"""A prompt or a conversation to what the model reads: media loaded and tiled, text rendered and tokenized.
+"""Prepare a prompt for the model: load and tile media, render the chat template, tokenize.
 
 Dimensions: T tokens.
 """
@@ -6,13 +6,17 @@ Dimensions: T tokens.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from vila_core.chat import IMAGE_TOKEN, MEDIA_TOKENS, VIDEO_TOKEN, ChatTemplate, Message, Turn
+from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
 from vila_core.config import VilaConfig
 from vila_core.errors import PromptError
-from vila_core.media import Image, MediaLimits, Video
+from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.preprocess import Tiles, preprocess_images, preprocess_video
 from vila_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 Part = str | Image | Video
 Prompt = str | Sequence[Part] | Sequence[Message]
@@ -20,23 +24,34 @@ Prompt = str | Sequence[Part] | Sequence[Message]
 
 
 @dataclass(frozen=True)
+class PreparedMedium:
+    """One image or video of a prompt, ready for the network.
+
+    Attributes:
+        kind: which media token stands for it, and which encoder reads it: a key of `chat.MEDIA_TOKENS`.
+        tiles: its pixels.
+    """
+
+    kind: str
+    tiles: Tiles
+
+
+@dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt, ready for the network.
 
     Attributes:
-        text: the prompt text, media as their tokens.
+        text: the prompt text, with media tokens in place of media.
         input_ids: its T token ids.
-        images: one entry per image, in order (video frames too under `video_as_images`).
-        videos: one entry per video, in order.
-        durations: seconds of each video, in order; None where that is not known (frames without a frame rate).
+        media: the media in the order of their tokens. With `video_as_images`, each video frame is an image.
+        video_duration: seconds of the last video, which time tokens refer to; None without a video or a frame rate.
         seconds: how long preparation took.
     """
 
     text: str
     input_ids: list[int]
-    images: list[Tiles] = field(default_factory=list[Tiles])
-    videos: list[Tiles] = field(default_factory=list[Tiles])
-    durations: list[float | None] = field(default_factory=list[float | None])
+    media: list[PreparedMedium] = field(default_factory=list[PreparedMedium])
+    video_duration: float | None = None
     seconds: float = 0.0
 
 
@@ -44,7 +59,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
     """Return `prompt` as a conversation.
 
     Raises:
-        PromptError: it is empty, mixes messages with parts, or holds something else.
+        PromptError: it is empty, mixes messages with parts, or contains anything else.
     """
     parts: list[object] = [prompt] if isinstance(prompt, str | Image | Video | Message) else list(prompt)
     messages = [part for part in parts if isinstance(part, Message)]
@@ -56,7 +71,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
             strange = type(next(part for part in parts if not isinstance(part, str | Image | Video)))
             name = f"{strange.__module__}.{strange.__qualname__}".removeprefix(
                 "builtins."
-            )  # other libraries have an Image too
+            )  # other libraries also have a class named Image
             raise PromptError(f"A prompt holds strings, Image and Video, not {name}. Wrap pictures: Image(source).")
         messages = [Message("user", content)]
     if not any(isinstance(part, Image | Video) or part.strip() for message in messages for part in _parts(message)):
@@ -81,51 +96,70 @@ def prepare(
     """
     started = time.perf_counter()
     messages = as_messages(prompt)
-    pictures, videos, durations = [], [], []
-    frame_counts: list[int] = []
-    for part in (part for message in messages for part in _parts(message)):
-        if isinstance(part, Image):
-            pictures.append(part.load(limits))
-        elif isinstance(part, Video):
-            loaded = part.load(config.preprocess.num_video_frames, config.preprocess.fps, limits)
-            durations.append(loaded.duration)
-            if config.preprocess.video_as_images:
-                pictures.extend(loaded.frames)
-                frame_counts.append(len(loaded.frames))
-            else:
-                videos.append(preprocess_video(loaded.frames, config.pixels, config.preprocess))
-    images = preprocess_images(pictures, config.pixels, config.preprocess)
-    turns = _as_turns(messages, images, frame_counts)
+    loaded = [
+        _load(part, config, limits) for message in messages for part in _parts(message) if not isinstance(part, str)
+    ]
+    media = _preprocess(loaded, config)
+    turns = _as_turns(messages, media)
     text = template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
-    return PreparedPrompt(text, tokenizer.encode(text), images, videos, durations, time.perf_counter() - started)
+    durations = [one.duration for one in loaded if isinstance(one, VideoFrames)]
+    return PreparedPrompt(
+        text,
+        tokenizer.encode(text),
+        [medium for of_part in media for medium in of_part],
+        durations[-1] if durations else None,
+        time.perf_counter() - started,
+    )
 
 
-def _as_turns(messages: Sequence[Message], images: Sequence[Tiles], frame_counts: Sequence[int]) -> list[Turn]:
-    """Replace media by their tokens. `frame_counts` has, in order, the frames of each video that is given as images."""
-    remaining, counts = iter(images), iter(frame_counts)
+def _load(part: Image | Video, config: VilaConfig, limits: MediaLimits) -> "PIL.Image.Image | VideoFrames":
+    if isinstance(part, Image):
+        return part.load(limits)
+    return part.load(config.preprocess.num_video_frames, config.preprocess.fps, limits)
+
+
+def _preprocess(loaded: "Sequence[PIL.Image.Image | VideoFrames]", config: VilaConfig) -> list[list[PreparedMedium]]:
+    """Return the media of each loaded part: one, or one per frame for a video that is given as images."""
+    as_images = config.preprocess.video_as_images
+    pictures = [
+        [] if isinstance(one, VideoFrames) and not as_images else one.frames if isinstance(one, VideoFrames) else [one]
+        for one in loaded
+    ]
+    # Tiling depends on how many images the whole prompt has, so all of them are preprocessed together.
+    images = iter(
+        preprocess_images([picture for of_part in pictures for picture in of_part], config.pixels, config.preprocess)
+    )
+    return [
+        [PreparedMedium("video", preprocess_video(one.frames, config.pixels, config.preprocess))]
+        if isinstance(one, VideoFrames) and not as_images
+        else [PreparedMedium("image", next(images)) for _ in of_part]
+        for one, of_part in zip(loaded, pictures, strict=True)
+    ]
+
+
+def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]]) -> list[Turn]:
+    """Return the conversation as text, with media tokens in place of media. `media` has the media of each part."""
+    remaining = iter(media)
     turns: list[Turn] = []
     for message in messages:
-        text = ""
-        for part in _parts(message):
-            if isinstance(part, str):
-                text += _without_media_tokens(part)
-            elif isinstance(part, Image):
-                text += _image_tokens(next(remaining))
-            elif frame_counts:
-                text += "".join(_image_tokens(next(remaining)) for _ in range(next(counts)))
-            else:
-                text += VIDEO_TOKEN
-        turns.append(Turn(message.role, text.strip()))
+        pieces = [
+            _without_media_tokens(part) if isinstance(part, str) else "".join(map(_media_tokens, next(remaining)))
+            for part in _parts(message)
+        ]
+        turns.append(Turn(message.role, "".join(pieces).strip()))
     return turns
 
 
-def _image_tokens(image: Tiles) -> str:
-    """A plain image is one token; dynamic tiles are a token and a newline each."""
-    return f"{IMAGE_TOKEN}\n" * len(image.pixels) if image.is_separate else IMAGE_TOKEN
+def _media_tokens(medium: PreparedMedium) -> str:
+    """Return the token of a medium. With dynamic tiling, each tile has a token and a newline."""
+    token = MEDIA_TOKENS[medium.kind]
+    if medium.tiles.layout.kind == "separate":
+        return f"{token}\n" * medium.tiles.num_placeholders
+    return token
 
 
 def _without_media_tokens(text: str) -> str:
-    """Remove media tokens that a user typed; a text that had one is stripped, as in the reference."""
+    """Remove media tokens that a user typed. As in the reference, a text that had one is also stripped."""
     for token in MEDIA_TOKENS.values():
         if token in text:
             text = text.replace(token, "").strip()

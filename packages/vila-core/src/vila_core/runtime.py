@@ -1,12 +1,12 @@
-"""A loaded model: the notebook's face.
+"""A loaded model, as users see it in a notebook.
 
 Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -15,20 +15,20 @@ from torch import Tensor
 from vila_core.chat import ChatTemplate, Message
 from vila_core.checkpoint import Checkpoint
 from vila_core.config import VilaConfig
+from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.generate import Generated, generate, stream
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import PromptError
 from vila_core.media import MediaLimits
-from vila_core.model import TILES_AT_ONCE, VilaModel
-from vila_core.preprocess import Tiles
-from vila_core.prompt import PreparedPrompt, Prompt, prepare
+from vila_core.model import PromptBatch, VilaModel
+from vila_core.prompt import PreparedMedium, PreparedPrompt, Prompt, prepare
 from vila_core.tokenizer import Tokenizer
 
 
 class GenerationSettings(TypedDict, total=False):
-    """The keyword arguments of `generate` and its kin: the fields of `GenerationConfig`."""
+    """The keyword arguments of `generate` and related methods: the fields of `GenerationConfig`."""
 
     max_new_tokens: int
     temperature: float
@@ -47,23 +47,21 @@ class Inspection:
     """What the model saw of one prompt, step by step.
 
     Attributes:
-        prompt_text: the rendered template, media as their tokens.
+        prompt_text: the rendered template, with media tokens in place of media.
         input_ids: its token ids.
-        pixel_values: all tiles, images first and then videos, `[N, 3, H, W]` float32; None without media.
-        tiles: per image, then per video, its tiles and their grid.
-        block_sizes: per image the (rows, columns) that dynamic S2 merges, or None.
-        media_embeddings: per media token, in order (images first), its block `[T_i, D]`, start and end tokens included.
-        inputs_embeds: the spliced sequence `[T', D]`.
-        last_hidden: the language model's hidden states after the final norm `[T', D]`.
-        logits: the scores of the last positions `[min(T', num_logits), V]`.
-        token_counts: tokens of the sequence by part: "text", "image 1", …, "video 1", ….
+        media: the images and videos in prompt order, with their tiles.
+        pixel_values: the tiles of all media, `[N, 3, H, W]` float32; None without media.
+        media_embeddings: one block `[T_i, D]` per media token, in order, with the texts around it.
+        inputs_embeds: the sequence that the language model reads, `[T', D]`.
+        last_hidden: the language model's hidden states after the final norm, `[T', D]`.
+        logits: the scores of the last positions, `[min(T', num_logits), V]`.
+        token_counts: tokens of the sequence by part, in prompt order: "text", "image 1", …, "video 1", ….
     """
 
     prompt_text: str
     input_ids: list[int]
+    media: list[PreparedMedium]
     pixel_values: Tensor | None
-    tiles: list[Tiles]
-    block_sizes: list[tuple[int, int] | None]
     media_embeddings: list[Tensor]
     inputs_embeds: Tensor
     last_hidden: Tensor
@@ -73,19 +71,17 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Embedded:
-    """A prompt as the sequence that the language model reads."""
+    """A prompt as the sequence `[T', D]` that the language model reads."""
 
     prompt: PreparedPrompt
-    blocks: list[Tensor]
+    expanded: ExpandedPrompt
     embeds: Tensor
-    token_counts: dict[str, int]
-    seconds: float = 0.0  # an equal share of what was encoded together
+    seconds: float  # an equal share of what was encoded together
 
     @property
     def usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=len(self.embeds), media_tokens=sum(len(block) for block in self.blocks), completion_tokens=0
-        )
+        media_tokens = sum(self.expanded.media_lengths)
+        return Usage(prompt_tokens=len(self.embeds), media_tokens=media_tokens, completion_tokens=0)
 
 
 class Vila:
@@ -169,7 +165,7 @@ class Vila:
         times = self._time_token_stream(embedded.prompt)
         pieces = stream(self.network.llm, embedded.embeds, generation, self.tokenizer, self.stop_token_ids)
         while True:
-            with torch.inference_mode():  # not held while the caller has the word
+            with torch.inference_mode():  # not held while the caller runs
                 piece = next(pieces, None)
             text = times.finish() if piece is None else times.push(piece.text)
             if text:
@@ -179,7 +175,7 @@ class Vila:
 
     def _time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
         """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
-        times, seconds = self.config.time_tokens, prompt.durations[-1] if prompt.durations else None
+        times, seconds = self.config.time_tokens, prompt.video_duration
         if times is None or seconds is None:
             return TimeTokenStream(duration=0.0, num_time_tokens=0, time_token_format="")
         return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
@@ -190,94 +186,80 @@ class Vila:
 
         Args:
             prompt: as for `generate`.
-            num_logits: of how many last positions to compute the scores.
+            num_logits: for how many of the last positions to compute scores.
         """
         (embedded,) = self._embed([self.prepare(prompt)])
         hidden = self.network.llm(embedded.embeds[None])[0]
-        prepared = embedded.prompt
-        tiles = [*prepared.images, *prepared.videos]
+        prepared, expanded = embedded.prompt, embedded.expanded
         return Inspection(
             prompt_text=prepared.text,
             input_ids=prepared.input_ids,
-            pixel_values=torch.cat([medium.pixels for medium in tiles]) if tiles else None,
-            tiles=tiles,
-            block_sizes=[image.block_size for image in prepared.images],
-            media_embeddings=embedded.blocks,
+            media=prepared.media,
+            pixel_values=torch.cat([medium.tiles.pixels for medium in prepared.media]) if prepared.media else None,
+            media_embeddings=[embedded.embeds[block.start : block.stop] for one in expanded.blocks for block in one],
             inputs_embeds=embedded.embeds,
             last_hidden=hidden,
             logits=self.network.llm.logits(hidden[-num_logits:]),
-            token_counts=embedded.token_counts,
+            token_counts=_token_counts(prepared, expanded),
         )
 
     def prepare(self, prompt: Prompt | PreparedPrompt) -> PreparedPrompt:
-        """Load and tile the media of `prompt`, render its template and tokenize. Needs no GPU; another thread may do it ahead.
+        """Load and tile the media of `prompt`, render its template and tokenize. It needs no GPU, so a thread can run it ahead.
 
-        Every method that takes a prompt takes a prepared one too.
+        Every method that takes a prompt also takes a prepared one.
         """
         if isinstance(prompt, PreparedPrompt):
             return prompt
         return prepare(prompt, self.config, self.tokenizer, self.template, self.limits)
 
-    def _embed(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
-        """Embed prompts; the media of neighbours pass the tower together, as far as its memory is bounded."""
-        together: list[list[PreparedPrompt]] = []
-        tiles = 0
-        for prompt in prompts:
-            own = sum(len(medium.pixels) for medium in (*prompt.images, *prompt.videos))
-            if not together or tiles + own > TILES_AT_ONCE:
-                together.append([])
-                tiles = 0
-            together[-1].append(prompt)
-            tiles += own
-        return [embedded for neighbours in together for embedded in self._embed_together(neighbours)]
-
-    def _embed_together(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
-        started = time.perf_counter()
-        network = self.network
-        counts = [self.count_tokens(prompt) for prompt in prompts]
-        images = iter(network.image_blocks([image for prompt in prompts for image in prompt.images]))
-        videos = iter(network.video_blocks([video for prompt in prompts for video in prompt.videos]))
-        embedded: list[_Embedded] = []
-        for prompt, of_prompt in zip(prompts, counts, strict=True):
-            of_images = list(
-                islice(images, sum(len(image.pixels) if image.is_separate else 1 for image in prompt.images))
-            )
-            of_videos = list(islice(videos, len(prompt.videos)))
-            input_ids = torch.tensor(prompt.input_ids, device=self.device)
-            text = network.llm.embed(input_ids[None])[0]
-            embeds = network.splice(input_ids, text, {"image": of_images, "video": of_videos})
-            embedded.append(_Embedded(prompt, [*of_images, *of_videos], embeds, of_prompt))
-        seconds = (time.perf_counter() - started) / len(prompts)
-        return [replace(one, seconds=seconds) for one in embedded]
-
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
-        """Count the tokens of a prompt by part; nothing is encoded. Raises `PromptError` where they leave no room in the context."""
-        of_images, of_videos = self.network.block_lengths(prompt.images, prompt.videos)
-        counts = {"text": sum(token not in self.network.media_token_ids.values() for token in prompt.input_ids)}
-        counts |= {f"image {number}": sum(lengths) for number, lengths in enumerate(of_images, 1)}
-        counts |= {f"video {number}": length for number, length in enumerate(of_videos, 1)}
-        context, needed = self.config.language_model.max_length, sum(counts.values())
+        """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""
+        return _token_counts(prompt, self._expand(prompt))
+
+    def _embed(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
+        """Embed prompts together."""
+        started = time.perf_counter()
+        expanded = [self._expand(prompt) for prompt in prompts]
+        if not prompts:
+            return []
+        batch = PromptBatch.of(prompts, expanded, self.device)
+        embeds = self.network.embed(batch).split(list(batch.lengths))
+        seconds = (time.perf_counter() - started) / len(prompts)
+        return [_Embedded(*one, seconds) for one in zip(prompts, expanded, embeds, strict=True)]
+
+    def _expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
+        """Make room for the media. Raises `PromptError` if no room is left in the context."""
+        expanded = self.network.expand(prompt)
+        context, needed = self.config.language_model.max_length, len(expanded.ids)
         if needed < context:
-            return counts
+            return expanded
+        counts = _token_counts(prompt, expanded)
         parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
-        reduce = (
-            "num_video_frames"
-            if any(part.startswith("video") for part in counts)
-            else "max_tiles"
-            if len(counts) > 1
-            else "the text"
-        )
+        kinds = {medium.kind for medium in prompt.media}
+        reduce = "num_video_frames" if "video" in kinds else "max_tiles" if kinds else "the text"
         raise PromptError(
-            f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. Reduce {reduce}."
+            f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. "
+            f"Reduce {reduce}."
         )
 
     def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:
         times = self._time_token_stream(embedded.prompt)
         text = times.push(answer.text) + times.finish()
         return Completion(
-            text=text.strip(),
+            parts=(text.strip(),),
             token_ids=answer.token_ids,
             finish_reason=answer.finish_reason,
             usage=replace(embedded.usage, completion_tokens=len(answer.token_ids)),
             timings=Timings(embedded.prompt.seconds, embedded.seconds, answer.prefill_seconds, answer.decode_seconds),
         )
+
+
+def _token_counts(prompt: PreparedPrompt, expanded: ExpandedPrompt) -> dict[str, int]:
+    """Return the tokens of each part, media numbered by kind."""
+    lengths = expanded.media_lengths
+    counts = {"text": len(expanded.ids) - sum(lengths)}
+    numbers = Counter[str]()
+    for medium, length in zip(prompt.media, lengths, strict=True):
+        numbers[medium.kind] += 1
+        counts[f"{medium.kind} {numbers[medium.kind]}"] = length
+    return counts

@@ -55,8 +55,7 @@ def record(model: Vila, prompt: HeldOutPrompt, *, keeps_blocks: bool) -> Record:
 
 def _scored_logits(model: Vila, prompt: HeldOutPrompt) -> Tensor:
     """Return the logits that predict the scored tokens, `[scored, V]`."""
-    ids = torch.tensor(prompt.prepared.input_ids, device=model.device)
-    embeds = model.network.embed(ids, prompt.prepared.images, prompt.prepared.videos)
+    embeds = model.network.embed(model.network.batch([prompt.prepared]))
     hidden = model.network.llm(embeds[None])[0]  # [T, D]
     return model.network.llm.logits(hidden[-prompt.scored - 1 : -1])
 

@@ -70,7 +70,7 @@ def _prepare(model: Vila, sample: Sample) -> HeldOutPrompt:
         ids = model.tokenizer.encode(text)[: model.config.language_model.max_length]
         return HeldOutPrompt(PreparedPrompt(text, ids), len(ids) - 1, has_media=False)
     asked = model.prepare([Message("user", sample.prompt)])
-    media = list(model.network.media_token_ids.values())
+    media = list(model.tokenizer.media_token_ids.values())
     places = [place for place, token in enumerate(asked.input_ids) if token in media]
     if not sample.answer:
         return HeldOutPrompt(asked, len(asked.input_ids) - 1 - (places[-1] if places else 0), has_media=bool(places))

@@ -12,7 +12,6 @@ from vila_core.checkpoint import Checkpoint
 from vila_core.checkpoint.sizes import DTYPE_BYTES, Estimate, PartSize, estimate
 from vila_core.config import DecoderConfig, PreprocessConfig, TSPVideoEncoderConfig, VilaConfig
 from vila_core.errors import VilaError
-from vila_core.plugins.loader import load_plugins
 
 PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
 """Prefix of the weights' canonical names -> what the part is called."""
@@ -165,16 +164,11 @@ def count_tokens(config: VilaConfig) -> TokenCounts:
 
 
 def _tokens_per_tile(config: VilaConfig) -> int | None:
-    import torch
+    from vila_core.model import tokens_per_tile
 
-    plugins = load_plugins()
-    tower, size = config.vision_tower, config.vision_tower.image_size
     try:
-        with torch.device("meta"), torch.inference_mode():
-            features = plugins.vision_towers.get(tower.name).build(tower)(torch.empty(1, 3, size, size))  # [1, P, D_v]
-            features = torch.empty(1, features.shape[1], config.projector.in_size)
-            return int(plugins.projectors.get(config.projector.name).build(config.projector)(features).shape[1])
-    # A plugin's part may need values where there are only shapes, or a package that is not here.
+        return tokens_per_tile(config)
+    # A plugin's part may not run on the meta device, or may need a package that is not installed.
     except (VilaError, RuntimeError, NotImplementedError):
         return None
 

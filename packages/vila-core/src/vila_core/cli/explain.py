@@ -52,37 +52,33 @@ class Part:
 
     def _block_names(self) -> list[str]:
         assert self.tiles is not None
-        if self.tiles.is_separate and len(self.blocks) > 1:
-            rows, columns = self.tiles.grid
-            return [f"{rows}×{columns}", "thumbnail"]
+        layout = self.tiles.layout
+        if layout.kind == "separate" and len(self.blocks) > 1:
+            return [f"{layout.rows}×{layout.columns}", "thumbnail"]
         return [f"{-(-count // across)}×{across}" for count, across in self.blocks]
 
 
 def read_parts(inspection: Inspection, config: VilaConfig) -> list[Part]:
     """Return the text and every medium with its tokens and tiles, in the order of `inspection.token_counts`."""
-    tiles = iter(inspection.tiles)
-    parts: list[Part] = []
-    for name, tokens in inspection.token_counts.items():
-        if name == "text":
-            parts.append(Part(name, tokens, None))
-            continue
-        of_part = next(tiles)
-        unit = "frame" if name.startswith("video") and config.preprocess.video_max_tiles == 1 else "tile"
-        parts.append(Part(name, tokens, of_part, unit, _blocks(of_part, config)))
+    names = iter(inspection.token_counts.items())
+    parts = [Part(*next(names), None)]  # the text
+    for medium, (name, tokens) in zip(inspection.media, names, strict=True):
+        unit = "frame" if medium.kind == "video" and config.preprocess.video_max_tiles == 1 else "tile"
+        parts.append(Part(name, tokens, medium.tiles, unit, _blocks(medium.tiles, config)))
     return parts
 
 
 def _blocks(tiles: Tiles, config: VilaConfig) -> tuple[tuple[int, int], ...]:
-    """Return (tiles, columns) of each block: the scales of dynamic S2, or the tiles and their thumbnail, or rows of frames."""
-    count = len(tiles.pixels)
-    rows, columns = tiles.grid
+    """Return (tiles, columns) of each block: the scales of dynamic S2, the tiles and their thumbnail, or rows of frames."""
+    count, layout = len(tiles.pixels), tiles.layout
+    in_grid = layout.rows * layout.columns
     scales = config.preprocess.s2_scales
-    if tiles.block_size is not None and scales:
+    if layout.kind == "merged" and scales:
         sides = [scale // min(scales) for scale in sorted(scales)[:-1]]
-        return (*((side * side, side) for side in sides), (rows * columns, columns))
-    if tiles.is_separate and count > rows * columns:
-        return ((rows * columns, columns), (count - rows * columns, 1))
-    return ((count, columns if count == rows * columns > 1 else min(count, FRAMES_A_ROW)),)
+        return (*((side * side, side) for side in sides), (in_grid, layout.columns))
+    if layout.kind == "separate" and count > in_grid:
+        return ((in_grid, layout.columns), (count - in_grid, 1))
+    return ((count, layout.columns if count == in_grid > 1 else min(count, FRAMES_A_ROW)),)
 
 
 def print_explanation(inspection: Inspection, config: VilaConfig, console: Console) -> None:

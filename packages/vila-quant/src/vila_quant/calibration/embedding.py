@@ -20,7 +20,7 @@ from vila_core.config import DecoderConfig
 from vila_core.language.rope import Rotary
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
-from vila_core.prompt import prepare
+from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.block import Surroundings
 from vila_quant.calibration.samples import Sample
@@ -114,28 +114,22 @@ class Embedder:
     @torch.no_grad()
     def embed(self, sample: Sample) -> Tensor:
         """Return the embeddings of one sample, `[T, D]`. Raises `PromptError` and `MediaError` as `prepare` does."""
-        device = next(self.network.parameters()).device
+        prepared = self._prepare(sample)
+        self._hash.update(torch.tensor(prepared.input_ids).numpy().tobytes())
+        for medium in prepared.media:
+            self._hash.update(medium.tiles.pixels.numpy().tobytes())
+        return self.network.embed(self.network.batch([prepared]))
+
+    def _prepare(self, sample: Sample) -> PreparedPrompt:
         if sample.is_text:
             (text,) = sample.prompt
             assert isinstance(text, str), "running text"
-            ids = self.tokenizer.encode(text)
-            self._hash.update(torch.tensor(ids).numpy().tobytes())
-            return self.network.embed(torch.tensor(ids, device=device))
+            return PreparedPrompt(text, self.tokenizer.encode(text))
         messages = [Message("user", sample.prompt)]
         if sample.answer:
             messages.append(Message("assistant", sample.answer))
-        prepared = prepare(
-            messages,
-            self.config,
-            self.tokenizer,
-            self.template,
-            MediaLimits(),
-            generation_prompt=messages[-1].role == "user",
-        )
-        self._hash.update(torch.tensor(prepared.input_ids).numpy().tobytes())
-        for tiles in (*prepared.images, *prepared.videos):
-            self._hash.update(tiles.pixels.numpy().tobytes())
-        return self.network.embed(torch.tensor(prepared.input_ids, device=device), prepared.images, prepared.videos)
+        asks = messages[-1].role == "user"
+        return prepare(messages, self.config, self.tokenizer, self.template, MediaLimits(), generation_prompt=asks)
 
     def _keep_pixels(self, tower: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         left = KEPT_TILES - sum(map(len, self.pixels))

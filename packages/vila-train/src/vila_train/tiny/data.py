@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vila_core.chat import IMAGE_TOKEN, VIDEO_TOKEN, ChatTemplate, Turn
+from vila_core.config import BasicVideoEncoderConfig
+from vila_core.encoders import BasicVideoEncoder, ExpandedPrompt, MediaEncoder, expand
 from vila_core.tokenizer import Tokenizer
 from vila_train.labels import IGNORE_INDEX, tokenize_with_labels
 from vila_train.tiny.world import make_sample
@@ -36,46 +38,55 @@ class Encoded:
 
 
 class Encoder:
-    """Renders the chat template, tokenizes the text and expands media like the basic encoders of vila_core.
+    """Renders the chat template, tokenizes, and makes room for the media as the model does.
 
     Args:
-        tokens_per_picture: number of projector tokens for one image or frame.
-        end_text: text after each image or frame.
+        tokenizer: the model's.
+        template: the chat template.
+        tokens_per_picture: tokens that the projector makes of one image or frame.
+        encoder: the model's encoder of images and of videos (vila-tiny's two do the same).
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, tokens_per_picture: int, end_text: str | None = "\n"
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate,
+        tokens_per_picture: int,
+        encoder: MediaEncoder | None = None,
     ):
         self.tokenizer = tokenizer
         self.template = template
         self.tokens_per_picture = tokens_per_picture
-        self.end_ids = tokenizer.encode(end_text) if end_text is not None else []
+        self.encoder = BasicVideoEncoder(BasicVideoEncoderConfig()) if encoder is None else encoder
+        self._media_ids = frozenset(tokenizer.media_token_ids.values())
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Encode `sample` as a user message and the assistant's answer."""
+        """Encode `sample` as one turn of the user and the assistant's answer."""
+        media = [
+            ("image" if isinstance(part, Scene) else "video", part)
+            for part in sample.prompt
+            if not isinstance(part, str)
+        ]
         text = "".join(
             part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN
             for part in sample.prompt
         )
-        tokens = tokenize_with_labels(
+        ids, labels = tokenize_with_labels(
             [Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template
         )
-        frames = iter(
-            [1 if isinstance(part, Scene) else len(part.frames) for part in sample.prompt if not isinstance(part, str)]
-        )
-        ids: list[int] = []
-        places: list[int] = []
-        labels: list[int] = []
-        for token, label in zip(*tokens, strict=True):
-            if token not in self.tokenizer.media_token_ids.values():
-                ids.append(token)
-                labels.append(label)
-                continue
-            for _ in range(next(frames)):
-                places += range(len(ids), len(ids) + self.tokens_per_picture)
-                ids += [0] * self.tokens_per_picture + self.end_ids
-                labels += [IGNORE_INDEX] * (self.tokens_per_picture + len(self.end_ids))
-        return Encoded(ids, places, labels)
+        frames = [1 if isinstance(part, Scene) else len(part.frames) for _, part in media]
+        layouts = [self.encoder.layout(count, self.tokens_per_picture) for count in frames]
+        kinds = {token: kind for kind, token in self.tokenizer.media_token_ids.items()}
+        text_ids = {around: self.tokenizer.encode(around) for around in self.encoder.texts}
+        blocks = [(kind, [layout]) for (kind, _), layout in zip(media, layouts, strict=True)]
+        expanded = expand(ids, blocks, kinds, text_ids)
+        return Encoded(expanded.ids, expanded.places, self._expand_labels(ids, labels, expanded))
+
+    def _expand_labels(self, ids: list[int], labels: list[int], expanded: ExpandedPrompt) -> list[int]:
+        """Return the label of each position of `expanded`. Nothing of a medium's block is learned."""
+        of_text = iter(label for token, label in zip(ids, labels, strict=True) if token not in self._media_ids)
+        in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
+        return [IGNORE_INDEX if position in in_blocks else next(of_text) for position in range(len(expanded.ids))]
 
 
 @dataclass(frozen=True)

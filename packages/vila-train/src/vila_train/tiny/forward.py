@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_core.model import VilaModel
+from vila_core.model import PromptBatch, VilaModel
+from vila_core.preprocess import Tiles, normalize
+from vila_core.prompt import PreparedMedium
 from vila_train.labels import IGNORE_INDEX
 
 
@@ -30,29 +32,29 @@ class Batch:
     labels: Tensor
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Normalize uint8 pixels for the tower: `(x / 255 - 0.5) / 0.5`, float32."""
-    return pixels.float() / 127.5 - 1.0
-
-
 def hidden_states(network: VilaModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return the last hidden states of each batch, `[B, T, D]`. The tower encodes all pictures in one call."""
-    pixels = normalise(torch.cat([batch.pixels.flatten(0, 1) for batch in batches]))  # [sum of B·M, 3, S, S]
-    return decode(network, batches, network.mm_projector(network.vision_tower(pixels)))
+    """Return the last hidden states of each batch, `[B, T, D]`. All pictures of all batches go through the tower together."""
+    embeds = network.embed(_as_prompts(network, batches)).split(
+        [batch.ids.numel() for batch in batches]
+    )  # [B·T, D] each
+    return [network.llm(of_batch.view(*batch.ids.shape, -1)) for of_batch, batch in zip(embeds, batches, strict=True)]
 
 
-def decode(network: VilaModel, batches: Sequence[Batch], tokens: Tensor) -> list[Tensor]:
-    """Insert the picture `tokens` `[sum of B·M, K, D]` and run the language model on each batch."""
-    found: list[Tensor] = []
-    for batch, of_batch in zip(
-        batches, tokens.split([len(batch.pixels.flatten(0, 1)) for batch in batches]), strict=True
-    ):
-        media = of_batch.reshape(len(batch.ids), -1, of_batch.shape[-1])  # [B, M·K, D]
-        text = network.llm.embed(batch.ids)  # [B, T, D]
-        # A scatter, because its gradient is a gather. The gradient of a gather would need atomic additions.
-        places = batch.places[..., None].expand(-1, -1, text.shape[-1])  # [B, M·K, D]
-        found.append(network.llm(text.scatter(1, places, media.to(text.dtype))))
-    return found
+def _as_prompts(network: VilaModel, batches: Sequence[Batch]) -> PromptBatch:
+    """Return all samples as one batch of prompts. It runs on the device alone, so a CUDA graph can capture it."""
+    pixels = torch.cat([batch.pixels.flatten(0, 1) for batch in batches])  # [sum of B·M, 3, S, S]
+    places: list[Tensor] = []
+    start = 0
+    for batch in batches:
+        rows = start + torch.arange(len(batch.ids), device=batch.ids.device) * batch.ids.shape[1]  # [B]
+        places.append((rows[:, None] + batch.places).flatten())
+        start += batch.ids.numel()
+    return PromptBatch(
+        ids=torch.cat([batch.ids.flatten() for batch in batches]),
+        places=torch.cat(places),
+        media=[PreparedMedium("video", Tiles(normalize(pixels, network.config.pixels)))],
+        lengths=[batch.ids.shape[1] for batch in batches for _ in range(len(batch.ids))],
+    )
 
 
 def answer_loss(network: VilaModel, batches: Sequence[Batch]) -> Tensor:
