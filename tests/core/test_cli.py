@@ -161,7 +161,7 @@ def test_tokens_of_media_are_those_of_a_real_prompt(checkpoint: Path) -> None:
     alone = [model.inspect([vila.Image(INPUTS / name), "?"]) for name in ("square_200x200.png", "wide_700x180.png")]
     separate = model.config.preprocess.image_aspect_ratio == "dynamic"
     for inspection in alone:
-        tokens = inspection.token_counts["image 1"] - ends * (len(inspection.tiles[0].pixels) if separate else 1)
+        tokens = inspection.token_counts["image 1"] - ends * (len(inspection.media[0].tiles.pixels) if separate else 1)
         assert fewest <= tokens <= most
 
 

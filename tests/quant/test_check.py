@@ -67,7 +67,9 @@ def test_perplexity_and_divergence_are_those_of_the_models_logits(damaged: Path,
             continue
         ids = torch.tensor(prompt.prepared.input_ids)
         with torch.inference_mode():
-            before, after = (model.network(ids)[:-1].double().log_softmax(-1) for model in (whole, lost))
+            before, after = (
+                model.network([prompt.prepared])[0][:-1].double().log_softmax(-1) for model in (whole, lost)
+            )
         kl += float((before.exp() * (before - after)).sum())
         loss -= float(before.gather(1, ids[1:, None]).sum())
         tokens += len(ids) - 1

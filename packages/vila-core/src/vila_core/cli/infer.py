@@ -212,7 +212,10 @@ def _answer(
     model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool
 ) -> None:
     if as_json:
-        typer.echo(json.dumps(asdict(model.complete(prompt, **settings)), ensure_ascii=False, indent=2))
+        completion = model.complete(prompt, **settings)
+        record = {"text": completion.text, **asdict(completion)}
+        del record["parts"]  # the text, as long as there are no other parts
+        typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
     elif stream:
         for piece in strip_pieces(model.stream(prompt, **settings)):
             typer.echo(piece, nl=False)
@@ -246,7 +249,7 @@ def _explain(model: "Vila", prompt: "Sequence[Part]", path: Path) -> None:
     inspection = model.inspect(prompt)
     console = Console(stderr=True)
     print_explanation(inspection, model.config, console)
-    if inspection.tiles:
+    if inspection.media:
         draw_explanation(inspection, model.config, path)
         console.print(f"Tiles drawn in [bold]{path}[/bold]\n")
 
