@@ -14,10 +14,18 @@ from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_
 from vila_eval.cli.main import app
 from vila_eval.cli.progress import Lines, clock_time
 from vila_eval.options import ModelOptions, Planned, Progress, Rank, RunOptions, TaskOutcome
-from vila_eval.records import Counts, JudgeSummary, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
+from vila_eval.records.schema import (
+    Counts,
+    JudgeSummary,
+    MeasureRecord,
+    ModelIdentity,
+    RunSettings,
+    SampleRecord,
+    TaskResult,
+)
+from vila_eval.records.storage import write_record, write_records
 from vila_eval.report import tracking
 from vila_eval.report.table import as_text, results_table, table_notes
-from vila_eval.storage import write_record, write_records
 
 PLUGIN = """
 import json

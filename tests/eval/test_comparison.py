@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from vila_eval.cli.main import main
-from vila_eval.comparison import compare_runs
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, exact, mean_measures
-from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
+from vila_eval.records.schema import Counts, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
+from vila_eval.records.storage import RESULTS, SAMPLES, write_record, write_records
+from vila_eval.report.comparison import compare_runs
 from vila_eval.report.comparison_page import write_comparison
-from vila_eval.storage import RESULTS, SAMPLES, write_record, write_records
 
 
 def write_task(

@@ -10,7 +10,10 @@ import pytest
 
 from vila_core.errors import CheckpointError
 from vila_core.media import Image, Video
-from vila_eval.identity import (
+from vila_eval.data.sources import LocalFiles
+from vila_eval.options import ModelOptions
+from vila_eval.records.schema import RunSettings
+from vila_eval.running.identity import (
     SMALL_FILE,
     describe_prompt,
     folder_digest,
@@ -19,9 +22,6 @@ from vila_eval.identity import (
     model_name,
     sample_key,
 )
-from vila_eval.options import ModelOptions
-from vila_eval.records import RunSettings
-from vila_eval.sources import LocalFiles
 from vila_eval.task import Question, Task
 
 SETTINGS = RunSettings(max_new_tokens=8)

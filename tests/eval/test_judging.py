@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from vila_core.errors import ConfigError, PluginError
-from vila_eval import judging
 from vila_eval.errors import JudgeError
-from vila_eval.judging import estimate_cost, estimate_judging, judge_samples
+from vila_eval.judging import judge as judging
+from vila_eval.judging.judge import estimate_cost, estimate_judging, judge_samples
 from vila_eval.metric import JudgedMetric
 from vila_eval.metrics.judged import JudgeMetric
 from vila_eval.options import JudgeOptions, Silence
-from vila_eval.records import JudgeRecord, JudgeSummary, PromptPart, SampleRecord
-from vila_eval.storage import decode, read_records
+from vila_eval.records.schema import JudgeRecord, JudgeSummary, PromptPart, SampleRecord
+from vila_eval.records.storage import decode, read_records
 
 KEY = "sk-test-0123456789"
 RATING = JudgeMetric("rating", "Q: {question}\nA: {answer}\nReference: {reference}\nRate from 0 to 10.", scale=(0, 10))
@@ -286,11 +286,11 @@ def test_interrupted_judging_keeps_what_it_has(judge: Any, tmp_path: Path) -> No
 KILLED = """
 import sys
 from pathlib import Path
-from vila_eval.judging import judge_samples
+from vila_eval.judging.judge import judge_samples
 from vila_eval.metrics.judged import JudgeMetric
 from vila_eval.options import JudgeOptions, Silence
-from vila_eval.records import SampleRecord
-from vila_eval.storage import read_records
+from vila_eval.records.schema import SampleRecord
+from vila_eval.records.storage import read_records
 url, folder = sys.argv[1:]
 metric = JudgeMetric("rating", "A: {answer}", scale=(0, 10))
 samples = list(read_records(SampleRecord, Path(folder) / "samples.jsonl"))

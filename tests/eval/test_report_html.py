@@ -12,7 +12,16 @@ import pytest
 
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Score, Scored, exact, mean_measures
-from vila_eval.records import Counts, MeasureRecord, ModelIdentity, PromptPart, RunSettings, SampleRecord, TaskResult
+from vila_eval.records.schema import (
+    Counts,
+    MeasureRecord,
+    ModelIdentity,
+    PromptPart,
+    RunSettings,
+    SampleRecord,
+    TaskResult,
+)
+from vila_eval.records.storage import RESULTS, SAMPLES, write_record, write_records
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -24,7 +33,6 @@ from vila_eval.report.formatting import (
 from vila_eval.report.html import write_report
 from vila_eval.report.pictures import picture_path
 from vila_eval.report.plots import axis_end, draw_bar, draw_difference
-from vila_eval.storage import RESULTS, SAMPLES, write_record, write_records
 from vila_eval.task import Question
 
 ATTACKS = (

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 
 from vila_core.media import Image, Video
-from vila_eval.records import SampleRecord
+from vila_eval.records.schema import SampleRecord
 from vila_eval.report.pictures import choose_wrong, draw_thumbnail, picture_path, save_pictures
 from vila_eval.task import Question
 

@@ -8,9 +8,9 @@ import pytest
 
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_eval.errors import ResultsError
-from vila_eval.records import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.records.schema import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.records.storage import RESULTS, write_record
 from vila_eval.report.tracking import report_to
-from vila_eval.storage import RESULTS, write_record
 
 EXPECTED = {
     "vila/shapes/accuracy": 0.75,

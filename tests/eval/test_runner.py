@@ -15,16 +15,16 @@ from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.errors import GenerationError, PromptError
 from vila_core.media import Image, Video
 from vila_core.prompt import PreparedPrompt
-from vila_eval.answering import LazyModel
-from vila_eval.answers import locked
-from vila_eval.job import SEARCH_AHEAD, select_rows, with_frames
+from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Answered, MeanMetric, Score, Submission
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, Silence, TaskOutcome
-from vila_eval.records import SampleRecord
-from vila_eval.runner import evaluate
-from vila_eval.sources import DataOptions
-from vila_eval.storage import read_records
+from vila_eval.records.schema import SampleRecord
+from vila_eval.records.storage import read_records
+from vila_eval.running.answering import LazyModel
+from vila_eval.running.answers import locked
+from vila_eval.running.job import SEARCH_AHEAD, select_rows, with_frames
+from vila_eval.running.runner import evaluate
 from vila_eval.task import Question, Row, Task
 
 
@@ -310,7 +310,7 @@ def test_a_crash_while_a_limit_is_raised_loses_nothing(
     tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path, task(words(5)), limit=2)
-    monkeypatch.setattr("vila_eval.manifest.write_record", lambda path, record: pytest.exit("killed"))
+    monkeypatch.setattr("vila_eval.running.manifest.write_record", lambda path, record: pytest.exit("killed"))
     with pytest.raises(BaseException, match="killed"):
         run(tmp_path, task(words(5)))
     monkeypatch.undo()
@@ -513,7 +513,7 @@ def test_a_judged_task_waits_for_a_judge_and_then_counts_its_failures(
 
     options = JudgeOptions("http://judge")
     unsure = judge(lambda one: {"judge_error": "no verdict"} if one.index == 3 else {"values": {"judged": 0.5}})
-    monkeypatch.setattr("vila_eval.judging.judge_samples", unsure)
+    monkeypatch.setattr("vila_eval.judging.judge.judge_samples", unsure)
     (partly,) = run(tmp_path, judged, judge=options)
     assert partly.result is not None
     assert partly.result.headline is not None
@@ -523,11 +523,13 @@ def test_a_judged_task_waits_for_a_judge_and_then_counts_its_failures(
 
     (other,) = run(tmp_path, judged, judge=replace(options, model="judge-2"))
     assert "was judged by 'judge-1', not by 'judge-2'" in str(other.error)
-    monkeypatch.setattr("vila_eval.judging.judge_samples", judge(lambda one: {"values": {"judged": 1.0}}))
+    monkeypatch.setattr("vila_eval.judging.judge.judge_samples", judge(lambda one: {"values": {"judged": 1.0}}))
     (mended,) = run(tmp_path, judged, judge=options)
     assert mended.result is not None
     assert mended.result.counts.judge_failed == 0
-    monkeypatch.setattr("vila_eval.judging.judge_samples", judge(lambda one: {"judge_error": "the judge is asleep"}))
+    monkeypatch.setattr(
+        "vila_eval.judging.judge.judge_samples", judge(lambda one: {"judge_error": "the judge is asleep"})
+    )
     (asleep,) = run(tmp_path, judged, judge=options, phase="score")
     assert "the judge is asleep" in str(asleep.error)
 

@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 import vila_core
-from vila_eval.answering import LazyModel
+from vila_eval.running.answering import LazyModel
 from vila_eval.options import ModelOptions, Planned, RunOptions, Silence
-from vila_eval.runner import evaluate
-from vila_eval.sources import DataOptions
+from vila_eval.running.runner import evaluate
+from vila_eval.data.sources import DataOptions
 from vila_eval.tasks.drawn_world import DRAWN_WORLD, DrawnWorld
 from vila_eval.tasks.images.pope import POPE
 

@@ -8,7 +8,7 @@ from vila_core.errors import ConfigError, PluginError
 from vila_core.plugins.hookspecs import Named
 from vila_core.plugins.registry import Owner, Registered, Registry
 from vila_eval import LocalFiles, Question, Task
-from vila_eval.selection import select
+from vila_eval.running.selection import select
 
 OWNER = Owner("acme", "acme-benchmarks", "1.0")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from vila_core.media import Image
+from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Measure
 from vila_eval.metrics.boxes import BOX_ACCURACY, BoxAccuracyMetric
 from vila_eval.metrics.counting import find_number
 from vila_eval.metrics.word_overlap import count_words, spell_number, word_exact_match, word_f1
-from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.finetuning.medical import PATHVQA, PMCVQA
 from vila_eval.tasks.finetuning.refcoco import REFCOCO_TASKS, ask

@@ -13,12 +13,12 @@ import pytest
 from vila_core.errors import ConfigError
 from vila_core.media import Image
 from vila_eval import Answered, DataOptions, LocalFiles, Question, Row, Task
+from vila_eval.data.sources import HubDataset
 from vila_eval.errors import DataError
 from vila_eval.fixtures import Repository, picture
 from vila_eval.metric import Scored
 from vila_eval.metrics.yes_no import MME_METRIC
 from vila_eval.prompts import letter, lettered, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import as_questions
 from vila_eval.tasks.images import IMAGE_TASKS
 from vila_eval.testing import check_task

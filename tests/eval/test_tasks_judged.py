@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from vila_core.media import Image, Video
+from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError
-from vila_eval.judging import judge_samples
+from vila_eval.judging.judge import judge_samples
 from vila_eval.metric import Answered, JudgedMetric, Measure, Scored
 from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, ASPECTS, VIDEO_CHATGPT
 from vila_eval.options import JudgeOptions, Silence
-from vila_eval.records import PromptPart, SampleRecord
-from vila_eval.sources import DataOptions
+from vila_eval.records.schema import PromptPart, SampleRecord
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.judged import ACTIVITYNETQA, JUDGED_TASKS, LLAVA_IN_THE_WILD, MMVET, VIDEOCHATGPT, video_chatgpt
 from vila_eval.testing import check_task

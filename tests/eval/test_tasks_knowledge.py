@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vila_core.media import Image
+from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Answered, Measure
 from vila_eval.metrics.choices.mathvista import normalize_reply
 from vila_eval.metrics.choices.mmmu import MMMU_METRIC
-from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.knowledge import KNOWLEDGE_TASKS
 from vila_eval.tasks.knowledge.mathvista import MATHVISTA_TEST, MATHVISTA_TESTMINI

@@ -8,6 +8,7 @@ import pytest
 
 from vila_core.errors import ConfigError
 from vila_core.media import Video
+from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError
 from vila_eval.metric import Answered
 from vila_eval.metrics.choices.eventbench import extract_initial
@@ -17,7 +18,6 @@ from vila_eval.metrics.choices.mvbench import extract_mvbench_choice
 from vila_eval.metrics.choices.nextqa import extract_nextqa_choice
 from vila_eval.metrics.choices.perceptiontest import extract_perceptiontest_choice
 from vila_eval.metrics.choices.vila import VILA_CHOICE, extract_vila_choice
-from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.video import VIDEO_TASKS
 from vila_eval.tasks.video.cinepile import CINEPILE

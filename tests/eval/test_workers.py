@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from vila_core.errors import CheckpointError, ConfigError, MissingDependencyError, VilaError
-from vila_eval.answering import LazyModel
+from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError, WorkerError
-from vila_eval.job import open_job
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
-from vila_eval.ray_workers import RayWorkers
-from vila_eval.records import ModelIdentity
-from vila_eval.runner import evaluate
-from vila_eval.sources import DataOptions
+from vila_eval.records.schema import ModelIdentity
+from vila_eval.running.answering import LazyModel
+from vila_eval.running.job import open_job
+from vila_eval.running.ray_workers import RayWorkers
+from vila_eval.running.runner import evaluate
+from vila_eval.running.workers import Processes, Work, answer_task, plan_work, read_failures
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.drawn_world import DRAWN_WORLD, DrawnWorld
 from vila_eval.tasks.images.pope import POPE
-from vila_eval.workers import Processes, Work, answer_task, plan_work, read_failures
 
 NOBODY = ModelIdentity(name="nobody", source="nobody", digest="0")
 
@@ -329,9 +329,9 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 PARENT = """
 import sys, time
 from pathlib import Path
-from vila_eval.workers import Processes, Work
+from vila_eval.running.workers import Processes, Work
 from vila_eval.options import ModelOptions, Rank, RunOptions
-from vila_eval.sources import DataOptions
+from vila_eval.data.sources import DataOptions
 
 class Sleep:
     def __reduce__(self):

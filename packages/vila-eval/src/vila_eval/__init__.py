@@ -1,5 +1,6 @@
 """Evaluation for VILA Kit: benchmarks as plugins, and numbers that can be trusted."""
 
+from vila_eval.data.sources import DataOptions, HubDataset, LocalFiles
 from vila_eval.metric import (
     Answered,
     JudgedMetric,
@@ -14,7 +15,6 @@ from vila_eval.metric import (
     mean_measures,
 )
 from vila_eval.metrics.judged import JudgeMetric
-from vila_eval.sources import DataOptions, HubDataset, LocalFiles
 from vila_eval.task import Question, Row, Task
 
 __version__ = "0.1.0"

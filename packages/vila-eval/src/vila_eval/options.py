@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from vila_eval.records import TaskResult
-from vila_eval.sources import DataOptions
+from vila_eval.data.sources import DataOptions
+from vila_eval.records.schema import TaskResult
 from vila_eval.task import Task
 
 

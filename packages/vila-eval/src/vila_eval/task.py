@@ -27,8 +27,8 @@ from vila_core.media import Image, Video
 from vila_core.media.sources import is_data_uri, is_url
 
 if TYPE_CHECKING:
+    from vila_eval.data.sources import Rows, Source
     from vila_eval.metric import AnyMetric, Submission
-    from vila_eval.sources import Rows, Source
 
 Row = Mapping[str, Any]
 """A row of a dataset by column. Images are `vila_core.Image`s, videos `vila_core.Video`s; nothing is decoded yet."""

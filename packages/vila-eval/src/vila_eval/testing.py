@@ -17,11 +17,11 @@ from pydantic import ValidationError
 
 from vila_core.errors import ConfigError
 from vila_core.media import Image, Video
-from vila_eval.judging import judged_questions
+from vila_eval.data.sources import DataOptions
+from vila_eval.judging.judge import judged_questions
 from vila_eval.metric import AnyMetric, JudgedMetric, Measure, Metric, Scored
-from vila_eval.records import PromptPart, SampleRecord
-from vila_eval.sources import DataOptions
-from vila_eval.storage import decode, encode
+from vila_eval.records.schema import PromptPart, SampleRecord
+from vila_eval.records.storage import decode, encode
 from vila_eval.task import Question, Task, as_questions, resolve_metric
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vila_eval.comparison import RunComparison, TaskComparison
+    from vila_eval.report.comparison import RunComparison, TaskComparison
 
 LONGEST = 200
 """Number of characters of an answer that are printed."""
@@ -49,7 +49,7 @@ def compare(
 
     [bold]Example:[/bold] vila-eval compare results/model-a results/model-b --flips 5
     """
-    from vila_eval.comparison import compare_runs
+    from vila_eval.report.comparison import compare_runs
 
     comparison = compare_runs(first.expanduser(), second.expanduser(), allow_different=allow_different)
     if html is not None:

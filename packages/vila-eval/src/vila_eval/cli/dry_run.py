@@ -13,20 +13,20 @@ import typer
 from vila_core.errors import VilaError
 from vila_core.media import Image, Video
 from vila_eval.errors import ResultsError
-from vila_eval.identity import model_name
-from vila_eval.job import select_rows
-from vila_eval.judging import CHARACTERS_A_TOKEN, JudgeEstimate, estimate_judging, judge_model
+from vila_eval.judging.judge import CHARACTERS_A_TOKEN, JudgeEstimate, estimate_judging, judge_model
 from vila_eval.metric import Answered, Metric
 from vila_eval.options import ModelOptions, Planned, RunOptions
-from vila_eval.records import SampleRecord
+from vila_eval.records.schema import SampleRecord
+from vila_eval.records.storage import SAMPLES, read_records
 from vila_eval.report.formatting import format_reference, shorten
-from vila_eval.storage import SAMPLES, read_records
+from vila_eval.running.identity import model_name
+from vila_eval.running.job import select_rows
 from vila_eval.task import Part, Question, as_questions, resolve_metric
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from vila_eval.sources import Rows
+    from vila_eval.data.sources import Rows
 
 QUESTIONS = 2
 """Number of questions shown per task."""

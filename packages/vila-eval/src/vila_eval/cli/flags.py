@@ -16,8 +16,8 @@ from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, split
 if TYPE_CHECKING:
     from vila_core.plugins.hookspecs import Named
     from vila_core.plugins.registry import Registry
+    from vila_eval.data.sources import DataOptions
     from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions
-    from vila_eval.sources import DataOptions
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _tasks = partial(typer.Option, rich_help_panel="Tasks")
@@ -97,7 +97,7 @@ class TaskFlags:
 
     def plan(self, registered: Registry[Named]) -> list[Planned]:
         """Select the tasks to run from the registered ones. Raises `ConfigError`."""
-        from vila_eval.selection import select
+        from vila_eval.running.selection import select
 
         return select(
             registered,
@@ -121,7 +121,7 @@ class DataFlags:
     offline: Annotated[bool, _data("--offline", metavar="", help="Only use what is in the hub's cache.")] = False
 
     def options(self) -> DataOptions:
-        from vila_eval.sources import DataOptions
+        from vila_eval.data.sources import DataOptions
 
         if self.fixtures and self.data is not None:
             raise ConfigError("Got both --fixtures and --data: choose made-up rows or real data.")

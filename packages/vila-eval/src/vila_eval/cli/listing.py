@@ -13,7 +13,7 @@ from vila_core.plugins.hookspecs import Named
 from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
 from vila_core.plugins.registry import Registry
 from vila_eval.cli.arguments import split_names
-from vila_eval.selection import checked
+from vila_eval.running.selection import checked
 from vila_eval.task import Task
 
 

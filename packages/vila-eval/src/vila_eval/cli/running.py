@@ -13,7 +13,7 @@ from vila_eval.cli.progress import Bars, Lines
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
 from vila_eval.report.table import print_table, results_table, table_notes
 from vila_eval.report.tracking import Tracker, check_installed, report_to
-from vila_eval.runner import evaluate
+from vila_eval.running.runner import evaluate
 
 
 def run_plan(

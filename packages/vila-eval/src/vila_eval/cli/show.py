@@ -13,7 +13,7 @@ from vila_core.errors import ConfigError
 from vila_eval.errors import ResultsError
 
 if TYPE_CHECKING:
-    from vila_eval.records import PromptPart, SampleRecord
+    from vila_eval.records.schema import PromptPart, SampleRecord
 
 
 def show(
@@ -24,9 +24,9 @@ def show(
     wrong: Annotated[int | None, typer.Option(min=1, metavar="N", help="The N worst answers.")] = None,
 ) -> None:
     """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, print the first five."""
-    from vila_eval.records import SampleRecord
+    from vila_eval.records.schema import SampleRecord
+    from vila_eval.records.storage import SAMPLES, read_records, read_result
     from vila_eval.report.pictures import choose_wrong
-    from vila_eval.storage import SAMPLES, read_records, read_result
 
     if sample and wrong is not None:
         raise ConfigError("Got both --id and --wrong. Choose one.")

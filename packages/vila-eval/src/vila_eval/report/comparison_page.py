@@ -6,10 +6,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from vila_eval.comparison import MeasureComparison, RunComparison
+from vila_eval.records.storage import write_whole
+from vila_eval.report.comparison import MeasureComparison, RunComparison
 from vila_eval.report.html import render
 from vila_eval.report.plots import axis_end, draw_difference
-from vila_eval.storage import write_whole
 
 FLIPS = 50
 """Number of samples listed per task."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from vila_eval.metric import Unit
-from vila_eval.records import MeasureRecord, RunSettings
+from vila_eval.records.schema import MeasureRecord, RunSettings
 
 
 def words(name: str) -> str:

@@ -11,9 +11,20 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vila_eval.data.hub import FIXTURE_REVISION
 from vila_eval.errors import ResultsError
-from vila_eval.hub import FIXTURE_REVISION
-from vila_eval.records import JudgeSummary, MeasureRecord, ModelIdentity, SampleRecord, TaskResult, Timings
+from vila_eval.records.schema import JudgeSummary, MeasureRecord, ModelIdentity, SampleRecord, TaskResult, Timings
+from vila_eval.records.storage import (
+    JUDGE_SUMMARY,
+    REPORT,
+    SAMPLES,
+    TIMINGS,
+    decode,
+    find_results,
+    read_records,
+    read_result,
+    write_whole,
+)
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -27,17 +38,6 @@ from vila_eval.report.formatting import (
 )
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
-from vila_eval.storage import (
-    JUDGE_SUMMARY,
-    REPORT,
-    SAMPLES,
-    TIMINGS,
-    decode,
-    find_results,
-    read_records,
-    read_result,
-    write_whole,
-)
 
 FIRST_CARDS = 8
 """Number of wrong answers of a task shown at first; the others can be unfolded."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import MediaError
 from vila_core.media import Image, Video
-from vila_eval.records import SampleRecord
-from vila_eval.storage import PICTURES, write_whole
+from vila_eval.records.schema import SampleRecord
+from vila_eval.records.storage import PICTURES, write_whole
 from vila_eval.task import Question
 
 if TYPE_CHECKING:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_eval.hub import FIXTURE_REVISION
-from vila_eval.records import JudgeSummary
+from vila_eval.data.hub import FIXTURE_REVISION
+from vila_eval.records.schema import JudgeSummary
+from vila_eval.records.storage import JUDGE_SUMMARY, decode
 from vila_eval.report.formatting import format_error, format_value, words
-from vila_eval.storage import JUDGE_SUMMARY, decode
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from vila_eval.options import TaskOutcome
-    from vila_eval.records import Counts, TaskResult
+    from vila_eval.records.schema import Counts, TaskResult
 
 PLAIN_WIDTH = 400
 """Width of plain text in columns, wide enough that nothing wraps."""

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from vila_core.errors import ConfigError, MissingDependencyError, unknown_name
 from vila_eval.errors import ResultsError
-from vila_eval.records import TaskResult
-from vila_eval.storage import find_results, merged_metrics, read_result
+from vila_eval.records.schema import TaskResult
+from vila_eval.records.storage import find_results, merged_metrics, read_result
 
 Tracker = Literal["tensorboard", "wandb"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from vila_core.errors import MissingDependencyError
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
+from vila_eval.data.sources import DataOptions
 from vila_eval.metrics.exact_match import EXACT_MATCH
-from vila_eval.sources import DataOptions
 from vila_eval.task import Question, Row, Task
 
 DATASET = "drawn-world"

@@ -7,11 +7,11 @@ computed as in `llava/eval/pathvqa.py` and `pmcvqa.py`.
 import re
 
 from vila_core.media import Image
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.medical import pathvqa, pmcvqa
 from vila_eval.metrics.choices.pmcvqa import LETTER_ALONE
 from vila_eval.metrics.word_overlap import PATHVQA_METRIC
 from vila_eval.prompts import SHORT_ANSWER, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.finetuning.image_cluster import image_cluster
 

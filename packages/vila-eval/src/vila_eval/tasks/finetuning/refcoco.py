@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from vila_core.errors import MediaError
 from vila_core.media import Image
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.refcoco import refcoco, refcocog
 from vila_eval.metrics.boxes import BOX_ACCURACY
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 COLUMNS = {

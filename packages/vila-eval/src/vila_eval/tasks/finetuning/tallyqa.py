@@ -7,10 +7,10 @@ answers.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.tallyqa import tallyqa
 from vila_eval.metrics.counting import COUNTING
 from vila_eval.prompts import SHORT_ANSWER
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.finetuning.image_cluster import image_cluster
 

@@ -3,9 +3,9 @@
 VILA's question file is not public. Here the question names the element by its box, in fractions of the image.
 """
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.widgetcap import widgetcap
 from vila_eval.metrics.raw_captions import RawCaptionMetric
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

@@ -4,11 +4,11 @@ Prompts, token limits and scores are those of lmms-eval. Columns: READMEs of lmm
 lmms-lab/ai2d-no-mask on the hub.
 """
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.charts import ai2d, chartqa
 from vila_eval.metrics.choices.ai2d import LEADING_LETTER
 from vila_eval.metrics.relaxed_accuracy import CHARTQA as CHARTQA_METRIC
 from vila_eval.prompts import letter, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

@@ -6,12 +6,12 @@ lmms-lab/SEED-Bench and lmms-lab/vstar-bench on the hub.
 
 import re
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.choices import scienceqa, seedbench, vstar
 from vila_eval.metrics.choices.general import MULTIPLE_CHOICE
 from vila_eval.metrics.choices.scienceqa import LLAVA_LETTER
 from vila_eval.metrics.choices.seedbench import FIRST_CHARACTER
 from vila_eval.prompts import letter, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

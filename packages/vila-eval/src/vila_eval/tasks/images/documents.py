@@ -5,11 +5,11 @@ Prompts and token limits are those of lmms-eval. Columns: README of lmms-lab/Doc
 
 from collections.abc import Sequence
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.documents import docvqa
 from vila_eval.metric import Submission
 from vila_eval.metrics.anls import ANLS
 from vila_eval.prompts import SHORT_ANSWER
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.images.submissions import answer_list
 

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.mmbench import mmbench
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.mmbench import MMBENCH_METRIC
 from vila_eval.prompts import LETTER_ONLY, lettered
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 COLUMNS = {

@@ -3,10 +3,10 @@
 Fu et al. 2023, arXiv:2306.13394.
 """
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.yes_no import mme
 from vila_eval.metrics.yes_no import MME_METRIC
 from vila_eval.prompts import SHORT_ANSWER
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

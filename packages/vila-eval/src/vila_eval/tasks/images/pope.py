@@ -1,8 +1,8 @@
 """POPE: is an object in the image, or hallucinated? Li et al. 2023, arXiv:2305.10355."""
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.yes_no import pope
 from vila_eval.metrics.yes_no import POPE_METRIC
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

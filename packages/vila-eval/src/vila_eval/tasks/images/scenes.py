@@ -4,14 +4,14 @@ Prompts, token limits and scores are those of lmms-eval. Columns: READMEs of lmm
 lmms-lab/VizWiz-VQA and lmms-lab/RealWorldQA on the hub.
 """
 
+from vila_eval.data.joined import JoinedDataset
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.scenes import gqa, realworldqa, vizwiz, vqav2
-from vila_eval.joined import JoinedDataset
 from vila_eval.metric import Submission
 from vila_eval.metrics.choices.realworldqa import FLEXIBLE_EXTRACT
 from vila_eval.metrics.exact_match import NORMALIZED_EXACT_MATCH
 from vila_eval.metrics.vqa import EVALAI_VQA_ACCURACY, VQA_ACCURACY
 from vila_eval.prompts import SHORT_ANSWER
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.images.submissions import answer_list
 

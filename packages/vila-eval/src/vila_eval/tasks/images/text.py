@@ -4,12 +4,12 @@ Prompts, token limits and scores are those of lmms-eval. `textvqa` is VILA's own
 words found by an OCR system. Columns: READMEs of lmms-lab/textvqa and echo840/OCRBench on the hub.
 """
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.text import ocrbench, textvqa
 from vila_eval.metric import Submission
 from vila_eval.metrics.ocrbench import ABILITY_OF_TYPE, OCRBENCH_METRIC
 from vila_eval.metrics.vqa import EVALAI_VQA_ACCURACY
 from vila_eval.prompts import SHORT_ANSWER
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.images.submissions import answer_list
 

@@ -1,9 +1,9 @@
 """ActivityNet-QA: short open answers about videos of human activities. Yu et al. 2019, arXiv:1906.02467."""
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.judged import activitynet_qa
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 TYPES = (

@@ -1,8 +1,8 @@
 """LLaVA-Bench (In-the-Wild): open questions about 24 diverse images. Liu et al. 2023, arXiv:2304.08485."""
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.judged import llava_bench
 from vila_eval.metrics.judged_images import LLAVA_BENCH
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

@@ -1,8 +1,8 @@
 """MM-Vet: questions that need several capabilities at once. Yu et al. 2023, arXiv:2308.02490."""
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.judged import mm_vet
 from vila_eval.metrics.judged_images import CAPABILITIES, MM_VET
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = (

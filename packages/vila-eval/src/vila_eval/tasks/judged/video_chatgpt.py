@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vila_core.media import Video
+from vila_eval.data.sources import DataOptions, HubDataset, Rows, check_columns
 from vila_eval.fixtures.judged import video_chatgpt
 from vila_eval.metrics.judged_videos import VIDEO_CHATGPT
-from vila_eval.sources import DataOptions, HubDataset, Rows, check_columns
 from vila_eval.task import Question, Row, Task
 
 COLUMNS = {

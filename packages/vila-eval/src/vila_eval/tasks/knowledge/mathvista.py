@@ -8,10 +8,10 @@ without a judge.
 import json
 from collections.abc import Sequence
 
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.mathvista import mathvista
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.mathvista import MATHVISTA_METRIC, extract_quickly
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 COLUMNS = {

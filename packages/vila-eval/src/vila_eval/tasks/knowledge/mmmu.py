@@ -16,12 +16,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from vila_core.errors import unknown_name
+from vila_eval.data.sources import HubDataset
 from vila_eval.errors import DataError
 from vila_eval.fixtures.mmmu import mmmu, mmmu_pro
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.mmmu import DISCIPLINE_OF_SUBJECT, MMMU_METRIC, parse_multi_choice_response, subject_of
 from vila_eval.prompts import LETTER_ONLY, SHORT_ANSWER, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Part, Question, Row, Task
 
 if TYPE_CHECKING:

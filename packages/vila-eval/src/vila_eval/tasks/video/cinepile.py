@@ -1,10 +1,10 @@
 """CinePile: scenes of films with their subtitles, five options. Rawal et al. 2024, arXiv:2405.08813."""
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import cinepile
 from vila_eval.metrics.choices.vila import VILA_CHOICE
 from vila_eval.prompts import letter
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = (

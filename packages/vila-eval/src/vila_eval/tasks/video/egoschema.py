@@ -9,11 +9,11 @@ import io
 from collections.abc import Sequence
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import egoschema
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.vila import VILA_CHOICE
 from vila_eval.prompts import letter, lettered, unlettered
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = "Watching the video and answer with the option's letter from the given choices directly."

@@ -1,10 +1,10 @@
 """Event-Bench: events in long videos, four options. Du et al. 2024, arXiv:2406.14129."""
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import eventbench
 from vila_eval.metrics.choices.eventbench import INITIAL
 from vila_eval.prompts import letter, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.long_videos import longvideobench
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.longvideobench import LONGVIDEOBENCH_CHOICE
 from vila_eval.prompts import letter, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 COLUMNS = {

@@ -6,10 +6,10 @@ VILA does not run it, so it has none of VILA's tags.
 import re
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.long_videos import mlvu
 from vila_eval.metrics.choices.lmms_mcq import score_lmms_choice
 from vila_eval.metrics.macro_average import MacroMetric
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = "\nOnly give the best option.\nBest option: ("

@@ -1,11 +1,13 @@
 """MVBench: twenty kinds of questions about short videos. Li et al. 2023, arXiv:2311.17005."""
 
+from functools import partial
+
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import mvbench
 from vila_eval.metrics.choices.mvbench import score_mvbench
 from vila_eval.metrics.macro_average import MacroMetric
 from vila_eval.prompts import letter
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 FOLDERS = {
@@ -67,7 +69,7 @@ MVBENCH = Task(
         config=tuple(FOLDERS),
         revision="video",
         archives=tuple(sorted({f"{folder.split('/')[0]}/*" for folder in FOLDERS.values()})),
-        fixture=mvbench,
+        fixture=partial(mvbench, video_folders=FOLDERS),
     ),
     ask,
     MVBENCH_METRIC,

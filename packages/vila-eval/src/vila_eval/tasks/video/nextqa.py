@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import nextqa
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.nextqa import NEXTQA_CHOICE
 from vila_eval.metrics.wups import WUPS
 from vila_eval.prompts import letter, lettered
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}

@@ -4,10 +4,10 @@ Pătrăucean et al. 2023, arXiv:2305.13786. VILA sets no token limit; 256 tokens
 """
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_choices import perceptiontest
 from vila_eval.metrics.choices.perceptiontest import PERCEPTIONTEST_CHOICE
 from vila_eval.prompts import letter, multiple_choice_prompt
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vila_core.media import Video
+from vila_eval.data.sources import DataOptions, HubDataset, Rows
 from vila_eval.fixtures.long_videos import videomme
 from vila_eval.metrics.choices.videomme import DIMENSIONS, VIDEO_MME_METRIC
 from vila_eval.prompts import unlettered
-from vila_eval.sources import DataOptions, HubDataset, Rows
 from vila_eval.task import Question, Row, Task
 
 FRAMES = (8, 16, 32, 64, 128, 256, 512)

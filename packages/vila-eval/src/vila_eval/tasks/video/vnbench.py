@@ -8,10 +8,10 @@ dataset and the videos of the Google Drive link in github.com/joez17/VideoNIAH.
 from pathlib import PurePosixPath
 
 from vila_core.media import Video
+from vila_eval.data.sources import LocalFiles
 from vila_eval.fixtures.long_videos import vnbench
 from vila_eval.metrics.choices.vnbench import VNBENCH_METRIC
 from vila_eval.prompts import multiple_choice_prompt
-from vila_eval.sources import LocalFiles
 from vila_eval.task import Question, Row, Task
 
 

@@ -4,9 +4,9 @@ VILA sets no token limit; no sentence in the data reaches 256 tokens.
 """
 
 from vila_core.media import Video
+from vila_eval.data.sources import HubDataset
 from vila_eval.fixtures.video_texts import youcook2
 from vila_eval.metrics.captions import CaptionMetric
-from vila_eval.sources import HubDataset
 from vila_eval.task import Question, Row, Task
 
 PROMPT = "Provide a one-sentence caption for the provided video."

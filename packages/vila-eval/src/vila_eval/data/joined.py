@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vila_eval.errors import DataError
 
 if TYPE_CHECKING:
-    from vila_eval.sources import DataOptions, HubDataset, Rows
+    from vila_eval.data.sources import DataOptions, HubDataset, Rows
     from vila_eval.task import Row
 
 

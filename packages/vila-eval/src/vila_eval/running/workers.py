@@ -1,6 +1,6 @@
 """Workers: processes that answer a share of every task each, with nothing in common but the file system.
 
-Each loads the model and opens the data for itself and appends to files of its own (`vila_eval.answers`), so that there is nothing
+Each loads the model and opens the data for itself and appends to files of its own (`vila_eval.running.answers`), so that there is nothing
 to time out: whoever merges counts what has arrived. A worker that cannot answer its share of a task leaves the reason in
 `failed-<rank>.txt` of the task's folder and goes on to the next task; one that cannot go on leaves it in the model's folder, and dies.
 """
@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from vila_core.errors import ConfigError, VilaError
 from vila_core.plugins.loader import load_plugin_file, load_plugins
-from vila_eval.answering import LazyModel, answer_share, is_complete
-from vila_eval.answers import StoredAnswers
 from vila_eval.errors import DataError, ResultsError, WorkerError
-from vila_eval.job import Job, open_job
-from vila_eval.manifest import Manifest, asks_the_same
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions
-from vila_eval.storage import FAILURES, write_whole
+from vila_eval.records.storage import FAILURES, write_whole
+from vila_eval.running.answering import LazyModel, answer_share, is_complete
+from vila_eval.running.answers import StoredAnswers
+from vila_eval.running.job import Job, open_job
+from vila_eval.running.manifest import Manifest, asks_the_same
 
 if TYPE_CHECKING:
     from vila_eval.task import Task

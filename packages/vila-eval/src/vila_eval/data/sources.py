@@ -113,7 +113,7 @@ class HubDataset:
         return f"{self.repository} ({', '.join(part for part in (config, self.split) if part)})"
 
     def open(self, options: DataOptions) -> Rows:
-        from vila_eval.hub import open_repository
+        from vila_eval.data.hub import open_repository
 
         repository = open_repository(self, options)
         configs = [self.config] if isinstance(self.config, str) or self.config is None else list(self.config)
@@ -150,7 +150,7 @@ class LocalFiles:
         return str(self.path)
 
     def open(self, options: DataOptions) -> Rows:
-        from vila_eval.hub import FIXTURE_REVISION, write_fixture
+        from vila_eval.data.hub import FIXTURE_REVISION, write_fixture
 
         root = Path() if options.mirror is None else options.mirror
         path = root / Path(self.path).expanduser()

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vila_eval.records import Timings
-from vila_eval.storage import TIMINGS, write_record, writing
+from vila_eval.records.schema import Timings
+from vila_eval.records.storage import TIMINGS, write_record, writing
 
 PACKAGES = ("vila-core", "vila-eval", "torch", "transformers")
 

@@ -1,4 +1,4 @@
-"""What a run writes: a record a sample, and the result of a task. Where it is written, and how: `vila_eval.storage`."""
+"""What a run writes: a record a sample, and the result of a task. Where it is written, and how: `vila_eval.records.storage`."""
 
 from __future__ import annotations
 

@@ -13,11 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_eval.errors import ResultsError, WorkerError
-from vila_eval.job import Job
-from vila_eval.manifest import Manifest, asks_the_same, check_folder, read_manifest
 from vila_eval.options import Rank
-from vila_eval.storage import write_whole, writing
-from vila_eval.workers import POLL_S, describe_failures, failure_file, read_failures, record_failure, remove_failures
+from vila_eval.records.storage import write_whole, writing
+from vila_eval.running.job import Job
+from vila_eval.running.manifest import Manifest, asks_the_same, check_folder, read_manifest
+from vila_eval.running.workers import (
+    POLL_S,
+    describe_failures,
+    failure_file,
+    read_failures,
+    record_failure,
+    remove_failures,
+)
 
 LAUNCH = ".launch"
 

@@ -19,7 +19,7 @@ from vila_core.errors import CheckpointError, MediaError
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import is_data_uri, is_url, open_source
-from vila_eval.records import ModelIdentity, PromptPart
+from vila_eval.records.schema import ModelIdentity, PromptPart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from vila_core.media.sources import ByteSource
     from vila_eval.options import ModelOptions
-    from vila_eval.records import RunSettings
+    from vila_eval.records.schema import RunSettings
     from vila_eval.task import Part, Task
 
     Source = ByteSource | np.ndarray | PIL.Image.Image | tuple[Image, ...]

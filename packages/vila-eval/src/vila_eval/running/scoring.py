@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError, PluginError
-from vila_eval.answers import StoredAnswers, locked, remove_answers
 from vila_eval.errors import JudgeError, ResultsError
-from vila_eval.manifest import Manifest, read_manifest
 from vila_eval.metric import AnyMetric, Measure, Metric
-from vila_eval.records import FORMAT, Counts, MeasureRecord, SampleRecord, TaskResult
-from vila_eval.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
+from vila_eval.records.schema import FORMAT, Counts, MeasureRecord, SampleRecord, TaskResult
+from vila_eval.records.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
+from vila_eval.running.answers import StoredAnswers, locked, remove_answers
+from vila_eval.running.manifest import Manifest, read_manifest
 from vila_eval.task import Question, Task, own_faults, resolve_metric
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def finish_task(
         samples = [_scored(metric, sample) for sample in samples]
         measures = _summarized(metric, samples)
     elif metric is not None:
-        from vila_eval.judging import judge_model, judge_samples
+        from vila_eval.judging.judge import judge_model, judge_samples
 
         assert options.judge is not None, "a judged task without a judge waits"
         judge = judge_model(metric, options.judge)
@@ -162,7 +162,7 @@ def judge_again(
     metric = resolve_metric(task)
     if metric is None or isinstance(metric, Metric) or options.judge is None or options.phase == "predict":
         return None
-    from vila_eval.judging import judge_model
+    from vila_eval.judging.judge import judge_model
 
     if result.judge != judge_model(metric, options.judge):
         raise ResultsError(

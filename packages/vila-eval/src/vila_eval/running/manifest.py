@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vila_eval.answers import keep_as_answers
 from vila_eval.errors import ResultsError
-from vila_eval.records import RunFacts, TaskResult
-from vila_eval.storage import (
+from vila_eval.records.schema import RunFacts, TaskResult
+from vila_eval.records.storage import (
     ANSWERS,
     JUDGE,
     JUDGE_SUMMARY,
@@ -23,6 +22,7 @@ from vila_eval.storage import (
     read_result,
     write_record,
 )
+from vila_eval.running.answers import keep_as_answers
 
 
 class Manifest(RunFacts):

@@ -21,7 +21,7 @@ from vila_eval.errors import DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from vila_eval.sources import DataOptions, HubDataset
+    from vila_eval.data.sources import DataOptions, HubDataset
 
 FIXTURE_REVISION = "fixture"
 """The revision that results of a miniature carry, so that they are never taken for real ones."""

@@ -3,9 +3,9 @@
 results/<model>/<task>/samples.jsonl        a SampleRecord a line, in the data's order
 results/<model>/<task>/results.json         a TaskResult: no date and no timing, so that the same run gives the same bytes
 results/<model>/<task>/timings.json         Timings
-results/<model>/<task>/run.json             what is run (`vila_eval.manifest`)
-results/<model>/<task>/answers-<rank>.jsonl answers as they come (`vila_eval.answers`); gone when they are in samples.jsonl
-results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (`vila_eval.workers`)
+results/<model>/<task>/run.json             what is run (`vila_eval.running.manifest`)
+results/<model>/<task>/answers-<rank>.jsonl answers as they come (`vila_eval.running.answers`); gone when they are in samples.jsonl
+results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (`vila_eval.running.workers`)
 results/<model>/<task>/judge.jsonl          a JudgeRecord a line, for judged metrics
 results/<model>/<task>/judge.json           a JudgeSummary: requests, tokens and cost of judging
 results/<model>/<task>/<submission>         the file for the benchmark's server, for tasks that have one
@@ -28,7 +28,7 @@ from pydantic import ValidationError
 
 from vila_core.config import Config
 from vila_eval.errors import ResultsError
-from vila_eval.records import FORMAT, MeasureRecord, TaskResult
+from vila_eval.records.schema import FORMAT, MeasureRecord, TaskResult
 
 logger = logging.getLogger("vila_eval")
 

@@ -14,9 +14,9 @@ from typing import Any
 from vila_core.config import Config
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Unit
-from vila_eval.records import MeasureRecord, ModelIdentity, SampleRecord, TaskResult
+from vila_eval.records.schema import MeasureRecord, ModelIdentity, SampleRecord, TaskResult
+from vila_eval.records.storage import RESULTS, SAMPLES, find_results, read_records, read_result
 from vila_eval.statistics import compare, holm
-from vila_eval.storage import RESULTS, SAMPLES, find_results, read_records, read_result
 
 MAY_DIFFER = ("limit", "chat_template", "dtype")
 """Settings that two runs may have of their own: a limit only leaves samples out; a template and a dtype belong to their model."""

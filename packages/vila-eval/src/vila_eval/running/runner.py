@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError, VilaError
-from vila_eval.answering import LazyModel, answer_share, checked_answers, is_complete, stored_answers
-from vila_eval.answers import StoredAnswers, locked, remove_answers
 from vila_eval.errors import ResultsError, WorkerError
-from vila_eval.identity import model_identity, model_name
-from vila_eval.job import Job, open_job
-from vila_eval.manifest import begin, check_folder
 from vila_eval.options import Rank, TaskOutcome
-from vila_eval.ranks import OtherRanks, await_folder, meeting
-from vila_eval.scoring import Finished, finish_task, judge_again, score_again
-from vila_eval.storage import write_metrics, writing
-from vila_eval.task import Question, as_questions
-from vila_eval.timing import Stopwatch
-from vila_eval.workers import (
+from vila_eval.records.storage import write_metrics, writing
+from vila_eval.running.answering import LazyModel, answer_share, checked_answers, is_complete, stored_answers
+from vila_eval.running.answers import StoredAnswers, locked, remove_answers
+from vila_eval.running.identity import model_identity, model_name
+from vila_eval.running.job import Job, open_job
+from vila_eval.running.manifest import begin, check_folder
+from vila_eval.running.ranks import OtherRanks, await_folder, meeting
+from vila_eval.running.scoring import Finished, finish_task, judge_again, score_again
+from vila_eval.running.timing import Stopwatch
+from vila_eval.running.workers import (
     Crew,
     Processes,
     await_answers,
@@ -36,6 +35,7 @@ from vila_eval.workers import (
     remove_failures,
     worker_device,
 )
+from vila_eval.task import Question, as_questions
 
 if TYPE_CHECKING:
     from vila_eval.options import ModelOptions, Planned, Progress, RunOptions
@@ -180,7 +180,7 @@ class _Run:
             remove_failures(job.folder)
         if not self.options.ray:
             return Processes(works)
-        from vila_eval.ray_workers import RayWorkers
+        from vila_eval.running.ray_workers import RayWorkers
 
         return RayWorkers(works)
 

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import BinaryIO
 
 from vila_core.config import Config
-from vila_eval.append_only import append_lines, cut_torn_line
 from vila_eval.errors import ResultsError
-from vila_eval.records import SampleRecord
-from vila_eval.storage import (
+from vila_eval.records.append_only import append_lines, cut_torn_line
+from vila_eval.records.schema import SampleRecord
+from vila_eval.records.storage import (
     ANSWERS,
     FAILURES,
     MANIFEST,

@@ -11,15 +11,15 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import ConfigError, VilaError
-from vila_eval.answers import Answer, AnswerFile, StoredAnswers
-from vila_eval.records import SampleRecord
+from vila_eval.records.schema import SampleRecord
+from vila_eval.running.answers import Answer, AnswerFile, StoredAnswers
 
 if TYPE_CHECKING:
     from vila_core.engine.completion import Completion
     from vila_core.prompt import PreparedPrompt
     from vila_core.runtime import Vila
-    from vila_eval.job import Asked, Job
     from vila_eval.options import ModelOptions, Rank
+    from vila_eval.running.job import Asked, Job
 
 
 class LazyModel:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vila_core.errors import MissingDependencyError
 from vila_eval.errors import WorkerError
-from vila_eval.workers import Work, failure_file, read_failures, remove_failures, work
+from vila_eval.running.workers import Work, failure_file, read_failures, remove_failures, work
 
 
 class RayWorkers:

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vila_eval.errors import JudgeError
-from vila_eval.judge_client import FailedRequestError, JudgeClient
-from vila_eval.judge_log import JudgeLog
+from vila_eval.judging.client import FailedRequestError, JudgeClient
+from vila_eval.judging.log import JudgeLog
 from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
 from vila_eval.options import JudgeOptions, Progress
-from vila_eval.records import JudgeRecord, JudgeSummary, SampleRecord
-from vila_eval.storage import JUDGE, JUDGE_SUMMARY, write_record
+from vila_eval.records.schema import JudgeRecord, JudgeSummary, SampleRecord
+from vila_eval.records.storage import JUDGE, JUDGE_SUMMARY, write_record
 from vila_eval.task import Question, own_faults
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0

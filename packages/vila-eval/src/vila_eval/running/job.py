@@ -11,16 +11,16 @@ from vila_core.errors import ConfigError
 from vila_core.media import Video
 from vila_core.plugins.loader import load_plugins
 from vila_eval.errors import DataError
-from vila_eval.identity import describe_prompt, sample_key
-from vila_eval.manifest import Manifest
-from vila_eval.records import PromptPart, RunSettings
+from vila_eval.records.schema import PromptPart, RunSettings
+from vila_eval.running.identity import describe_prompt, sample_key
+from vila_eval.running.manifest import Manifest
 from vila_eval.task import Question, as_questions
 
 if TYPE_CHECKING:
     from vila_core.runtime import GenerationSettings
+    from vila_eval.data.sources import Rows
     from vila_eval.options import ModelOptions, Planned, RunOptions
-    from vila_eval.records import ModelIdentity
-    from vila_eval.sources import Rows
+    from vila_eval.records.schema import ModelIdentity
     from vila_eval.task import Task
 
 SEARCH_AHEAD = 1000

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from vila_eval.append_only import append_lines, open_to_append
 from vila_eval.errors import ResultsError
-from vila_eval.records import JudgeRecord
-from vila_eval.storage import encode, read_records
+from vila_eval.records.append_only import append_lines, open_to_append
+from vila_eval.records.schema import JudgeRecord
+from vila_eval.records.storage import encode, read_records
 
 Key = tuple[str, int, str, str]
 

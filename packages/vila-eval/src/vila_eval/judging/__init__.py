@@ -1,0 +1,1 @@
+"""Scoring answers with a judge model behind an OpenAI-compatible endpoint."""

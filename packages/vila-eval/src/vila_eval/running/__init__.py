@@ -1,0 +1,1 @@
+"""Running tasks: select, open, answer (in one process or several), score."""
