@@ -6,6 +6,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+import vila_train
+from vila_core.cli.options import Debug, Device, version_option
+
 HELP = """
 Train VILA-family models.
 
@@ -19,6 +22,14 @@ vila-train report --sheet answers.png  [dim]test it on unseen samples[/dim]
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+
+
+@app.callback()
+def main_options(
+    version: Annotated[bool, version_option(vila_train.__version__)] = False,
+    debug: Debug = False,
+) -> None:
+    """Options of the program itself."""
 
 
 @app.command()
@@ -85,14 +96,18 @@ def report(
         Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this file (Markdown).")] = None,
-    device: Annotated[str, typer.Option(help="auto, cuda or cpu.")] = "auto",
+    device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 32,
 ) -> None:
     """Test a model on the drawn world and print its exact-match accuracy per task and kind of question."""
+    from vila_core.cli.progress import open_progress
     from vila_train.tiny.report import answer_tests, draw_sheet, report_table
+    from vila_train.tiny.world import TESTS
     from vila_train.tiny.world.combinations import as_split
 
-    answers = answer_tests(model, samples, device, batch_size, as_split(split))
+    chosen = as_split(split)
+    with open_progress("samples", phases=TESTS) as progress:
+        answers = answer_tests(model, samples, device, batch_size, chosen, progress)
     text = report_table(answers)
     typer.echo(text)
     if out is not None:

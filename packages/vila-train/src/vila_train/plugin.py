@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
+from vila_core.plugins.lazy import lazy_object
 
 if TYPE_CHECKING:
-    import typer
-
     from vila_core.plugins.datasets import Dataset
 
 VILA_HOOK_API = 1
@@ -26,10 +25,5 @@ def vila_datasets() -> Sequence[Dataset]:
 @hookimpl
 def vila_commands() -> Sequence[Command]:
     """`vila train`."""
-    return (Command("train", "Train models: the embedded one from scratch, and the world it learns.", _command),)
-
-
-def _command() -> typer.Typer:
-    from vila_train.cli import app
-
-    return app
+    help = "Train models: the embedded one from scratch, and the world it learns."
+    return (Command("train", help, lazy_object("vila_train.cli:app")),)

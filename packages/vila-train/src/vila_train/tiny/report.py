@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 from PIL.Image import Image as Picture
-from rich.progress import track
 
 import vila_core as vila
+from vila_core.cli.progress import NoProgress, Progress
 from vila_train.tiny.dataset import as_prompt
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.world import TASKS, TESTS, make_sample
@@ -17,21 +17,29 @@ Answers = Mapping[str, Sequence[Entry]]
 
 
 def answer_tests(
-    model_path: str | None, samples: int, device: str, batch_size: int, split: Split = "test"
+    model_path: str | None,
+    samples: int,
+    device: str,
+    batch_size: int,
+    split: Split = "test",
+    progress: Progress | None = None,
 ) -> dict[str, list[Entry]]:
     """Ask the model `samples` questions per task, with greedy decoding.
 
     Raises:
         CheckpointError: the model does not exist.
     """
+    progress = progress or NoProgress()
     model = vila.load(model_path, device=device)
     answers: dict[str, list[Entry]] = {}
     for task in TESTS:
         entries: list[Entry] = []
-        for start in track(range(0, samples, batch_size), task):
+        progress.start(task, samples)
+        for start in range(0, samples, batch_size):
             asked = [make_sample(split, task, index) for index in range(start, min(start + batch_size, samples))]
             replies = model.generate_batch([as_prompt(sample) for sample in asked], max_new_tokens=32)
             entries += [Entry(sample, reply) for sample, reply in zip(asked, replies, strict=True)]
+            progress.advance(len(asked))
         answers[task] = entries
     return answers
 
