@@ -87,6 +87,7 @@ def test_each_video_counts_once_whatever_its_number_of_captions() -> None:
 
 
 @needs_java
+@pytest.mark.slow  # starts a Java program
 def test_meteor_matches_other_forms_of_a_word() -> None:
     pytest.importorskip("pycocoevalcap")
     corpora = [
