@@ -178,15 +178,7 @@ def _multiply_unit(
 
 @triton.jit
 def _scaled(
-    sums,
-    chains,
-    low,
-    high,
-    tile: tl.constexpr,
-    TILES: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHAINS: tl.constexpr,
-    KEPT: tl.constexpr,
+    sums, chains, low, high, tile: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, CHAINS: tl.constexpr, KEPT: tl.constexpr
 ):
     """Return the sums from `tile` on, this tile's with `scale · (sum of the chains)` added."""
     added = ()
@@ -224,9 +216,7 @@ def decode_kernel(
     weights = ()
     for slot in tl.static_range(SLOTS):
         weights = weights + (
-            _load_weights(
-                units_pointer, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE
-            ),
+            _load_weights(units_pointer, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE),
         )
     if PDL:
         gdc_wait()
@@ -252,9 +242,7 @@ def decode_kernel(
     if PREFETCH:
         order = tl.num_programs(0) - 1 - block
         chosen = (thread == 0) & (order < PREFETCH)
-        prefetch_into_l2(
-            next_pointer + order.to(tl.int64) * next_bytes + thread.to(tl.int64) * 0, next_bytes, chosen, INLINE
-        )
+        prefetch_into_l2(next_pointer + order.to(tl.int64) * next_bytes + thread.to(tl.int64) * 0, next_bytes, chosen, INLINE)
     for slot in tl.static_range(SLOTS):
         sums = _multiply_unit(weights[slot], x[0], sums, WARPS, TILES, COLUMNS, GROUPS, CHAINS, KEPT, dtype, INLINE)
         if slot + AHEAD < SLOTS:
@@ -313,12 +301,7 @@ def decode(
     """
     tokens, outputs = y.shape
     blocks, units, _ = packed.shape
-    assert (
-        x.shape == (tokens, units * UNIT_INPUTS)
-        and 1 <= tokens <= MAX_TOKENS
-        and x.stride(1) == 1
-        and x.stride(0) % 8 == 0
-    )
+    assert x.shape == (tokens, units * UNIT_INPUTS) and 1 <= tokens <= MAX_TOKENS and x.stride(1) == 1 and x.stride(0) % 8 == 0
     assert y.stride(1) == 1 and y.dtype == x.dtype
     grid = blocks * 2 // config.tiles
     prefetching = min(grid, PREFETCHING_BLOCKS) if next_packed is not None and config.prefetch and pdl else 0

@@ -184,16 +184,12 @@ def settled(total, INLINE: tl.constexpr):
 def _sum_assembly(values, warps, results):
     """PTX: every thread stores `values` numbers in shared memory and adds up `results` of the sums over warps."""
     threads = 32 * warps
-    lines = [
-        f".shared .align 16 .b32 parts[{values * threads}]; .reg .b32 t, own, base; .reg .f32 part; .reg .pred some;"
-    ]
+    lines = [f".shared .align 16 .b32 parts[{values * threads}]; .reg .b32 t, own, base; .reg .f32 part; .reg .pred some;"]
     lines += ["mov.u32 t, %tid.x; mov.u32 base, parts; shl.b32 own, t, 2; add.u32 own, own, base;"]
     lines += [f"st.shared.f32 [own+{4 * threads * value}], ${results + value};" for value in range(values)]
     lines += ["bar.sync 0;"]
     # result i of thread t is number t + i · threads of [values, 32]: value t // 32 + i · warps of lane t % 32
-    lines += [
-        f"and.b32 own, t, 31; shr.u32 t, t, 5; mad.lo.u32 own, t, {threads}, own; shl.b32 own, own, 2; add.u32 own, own, base;"
-    ]
+    lines += [f"and.b32 own, t, 31; shr.u32 t, t, 5; mad.lo.u32 own, t, {threads}, own; shl.b32 own, own, 2; add.u32 own, own, base;"]
     lines += [f"setp.lt.u32 some, t, {values};"]
     for result in range(results):
         lines += [f"mov.f32 ${result}, 0f00000000;"]

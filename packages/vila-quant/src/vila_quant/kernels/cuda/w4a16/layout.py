@@ -90,25 +90,17 @@ def _check(codes: Tensor, scales: Tensor, zeros: Tensor) -> int:
         raise ConfigError(f"Got codes of shape {list(codes.shape)} in {codes.dtype}. Expected [N, K] in uint8.")
     outputs, inputs = codes.shape
     if scales.ndim != 2 or scales.shape[0] != outputs or scales.shape != zeros.shape or not scales.shape[1]:
-        raise ConfigError(
-            f"Got scales {list(scales.shape)} and zeros {list(zeros.shape)}. Expected both [{outputs}, groups]."
-        )
+        raise ConfigError(f"Got scales {list(scales.shape)} and zeros {list(zeros.shape)}. Expected both [{outputs}, groups].")
     group_size = inputs // scales.shape[1]
     if group_size not in GROUP_SIZES or group_size * scales.shape[1] != inputs:
-        raise ConfigError(
-            f"Got {scales.shape[1]} groups for {inputs} inputs. The CUDA W4A16 kernels take groups of 32, 64 or 128 inputs."
-        )
+        raise ConfigError(f"Got {scales.shape[1]} groups for {inputs} inputs. The CUDA W4A16 kernels take groups of 32, 64 or 128 inputs.")
     if int(codes.max()) > 15:
         raise ConfigError(f"Got a code of {int(codes.max())}. Four-bit codes are 0 to 15.")
     zeros = zeros.float()
     if not bool(((zeros == zeros.round()) & (zeros >= 0) & (zeros <= 15)).all()):
-        raise ConfigError(
-            "Got a zero point that is not a whole number from 0 to 15. The CUDA W4A16 kernels take no other."
-        )
+        raise ConfigError("Got a zero point that is not a whole number from 0 to 15. The CUDA W4A16 kernels take no other.")
     if not bool(torch.isfinite(scales.half()).all()):
-        raise ConfigError(
-            f"Got a scale of {scales.float().abs().max().item():.3g}. Expected finite scales that fp16 can hold, up to 65504."
-        )
+        raise ConfigError(f"Got a scale of {scales.float().abs().max().item():.3g}. Expected finite scales that fp16 can hold, up to 65504.")
     return group_size
 
 

@@ -39,9 +39,7 @@ class TileConfig:
 def _scaled_numbers(a, one, minus, scale, dtype: tl.constexpr, INLINE: tl.constexpr):
     """Return two numbers `(q - zero) · scale` from a word that holds their codes as `magic + q`."""
     nothing = tl.full(a.shape, -2147450880, tl.int32)  # -0.0, twice
-    return halves(
-        multiply_add_halves(multiply_add_halves(a, one, minus, dtype, INLINE), scale, nothing, dtype, INLINE), dtype
-    )
+    return halves(multiply_add_halves(multiply_add_halves(a, one, minus, dtype, INLINE), scale, nothing, dtype, INLINE), dtype)
 
 
 @triton.jit
@@ -157,28 +155,10 @@ def tile_kernel(
         gdc_wait()
     for step in range(first, last):
         x = tl.load(x_pointers + step * BLOCK_K)
-<<<<<<< HEAD
         w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
         total = settled(tl.dot(w, tl.trans(x), total), INLINE)
     if PDL:
         gdc_launch_dependents()
-=======
-        w = load_numbers(
-            packed_pointer,
-            tile_n * (BLOCK_N // 32),
-            blocks,
-            step,
-            units,
-            dtype,
-            BLOCK_N,
-            BLOCK_K,
-            GROUPS,
-            WARPS,
-            NATURAL,
-            INLINE,
-        )
-        total = tl.dot(w, tl.trans(x), total)
->>>>>>> be8c3a6 (vila-infer's JSON keeps its fields; a decision record on the assembly of media and text)
     output = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     if HAS_BIAS:
         total += tl.load(bias_pointer + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
@@ -189,22 +169,9 @@ def tile_kernel(
 
 @triton.jit
 def add_kernel(
-<<<<<<< HEAD
     parts_pointer, bias_pointer, y_pointer, count, outputs, y_stride, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-=======
-    parts_pointer,
-    bias_pointer,
-    y_pointer,
-    count,
-    outputs,
-    y_stride,
-    SPLITS: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
->>>>>>> be8c3a6 (vila-infer's JSON keeps its fields; a decision record on the assembly of media and text)
     """Add the parts `[SPLITS, M, N]` fp32 into `y [M, N]`; `count` is M · N."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = index < count
@@ -222,22 +189,12 @@ def add_kernel(
 
 @triton.jit
 def dequantize_kernel(
-    packed_pointer,
-    w_pointer,
-    blocks,
-    units,
-    w_stride,
-    GROUPS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    INLINE: tl.constexpr,
+    packed_pointer, w_pointer, blocks, units, w_stride, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INLINE: tl.constexpr
 ):
     """Write one block of the weight, `[padded N, padded K]`, in the dtype of `w`."""
     dtype: tl.constexpr = w_pointer.dtype.element_ty
     tile_n, step = tl.program_id(1), tl.program_id(0)
-    w = load_numbers(
-        packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE
-    )
+    w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE)
     output = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     place = output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     tl.store(w_pointer + place, w, mask=output[:, None] < blocks * 32)
@@ -251,11 +208,7 @@ def multiply_tiles(
     group_size: int,
     config: TileConfig,
     *,
-<<<<<<< HEAD
     pdl: bool = False,
-=======
-    natural: bool = False,
->>>>>>> be8c3a6 (vila-infer's JSON keeps its fields; a decision record on the assembly of media and text)
     inline: bool = True,
 ) -> None:
     """Write `x Wᵀ + bias` to `y`.
@@ -305,25 +258,3 @@ def permute_tokens(x: Tensor, *, pdl: bool = False) -> Tensor:
         BLOCK=1024, PDL=pdl, num_warps=4, **launch,
     )  # fmt: skip
     return permuted
-<<<<<<< HEAD
-=======
-
-
-def dequantize(packed: Tensor, group_size: int, dtype: torch.dtype, *, inline: bool = True) -> Tensor:
-    """Return the padded weight `[blocks · 32, units · 128]` in `dtype`; a slice of `packed` gives those blocks of 32 rows."""
-    blocks, units, _ = packed.shape
-    w = torch.empty(blocks * UNIT_OUTPUTS, units * UNIT_INPUTS, dtype=dtype, device=packed.device)
-    dequantize_kernel[(units, blocks)](
-        packed,
-        w,
-        blocks,
-        units,
-        w.stride(0),
-        GROUPS=UNIT_INPUTS // group_size,
-        BLOCK_N=32,
-        BLOCK_K=128,
-        INLINE=inline,
-        num_warps=4,
-    )
-    return w
->>>>>>> be8c3a6 (vila-infer's JSON keeps its fields; a decision record on the assembly of media and text)
