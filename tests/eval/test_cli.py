@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from vila_core.cli.progress import Progress
 from vila_core.errors import ConfigError, PluginError, VilaError
 from vila_core.plugins import loader as plugin_loader
 from vila_eval.cli import running
 from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices, read_rank
 from vila_eval.cli.main import app
-from vila_eval.cli.progress import Lines, clock_time
-from vila_eval.options import ModelOptions, Planned, Progress, Rank, RunOptions, TaskOutcome
+from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import (
     Counts,
     JudgeSummary,
@@ -327,27 +327,6 @@ def of_task(folder: Path, found: TaskResult) -> TaskOutcome:
 
     task = Task(found.task, LocalFiles("rows.jsonl", {}), lambda row: Question(row["id"], []), None)
     return TaskOutcome(Planned(task, found.task), folder / "tiny" / found.task, found)
-
-
-def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
-    now = 0.0
-    lines = Lines(lambda: now)
-    lines.start("pope", 100, 20)
-    for now in (10.0, 40.0, 50.0):  # noqa: B007 - read by the clock
-        lines.advance(10)
-    lines.finish()
-    lines.start("mme", 2, 0)
-    lines.advance(2)
-    now = 60.0
-    lines.finish()
-    assert capsys.readouterr().err.splitlines() == [
-        "pope: 100 samples, 20 of them done before",
-        "pope: 40 of 100, 0.5 a second, 2:00 left",
-        "pope: stopped at 50 of 100",
-        "mme: 2 samples",
-        "mme: done in 0:10",
-    ]
-    assert clock_time(3723) == "1:02:03"
 
 
 # ------------------------------------------------------------------------------------------- subcommands

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from vila_core.cli.progress import NoProgress
 from vila_core.errors import ConfigError, PluginError
 from vila_eval.errors import JudgeError
 from vila_eval.judging import judge as judging
 from vila_eval.judging.judge import estimate_cost, estimate_judging, judge_samples
 from vila_eval.metric import JudgedMetric
 from vila_eval.metrics.judged import JudgeMetric
-from vila_eval.options import JudgeOptions, Silence
+from vila_eval.options import JudgeOptions
 from vila_eval.records.schema import JudgeRecord, JudgeSummary, PromptPart, SampleRecord
 from vila_eval.records.storage import decode, read_records
 
@@ -48,7 +49,7 @@ def options(judge: Any, **changes: Any) -> JudgeOptions:
 
 def run(judge: Any, folder: Path, count: int = 3, **changes: Any) -> list[SampleRecord]:
     return judge_samples(
-        RATING, [sample(number) for number in range(count)], folder, options(judge, **changes), Silence()
+        RATING, [sample(number) for number in range(count)], folder, options(judge, **changes), NoProgress()
     )
 
 
@@ -104,7 +105,7 @@ def test_another_model_or_another_answer_is_asked_about_anew(judge: Any, tmp_pat
     judge.react = lambda body, _: "1"
     assert [record.values for record in run(judge, tmp_path, model="other")] == [{"rating": 1.0}] * 3
     changed = [sample(0, answer="another"), sample(1), sample(2)]
-    judged = judge_samples(RATING, changed, tmp_path, options(judge), Silence())
+    judged = judge_samples(RATING, changed, tmp_path, options(judge), NoProgress())
     assert [record.values for record in judged] == [{"rating": 1.0}, {"rating": 7.0}, {"rating": 7.0}]
     assert [body["model"] for body in judge.requests[3:]] == ["other"] * 3 + ["gpt-4o-2024-11-20"]
 
@@ -235,7 +236,7 @@ def test_the_key_is_in_no_file_and_no_record_even_if_the_judge_repeats_it(judge:
 def test_a_judge_that_is_not_there_stops_judging(judge: Any, tmp_path: Path) -> None:
     nowhere = JudgeOptions("http://127.0.0.1:9/v1", KEY, retries=1)
     with pytest.raises(JudgeError, match=r"No connection to http://127\.0\.0\.1:9/v1"):
-        judge_samples(RATING, [sample(0)], tmp_path, nowhere, Silence())
+        judge_samples(RATING, [sample(0)], tmp_path, nowhere, NoProgress())
 
 
 @pytest.mark.parametrize(
@@ -255,7 +256,7 @@ def test_an_address_or_key_that_cannot_be_used_is_refused_without_showing_secret
     tmp_path: Path, url: str, key: str | None, reason: str
 ) -> None:
     with pytest.raises(JudgeError, match=reason) as error:
-        judge_samples(RATING, [sample(0)], tmp_path, JudgeOptions(url, key), Silence())
+        judge_samples(RATING, [sample(0)], tmp_path, JudgeOptions(url, key), NoProgress())
     assert "secret" not in str(error.value)
     assert KEY not in str(error.value)
 
@@ -263,14 +264,14 @@ def test_an_address_or_key_that_cannot_be_used_is_refused_without_showing_secret
 def test_a_sample_that_failed_is_judged_on_the_empty_answer(judge: Any, tmp_path: Path) -> None:
     judge.react = lambda body, _: "0"
     failed = sample(0, answer="", error="the image cannot be read")
-    (record,) = judge_samples(RATING, [failed], tmp_path, options(judge), Silence())
+    (record,) = judge_samples(RATING, [failed], tmp_path, options(judge), NoProgress())
     assert (record.values, record.error) == ({"rating": 0.0}, "the image cannot be read")
     assert "A: \nReference" in judge.requests[0]["messages"][0]["content"]
 
 
 def test_interrupted_judging_keeps_what_it_has(judge: Any, tmp_path: Path) -> None:
-    class Interrupted(Silence):
-        def advance(self, samples: int) -> None:
+    class Interrupted(NoProgress):
+        def advance(self, steps: int = 1, note: str = "") -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -288,13 +289,14 @@ import sys
 from pathlib import Path
 from vila_eval.judging.judge import judge_samples
 from vila_eval.metrics.judged import JudgeMetric
-from vila_eval.options import JudgeOptions, Silence
+from vila_core.cli.progress import NoProgress
+from vila_eval.options import JudgeOptions
 from vila_eval.records.schema import SampleRecord
 from vila_eval.records.storage import read_records
 url, folder = sys.argv[1:]
 metric = JudgeMetric("rating", "A: {answer}", scale=(0, 10))
 samples = list(read_records(SampleRecord, Path(folder) / "samples.jsonl"))
-judge_samples(metric, samples, Path(folder), JudgeOptions(url, concurrency=1), Silence())
+judge_samples(metric, samples, Path(folder), JudgeOptions(url, concurrency=1), NoProgress())
 """
 
 
@@ -312,7 +314,7 @@ def test_judging_that_is_killed_goes_on_where_it_was(judge: Any, tmp_path: Path)
         file.write('{"id": "s3", "request": 0, "att')  # as a machine that loses power leaves it
     judge.react = lambda body, number: "5"
     metric = JudgeMetric("rating", "A: {answer}", scale=(0, 10))
-    judged = judge_samples(metric, samples, tmp_path, options(judge), Silence())
+    judged = judge_samples(metric, samples, tmp_path, options(judge), NoProgress())
     assert [record.values for record in judged] == [{"rating": 7.0}] * 3 + [{"rating": 5.0}] * 3
     assert len(judge.requests) == 4 + 3
     assert [json.loads(line)["id"] for line in (tmp_path / "judge.jsonl").read_text().splitlines()][:3] == [
@@ -322,14 +324,14 @@ def test_judging_that_is_killed_goes_on_where_it_was(judge: Any, tmp_path: Path)
     ]
 
 
-class Told(Silence):
-    """Keeps what it is told."""
+class RecordedProgress(NoProgress):
+    """Records its messages."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
-    def tell(self, text: str) -> None:
-        self.texts.append(text)
+    def report(self, message: str) -> None:
+        self.texts.append(message)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +351,7 @@ def test_a_judged_metrics_own_fault_names_its_line(judge: Any, tmp_path: Path, s
     with pytest.raises(
         PluginError, match=rf"Metric 'broken' {what}: KeyError: 'no such thing' \(test_judging.py, line {line}\)"
     ):
-        judge_samples(broken, [sample(0)], tmp_path, options(judge), Silence())
+        judge_samples(broken, [sample(0)], tmp_path, options(judge), NoProgress())
     assert len(judge.requests) == (step == "read")
 
 
@@ -361,7 +363,7 @@ def test_the_cost_is_estimated_before_and_counted_after(judge: Any, tmp_path: Pa
     # Three prompts of 57 characters, and three replies of at most 512 tokens.
     assert (before.requests, before.prompt_tokens, before.completion_tokens) == (3, 3 * 57 // 4, 1536)
     assert before.dollars == pytest.approx((42 * 2.5 + 1536 * 10) / 1e6)
-    said = Told()
+    said = RecordedProgress()
     judge_samples(RATING, samples[:2], tmp_path, priced, said)
     judge_samples(RATING, samples[:2], tmp_path, priced, said)
     assert said.texts == [

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 import torch
 
+from vila_core.cli.progress import NoProgress
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.errors import GenerationError, PromptError
 from vila_core.media import Image, Video
@@ -18,7 +19,7 @@ from vila_core.prompt import PreparedPrompt
 from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Answered, MeanMetric, Score, Submission
 from vila_eval.metrics.exact_match import EXACT_MATCH
-from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, Silence, TaskOutcome
+from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, TaskOutcome
 from vila_eval.records.schema import SampleRecord
 from vila_eval.records.storage import read_records
 from vila_eval.running.answering import LazyModel
@@ -105,7 +106,7 @@ def task(rows: Sequence[Mapping[str, Any]], **changes: Any) -> Task:
 
 def run(folder: Path, *tasks: Task, model: ModelOptions | None = None, **options: Any) -> list[TaskOutcome]:
     run_options = RunOptions(folder, DataOptions(folder / "cache"), **({"batch_size": 2} | options))
-    return evaluate(model or ModelOptions(), [Planned(one, one.name) for one in tasks], run_options, Silence())
+    return evaluate(model or ModelOptions(), [Planned(one, one.name) for one in tasks], run_options, NoProgress())
 
 
 def samples(folder: Path, name: str = "words") -> list[SampleRecord]:

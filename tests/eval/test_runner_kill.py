@@ -22,7 +22,8 @@ import torch
 
 import vila_core
 from vila_eval.running.answering import LazyModel
-from vila_eval.options import ModelOptions, Planned, RunOptions, Silence
+from vila_core.cli.progress import NoProgress
+from vila_eval.options import ModelOptions, Planned, RunOptions
 from vila_eval.running.runner import evaluate
 from vila_eval.data.sources import DataOptions
 from vila_eval.tasks.drawn_world import DRAWN_WORLD, DrawnWorld
@@ -40,7 +41,7 @@ LazyModel.get = lambda self: model
 
 def run(name):
     options = RunOptions(folder / name, DataOptions(folder / "cache", fixtures=True), batch_size=2)
-    for outcome in evaluate(ModelOptions(), plan, options, Silence()):
+    for outcome in evaluate(ModelOptions(), plan, options, NoProgress()):
         assert outcome.result is not None, outcome
 
 

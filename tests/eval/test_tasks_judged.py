@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vila_core.cli.progress import NoProgress
 from vila_core.media import Image, Video
 from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError
@@ -14,7 +15,7 @@ from vila_eval.judging.judge import judge_samples
 from vila_eval.metric import Answered, JudgedMetric, Measure, Scored
 from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, ASPECTS, VIDEO_CHATGPT
-from vila_eval.options import JudgeOptions, Silence
+from vila_eval.options import JudgeOptions
 from vila_eval.records.schema import PromptPart, SampleRecord
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.judged import ACTIVITYNETQA, JUDGED_TASKS, LLAVA_IN_THE_WILD, MMVET, VIDEOCHATGPT, video_chatgpt
@@ -51,7 +52,9 @@ def prompt_part(part: object) -> PromptPart:
 def judged(task: Task, judge: Any, folder: Path, answer: Callable[[Question], str]) -> list[SampleRecord]:
     assert isinstance(task.metric, JudgedMetric)
     options = JudgeOptions(judge.url, retries=0)
-    return judge_samples(task.metric, answered(task, folder / "data", answer), folder / "results", options, Silence())
+    return judge_samples(
+        task.metric, answered(task, folder / "data", answer), folder / "results", options, NoProgress()
+    )
 
 
 def summarized(task: Task, records: list[SampleRecord]) -> dict[str, Measure]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from vila_core.cli.progress import NoProgress
 from vila_core.errors import CheckpointError, ConfigError, MissingDependencyError, VilaError
 from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError, WorkerError
 from vila_eval.metrics.exact_match import EXACT_MATCH
-from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
+from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import ModelIdentity
 from vila_eval.running.answering import LazyModel
 from vila_eval.running.job import open_job
@@ -105,7 +106,7 @@ def test_two_workers_agree_with_one_sample_by_sample(tmp_path: Path, monkeypatch
     plan = planned(replace(count, source=DrawnWorld("count", samples=16)), POPE)
     for workers in (1, 2):
         outcomes = evaluate(
-            ModelOptions(), plan, options(tmp_path / str(workers), workers=workers, batch_size=4), Silence()
+            ModelOptions(), plan, options(tmp_path / str(workers), workers=workers, batch_size=4), NoProgress()
         )
         assert [outcome.error for outcome in outcomes] == [None, None]
     same_files(tmp_path / "1", tmp_path / "2", "vila/count", "pope")
@@ -123,7 +124,7 @@ def ranks(folder: Path, *tasks: Task, world_size: int = 3, **changes: Any) -> di
     def run(rank: int) -> None:
         place = Rank(rank, world_size, rank)
         outcomes[rank] = evaluate(
-            ModelOptions(device="cpu"), planned(*tasks), options(folder, **changes), Silence(), place
+            ModelOptions(device="cpu"), planned(*tasks), options(folder, **changes), NoProgress(), place
         )
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world_size)]
@@ -143,7 +144,7 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("echo")
 def test_the_ranks_of_a_launcher_share_the_work_and_rank_0_scores(tmp_path: Path) -> None:
     others = replace(WORDS, name="others", source=Words(5))
-    evaluate(ModelOptions(), planned(WORDS, others), options(tmp_path / "alone"), Silence())
+    evaluate(ModelOptions(), planned(WORDS, others), options(tmp_path / "alone"), NoProgress())
     outcomes = ranks(tmp_path / "ranks", WORDS, others)
     assert [outcome.result is not None for outcome in outcomes[0]] == [True, True]
     assert {outcome.waiting for rank in (1, 2) for outcome in outcomes[rank]} <= {"rank 0", None}
@@ -154,8 +155,8 @@ def test_the_ranks_of_a_launcher_share_the_work_and_rank_0_scores(tmp_path: Path
 
 @pytest.mark.usefixtures("echo")
 def test_ranks_go_on_from_answers_of_another_number_of_workers(tmp_path: Path) -> None:
-    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "alone"), Silence())
-    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "ranks", phase="predict"), Silence())
+    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "alone"), NoProgress())
+    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "ranks", phase="predict"), NoProgress())
     file = tmp_path / "ranks/vila-tiny/words/answers-0.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join(lines[:5]).replace('"key": "', '"key": "stale', 1) + lines[5][:20])
@@ -190,7 +191,7 @@ def test_a_rank_that_cannot_open_the_data_is_not_waited_for(tmp_path: Path, monk
 
 def test_a_launcher_and_workers_exclude_one_another(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--workers"):
-        evaluate(ModelOptions(), planned(WORDS), options(tmp_path, workers=2), Silence(), Rank(0, 2, 0))
+        evaluate(ModelOptions(), planned(WORDS), options(tmp_path, workers=2), NoProgress(), Rank(0, 2, 0))
 
 
 # ------------------------------------------------------------------------------------------------ processes
@@ -229,7 +230,7 @@ def wait_for(crew: Processes) -> None:
 def test_a_task_that_cannot_be_sent_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
     unnamed = replace(WORDS, ask=lambda row: ask(row))
     with pytest.raises(ConfigError, match="'words' cannot be sent to a worker"):
-        evaluate(ModelOptions(), planned(unnamed), options(tmp_path, workers=2), Silence())
+        evaluate(ModelOptions(), planned(unnamed), options(tmp_path, workers=2), NoProgress())
 
 
 @pytest.mark.usefixtures("echo")
@@ -246,9 +247,9 @@ def test_a_worker_that_fails_at_one_task_goes_on_with_the_next(tmp_path: Path) -
 def test_a_model_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="is empty"):
-        evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path / "results"), Silence())
+        evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path / "results"), NoProgress())
     with pytest.raises(ConfigError, match="into the model's own folder"):
-        evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path), Silence())
+        evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path), NoProgress())
 
 
 # ------------------------------------------------------------------------------------------------ Ray
@@ -308,8 +309,8 @@ def test_ray_tasks_answer_as_one_process_does(tmp_path: Path, monkeypatch: pytes
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr("torch.set_num_threads", lambda threads: None)  # they are this process's own
-    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "alone"), Silence())
-    (outcome,) = evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "ray", workers=3, ray=True), Silence())
+    evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "alone"), NoProgress())
+    (outcome,) = evaluate(ModelOptions(), planned(WORDS), options(tmp_path / "ray", workers=3, ray=True), NoProgress())
     assert outcome.result is not None
     same_files(tmp_path / "alone", tmp_path / "ray", "words")
     assert (ray.asked[0]["num_gpus"], ray.stopped) == (1, True)
@@ -323,7 +324,7 @@ def test_ray_tasks_answer_as_one_process_does(tmp_path: Path, monkeypatch: pytes
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'vila-eval\[ray\]'"):
-        evaluate(ModelOptions(), planned(WORDS), options(tmp_path, ray=True), Silence())
+        evaluate(ModelOptions(), planned(WORDS), options(tmp_path, ray=True), NoProgress())
 
 
 PARENT = """

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 from vila_eval.data.sources import DataOptions
 from vila_eval.records.schema import TaskResult
@@ -113,35 +113,3 @@ class TaskOutcome:
     result: TaskResult | None = None
     error: str | None = None
     waiting: str | None = None
-
-
-class Progress(Protocol):
-    """Whom a run tells how far it is."""
-
-    def start(self, name: str, total: int, done: int) -> None:
-        """A task (or its judging) begins; `done` of its samples were there already."""
-        ...
-
-    def advance(self, samples: int) -> None: ...
-
-    def tell(self, text: str) -> None:
-        """Something to know about the task that runs."""
-        ...
-
-    def finish(self) -> None: ...
-
-
-class Silence:
-    """Tells nobody."""
-
-    def start(self, name: str, total: int, done: int) -> None:
-        pass
-
-    def advance(self, samples: int) -> None:
-        pass
-
-    def tell(self, text: str) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass

@@ -1,4 +1,4 @@
-"""What vila-eval adds to VILA Kit. Cheap to import: no torch, no datasets."""
+"""The plugin of vila-eval: tasks, metrics and the command `vila eval`. It imports neither torch nor datasets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
+from vila_core.plugins.lazy import lazy_object
 
 if TYPE_CHECKING:
-    import typer
-
     from vila_eval.metric import AnyMetric
     from vila_eval.task import Task
 
@@ -18,7 +17,7 @@ VILA_HOOK_API = 1
 
 @hookimpl
 def vila_tasks() -> Sequence[Task]:
-    """The benchmarks that come with vila-eval."""
+    """Return the benchmarks that come with vila-eval."""
     from vila_eval.tasks import ALL
 
     return ALL
@@ -26,7 +25,7 @@ def vila_tasks() -> Sequence[Task]:
 
 @hookimpl
 def vila_metrics() -> Sequence[AnyMetric]:
-    """The metrics that any task may name."""
+    """Return the metrics that any task can name."""
     from vila_eval.metrics import ALL
 
     return ALL
@@ -34,11 +33,7 @@ def vila_metrics() -> Sequence[AnyMetric]:
 
 @hookimpl
 def vila_commands() -> Sequence[Command]:
-    """`vila eval`."""
-    return (Command("eval", "Evaluate models: benchmarks, comparisons, reports.", _command),)
-
-
-def _command() -> typer.Typer:
-    from vila_eval.cli.main import app
-
-    return app
+    """Return `vila eval`."""
+    return (
+        Command("eval", "Evaluate models: benchmarks, comparisons, reports.", lazy_object("vila_eval.cli.main:app")),
+    )

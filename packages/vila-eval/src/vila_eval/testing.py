@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, first_problem
 from vila_core.media import Image, Video
 from vila_eval.data.sources import DataOptions
 from vila_eval.judging.judge import judged_questions
@@ -99,11 +99,7 @@ def _stored(task: Task, index: int, question: Question) -> SampleRecord:
             fields=dict(question.fields),
         )
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise ConfigError(
-            f"Task '{task.name}', question '{question.id}', {where}: {problem['msg']}, got {problem['input']!r}."
-        ) from None
+        raise ConfigError(f"Task '{task.name}', question '{question.id}', {first_problem(error).with_value}.") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}"

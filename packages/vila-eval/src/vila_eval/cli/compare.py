@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vila_core.cli.options import json_option
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -41,9 +42,7 @@ def compare(
             "--allow-different", metavar="", help="Compare even if task version, data or settings differ, and say so."
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", metavar="", help="Print a JSON object, with all flipped samples.")
-    ] = False,
+    as_json: Annotated[bool, json_option("Print a JSON object, with all flipped samples.")] = False,
 ) -> None:
     """Compare two runs sample by sample: differences with standard errors and p-values, gains and losses.
 

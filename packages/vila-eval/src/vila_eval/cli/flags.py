@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vila_core.cli.options import Device, Dtype, LoraPath, Offline, Revision, json_option
 from vila_core.errors import ConfigError
 from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, split_names
 
@@ -41,21 +42,20 @@ class ModelFlags:
         str | None,
         _model("--model-name", metavar="NAME", help="Name of the results folder. Default: the end of the path."),
     ] = None
-    lora_path: Annotated[
-        str | None, _model("--lora-path", "-l", metavar="FOLDER", help="LoRA adapter to merge into the model.")
-    ] = None
+    lora_path: LoraPath = None
     conv_mode: Annotated[
         str, _model("--conv-mode", "-c", metavar="NAME", help="Chat template; auto uses the checkpoint's own.")
     ] = "auto"
-    device: Annotated[str, _model(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    dtype: Annotated[str, _model(help="auto, float32, bfloat16 or float16.")] = "auto"
-    revision: Annotated[str | None, _model(help="Branch, tag or commit of a hub id.")] = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    revision: Revision = None
+    offline: Offline = False
     max_tiles: Annotated[
         int | None,
         _model("--max-tiles", "-mt", metavar="N", min=1, help="Most tiles per image. Default: the model's own."),
     ] = None
 
-    def options(self, *, offline: bool) -> ModelOptions:
+    def options(self) -> ModelOptions:
         from vila_eval.options import ModelOptions
 
         return ModelOptions(
@@ -67,7 +67,7 @@ class ModelFlags:
             dtype=self.dtype,
             max_tiles=self.max_tiles,
             revision=self.revision,
-            offline=offline,
+            offline=self.offline,
         )
 
 
@@ -118,15 +118,14 @@ class DataFlags:
     fixtures: Annotated[
         bool, _data("--fixtures", metavar="", help="Use small made-up datasets instead of the real ones.")
     ] = False
-    offline: Annotated[bool, _data("--offline", metavar="", help="Only use what is in the hub's cache.")] = False
 
-    def options(self) -> DataOptions:
+    def options(self, *, offline: bool) -> DataOptions:
         from vila_eval.data.sources import DataOptions
 
         if self.fixtures and self.data is not None:
             raise ConfigError("Got both --fixtures and --data: choose made-up rows or real data.")
         mirror = self.data.expanduser() if self.data else None
-        return DataOptions(cache_folder(), mirror=mirror, fixtures=self.fixtures, offline=self.offline)
+        return DataOptions(cache_folder(), mirror=mirror, fixtures=self.fixtures, offline=offline)
 
 
 @dataclass(frozen=True)
@@ -217,4 +216,4 @@ class OutputFlags:
     """Where the numbers go, besides the results folder."""
 
     report_to: Annotated[Tracker | None, _output("--report-to", "-r", help="Also send the numbers there.")] = None
-    as_json: Annotated[bool, _output("--json", metavar="", help="Print the outcome of each task as JSON.")] = False
+    as_json: Annotated[bool, json_option("Print the outcome of each task as JSON.")] = False

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vila_core.cli.options import AsJson, Plugin
 from vila_core.errors import ConfigError, PluginError, unknown_name
 from vila_core.plugins.hookspecs import Named
 from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
@@ -24,10 +24,8 @@ def list_tasks(
     metrics: Annotated[
         bool, typer.Option("--metrics", metavar="", help="List the metrics that tasks can use.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print JSON.")] = False,
-    plugin: Annotated[
-        list[Path] | None, typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.")
-    ] = None,
+    as_json: AsJson = False,
+    plugin: Plugin = None,
 ) -> None:
     """List the tasks or the metrics, and the plugins that failed to load."""
     for path in plugin or ():

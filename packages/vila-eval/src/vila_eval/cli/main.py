@@ -6,19 +6,18 @@ Flags become a plan and options, then there is one library call, a table and a r
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 import vila_eval
-from vila_core.cli.commands import LazyCommand
+from vila_core.cli.commands import LazyGroup
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import Debug
+from vila_core.cli.options import Debug, Plugin, version_option
 from vila_core.cli.run import run as run_app
 from vila_core.errors import ConfigError
 from vila_core.plugins.hookspecs import Command
+from vila_core.plugins.lazy import lazy_object
 from vila_core.plugins.loader import load_plugin_file
 from vila_eval.cli.arguments import read_rank, rewrite
 from vila_eval.cli.flags import DataFlags, JudgeFlags, ModelFlags, OutputFlags, RunFlags, TaskFlags
@@ -49,39 +48,27 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C."""
 
 
-def _command(name: str, help_: str, module: str, function: str) -> Command:
-    def load() -> Any:
-        from importlib import import_module
-
-        return vars(import_module(f"vila_eval.cli.{module}"))[function]
-
-    return Command(name, help_, load)
-
-
 COMMANDS = (
-    _command("list", "List the tasks or metrics, and the plugins that failed to load.", "listing", "list_tasks"),
-    _command("show", "Print samples of a result: prompt, answer, reference, score.", "show", "show"),
-    _command("compare", "Compare two runs sample by sample.", "compare", "compare"),
-    _command("report", "Rewrite the report of a results folder.", "report", "report"),
+    Command(
+        "list",
+        "List the tasks or metrics, and the plugins that failed to load.",
+        lazy_object("vila_eval.cli.listing:list_tasks"),
+    ),
+    Command(
+        "show", "Print samples of a result: prompt, answer, reference, score.", lazy_object("vila_eval.cli.show:show")
+    ),
+    Command("compare", "Compare two runs sample by sample.", lazy_object("vila_eval.cli.compare:compare")),
+    Command("report", "Rewrite the report of a results folder.", lazy_object("vila_eval.cli.report:report")),
 )
 
 
-class EvaluationGroup(TyperGroup):
+class EvaluationGroup(LazyGroup):
     """The options of a run, or a subcommand, which is imported when it runs."""
 
-    def __init__(self, **settings: Any):
-        super().__init__(**settings)
-        for command in COMMANDS:
-            self.add_command(LazyCommand(command))
+    lazy_commands = COMMANDS
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, rewrite(args))
-
-
-def _show_version(shown: bool) -> None:
-    if shown:
-        typer.echo(vila_eval.__version__)
-        raise typer.Exit
 
 
 app = typer.Typer(cls=EvaluationGroup, add_completion=False, rich_markup_mode="rich", help=HELP)
@@ -97,21 +84,8 @@ def evaluate(
     run: RunFlags,
     judge: JudgeFlags,
     output: OutputFlags,
-    plugin: Annotated[
-        list[Path] | None,
-        typer.Option("--plugin", metavar="FILE", help="Load the plugin in this Python file.", rich_help_panel="Other"),
-    ] = None,
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            metavar="",
-            callback=_show_version,
-            is_eager=True,
-            help="Print the version.",
-            rich_help_panel="Other",
-        ),
-    ] = False,
+    plugin: Plugin = None,
+    version: Annotated[bool, version_option(vila_eval.__version__)] = False,
     debug: Debug = False,
 ) -> None:
     """Run benchmarks on a VILA model."""
@@ -123,8 +97,8 @@ def evaluate(
         raise ConfigError("Got both --dry-run and --json: a dry run has no JSON output.")
     from vila_core.plugins.loader import load_plugins
 
-    model_options = model.options(offline=data.offline)
-    options = run.options(tasks.limit, data.options(), judge.options())
+    model_options = model.options()
+    options = run.options(tasks.limit, data.options(offline=model.offline), judge.options())
     plan = tasks.plan(load_plugins().tasks)
     if run.dry_run:
         from vila_eval.cli.dry_run import show_prompts

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import typer
 
-from vila_eval.cli.progress import Bars, Lines
-from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, Silence, TaskOutcome
+from vila_core.cli.progress import NoProgress, open_progress
+from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.report.table import print_table, results_table, table_notes
 from vila_eval.report.tracking import Tracker, check_installed, report_to
 from vila_eval.running.runner import evaluate
@@ -34,10 +33,10 @@ def run_plan(
     is_first = rank is None or rank.rank == 0
     try:
         if is_first:
-            with show_progress([planned.folder for planned in plan]) as progress:
+            with open_progress("samples", [planned.folder for planned in plan]) as progress:
                 outcomes = evaluate(model, plan, options, progress, rank)
         else:
-            outcomes = evaluate(model, plan, options, Silence(), rank)
+            outcomes = evaluate(model, plan, options, NoProgress(), rank)
     except KeyboardInterrupt:
         typer.echo("Stopped. The answers so far are kept: run the same command to continue.", err=True)
         raise typer.Exit(130) from None
@@ -57,15 +56,6 @@ def run_plan(
     elif report is not None:
         typer.echo(f"Report: {report}")
     return int(any(outcome.error is not None for outcome in outcomes))
-
-
-def show_progress(names: Sequence[str]) -> Bars | Lines:
-    """Return progress bars on a terminal, otherwise lines."""
-    if not sys.stderr.isatty():
-        return Lines()
-    from rich.console import Console
-
-    return Bars(Console(stderr=True), names)
 
 
 def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vila_core.cli.progress import Progress
 from vila_eval.errors import JudgeError
 from vila_eval.judging.client import FailedRequestError, JudgeClient
 from vila_eval.judging.log import JudgeLog
 from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
-from vila_eval.options import JudgeOptions, Progress
+from vila_eval.options import JudgeOptions
 from vila_eval.records.schema import JudgeRecord, JudgeSummary, SampleRecord
 from vila_eval.records.storage import JUDGE, JUDGE_SUMMARY, write_record
 from vila_eval.task import Question, own_faults
@@ -53,7 +54,7 @@ def judge_samples(
     judged: list[SampleRecord | None] = [None] * len(samples)
     progress.start(f"{folder.name} (judge)", len(samples), 0)
     with JudgeLog(folder / JUDGE) as log, JudgeClient(options) as client:
-        progress.tell(str(_estimate(metric, answered, questions, log, model, options.prices)))
+        progress.report(str(_estimate(metric, answered, questions, log, model, options.prices)))
         judging = _Judging(metric, model, options, client, log)
         with ThreadPoolExecutor(max(1, options.concurrency), "judge") as pool:
             futures = {pool.submit(judging.judge, samples[i], questions[i]): i for i in range(len(samples))}

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vila_core.errors import ConfigError, MissingDependencyError
+from vila_core.errors import ConfigError
+from vila_core.plugins.lazy import optional_import
 from vila_eval.metric import Measure, Score, Scored, exact
 from vila_eval.metrics.inputs import require_answers, require_text
 from vila_eval.statistics import estimate
@@ -81,10 +82,8 @@ def _compute(scorer: Any, corpus: Corpus, **options: int) -> Any:
 
 
 def _coco() -> Any:
-    try:
+    with optional_import("Scoring captions", _EXTRA, "pycocoevalcap"):
         from pycocoevalcap import eval as coco  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise MissingDependencyError("pycocoevalcap", "Scoring captions", _EXTRA) from None
     return coco
 
 

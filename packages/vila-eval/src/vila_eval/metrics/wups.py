@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol
 
-from vila_core.errors import MissingDependencyError, unknown_name
+from vila_core.errors import unknown_name
+from vila_core.plugins.lazy import optional_import
 from vila_eval.errors import DataError
 from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.inputs import require_answers, require_text
@@ -89,12 +90,10 @@ class NltkLexicon:
     """
 
     def __init__(self) -> None:
-        try:
+        with optional_import("WUPS", "vila-eval[wups]", "nltk"):
             import nltk  # pyright: ignore[reportMissingImports]
             from nltk.corpus import wordnet  # pyright: ignore[reportMissingImports]
             from nltk.stem import PorterStemmer, WordNetLemmatizer  # pyright: ignore[reportMissingImports]
-        except ImportError:
-            raise MissingDependencyError("nltk", "WUPS", "vila-eval[wups]") from None
         self._nltk: Any = nltk
         self._wordnet: Any = wordnet
         self._lemmatizer: Any = WordNetLemmatizer()

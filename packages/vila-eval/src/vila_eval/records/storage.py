@@ -27,6 +27,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from vila_core.config import Config
+from vila_core.errors import first_problem
 from vila_eval.errors import ResultsError
 from vila_eval.records.schema import FORMAT, MeasureRecord, TaskResult
 
@@ -50,10 +51,8 @@ def decode(kind: type[Record], text: str, where: str) -> Record:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the line"
         raise ResultsError(
-            f"{where} is not what this version writes ({place}: {problem['msg']}). Run with --force to start anew."
+            f"{where} does not have this version's format ({first_problem(error)}). Run with --force to start over."
         ) from None
 
 

@@ -1,6 +1,6 @@
 """Runs tasks: answers what is not answered yet, scores, and writes the results. What each step does is in the modules it calls.
 
-    evaluate(ModelOptions("Efficient-Large-Model/NVILA-8B"), plan, RunOptions(Path("results"), data), Silence())
+    evaluate(ModelOptions("Efficient-Large-Model/NVILA-8B"), plan, RunOptions(Path("results"), data), NoProgress())
 
 A run may be stopped at any moment, and the same call goes on from there: the results are the same to the byte.
 """
@@ -38,7 +38,8 @@ from vila_eval.running.workers import (
 from vila_eval.task import Question, as_questions
 
 if TYPE_CHECKING:
-    from vila_eval.options import ModelOptions, Planned, Progress, RunOptions
+    from vila_core.cli.progress import Progress
+    from vila_eval.options import ModelOptions, Planned, RunOptions
 
 logger = logging.getLogger("vila_eval")
 

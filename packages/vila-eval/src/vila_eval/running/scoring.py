@@ -18,7 +18,8 @@ from vila_eval.running.manifest import Manifest, read_manifest
 from vila_eval.task import Question, Task, own_faults, resolve_metric
 
 if TYPE_CHECKING:
-    from vila_eval.options import Progress, RunOptions
+    from vila_core.cli.progress import Progress
+    from vila_eval.options import RunOptions
 
 JUDGE_NEEDED = "a judge (--judge-url URL)"
 SCORING = "scoring"
