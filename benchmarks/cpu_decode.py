@@ -37,12 +37,12 @@ from vila_core.engine.generate import prefill, stream
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.language.decoder import Decoder
 from vila_core.tokenizer import Tokenizer
-from vila_quant.decoding import DecodingModel
-from vila_quant.groupwise import GroupwiseWeight
-from vila_quant.int8 import Int8Linear
 from vila_quant.kernels import LinearShape, choose, forced
-from vila_quant.kernels.pages import large_pages
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.kernels.cpu.pages import large_pages
+from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+from vila_quant.linears.int8 import Int8Linear
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 CPU = torch.device("cpu")
 SIZES = (

@@ -27,7 +27,7 @@ from vila_quant.awq.method import BlockOptions
 from vila_quant.awq.methods import METHODS
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
-from vila_quant.smoothing import ALPHAS, BranchLoss, quantize_tower
+from vila_quant.quantizing.smoothing import ALPHAS, BranchLoss, quantize_tower
 
 GROUP_SIZES = (32, 64, 128)
 Row = dict[str, Any]

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import vila_core
-from vila_quant.fp8 import FP8, multiplies_fp8
-from vila_quant.int8 import integer_product, quantize_rows
-from vila_quant.smoothing import TowerMode, quantize_linear
+from vila_quant.linears.fp8 import FP8, multiplies_fp8
+from vila_quant.linears.int8 import integer_product, quantize_rows
+from vila_quant.quantizing.smoothing import TowerMode, quantize_linear
 
 SHAPES = {"q, k, v, out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)}
 """K and N of a block of SigLIP-SO400M."""

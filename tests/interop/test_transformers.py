@@ -13,7 +13,7 @@ import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.language.decoder import Decoder
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
 
 pytest.importorskip("gptqmodel", reason="transformers reads AWQ through GPTQModel, which `nox -s interop` installs")
 

@@ -14,9 +14,9 @@ from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.config import DecoderConfig, ProjectorConfig
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
-from vila_quant.groupwise import GroupwiseWeight, quantize
 from vila_quant.kernels import LinearShape
 from vila_quant.packing.autoawq import pack_gemm
+from vila_quant.packing.groupwise import GroupwiseWeight, quantize
 
 COMMITTED = Path(__file__).parent / "data" / "golden-awq"
 

@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.errors import CheckpointError, VilaError
-from vila_quant.assembly import SEARCH_RESULTS
 from vila_quant.cli.main import app
 from vila_quant.errors import QuantizationError
-from vila_quant.options import QuantizationOptions
-from vila_quant.pipeline import quantize_model
+from vila_quant.quantizing.assembly import SEARCH_RESULTS
+from vila_quant.quantizing.options import QuantizationOptions
+from vila_quant.quantizing.pipeline import quantize_model
 
 QUICK = [
     "--group-size",
@@ -205,7 +205,7 @@ def test_unfinished_work_is_not_taken_up_with_other_results(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as stopped:
-        stopped.setattr("vila_quant.pipeline._quantize_head", stop)
+        stopped.setattr("vila_quant.quantizing.pipeline._quantize_head", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize_model(model.path, tmp_path / "out", options, device="cpu")
     results_with(file, file, clip=[(f"{AT}.0.mlp.down_proj", torch.full((64, 3, 1), 0.01))])

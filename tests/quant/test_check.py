@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 import vila_core as vila
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import ConfigError, MissingDependencyError
-from vila_quant import tasks
-from vila_quant.check import CheckReport, Divergence, check
+from vila_quant.checking import tasks
+from vila_quant.checking.check import CheckReport, Divergence, check
+from vila_quant.checking.comparison import Compared
+from vila_quant.checking.held_out import read_prompts
+from vila_quant.checking.tasks import compare_tasks
 from vila_quant.cli.main import app
-from vila_quant.comparison import Compared
 from vila_quant.errors import QuantizationError
-from vila_quant.held_out import read_prompts
-from vila_quant.tasks import compare_tasks
 
 BLOCK = 2
 """Whose MLP the damaged model has lost."""
@@ -133,7 +133,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_kernel_is_told_before_a_model_runs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vila_quant.check.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("vila_quant.checking.check.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=r"Unknown kernel 'refrence'.*Did you mean 'reference'"):
         check(damaged, embedded_model(), kernel="refrence")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from vila_core.checkpoint import Checkpoint, convert
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.plugins.loader import load_plugins
+from vila_quant.checking.tasks import compare_tasks
 from vila_quant.cli.main import main
-from vila_quant.tasks import compare_tasks
 
 pytestmark = pytest.mark.skipif("eval" not in load_plugins().commands, reason="vila-eval is not installed")
 

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_quant.decoding import DecodingModel
-from vila_quant.groupwise import GroupwiseWeight, quantize
-from vila_quant.int8 import Int8Linear
 from vila_quant.kernels import LinearShape, choose, forced
-from vila_quant.kernels.compiled.attention import attend
-from vila_quant.kernels.compiled.kernel import CompiledKernel, nibbles
-from vila_quant.kernels.compiled.numbers import exp
-from vila_quant.kernels.compiled.products import fill_panel, whole_numbers
-from vila_quant.kernels.crossover import Plan, pinned
-from vila_quant.kernels.pages import LARGE_PAGE, large_pages
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.kernels.cpu.compiled.attention import attend
+from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel, nibbles
+from vila_quant.kernels.cpu.compiled.numbers import exp
+from vila_quant.kernels.cpu.compiled.products import fill_panel, whole_numbers
+from vila_quant.kernels.cpu.crossover import Plan, pinned
+from vila_quant.kernels.cpu.pages import LARGE_PAGE, large_pages
+from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+from vila_quant.linears.int8 import Int8Linear
+from vila_quant.packing.groupwise import GroupwiseWeight, quantize
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -50,7 +50,7 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
 def test_few_rows_and_panels_are_the_product(
     shape: LinearShape, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vila_quant.kernels.compiled.kernel.PANEL_ELEMENTS", 32 * shape.inputs)  # several panels
+    monkeypatch.setattr("vila_quant.kernels.cpu.compiled.kernel.PANEL_ELEMENTS", 32 * shape.inputs)  # several panels
     kernel, weight = CompiledKernel(), random_weight(shape)
     packed = kernel.pack(weight, CPU, dtype)
     allowed = {torch.float32: 2e-4, torch.bfloat16: 3e-3, torch.float16: 5e-4}[
@@ -140,7 +140,7 @@ def test_a_weight_takes_half_a_byte_and_packs_the_same_in_pieces(monkeypatch: py
     shape = LinearShape(256, 512, 128)
     once = CompiledKernel().pack(random_weight(shape), CPU, torch.bfloat16)
     assert sum(tensor.nbytes for tensor in once) == 256 * 512 // 2 + 3 * 256 * 4
-    monkeypatch.setattr("vila_quant.kernels.compiled.kernel.PACKED_AT_ONCE", 48 * 512)
+    monkeypatch.setattr("vila_quant.kernels.cpu.compiled.kernel.PACKED_AT_ONCE", 48 * 512)
     for whole, pieces in zip(once, CompiledKernel().pack(random_weight(shape), CPU, torch.bfloat16), strict=True):
         assert torch.equal(whole, pieces)
 
@@ -173,7 +173,7 @@ import sys
 sys.modules["numba"] = None  # as if it were not installed
 import torch
 from vila_core.config import DecoderConfig
-from vila_quant.int8 import Int8Linear
+from vila_quant.linears.int8 import Int8Linear
 from vila_quant.kernels import LinearShape, choose
 from vila_quant.kernels.builtin import KERNELS
 cpu, shape = torch.device("cpu"), LinearShape(64, 128, 128)
@@ -199,7 +199,7 @@ def test_where_nothing_can_be_written_each_process_compiles_anew() -> None:
 from numba.core.caching import CompileResultCacheImpl
 CompileResultCacheImpl._locator_classes = []  # no folder will do
 import numpy as np
-from vila_quant.kernels.compiled.products import whole_numbers
+from vila_quant.kernels.cpu.compiled.products import whole_numbers
 assert type(whole_numbers._cache).__name__ == "NullCache"
 assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[16383] * 32]
 """
@@ -215,7 +215,7 @@ def test_pytorch_keeps_its_threads_and_numba_takes_as_many_unless_told_otherwise
 ) -> None:
     script = f"""
 import torch
-from vila_quant.kernels.compiled.compiler import numba, share_threads
+from vila_quant.kernels.cpu.compiled.compiler import numba, share_threads
 share_threads()
 assert (torch.get_num_threads(), numba.get_num_threads()) == (2, {numba_threads})
 """

@@ -10,15 +10,16 @@ import sys
 import pytest
 import torch
 
-from vila_quant.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
+from vila_quant.linears.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 
 SHAPES = [(1, 16, 8), (130, 200, 72), (5, 1152, 136)]
 """M, K, N: less than a tile, several tiles and none whole, many steps of K."""
 
 FOLLOW_THE_ORACLES = f"""
 import torch
-from vila_quant import int8_triton, rows_triton
-from vila_quant.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
+from vila_quant.kernels.cuda import int8_triton
+from vila_quant.kernels.cuda import rows_triton
+from vila_quant.linears.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 generator = torch.Generator().manual_seed(0)
 for rows, inputs, outputs in {SHAPES}:
     x = torch.randn(rows, inputs, generator=generator)
@@ -56,7 +57,7 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from vila_quant.int8_triton import INPUTS, OUTPUTS, ROWS, TILES, _scaled_product_kernel
+from vila_quant.kernels.cuda.int8_triton import INPUTS, OUTPUTS, ROWS, TILES, _scaled_product_kernel
 pointers = {"x": "*i8", "weight": "*i8", "x_scale": "*fp32", "weight_scale": "*fp32", "bias": "*bf16", "y": "*bf16"}
 signature = {f"{name}_pointer": kind for name, kind in pointers.items()} | dict.fromkeys(("rows", "outputs", "inputs"), "i32")
 constants = {"HAS_BIAS": True, "ROWS": ROWS, "OUTPUTS": OUTPUTS, "INPUTS": INPUTS, "TILES": TILES}
@@ -82,7 +83,7 @@ def test_the_product_fits_the_cards_it_is_for(capability: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [*SHAPES, (729, 4304, 1152)])
 def test_on_a_gpu(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
-    from vila_quant import int8_triton, rows_triton
+    from vila_quant.kernels.cuda import int8_triton, rows_triton
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, inputs, generator=generator).to(dtype)

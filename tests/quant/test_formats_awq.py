@@ -23,9 +23,9 @@ from vila_core.language.decoder import Decoder
 from vila_quant.formats.awq import AwqFormat
 from vila_quant.formats.layers import find_layers
 from vila_quant.formats.modules import replace_modules
-from vila_quant.fp8 import Fp8Linear
-from vila_quant.int8 import Int8Linear
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.linears.fp8 import Fp8Linear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+from vila_quant.linears.int8 import Int8Linear
 
 MEDIA = Path("examples/media")
 DOWN = "llm.model.layers.1.mlp.down_proj"

@@ -19,7 +19,7 @@ from vila_core.cli.main import main
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_quant.formats.awq import AwqFormat
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
 
 MEDIA = Path("examples/media")
 UP = "model.layers.1.mlp.up_proj"

@@ -23,20 +23,21 @@ from vila_core.checkpoint.embedded import embedded_model
 from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugin_file
+from vila_quant.checking.kernel_choices import layers_of
 from vila_quant.cli.main import app
-from vila_quant.groupwise import GroupwiseWeight
-from vila_quant.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
-from vila_quant.kernels import LinearShape, choose, forced, int4pack
+from vila_quant.kernels import LinearShape, choose, forced
 from vila_quant.kernels.builtin import KERNELS
-from vila_quant.kernels.choices import layers_of
-from vila_quant.kernels.compiled.kernel import CompiledKernel
-from vila_quant.kernels.crossover import CROSSOVERS, Plan, measured_plan, pinned
-from vila_quant.kernels.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
+from vila_quant.kernels.cpu import int4pack
+from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel
+from vila_quant.kernels.cpu.crossover import CROSSOVERS, Plan, measured_plan, pinned
+from vila_quant.kernels.cpu.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
+from vila_quant.kernels.cuda.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
 from vila_quant.kernels.reference import ReferenceKernel
 from vila_quant.kernels.registry import all_kernels
-from vila_quant.kernels.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+from vila_quant.linears.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
 from vila_quant.packing.autoawq import pack_gemm
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -151,10 +152,10 @@ def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyP
 def test_the_layout_of_a_cpu_without_vectors_is_found_and_right() -> None:
     script = """
 import torch
-from vila_quant.kernels.choices import layers_of
-from vila_quant.kernels.crossover import Plan, pinned
-from vila_quant.kernels.int4pack import CpuInt4PackKernel, block_layout
-from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.checking.kernel_choices import layers_of
+from vila_quant.kernels.cpu.crossover import Plan, pinned
+from vila_quant.kernels.cpu.int4pack import CpuInt4PackKernel, block_layout
+from vila_quant.packing.groupwise import GroupwiseWeight
 from vila_quant.kernels import LinearShape
 assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
 assert not block_layout().halves
@@ -270,7 +271,7 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("shape", [(40, 48), (200, 33), (8, 256), (41, 64)], ids=["40x48", "200x33", "8x256", "41x64"])
 def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vila_quant.int8.PANEL_ELEMENTS", 16 * shape[1])
+    monkeypatch.setattr("vila_quant.linears.int8.PANEL_ELEMENTS", 16 * shape[1])
     generator = torch.Generator().manual_seed(0)
     layer = Int8Linear(*shape, bias=True, quantize_activations=False)
     layer.weight.random_(-127, 128, generator=generator)

@@ -8,8 +8,8 @@ from tests.quant.conftest import Recording
 from torch import Tensor
 
 from vila_core.errors import CheckpointError, ConfigError
-from vila_quant.groupwise import GroupwiseWeight, fake_quantize, quantize
 from vila_quant.packing.autoawq import GemmTensors, pack_gemm, unpack_gemm
+from vila_quant.packing.groupwise import GroupwiseWeight, fake_quantize, quantize
 from vila_quant.packing.tinychat import TinyChatTensors, pack_tinychat, unpack_tinychat
 
 

@@ -19,15 +19,15 @@ import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import CheckpointError, ConfigError
-from vila_quant import pipeline
 from vila_quant.cli.main import main
 from vila_quant.errors import QuantizationError
-from vila_quant.formats.search_results import read_search_results
-from vila_quant.options import QuantizationOptions
-from vila_quant.pipeline import quantize_model
 from vila_quant.progress import Silent
-from vila_quant.report import QuantizationReport
-from vila_quant.work_folder import WorkFolder
+from vila_quant.quantizing import pipeline
+from vila_quant.quantizing.options import QuantizationOptions
+from vila_quant.quantizing.pipeline import quantize_model
+from vila_quant.quantizing.report import QuantizationReport
+from vila_quant.quantizing.search_results import read_search_results
+from vila_quant.quantizing.work_folder import WorkFolder
 
 QUICK = QuantizationOptions(calibration="drawn-world", sequences=2, sequence_length=256)
 SETTINGS = {
@@ -136,8 +136,8 @@ def test_a_finished_run_leaves_only_its_output(quantized: tuple[Path, Quantizati
 
 RUN = """
 import os, signal, sys
-from vila_quant.options import QuantizationOptions
-from vila_quant.pipeline import quantize_model
+from vila_quant.quantizing.options import QuantizationOptions
+from vila_quant.quantizing.pipeline import quantize_model
 from vila_quant.progress import Silent
 
 class Killed(Silent):
@@ -310,7 +310,7 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
 def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vila_quant import layer_loop
+    from vila_quant.quantizing import layer_loop
 
     at_once: list[int] = []
     original = layer_loop.LayerLoop._quantize

@@ -32,7 +32,7 @@ from vila_quant.awq.scales import (
     reference_candidates,
     search_scales,
 )
-from vila_quant.groupwise import fake_quantize
+from vila_quant.packing.groupwise import fake_quantize
 
 KINDS = ("gqa", "mha")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vila_quant.awq.rounding import feedback, round_compensated
 from vila_quant.errors import QuantizationError
-from vila_quant.groupwise import quantize
+from vila_quant.packing.groupwise import quantize
 
 
 def problem(rows: int, columns: int, group_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -78,7 +78,7 @@ def test_inputs_that_are_all_zero_round_to_nearest() -> None:
 INTERPRETED = """
 import torch
 from vila_quant.awq.rounding import round_block_torch
-from vila_quant.awq.rounding_triton import round_block
+from vila_quant.kernels.cuda.rounding_triton import round_block
 generator = torch.Generator().manual_seed(0)
 for rows, columns in ((16, 32), (19, 24)):
     weight = torch.randn(rows, columns, generator=generator)

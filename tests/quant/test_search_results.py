@@ -17,8 +17,8 @@ from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block, Decoder
 from vila_quant.awq.block import Surroundings
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
-from vila_quant.formats.search_results import AppliedSearch, read_search_results, write_search_results
-from vila_quant.groupwise import quantize
+from vila_quant.packing.groupwise import quantize
+from vila_quant.quantizing.search_results import AppliedSearch, read_search_results, write_search_results
 
 
 def decoder() -> Decoder:

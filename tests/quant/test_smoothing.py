@@ -23,9 +23,9 @@ from vila_core.towers.radio import RadioTower
 from vila_core.towers.siglip import SiglipTower
 from vila_core.towers.vit import Encoder, EncoderLayer, VisionTower
 from vila_quant.errors import QuantizationError
-from vila_quant.fp8 import Fp8Linear, multiply_fp8, multiply_fp8_reference, quantize_rows_fp8
-from vila_quant.int8 import Int8Linear, integer_product, multiply_int8, quantize_rows
-from vila_quant.smoothing import (
+from vila_quant.linears.fp8 import Fp8Linear, multiply_fp8, multiply_fp8_reference, quantize_rows_fp8
+from vila_quant.linears.int8 import Int8Linear, integer_product, multiply_int8, quantize_rows
+from vila_quant.quantizing.smoothing import (
     BranchLoss,
     channel_maxima,
     quantize_linear,

@@ -19,7 +19,7 @@ from vila_quant.awq.moments import READERS, measure_inputs
 from vila_quant.awq.ranges import row_chunks, search_ranges
 from vila_quant.awq.rounding import feedback, round_compensated
 from vila_quant.awq.scales import Candidate, FakeQuantize, ScaleChoice, best_candidates
-from vila_quant.groupwise import GroupwiseWeight, check_group_size, fake_quantize
+from vila_quant.packing.groupwise import GroupwiseWeight, check_group_size, fake_quantize
 
 
 @torch.no_grad()

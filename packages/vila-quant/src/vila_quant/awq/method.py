@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vila_core.language.decoder import Block
     from vila_quant.awq.block import Surroundings
-    from vila_quant.groupwise import GroupwiseWeight
+    from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 @dataclass(frozen=True)

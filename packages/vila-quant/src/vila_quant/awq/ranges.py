@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vila_quant.groupwise import SMALLEST_RANGE
+from vila_quant.packing.groupwise import SMALLEST_RANGE
 
 SHRINKS = tuple(step / 20 for step in range(11))
 """Shares of an end to cut off: 0, 5, … 50 %."""

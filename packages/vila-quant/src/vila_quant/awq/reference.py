@@ -14,7 +14,7 @@ from vila_quant.awq.clips import apply_clips, sample_tokens, search_clips
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.scales import ScaleChoice, activation_scale, apply_scales, reference_candidates, search_scales
 from vila_quant.errors import QuantizationError
-from vila_quant.groupwise import GroupwiseWeight, check_group_size, fake_quantize, quantize
+from vila_quant.packing.groupwise import GroupwiseWeight, check_group_size, fake_quantize, quantize
 
 UNCLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 """Their outputs meet in a product, where a clipped range loses more than its own error says."""

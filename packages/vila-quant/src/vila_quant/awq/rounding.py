@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vila_quant.errors import QuantizationError
-from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 BLOCK = 128
 """Columns whose errors are fed back one by one."""
@@ -151,6 +151,6 @@ def round_block_torch(
 def _round_block_triton(
     weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int
 ) -> tuple[Tensor, Tensor]:
-    from vila_quant.awq.rounding_triton import round_block
+    from vila_quant.kernels.cuda.rounding_triton import round_block
 
     return round_block(weight, wanted, upper, scales, zeros, largest)

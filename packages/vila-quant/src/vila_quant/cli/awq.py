@@ -145,7 +145,7 @@ def quantize(
     from pydantic import ValidationError
 
     from vila_quant.cli.progress import open_progress
-    from vila_quant.options import QuantizationOptions
+    from vila_quant.quantizing.options import QuantizationOptions
 
     values = {
         "bits": bits,
@@ -171,7 +171,7 @@ def quantize(
             f"--{str(problem['loc'][0]).replace('_', '-')}: {problem['msg']} (got {problem['input']!r})."
         ) from None
 
-    from vila_quant.pipeline import quantize_model
+    from vila_quant.quantizing.pipeline import quantize_model
 
     with open_progress() as progress:
         report = quantize_model(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from vila_quant.check import CheckReport
+    from vila_quant.checking.check import CheckReport
 
 
 def check_model(
@@ -68,7 +68,7 @@ def check_model(
 
     [bold]Example:[/bold] vila-quant check my-model-awq --against my-model --tasks vila/blocks
     """
-    from vila_quant.check import check
+    from vila_quant.checking.check import check
 
     names = [name.strip() for given in tasks or () for name in given.split(",") if name.strip()]
     with open_progress() as progress:

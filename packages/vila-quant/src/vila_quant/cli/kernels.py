@@ -8,7 +8,7 @@ import typer
 from vila_core.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
-    from vila_quant.kernels.choices import Choice
+    from vila_quant.checking.kernel_choices import Choice
 
 
 def list_kernels(
@@ -33,8 +33,8 @@ def list_kernels(
     from vila_core.checkpoint import open_checkpoint
     from vila_core.checkpoint.sizes import estimate
     from vila_core.loading import DTYPES, choose_device, choose_dtype
+    from vila_quant.checking.kernel_choices import NVILA_8B, choices, layers_of
     from vila_quant.kernels import forced
-    from vila_quant.kernels.choices import NVILA_8B, choices, layers_of
 
     target = choose_device(device)
     if model is None:

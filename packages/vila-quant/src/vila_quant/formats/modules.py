@@ -7,13 +7,13 @@ from torch import nn
 
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import DecoderModel
-from vila_quant.decoding import DecodingModel
 from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
-from vila_quant.fp8 import Fp8Linear
-from vila_quant.int8 import Int8Linear
 from vila_quant.kernels.registry import LinearShape
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.fp8 import Fp8Linear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+from vila_quant.linears.int8 import Int8Linear
 
 HEAD = "llm.lm_head"
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vila_quant.groupwise import GroupwiseWeight
     from vila_quant.kernels.registry import LinearShape, MatmulKernel
+    from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class LazyKernel:
 
 
 KERNELS: tuple[MatmulKernel, ...] = (
-    LazyKernel("cpu-numba", "x86 and ARM CPUs", 100, "compiled.kernel", "CompiledKernel", extra="cpu"),
-    LazyKernel("cpu-int4pack", "x86 and ARM CPUs, bf16", 50, "int4pack", "CpuInt4PackKernel"),
-    LazyKernel("cuda-tinygemm", "NVIDIA GPUs from sm80, bf16", 50, "tinygemm", "TinygemmKernel"),
+    LazyKernel("cpu-numba", "x86 and ARM CPUs", 100, "cpu.compiled.kernel", "CompiledKernel", extra="cpu"),
+    LazyKernel("cpu-int4pack", "x86 and ARM CPUs, bf16", 50, "cpu.int4pack", "CpuInt4PackKernel"),
+    LazyKernel("cuda-tinygemm", "NVIDIA GPUs from sm80, bf16", 50, "cuda.tinygemm", "TinygemmKernel"),
     LazyKernel("reference", "any", 0, "reference", "ReferenceKernel"),
 )
 """Priorities: 0 is the oracle, 50 what PyTorch gives, 100 and up what is made for the machine."""

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels.registry import LinearShape
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vila_quant.groupwise import GroupwiseWeight
+    from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vila_core.errors import CheckpointError, ConfigError
-from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 _PLACE = tuple(ORDER.index(column) for column in range(8))

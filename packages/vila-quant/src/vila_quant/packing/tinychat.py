@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vila_core.errors import CheckpointError, ConfigError
-from vila_quant.groupwise import GroupwiseWeight
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZE = 128
 INTERLEAVE = 4

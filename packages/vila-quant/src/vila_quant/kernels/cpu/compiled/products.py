@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_quant.kernels.compiled.compiler import compiled, parallel, prange
-from vila_quant.kernels.compiled.numbers import NOT_FINITE, Numbers, magnitude, nearest, of_bits
-from vila_quant.kernels.compiled.vectors import ROWS, WORD, add_nibble_rows, byte_row, dequantize_nibbles
+from vila_quant.kernels.cpu.compiled.compiler import compiled, parallel, prange
+from vila_quant.kernels.cpu.compiled.numbers import NOT_FINITE, Numbers, magnitude, nearest, of_bits
+from vila_quant.kernels.cpu.compiled.vectors import ROWS, WORD, add_nibble_rows, byte_row, dequantize_nibbles
 
 LARGEST = np.float32(16383)
 """Of activations: 15 bits with the sign, so that the sums of a group fit 32 bits (see `vectors`)."""

@@ -11,7 +11,7 @@ from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
 from vila_core.plugins.loader import load_plugins
 from vila_quant.errors import QuantizationError
-from vila_quant.source import find_source
+from vila_quant.quantizing.source import find_source
 
 RUN_VILA = "from vila_core.cli.main import main; main()"
 """The program `vila` of this Python, wherever its script lies."""

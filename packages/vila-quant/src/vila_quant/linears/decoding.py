@@ -12,7 +12,7 @@ from vila_core.language.decoder import DecoderModel
 
 if TYPE_CHECKING:
     from vila_core.language.cache import KVCache
-    from vila_quant.kernels.compiled.decoder import CompiledDecoder
+    from vila_quant.linears.compiled_decoder import CompiledDecoder
 
 DTYPES = (torch.bfloat16, torch.float32)
 """Of caches that compiled code reads."""
@@ -45,7 +45,7 @@ class DecodingModel(DecoderModel):
     def _twin(self) -> CompiledDecoder | None:
         """Made when it is first asked for, since linears choose their kernel when they are loaded."""
         try:
-            from vila_quant.kernels.compiled.decoder import CompiledDecoder
+            from vila_quant.linears.compiled_decoder import CompiledDecoder
         except ImportError:
             return None
         return CompiledDecoder.of(self)

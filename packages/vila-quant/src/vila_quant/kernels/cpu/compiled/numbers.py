@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numpy.typing import NDArray
 
-from vila_quant.kernels.compiled.compiler import compiled, vector_code
+from vila_quant.kernels.cpu.compiled.compiler import compiled, vector_code
 
 Numbers = NDArray[np.float32] | NDArray[np.uint16]
 """Float32, or bfloat16 as uint16, which numba does not know."""

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_quant.groupwise import GroupwiseWeight
-from vila_quant.kernels import crossover
-from vila_quant.kernels.compiled.compiler import as_floats, as_numbers, share_threads
-from vila_quant.kernels.compiled.products import Nibbles, byte_product, fill_panel, nibble_product
-from vila_quant.kernels.compiled.vectors import ROWS, WORD
-from vila_quant.kernels.pages import large_pages
+from vila_quant.kernels.cpu import crossover
+from vila_quant.kernels.cpu.compiled.compiler import as_floats, as_numbers, share_threads
+from vila_quant.kernels.cpu.compiled.products import Nibbles, byte_product, fill_panel, nibble_product
+from vila_quant.kernels.cpu.compiled.vectors import ROWS, WORD
+from vila_quant.kernels.cpu.pages import large_pages
 from vila_quant.kernels.registry import LinearShape
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128)
 """Sums of larger groups would not fit 32 bits (see `vectors`)."""

@@ -16,12 +16,12 @@ from vila_core.language.decoder import Block
 from vila_quant.awq.block import LINEARS, Surroundings, linear, run_block
 from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
 from vila_quant.awq.scales import mean_squared_error
-from vila_quant.blocks import TensorReader, restore_block, round_block, store_block
 from vila_quant.errors import QuantizationError
-from vila_quant.options import QuantizationOptions
-from vila_quant.plan import LAYERS, Plan
 from vila_quant.progress import Progress
-from vila_quant.work_folder import WorkFolder
+from vila_quant.quantizing.blocks import TensorReader, restore_block, round_block, store_block
+from vila_quant.quantizing.options import QuantizationOptions
+from vila_quant.quantizing.plan import LAYERS, Plan
+from vila_quant.quantizing.work_folder import WorkFolder
 
 SEQUENCES_AT_ONCE = {"cuda": 16, "cpu": 4}
 JUDGED_SEQUENCES = 4

@@ -17,9 +17,9 @@ from vila_core.language.decoder import Block
 from vila_quant.awq.block import LINEARS, linear
 from vila_quant.awq.method import QuantizedBlock
 from vila_quant.errors import QuantizationError
-from vila_quant.groupwise import GroupwiseWeight, fake_quantize
 from vila_quant.packing.autoawq import GemmTensors, pack_gemm, unpack_gemm
-from vila_quant.plan import LAYERS
+from vila_quant.packing.groupwise import GroupwiseWeight, fake_quantize
+from vila_quant.quantizing.plan import LAYERS
 
 
 class TensorReader:

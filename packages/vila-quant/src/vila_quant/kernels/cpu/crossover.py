@@ -17,8 +17,8 @@ from typing import ParamSpec, Protocol
 import torch
 from torch import Tensor
 
-from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels.registry import LinearShape
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 CROSSOVERS = (8, 16, 32, 64)
 """Rows from which panels may be taken; up to the first, they never are."""

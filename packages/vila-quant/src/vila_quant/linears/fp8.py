@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vila_quant.int8 import SMALLEST_RANGE
+from vila_quant.linears.int8 import SMALLEST_RANGE
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
@@ -86,7 +86,7 @@ def quantize_rows_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
 def _cutting_of_triton() -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
     """Return the same in one kernel on a GPU, where Triton is installed."""
     try:
-        from vila_quant.rows_triton import quantize_rows
+        from vila_quant.kernels.cuda.rows_triton import quantize_rows
     except ImportError:
         return None
     return lambda x: quantize_rows(x, FP8, LARGEST, SMALLEST_RANGE)

@@ -15,8 +15,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels.registry import LinearShape
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)
 """What PyTorch's product takes."""

@@ -7,8 +7,8 @@ from typing import cast
 from vila_core.errors import CheckpointError
 from vila_core.plugins.loader import load_plugins
 from vila_quant.awq.method import BlockQuantizer
-from vila_quant.formats.search_results import AppliedSearch, check_layers, read_search_results
-from vila_quant.plan import Plan
+from vila_quant.quantizing.plan import Plan
+from vila_quant.quantizing.search_results import AppliedSearch, check_layers, read_search_results
 
 SUFFIX = ".pt"
 """What the name of a file of search results ends in."""

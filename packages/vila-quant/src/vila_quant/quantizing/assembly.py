@@ -12,10 +12,10 @@ from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights
 from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.lora import Adapter, MergedWeights
 from vila_quant.awq.method import QuantizedBlock
-from vila_quant.layer_loop import step_name
-from vila_quant.options import QuantizationOptions
-from vila_quant.plan import LAYERS, Plan
-from vila_quant.work_folder import WorkFolder
+from vila_quant.quantizing.layer_loop import step_name
+from vila_quant.quantizing.options import QuantizationOptions
+from vila_quant.quantizing.plan import LAYERS, Plan
+from vila_quant.quantizing.work_folder import WorkFolder
 
 HEAD_STEP, VISION_STEP = "head", "vision"
 """Besides those of the layers (`step_name`)."""
@@ -42,7 +42,7 @@ def stage(
     shutil.rmtree(staged.parent, ignore_errors=True)
     writable_format(options.format).write(replace(checkpoint, weights=JoinedWeights((rest, *steps))), staged)
     if options.search_results:
-        from vila_quant.formats.search_results import write_search_results
+        from vila_quant.quantizing.search_results import write_search_results
 
         blocks = {
             f"{LAYERS.removeprefix('llm.')}.{layer}": _found(work, layer)

@@ -24,8 +24,8 @@ from vila_core.towers.intern_vit import InternVitLayer
 from vila_core.towers.radio import RadioBlock
 from vila_core.towers.vit import EncoderLayer, VisionTower
 from vila_quant.errors import QuantizationError
-from vila_quant.fp8 import Fp8Linear, quantize_rows_fp8
-from vila_quant.int8 import Int8Linear, quantize_rows
+from vila_quant.linears.fp8 import Fp8Linear, quantize_rows_fp8
+from vila_quant.linears.int8 import Int8Linear, quantize_rows
 
 TowerMode = Literal["int8", "fp8"]
 Alpha = float | Literal["search"]

@@ -21,7 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from vila_quant.kernels.compiled.compiler import vector_code
+from vila_quant.kernels.cpu.compiled.compiler import vector_code
 
 ROWS = 16
 """Outputs that are computed side by side: a vector of 512 bits of sums, which LLVM halves where registers hold 256."""

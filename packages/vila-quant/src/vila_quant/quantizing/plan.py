@@ -8,7 +8,7 @@ from vila_core.checkpoint import Checkpoint
 from vila_core.config import DecoderConfig
 from vila_quant.awq.block import LINEARS
 from vila_quant.errors import QuantizationError
-from vila_quant.options import QuantizationOptions
+from vila_quant.quantizing.options import QuantizationOptions
 
 LAYERS = "llm.model.layers"
 HEAD = "llm.lm_head"

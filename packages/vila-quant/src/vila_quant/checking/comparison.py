@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vila_core.language.decoder import Decoder
 from vila_core.runtime import Vila
-from vila_quant.held_out import HeldOutPrompt
+from vila_quant.checking.held_out import HeldOutPrompt
 
 # ------------------------------------------------------------------------------------------------ the original
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vila_core.language.cache import KVCache
 from vila_core.language.decoder import Block, DecoderModel, RMSNorm
-from vila_quant.kernels.compiled.attention import attend, rotate, write
-from vila_quant.kernels.compiled.compiler import as_floats, as_numbers, compiled, parallel, prange, share_threads
-from vila_quant.kernels.compiled.kernel import CompiledKernel, nibbles
-from vila_quant.kernels.compiled.numbers import Numbers, exp
-from vila_quant.kernels.compiled.products import (
+from vila_quant.kernels.cpu.compiled.attention import attend, rotate, write
+from vila_quant.kernels.cpu.compiled.compiler import as_floats, as_numbers, compiled, parallel, prange, share_threads
+from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel, nibbles
+from vila_quant.kernels.cpu.compiled.numbers import Numbers, exp
+from vila_quant.kernels.cpu.compiled.products import (
     Activations,
     Floats,
     Nibbles,
@@ -30,9 +30,9 @@ from vila_quant.kernels.compiled.products import (
     group_size,
     whole_numbers,
 )
-from vila_quant.kernels.compiled.vectors import ROWS
-from vila_quant.kernels.pages import large_pages
-from vila_quant.linear import GroupwiseLinear
+from vila_quant.kernels.cpu.compiled.vectors import ROWS
+from vila_quant.kernels.cpu.pages import large_pages
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
 
 ROLES = (*(f"self_attn.{name}_proj" for name in "qkvo"), *(f"mlp.{name}_proj" for name in ("gate", "up", "down")))
 """The linears of a block, in the order of computation."""

@@ -5,9 +5,9 @@ B batch, H query heads, H_kv key/value heads, G = H / H_kv queries that share on
 
 import numpy as np
 
-from vila_quant.kernels.compiled.compiler import compiled, parallel, prange
-from vila_quant.kernels.compiled.numbers import Numbers, as_float, exp, rounded_like
-from vila_quant.kernels.compiled.products import Floats
+from vila_quant.kernels.cpu.compiled.compiler import compiled, parallel, prange
+from vila_quant.kernels.cpu.compiled.numbers import Numbers, as_float, exp, rounded_like
+from vila_quant.kernels.cpu.compiled.products import Floats
 
 TOKENS_A_TURN = 64
 COLUMNS_A_TURN = 32

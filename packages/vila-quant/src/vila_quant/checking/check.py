@@ -18,13 +18,13 @@ from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_core.loading import load
 from vila_core.plugins.loader import load_plugins
-from vila_quant.comparison import Compared, Errors, Record, blocks_of, compare, record
-from vila_quant.held_out import read_prompts
+from vila_quant.checking.comparison import Compared, Errors, Record, blocks_of, compare, record
+from vila_quant.checking.held_out import read_prompts
+from vila_quant.checking.tasks import TaskChange, compare_tasks, find_evaluation
 from vila_quant.kernels import forced
 from vila_quant.progress import Progress, Silent
-from vila_quant.report import Sizes, sizes_of
-from vila_quant.source import find_source
-from vila_quant.tasks import TaskChange, compare_tasks, find_evaluation
+from vila_quant.quantizing.report import Sizes, sizes_of
+from vila_quant.quantizing.source import find_source
 
 PROMPTS = 16
 BLOCK_TOKENS = 4096

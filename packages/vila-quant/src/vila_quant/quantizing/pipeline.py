@@ -21,19 +21,19 @@ from vila_core.checkpoint.lora import Adapter
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
-from vila_quant.assembly import HEAD_STEP, VISION_STEP, stage
-from vila_quant.blocks import TensorReader
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
-from vila_quant.layer_loop import LayerLoop, step_name
-from vila_quant.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
-from vila_quant.plan import Plan, check_format, make_plan
 from vila_quant.progress import Progress, Silent
-from vila_quant.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
-from vila_quant.search import find_method, search_digest
-from vila_quant.source import find_source
-from vila_quant.work_folder import WorkFolder
+from vila_quant.quantizing.assembly import HEAD_STEP, VISION_STEP, stage
+from vila_quant.quantizing.blocks import TensorReader
+from vila_quant.quantizing.layer_loop import LayerLoop, step_name
+from vila_quant.quantizing.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
+from vila_quant.quantizing.plan import Plan, check_format, make_plan
+from vila_quant.quantizing.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
+from vila_quant.quantizing.search import find_method, search_digest
+from vila_quant.quantizing.source import find_source
+from vila_quant.quantizing.work_folder import WorkFolder
 
 
 def quantize_model(
@@ -183,7 +183,7 @@ def _quantize_vision(
 ) -> None:
     if options.vision == "none" or work.has(VISION_STEP):
         return
-    from vila_quant.smoothing import BranchLoss, quantize_tower
+    from vila_quant.quantizing.smoothing import BranchLoss, quantize_tower
 
     if not calibration.pixels:
         raise QuantizationError(
@@ -216,7 +216,7 @@ def _quantize_head(
 ) -> None:
     if plan.head == "none" or work.has(HEAD_STEP):
         return
-    from vila_quant.head import quantize_head_int4, quantize_head_int8
+    from vila_quant.quantizing.head import quantize_head_int4, quantize_head_int8
 
     progress.start("Head", 1)
     weight = reader.read([plan.head_weight])[plan.head_weight]

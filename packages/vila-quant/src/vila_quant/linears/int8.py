@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vila_quant.kernels.pages import large_pages
+from vila_quant.kernels.cpu.pages import large_pages
 
 PANEL_ELEMENTS = 1 << 24
 """Weights that are dequantized at once: 32 MB of bf16, where the whole lm_head of an 8B model would be 1 GB."""
@@ -101,7 +101,7 @@ def _quantize_and_multiply(x: Tensor, weight: Tensor, weight_scale: Tensor, bias
 def _product_of_triton() -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor] | None:
     """Return the same in two kernels on a GPU, where Triton is installed."""
     try:
-        from vila_quant import int8_triton, rows_triton
+        from vila_quant.kernels.cuda import int8_triton, rows_triton
     except ImportError:
         return None
 
@@ -164,7 +164,7 @@ def multiply_weight_only(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 def _compiled_product() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """Return the product that numba compiles for this CPU, where numba is installed."""
     try:
-        from vila_quant.kernels.compiled.kernel import multiply_bytes
+        from vila_quant.kernels.cpu.compiled.kernel import multiply_bytes
     except ImportError:
         return None
     return multiply_bytes

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vila_quant.groupwise import GroupwiseWeight
 from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose
 from vila_quant.packing.autoawq import GemmTensors, unpack_gemm
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 class GroupwiseLinear(nn.Module):

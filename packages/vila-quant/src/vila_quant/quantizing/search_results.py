@@ -25,7 +25,7 @@ from vila_quant.awq.clips import apply_clips
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.reference import quantize_nearest
 from vila_quant.awq.scales import ScaleChoice, apply_scales
-from vila_quant.blocks import empty_block
+from vila_quant.quantizing.blocks import empty_block
 
 PREVIOUS = ("input_layernorm", "post_attention_layernorm", "self_attn.v_proj", "mlp.up_proj")
 """Modules of a block that can absorb scales."""

@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_quant.groupwise import GroupwiseWeight
-from vila_quant.kernels.crossover import multiply
+from vila_quant.kernels.cpu.crossover import multiply
 from vila_quant.kernels.registry import LinearShape
+from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)
 """What PyTorch's product takes."""

@@ -1,0 +1,1 @@
+"""Linear layers with quantized weights, and the compiled decoder built on them."""
