@@ -1,6 +1,7 @@
 """The command line, with a fake runner: flags to plan and options, outcomes to table, JSON and exit code."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from vila_core.plugins import loader as plugin_loader
 from vila_eval.cli import running
 from vila_eval.cli.arguments import cache_folder, read_frames, read_judge, read_prices, read_rank
 from vila_eval.cli.main import app
+from vila_eval.metric import Measure
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import (
     Counts,
     JudgeSummary,
-    MeasureRecord,
     ModelIdentity,
     RunSettings,
     SampleRecord,
@@ -26,6 +27,7 @@ from vila_eval.records.schema import (
 from vila_eval.records.storage import write_record, write_records
 from vila_eval.report import tracking
 from vila_eval.report.table import as_text, results_table, table_notes
+from vila_eval.statistics import Estimate
 
 PLUGIN = """
 import json
@@ -49,7 +51,7 @@ def vila_tasks():
 ROW = {"id": "1", "question": "The capital of France?", "answer": "Paris"}
 
 
-def result(name: str, *measures: MeasureRecord, counts: Counts | None = None, revision: str = "abc") -> TaskResult:
+def result(name: str, *measures: Measure, counts: Counts | None = None, revision: str = "abc") -> TaskResult:
     return TaskResult(
         task=name,
         task_version=1,
@@ -63,7 +65,7 @@ def result(name: str, *measures: MeasureRecord, counts: Counts | None = None, re
     )
 
 
-ACCURACY = MeasureRecord(name="accuracy", value=0.805, standard_error=0.0123, n=400)
+ACCURACY = Measure("accuracy", Estimate(0.805, 0.0123, 400))
 
 
 class Runs:
@@ -294,14 +296,14 @@ def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Pat
             result(
                 "pope",
                 ACCURACY,
-                MeasureRecord(name="yes_ratio", value=0.5, standard_error=None, n=400, higher_is_better=None),
-                MeasureRecord(name="accuracy", value=1.0, standard_error=0.0, n=3, group=("category", "random")),
+                Measure("yes_ratio", Estimate(0.5, math.nan, 400), higher_is_better=None),
+                Measure("accuracy", Estimate(1.0, 0.0, 3), group=("category", "random")),
                 counts=Counts(samples=400, unread=7),
             ),
         ),
         of_task(
             tmp_path,
-            result("mme", MeasureRecord(name="perception", value=1583.25, standard_error=None, n=30, unit="points")),
+            result("mme", Measure("perception", Estimate(1583.25, math.nan, 30), unit="points")),
         ),
     ]
     assert [line.split() for line in as_text(results_table(outcomes)).splitlines()] == [

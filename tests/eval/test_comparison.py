@@ -11,7 +11,7 @@ import pytest
 from vila_eval.cli.main import main
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, exact, mean_measures
-from vila_eval.records.schema import Counts, MeasureRecord, ModelIdentity, RunSettings, SampleRecord, TaskResult
+from vila_eval.records.schema import Counts, ModelIdentity, RunSettings, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, SAMPLES, write_record, write_records
 from vila_eval.report.comparison import compare_runs
 from vila_eval.report.comparison_page import write_comparison
@@ -52,7 +52,7 @@ def write_task(
         distribution="test",
         model=ModelIdentity(name=folder.parts[-2], source="here", digest="d"),
         settings=settings or RunSettings(max_new_tokens=8),
-        measures=tuple(MeasureRecord.of(measure) for measure in measures),
+        measures=tuple(measures),
         counts=Counts(samples=len(samples)),
         **given,
     )

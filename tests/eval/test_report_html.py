@@ -14,7 +14,6 @@ from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Score, Scored, exact, mean_measures
 from vila_eval.records.schema import (
     Counts,
-    MeasureRecord,
     ModelIdentity,
     PromptPart,
     RunSettings,
@@ -98,7 +97,7 @@ def write_task(
         task_version=3,
         distribution="vila-eval 0.1.0",
         model=ModelIdentity(name="my-model", source="/models/my-model", digest="d1g35t"),
-        measures=tuple(MeasureRecord.of(measure) for measure in found),
+        measures=tuple(found),
         counts=given.pop("counts", Counts(samples=len(samples))),
         **given,
     )

@@ -1,6 +1,7 @@
 """Scalars for experiment trackers."""
 
 import importlib
+import math
 import sys
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_eval.errors import ResultsError
-from vila_eval.records.schema import Counts, MeasureRecord, ModelIdentity, RunSettings, TaskResult
+from vila_eval.metric import Measure
+from vila_eval.records.schema import Counts, ModelIdentity, RunSettings, TaskResult
 from vila_eval.records.storage import RESULTS, write_record
 from vila_eval.report.tracking import report_to
+from vila_eval.statistics import Estimate
 
 EXPECTED = {
     "vila/shapes/accuracy": 0.75,
@@ -46,8 +49,8 @@ def results(tmp_path: Path) -> Path:
         data={},
         metric="accuracy",
         measures=(
-            MeasureRecord(name="accuracy", value=0.75, standard_error=0.125, n=4),
-            MeasureRecord(name="accuracy", value=0.5, standard_error=None, n=2, group=("kind", "plain")),
+            Measure("accuracy", Estimate(0.75, 0.125, 4)),
+            Measure("accuracy", Estimate(0.5, math.nan, 2), group=("kind", "plain")),
         ),
         counts=Counts(samples=4),
     )

@@ -8,7 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from pydantic import ConfigDict, model_serializer, model_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from vila_eval.statistics import Estimate, estimate
 from vila_eval.task import Question
@@ -42,16 +45,18 @@ class Scored:
     score: Score
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Measure:
-    """One number of a task's result.
+    """One number in a task's result.
+
+    In JSON the estimate's fields are inlined as `value`, `standard_error` (null if unknown) and `n`.
 
     Attributes:
         name: such as "accuracy".
-        estimate: mean, standard error and n. The error is NaN where it is not known.
-        higher_is_better: the direction; None where neither is better (the share of answers that say yes).
+        estimate: mean, standard error and n. An unknown error is NaN.
+        higher_is_better: the direction; None if neither is better (the share of answers that say yes).
         unit: "share" or "points".
-        group: the part of the samples that it is about, as (dimension, value), such as ("discipline", "Science"); None: all.
+        group: the group of samples that it covers, as (dimension, value), such as ("discipline", "Science"); None: all.
     """
 
     name: str
@@ -59,6 +64,45 @@ class Measure:
     higher_is_better: bool | None = True
     unit: Unit = "share"
     group: tuple[str, str] | None = None
+
+    @property
+    def value(self) -> float:
+        return float(self.estimate.mean)
+
+    @property
+    def standard_error(self) -> float | None:
+        """The standard error; None if it is unknown."""
+        return None if math.isnan(self.estimate.standard_error) else float(self.estimate.standard_error)
+
+    @property
+    def n(self) -> int:
+        return self.estimate.n
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, stored: Any) -> Any:
+        if not isinstance(stored, dict):
+            return stored  # called with arguments
+        fields = dict(cast("dict[str, Any]", stored))
+        error = fields.pop("standard_error", None)
+        estimate = {
+            "mean": fields.pop("value", None),
+            "standard_error": math.nan if error is None else error,
+            "n": fields.pop("n", None),
+        }
+        return fields | {"estimate": estimate}
+
+    @model_serializer
+    def _write(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "value": self.value,
+            "standard_error": self.standard_error,
+            "n": self.n,
+            "higher_is_better": self.higher_is_better,
+            "unit": self.unit,
+            "group": self.group,
+        }
 
 
 @runtime_checkable

@@ -86,18 +86,8 @@ def _stored(task: Task, index: int, question: Question) -> SampleRecord:
     facts = (question.answer, list(question.options), dict(question.groups), question.cluster, dict(question.fields))
     try:
         json.dumps(facts, allow_nan=False)
-        record = SampleRecord(
-            id=question.id,
-            index=index,
-            row=index,
-            key="",
-            prompt=tuple(PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)),
-            reference=question.answer,
-            options=tuple(question.options),
-            groups=dict(question.groups),
-            cluster=question.cluster,
-            fields=dict(question.fields),
-        )
+        texts = [PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)]
+        record = SampleRecord.unanswered(question, texts, "", index)
     except ValidationError as error:
         raise ConfigError(f"Task '{task.name}', question '{question.id}', {first_problem(error).with_value}.") from None
     except (TypeError, ValueError) as error:

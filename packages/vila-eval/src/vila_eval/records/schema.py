@@ -1,30 +1,29 @@
-"""What a run writes: a record a sample, and the result of a task. Where it is written, and how: `vila_eval.records.storage`."""
+"""The records that a run writes: one per sample, and the result of each task. `vila_eval.records.storage` writes them."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from vila_core.config import Config
-from vila_eval.metric import Answered, Measure, Score, Scored, Unit
-from vila_eval.statistics import Estimate
+from vila_eval.metric import Answered, Measure, Score, Scored
 from vila_eval.task import Question
 
 FORMAT = 1
-"""Version of these records. A folder of another version is refused."""
+"""Version of these records. A folder with another version is refused."""
 
 
 class PromptPart(Config):
-    """A part of a prompt as it was asked: a text, or a medium by its digest.
+    """One part of a prompt: text, or the digest of an image or video.
 
     Attributes:
-        kind: what it is.
-        text: of a text.
-        digest: SHA-256 of a medium's bytes (of its pixels where it was in memory); None where it could not be read.
-        file: the medium's file name, where it has one.
-        frames: of a video, as asked for; None: the model's own number.
+        kind: "text", "image" or "video".
+        text: the text of a text part.
+        digest: SHA-256 of the file, or of the pixels for media in memory; None if it could not be read.
+        file: the file's name, if there is a file.
+        frames: frames requested from a video; None uses the model's default.
     """
 
     kind: Literal["text", "image", "video"]
@@ -35,18 +34,20 @@ class PromptPart(Config):
 
 
 class SampleRecord(Config):
-    """One sample: what was asked, what the model answered, what that is worth.
+    """One sample, from the question to the score: made when its row is asked, then answered, then scored.
 
     Attributes:
-        index: place among the samples (several questions of one row follow one another).
-        row: of the data that it asks.
-        key: digest of everything that determines the answer; a record with another key is not used.
-        answer: the text; empty where the sample failed.
-        error: why the sample failed (unreadable media, too long a prompt); None where it did not.
+        index: position among the samples, in the order of the data. Until the answers are merged it is the row.
+        row: the row of the data that the question comes from.
+        key: digest of everything that determines the answer; a stored answer with another key is ignored.
+        prompt: the prompt, with media replaced by their digests.
+        answer: the answer's text; empty if the sample failed.
+        error: why the sample failed (unreadable media, prompt too long); None if it did not.
         finish_reason: "stop", "length" or None.
-        reference, options, groups, cluster, fields: of the `Question`.
-        values, parsed, unread: of the `Score`; `values` is None before scoring, and where judging failed.
+        reference, options, groups, cluster, fields: from the `Question`.
+        values, parsed, unread: from the `Score`; `values` is None before scoring, and if judging failed.
         judge_error: why judging failed.
+        number, questions: question `number` of the `questions` that the row gives; not part of `samples.jsonl`.
     """
 
     id: str
@@ -68,15 +69,44 @@ class SampleRecord(Config):
     parsed: str | None = None
     unread: str | None = None
     judge_error: str | None = None
+    number: int = Field(default=0, exclude=True)
+    questions: int = Field(default=1, exclude=True)
+
+    @classmethod
+    def unanswered(
+        cls,
+        question: Question,
+        prompt: Sequence[PromptPart],
+        key: str,
+        row: int,
+        *,
+        number: int = 0,
+        questions: int = 1,
+    ) -> SampleRecord:
+        """Return the record of a question before the model answers it."""
+        return cls(
+            id=question.id,
+            index=row,
+            row=row,
+            key=key,
+            prompt=tuple(prompt),
+            reference=question.answer,
+            options=tuple(question.options),
+            groups=dict(question.groups),
+            cluster=question.cluster,
+            fields=dict(question.fields),
+            number=number,
+            questions=questions,
+        )
 
     @property
     def question(self) -> Question:
-        """The question without its media: enough to score the answer."""
+        """The question without its media, which is enough to score the answer."""
         texts = [part.text for part in self.prompt if part.text is not None]
         return Question(self.id, texts, self.reference, self.options, self.groups, self.cluster, self.fields)
 
     def unscored(self) -> SampleRecord:
-        """Return the sample as it was before it was scored."""
+        """Return the sample without its score."""
         return self.model_copy(update={"values": None, "parsed": None, "unread": None, "judge_error": None})
 
     @property
@@ -86,43 +116,13 @@ class SampleRecord(Config):
 
     @property
     def scored(self) -> Scored:
-        """The sample as metrics summarize it. `values` must be there."""
+        """The question with its answer and score, for `summarize`. The sample must be scored."""
         assert self.values is not None, f"sample {self.id} has no score"
         return Scored(self.question, self.answer, Score(self.values, self.parsed, self.unread))
 
 
-class MeasureRecord(Config):
-    """A `Measure`; a standard error that is not known is null."""
-
-    name: str
-    value: float
-    standard_error: float | None
-    n: int
-    higher_is_better: bool | None = True
-    unit: Unit = "share"
-    group: tuple[str, str] | None = None
-
-    @classmethod
-    def of(cls, measure: Measure) -> MeasureRecord:
-        error = measure.estimate.standard_error
-        return cls(
-            name=measure.name,
-            value=measure.estimate.mean,
-            standard_error=None if math.isnan(error) else error,
-            n=measure.estimate.n,
-            higher_is_better=measure.higher_is_better,
-            unit=measure.unit,
-            group=measure.group,
-        )
-
-    @property
-    def measure(self) -> Measure:
-        error = math.nan if self.standard_error is None else self.standard_error
-        return Measure(self.name, Estimate(self.value, error, self.n), self.higher_is_better, self.unit, self.group)
-
-
 class ModelIdentity(Config):
-    """The model that answered: the name of the results folder, the checkpoint as given, the digest of its files."""
+    """The model that answered: the name of its results folder, its path as given, the digest of its files."""
 
     name: str
     source: str
@@ -130,7 +130,7 @@ class ModelIdentity(Config):
 
 
 class RunSettings(Config):
-    """What determines the answers beside the model and the data. Batch size and workers do not."""
+    """Settings that determine the answers, given the model and the data. Batch size and workers do not."""
 
     max_new_tokens: int
     stop: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ class RunSettings(Config):
 
 
 class Counts(Config):
-    """Samples, by what became of them. `truncated`: the answer ended at max_new_tokens; `unread`: the metric could not read it."""
+    """Numbers of samples. `truncated`: the answer ended at max_new_tokens; `unread`: the metric could not read it."""
 
     samples: int
     failed: int = 0
@@ -152,7 +152,7 @@ class Counts(Config):
 
 
 class RunFacts(Config):
-    """What was run. `distribution` registers the task; `data` is what identifies its rows."""
+    """What was run. `distribution` registers the task; `data` identifies its rows."""
 
     format: int = FORMAT
     task: str
@@ -164,21 +164,21 @@ class RunFacts(Config):
 
 
 class TaskResult(RunFacts):
-    """`results.json`. `measures` is empty where the answers are scored elsewhere; the first is the headline."""
+    """`results.json`. The first measure is the headline; there are none if the answers are scored elsewhere."""
 
     metric: str | None
     judge: str | None = None
-    measures: tuple[MeasureRecord, ...]
+    measures: tuple[Measure, ...]
     counts: Counts
     submission: str | None = None
 
     @property
-    def headline(self) -> MeasureRecord | None:
+    def headline(self) -> Measure | None:
         return self.measures[0] if self.measures else None
 
 
 class Timings(Config):
-    """How long a run took; a resumed run counts what it did itself. Dates are ISO 8601 in UTC."""
+    """How long a run took; a resumed run counts only its own work. Dates are ISO 8601 in UTC."""
 
     started: str
     finished: str
@@ -190,15 +190,15 @@ class Timings(Config):
 
 
 class JudgeRecord(Config):
-    """One exchange with a judge, kept for good.
+    """One exchange with a judge. It is never deleted, except by --force.
 
     Attributes:
-        id: of the sample.
-        request: place among the requests about that sample.
-        attempt: from 0, in the run that made it.
-        model: as it was asked for.
-        served_model: as the endpoint called it: the snapshot behind an alias.
-        reply: None where there was none; then `error` says why.
+        id: the sample's id.
+        request: position among the requests about that sample.
+        attempt: starts at 0 in every run.
+        model: the model that was requested.
+        served_model: the model that the endpoint says it used (the snapshot behind an alias).
+        reply: None if there was none; `error` says why.
     """
 
     id: str
@@ -215,16 +215,16 @@ class JudgeRecord(Config):
 
 
 class JudgeSummary(Config):
-    """What judging a task has taken so far; like `Timings`, it differs from run to run.
+    """What judging a task has cost so far; like `Timings`, it differs from run to run.
 
     Attributes:
         model: the judge.
-        served_models: the endpoint's own names of it; several where the snapshot changed in between.
-        samples, failed: that were to be judged; of them, those that got no verdict.
-        requests: sent in all runs, failed ones too.
-        reused: replies of earlier runs that this one took instead of asking.
-        prompt_tokens, completion_tokens: in all runs, as the endpoint counted them.
-        dollars: of those tokens; None where no prices were given.
+        served_models: the endpoint's names for it; several if the snapshot changed between requests.
+        samples, failed: samples to judge, and how many of them got no verdict.
+        requests: requests sent in all runs, including failed ones.
+        reused: replies of earlier runs that this run used instead of asking.
+        prompt_tokens, completion_tokens: over all runs, as the endpoint counted them.
+        dollars: the price of those tokens; None without prices.
     """
 
     model: str

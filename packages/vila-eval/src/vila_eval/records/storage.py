@@ -29,7 +29,8 @@ from pydantic import ValidationError
 from vila_core.config import Config
 from vila_core.errors import first_problem
 from vila_eval.errors import ResultsError
-from vila_eval.records.schema import FORMAT, MeasureRecord, TaskResult
+from vila_eval.metric import Measure
+from vila_eval.records.schema import FORMAT, TaskResult
 
 logger = logging.getLogger("vila_eval")
 
@@ -57,13 +58,22 @@ def decode(kind: type[Record], text: str, where: str) -> Record:
 
 
 def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file; of none if it is not there. A last line without its end was cut by a crash, and is skipped."""
+    """Yield the records of a JSONL file. A missing file has none."""
+    for line, where in read_lines(path):
+        yield decode(kind, line, where)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (line, where it is) of a file; nothing if it does not exist.
+
+    A last line without a line end was cut off by a crash and is skipped.
+    """
     if not path.exists():
         return
     with path.open(encoding="utf-8", newline="\n") as file:
         for number, line in enumerate(file, 1):
             if line.endswith("\n"):
-                yield decode(kind, line, f"'{path}', line {number}")
+                yield line, f"'{path}', line {number}"
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -124,7 +134,7 @@ def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, flo
     return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
 
 
-def _label(measure: MeasureRecord) -> str:
+def _label(measure: Measure) -> str:
     return measure.name if measure.group is None else f"{measure.name}/{'='.join(measure.group)}"
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from vila_core.config import Config
 from vila_eval.errors import ResultsError
-from vila_eval.metric import Unit
-from vila_eval.records.schema import MeasureRecord, ModelIdentity, SampleRecord, TaskResult
+from vila_eval.metric import Measure, Unit
+from vila_eval.records.schema import ModelIdentity, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, SAMPLES, find_results, read_records, read_result
 from vila_eval.statistics import compare, holm
 
@@ -255,15 +255,13 @@ def _read_samples(folder: Path) -> dict[str, _Sample]:
     }
 
 
-def _is_mean(measure: MeasureRecord, samples: Mapping[str, _Sample]) -> bool:
+def _is_mean(measure: Measure, samples: Mapping[str, _Sample]) -> bool:
     """Say whether a measure is the mean of the samples' values of its name, rather than a score of the whole (F1, CIDEr, a sum)."""
     values = [sample.values[measure.name] for sample in samples.values() if measure.name in sample.values]
     return bool(values) and math.isclose(math.fsum(values) / len(values), measure.value, abs_tol=1e-9)
 
 
-def _compare_measure(
-    one: MeasureRecord, other: MeasureRecord, pairs: Sequence[tuple[_Sample, _Sample]]
-) -> MeasureComparison:
+def _compare_measure(one: Measure, other: Measure, pairs: Sequence[tuple[_Sample, _Sample]]) -> MeasureComparison:
     """Compare one measure; without pairs, as it stands in the results."""
     name, unit, higher_is_better = one.name, one.unit, one.higher_is_better
     if not pairs:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from vila_eval.metric import Unit
-from vila_eval.records.schema import MeasureRecord, RunSettings
+from vila_eval.metric import Measure, Unit
+from vila_eval.records.schema import RunSettings
 
 
 def words(name: str) -> str:
@@ -29,7 +29,7 @@ def format_difference(difference: float, unit: Unit) -> str:
     return written if difference == 0 else f"{'+' if difference > 0 else '−'}{written}"
 
 
-def format_measure(measure: MeasureRecord) -> str:
+def format_measure(measure: Measure) -> str:
     """Return "71.3 ± 1.2"."""
     return f"{format_value(measure.value, measure.unit)} {format_error(measure.standard_error, measure.unit)}".rstrip()
 

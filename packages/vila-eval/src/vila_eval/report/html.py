@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from vila_eval.data.hub import FIXTURE_REVISION
 from vila_eval.errors import ResultsError
-from vila_eval.records.schema import JudgeSummary, MeasureRecord, ModelIdentity, SampleRecord, TaskResult, Timings
+from vila_eval.metric import Measure
+from vila_eval.records.schema import JudgeSummary, ModelIdentity, SampleRecord, TaskResult, Timings
 from vila_eval.records.storage import (
     JUDGE_SUMMARY,
     REPORT,
@@ -52,7 +53,7 @@ class Bar:
 
     label: str
     plot: Markup
-    measure: MeasureRecord
+    measure: Measure
     link: str | None = None
     is_miniature: bool = False
 
@@ -72,7 +73,7 @@ class Breakdown:
 
     plot: Plot
     names: Sequence[str]
-    rows: Mapping[str, Mapping[str, MeasureRecord]]
+    rows: Mapping[str, Mapping[str, Measure]]
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Section:
     anchor: str
     result: TaskResult
     is_miniature: bool
-    overall: Sequence[MeasureRecord]
+    overall: Sequence[Measure]
     breakdowns: Sequence[Breakdown]
     settings: Mapping[str, str]
     speed: str | None
@@ -232,10 +233,10 @@ def _overview(sections: Sequence[Section]) -> Plot | None:
     return Plot("Headline of each task, in percent", bars, ("0", "50", "100 %")) if bars else None
 
 
-def _breakdowns(measures: Sequence[MeasureRecord]) -> Iterator[Breakdown]:
+def _breakdowns(measures: Sequence[Measure]) -> Iterator[Breakdown]:
     dimensions = dict.fromkeys(measure.group[0] for measure in measures if measure.group is not None)
     for dimension in dimensions:
-        rows: dict[str, dict[str, MeasureRecord]] = {}
+        rows: dict[str, dict[str, Measure]] = {}
         for measure in measures:
             if measure.group is not None and measure.group[0] == dimension:
                 rows.setdefault(measure.group[1], {})[measure.name] = measure
@@ -244,7 +245,7 @@ def _breakdowns(measures: Sequence[MeasureRecord]) -> Iterator[Breakdown]:
         yield Breakdown(_plot(f"{words(names[0])} by {words(dimension)}", plotted), names, rows)
 
 
-def _plot(title: str, measures: Mapping[str, MeasureRecord]) -> Plot:
+def _plot(title: str, measures: Mapping[str, Measure]) -> Plot:
     unit = next(iter(measures.values())).unit
     end = (
         1.0
@@ -258,7 +259,7 @@ def _plot(title: str, measures: Mapping[str, MeasureRecord]) -> Plot:
     return Plot(title, bars, ticks)
 
 
-def _card(sample: SampleRecord, folder: Path, headline: MeasureRecord | None) -> Card:
+def _card(sample: SampleRecord, folder: Path, headline: Measure | None) -> Card:
     path = picture_path(folder, sample.id)
     picture = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
     media = [part for part in sample.prompt if part.kind != "text"]

@@ -1,4 +1,4 @@
-"""Answering: a worker's batches to the model and into its file. While one is computed, the next is prepared in a thread."""
+"""Answering one worker's share of a task: batch by batch, while a thread prepares the next batch."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import ConfigError, VilaError
 from vila_eval.records.schema import SampleRecord
-from vila_eval.running.answers import Answer, AnswerFile, StoredAnswers
+from vila_eval.running.answers import AnswerFile, StoredAnswers
 
 if TYPE_CHECKING:
     from vila_core.engine.completion import Completion
     from vila_core.prompt import PreparedPrompt
     from vila_core.runtime import Vila
     from vila_eval.options import ModelOptions, Rank
-    from vila_eval.running.job import Asked, Job
+    from vila_eval.running.job import Job
+    from vila_eval.task import Question
 
 
 class LazyModel:
-    """The model, loaded when a first answer is missing. `error` is why it could not be loaded."""
+    """Loads the model on first use. `error` is the reason if that failed."""
 
     def __init__(self, options: ModelOptions, device: str | None = None):
         self.error: VilaError | None = None
@@ -55,36 +55,28 @@ class LazyModel:
         return self._loaded
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Questions that are answered together. `missing` are the (row, number) of those without an answer.
-
-    `prepared` has each question's prompt, or why there is none; nothing if all are answered.
-    """
-
-    asked: Sequence[Asked]
-    missing: set[tuple[int, int]]
-    prepared: Sequence[PreparedPrompt | str]
+_Batch = list[tuple[SampleRecord, "PreparedPrompt | str"]]
+"""Samples to answer together, each with its prompt, or with the reason why there is none."""
 
 
 def answer_share(
     job: Job, stored: StoredAnswers, model: LazyModel, rank: Rank, batch_size: int, advance: Callable[[int], None]
 ) -> int:
-    """Answer a worker's share of a task: of its batches, those with a question that has no answer yet.
+    """Answer a worker's share of a task: those of its batches that have an unanswered question.
 
-    A batch is computed whole, so that an answer does not depend on where an earlier run stopped. What cannot be read or asked is
-    recorded as failed, with its reason, and the rest of its batch goes on.
+    A batch is always computed as a whole, so that answers do not depend on where an earlier run stopped. A sample whose
+    media cannot be read or whose prompt is too long is recorded as failed, with the reason; the others are answered.
 
     Args:
         job: the task.
-        stored: answers that are there; what is answered is added.
-        model: answers.
+        stored: the answers so far; new ones are added.
+        model: the model that answers.
         rank: which worker this is.
         batch_size: questions computed together.
-        advance: is told how many more rows are answered.
+        advance: called with the number of newly completed rows.
 
     Returns:
-        How many samples were answered.
+        The number of samples answered.
 
     Raises:
         ConfigError: two questions have one id.
@@ -95,54 +87,53 @@ def answer_share(
     answered = 0
 
     def prepare(rows: Sequence[int]) -> _Batch:
-        asked = [one for row in rows for one in job.ask(row)]
-        _check_ids(job, asked, places)
-        have = {row: stored.keep(row, [one.key for one in asked if one.row == row]) for row in rows}
-        missing = {(one.row, one.number) for one in asked if one.number not in have[one.row]}
-        return _Batch(
-            asked, missing, [_prepare(model.get(), one) for one in asked if not stopped.is_set()] if missing else ()
-        )
+        """Return the rows' samples with their prompts; nothing if all of them are answered."""
+        asked = [pair for row in rows for pair in job.ask(row)]
+        records = [record for _, record in asked]
+        _check_ids(job, records, places)
+        have = {row: stored.keep(row, [record.key for record in records if record.row == row]) for row in rows}
+        if all(record.number in have[record.row] for record in records):
+            return []
+        return [(record, _prepare(model.get(), question)) for question, record in asked if not stopped.is_set()]
 
     with AnswerFile(job.folder, rank.rank) as file, _thread() as (pool, stopped):
         stored.update()  # now that nobody else writes this worker's part
         for batch in _one_ahead(pool, prepare, job.batches(batch_size, rank.rank, rank.world_size)):
             before = len(stored.complete)
-            records = _answer(model.get(), job, batch, batch_size)
-            answers = [
-                Answer(number=one.number, questions=one.questions, sample=record)
-                for one, record in zip(batch.asked, records, strict=True)
-                if (one.row, one.number) in batch.missing
-            ]
-            file.append(answers)
-            stored.update()  # read back: what is scored now is what a resumed run scores
-            answered += len(answers)
+            records = [record for record in _answer(model.get(), job, batch, batch_size) if not stored.has(record)]
+            file.append(records)
+            stored.update()  # read back: this run scores what a resumed run would score
+            answered += len(records)
             advance(len(stored.complete) - before)
     return answered
 
 
 def stored_answers(job: Job) -> StoredAnswers:
-    """Return the answers of earlier runs. `answer_share` sees which of them are out of date."""
+    """Return the answers of earlier runs. `answer_share` drops those that are out of date."""
     stored = StoredAnswers(job.folder, job.selected)
     stored.update()
     return stored
 
 
 def checked_answers(job: Job) -> StoredAnswers:
-    """Return the answers of earlier runs that are still up to date: for whoever merges what others answer."""
+    """Return the answers of earlier runs that are still up to date, for a process that merges the answers of others."""
     stored = stored_answers(job)
     for row in stored.rows:
-        stored.keep(row, [asked.key for asked in job.ask(row)])
+        stored.keep(row, [record.key for _, record in job.ask(row)])
     return stored
 
 
 def is_complete(job: Job, stored: StoredAnswers) -> bool:
-    """Say whether every row of a task has its answers."""
+    """Return whether every row of a task has its answers."""
     return len(stored.complete) == len(job.selected)
 
 
 @contextmanager
 def _thread() -> Generator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """A thread that prepares, and the word to it to stop after the sample that it reads: it is waited for, but not after Ctrl-C."""
+    """Yield a thread for preparing, and an event that stops it after its current sample.
+
+    The thread is joined on exit, except after Ctrl-C.
+    """
     pool, stopped = ThreadPoolExecutor(1, "prepare"), threading.Event()
     wait = True
     try:
@@ -158,58 +149,55 @@ def _thread() -> Generator[tuple[ThreadPoolExecutor, threading.Event]]:
 def _one_ahead(
     pool: ThreadPoolExecutor, prepare: Callable[[Sequence[int]], _Batch], batches: Sequence[Sequence[int]]
 ) -> Generator[_Batch]:
-    """Yield the batches with something missing, in order; while one is computed, the next is prepared in `pool`.
+    """Yield the batches that are not empty, in order; while one is computed, `pool` prepares the next.
 
-    What nothing is computed beside is prepared here: so the model is loaded here too, and Ctrl-C acts at once.
+    Without a batch being computed, this thread prepares: so it also loads the model, and Ctrl-C takes effect at once.
     """
     upcoming: Future[_Batch] | None = None
     for rows, following in zip_longest(batches, batches[1:]):
         batch = prepare(rows) if upcoming is None else upcoming.result()
         upcoming = None
-        if batch.missing:
+        if batch:
             upcoming = None if following is None else pool.submit(prepare, following)
             yield batch
 
 
-def _check_ids(job: Job, asked: Sequence[Asked], places: dict[str, tuple[int, int]]) -> None:
-    """Refuse a second question with an id, before hours are spent on answers that cannot be told apart."""
-    for one in asked:
-        row, _ = places.setdefault(one.question.id, (one.row, one.number))
-        if places[one.question.id] != (one.row, one.number):
+def _check_ids(job: Job, records: Sequence[SampleRecord], places: dict[str, tuple[int, int]]) -> None:
+    """Raise `ConfigError` if two questions share an id, before hours go into answers that cannot be told apart."""
+    for record in records:
+        row, number = places.setdefault(record.id, (record.row, record.number))
+        if (row, number) != (record.row, record.number):
             raise ConfigError(
-                f"Task '{job.task.name}' gives the id '{one.question.id}' to two questions (rows {row} and {one.row}); "
-                "ids must be unique. Leave the id empty to have the rows numbered."
+                f"Task '{job.task.name}' gives the id '{record.id}' to two questions (rows {row} and {record.row}); "
+                "ids must be unique. Leave the id empty to number the rows."
             )
 
 
-def _prepare(model: Vila, asked: Asked) -> PreparedPrompt | str:
+def _prepare(model: Vila, question: Question) -> PreparedPrompt | str:
     try:
-        prepared = model.prepare([part for part in asked.question.prompt if part is not None])
-        model.count_tokens(prepared)  # one that is too long would break its batch
+        prepared = model.prepare([part for part in question.prompt if part is not None])
+        model.count_tokens(prepared)  # a prompt that is too long would fail its whole batch
     except VilaError as error:
         return str(error)
     return prepared
 
 
 def _answer(model: Vila, job: Job, batch: _Batch, batch_size: int) -> list[SampleRecord]:
-    """Return a record of each question of a batch."""
-    prompts = [prompt for prompt in batch.prepared if not isinstance(prompt, str)]
-    # A row may have several questions: more than fit the batch size are computed in several goes.
+    """Return the samples of a batch, answered or failed."""
+    prompts = [prompt for _, prompt in batch if not isinstance(prompt, str)]
+    # A row may give several questions: more prompts than fit the batch size are computed in several steps.
     completions = iter(
         [
-            one
+            completion
             for start in range(0, len(prompts), batch_size)
-            for one in _complete(model, job, prompts[start : start + batch_size])
+            for completion in _complete(model, job, prompts[start : start + batch_size])
         ]
     )
-    return [
-        _record(one, prompt if isinstance(prompt, str) else next(completions))
-        for one, prompt in zip(batch.asked, batch.prepared, strict=True)
-    ]
+    return [_with_answer(record, prompt if isinstance(prompt, str) else next(completions)) for record, prompt in batch]
 
 
 def _complete(model: Vila, job: Job, prompts: Sequence[PreparedPrompt]) -> list[Completion | str]:
-    """Return each prompt's answer, or why there is none. If they cannot be answered together, they are one by one."""
+    """Return each prompt's answer, or why there is none. If the batch fails, its prompts are answered one by one."""
     import torch
 
     try:
@@ -217,27 +205,14 @@ def _complete(model: Vila, job: Job, prompts: Sequence[PreparedPrompt]) -> list[
     except VilaError as error:
         reason = str(error)
     except torch.cuda.OutOfMemoryError as error:
-        reason = f"The GPU's memory does not suffice for this prompt alone: {error}"
+        reason = f"The GPU has too little memory for this prompt: {error}"
     if len(prompts) == 1:
         return [reason]
     torch.cuda.empty_cache()
     return [one for prompt in prompts for one in _complete(model, job, [prompt])]
 
 
-def _record(asked: Asked, outcome: Completion | str) -> SampleRecord:
-    question = asked.question
-    record = SampleRecord(
-        id=question.id,
-        index=asked.row,  # until the answers are merged
-        row=asked.row,
-        key=asked.key,
-        prompt=asked.prompt,
-        reference=question.answer,
-        options=tuple(question.options),
-        groups=dict(question.groups),
-        cluster=question.cluster,
-        fields=dict(question.fields),
-    )
+def _with_answer(record: SampleRecord, outcome: Completion | str) -> SampleRecord:
     if isinstance(outcome, str):
         return record.model_copy(update={"error": outcome})
     return record.model_copy(

@@ -1,13 +1,16 @@
-"""Answers as they come, durably: each worker appends to a file of its own, and whoever merges reads them all.
+"""Durable storage of answers during a run: each worker appends to its own file, and the merge reads all files.
 
-results/<model>/<task>/answers-<rank>.jsonl    an Answer a line, a batch a write
-results/<model>/<task>/answers-merged.jsonl    those of a task that had its result, and is asked more rows now, or fewer
+results/<model>/<task>/answers-<rank>.jsonl    one answer per line, one write per batch
+results/<model>/<task>/answers-merged.jsonl    answers of a finished task that now runs with another limit
+
+A line is `{"number": …, "questions": …, "sample": {…}}`: question `number` of the `questions` of the sample's row.
 """
 
 from __future__ import annotations
 
 import fcntl
 import itertools
+import json
 import logging
 import os
 import time
@@ -17,7 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from vila_core.config import Config
 from vila_eval.errors import ResultsError
 from vila_eval.records.append_only import append_lines, cut_torn_line
 from vila_eval.records.schema import SampleRecord
@@ -30,8 +32,9 @@ from vila_eval.records.storage import (
     TIMINGS,
     decode,
     encode,
+    read_lines,
     read_records,
-    write_records,
+    write_whole,
     writing,
 )
 
@@ -39,26 +42,28 @@ logger = logging.getLogger("vila_eval")
 
 LOCK = ".lock"
 PATIENCE_S = 10.0
-"""How long a worker waits for its file: that long the workers of a run that was killed may take to notice."""
+"""How long a worker waits for its file: the workers of a killed run may hold it this long."""
 
 
-class Answer(Config):
-    """A sample that is answered, and where it belongs: question `number` of the `questions` of its row.
+def _encode(answer: SampleRecord) -> str:
+    place = f'"number": {answer.number}, "questions": {answer.questions}'
+    return f'{{{place}, "sample": {encode(answer)}}}'
 
-    Its sample's `index` is set when all answers are there, since a row may have several questions.
-    """
 
-    number: int
-    questions: int
-    sample: SampleRecord
-
-    @property
-    def row(self) -> int:
-        return self.sample.row
+def _decode(line: str, where: str) -> SampleRecord:
+    """Read an answer. Raises `ResultsError` naming `where`."""
+    try:
+        stored = json.loads(line)
+        sample = stored["sample"] | {"number": stored["number"], "questions": stored["questions"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsError(
+            f"{where} is not an answer that this version writes ({error}). Run with --force to start over."
+        ) from None
+    return decode(SampleRecord, json.dumps(sample), where)
 
 
 class AnswerFile:
-    """One worker's file, open for appending, in a `with` block. Another process cannot open it meanwhile.
+    """One worker's file, opened for appending in a `with` block and locked against other processes.
 
     Raises:
         ResultsError: another process has it open, or it cannot be written.
@@ -78,21 +83,22 @@ class AnswerFile:
     ) -> None:
         self._file.close()
 
-    def append(self, answers: Sequence[Answer]) -> None:
-        """Write a batch at once; when this returns, it is on disk."""
-        text = "".join(f"{encode(answer)}\n" for answer in answers)
+    def append(self, answers: Sequence[SampleRecord]) -> None:
+        """Write a batch in one write; it is on disk when this returns."""
+        text = "".join(f"{_encode(answer)}\n" for answer in answers)
         with writing(self.path):
-            self.path.with_name(SAMPLES).unlink(missing_ok=True)  # merged from older answers
+            self.path.with_name(SAMPLES).unlink(missing_ok=True)  # it was merged from older answers
             append_lines(self._file, text)
 
 
 class StoredAnswers:
-    """The answers in a task's folder to the `selected` rows.
+    """The answers to the `selected` rows in a task's folder.
 
     Attributes:
         complete: rows with all of their answers.
         contradicted: rows with answers to different questions.
-        others: whether there are answers to rows that are not selected: a run with a higher limit left them, and may want them again.
+        others: whether there are answers to rows that are not selected. A run with a higher limit wrote them and may
+            need them again.
     """
 
     def __init__(self, folder: Path, selected: Sequence[int]):
@@ -102,11 +108,11 @@ class StoredAnswers:
         self._selected = selected if isinstance(selected, range) else frozenset(selected)
         self._folder = folder
         self._read: dict[Path, int] = {}
-        self._rows: dict[int, dict[int, Answer]] = {}
+        self._rows: dict[int, dict[int, SampleRecord]] = {}
         self._stale: set[tuple[int, int, int, str]] = set()
 
     def update(self) -> None:
-        """Read what was appended since the last time. A line without its end is not there yet."""
+        """Read what was appended since the last call. A line without its end is still being written."""
         for path in sorted(self._folder.glob(ANSWERS)):
             start = self._read.get(path, 0)
             try:
@@ -118,13 +124,11 @@ class StoredAnswers:
             for line in lines:
                 if line.endswith(b"\n"):
                     start += len(line)
-                    self._add(
-                        decode(Answer, line.decode(errors="replace"), f"'{path}', the line that ends at byte {start}")
-                    )
+                    self._add(_decode(line.decode(errors="replace"), f"'{path}', the line that ends at byte {start},"))
             self._read[path] = start
 
-    def _add(self, answer: Answer) -> None:
-        """Take an answer, unless one like it was found to be out of date."""
+    def _add(self, answer: SampleRecord) -> None:
+        """Add an answer, unless an equal one is known to be out of date."""
         if answer.row not in self._selected:
             self.others = True
             return
@@ -149,51 +153,54 @@ class StoredAnswers:
         return sum(len(of_row) for of_row in self._rows.values())
 
     def keep(self, row: int, keys: Sequence[str]) -> set[int]:
-        """Drop the answers of a row that are to other questions than those with `keys`; return the numbers that have an answer."""
+        """Drop the row's answers to questions other than those with `keys`; return the numbers of those answered."""
         of_row = self._rows.get(row, {})
         for number, answer in list(of_row.items()):
-            if answer.questions != len(keys) or answer.sample.key != keys[number]:
+            if answer.questions != len(keys) or answer.key != keys[number]:
                 self._stale.add(_identify(answer))
                 del of_row[number]
                 self.complete.discard(row)
         return set(of_row)
 
+    def has(self, sample: SampleRecord) -> bool:
+        """Return whether the sample's question has an answer."""
+        return sample.number in self._rows.get(sample.row, {})
+
     def merged(self, rows: Iterable[int]) -> list[SampleRecord]:
-        """Return the samples of `rows` (all complete) in order, numbered."""
+        """Return the samples of `rows` (all complete) in order, with their `index`."""
         in_order = [answer for row in rows for _, answer in sorted(self._rows[row].items())]
-        return [answer.sample.model_copy(update={"index": index}) for index, answer in enumerate(in_order)]
+        return [answer.model_copy(update={"index": index}) for index, answer in enumerate(in_order)]
 
     def places(self, rows: Iterable[int]) -> list[tuple[int, int]]:
-        """Return (row, number of the question) of each sample that `merged` gives."""
+        """Return (row, number of the question) of each sample that `merged` returns."""
         return [(row, number) for row in rows for number in sorted(self._rows[row])]
 
 
-def _identify(answer: Answer) -> tuple[int, int, int, str]:
-    return answer.row, answer.number, answer.questions, answer.sample.key
+def _identify(answer: SampleRecord) -> tuple[int, int, int, str]:
+    return answer.row, answer.number, answer.questions, answer.key
 
 
 def keep_as_answers(folder: Path) -> None:
-    """Take a task's merged samples for answers again, so that other rows can be asked, and these need not be.
+    """Turn a task's merged samples back into answers, so that a run with another limit can reuse them.
 
-    Nothing is lost at any moment: the samples' own file is left where it is.
+    `samples.jsonl` stays in place, so nothing is lost if this is interrupted.
     """
     path = folder / ANSWERS.replace("*", "merged")
-    kept = {
-        (answer.row, answer.number): answer for answer in (*read_records(Answer, path), *_as_answers(folder / SAMPLES))
-    }
+    answers = [_decode(line, where) for line, where in read_lines(path)]
+    kept = {(answer.row, answer.number): answer for answer in (*answers, *_as_answers(folder / SAMPLES))}
     if kept:
-        write_records(path, kept.values())
+        write_whole(path, "".join(f"{_encode(answer)}\n" for answer in kept.values()))
 
 
-def _as_answers(samples: Path) -> Iterator[Answer]:
+def _as_answers(samples: Path) -> Iterator[SampleRecord]:
     for _, found in itertools.groupby(read_records(SampleRecord, samples), lambda sample: sample.row):
         of_row = list(found)
         for number, sample in enumerate(of_row):
-            yield Answer(number=number, questions=len(of_row), sample=sample.unscored())
+            yield sample.unscored().model_copy(update={"number": number, "questions": len(of_row)})
 
 
 def remove_answers(folder: Path, stored: StoredAnswers) -> None:
-    """Remove what workers and killed runs left in the folder of a task that has its result; but keep answers to other rows."""
+    """Remove what workers and killed runs left in the folder of a finished task, except answers to other rows."""
     unfinished = [path for name in (SAMPLES, RESULTS, TIMINGS, MANIFEST, ANSWERS) for path in folder.glob(f".{name}.*")]
     for path in (*([] if stored.others else folder.glob(ANSWERS)), *folder.glob(FAILURES), *unfinished):
         path.unlink(missing_ok=True)
@@ -201,7 +208,7 @@ def remove_answers(folder: Path, stored: StoredAnswers) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
-    """Keep other runs out of a task's folder. Raises `ResultsError` if one is there already."""
+    """Lock a task's folder against other runs. Raises `ResultsError` if another run holds the lock."""
     path = folder / LOCK
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,7 +221,7 @@ def locked(folder: Path) -> Generator[None]:
 
 
 def _open_locked(path: Path, patience_s: float) -> BinaryIO:
-    """Open a file that only one process may have open. The lock ends with the process, however that ends."""
+    """Open a file that only one process may have open. The lock ends with the process, however it ends."""
     deadline = time.monotonic() + patience_s
     while True:
         file = path.open("a+b")
@@ -224,16 +231,18 @@ def _open_locked(path: Path, patience_s: float) -> BinaryIO:
             file.close()
             if time.monotonic() >= deadline:
                 raise ResultsError(
-                    f"Another run is writing to '{path.parent}'. Wait for its end, stop it, or give another --output-dir."
+                    f"Another run is writing to '{path.parent}'. Wait until it ends, stop it, or choose another --output-dir."
                 ) from None
             time.sleep(0.1)
             continue
         except OSError as error:
-            logger.warning("'%s' cannot be locked (%s): see that no other run writes there.", path, error.strerror)
+            logger.warning(
+                "'%s' cannot be locked (%s): make sure that no other run writes there.", path, error.strerror
+            )
             return file
         try:
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file
         except FileNotFoundError:
             pass
-        file.close()  # the holder before removed it: lock the one that others will find
+        file.close()  # the previous holder removed it: lock the file that others will find

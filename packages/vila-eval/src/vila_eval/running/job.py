@@ -1,4 +1,4 @@
-"""A task made ready to be answered: its data opened, its rows chosen, its results folder claimed."""
+"""A task ready to be answered: its data is open and its rows are selected."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vila_core.errors import ConfigError
 from vila_core.media import Video
 from vila_core.plugins.loader import load_plugins
 from vila_eval.errors import DataError
-from vila_eval.records.schema import PromptPart, RunSettings
+from vila_eval.records.schema import RunSettings, SampleRecord
 from vila_eval.running.identity import describe_prompt, sample_key
 from vila_eval.running.manifest import Manifest
 from vila_eval.task import Question, as_questions
@@ -24,24 +24,12 @@ if TYPE_CHECKING:
     from vila_eval.task import Task
 
 SEARCH_AHEAD = 1000
-"""Rows without one that belongs to those before, after which `--limit` stops looking for more of them."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A question as the model is asked it: number `number` of the `questions` of its row."""
-
-    row: int
-    number: int
-    questions: int
-    question: Question
-    prompt: tuple[PromptPart, ...]
-    key: str
+"""`--limit` stops looking for rows to keep together after this many rows without one."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A planned task with its data."""
+    """A planned task with its open data."""
 
     planned: Planned
     folder: Path
@@ -62,28 +50,31 @@ class Job:
         return {"max_new_tokens": self.task.max_new_tokens, "stop": tuple(self.task.stop)}
 
     def batches(self, size: int, rank: int, world_size: int) -> list[Sequence[int]]:
-        """Return a worker's batches of rows. Which rows share one depends on nothing but the data and `size`."""
+        """Return a worker's batches of rows. Which rows share a batch depends only on the data and `size`."""
         selected = self.selected
         batches = [selected[start : start + size] for start in range(0, len(selected), size)]
         return batches[rank::world_size]
 
-    def ask(self, row: int) -> list[Asked]:
-        """Return the questions of a row, the frames of their videos set and the media read for their digests."""
-        frames = self.manifest.settings.num_video_frames
-        questions = [
-            question if frames is None else with_frames(question, frames)
-            for question in as_questions(self.task, self.rows, row)
-        ]
-        asked: list[Asked] = []
+    def ask(self, row: int) -> list[tuple[Question, SampleRecord]]:
+        """Return the questions of a row, each with its record, not answered yet.
+
+        Sets the number of frames of videos, and reads all media for their digests.
+        """
+        settings = self.manifest.settings
+        questions = as_questions(self.task, self.rows, row)
+        if settings.num_video_frames is not None:
+            questions = [with_frames(question, settings.num_video_frames) for question in questions]
+        asked: list[tuple[Question, SampleRecord]] = []
         for number, question in enumerate(questions):
             prompt = describe_prompt(question.prompt)
-            key = sample_key(self.manifest.model.digest, self.task, self.manifest.settings, prompt)
-            asked.append(Asked(row, number, len(questions), question, prompt, key))
+            key = sample_key(self.manifest.model.digest, self.task, settings, prompt)
+            record = SampleRecord.unanswered(question, prompt, key, row, number=number, questions=len(questions))
+            asked.append((question, record))
         return asked
 
 
 def with_frames(question: Question, frames: int) -> Question:
-    """Return the question with that many frames asked of each video that does not have a number of its own."""
+    """Return the question with `frames` set on each video that does not set its own number."""
     prompt = [
         Video(part.source, frames=frames, fps=part.fps) if isinstance(part, Video) and part.frames is None else part
         for part in question.prompt
@@ -92,22 +83,22 @@ def with_frames(question: Question, frames: int) -> Question:
 
 
 def open_job(planned: Planned, folder: Path, model: ModelOptions, identity: ModelIdentity, options: RunOptions) -> Job:
-    """Open a task's data and choose its rows. Nothing is written.
+    """Open a task's data and select its rows. Writes nothing.
 
     Args:
         planned: the task.
-        folder: of its results.
-        model: as it will be loaded.
-        identity: of that model.
-        options: of the run.
+        folder: the task's results folder.
+        model: how the model will be loaded.
+        identity: identifies that model.
+        options: the run's options.
 
     Raises:
-        DataError: the data is missing, has other columns, or no row.
+        DataError: the data is missing, empty, or has other columns.
     """
     task = planned.task
     rows = task.source.open(options.data)
     if not len(rows):
-        raise DataError(f"{task.source.description} has no row to ask.")
+        raise DataError(f"{task.source.description} has no rows.")
     selected = select_rows(rows, options.limit, task.keep_together)
     settings = RunSettings(
         max_new_tokens=task.max_new_tokens,
@@ -132,9 +123,9 @@ def open_job(planned: Planned, folder: Path, model: ModelOptions, identity: Mode
 
 
 def select_rows(rows: Rows, limit: int | None, keep_together: str | None) -> Sequence[int]:
-    """Return the first `limit` rows, and those later ones that have a value of `keep_together` which is among theirs.
+    """Return the first `limit` rows, and later rows that share a value of the column `keep_together` with one of them.
 
-    Rows that belong together need not follow one another; the search ends after 1000 rows without one.
+    Rows that belong together need not be adjacent; the search ends after 1000 rows without a match.
 
     Raises:
         ConfigError: `limit` is less than 1.
@@ -156,6 +147,6 @@ def select_rows(rows: Rows, limit: int | None, keep_together: str | None) -> Seq
 
 
 def _distribution(task: Task) -> str:
-    """Return the distribution that registers a task, or the name of its plugin file; "" for a task that a script made."""
+    """Return the distribution that registers a task, or its plugin file's name; "" for a task made in a script."""
     entry = load_plugins().tasks.entries.get(task.name)
     return "" if entry is None else Path(entry.owner.distribution).name

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vila_core.errors import ConfigError, PluginError
 from vila_eval.errors import JudgeError, ResultsError
 from vila_eval.metric import AnyMetric, Measure, Metric
-from vila_eval.records.schema import FORMAT, Counts, MeasureRecord, SampleRecord, TaskResult
+from vila_eval.records.schema import FORMAT, Counts, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
 from vila_eval.running.answers import StoredAnswers, locked, remove_answers
 from vila_eval.running.manifest import Manifest, read_manifest
@@ -91,7 +91,7 @@ def finish_task(
         data=manifest.data,
         metric=None if metric is None else metric.name,
         judge=judge,
-        measures=tuple(MeasureRecord.of(measure) for measure in measures),
+        measures=tuple(measures),
         counts=count(samples),
         submission=None if task.submission is None else task.submission.filename,
     )
