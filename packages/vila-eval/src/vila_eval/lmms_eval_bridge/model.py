@@ -116,8 +116,8 @@ class VilaKit(lmms):
         """Raise `GenerationError`: likelihoods are not supported."""
         tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
         raise GenerationError(
-            f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} needs. Leave this task "
-            f"out."
+            f"The model 'vila_kit' generates text and computes no likelihoods, which {tasks} needs. "
+            "Leave this task out."
         )
 
     def clean(self) -> None:
@@ -149,10 +149,10 @@ class VilaKit(lmms):
 
 def _batches(generation: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
     """Yield the indices of requests to answer together: in order, with equal settings."""
-    alike: dict[str, list[int]] = {}
+    by_settings: dict[str, list[int]] = {}
     for index, arguments in enumerate(generation):
-        alike.setdefault(json.dumps(arguments, sort_keys=True, default=str), []).append(index)
-    for indices in alike.values():
+        by_settings.setdefault(json.dumps(arguments, sort_keys=True, default=str), []).append(index)
+    for indices in by_settings.values():
         yield from (indices[start : start + size] for start in range(0, len(indices), size))
 
 

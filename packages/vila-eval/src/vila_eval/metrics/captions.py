@@ -54,8 +54,8 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
     for candidates, references in corpora:
         if not candidates or len(candidates) != len(references):
             raise ConfigError(
-                f"Got {len(candidates)} captions and references for {len(references)}. Expected equally many, at least "
-                f"one."
+                f"Got {len(candidates)} captions and references for {len(references)}. Expected equally many, at "
+                f"least one."
             )
     scores: dict[str, list[float]] = {}
     if any(name.startswith("bleu") for name in measures):

@@ -24,12 +24,14 @@ _TASK = (
     "accomplish the task:------##INSTRUCTIONS: "
 )
 _PAIR = (
-    "Please evaluate the following video-based question-answer pair:\n\nQuestion: {question}\nCorrect Answer: "
-    "{answer}\nPredicted Answer: {predicted}\n\n"
+    "Please evaluate the following video-based question-answer pair:\n\n"
+    "Question: {question}\n"
+    "Correct Answer: {answer}\n"
+    "Predicted Answer: {predicted}\n\n"
 )
 _ONLY = (
-    "DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only provide the Python dictionary string. For example, your "
-    "response should look like this: "
+    "DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only provide the Python dictionary string. For example, "
+    "your response should look like this: "
 )
 _SYNONYMS = "- Consider synonyms or paraphrases as valid matches.\n"
 
@@ -47,12 +49,9 @@ ACTIVITYNET_QA_SYSTEM = (
 ACTIVITYNET_QA_USER = (
     _PAIR
     + "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, with 5 "
-    "indicating "
-    "the highest meaningful match. Please generate the response in the form of a Python dictionary string with keys "
-    "'pred' and 'score', "
-    "where value of 'pred' is  a string of 'yes' or 'no' and value of 'score' is in INTEGER, not STRING."
-    + _ONLY
-    + "{{'pred': 'yes', 'score': 4.8}}."
+    "indicating the highest meaningful match. Please generate the response in the form of a Python dictionary string "
+    "with keys 'pred' and 'score', where value of 'pred' is  a string of 'yes' or 'no' and value of 'score' is in "
+    "INTEGER, not STRING." + _ONLY + "{{'pred': 'yes', 'score': 4.8}}."
 )
 
 
@@ -94,10 +93,9 @@ class ActivityNetQa:
 def _user(what: str, quality: str, article: str = "") -> str:
     return (
         f"Provide your evaluation only as a {what} score where the {what} score is an integer value between 0 and 5, "
-        f"with 5 indicating the highest level of {quality}. "
-        f"Please generate the response in the form of a Python dictionary string with keys 'score', where its value is "
-        f"{article}{what} "
-        f"score in INTEGER, not STRING.{_ONLY}{{{{''score': 4.8}}}}."
+        f"with 5 indicating the highest level of {quality}. Please generate the response in the form of a Python "
+        f"dictionary string with keys 'score', where its value is {article}{what} score in INTEGER, not "
+        f"STRING.{_ONLY}{{{{''score': 4.8}}}}."
     )
 
 
@@ -114,8 +112,7 @@ ASPECTS = {
         _ROLE.format(what="factual accuracy", of="video-based question-answer pairs")
         + _TASK.format(whether="if they are factually consistent")
         + "- Focus on the factual consistency between the predicted answer and the correct answer. The predicted "
-        "answer should not "
-        "contain any misinterpretations or misinformation.\n"
+        "answer should not contain any misinterpretations or misinformation.\n"
         "- The predicted answer must be factually accurate and align with the video content.\n"
         + _SYNONYMS
         + "- Evaluate the factual accuracy of the prediction compared to the answer.",
@@ -127,20 +124,17 @@ ASPECTS = {
         + "- Check if the predicted answer covers all major points from the video. The response should not leave out "
         "any key aspects.\n"
         "- Evaluate whether the predicted answer includes specific details rather than just generic points. It should "
-        "provide "
-        "comprehensive information that is tied to specific elements of the video.\n"
+        "provide comprehensive information that is tied to specific elements of the video.\n"
         + _SYNONYMS
         + "- Provide a single evaluation score that reflects the level of detail orientation of the prediction, "
-        "considering both "
-        "completeness and specificity.",
+        "considering both completeness and specificity.",
         _PAIR + _user("detail orientation", "detail orientation", "the "),
     ),
     "context": Aspect(
         _ROLE.format(what="contextual understanding", of="video-based question-answer pairs")
         + _TASK.format(whether="if the generated response aligns with the overall context of the video content")
-        + "- Evaluate whether the predicted answer aligns with the overall context of the video content. It should not "
-        "provide "
-        "information that is out of context or misaligned.\n"
+        + "- Evaluate whether the predicted answer aligns with the overall context of the video content. It should "
+        "not provide information that is out of context or misaligned.\n"
         "- The predicted answer must capture the main themes and sentiments of the video.\n"
         + _SYNONYMS
         + "- Provide your evaluation of the contextual understanding of the prediction compared to the answer.",
@@ -150,8 +144,8 @@ ASPECTS = {
         _ROLE.format(what="temporal understanding", of="video-based question-answer pairs")
         + _TASK.format(whether="if they correctly reflect the temporal sequence of events in the video content")
         + "- Focus on the temporal consistency between the predicted answer and the correct answer. The predicted "
-        "answer should correctly "
-        "reflect the sequence of events or details as they are presented in the video content.\n"
+        "answer should correctly reflect the sequence of events or details as they are presented in the video "
+        "content.\n"
         "- Consider synonyms or paraphrases as valid matches, but only if the temporal order is maintained.\n"
         "- Evaluate the temporal accuracy of the prediction compared to the answer.",
         _PAIR + _user("temporal accuracy", "temporal consistency", "the "),
@@ -159,24 +153,22 @@ ASPECTS = {
     "consistency": Aspect(
         _ROLE.format(what="consistency", of="similar video-based question-answer pairs")
         + "You will be given two very similar questions, a common answer common to both the questions and predicted "
-        "answers for the two "
-        "questions .Your task is to compare the predicted answers for two very similar question, with a common correct "
-        "answer and "
-        "determine if they are consistent. Here's how you can accomplish the task:------##INSTRUCTIONS: "
-        "- Focus on the consistency between the two predicted answers and the correct answer. Both predicted answers "
-        "should correspond to "
-        "the correct answer and to each other, and should not contain any contradictions or significant differences in "
-        "the conveyed "
-        "information.\n"
+        "answers for the two questions .Your task is to compare the predicted answers for two very similar question, "
+        "with a common correct answer and determine if they are consistent. Here's how you can accomplish the "
+        "task:------##INSTRUCTIONS: - Focus on the consistency between the two predicted answers and the correct "
+        "answer. Both predicted answers should correspond to the correct answer and to each other, and should not "
+        "contain any contradictions or significant differences in the conveyed information.\n"
         "- Both predicted answers must be consistent with each other and the correct answer, in terms of the "
-        "information they provide "
-        "about the video content.\n"
+        "information they provide about the video content.\n"
         "- Consider synonyms or paraphrases as valid matches, but only if they maintain the consistency in the "
         "conveyed information.\n"
         "- Evaluate the consistency of the two predicted answers compared to the correct answer.",
-        "Please evaluate the following video-based question-answer pair:\n\nQuestion 1: {question}\nQuestion 2: "
-        "{question2}\n"
-        "Correct Answer: {answer}\nPredicted Answer to Question 1: {predicted}\nPredicted Answer to Question 2: "
+        "Please evaluate the following video-based question-answer pair:\n\n"
+        "Question 1: {question}\n"
+        "Question 2: {question2}\n"
+        "Correct Answer: {answer}\n"
+        "Predicted Answer to Question 1: {predicted}\n"
+        "Predicted Answer to Question 2: "
         "{predicted2}\n\n" + _user("consistency", "consistency", "the "),
     ),
 }
@@ -202,7 +194,7 @@ class VideoChatGpt:
         return [_with_partner(sample.question, seconds) for sample in samples]
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
-        if _alone(question):
+        if _lacks_partner(question):
             return []
         values = {
             "question": question.prompt[-1],
@@ -216,7 +208,7 @@ class VideoChatGpt:
         ]
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        if _alone(question):
+        if _lacks_partner(question):
             return Score({}, unread="the other question of the pair was not asked")
         scores = [float(int(named_number(reply, "score", 0, 5))) for reply in replies]
         return Score(dict(zip(question.fields["aspects"], scores, strict=True)))
@@ -237,7 +229,7 @@ def _with_partner(question: Question, seconds: Mapping[str, list[Answered]]) -> 
     return replace(question, fields={**question.fields, "partner": partner})
 
 
-def _alone(question: Question) -> bool:
+def _lacks_partner(question: Question) -> bool:
     """Return whether this is the first question of a pair whose second was not asked."""
     return question.fields.get("place") == 1 and "partner" not in question.fields
 

@@ -198,8 +198,8 @@ def _speed(path: Path) -> str | None:
     timings = decode(Timings, path.read_text(encoding="utf-8"), f"'{path}'")
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
     return (
-        f"{timings.answered:,} answers in {timings.seconds:,.1f} s, batch size {timings.batch_size}, "
-        f"workers: {timings.workers}. {versions}"
+        f"{timings.answered:,} answers in {timings.seconds:,.1f} s, batch size {timings.batch_size}, workers: "
+        f"{timings.workers}. {versions}"
     )
 
 
@@ -211,8 +211,8 @@ def _judging(path: Path) -> str | None:
     served = f" Served as {', '.join(summary.served_models)}." if summary.served_models else ""
     tokens = f"{summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens"
     return (
-        f"{summary.failed:,} of {summary.samples:,} samples without a verdict; "
-        f"{summary.requests:,} requests, {tokens}{cost}.{served}"
+        f"{summary.failed:,} of {summary.samples:,} samples without a verdict; {summary.requests:,} requests, "
+        f"{tokens}{cost}.{served}"
     )
 
 

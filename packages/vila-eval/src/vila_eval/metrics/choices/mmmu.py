@@ -142,7 +142,7 @@ def _shortest_tail(line: str, indicators: tuple[str, ...]) -> str:
     for indicator in indicators:
         if indicator in line:
             tail = line.rpartition(indicator)[2].strip()
-            # An empty tail is replaced by whatever comes next, as in the official code.
+            # The next tail replaces an empty one, as in the official code.
             if not shortest or len(tail) < len(shortest):
                 shortest = tail
     return shortest

@@ -8,7 +8,7 @@ from vila_eval.metrics.inputs import require_text
 def strip_and_pad(answer: str) -> str:
     """Strip `, . ! ? ; : '` from both ends, each once and in this order, and put one space at both ends.
 
-    "B,." thus keeps the comma, whose turn has passed when the full stop goes. White space is not stripped.
+    "B,." keeps its comma, since commas are stripped before the full stop. White space is not stripped.
     """
     text = require_text(answer, "answer")
     for mark in ",.!?;:'":

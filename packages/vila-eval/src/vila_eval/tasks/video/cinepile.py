@@ -9,12 +9,9 @@ from vila_eval.task import Question, Row, Task
 
 INSTRUCTION = (
     "You will be provided with subtitles from a specific scene of a movie and a few frames from that scene. After "
-    "going through the movie "
-    "scene and seeing the frames, please answer the question that follows. The question will have five possible "
-    "answers labeled A, B, C, "
-    "D, and E, please try to provide the most probable answer in your opinion. Your output should be just one of "
-    "A,B,C,D,E and nothing "
-    "else."
+    "going through the movie scene and seeing the frames, please answer the question that follows. The question will "
+    "have five possible answers labeled A, B, C, D, and E, please try to provide the most probable answer in your "
+    "opinion. Your output should be just one of A,B,C,D,E and nothing else."
 )
 CATEGORIES = {
     "Character and\nRelationship Dynamics": "crd",

@@ -29,7 +29,7 @@ _SPEECH = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 class Subtitle(NamedTuple):
     """One subtitle, with its start and end in seconds."""
 
-    begin: float
+    start: float
     end: float
     text: str
 
@@ -103,12 +103,12 @@ def parse_subtitles(text: str) -> list[Subtitle]:
     for block in text.replace("\r\n", "\n").split("\n\n"):
         _, time, *lines = [*block.split("\n"), "", ""]
         if clocks := _CLOCKS.match(time):
-            begin, end = (
+            start, end = (
                 int(h) * 3600 + int(m) * 60 + float(f"{s}.{ms}")
                 for h, m, s, ms in (clocks.groups()[:4], clocks.groups()[4:])
             )
-            found[begin, end] = " ".join(lines).rstrip()
-    return [Subtitle(begin, end, text) for (begin, end), text in found.items() if text]
+            found[start, end] = " ".join(lines).rstrip()
+    return [Subtitle(start, end, text) for (start, end), text in found.items() if text]
 
 
 def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, frames: int) -> list[str]:
@@ -120,9 +120,9 @@ def shown_subtitles(subtitles: Sequence[Subtitle], count: int, rate: float, fram
     """
     taken = [round(index * (count - 1) / max(frames - 1, 1)) for index in range(frames)] if count else []
     texts: list[str] = []
-    for begin, end, text in subtitles:
-        stands = any(int(begin * rate) <= frame < int(end * rate) for frame in taken)
-        if stands and (speech := _SPEECH.search(text)):
+    for start, end, text in subtitles:
+        is_shown = any(int(start * rate) <= frame < int(end * rate) for frame in taken)
+        if is_shown and (speech := _SPEECH.search(text)):
             texts.append(speech[1])
     return texts
 
