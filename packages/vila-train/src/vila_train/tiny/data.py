@@ -38,13 +38,13 @@ class Encoded:
 
 
 class Encoder:
-    """Renders the chat template, tokenizes, and makes room for the media as the model does.
+    """Renders the chat template, tokenizes the text and expands media to their positions, as the model does.
 
     Args:
-        tokenizer: the model's.
+        tokenizer: the tokenizer of the model.
         template: the chat template.
-        tokens_per_picture: tokens that the projector makes of one image or frame.
-        encoder: the model's encoder of images and of videos (vila-tiny's two do the same).
+        tokens_per_picture: number of projector tokens for one image or frame.
+        encoder: the media encoder of the model, used for images and videos (in vila-tiny both do the same).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Encoder:
         self._media_ids = frozenset(tokenizer.media_token_ids.values())
 
     def __call__(self, sample: Sample) -> Encoded:
-        """Encode `sample` as one turn of the user and the assistant's answer."""
+        """Encode `sample` as a user message and the assistant's answer."""
         media = [
             ("image" if isinstance(part, Scene) else "video", part)
             for part in sample.prompt
@@ -83,7 +83,7 @@ class Encoder:
         return Encoded(expanded.ids, expanded.places, self._expand_labels(ids, labels, expanded))
 
     def _expand_labels(self, ids: list[int], labels: list[int], expanded: ExpandedPrompt) -> list[int]:
-        """Return the label of each position of `expanded`. Nothing of a medium's block is learned."""
+        """Return one label per position of `expanded`: `IGNORE_INDEX` for media and the text around them."""
         of_text = iter(label for token, label in zip(ids, labels, strict=True) if token not in self._media_ids)
         in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
         return [IGNORE_INDEX if position in in_blocks else next(of_text) for position in range(len(expanded.ids))]

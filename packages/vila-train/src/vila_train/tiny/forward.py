@@ -33,15 +33,14 @@ class Batch:
 
 
 def hidden_states(network: VilaModel, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return the last hidden states of each batch, `[B, T, D]`. All pictures of all batches go through the tower together."""
-    embeds = network.embed(_as_prompts(network, batches)).split(
-        [batch.ids.numel() for batch in batches]
-    )  # [B·T, D] each
+    """Return the last hidden states of each batch, `[B, T, D]`. The tower encodes all pictures in one call."""
+    sizes = [batch.ids.numel() for batch in batches]
+    embeds = network.embed(_as_prompts(network, batches)).split(sizes)  # [B·T, D] each
     return [network.llm(of_batch.view(*batch.ids.shape, -1)) for of_batch, batch in zip(embeds, batches, strict=True)]
 
 
 def _as_prompts(network: VilaModel, batches: Sequence[Batch]) -> PromptBatch:
-    """Return all samples as one batch of prompts. It runs on the device alone, so a CUDA graph can capture it."""
+    """Return all samples as one batch of prompts, without host synchronization, so that a CUDA graph can capture it."""
     pixels = torch.cat([batch.pixels.flatten(0, 1) for batch in batches])  # [sum of B·M, 3, S, S]
     places: list[Tensor] = []
     start = 0
