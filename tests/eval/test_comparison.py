@@ -195,7 +195,7 @@ def test_bad_folders(tmp_path: Path) -> None:
     write_task(tmp_path / "three/shapes", FIRST, references={"a": "left"})
     with pytest.raises(ResultsError, match="no results in"):
         compare_runs(tmp_path / "one", tmp_path / "nowhere")
-    with pytest.raises(ResultsError, match="two of a kind"):
+    with pytest.raises(ResultsError, match="two folders of the same kind"):
         compare_runs(tmp_path / "one", tmp_path / "one/shapes")
     with pytest.raises(ResultsError, match=r"No task is in both.*shapes.*colors"):
         compare_runs(tmp_path / "one", tmp_path / "two")

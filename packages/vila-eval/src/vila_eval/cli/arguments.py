@@ -92,6 +92,6 @@ def read_rank(environment: Mapping[str, str] = os.environ) -> Rank | None:
         named = ", ".join(f"{name}={environment.get(name)}" for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         raise ConfigError(
             f"The environment does not describe a torchrun process: {named}. Unset RANK and WORLD_SIZE, or use "
-            f"torchrun."
+            "torchrun."
         )
     return Rank(rank, world_size, local_rank)

@@ -33,7 +33,7 @@ def show(
     if not (folder / SAMPLES).exists():
         raise ResultsError(
             f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as "
-            f"results/vila-tiny/pope."
+            "results/vila-tiny/pope."
         )
     records = list(read_records(SampleRecord, folder / SAMPLES))
     if sample:

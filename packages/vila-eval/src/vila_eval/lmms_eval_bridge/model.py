@@ -171,13 +171,13 @@ def _part(part: Mapping[str, Any]) -> str | vila_core.Image | vila_core.Video:
     if part["type"] not in ("image", "video"):
         raise MediaError(
             f"A task of lmms-eval asks about {part['type']}; VILA models only take images and videos. Leave the task "
-            f"out."
+            "out."
         )
     source = part["url"]
     if isinstance(source, Mapping) or part.get("start_time") is not None or part.get("end_time") is not None:
         raise MediaError(
             f"A task of lmms-eval asks about a part of a video ({part}), which is not supported. Cut the videos "
-            f"beforehand."
+            "beforehand."
         )
     return vila_core.Image(source) if part["type"] == "image" else vila_core.Video(source)
 

@@ -105,7 +105,7 @@ def box_accuracy(
     if len(predicted) != len(expected) or not expected:
         raise ConfigError(
             f"Got {len(predicted)} predicted boxes for {len(expected)} expected ones. Expected equally many, at least "
-            f"one."
+            "one."
         )
     if not 0 < threshold <= 1:
         raise ConfigError(f"Got {threshold} as the IoU threshold. Expected more than 0 and at most 1.")

@@ -55,7 +55,7 @@ def score_corpora(corpora: Sequence[Corpus], measures: Sequence[str] = MEASURES)
         if not candidates or len(candidates) != len(references):
             raise ConfigError(
                 f"Got {len(candidates)} captions and references for {len(references)}. Expected equally many, at "
-                f"least one."
+                "least one."
             )
     scores: dict[str, list[float]] = {}
     if any(name.startswith("bleu") for name in measures):

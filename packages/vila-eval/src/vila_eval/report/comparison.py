@@ -1,6 +1,6 @@
-"""Two runs compared: sample by sample where a measure is a mean of samples, and only where both ran the same thing.
+"""Comparison of two runs, sample by sample for measures that are means of samples, and only if both ran the same task.
 
-n samples that both runs have.
+n: samples that both runs have.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ from vila_eval.records.storage import RESULTS, SAMPLES, find_results, read_recor
 from vila_eval.statistics import compare, holm
 
 MAY_DIFFER = ("limit", "chat_template", "dtype")
-"""Settings that two runs may have of their own: a limit only leaves samples out; a template and a dtype belong to their model."""
+"""Settings that may differ between two runs. A limit only leaves out samples.
+
+Template and dtype belong to the model.
+"""
 
 
 class MeasureComparison(Config):
-    """One measure in both runs. Where it is a mean of samples, all numbers are of the samples that both runs have.
+    """One measure in both runs. If it is a mean of samples, all numbers are over the samples that both runs have.
 
     Attributes:
-        first, second: its values; of a measure that is no such mean (a corpus score), as each run reports it.
-        difference: second less first.
-        standard_error, p_value: of the difference, paired; null where there is no test: no mean of samples, or too few of them.
-        gained, lost: samples on which the second run has the better and the worse score; null where there is no test.
+        first, second: the measure's values. If it is not a mean of samples (a corpus score), as each run reports it.
+        difference: second minus first.
+        standard_error, p_value: paired, of the difference; null without a test (not a mean of samples, or too few).
+        gained, lost: numbers of samples that the second run scores higher and lower; null without a test.
     """
 
     name: str
@@ -45,7 +48,7 @@ class MeasureComparison(Config):
 
 
 class Flip(Config):
-    """A sample whose score differs: its values in both runs, and what each answered."""
+    """A sample whose score differs: its values and answers in both runs."""
 
     id: str
     first: float
@@ -60,13 +63,13 @@ class TaskComparison(Config):
 
     Attributes:
         task: its folder below the model's.
-        measures: over all samples; the first is the headline. Empty where the answers are scored elsewhere.
-        paired: samples that both runs have, scored.
-        only_first, only_second: samples that one run lacks.
-        unjudged: samples that a judge failed on in either run, and which are left out of both.
-        adjusted_p_value: of the headline, after Holm over all tasks with a test.
+        measures: over all samples, the headline first; empty if the answers are scored elsewhere.
+        paired: number of scored samples that both runs have.
+        only_first, only_second: numbers of samples that only one run has.
+        unjudged: number of samples that a judge failed on in either run; they are left out of both.
+        adjusted_p_value: of the headline, Holm-adjusted over all tested tasks.
         flips: samples whose headline value differs, in the data's order.
-        differences: what was not the same in the two runs, such as "limit: 5, none".
+        differences: what differs between the runs, such as "limit: 5, none".
     """
 
     task: str
@@ -85,7 +88,7 @@ class TaskComparison(Config):
 
     @property
     def notes(self) -> list[str]:
-        """What differs between the runs, and which samples were left out; A is the first run."""
+        """Differences between the runs, and samples left out; A is the first run."""
         notes = [f"the runs differ in {'; '.join(self.differences)}."] if self.differences else []
         if self.only_first or self.only_second:
             notes.append(f"left out: {self.only_first:,} samples only in A, {self.only_second:,} only in B.")
@@ -105,10 +108,10 @@ class RunComparison(Config):
 
     @property
     def notes(self) -> list[str]:
-        """What one must know to read the numbers."""
+        """Explanations needed to read the numbers."""
         notes = [
-            "Shares in percent. Paired by sample: ± is the standard error of the difference, p two-sided; – where there is no test. "
-            "Gained and lost are the samples that B scores better and worse."
+            "Shares are in percent. Samples are paired: ± is the standard error of the difference, p is two-sided, – "
+            "means no test. Gained and lost are the samples that B scores higher and lower."
         ]
         tested = sum(task.adjusted_p_value is not None for task in self.tasks)
         if tested > 1:
@@ -123,7 +126,7 @@ class RunComparison(Config):
 
 @dataclass(frozen=True)
 class _Sample:
-    """What is kept of a record: a run may have hundreds of thousands."""
+    """The part of a record that is kept in memory, since a run may have hundreds of thousands."""
 
     values: dict[str, float]
     is_unjudged: bool
@@ -136,17 +139,20 @@ def compare_runs(first: Path, second: Path, *, allow_different: bool = False) ->
     """Compare two runs: two models' folders (all tasks that both have), or two tasks' folders.
 
     Args:
-        first: a folder below `results/`; differences are second less first.
+        first: a folder below `results/`; differences are second minus first.
         second: another one.
-        allow_different: go on where task, version, data, metric, judge or settings differ, and name what does.
+        allow_different: compare even if task, version, data, metric, judge or settings differ, and list the
+            differences.
 
     Raises:
-        ResultsError: a folder has no results, the folders are of different kinds, nothing is in common, or (unless allowed) the runs
-            are not of the same thing.
+        ResultsError: a folder has no results, the folders are of different kinds or have nothing in common, or the runs
+            differ and `allow_different` is false.
     """
     folders, others = _task_folders(first), _task_folders(second)
     if ("" in folders) != ("" in others):
-        raise ResultsError(f"'{first}' and '{second}' are a model's results and a task's. Give two of a kind.")
+        raise ResultsError(
+            f"'{first}' and '{second}' are a model's folder and a task's folder. Give two folders of the same kind."
+        )
     common = [name for name in folders if name in others]
     if not common:
         raise ResultsError(
@@ -159,7 +165,7 @@ def compare_runs(first: Path, second: Path, *, allow_different: bool = False) ->
             refused.append(f"{name or one.task} ({'; '.join(found)})")
     if refused and not allow_different:
         raise ResultsError(
-            f"The runs are not of the same thing (first, second): {', '.join(refused)}. "
+            f"The runs differ (first, second): {', '.join(refused)}. "
             "Run one of them again, or compare with --allow-different."
         )
     tasks = [
@@ -183,7 +189,8 @@ def _task_folders(folder: Path) -> dict[str, Path]:
     found = find_results(folder)
     if not found:
         raise ResultsError(
-            f"There are no results in '{folder}'. Name the folder of a model or of a task, such as results/vila-tiny/pope."
+            f"There are no results in '{folder}'. Name the folder of a model or of a task, such as "
+            "results/vila-tiny/pope."
         )
     return found
 
@@ -198,7 +205,7 @@ def _differences(one: TaskResult, other: TaskResult, ignored: Sequence[str] = ()
 
 
 def _facts(result: TaskResult) -> dict[str, object]:
-    """What makes two runs of a task comparable, by name; what is not given is left out."""
+    """Return what must match for two runs of a task to be comparable, by name; missing values are left out."""
     facts: dict[str, object] = {
         "task": result.task,
         "version": result.task_version,
@@ -219,7 +226,8 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
     paired = [sample for sample in common if sample not in unjudged]
     if changed := [sample for sample in common if first[sample].reference != second[sample].reference]:
         raise ResultsError(
-            f"{name}: the references of {len(changed):,} of {len(common):,} samples differ, such as of '{changed[0]}'. The data changed."
+            f"{name}: the references of {len(changed):,} of {len(common):,} samples differ, such as '{changed[0]}'. "
+            "The data changed."
         )
     pairs = {sample: (first[sample], second[sample]) for sample in paired}
     counterparts = {measure.name: measure for measure in other.measures if measure.group is None}
@@ -256,13 +264,13 @@ def _read_samples(folder: Path) -> dict[str, _Sample]:
 
 
 def _is_mean(measure: Measure, samples: Mapping[str, _Sample]) -> bool:
-    """Say whether a measure is the mean of the samples' values of its name, rather than a score of the whole (F1, CIDEr, a sum)."""
+    """Return whether a measure is the mean of its samples' values, not a score of the whole (F1, CIDEr, a sum)."""
     values = [sample.values[measure.name] for sample in samples.values() if measure.name in sample.values]
     return bool(values) and math.isclose(math.fsum(values) / len(values), measure.value, abs_tol=1e-9)
 
 
 def _compare_measure(one: Measure, other: Measure, pairs: Sequence[tuple[_Sample, _Sample]]) -> MeasureComparison:
-    """Compare one measure; without pairs, as it stands in the results."""
+    """Compare one measure; without pairs, use the runs' own results."""
     name, unit, higher_is_better = one.name, one.unit, one.higher_is_better
     if not pairs:
         return MeasureComparison(
@@ -292,7 +300,7 @@ def _compare_measure(one: Measure, other: Measure, pairs: Sequence[tuple[_Sample
 
 
 def _clusters(samples: Sequence[_Sample]) -> list[tuple[str, int | str]] | None:
-    """The clusters of samples as metrics take them: a sample without one is one of its own."""
+    """Return the clusters of samples as metrics use them: a sample without a cluster is its own."""
     if all(sample.cluster is None for sample in samples):
         return None
     return [

@@ -109,7 +109,7 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
         several = f"{made_up} of {len(outcomes)} tasks ran" if made_up < len(outcomes) else "All tasks ran"
         notes.append(
             f"{several} on made-up rows in the dataset's schema (--fixtures). Their numbers say nothing about the "
-            f"model."
+            "model."
         )
     return notes
 
