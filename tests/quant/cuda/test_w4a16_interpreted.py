@@ -56,10 +56,11 @@ for shape, config, with_bias in (
     ((33, 72, 256, 64), TileConfig(block_n=64, block_m=32, block_k=64, splits=2, warps=2), True),
     ((17, 33, 320, 32), TileConfig(block_n=64, block_m=32, block_k=64, splits=1, warps=4), False),
     ((17, 33, 320, 32), TileConfig(block_n=128, block_m=32, block_k=128, splits=3, warps=4), False),
+    ((70, 128, 256, 32), TileConfig(block_n=32, block_m=16, block_k=128, splits=8, warps=4, resident=3), True),
 ):
     weight, x, bias, y = inputs(*shape, torch.float16)
     bias = bias if with_bias else None
-    multiply_tiles(padded(x), weight.packed, bias, y, weight.group_size, config, inline=False)
+    multiply_tiles(padded(x), weight.packed, bias, y, weight.group_size, config, multiprocessors=2, inline=False)
     check(y, reference.matmul(x, weight, bias), 5e-4, f"{shape} {config}")
 """
 

@@ -85,18 +85,20 @@ def choose(tokens: int, outputs: int, inputs: int, device: torch.device) -> Conf
 
 
 @cache
-def _starts_early(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] >= PDL_CAPABILITY
+def _properties(device: torch.device) -> tuple[bool, int]:
+    """Return whether a kernel may start early, and the number of multiprocessors."""
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= PDL_CAPABILITY, properties.multi_processor_count
 
 
 def run(
     config: Config, x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, next_packed: Tensor | None = None
 ) -> None:
     """Write `x Wᵀ + bias` to `y` with the kernel that `config` belongs to."""
-    pdl = _starts_early(x.device)
+    pdl, multiprocessors = _properties(x.device)
     if isinstance(config, DecodeConfig):
         decode(x, packed, bias, y, group_size, config, next_packed=next_packed, pdl=pdl)
     elif isinstance(config, TileConfig):
-        multiply_tiles(x, packed, bias, y, group_size, config, pdl=pdl)
+        multiply_tiles(x, packed, bias, y, group_size, config, multiprocessors=multiprocessors, pdl=pdl)
     else:
         multiply_panels(x, packed, bias, y, group_size, config)

@@ -4,9 +4,10 @@ M tokens, N outputs, K inputs, g group size
 
     y[m, n] = sum_k x[m, k] · w[n, k] + bias[n],    w = (q - zero) · scale, rounded to the dtype of x
 
-**Grid.** `BLOCK_N` outputs × `BLOCK_M` tokens a block, `splits` blocks along K where there are too few tiles to fill the GPU. Blocks of the same
-outputs follow one another, so that a weight comes from memory once. With splits, blocks write fp32 partial sums and a second kernel
-adds them, in order: no atomics, and the same result every time.
+**Grid.** `BLOCK_N` outputs × `BLOCK_M` tokens a block; blocks of the same outputs follow one another, so that a weight comes from
+memory once. As many tiles as fill the GPU a whole number of times take one block each. The rest, which would leave most of the GPU
+idle, are split along K: their blocks write fp32 partial sums and a second kernel adds them, in order. No atomics, and the same result
+every time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,11 @@ from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Sizes of a tile (outputs, tokens, inputs per step: 64 or 128), blocks along K, warps, and stages of loads in flight."""
+    """Sizes of a tile (outputs, tokens, inputs per step: 64 or 128) and how the tiles are spread.
+
+    `splits`: how many blocks at most share a tile that is left over; `warps`; `stages` of loads in flight; `resident`: how many blocks
+    a multiprocessor holds at a time. With 0 all tiles count as left over.
+    """
 
     block_n: int = 128
     block_m: int = 64
@@ -33,6 +38,7 @@ class TileConfig:
     splits: int = 1
     warps: int = 4
     stages: int = 3
+    resident: int = 0
 
 
 @triton.jit
@@ -132,59 +138,74 @@ def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK:
     tl.store(permuted_pointer + token * inputs + index, words, mask=index < inputs)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "whole_tiles", "split_tiles", "steps_per_split"])
 def tile_kernel(
-    packed_pointer, x_pointer, bias_pointer, y_pointer, tokens, outputs, blocks, units, steps_per_split, x_stride, y_stride,
+    packed_pointer, x_pointer, bias_pointer, y_pointer, parts_pointer, tokens, outputs, blocks, units, whole_tiles, split_tiles,
+    steps_per_split, x_stride, y_stride,
     HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-    WARPS: tl.constexpr, PDL: tl.constexpr, INLINE: tl.constexpr,
+    WARPS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
-    """One tile, or with splits one part of its sum; `y` is then `[splits, M, N]`, with `y_stride` between tokens."""
+    """The first `whole_tiles` blocks write a tile of `y`, the others a part: `parts [splits, split_tiles, BLOCK_M, BLOCK_N]`."""
     dtype: tl.constexpr = x_pointer.dtype.element_ty
     tiles_m = tl.cdiv(tokens, BLOCK_M)
     tile = tl.program_id(0)
-    split = tl.program_id(1)
-    first_token = tile % tiles_m * BLOCK_M
+    part = tile - whole_tiles  # negative for a whole tile
+    first = 0
+    last = units * 128 // BLOCK_K
+    if SPLIT:
+        is_part = part >= 0
+        tile = tl.where(is_part, whole_tiles + part % split_tiles, tile)
+        first = tl.where(is_part, part // split_tiles * steps_per_split, 0)
+        last = tl.where(is_part, tl.minimum(first + steps_per_split, last), last)
     tile_n = tile // tiles_m
-    token = first_token + tl.arange(0, BLOCK_M)
+    token = tile % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.minimum(token, tokens - 1).to(tl.int64) * x_stride
     x_pointers = x_pointer + row[:, None] + tl.arange(0, BLOCK_K)[None, :]
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    first = split * steps_per_split
-    last = tl.minimum(first + steps_per_split, units * 128 // BLOCK_K)
     if PDL:
         gdc_wait()
     for step in range(first, last):
         x = tl.load(x_pointers + step * BLOCK_K)
-        w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
+        first_block = tile_n * (BLOCK_N // 32)
+        w = load_numbers(packed_pointer, first_block, blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
         total = settled(tl.dot(w, tl.trans(x), total), INLINE)
     if PDL:
         gdc_launch_dependents()
     output = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = (output < outputs)[:, None] & (token < tokens)[None, :]
+    if SPLIT:
+        place = tl.arange(0, BLOCK_M)[None, :] * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        tl.store(parts_pointer + part.to(tl.int64) * (BLOCK_M * BLOCK_N) + place, total, mask=mask & is_part)
+        mask = mask & (part < 0)
     if HAS_BIAS:
         total += tl.load(bias_pointer + output, mask=output < outputs, other=0.0).to(tl.float32)[:, None]
-    mask = (output < outputs)[:, None] & (token < tokens)[None, :]
-    place = (split.to(tl.int64) * tokens + token[None, :]) * y_stride + output[:, None]
-    tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=mask)
+    tl.store(y_pointer + token.to(tl.int64)[None, :] * y_stride + output[:, None], total.to(dtype), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "whole_tiles", "split_tiles"])
 def add_kernel(
-    parts_pointer, bias_pointer, y_pointer, count, outputs, y_stride, SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK: tl.constexpr, PDL: tl.constexpr,
+    parts_pointer, bias_pointer, y_pointer, tokens, outputs, whole_tiles, split_tiles, y_stride,
+    SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Add the parts `[SPLITS, M, N]` fp32 into `y [M, N]`; `count` is M · N."""
-    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    mask = index < count
+    """Add the parts of `BLOCK` results of a tile."""
+    split_tile = tl.program_id(0)
+    tile = whole_tiles + split_tile
+    tiles_m = tl.cdiv(tokens, BLOCK_M)
+    index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token = tile % tiles_m * BLOCK_M + index // BLOCK_N
+    output = tile // tiles_m * BLOCK_N + index % BLOCK_N
+    mask = (token < tokens) & (output < outputs)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.load(parts_pointer + index, mask=mask, other=0.0)
-    for split in tl.static_range(1, SPLITS):
-        total += tl.load(parts_pointer + split * count.to(tl.int64) + index, mask=mask, other=0.0)
+    total = tl.zeros([BLOCK], tl.float32)
+    for split in tl.static_range(SPLITS):
+        part = (split * split_tiles + split_tile).to(tl.int64) * (BLOCK_M * BLOCK_N)
+        total += tl.load(parts_pointer + part + index, mask=mask, other=0.0)
     if HAS_BIAS:
-        total += tl.load(bias_pointer + index % outputs, mask=mask, other=0.0).to(tl.float32)
-    place = index // outputs * y_stride + index % outputs
-    tl.store(y_pointer + place, total.to(y_pointer.dtype.element_ty), mask=mask)
+        total += tl.load(bias_pointer + output, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_pointer + token.to(tl.int64) * y_stride + output, total.to(y_pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -208,6 +229,7 @@ def multiply_tiles(
     group_size: int,
     config: TileConfig,
     *,
+    multiprocessors: int,
     pdl: bool = False,
     inline: bool = True,
 ) -> None:
@@ -220,6 +242,7 @@ def multiply_tiles(
         y: `[M, N]`, rows contiguous.
         group_size: of the weight.
         config: the tiles.
+        multiprocessors: of the GPU.
         pdl: whether the kernels may start before the one ahead of them has ended (programmatic dependent launch, from sm90).
         inline: whether to use PTX instructions; False is for the interpreter.
     """
@@ -227,22 +250,37 @@ def multiply_tiles(
     blocks, units, _ = packed.shape
     assert x.shape == (tokens, units * UNIT_INPUTS) and x.stride(1) == 1 and y.stride(1) == 1 and y.dtype == x.dtype
     x = permute_tokens(x, pdl=pdl)
+    tiles = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n) * triton.cdiv(tokens, config.block_m)
     steps = units * UNIT_INPUTS // config.block_k
-    splits = min(config.splits, steps)
-    parts = y if splits == 1 else x.new_empty(splits, tokens, outputs, dtype=torch.float32)
-    tiles_n = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n)
+    split_tiles, splits = leftover(tiles, steps, config, multiprocessors)
+    whole_tiles = tiles - split_tiles
+    size = config.block_m * config.block_n
+    parts = x.new_empty(max(1, splits * split_tiles * size), dtype=torch.float32)
     launch = {"launch_pdl": True} if pdl else {}
-    tile_kernel[(tiles_n * triton.cdiv(tokens, config.block_m), splits)](
-        packed, x, bias if bias is not None and splits == 1 else y, parts, tokens, outputs, blocks, units,
-        triton.cdiv(steps, splits), x.stride(0), parts.stride(-2),
-        HAS_BIAS=bias is not None and splits == 1, GROUPS=UNIT_INPUTS // group_size, BLOCK_N=config.block_n, BLOCK_M=config.block_m,
-        BLOCK_K=config.block_k, WARPS=config.warps, PDL=pdl, INLINE=inline, num_warps=config.warps, num_stages=config.stages, **launch,
+    given = y if bias is None else bias
+    tile_kernel[(whole_tiles + split_tiles * splits,)](
+        packed, x, given, y, parts, tokens, outputs, blocks, units, whole_tiles, split_tiles, triton.cdiv(steps, splits),
+        x.stride(0), y.stride(0),
+        HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size, BLOCK_N=config.block_n, BLOCK_M=config.block_m,
+        BLOCK_K=config.block_k, WARPS=config.warps, SPLIT=split_tiles > 0, PDL=pdl, INLINE=inline,
+        num_warps=config.warps, num_stages=config.stages, **launch,
     )  # fmt: skip
-    if splits > 1:
-        add_kernel[(triton.cdiv(tokens * outputs, 1024),)](
-            parts, y if bias is None else bias, y, tokens * outputs, outputs, y.stride(0),
-            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK=1024, PDL=pdl, num_warps=4, **launch,
+    if split_tiles:
+        step = min(size, 1024)
+        add_kernel[(split_tiles, size // step)](
+            parts, given, y, tokens, outputs, whole_tiles, split_tiles, y.stride(0),
+            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK=step, PDL=pdl,
+            num_warps=4, **launch,
         )  # fmt: skip
+
+
+def leftover(tiles: int, steps: int, config: TileConfig, multiprocessors: int) -> tuple[int, int]:
+    """Return how many of the tiles are split along K, and into how many parts; (0, 1) if none."""
+    wave = config.resident * multiprocessors
+    left = tiles % wave if wave else tiles
+    most = min(config.splits, steps, max(1, wave // left) if wave and left else steps)
+    splits = triton.cdiv(steps, triton.cdiv(steps, most))  # no part is empty
+    return (left, splits) if left and splits > 1 else (0, 1)
 
 
 def permute_tokens(x: Tensor, *, pdl: bool = False) -> Tensor:

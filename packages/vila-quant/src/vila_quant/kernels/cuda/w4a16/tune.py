@@ -54,19 +54,16 @@ def candidates(tokens: int) -> tuple[Config, ...]:
         return FEW
     if tokens <= 16:
         return MORE
-    if tokens <= 32:
-        sizes = ((128, 32, 128, 4, 4), (64, 32, 128, 4, 4), (128, 32, 128, 8, 4))
-    elif tokens <= 64:
-        sizes = ((128, 64, 128, 4, 4), (128, 64, 128, 8, 4), (64, 64, 128, 4, 4))
-    elif tokens <= 128:
-        sizes = ((128, 128, 64, 8, 4), (128, 128, 128, 8, 3), (64, 128, 64, 4, 4), (128, 64, 128, 4, 4))
+    if tokens <= 64:
+        rows = 32 if tokens <= 32 else 64
+        tiles = [TileConfig(n, rows, 128, splits, warps, 4) for n, warps in ((128, 4), (64, 4), (128, 8)) for splits in (1, 2, 4, 8)]
+        tiles += [TileConfig(n, rows, 128, 8, 4, 4, resident) for n in (128, 64) for resident in (2, 3)]
     else:
-        sizes = (
-            *((128, 128, 64, 8, 4), (128, 128, 64, 8, 3), (128, 128, 128, 8, 3), (128, 256, 64, 8, 4), (128, 256, 64, 8, 3)),
-            *((64, 128, 64, 4, 4), (64, 128, 128, 4, 3), (64, 256, 64, 4, 4), (128, 128, 64, 4, 3)),
-        )
-    splits = (1, 2, 4, 8) if tokens <= 64 else (1, 2, 4) if tokens <= 128 else (1, 2) if tokens <= 512 else (1,)
-    tiles = [TileConfig(n, m, k, split, warps, stages) for n, m, k, warps, stages in sizes for split in splits]
+        sizes = [(128, 128, 64, 4, 3, 2), (128, 128, 64, 8, 4, 2), (64, 128, 128, 4, 3, 2), (64, 128, 64, 4, 4, 3)]
+        sizes.append((128, 64, 128, 4, 4, 2) if tokens <= 128 else (128, 256, 64, 8, 4, 1))
+        # With 8 splits only what is left over after whole waves is split, with the others every tile.
+        tiles = [TileConfig(n, m, k, 8, warps, stages, resident) for n, m, k, warps, stages, resident in sizes]
+        tiles += [TileConfig(n, m, k, splits, *more[:2]) for n, m, k, *more in sizes for splits in ((1, 2, 4) if tokens <= 256 else (1,))]
     return (*tiles, *(PanelConfig(rows) for rows in (PANEL_ROWS if tokens > 256 else ())))
 
 
