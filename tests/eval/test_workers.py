@@ -22,10 +22,12 @@ from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import ModelIdentity
 from vila_eval.running.answering import LazyModel
+from vila_eval.running.failures import read_failures
 from vila_eval.running.job import open_job
+from vila_eval.running.processes import Processes
 from vila_eval.running.ray_workers import RayWorkers
 from vila_eval.running.runner import evaluate
-from vila_eval.running.workers import Processes, Work, answer_task, plan_work, read_failures
+from vila_eval.running.workers import Work, answer_task, plan_work
 from vila_eval.task import Question, Row, Task
 from vila_eval.tasks.drawn_world import DRAWN_WORLD, DrawnWorld
 from vila_eval.tasks.images.pope import POPE
@@ -241,7 +243,7 @@ def test_a_worker_that_fails_at_one_task_goes_on_with_the_next(tmp_path: Path) -
     answer_task(one, Planned(replace(WORDS, source=Words(fails=True)), "words"), manifest, lazy)
     assert read_failures(tmp_path / "words") == {"failed-0.txt": "The words are gone."}
     answer_task(one, Planned(replace(WORDS, source=Words(12)), "more"), manifest, lazy)
-    assert "changed while the run began" in read_failures(tmp_path / "more")["failed-0.txt"]
+    assert "changed while the run started" in read_failures(tmp_path / "more")["failed-0.txt"]
 
 
 def test_a_model_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
@@ -330,7 +332,8 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 PARENT = """
 import sys, time
 from pathlib import Path
-from vila_eval.running.workers import Processes, Work
+from vila_eval.running.processes import Processes
+from vila_eval.running.workers import Work
 from vila_eval.options import ModelOptions, Rank, RunOptions
 from vila_eval.data.sources import DataOptions
 

@@ -1,6 +1,6 @@
-"""The processes of a launcher such as `torchrun`, which know of one another only through the file system.
+"""Running tasks as the ranks of a launcher such as `torchrun`. Ranks communicate only through the file system.
 
-results/<model>/.rank-<rank>    the name that a rank made up for this run
+results/<model>/.rank-<rank>    a random name that a rank chose for this run
 results/<model>/.launch         the names that rank 0 has read
 """
 
@@ -9,33 +9,65 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from vila_eval.errors import ResultsError, WorkerError
-from vila_eval.options import Rank
+from vila_eval.options import Planned, Rank, TaskOutcome
 from vila_eval.records.storage import write_whole, writing
+from vila_eval.running.answering import checked_answers, stored_answers
+from vila_eval.running.crew import POLL_S, await_answers
+from vila_eval.running.failures import describe_failures, failure_file, read_failures, record_failure, remove_failures
 from vila_eval.running.job import Job
 from vila_eval.running.manifest import Manifest, asks_the_same, check_folder, read_manifest
-from vila_eval.running.workers import (
-    POLL_S,
-    describe_failures,
-    failure_file,
-    read_failures,
-    record_failure,
-    remove_failures,
-)
+from vila_eval.running.run import Run
+from vila_eval.running.scoring import Finished
+from vila_eval.running.timing import Stopwatch
 
 LAUNCH = ".launch"
 
 
+def run_as_rank(run: Run, plan: Sequence[Planned]) -> list[TaskOutcome]:
+    """Run all tasks as one of several ranks: each answers a share, and rank 0 merges and scores."""
+
+    def lead(planned: Planned) -> Finished:
+        with ExitStack() as stack:
+            job = run.claim(planned, stack)
+            if isinstance(job, Finished):
+                return job
+            stopwatch, stored = Stopwatch(), checked_answers(job)
+            before = stored.samples
+            with run.showing_progress(job, stored):
+                run.answer_share(job, stored)
+                await_answers(job, stored, OtherRanks(run.root), run.progress.advance)
+            return run.finish(job, stored, stopwatch, stored.samples - before)
+
+    def follow(planned: Planned) -> Finished:
+        job = run.open(planned)
+        manifest = await_folder(job, run.root, force=run.options.force)
+        if manifest is not None:
+            job = replace(job, manifest=manifest)
+            stored = stored_answers(job)
+            # Rank 0 removes the answers once they are merged, so read them before looking for the result.
+            if check_folder(job.folder, manifest) is None:
+                with run.showing_progress(job, stored):
+                    run.answer_share(job, stored)
+        return Finished(waiting="rank 0")
+
+    with meeting(run.root, [run.folder(planned) for planned in plan], run.rank):
+        return [run.attempt(planned, lead if run.rank.rank == 0 else follow) for planned in plan]
+
+
 @contextmanager
 def meeting(root: Path, folders: Sequence[Path], rank: Rank) -> Generator[None]:
-    """Begin together, so that nobody takes what an earlier run left for this one's; leave word of what stops this rank.
+    """Wait for all ranks to start, so that no rank mistakes an earlier run's files for this run's.
+
+    An exception inside the block is recorded for the other ranks.
 
     Args:
-        root: the model's results.
-        folders: of the tasks.
+        root: the model's results folder.
+        folders: the tasks' folders.
         rank: this process.
     """
     with writing(root):
@@ -74,7 +106,7 @@ def _follow(root: Path, rank: Rank) -> None:
     write_whole(own, name)
     while not (launch.exists() and name in launch.read_text(encoding="utf-8").split()):
         time.sleep(POLL_S)
-        if not own.exists():  # rank 0 took it for an earlier run's, or has just read it
+        if not own.exists():  # rank 0 removed it as an earlier run's, or has just read it
             write_whole(own, name)
     own.unlink(missing_ok=True)
 
@@ -84,7 +116,7 @@ def _rank_file(root: Path, rank: int) -> Path:
 
 
 class OtherRanks:
-    """The other processes of a launcher, which ends them all if one dies."""
+    """The launcher's other processes. The launcher ends all of them if one dies."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -99,10 +131,10 @@ class OtherRanks:
 
 
 def await_folder(job: Job, root: Path, *, force: bool) -> Manifest | None:
-    """Wait until rank 0 has made a task's folder ready; return its manifest, None where the task is complete.
+    """Wait until rank 0 has prepared a task's folder; return its manifest, or None if the task is complete.
 
     Raises:
-        ResultsError: the folder is of something else (`force` has rank 0 empty it), or rank 0 failed.
+        ResultsError: the folder holds results of something else (with `force`, rank 0 clears it), or rank 0 failed.
     """
     leader = failure_file(0)
     while True:

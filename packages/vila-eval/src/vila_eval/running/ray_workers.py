@@ -1,4 +1,4 @@
-"""Workers as Ray tasks, for clusters. The results folder, the data and the model must be on a file system that all nodes share."""
+"""Workers as Ray tasks, for clusters. All nodes must share the file system with the results, the data and the model."""
 # pyright: reportMissingImports=false, reportMissingTypeStubs=false
 # Ray is an extra.
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from vila_core.errors import MissingDependencyError
 from vila_eval.errors import WorkerError
-from vila_eval.running.workers import Work, failure_file, read_failures, remove_failures, work
+from vila_eval.running.failures import failure_file, read_failures, remove_failures
+from vila_eval.running.workers import Work, work
 
 
 class RayWorkers:
-    """Workers on the nodes of a Ray cluster (RAY_ADDRESS), or of this machine where there is none.
+    """Starts workers on the Ray cluster at RAY_ADDRESS, or on this machine if there is none.
 
     Raises:
         MissingDependencyError: Ray is not installed.
@@ -31,7 +32,7 @@ class RayWorkers:
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise WorkerError(f"Ray cannot be started: {error}") from error
         has_gpus = self._ray.cluster_resources().get("GPU", 0) > 0 and works[0].model.device != "cpu"
-        # Ray shows a task the GPU that is its own and no other. More workers than GPUs take turns.
+        # A Ray task sees only its own GPU. If there are more workers than GPUs, they take turns.
         remote = self._ray.remote(num_gpus=1 if has_gpus else 0, num_cpus=1, max_retries=0)(work)
         self._tasks = [remote.remote(one) for one in works]
 
@@ -48,7 +49,7 @@ class RayWorkers:
         return not running
 
     def stop(self) -> None:
-        """Cancel what still runs."""
+        """Cancel workers that are still running."""
         for task in self._tasks:
             self._ray.cancel(task, force=True)
         if self._started_here:

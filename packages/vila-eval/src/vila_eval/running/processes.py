@@ -1,0 +1,84 @@
+"""Workers as processes on this machine."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+
+from vila_core.errors import VilaError
+from vila_eval.errors import WorkerError
+from vila_eval.running.failures import failure_file, read_failures, remove_failures
+from vila_eval.running.workers import Work, work
+
+
+class Processes:
+    """Starts one process per worker."""
+
+    def __init__(self, works: Sequence[Work]):
+        self.root = works[0].root
+        remove_failures(self.root)
+        context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        self._processes = [
+            context.Process(target=_run_process, args=(one,), name=f"vila-eval worker {one.rank.rank}") for one in works
+        ]
+        with _ignore_sigint():
+            for process in self._processes:
+                process.start()
+
+    @property
+    def pids(self) -> list[int | None]:
+        return [process.pid for process in self._processes]
+
+    def check(self) -> bool:
+        for rank, process in enumerate(self._processes):
+            if process.exitcode:
+                reason = read_failures(self.root).get(
+                    failure_file(rank), "It left no reason: was it killed, or out of memory?"
+                )
+                raise WorkerError(f"Worker {rank} ended with exit code {process.exitcode}. {reason}")
+        return all(process.exitcode == 0 for process in self._processes)
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+        remove_failures(self.root)
+
+
+def _run_process(assigned: Work) -> None:
+    """Run a worker in a child process, which ends when its parent does, however the parent ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+
+    def follow_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)  # the model may be computing, so nothing gentler ends the process soon
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+    try:
+        work(assigned)
+    except VilaError:
+        sys.exit(2)  # the reason is in the failure file
+
+
+@contextmanager
+def _ignore_sigint() -> Generator[None]:
+    """Make processes that are started here ignore Ctrl-C, which the terminal sends them too: this process ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
