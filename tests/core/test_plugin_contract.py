@@ -1,4 +1,4 @@
-"""`vila_core.testing.check_plugin`: what it lets pass, and what it names."""
+"""`vila_core.testing.check_plugin`: plugins that pass, and the faults that it reports."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
         sys.modules.pop(name, None)
 
 
-def test_core_keeps_its_own_contract() -> None:
+def test_builtin_plugin_passes() -> None:
     provides = check_plugin(builtins)
     assert "siglip" in provides["vila_vision_towers"]
 
@@ -50,7 +50,7 @@ def test_good_plugin_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert provides == {"vila_vision_towers": ("patch_mean",), "vila_chat_templates": ("plain_dialog",)}
 
 
-def test_tower_of_the_good_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_good_plugins_tower_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(GOOD))
     from vila_plugin_good.plugin import PatchMeanConfig, build_tower
 
@@ -58,7 +58,7 @@ def test_tower_of_the_good_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None
     assert tower(torch.zeros(2, 3, 28, 28)).shape == (2, 4, 5)
 
 
-def test_name_that_core_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_taken_by_core_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(COLLIDING))
     with pytest.raises(PluginError, match="vision tower 'siglip'"):
         check_plugin("vila_plugin_colliding.with_core")
@@ -103,17 +103,23 @@ FAULTS = {
     "template_forgets": (
         "class T:\n    name = 't'\n    def render(self, turns, special_tokens):\n        return turns[-1].text\n"
         "@hookimpl\ndef vila_chat_templates():\n    return [T()]\n",
-        "loses a turn's text",
+        "omits the text of a turn",
     ),
     "format_says_yes": (
         "class F:\n    name = 'f'\n    def detect(self, path):\n        return True\n"
+        "    def read(self, path): ...\n    def write(self, checkpoint, path, *, max_shard_bytes=None): ...\n"
+        "@hookimpl\ndef vila_checkpoint_formats():\n    return [F()]\n",
+        "detect returns True",
+    ),
+    "format_without_shard_limit": (
+        "class F:\n    name = 'f'\n    def detect(self, path):\n        return False\n"
         "    def read(self, path): ...\n    def write(self, checkpoint, path): ...\n"
         "@hookimpl\ndef vila_checkpoint_formats():\n    return [F()]\n",
-        "detect says yes",
+        "write must take checkpoint, path and the keyword max_shard_bytes",
     ),
     "format_raises": (
         "class F:\n    name = 'f'\n    def detect(self, path):\n        return bool((path / 'config.json').read_text())\n"
-        "    def read(self, path): ...\n    def write(self, checkpoint, path): ...\n"
+        "    def read(self, path): ...\n    def write(self, checkpoint, path, *, max_shard_bytes=None): ...\n"
         "@hookimpl\ndef vila_checkpoint_formats():\n    return [F()]\n",
         "detect must not raise; got FileNotFoundError",
     ),
@@ -121,14 +127,14 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_named(fault: str, write: Write) -> None:
+def test_fault_is_reported(fault: str, write: Write) -> None:
     source, expected = FAULTS[fault]
     with pytest.raises(PluginError) as caught:
         check_plugin(write(source))
     assert expected in str(caught.value)
 
 
-def test_all_faults_are_listed_together(write: Write) -> None:
+def test_all_faults_are_reported_together(write: Write) -> None:
     sources = [FAULTS[name][0] for name in ("heavy_import", "no_help", "build_without_config")]
     with pytest.raises(PluginError) as caught:
         check_plugin(write("\n".join(sources)))

@@ -1,4 +1,4 @@
-"""Plugins: real distributions installed with pip, and small ones written here for each way of going wrong."""
+"""Plugins: distributions installed with pip, and small ones written here for each kind of failure."""
 
 import json
 import os
@@ -26,7 +26,7 @@ DISTRIBUTIONS = Path(__file__).parents[1] / "plugins"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One folder for each test distribution, as `pip install --target` leaves it."""
+    """One folder per test distribution, as `pip install --target` creates it."""
     folders: dict[str, Path] = {}
     for name in ("good", "broken", "colliding"):
         folders[name] = tmp_path_factory.mktemp(name)
@@ -55,7 +55,7 @@ def plugin_list(*, path: list[Path], **variables: str) -> dict[str, dict[str, ob
     return {entry["name"]: entry for entry in json.loads(done.stdout)}
 
 
-def test_good_plugin_is_listed_with_what_it_registers(site: dict[str, Path]) -> None:
+def test_good_plugin_is_listed_with_its_hooks(site: dict[str, Path]) -> None:
     found = plugin_list(path=[site["good"]])
     assert (found["good"]["distribution"], found["good"]["version"]) == ("vila-plugin-good", "1.2.0")
     assert found["good"]["provides"] == {"vila_vision_towers": ["patch_mean"], "vila_chat_templates": ["plain_dialog"]}
@@ -66,7 +66,7 @@ def test_good_plugin_is_listed_with_what_it_registers(site: dict[str, Path]) -> 
     assert "vila-plugin-good 1.2.0" in table
 
 
-def test_broken_plugin_is_named_and_the_program_goes_on(site: dict[str, Path]) -> None:
+def test_broken_plugin_is_reported_and_others_load(site: dict[str, Path]) -> None:
     done = vila("plugins", "--json", path=[site["broken"], site["good"]])
     assert done.returncode == 0
     found = {entry["name"]: entry for entry in json.loads(done.stdout)}
@@ -88,7 +88,7 @@ def test_strict_mode_makes_a_broken_plugin_fatal(site: dict[str, Path]) -> None:
     assert "Traceback" in vila("plugins", "--debug", path=[site["broken"]], VILA_STRICT_PLUGINS="1").stderr
 
 
-def test_collision_names_both_distributions_and_rolls_the_later_back(site: dict[str, Path]) -> None:
+def test_collision_names_both_distributions_and_rolls_back_the_later(site: dict[str, Path]) -> None:
     found = plugin_list(path=[site["good"], site["colliding"]])
     failed = {name for name, entry in found.items() if entry["error"]}
     assert failed == {"colliding-core", "good"}
@@ -103,7 +103,7 @@ def test_collision_names_both_distributions_and_rolls_the_later_back(site: dict[
     assert "vila-plugin-colliding 0.9.0" in strict.stderr
 
 
-def test_vila_plugins_selects(site: dict[str, Path]) -> None:
+def test_vila_plugins_variable_selects_plugins(site: dict[str, Path]) -> None:
     path = [site["good"], site["broken"], site["colliding"]]
     assert set(plugin_list(path=path, VILA_PLUGINS="")) == {"builtins"}
     selected = plugin_list(path=path, VILA_PLUGINS="good, colliding-core")
@@ -147,14 +147,14 @@ def test_checkpoint_with_a_plugins_tower_and_template_answers(site: dict[str, Pa
     )
 
 
-# ------------------------------------------------------------------------------------------- written here
+# ------------------------------------------------------------------------------------------- made by the tests
 
 Install = Callable[..., None]
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Put a distribution with one plugin module on the path: `install("name", source)`; its version is 1.0."""
+    """Put a distribution (version 1.0) with one plugin module on the path: `install("name", source)`."""
     modules: list[str] = []
     monkeypatch.delenv("VILA_PLUGINS", raising=False)
     monkeypatch.delenv("VILA_STRICT_PLUGINS", raising=False)
@@ -243,7 +243,7 @@ plugin = Plugin()
     assert "hello" in load_plugins().commands
 
 
-WAYS_TO_FAIL = {
+FAILURES = {
     "import_exit": ("import sys\nsys.exit(3)", "SystemExit: 3"),
     "hook_raises": ("@hookimpl\ndef vila_tasks():\n    raise KeyError('mmmu')", "KeyError: 'mmmu'"),
     "returns_none": ("@hookimpl\ndef vila_tasks():\n    pass", "vila_tasks() must return a sequence, got NoneType"),
@@ -274,6 +274,7 @@ WAYS_TO_FAIL = {
         "expected a kernel (an object with name, refusal, pack, multiply)",
     ),
     "unknown_hook": ("@hookimpl\ndef vila_vision_tower():\n    return []", "Unknown hook 'vila_vision_tower'"),
+    "removed_hook": ("@hookimpl\ndef vila_trainers():\n    return []", "'vila_trainers' was removed in hook API 2"),
     "unmarked": ("def vila_tasks():\n    return []", "vila_tasks is not marked as a hook"),
     "takes_arguments": ("@hookimpl\ndef vila_tasks(config):\n    return []", "vila_tasks"),
     "wrapper": ("@hookimpl(wrapper=True)\ndef vila_tasks():\n    return (yield)", "vila_tasks is a hook wrapper"),
@@ -281,32 +282,32 @@ WAYS_TO_FAIL = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS_TO_FAIL)
-def test_failing_plugin_leaves_nothing_behind(
-    way: str, install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failing_plugin_is_rolled_back(
+    failure: str, install: Install, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, expected = WAYS_TO_FAIL[way]
+    source, expected = FAILURES[failure]
     # A valid hook beside the failing one shows that the whole plugin is rolled back.
     install(
-        way,
+        failure,
         f"{source}\n\n@hookimpl\ndef vila_commands():\n    return [Command('left-behind', '', lambda: print)]\n"
         if "vila_commands" not in source
         else source,
     )
     install("zz_later", a_task("works"))
     plugins = load_plugins()
-    assert expected in error_of(plugins, way)
+    assert expected in error_of(plugins, failure)
     assert "left-behind" not in plugins.commands
     assert "a" not in plugins.tasks
     assert "works" in plugins.tasks, "a plugin after the failing one is still loaded"
-    assert f"dist-{way} 1.0" in caplog.text
+    assert f"dist-{failure} 1.0" in caplog.text
     assert expected in caplog.text
     monkeypatch.setenv("VILA_STRICT_PLUGINS", "1")
-    with pytest.raises(PluginError, match=f"dist-{way} 1.0"):
+    with pytest.raises(PluginError, match=f"dist-{failure} 1.0"):
         load_plugins()
 
 
-def test_contested_name_is_refused_and_others_stay(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_of_two_plugins_is_refused_and_others_stay(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     two_tasks = a_task("shared").replace("[Task()]", "[Task(), type('Own', (), {'name': 'own'})()]")
     install("one", two_tasks)
     install("two", a_task("shared"))
@@ -346,7 +347,7 @@ def test_plugin_file_registers(tmp_path: Path) -> None:
     file.write_text(f"from vila_core import hookimpl\n{a_task('from_a_file')}")
     assert "from_a_file" in load_plugin_file(file).tasks
     assert load_plugins().tasks.owner("from_a_file").distribution == str(file)
-    assert load_plugin_file(str(file)) is load_plugins(), "a second time changes nothing"
+    assert load_plugin_file(str(file)) is load_plugins(), "loading it again changes nothing"
 
 
 @pytest.mark.usefixtures("no_plugin_files")
@@ -358,7 +359,7 @@ def test_plugin_file_registers(tmp_path: Path) -> None:
     ],
     ids=["import", "register"],
 )
-def test_failing_plugin_file_is_an_error_and_is_forgotten(source: str, expected: str, tmp_path: Path) -> None:
+def test_failing_plugin_file_raises_and_is_unregistered(source: str, expected: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.py"
     file.write_text(source)
     before = set(sys.modules)
@@ -369,11 +370,11 @@ def test_failing_plugin_file_is_an_error_and_is_forgotten(source: str, expected:
 
 
 def test_plugin_file_must_exist(tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match="not there or not a Python file"):
+    with pytest.raises(PluginError, match="does not exist or is not a Python file"):
         load_plugin_file(tmp_path / "nothing.py")
 
 
-# ------------------------------------------------------------------------------------------- cheap imports
+# ------------------------------------------------------------------------------------------- imports
 
 HEAVY = ("torch", "triton", "transformers", "numpy", "PIL", "av")
 

@@ -355,6 +355,4 @@ def test_estimate_counts_by_part(make_checkpoint: Make):
     assert sizes.nbytes == 2 * sizes.parameters == sizes.weight_bytes("bfloat16") == sizes.weight_bytes("float32") // 2
     # Two layers, two key/value heads of width 8, keys and values, two bytes each.
     assert sizes.cache_bytes("float16", 100) == 2 * 2 * 2 * 8 * 100 * 2
-    assert (
-        sizes.memory_bytes("float16", 100, batch_size=3) == sizes.weight_bytes("float16") + 3 * 2 * 2 * 2 * 8 * 100 * 2
-    )
+    assert sizes.cache_bytes("float16", 100, batch_size=3) == 3 * 2 * 2 * 2 * 8 * 100 * 2

@@ -23,8 +23,8 @@ Edit = Callable[..., None]
 def load(checkpoint: Checkpoint, adapter: Path | None = None, dtype: torch.dtype = torch.float32) -> VilaModel:
     with torch.device("meta"):
         network = VilaModel(checkpoint.config, Tokenizer.from_folder(checkpoint.tokenizer_path))
-    overlay = open_adapter(adapter, checkpoint) if adapter else None
-    load_weights(network, checkpoint, device="cpu", dtype=dtype, overlay=overlay)
+    opened = open_adapter(adapter, checkpoint) if adapter else None
+    load_weights(network, checkpoint, device="cpu", dtype=dtype, adapter=opened)
     return network
 
 
@@ -168,7 +168,7 @@ def adapter(make_checkpoint: Make, tmp_path: Path) -> tuple[Checkpoint, Path]:
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"layer_replication": [[0, 1]]}, "'layer_replication' is set"),
         ({"lora_alpha": "big"}, r"lora_alpha.*finite number"),
-        ({"alpha_pattern": {"(": 3}}, "no regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "not a valid regular expression"),
     ],
 )
 def test_adapters_of_another_kind(

@@ -6,7 +6,7 @@ from vila_core import Image, hookimpl
 from vila_eval import LocalFiles, MeanMetric, Question, Row, Task
 from vila_eval_example.word_error_rate import word_error_rate
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 COLUMNS = {"picture": "file name", "description": "what the picture shows", "things": "number of things"}
 DATA = LocalFiles(Path(__file__).parent / "data" / "scenes.jsonl", COLUMNS)

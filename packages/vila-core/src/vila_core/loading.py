@@ -72,7 +72,7 @@ def load(
         require_mergeable(checkpoint)
     adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
     chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
-    load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, overlay=adapter)
+    load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, adapter=adapter)
     network.eval().requires_grad_(False)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
 

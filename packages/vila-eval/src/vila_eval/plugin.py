@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vila_eval.metric import AnyMetric
     from vila_eval.task import Task
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 
 @hookimpl

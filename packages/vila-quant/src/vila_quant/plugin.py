@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
-from vila_core.plugins.lazy_formats import LazyShardedFormat
+from vila_core.plugins.lazy import LazyFormat
 from vila_quant.awq.methods import METHODS
 from vila_quant.kernels.builtin import KERNELS
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from vila_quant.awq.method import BlockQuantizer
     from vila_quant.kernels import MatmulKernel
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 
 @hookimpl
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """Quantized checkpoints: AutoAWQ's and TinyChat's."""
     return (
-        LazyShardedFormat("awq", "vila_quant.formats.awq", "AwqFormat"),
-        LazyShardedFormat("tinychat", "vila_quant.formats.tinychat", "TinyChatFormat"),
+        LazyFormat("awq", "vila_quant.formats.awq:AwqFormat"),
+        LazyFormat("tinychat", "vila_quant.formats.tinychat:TinyChatFormat"),
     )
 
 

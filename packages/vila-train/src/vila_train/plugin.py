@@ -11,7 +11,7 @@ from vila_core.plugins.lazy import lazy_object
 if TYPE_CHECKING:
     from vila_core.plugins.datasets import Dataset
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 
 @hookimpl

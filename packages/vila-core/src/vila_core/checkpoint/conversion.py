@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
@@ -45,7 +45,8 @@ def convert(
     Raises:
         CheckpointError: the format is unknown, cannot be written or cannot hold the model; the target is not empty; the disk is full.
     """
-    target = writable_format(format, max_shard_bytes)
+    _require_positive(max_shard_bytes)
+    target = writable_format(format)
     checkpoint = (
         source
         if isinstance(source, Checkpoint)
@@ -53,12 +54,13 @@ def convert(
     )
     if lora is not None:
         require_mergeable(checkpoint)
-        from vila_core.checkpoint.lora import MergedWeights, open_adapter
+        from vila_core.checkpoint.lora import open_adapter
+        from vila_core.checkpoint.tensors.lora import MergedWeights
 
         adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
         checkpoint = replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
     out = Path(out).expanduser()
-    target.write(checkpoint, out)
+    target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
     return target.read(out)
 
 
@@ -90,7 +92,8 @@ def save_checkpoint(
     """
     from vila_core.checkpoint.tensors.memory import MemoryWeights
 
-    target = writable_format(format, max_shard_bytes)
+    _require_positive(max_shard_bytes)
+    target = writable_format(format)
     tokenizer_path = Path(tokenizer_path)
     require_tokenizer(tokenizer_path)
     # What is in memory has been resized already: the network's positions are for its own image size.
@@ -108,33 +111,18 @@ def save_checkpoint(
         raw_parts=base.raw_parts if base else RawParts(),
     )
     out = Path(out).expanduser()
-    target.write(checkpoint, out)
+    target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
     return target.read(out)
 
 
-@runtime_checkable
-class ShardedFormat(Protocol):
-    """A format whose files have a largest size."""
-
-    def with_shard_bytes(self, limit: int) -> CheckpointFormat:
-        """Return the format that writes files of at most `limit` bytes."""
-        ...
-
-
-def writable_format(name: str, max_shard_bytes: int | None = None) -> CheckpointFormat:
-    """Return the registered format `name`, writing files of at most `max_shard_bytes`.
-
-    Raises:
-        CheckpointError: no such format, or a limit that it does not know or that is not positive.
-    """
+def writable_format(name: str) -> CheckpointFormat:
+    """Return the registered format `name`. Raises `CheckpointError` if there is none."""
     try:
-        form = load_plugins().checkpoint_formats.get(name)
+        return load_plugins().checkpoint_formats.get(name)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    if max_shard_bytes is None:
-        return form
-    if max_shard_bytes < 1:
+
+
+def _require_positive(max_shard_bytes: int | None) -> None:
+    if max_shard_bytes is not None and max_shard_bytes < 1:
         raise CheckpointError(f"max_shard_bytes is {max_shard_bytes}; expected at least 1.")
-    if not isinstance(form, ShardedFormat):
-        raise CheckpointError(f"Format '{name}' has no limit on its files' size. Leave max_shard_bytes out.")
-    return form.with_shard_bytes(max_shard_bytes)

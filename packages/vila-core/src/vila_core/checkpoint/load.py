@@ -5,13 +5,16 @@ V vocabulary rows of the network, V' rows in the checkpoint, D width.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from vila_core.checkpoint.tensors.lora import Adapter
 
 MAX_LISTED = 20
 """Names that one error lists; the rest is counted."""
@@ -43,14 +46,6 @@ class BufferOwner(Protocol):
         ...
 
 
-class WeightOverlay(Protocol):
-    """Changes weights as they load: a LoRA adapter, tensors trained beside it."""
-
-    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the weight to use for `name`, in the dtype and on the device of `tensor`."""
-        ...
-
-
 def load_weights(
     network: nn.Module,
     checkpoint: Checkpoint,
@@ -58,7 +53,7 @@ def load_weights(
     device: torch.device | str,
     dtype: torch.dtype,
     vocab_size: int | None = None,
-    overlay: WeightOverlay | None = None,
+    adapter: "Adapter | None" = None,
     on_read: Callable[[int], None] | None = None,
 ) -> None:
     """Load every weight of `network` from `checkpoint`; parameters on the meta device become real on `device`.
@@ -72,7 +67,7 @@ def load_weights(
         dtype: of all tensors that the network declares as float32; others (integers, the scales of quantized weights) keep theirs.
         vocab_size: where the network's embedding has this many rows and the checkpoint's fewer, the missing rows become the
             mean of the others (as the reference does for media tokens that a LLaMA checkpoint lacks); None: rows must agree.
-        overlay: changes weights as they load.
+        adapter: a LoRA adapter to merge into the weights as they load.
         on_read: called with the bytes of each tensor that was read.
 
     Raises:
@@ -92,7 +87,7 @@ def load_weights(
                 on_read(stored.nbytes)
             if name not in wanted:
                 continue
-            tensor = overlay.apply(name, stored) if overlay else stored
+            tensor = adapter.apply(name, stored) if adapter else stored
             tensor = _adapt(adapters, name, tensor)
             slot = slots[name]
             tensor = _fill_rows(tensor, slot.tensor.shape[0]) if tensor.shape != slot.tensor.shape else tensor

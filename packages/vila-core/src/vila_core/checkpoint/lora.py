@@ -1,24 +1,17 @@
-"""LoRA adapters in peft's format, and the reference's `non_lora_trainables.bin`, merged into weights as they load.
-
-    W' = W + s B A                        LoRA (Hu et al. 2021); s = alpha / r, rank-stabilised: alpha / sqrt(r)
-    W' = m (W + s B A) / |W + s B A|      DoRA (Liu et al. 2024); the norm is of each output row
-
-r rank, O output width, I input width; `A [r, I]`, `B [O, r]`, `W [O, I]`, `m [O]`.
-"""
+"""Reading LoRA adapters in peft's format, and the `non_lora_trainables.bin` of the reference implementation."""
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
-from vila_core.checkpoint.checkpoint import Checkpoint, Weights
+from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.checkpoint.opening import find_folder
-from vila_core.checkpoint.tensors.copying import tensor_bytes
 from vila_core.checkpoint.tensors.headers import TensorEntry, read_header
+from vila_core.checkpoint.tensors.lora import Adapter, LoraFactors, bias_name
 from vila_core.checkpoint.tensors.pickles import load_pickle
 from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.errors import CheckpointError
@@ -29,66 +22,19 @@ REST_NAME = "non_lora_trainables.bin"
 _FACTORS = re.compile(
     r"(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.(weight|bias))?"
 )
-_UNSUPPORTED = ("alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "monteclora_config", "target_parameters",
-                "trainable_token_indices", "use_bdlora", "use_qalora")  # fmt: skip
+_UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
 _REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that change the base weights, so that A and B alone do not say the result."""
-
-
-@dataclass
-class _Factors:
-    """What one weight's adapter consists of; `scale` is s."""
-
-    scale: float
-    a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-    b_bias: torch.Tensor | None = None
-    magnitude: torch.Tensor | None = None
-    is_embedding: bool = False
-
-    def delta(self, device: torch.device) -> torch.Tensor:
-        """Return s B A in fp32: `[O, I]` for a linear, `[I, O]` for an embedding (whose weight is transposed)."""
-        assert self.a is not None
-        assert self.b is not None
-        a, b = self.a.to(device, torch.float32), self.b.to(device, torch.float32)
-        product = b.flatten(1) @ a.flatten(1) * self.scale
-        return product.T if self.is_embedding else product
-
-
-@dataclass
-class Adapter:
-    """An adapter that is read and matched with a checkpoint: a `WeightOverlay`. `names` are the weights it changes."""
-
-    path: Path
-    factors: dict[str, _Factors] = field(default_factory=dict[str, _Factors])
-    replaced: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
-
-    @property
-    def names(self) -> frozenset[str]:
-        biases = {_bias_of(name) for name, factors in self.factors.items() if factors.b_bias is not None}
-        return frozenset({*self.factors, *self.replaced, *biases})
-
-    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the merged weight `name`, computed in fp32, in the dtype and on the device of `tensor`."""
-        if name not in self.names:
-            return tensor
-        merged = self.replaced.get(name, tensor).to(tensor.device, torch.float32)
-        if name in self.factors:
-            merged = _merge(merged, self.factors[name])
-        weight = name.removesuffix("bias") + "weight"
-        if name.endswith(".bias") and weight in self.factors:
-            factors = self.factors[weight]
-            if factors.b_bias is not None:
-                merged = merged + factors.scale * factors.b_bias.to(merged)
-        return merged.to(tensor.dtype)
-
-
-def _merge(weight: torch.Tensor, factors: _Factors) -> torch.Tensor:
-    merged = weight + factors.delta(weight.device).reshape(weight.shape)
-    if factors.magnitude is None:
-        return merged
-    norm = torch.linalg.norm(merged, dim=1)
-    return merged * (factors.magnitude.to(merged).flatten() / norm)[:, None]
+"""Initializations that change the base weights, so that A and B alone do not determine the result."""
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -105,12 +51,12 @@ def open_adapter(
     """Read an adapter (folder or hub id) and match it with the weights of `checkpoint`.
 
     Raises:
-        CheckpointError: no adapter there, one of another kind, or tensors that fit no weight of the checkpoint.
+        CheckpointError: there is no adapter, its kind is not supported, or a tensor fits no weight of the checkpoint.
     """
     folder = find_folder(path_or_hub_id, revision=revision, token=token, offline=offline)
     has_config, has_rest = (folder / CONFIG_NAME).exists(), (folder / REST_NAME).exists()
     if not has_config and not has_rest:
-        raise CheckpointError(f"{folder} holds no adapter: expected {CONFIG_NAME} (peft's format) or {REST_NAME}.")
+        raise CheckpointError(f"{folder} contains no adapter: expected {CONFIG_NAME} (peft's format) or {REST_NAME}.")
     adapter = Adapter(folder)
     known = checkpoint.weights.entries
     unmatched: list[str] = []
@@ -133,7 +79,7 @@ def _read_rest(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[str]:
 
 
 def _read_factors(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[str]:
-    """Fill the adapter from peft's files; return what fits nothing."""
+    """Fill the adapter from peft's files; return a problem for each tensor that does not fit."""
     config = read_section(adapter.path / CONFIG_NAME)
     _require_supported(config)
     problems: list[str] = []
@@ -145,9 +91,9 @@ def _read_factors(adapter: Adapter, known: Mapping[str, TensorEntry]) -> list[st
         module, kind, suffix = found.groups()
         name = _canonical(f"{module}.weight", known)
         if name is None:
-            problems.append(f"{key} is for no weight of it")
+            problems.append(f"{key} matches no weight")
             continue
-        factors = adapter.factors.setdefault(name, _Factors(math.nan))
+        factors = adapter.factors.setdefault(name, LoraFactors(math.nan))
         factors.is_embedding |= "embedding" in kind
         if suffix == "bias":
             factors.b_bias = tensor
@@ -177,7 +123,8 @@ def _require_supported(config: Section) -> None:
     start = config.values.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_REWRITING_INITS):
         raise CheckpointError(
-            f"{config.source}: 'init_lora_weights' is '{start}', which changes the base weights. Convert it to plain LoRA with peft first."
+            f"{config.source}: 'init_lora_weights' is '{start}', which changes the base weights. "
+            "Convert the adapter to plain LoRA with peft first."
         )
 
 
@@ -189,7 +136,7 @@ def _scale(config: Section, module: str, rank: int) -> float:
             matches = re.match(rf"(.*\.)?({pattern})$", module)
         except re.error:
             raise CheckpointError(
-                f"{config.source}: 'alpha_pattern' has {pattern!r}, which is no regular expression."
+                f"{config.source}: 'alpha_pattern' has {pattern!r}, which is not a valid regular expression."
             ) from None
         if matches:
             alpha = patterns.number(pattern)
@@ -210,21 +157,21 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _replace(adapter: Adapter, key: str, tensor: torch.Tensor, known: Mapping[str, TensorEntry]) -> list[str]:
-    """Take a tensor that was trained as a whole; return what is wrong with it."""
+    """Add a tensor that was trained in full; return what is wrong with it."""
     name = _canonical(
         key.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".original_module.", "."), known
     )
     if name is None:
-        return [f"{key} is no weight of it"]
+        return [f"{key} matches no weight"]
     if tuple(tensor.shape) != known[name].shape:
         return [f"{key} has shape {list(tensor.shape)}, expected {list(known[name].shape)}"]
     adapter.replaced[name] = tensor
     return []
 
 
-def _misfit(name: str, factors: _Factors, known: Mapping[str, TensorEntry]) -> list[str]:
+def _misfit(name: str, factors: LoraFactors, known: Mapping[str, TensorEntry]) -> list[str]:
     if factors.a is None or factors.b is None:
-        return [f"{name} has only one of its two factors"]
+        return [f"{name} has only one of the two LoRA factors"]
     shape = known[name].shape
     rows, columns = factors.b.flatten(1).shape[0], factors.a.flatten(1).shape[1]
     if factors.is_embedding:
@@ -233,54 +180,26 @@ def _misfit(name: str, factors: _Factors, known: Mapping[str, TensorEntry]) -> l
         return [f"{name} has factors {list(factors.b.shape)} x {list(factors.a.shape)}, expected weight {list(shape)}"]
     if factors.magnitude is not None and (len(shape) != 2 or factors.magnitude.numel() != shape[0]):
         return [f"{name} has {factors.magnitude.numel()} magnitudes for shape {list(shape)}"]
-    if factors.b_bias is not None and _bias_of(name) not in known:
-        return [f"{name} has a bias in its adapter but none of its own"]
+    if factors.b_bias is not None and bias_name(name) not in known:
+        return [f"{name} has a bias in the adapter but none in the checkpoint"]
     return []
 
 
-def _bias_of(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias"
-
-
 def _strip(name: str) -> str:
-    """Return a name without the wrappers of peft."""
+    """Return `name` without the prefixes that peft's wrappers add."""
     for prefix in ("base_model.model.", "base_model."):
         name = name.removeprefix(prefix)
     return name.replace(".base_layer", "")
 
 
 def _canonical(name: str, known: Collection[str]) -> str | None:
-    """Return the weight of the checkpoint that `name` means.
+    """Return the name of the checkpoint's weight that an adapter calls `name`, None if there is none.
 
-    The reference wraps its towers once more (`vision_tower.vision_tower.`); an adapter of the language model alone has no `llm.`.
+    The reference implementation wraps towers twice (`vision_tower.vision_tower.`). An adapter of only the language model
+    has no `llm.` prefix.
     """
     name = _strip(name).replace("vision_tower.vision_tower.", "vision_tower.")
     for candidate in (name, f"llm.{name}", name.removeprefix("model."), f"llm.{name.removeprefix('model.')}"):
         if candidate in known:
             return candidate
     return None
-
-
-# ------------------------------------------------------------------------------------------------ saving
-
-
-@dataclass(frozen=True)
-class MergedWeights:
-    """The weights of a checkpoint with an adapter merged in: for writing a whole model, tensor by tensor."""
-
-    base: Weights
-    adapter: Adapter
-
-    @property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        return self.base.entries
-
-    def shards(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield (name, merged tensor on `device`)."""
-        for name, tensor in self.base.shards(device):
-            yield name, self.adapter.apply(name, tensor)
-
-    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
-        """Yield (name, the merged tensor's bytes)."""
-        for name, tensor in self.shards():
-            yield name, iter([tensor_bytes(tensor)])

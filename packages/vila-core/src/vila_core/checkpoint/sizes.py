@@ -50,11 +50,6 @@ class Estimate:
             return None
         return self.cache_values_per_token * context * batch_size * DTYPE_BYTES[dtype]
 
-    def memory_bytes(self, dtype: str, context: int, batch_size: int = 1) -> int | None:
-        """Bytes of weights and KV cache together; activations come on top (some hundred megabytes for the large models)."""
-        cache = self.cache_bytes(dtype, context, batch_size)
-        return None if cache is None else self.weight_bytes(dtype) + cache
-
 
 def estimate(checkpoint: Checkpoint) -> Estimate:
     """Return the sizes of `checkpoint`, by part (`llm`, `vision_tower`, `mm_projector`)."""

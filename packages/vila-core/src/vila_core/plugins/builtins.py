@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from vila_core import config
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, hookimpl
-from vila_core.plugins.lazy import import_object, lazy_function, lazy_object
-from vila_core.plugins.lazy_formats import LazyFormat, LazyShardedFormat
+from vila_core.plugins.lazy import LazyFormat, import_object, lazy_function, lazy_object
 
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 
 @hookimpl
@@ -74,9 +73,9 @@ def vila_chat_templates() -> Sequence[ChatTemplate]:
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """On-disk formats."""
     return (
-        LazyShardedFormat("vila", "vila_core.checkpoint.formats.vila", "VilaFormat"),
-        LazyFormat("vila-remote", "vila_core.checkpoint.formats.vila_remote", "VilaRemoteFormat"),
-        LazyShardedFormat("nvila", "vila_core.checkpoint.formats.nvila", "NvilaFormat"),
+        LazyFormat("vila", "vila_core.checkpoint.formats.vila:VilaFormat"),
+        LazyFormat("vila-remote", "vila_core.checkpoint.formats.vila_remote:VilaRemoteFormat"),
+        LazyFormat("nvila", "vila_core.checkpoint.formats.nvila:NvilaFormat"),
     )
 
 

@@ -1,4 +1,4 @@
-"""What each hook may return, checked item by item before anything of a plugin is registered."""
+"""Checks of what hooks return, item by item, before any of a plugin's items is registered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Na
 
 @dataclass(frozen=True)
 class Hook:
-    """A registration hook: what one of its items is called, and a check that returns what is wrong with an item."""
+    """A registration hook.
+
+    Attributes:
+        name: of the hook function.
+        kind: what one item is called in messages.
+        fault: returns what is wrong with an item, None if nothing.
+    """
 
     name: str
     kind: str
@@ -61,7 +67,7 @@ def _command_fault(item: object) -> str | None:
 
 
 def _with_methods(kind: str, *methods: str) -> Callable[[object], str | None]:
-    """The protocols are a plugin's own, which the core does not import: what can be checked is that the methods are there."""
+    """Check only that the methods exist: their signatures are the sibling's, which core does not import."""
 
     def fault(item: object) -> str | None:
         missing = [method for method in methods if not callable(getattr(item, method, None))]
@@ -85,19 +91,16 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_checkpoint_formats", "checkpoint format", _format_fault),
     Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),
     Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
-    Hook("vila_trainers", "trainer", _any_named),
-    Hook("vila_recipes", "recipe", _any_named),
     Hook("vila_datasets", "dataset", _dataset_fault),
     Hook("vila_tasks", "task", _any_named),
     Hook("vila_metrics", "metric", _any_named),
-    Hook("vila_serving_backends", "serving backend", _any_named),
     Hook("vila_commands", "command", _command_fault),
 )
-"""Every registration hook of `hookspecs.py`, in its order."""
+"""Every registration hook of `hookspecs.py`, in the same order."""
 
 
 def checked_items(hook: Hook, returned: object) -> list[Named]:
-    """Return the items of what a plugin's hook returned. Raises `PluginError` naming the hook, the item and the fault."""
+    """Return the items that a hook returned. Raises `PluginError` that names the hook, the item and the fault."""
     if isinstance(returned, (str, bytes)) or not isinstance(returned, Sequence):
         raise PluginError(
             f"{hook.name}() must return a sequence, got {type(returned).__name__}. Return a tuple or a list."

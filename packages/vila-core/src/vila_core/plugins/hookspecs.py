@@ -1,10 +1,13 @@
-"""The whole extension surface, one page. Implement any of these with `vila_core.hookimpl` and register the module:
+"""All hooks for plugins, on one page. Implement any of them with `vila_core.hookimpl` and register the module:
 
     [project.entry-points.vila]
     my_plugin = "my_package.plugin"
 
 Each hook returns a sequence. Hooks are cheap: a plugin module imports neither torch nor triton; heavy imports
-happen inside the factories (`build`, `read`, `run` …) that the returned objects carry.
+happen inside the factories (`build`, `read`, `load` …) of the returned objects.
+
+The return type of each hook is a class or protocol of vila_core. It has the members that vila_core reads or checks.
+If a sibling distribution reads the objects, the docstring names the sibling's full interface.
 """
 
 from __future__ import annotations
@@ -24,8 +27,14 @@ if TYPE_CHECKING:
     from vila_core.config import Config
     from vila_core.plugins.datasets import Dataset
 
-HOOK_API = 1
-"""Version of this page. It grows by one when a hook changes in a way that breaks plugins."""
+HOOK_API = 2
+"""Version of the hooks; incremented when a change breaks plugins.
+
+2: `CheckpointFormat.write` takes `max_shard_bytes`; the unused hooks in `REMOVED_HOOKS` are gone.
+"""
+
+REMOVED_HOOKS = ("vila_trainers", "vila_recipes", "vila_serving_backends")
+"""Hooks of API 1 that nothing read."""
 
 hookspec = pluggy.HookspecMarker("vila")
 hookimpl = pluggy.HookimplMarker("vila")
@@ -33,7 +42,7 @@ hookimpl = pluggy.HookimplMarker("vila")
 
 @dataclass(frozen=True)
 class Component:
-    """A named part of a model: `build(config)` imports what it needs and returns a `torch.nn.Module` without weights."""
+    """A named component of a model: `build(config)` imports what it needs and returns a `torch.nn.Module` without weights."""
 
     name: str
     config_type: type[Config]
@@ -42,21 +51,30 @@ class Component:
 
 @runtime_checkable
 class CheckpointFormat(Protocol):
-    """One on-disk layout. Reading never executes anything of the checkpoint; writing is whole or not at all."""
+    """An on-disk format. Reading never executes code from the checkpoint; a failed write leaves nothing behind."""
 
     @property
     def name(self) -> str: ...
 
     def detect(self, path: Path) -> bool:
-        """Return whether the folder at `path` has this layout. Raises nothing."""
+        """Return whether the folder at `path` has this format. Raises nothing."""
         ...
 
     def read(self, path: Path) -> Checkpoint:
-        """Read config and index of the weights (no tensor yet). Raises `CheckpointError`."""
+        """Read the config and the index of the weights, but no tensors. Raises `CheckpointError`."""
         ...
 
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Write `checkpoint` to the new folder `path`. Raises `CheckpointError` where the layout cannot hold it."""
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
+        """Write `checkpoint` to the new folder `path`.
+
+        Args:
+            checkpoint: read from any format.
+            path: does not exist yet, or is empty.
+            max_shard_bytes: size limit of each weights file; None is the format's default.
+
+        Raises:
+            CheckpointError: the format cannot represent the checkpoint, or cannot limit the size of its files.
+        """
         ...
 
 
@@ -67,9 +85,37 @@ class Named(Protocol):
     def name(self) -> str: ...
 
 
+@runtime_checkable
+class Quantizer(Protocol):
+    """A method that quantizes a decoder block; `vila_quant.awq.method.BlockQuantizer` is the full interface."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def quantize_block(self) -> Callable[..., Any]: ...
+
+
+@runtime_checkable
+class Kernel(Protocol):
+    """A product of activations and packed weights; `vila_quant.kernels.MatmulKernel` is the full interface."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def refusal(self) -> Callable[..., str | None]: ...
+
+    @property
+    def pack(self) -> Callable[..., Any]: ...
+
+    @property
+    def multiply(self) -> Callable[..., Any]: ...
+
+
 @dataclass(frozen=True)
 class Command:
-    """A sub-command of `vila`: `load()` returns a typer app or a function for typer."""
+    """A subcommand of `vila`: `load()` returns a typer app or a function for typer."""
 
     name: str
     help: str
@@ -81,7 +127,7 @@ class Command:
 
 @hookspec
 def vila_vision_towers() -> Sequence[Component]:
-    """Towers: `build(config)` -> Module, `pixels [N, 3, H, W]` -> `features [N, P, D_v]`."""
+    """Vision towers: `build(config)` -> Module, `pixels [N, 3, H, W]` -> `features [N, P, D_v]`."""
     return ()
 
 
@@ -93,7 +139,7 @@ def vila_projectors() -> Sequence[Component]:
 
 @hookspec
 def vila_media_encoders() -> Sequence[Component]:
-    """Media encoders: `build(config)` -> Module like those of `vila_core.encoders`, one medium's tokens -> its block `[T, D]`."""
+    """Media encoders: `build(config)` -> Module as in `vila_core.encoders`, features of one medium -> token block `[T, D]`."""
     return ()
 
 
@@ -105,68 +151,50 @@ def vila_language_models() -> Sequence[Component]:
 
 @hookspec
 def vila_chat_templates() -> Sequence[ChatTemplate]:
-    """Chat templates, by name."""
+    """Chat templates."""
     return ()
 
 
 @hookspec
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
-    """On-disk layouts."""
+    """On-disk formats."""
     return ()
 
 
-# ---------------------------------------------------------------------------------------- the life of a model
+# ---------------------------------------------------------------------------------------- training, quantization, evaluation
 
 
 @hookspec
-def vila_quantizers() -> Sequence[Named]:
-    """Quantizers: `name` and `quantize_block`, the interface of `vila_quant.awq.method.BlockQuantizer`."""
-    return ()
-
-
-@hookspec
-def vila_kernels() -> Sequence[Named]:
-    """Matrix-product kernels: `name`, `target`, `priority`, `refusal`, `pack`, `multiply`: `vila_quant.kernels.MatmulKernel`."""
+def vila_quantizers() -> Sequence[Quantizer]:
+    """Quantization methods. Full interface: `vila_quant.awq.method.BlockQuantizer`."""
     return ()
 
 
 @hookspec
-def vila_trainers() -> Sequence[Named]:
-    """Trainers."""
-    return ()
-
-
-@hookspec
-def vila_recipes() -> Sequence[Named]:
-    """Named stage configs: plain functions that return a config."""
+def vila_kernels() -> Sequence[Kernel]:
+    """Kernels that multiply by packed weights. Full interface: `vila_quant.kernels.MatmulKernel`."""
     return ()
 
 
 @hookspec
 def vila_datasets() -> Sequence[Dataset]:
-    """Datasets that training, quantization and evaluation read."""
+    """Datasets for training, quantization and evaluation."""
     return ()
 
 
 @hookspec
 def vila_tasks() -> Sequence[Named]:
-    """Evaluation tasks."""
+    """Evaluation tasks. Full interface: `vila_eval.task.Task`."""
     return ()
 
 
 @hookspec
 def vila_metrics() -> Sequence[Named]:
-    """Evaluation metrics."""
-    return ()
-
-
-@hookspec
-def vila_serving_backends() -> Sequence[Named]:
-    """Serving backends: the native engine, external engines."""
+    """Evaluation metrics. Full interface: `vila_eval.metric.Metric`."""
     return ()
 
 
 @hookspec
 def vila_commands() -> Sequence[Command]:
-    """Sub-commands of `vila`."""
+    """Subcommands of `vila`."""
     return ()

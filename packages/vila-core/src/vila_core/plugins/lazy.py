@@ -10,10 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from vila_core.checkpoint import Checkpoint
+    from vila_core.plugins.hookspecs import CheckpointFormat
 
 
 def import_object(target: str) -> Any:
@@ -60,3 +67,24 @@ def optional_import(needed_for: str, extra: str, package: str | None = None) -> 
         yield
     except ModuleNotFoundError as error:
         raise MissingDependencyError(package or error.name or extra, needed_for, extra) from error
+
+
+@dataclass(frozen=True)
+class LazyFormat:
+    """A checkpoint format that is imported when it is first used. `target` names its class, "package.module:Class"."""
+
+    name: str
+    target: str
+
+    @cached_property
+    def _format(self) -> CheckpointFormat:
+        return import_object(self.target)()
+
+    def detect(self, path: Path) -> bool:
+        return self._format.detect(path)
+
+    def read(self, path: Path) -> Checkpoint:
+        return self._format.read(path)
+
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
+        self._format.write(checkpoint, path, max_shard_bytes=max_shard_bytes)

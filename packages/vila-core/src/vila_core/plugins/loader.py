@@ -1,16 +1,16 @@
-"""Finds the installed plugins, registers each in isolation, and offers what they registered in typed registries.
+"""Finds the installed plugins, registers each one in isolation, and returns typed registries.
 
     from vila_core.plugins.loader import load_plugins
 
     load_plugins().vision_towers.get("siglip").build(config)
 
-A plugin is an entry point of the group `vila` (or a plain file given to `load_plugin_file`). One that fails to import
-or to register is named with its distribution and its error, none of its hooks stays, and the program goes on.
+A plugin is an entry point of the group `vila`, or a plain file given to `load_plugin_file`. If one fails to import
+or to register, its distribution and the error are logged, none of its hooks stay registered, and the program continues.
 
 | environment | effect |
 | --- | --- |
-| `VILA_PLUGINS` | unset: all; empty: none; `a,b`: only those (entry-point names). Core's own parts are always there. |
-| `VILA_STRICT_PLUGINS=1` | a plugin that does not load is a `PluginError` |
+| `VILA_PLUGINS` | unset: all; empty: none; `a,b`: only those (entry-point names). Core's own components are always loaded. |
+| `VILA_STRICT_PLUGINS=1` | a plugin that fails to load raises `PluginError` |
 """
 
 from __future__ import annotations
@@ -35,7 +35,16 @@ from vila_core.errors import PluginError, unknown_name
 from vila_core.plugins import hookspecs
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.hook_checks import HOOKS, checked_items
-from vila_core.plugins.hookspecs import HOOK_API, CheckpointFormat, Command, Component, Named
+from vila_core.plugins.hookspecs import (
+    HOOK_API,
+    REMOVED_HOOKS,
+    CheckpointFormat,
+    Command,
+    Component,
+    Kernel,
+    Named,
+    Quantizer,
+)
 from vila_core.plugins.registry import Owner, Registered, Registry
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ HOOK_NAMES = tuple(hook.name for hook in HOOKS)
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """A plugin that was found: what it registered by hook, or (`error`) why it was rolled back."""
+    """An installed plugin: the names it registered by hook, or the error for which it was rolled back."""
 
     owner: Owner
     provides: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
@@ -59,7 +68,7 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Plugins:
-    """Everything that is registered. `infos` lists the plugins in order of loading, core first."""
+    """All registries. `infos` lists the plugins in loading order, core first."""
 
     vision_towers: Registry[Component]
     projectors: Registry[Component]
@@ -67,22 +76,19 @@ class Plugins:
     language_models: Registry[Component]
     chat_templates: Registry[ChatTemplate]
     checkpoint_formats: Registry[CheckpointFormat]
-    quantizers: Registry[Named]
-    kernels: Registry[Named]
-    trainers: Registry[Named]
-    recipes: Registry[Named]
+    quantizers: Registry[Quantizer]
+    kernels: Registry[Kernel]
     datasets: Registry[Dataset]
     tasks: Registry[Named]
     metrics: Registry[Named]
-    serving_backends: Registry[Named]
     commands: Registry[Command]
     infos: tuple[PluginInfo, ...]
 
 
 def load_plugins() -> Plugins:
-    """Return all registries. Plugins are loaded on the first call; the environment is read on each.
+    """Return all registries. Plugins are loaded on the first call; the environment is read on every call.
 
-    Raises `PluginError` for an unknown name in `VILA_PLUGINS`, and in strict mode for any plugin that does not load.
+    Raises `PluginError` for an unknown name in `VILA_PLUGINS`, and in strict mode for any plugin that fails to load.
     """
     selection = os.environ.get("VILA_PLUGINS")
     names = None if selection is None else tuple(part.strip() for part in selection.split(",") if part.strip())
@@ -91,16 +97,17 @@ def load_plugins() -> Plugins:
 
 
 def load_plugin_file(path: str | Path) -> Plugins:
-    """Register the hooks in the Python file at `path`, for this process, and return all registries.
+    """Register the hooks in the Python file at `path` for this process, and return all registries.
 
-    The file is named on purpose, so any failure of it is a `PluginError`, strict mode or not. It is code, and it runs.
+    The file is code, and it is executed. Since the user names it, any failure raises `PluginError`, strict mode or not.
     """
     file = Path(path).expanduser().resolve()
     if file in _plugin_files:
         return load_plugins()
     if file.suffix != ".py" or not file.is_file():
         raise PluginError(
-            f"Plugin file '{path}' is not there or not a Python file. Give the path of a .py file with vila_core.hookimpl functions."
+            f"Plugin file '{path}' does not exist or is not a Python file. "
+            "Give the path of a .py file with vila_core.hookimpl functions."
         )
     _plugin_files[file] = _import_file(file)
     try:
@@ -128,12 +135,12 @@ def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ..
         )
         try:
             loader.add(owner, point.load)
-        # A plugin may do anything on import, sys.exit() included.
+        # A plugin may do anything on import, even call sys.exit().
         except (Exception, SystemExit) as error:
             message = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
             if strict:
                 raise PluginError(
-                    f"Plugin '{owner.plugin}' of {owner.distribution} {owner.version} does not load: {message}"
+                    f"Plugin '{owner.plugin}' of {owner.distribution} {owner.version} failed to load: {message}"
                 ) from error
             logger.warning(
                 "Plugin '%s' of %s %s was not loaded: %s", owner.plugin, owner.distribution, owner.version, message
@@ -147,7 +154,7 @@ def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ..
 
 
 def _selected(points: Sequence[EntryPoint] | Any, selection: tuple[str, ...] | None) -> list[EntryPoint]:
-    """Return the entry points to load in a stable order. Raises `PluginError` for an unknown name."""
+    """Return the entry points to load, in a stable order. Raises `PluginError` for an unknown name."""
     found: list[EntryPoint] = sorted(points, key=lambda point: (point.dist.name if point.dist else "", point.name))
     if selection is None:
         return found
@@ -174,7 +181,7 @@ def _import_file(file: Path) -> ModuleType:
 
 
 class Loader:
-    """Registers plugins one by one: all of a plugin or nothing."""
+    """Registers plugins one by one, each completely or not at all."""
 
     def __init__(self) -> None:
         self.manager = pluggy.PluginManager("vila")
@@ -184,7 +191,7 @@ class Loader:
         self.infos: list[PluginInfo] = []
 
     def add(self, owner: Owner, load: Callable[[], object]) -> None:
-        """Import and register one plugin. Raises whatever it raises, with nothing of it left registered."""
+        """Import and register one plugin. If that raises, nothing of it stays registered."""
         plugin = load()
         _check_hook_api(plugin)
         try:
@@ -216,7 +223,7 @@ class Loader:
         (implementation,) = self._implementations(hook, plugin)
         if implementation.wrapper or implementation.hookwrapper:
             raise PluginError(
-                f"{hook} is a hook wrapper. Registration hooks are plain functions: a wrapper could hide a duplicate."
+                f"{hook} is a hook wrapper. Make it a plain function: a wrapper could hide a duplicate name."
             )
         return implementation.function()
 
@@ -229,9 +236,10 @@ class Loader:
                     continue
                 message = f"Two plugins register the {hook.kind} '{item.name}': {earlier.owner} and {owner}."
                 if earlier.owner.plugin == "builtins":
-                    faults.append(f"{message} Core's own stays; rename the other.")
+                    faults.append(f"{message} Core's own is kept; rename the other.")
                 else:
-                    choice = f"Uninstall one, or load only one: VILA_PLUGINS={earlier.owner.plugin} or VILA_PLUGINS={owner.plugin}."
+                    only = f"VILA_PLUGINS={earlier.owner.plugin} or VILA_PLUGINS={owner.plugin}"
+                    choice = f"Uninstall one, or load only one: {only}."
                     self.contested[hook.name][item.name] = f"{message} {choice}"
                     faults.append(f"{message} {choice}")
         if faults:
@@ -252,14 +260,19 @@ def _check_hook_api(plugin: object) -> None:
     declared = vars(plugin).get("VILA_HOOK_API", HOOK_API) if isinstance(plugin, ModuleType) else HOOK_API
     if declared != HOOK_API:
         raise PluginError(
-            f"It was written for hook API {declared!r}; this vila-core {vila_core.__version__} has {HOOK_API}. Install matching versions."
+            f"The plugin was written for hook API {declared!r}, but vila-core {vila_core.__version__} has hook API "
+            f"{HOOK_API}. Update the plugin (docs/plugins.md lists the changes), or install matching versions."
         )
 
 
 def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
-    """Refuse hooks that do not exist, and functions that look like hooks but are not marked."""
+    """Raise for hooks that do not exist, and for functions with the name of a hook that are not marked."""
     marked = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
     for name in sorted(marked - set(HOOK_NAMES)):
+        if name in REMOVED_HOOKS:
+            raise PluginError(
+                f"The hook '{name}' was removed in hook API {HOOK_API}, because nothing read it. Delete the function."
+            )
         raise PluginError(unknown_name("hook", name, HOOK_NAMES))
     for name in HOOK_NAMES:
         if isinstance(plugin, ModuleType) and callable(vars(plugin).get(name)) and name not in marked:

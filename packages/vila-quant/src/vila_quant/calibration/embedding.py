@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vila_core.chat import ChatTemplate, Message
 from vila_core.checkpoint import Checkpoint, WeightIndex, load_weights
-from vila_core.checkpoint.load import WeightOverlay
+from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import DecoderConfig
 from vila_core.language.rope import Rotary
 from vila_core.media import MediaLimits
@@ -87,7 +87,7 @@ class Embedder:
         template: ChatTemplate,
         device: torch.device,
         dtype: torch.dtype,
-        overlay: WeightOverlay | None,
+        overlay: Adapter | None,
     ):
         vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
         changes = {"vocab_size": vocab_size, "num_hidden_layers": 0, "tie_word_embeddings": True}
@@ -100,7 +100,7 @@ class Embedder:
         unused = ("llm.model.layers.", "llm.lm_head.")
         needed = {name: entry for name, entry in checkpoint.weights.entries.items() if not name.startswith(unused)}
         part = replace(checkpoint, weights=WeightIndex(needed))
-        load_weights(self.network, part, device=device, dtype=dtype, vocab_size=vocab_size, overlay=overlay)
+        load_weights(self.network, part, device=device, dtype=dtype, vocab_size=vocab_size, adapter=overlay)
         self.network.eval().requires_grad_(False)
         self._hash = hashlib.sha256()
         self.pixels: list[Tensor] = []

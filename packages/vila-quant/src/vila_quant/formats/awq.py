@@ -35,12 +35,10 @@ class AwqFormat:
 
     Attributes:
         layout: "vila" or "nvila", how folders that are written are laid out; None: as the source is.
-        max_shard_bytes: largest file that is written.
     """
 
     name: str = "awq"
     layout: str | None = None
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
         return layout_at(path) is not None and quantization_at(path) == "awq"
@@ -56,17 +54,13 @@ class AwqFormat:
         check_awq_config(config, layers)
         return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
 
-    def with_shard_bytes(self, limit: int) -> "AwqFormat":
-        """Return the format that writes files of at most `limit` bytes."""
-        return replace(self, max_shard_bytes=limit)
-
     def with_layout(self, layout: str) -> "AwqFormat":
         """Return the format that writes folders in `layout`. Raises `CheckpointError` for another than "vila" and "nvila"."""
         if layout not in LAYOUTS:
             raise CheckpointError(unknown_name("layout", layout, LAYOUTS))
         return replace(self, layout=layout)
 
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         """Write a checkpoint whose weights hold quantized linears (`X.qweight`, `X.qzeros`, `X.scales`); the config is made of them.
 
         Raises:
@@ -82,7 +76,7 @@ class AwqFormat:
         stated = write_awq_config(layers, entries)
         checkpoint = replace(checkpoint, format=source, quantization=quantization("AWQ", layers, stated=stated))
         write = write_nvila if (self.layout or source) == "nvila" else write_vila
-        write(checkpoint, path, self.max_shard_bytes)
+        write(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
 def layout_at(path: Path) -> str | None:

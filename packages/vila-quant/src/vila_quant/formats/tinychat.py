@@ -35,7 +35,6 @@ class TinyChatFormat:
     """TinyChat's weights, version 2: four bits in groups of 128, the rest of the model whole."""
 
     name: str = "tinychat"
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
         return layout_at(path) == "vila" and quantization_at(path) == "tinychat"
@@ -55,11 +54,7 @@ class TinyChatFormat:
         checkpoint = read_parts(path, self.name, WeightIndex(weights.entries))
         return replace(checkpoint, weights=weights, quantization=quantization("TinyChat", find_layers(weights.entries)))
 
-    def with_shard_bytes(self, limit: int) -> "TinyChatFormat":
-        """Return the format that writes files of at most `limit` bytes; the language model's is one file of any size."""
-        return replace(self, max_shard_bytes=limit)
-
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         """Write a checkpoint whose weights hold quantized linears; memory holds the quantized language model.
 
         Raises:
@@ -77,7 +72,7 @@ class TinyChatFormat:
             whole = replace(
                 checkpoint, format=source_layout(checkpoint), weights=_Whole(checkpoint.weights), quantization=None
             )
-            fill_vila(whole, folder, self.max_shard_bytes)
+            fill_vila(whole, folder, max_shard_bytes or DEFAULT_SHARD_BYTES)
             tensors = state_dict(checkpoint)
             try:
                 torch.save(tensors, folder / "llm" / f"{path.absolute().name}{SUFFIX}")

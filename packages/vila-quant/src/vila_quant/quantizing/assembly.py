@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights
 from vila_core.checkpoint.conversion import writable_format
-from vila_core.checkpoint.lora import Adapter, MergedWeights
+from vila_core.checkpoint.tensors.lora import Adapter, MergedWeights
 from vila_quant.awq.method import QuantizedBlock
 from vila_quant.quantizing.layer_loop import step_name
 from vila_quant.quantizing.options import QuantizationOptions

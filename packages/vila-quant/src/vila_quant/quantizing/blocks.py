@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry
-from vila_core.checkpoint.load import WeightOverlay
+from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.checkpoint.tensors.reading import DTYPES, read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
@@ -31,7 +31,7 @@ class TensorReader:
         device: where to.
     """
 
-    def __init__(self, checkpoint: Checkpoint, overlay: WeightOverlay | None, device: torch.device):
+    def __init__(self, checkpoint: Checkpoint, overlay: Adapter | None, device: torch.device):
         self._checkpoint, self._overlay, self._device = checkpoint, overlay, device
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from vila_core import Component, hookimpl
 from vila_core.chat import ChatTemplate, SeparatorTemplate
 from vila_core.config import VisionTowerConfig
 
-VILA_HOOK_API = 1
+VILA_HOOK_API = 2
 
 
 class PatchMeanConfig(VisionTowerConfig):

@@ -16,7 +16,7 @@ The two model types stand for two fixed designs, which their config does not sta
 `vila_config.json` holds a whole `VilaConfig`; other readers ignore it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -57,7 +57,6 @@ class NvilaFormat:
     """The layout that SGLang serves."""
 
     name: str = "nvila"
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
         return model_type_at(path) in MODEL_TYPES and quantization_at(path) is None
@@ -65,13 +64,9 @@ class NvilaFormat:
     def read(self, path: Path) -> Checkpoint:
         return read_nvila(path, self.name)
 
-    def with_shard_bytes(self, limit: int) -> "NvilaFormat":
-        """Return the format that writes files of at most `limit` bytes."""
-        return replace(self, max_shard_bytes=limit)
-
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         require_whole_weights(checkpoint)
-        write_nvila(checkpoint, path, self.max_shard_bytes)
+        write_nvila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
 def read_nvila(path: Path, format_name: str) -> Checkpoint:

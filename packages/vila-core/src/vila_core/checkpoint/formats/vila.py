@@ -6,7 +6,7 @@ looked up by its last component, never imported.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -41,7 +41,6 @@ class VilaFormat:
     """The reference's own layout."""
 
     name: str = "vila"
-    max_shard_bytes: int = DEFAULT_SHARD_BYTES
 
     def detect(self, path: Path) -> bool:
         return model_type_at(path).startswith("llava_") and quantization_at(path) is None
@@ -49,13 +48,9 @@ class VilaFormat:
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)
 
-    def with_shard_bytes(self, limit: int) -> "VilaFormat":
-        """Return the format that writes files of at most `limit` bytes."""
-        return replace(self, max_shard_bytes=limit)
-
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         require_whole_weights(checkpoint)
-        write_vila(checkpoint, path, self.max_shard_bytes)
+        write_vila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
 def model_type_at(path: Path) -> str:

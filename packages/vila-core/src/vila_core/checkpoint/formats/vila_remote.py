@@ -18,5 +18,7 @@ class VilaRemoteFormat:
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)
 
-    def write(self, checkpoint: Checkpoint, path: Path) -> None:
-        raise CheckpointError("Format 'vila-remote' is read only: it is 'vila' plus code. Write 'vila' or 'nvila'.")
+    def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
+        raise CheckpointError(
+            "Format 'vila-remote' is read-only, since it consists of 'vila' and code. Write 'vila' or 'nvila'."
+        )
