@@ -109,7 +109,7 @@ def test_remote_code_becomes_plain(make_checkpoint: Make, edit: Edit, tmp_path: 
     assert written["model_type"] == "llava_llama"
     assert "auto_map" not in written
     assert not list((tmp_path / "out").rglob("*.py"))
-    with pytest.raises(CheckpointError, match="read only"):
+    with pytest.raises(CheckpointError, match="read-only"):
         convert(folder, tmp_path / "other", "vila-remote")
 
 
