@@ -489,6 +489,9 @@ class Judged:
     name: str = "judged"
     judge_model: str = "judge-1"
 
+    def together(self, samples: Sequence[Answered]) -> list[Question]:
+        return [sample.question for sample in samples]
+
     def requests(self, answer: str, question: Question) -> list[Any]:
         return []
 

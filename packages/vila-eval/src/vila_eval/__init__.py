@@ -4,7 +4,6 @@ from vila_eval.data.sources import DataOptions, HubDataset, LocalFiles
 from vila_eval.metric import (
     Answered,
     JudgedMetric,
-    JudgedTogether,
     JudgeRequest,
     MeanMetric,
     Measure,
@@ -26,7 +25,6 @@ __all__ = [
     "JudgeMetric",
     "JudgeRequest",
     "JudgedMetric",
-    "JudgedTogether",
     "LocalFiles",
     "MeanMetric",
     "Measure",

@@ -1,14 +1,14 @@
-"""Errors of an evaluation that a user can mend."""
+"""Errors of an evaluation that a user can fix."""
 
 from vila_core.errors import VilaError
 
 
 class DataError(VilaError):
-    """A dataset is missing, cannot be read, or has other columns than its task expects."""
+    """A dataset is missing, unreadable, or lacks columns that its task expects."""
 
 
 class ResultsError(VilaError):
-    """A results folder is of another model, task or data, or cannot be written or read."""
+    """A results folder belongs to another model, task or data, or cannot be read or written."""
 
 
 class JudgeError(VilaError):
@@ -16,4 +16,4 @@ class JudgeError(VilaError):
 
 
 class WorkerError(VilaError):
-    """A process that answers has died, or could not be started."""
+    """A worker process died or could not be started."""

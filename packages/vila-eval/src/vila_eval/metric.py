@@ -1,4 +1,4 @@
-"""What a metric is: one answer in, a score out; all scores in, the measures of the task out.
+"""Metrics: `score` rates one answer, `summarize` turns all scores of a task into its measures.
 
 n samples.
 """
@@ -22,13 +22,13 @@ Unit = Literal["share", "points"]
 
 @dataclass(frozen=True)
 class Score:
-    """What one answer is worth.
+    """The score of one answer.
 
     Attributes:
-        values: by the name of the measure, such as `{"accuracy": 1.0}`. Where a benchmark scores its parts differently, a value is
-            there for the samples that it concerns.
-        parsed: what the answer was read as, where that differs from its text.
-        unread: why the answer could not be read, such as "no letter found"; None where it could. It is counted, not hidden.
+        values: one per measure, such as `{"accuracy": 1.0}`. If a benchmark scores its parts differently, a sample has
+            only the values that apply to it.
+        parsed: how the answer was parsed, if that differs from its text.
+        unread: why the answer could not be parsed, such as "no letter found"; None if it could. Reports count these.
     """
 
     values: Mapping[str, float]
@@ -38,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Scored:
-    """A question with its answer's score. A sample that failed (unreadable media, say) is scored as the empty answer."""
+    """A question with its answer and score. A sample that failed (unreadable media) is scored as an empty answer."""
 
     question: Question
     answer: str
@@ -113,24 +113,24 @@ class Metric(Protocol):
     def name(self) -> str: ...
 
     def score(self, answer: str, question: Question) -> Score:
-        """Score one answer. Raises `ConfigError` where the question's reference is not what the metric needs."""
+        """Score one answer. Raises `ConfigError` if the question's reference has the wrong form."""
         ...
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
-        """Return the measures of at least one sample; the first is the headline. Samples are in the data's order."""
+        """Return the measures of one or more samples, in the order of the data. The first measure is the headline."""
         ...
 
 
 @dataclass(frozen=True)
 class MeanMetric:
-    """A metric whose measures are means over the samples, in all and for each group of `Question.groups`.
+    """A metric whose measures are means over all samples and over each group of `Question.groups`.
 
     Attributes:
-        name: of the metric.
-        function: an answer and its question to a number (the measure is then called as the metric), or to a `Score`.
+        name: the metric's name.
+        function: returns a number for an answer (the measure then has the metric's name), or a `Score`.
         higher_is_better: the direction of all measures.
         unit: "share" or "points".
-        group_by: dimensions of `Question.groups` to break down by; None: all there are.
+        group_by: dimensions of `Question.groups` to break down by; None: all.
     """
 
     name: str
@@ -154,9 +154,9 @@ def mean_measures(
     unit: Unit = "share",
     group_by: Sequence[str] | None = None,
 ) -> list[Measure]:
-    """Return the mean of every value over the samples that have it, of all and then of each group, with standard errors.
+    """Return the mean of each value over the samples that have it, for all samples and then for each group.
 
-    Errors are clustered where questions name a cluster. Groups come in the order in which they first appear.
+    Standard errors are clustered if questions name a cluster. Groups come in order of first appearance.
     """
     measures = [Measure(name, _mean(samples, name), higher_is_better, unit) for name in _names(samples)]
     for group, members in grouped(samples, group_by).items():
@@ -189,14 +189,14 @@ def _mean(samples: Sequence[Scored], name: str) -> Estimate:
     values = [sample.score.values[name] for sample in samples]
     if all(cluster is None for cluster in clusters):
         return estimate(values)
-    # A question without a cluster is one of its own.
+    # A question without a cluster forms its own.
     return estimate(
         values, [("question", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)]
     )
 
 
 def exact(value: float, n: int) -> Estimate:
-    """Return a measure that is no mean of samples (a corpus score, a sum), whose error is not known."""
+    """Return an estimate that is not a mean over samples (a corpus score, a sum): its error is unknown."""
     return Estimate(value, math.nan, n)
 
 
@@ -213,8 +213,7 @@ class JudgeRequest:
 class JudgedMetric(Protocol):
     """A metric that needs a judge (another model behind an OpenAI-compatible endpoint).
 
-    A reply that cannot be had or read is a judging failure: the sample is left out of the means and counted in a column of its
-    own, never scored 0.
+    If the judge gives no usable reply, the sample is not scored 0: it is left out of the means and counted separately.
     """
 
     @property
@@ -222,28 +221,29 @@ class JudgedMetric(Protocol):
 
     @property
     def judge_model(self) -> str:
-        """The pinned model that the benchmark is defined with; `--judge-model` overrides it, and both are recorded."""
+        """The model that the benchmark specifies; `--judge-model` overrides it, and both are recorded."""
+        ...
+
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        """Return the question of each sample; its `fields` hold what the judge must see of the other answers.
+
+        Most metrics return the samples' own questions. Video-ChatGPT asks whether two answers agree.
+        """
         ...
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
-        """Return what to ask about one answer: usually one request; none where the answer can be scored without a judge."""
+        """Return the requests about one answer: usually one; none if the answer can be scored without a judge."""
         ...
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        """Turn the replies, one a request, into a score. Raises `ValueError` for a reply without a verdict: it is asked again."""
+        """Turn the replies, one per request, into a score.
+
+        Raises `ValueError` for a reply without a verdict; the judge is then asked again.
+        """
         ...
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         """As for `Metric`, over the samples that were judged."""
-        ...
-
-
-@runtime_checkable
-class JudgedTogether(Protocol):
-    """A judged metric that shows the judge the answers to several questions at once (Video-ChatGPT asks whether two agree)."""
-
-    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
-        """Return the question of each sample, its `fields` holding what the judge must see of other samples' answers."""
         ...
 
 
@@ -260,12 +260,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Submission:
-    """The file that a benchmark's own server takes.
+    """The file to submit to a benchmark's own server.
 
     Attributes:
-        filename: in the task's results folder.
-        write: all samples, in the data's order, to the file's text, or to its bytes where it is no text.
-        server: where to send it (a URL).
+        filename: its name in the task's results folder.
+        write: turns all samples, in the order of the data, into the file's text or bytes.
+        server: URL of the server.
     """
 
     filename: str

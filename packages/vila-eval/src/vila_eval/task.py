@@ -1,4 +1,4 @@
-"""What a benchmark is: where its rows are, how a row is asked, and how answers are scored.
+"""Benchmarks: a task says where its rows come from, how to ask about a row, and how to score the answers.
 
 from vila_core import hookimpl
 from vila_eval import HubDataset, Question, Task
@@ -31,25 +31,25 @@ if TYPE_CHECKING:
     from vila_eval.metric import AnyMetric, Submission
 
 Row = Mapping[str, Any]
-"""A row of a dataset by column. Images are `vila_core.Image`s, videos `vila_core.Video`s; nothing is decoded yet."""
+"""A dataset row, by column. Images are `vila_core.Image`s and videos `vila_core.Video`s, not decoded yet."""
 
 Part = str | Image | Video
 
 
 @dataclass(frozen=True)
 class Question:
-    """One sample, as the model is asked it and as its answer is scored. All but the prompt must be JSON.
+    """One sample: the prompt for the model, and what scoring needs. Everything except the prompt must be JSON.
 
     Attributes:
-        id: unique in its task, and the same in every run; empty where the data has none: the row's number is taken, and
-            "<row>-<number>" where a row gives several questions.
-        prompt: text, images and videos in order. None among them is left out (an optional image). A relative path of an image
-            or video is looked for among the dataset's own files.
-        answer: the reference, in the form that the metric takes (a text, a list of texts, a box); None where it is hidden.
-        options: the texts to choose from, first option first.
+        id: unique within the task, and the same in every run. If the data has none, leave it empty: the row's number is
+            used, or "<row>-<number>" if a row gives several questions.
+        prompt: text, images and videos in order. Entries that are None (an optional image) are skipped. Relative paths
+            of images and videos are looked up among the dataset's own files.
+        answer: the reference, in the form that the metric takes (a text, a list of texts, a box); None if it is hidden.
+        options: the texts to choose from, in order.
         groups: breakdowns to report, such as `{"category": "Art"}`.
-        cluster: what several questions share (the picture, the video), for clustered standard errors.
-        fields: whatever else the metric or the submission file needs.
+        cluster: what several questions share (an image, a video), for clustered standard errors.
+        fields: anything else that the metric or the submission file needs.
     """
 
     id: str
@@ -66,17 +66,17 @@ class Task:
     """A benchmark. Register one with the hook `vila_tasks`.
 
     Attributes:
-        name: as users type it.
-        source: where the rows are.
-        ask: a row to a question, or to several.
-        metric: a registered metric's name, or a metric; None where the answers are scored elsewhere.
-        version: raise it with every change that may change a score: results of two versions are never mixed.
-        tags: for `--tags-include` and `--tags-exclude`; `--tasks` takes a tag too.
-        max_new_tokens: longest answer, in tokens.
+        name: the name that users type.
+        source: where the rows come from.
+        ask: turns a row into one question or several.
+        metric: a metric, or the name of a registered one; None if the answers are scored elsewhere.
+        version: raise it with every change that may change a score. Results of different versions are never mixed.
+        tags: for `--tags-include`, `--tags-exclude` and `--tasks`.
+        max_new_tokens: length limit of an answer, in tokens.
         stop: texts that end an answer.
-        num_video_frames: frames of each video, where they are part of the benchmark's definition; None: as the user says.
-        has_video: whether `--num_video_frames` concerns it.
-        keep_together: a column whose equal values `--limit` must not separate (MME asks in pairs).
+        num_video_frames: frames per video, if the benchmark defines it; None: the user decides.
+        has_video: whether `--num_video_frames` applies.
+        keep_together: a column; `--limit` never separates rows with equal values in it (MME asks in pairs).
         submission: the file for the benchmark's server.
         description: one line.
         url: where the benchmark is described.
@@ -99,13 +99,13 @@ class Task:
 
 
 def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
-    """Return the questions of a row, with an id, parts that are None left out, relative paths of media found among the dataset's files.
+    """Return the questions of a row, with ids set, None parts removed and relative media paths resolved.
 
     Raises:
         PluginError: the task's `ask` fails on the row.
     """
     row = rows[index]
-    with own_faults(f"Task '{task.name}' cannot ask row {index}"):
+    with plugin_errors(f"Task '{task.name}' cannot ask row {index}"):
         asked = task.ask(row)
         questions = [asked] if isinstance(asked, Question) else list(asked)
     ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
@@ -120,10 +120,10 @@ def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
 
 
 @contextmanager
-def own_faults(what: str, *passed: type[Exception]) -> Generator[None]:
-    """Turn whatever a benchmark's own code raises into a `PluginError` that says where, so that the other tasks go on.
+def plugin_errors(what: str, *passed: type[Exception]) -> Generator[None]:
+    """Turn exceptions of a benchmark's own code into a `PluginError` that says where, so that other tasks continue.
 
-    A `VilaError`, and what is `passed`, stays as it is.
+    A `VilaError` and the exception types in `passed` are not changed.
     """
     try:
         yield
@@ -149,7 +149,7 @@ def _located(part: Part, rows: Rows) -> Part:
 
 
 def resolve_metric(task: Task) -> AnyMetric | None:
-    """Return the metric object of a task. Raises `ConfigError` for a name that no plugin registers."""
+    """Return a task's metric. Raises `ConfigError` if no plugin registers a metric of its name."""
     if not isinstance(task.metric, str):
         return task.metric
     from vila_core.plugins.loader import load_plugins

@@ -21,11 +21,11 @@ from vila_core.cli.progress import Progress
 from vila_eval.errors import JudgeError
 from vila_eval.judging.client import FailedRequestError, JudgeClient
 from vila_eval.judging.log import JudgeLog
-from vila_eval.metric import Answered, JudgedMetric, JudgedTogether, JudgeRequest, Score
+from vila_eval.metric import Answered, JudgedMetric, JudgeRequest, Score
 from vila_eval.options import JudgeOptions
 from vila_eval.records.schema import JudgeRecord, JudgeSummary, SampleRecord
 from vila_eval.records.storage import JUDGE, JUDGE_SUMMARY, write_record
-from vila_eval.task import Question, own_faults
+from vila_eval.task import Question, plugin_errors
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CHARACTERS_A_TOKEN = 4
@@ -83,9 +83,7 @@ def judged_questions(metric: JudgedMetric, samples: Sequence[Answered]) -> list[
         ConfigError: the metric refuses a question.
         PluginError: the metric fails.
     """
-    if not isinstance(metric, JudgedTogether):
-        return [sample.question for sample in samples]
-    with own_faults(f"Metric '{metric.name}' cannot look at its samples together"):
+    with plugin_errors(f"Metric '{metric.name}' cannot look at its samples together"):
         questions = list(metric.together(samples))
         if len(questions) != len(samples):
             raise ValueError(f"together returned {len(questions)} questions for {len(samples)} samples")
@@ -94,7 +92,7 @@ def judged_questions(metric: JudgedMetric, samples: Sequence[Answered]) -> list[
 
 def requests_about(metric: JudgedMetric, answer: str, question: Question) -> Sequence[JudgeRequest]:
     """Return what a metric asks about one answer. Raises `PluginError` where it fails."""
-    with own_faults(f"Metric '{metric.name}' cannot ask about sample '{question.id}'"):
+    with plugin_errors(f"Metric '{metric.name}' cannot ask about sample '{question.id}'"):
         return metric.requests(answer, question)
 
 
@@ -184,7 +182,7 @@ class _Judging:
         return reply.text
 
     def _read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
-        with own_faults(
+        with plugin_errors(
             f"Metric '{self.metric.name}' cannot read the replies about sample '{question.id}'", ValueError
         ):
             score = self.metric.read(replies, answer, question)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vila_core.errors import ConfigError
-from vila_eval.metric import JudgeRequest, Measure, Score, Scored, Unit, mean_measures
+from vila_eval.metric import Answered, JudgeRequest, Measure, Score, Scored, Unit, mean_measures
 from vila_eval.task import Question
 
 JUDGE_MODEL = "gpt-4o-2024-11-20"
@@ -106,6 +106,9 @@ class JudgeMetric:
             raise ConfigError(f"The prompt of '{self.name}' has the places {places}. Expected {{answer}}, and of "
             f"{known} only. "
                               "Double the other braces.")  # fmt: skip
+
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        return [sample.question for sample in samples]  # the judge sees one sample at a time
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
         text = self.prompt.format(question=question_text(question), answer=answer, reference=question.answer)

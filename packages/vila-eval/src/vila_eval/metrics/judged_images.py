@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vila_eval.metric import JudgeRequest, Measure, Score, Scored, grouped, mean_measures
+from vila_eval.metric import Answered, JudgeRequest, Measure, Score, Scored, grouped, mean_measures
 from vila_eval.metrics.inputs import require_text
 from vila_eval.metrics.judged import JUDGE_MODEL, messages, shortened, within
 from vila_eval.statistics import Estimate, estimate
@@ -59,6 +59,9 @@ class LlavaBench:
 
     name: str = "llava_in_the_wild"
     judge_model: str = JUDGE_MODEL
+
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        return [sample.question for sample in samples]  # the judge sees one sample at a time
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
         text = LLAVA_BENCH_PROMPT.format(
@@ -154,6 +157,9 @@ class MmVet:
 
     name: str = "mmvet"
     judge_model: str = JUDGE_MODEL
+
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        return [sample.question for sample in samples]  # the judge sees one sample at a time
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
         truth = require_text(question.answer, "ground truth").replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")

@@ -65,6 +65,9 @@ class ActivityNetQa:
     name: str = "activitynetqa"
     judge_model: str = JUDGE_MODEL
 
+    def together(self, samples: Sequence[Answered]) -> Sequence[Question]:
+        return [sample.question for sample in samples]  # the judge sees one sample at a time
+
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
         text = ACTIVITYNET_QA_USER.format(
             question=question.fields["question"], answer=require_text(question.answer, "reference"), predicted=answer

@@ -1,4 +1,4 @@
-"""Scoring: answers to a result, and the files that a finished task leaves."""
+"""Scoring: from answers to a task's result and the files beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vila_eval.records.schema import FORMAT, Counts, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
 from vila_eval.running.answers import StoredAnswers, locked, remove_answers
 from vila_eval.running.manifest import Manifest, read_manifest
-from vila_eval.task import Question, Task, own_faults, resolve_metric
+from vila_eval.task import Question, Task, plugin_errors, resolve_metric
 
 if TYPE_CHECKING:
     from vila_core.cli.progress import Progress
@@ -27,7 +27,7 @@ SCORING = "scoring"
 
 @dataclass(frozen=True)
 class Finished:
-    """A task whose answers are all there: its result, or what it waits for."""
+    """A task with all of its answers: its result, or what it is waiting for."""
 
     result: TaskResult | None = None
     waiting: str | None = None
@@ -42,20 +42,20 @@ def finish_task(
     progress: Progress,
     ask: Callable[[int], Question] | None = None,
 ) -> Finished:
-    """Score a task's answers and write its files. `results.json` comes last: where it is, the rest is whole.
+    """Score a task's answers and write its files. `results.json` is written last: if it exists, the rest is complete.
 
     Args:
-        task: whose metric scores.
+        task: its metric scores the answers.
         manifest: what was run.
-        samples: all of them, in the data's order. Earlier scores are not used.
-        folder: the task's results.
-        options: of the run.
-        progress: is told of judging.
-        ask: gives the question of a sample's index with its media, for the report's pictures; None: the data is not at hand.
+        samples: all samples, in the order of the data. Earlier scores are ignored.
+        folder: the task's results folder.
+        options: the run's options.
+        progress: shows the progress of judging.
+        ask: returns a sample's question with its media, for the report's images; None: the data is not available.
 
     Raises:
-        ConfigError: two samples have one id, or the metric refuses a reference.
-        PluginError: the metric, or the maker of the submission file, fails: the message says where.
+        ConfigError: two samples share an id, or the metric rejects a reference.
+        PluginError: the metric or the submission's `write` fails; the message says where.
         JudgeError: no sample could be judged.
         ResultsError: a file cannot be written.
     """
@@ -68,20 +68,7 @@ def finish_task(
         with writing(folder / SAMPLES):
             write_records(folder / SAMPLES, samples)
         return Finished(waiting=waiting)
-    judge = None
-    measures: Sequence[Measure] = ()
-    if isinstance(metric, Metric):
-        samples = [_scored(metric, sample) for sample in samples]
-        measures = _summarized(metric, samples)
-    elif metric is not None:
-        from vila_eval.judging.judge import judge_model, judge_samples
-
-        assert options.judge is not None, "a judged task without a judge waits"
-        judge = judge_model(metric, options.judge)
-        samples = judge_samples(metric, samples, folder, options.judge, progress)
-        if not any(sample.values is not None for sample in samples):
-            raise JudgeError(f"Not one of {len(samples)} answers could be judged. The first: {samples[0].judge_error}")
-        measures = _summarized(metric, [sample for sample in samples if sample.values is not None])
+    samples, measures, judge = _score(metric, samples, folder, options, progress)
     result = TaskResult(
         task=task.name,
         task_version=task.version,
@@ -95,9 +82,40 @@ def finish_task(
         counts=count(samples),
         submission=None if task.submission is None else task.submission.filename,
     )
+    _write_files(task, result, samples, folder, ask)
+    return Finished(result)
+
+
+def _score(
+    metric: AnyMetric | None, samples: Sequence[SampleRecord], folder: Path, options: RunOptions, progress: Progress
+) -> tuple[Sequence[SampleRecord], Sequence[Measure], str | None]:
+    """Return the samples with their scores, the task's measures, and the judge's model."""
+    if metric is None:
+        return samples, (), None
+    if isinstance(metric, Metric):
+        samples = [_scored(metric, sample) for sample in samples]
+        return samples, _summarized(metric, samples), None
+    from vila_eval.judging.judge import judge_model, judge_samples
+
+    assert options.judge is not None, "a judged task without a judge waits"
+    samples = judge_samples(metric, samples, folder, options.judge, progress)
+    judged = [sample for sample in samples if sample.values is not None]
+    if not judged:
+        raise JudgeError(f"Not one of {len(samples)} answers could be judged. The first: {samples[0].judge_error}")
+    return samples, _summarized(metric, judged), judge_model(metric, options.judge)
+
+
+def _write_files(
+    task: Task,
+    result: TaskResult,
+    samples: Sequence[SampleRecord],
+    folder: Path,
+    ask: Callable[[int], Question] | None,
+) -> None:
+    """Write the samples, the submission file, the report's images and, last, `results.json`."""
     submitted = None
     if task.submission is not None:
-        with own_faults(f"The submission file of task '{task.name}' cannot be made"):
+        with plugin_errors(f"The submission file of task '{task.name}' cannot be made"):
             submitted = task.submission.write([sample.answered for sample in samples])
     with writing(folder / SAMPLES):
         write_records(folder / SAMPLES, samples)
@@ -106,17 +124,16 @@ def finish_task(
         if ask is not None:
             from vila_eval.report.pictures import save_pictures
 
-            better = measures[0].higher_is_better if measures else None
+            better = result.headline.higher_is_better if result.headline is not None else None
             save_pictures(samples, ask, folder, higher_is_better=better is not False)
         write_record(folder / RESULTS, result)
-    return Finished(result)
 
 
 def score_again(task: Task, folder: Path, options: RunOptions, progress: Progress) -> Finished:
-    """Score a task's stored answers, without the model and the data. Pictures of an earlier report stay as they are.
+    """Score a task's stored answers, without the model and the data. Images of an earlier report stay.
 
     Raises:
-        ResultsError: there are no answers, not all, or those of another version of the task.
+        ResultsError: answers are missing, or are those of another version of the task.
     """
     manifest = read_manifest(folder)
     if manifest is None:
@@ -125,7 +142,8 @@ def score_again(task: Task, folder: Path, options: RunOptions, progress: Progres
     if stated != here:
         raise ResultsError(
             f"The answers in '{folder}' are of format {stated[0]}, task '{stated[1]}', version {stated[2]}; "
-            f"here it is format {here[0]}, task '{here[1]}', version {here[2]}. Run without --score-only to answer anew."
+            f"here it is format {here[0]}, task '{here[1]}', version {here[2]}. "
+            "Run without --score-only to answer again."
         )
     with locked(folder):
         finished = finish_task(task, manifest, _stored_samples(folder, manifest), folder, options, progress)
@@ -135,13 +153,14 @@ def score_again(task: Task, folder: Path, options: RunOptions, progress: Progres
 
 
 def _stored_samples(folder: Path, manifest: Manifest) -> list[SampleRecord]:
-    if (folder / SAMPLES).exists():  # written whole, of all answers
+    if (folder / SAMPLES).exists():  # complete, since it is written in one step
         return list(read_records(SampleRecord, folder / SAMPLES))
     stored = _read_answers(folder, manifest)
     complete, wanted = stored.complete - stored.contradicted, manifest.selected
     if len(complete) < len(wanted):
         raise ResultsError(
-            f"'{folder}' has the answers to {len(complete)} of {len(wanted)} rows. Run without --score-only to answer the rest."
+            f"'{folder}' has the answers to {len(complete)} of {len(wanted)} rows. "
+            "Run without --score-only to answer the rest."
         )
     return stored.merged(wanted)
 
@@ -155,10 +174,10 @@ def _read_answers(folder: Path, manifest: Manifest) -> StoredAnswers:
 def judge_again(
     task: Task, result: TaskResult, folder: Path, options: RunOptions, progress: Progress
 ) -> Finished | None:
-    """Judge once more the answers of a complete task that got no verdict; None where there is nothing to judge.
+    """Judge again those answers of a complete task that got no verdict; return None if there are none.
 
     Raises:
-        ResultsError: the result is another judge's.
+        ResultsError: the result comes from another judge.
     """
     metric = resolve_metric(task)
     if metric is None or isinstance(metric, Metric) or options.judge is None or options.phase == "predict":
@@ -174,7 +193,7 @@ def judge_again(
 
 
 def count(samples: Sequence[SampleRecord]) -> Counts:
-    """Count samples by what became of them. A failed one has no answer that could be unread or cut short."""
+    """Count failed, truncated, unread and unjudged samples. A failed sample counts only as failed."""
     return Counts(
         samples=len(samples),
         failed=sum(sample.error is not None for sample in samples),
@@ -185,7 +204,7 @@ def count(samples: Sequence[SampleRecord]) -> Counts:
 
 
 def _scored(metric: Metric, sample: SampleRecord) -> SampleRecord:
-    with own_faults(f"Metric '{metric.name}' cannot score sample '{sample.id}'"):
+    with plugin_errors(f"Metric '{metric.name}' cannot score sample '{sample.id}'"):
         score = metric.score(sample.answer, sample.question)
         values = {name: float(value) for name, value in score.values.items()}
     if not all(map(math.isfinite, values.values())):
@@ -194,7 +213,7 @@ def _scored(metric: Metric, sample: SampleRecord) -> SampleRecord:
 
 
 def _summarized(metric: AnyMetric, samples: Sequence[SampleRecord]) -> Sequence[Measure]:
-    with own_faults(f"Metric '{metric.name}' cannot summarize {len(samples)} samples"):
+    with plugin_errors(f"Metric '{metric.name}' cannot summarize {len(samples)} samples"):
         measures = metric.summarize([sample.scored for sample in samples])
     if unusable := [measure.name for measure in measures if not math.isfinite(measure.estimate.mean)]:
         raise PluginError(f"Metric '{metric.name}' gives a measure that is not finite: {', '.join(unusable)}.")
@@ -210,6 +229,6 @@ def _check_ids(task: Task, samples: Sequence[SampleRecord]) -> None:
             f" and {len(twice) - 10} more" if len(twice) > 10 else ""
         )
         raise ConfigError(
-            f"Task '{task.name}' gives one id to several questions: {shown}. "
-            "Ids must be unique; leave them empty to have the rows numbered."
+            f"Task '{task.name}' gives the same id to several questions: {shown}. "
+            "Ids must be unique; leave them empty to number the rows."
         )
