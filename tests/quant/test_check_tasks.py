@@ -37,7 +37,7 @@ def check(tmp_path: Path, model: Checkpoint, *arguments: str) -> int:
     return ended.value.code
 
 
-def test_both_scores_stand_side_by_side_and_are_those_of_the_models_that_are_there(
+def test_the_scores_of_both_models_are_printed_side_by_side(
     awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     made = convert(awq_tiny, tmp_path / "out", "awq")
@@ -48,7 +48,13 @@ def test_both_scores_stand_side_by_side_and_are_those_of_the_models_that_are_the
         assert (name, measure) == (task, "exact_match")
         assert all(0 <= float(share) <= 100 for share in shares)
 
-    shutil.rmtree(made.path)  # and another model in its place: the answers of the first are not taken for its own
+
+@pytest.mark.slow
+def test_answers_of_another_model_in_the_same_folder_are_not_reused(awq_tiny: Checkpoint, tmp_path: Path) -> None:
+    made = convert(awq_tiny, tmp_path / "out", "awq")
+    assert check(tmp_path, made, "--tasks", "vila/count") == 0
+
+    shutil.rmtree(made.path)
     lost: dict[str, Tensor | None] = {
         name: torch.zeros_like(tensors_of(awq_tiny)[name]) for name in ["llm.model.norm.weight"]
     }

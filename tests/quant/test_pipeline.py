@@ -160,7 +160,7 @@ def weights(folder: Path) -> Mapping[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("search", ["best", "reference"])
+@pytest.mark.parametrize("search", ["best", pytest.param("reference", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_bytes(lite: Checkpoint, tmp_path: Path, search: str) -> None:
     options = quick(search=search, lm_head="int4", group_size=32, calibration="builtin")
     quantize_model(lite.path, tmp_path / "whole" / "out", options, device="cpu")
