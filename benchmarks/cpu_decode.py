@@ -40,8 +40,8 @@ from vila_core.tokenizer import Tokenizer
 from vila_quant.kernels import LinearShape, choose, forced
 from vila_quant.kernels.cpu.pages import large_pages
 from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
-from vila_quant.linears.int8 import Int8Linear
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def quantize(llm: Decoder, group_size: int, lm_head: str, generator: torch.Gener
     llm.model = DecodingModel(llm.model)
     vocabulary, width = llm.model.embed_tokens.weight.shape
     if lm_head == "int8":
-        head = Int8Linear(vocabulary, width, bias=False, quantize_activations=False)
+        head = EightBitLinear("int8", vocabulary, width, bias=False)
         head.weight.random_(-127, 128, generator=generator)
         head.weight_scale.fill_(0.02 / 73)
         head.reset_buffers(CPU, torch.bfloat16)
@@ -187,7 +187,7 @@ def bytes_a_token(llm: Decoder, tokens: int) -> int:
     for module in llm.modules():
         if isinstance(module, GroupwiseLinear):
             weights += sum(tensor.nbytes for tensor in module.packed)
-        elif isinstance(module, Int8Linear):
+        elif isinstance(module, EightBitLinear):
             weights += module.weight.nbytes + module.weight_scale.nbytes
     config = llm.config
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2 * (CONTEXT + tokens // 2)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import vila_core
-from vila_quant.linears.fp8 import FP8, multiplies_fp8
-from vila_quant.linears.int8 import integer_product, quantize_rows
+from vila_quant.kernels import LinearShape
+from vila_quant.kernels.fp8 import FP8, refuse_fp8
+from vila_quant.kernels.int8 import integer_product, quantize_rows
 from vila_quant.quantizing.smoothing import TowerMode, quantize_linear
 
 SHAPES = {"q, k, v, out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)}
@@ -76,7 +77,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here")
     torch.manual_seed(0)
-    modes: list[TowerMode] = ["int8", "fp8"] if multiplies_fp8(GPU, 16, 16) else ["int8"]
+    modes: list[TowerMode] = ["int8"] if refuse_fp8(LinearShape.eight_bit("fp8", 16, 16), GPU) else ["int8", "fp8"]
     rates = {kind: operations_a_second(kind) for kind in ("bf16", *modes)}
     layers: dict[str, dict[str, float]] = {}
     failed = False

@@ -23,8 +23,8 @@ from vila_quant.kernels.cpu.compiled.products import fill_panel, whole_numbers
 from vila_quant.kernels.cpu.crossover import Plan, pinned
 from vila_quant.kernels.cpu.pages import LARGE_PAGE, large_pages
 from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
-from vila_quant.linears.int8 import Int8Linear
 from vila_quant.packing.groupwise import GroupwiseWeight, quantize
 
 CPU = torch.device("cpu")
@@ -147,7 +147,7 @@ def test_a_weight_takes_half_a_byte_and_packs_the_same_in_pieces(monkeypatch: py
 
 @pytest.mark.parametrize("inputs", [64, 192, 1536])
 def test_an_int8_head_is_exact_to_fifteen_bits(inputs: int) -> None:
-    head = Int8Linear(70, inputs, bias=False, quantize_activations=False)
+    head = EightBitLinear("int8", 70, inputs, bias=False)
     head.weight.random_(-127, 128, generator=torch.Generator().manual_seed(0))
     head.weight_scale.uniform_(0.001, 0.01, generator=torch.Generator().manual_seed(1))
     head.reset_buffers(CPU, torch.float32)
@@ -170,19 +170,27 @@ def test_the_kernel_says_why_it_refuses(shape: LinearShape, device: str, reason:
 def test_without_numba_other_kernels_do_it() -> None:
     script = """
 import sys
+import warnings
 sys.modules["numba"] = None  # as if it were not installed
 import torch
 from vila_core.config import DecoderConfig
-from vila_quant.linears.int8 import Int8Linear
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.kernels import LinearShape, choose
 from vila_quant.kernels.builtin import KERNELS
 cpu, shape = torch.device("cpu"), LinearShape(64, 128, 128)
 reason = KERNELS[0].refusal(shape, cpu, torch.bfloat16)
 assert "vila-quant[cpu]" in reason, reason
-assert choose(shape, cpu, torch.bfloat16).name == "cpu-int4pack"
-head = Int8Linear(16, 64, bias=False, quantize_activations=False)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for _ in range(2):
+        assert choose(shape, cpu, torch.bfloat16).name == "cpu-int4pack"
+(warning,) = caught
+assert "'cpu-int4pack' runs instead of the faster 'cpu-numba'" in str(warning.message), warning
+assert "vila-quant[cpu]" in str(warning.message), warning
+head = EightBitLinear("int8", 16, 64, bias=False)
 head.reset_buffers(cpu, torch.bfloat16)
 assert head(torch.ones(1, 64, dtype=torch.bfloat16)).shape == (1, 16)
+assert head.kernel.name == "int8-pack"
 """
     done = subprocess.run(
         [sys.executable, "-c", script],

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from vila_quant.linears.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
+from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 
 SHAPES = [(1, 16, 8), (130, 200, 72), (5, 1152, 136)]
 """M, K, N: less than a tile, several tiles and none whole, many steps of K."""
@@ -19,7 +19,7 @@ FOLLOW_THE_ORACLES = f"""
 import torch
 from vila_quant.kernels.cuda import int8_triton
 from vila_quant.kernels.cuda import rows_triton
-from vila_quant.linears.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
+from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 generator = torch.Generator().manual_seed(0)
 for rows, inputs, outputs in {SHAPES}:
     x = torch.randn(rows, inputs, generator=generator)

@@ -194,7 +194,7 @@ def test_a_model_in_the_nvila_layout_becomes_folders_and_comes_back(tmp_path: Pa
     written = convert(source, tmp_path / "tinychat", "tinychat")
     assert written.config == source.config
     assert same(written, source)
-    AwqFormat().with_layout("nvila").write(written, tmp_path / "back")
+    AwqFormat(layout="nvila").write(written, tmp_path / "back")
     assert same(open_checkpoint(tmp_path / "back"), source)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,19 +24,20 @@ from vila_core.checkpoint.embedded import embedded_model
 from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugin_file
-from vila_quant.checking.kernel_choices import layers_of
+from vila_quant.checking.kernel_choices import choices, layers_of
 from vila_quant.cli.main import app
-from vila_quant.kernels import LinearShape, choose, forced
+from vila_quant.kernels import LinearShape, choose, choose_eight_bit, forced
 from vila_quant.kernels.builtin import KERNELS
 from vila_quant.kernels.cpu import int4pack
 from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel
 from vila_quant.kernels.cpu.crossover import CROSSOVERS, Plan, measured_plan, pinned
 from vila_quant.kernels.cpu.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
 from vila_quant.kernels.cuda.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
+from vila_quant.kernels.int8 import FEW_ROWS, PANEL_ELEMENTS
 from vila_quant.kernels.reference import ReferenceKernel
 from vila_quant.kernels.registry import all_kernels
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
-from vila_quant.linears.int8 import FEW_ROWS, PANEL_ELEMENTS, Int8Linear
 from vila_quant.packing.autoawq import pack_gemm
 from vila_quant.packing.groupwise import GroupwiseWeight
 
@@ -152,7 +154,6 @@ def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyP
 def test_the_layout_of_a_cpu_without_vectors_is_found_and_right() -> None:
     script = """
 import torch
-from vila_quant.checking.kernel_choices import layers_of
 from vila_quant.kernels.cpu.crossover import Plan, pinned
 from vila_quant.kernels.cpu.int4pack import CpuInt4PackKernel, block_layout
 from vila_quant.packing.groupwise import GroupwiseWeight
@@ -271,9 +272,9 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("shape", [(40, 48), (200, 33), (8, 256), (41, 64)], ids=["40x48", "200x33", "8x256", "41x64"])
 def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vila_quant.linears.int8.PANEL_ELEMENTS", 16 * shape[1])
+    monkeypatch.setattr("vila_quant.kernels.int8.PANEL_ELEMENTS", 16 * shape[1])
     generator = torch.Generator().manual_seed(0)
-    layer = Int8Linear(*shape, bias=True, quantize_activations=False)
+    layer = EightBitLinear("int8", *shape, bias=True)
     layer.weight.random_(-127, 128, generator=generator)
     layer.weight_scale.uniform_(0.001, 0.01, generator=generator)
     assert layer.bias is not None
@@ -292,7 +293,7 @@ def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypa
 
 def test_int8_scales_survive_a_model_in_bf16() -> None:
     # The loader casts what is declared as float32 to the model's dtype; the scales must keep all their digits.
-    layer = Int8Linear(8, 16, bias=False, quantize_activations=False)
+    layer = EightBitLinear("int8", 8, 16, bias=False)
     assert layer.weight_scale.dtype != torch.float32
     layer.weight_scale.fill_(0.1)
     layer.reset_buffers(CPU, BF16)
@@ -354,12 +355,38 @@ def test_a_forced_kernel_is_taken_or_an_error() -> None:
         assert choose(shape, CPU, BF16).name == "reference"
     with (
         forced("cpu-int4pack"),
-        pytest.raises(ConfigError, match=r"'cpu-int4pack' was asked for, but refuses .* float32"),
+        pytest.raises(ConfigError, match=r"'cpu-int4pack' was requested, but refuses .* float32"),
     ):
         choose(shape, CPU, torch.float32)
     with forced("cpu-int4pak"), pytest.raises(ConfigError, match=r"cpu-int4pak.*Did you mean 'cpu-int4pack'"):
         choose(shape, CPU, BF16)
     assert choose(shape, CPU, BF16).name == "cpu-numba"
+
+
+def test_the_scheme_of_a_layer_decides_which_kernels_it_takes() -> None:
+    names = {
+        scheme: choose_eight_bit(LinearShape.eight_bit(scheme, 64, 128), CPU, BF16).name
+        for scheme in ("int8", "w8a8", "fp8")
+    }
+    assert names == {"int8": "int8-numba", "w8a8": "w8a8-torch", "fp8": "fp8-dequantize"}
+
+
+def test_a_forced_eight_bit_kernel_runs_its_own_scheme_only() -> None:
+    with forced("int8-panels"):
+        assert choose_eight_bit(LinearShape.eight_bit("int8", 64, 128), CPU, BF16).name == "int8-panels"
+        assert choose_eight_bit(LinearShape.eight_bit("w8a8", 64, 128), CPU, BF16).name == "w8a8-torch"
+        assert choose(LinearShape(64, 128, 128), CPU, BF16).name == "cpu-numba"
+    with forced("w8a8-triton"), pytest.raises(ConfigError, match=r"'w8a8-triton' was requested, but refuses .*w8a8"):
+        choose_eight_bit(LinearShape.eight_bit("w8a8", 64, 128), CPU, BF16)
+
+
+def test_the_slow_reference_is_reported_unless_requested() -> None:
+    shape = LinearShape(64, 176, 11)
+    with pytest.warns(UserWarning, match=r"slow kernel 'reference' runs .* groups of 11.*cpu-numba: it takes groups"):
+        assert choose(shape, CPU, BF16).name == "reference"
+    with warnings.catch_warnings(), forced("reference"):
+        warnings.simplefilter("error")
+        assert choose(shape, CPU, BF16).name == "reference"
 
 
 THIRD_PARTY = """
@@ -433,10 +460,25 @@ def test_layers_of_a_quantized_model_are_those_of_its_file() -> None:
     assert layers_of(checkpoint) == {LinearShape(72, 64, 32): ("llm.model.layers.*.mlp.up_proj",)}
 
 
+def test_eight_bit_layers_are_listed_with_their_scheme() -> None:
+    name = "vision_tower.encoder.layers.{}.mlp.fc1"
+    tensors = {
+        f"{name.format(layer)}.{kind}": tensor
+        for layer in range(2)
+        for kind, tensor in (("weight", torch.ones(32, 64, dtype=torch.int8)), ("weight_scale", torch.ones(32, 1)))
+    }
+    checkpoint = replace(open_checkpoint(embedded_model()), weights=MemoryWeights(tensors))
+    shape = LinearShape.eight_bit("w8a8", 32, 64)
+    assert layers_of(checkpoint) == {shape: (name.format("*"),)}
+    (choice,) = choices(layers_of(checkpoint), CPU, BF16)
+    assert choice.kernel == "w8a8-torch"
+    assert "not on cpu" in choice.refusals["w8a8-triton"]
+
+
 def test_the_command_forces_a_kernel() -> None:
     result = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--kernel", "reference", "--json"])
     assert {(layer["kernel"], layer["reason"]) for layer in json.loads(result.output)["layers"]} == {
-        ("reference", "asked for; without that, cpu-numba")
+        ("reference", "requested; the default is cpu-numba")
     }
     failed = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--kernel", "cuda-tinygemm"])
     assert isinstance(failed.exception, ConfigError)

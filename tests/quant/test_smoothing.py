@@ -23,8 +23,9 @@ from vila_core.towers.radio import RadioTower
 from vila_core.towers.siglip import SiglipTower
 from vila_core.towers.vit import Encoder, EncoderLayer, VisionTower
 from vila_quant.errors import QuantizationError
-from vila_quant.linears.fp8 import Fp8Linear, multiply_fp8, multiply_fp8_reference, quantize_rows_fp8
-from vila_quant.linears.int8 import Int8Linear, integer_product, multiply_int8, quantize_rows
+from vila_quant.kernels.fp8 import multiply_fp8, multiply_fp8_reference, quantize_rows_fp8
+from vila_quant.kernels.int8 import integer_product, multiply_int8, quantize_rows
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.quantizing.smoothing import (
     BranchLoss,
     channel_maxima,
@@ -181,7 +182,7 @@ def test_recorded_linear(vision: RecordedVision) -> None:
     x = F.layer_norm(t["lin.ln_in_fp16"].float(), norm[0].shape, *norm, eps=1e-6)
     codes, scale = quantize_rows(x)
     assert_codes_differ_on_ties(codes, x / scale, t["lin.in_int8"])
-    linear = Int8Linear(*t["L0.qkv.weight_int8"].shape, bias=True, quantize_activations=True)
+    linear = EightBitLinear("w8a8", *t["L0.qkv.weight_int8"].shape, bias=True)
     linear.weight, linear.weight_scale = t["L0.qkv.weight_int8"], t["L0.qkv.dequant_scale"][:, None]
     linear.bias = nn.Parameter(t["L0.qkv.bias"], requires_grad=False)
     linear.reset_buffers(torch.device("cpu"), torch.float16)
@@ -309,12 +310,7 @@ def with_tensors(tower: VisionTower, tensors: dict[str, Tensor]) -> VisionTower:
     quantized = [name.removesuffix(".weight_scale") for name in tensors if name.endswith(".weight_scale")]
     for name in quantized:
         old, weight = tower.get_submodule(name), tensors[f"{name}.weight"]
-        is_int8 = weight.dtype == torch.int8
-        new = (
-            Int8Linear(*weight.shape, bias=True, quantize_activations=True)
-            if is_int8
-            else Fp8Linear(*weight.shape, bias=True)
-        )
+        new = EightBitLinear("w8a8" if weight.dtype == torch.int8 else "fp8", *weight.shape, bias=True)
         new.weight, new.weight_scale, new.bias = weight, tensors[f"{name}.weight_scale"], old.bias
         new.reset_buffers(weight.device, torch.float32)
         tower.set_submodule(name, new)

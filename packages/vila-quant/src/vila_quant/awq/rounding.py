@@ -16,13 +16,14 @@ is what the searches for scales and ranges weigh errors with.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from vila_quant.errors import QuantizationError
+from vila_quant.kernels.registry import warn_fallback
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 BLOCK = 128
@@ -30,6 +31,9 @@ BLOCK = 128
 DAMPING = 0.01
 """Added to the diagonal of H, as a share of its mean (as in GPTQ)."""
 LARGEST_DAMPING = 1.0
+
+RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""The signature of `round_block_torch`."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def round_compensated(weight: Tensor, moments: Feedback, scales: Tensor, zeros: 
     order, upper = moments.order, moments.upper
     q = torch.empty_like(weight, dtype=torch.uint8)
     errors = torch.empty_like(weight)  # in the order of the columns
-    round_block = _round_block_triton if weight.is_cuda and find_spec("triton") else round_block_torch
+    round_block = _rounding_kernel(weight.device)
     for start in range(0, columns, BLOCK):
         place = slice(start, min(start + BLOCK, columns))
         own, groups = order[place], order[place] // group_size
@@ -148,9 +152,13 @@ def round_block_torch(
     return q.T.to(torch.uint8), errors.T
 
 
-def _round_block_triton(
-    weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int
-) -> tuple[Tensor, Tensor]:
-    from vila_quant.kernels.cuda.rounding_triton import round_block
-
-    return round_block(weight, wanted, upper, scales, zeros, largest)
+def _rounding_kernel(device: torch.device) -> RoundBlock:
+    """Return the Triton kernel on a GPU; elsewhere, or with a warning if Triton is not installed, PyTorch."""
+    if device.type != "cuda":
+        return round_block_torch
+    try:
+        from vila_quant.kernels.cuda.rounding_triton import round_block
+    except ImportError as error:
+        warn_fallback("rounding-torch", "rounding-triton", str(error))
+        return round_block_torch
+    return round_block

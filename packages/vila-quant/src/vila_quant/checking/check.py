@@ -17,11 +17,11 @@ from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_core.loading import load
-from vila_core.plugins.loader import load_plugins
 from vila_quant.checking.comparison import Compared, Errors, Record, blocks_of, compare, record
 from vila_quant.checking.held_out import read_prompts
 from vila_quant.checking.tasks import TaskChange, compare_tasks, find_evaluation
 from vila_quant.kernels import forced
+from vila_quant.kernels.registry import scheme_of
 from vila_quant.progress import Progress, Silent
 from vila_quant.quantizing.report import Sizes, sizes_of
 from vila_quant.quantizing.source import find_source
@@ -139,7 +139,7 @@ def check(
     if tasks:
         find_evaluation()
     if kernel is not None:
-        load_plugins().kernels.get(kernel)  # a misspelt name is told at once
+        scheme_of(kernel)  # report an unknown name before loading
     source, lora = find_source(against, offline=offline)
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError
 from vila_quant.formats.layers import find_layers
-from vila_quant.kernels.registry import LinearShape, all_kernels, choose
+from vila_quant.kernels.registry import LinearShape, choose, choose_eight_bit, kernels_for
 
 if TYPE_CHECKING:
     import torch
@@ -41,13 +41,18 @@ class Choice:
 
 
 def layers_of(checkpoint: Checkpoint) -> dict[LinearShape, tuple[str, ...]]:
-    """Return the four-bit linears of a checkpoint by shape; of one that is not quantized, what `vila-quant awq` would quantize."""
+    """Return the quantized linears of a checkpoint by shape; if it is not quantized, those that `vila-quant awq` would quantize."""
     entries = checkpoint.weights.entries
-    quantized = find_layers(entries).groupwise
-    if quantized:
-        return _by_shape(
-            (layer.name, LinearShape(layer.outputs, layer.inputs, layer.group_size)) for layer in quantized
-        )
+    quantized = find_layers(entries)
+    if quantized.groupwise or quantized.eight_bits:
+        int4 = [
+            (layer.name, LinearShape(layer.outputs, layer.inputs, layer.group_size)) for layer in quantized.groupwise
+        ]
+        eight_bit = [
+            (layer.name, LinearShape.eight_bit(layer.scheme, layer.outputs, layer.inputs))
+            for layer in quantized.eight_bits
+        ]
+        return _by_shape([*int4, *eight_bit])
     linears = {
         name.removesuffix(".weight"): entry.shape
         for name, entry in entries.items()
@@ -64,12 +69,13 @@ def choices(layers: Mapping[LinearShape, tuple[str, ...]], device: torch.device,
 
 
 def _choice(shape: LinearShape, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Choice:
-    kernel = choose(shape, device, dtype)
-    reasons = {other.name: other.refusal(shape, device, dtype) for other in all_kernels()}
+    kernel = (choose if shape.scheme == "int4" else choose_eight_bit)(shape, device, dtype)
+    kernels = kernels_for(shape.scheme)
+    reasons = {other.name: other.refusal(shape, device, dtype) for other in kernels}
     refusals = {name: reason for name, reason in reasons.items() if reason is not None}
-    fitting = [other.name for other in all_kernels() if other.name not in refusals]
+    fitting = [other.name for other in kernels if other.name not in refusals]
     if kernel.name != fitting[0]:
-        reason = f"asked for; without that, {fitting[0]}"
+        reason = f"requested; the default is {fitting[0]}"
     elif len(fitting) == 1:
         reason = "the only one that takes it"
     else:

@@ -65,6 +65,7 @@ def _as_dict(choice: "Choice") -> dict[str, object]:
     return {
         "layers": list(choice.layers),
         **sizes,
+        "scheme": shape.scheme,
         "kernel": choice.kernel,
         "reason": choice.reason,
         "refusals": dict(choice.refusals),
@@ -81,6 +82,7 @@ def _print(found: "list[Choice]", title: str) -> None:
     table.add_column("layers")
     for column in ("outputs", "inputs", "group"):
         table.add_column(column, justify="right")
+    table.add_column("scheme")
     table.add_column("kernel", no_wrap=True)
     table.add_column("why")
     for choice in found:
@@ -89,7 +91,8 @@ def _print(found: "list[Choice]", title: str) -> None:
             escape(names),
             str(shape.outputs),
             str(shape.inputs),
-            str(shape.group_size),
+            str(shape.group_size) if shape.scheme == "int4" else "",
+            shape.scheme,
             escape(choice.kernel),
             escape(choice.reason),
         )

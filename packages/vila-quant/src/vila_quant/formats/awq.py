@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vila_core.checkpoint import Checkpoint, Quantization
 from vila_core.checkpoint.formats.nvila import MODEL_TYPES as NVILA_TYPES
@@ -19,14 +19,14 @@ from vila_core.checkpoint.formats.nvila_writer import write_nvila
 from vila_core.checkpoint.formats.vila import model_type_at, quantization_at, read_parts, tinychat_files
 from vila_core.checkpoint.formats.vila_writer import write_vila
 from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
-from vila_core.errors import CheckpointError, unknown_name
+from vila_core.errors import CheckpointError
 from vila_quant.formats.config import AwqConfig, check_awq_config, read_awq_config, write_awq_config
 from vila_quant.formats.layers import QuantizedLayers, find_layers
 
 if TYPE_CHECKING:
     from torch import nn
 
-LAYOUTS = ("vila", "nvila")
+Layout = Literal["vila", "nvila"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class AwqFormat:
     """
 
     name: str = "awq"
-    layout: str | None = None
+    layout: Layout | None = None
 
     def detect(self, path: Path) -> bool:
         return layout_at(path) is not None and quantization_at(path) == "awq"
@@ -53,12 +53,6 @@ class AwqFormat:
         layers = find_layers(checkpoint.weights.entries)
         check_awq_config(config, layers)
         return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
-
-    def with_layout(self, layout: str) -> "AwqFormat":
-        """Return the format that writes folders in `layout`. Raises `CheckpointError` for another than "vila" and "nvila"."""
-        if layout not in LAYOUTS:
-            raise CheckpointError(unknown_name("layout", layout, LAYOUTS))
-        return replace(self, layout=layout)
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         """Write a checkpoint whose weights hold quantized linears (`X.qweight`, `X.qzeros`, `X.scales`); the config is made of them.

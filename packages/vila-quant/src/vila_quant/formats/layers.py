@@ -9,11 +9,17 @@ N outputs, K inputs, g group size
 | `X.weight` fp8 (e4m3) `[N, K]`, `X.weight_scale` fp32 `[N, 1]` | fp8, a scale a row |
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import TensorEntry
 from vila_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from vila_quant.kernels.registry import Scheme
 
 Entries = Mapping[str, TensorEntry]
 
@@ -47,6 +53,13 @@ class EightBitLayer:
     outputs: int
     inputs: int
     kind: str
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of `vila_quant.kernels`: a tower multiplies many rows, so it quantizes activations too; a head does not."""
+        if self.kind == "fp8":
+            return "fp8"
+        return "w8a8" if self.name.startswith("vision_tower.") else "int8"
 
     @property
     def packed(self) -> dict[str, int]:

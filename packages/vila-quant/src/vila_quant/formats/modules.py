@@ -11,9 +11,8 @@ from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
 from vila_quant.kernels.registry import LinearShape
 from vila_quant.linears.decoding import DecodingModel
-from vila_quant.linears.fp8 import Fp8Linear
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
-from vila_quant.linears.int8 import Int8Linear
 
 HEAD = "llm.lm_head"
 
@@ -32,7 +31,11 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
     modules = dict(network.named_modules())
     for layer in (*layers.groupwise, *layers.eight_bits):
         bias = _find_linear(modules, layer).bias is not None  # pyright: ignore[reportUnnecessaryComparison]
-        module = _groupwise(layer, bias) if isinstance(layer, GroupwiseLayer) else _eight_bits(layer, bias)
+        module = (
+            _groupwise(layer, bias)
+            if isinstance(layer, GroupwiseLayer)
+            else EightBitLinear(layer.scheme, layer.outputs, layer.inputs, bias=bias)
+        )
         parent, _, attribute = layer.name.rpartition(".")
         setattr(modules[parent], attribute, module)  # a tied model has None there, which `set_submodule` refuses
     for name, module in list(network.named_modules()):
@@ -73,15 +76,6 @@ def _groupwise(layer: GroupwiseLayer, bias: bool) -> nn.Module:
     if layer.scales_dtype == "BF16":
         module.scales = module.scales.to(torch.bfloat16)
     return module
-
-
-def _eight_bits(layer: EightBitLayer, bias: bool) -> nn.Module:
-    if layer.kind == "int8":
-        # A tower multiplies many rows at once, which int8 by int8 makes fast; a head multiplies one, and waits for its weights alone.
-        return Int8Linear(
-            layer.outputs, layer.inputs, bias=bias, quantize_activations=layer.name.startswith("vision_tower.")
-        )
-    return Fp8Linear(layer.outputs, layer.inputs, bias=bias)
 
 
 def _check_whole(network: nn.Module, config: AwqConfig) -> None:

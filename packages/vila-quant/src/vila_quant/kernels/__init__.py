@@ -7,6 +7,6 @@ packed = kernel.pack(weight, device, dtype)     # once, when a model is loaded
 y = kernel.multiply(x, packed, shape)           # x [M, K] -> y [M, N]
 """
 
-from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose, forced
+from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose, choose_eight_bit, forced
 
-__all__ = ["LinearShape", "MatmulKernel", "choose", "forced"]
+__all__ = ["LinearShape", "MatmulKernel", "choose", "choose_eight_bit", "forced"]

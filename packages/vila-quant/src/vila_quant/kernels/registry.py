@@ -1,14 +1,22 @@
-"""The kernels of every plugin (hook `vila_kernels`), and the choice among them."""
+"""Which kernel runs a quantized linear layer, and why.
+
+The scheme of a layer says how its weights and activations are stored: "int4" layers take the kernels of every plugin
+(hook `vila_kernels`), eight-bit layers those of `vila_quant.kernels.builtin`. Of the kernels that accept a layer, the
+one with the highest priority runs it. A fallback is never silent: if a better kernel is unavailable on this machine, a
+warning names both, once.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from functools import cache
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, cast, runtime_checkable
 
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, unknown_name
 from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
@@ -17,18 +25,32 @@ if TYPE_CHECKING:
 
     from vila_quant.packing.groupwise import GroupwiseWeight
 
+Scheme = Literal["int4", "int8", "w8a8", "fp8"]
+"""Group-wise int4 weights; int8 weights; int8 weights and activations; fp8 (e4m3) weights and activations."""
+
+SCHEMES: tuple[Scheme, ...] = ("int4", "int8", "w8a8", "fp8")
+
+LAST_RESORT = 0
+"""Priority of the int4 reference kernel, which costs memory and time: choosing it unasked is reported."""
+
 
 @dataclass(frozen=True)
 class LinearShape:
-    """A linear layer's sizes: `outputs` N, `inputs` K, `group_size` g; weights of `bits`."""
+    """A linear layer: `outputs` N, `inputs` K, `group_size` g (K for eight-bit layers), `bits` per weight, `scheme`."""
 
     outputs: int
     inputs: int
     group_size: int
     bits: int = 4
+    scheme: Scheme = "int4"
+
+    @classmethod
+    def eight_bit(cls, scheme: Scheme, outputs: int, inputs: int) -> LinearShape:
+        """Return the shape of a layer with eight-bit weights and one scale per output."""
+        return cls(outputs, inputs, inputs, 8, scheme)
 
     def unfit(self, group_sizes: Sequence[int]) -> str | None:
-        """Return why a kernel of four bits, in groups of one of these sizes, cannot take the layer; None where it can."""
+        """Return why an int4 kernel for groups of one of these sizes cannot run the layer; None if it can."""
         if self.bits != 4:
             return f"it takes 4 bits, not {self.bits}"
         if self.group_size not in group_sizes:
@@ -36,15 +58,21 @@ class LinearShape:
         return None
 
     def __str__(self) -> str:
-        return f"a layer of {self.outputs} outputs and {self.inputs} inputs in groups of {self.group_size}, {self.bits} bits"
+        sizes = f"{self.outputs} outputs and {self.inputs} inputs"
+        if self.scheme != "int4":
+            return f"a layer of {sizes}, {self.scheme}"
+        return f"a layer of {sizes} in groups of {self.group_size}, {self.bits} bits"
+
+
+class Unavailable(str):
+    """A refusal because of the machine, not the layer: a package or a hardware unit that the kernel needs is missing."""
+
+    __slots__ = ()
 
 
 @runtime_checkable
-class MatmulKernel(Protocol):
-    """A matrix product `x [M, K]` times a group-wise weight `[N, K]`, transposed.
-
-    Of the kernels that do not refuse a layer, the one with the highest `priority` is taken; `reference` refuses none.
-    """
+class Kernel(Protocol):
+    """What every kernel says about itself."""
 
     @property
     def name(self) -> str: ...
@@ -58,8 +86,16 @@ class MatmulKernel(Protocol):
     def priority(self) -> int: ...
 
     def refusal(self, shape: LinearShape, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Return why the kernel cannot take this layer with activations of `dtype` on `device`; None where it can."""
+        """Return why the kernel cannot run this layer with activations of `dtype` on `device`; None if it can.
+
+        An `Unavailable` means that it could run here if a package or a hardware unit were there.
+        """
         ...
+
+
+@runtime_checkable
+class MatmulKernel(Kernel, Protocol):
+    """A matrix product `x [M, K]` times a transposed group-wise int4 weight `[N, K]`: what the hook `vila_kernels` takes."""
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
         """Return the weight in the kernel's own layout, on `device`."""
@@ -70,12 +106,22 @@ class MatmulKernel(Protocol):
         ...
 
 
+class EightBitKernel(Kernel, Protocol):
+    """A product with an eight-bit weight that has one scale per output."""
+
+    def multiply(self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`x [M, K]`, `weight [N, K]`, `weight_scale [N, 1]` float32, `bias [N]` -> `[M, N]` in the dtype of `x`."""
+        ...
+
+
+AnyKernel = TypeVar("AnyKernel", bound=Kernel)
+
 _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 
 
 @contextmanager
 def forced(name: str | None) -> Generator[None]:
-    """Within the block, layers that are loaded take the kernel `name`, or fail. None: as usual.
+    """Within the block, loaded layers of the kernel's scheme run on the kernel `name`, or loading fails. None: no effect.
 
     with vila_quant.kernels.forced("reference"):
         model = vila_core.load("my-model-awq")
@@ -88,25 +134,91 @@ def forced(name: str | None) -> Generator[None]:
 
 
 def choose(shape: LinearShape, device: torch.device, dtype: torch.dtype) -> MatmulKernel:
-    """Return the kernel for a layer. Raises `ConfigError` where a forced kernel is unknown or refuses, or none can take it."""
-    name = _forced.get()
-    if name is not None:
-        kernel = cast("MatmulKernel", load_plugins().kernels.get(name))
-        reason = kernel.refusal(shape, device, dtype)
-        if reason is not None:
-            activations = f"activations in {str(dtype).removeprefix('torch.')}"
-            raise ConfigError(
-                f"The kernel '{name}' was asked for, but refuses {shape}, {activations}: {reason}. "
-                "Leave --kernel out, or ask for another (`vila-quant kernels` lists them)."
-            )
-        return kernel
-    fitting = [kernel for kernel in all_kernels() if kernel.refusal(shape, device, dtype) is None]
-    if not fitting:
-        raise ConfigError(f"No kernel takes {shape} on {device} in {dtype}. `vila-quant kernels` says why.")
-    return fitting[0]
+    """Return the kernel for an int4 layer.
+
+    Raises:
+        ConfigError: the forced kernel is unknown or refuses the layer, or no kernel can run it.
+    """
+    return _choose(all_kernels(), shape, device, dtype)
+
+
+def choose_eight_bit(shape: LinearShape, device: torch.device, dtype: torch.dtype) -> EightBitKernel:
+    """Return the kernel for an eight-bit layer. Raises `ConfigError` as `choose` does."""
+    return _choose(eight_bit_kernels(shape.scheme), shape, device, dtype)
+
+
+def kernels_for(scheme: Scheme) -> Sequence[Kernel]:
+    """Return the kernels for layers of a scheme, the highest priority first."""
+    return all_kernels() if scheme == "int4" else eight_bit_kernels(scheme)
 
 
 def all_kernels() -> list[MatmulKernel]:
-    """Return the registered kernels, the highest priority first."""
-    kernels = [cast("MatmulKernel", kernel) for kernel in load_plugins().kernels]
+    """Return the registered int4 kernels, the highest priority first."""
+    return _by_priority([cast("MatmulKernel", kernel) for kernel in load_plugins().kernels])
+
+
+def eight_bit_kernels(scheme: Scheme) -> list[EightBitKernel]:
+    """Return the kernels of an eight-bit scheme, the highest priority first."""
+    from vila_quant.kernels.builtin import EIGHT_BIT_KERNELS
+
+    return _by_priority(EIGHT_BIT_KERNELS[scheme])
+
+
+def scheme_of(name: str) -> Scheme:
+    """Return the scheme that the kernel `name` is for. Raises `ConfigError` for an unknown name."""
+    names = {kernel.name: scheme for scheme in SCHEMES for kernel in kernels_for(scheme)}
+    if name not in names:
+        raise ConfigError(unknown_name("kernel", name, list(names)))
+    return names[name]
+
+
+def warn_fallback(used: str, better: str, reason: str) -> None:
+    """Warn once that the kernel `used` runs instead of `better`."""
+    _warn_once(f"Kernel '{used}' runs instead of the faster '{better}': {reason}.")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+def _choose(kernels: Sequence[AnyKernel], shape: LinearShape, device: torch.device, dtype: torch.dtype) -> AnyKernel:
+    name = _forced.get()
+    if name is not None and scheme_of(name) == shape.scheme:
+        return _forced_kernel(name, kernels, shape, device, dtype)
+    better: list[tuple[str, str]] = []
+    for kernel in kernels:
+        reason = kernel.refusal(shape, device, dtype)
+        if reason is None:
+            _report_fallback(kernel, better, shape)
+            return kernel
+        better.append((kernel.name, reason))
+    raise ConfigError(f"No kernel takes {shape} on {device} in {dtype}. `vila-quant kernels` says why.")
+
+
+def _forced_kernel(
+    name: str, kernels: Sequence[AnyKernel], shape: LinearShape, device: torch.device, dtype: torch.dtype
+) -> AnyKernel:
+    kernel = next(kernel for kernel in kernels if kernel.name == name)
+    reason = kernel.refusal(shape, device, dtype)
+    if reason is not None:
+        activations = f"activations in {str(dtype).removeprefix('torch.')}"
+        raise ConfigError(
+            f"The kernel '{name}' was requested, but refuses {shape}, {activations}: {reason}. "
+            "Leave --kernel out, or request another (`vila-quant kernels` lists them)."
+        )
+    return kernel
+
+
+def _report_fallback(kernel: Kernel, better: Sequence[tuple[str, str]], shape: LinearShape) -> None:
+    """Warn if kernels before `kernel` are missing something, or if the slow reference is all that is left."""
+    missing = [(name, reason) for name, reason in better if isinstance(reason, Unavailable)]
+    if missing:
+        warn_fallback(kernel.name, missing[0][0], "; ".join(dict.fromkeys(reason for _, reason in missing)))
+    elif shape.scheme == "int4" and kernel.priority == LAST_RESORT and better:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in better)
+        _warn_once(f"The slow kernel '{kernel.name}' runs {shape}, since no other can ({reasons}).")
+
+
+def _by_priority(kernels: Sequence[AnyKernel]) -> list[AnyKernel]:
     return sorted(kernels, key=lambda kernel: (-kernel.priority, kernel.name))

@@ -10,7 +10,7 @@ from vila_core.language.decoder import RMSNorm
 from vila_quant.awq.moments import add_products
 from vila_quant.awq.ranges import search_ranges
 from vila_quant.awq.rounding import feedback, round_compensated
-from vila_quant.linears.int8 import quantize_rows
+from vila_quant.kernels.int8 import quantize_rows
 from vila_quant.packing.groupwise import GroupwiseWeight
 from vila_quant.quantizing.blocks import gemm_tensors
 from vila_quant.quantizing.plan import HEAD

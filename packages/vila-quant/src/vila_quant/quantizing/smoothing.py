@@ -24,8 +24,9 @@ from vila_core.towers.intern_vit import InternVitLayer
 from vila_core.towers.radio import RadioBlock
 from vila_core.towers.vit import EncoderLayer, VisionTower
 from vila_quant.errors import QuantizationError
-from vila_quant.linears.fp8 import Fp8Linear, quantize_rows_fp8
-from vila_quant.linears.int8 import Int8Linear, quantize_rows
+from vila_quant.kernels.fp8 import quantize_rows_fp8
+from vila_quant.kernels.int8 import quantize_rows
+from vila_quant.linears.eight_bit_linear import EightBitLinear
 
 TowerMode = Literal["int8", "fp8"]
 Alpha = float | Literal["search"]
@@ -152,17 +153,13 @@ def smoothing_scales(maxima: Tensor, weights: Sequence[Tensor], alpha: float) ->
     return (maxima.pow(alpha) / largest.pow(1 - alpha)).clamp(min=SMALLEST)
 
 
-def quantize_linear(linear: nn.Linear, mode: TowerMode, scales: Tensor | None = None) -> Int8Linear | Fp8Linear:
+def quantize_linear(linear: nn.Linear, mode: TowerMode, scales: Tensor | None = None) -> EightBitLinear:
     """Return the linear with weights and activations in eight bits; its input is to be divided by `scales [K]` before it."""
     weight = linear.weight.float()
     weight = weight if scales is None else weight * scales
     has_bias = linear.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
-    if mode == "int8":
-        module = Int8Linear(*weight.shape, bias=has_bias, quantize_activations=True)
-        module.weight, module.weight_scale = quantize_rows(weight)
-    else:
-        module = Fp8Linear(*weight.shape, bias=has_bias)
-        module.weight, module.weight_scale = quantize_rows_fp8(weight)
+    module = EightBitLinear("w8a8" if mode == "int8" else "fp8", *weight.shape, bias=has_bias)
+    module.weight, module.weight_scale = quantize_rows(weight) if mode == "int8" else quantize_rows_fp8(weight)
     module.bias = linear.bias
     module.reset_buffers(weight.device, linear.weight.dtype)
     return module
