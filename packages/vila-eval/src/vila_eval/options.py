@@ -1,4 +1,4 @@
-"""What a user decides about a run, as the command line or a script gives it."""
+"""Options of a run, set on the command line or in a script."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,12 @@ from vila_eval.task import Task
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model answers, and how it is loaded; see `vila_core.load`.
+    """The model that answers, and how to load it; see `vila_core.load`.
 
     Attributes:
         path: folder or hub id; None is the embedded model.
-        name: of the results folder; None: the last part of the path, or of the adapter's.
-        max_tiles: most tiles of an image; None: the model's own.
+        name: name of the results folder; None: the last part of the model's or the adapter's path.
+        max_tiles: maximum number of tiles per image; None: the model's default.
     """
 
     path: str | None = None
@@ -36,12 +36,12 @@ class JudgeOptions:
 
     Attributes:
         base_url: such as "https://api.openai.com/v1".
-        api_key: None where the endpoint needs none.
-        model: instead of the one that each benchmark pins.
-        concurrency: requests at a time.
-        retries: further attempts after a failure, with growing pauses.
-        timeout_s: of one request.
-        prices: US dollars a million prompt tokens and a million completion tokens, for the estimate of the cost.
+        api_key: None if the endpoint needs no key.
+        model: replaces the model that the benchmark specifies.
+        concurrency: number of concurrent requests.
+        retries: attempts after a failure, with growing pauses.
+        timeout_s: limit for one request.
+        prices: US dollars per million prompt tokens and per million completion tokens, to estimate the cost.
     """
 
     base_url: str
@@ -59,13 +59,13 @@ class RunOptions:
 
     Attributes:
         output_dir: results are written to `output_dir/<model>/<task>`.
-        data: where datasets are looked for.
-        limit: rows of each task; None: all.
+        data: where to look for datasets.
+        limit: number of rows per task; None: all.
         batch_size: prompts answered together. It changes the speed, not the answers.
-        workers: processes that answer, one a GPU where there are GPUs.
+        workers: number of worker processes, one per GPU if there are GPUs.
         phase: "all"; "predict" stops before scoring; "score" scores stored answers, without the model and the data.
-        force: start anew where the folder holds results of another model, task version, data or settings.
-        judge: None where there is none: judged tasks keep their answers and say that they wait for a judge.
+        force: start over if the folder holds results of another model, task version, data or settings.
+        judge: None if there is no judge: judged tasks then keep their answers and wait for a judge.
         ray: run the workers as Ray tasks.
     """
 
@@ -82,7 +82,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Rank:
-    """Which of several processes this is, as `torchrun` numbers them: `rank` of `world_size`, `local_rank` on its machine."""
+    """The number of this process among several, as in `torchrun`; `local_rank` counts per machine."""
 
     rank: int
     world_size: int
@@ -91,9 +91,9 @@ class Rank:
 
 @dataclass(frozen=True)
 class Planned:
-    """A task to run, with the frames of its videos decided.
+    """A task to run, with the number of video frames.
 
-    `folder` is the results folder below the model's: the task's name, with "-<frames>" where the user asked for several.
+    `folder` is its results folder below the model's: the task's name, with "-<frames>" if the user asked for several.
     """
 
     task: Task
@@ -103,9 +103,9 @@ class Planned:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What became of a planned task: a result, or the message of the `VilaError` that stopped it. One does not stop the others.
+    """The outcome of a planned task: a result, or the message of the `VilaError` that stopped it.
 
-    `waiting` says what a task without result waits for ("a judge", "scoring"), where that is no error.
+    `waiting` says what a task without a result is waiting for ("a judge", "scoring"), if that is not an error.
     """
 
     planned: Planned

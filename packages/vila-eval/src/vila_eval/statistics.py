@@ -1,6 +1,6 @@
-"""Means with standard errors, plain and clustered, and the paired comparison of two runs (Miller 2024, "Adding Error Bars to Evals").
+"""Means with plain or clustered standard errors, and paired comparison of two runs.
 
-n samples, C clusters (questions about one picture, say).
+Miller 2024, "Adding Error Bars to Evals". n samples, C clusters (such as the questions about one picture).
 """
 
 import math
@@ -22,12 +22,12 @@ class Estimate:
 def estimate(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
     """Return the mean of `values` with its standard error.
 
-    Without clusters the samples count as independent: sqrt(s² / n), s² with n − 1. With clusters the deviations of a cluster add
-    up before they are squared (the sandwich estimator, equation 4): samples about one picture then count as what they are.
-    A single sample has an unknown error, written as NaN.
+    Without clusters, samples are independent: sqrt(s² / n), with n − 1 in s². With clusters, the deviations within a
+    cluster are summed before squaring (the sandwich estimator, equation 4), since samples about one picture are
+    correlated. The error of a single sample is unknown: NaN.
 
     Raises:
-        ConfigError: there are no values, or not one cluster a value.
+        ConfigError: there are no values, or not one cluster per value.
     """
     n = len(values)
     if n == 0:
@@ -61,8 +61,8 @@ class Comparison:
 def compare(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Comparison:
     """Compare two runs sample by sample: the error of the difference is smaller than that of two separate means.
 
-    The p-value takes the difference over its standard error as normal; where all differences are equal it is 1 for no difference
-    and 0 for some.
+    The p-value assumes that the difference over its standard error is normal. If all differences are equal, it is 1 for
+    a difference of zero and 0 otherwise.
 
     Raises:
         ConfigError: the runs are not of the same samples.

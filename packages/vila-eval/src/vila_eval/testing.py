@@ -34,12 +34,12 @@ def check_task(task: Task, answer: Callable[[Question], str] | None = None, limi
         limit: rows to take.
 
     Returns:
-        The measures; empty for a judged metric or a task without one (then its submission file is written, if it has one).
+        The measures; empty for a judged metric, or without a metric. The submission file, if any, is made too.
 
     Raises:
         VilaError: the source has other columns, a medium cannot be decoded, or the metric refuses a question.
-        ConfigError: ids are not unique, a row is asked in two ways, a question does not survive being stored, or scores have
-            different names.
+        ConfigError: ids are not unique, asking a row twice gives different questions, a question cannot be stored, or
+            scores have different names.
     """
     with tempfile.TemporaryDirectory() as cache:
         rows = task.source.open(DataOptions(cache=Path(cache), fixtures=True))
@@ -69,7 +69,8 @@ def _check_asked_again(task: Task, first: Sequence[Question], second: Sequence[Q
 
     if texts(first) != texts(second):
         raise ConfigError(
-            f"Task '{task.name}' asks a row in two ways, {texts(first)} and {texts(second)}: a run could not be resumed."
+            f"Task '{task.name}' asks a row in two ways, {texts(first)} and {texts(second)}: "
+            "a run could not be resumed."
         )
 
 
@@ -113,7 +114,8 @@ def _measures(task: Task, metric: AnyMetric | None, records: Sequence[SampleReco
     for score in (*scores, *(metric.score("", record.question) for record in records)):
         if set(score.values) != set(scores[0].values):
             raise ConfigError(
-                f"Metric '{metric.name}' gives scores of different names: {set(score.values)} and {set(scores[0].values)}."
+                f"Metric '{metric.name}' gives scores of different names: "
+                f"{set(score.values)} and {set(scores[0].values)}."
             )
     return metric.summarize(
         [Scored(record.question, record.answer, score) for record, score in zip(records, scores, strict=True)]

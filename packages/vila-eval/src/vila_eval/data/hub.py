@@ -1,4 +1,4 @@
-"""A dataset repository on the hub, or a copy of one in a folder: its tables, and its media unpacked."""
+"""A dataset repository on the hub, or a copy of it in a folder: reading its tables and unpacking its media."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from vila_eval.data.sources import DataOptions, HubDataset
 
 FIXTURE_REVISION = "fixture"
-"""The revision that results of a miniature carry, so that they are never taken for real ones."""
+"""Revision recorded for miniatures, so that their results are never mistaken for real ones."""
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it is read: a folder with a copy, or (`folder` None) the hub's at `revision`."""
+    """A repository to read: a copy in `folder`, or the hub's at `revision` if `folder` is None."""
 
     name: str
     revision: str
@@ -37,7 +37,7 @@ class Repository:
     options: DataOptions
 
     def read(self, source: HubDataset, config: str | None) -> Dataset:
-        """Return one configuration of one split, images and videos not decoded. Raises `DataError`."""
+        """Return one configuration of one split, without decoding images and videos. Raises `DataError`."""
         import datasets
 
         if self.folder is not None:
@@ -57,10 +57,10 @@ class Repository:
         except Exception as error:
             raise DataError(_explain(self, source, config, error)) from error
         assert isinstance(table, datasets.Dataset), type(table)
-        return table.with_format("arrow")  # rows as they are stored: images and videos stay encoded
+        return table.with_format("arrow")  # rows as stored, with images and videos encoded
 
     def media(self, patterns: Sequence[str]) -> Path | None:
-        """Return the folder that relative paths of rows start from: loose files as they are, archives unpacked."""
+        """Return the folder that relative media paths start from, with archives unpacked."""
         if not patterns:
             return self.folder
         folder = self._download(patterns) if self.folder is None else self.folder
@@ -101,11 +101,14 @@ class Repository:
         return Path(path)
 
 
-_ADVICE = "Download it elsewhere with `hf download --repo-type dataset {0}` and name the copy's folder with --data DIR (DIR/{0})."
+_ADVICE = (
+    "Download it elsewhere with `hf download --repo-type dataset {0}` "
+    "and give its location with --data DIR (the copy is DIR/{0})."
+)
 
 
 def open_repository(source: HubDataset, options: DataOptions) -> Repository:
-    """Find the repository of `source`: its miniature, a copy, or the hub. Raises `DataError`."""
+    """Return the repository of `source`: its miniature, a local copy, or the hub. Raises `DataError`."""
     name = source.repository
     if options.fixtures:
         folder = write_fixture(name, source.fixture, options)
@@ -119,13 +122,14 @@ def open_repository(source: HubDataset, options: DataOptions) -> Repository:
         return Repository(name, _digest_of_names(folder), folder, options)
     if source.media_from is not None:
         raise DataError(
-            f"{name} does not hold its media. Get them from {source.media_from}. {_ADVICE.format(name)} Put them into it."
+            f"{name} does not contain its media. Get them from {source.media_from}. "
+            f"{_ADVICE.format(name)} Put them into it."
         )
     return Repository(name, _resolve_commit(source, options), None, options)
 
 
 def write_fixture(name: str, fixture: Callable[[Path], None] | None, options: DataOptions) -> Path:
-    """Return the folder of a source's miniature, written once a process. Raises `DataError` where it has none."""
+    """Return the folder of a source's miniature, written once per process. Raises `DataError` if it has none."""
     if fixture is None:
         raise DataError(f"{name} has no miniature; leave --fixtures out, or give the source's `fixture`.")
     folder = _fixtures_folder(options.cache, os.getpid()) / "repositories" / name
@@ -137,9 +141,9 @@ def write_fixture(name: str, fixture: Callable[[Path], None] | None, options: Da
 
 @functools.cache
 def _fixtures_folder(cache: Path, process: int) -> Path:
-    """Return the folder for a process's miniatures and all that is made of them. It goes when the process ends."""
+    """Return the folder for a process's miniatures and their caches. It is removed when the process ends."""
     folder = cache / "fixtures" / str(process)
-    shutil.rmtree(folder, ignore_errors=True)  # left by one of this number that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed process with this id
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
@@ -179,7 +183,7 @@ def _explain(repository: Repository, source: HubDataset, config: str | None, err
 
 
 def unpack(archives: Sequence[Path], target: Path) -> None:
-    """Unpack zip and tar archives, parts joined, to the new folder `target`: whole or not at all. Raises `DataError`."""
+    """Unpack zip and tar archives (joining parts) into the new folder `target`, atomically. Raises `DataError`."""
     with _written_whole(target) as unfinished:
         for name, parts in _joined(archives).items():
             try:
@@ -223,7 +227,7 @@ def _concatenated(parts: Sequence[Path], scratch: Path) -> Generator[BinaryIO]:
 
 @contextmanager
 def _written_whole(folder: Path) -> Generator[Path]:
-    """Yield a folder to fill that becomes `folder` when all went well, and is removed when not."""
+    """Yield a temporary folder that is renamed to `folder` on success and removed on failure."""
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""A dataset that keeps its questions in one configuration and its pictures in another, as GQA does."""
+"""A dataset with its questions in one configuration and its pictures in another, like GQA."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class JoinedDataset:
     """The rows of `questions`, each with the column "image" of the row of `pictures` that it names.
 
     Attributes:
-        questions: one row a question.
-        pictures: one row a picture, with the columns "id" and "image".
+        questions: one row per question.
+        pictures: one row per picture, with the columns "id" and "image".
         key: the column of `questions` that holds a picture's "id".
     """
 
@@ -37,7 +37,7 @@ class JoinedDataset:
 
 
 class JoinedRows:
-    """The rows; pictures are looked up when a row is asked for."""
+    """The joined rows. Pictures are looked up on access."""
 
     def __init__(self, questions: Rows, pictures: Rows, source: JoinedDataset):
         self._questions, self._pictures, self._source = questions, pictures, source
@@ -55,7 +55,7 @@ class JoinedRows:
         name = row[self._source.key]
         if name not in self._index_of:
             raise DataError(
-                f"Row {index} of {self._source.description} names the picture '{name}', which the dataset does not have."
+                f"Row {index} of {self._source.description} names the picture '{name}', which is not in the dataset."
             )
         return {**row, "image": self._pictures[self._index_of[name]]["image"]}
 

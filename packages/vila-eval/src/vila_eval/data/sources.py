@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where datasets are looked for.
+    """Where to look for datasets.
 
     Attributes:
-        mirror: a folder with copies of hub repositories, as `<owner>/<name>/…`; nothing is downloaded then.
-        fixtures: use each source's miniature instead of the real data.
+        mirror: a folder with copies of hub repositories, as `<owner>/<name>/…`. With it, nothing is downloaded.
+        fixtures: use each source's miniature dataset instead of the real data.
         cache: folder for downloads, unpacked media and miniatures.
         offline: use only what is in the hub's cache.
         token: access token for gated datasets.
@@ -48,7 +48,7 @@ class Rows(Protocol):
 
     @property
     def origin(self) -> Mapping[str, str]:
-        """What identifies the data, for the results: repository, split, revision, …"""
+        """Identifies the data in the results: repository, split, revision, …"""
         ...
 
     def __len__(self) -> int: ...
@@ -56,12 +56,15 @@ class Rows(Protocol):
     def __getitem__(self, index: int) -> Row: ...
 
     def locate(self, path: str) -> Path:
-        """Return where a file that a row names is. It may be missing: opening it tells."""
+        """Return the path of a file that a row names. The file need not exist."""
         ...
 
 
 class Source(Protocol):
-    """Where a task's rows are. Workers open it for themselves: it must be picklable unless a plugin registers its task."""
+    """Where a task's rows come from.
+
+    Every worker opens the source, so it must be picklable unless a plugin registers its task.
+    """
 
     @property
     def description(self) -> str:
@@ -69,7 +72,7 @@ class Source(Protocol):
         ...
 
     def open(self, options: DataOptions) -> Rows:
-        """Fetch and check. Raises `DataError`: missing, unreadable, or other columns than expected."""
+        """Fetch and check the data. Raises `DataError` if it is missing, unreadable, or lacks expected columns."""
         ...
 
 
@@ -79,16 +82,16 @@ class HubDataset:
 
     Attributes:
         repository: owner and name.
-        split: as the repository calls it.
-        columns: the columns that the task reads, each with a word on what it holds. Others may be there.
-        config: one configuration, or several one after the other; a row of several has a column "config".
+        split: the split's name in the repository.
+        columns: the columns that the task reads, each with its type or a description. Other columns are ignored.
+        config: one configuration, or several to concatenate; their rows then have a column "config".
         revision: branch, tag or commit; the commit that was read is recorded.
-        archives: patterns of the files in the repository that hold media, such as "videos/*.zip" or "*.tar"; they are unpacked once,
-            and parts ("videos.tar.part.aa", "videos.tar.part.ab") are joined. Loose media files are named by patterns too.
-        data_files: pattern of the files with the rows, where the repository has no configurations.
+        archives: patterns of the repository's media files, such as "videos/*.zip" or "*.tar". Archives are unpacked
+            once, and parts ("videos.tar.part.aa", "videos.tar.part.ab") are joined.
+        data_files: pattern of the files with the rows, if the repository has no configurations.
         fixture: writes a miniature of the repository, in its real schema, to a folder (see `vila_eval.fixtures`).
-        media_from: where users get the media that rows name, if the repository does not hold them. They belong to a copy of the
-            repository, below its folder, so that `--data` is needed.
+        media_from: where users get the media, if the repository does not hold them. They go into the folder of a copy
+            of the repository, so `--data` is required.
     """
 
     repository: str
@@ -131,12 +134,12 @@ class LocalFiles:
     """Rows of a JSON (a list of objects), JSONL or CSV file.
 
     Attributes:
-        path: of the file. With `--data DIR` a relative one starts from DIR.
-        columns: the columns that the task reads, each with a word on what it holds.
-        media: the folder of images and videos that rows name by relative paths; None: the file's own.
-        fixture: writes a miniature to a folder, the file in it by its name, media beside it. None: a file that is there (one that comes
-            with its plugin, say) is read with `--fixtures` too.
-        obtain: where users get the file and its media, for the message when it is not there.
+        path: the file's path; with `--data DIR`, relative paths start at DIR.
+        columns: the columns that the task reads, each with its type or a description.
+        media: the folder that relative paths of images and videos start from; None: the file's folder.
+        fixture: writes a miniature to a folder: the file under its own name, with media beside it. None: `--fixtures`
+            reads the file itself, if it exists (because it comes with its plugin, for example).
+        obtain: where users get the file and its media, for the error message if it is missing.
     """
 
     path: Path | str
@@ -190,20 +193,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def check_columns(description: str, expected: Mapping[str, str], found: Iterable[str]) -> None:
-    """Raise `DataError` where a column is missing, naming all expected and all found."""
+    """Raise `DataError` if a column is missing, naming the expected and the found columns."""
     found = list(found)
     if missing := [name for name in expected if name not in found]:
         raise DataError(
             f"{description} has no column {', '.join(repr(name) for name in missing)}. "
-            f"Expected: {', '.join(expected)}. Found: {', '.join(found)}. The dataset may have changed: pin an older revision."
+            f"Expected: {', '.join(expected)}. Found: {', '.join(found)}. "
+            "The dataset may have changed: pin an older revision."
         )
 
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """The media files of a dataset, found by relative path, or by the end of one where the folders differ.
+    """A dataset's media files, found by relative path, or by the end of the path if the folders differ.
 
-    A video is also found as a file of another kind: ActivityNet's, which rows name without a suffix, are MP4, MKV and WebM.
+    Videos are also found with another suffix: ActivityNet's rows name MP4, MKV and WebM files without a suffix.
     """
 
     root: Path | None
@@ -259,7 +263,7 @@ class _List:
         return self.rows[index]
 
     def locate(self, path: str) -> Path:
-        # Who writes a file of rows may name any file of the machine by its whole path. VNBench's begin with "/" below the dataset.
+        # The author of a local file may use absolute paths. VNBench's paths start with "/" but are relative.
         return Path(path) if Path(path).is_absolute() and Path(path).exists() else self._media.locate(path)
 
 

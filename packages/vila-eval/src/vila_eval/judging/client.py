@@ -1,7 +1,7 @@
-"""Asks a judge: one chat completion from an OpenAI-compatible endpoint (`POST <base_url>/chat/completions`).
+"""Client for a judge: one chat completion from an OpenAI-compatible endpoint (`POST <base_url>/chat/completions`).
 
-What it gets is untrusted: the size and the time of a reply are bounded, and it is taken as text. The key goes nowhere but into
-the request's header; it is struck out of replies and of error messages, in case the endpoint echoes it.
+Replies are untrusted: their size and time are limited, and they are treated as text. The key is only sent in the
+request's header, and it is removed from replies and error messages in case the endpoint echoes it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import httpx2
 
 MAX_REPLY_BYTES = 4 * 2**20
-"""Longest response that is read: a verdict has a few hundred bytes, one that reasons first some kilobytes."""
+"""Size limit of a response. A verdict has a few hundred bytes, or some kilobytes with reasoning."""
 
 MAX_WAIT_S = 600.0
-"""Longest wait that an endpoint may ask for (Retry-After); beyond it judging stops, to be resumed later."""
+"""Longest accepted Retry-After. Beyond it judging stops and can be resumed later."""
 
 RETRIED = frozenset({408, 409, 429})
-"""Statuses after which the same request may succeed; so may all from 500 on."""
+"""Statuses after which a retry may succeed, like all from 500 on."""
 
 STOPPING = {
     401: "refuses the API key",
@@ -38,15 +38,15 @@ STOPPING = {
     404: "knows no such address or model",
     405: "takes no chat completions at this address",
 }
-"""Statuses that every further request would meet too."""
+"""Statuses that every other request would get too."""
 
 SHARED_PARAMETERS = ("model", "max_tokens", "temperature")
-"""What all requests of a run have in common: an endpoint that refuses one of them refuses every request."""
+"""Parameters shared by all requests of a run: if the endpoint rejects one, it rejects every request."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge replied, with the endpoint's own name of the model, and the tokens that it counted."""
+    """A judge's reply, with the endpoint's name of the model and its token counts."""
 
     text: str
     served_model: str | None
@@ -55,7 +55,7 @@ class Reply:
 
 
 class FailedRequestError(Exception):
-    """One request came to nothing, others may not.
+    """One request failed; others may succeed.
 
     Attributes:
         retry: whether the same request may succeed later.
@@ -69,7 +69,7 @@ class FailedRequestError(Exception):
 
 
 class JudgeClient:
-    """Connections to one endpoint, for any number of threads. Use it in a `with` block.
+    """Connections to one endpoint. Thread-safe; use it in a `with` block.
 
     Raises:
         JudgeError: the address or the key cannot be used.
@@ -121,7 +121,7 @@ class JudgeClient:
         return self._reply(content)
 
     def _read(self, response: httpx2.Response) -> str:
-        """Return the body. Each piece of a slow reply is in time for httpx, so the whole is timed here."""
+        """Return the body. httpx limits the time of each chunk, so the total is limited here."""
         deadline = time.monotonic() + self._timeout_s
         content = bytearray()
         for piece in response.iter_bytes():
@@ -133,13 +133,14 @@ class JudgeClient:
         return content.decode("utf-8", errors="replace")
 
     def _refusal(self, response: httpx2.Response, content: str, model: str) -> FailedRequestError | JudgeError:
-        """Tell whether this request failed, or all would."""
+        """Return the error to raise: for this request, or for all requests."""
         status, error = response.status_code, _error_of(content)
         said = self._clean(f"HTTP {status}: {error.get('message') or content.strip() or response.reason_phrase}")[:500]
         advice = "Replies so far are kept: run again when that is mended."
         if status < 400:
             return JudgeError(
-                f"The judge at {self._place} answers with a redirect (HTTP {status}). Give the address that it leads to."
+                f"The judge at {self._place} answers with a redirect (HTTP {status}). "
+                "Give the address that it leads to."
             )
         if status in STOPPING:
             return JudgeError(f"The judge at {self._place} {STOPPING[status]} (model '{model}'). {said} {advice}")
@@ -147,7 +148,8 @@ class JudgeClient:
             return JudgeError(f"The quota at {self._place} is used up. {said} {advice}")
         if status == 400 and error.get("param") in SHARED_PARAMETERS:
             return JudgeError(
-                f"The model '{model}' at {self._place} cannot be used as a judge. {said} Name another with --judge-model."
+                f"The model '{model}' at {self._place} cannot be used as a judge. {said} "
+                "Name another with --judge-model."
             )
         wait_s = _retry_after(response.headers.get("retry-after"))
         if wait_s > MAX_WAIT_S:
@@ -170,7 +172,7 @@ class JudgeClient:
         return Reply(self._clean(text), self._clean(served) if isinstance(served, str) else None, tokens[0], tokens[1])
 
     def _clean(self, text: str) -> str:
-        """Strike the key out, and what cannot be written as UTF-8 (a lone half of a surrogate pair)."""
+        """Remove the key, and characters that UTF-8 cannot encode (lone surrogates)."""
         text = text.encode("utf-8", errors="replace").decode()
         return text.replace(self._key, "[the API key]") if self._key else text
 
@@ -191,7 +193,7 @@ def _usable_address(options: JudgeOptions) -> str:
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable, parts = False, urlsplit("")
-    # An address with a password or a query might hold a secret, and addresses are shown in messages.
+    # Messages show the address, and a password or query in it may be secret.
     if not usable or "@" in url or "?" in url or "#" in url:
         raise JudgeError(
             "The judge's address cannot be used. Expected one such as https://api.openai.com/v1 or http://localhost:8000/v1."
@@ -206,7 +208,7 @@ def _usable_address(options: JudgeOptions) -> str:
 
 
 def _error_of(content: str) -> Mapping[str, Any]:
-    """Return the object "error" of an OpenAI-style body; empty where there is none."""
+    """Return the object "error" of an OpenAI-style body, or an empty one."""
     try:
         body: object = json.loads(content)
     except (ValueError, RecursionError):

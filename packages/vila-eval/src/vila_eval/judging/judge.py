@@ -1,8 +1,8 @@
-"""Has a judge score answers: asks, reads the verdicts, and keeps every exchange.
+"""Scoring answers with a judge: send requests, read the verdicts, keep every exchange.
 
-Each exchange is appended to `judge.jsonl` as soon as it is over. A later run takes the replies from there, so that scoring again
-sends nothing and gives the same scores. A sample without a verdict gets a `judge_error` and is asked about again by the next run.
-A sample that failed is judged on the empty answer, as the benchmark would judge a model that says nothing.
+Each exchange is appended to `judge.jsonl` when it ends. Later runs reuse the replies, so scoring again sends nothing and
+gives the same scores. A sample without a verdict gets a `judge_error`, and the next run asks about it again. A failed
+sample is judged as an empty answer, as the benchmark would judge a model that says nothing.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from vila_eval.task import Question, plugin_errors
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 CHARACTERS_A_TOKEN = 4
-"""Of English text, roughly: for the estimate before a run."""
+"""A rough figure for English text, used for estimates before a run."""
 
 
 def judge_model(metric: JudgedMetric, options: JudgeOptions) -> str:
-    """Return the model that judges: the user's, or the one that the benchmark pins."""
+    """Return the judge model: the user's choice, or the one that the benchmark specifies."""
     return options.model or metric.judge_model
 
 
 def judge_samples(
     metric: JudgedMetric, samples: Sequence[SampleRecord], folder: Path, options: JudgeOptions, progress: Progress
 ) -> list[SampleRecord]:
-    """Return the samples, in their order, with `values` or with `judge_error`; write `judge.jsonl` and `judge.json` to `folder`.
+    """Return the samples, in order, with `values` or `judge_error`; write `judge.jsonl` and `judge.json` to `folder`.
 
     Raises:
-        JudgeError: nothing can be judged (bad address or key, unknown model, no quota, no connection). Replies so far are kept.
+        JudgeError: nothing can be judged (bad address or key, unknown model, no quota, no connection). Replies that
+            arrived are kept.
         ResultsError: `judge.jsonl` is damaged.
-        ConfigError: the metric refuses a question.
-        PluginError: the metric fails: the message says where.
+        ConfigError: the metric rejects a question.
+        PluginError: the metric fails; the message says where.
     """
     model = judge_model(metric, options)
     answered = [sample.answered for sample in samples]
@@ -63,7 +64,7 @@ def judge_samples(
                     judged[futures[future]] = future.result()
                     progress.advance(1)
             except BaseException:
-                # Replies under way are waited for and kept, since they are paid for; nothing more is sent.
+                # Pending replies are paid for, so wait for them and keep them; send nothing more.
                 judging.stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -77,7 +78,7 @@ def judge_samples(
 
 
 def judged_questions(metric: JudgedMetric, samples: Sequence[Answered]) -> list[Question]:
-    """Return the question of each sample, with what the judge must see of other samples.
+    """Return the question of each sample, with what the judge must see of the other samples.
 
     Raises:
         ConfigError: the metric refuses a question.
@@ -91,7 +92,7 @@ def judged_questions(metric: JudgedMetric, samples: Sequence[Answered]) -> list[
 
 
 def requests_about(metric: JudgedMetric, answer: str, question: Question) -> Sequence[JudgeRequest]:
-    """Return what a metric asks about one answer. Raises `PluginError` where it fails."""
+    """Return a metric's requests about one answer. Raises `PluginError` if the metric fails."""
     with plugin_errors(f"Metric '{metric.name}' cannot ask about sample '{question.id}'"):
         return metric.requests(answer, question)
 
@@ -120,7 +121,7 @@ class _Judging:
                 try:
                     score = self._read(whole, sample.answer, question)
                 except ValueError as error:
-                    # Which of several replies has no verdict is not known, so all are asked for again.
+                    # It is unknown which reply has no verdict, so ask for all of them again.
                     problem, refused = f"No verdict in the reply: {error}", refused + 1
                     replies = [None for _ in requests]
                 else:
@@ -151,7 +152,7 @@ class _Judging:
 
     def _ask(self, sample_id: str, number: int, attempt: int, request: JudgeRequest, refused: int) -> str:
         self._pause(0)
-        # At temperature 0 a judge would say the same again; MM-Vet's own script raises the temperature by 0.5 too.
+        # At temperature 0 the judge would repeat itself; MM-Vet's own script also raises the temperature by 0.5.
         temperature = request.temperature if refused == 0 else min(1.0, request.temperature + 0.5 * refused)
         record = JudgeRecord(
             id=sample_id,
@@ -202,7 +203,7 @@ class _Judging:
 
 
 def backoff_s(attempt: int, name: str) -> float:
-    """Return the pause after a failed attempt: 1, 2, 4 … 60 s, less up to a half that the name determines, so that not all come at once."""
+    """Return the pause after a failed attempt: 1, 2, 4 … 60 s, minus up to half, depending on the name, as jitter."""
     jitter = int.from_bytes(hashlib.sha256(f"{name} {attempt}".encode()).digest()[:4]) / 2**32
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * (1 - jitter / 2)
 
@@ -211,20 +212,20 @@ def backoff_s(attempt: int, name: str) -> float:
 
 
 def estimate_cost(prompt_tokens: int, completion_tokens: int, prices: tuple[float, float] | None) -> float | None:
-    """Return US dollars for tokens at `prices` (dollars a million prompt tokens, and completion tokens); None without prices."""
+    """Return the cost in US dollars; `prices` are per million prompt and completion tokens. None without prices."""
     return None if prices is None else (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6
 
 
 @dataclass(frozen=True)
 class JudgeEstimate:
-    """What judging will take at most, as far as can be told before; attempts beyond the first are not foreseen.
+    """An estimate of what judging will cost at most, not counting repeated attempts.
 
     Attributes:
         model: the judge.
-        requests: still to be sent; replies that are stored are not asked for again.
-        prompt_tokens: of them, at four characters a token.
-        completion_tokens: if every reply is as long as it may be.
-        dollars: at the user's prices; None without.
+        requests: requests to send; stored replies are reused.
+        prompt_tokens: their tokens, at four characters per token.
+        completion_tokens: if every reply has the maximum length.
+        dollars: at the user's prices; None without prices.
     """
 
     model: str
@@ -244,14 +245,14 @@ class JudgeEstimate:
 def estimate_judging(
     metric: JudgedMetric, samples: Sequence[Answered], folder: Path, model: str, prices: tuple[float, float] | None
 ) -> JudgeEstimate:
-    """Estimate what judging answers will take; nothing is sent.
+    """Estimate the cost of judging. Sends nothing.
 
     Args:
-        metric: the task's.
-        samples: all of them.
-        folder: of the task's results, where replies may be stored.
+        metric: the task's metric.
+        samples: all samples.
+        folder: the task's results folder, which may hold replies.
         model: the judge.
-        prices: US dollars a million prompt tokens, and completion tokens.
+        prices: US dollars per million prompt tokens and per million completion tokens.
 
     Raises:
         ConfigError: the metric refuses a question.

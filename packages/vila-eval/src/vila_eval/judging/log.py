@@ -1,4 +1,4 @@
-"""The exchanges with judges of one task: `judge.jsonl`, appended to as they come, and looked up by later runs."""
+"""One task's exchanges with judges: `judge.jsonl`, appended during a run and looked up by later runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Key = tuple[str, int, str, str]
 
 @dataclass
 class Usage:
-    """What the exchanges with one model add up to."""
+    """Totals of the exchanges with one model."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -31,7 +31,7 @@ class Usage:
 class JudgeLog:
     """All exchanges. Use it in a `with` block; any thread may append.
 
-    The last reply to a request is the one that counts: earlier ones had no verdict, or they would not have been followed by another.
+    The last reply to a request counts: earlier ones had no verdict, or the judge would not have been asked again.
 
     Raises:
         ResultsError: the file is damaged, or cannot be written.
@@ -54,15 +54,15 @@ class JudgeLog:
             self._file.close()
 
     def reply(self, sample_id: str, request: int, model: str, messages: Sequence[Mapping[str, object]]) -> str | None:
-        """Return what this model replied to these messages; None where it has not been asked, or did not reply."""
+        """Return the model's reply to these messages; None if it was not asked or did not reply."""
         return self._replies.get(_key(sample_id, request, model, messages))
 
     def usage(self, model: str) -> Usage:
-        """Return what the exchanges with a model add up to."""
+        """Return the totals of the exchanges with a model."""
         return self._usage[model]
 
     def append(self, record: JudgeRecord) -> None:
-        """Add an exchange, and return when it is on the disk."""
+        """Append an exchange; it is on disk when this returns."""
         with self._lock:
             try:
                 if self._file is None:

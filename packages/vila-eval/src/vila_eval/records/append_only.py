@@ -1,4 +1,4 @@
-"""Files of lines that are only appended to: what has been appended is on the disk, and what a crash cut is taken away."""
+"""Append-only files of lines: appended lines are on disk, and a line cut off by a crash is removed."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ BLOCK = 65536
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Open a file, made with its folder where it is not there, to append whole lines to it. Raises `OSError`."""
+    """Open a file for appending lines; create it and its folder if needed. Raises `OSError`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+b")
     cut_torn_line(file)
@@ -16,7 +16,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def cut_torn_line(file: BinaryIO) -> None:
-    """Cut what a crash left of an unfinished write: what follows the last end of line. Appending goes on from there."""
+    """Truncate the file after its last line end, removing what an interrupted write left."""
     end = position = file.seek(0, os.SEEK_END)
     while position > 0:
         start = max(0, position - BLOCK)
@@ -32,7 +32,7 @@ def cut_torn_line(file: BinaryIO) -> None:
 
 
 def append_lines(file: BinaryIO, text: str) -> None:
-    """Append lines in one write, as UTF-8; when this returns, they are on the disk. Raises `OSError`."""
+    """Append lines in one write, as UTF-8; they are on disk when this returns. Raises `OSError`."""
     assert text.endswith("\n"), "a line without its end is taken for a torn one"
     file.write(text.encode())
     file.flush()

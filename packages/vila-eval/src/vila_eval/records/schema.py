@@ -1,4 +1,4 @@
-"""The records that a run writes: one per sample, and the result of each task. `vila_eval.records.storage` writes them."""
+"""The records that a run writes: one per sample, and the result of each task."""
 
 from __future__ import annotations
 

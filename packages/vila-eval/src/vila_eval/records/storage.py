@@ -1,12 +1,12 @@
-"""The files of a run: what they are called, and how records are read from them and written to them.
+"""The files of a run: their names, and reading and writing records.
 
-results/<model>/<task>/samples.jsonl        a SampleRecord a line, in the data's order
-results/<model>/<task>/results.json         a TaskResult: no date and no timing, so that the same run gives the same bytes
+results/<model>/<task>/samples.jsonl        one SampleRecord per line, in the order of the data
+results/<model>/<task>/results.json         a TaskResult, without dates and timings: the same run gives the same bytes
 results/<model>/<task>/timings.json         Timings
 results/<model>/<task>/run.json             what is run (`vila_eval.running.manifest`)
-results/<model>/<task>/answers-<rank>.jsonl answers as they come (`vila_eval.running.answers`); gone when they are in samples.jsonl
-results/<model>/<task>/failed-<rank>.txt    why a worker could not answer its share (`vila_eval.running.workers`)
-results/<model>/<task>/judge.jsonl          a JudgeRecord a line, for judged metrics
+results/<model>/<task>/answers-<rank>.jsonl answers so far (`vila_eval.running.answers`); removed once they are in samples.jsonl
+results/<model>/<task>/failed-<rank>.txt    why a worker failed (`vila_eval.running.failures`)
+results/<model>/<task>/judge.jsonl          one JudgeRecord per line, for judged metrics
 results/<model>/<task>/judge.json           a JudgeSummary: requests, tokens and cost of judging
 results/<model>/<task>/<submission>         the file for the benchmark's server, for tasks that have one
 results/<model>/<task>/pictures/            thumbnails of wrong answers, for the report
@@ -43,7 +43,7 @@ Record = TypeVar("Record", bound=Config)
 
 
 def encode(record: Config) -> str:
-    """Return a record as one line of JSON: keys in the order of the class, whatever was not set left out, no NaN."""
+    """Return a record as one line of JSON: keys in the order of the class, without defaults and NaN."""
     return json.dumps(record.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, allow_nan=False)
 
 
@@ -77,7 +77,7 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash. A text is written as UTF-8, line ends as they are."""
+    """Write a file atomically, even if the process crashes. Text is written as UTF-8, with line ends unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     with unfinished.open("wb") as file:
@@ -88,7 +88,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_records(path: Path, records: Iterable[Config]) -> None:
-    """Write a JSONL file whole."""
+    """Write a JSONL file atomically."""
     write_whole(path, "".join(f"{encode(record)}\n" for record in records))
 
 
@@ -140,7 +140,7 @@ def _label(measure: Measure) -> str:
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn what the file system refuses into a `ResultsError` that names the file."""
+    """Turn an `OSError` into a `ResultsError` that names the file."""
     try:
         yield
     except OSError as error:

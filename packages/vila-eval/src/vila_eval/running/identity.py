@@ -1,4 +1,4 @@
-"""Digests that say whether an answer may be used again: of a model's files, of media, and of all that determines one answer."""
+"""Digests that decide whether an answer can be reused: of model files, of media, and of a sample's inputs."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     Source = ByteSource | np.ndarray | PIL.Image.Image | tuple[Image, ...]
 
 SMALL_FILE = 8 * 1024 * 1024
-"""Bytes up to which a file of a model is read whole."""
+"""Model files up to this size are read completely."""
 
 HEADER = 1024 * 1024
 WINDOWS, WINDOW = 64, 64 * 1024
-"""Of a larger one: its header, and evenly spaced windows, the last at its end."""
+"""What is read of larger files: the header, and evenly spaced windows up to the end."""
 
 NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
 """Files of a checkpoint that do not change its answers."""
@@ -46,13 +46,13 @@ NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "ev
 
 
 def model_name(model: ModelOptions) -> str:
-    """Return the name of the model's results folder: the one given, or the last part of the adapter's or the model's path."""
+    """Return the name of the model's results folder: as given, or the last part of the adapter's or model's path."""
     path = model.lora or model.path
     return model.name or (embedded_model().name if path is None else Path(path).expanduser().resolve().name)
 
 
 def model_identity(model: ModelOptions) -> ModelIdentity:
-    """Return who answers. A model on the hub is found in the cache, or downloaded.
+    """Return the identity of the model. A model on the hub is downloaded if it is not cached.
 
     Raises:
         CheckpointError: there is no such model or adapter.
@@ -73,9 +73,9 @@ def model_identity(model: ModelOptions) -> ModelIdentity:
 def folder_digest(folder: Path) -> str:
     """Identify a checkpoint by its files, wherever the folder is: SHA-256 over their names, sizes and contents.
 
-    A file of up to 8 MiB counts whole. Of a larger one (weights) count the header (all of a safetensors file's; 1 MiB of another's)
-    and 64 windows of 64 KiB, evenly spaced to the end: training changes every window, and terabytes need not be read. Hidden files,
-    code, texts and what training leaves behind do not count. A file is read once a process, unless its size or date changes.
+    Files up to 8 MiB are read completely. Of larger ones (weights), only the header (of other formats than safetensors,
+    1 MiB) and 64 evenly spaced windows of 64 KiB are read: training changes every window. Hidden files, code, texts and
+    training logs are ignored. A file is read once per process, unless its size or date changes.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
@@ -116,7 +116,7 @@ def _windows(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]
 
 
 def describe_prompt(prompt: Sequence[Part | None]) -> tuple[PromptPart, ...]:
-    """Return a prompt as records keep it: its texts, and its media by digest."""
+    """Return a prompt for records, with media replaced by their digests."""
     return tuple(_describe(part) for part in prompt if part is not None)
 
 

@@ -1,4 +1,4 @@
-"""What a task's results folder is of (`run.json`): written before the first answer, and compared before another is added."""
+"""The manifest of a results folder (`run.json`): what was run. It is checked before answers are added."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Manifest(RunFacts):
     """`run.json`.
 
     Attributes:
-        rows: of the data.
-        together: rows after the limit that belong with one before it (`Task.keep_together`).
+        rows: number of rows in the data.
+        together: rows after the limit that belong to a row before it (`Task.keep_together`).
     """
 
     rows: int
@@ -45,7 +45,7 @@ class Manifest(RunFacts):
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the folder's manifest, None where there is none. Raises `ResultsError`: it cannot be read."""
+    """Return the folder's manifest, or None. Raises `ResultsError` if it cannot be read."""
     path = folder / MANIFEST
     try:
         return decode(Manifest, path.read_text(encoding="utf-8"), f"'{path}'")
@@ -56,7 +56,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
-    """Return the result that the folder holds, if any; None too where it is of more rows, or of fewer.
+    """Return the folder's result; None if there is none, or if it covers more or fewer rows.
 
     Raises:
         ResultsError: the folder holds results or answers of something else than `expected`. The message names what differs.
@@ -79,7 +79,7 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
 
 
 def _facts(record: RunFacts) -> dict[str, object]:
-    """What must be the same for answers to go together. A model is what its files are, under whichever path or name."""
+    """Fields that must match for answers to be reusable. A model is identified by its files, not by its name."""
     stated = record.model_dump(
         mode="json", include=set(RunFacts.model_fields) - {"model"}, exclude={"settings": {"limit"}}
     )
@@ -102,9 +102,9 @@ def _differences(found: Mapping[str, object], expected: Mapping[str, object]) ->
 
 
 def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | None) -> Manifest:
-    """Make the folder ready for answers: check it, or (`force`) empty it where it is of something else; return its manifest.
+    """Prepare the folder for answers and return its manifest. `force` clears a folder that holds something else.
 
-    Answers of a run with another limit are kept; its result, which is of other rows, is not.
+    Answers of a run with another limit are kept, but not its result.
 
     Raises:
         ResultsError: as for `check_folder`, without `force`.
@@ -126,7 +126,7 @@ def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | No
 
 
 def asks_the_same(one: Manifest, other: Manifest) -> bool:
-    """Say whether two manifests of one task are of the same rows of its data."""
+    """Return whether two manifests of one task select the same rows of the same data."""
     return (one.data, one.rows, one.settings.limit, one.together) == (
         other.data,
         other.rows,
@@ -136,7 +136,10 @@ def asks_the_same(one: Manifest, other: Manifest) -> bool:
 
 
 def clear(folder: Path, submission: str | None) -> None:
-    """Remove what runs write to a task's folder, and nothing else. The manifest goes last: what is left is still known then."""
+    """Remove the files that runs write to a task's folder, and nothing else.
+
+    The manifest goes last, so that leftovers of an interrupted removal are still known.
+    """
     for name in (RESULTS, SAMPLES, TIMINGS, JUDGE, JUDGE_SUMMARY, *([submission] if submission else [])):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Which tasks run, and with how many frames: from names, patterns, tags and frame counts to a plan.
+"""Selecting the tasks to run, and their frames, from names, patterns, tags and frame counts.
 
     select(load_plugins().tasks, names=["videomme-*", "vila/blocks"], num_video_frames=[8, 32])
 
@@ -33,12 +33,12 @@ def select(
     """Return the tasks to run, in order of registration.
 
     Args:
-        tasks: all that are registered.
-        names: of tasks, patterns of names ("videomme-*"), or tags: a task that any of them fits.
-        tags_include: a task that has any of them. With names too: of the named tasks, those that have any.
-        tags_exclude: no task that has any of them.
-        num_video_frames: a task about videos runs once for each, in a folder "<task>-<frames>". One whose frames are part of its
-            definition is kept if it is among them. None: as the task or the model says.
+        tasks: the registered tasks.
+        names: names of tasks, patterns ("videomme-*"), or tags. A task is selected if any of them matches.
+        tags_include: keep tasks with any of these tags. Without names, select from all tasks.
+        tags_exclude: drop tasks with any of these tags.
+        num_video_frames: a video task runs once for each number, in the folder "<task>-<frames>". A task that defines
+            its own number is kept if that is among them. None: the task or the model decides.
 
     Raises:
         ConfigError: an unknown name or tag, nothing selected, or nothing left.
@@ -77,7 +77,7 @@ def select(
 
 
 def checked(tasks: Registry[Named], name: str) -> Task:
-    """Return a registered task. Raises `PluginError` if two distributions claim it, or if it is no `Task`."""
+    """Return a registered task. Raises `PluginError` if two distributions register it, or if it is not a `Task`."""
     found = tasks.get(name)
     if not isinstance(found, Task):
         raise PluginError(
@@ -97,7 +97,7 @@ def _tags_of(tasks: Registry[Named]) -> Mapping[str, set[str]]:
 
 
 def _named(tasks: Registry[Named], tags: Mapping[str, set[str]], names: Sequence[str]) -> dict[str, list[int | None]]:
-    """Return what `names` select, each with the frames that its name asked for (None: nothing asked)."""
+    """Return the tasks that `names` select, each with the frame counts in its names (None: not given)."""
     chosen: dict[str, list[int | None]] = {}
     for given in names:
         for name, frames in _matches(tasks, tags, given):

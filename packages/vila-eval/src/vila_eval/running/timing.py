@@ -1,4 +1,4 @@
-"""How long a run took: `timings.json`, apart from the results, which are the same however they came about."""
+"""How long a run took: `timings.json`. It is separate because results do not depend on how they were computed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PACKAGES = ("vila-core", "vila-eval", "torch", "transformers")
 
 
 class Stopwatch:
-    """Started when it is made."""
+    """Measures time from its creation."""
 
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self._begun = time.monotonic()
 
     def write(self, folder: Path, *, answered: int, batch_size: int, workers: int) -> None:
-        """Write the timings of a task, unless this run answered nothing and an earlier one's are there."""
+        """Write a task's timings, unless this run answered nothing and an earlier run's timings exist."""
         path = folder / TIMINGS
         if not answered and path.exists():
             return

@@ -1,4 +1,4 @@
-"""Running tasks with workers that this process starts, as local processes or on Ray; it merges and scores their answers."""
+"""Running tasks with workers, as local processes or on Ray: this process starts them and merges their answers."""
 
 from __future__ import annotations
 
