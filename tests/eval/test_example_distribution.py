@@ -1,4 +1,4 @@
-"""The example of a third party: installed with pip it adds its benchmark and its metric, uninstalled it takes them away."""
+"""The example plugin: installing it with pip adds its benchmark and metric; uninstalling it removes them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Running tasks: what is written, what is used again, what is refused. A model made here answers; `test_runner_kill.py` has a real one."""
+"""Running tasks with a fake model: files written, answers reused, errors. `test_runner_kill.py` uses a real model."""
 
 import json
 import threading
@@ -324,7 +324,7 @@ def test_a_crash_while_a_limit_is_raised_loses_nothing(
 
 
 def test_answers_to_other_prompts_are_not_used_again(tmp_path: Path, model: Echo) -> None:
-    """The data changed under the same name: only the changed sample's batch is computed, and its old answer is left out."""
+    """If the data changes under the same name, only the changed sample's batch is recomputed."""
     run(tmp_path, task(words(4)), phase="predict")
     changed = words(4)
     changed[2] = {"text": "say again", "answer": "again"}

@@ -1,7 +1,7 @@
-"""Runs of vila-tiny that are killed at random moments and started again end as one that was not.
+"""Runs of vila-tiny that are killed at random moments and restarted give the same results as an uninterrupted run.
 
-The children are forked by a process that has the model loaded already, so that a start costs nothing and the kills fall among the
-answers.
+The child processes are forked from a process that has loaded the model, so starting is cheap and the kills happen
+while the model answers.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Scoring answers with a judge: send requests, read the verdicts, keep every exchange.
 
-Each exchange is appended to `judge.jsonl` when it ends. Later runs reuse the replies, so scoring again sends nothing and
-gives the same scores. A sample without a verdict gets a `judge_error`, and the next run asks about it again. A failed
-sample is judged as an empty answer, as the benchmark would judge a model that says nothing.
+Each exchange is appended to `judge.jsonl` when it ends. Later runs reuse the replies, so scoring again sends nothing
+and gives the same scores. A sample without a verdict gets a `judge_error`, and the next run asks about it again. A
+failed sample is judged as an empty answer, as the benchmark would judge a model that says nothing.
 """
 
 from __future__ import annotations

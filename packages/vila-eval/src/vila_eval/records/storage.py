@@ -4,7 +4,7 @@ results/<model>/<task>/samples.jsonl        one SampleRecord per line, in the or
 results/<model>/<task>/results.json         a TaskResult, without dates and timings: the same run gives the same bytes
 results/<model>/<task>/timings.json         Timings
 results/<model>/<task>/run.json             what is run (`vila_eval.running.manifest`)
-results/<model>/<task>/answers-<rank>.jsonl answers so far (`vila_eval.running.answers`); removed once they are in samples.jsonl
+results/<model>/<task>/answers-<rank>.jsonl answers so far (`vila_eval.running.answers`); later merged
 results/<model>/<task>/failed-<rank>.txt    why a worker failed (`vila_eval.running.failures`)
 results/<model>/<task>/judge.jsonl          one JudgeRecord per line, for judged metrics
 results/<model>/<task>/judge.json           a JudgeSummary: requests, tokens and cost of judging
@@ -130,7 +130,10 @@ def write_metrics(root: Path) -> None:
 
 
 def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, float]]:
-    """Return what `metrics.json` holds: task -> measure -> value; a measure of a group is called "name/dimension=value"."""
+    """Return the contents of `metrics.json`: task -> measure -> value.
+
+    The measure of a group is called "name/dimension=value".
+    """
     return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
 
 

@@ -231,7 +231,8 @@ def _open_locked(path: Path, patience_s: float) -> BinaryIO:
             file.close()
             if time.monotonic() >= deadline:
                 raise ResultsError(
-                    f"Another run is writing to '{path.parent}'. Wait until it ends, stop it, or choose another --output-dir."
+                    f"Another run is writing to '{path.parent}'. "
+                    "Wait until it ends, stop it, or choose another --output-dir."
                 ) from None
             time.sleep(0.1)
             continue

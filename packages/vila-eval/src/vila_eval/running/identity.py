@@ -190,7 +190,7 @@ def _whole_digest(path: Path, size: int, modified_ns: int) -> str:
 def sample_key(model_digest: str, task: Task, settings: RunSettings, prompt: Sequence[PromptPart]) -> str:
     """Return the SHA-256 of everything that determines one answer: an answer with another key is not used again.
 
-    That is the model's files, the task and its version, the prompt's texts, media and frames, and the settings of generation.
+    That is: the model's files, the task and its version, the prompt's texts, media and frames, and generation settings.
     Not among them: file names and places, batch size, workers and `--limit`.
     """
     facts: Mapping[str, object] = {

@@ -59,7 +59,7 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
     """Return the folder's result; None if there is none, or if it covers more or fewer rows.
 
     Raises:
-        ResultsError: the folder holds results or answers of something else than `expected`. The message names what differs.
+        ResultsError: the folder holds results or answers that do not match `expected`; the message says why.
     """
     result = read_result(folder) if (folder / RESULTS).exists() else None
     found = read_manifest(folder)

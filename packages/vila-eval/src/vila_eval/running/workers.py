@@ -84,7 +84,8 @@ def plan_work(model: ModelOptions, options: RunOptions, root: Path, jobs: Sequen
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ConfigError(
                 f"Task '{one.manifest.task}' cannot be sent to a worker: {error}. Register it with a plugin, "
-                "define its functions at the top level of a module (no lambdas, no nested functions), or run with one worker."
+                "define its functions at the top level of a module (no lambdas, no nested functions), "
+                "or run with one worker."
             ) from None
     # Files given with --plugin register under their own path.
     files = tuple(info.owner.distribution for info in load_plugins().infos if info.owner.version == "file")
