@@ -16,7 +16,10 @@ def letter(index: int) -> str:
 
 
 def lettered(options: Sequence[str]) -> str:
-    r"""Return the options below one another with their letters: "A. red\nB. blue". Raises `ConfigError` for none, or more than 26."""
+    r"""Return the options with their letters, one per line: "A. red\nB. blue".
+
+    Raises `ConfigError` for no options, or more than 26.
+    """
     return "\n".join(f"{letter(index)}. {option}" for index, option in enumerate(require_options(options)))
 
 
