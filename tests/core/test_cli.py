@@ -271,14 +271,14 @@ def test_doctor_is_content(installed: dict[str, str], run: Run) -> None:
     assert code == 0
     assert (found["torch"]["status"], found["torch"]["detail"]) == ("ok", "2.99.1")
     assert found["timm"]["status"] == "note"
-    assert found["timm"]["mend"] == 'pip install "vila-core[timm]"'
-    assert found["vila-serve"]["mend"] == "pip install vila-serve"
+    assert found["timm"]["fix"] == 'pip install "vila-core[timm]"'
+    assert found["vila-serve"]["fix"] == "pip install vila-serve"
     assert "winonly" not in found
     assert found["python"]["status"] == "ok"
-    assert "Everything that is required is here" in run("doctor")[1]
+    assert "Everything required is installed" in run("doctor")[1]
 
 
-def test_doctor_says_what_is_missing_and_how_to_mend_it(
+def test_doctor_reports_what_is_missing_and_the_fix(
     installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -286,9 +286,9 @@ def test_doctor_says_what_is_missing_and_how_to_mend_it(
     installed |= {"torch": "2.4.0", "vila-quant": "0.0.9"}
     code, found = report(run)
     assert code == 1
-    assert (found["av"]["status"], found["av"]["mend"]) == ("missing", 'pip install "av<17,>=14"')
-    assert (found["torch"]["status"], found["torch"]["mend"]) == ("missing", 'pip install "torch>=2.11"')
-    assert found["vila-quant"]["mend"] == "pip install vila-quant==0.1.0"
+    assert (found["av"]["status"], found["av"]["fix"]) == ("missing", 'pip install "av<17,>=14"')
+    assert (found["torch"]["status"], found["torch"]["fix"]) == ("missing", 'pip install "torch>=2.11"')
+    assert found["vila-quant"]["fix"] == "pip install vila-quant==0.1.0"
     assert '→ pip install "av<17,>=14"' in run("doctor")[1]
 
 
@@ -300,7 +300,7 @@ def test_doctor_names_a_gpu_that_torch_cannot_use(
     monkeypatch.setattr(torch.version, "cuda", None)
     code, found = report(run)
     assert code == 0, "it runs on the CPU"
-    assert (found["cuda"]["status"], found["cuda"]["mend"]) == ("warning", "pip install --force-reinstall torch")
+    assert (found["cuda"]["status"], found["cuda"]["fix"]) == ("warning", "pip install --force-reinstall torch")
     assert "570.1" in found["cuda"]["detail"]
 
 

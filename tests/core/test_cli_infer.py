@@ -261,9 +261,9 @@ def test_explain_other_media(
         (["-m", TILES, "--text", "?", "--set", "max_tile=3"], "Did you mean 'max_tiles'?"),
         (["-m", TILES, "--text", "?", "-nf", "0"], "num_video_frames"),
         (["--text", "?", "--temperature", "-1"], "temperature"),
-        (["--text", "?", "--json-schema", "answer.py"], "Python files are not run"),
+        (["--text", "?", "--json-schema", "answer.py"], "Python files are not executed"),
         (["--text", "?", "--json-schema", "missing.json"], "cannot be read"),
-        (["--text", "?", "--json", "--stream"], "exclude one another"),
+        (["--text", "?", "--json", "--stream"], "Got both --json and --stream"),
         (["-m", TILES, "--text", "?", "--conv-mode", "lama_3"], "Did you mean 'llama_3'?"),
         (["-m", TILES, "--text", "?", "--conv-mode", "llama_3"], "contradicts this checkpoint"),
         (["-m", TILES, "--text", "?", "--dtype", "float23"], "Did you mean 'float32'?"),
@@ -273,7 +273,7 @@ def test_explain_other_media(
     ],
     ids=lambda value: "-".join(str(word).strip("-") for word in value[-2:]) if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_clear_message(
+def test_user_errors_print_one_message(
     arguments: list[object], message: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -265,7 +265,7 @@ def test_missing_private_and_gated_repositories_say_what_to_do(hub: Hub, make_ch
 def test_offline_without_a_copy(hub: Hub, make_checkpoint: Make):
     hub.repositories["tiny/nvila"] = {"main": make_checkpoint()}
     with pytest.raises(
-        CheckpointError, match=r"not \(or not completely\) in the hub's cache, and offline was asked for"
+        CheckpointError, match=r"not \(or not completely\) in the hub's cache, and offline was requested"
     ):
         open_checkpoint("tiny/nvila", offline=True)
     assert hub.requests == []

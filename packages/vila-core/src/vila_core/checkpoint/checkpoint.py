@@ -1,4 +1,4 @@
-"""`Checkpoint`: what reading a folder gives. Config and index of the weights, no tensor."""
+"""`Checkpoint`: the config and the index of the weights of a folder, without tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Weights(Protocol):
-    """Tensors by canonical name, wherever they lie: in files (`WeightIndex`) or in memory (`MemoryWeights`)."""
+    """Tensors by canonical name, in files (`WeightIndex`) or in memory (`MemoryWeights`)."""
 
     @property
     def entries(self) -> Mapping[str, TensorEntry]: ...
@@ -33,7 +33,7 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class RawParts:
-    """The parts' own JSON configs as found (training leftovers included), so that writing loses nothing."""
+    """The JSON configs of the parts as found, including training settings, so that writing loses nothing."""
 
     language_model: dict[str, object] = field(default_factory=dict[str, object])
     vision_tower: dict[str, object] = field(default_factory=dict[str, object])
@@ -46,12 +46,12 @@ class Quantization:
 
     Attributes:
         method: one line for people, such as "awq, 4 bits, groups of 128".
-        replace_modules: replaces, in a network on the meta device, the modules whose weights are quantized by ones that the
-            checkpoint's tensors fit. Tensors declared as float32 get the dtype that the model is loaded in, others keep theirs.
-            A module that needs its tensors in another form once they are loaded is a `BufferOwner`.
-        config: what writers put under `quantization_config` where Hugging Face's readers look for it; empty where they cannot read it.
-        packed: by tensor name, of how many weights of the model a tensor is the stored form (of none: scales and zeros). These tensors
-            take the bytes that they are stored in, whatever dtype the model is loaded in.
+        replace_modules: replaces modules with quantized weights, in a network on the meta device, by modules that fit
+            the checkpoint's tensors. Tensors declared as float32 get the dtype of the loaded model, others keep theirs.
+            A module that needs its tensors in another form after loading is a `BufferOwner`.
+        config: written as `quantization_config` for Hugging Face's readers; empty if they cannot read the weights.
+        packed: by tensor name, the number of model weights stored in the tensor (0 for scales and zeros). These tensors
+            keep their stored size, whatever dtype the model is loaded in.
     """
 
     method: str
@@ -64,9 +64,17 @@ class Quantization:
 class Checkpoint:
     """A checkpoint on disk.
 
-    `tokenizer_path` is the folder with the tokenizer's files; `chat_template` the tokenizer's own Jinja template, if any;
-    `license` what the model card or license file says, if anything; `raw_config` the root config as found; `quantization` says how
-    the weights are quantized, None where they are whole.
+    Attributes:
+        path: its folder.
+        format: name of the format that read it.
+        config: of the model.
+        weights: index of the tensors.
+        tokenizer_path: folder with the tokenizer's files.
+        raw_config: the root config as found.
+        license: as stated by the model card or license file, if at all.
+        chat_template: the tokenizer's own Jinja template, if any.
+        raw_parts: configs of the parts as found.
+        quantization: how the weights are quantized, None if they are not.
     """
 
     path: Path
@@ -82,18 +90,18 @@ class Checkpoint:
 
 
 def require_mergeable(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` for quantized weights, into which no adapter can be merged."""
+    """Raise `CheckpointError` for quantized weights: an adapter cannot be merged into them."""
     if checkpoint.quantization is not None:
         raise CheckpointError(
             f"{checkpoint.path} is quantized ({checkpoint.quantization.method}): an adapter cannot be merged into it. "
-            "Merge it into the whole weights first (vila convert --lora-path), then quantize."
+            "Merge it into the unquantized weights first (vila convert --lora-path), then quantize."
         )
 
 
-def require_whole_weights(checkpoint: Checkpoint) -> None:
-    """Raise `CheckpointError` for quantized weights, which the formats of whole weights cannot hold."""
+def require_unquantized(checkpoint: Checkpoint) -> None:
+    """Raise `CheckpointError` for quantized weights, which formats for unquantized weights cannot represent."""
     if checkpoint.quantization is not None:
         raise CheckpointError(
-            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}); this format holds whole weights. "
+            f"{checkpoint.path} is quantized ({checkpoint.quantization.method}); the format needs unquantized weights. "
             "Convert the checkpoint that it was made from."
         )

@@ -1,4 +1,4 @@
-"""Write checkpoints: convert one on disk to another format, or save what training made."""
+"""Write checkpoints: convert one on disk to another format, or save a model in memory."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,14 +28,14 @@ def convert(
     lora: str | Path | None = None,
     max_shard_bytes: int | None = None,
 ) -> Checkpoint:
-    """Write `source` to the new folder `out` in another format, and return what was written, read back.
+    """Write `source` to the new folder `out` in another format, read it back and return it.
 
-    Tensors are copied as bytes, dtype included; memory holds one chunk. The target is written whole or not at all.
+    Tensors are copied as bytes and keep their dtypes; memory holds one chunk. A failed write leaves nothing behind.
 
     Args:
         source: a folder, a hub id, or an opened checkpoint.
         out: a folder that does not exist yet, or is empty.
-        format: name of a registered format that can be written.
+        format: name of a registered format.
         revision: branch, tag or commit; only for a hub id.
         token: access token for gated and private repositories; only for a hub id.
         offline: use the hub's cache only.
@@ -43,7 +43,8 @@ def convert(
         max_shard_bytes: largest safetensors file; None is the format's own limit (5 GB).
 
     Raises:
-        CheckpointError: the format is unknown, cannot be written or cannot hold the model; the target is not empty; the disk is full.
+        CheckpointError: the format is unknown, read-only or cannot represent the model; `out` is not empty; the disk
+            is full.
     """
     _require_positive(max_shard_bytes)
     target = writable_format(format)
@@ -75,16 +76,16 @@ def save_checkpoint(
     dtype: "torch.dtype | None" = None,
     max_shard_bytes: int | None = None,
 ) -> Checkpoint:
-    """Write a model that is in memory to the new folder `out`, and return what was written, read back.
+    """Write a model in memory to the new folder `out`, read it back and return it.
 
     Args:
         tensors: the network's state dict (canonical names), on any device.
-        config: the network's config; what the layout has keys for is written into them.
+        config: the network's config, written to the keys that the format has.
         tokenizer_path: folder with the tokenizer's files, which are copied.
         out: a folder that does not exist yet, or is empty.
-        format: name of a registered format that can be written.
-        base: the checkpoint that training started from; its leftover config keys and license are kept.
-        dtype: cast floating-point tensors to it as they are written; None keeps each as it is.
+        format: name of a registered format.
+        base: the checkpoint that training started from; its other config keys and its license are kept.
+        dtype: floating-point tensors are cast to it while writing; None keeps their dtypes.
         max_shard_bytes: largest safetensors file; None is the format's own limit (5 GB).
 
     Raises:
@@ -96,7 +97,7 @@ def save_checkpoint(
     target = writable_format(format)
     tokenizer_path = Path(tokenizer_path)
     require_tokenizer(tokenizer_path)
-    # What is in memory has been resized already: the network's positions are for its own image size.
+    # The position embeddings in memory are already resized to the network's image size.
     tower = config.vision_tower.model_copy(update={"pretrained_image_size": None})
     stored_as = {} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}
     checkpoint = Checkpoint(

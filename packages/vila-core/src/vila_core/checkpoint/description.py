@@ -1,4 +1,4 @@
-"""What a checkpoint is, told from its config and headers: family, parts, memory, tokens. No weight is read.
+"""Description of a checkpoint from its config and headers: family, parts, memory, tokens. No weights are read.
 
 Dimensions: P patches, T tokens.
 """
@@ -14,15 +14,15 @@ from vila_core.config import DecoderConfig, PreprocessConfig, TSPVideoEncoderCon
 from vila_core.errors import VilaError
 
 PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
-"""Prefix of the weights' canonical names -> what the part is called."""
+"""Prefix of the weights' canonical names -> name of the part."""
 
 CONTEXTS = (2048, 8192, 32768, 131072)
-"""Context lengths to estimate memory for, as far as the model reaches; its own longest is added."""
+"""Context lengths to estimate memory for, up to the model's own, which is added."""
 
 
 @dataclass(frozen=True)
 class PartDescription:
-    """A part of the model: `kind` is what it is, `stored_as` the dtypes of its weights on disk."""
+    """A part of the model: `kind` is its component, `stored_as` the dtypes of its weights on disk."""
 
     name: str
     kind: str
@@ -33,7 +33,7 @@ class PartDescription:
 
 @dataclass(frozen=True)
 class Memory:
-    """What one sequence of `context` tokens takes in `dtype`: weights and key/value cache, in bytes. Activations come on top."""
+    """Bytes of the weights and the key/value cache of one sequence of `context` tokens, without activations."""
 
     dtype: str
     context: int
@@ -47,7 +47,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """Tokens that media take in the context, without the encoder's start and end tokens. None: the parts do not tell."""
+    """Tokens per medium, without the encoder's start and end tokens. None if unknown."""
 
     per_tile: int | None
     per_image: tuple[int, int] | None
@@ -57,7 +57,7 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What `vila info` prints."""
+    """Everything that `vila info` prints."""
 
     path: str
     format: str
@@ -66,7 +66,7 @@ class ModelDescription:
     quantization: dict[str, object] | None
     """`quantization_config` as found"""
     quantization_method: str | None
-    """the same in a line for people"""
+    """the same as one line for people"""
     parts: tuple[PartDescription, ...]
     parameters: int
     bytes: int
@@ -80,7 +80,7 @@ class ModelDescription:
 
 
 def describe(checkpoint: Checkpoint) -> ModelDescription:
-    """Return what the checkpoint is."""
+    """Return the description of `checkpoint`."""
     config, sizes = checkpoint.config, estimate(checkpoint)
     return ModelDescription(
         path=str(checkpoint.path),
@@ -103,7 +103,7 @@ def describe(checkpoint: Checkpoint) -> ModelDescription:
 
 
 def name_family(config: VilaConfig) -> str:
-    """Return the family whose recipe the config follows: what its parts are, not what its folder is called."""
+    """Return the family of the model, known by its parts and not by its folder's name."""
     language, projector = config.language_model, config.projector.name
     if isinstance(config.video_encoder, TSPVideoEncoderConfig):
         return "NVILA-Video (temporal pooling)"
@@ -143,7 +143,7 @@ def _template(checkpoint: Checkpoint) -> str:
     stated = checkpoint.config.chat_template
     if stated is not None and stated != "auto":
         return stated
-    return "auto (the tokenizer's own)" if checkpoint.chat_template else "none stated: name one with --conv-mode"
+    return "auto (the tokenizer's own)" if checkpoint.chat_template else "not stated: choose one with --conv-mode"
 
 
 def _memory(sizes: Estimate, longest: int) -> Iterator[Memory]:

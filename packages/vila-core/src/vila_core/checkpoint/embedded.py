@@ -1,4 +1,4 @@
-"""Where the embedded demo model lies. Apart from `loading.py`, since what only reads headers needs no torch."""
+"""Path of the embedded demo model. Not in `loading.py`, which imports torch."""
 
 from importlib.resources import files
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Checkpoints on the Hugging Face hub: downloaded to its cache as a snapshot, without code.
 
-Downloads are resumed and verified by huggingface_hub; what it raises becomes a `CheckpointError` that says what to do.
+huggingface_hub resumes and verifies downloads; its errors become `CheckpointError`s that say what to do.
 """
 
 import errno
@@ -25,13 +25,13 @@ WANTED = (
     "NOTICE*",
     "non_lora_trainables.bin",
 )
-"""Weights (TinyChat's are pickles, read weights-only), configs, tokenizers, licenses; the last belongs to the reference's adapters."""
+"""Weights (TinyChat's are pickles, read weights-only), configs, tokenizers, licenses, and parts of LoRA adapters."""
 
 PICKLES = ("*.bin",)
-"""Asked for only where a repository has no safetensors; they are read weights-only."""
+"""Downloaded only if a repository has no safetensors; they are read weights-only."""
 
 UNWANTED = ("*.py", "*.pyc", "*trainer_state.json", "*training_args*", "*optimizer*", "*scheduler*", "global_step*")
-"""Code is never run, so never fetched; the rest is left over from training."""
+"""Code, which is never run and never downloaded, and files of the training run."""
 
 
 def is_hub_id(text: str) -> bool:
@@ -40,7 +40,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def download(repo_id: str, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
-    """Return the folder of the snapshot in the hub's cache, downloading what is missing unless `offline`.
+    """Return the snapshot's folder in the hub's cache, downloading missing files unless `offline`.
 
     Raises:
         CheckpointError: no such repository or revision, no access, no network, or (offline) nothing in the cache.
@@ -55,7 +55,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | None, offline: bo
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
-    # The base error of the HTTP library that this version of huggingface_hub uses.
+    # The base class of errors of the HTTP library that this version of huggingface_hub uses.
     http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         return Path(
@@ -90,23 +90,30 @@ def _explain(error: BaseException, repo_id: str, revision: str | None, offline: 
         )
     if isinstance(error, RepositoryNotFoundError):
         return (
-            f"No repository '{repo_id}' on the hub, or it is private. Check the spelling; for a private one give an access token "
-            "(HF_TOKEN in the environment, `hf auth login`, or token=...). A folder of that name does not exist either."
+            f"No repository '{repo_id}' on the hub, or it is private. Check the spelling; for a private one, give an "
+            "access token (HF_TOKEN in the environment, `hf auth login`, or token=...). "
+            "A folder of that name does not exist either."
         )
     if isinstance(error, RevisionNotFoundError):
         return f"'{repo_id}' has no revision '{revision}'. Give a branch, tag or commit of that repository."
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status in (401, 403):
-            mend = "Give a valid access token (HF_TOKEN, `hf auth login`, or token=...)."
-            return f"The hub refused access to '{repo_id}' (HTTP {status}). {mend}"
+            fix = "Give a valid access token (HF_TOKEN, `hf auth login`, or token=...)."
+            return f"The hub refused access to '{repo_id}' (HTTP {status}). {fix}"
         return f"The hub answered HTTP {status} for '{repo_id}'{at}. Try again later; what was downloaded is kept."
     if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):
             return _explain(error.__cause__, repo_id, revision, offline)
         if offline:
-            return f"'{repo_id}'{at} is not (or not completely) in the hub's cache, and offline was asked for. Load it once with a network."
-        return f"'{repo_id}'{at} is not in the hub's cache, and the hub cannot be reached. Check the network, proxy and HF_ENDPOINT."
+            return (
+                f"'{repo_id}'{at} is not (or not completely) in the hub's cache, and offline was requested. "
+                "Load it once with a network connection."
+            )
+        return (
+            f"'{repo_id}'{at} is not in the hub's cache, and the hub cannot be reached. "
+            "Check the network, proxy and HF_ENDPOINT."
+        )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"The disk is full: '{repo_id}' could not be downloaded. Free space, or set HF_HOME to a larger disk."
     return f"'{repo_id}'{at} could not be downloaded: {error}. Try again: what was downloaded is kept."

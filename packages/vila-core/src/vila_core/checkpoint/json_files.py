@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint: read strictly, looked up with types, every error naming the file and the key."""
+"""JSON files of a checkpoint: strict reading and typed look-ups. Every error names the file and the key."""
 
 import json
 import math
@@ -10,11 +10,11 @@ from typing import NoReturn, cast
 from vila_core.errors import CheckpointError
 
 MAX_JSON_BYTES = 256 * 1024 * 1024
-"""Larger than any real config, index or safetensors header (100 MB); a larger file is not what it says it is."""
+"""More than any real config, index or safetensors header (100 MB)."""
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Return the object that the JSON file at `path` holds. NaN and infinities are refused.
+    """Return the object in the JSON file at `path`. NaN and infinities are errors.
 
     Raises:
         CheckpointError: the file is missing, unreadable, not JSON, or not an object.
@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, object]:
         text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path} is missing. Download the checkpoint again or give the folder that holds it."
+            f"{path} is missing. Download the checkpoint again or give the folder that contains it."
         ) from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
@@ -58,9 +58,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 @dataclass(frozen=True)
 class Section:
-    """A JSON object with typed look-ups. A key that is absent or null counts as not given.
+    """A JSON object with typed look-ups. An absent or null key counts as missing.
 
-    Every look-up raises `CheckpointError` where the value has the wrong type, or where it is not given and there is no default.
+    Look-ups raise `CheckpointError` if the value has the wrong type, or if it is missing and there is no default.
     """
 
     values: dict[str, object]
@@ -70,7 +70,7 @@ class Section:
         return self.values.get(key) is not None
 
     def integer(self, key: str, default: int | None = None, *, minimum: int | None = 1) -> int:
-        """A whole number, at least `minimum` (1 unless told; None: any)."""
+        """A whole number, at least `minimum` (None: no limit)."""
         value = self._value(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -130,7 +130,7 @@ class Section:
         if value is not None:
             return value
         if default is None:
-            raise CheckpointError(f"{self.source} has no '{key}', which is needed.")
+            raise CheckpointError(f"{self.source} has no '{key}', which is required.")
         return default
 
     def _wrong(self, key: str, value: object, expected: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Fill a network on the meta device with a checkpoint's weights, tensor by tensor, straight onto the device.
+"""Load a checkpoint's weights into a network on the meta device, tensor by tensor and directly to the device.
 
 V vocabulary rows of the network, V' rows in the checkpoint, D width.
 """
@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from vila_core.checkpoint.tensors.lora import Adapter
 
 MAX_LISTED = 20
-"""Names that one error lists; the rest is counted."""
+"""Most names to list in one error."""
 
 _VOCABULARY_ROWS = ("embed_tokens.weight", "lm_head.weight")
 _RECOMPUTED = ("rotary_emb.inv_freq", "position_ids")
-"""Buffers that old libraries saved; modules compute them from the config."""
+"""Buffers saved by old libraries; modules compute them from the config."""
 
 
 @runtime_checkable
 class WeightAdapter(Protocol):
-    """A module that takes weights in another form than it keeps them, such as positions of another resolution."""
+    """A module that converts weights as they load, such as position embeddings of another resolution."""
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what to keep for the tensor that the checkpoint calls `name` (without the module's prefix)."""
+        """Return the converted `tensor`; `name` is the checkpoint's, without the module's prefix."""
         ...
 
     def ignores_weight(self, name: str) -> bool:
-        """Return whether the tensor `name` of a checkpoint is of no use to the module."""
+        """Return whether the module does not need the checkpoint's tensor `name`."""
         ...
 
 
 @runtime_checkable
 class BufferOwner(Protocol):
-    """A module with buffers that are not in checkpoints, or that it keeps in another form than checkpoints do."""
+    """A module with buffers that are not in checkpoints, or that it stores in another form."""
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compute the buffers anew on `device`; `dtype` is the model's. Called once all weights are loaded."""
+        """Compute the buffers on `device`, for a model in `dtype`. Called after all weights are loaded."""
         ...
 
 
@@ -64,14 +64,17 @@ def load_weights(
         network: its state-dict names are the canonical names.
         checkpoint: an opened checkpoint of the same model.
         device: where parameters go.
-        dtype: of all tensors that the network declares as float32; others (integers, the scales of quantized weights) keep theirs.
-        vocab_size: where the network's embedding has this many rows and the checkpoint's fewer, the missing rows become the
-            mean of the others (as the reference does for media tokens that a LLaMA checkpoint lacks); None: rows must agree.
+        dtype: of all tensors that the network declares as float32; others (integers, scales of quantized weights) keep
+            theirs.
+        vocab_size: if the network's embedding has this many rows and the checkpoint's fewer, the missing rows become
+            the mean of the others, as in the reference implementation for media tokens that a LLaMA checkpoint lacks.
+            None: the numbers of rows must be equal.
         adapter: a LoRA adapter to merge into the weights as they load.
         on_read: called with the bytes of each tensor that was read.
 
     Raises:
-        CheckpointError: weights missing, not expected or of another shape (all listed in one error), or a file that cannot be read.
+        CheckpointError: weights are missing, unexpected or of the wrong shape (all listed in one error), or a file
+            cannot be read.
     """
     device = torch.device(device)
     slots = dict(_slots(network))
@@ -135,7 +138,7 @@ def _match(
     adapters: list[tuple[str, WeightAdapter]],
     vocab_size: int | None,
 ) -> set[str]:
-    """Return the names to load. Raises `CheckpointError` unless checkpoint and network fit, judged by the headers alone."""
+    """Return the names to load. Raises `CheckpointError` if the headers do not fit the network."""
     entries = checkpoint.weights.entries
     missing = [name for name in slots if name not in entries]
     extra = [name for name in entries if name not in slots and not _is_harmless(name, slots, adapters)]
@@ -159,7 +162,7 @@ def _match(
         raise CheckpointError(
             f"The weights in {checkpoint.path} do not fit its config:\n"
             + "\n".join(problems)
-            + "\nDownload the checkpoint again or mend its config."
+            + "\nDownload the checkpoint again or fix its config."
         )
     return {name for name in entries if name in slots}
 
@@ -174,7 +177,7 @@ def _listed(kind: str, names: list[str]) -> list[str]:
 def _is_harmless(name: str, slots: Mapping[str, _Slot], adapters: list[tuple[str, WeightAdapter]]) -> bool:
     if name.endswith(_RECOMPUTED):
         return True
-    if name == "llm.lm_head.weight":  # a tied head is the embedding; some writers store it all the same
+    if name == "llm.lm_head.weight":  # a tied head is the embedding, but some writers store it anyway
         return not any(slot.startswith("llm.lm_head.") for slot in slots)
     return any(
         name.startswith(prefix) and adapter.ignores_weight(name.removeprefix(prefix)) for prefix, adapter in adapters

@@ -195,8 +195,8 @@ def _strip(name: str) -> str:
 def _canonical(name: str, known: Collection[str]) -> str | None:
     """Return the name of the checkpoint's weight that an adapter calls `name`, None if there is none.
 
-    The reference implementation wraps towers twice (`vision_tower.vision_tower.`). An adapter of only the language model
-    has no `llm.` prefix.
+    The reference implementation wraps towers twice (`vision_tower.vision_tower.`). An adapter of only the language
+    model has no `llm.` prefix.
     """
     name = _strip(name).replace("vision_tower.vision_tower.", "vision_tower.")
     for candidate in (name, f"llm.{name}", name.removeprefix("model."), f"llm.{name.removeprefix('model.')}"):

@@ -1,4 +1,4 @@
-"""A folder that is written whole or not at all: it takes its name only when everything in it is there."""
+"""Writing a folder completely or not at all: it gets its name only when everything in it is written."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from vila_core.errors import CheckpointError
 
 @contextmanager
 def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
-    """Yield a temporary folder beside `path` that becomes `path` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder beside `path`, renamed to `path` if the block succeeds and deleted if it fails.
 
     Raises:
         CheckpointError: `path` exists and is not an empty folder, or the disk is full or not writable.
@@ -38,16 +38,16 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _cannot_write(path, error) from error
-    except BaseException:  # an interrupted run leaves nothing either
+    except BaseException:  # an interrupted run leaves nothing behind either
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def require_new(path: Path) -> None:
-    """Raise `CheckpointError` unless the folder `path` can be made, before hours are spent on what goes into it."""
+    """Raise `CheckpointError` unless the folder `path` can be created. Call it before a long computation."""
     try:
         is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    except OSError as error:  # a name that no folder can have, or one that may not be looked into
+    except OSError as error:  # an impossible name, or a folder without read permission
         raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from error
     if is_taken:
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")

@@ -1,4 +1,4 @@
-"""Open a checkpoint: a folder or a hub id, in whichever registered format it is."""
+"""Open a checkpoint, a folder or hub id, in any registered format."""
 
 import os
 from pathlib import Path
@@ -13,7 +13,7 @@ from vila_core.plugins.loader import Plugins, load_plugins
 def open_checkpoint(
     path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Read the config and the index of the weights; no tensor is loaded, no code of the checkpoint is run.
+    """Read the config and the index of the weights. No tensors are loaded, and no code of the checkpoint is run.
 
     Args:
         path_or_hub_id: a folder, or `owner/name` on the hub (downloaded to its cache first).
@@ -22,7 +22,7 @@ def open_checkpoint(
         offline: use the hub's cache only.
 
     Raises:
-        CheckpointError: nothing there, no known format, or whatever reading that format finds wrong.
+        CheckpointError: there is no such checkpoint, its format is unknown, or its files are damaged.
     """
     path = find_folder(path_or_hub_id, revision=revision, token=token, offline=offline)
     plugins = load_plugins()
@@ -42,7 +42,7 @@ def find_folder(
 ) -> Path:
     """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`)."""
     path = Path(path_or_hub_id).expanduser()
-    if os.path.exists(path):  # False for what can be no name of a folder
+    if os.path.exists(path):  # False for an impossible name
         if revision is not None:
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
         if not path.is_dir():

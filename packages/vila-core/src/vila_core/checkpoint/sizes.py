@@ -1,4 +1,4 @@
-"""How large a model is: parameters and bytes by part, memory at each dtype and context. From headers alone, without torch."""
+"""The size of a model: parameters and bytes by part, memory by dtype and context. Reads headers only, without torch."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class PartSize:
-    """One part of the model: the number of its weights, and their bytes as stored.
+    """One part of the model: its number of weights, and their stored bytes.
 
-    Of these, `packed` weights are quantized and take `packed_bytes`, scales and zeros included.
+    Of these, `packed` weights are quantized and take `packed_bytes`, including scales and zeros.
     """
 
     parameters: int
@@ -25,7 +25,7 @@ class PartSize:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Sizes of a checkpoint. `cache_values_per_token` is how many numbers the KV cache keeps of one token, None where unknown."""
+    """Sizes of a checkpoint. `cache_values_per_token` counts the numbers per token in the KV cache, None if unknown."""
 
     parts: dict[str, PartSize]
     cache_values_per_token: int | None
@@ -40,12 +40,12 @@ class Estimate:
         return sum(part.nbytes for part in self.parts.values())
 
     def weight_bytes(self, dtype: str) -> int:
-        """Bytes of the weights when loaded in `dtype` ("float32", "bfloat16", "float16"): the quantized keep their own."""
+        """Bytes of the weights loaded in `dtype` ("float32", "bfloat16", "float16"); quantized weights keep theirs."""
         parts = self.parts.values()
         return sum((part.parameters - part.packed) * DTYPE_BYTES[dtype] + part.packed_bytes for part in parts)
 
     def cache_bytes(self, dtype: str, context: int, batch_size: int = 1) -> int | None:
-        """Bytes of the KV cache for `context` tokens, None where the language model does not say."""
+        """Bytes of the KV cache for `context` tokens, None if unknown."""
         if self.cache_values_per_token is None:
             return None
         return self.cache_values_per_token * context * batch_size * DTYPE_BYTES[dtype]

@@ -1,4 +1,4 @@
-"""From the words of a command line to prompts and settings."""
+"""Turning command-line arguments into prompts and settings."""
 
 import json
 import os
@@ -20,8 +20,8 @@ OPTION_NAME = re.compile(r"--[a-z]+(_[a-z]+)+")
 def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: Mapping[str, str]) -> list[str]:
     """Rewrite options to the form that typer reads: one value each, names with dashes.
 
-    `--media a b` becomes `--media=a --media=b`; `--explain` alone becomes `--explain=<its default>`;
-    `--num_video_frames 8`, the reference's spelling, becomes `--num-video-frames 8`.
+    `--media a b` becomes `--media=a --media=b`, and `--explain` alone becomes `--explain=<its default>`.
+    `--num_video_frames 8`, as VILA spells it, becomes `--num-video-frames 8`.
     """
     return list(_joined([_with_dashes(word) for word in arguments], several, optional))
 
@@ -46,7 +46,7 @@ def _joined(arguments: Sequence[str], several: Sequence[str], optional: Mapping[
                 yield f"{word}={arguments[position]}"
                 position += 1
             if position == first:
-                yield word  # typer says that its value is missing
+                yield word  # typer reports that its value is missing
         else:
             yield word
 
@@ -55,8 +55,8 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
     """Return the prompt: media in order, then the text, which comes from standard input if it is "-" or piped.
 
     Raises:
-        MediaError: a file is not there.
-        PromptError: there is neither text nor media.
+        MediaError: a file does not exist.
+        PromptError: there is no text and no media.
     """
     parts: list[Part] = [open_medium(source) for source in media]
     has_pipe = sys.stdin is not None and not sys.stdin.isatty()  # None: the caller closed it
@@ -72,10 +72,10 @@ def read_prompt(text: str | None, media: Sequence[str]) -> "list[Part]":
 
 
 def open_medium(source: str) -> "Media":
-    """Return the image or video that `source` names; its content is not read yet. `image:` and `video:` before it say which.
+    """Return the image or video at `source` without reading it. The prefix `image:` or `video:` gives the kind.
 
     Raises:
-        MediaError: the file is not there (a model takes long to load, so this is told first).
+        MediaError: the file does not exist. Checked here, before the model is loaded, which takes long.
     """
     from vila_core.media import Image, Video, open_media
     from vila_core.media.sources import is_data_uri, is_url
@@ -83,7 +83,7 @@ def open_medium(source: str) -> "Media":
     kind, colon, rest = source.partition(":")
     is_marked = bool(colon) and kind in ("image", "video")
     name = rest if is_marked else source
-    if not (is_url(name) or is_data_uri(name) or os.path.exists(name)):  # False for what can be no name of a file
+    if not (is_url(name) or is_data_uri(name) or os.path.exists(name)):  # False for an impossible file name
         raise MediaError(f"No file or folder '{name}'. Check the path (the current folder is '{Path.cwd()}').")
     if is_marked:
         return Image(name) if kind == "image" else Video(name)
@@ -91,7 +91,7 @@ def open_medium(source: str) -> "Media":
 
 
 def read_overrides(assignments: Sequence[str], *, num_video_frames: int, video_max_tiles: int) -> dict[str, Any]:
-    """Return the preprocessing fields to change: NAME=VALUE assignments, and the two flags unless they are -1.
+    """Return the preprocessing settings to change: NAME=VALUE assignments, and the two flags unless they are -1.
 
     Raises:
         ConfigError: an assignment has no "=".
@@ -114,12 +114,13 @@ def read_json_schema(path: Path) -> dict[str, Any]:
     """Return the JSON schema in the file at `path`.
 
     Raises:
-        GenerationError: the file is not there, is a Python file, or is not a JSON object.
+        GenerationError: the file does not exist, is a Python file, or is not a JSON object.
     """
     if path.suffix == ".py":
         raise GenerationError(
-            f"--json-schema '{path}': Python files are not run. Save the schema as JSON: "
-            'python -c "import json, your_module; print(json.dumps(your_module.Main.model_json_schema()))" > schema.json'
+            f"--json-schema '{path}': Python files are not executed. Save the schema as JSON: "
+            'python -c "import json, your_module; '
+            'print(json.dumps(your_module.Main.model_json_schema()))" > schema.json'
         )
     try:
         schema: object = json.loads(path.read_text(encoding="utf-8"))
@@ -129,6 +130,6 @@ def read_json_schema(path: Path) -> dict[str, Any]:
         raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from error
     if not isinstance(schema, dict):
         raise GenerationError(
-            f"--json-schema '{path}' holds {type(schema).__name__}, expected a JSON object that is a schema."
+            f"--json-schema '{path}' contains {type(schema).__name__}; expected a JSON object with a schema."
         )
     return cast("dict[str, Any]", schema)

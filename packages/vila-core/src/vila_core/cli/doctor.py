@@ -1,4 +1,4 @@
-"""`vila doctor`: versions, GPU, what is missing here, and the command that mends it."""
+"""`vila doctor`: check versions and GPU; report what is missing and the command that fixes it."""
 
 import json
 import platform
@@ -8,37 +8,40 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from vila_core.cli.options import AsJson
 from vila_core.plugins.loader import load_plugins
 
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
 Status = Literal["ok", "note", "warning", "missing"]
 SIBLINGS = ("vila-train", "vila-quant", "vila-serve", "vila-eval")
 PYTHON = (3, 11)
 MAIN_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface-hub", "pillow", "av", "xgrammar")
-"""What to look for when `vila-core` is not installed, so that nothing says which versions it needs."""
+"""Checked if `vila-core` is not installed, so that its required versions are unknown."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `mend` is the command that mends it; only `missing` makes the doctor say no."""
+    """One line of the report. `fix` is the command that fixes it; only the status `missing` gives exit code 1."""
 
     group: str
     name: str
     status: Status
     detail: str
-    mend: str | None = None
+    fix: str | None = None
 
 
 def check_machine(
     as_json: AsJson = False,
 ) -> None:
-    """Check this machine: versions, GPU, what is missing and the command that mends it.
+    """Check this machine: versions, GPU, what is missing, and the command that fixes it.
 
-    Exit code 0: everything that is required is here. 1: something is missing.
+    Exit code 0: everything required is installed. 1: something is missing.
     """
     findings = list(examine())
     healthy = all(finding.status != "missing" for finding in findings)
@@ -50,7 +53,7 @@ def check_machine(
 
 
 def examine() -> Iterator[Finding]:
-    """Yield every finding about this machine. Imports torch, to ask it for the GPU."""
+    """Yield all findings about this machine. Imports torch to query the GPU."""
     yield from _examine_python()
     yield from _examine_distributions()
     yield from _examine_requirements()
@@ -97,7 +100,7 @@ def _examine_distributions() -> Iterator[Finding]:
                 "VILA Kit",
                 name,
                 "warning",
-                f"{found}, but vila-core is {core}; they belong together",
+                f"{found}, but vila-core is {core}; install the same version",
                 f"pip install {name}=={core}",
             )
         else:
@@ -105,7 +108,7 @@ def _examine_distributions() -> Iterator[Finding]:
 
 
 def _examine_requirements() -> Iterator[Finding]:
-    """Compare what is installed with what `vila-core` declares."""
+    """Compare the installed packages with the requirements of `vila-core`."""
     from packaging.requirements import Requirement
 
     if _version("vila-core") is None:
@@ -128,18 +131,20 @@ def _examine_requirements() -> Iterator[Finding]:
             (extra for extra in extras if marker is not None and not is_required and marker.evaluate({"extra": extra})),
             None,
         )
-        if not is_required and extra is None:
-            continue  # for another platform or Python
-        name, needed, found = requirement.name, str(requirement.specifier), _version(requirement.name)
-        if found is not None and requirement.specifier.contains(found, prereleases=True):
-            yield Finding("packages", name, "ok", found)
-        elif found is None and extra is not None:
-            yield Finding(
-                "packages", name, "note", f"not installed (optional: {extra})", f'pip install "vila-core[{extra}]"'
-            )
-        else:
-            detail = f"{found or 'not installed'}; {needed or 'any version'} is needed"
-            yield Finding("packages", name, "missing", detail, f'pip install "{name}{needed}"')
+        if is_required or extra is not None:  # else for another platform or Python
+            yield _examine_requirement(requirement, extra)
+
+
+def _examine_requirement(requirement: "Requirement", extra: str | None) -> Finding:
+    """Check one requirement; `extra` is the extra of vila-core that it belongs to, None if it is always needed."""
+    name, needed, found = requirement.name, str(requirement.specifier), _version(requirement.name)
+    if found is not None and requirement.specifier.contains(found, prereleases=True):
+        return Finding("packages", name, "ok", found)
+    if found is None and extra is not None:
+        fix = f'pip install "vila-core[{extra}]"'
+        return Finding("packages", name, "note", f"not installed (optional: {extra})", fix)
+    detail = f"{found or 'not installed'}; {needed or 'any version'} is needed"
+    return Finding("packages", name, "missing", detail, f'pip install "{name}{needed}"')
 
 
 def _examine_triton() -> Iterator[Finding]:
@@ -148,7 +153,7 @@ def _examine_triton() -> Iterator[Finding]:
         "packages",
         "triton",
         "ok" if triton else "note",
-        triton or "not installed (only for NVIDIA GPUs; comes with torch's Linux wheels)",
+        triton or "not installed (only needed for NVIDIA GPUs; included with torch's Linux wheels)",
     )
 
 
@@ -157,45 +162,34 @@ def _examine_gpu() -> Iterator[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:  # a wheel for another platform or a broken CUDA library
-        yield Finding("GPU", "torch", "missing", f"does not import: {error}", "pip install --force-reinstall torch")
+        yield Finding("GPU", "torch", "missing", f"cannot be imported: {error}", "pip install --force-reinstall torch")
         return
     built_for = torch.version.cuda
     if torch.cuda.is_available():
+        versions = f"driver {driver or 'unknown'}, torch built for CUDA {built_for}"
         for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            capability = f"{properties.major}.{properties.minor}"
-            detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
-            yield Finding(
-                "GPU",
-                f"cuda:{index}",
-                "ok",
-                f"{detail}; driver {driver or 'unknown'}, torch built for CUDA {built_for}",
-            )
-            if properties.major < 8:
-                yield Finding(
-                    "GPU",
-                    f"cuda:{index}",
-                    "note",
-                    "bfloat16 is slow before compute capability 8.0; use --dtype float16",
-                )
+            yield from _examine_device(index, versions)
     elif driver is None:
         yield Finding("GPU", "cuda", "note", "no NVIDIA GPU found; everything runs on the CPU, large models slowly")
     elif built_for is None:
-        yield Finding(
-            "GPU",
-            "cuda",
-            "warning",
-            f"driver {driver} is here, but torch {torch.__version__} is built for the CPU",
-            "pip install --force-reinstall torch",
-        )
+        detail = f"driver {driver} is installed, but torch {torch.__version__} is built for the CPU"
+        yield Finding("GPU", "cuda", "warning", detail, "pip install --force-reinstall torch")
     else:
-        yield Finding(
-            "GPU",
-            "cuda",
-            "warning",
-            f"driver {driver} is too old or not usable for torch {torch.__version__}, built for CUDA {built_for}",
-            "update the NVIDIA driver, or install a torch wheel built for an older CUDA",
-        )
+        detail = f"driver {driver} is too old or not usable for torch {torch.__version__}, built for CUDA {built_for}"
+        fix = "update the NVIDIA driver, or install a torch wheel built for an older CUDA"
+        yield Finding("GPU", "cuda", "warning", detail, fix)
+
+
+def _examine_device(index: int, versions: str) -> Iterator[Finding]:
+    import torch
+
+    name = f"cuda:{index}"
+    properties = torch.cuda.get_device_properties(index)
+    capability = f"{properties.major}.{properties.minor}"
+    detail = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, compute capability {capability}"
+    yield Finding("GPU", name, "ok", f"{detail}; {versions}")
+    if properties.major < 8:
+        yield Finding("GPU", name, "note", "bfloat16 is slow before compute capability 8.0; use --dtype float16")
 
 
 def _nvidia_driver() -> str | None:
@@ -220,7 +214,7 @@ def _examine_model() -> Iterator[Finding]:
 
     try:
         open_checkpoint(embedded_model())
-        yield Finding("models", "vila-tiny", "ok", "the embedded model is here")
+        yield Finding("models", "vila-tiny", "ok", "the embedded model is installed")
     except VilaError as error:
         yield Finding(
             "models",
@@ -242,7 +236,7 @@ def _examine_plugins() -> Iterator[Finding]:
                 "plugins",
                 name,
                 "warning",
-                f"did not load: {info.error}",
+                f"failed to load: {info.error}",
                 f"pip install --upgrade {info.owner.distribution}",
             )
 
@@ -268,13 +262,13 @@ def _print_report(findings: list[Finding], healthy: bool) -> None:
         for finding in (finding for finding in findings if finding.group == group):
             sign, style = _STYLES[finding.status]
             detail = escape(finding.detail)
-            if finding.mend and finding.status != "note":
-                detail += f"\n[bold]→ {escape(finding.mend)}[/bold]"
+            if finding.fix and finding.status != "note":
+                detail += f"\n[bold]→ {escape(finding.fix)}[/bold]"
             table.add_row(f"[{style}]{sign}[/{style}]", escape(finding.name), detail)
         console.print(table)
         console.print()
     console.print(
-        "[green]Everything that is required is here.[/green]"
+        "[green]Everything required is installed.[/green]"
         if healthy
-        else "[bold red]Something is missing; the arrows say how to mend it.[/bold red]"
+        else "[bold red]Something is missing; the arrows show how to fix it.[/bold red]"
     )

@@ -69,7 +69,7 @@ def read_parts(inspection: Inspection, config: VilaConfig) -> list[Part]:
 
 
 def _blocks(tiles: Tiles, config: VilaConfig) -> tuple[tuple[int, int], ...]:
-    """Return (tiles, columns) of each block: the scales of dynamic S2, the tiles and their thumbnail, or rows of frames."""
+    """Return (tiles, columns) per block: the scales of dynamic S2, the tiles and their thumbnail, or rows of frames."""
     count, layout = len(tiles.pixels), tiles.layout
     in_grid = layout.rows * layout.columns
     scales = config.preprocess.s2_scales

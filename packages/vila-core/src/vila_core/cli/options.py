@@ -1,4 +1,4 @@
-"""Options that several programs share, as types for typer: `revision: Revision = None`. Every default is the caller's."""
+"""Options that several programs share, as types for typer. Commands set the defaults: `revision: Revision = None`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -50,12 +50,12 @@ AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON o
 
 
 def json_option(help: str) -> Any:
-    """Return a `--json` flag with its own help text: `as_json: Annotated[bool, json_option("Print an array.")] = False`."""
+    """Return a `--json` flag with its own help text, to annotate a bool."""
     return typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT)
 
 
 def version_option(version: str) -> Any:
-    """Return a `--version` flag that prints `version` and exits: `Annotated[bool, version_option(__version__)]`."""
+    """Return a `--version` flag that prints `version` and exits, to annotate a bool."""
     return typer.Option(
         "--version",
         metavar="",

@@ -20,7 +20,10 @@ from vila_core.errors import VilaError
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a typer app as `program` and exit the process. A `VilaError` prints only its message, unless `--debug` is given."""
+    """Run a typer app as `program` and exit the process.
+
+    A `VilaError` prints only its message, unless `--debug` is given.
+    """
     run_command(lambda: cast("TyperCommand | TyperGroup", get_command(app)), program, arguments)
 
 

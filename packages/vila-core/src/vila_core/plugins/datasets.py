@@ -27,7 +27,7 @@ class Sample:
 
 @runtime_checkable
 class Dataset(Protocol):
-    """Named samples with random access, in subsets. Creating one is cheap: data is opened on the first call of a method."""
+    """Named samples with random access, in subsets. Creating one is cheap: data is opened on first use."""
 
     @property
     def name(self) -> str: ...

@@ -42,7 +42,7 @@ hookimpl = pluggy.HookimplMarker("vila")
 
 @dataclass(frozen=True)
 class Component:
-    """A named component of a model: `build(config)` imports what it needs and returns a `torch.nn.Module` without weights."""
+    """A named component of a model: `build(config)` returns a `torch.nn.Module` without weights."""
 
     name: str
     config_type: type[Config]
@@ -139,7 +139,7 @@ def vila_projectors() -> Sequence[Component]:
 
 @hookspec
 def vila_media_encoders() -> Sequence[Component]:
-    """Media encoders: `build(config)` -> Module as in `vila_core.encoders`, features of one medium -> token block `[T, D]`."""
+    """Media encoders: `build(config)` -> Module as in `vila_core.encoders`, one medium -> token block `[T, D]`."""
     return ()
 
 
@@ -161,7 +161,7 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     return ()
 
 
-# ---------------------------------------------------------------------------------------- training, quantization, evaluation
+# ------------------------------------------------------------------------------ training, quantization, evaluation
 
 
 @hookspec

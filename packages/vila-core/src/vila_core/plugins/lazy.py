@@ -44,7 +44,7 @@ def lazy_object(target: str) -> Callable[[], Any]:
 
 
 def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module-level `__getattr__` for `package`: `homes` maps each public name to the submodule that defines it."""
+    """Return a module-level `__getattr__`; `homes` maps public names to the defining submodules of `package`."""
 
     def get_attribute(name: str) -> Any:
         if name not in homes:

@@ -9,7 +9,7 @@ or to register, its distribution and the error are logged, none of its hooks sta
 
 | environment | effect |
 | --- | --- |
-| `VILA_PLUGINS` | unset: all; empty: none; `a,b`: only those (entry-point names). Core's own components are always loaded. |
+| `VILA_PLUGINS` | unset: all; empty: none; `a,b`: only those entry points. Core's own are always loaded. |
 | `VILA_STRICT_PLUGINS=1` | a plugin that fails to load raises `PluginError` |
 """
 

@@ -1,1 +1,1 @@
-"""Configuration files of other projects, translated to ours and back."""
+"""Config files of other projects, translated to ours and back."""

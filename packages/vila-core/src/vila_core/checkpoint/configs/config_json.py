@@ -1,4 +1,4 @@
-"""A whole `VilaConfig` as JSON and back. Each part's type is the one registered under its `name`."""
+"""`VilaConfig` to JSON and back. The type of each component is the one registered under its `name`."""
 
 from pydantic import ValidationError
 

@@ -9,11 +9,11 @@ from vila_core.plugins.hookspecs import Component
 from vila_core.plugins.registry import Registry
 
 TARGET_PACKAGE = "llava.model.encoders"
-"""Where the reference's classes live; written into configs for its readers, never imported here."""
+"""Modules of the reference implementation's classes: written into configs for its readers, never imported here."""
 
 
 def read_encoder(root: Section, key: str, default: str, encoders: Registry[Component]) -> MediaEncoderConfig:
-    """Return the encoder that `root[key]` describes, the encoder named `default` where it describes none.
+    """Return the encoder described by `root[key]`, or the encoder named `default` if it describes none.
 
     Raises:
         CheckpointError: a target that no registry knows, or a setting that it does not have.
@@ -46,5 +46,5 @@ def _validated(
 
 
 def write_encoder(config: MediaEncoderConfig) -> dict[str, object]:
-    """Return the object that `read_encoder` reads back to `config`."""
+    """Return the JSON object from which `read_encoder` returns `config`."""
     return {"_target_": f"{TARGET_PACKAGE}.{config.name}", **config.model_dump(mode="json", exclude={"name"})}

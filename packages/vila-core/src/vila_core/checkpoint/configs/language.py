@@ -1,4 +1,4 @@
-"""The language model's config: transformers' JSON <-> our `DecoderConfig`, or `TransformersConfig` for what it does not cover."""
+"""The language model's config: transformers' JSON <-> `DecoderConfig`, or `TransformersConfig` for other models."""
 
 from pydantic import ValidationError
 
@@ -12,7 +12,7 @@ ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
 }
-"""transformers model type -> class, for what the native decoder covers."""
+"""transformers model type -> class, for the models that the native decoder supports."""
 
 _ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
 _UNSUPPORTED_YARN_KEYS = ("mscale", "mscale_all_dim")
@@ -28,7 +28,7 @@ def read_language_config(raw: Section, max_length: int) -> LanguageModelConfig:
     if architecture in ARCHITECTURES and _is_native(raw):
         return _decoder_config(raw, architecture, max_length)
     hidden_size, vocab_size = raw.integer("hidden_size"), raw.integer("vocab_size")
-    # How its weights are stored is the checkpoint's affair, not the architecture's.
+    # How the weights are stored is not part of the architecture.
     hf_config = {key: value for key, value in raw.values.items() if key != "quantization_config"}
     return TransformersConfig(
         hidden_size=hidden_size, vocab_size=vocab_size, max_length=max_length, hf_config=hf_config
@@ -82,7 +82,7 @@ def _decoder_config(raw: Section, architecture: str, max_length: int) -> Decoder
 
 
 def _rope_section(raw: Section) -> Section | None:
-    """Up to version 4 transformers writes `rope_scaling`, from 5 on `rope_parameters` (with `rope_theta` inside)."""
+    """Transformers writes `rope_scaling` up to version 4, and `rope_parameters` (with `rope_theta`) from 5 on."""
     for key in ("rope_parameters", "rope_scaling"):
         if key in raw:
             return raw.section(key)
@@ -119,7 +119,7 @@ def _rope_scaling(rope: Section) -> RopeScaling | None:
 
 
 def _slides_alike(raw: Section) -> bool:
-    """Whether all layers attend alike: the native decoder has one window for the whole model."""
+    """Whether all layers use the same window, since the native decoder has one for the whole model."""
     layer_types = raw.values.get("layer_types")
     if isinstance(layer_types, list):
         return len(set(map(str, layer_types))) <= 1  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
@@ -131,7 +131,7 @@ def _slides_alike(raw: Section) -> bool:
 
 
 def _sliding_window(raw: Section, architecture: str) -> int | None:
-    if architecture == "mistral":  # given: that; null: none; absent: transformers' default
+    if architecture == "mistral":  # null: no window; absent: transformers' default
         return (
             raw.integer("sliding_window")
             if "sliding_window" in raw
@@ -150,7 +150,7 @@ def _sliding_window(raw: Section, architecture: str) -> int | None:
 
 
 def write_language_config(config: LanguageModelConfig, dtype: str) -> dict[str, object]:
-    """Return transformers' JSON for `config`, which `read_language_config` reads back to the same value.
+    """Return transformers' JSON for `config`; `read_language_config` returns the same config from it.
 
     Raises:
         CheckpointError: the language model is a plugin's own and has no transformers config.

@@ -1,4 +1,4 @@
-"""RADIO's config (nvidia/RADIO on the hub): little is stated in JSON, so the sizes come from the weights' shapes."""
+"""RADIO's config (nvidia/RADIO on the hub). Its JSON states little, so the sizes come from the weights' shapes."""
 
 import math
 
@@ -8,11 +8,11 @@ from vila_core.errors import CheckpointError
 
 _PATCHES = "radio_model.model.patch_generator."
 _HEADS = {1280: 16, 1152: 16}
-"""Attention heads by width, where a head is not 64 wide: ViT-H (80) and SO400M (72)."""
+"""Attention heads by width, if a head is not 64 wide: ViT-H (80) and SO400M (72)."""
 
 
 def is_radio(raw: Section) -> bool:
-    """RADIO's config has no model type of its own; its class names it."""
+    """Return whether the config is RADIO's, which has no model type and is known by its class name."""
     architectures = raw.values.get("architectures")
     named = isinstance(architectures, list) and any(str(name).startswith("RADIO") for name in architectures)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
     return named or raw.values.get("model_type") == "radio"
@@ -21,8 +21,8 @@ def is_radio(raw: Section) -> bool:
 def radio_config(raw: Section, weights: dict[str, TensorEntry]) -> dict[str, object]:
     """Return the fields of `RadioConfig`.
 
-    Heads are 64 wide (80 in the 1280-wide ViT-H), as in timm. Class tokens and registers share one tensor: registers fill
-    it up to a multiple of `args.register_multiple`.
+    Heads are 64 wide (80 in the 1280-wide ViT-H), as in timm. Class tokens and registers share one tensor: registers
+    fill it up to a multiple of `args.register_multiple`.
 
     Raises:
         CheckpointError: a tensor that RADIO needs is not there.
@@ -51,7 +51,7 @@ def radio_config(raw: Section, weights: dict[str, TensorEntry]) -> dict[str, obj
 
 
 def _stated(raw: Section) -> dict[str, object]:
-    """Only what vila-core itself writes states all sizes."""
+    """Return whether the config states all sizes, as only vila-core writes it."""
     keys = (
         "image_size",
         "patch_size",
@@ -71,7 +71,7 @@ def _preferred_size(raw: Section) -> int | None:
 
 
 def _num_class_tokens(raw: Section, tokens: int) -> int:
-    """One class token per teacher (teachers that share a name share it), else one."""
+    """Return the number of class tokens: one per distinct teacher name, else one."""
     args = raw.section("args") if "args" in raw else Section({}, raw.source)
     if not args.boolean("cls_token_per_teacher", False):
         return 1 if "args" in raw else raw.integer("num_summary_tokens", tokens)

@@ -29,7 +29,7 @@ MODEL_TYPES = {
     "intern_vit_6b": "intern_vit",
     "radio": "radio",
 }
-"""transformers' model types -> the names of our towers. A plugin's tower writes its own name as the model type."""
+"""transformers' model types -> our names of towers. A plugin's tower writes its own name as the model type."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -41,7 +41,7 @@ _RESAMPLE = {2: "bilinear", 3: "bicubic"}
 def read_tower_config(
     raw: Section, root: Section, weights: dict[str, TensorEntry], towers: Registry[Component]
 ) -> VisionTowerConfig:
-    """Translate `vision_tower/config.json` (`raw`) with the selection that the root config states; `weights` are the tower's own.
+    """Translate `vision_tower/config.json` (`raw`) and the root config's feature selection; `weights` are the tower's.
 
     Raises:
         CheckpointError: a tower that no registry knows, or a value that is missing, of the wrong type or out of range.
@@ -56,7 +56,7 @@ def read_tower_config(
         raise CheckpointError(
             f"{raw.source}: {unknown_name('vision tower', model_type, {*MODEL_TYPES, *towers.names()})}"
         )
-    if "vision_config" in raw:  # a whole CLIP or InternVL config, of which the tower is a part
+    if "vision_config" in raw:  # a complete CLIP or InternVL config, of which the tower is a part
         raw = raw.section("vision_config")
     config_type = towers.get(name).config_type
     if name not in MODEL_TYPES.values():
@@ -104,7 +104,7 @@ def _vit_fields(raw: Section) -> dict[str, object]:
 
 
 def _at_resolution(config: VisionTowerConfig, root: Section) -> VisionTowerConfig:
-    """Apply `vision_resolution`: the tower then runs at that size, its position embeddings interpolated from their own."""
+    """Apply `vision_resolution`: the tower runs at that size, with interpolated position embeddings."""
     resolution = root.integer("vision_resolution", -1, minimum=-1)
     if resolution in (-1, 0, config.image_size):
         return config
@@ -136,7 +136,8 @@ def read_pixel_config(preprocessor: Section | None, tower: VisionTowerConfig, si
         return PixelConfig(size=size or tower.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample="bilinear")
     if preprocessor is None:
         raise CheckpointError(
-            f"The vision tower '{tower.name}' has no preprocessor_config.json. Copy it from the tower's original checkpoint."
+            f"The vision tower '{tower.name}' has no preprocessor_config.json. "
+            "Copy it from the tower's original checkpoint."
         )
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not preprocessor.boolean(step, True):
@@ -166,7 +167,7 @@ def read_pixel_config(preprocessor: Section | None, tower: VisionTowerConfig, si
 
 
 def _default_statistics(tower: VisionTowerConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """What each family's preprocessor assumes when its config states nothing."""
+    """Defaults of each family's preprocessor, for values that its config omits."""
     if isinstance(tower, ClipConfig):
         return CLIP_MEAN, CLIP_STD
     if isinstance(tower, RadioConfig):
@@ -175,7 +176,7 @@ def _default_statistics(tower: VisionTowerConfig) -> tuple[tuple[float, float, f
 
 
 def _side(preprocessor: Section, key: str) -> int:
-    """A size is a number, {"height", "width"} (equal), {"shortest_edge"} or {"longest_edge"}."""
+    """Return a size given as a number, {"height", "width"} (equal), {"shortest_edge"} or {"longest_edge"}."""
     if not isinstance(preprocessor.values.get(key), dict):
         return preprocessor.integer(key)
     size = preprocessor.section(key)
@@ -202,7 +203,7 @@ def _is_shortest_edge(preprocessor: Section) -> bool:
 
 
 def write_tower_config(config: VisionTowerConfig, dtype: str) -> dict[str, object]:
-    """Return the JSON of `vision_tower/config.json`, which `read_tower_config` reads back to the same value."""
+    """Return the JSON of `vision_tower/config.json`; `read_tower_config` returns the same config from it."""
     image_size = config.pretrained_image_size or config.image_size
     if not isinstance(config, SiglipConfig | ClipConfig | InternVitConfig):
         fields = config.model_dump(

@@ -1,4 +1,4 @@
-"""The chat template of the `nvila` layout also takes a message's content as a list of parts, as OpenAI's clients send it."""
+"""Chat templates of the `nvila` format, which also accept message content as a list of parts, as in OpenAI's API."""
 
 MEDIA_PREFIX = (
     "{%- set ns = namespace(messages=[]) -%}"
@@ -17,14 +17,14 @@ MEDIA_PREFIX = (
     "{%- endfor -%}"
     "{%- set messages = ns.messages -%}"
 )
-"""Turns lists of parts into text with the media tokens; the template proper follows unchanged."""
+"""Turns lists of parts into text with media tokens; the unchanged template follows."""
 
 
 def wrap_template(template: str) -> str:
-    """Return `template` widened to lists of parts. Rendering of plain strings stays the same."""
+    """Return `template` extended to lists of parts. Plain strings render as before."""
     return template if template.startswith(MEDIA_PREFIX) else MEDIA_PREFIX + template
 
 
 def unwrap_template(template: str) -> str:
-    """Return what `wrap_template` was given."""
+    """Undo `wrap_template`."""
     return template.removeprefix(MEDIA_PREFIX)

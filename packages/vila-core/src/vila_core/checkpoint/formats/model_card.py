@@ -1,4 +1,4 @@
-"""The license of a checkpoint's weights, as its model card or license file states it."""
+"""The license of a checkpoint, as stated by its model card or license file."""
 
 import re
 from pathlib import Path
@@ -10,16 +10,16 @@ _MAX_BYTES = 1_000_000
 
 
 def license_files(folder: Path) -> list[Path]:
-    """Return the model card and license files in `folder`, which travel with the weights."""
+    """Return the model card and license files in `folder`, which are copied with the weights."""
     return [
         folder / name for name in ("README.md", *_LICENSE_FILES, "NOTICE", "NOTICE.txt") if (folder / name).is_file()
     ]
 
 
 def read_license(folder: Path) -> str | None:
-    """Return the `license` of the model card (with `license_name` where that is "other"), else what the license file names itself.
+    """Return the `license` of the model card (with its `license_name`), else the first line of the license file.
 
-    None where the folder says nothing.
+    None if there is neither.
     """
     fields = dict(_FIELD.findall(_front_matter(folder / "README.md")))
     stated = fields.get("license", "").strip("'\"[] ")
@@ -44,5 +44,5 @@ def _text(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return file.read(_MAX_BYTES).decode("utf-8", errors="replace")
-    except OSError:  # a license is told where it can be, never a reason to fail
+    except OSError:  # an unreadable license is no reason to fail
         return ""

@@ -1,19 +1,20 @@
-"""Format `nvila`: one transformers-style folder, `model_type` `nvila` or `nvila_lite`, which SGLang serves.
+"""Format `nvila`: one transformers-style folder with `model_type` `nvila` or `nvila_lite`, which SGLang serves.
 
     config.json                text_config (Qwen2), vision_config (SigLIP), image_token_id, video_token_id
     model.safetensors          llm.*  vision_tower.*  mm_projector.layers.*
     preprocessor_config.json   SigLIP's
     tokenizer.json …           at the root
-    vila_config.json           ours, optional: what the layout has no key for
+    vila_config.json           ours, optional: settings for which the format has no key
 
-The two model types stand for two fixed designs, which their config does not state (sglang/srt/models/nvila.py, nvila_lite.py):
+The two model types imply two fixed designs, which their config does not state
+(sglang/srt/models/nvila.py, nvila_lite.py):
 
 | model type | preprocessing | projector | features |
 | --- | --- | --- | --- |
 | `nvila` | dynamic S2 at 1x, 2x and 3x the tower's size, merged to the last scale | 2x2 | hidden state -2 |
 | `nvila_lite` | dynamic tiles, 1 to 12 | 3x3 | hidden state -2 |
 
-`vila_config.json` holds a whole `VilaConfig`; other readers ignore it.
+`vila_config.json` holds a complete `VilaConfig`; other readers ignore it.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_whole_weights
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.config_json import parse_config
 from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
@@ -39,22 +40,23 @@ from vila_core.plugins.loader import Plugins, load_plugins
 MODEL_TYPES = ("nvila", "nvila_lite")
 
 QWEN2_DEFAULTS: dict[str, object] = {
-    "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 22016, "max_position_embeddings": 32768,
-    "max_window_layers": 28, "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32, "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+    "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 22016,
+    "max_position_embeddings": 32768, "max_window_layers": 28, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 32, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
-"""transformers leaves out of a nested config what equals its class's default."""
+"""transformers omits values of a nested config that equal the defaults of its class."""
 
 SIGLIP_DEFAULTS: dict[str, object] = {
     "model_type": "siglip_vision_model", "hidden_act": "gelu_pytorch_tanh", "hidden_size": 768, "image_size": 224,
-    "intermediate_size": 3072, "layer_norm_eps": 1e-6, "num_attention_heads": 12, "num_channels": 3, "num_hidden_layers": 12,
-    "patch_size": 16,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-6, "num_attention_heads": 12, "num_channels": 3,
+    "num_hidden_layers": 12, "patch_size": 16,
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class NvilaFormat:
-    """The layout that SGLang serves."""
+    """The format that SGLang serves."""
 
     name: str = "nvila"
 
@@ -65,12 +67,12 @@ class NvilaFormat:
         return read_nvila(path, self.name)
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
-        require_whole_weights(checkpoint)
+        require_unquantized(checkpoint)
         write_nvila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
 def read_nvila(path: Path, format_name: str) -> Checkpoint:
-    """Read a folder of this layout.
+    """Read a folder of this format.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the configs name something unknown or contradict one another.
@@ -143,7 +145,7 @@ def _released_config(
 
 
 def _own_config(path: Path, released: VilaConfig, plugins: Plugins) -> VilaConfig:
-    """Return the config in `vila_config.json`, where there is one and it is of the same network."""
+    """Return the config in `vila_config.json` if it exists and is for the same network."""
     if not (path / SIDECAR).exists():
         return released
     config = parse_config(read_section(path / SIDECAR), plugins)

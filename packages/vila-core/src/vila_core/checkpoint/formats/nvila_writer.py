@@ -19,7 +19,7 @@ SIDECAR = "vila_config.json"
 
 MEDIA_TOKENS = {"image_token": "<image>", "video_token": "<vila/video>"}
 
-# Released folders with the layout's config and processor classes, for readers that run remote code; vila-core never does.
+# Released folders with the config and processor classes, for readers that run remote code. vila-core never does.
 _NVILA = (
     "nvila",
     "NVILAForConditionalGeneration",
@@ -37,20 +37,20 @@ _NVILA_LITE = (
 
 
 def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None:
-    """Write `checkpoint` to the new folder `path`, tensor by tensor, whole or not at all.
+    """Write `checkpoint` to the new folder `path`, tensor by tensor. A failed write leaves nothing behind.
 
     Raises:
-        CheckpointError: the model is of another design than the layout stands for, its tokenizer lacks the media tokens,
+        CheckpointError: the format does not support the model's design, the tokenizer lacks the media tokens,
             the target is not empty, or the disk is full.
     """
     config = checkpoint.config
     model_type, architecture, config_class, processor_class, code = _require_design(config)
     token_ids = {token: _token_id(checkpoint.tokenizer_path, token) for token in MEDIA_TOKENS.values()}
     entries = checkpoint.weights.entries
-    strangers = [name for name in entries if name.partition(".")[0] not in PARTS]
-    if strangers:
+    unknown = [name for name in entries if name.partition(".")[0] not in PARTS]
+    if unknown:
         raise CheckpointError(
-            f"Tensor '{strangers[0]}' belongs to none of {', '.join(PARTS)}; format 'nvila' cannot hold it."
+            f"Tensor '{unknown[0]}' belongs to none of {', '.join(PARTS)}; format 'nvila' cannot represent it."
         )
     with new_folder(path, sum(entry.nbytes for entry in entries.values())) as folder:
         language = language_json(checkpoint)
@@ -83,10 +83,10 @@ def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> Non
 
 
 def _require_design(config: VilaConfig) -> tuple[str, str, str, str, str]:
-    """Return the names that go with the model type of `config`'s design.
+    """Return the model type of `config`'s design and the names of its classes and repository.
 
     Raises:
-        CheckpointError: neither model type stands for it; lists every difference.
+        CheckpointError: the design is neither model type's; lists every difference.
     """
     is_lite = config.dynamic_s2 is None
     tower, language_model = config.vision_tower, config.language_model
@@ -94,9 +94,9 @@ def _require_design(config: VilaConfig) -> tuple[str, str, str, str, str]:
     checks = {
         f"the vision tower is '{tower.name}', not 'siglip'": isinstance(tower, SiglipConfig),
         "the tower's positions are resized as they load": tower.pretrained_image_size is None,
-        f"features come from layer {tower.select_layer} ({tower.select_feature}), not -2 (cls_patch)": tower.select_layer
-        == -2
-        and tower.select_feature == "cls_patch",
+        f"features come from layer {tower.select_layer} ({tower.select_feature}), not -2 (cls_patch)": (
+            tower.select_layer == -2 and tower.select_feature == "cls_patch"
+        ),
         "static S2 is on": config.s2 is None,
         f"the projector is '{config.projector.name}', not '{wanted}'": config.projector.name == wanted,
         f"the language model is '{_architecture(config)}', not 'qwen2'": isinstance(language_model, DecoderConfig)
@@ -108,7 +108,7 @@ def _require_design(config: VilaConfig) -> tuple[str, str, str, str, str]:
     if problems:
         name = "nvila_lite" if is_lite else "nvila"
         raise CheckpointError(
-            f"Format 'nvila' ({name}) cannot hold this model: {'; '.join(problems)}. Format 'vila' can."
+            f"Format 'nvila' ({name}) cannot represent this model: {'; '.join(problems)}. Format 'vila' can."
         )
     return _NVILA_LITE if is_lite else _NVILA
 
@@ -132,7 +132,8 @@ def _token_id(tokenizer: Path, token: str) -> int:
         if isinstance(found, int):
             return found
     raise CheckpointError(
-        f"The tokenizer in {tokenizer} has no token '{token}', which format 'nvila' needs. Format 'vila' can hold this model."
+        f"The tokenizer in {tokenizer} has no token '{token}', which format 'nvila' needs. "
+        "Format 'vila' can represent this model."
     )
 
 

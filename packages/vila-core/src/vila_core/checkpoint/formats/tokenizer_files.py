@@ -1,4 +1,4 @@
-"""What a tokenizer's files say without loading it: whether they are there, the context length, the chat template."""
+"""A tokenizer's files, read without loading it: their presence, the context length and the chat template."""
 
 from pathlib import Path
 from typing import cast
@@ -17,24 +17,25 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Everything that a tokenizer of transformers may consist of; none of it is code."""
+"""All files that a transformers tokenizer may have; none is code."""
 
 _NO_LIMIT = 10**9
-"""transformers writes 10^30 where a tokenizer has no limit."""
+"""transformers writes 10^30 for a tokenizer without a limit."""
 
 
 def require_tokenizer(folder: Path) -> None:
-    """Raise `CheckpointError` unless `folder` holds a tokenizer."""
+    """Raise `CheckpointError` unless `folder` contains a tokenizer."""
     if not any((folder / name).exists() for name in VOCABULARIES):
         raise CheckpointError(
-            f"{folder} has no tokenizer: expected one of {', '.join(VOCABULARIES)}. Copy it from the original checkpoint."
+            f"{folder} has no tokenizer: expected one of {', '.join(VOCABULARIES)}. "
+            "Copy it from the original checkpoint."
         )
 
 
 def read_max_length(folder: Path, language: Section) -> int:
-    """Return the context in tokens, media included: the tokenizer's, else the language model's.
+    """Return the context length in tokens, media included: the tokenizer's, else the language model's.
 
-    The reference generates up to `tokenizer.model_max_length` positions.
+    The reference implementation generates up to `tokenizer.model_max_length` positions.
     """
     sources = [read_section(folder / "tokenizer_config.json")] if (folder / "tokenizer_config.json").exists() else []
     for section in (*sources, language):
@@ -46,9 +47,9 @@ def read_max_length(folder: Path, language: Section) -> int:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """Return the tokenizer's own Jinja template, None where it has none.
+    """Return the tokenizer's own Jinja template, None if it has none.
 
-    transformers 4 keeps it in `tokenizer_config.json` (a string, or a list of named ones), 5 in `chat_template.jinja`.
+    transformers 4 stores it in `tokenizer_config.json` (a string or a list), 5 in `chat_template.jinja`.
     """
     if (folder / "chat_template.jinja").exists():
         try:

@@ -1,8 +1,8 @@
-"""Format `vila`: `config.json` beside the folders `llm/`, `vision_tower/` and `mm_projector/`, as the reference writes it.
+"""Format `vila` of the reference implementation: `config.json`, `llm/`, `vision_tower/` and `mm_projector/`.
 
-The root config of a released checkpoint holds over a hundred keys, most of them settings of its training: all are kept
-in `Checkpoint.raw_config`, only those that inference depends on are read. Values are data: an encoder's `_target_` is
-looked up by its last component, never imported.
+The root config of a released checkpoint has over a hundred keys, most of them training settings. All are kept in
+`Checkpoint.raw_config`, but only those that inference depends on are read. Values are data: an encoder's `_target_` is
+looked up by its last component and never imported.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_whole_weights
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.encoders import read_encoder
 from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
@@ -38,7 +38,7 @@ from vila_core.plugins.loader import Plugins, load_plugins
 
 @dataclass(frozen=True)
 class VilaFormat:
-    """The reference's own layout."""
+    """The format of the reference implementation."""
 
     name: str = "vila"
 
@@ -49,12 +49,12 @@ class VilaFormat:
         return read_parts(path, self.name)
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
-        require_whole_weights(checkpoint)
+        require_unquantized(checkpoint)
         write_vila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
 def model_type_at(path: Path) -> str:
-    """Return the `model_type` of the config in the folder `path`, "" where there is none to read. Raises nothing."""
+    """Return the `model_type` of the config in the folder `path`, "" if it cannot be read. Raises nothing."""
     try:
         value = read_json(path / "config.json").get("model_type")
     except CheckpointError:
@@ -63,10 +63,10 @@ def model_type_at(path: Path) -> str:
 
 
 def quantization_at(path: Path) -> str | None:
-    """Return the method by which the model in the folder `path` is quantized, None where it is not. Raises nothing.
+    """Return the quantization method of the model in the folder `path`, None if it is not quantized. Raises nothing.
 
-    A quantized model is read by the format of who quantized it, not by those of whole weights. What a config states goes first;
-    else a file of TinyChat's, in the folder or in `llm/`, says that its weights are the ones to take.
+    Quantized models are not read by the formats for unquantized weights. The config's statement comes first; without
+    one, a TinyChat file in the folder or in `llm/` counts, since its weights are the ones to read.
     """
     for file in (path / "config.json", path / "llm" / "config.json"):
         try:
@@ -83,12 +83,12 @@ def quantization_at(path: Path) -> str | None:
 
 
 def tinychat_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that llm-awq wrote (`NAME-w4-g128-awq-v2.pt`) in a model's folder or its `llm/`. Raises nothing."""
+    """Return llm-awq's files (`NAME-w4-g128-awq-v2.pt`) in a model's folder or its `llm/`. Raises nothing."""
     return tuple(sorted(file for folder in (path, path / "llm") for file in folder.glob("*-w*-g*-awq*.pt")))
 
 
 def read_parts(path: Path, format_name: str, index: WeightIndex | None = None) -> Checkpoint:
-    """Read a folder with the three parts; `index` is where its weights are, None for where the layout has them.
+    """Read a folder with the three parts; `index` locates its weights, None for the standard places.
 
     Raises:
         CheckpointError: a part is missing or damaged, or the configs name something unknown or contradict one another.
@@ -120,9 +120,9 @@ def read_parts(path: Path, format_name: str, index: WeightIndex | None = None) -
 
 
 def index_parts(path: Path, root: Section, parts: Sequence[str] = PARTS) -> dict[str, TensorEntry]:
-    """Return the tensors of `parts` by canonical name: each part's in its folder, or (some remote-code releases) all at the root."""
+    """Return the tensors of `parts` by canonical name, from their folders or (some remote-code releases) the root."""
     if has_weights(path) and not has_weights(path / "llm"):
-        # There the names are the reference's modules', which wrap the tower once more.
+        # Here names are those of the reference implementation's modules, which wrap the tower twice.
         entries = index_folder(path, lambda name: name.replace("vision_tower.vision_tower.", "vision_tower."))
         return {
             name: entry
@@ -133,7 +133,7 @@ def index_parts(path: Path, root: Section, parts: Sequence[str] = PARTS) -> dict
 
 
 def part_weights(folder: Path, root: Section) -> dict[str, TensorEntry]:
-    """Return the tensors of one part; an identity projector has none to store."""
+    """Return the tensors of one part; an identity projector has none."""
     if folder.name == "mm_projector" and not has_weights(folder) and _projector_type(folder, root) == "identity":
         return {}
     return index_folder(folder)
@@ -208,12 +208,13 @@ class _Reader:
         )
         if s2.resize_output_to_scale_idx >= len(scales):
             raise CheckpointError(
-                f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; there are {len(scales)} scales."
+                f"{self.root.source}: 's2_resize_output_to_scale_idx' is {s2.resize_output_to_scale_idx}; "
+                f"there are {len(scales)} scales."
             )
         return (None, s2) if dynamic else (s2, None)
 
     def _scales(self) -> Iterator[int]:
-        """`s2_scales` is "448,896,1344" or a list."""
+        """Yield the sizes in `s2_scales`, a string such as "448,896,1344" or a list."""
         value = self.root.values.get("s2_scales")
         items: list[object] = (
             list(value.split(",")) if isinstance(value, str) else value if isinstance(value, list) else []
@@ -251,7 +252,7 @@ class _Reader:
             )
         return PreprocessConfig.model_validate(
             {
-                # The reference gives every other value the preprocessor's plain path.
+                # The reference implementation preprocesses plainly for every other value.
                 "image_aspect_ratio": aspect if aspect in ("resize", "pad", "dynamic", "dynamic_s2") else "other",
                 "min_tiles": self.root.integer("min_tiles", 1),
                 "max_tiles": self.root.integer("max_tiles", 12),
@@ -268,9 +269,10 @@ class _Reader:
         return TimeTokenConfig(count=count, format=self.root.string("time_token_format", "<t{t}>")) if count else None
 
     def _chat_template(self) -> str | None:
-        """The template that the config says it was trained with: a registered one, "auto" for the tokenizer's own, or unsaid.
+        """Return the chat template that the config states: a registered one, "auto" for the tokenizer's own, or None.
 
-        The reference writes `version` (VILA-1.5) and, where that is "auto", the name of the Jinja file it gave to the tokenizer.
+        The reference implementation writes `version` (VILA-1.5) or, if that is "auto", the name of the tokenizer's
+        Jinja file.
         """
         if "chat_template" in self.own:
             return self.own.string("chat_template")
@@ -284,7 +286,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def stored_dtype(weights: WeightIndex) -> Dtype:
-    """Return the torch name of the dtype of most of the language model's bytes, the scales of quantized weights not counted."""
+    """Return the dtype of most of the language model's bytes, not counting the scales of quantized weights."""
     names: dict[str, Dtype] = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     sizes = dict.fromkeys(names, 0)
     for name, entry in weights.with_prefix("llm.").items():

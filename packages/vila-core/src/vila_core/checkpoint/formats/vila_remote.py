@@ -1,4 +1,4 @@
-"""Format `vila-remote`: the folders of `vila` with `model_type: vila` and an `auto_map` to code that is never run."""
+"""Format `vila-remote`: as `vila`, with `model_type: vila` and an `auto_map` to code that is never run."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vila_core.errors import CheckpointError
 
 
 class VilaRemoteFormat:
-    """The releases that bring their own model code. Only their configs and weights are read."""
+    """Releases that include their own model code. Only their configs and weights are read."""
 
     name = "vila-remote"
 

@@ -25,21 +25,22 @@ OWN_KEY = "vila_kit"
 OWN_PREPROCESS_KEYS = ("tile_all", "video_as_images")
 
 _NOT_KEPT = ("_name_or_path", "auto_map", "resume_path", "quantization_config", OWN_KEY)
-"""Keys of a source's config that are wrong in a copy: paths of another machine, pointers to code, how its weights were stored."""
+"""Config keys that are wrong in a copy: paths of another machine, pointers to code, how the weights were stored."""
 
 
 def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None:
-    """Write `checkpoint` to the new folder `path`, tensor by tensor, whole or not at all.
+    """Write `checkpoint` to the new folder `path`, tensor by tensor. A failed write leaves nothing behind.
 
     Raises:
-        CheckpointError: the target is not empty, the disk is full, a source file cannot be read, or a tensor belongs to no part.
+        CheckpointError: the target is not empty, the disk is full, a source file cannot be read, or a tensor belongs to
+            no part.
     """
     with new_folder(path, sum(entry.nbytes for entry in checkpoint.weights.entries.values())) as folder:
         fill_vila(checkpoint, folder, max_shard_bytes)
 
 
 def fill_vila(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
-    """Write `checkpoint` into `folder`, which `new_folder` gave; what another layout adds to it goes there too."""
+    """Write `checkpoint` into `folder`, made by `new_folder`; other formats may add files to it."""
     config = checkpoint.config
     language = language_json(checkpoint)
     tower = tower_json(checkpoint)
@@ -66,7 +67,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -
         part, _, rest = name.partition(".")
         if part not in parts:
             raise CheckpointError(
-                f"Tensor '{name}' belongs to none of {', '.join(PARTS)}; format 'vila' cannot hold it."
+                f"Tensor '{name}' belongs to none of {', '.join(PARTS)}; format 'vila' cannot represent it."
             )
         parts[part][rest] = entry
     with ExitStack() as stack:
@@ -189,7 +190,7 @@ def _s2_json(config: VilaConfig) -> dict[str, object]:
 
 
 def without_paths(raw: Mapping[str, object]) -> dict[str, object]:
-    """Return a copy of a config as found, less what would be wrong in another folder."""
+    """Return a copy of a raw config without the keys that would be wrong in another folder."""
     return {key: value for key, value in raw.items() if key not in _NOT_KEPT}
 
 
@@ -197,7 +198,7 @@ def without_paths(raw: Mapping[str, object]) -> dict[str, object]:
 
 
 def copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
-    """Copy a tokenizer's files, with `max_length` as its context; a template that was widened for SGLang gets its own form back."""
+    """Copy a tokenizer's files, with `max_length` as its context. A template extended for SGLang is restored."""
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)

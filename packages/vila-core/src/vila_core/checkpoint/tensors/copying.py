@@ -1,4 +1,4 @@
-"""Bytes of tensors, from a file or from memory, for copying as they are. Safetensors are copied without torch."""
+"""Bytes of tensors in a file or in memory, for copying unchanged. Safetensors are copied without torch."""
 
 from collections.abc import Iterator, Mapping
 from io import FileIO

@@ -1,4 +1,4 @@
-"""Safetensors headers, read without torch and checked before any tensor is touched.
+"""Safetensors headers, read without torch and checked before any tensor is read.
 
 Format: 8 bytes, the header's length N as a little-endian unsigned integer; N bytes of JSON; the tensors' bytes.
 The JSON maps a tensor's name to its dtype, shape and [begin, end) within the tensors' bytes.
@@ -26,7 +26,7 @@ MAX_HEADER_BYTES = 100_000_000
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies: `key` in `file`. `offset` in bytes from the start of the file, None inside a pickle."""
+    """Location of one tensor: `key` in `file`, at `offset` bytes from the file's start (None inside a pickle)."""
 
     file: Path
     key: str
@@ -88,7 +88,8 @@ def _entry(path: Path, name: str, value: object, start: int) -> TensorEntry:
     if begin < 0 or int(end) - int(begin) != entry.nbytes:
         raise _damaged(
             path,
-            f"tensor '{name}' ({dtype}, {list(entry.shape)}) needs {entry.nbytes} bytes, but spans [{int(begin)}, {int(end)})",
+            f"tensor '{name}' ({dtype}, {list(entry.shape)}) needs {entry.nbytes} bytes, "
+            f"but spans [{int(begin)}, {int(end)})",
         )
     return entry
 
@@ -98,7 +99,7 @@ def _is_size(value: object) -> bool:
 
 
 def _check_layout(path: Path, entries: Iterable[TensorEntry], start: int, size: int) -> None:
-    """Tensors must follow one another without gap or overlap and end where the file ends."""
+    """Raise unless the tensors follow one another without gap or overlap and end with the file."""
     position = start
     for entry in entries:
         if entry.offset != position:
@@ -116,4 +117,4 @@ def _check_layout(path: Path, entries: Iterable[TensorEntry], start: int, size: 
 
 
 def _damaged(path: Path, why: str) -> CheckpointError:
-    return CheckpointError(f"{path} is not a sound safetensors file: {why}. Download it again.")
+    return CheckpointError(f"{path} is not a valid safetensors file: {why}. Download it again.")

@@ -18,7 +18,7 @@ PICKLE_NAME = "pytorch_model.bin"
 
 @dataclass(frozen=True)
 class WeightIndex:
-    """Every tensor of a checkpoint by its canonical name (the model's state-dict name). Holds no tensor."""
+    """Locations of a checkpoint's tensors by canonical name (the model's state-dict name)."""
 
     entries: Mapping[str, TensorEntry]
 
@@ -50,7 +50,7 @@ class WeightIndex:
     def shards(self, device: "torch.device | str" = "cpu") -> Iterator[tuple[str, "torch.Tensor"]]:
         """Yield (canonical name, tensor on `device` in its stored dtype), file by file, in file order.
 
-        Host memory holds the tensor that is being read, no more (a pickle's shard is memory-mapped).
+        Host memory holds only the tensor that is being read (a pickle is memory-mapped).
 
         Raises:
             CheckpointError: a file changed or cannot be read.
@@ -85,7 +85,8 @@ def index_folder(folder: Path, rename: Callable[[str], str] = lambda name: name)
     """Return the tensors in `folder` by `rename`d name: safetensors, single or sharded, else weights-only pickles.
 
     Raises:
-        CheckpointError: no weights, a damaged file, an index that leaves the folder, or a tensor that is not where the index says.
+        CheckpointError: there are no weights, a file is damaged, the index names files outside the folder or wrong
+            tensors.
     """
     entries: dict[str, TensorEntry] = {}
     for file in _weight_files(folder):
@@ -100,7 +101,7 @@ def index_folder(folder: Path, rename: Callable[[str], str] = lambda name: name)
 
 
 def has_weights(folder: Path) -> bool:
-    """Return whether `folder` holds weights under the names that `index_folder` knows."""
+    """Return whether `folder` has weights under the names that `index_folder` knows."""
     return any(
         (folder / f"{name}{suffix}").exists()
         for name in (SAFETENSORS_NAME, PICKLE_NAME)
@@ -121,7 +122,7 @@ def _weight_files(folder: Path) -> Sequence[Path]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Return tensor -> file name of an index, having checked that every file is a plain name inside the folder."""
+    """Return the file of each tensor in an index. Raises `CheckpointError` unless all are plain names."""
     weight_map = read_section(path).section("weight_map")
     if not weight_map.values:
         raise CheckpointError(f"{path} names no tensor.")

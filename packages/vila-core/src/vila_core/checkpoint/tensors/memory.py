@@ -1,4 +1,4 @@
-"""Weights that are in memory: what training hands over to be saved."""
+"""Weights in memory, such as those of a trained model to save."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ IN_MEMORY = Path("<memory>")
 
 
 class MemoryWeights:
-    """Tensors by canonical name, on any device; floating-point ones are cast to `dtype` one at a time, if it is given."""
+    """Tensors by canonical name, on any device. Floating-point tensors are cast to `dtype`, if given, one at a time."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None):
         self._tensors = tensors

@@ -1,4 +1,4 @@
-"""`.bin` and `.pt` files: read with torch's weights-only unpickler, which runs no code; anything else is refused."""
+"""`.bin` and `.pt` files, read with torch's weights-only unpickler, which runs no code and refuses all else."""
 
 import pickle
 import warnings
@@ -15,7 +15,8 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors (CPU, memory-mapped where the file allows) in the state dict at `path`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds code, or is not a flat mapping from names to dense tensors.
+        CheckpointError: the file is missing or damaged, contains code, or is not a flat mapping from names to dense
+            tensors.
     """
     content = unpickle(path)
     if isinstance(content, Mapping) and not any(
@@ -39,15 +40,15 @@ def load_pickle(path: Path) -> dict[str, torch.Tensor]:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Return whether all of a tensor's numbers are there, which a pickle does not promise."""
+    """Return whether a tensor is dense and has data, which a pickle does not guarantee."""
     return tensor.layout == torch.strided and not tensor.is_meta
 
 
 def unpickle(path: Path) -> object:
-    """Return what the file at `path` holds: tensors (CPU, memory-mapped where the file allows), containers, numbers and strings.
+    """Return the content of the file at `path`: tensors (CPU, memory-mapped if possible), containers, numbers, strings.
 
     Raises:
-        CheckpointError: the file is missing or damaged, or holds anything else.
+        CheckpointError: the file is missing or damaged, or contains anything else.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. Download the checkpoint again.")
@@ -56,7 +57,7 @@ def unpickle(path: Path) -> object:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what the unpickler may not know: then it refuses
+            warnings.simplefilter("ignore")  # about types that the unpickler then refuses
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         lines = [
@@ -68,7 +69,7 @@ def unpickle(path: Path) -> object:
             "Nothing of it was executed. Ask its author for a safetensors file."
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError) as error:
-        # torch raises all of these for files that are cut or damaged.
+        # torch raises all of these for truncated or damaged files.
         raise CheckpointError(
             f"{path} is damaged or not a torch file: {_short(str(error))}. Download it again."
         ) from error

@@ -1,4 +1,4 @@
-"""Tensors from file to device: host memory holds one tensor (CPU) or two staging buffers (CUDA), never a whole shard."""
+"""Reading tensors to a device: host memory holds one tensor (CPU) or two staging buffers (CUDA), never a shard."""
 
 from collections.abc import Iterator, Mapping
 from io import FileIO
@@ -51,12 +51,12 @@ def _read_pickled(
 
     tensors = load_pickle(file)
     for name, entry in entries.items():
-        # The mapped pages belong to the file; a copy keeps the tensor when the file is closed.
+        # Copy, since the mapped pages go away when the file is closed.
         yield name, tensors.pop(entry.key).to(device, copy=True)
 
 
 def _read_host(handle: FileIO, entry: TensorEntry) -> torch.Tensor:
-    """Return the tensor's bytes `[nbytes]` uint8 in host memory of their own."""
+    """Return the tensor's bytes `[nbytes]` uint8 in new host memory."""
     raw = torch.empty(entry.nbytes, dtype=torch.uint8)
     _fill(handle, raw.numpy().data, entry)
     return raw
@@ -86,7 +86,7 @@ class _Staging:
         for start in range(0, entry.nbytes, STAGING_BYTES):
             stop = min(start + STAGING_BYTES, entry.nbytes)
             buffer, copied = self._buffers[self._turn], self._copied[self._turn]
-            copied.synchronize()  # the buffer's last copy has left it
+            copied.synchronize()  # until the last copy from this buffer is done
             _fill(handle, buffer[: stop - start].numpy().data, entry)
             target[start:stop].copy_(buffer[: stop - start], non_blocking=True)
             copied.record(stream)

@@ -1,4 +1,4 @@
-"""Safetensors files written tensor by tensor: the layout is planned from dtypes and shapes, then bytes are streamed in."""
+"""Writing safetensors files tensor by tensor: plan the layout from dtypes and shapes, then stream the bytes."""
 
 import json
 import struct
@@ -13,13 +13,13 @@ from vila_core.checkpoint.tensors.headers import DTYPE_BITS, TensorEntry
 from vila_core.checkpoint.tensors.index import SAFETENSORS_NAME
 
 DEFAULT_SHARD_BYTES = 5_000_000_000
-"""Transformers' own default."""
+"""The default of transformers."""
 
 
 class ShardWriter:
-    """One model's safetensors in `folder`: a single file, or shards with an index where they exceed `max_shard_bytes`.
+    """Writes a model's safetensors to `folder`: one file, or shards with an index if it exceeds `max_shard_bytes`.
 
-    Use as a context manager; `write` each tensor once, in any order. Nothing but the current chunk is held in memory.
+    Use as a context manager; `write` each tensor once, in any order. Memory holds only the current chunk.
     """
 
     def __init__(self, folder: Path, tensors: Mapping[str, TensorEntry], max_shard_bytes: int = DEFAULT_SHARD_BYTES):
@@ -61,7 +61,7 @@ class ShardWriter:
 
 
 def plan_shards(tensors: Mapping[str, TensorEntry], max_shard_bytes: int) -> list[list[str]]:
-    """Return the names of each shard: in order, a shard ends before the tensor that would take it over the limit."""
+    """Return the names of each shard, in order. A shard ends before the tensor that would exceed the limit."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in tensors.items():

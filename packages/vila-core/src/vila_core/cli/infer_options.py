@@ -1,0 +1,155 @@
+"""The options of `vila-infer`, one dataclass per panel of the help page."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vila_core.cli.arguments import read_json_schema, read_overrides
+from vila_core.cli.options import MODEL, OUTPUT, Device, Dtype, LoraPath, Offline, Revision, json_option
+
+if TYPE_CHECKING:
+    from vila_core.runtime import GenerationSettings, Vila
+
+_prompt = partial(typer.Option, rich_help_panel="Prompt")
+_model = partial(typer.Option, rich_help_panel=MODEL)
+_media = partial(typer.Option, rich_help_panel="Media")
+_answer = partial(typer.Option, rich_help_panel="Answer")
+_output = partial(typer.Option, rich_help_panel=OUTPUT)
+
+
+@dataclass(frozen=True)
+class PromptOptions:
+    """The question."""
+
+    text: Annotated[str | None, _prompt("--text", help="The question. '-' reads it from standard input.")] = None
+    media: Annotated[
+        list[str] | None,
+        _prompt(
+            "--media",
+            metavar="FILE…",
+            help="Images, videos, folders of frames or https URLs, in order; they come before the text. "
+            "If the kind is not clear from the name, write image:SOURCE or video:SOURCE.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model to load, and how."""
+
+    model_path: Annotated[
+        str | None,
+        _model("--model-path", "-m", metavar="MODEL", help="Folder or hub id. Default: the embedded demo model."),
+    ] = None
+    conv_mode: Annotated[
+        str, _model("--conv-mode", "-c", metavar="NAME", help="Chat template; auto uses the checkpoint's own.")
+    ] = "auto"
+    lora_path: LoraPath = None
+    revision: Revision = None
+    offline: Offline = False
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+
+    @property
+    def label(self) -> str:
+        """The model's name in messages."""
+        return self.model_path or "the embedded model"
+
+    def load(self, overrides: dict[str, Any]) -> "Vila":
+        """Load the model with `overrides` of its preprocessing. Raises whatever `vila_core.load` does."""
+        import vila_core
+
+        return vila_core.load(
+            self.model_path,
+            device=self.device,
+            dtype=self.dtype,
+            chat_template=None if self.conv_mode == "auto" else self.conv_mode,
+            revision=self.revision,
+            offline=self.offline,
+            lora=self.lora_path,
+            **overrides,
+        )
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    """How images and videos are preprocessed."""
+
+    num_video_frames: Annotated[
+        int, _media("--num-video-frames", "-nf", help="Frames per video; -1: the model's default.")
+    ] = -1
+    video_max_tiles: Annotated[
+        int, _media("--video-max-tiles", "-vm", help="Tiles per video frame; -1: the model's default.")
+    ] = -1
+    override: Annotated[
+        list[str] | None,
+        _media("--set", metavar="NAME=VALUE", help="Any other preprocessing setting, such as max_tiles=6."),
+    ] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """Return the preprocessing settings to change. Raises `ConfigError` for a malformed `--set`."""
+        return read_overrides(
+            self.override or (), num_video_frames=self.num_video_frames, video_max_tiles=self.video_max_tiles
+        )
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How the answer is generated."""
+
+    max_new_tokens: Annotated[int, _answer("--max-new-tokens", help="Maximum length of the answer, in tokens.")] = 512
+    temperature: Annotated[float, _answer(help="0 is greedy.")] = 0.0
+    top_p: Annotated[float, _answer("--top-p", help="Nucleus sampling.")] = 1.0
+    top_k: Annotated[int, _answer("--top-k", help="0 is off.")] = 0
+    repetition_penalty: Annotated[float, _answer("--repetition-penalty", help="1 is off.")] = 1.0
+    seed: Annotated[int | None, _answer(help="Makes sampling repeatable.")] = None
+    stop: Annotated[
+        list[str] | None, _answer("--stop", metavar="TEXT…", help="End the answer before any of these texts.")
+    ] = None
+    json_mode: Annotated[bool, _answer("--json-mode", metavar="", help="The answer is JSON.")] = False
+    json_schema: Annotated[
+        Path | None, _answer("--json-schema", metavar="FILE", help="The answer is JSON that follows this schema.")
+    ] = None
+
+    def settings(self) -> "GenerationSettings":
+        """Return the validated settings. Raises `GenerationError` for values out of range and unreadable schemas."""
+        from vila_core.engine.sampling import GenerationConfig
+
+        settings: GenerationSettings = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+            "stop": tuple(self.stop or ()),
+            "json_mode": self.json_mode,
+            "json_schema": read_json_schema(self.json_schema) if self.json_schema else None,
+        }
+        GenerationConfig.model_validate(settings)
+        return settings
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """How the answer is printed."""
+
+    as_json: Annotated[bool, json_option("Print text, token counts and timings as JSON.")] = False
+    stream: Annotated[
+        bool | None,
+        _output(
+            "--stream/--no-stream",
+            metavar="",
+            help="Print the answer while it is generated. Default: on a terminal.",
+        ),
+    ] = None
+    explain: Annotated[
+        Path | None,
+        _output(
+            metavar="[PNG]",
+            help="Show what the model sees: prompt, token budget, and a PNG of the tiles (vila-explain.png).",
+        ),
+    ] = None
