@@ -2,9 +2,10 @@
 
     python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--out results/w4a16.json]
 
-The linears of Qwen2-7B (NVILA-8B's language model): fused qkv, o, fused gate and up, down; 28 layers, each with its own random weights,
-one CUDA graph, each linear's input the output of the one before. `limit` is the larger of two times: reading the weights once at the best
-rate that a kernel reaches in this run, and the arithmetic at the rate of a large bf16 product. Times are medians of replays.
+The linears of Qwen2-7B (NVILA-8B's language model): fused qkv, o, fused gate and up, down; 28 layers, each with its own
+random weights, one CUDA graph, each linear's input the output of the one before. `limit` is the larger of two times:
+reading the weights once at the best rate that a kernel reaches in this run, and the arithmetic at the rate of a large
+bf16 product. Times are medians of replays.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ GPU = torch.device("cuda")
 
 
 @triton.jit
-def _read_kernel(pointer, out_pointer, count, BLOCK: tl.constexpr):
+def _read_kernel(pointer, out_pointer, count, BLOCK: tl.constexpr):  # noqa: N803
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.sum(tl.load(pointer + index, mask=index < count, other=0))
     if total == 123456789:  # keeps the compiler from leaving the load out
@@ -83,7 +84,9 @@ def bytes_per_second(buffer: Tensor) -> float:
     for block, warps in ((4096, 8), (8192, 8), (8192, 16), (16384, 16)):
         grid = (triton.cdiv(buffer.numel(), block),)
         took = replay_milliseconds(
-            lambda grid=grid, block=block, warps=warps: _read_kernel[grid](buffer, out, buffer.numel(), BLOCK=block, num_warps=warps)
+            lambda grid=grid, block=block, warps=warps: _read_kernel[grid](
+                buffer, out, buffer.numel(), BLOCK=block, num_warps=warps
+            )
         )
         rates.append(buffer.nbytes / took * 1e3)
     return max(rates)
@@ -153,7 +156,10 @@ def main() -> int:
     linears = quantized_linears(weights)
     rows: list[dict[str, float]] = []
     failed = False
-    print(f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16")
+    print(
+        f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, "
+        f"multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16"
+    )
     print(f"{'M':>5} {'limit':>8} {'ours':>8} {'bf16':>8}   ours/limit  ours/bf16   error")
     for tokens in args.tokens:
         x = _tokens(tokens, dtype)
@@ -164,7 +170,8 @@ def main() -> int:
         row = {"tokens": tokens, "limit_ms": limit, "ours_ms": ours, "bf16_ms": cublas[tokens], "error": error}
         rows.append(row | {"of_limit": ours / limit, "of_bf16": ours / cublas[tokens]})
         print(
-            f"{tokens:5} {limit:8.3f} {ours:8.3f} {cublas[tokens]:8.3f} {ours / limit:12.2f} {ours / cublas[tokens]:10.2f}   {error:.1e}",
+            f"{tokens:5} {limit:8.3f} {ours:8.3f} {cublas[tokens]:8.3f} {ours / limit:12.2f} "
+            f"{ours / cublas[tokens]:10.2f}   {error:.1e}",
             flush=True,
         )
     if args.out:

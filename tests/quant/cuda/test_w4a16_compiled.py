@@ -1,4 +1,5 @@
-"""The W4A16 kernels compiled for the GPUs they are for, without one: no registers spilled, shared memory within the limit."""
+"""The W4A16 kernels compiled for the GPUs they are for, without one: no registers spilled, shared memory within the
+limit."""
 
 import re
 import subprocess
@@ -23,25 +24,38 @@ SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 POINTERS = ("packed_pointer", "x_pointer", "bias_pointer", "y_pointer", "next_pointer", "w_pointer")
-ODD = ("tokens", "blocks", "units", "steps_per_split")
+ODD = ("tokens", "blocks", "units", "whole_tiles", "split_tiles", "steps_per_split")
 
 
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, options: dict[str, int]) -> Any:
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, options: dict[str, int]
+) -> Any:
     names = list(kernel.arg_names)
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
-    aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in names if name not in constants and name not in ODD}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]] for name in names if name not in constants and name not in ODD
+    }
     values = {(names.index(name),): value for name, value in constants.items()}
-    return triton.compile(ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", capability, 32), options=options)
+    return triton.compile(
+        ASTSource(kernel, signature, values, aligned), target=GPUTarget("cuda", capability, 32), options=options
+    )
 
 
 def compile_decode(config: DecodeConfig, tokens: int, dtype: torch.dtype, group_size: int, capability: int) -> Any:
     half = f"*{TYPES[dtype]}"
-    types = {"packed_pointer": "*i32", "x_pointer": "*i32", "bias_pointer": half, "y_pointer": half, "next_pointer": "*u8"}
+    types = {
+        "packed_pointer": "*i32",
+        "x_pointer": "*i32",
+        "bias_pointer": half,
+        "y_pointer": half,
+        "next_pointer": "*u8",
+    }
     hopper = capability >= 90
     constants = {
         "HAS_BIAS": True, "GROUPS": 128 // group_size, "ONE_TOKEN": tokens == 1, "COLUMNS": 1 if tokens <= 8 else 2,
         "TILES": config.tiles, "WARPS": config.warps, "SLOTS": config.slots, "AHEAD": min(config.ahead, config.slots),
-        "CHAINS": config.chains, "ROUNDS": 3, "PDL": hopper, "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
+        "CHAINS": config.chains, "ROUNDS": 3, "PDL": hopper,
+        "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
     }  # fmt: skip
     options = {"num_warps": config.warps, "num_stages": 1} | ({"maxnreg": config.registers} if config.registers else {})
     return compiled(decode_kernel, types, constants, capability, options)
@@ -49,10 +63,12 @@ def compile_decode(config: DecodeConfig, tokens: int, dtype: torch.dtype, group_
 
 def compile_tiles(config: TileConfig, dtype: torch.dtype, group_size: int, capability: int) -> Any:
     half = f"*{TYPES[dtype]}"
-    types = {"packed_pointer": "*i32", "x_pointer": half, "bias_pointer": half, "y_pointer": "*fp32" if config.splits > 1 else half}
+    types = dict.fromkeys(("x_pointer", "bias_pointer", "y_pointer"), half)
+    types |= {"packed_pointer": "*i32", "parts_pointer": "*fp32"}
     constants = {
-        "HAS_BIAS": False, "GROUPS": 128 // group_size, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m, "BLOCK_K": config.block_k,
-        "WARPS": config.warps, "PDL": capability >= 90, "INLINE": True,
+        "HAS_BIAS": False, "GROUPS": 128 // group_size, "BLOCK_N": config.block_n, "BLOCK_M": config.block_m,
+        "BLOCK_K": config.block_k,
+        "WARPS": config.warps, "SPLIT": config.splits > 1, "PDL": capability >= 90, "INLINE": True,
     }  # fmt: skip
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return compiled(tile_kernel, types, constants, capability, options)
@@ -87,7 +103,9 @@ def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None
         else:
             continue
         assert stack_bytes(kernel, tmp_path) == 0, f"{config} for {tokens} tokens spills registers"
-        assert kernel.metadata.shared <= SHARED_MEMORY[capability] * 1024, f"{config} takes {kernel.metadata.shared} bytes"
+        assert kernel.metadata.shared <= SHARED_MEMORY[capability] * 1024, (
+            f"{config} takes {kernel.metadata.shared} bytes"
+        )
 
 
 @pytest.mark.parametrize("group_size", [32, 64])

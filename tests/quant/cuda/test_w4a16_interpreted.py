@@ -1,6 +1,7 @@
 """The W4A16 kernels in plain Triton on the CPU interpreter, against the oracle.
 
-The interpreter's matrix product takes no bf16 and its conversions to bf16 truncate: bf16 is tested where neither matters much.
+The interpreter's matrix product takes no bf16 and its conversions to bf16 truncate: bf16 is tested where that does
+not matter much.
 """
 
 import os
@@ -72,7 +73,8 @@ for (outputs, columns, group_size), dtype in (
     blocks, units, _ = weight.packed.shape
     panel = torch.full((blocks * 32, units * 128), torch.nan, dtype=dtype)
     w = dequantize(weight.packed, group_size, panel, inline=False)
-    check(w[:outputs, :columns], reference.dequantize(weight, torch.float64), 3e-4 if dtype == torch.float16 else 6e-3, f"{outputs} x {columns}")
+    tolerance = 3e-4 if dtype == torch.float16 else 6e-3
+    check(w[:outputs, :columns], reference.dequantize(weight, torch.float64), tolerance, f"{outputs} x {columns}")
     assert w.isfinite().all()
 """
 
@@ -81,5 +83,7 @@ for (outputs, columns, group_size), dtype in (
 def test_a_kernel_follows_the_oracle(what: str) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", CHECK + what], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK + what], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]

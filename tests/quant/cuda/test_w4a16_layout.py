@@ -11,7 +11,9 @@ from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
 from vila_quant.kernels.cuda.w4a16.tiles import TileConfig
 
 
-@pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(32, 128, 128), (40, 384, 128), (33, 320, 64), (7, 96, 32)])
+@pytest.mark.parametrize(
+    ("outputs", "inputs", "group_size"), [(32, 128, 128), (40, 384, 128), (33, 320, 64), (7, 96, 32)]
+)
 def test_unpacking_gives_back_what_was_packed(outputs: int, inputs: int, group_size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     groups = inputs // group_size
@@ -38,7 +40,9 @@ def test_a_word_holds_four_inputs_of_two_outputs() -> None:
 def test_the_oracle_is_the_definition() -> None:
     codes = torch.tensor([[3, 15] * 64], dtype=torch.uint8)
     weight = W4Weight.pack(codes, torch.tensor([[0.5]]), torch.tensor([[8.0]]))
-    assert torch.equal(reference.dequantize(weight, torch.float64)[0, :2], torch.tensor([-2.5, 3.5], dtype=torch.float64))
+    assert torch.equal(
+        reference.dequantize(weight, torch.float64)[0, :2], torch.tensor([-2.5, 3.5], dtype=torch.float64)
+    )
     y = reference.matmul(torch.ones(1, 128), weight, torch.tensor([1.0]))
     assert y.item() == 64 * (-2.5 + 3.5) + 1
 
@@ -55,7 +59,9 @@ def test_the_oracle_is_the_definition() -> None:
     ],
     ids=["dtype", "group size", "shapes", "code", "zero", "scale"],
 )
-def test_what_cannot_be_packed_is_refused(codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, message: str) -> None:
+def test_what_cannot_be_packed_is_refused(
+    codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         W4Weight.pack(codes, scales, zeros)
 

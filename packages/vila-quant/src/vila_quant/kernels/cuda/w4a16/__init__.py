@@ -1,7 +1,7 @@
 """Linears with four-bit weights and 16-bit activations (W4A16) on NVIDIA GPUs, in Triton.
 
-    weight = W4Weight.pack(codes, scales, zeros, device)
-    y = matmul(x, weight, bias)
+weight = W4Weight.pack(codes, scales, zeros, device)
+y = matmul(x, weight, bias)
 """
 
 from vila_quant.kernels.cuda.w4a16.layout import W4Weight

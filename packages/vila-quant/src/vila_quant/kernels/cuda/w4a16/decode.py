@@ -4,15 +4,23 @@ M tokens, N outputs, K inputs, g group size
 
     y[m, n] = sum_k x[m, k] · (q[n, k] - zero[n, k // g]) · scale[n, k // g] + bias[n]
 
-**Grid.** One block for `TILES` (1 or 2) tiles of 16 outputs: many small blocks, scheduled by the hardware. The warps of a block take turns
-along K, a unit of 128 inputs each, and add up at the end, so no two blocks write one output and the order of the sum is fixed.
+**Grid.** One block for `TILES` (1 or 2) tiles of 16 outputs: many small blocks, scheduled by the hardware. The warps of
+a block take turns along K, a unit of 128 inputs each, and add up at the end, so no two blocks write one output and the
+order of the sum is fixed.
 
-**Arithmetic.** The weight is the 16-row operand of `mma.m16n8k16`, tokens are the 8 columns. Codes become numbers with one `lop3` (q under
-the exponent of 1024, or of 128 in bf16) and one `fma` that takes the zero point off, exactly; scales multiply the fp32 sums of a group.
+**Arithmetic.** The weight is the 16-row operand of `mma.m16n8k16`, tokens are the 8 columns. Codes become numbers with
+one `lop3` (q under the exponent of 1024, or of 128 in bf16) and one `fma` that takes the zero point off, exactly;
+scales multiply the fp32 sums of a group.
 
-**Order.** A block loads its first weights, waits for the kernel before it (programmatic dependent launch: weights are constants, so they need
-no waiting), loads activations, and lets the kernel after it start. Blocks at the end of the grid prefetch the next weight into L2.
-"""
+**Order.** A block loads its first weights, waits for the kernel before it (programmatic dependent launch: weights are
+constants, so they need no waiting), loads activations, and lets the kernel after it start. Blocks at the end of the
+grid prefetch the next weight into L2."""
+
+# Triton has no types: a kernel's arguments and its launch are not checked.
+# Compile-time constants are in capitals, tuples grow by `+`.
+# ruff: noqa: N803, N806, RUF005
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -44,9 +52,9 @@ PREFETCHING_BLOCKS = 264
 class DecodeConfig:
     """How a block works.
 
-    `tiles` of 16 outputs (1 or 2), `warps` that split K, units in flight per warp (`slots`), units of activations loaded ahead,
-    a cap on registers (0: none), how many MMAs of a group are independent, and bytes of the next weight to prefetch.
-    """
+    `tiles` of 16 outputs (1 or 2), `warps` that split K, units in flight per warp (`slots`), units of activations
+    loaded ahead, a cap on registers (0: none), how many MMAs of a group are independent, and bytes of the next weight
+    to prefetch."""
 
     tiles: int = 1
     warps: int = 8
@@ -119,7 +127,7 @@ def _load_weights(
     units_pointer, unit, units, lane, first_tile, UNIT_WORDS: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
     INLINE: tl.constexpr,
 ):  # fmt: skip
-    """Return the thread's share of one unit: `TILES · 8` words of codes and, for each group, `TILES · 2` words of scales."""
+    """Return the thread's share of one unit: `TILES · 8` words of codes, `TILES · 2` of scales a group."""
     valid = unit < units
     base = units_pointer + unit.to(tl.int64) * UNIT_WORDS
     codes = ()
@@ -150,7 +158,8 @@ def _load_tokens(x_pointer, unit, units, lane, tokens, x_stride, COLUMNS: tl.con
 
 @triton.jit
 def _multiply_unit(
-    weights, x, sums, WARPS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr, CHAINS: tl.constexpr,
+    weights, x, sums, WARPS: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, GROUPS: tl.constexpr,
+    CHAINS: tl.constexpr,
     KEPT: tl.constexpr, dtype: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
     """Return `sums` with the products of one unit added: `KEPT` numbers for every tile and column."""
@@ -178,7 +187,15 @@ def _multiply_unit(
 
 @triton.jit
 def _scaled(
-    sums, chains, low, high, tile: tl.constexpr, TILES: tl.constexpr, COLUMNS: tl.constexpr, CHAINS: tl.constexpr, KEPT: tl.constexpr
+    sums,
+    chains,
+    low,
+    high,
+    tile: tl.constexpr,
+    TILES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    CHAINS: tl.constexpr,
+    KEPT: tl.constexpr,
 ):
     """Return the sums from `tile` on, this tile's with `scale · (sum of the chains)` added."""
     added = ()
@@ -194,9 +211,11 @@ def _scaled(
 
 @triton.jit
 def decode_kernel(
-    packed_pointer, x_pointer, bias_pointer, y_pointer, next_pointer, tokens, outputs, units, x_stride, y_stride, next_bytes,
+    packed_pointer, x_pointer, bias_pointer, y_pointer, next_pointer, tokens, outputs, units, x_stride,
+    y_stride, next_bytes,
     HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, ONE_TOKEN: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
-    WARPS: tl.constexpr, SLOTS: tl.constexpr, AHEAD: tl.constexpr, CHAINS: tl.constexpr, ROUNDS: tl.constexpr, PDL: tl.constexpr,
+    WARPS: tl.constexpr, SLOTS: tl.constexpr, AHEAD: tl.constexpr, CHAINS: tl.constexpr, ROUNDS: tl.constexpr,
+    PDL: tl.constexpr,
     PREFETCH: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
     """See the module. `x_pointer` and `x_stride` count words of two numbers; `ROUNDS · SLOTS · WARPS` units cover K.
@@ -216,7 +235,9 @@ def decode_kernel(
     weights = ()
     for slot in tl.static_range(SLOTS):
         weights = weights + (
-            _load_weights(units_pointer, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE),
+            _load_weights(
+                units_pointer, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE
+            ),
         )
     if PDL:
         gdc_wait()
@@ -229,7 +250,7 @@ def decode_kernel(
     for _ in tl.static_range(TILES * COLUMNS * KEPT):
         sums = sums + (tl.zeros([32 * WARPS], tl.float32),)
 
-    for round in range(ROUNDS - 1):
+    for _ in range(ROUNDS - 1):
         for _ in tl.static_range(SLOTS):
             sums = _multiply_unit(weights[0], x[0], sums, WARPS, TILES, COLUMNS, GROUPS, CHAINS, KEPT, dtype, INLINE)
             ahead = unit + AHEAD * WARPS
@@ -242,7 +263,9 @@ def decode_kernel(
     if PREFETCH:
         order = tl.num_programs(0) - 1 - block
         chosen = (thread == 0) & (order < PREFETCH)
-        prefetch_into_l2(next_pointer + order.to(tl.int64) * next_bytes + thread.to(tl.int64) * 0, next_bytes, chosen, INLINE)
+        prefetch_into_l2(
+            next_pointer + order.to(tl.int64) * next_bytes + thread.to(tl.int64) * 0, next_bytes, chosen, INLINE
+        )
     for slot in tl.static_range(SLOTS):
         sums = _multiply_unit(weights[slot], x[0], sums, WARPS, TILES, COLUMNS, GROUPS, CHAINS, KEPT, dtype, INLINE)
         if slot + AHEAD < SLOTS:
@@ -296,13 +319,17 @@ def decode(
         group_size: of the weight.
         config: how to split the work.
         next_packed: the weight that the next kernel reads, of which `config.prefetch` bytes are prefetched into L2.
-        pdl: whether the kernel may start before the one ahead of it has ended (programmatic dependent launch, from sm90).
-        inline: whether to use the PTX instructions; False is for the interpreter.
+        pdl: whether a kernel may start before the one ahead of it ends (programmatic dependent launch, from sm90).
+        inline: whether to use PTX instructions; False is for the interpreter.
     """
     tokens, outputs = y.shape
     blocks, units, _ = packed.shape
-    assert x.shape == (tokens, units * UNIT_INPUTS) and 1 <= tokens <= MAX_TOKENS and x.stride(1) == 1 and x.stride(0) % 8 == 0
-    assert y.stride(1) == 1 and y.dtype == x.dtype
+    assert x.shape == (tokens, units * UNIT_INPUTS)
+    assert 1 <= tokens <= MAX_TOKENS
+    assert x.stride(1) == 1
+    assert x.stride(0) % 8 == 0
+    assert y.stride(1) == 1
+    assert y.dtype == x.dtype
     grid = blocks * 2 // config.tiles
     prefetching = min(grid, PREFETCHING_BLOCKS) if next_packed is not None and config.prefetch and pdl else 0
     following = packed if next_packed is None else next_packed
@@ -313,8 +340,10 @@ def decode(
     decode_kernel[(grid,)](
         packed, x.view(torch.int32), y if bias is None else bias, y, following.view(torch.uint8),
         tokens, outputs, units, x.stride(0) // 2, y.stride(0), next_bytes,
-        HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size, ONE_TOKEN=tokens == 1, COLUMNS=1 if tokens <= 8 else 2,
-        TILES=config.tiles, WARPS=config.warps, SLOTS=config.slots, AHEAD=min(config.ahead, config.slots), CHAINS=config.chains,
+        HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size, ONE_TOKEN=tokens == 1,
+        COLUMNS=1 if tokens <= 8 else 2,
+        TILES=config.tiles, WARPS=config.warps, SLOTS=config.slots, AHEAD=min(config.ahead, config.slots),
+        CHAINS=config.chains,
         ROUNDS=triton.cdiv(units, config.slots * config.warps), PDL=pdl, PREFETCH=prefetching, INLINE=inline,
         num_warps=config.warps, num_stages=1, **options,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Which kernel multiplies: chosen by the number of tokens and the layer's shape from a table measured on a GPU.
 
-A table (`tables/*.json`) lists, for some shapes and numbers of tokens, the fastest configuration. A layer takes the entry of the nearest
-shape, for the smallest listed number of tokens that is not below its own. `tune.py` writes tables for other GPUs.
-"""
+A table (`tables/*.json`) lists, for some shapes and numbers of tokens, the fastest configuration. A layer takes the
+entry of the nearest shape, for the smallest listed number of tokens that is not below its own. `tune.py` writes tables
+for other GPUs."""
 
 from __future__ import annotations
 
@@ -47,14 +47,21 @@ class Table:
     def read(cls, path: Path) -> Table:
         data = json.loads(path.read_text(encoding="utf-8"))
         entries = tuple(
-            Entry(row["tokens"], row["outputs"], row["inputs"], CONFIGS[row["kernel"]](**row["config"])) for row in data["entries"]
+            Entry(row["tokens"], row["outputs"], row["inputs"], CONFIGS[row["kernel"]](**row["config"]))
+            for row in data["entries"]
         )
         return cls(data["gpu"], entries)
 
     def write(self, path: Path) -> None:
         names = {kind: name for name, kind in CONFIGS.items()}
         rows = [
-            {"tokens": e.tokens, "outputs": e.outputs, "inputs": e.inputs, "kernel": names[type(e.config)], "config": asdict(e.config)}
+            {
+                "tokens": e.tokens,
+                "outputs": e.outputs,
+                "inputs": e.inputs,
+                "kernel": names[type(e.config)],
+                "config": asdict(e.config),
+            }
             for e in self.entries
         ]
         lines = ",\n".join(f"  {json.dumps(row)}" for row in rows)
@@ -92,7 +99,13 @@ def _properties(device: torch.device) -> tuple[bool, int]:
 
 
 def run(
-    config: Config, x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, next_packed: Tensor | None = None
+    config: Config,
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    group_size: int,
+    next_packed: Tensor | None = None,
 ) -> None:
     """Write `x Wᵀ + bias` to `y` with the kernel that `config` belongs to."""
     pdl, multiprocessors = _properties(x.device)

@@ -1,8 +1,15 @@
-"""The few GPU instructions that the decode kernel needs and Triton has no words for, each with a plain-Triton equivalent.
+"""The few GPU instructions that the decode kernel needs and Triton has no words for, each with a plain-Triton
+equivalent.
 
-Values are 1-D tensors of 32 · warps elements: one 32-bit register in each thread. `INLINE` chooses the PTX instruction; without it the
-same value is computed in plain Triton, which the CPU interpreter can run.
+Values are 1-D tensors of 32 · warps elements: one 32-bit register in each thread. `INLINE` chooses the PTX instruction;
+without it the same value is computed in plain Triton, which the CPU interpreter can run.
 """
+
+# Triton has no types: a kernel's arguments and its launch are not checked.
+# Compile-time constants are in capitals, tuples grow by `+`.
+# ruff: noqa: N803, N806, RUF005
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 import triton
 import triton.language as tl
@@ -65,7 +72,7 @@ def stream_word_pair(pointer, valid, INLINE: tl.constexpr):
 
 @triton.jit
 def prefetch_into_l2(pointer, bytes, chosen, INLINE: tl.constexpr):
-    """Ask for `bytes` (a multiple of 16) at `pointer` to be brought into the L2 cache; one thread of those `chosen` does."""
+    """Ask for `bytes` (a multiple of 16) at `pointer` to be brought into L2; each `chosen` thread does."""
     if INLINE:
         tl.inline_asm_elementwise(
             "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
@@ -123,15 +130,17 @@ def multiply_add_halves(a, b, c, dtype: tl.constexpr, INLINE: tl.constexpr):
 
 @triton.jit
 def mma(c, a, b0, b1, WARPS: tl.constexpr, dtype: tl.constexpr, INLINE: tl.constexpr):
-    """`mma.m16n8k16`: four fp32 accumulators `c`, four words `a` (16 rows), `b0` and `b1` (8 columns), distributed as PTX defines.
+    """`mma.m16n8k16`: four fp32 accumulators `c`, four words `a` (16 rows), `b0` and `b1` (8 columns), distributed as
+    PTX defines.
 
-    Thread 4r + q of a warp holds a[r, 2q..], a[r + 8, 2q..], a[r, 2q + 8..], a[r + 8, 2q + 8..]; b[2q.., r], b[2q + 8.., r];
-    c[r, 2q], c[r, 2q + 1], c[r + 8, 2q], c[r + 8, 2q + 1].
+    Thread 4r + q of a warp holds a[r, 2q..], a[r + 8, 2q..], a[r, 2q + 8..], a[r + 8, 2q + 8..]; b[2q.., r], b[2q +
+    8.., r]; c[r, 2q], c[r, 2q + 1], c[r + 8, 2q], c[r + 8, 2q + 1].
     """
     if INLINE:
         if dtype == tl.float16:
             return tl.inline_asm_elementwise(
-                "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+                "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3},"
+                "{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};",
                 "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
                 [a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]],
                 dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
@@ -140,7 +149,8 @@ def mma(c, a, b0, b1, WARPS: tl.constexpr, dtype: tl.constexpr, INLINE: tl.const
             )
         else:
             return tl.inline_asm_elementwise(
-                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};",
+                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3},"
+                "{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};",
                 "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
                 [a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]],
                 dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
@@ -157,7 +167,7 @@ def mma(c, a, b0, b1, WARPS: tl.constexpr, dtype: tl.constexpr, INLINE: tl.const
 
 @triton.jit
 def _dot_pairs(a, b, WARPS: tl.constexpr, dtype: tl.constexpr):
-    """Return `[warps, 8 rows, 8 columns]`: what the eight inputs in one word of `a` and one of `b` add to the product."""
+    """Return `[warps, 8 rows, 8 columns]`: what one word of `a` and one of `b` add to the product."""
     a_low, a_high = halves(a, dtype)
     b_low, b_high = halves(b, dtype)
     rows = (WARPS, 8, 1, 4)
@@ -171,8 +181,9 @@ def _dot_pairs(a, b, WARPS: tl.constexpr, dtype: tl.constexpr):
 def settled(total, INLINE: tl.constexpr):
     """Return `total` as it is, once it is there.
 
-    On Hopper `tl.dot` runs on while the loop goes on, and Triton (3.6) lets the next step overwrite the registers that hold the left operand
-    before the tensor core has read them. A use of the result in the loop makes it wait; the copy itself costs nothing.
+    On Hopper `tl.dot` runs on while the loop goes on, and Triton (3.6) lets the next step overwrite the registers that
+    hold the left operand before the tensor core has read them. A use of the result in the loop makes it wait; the copy
+    itself costs nothing.
     """
     if INLINE:
         return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=f,f", [total], tl.float32, True, 1)
@@ -184,12 +195,15 @@ def settled(total, INLINE: tl.constexpr):
 def _sum_assembly(values, warps, results):
     """PTX: every thread stores `values` numbers in shared memory and adds up `results` of the sums over warps."""
     threads = 32 * warps
-    lines = [f".shared .align 16 .b32 parts[{values * threads}]; .reg .b32 t, own, base; .reg .f32 part; .reg .pred some;"]
+    lines = [
+        f".shared .align 16 .b32 parts[{values * threads}]; .reg .b32 t, own, base; .reg .f32 part; .reg .pred some;"
+    ]
     lines += ["mov.u32 t, %tid.x; mov.u32 base, parts; shl.b32 own, t, 2; add.u32 own, own, base;"]
     lines += [f"st.shared.f32 [own+{4 * threads * value}], ${results + value};" for value in range(values)]
     lines += ["bar.sync 0;"]
     # result i of thread t is number t + i · threads of [values, 32]: value t // 32 + i · warps of lane t % 32
-    lines += [f"and.b32 own, t, 31; shr.u32 t, t, 5; mad.lo.u32 own, t, {threads}, own; shl.b32 own, own, 2; add.u32 own, own, base;"]
+    lines += ["and.b32 own, t, 31; shr.u32 t, t, 5;"]
+    lines += [f"mad.lo.u32 own, t, {threads}, own; shl.b32 own, own, 2; add.u32 own, own, base;"]
     lines += [f"setp.lt.u32 some, t, {values};"]
     for result in range(results):
         lines += [f"mov.f32 ${result}, 0f00000000;"]
@@ -213,15 +227,14 @@ def _floats(count):
 def sum_over_warps(values, COUNT: tl.constexpr, WARPS: tl.constexpr, INLINE: tl.constexpr):
     """Return the sums over warps of `COUNT` (a power of two) values, as a tuple of tensors `[32 · WARPS]`.
 
-    Number `value · 32 + lane` of the sums is element `n % (32 · WARPS)` of tensor `n // (32 · WARPS)`; with fewer sums than threads the
-    tensor's first elements hold them.
+    Number `value · 32 + lane` of the sums is element `n % (32 · WARPS)` of tensor `n // (32 · WARPS)`; with fewer sums
+    than threads the tensor's first elements hold them.
     """
     RESULTS: tl.constexpr = COUNT // WARPS if COUNT > WARPS else 1
     if INLINE:
-        sums = tl.inline_asm_elementwise(
+        return tl.inline_asm_elementwise(
             _sum_assembly(COUNT, WARPS, RESULTS), _sum_constraints(COUNT, RESULTS), values, _floats(RESULTS), False, 1
         )
-        return sums
     else:
         number = tl.arange(0, 32 * WARPS)
         results = ()

@@ -4,23 +4,25 @@ N outputs, K inputs, g group size (32, 64 or 128)
 
     y = x Wᵀ + bias,    W[n, k] = (q[n, k] - zero[n, k // g]) · scale[n, k // g]
 
-A **unit** is 32 outputs × 128 inputs, stored contiguously: 512 words of codes, then 128 / g blocks of 32 words with scales and
-zero points. Units of the same 32 outputs follow one another along K:
+A **unit** is 32 outputs × 128 inputs, stored contiguously: 512 words of codes, then 128 / g blocks of 32 words with
+scales and zero points. Units of the same 32 outputs follow one another along K:
 
     packed  int32 [N / 32, K / 128, 512 + 32 · 128 / g]
 
-**Codes.** A word holds eight codes: outputs `row` and `row + 8` of a tile of 16, four consecutive inputs. It is exactly one thread's share of the
-A operand of `mma.m16n8k16` (16 outputs × 16 inputs), and a thread's 16-byte load covers four such operands:
+**Codes.** A word holds eight codes: outputs `row` and `row + 8` of a tile of 16, four consecutive inputs. It is exactly
+one thread's share of the A operand of `mma.m16n8k16` (16 outputs × 16 inputs), and a thread's 16-byte load covers four
+such operands:
 
     word   [tile 2][half 2][row 8][quad 4][step 4]          output 16 tile + row (+ 8)
     input  64 half + 32 (step // 2) + 8 quad + 4 (step % 2) + 2 pair + odd
     bits   4 (high row) + 8 pair + 16 odd
 
-The product is the same for any order of the inputs. This order lets each thread load its activations 16 bytes at a time, the four
-threads of a row together 64 consecutive bytes, and lets a kernel that rebuilds the matrix store 8 consecutive inputs at a time.
+The product is the same for any order of the inputs. This order lets each thread load its activations 16 bytes at a
+time, the four threads of a row together 64 consecutive bytes, and lets a kernel that rebuilds the matrix store 8
+consecutive inputs at a time.
 
-**Scales.** A word holds `scale` (fp16, low half) and `-(1024 + zero)` (fp16, high half): a code with the exponent of 1024 put above it reads as 1024 + q
-in fp16, so the high half is what turns it into q - zero, exactly.
+**Scales.** A word holds `scale` (fp16, low half) and `-(1024 + zero)` (fp16, high half): a code with the exponent of
+1024 put above it reads as 1024 + q in fp16, so the high half is what turns it into q - zero, exactly.
 
     word   [128 / g][row 8][tile 2][high row 2]
 """
@@ -57,7 +59,8 @@ class W4Weight:
     def pack(cls, codes: Tensor, scales: Tensor, zeros: Tensor, device: torch.device | None = None) -> W4Weight:
         """Convert a weight.
 
-        On a GPU this waits until the weight is in memory: kernels may read a weight before the kernel launched ahead of them has ended.
+        On a GPU this waits until the weight is in memory: kernels may read a weight before the kernel launched ahead of
+        them has ended.
 
         Args:
             codes: `[N, K]` uint8, 0 to 15.
@@ -90,17 +93,25 @@ def _check(codes: Tensor, scales: Tensor, zeros: Tensor) -> int:
         raise ConfigError(f"Got codes of shape {list(codes.shape)} in {codes.dtype}. Expected [N, K] in uint8.")
     outputs, inputs = codes.shape
     if scales.ndim != 2 or scales.shape[0] != outputs or scales.shape != zeros.shape or not scales.shape[1]:
-        raise ConfigError(f"Got scales {list(scales.shape)} and zeros {list(zeros.shape)}. Expected both [{outputs}, groups].")
+        raise ConfigError(
+            f"Got scales {list(scales.shape)} and zeros {list(zeros.shape)}. Expected both [{outputs}, groups]."
+        )
     group_size = inputs // scales.shape[1]
     if group_size not in GROUP_SIZES or group_size * scales.shape[1] != inputs:
-        raise ConfigError(f"Got {scales.shape[1]} groups for {inputs} inputs. The CUDA W4A16 kernels take groups of 32, 64 or 128 inputs.")
+        raise ConfigError(
+            f"Got {scales.shape[1]} groups for {inputs} inputs. The kernels take groups of 32, 64 or 128 inputs."
+        )
     if int(codes.max()) > 15:
         raise ConfigError(f"Got a code of {int(codes.max())}. Four-bit codes are 0 to 15.")
     zeros = zeros.float()
     if not bool(((zeros == zeros.round()) & (zeros >= 0) & (zeros <= 15)).all()):
-        raise ConfigError("Got a zero point that is not a whole number from 0 to 15. The CUDA W4A16 kernels take no other.")
+        raise ConfigError(
+            "Got a zero point that is not a whole number from 0 to 15. The CUDA W4A16 kernels take no other."
+        )
     if not bool(torch.isfinite(scales.half()).all()):
-        raise ConfigError(f"Got a scale of {scales.float().abs().max().item():.3g}. Expected finite scales that fp16 can hold, up to 65504.")
+        raise ConfigError(
+            f"Got a scale of {scales.float().abs().max().item():.3g}. Expected scales that fp16 can hold, up to 65504."
+        )
     return group_size
 
 

@@ -29,7 +29,8 @@ def matmul(x: Tensor, weight: W4Weight, bias: Tensor | None = None, *, following
         ConfigError: a dtype or shape that does not fit.
     """
     if x.dtype not in DTYPES or (bias is not None and bias.dtype != x.dtype):
-        raise ConfigError(f"Got activations in {x.dtype}{'' if bias is None else f' and a bias in {bias.dtype}'}. Expected fp16 or bf16.")
+        with_bias = "" if bias is None else f" and a bias in {bias.dtype}"
+        raise ConfigError(f"Got activations in {x.dtype}{with_bias}. Expected fp16 or bf16, and a bias in the same.")
     if x.shape[-1] != weight.inputs:
         raise ConfigError(f"Got activations {list(x.shape)} for a weight of {weight.inputs} inputs.")
     rows = x.reshape(-1, weight.inputs)
@@ -51,7 +52,9 @@ def w4a16_matmul(
 
 
 @w4a16_matmul.register_fake
-def _(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, group_size: int, next_packed: Tensor | None) -> Tensor:
+def _(
+    x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int, group_size: int, next_packed: Tensor | None
+) -> Tensor:
     return x.new_empty(x.shape[0], outputs)
 
 

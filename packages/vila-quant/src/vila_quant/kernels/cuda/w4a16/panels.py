@@ -1,7 +1,7 @@
 """W4A16 for thousands of tokens: dequantize a panel of the weight, multiply it with cuBLAS, panel after panel.
 
-A panel is as many rows as cuBLAS's tiles of 128 fill all multiprocessors, so that its product loses no time in a last, partly
-filled wave; it is small enough to be read back from the L2 cache.
+A panel is as many rows as cuBLAS's tiles of 128 fill all multiprocessors, so that its product loses no time in a last,
+partly filled wave; it is small enough to be read back from the L2 cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class PanelConfig:
     rows: int = 4224
 
 
-def multiply_panels(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, config: PanelConfig) -> None:
+def multiply_panels(
+    x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, group_size: int, config: PanelConfig
+) -> None:
     """Write `x Wᵀ + bias` to `y`.
 
     Args:
@@ -48,11 +50,13 @@ def multiply_panels(x: Tensor, packed: Tensor, bias: Tensor | None, y: Tensor, g
 
 
 def dequantize(packed: Tensor, group_size: int, out: Tensor, *, inline: bool = True) -> Tensor:
-    """Write a weight `[blocks, units, …]` to the first rows of `out [… , units · 128]` in its dtype, and return those rows."""
+    """Write a weight to the first rows of `out [·, units · 128]` in its dtype, and return those rows."""
     blocks, units, _ = packed.shape
-    assert out.shape[0] >= blocks * UNIT_OUTPUTS and out.shape[1] == units * UNIT_INPUTS and out.is_contiguous()
+    assert out.shape[0] >= blocks * UNIT_OUTPUTS
+    assert out.shape[1] == units * UNIT_INPUTS
+    assert out.is_contiguous()
     dequantize_kernel[(units, triton.cdiv(blocks, 2))](
-        packed, out, blocks, units, out.stride(0), GROUPS=UNIT_INPUTS // group_size, BLOCK_N=64, BLOCK_K=128, INLINE=inline,
-        num_warps=4,
+        packed, out, blocks, units, out.stride(0), GROUPS=UNIT_INPUTS // group_size, BLOCK_N=64, BLOCK_K=128,
+        INLINE=inline, num_warps=4,
     )  # fmt: skip
     return out[: blocks * UNIT_OUTPUTS]

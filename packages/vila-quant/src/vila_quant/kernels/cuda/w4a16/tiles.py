@@ -4,11 +4,17 @@ M tokens, N outputs, K inputs, g group size
 
     y[m, n] = sum_k x[m, k] · w[n, k] + bias[n],    w = (q - zero) · scale, rounded to the dtype of x
 
-**Grid.** `BLOCK_N` outputs × `BLOCK_M` tokens a block; blocks of the same outputs follow one another, so that a weight comes from
-memory once. As many tiles as fill the GPU a whole number of times take one block each. The rest, which would leave most of the GPU
-idle, are split along K: their blocks write fp32 partial sums and a second kernel adds them, in order. No atomics, and the same result
-every time.
+**Grid.** `BLOCK_N` outputs × `BLOCK_M` tokens a block; blocks of the same outputs follow one another, so that a weight
+comes from memory once. As many tiles as fill the GPU a whole number of times take one block each. The rest, which would
+leave most of the GPU idle, are split along K: their blocks write fp32 partial sums and a second kernel adds them, in
+order. No atomics, and the same result every time.
 """
+
+# Triton has no types: a kernel's arguments and its launch are not checked.
+# Compile-time constants are in capitals, tuples grow by `+`.
+# ruff: noqa: N803, N806, FURB136
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -28,8 +34,8 @@ from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 class TileConfig:
     """Sizes of a tile (outputs, tokens, inputs per step: 64 or 128) and how the tiles are spread.
 
-    `splits`: how many blocks at most share a tile that is left over; `warps`; `stages` of loads in flight; `resident`: how many blocks
-    a multiprocessor holds at a time. With 0 all tiles count as left over.
+    `splits`: how many blocks at most share a tile that is left over; `warps`; `stages` of loads in flight; `resident`:
+    how many blocks a multiprocessor holds at a time. With 0 all tiles count as left over.
     """
 
     block_n: int = 128
@@ -45,7 +51,9 @@ class TileConfig:
 def _scaled_numbers(a, one, minus, scale, dtype: tl.constexpr, INLINE: tl.constexpr):
     """Return two numbers `(q - zero) · scale` from a word that holds their codes as `magic + q`."""
     nothing = tl.full(a.shape, -2147450880, tl.int32)  # -0.0, twice
-    return halves(multiply_add_halves(multiply_add_halves(a, one, minus, dtype, INLINE), scale, nothing, dtype, INLINE), dtype)
+    return halves(
+        multiply_add_halves(multiply_add_halves(a, one, minus, dtype, INLINE), scale, nothing, dtype, INLINE), dtype
+    )
 
 
 @triton.jit
@@ -60,10 +68,11 @@ def load_numbers(
     packed_pointer, first_block, blocks, step, units, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUPS: tl.constexpr, WARPS: tl.constexpr, NATURAL: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
-    """Return the weights `[BLOCK_N, BLOCK_K]` of outputs from `32 · first_block` on and inputs from `step · BLOCK_K` on.
+    """Return the weights `[BLOCK_N, BLOCK_K]` of outputs from `32 · first_block` on and inputs from `step · BLOCK_K`
+    on.
 
-    Inputs are in their natural order, or in the order of the MMA operand, see `permute_tokens`: then each thread holds after unpacking
-    just what its tensor core wants, and nothing moves between threads.
+    Inputs are in their natural order, or in the order of the MMA operand, see `permute_tokens`: then each thread holds
+    after unpacking just what its tensor core wants, and nothing moves between threads.
     """
     TILES: tl.constexpr = BLOCK_N // 16
     LOW_TILES: tl.constexpr = WARPS if TILES > WARPS else TILES  # one of these for each warp
@@ -77,13 +86,22 @@ def load_numbers(
 
     index = tl.arange(0, TILES * 128 * HALVES)  # high tile, half, low tile, row, quad, step // 2, step % 2
     tile = index // (128 * HALVES * LOW_TILES) * LOW_TILES + index // 128 % LOW_TILES
-    where = tl.minimum(tile // 2, last) * (units * UNIT_WORDS) + tile % 2 * 256 + index // (128 * LOW_TILES) % HALVES * 128 + index % 128
+    where = (
+        tl.minimum(tile // 2, last) * (units * UNIT_WORDS)
+        + tile % 2 * 256
+        + index // (128 * LOW_TILES) % HALVES * 128
+        + index % 128
+    )
     codes = tl.reshape(tl.load(base + first_half * 128 + where), (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2))
 
     OF_HALF: tl.constexpr = HALVES if GROUPS > 1 else 1  # distinct groups among the halves, and within one
     OF_QUARTER: tl.constexpr = 2 if GROUPS > 2 else 1
-    index = tl.arange(0, TILES * 16 * OF_HALF * OF_QUARTER)  # high tile, low tile // 2, group, row, low tile % 2, high row
-    where = tl.minimum(index // (32 * OF_HALF * OF_QUARTER), last) * (units * UNIT_WORDS) + index % (32 * OF_HALF * OF_QUARTER)
+    index = tl.arange(
+        0, TILES * 16 * OF_HALF * OF_QUARTER
+    )  # high tile, low tile // 2, group, row, low tile % 2, high row
+    where = tl.minimum(index // (32 * OF_HALF * OF_QUARTER), last) * (units * UNIT_WORDS) + index % (
+        32 * OF_HALF * OF_QUARTER
+    )
     pairs = tl.load(base + (512 + first_half * (GROUPS // 2) * 32) + where)
     low, high = tl.split(tl.reshape(pairs, (HIGH_TILES, LOW_TILES // 2, OF_HALF, OF_QUARTER, 8, 2, 2)))
     scale_shape: tl.constexpr = (HIGH_TILES, OF_HALF, LOW_TILES, 8, 1, OF_QUARTER, 1)
@@ -140,12 +158,13 @@ def permute_kernel(x_pointer, permuted_pointer, tokens, inputs, x_stride, BLOCK:
 
 @triton.jit(do_not_specialize=["tokens", "whole_tiles", "split_tiles", "steps_per_split"])
 def tile_kernel(
-    packed_pointer, x_pointer, bias_pointer, y_pointer, parts_pointer, tokens, outputs, blocks, units, whole_tiles, split_tiles,
+    packed_pointer, x_pointer, bias_pointer, y_pointer, parts_pointer, tokens, outputs, blocks, units,
+    whole_tiles, split_tiles,
     steps_per_split, x_stride, y_stride,
     HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
     WARPS: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
-    """The first `whole_tiles` blocks write a tile of `y`, the others a part: `parts [splits, split_tiles, BLOCK_M, BLOCK_N]`."""
+    """The first `whole_tiles` blocks write tiles of `y`, others `parts [splits, split_tiles, BLOCK_M, BLOCK_N]`."""
     dtype: tl.constexpr = x_pointer.dtype.element_ty
     tiles_m = tl.cdiv(tokens, BLOCK_M)
     tile = tl.program_id(0)
@@ -167,7 +186,9 @@ def tile_kernel(
     for step in range(first, last):
         x = tl.load(x_pointers + step * BLOCK_K)
         first_block = tile_n * (BLOCK_N // 32)
-        w = load_numbers(packed_pointer, first_block, blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE)
+        w = load_numbers(
+            packed_pointer, first_block, blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE
+        )
         total = settled(tl.dot(w, tl.trans(x), total), INLINE)
     if PDL:
         gdc_launch_dependents()
@@ -210,12 +231,22 @@ def add_kernel(
 
 @triton.jit
 def dequantize_kernel(
-    packed_pointer, w_pointer, blocks, units, w_stride, GROUPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, INLINE: tl.constexpr
+    packed_pointer,
+    w_pointer,
+    blocks,
+    units,
+    w_stride,
+    GROUPS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    INLINE: tl.constexpr,
 ):
     """Write one block of the weight, `[padded N, padded K]`, in the dtype of `w`."""
     dtype: tl.constexpr = w_pointer.dtype.element_ty
     tile_n, step = tl.program_id(1), tl.program_id(0)
-    w = load_numbers(packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE)
+    w = load_numbers(
+        packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE
+    )
     output = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
     place = output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
     tl.store(w_pointer + place, w, mask=output[:, None] < blocks * 32)
@@ -236,19 +267,22 @@ def multiply_tiles(
     """Write `x Wᵀ + bias` to `y`.
 
     Args:
-        x: `[M, units · 128]` fp16 or bf16, rows aligned to 16 bytes.
+        x: `[M, units · 128]` fp16 or bf16; rows aligned to 16 bytes.
         packed: the packed weight.
         bias: `[N]` in the dtype of `x`, or None.
         y: `[M, N]`, rows contiguous.
         group_size: of the weight.
-        config: the tiles.
+        config: how to split the work.
         multiprocessors: of the GPU.
-        pdl: whether the kernels may start before the one ahead of them has ended (programmatic dependent launch, from sm90).
+        pdl: whether a kernel may start before the one ahead of it ends (programmatic dependent launch, from sm90).
         inline: whether to use PTX instructions; False is for the interpreter.
     """
     tokens, outputs = y.shape
     blocks, units, _ = packed.shape
-    assert x.shape == (tokens, units * UNIT_INPUTS) and x.stride(1) == 1 and y.stride(1) == 1 and y.dtype == x.dtype
+    assert x.shape == (tokens, units * UNIT_INPUTS)
+    assert x.stride(1) == 1
+    assert y.stride(1) == 1
+    assert y.dtype == x.dtype
     x = permute_tokens(x, pdl=pdl)
     tiles = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n) * triton.cdiv(tokens, config.block_m)
     steps = units * UNIT_INPUTS // config.block_k
@@ -259,18 +293,16 @@ def multiply_tiles(
     launch = {"launch_pdl": True} if pdl else {}
     given = y if bias is None else bias
     tile_kernel[(whole_tiles + split_tiles * splits,)](
-        packed, x, given, y, parts, tokens, outputs, blocks, units, whole_tiles, split_tiles, triton.cdiv(steps, splits),
-        x.stride(0), y.stride(0),
-        HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size, BLOCK_N=config.block_n, BLOCK_M=config.block_m,
-        BLOCK_K=config.block_k, WARPS=config.warps, SPLIT=split_tiles > 0, PDL=pdl, INLINE=inline,
-        num_warps=config.warps, num_stages=config.stages, **launch,
+        packed, x, given, y, parts, tokens, outputs, blocks, units, whole_tiles, split_tiles, triton.cdiv(steps,
+        splits), x.stride(0), y.stride(0), HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size,
+        BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK_K=config.block_k, WARPS=config.warps, SPLIT=split_tiles >
+        0, PDL=pdl, INLINE=inline, num_warps=config.warps, num_stages=config.stages, **launch,
     )  # fmt: skip
     if split_tiles:
         step = min(size, 1024)
         add_kernel[(split_tiles, size // step)](
-            parts, given, y, tokens, outputs, whole_tiles, split_tiles, y.stride(0),
-            SPLITS=splits, HAS_BIAS=bias is not None, BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK=step, PDL=pdl,
-            num_warps=4, **launch,
+            parts, given, y, tokens, outputs, whole_tiles, split_tiles, y.stride(0), SPLITS=splits, HAS_BIAS=bias is not
+            None, BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK=step, PDL=pdl, num_warps=4, **launch,
         )  # fmt: skip
 
 

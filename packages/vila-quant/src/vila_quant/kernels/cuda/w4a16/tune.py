@@ -1,7 +1,7 @@
 """Measure which configuration is fastest on this GPU, for `dispatch.py`.
 
-    python -m vila_quant.kernels.cuda.w4a16.tune 4608x3584 3584x3584 37888x3584 3584x18944 --gpu "NVIDIA H100" --out table.json
-"""
+python -m vila_quant.kernels.cuda.w4a16.tune 4608x3584 3584x3584 37888x3584 3584x18944 --gpu "NVIDIA H100" --out
+table.json"""
 
 from __future__ import annotations
 
@@ -31,9 +31,31 @@ PANEL_ROWS = (4224, 8448, 12672, 1 << 20)
 FEW = tuple(
     DecodeConfig(*sizes)
     for sizes in (
-        *((1, 8, 2, 1, 80), (1, 8, 2, 2, 80), (1, 8, 2, 2, 96), (1, 8, 2, 2, 80, 4), (1, 8, 1, 1, 64), (1, 8, 4, 1, 104), (1, 8, 4, 2, 104)),
-        *((1, 8, 2, 1, 72), (1, 16, 1, 1, 64), (1, 16, 1, 1, 64, 1), (1, 16, 2, 1, 64), (1, 16, 2, 1, 64, 1), (1, 4, 2, 1, 80)),
-        *((2, 8, 1, 1, 72), (2, 8, 1, 1, 80), (2, 8, 1, 1, 80, 4), (2, 4, 1, 1, 80), (2, 4, 2, 1, 96), (2, 2, 1, 1, 80)),
+        *(
+            (1, 8, 2, 1, 80),
+            (1, 8, 2, 2, 80),
+            (1, 8, 2, 2, 96),
+            (1, 8, 2, 2, 80, 4),
+            (1, 8, 1, 1, 64),
+            (1, 8, 4, 1, 104),
+            (1, 8, 4, 2, 104),
+        ),
+        *(
+            (1, 8, 2, 1, 72),
+            (1, 16, 1, 1, 64),
+            (1, 16, 1, 1, 64, 1),
+            (1, 16, 2, 1, 64),
+            (1, 16, 2, 1, 64, 1),
+            (1, 4, 2, 1, 80),
+        ),
+        *(
+            (2, 8, 1, 1, 72),
+            (2, 8, 1, 1, 80),
+            (2, 8, 1, 1, 80, 4),
+            (2, 4, 1, 1, 80),
+            (2, 4, 2, 1, 96),
+            (2, 2, 1, 1, 80),
+        ),
     )
 )
 """Configurations for 1 to 8 tokens: tiles, warps, slots, units ahead, registers, chains."""
@@ -42,7 +64,14 @@ MORE = tuple(
     DecodeConfig(*sizes)
     for sizes in (
         *((1, 8, 1, 1, 80), (1, 8, 2, 1, 104), (1, 4, 1, 1, 80), (1, 4, 2, 1, 104), (1, 16, 1, 1, 64, 1)),
-        *((2, 16, 1, 1, 128), (2, 8, 1, 1, 128), (2, 8, 1, 1, 112, 1), (2, 4, 1, 1, 128), (2, 4, 1, 1, 112, 1), (2, 4, 2, 1, 168)),
+        *(
+            (2, 16, 1, 1, 128),
+            (2, 8, 1, 1, 128),
+            (2, 8, 1, 1, 112, 1),
+            (2, 4, 1, 1, 128),
+            (2, 4, 1, 1, 112, 1),
+            (2, 4, 2, 1, 168),
+        ),
     )
 )
 """Configurations for 9 to 16 tokens."""
@@ -56,20 +85,30 @@ def candidates(tokens: int) -> tuple[Config, ...]:
         return MORE
     if tokens <= 64:
         rows = 32 if tokens <= 32 else 64
-        tiles = [TileConfig(n, rows, 128, splits, warps, 4) for n, warps in ((128, 4), (64, 4), (128, 8)) for splits in (1, 2, 4, 8)]
+        tiles = [
+            TileConfig(n, rows, 128, splits, warps, 4)
+            for n, warps in ((128, 4), (64, 4), (128, 8))
+            for splits in (1, 2, 4, 8)
+        ]
         tiles += [TileConfig(n, rows, 128, 8, 4, 4, resident) for n in (128, 64) for resident in (2, 3)]
     else:
         sizes = [(128, 128, 64, 4, 3, 2), (128, 128, 64, 8, 4, 2), (64, 128, 128, 4, 3, 2), (64, 128, 64, 4, 4, 3)]
         sizes.append((128, 64, 128, 4, 4, 2) if tokens <= 128 else (128, 256, 64, 8, 4, 1))
         # With 8 splits only what is left over after whole waves is split, with the others every tile.
         tiles = [TileConfig(n, m, k, 8, warps, stages, resident) for n, m, k, warps, stages, resident in sizes]
-        tiles += [TileConfig(n, m, k, splits, *more[:2]) for n, m, k, *more in sizes for splits in ((1, 2, 4) if tokens <= 256 else (1,))]
+        tiles += [
+            TileConfig(n, m, k, splits, *more[:2])
+            for n, m, k, *more in sizes
+            for splits in ((1, 2, 4) if tokens <= 256 else (1,))
+        ]
     return (*tiles, *(PanelConfig(rows) for rows in (PANEL_ROWS if tokens > 256 else ())))
 
 
 def random_weight(outputs: int, inputs: int, group_size: int, device: torch.device) -> Tensor:
     """Return a packed weight of random codes, with scales that keep the size of activations."""
-    packed = torch.empty(outputs // UNIT_OUTPUTS, inputs // UNIT_INPUTS, unit_words(group_size), dtype=torch.int32, device=device)
+    packed = torch.empty(
+        outputs // UNIT_OUTPUTS, inputs // UNIT_INPUTS, unit_words(group_size), dtype=torch.int32, device=device
+    )
     packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
     scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * inputs) ** 0.5
     zeros = torch.randint(16, scales.shape, device=device)
@@ -102,7 +141,7 @@ def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> fl
 def fastest(
     tokens: int, outputs: int, inputs: int, weights: Sequence[Tensor], dtype: torch.dtype, group_size: int = 128
 ) -> list[tuple[float, Config]]:
-    """Return the candidates with their milliseconds for one product, the fastest first; those that need too much memory are left out."""
+    """Return milliseconds and candidates, the fastest first, without those that need too much shared memory."""
     x = torch.randn(tokens, inputs, device=weights[0].device).to(dtype)
     y = x.new_empty(tokens, outputs)
     measured: list[tuple[float, Config]] = []
@@ -120,7 +159,11 @@ def fastest(
 
 
 def tune(
-    shapes: Sequence[tuple[int, int]], gpu: str, tokens: Sequence[int] = TOKENS, dtype: torch.dtype = torch.float16, group_size: int = 128
+    shapes: Sequence[tuple[int, int]],
+    gpu: str,
+    tokens: Sequence[int] = TOKENS,
+    dtype: torch.dtype = torch.float16,
+    group_size: int = 128,
 ) -> Table:
     """Return the table of the fastest configurations for weights `(N, K)` on the current GPU."""
     entries: list[Entry] = []
@@ -136,6 +179,7 @@ def tune(
 
 
 def main() -> int:
+    """Write the table that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shapes", nargs="+", help="outputs x inputs of a weight, such as 4608x3584")
     parser.add_argument("--gpu", required=True, help="part of the GPU's name that the table is for")
