@@ -187,7 +187,7 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         content = json.loads((without_template / name).read_text())
         kept = {key: value for key, value in content.items() if key not in keys}
         (without_template / name).write_text(json.dumps(kept))
-    assert "states no chat template" in run("-m", without_template, "--text", "hi")[2]
+    assert "does not say which chat template" in run("-m", without_template, "--text", "hi")[2]
     code, _, err = run(
         "-m",
         without_template,

@@ -327,7 +327,7 @@ def test_compiles_to_one_graph(name):
     ids=lambda s: "x".join(map(str, s)),
 )
 def test_pixels_of_another_shape_are_refused(name, shape):
-    with pytest.raises(ConfigError, match=r"got pixels .*takes floating \[N, 3, 42, 42\]"):
+    with pytest.raises(ConfigError, match=r"got pixels .*expects floating-point \[N, 3, 42, 42\]"):
         build(name, image_size=42)(torch.zeros(shape))
 
 
@@ -463,9 +463,9 @@ def test_static_s2_keeps_the_weights_dtype():
 
 def test_s2_says_what_does_not_fit():
     config = S2Config(scales=(42, 84), max_split_size=42)
-    with pytest.raises(ConfigError, match=r"takes floating \[N, 3, 47, 47\]"):
+    with pytest.raises(ConfigError, match=r"expects floating-point \[N, 3, 47, 47\]"):
         multiscale(build("siglip"), torch.zeros(1, 3, 84, 84), config)
-    with pytest.raises(ConfigError, match=r"10 tokens a tile.*select_feature to 'patch'"):
+    with pytest.raises(ConfigError, match=r"10 tokens per tile.*select_feature to 'patch'"):
         multiscale(build("clip", image_size=42, select_feature="cls_patch"), torch.zeros(1, 3, 84, 84), config)
     with pytest.raises(ConfigError, match=r"cannot cut a map of 85 x 85 into 3 x 3"):
         multiscale(

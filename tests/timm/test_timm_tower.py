@@ -135,7 +135,7 @@ def test_bad_configs_are_refused(change, message):
 
 
 def test_pixels_of_another_shape_are_refused():
-    with pytest.raises(ConfigError, match=r"takes floating \[N, 3, 64, 64\]"):
+    with pytest.raises(ConfigError, match=r"expects floating-point \[N, 3, 64, 64\]"):
         build(config_for("test_vit"))(torch.zeros(1, 3, 80, 80))
 
 

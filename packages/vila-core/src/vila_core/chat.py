@@ -1,7 +1,7 @@
 """Messages, and the chat templates that turn a conversation into the prompt text.
 
-A template renders `Turn`s (role and text, media already replaced by their placeholders) exactly as the reference does.
-The separator templates are those of NVlabs/VILA `llava/conversation.py`; the Jinja ones are the tokenizer's own.
+A template renders `Turn`s (role and text, with placeholders in place of media) exactly as the reference does. The
+separator templates come from `llava/conversation.py` in NVlabs/VILA; Jinja templates come with the tokenizer.
 """
 
 import warnings
@@ -30,7 +30,7 @@ class Message:
     """One message of a conversation. `content` is text, a medium, or a sequence of both in order.
 
     Raises:
-        PromptError: `role` is none of system, user, assistant.
+        PromptError: `role` is not system, user or assistant.
     """
 
     role: Role
@@ -43,7 +43,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Turn:
-    """A message as text, its media replaced by `<image>` and `<vila/video>`."""
+    """A message as text, with `<image>` and `<vila/video>` in place of media."""
 
     role: Role
     text: str
@@ -57,7 +57,7 @@ class ChatTemplate(Protocol):
 
     @property
     def end_token(self) -> str | None:
-        """The token that ends an answer; a tokenizer without it cannot use this template."""
+        """The token that ends an answer. A tokenizer without it cannot use this template."""
         ...
 
     def render(
@@ -72,19 +72,19 @@ class ChatTemplate(Protocol):
 
         Args:
             turns: the conversation.
-            special_tokens: the tokenizer's, by attribute name (`bos_token` …).
-            generation_prompt: end with the header of the assistant's answer.
-            system_prompt: keep the template's own system prompt when the conversation has none.
+            special_tokens: special tokens of the tokenizer by attribute name (`bos_token` …).
+            generation_prompt: end with the header that starts the assistant's answer.
+            system_prompt: use the template's default system prompt if the conversation has none.
 
         Raises:
-            PromptError: the conversation does not fit the template (roles that do not alternate, say).
+            PromptError: the conversation does not fit the template (for example, roles do not alternate).
         """
         ...
 
 
 @dataclass(frozen=True)
 class SeparatorTemplate:
-    """A template of prefixes and separators. `last_end` closes a finished conversation, where it differs."""
+    """A template of prefixes and separators. `last_end`, if set, replaces `assistant_end` after the last answer."""
 
     name: str
     system: str
@@ -114,7 +114,7 @@ class SeparatorTemplate:
                 if turn.role == "user"
                 else (self.assistant_prefix, self.assistant_end)
             )
-            if not turn.text:  # an empty message is written as the header alone, without the blank after it
+            if not turn.text:  # an empty message is only a header, without the trailing space
                 text += prefix.rstrip(" ")
                 continue
             is_last = index == len(turns) - 1
@@ -122,7 +122,7 @@ class SeparatorTemplate:
         return text
 
     def _alternating(self, turns: Sequence[Turn]) -> list[Turn]:
-        """Drop a first turn that is not the user's, as the reference does, and check that roles alternate."""
+        """Drop a first turn that is not from the user, as the reference does, and check that roles alternate."""
         turns = list(turns)
         if turns and turns[0].role != "user":
             if turns[0].role == "system":
@@ -134,15 +134,16 @@ class SeparatorTemplate:
         for index, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[index % 2]:
                 raise PromptError(
-                    f"Chat template '{self.name}' needs user and assistant messages in turn, starting with the user's; "
-                    f"message {index + 1} is the {turn.role}'s. Join neighbouring messages of one role."
+                    f"Chat template '{self.name}' needs alternating user and assistant messages, "
+                    f"starting with the user; message {index + 1} is from the {turn.role}. "
+                    "Join consecutive messages of the same role."
                 )
         return turns
 
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A tokenizer's own Jinja template, run in Jinja's sandbox without access to Python objects."""
+    """A Jinja template, rendered in Jinja's sandbox without access to Python objects."""
 
     name: str
     source: str
@@ -166,7 +167,7 @@ class JinjaTemplate:
                 messages=messages, add_generation_prompt=generation_prompt, **special_tokens
             )
         except TemplateError as error:
-            raise PromptError(f"Chat template '{self.name}' refuses this conversation: {error}") from error
+            raise PromptError(f"Chat template '{self.name}' rejects this conversation: {error}") from error
 
 
 @cache
@@ -197,7 +198,8 @@ _LLAMA_3_SYSTEM = (
     "and assist the user with a variety of tasks using natural language."
 )
 _QWEN2_SOURCE = (
-    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}{% endif %}"
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}{% endif %}"
     "{% for message in messages if message['content'] is not none %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -211,7 +213,7 @@ _MISTRAL_SOURCE = (
 
 
 def builtin_templates() -> list[ChatTemplate]:
-    """Return the reference's templates. `auto`, the tokenizer's own, is made when a checkpoint is loaded."""
+    """Return the templates of the reference. `auto` (from the tokenizer) is created when a checkpoint is loaded."""
     vicuna = SeparatorTemplate("vicuna_v1", _VICUNA_SYSTEM, " ", "USER: ", " ", "ASSISTANT: ", "</s>", end_token="</s>")
     return [
         vicuna,

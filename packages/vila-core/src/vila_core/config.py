@@ -1,7 +1,7 @@
 """The configuration tree of a model. Every object is frozen and forbids unknown keys.
 
-A checkpoint adapter translates what it finds on disk into this tree; nothing else reads raw configs.
-A component's config carries its registered `name`, so a plugin's own config type takes part by subclassing
+Checkpoint formats translate configs on disk into this tree; nothing else reads raw configs.
+The config of a component has its registered `name`. A plugin adds its own config type by subclassing
 `VisionTowerConfig`, `ProjectorConfig`, `MediaEncoderConfig` or `LanguageModelConfig`.
 """
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 
 
 class Config(BaseModel):
-    """Frozen and closed: a key that is not a field is an error. Validators are built on first use, which keeps imports quick."""
+    """Base class: frozen, unknown keys are errors. Validators are built on first use, which keeps imports fast."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
@@ -20,10 +20,10 @@ class Config(BaseModel):
 
 
 class VisionTowerConfig(Config):
-    """What every tower says of itself. Sizes in pixels; `select_layer` indexes hidden states (0 is the embedding).
+    """The fields that every tower has. Sizes are in pixels; `select_layer` indexes hidden states (0 is the embedding).
 
-    `pretrained_image_size` is the size that the checkpoint's position embeddings are for, where it is not `image_size`:
-    the loader then interpolates them.
+    `pretrained_image_size` is the image size of the checkpoint's position embeddings if it differs from `image_size`.
+    The loader then interpolates them.
     """
 
     name: str
@@ -52,7 +52,10 @@ class ViTConfig(VisionTowerConfig):
 
 
 class SiglipConfig(ViTConfig):
-    """SigLIP: no class token, learned positions, tanh-GELU. `use_head` keeps the (unused) pooling head's weights."""
+    """SigLIP: no class token, learned positions, tanh-GELU.
+
+    `use_head` keeps the (unused) weights of the pooling head.
+    """
 
     name: Literal["siglip"] = "siglip"
     hidden_act: str = "gelu_pytorch_tanh"
@@ -82,7 +85,8 @@ class InternVitConfig(ViTConfig):
 class RadioConfig(ViTConfig):
     """RADIO: timm-style blocks behind a patch generator with cropped position embeddings and summary tokens.
 
-    `final_norm` and `normalize_features` say whether the checkpoint has `model.norm` and a feature normaliser; most have neither.
+    `final_norm` and `normalize_features` say whether the checkpoint has `model.norm` and a feature normalizer. Most
+    checkpoints have neither.
     """
 
     name: Literal["radio"] = "radio"
@@ -96,7 +100,7 @@ class RadioConfig(ViTConfig):
 
 
 class TimmConfig(VisionTowerConfig):
-    """Any timm vision transformer, by its timm model name (needs `vila-core[timm]`)."""
+    """Any timm vision transformer, by its name in timm (needs `vila-core[timm]`)."""
 
     name: Literal["timm"] = "timm"
     model_name: str
@@ -127,7 +131,7 @@ PROJECTOR_NAMES = (
     "mlp_downsample_3x3_s2",
     "mlp_downsample_3x3_s2_new",
 )
-"""The types that `vila_core.projectors` builds, by the reference's names."""
+"""The types that `vila_core.projectors` builds, with the names used by the reference."""
 
 
 class ProjectorConfig(Config):
@@ -139,7 +143,7 @@ class ProjectorConfig(Config):
 
 
 class MediaEncoderConfig(Config):
-    """How one medium's projected tokens become a block of the sequence. Token strings are tokenized as text."""
+    """How the projected tokens of a medium become a block of the sequence. The token strings are tokenized as text."""
 
     name: str
     start_tokens: str | None = None
@@ -176,7 +180,7 @@ class RopeScaling(Config):
 
 
 class LanguageModelConfig(Config):
-    """What every language model says of itself. `max_length` is the context in tokens, media included."""
+    """The fields that every language model has. `max_length` is the context in tokens, including media."""
 
     name: str
     hidden_size: PositiveInt
@@ -185,7 +189,10 @@ class LanguageModelConfig(Config):
 
 
 class DecoderConfig(LanguageModelConfig):
-    """The native decoder: Qwen2, Qwen2.5, Qwen3, Llama 1-3, Mistral, Yi. `architecture` is the transformers model type."""
+    """The native decoder: Qwen2, Qwen2.5, Qwen3, Llama 1-3, Mistral, Yi.
+
+    `architecture` is the model type in transformers.
+    """
 
     name: Literal["decoder"] = "decoder"
     architecture: Literal["qwen2", "qwen3", "llama", "mistral"]
@@ -209,13 +216,14 @@ class DecoderConfig(LanguageModelConfig):
     def _heads_divide(self) -> "DecoderConfig":
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.num_key_value_heads}"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
             )
         return self
 
 
 class TransformersConfig(LanguageModelConfig):
-    """Any `AutoModelForCausalLM` of transformers; `hf_config` is its config as a dict (data, never code)."""
+    """Any `AutoModelForCausalLM` of transformers; `hf_config` is its config as a dict. No code is loaded from it."""
 
     name: Literal["transformers"] = "transformers"
     hf_config: dict[str, object]
@@ -225,7 +233,7 @@ class TransformersConfig(LanguageModelConfig):
 
 
 class PixelConfig(Config):
-    """From PIL to a normalised tensor: resize (and centre-crop for CLIP), u8/255, (x - mean)/std."""
+    """How a PIL image becomes a normalized tensor: resize (and center-crop for CLIP), u8/255, (x - mean)/std."""
 
     size: PositiveInt
     resize: Literal["square", "shortest_edge"] = "square"
@@ -234,14 +242,14 @@ class PixelConfig(Config):
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     can_pad: bool = True
-    """False where the preprocessor states no mean colour for `image_aspect_ratio: pad` (InternViT's)."""
+    """False if the preprocessor defines no mean color for `image_aspect_ratio: pad` (InternViT)."""
 
 
 class PreprocessConfig(Config):
-    """How images and videos become tiles. These fields are the overrides that `vila.load` accepts.
+    """How images and videos become tiles. `vila.load` accepts these fields as overrides.
 
-    `tile_all` tiles every image of a prompt (the reference tiles only a lone image).
-    `video_as_images` gives a video's frames to the image encoder, one `<image>` a frame.
+    `tile_all` tiles every image of a prompt (the reference tiles an image only if it is the only one).
+    `video_as_images` gives video frames to the image encoder, with one `<image>` per frame.
     """
 
     image_aspect_ratio: Literal["resize", "dynamic", "dynamic_s2", "pad", "other"] = "resize"
@@ -264,7 +272,7 @@ class PreprocessConfig(Config):
 
 
 class TimeTokenConfig(Config):
-    """Time tokens of a video model: `count` of them over a video's duration, spelled by `format`."""
+    """Time tokens of a video model: `count` tokens spread over the duration of a video, written as `format`."""
 
     count: PositiveInt
     format: str = "<t{t}>"
@@ -276,8 +284,8 @@ class TimeTokenConfig(Config):
 class VilaConfig(Config):
     """A whole model.
 
-    `chat_template` is what the checkpoint says it was trained with: a registered template's name, "auto" for the tokenizer's
-    own, or None where it says nothing.
+    `chat_template` is the template that the checkpoint was trained with: a registered name, "auto" for the tokenizer's
+    template, or None if the checkpoint does not say.
     """
 
     vision_tower: SerializeAsAny[VisionTowerConfig]
@@ -299,10 +307,12 @@ class VilaConfig(Config):
         width = self.vision_tower.output_size * scales
         if self.projector.in_size != width:
             raise ValueError(
-                f"projector in_size {self.projector.in_size} is not the tower's {self.vision_tower.output_size} x {scales} scales"
+                f"projector in_size {self.projector.in_size} is not the vision tower's output size "
+                f"{self.vision_tower.output_size} times {scales} scales"
             )
         if self.projector.out_size != self.language_model.hidden_size:
             raise ValueError(
-                f"projector out_size {self.projector.out_size} is not the language model's hidden_size {self.language_model.hidden_size}"
+                f"projector out_size {self.projector.out_size} is not the language model's "
+                f"hidden_size {self.language_model.hidden_size}"
             )
         return self

@@ -1,4 +1,4 @@
-"""Media encoders: the projected tokens of one image or video, and the text around them, become one block of the sequence.
+"""Media encoders turn the projected tokens of one image or video, and the text around them, into one block.
 
 Dimensions: F frames, S tokens per frame (a square grid), D language model width, K media tokens of a block,
 T' tokens of a prompt with media in place.
@@ -20,8 +20,8 @@ BlockLayout = list[str | int]
 class MediaEncoder(nn.Module):
     """Base class of the encoders. One image or tile is one frame.
 
-    `layout` says, from shapes alone, where media tokens stand in a block; `forward` computes these tokens. So a prompt's
-    length is known before anything is encoded.
+    `layout` says where media tokens stand in a block, from shapes alone; `forward` computes these tokens. This is how
+    the length of a prompt is known before anything is encoded.
     """
 
     def __init__(self, config: MediaEncoderConfig):
@@ -52,7 +52,7 @@ class BasicVideoEncoder(MediaEncoder):
 
 
 class TSPVideoEncoder(MediaEncoder):
-    """Temporal-spatial pooling (LongVILA, arXiv 2408.10188): average-pooled frames for each pool size, then a separator."""
+    """Temporal-spatial pooling (LongVILA, arXiv 2408.10188): pooled frames for each pool size, then a separator."""
 
     config: TSPVideoEncoderConfig
 
@@ -111,8 +111,8 @@ class ExpandedPrompt:
     Attributes:
         ids: T' token ids; 0 at media positions.
         places: the positions of media tokens, in order.
-        blocks: for each medium, the positions of its blocks, with the texts around them. A medium has one block for each
-            media token that stands for it in the prompt.
+        blocks: for each medium, the positions of its blocks, with the texts around them. A medium has one block per
+            media token in the prompt.
     """
 
     ids: list[int]

@@ -1,4 +1,4 @@
-"""Loading a model: checkpoint, network, tokenizer and template put together, and the choices made on the way."""
+"""Loads a model from a checkpoint, and chooses its template, device and dtype."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vila_core.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SMALL_MODEL = 1_000_000_000
-"""Parameters below which `dtype="auto"` means float32 on a CPU, where half precision gains nothing."""
+"""With fewer parameters, `dtype="auto"` means float32 on a CPU, where half precision is not faster."""
 
 
 def load(
@@ -39,25 +39,26 @@ def load(
     """Load a model from a folder or from the Hugging Face hub.
 
     Args:
-        path: folder or hub id, in any registered format; None is the embedded demo model, `vila-tiny`.
-        device: "cuda", "cpu", "cuda:1", …; "auto" takes a GPU where there is one.
-        dtype: "float32", "bfloat16" or "float16"; "auto" is the checkpoint's own (float32 for a small model on a CPU).
-        chat_template: a registered template by name; None takes the checkpoint's.
+        path: folder or hub id of a checkpoint in any registered format; None for the embedded demo model, `vila-tiny`.
+        device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
+        dtype: "float32", "bfloat16" or "float16"; "auto" uses the checkpoint's dtype, or float32 for a
+            small model on a CPU.
+        chat_template: name of a registered template; None for the checkpoint's template.
         revision: branch, tag or commit on the hub.
         token: access token for a private repository.
-        offline: use only what is in the cache.
+        offline: use only files in the cache.
         lora: folder or hub id of a LoRA adapter in peft's format, merged into the weights as they load.
-        limits: how large media may be.
-        overrides: fields of `PreprocessConfig` to change, such as `num_video_frames=16` or `max_tiles=6`.
+        limits: limits on the size of media.
+        overrides: new values for fields of `PreprocessConfig`, such as `num_video_frames=16` or `max_tiles=6`.
 
     Raises:
-        CheckpointError: the checkpoint is missing, damaged, unsafe or does not fit its config.
+        CheckpointError: the checkpoint is missing, damaged, unsafe or does not match its config.
         ConfigError: an override, device or dtype is unknown or out of range.
     """
     source = embedded_model() if path is None else path
     checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
-    # A LLaMA checkpoint has no embedding rows for the media tokens: the network gets them all the same.
+    # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
     language_model = checkpoint.config.language_model.model_copy(update={"vocab_size": vocab_size})
     preprocess = override_preprocess(checkpoint.config, overrides)
@@ -78,10 +79,10 @@ def load(
 
 
 def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> PreprocessConfig:
-    """Return the model's preprocessing with some fields changed.
+    """Return the preprocessing config of the model with `overrides` applied.
 
     Raises:
-        ConfigError: a field is unknown, its value is invalid, or the model cannot do what it asks for.
+        ConfigError: a field is unknown, a value is invalid, or the model does not support it.
     """
     for name in overrides:
         if name not in PreprocessConfig.model_fields:
@@ -89,10 +90,10 @@ def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> Prepro
     try:
         preprocess = PreprocessConfig.model_validate({**config.preprocess.model_dump(), **overrides})
     except ValidationError as error:
-        raise ConfigError(f"Override refused: {first_problem(error).with_value}") from error
+        raise ConfigError(f"Invalid override: {first_problem(error).with_value}") from error
     if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
         raise ConfigError(
-            "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2; this one was not."
+            "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2, and this one was not."
         )
     return preprocess
 
@@ -101,29 +102,30 @@ def choose_template(requested: str | None, stated: str | None, tokenizer: Tokeni
     """Return the template to use.
 
     Args:
-        requested: a registered template's name, "auto" for the tokenizer's own, or None for the checkpoint's.
-        stated: the same, as the checkpoint's config states it; None where it states nothing.
-        tokenizer: the checkpoint's.
+        requested: name of a registered template, "auto" for the tokenizer's template, or None for the checkpoint's.
+        stated: the same from the checkpoint's config; None if it does not say.
+        tokenizer: the tokenizer of the checkpoint.
 
     Raises:
-        ConfigError: the template is unknown, or contradicts the checkpoint: it writes conversations otherwise than the stated
-            one, or ends answers with a token that the tokenizer does not have.
-        PromptError: the tokenizer's own is asked for, and it has none.
+        ConfigError: the template is unknown or contradicts the checkpoint: it formats conversations differently from
+            the stated template, or ends answers with a token that the tokenizer does not have.
+        PromptError: the tokenizer's template is needed, but it has none.
     """
     template = _find_template(requested or stated or "auto", tokenizer)
-    says_something = stated is not None and (stated != "auto" or tokenizer.chat_template is not None)
-    if requested is not None and stated is not None and says_something:
+    states_template = stated is not None and (stated != "auto" or tokenizer.chat_template is not None)
+    if requested is not None and stated is not None and states_template:
         probe = [Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "question")]
         own = _find_template(stated, tokenizer)
         if template.render(probe, tokenizer.special_tokens) != own.render(probe, tokenizer.special_tokens):
             raise ConfigError(
                 f"Chat template '{requested}' contradicts this checkpoint, which was trained with '{stated}'. "
-                "Leave chat_template (--conv-mode) out to use the checkpoint's own."
+                "Omit chat_template (--conv-mode) to use the checkpoint's own."
             )
     if template.end_token is not None and not tokenizer.is_one_token(template.end_token):
         raise ConfigError(
-            f"Chat template '{template.name}' ends an answer with '{template.end_token}', which is no token of this checkpoint: "
-            "the model was trained with another template. Leave chat_template (--conv-mode) out to use the checkpoint's own."
+            f"Chat template '{template.name}' ends an answer with '{template.end_token}', which is not a token of this "
+            "checkpoint: the model was trained with another template. "
+            "Omit chat_template (--conv-mode) to use the checkpoint's own."
         )
     return template
 
@@ -134,14 +136,15 @@ def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
         return registry.get(name)
     if tokenizer.chat_template is None:
         raise PromptError(
-            "This checkpoint states no chat template. Name one with chat_template (--conv-mode): "
-            f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B llama_3, VILA1.5-40B hermes-2."
+            "This checkpoint does not say which chat template it uses. Choose one with chat_template (--conv-mode): "
+            f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B uses llama_3, "
+            "VILA1.5-40B uses hermes-2."
         )
     return JinjaTemplate("auto", tokenizer.chat_template)
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """Return the device to load on. Raises `ConfigError` if it is unknown or not on this machine."""
+    """Return the device to load the model on. Raises `ConfigError` if it is unknown or not on this machine."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -152,15 +155,17 @@ def choose_device(device: str | torch.device) -> torch.device:
         raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). `vila doctor` says why."
+            f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). "
+            "Run `vila doctor` to see why."
         )
     return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, parameters: int, device: torch.device) -> torch.dtype:
-    """Return the dtype to load a model of so many parameters in.
+    """Return the dtype to load the weights in, for a model with `parameters` parameters.
 
-    Raises `ConfigError` if it is none of float32, bfloat16 and float16.
+    Raises:
+        ConfigError: `dtype` is not float32, bfloat16 or float16.
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" and parameters < SMALL_MODEL else DTYPES[config.dtype]

@@ -98,7 +98,8 @@ class VilaModel(nn.Module):
     def embed(self, batch: PromptBatch) -> Tensor:
         """Return the sequences that the language model reads, one prompt after another: `[L, D]`.
 
-        This is the only place that puts media into text. It runs on the device alone, so it can be captured in a CUDA graph.
+        This is the only place that puts media into text. It never synchronizes with the host, so a CUDA graph can
+        capture it.
         """
         text = self.llm.embed(batch.ids[None])[0]  # [L, D]
         if not batch.media:

@@ -25,8 +25,8 @@ class TileLayout:
     """How the tiles of one medium belong together.
 
     Attributes:
-        kind: "whole": each tile is a picture or frame of its own; "separate": dynamic tiling, where each tile has its own
-            `<image>` in the prompt; "merged": dynamic S2, where the tiles of all scales become one picture.
+        kind: "whole": each tile is a complete picture or frame; "separate": dynamic tiling, with one `<image>` per tile
+            in the prompt; "merged": dynamic S2, where the tiles of all scales become one picture.
         rows, columns: the grid that the whole picture was cut into ("merged": at the last scale).
     """
 
@@ -74,8 +74,8 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
         short = min(image.size)
         if config.size**2 * max(image.size) > short * MAX_RESIZED_PIXELS:
             raise MediaError(
-                f"The image is {image.width}x{image.height}, too narrow for a tower that resizes the shorter edge to {config.size} pixels. "
-                "Crop it, or use image_aspect_ratio 'pad' or 'resize'."
+                f"The image is {image.width}x{image.height}, too narrow for a tower that resizes the shorter edge "
+                f"to {config.size} pixels. Crop it, or use image_aspect_ratio 'pad' or 'resize'."
             )
         image = image.resize(
             (int(config.size * image.width / short), int(config.size * image.height / short)), resample
@@ -110,7 +110,8 @@ def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessCo
     elif config.image_aspect_ratio == "pad":
         if not pixels.can_pad:
             raise ConfigError(
-                "image_aspect_ratio 'pad' needs a mean color, which this vision tower's preprocessor does not define. Use 'resize'."
+                "image_aspect_ratio 'pad' needs a mean color, which this vision tower's preprocessor does not define. "
+                "Use 'resize'."
             )
         image = pad_to_square(image, tuple(int(mean * 255) for mean in pixels.mean))
     return to_pixels(image, pixels)
@@ -220,7 +221,8 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
         counts = {len(tiles) for tiles in tiled}
         if len(counts) > 1:
             raise MediaError(
-                f"The frames of a video need different numbers of tiles ({sorted(counts)}). Use frames of one size, or video_max_tiles=1."
+                f"The frames of a video need different numbers of tiles ({sorted(counts)}). "
+                "Use frames of one size, or video_max_tiles=1."
             )
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":

@@ -51,7 +51,7 @@ class Projector(nn.Module):
 
 
 def _mlp(widths: list[int], *, norm_between: bool) -> list[nn.Module]:
-    """Linear layers through `widths` with GELU between them. `norm_between` puts a LayerNorm before all but the last one."""
+    """Linear layers through `widths` with GELU between them, and a LayerNorm before all but the last if asked."""
     layers: list[nn.Module] = []
     last = len(widths) - 2
     for index in range(last + 1):

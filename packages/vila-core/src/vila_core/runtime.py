@@ -87,7 +87,7 @@ class _Embedded:
 class Vila:
     """A VILA-family model, ready to answer. Made by `vila_core.load`.
 
-    A prompt is a text, a list of strings and media in order, or a list of `Message`s (a conversation, its history kept).
+    A prompt is a text, a list of strings and media in order, or a list of `Message`s (a conversation).
     Settings are those of `GenerationConfig`; the default is greedy.
     """
 
@@ -204,7 +204,7 @@ class Vila:
         )
 
     def prepare(self, prompt: Prompt | PreparedPrompt) -> PreparedPrompt:
-        """Load and tile the media of `prompt`, render its template and tokenize. It needs no GPU, so a thread can run it ahead.
+        """Load and tile the media of `prompt`, render its template and tokenize. It uses no GPU; a thread can do it.
 
         Every method that takes a prompt also takes a prepared one.
         """

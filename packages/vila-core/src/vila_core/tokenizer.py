@@ -1,4 +1,4 @@
-"""Prompt text to token ids, with the media tokens; and the tokens that stop an answer."""
+"""Tokenizes prompt text with media tokens, and finds the tokens that stop an answer."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -13,10 +13,9 @@ if TYPE_CHECKING:
 
 
 class Tokenizer:
-    """A Hugging Face tokenizer that knows the sentinel, the media tokens and the special tokens by name.
+    """A Hugging Face tokenizer with sentinel and media tokens.
 
-    Tokens that the checkpoint's tokenizer lacks are added at its end, in the reference's order:
-    sentinel, image, video.
+    Tokens that the checkpoint lacks are appended in the same order as in the reference: sentinel, image, video.
     """
 
     def __init__(self, hf: "PreTrainedTokenizerBase"):
@@ -27,10 +26,10 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, path: Path) -> "Tokenizer":
-        """Load the tokenizer of the folder `path`; code in the folder is never run.
+        """Load the tokenizer in the folder `path`. Code in the folder is never run.
 
         Raises:
-            CheckpointError: the folder holds no tokenizer, or one that cannot be read.
+            CheckpointError: the folder has no tokenizer, or it cannot be read.
         """
         from transformers import AutoTokenizer
 
@@ -48,7 +47,7 @@ class Tokenizer:
                 trust_remote_code=False,
                 clean_up_tokenization_spaces=False,
             )
-        except Exception as error:  # the library raises many kinds for a damaged file
+        except Exception as error:  # the library raises many types for a damaged file
             raise CheckpointError(f"The tokenizer in '{path}' cannot be read: {error}") from error
         return cls(hf)
 
@@ -56,10 +55,10 @@ class Tokenizer:
         return len(self.hf)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, with the special tokens that the tokenizer adds by itself (LLaMA's `<s>`, say).
+        """Return the ids of `text`, with the special tokens that the tokenizer adds (such as LLaMA's `<s>`).
 
         Raises:
-            PromptError: the text holds what is no character: a byte that is no UTF-8, or half of a surrogate pair.
+            PromptError: the text is not valid Unicode: an undecodable byte, or half of a surrogate pair.
         """
         try:
             text.encode()
@@ -68,7 +67,7 @@ class Tokenizer:
             raise PromptError(
                 f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8."
             ) from None
-        return list(self.hf(text, verbose=False).input_ids)  # how long a prompt may be is checked elsewhere
+        return list(self.hf(text, verbose=False).input_ids)  # `Vila` checks the length
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`."""
@@ -76,7 +75,7 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> Mapping[str, str]:
-        """The special tokens by attribute name (`bos_token` …), for chat templates."""
+        """Special tokens by attribute name (`bos_token` …), for chat templates."""
         return {name: str(token) for name, token in self.hf.special_tokens_map.items()}
 
     @property
@@ -86,26 +85,26 @@ class Tokenizer:
 
     @property
     def max_length(self) -> int:
-        """Context in tokens that the tokenizer states (a huge number where it states none)."""
+        """Context length in tokens according to the tokenizer (a huge number if it does not say)."""
         return int(self.hf.model_max_length)
 
     @property
     def chat_template(self) -> str | None:
-        """The tokenizer's own Jinja template, if it has one."""
+        """The Jinja template that comes with the tokenizer, if any."""
         source = self.hf.chat_template
         if isinstance(source, dict):
             source = source.get("default")
         return source
 
     def is_one_token(self, text: str) -> bool:
-        """Return whether `text` is a single entry of the vocabulary."""
+        """Return whether `text` is one token of the vocabulary."""
         return text in self.hf.get_vocab()
 
     def stop_token_ids(self, template: ChatTemplate) -> frozenset[int]:
-        """Return the ids that end an answer under `template`: eos, and whatever follows an answer there.
+        """Return the ids that end an answer with `template`: eos, and the tokens that follow an answer in it.
 
-        As in the reference (`llava/utils/tokenizer.py: infer_stop_tokens`), the answers of a long dummy conversation are
-        replaced by the sentinel, and the token after each sentinel stops.
+        As in the reference (`llava/utils/tokenizer.py: infer_stop_tokens`), a long dummy conversation has the
+        sentinel as every answer, and each token that follows a sentinel is a stop token.
         """
         question_and_answer = [Turn("user", "question"), Turn("assistant", SENTINEL_TOKEN)]
         ids = self.encode(template.render(question_and_answer * 10, self.special_tokens, generation_prompt=False))
@@ -114,7 +113,7 @@ class Tokenizer:
         return frozenset(stops | ({self.eos_token_id} if self.eos_token_id is not None else set()))
 
     def _same_text(self, token: int) -> int:
-        """Return the token that is written as `token` reads: a piece such as "▁<" stops as "<", as in the reference."""
+        """Return the token named like the decoded text of `token`: "▁<" becomes "<", as in the reference."""
         text = self.decode([token], skip_special_tokens=False)
         return self._id(text) if self.is_one_token(text) else token
 

@@ -1,4 +1,4 @@
-"""Images and videos: where they come from, how they are decoded, and within which limits."""
+"""Images and videos: sources, decoding and limits."""
 
 from vila_core.media.inputs import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Media, Video, open_media
 from vila_core.media.limits import FetchPolicy, MediaLimits

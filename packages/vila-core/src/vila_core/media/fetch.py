@@ -1,8 +1,12 @@
-"""The one place that reads from the network on a user's word. Every media URL goes through `fetch`.
+"""Fetches media URLs. This is the only code that accesses the network for URLs in prompts.
 
-The guards, each against a real incident of another server: a URL is parsed once, by one strict parser, and what a laxer one would
-quietly repair is refused; a name is resolved once, every address it has must be public, and the connection goes to that very address;
-each redirect starts from the beginning; bytes and time are counted while streaming; error text holds no address and no query string.
+Each guard prevents an attack that other servers have suffered:
+
+- One strict parser parses a URL once, and refuses what a lenient parser would silently repair.
+- A host name is resolved once. All its addresses must be public, and the connection goes to one of these addresses.
+- Every redirect is checked like a new URL.
+- Bytes and time are limited during streaming.
+- Error messages contain no addresses and no query strings.
 """
 
 import http.client
@@ -26,16 +30,19 @@ if TYPE_CHECKING:
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _RAISE_BYTES = (
-    "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or give a smaller file."
+    "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or use a smaller file."
 )
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[bytes]:
-    """Return the body of `url` as a seekable file at its start: in memory when small, else an unnamed temporary file.
+    """Return the body of `url` as a seekable file, positioned at its start: in memory if small, else a temporary file.
 
-    `max_bytes` tightens the policy's own. Raises MediaError: URL refused, host not allowed or not public, too many redirects,
-    an answer other than 200, too large, too slow, cut short.
+    `max_bytes` can only lower the limit of the policy.
+
+    Raises:
+        MediaError: the URL is refused, its host is not allowed or not public, there are too many redirects, or the
+            response is not 200, too large, too slow or incomplete.
     """
     limit = policy.max_bytes if max_bytes is None else min(policy.max_bytes, max_bytes)
     name = shorten_url(url)
@@ -48,18 +55,18 @@ def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[byt
             if answer.status in _REDIRECTS:
                 location = answer.getheader("Location")
                 if not location:
-                    raise MediaError(f"URL {name} redirects to nowhere. Give the final URL.")
+                    raise MediaError(f"URL {name} redirects without a location. Use the final URL.")
                 target = resolve_redirect(target, location, policy, name)
                 continue
             return _read_body(answer, limit, deadline, name)
-    raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Give the final URL.")
+    raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Use the final URL.")
 
 
-# ------------------------------------------------------------------------------------------------ which addresses
+# ------------------------------------------------------------------------------------------------ addresses
 
 
 def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
-    """The host's addresses, resolved once. All of them must be public: a name with one inner address is refused."""
+    """Resolve the host once and return its addresses. Raises `MediaError` unless all of them are public."""
     found: list[str] = []
     failure: list[OSError] = []
 
@@ -70,22 +77,23 @@ def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: s
         except (OSError, UnicodeError) as error:
             failure.append(OSError(str(error)))
 
-    # getaddrinfo takes no timeout; a daemon thread lets us stop waiting for it
+    # getaddrinfo has no timeout; with a daemon thread we can stop waiting
     thread = threading.Thread(target=look_up, daemon=True, name="vila-resolve")
     thread.start()
     thread.join(deadline.remaining())
     deadline.check()
     if failure or not found:
-        raise MediaError(f"URL {name}: the host cannot be found. Check its spelling and the network.")
+        raise MediaError(f"URL {name}: the host cannot be found. Check its spelling and your network.")
     if not policy.allow_private and not all(is_public(address) for address in found):
         raise MediaError(
-            f"URL {name}: the host is not on the public internet, so it is not fetched. Download the file and give its path."
+            f"URL {name}: the host is not on the public internet, so it is not fetched. "
+            "Download the file and use its path."
         )
     return found
 
 
 def is_public(address: str) -> bool:
-    """Say whether an IP address is global unicast, also when it is an IPv6 address that carries an IPv4 one."""
+    """Return whether an IP address is global unicast. IPv6 addresses that embed an IPv4 address are checked too."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:  # a zone id (fe80::1%eth0) is never global
@@ -95,14 +103,14 @@ def is_public(address: str) -> bool:
     )
     if isinstance(ip, ipaddress.IPv4Address):
         return ip.is_global and not unusual
-    if ip in _NAT64:  # how a network without IPv4 reaches it; judge the IPv4 address inside
+    if ip in _NAT64:  # how IPv6-only networks reach IPv4 hosts: check the embedded address
         return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
     if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local:
         return False
     return ip.is_global and not unusual
 
 
-# ------------------------------------------------------------------------------------------------ the connection
+# ------------------------------------------------------------------------------------------------ connections
 
 
 class _Deadline:
@@ -116,20 +124,21 @@ class _Deadline:
     def check(self) -> None:
         if time.monotonic() >= self._end:
             raise MediaError(
-                f"URL {self._name} took longer than {self._policy.timeout_s:g} s. Raise FetchPolicy.timeout_s, or download the file."
+                f"URL {self._name} took longer than {self._policy.timeout_s:g} s. "
+                "Raise FetchPolicy.timeout_s, or download the file."
             )
 
     def remaining(self) -> float:
         return max(self._end - time.monotonic(), 0.001)
 
     def next_wait(self) -> float:
-        """Seconds that one read may block."""
+        """How many seconds one read may block."""
         self.check()
         return min(self.remaining(), self._policy.idle_timeout_s)
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads a socket, each time no longer than the deadline leaves: a peer that drips bytes can't hold us."""
+    """Reads a socket within the deadline, so a peer that sends single bytes slowly cannot block us."""
 
     def __init__(self, connection: socket.socket, deadline: _Deadline):
         self._connection = connection
@@ -144,7 +153,7 @@ class _TimedReader(io.RawIOBase):
 
 
 class _TimedSocket:
-    """The part of a socket that http.client uses. Closing is left to the owner of the socket."""
+    """The part of a socket that http.client uses. The owner of the socket closes it."""
 
     def __init__(self, connection: socket.socket, deadline: _Deadline):
         self._connection = connection
@@ -164,7 +173,7 @@ class _TimedSocket:
 def _connect(
     addresses: list[str], target: Target, policy: FetchPolicy, deadline: _Deadline, name: str
 ) -> socket.socket:
-    """Connect to the first address that answers; under https, verify the certificate for the host that the URL names."""
+    """Connect to the first address that answers. With https, verify the certificate for the host in the URL."""
     context = _tls_context(policy) if target.scheme == "https" else None
     for address in addresses:
         connection = _open_socket(address, target.port, deadline)
@@ -182,11 +191,11 @@ def _connect(
                 f"URL {name}: no valid TLS connection. The host's certificate must be valid for its name."
             ) from error
     deadline.check()
-    raise MediaError(f"URL {name}: no connection to the host. Check the URL and the network.")
+    raise MediaError(f"URL {name}: no connection to the host. Check the URL and your network.")
 
 
 def _open_socket(address: str, port: int, deadline: _Deadline) -> socket.socket | None:
-    """A connection to the address itself (no name is looked up again), or None when there is no way to it."""
+    """Connect to an address, without another lookup. Return None if it cannot be reached."""
     wait = deadline.next_wait()
     try:
         connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
@@ -211,7 +220,7 @@ def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
 
 
 def _request(connection: socket.socket, target: Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
-    """Ask for the target. Nothing of this process (cookies, proxies, credentials) goes along."""
+    """Request the target. No cookies, proxies or credentials are used."""
     client = http.client.HTTPConnection(target.host, target.port)
     client.sock = cast(socket.socket, _TimedSocket(connection, deadline))
     headers = {
@@ -227,16 +236,20 @@ def _request(connection: socket.socket, target: Target, deadline: _Deadline, nam
     except TimeoutError as error:
         raise _too_slow(deadline, name) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaError(f"URL {name}: the host's answer is not valid HTTP. Check the URL.") from error
+        raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.") from error
 
 
 def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> IO[bytes]:
     if answer.status != 200:
         raise MediaError(
-            f"URL {name}: the host answered {answer.status}, not 200. Check that it opens in a private browser window."
+            f"URL {name}: the host answered with status {answer.status}, not 200. "
+            "Check that the URL opens in a private browser window."
         )
     if answer.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise MediaError(f"URL {name}: the host compressed its answer unasked. Download the file and give its path.")
+        raise MediaError(
+            f"URL {name}: the host sent a compressed response, which was not requested. "
+            "Download the file and use its path."
+        )
     if answer.length is not None and answer.length > limit:
         raise MediaError(f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}")
     body = cast(IO[bytes], SpooledTemporaryFile(max_size=32 * MIB))  # noqa: SIM115 - handed to the caller
@@ -251,7 +264,7 @@ def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline
 
 
 def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> Iterator[bytes]:
-    """Yield the body piece by piece, never more than `limit` bytes of it."""
+    """Yield the body in pieces, at most `limit` bytes in total."""
     announced = answer.length
     received = 0
     while True:
@@ -275,5 +288,5 @@ def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadli
 def _too_slow(deadline: _Deadline, name: str) -> MediaError:
     deadline.check()
     return MediaError(
-        f"URL {name}: the host sent nothing for too long. Try again, raise FetchPolicy.idle_timeout_s, or download the file."
+        f"URL {name}: the host stopped sending data. Try again, raise FetchPolicy.idle_timeout_s, or download the file."
     )

@@ -1,6 +1,6 @@
-"""From an open file, PIL image or array to one 8-bit RGB PIL image, with the size checked before anything is decoded.
+"""Decodes a file, PIL image or array to an 8-bit RGB PIL image. The size is checked before decoding.
 
-Legend: H, W height and width in pixels.
+Dimensions: H, W height and width in pixels.
 """
 
 import struct
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import PIL.ImageFile
 
 FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM"
-# What Pillow's decoders are known to raise on damaged data; none of their text is shown, since it may hold memory addresses.
+# Exceptions that Pillow's decoders raise for damaged data. Their text may contain memory addresses, so it is not shown.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -35,9 +35,11 @@ _ORIENTATION_TAG = 0x0112
 
 
 def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.Image":
-    """Decode an image file to RGB [H, W], turned as its EXIF orientation says. Of an animation, the first frame.
+    """Decode an image file to RGB [H, W] and apply its EXIF orientation. Animations give their first frame.
 
-    Formats: PNG, JPEG, WebP, GIF, BMP, TIFF, PPM. Raises MediaError: none of these, damaged or cut short, no pixels, too many.
+    Raises:
+        MediaError: the format is not PNG, JPEG, WebP, GIF, BMP, TIFF or PPM, the file is damaged or truncated, or the
+            image has no pixels or too many.
     """
     from PIL.Image import DecompressionBombError
 
@@ -46,18 +48,16 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
     try:
         image = _open_header(head, file)
     except (*_DAMAGED, DecompressionBombError) as error:
-        raise MediaError(f"{name}: the header is damaged. Check that the file is whole.") from error
+        raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from error
     if image is None:
-        raise MediaError(
-            f"{name} is not an image that can be read. {describe_content(head, 'Image')}Expected one of {FORMATS}."
-        )
+        raise MediaError(f"{name} is not a readable image. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
     return _orient(convert_image(image, name, limits), _read_orientation(image))
 
 
 def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | None":
-    """Parse the header with the plugin that the first bytes call for.
+    """Parse the header with the Pillow plugin that matches the first bytes.
 
-    `PIL.Image.open` is not used: its own size limit is a global of the process, ours is a parameter.
+    `PIL.Image.open` is not used because its size limit is global, and ours is a parameter.
     """
     from PIL.BmpImagePlugin import BmpImageFile
     from PIL.GifImagePlugin import GifImageFile
@@ -83,30 +83,38 @@ def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | Non
 def convert_image(image: "PIL.Image.Image", name: str, limits: MediaLimits) -> "PIL.Image.Image":
     """Decode a PIL image and convert it to 8-bit RGB [H, W].
 
-    Alpha and palette transparency are dropped as `convert("RGB")` does. 16-bit greyscale is scaled (v / 257, rounded), not clipped.
-    Raises MediaError: damaged, no pixels, too many, 32-bit integer or float pixels beyond 16 bits.
+    Alpha and palette transparency are dropped, as `convert("RGB")` does. 16-bit grayscale is scaled (v / 257,
+    rounded), not clipped.
+
+    Raises:
+        MediaError: the image is damaged, has no pixels or too many, or has float or 32-bit integer pixels beyond 16
+            bits.
     """
     check_pixels(image.width, image.height, name, limits)
     try:
         image.load()
         if image.mode.startswith("I") or image.mode == "F":
             return _scale_deep(image, name)
-        if image.mode == "La":  # premultiplied, has no direct way to RGB
+        if image.mode == "La":  # premultiplied alpha has no direct conversion to RGB
             image = image.convert("LA")
-        if (
-            image.mode in ("P", "PA") and "transparency" in image.info
-        ):  # else Pillow warns about what is dropped on purpose
+        if image.mode in ("P", "PA") and "transparency" in image.info:
+            # Transparency is dropped on purpose, so Pillow should not warn about it.
             image = image.copy()
             del image.info["transparency"]
         return image.convert("RGB")
     except _DAMAGED as error:
         raise MediaError(
-            f"{name} ({image.width}×{image.height}, {image.mode}) is damaged or cut short. Check that the file is whole."
+            f"{name} ({image.width}×{image.height}, {image.mode}) is damaged or truncated. "
+            "Check that the file is complete."
         ) from error
 
 
 def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.Image.Image":
-    """Make an RGB image of a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha dropped). Raises MediaError for any other."""
+    """Convert a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped) to an RGB image.
+
+    Raises:
+        MediaError: the array has another shape or dtype, no pixels or too many.
+    """
     import PIL.Image
 
     if array.dtype != "uint8":
@@ -119,7 +127,7 @@ def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.I
         advice = (
             "Move the channels last: x.transpose(1, 2, 0)."
             if array.ndim == 3 and array.shape[0] in (1, 3, 4)
-            else "Give one picture."
+            else "Use one picture."
         )
         raise MediaError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. {advice}")
     check_pixels(array.shape[1], array.shape[0], name, limits)
@@ -127,32 +135,33 @@ def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.I
 
 
 def check_pixels(width: int, height: int, name: str, limits: MediaLimits) -> None:
-    """Raise MediaError when a picture has no pixels, or more than `limits.max_pixels`."""
+    """Raise `MediaError` if a picture has no pixels, or more than `limits.max_pixels`."""
     if width <= 0 or height <= 0:
-        raise MediaError(f"{name} is {width}×{height}: it has no pixels. Give a picture of at least 1×1.")
+        raise MediaError(f"{name} is {width}×{height}: it has no pixels. Use a picture of at least 1×1.")
     if width * height > limits.max_pixels:
         raise MediaError(
-            f"{name} is {width:,}×{height:,} = {width * height:,} pixels, more than the limit of {limits.max_pixels:,}. "
+            f"{name} is {width:,}×{height:,} = {width * height:,} pixels, "
+            f"more than the limit of {limits.max_pixels:,}. "
             "Make it smaller, or raise the limit with MediaLimits(max_pixels=…)."
         )
 
 
 def _scale_deep(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
-    """16-bit grey levels to 8-bit ones. Mode "I" is how some formats (16-bit PGM) hold the same levels in 32 bits."""
+    """Scale 16-bit grayscale to 8 bits. Some formats (such as 16-bit PGM) store it as 32 bits, in mode "I"."""
     import numpy as np
     import PIL.Image
 
     levels = np.asarray(image)
     if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:
         raise MediaError(
-            f"{name} has {'float' if image.mode == 'F' else '32-bit integer'} pixels, whose white is unknown. "
-            "Scale them to 0…255 and give a uint8 array."
+            f"{name} has {'float' if image.mode == 'F' else '32-bit integer'} pixels of unknown range. "
+            "Scale them to 0…255 and use a uint8 array."
         )
     return PIL.Image.fromarray(((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def _read_orientation(image: "PIL.Image.Image") -> int:
-    """The EXIF orientation, 1 to 8; 1 (as stored) when there is none or it can't be read, as image viewers do."""
+    """Return the EXIF orientation, 1 to 8. A missing or unreadable one is 1 (as stored), as in image viewers."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DAMAGED:
@@ -160,7 +169,7 @@ def _read_orientation(image: "PIL.Image.Image") -> int:
 
 
 def _orient(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
-    """Turn and mirror as EXIF 2.32 section 4.6.4 says."""
+    """Rotate and flip according to EXIF 2.32, section 4.6.4."""
     from PIL.Image import Transpose
 
     moves = {

@@ -1,4 +1,4 @@
-"""Images and videos of a prompt. Making one is cheap and reads nothing; `load` reads and decodes it, within limits."""
+"""The images and videos of a prompt. Creating one reads nothing; `load` reads and decodes it within limits."""
 
 import math
 import operator
@@ -42,10 +42,13 @@ _DEFAULT_LIMITS = MediaLimits()
 
 
 class Image:
-    """One picture: a path, an https URL, a `data:` URI, a file's bytes, a uint8 array, or a PIL image.
+    """One picture: a path, an https URL, a `data:` URI, the bytes of a file, a uint8 array, or a PIL image.
 
-    An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Files may be PNG, JPEG, WebP, GIF, BMP, TIFF or PPM. EXIF orientation is
-    honoured for files, URLs and bytes; arrays and PIL images are taken as they are. Raises MediaError for a source of another type.
+    An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Files may be PNG, JPEG, WebP, GIF, BMP, TIFF or PPM. EXIF
+    orientation is applied to files, URLs and bytes, but not to arrays and PIL images.
+
+    Raises:
+        MediaError: the source has another type.
     """
 
     __slots__ = ("source",)
@@ -57,9 +60,10 @@ class Image:
         return f"Image({_describe(self.source)})"
 
     def load(self, limits: MediaLimits = _DEFAULT_LIMITS) -> "PIL.Image.Image":
-        """Read and decode to an RGB picture. Of an animation, the first frame; alpha is dropped; 16 bits are scaled to 8.
+        """Read and decode to RGB. Animations give their first frame, alpha is dropped, and 16 bits are scaled to 8.
 
-        Raises MediaError: missing, empty, not an image, damaged, no pixels, over a limit (checked before decoding).
+        Raises:
+            MediaError: the source is missing, empty, not an image, damaged, without pixels or over a limit.
         """
         name = f"Image {_describe(self.source)}"
         if not _is_byte_source(self.source):
@@ -73,12 +77,18 @@ class Image:
 
 
 class Video:
-    """One video: a path, an https URL, a `data:` URI, a file's bytes, a folder of frames, an array [T, H, W, 3], or a list of frames.
+    """One video: a path, https URL, `data:` URI, bytes of a file, folder of frames, array [T, H, W, 3] or list of
+    frames.
 
-    `frames` is how many to take and `fps` how many a second (then `frames` is the most); given here, they override the model's own.
-    A folder (its image files in the order of their names, numbers by value) and an array are sampled by count; a list of frames
-    (anything that `Image` takes) is taken as it is, unless `frames` is given. These have no clock: for them `fps` is the rate at which
-    they were taken, which gives timestamps. Raises MediaError for a source of another type, or `frames` and `fps` out of range.
+    `frames` and `fps` override the model's settings. `frames` is the number of frames to sample; with `fps`, that many
+    per second are sampled, at most `frames`.
+
+    A folder contains image files, sorted by name with numbers by value. Folders and arrays are sampled by count. A
+    list of frames (each anything that `Image` accepts) is used unchanged, unless `frames` is given. These sources have
+    no timestamps; for them, `fps` is the rate at which the frames were recorded.
+
+    Raises:
+        MediaError: the source has another type, or `frames` or `fps` is out of range.
     """
 
     __slots__ = ("fps", "frames", "source")
@@ -99,9 +109,10 @@ class Video:
         return f"Video({self._describe()}{options})"
 
     def load(self, num_frames: int, fps: float = 0.0, limits: MediaLimits = _DEFAULT_LIMITS) -> VideoFrames:
-        """Read and decode the frames that `sample_indices` chooses; `num_frames` and `fps` hold where the video was not given its own.
+        """Read and decode the frames that `sample_indices` chooses. The video's own `frames` and `fps` take precedence.
 
-        Raises MediaError: missing, empty, not a video, only sound, no readable frame, over a limit.
+        Raises:
+            MediaError: the source is missing, empty, not a video, audio only, without a readable frame or over a limit.
         """
         num_frames = _check_frames_option(num_frames) if self.frames is None else self.frames
         source = self.source
@@ -123,10 +134,10 @@ class Video:
         return sample_indices(total, num_frames, 0.0, 0.0) if total else []
 
     def _load_frames(self, images: Sequence[Image], indices: list[int], limits: MediaLimits) -> VideoFrames:
-        """Frames of a source without a clock."""
+        """Load frames from a source without timestamps."""
         name = f"Video {self._describe()}"
         if not images:
-            raise MediaError(f"{name} has no frames. Give at least one.")
+            raise MediaError(f"{name} has no frames. Use at least one.")
         check_frames(len(indices), 0, name, limits)
         found: dict[int, PIL.Image.Image] = {}
         pixels = 0
@@ -144,7 +155,7 @@ class Video:
         return [Image(frame) for frame in array]
 
     def _list_folder(self, folder: Path) -> list[Image]:
-        """The image files of a folder, not hidden, ordered by name: digits count by value, so frame10 follows frame9."""
+        """Return the image files of a folder, except hidden ones, sorted by name with numbers by value."""
         try:
             names = [
                 entry.name
@@ -153,11 +164,12 @@ class Video:
             ]
         except OSError as error:
             raise MediaError(
-                f"Video {self._describe()}: the folder may not be read by this user. Check its permissions."
+                f"Video {self._describe()}: no permission to read the folder. Check its permissions."
             ) from error
         if not names:
             raise MediaError(
-                f"Video {self._describe()} is a folder without image files ({' '.join(IMAGE_SUFFIXES)}). Give a folder of frames."
+                f"Video {self._describe()} is a folder without image files ({' '.join(IMAGE_SUFFIXES)}). "
+                "Use a folder of frames."
             )
         return [Image(folder / name) for name in sorted(names, key=_natural_order)]
 
@@ -167,11 +179,11 @@ class Video:
         return _describe(self.source)
 
 
-Media = Union[Image, Video]  # noqa: UP007 - a name that isinstance and annotations both take
+Media = Union[Image, Video]  # noqa: UP007 - works in both isinstance and annotations
 
 
 def open_media(source: str | os.PathLike[str]) -> Media:
-    """Make the `Image` or `Video` that a path, URL or `data:` URI names: a folder or a video suffix is a Video, anything else an Image."""
+    """Return an `Image` or `Video` for a path, URL or `data:` URI. Folders and video suffixes mean a video, all else an image."""
     text = os.fspath(source)
     if is_data_uri(text):
         return Video(text) if text[:11].lower() == "data:video/" else Image(text)
@@ -180,7 +192,7 @@ def open_media(source: str | os.PathLike[str]) -> Media:
 
 
 def _is_byte_source(source: object) -> "TypeIs[ByteSource]":
-    """Say whether a source is a path, URL, `data:` URI or bytes (and not a picture in memory)."""
+    """Return whether a source is a path, URL, `data:` URI or bytes, not a picture in memory."""
     return isinstance(source, (str, os.PathLike, bytes))
 
 
@@ -195,7 +207,7 @@ def _is_folder(source: str | os.PathLike[str]) -> bool:
         return False
     try:
         return Path(source).is_dir()
-    except (OSError, ValueError):  # too long, or a null character: opening it tells
+    except (OSError, ValueError):  # too long, or a null character; opening it reports the error
         return False
 
 
@@ -204,14 +216,15 @@ def _check_source(source: object, kind: str) -> "ByteSource | np.ndarray | PIL.I
         return bytes(source)
     if _is_byte_source(source):
         return source
-    import PIL.Image  # cheap: who holds an array or a PIL image has imported these
+    import PIL.Image  # cheap: the caller of an array or PIL image has imported it
 
     if _is_array(source) or isinstance(source, PIL.Image.Image):
         return source
     more = ", or a list of frames" if kind == "Video" else ""
     raise MediaError(
-        f"{kind} got a {type(source).__name__}. Expected a path, https URL, data: URI, bytes, numpy array or PIL image{more}. "
-        "A tensor becomes an array with .cpu().numpy()."
+        f"{kind} got a {type(source).__name__}. "
+        f"Expected a path, https URL, data: URI, bytes, numpy array or PIL image{more}. "
+        "Convert a tensor to an array with .cpu().numpy()."
     )
 
 
@@ -246,5 +259,5 @@ def _check_fps_option(fps: float) -> float:
     except (TypeError, ValueError):
         rate = -1.0
     if not math.isfinite(rate) or rate < 0:
-        raise MediaError(f"Video fps={fps!r}: expected frames per second, above 0 (or 0 to go by count).")
+        raise MediaError(f"Video fps={fps!r}: expected frames per second above 0 (or 0 to sample by count).")
     return rate

@@ -1,7 +1,7 @@
-"""How much of an untrusted image or video is read, and from where.
+"""Limits on untrusted images and videos, and on where they may come from.
 
-Every limit is checked before the work it bounds: bytes before reading on, pixels before decoding.
-A server passes tighter limits (and `fetch=None`, or an allowlist) than these, which suit a person's own machine.
+Every limit is checked before the work it bounds: bytes before more is read, pixels before decoding.
+The defaults suit your own machine. A server should use tighter limits, and `fetch=None` or a list of allowed hosts.
 """
 
 from pathlib import Path
@@ -14,12 +14,18 @@ MIB = 1024 * 1024
 
 
 class FetchPolicy(Config):
-    """What `vila_core.media.fetch.fetch` may reach.
+    """What `vila_core.media.fetch.fetch` may access.
 
-    allowed_hosts: host names that may be asked; a leading dot (`.example.org`) allows a domain's sub-domains. None: any public host.
-    max_bytes: of one answer's body. timeout_s: for everything together, redirects included. idle_timeout_s: without a byte.
-    ca_file: PEM certificates to trust instead of the system's.
-    allow_http, allow_private: plain http; addresses that are not public (loopback, private networks). For tests and closed networks.
+    Attributes:
+        allowed_hosts: hosts that may be contacted; a leading dot (`.example.org`) allows subdomains. None for all
+            public hosts.
+        max_bytes: size limit of one response body.
+        timeout_s: total time limit, including redirects.
+        idle_timeout_s: time limit for each wait for data.
+        max_redirects: number of redirects to follow.
+        ca_file: PEM certificates to trust instead of the system's.
+        allow_http: allow plain http, for tests and closed networks.
+        allow_private: allow addresses that are not public (loopback, private networks), for tests and closed networks.
     """
 
     allowed_hosts: tuple[str, ...] | None = None
@@ -35,12 +41,15 @@ class FetchPolicy(Config):
 class MediaLimits(Config):
     """Limits on media. Raise one with e.g. `MediaLimits(max_pixels=400_000_000)`.
 
-    max_image_bytes, max_video_bytes: size of the file, answer or bytes.
-    max_pixels: width x height of an image or of one video frame, read from the header before anything is decoded.
-    max_video_seconds: length of a video.
-    max_frames: frames taken from one video (or given as a list).
-    max_video_pixels: width x height x frames taken, for what a video holds in memory once decoded (3 bytes each).
-    fetch: what https URLs may reach; None refuses every URL.
+    Attributes:
+        max_image_bytes: size of an image file, response or bytes object.
+        max_pixels: width x height of an image or video frame, read from the header before decoding.
+        max_video_bytes: size of a video file, response or bytes object.
+        max_video_seconds: length of a video.
+        max_frames: frames sampled from one video, or given as a list.
+        max_video_pixels: width x height x sampled frames, which bounds the memory of a decoded video (3 bytes per
+            pixel).
+        fetch: policy for https URLs; None refuses all URLs.
     """
 
     max_image_bytes: PositiveInt = 128 * MIB

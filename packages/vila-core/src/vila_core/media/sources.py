@@ -1,4 +1,4 @@
-"""From what a user names (a path, an https URL, a data: URI, bytes) to an open file, within its size limit."""
+"""Opens a media source (path, https URL, data: URI or bytes) as a file, within its size limit."""
 
 import base64
 import binascii
@@ -30,7 +30,7 @@ _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
         "image/gif",
     ),
 }
-# The first bytes of what people give by mistake, for a better message.
+# First bytes of files that people use by mistake, for better messages.
 _SIGNATURES = (
     (re.compile(rb"....ftyp(?:avi[fs]|hei[cfsx]|hevc|mif1|msf1)", re.DOTALL), "an AVIF or HEIC image: convert it"),
     (
@@ -50,17 +50,17 @@ _SIGNATURES = (
 
 
 def is_url(source: str) -> bool:
-    """Say whether a string is meant as a URL (of any scheme) rather than a path."""
+    """Return whether a string is a URL (of any scheme) rather than a path."""
     return bool(_URL_START.match(source))
 
 
 def is_data_uri(source: str) -> bool:
-    """Say whether a string is a `data:` URI."""
+    """Return whether a string is a `data:` URI."""
     return bool(_DATA_START.match(source))
 
 
 def describe(source: ByteSource) -> str:
-    """Name a source in a message, shortly and without its content."""
+    """Return a short name of a source for messages, without its content."""
     if isinstance(source, bytes):
         return f"({len(source):,} bytes)"
     if isinstance(source, str) and is_data_uri(source):
@@ -72,15 +72,17 @@ def describe(source: ByteSource) -> str:
 
 
 def describe_content(head: bytes, kind: Kind) -> str:
-    """Say in words what a file's first bytes look like, where that is not the kind that was asked for."""
+    """Return a sentence on what the first bytes of a file look like, if that is another kind than expected."""
     names = (name for pattern, name in _SIGNATURES if pattern.match(head) and not name.endswith(f"use {kind}"))
     return next((f"It looks like {name}. " for name in names), "")
 
 
 def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes]:
-    """Open a source for reading, seekable and at its start.
+    """Open a source as a seekable file, positioned at its start.
 
-    Raises MediaError: missing, unreadable, a folder, device or pipe, empty, larger than the limit, a URL that is refused or fails.
+    Raises:
+        MediaError: the source is missing, unreadable, empty, over the limit, a folder, device or pipe, or a URL that
+            is refused or fails.
     """
     name = f"{kind} {describe(source)}"
     limit, field = (
@@ -88,8 +90,8 @@ def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes
     )
     if isinstance(source, str) and is_url(source):
         if limits.fetch is None:
-            raise MediaError(f"{name}: reading from URLs is switched off here. Send the file itself.")
-        from vila_core.media.fetch import fetch  # brings in ssl, which only URLs need
+            raise MediaError(f"{name}: URLs are disabled here. Send the file itself.")
+        from vila_core.media.fetch import fetch  # imports ssl, which only URLs need
 
         return fetch(source, limits.fetch, limit)
     if isinstance(source, str) and is_data_uri(source):
@@ -105,7 +107,8 @@ def _check_bytes(size: int, name: str, limit: int, field: str) -> None:
         raise MediaError(f"{name} is empty (0 bytes). Check how it was written or downloaded.")
     if size > limit:
         raise MediaError(
-            f"{name} has {size:,} bytes, more than the limit of {limit:,}. Raise it with MediaLimits({field}=…), or make it smaller."
+            f"{name} has {size:,} bytes, more than the limit of {limit:,}. "
+            f"Raise it with MediaLimits({field}=…), or use a smaller file."
         )
 
 
@@ -113,33 +116,33 @@ def _open_path(source: str | os.PathLike[str], kind: Kind, name: str, limit: int
     try:
         status = os.stat(source)
         if stat.S_ISDIR(status.st_mode):
-            advice = "For a folder of frames use Video." if kind == "Image" else "Give a file."
+            advice = "Use Video for a folder of frames." if kind == "Image" else "Use a file."
             raise MediaError(f"{name} is a folder, not a file. {advice}")
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe or device could block or act
-            raise MediaError(f"{name} is a device, pipe or socket, not a file. Save it to a file, or give its bytes.")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe or device could block or have side effects
+            raise MediaError(f"{name} is a device, pipe or socket, not a file. Save it to a file, or pass its bytes.")
         _check_bytes(status.st_size, name, limit, field)
         return Path(source).open("rb")
     except FileNotFoundError as error:
         raise MediaError(f"{name} does not exist. Check the path.") from error
     except PermissionError as error:
-        raise MediaError(f"{name} may not be read by this user. Check its permissions.") from error
-    except (OSError, ValueError) as error:  # a name too long or with a null character
+        raise MediaError(f"{name}: no permission to read it. Check its permissions.") from error
+    except (OSError, ValueError) as error:  # the name is too long or has a null character
         raise MediaError(
-            f"{name} is not a path that can be opened. For base64 text, write data:image/png;base64,… before it."
+            f"{name} is not a path that can be opened. Put data:image/png;base64, before base64 text."
         ) from error
 
 
 def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) -> bytes:
-    """The bytes of a base64 `data:` URI (RFC 2397). Its media type must fit; what is inside decides how it is read."""
+    """Return the bytes of a base64 `data:` URI (RFC 2397). Its media type must match `kind`."""
     header, comma, text = uri.partition(",")
     media_type, *parameters = header[len("data:") :].lower().split(";")
     known = ", ".join(_DATA_TYPES[kind])
     if not comma or not parameters or parameters[-1].strip() != "base64":
-        raise MediaError(f"{name}: a data: URI must read data:<type>;base64,<text>.")
+        raise MediaError(f"{name}: a data: URI must have the form data:<type>;base64,<text>.")
     if media_type.strip() not in _DATA_TYPES[kind]:
         raise MediaError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
     _check_bytes(len(text) * 3 // 4, name, limit, field)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MediaError(f"{name}: what follows the comma is not valid base64. Check that it was not cut.") from error
+        raise MediaError(f"{name}: the text after the comma is not valid base64. Check that it is complete.") from error

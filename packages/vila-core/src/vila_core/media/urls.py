@@ -1,4 +1,4 @@
-"""One strict parser of URLs. What a laxer one would quietly repair is refused: two parsers that disagree are how a filter is passed."""
+"""A strict URL parser. It refuses what a lenient parser would repair: parsers that disagree let URLs bypass filters."""
 
 import ipaddress
 import re
@@ -14,7 +14,7 @@ _MAX_URL = 8192
 
 
 def shorten_url(url: str) -> str:
-    """Return a name for messages: host and last part of the path. A query string may hold a secret, so it is left out."""
+    """Return a name for messages: the host and the end of the path, but no query string, which may contain secrets."""
     match = _URL.fullmatch(url)
     if not match:
         text = re.sub("//[^/]*@", "//", url).partition("?")[0]
@@ -27,7 +27,7 @@ def shorten_url(url: str) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """A URL in its parts: host without brackets in lower case, path with its query as sent."""
+    """A parsed URL: the host in lower case without brackets, the path with its query as sent."""
 
     scheme: str
     host: str
@@ -41,27 +41,32 @@ class Target:
 
 
 def parse_url(url: str, policy: FetchPolicy, name: str) -> Target:
-    """Take a URL apart. `name` stands for it in messages. Raises MediaError: not https, malformed, with a user name, host not allowed."""
+    """Parse a URL; messages call it `name`.
+
+    Raises:
+        MediaError: the URL is not https, is malformed, has a user name, or its host is not allowed.
+    """
     if len(url) > _MAX_URL:
         raise MediaError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
     if not _URL_CHARACTERS.fullmatch(url):
         raise MediaError(
-            f"URL {name} has characters that do not belong in a URL (a space, a backslash, a control or a non-ASCII character). "
+            f"URL {name} has characters that are not allowed in a URL "
+            "(a space, a backslash, a control character or a non-ASCII character). "
             "Percent-encode the path and write the host in its xn-- form."
         )
     match = _URL.fullmatch(url)
     if not match:
         raise MediaError(
-            f"URL {name} is not an https URL. Write https://host/path, or download the file and give its path."
+            f"URL {name} is not an https URL. Use https://host/path, or download the file and use its path."
         )
     scheme, authority, path, query = match[1].lower(), match[2], match[3] or "/", match[4] or ""
     if scheme == "http" and not policy.allow_http:
         raise MediaError(
-            f"URL {name} is plain http; only https is fetched. Use https, or download the file and give its path."
+            f"URL {name} is plain http; only https is fetched. Use https, or download the file and use its path."
         )
     if "@" in authority:
         raise MediaError(
-            f"URL {name} carries a user name or password, which is refused. Remove everything before the '@'."
+            f"URL {name} contains a user name or password, which is not allowed. Remove everything before the '@'."
         )
     parts = _AUTHORITY.fullmatch(authority)
     if (
@@ -69,17 +74,20 @@ def parse_url(url: str, policy: FetchPolicy, name: str) -> Target:
         or not _is_host(parts[1])
         or not 0 < (port := int(parts[2] or (443 if scheme == "https" else 80))) < 65536
     ):
-        raise MediaError(f"URL {name} has no valid host and port. Write https://host/path.")
+        raise MediaError(f"URL {name} has no valid host and port. Use https://host/path.")
     host = parts[1].lower().strip("[]")
     if policy.allowed_hosts is not None and not _is_allowed(host, policy.allowed_hosts):
         raise MediaError(
-            f"URL {name}: its host is not among the allowed hosts. Ask for it to be allowed, or send the file itself."
+            f"URL {name}: its host is not in the list of allowed hosts. Ask to have it added, or send the file itself."
         )
     return Target(scheme, host, port, path + query)
 
 
 def _is_host(host: str) -> bool:
-    """An IPv6 literal, a dotted IPv4 literal, or a name. 127.1, 0x7f000001 and 2130706433 are none of these: resolvers disagree on them."""
+    """Return whether `host` is an IPv6 literal, a dotted IPv4 literal or a name.
+
+    127.1, 0x7f000001 and 2130706433 are refused, because resolvers disagree on them.
+    """
     if host.startswith("["):
         return _is_address(host[1:-1])
     labels = host.removesuffix(".").split(".")
@@ -102,7 +110,7 @@ def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
 
 
 def resolve_redirect(target: Target, location: str, policy: FetchPolicy, name: str) -> Target:
-    """Return the target that a redirect's `Location` names, checked as if a user had given it. Raises MediaError."""
+    """Return the target of a redirect, checked like any URL. Raises `MediaError` if it is refused."""
     origin = f"{target.scheme}://{target.host_header}"
     if location.startswith("//"):
         location = f"{target.scheme}:{location}"
@@ -113,4 +121,4 @@ def resolve_redirect(target: Target, location: str, policy: FetchPolicy, name: s
     try:
         return parse_url(location, policy, name)
     except MediaError as error:
-        raise MediaError(f"URL {name} redirects to a URL that is refused. Give the final https URL.") from error
+        raise MediaError(f"URL {name} redirects to a URL that is refused. Use the final https URL.") from error

@@ -1,7 +1,8 @@
-"""Video files with PyAV: which frames are taken, and reading them without decoding the rest.
+"""Samples and decodes the frames of video files with PyAV.
 
-A file's packets are read once (not decoded) to learn where each frame is; then only the groups of pictures that hold wanted frames are
-decoded. Where packets don't tell (no timestamps, a start in mid-stream, damage), everything is decoded and counted instead.
+All packets are read once without decoding to locate the frames. Then only the groups of pictures that contain sampled
+frames are decoded. If the packets are not enough (no timestamps, a start in mid-stream, damage), the whole video is
+decoded.
 """
 
 import math
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Only common containers and codecs: libav knows hundreds, among them playlists that open further files and decoders that nobody tends.
+# Only common containers and codecs: libav has hundreds, including playlists that open other files and unmaintained
+# decoders.
 _CONTAINERS = (
     "mov",
     "mp4",
@@ -83,10 +85,13 @@ _ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames taken from a video.
+    """Frames sampled from a video.
 
-    frames: RGB pictures. indices: which frame of the source each is. timestamps: seconds from its start; duration: its length in seconds.
-    The last two are None where the source has no clock (a folder or list of frames without `fps`).
+    Attributes:
+        frames: RGB pictures.
+        indices: index of each frame in the source.
+        timestamps: seconds from the start of the source; None if unknown (a folder or list of frames without `fps`).
+        duration: length of the source in seconds; None if unknown.
     """
 
     frames: "list[PIL.Image.Image]"
@@ -98,8 +103,9 @@ class VideoFrames:
 def sample_indices(total: int, num_frames: int, video_fps: float, fps: float) -> list[int]:
     """Choose frames of a video of `total` frames, exactly as the reference (`llava.utils.media._load_video`) does.
 
-    With `fps` 0, `num_frames` frames spread evenly from first to last, repeated where there are fewer. With `fps` above 0, one every 1/fps
-    seconds, at most `num_frames`; none when `video_fps`, the video's own rate, is unknown (0). Ties round to even, like numpy.
+    With `fps` 0, `num_frames` frames are spread evenly from first to last, and repeated if there are fewer. With `fps`
+    above 0, one frame is taken every 1/fps seconds, at most `num_frames`; none if `video_fps`, the rate of the video,
+    is unknown (0). Ties round to even, as in numpy.
     """
     if fps > 0:
         duration = total / video_fps if video_fps > 0 else 0.0
@@ -112,9 +118,11 @@ def sample_indices(total: int, num_frames: int, video_fps: float, fps: float) ->
 
 
 def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
-    """Take frames from an open video file, turned as its rotation metadata says.
+    """Sample frames from an open video file and apply its rotation metadata.
 
-    Raises MediaError: not a video, no video stream, no readable frame, unknown frame rate with `fps`, over a limit.
+    Raises:
+        MediaError: the file is not a video, has no video stream or no readable frame, has an unknown frame rate
+            although `fps` is given, or is over a limit.
     """
     from av.error import FFmpegError
 
@@ -124,15 +132,19 @@ def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits
             return reader.read(num_frames, fps)
     except (FFmpegError, ValueError, MemoryError) as error:
         raise MediaError(
-            f"{name} is not a video that can be read: another format, without frames or damaged. {describe_content(head, 'Video')}{_ADVICE}"
+            f"{name} is not a readable video: unsupported format, no frames or damaged. "
+            f"{describe_content(head, 'Video')}{_ADVICE}"
         ) from error
 
 
 @dataclass(frozen=True)
 class _Timeline:
-    """The frames of a video in the order they are shown. pts: timestamps in units of the stream's time base, empty when unknown.
+    """The frames of a video in display order.
 
-    keyframes: (pts, dts) of the frames from which decoding can start, in order.
+    Attributes:
+        total: number of frames.
+        pts: timestamps in units of the stream's time base; empty if unknown.
+        keyframes: (pts, dts) of the frames where decoding can start, in order.
     """
 
     total: int
@@ -150,7 +162,7 @@ class _Reader:
         self.open()
 
     def open(self) -> None:
-        """Open the file at its start and check what its header says."""
+        """Open the file at its start and check the header."""
         self.file.seek(0)
         self.container = _open_container(self.file)
         self.stream = _video_stream(self.container, self.name)
@@ -160,7 +172,8 @@ class _Reader:
             raise MediaError(f"{self.name}: its codec ({name_of_codec}) is not supported. {_ADVICE}")
         if self.codec.width and self.codec.height:
             check_pixels(self.codec.width, self.codec.height, self.name, self.limits)
-        self.codec.options = {"max_pixels": str(self.limits.max_pixels)}  # holds where the size changes on the way
+        # libav also checks this if the size changes in the stream.
+        self.codec.options = {"max_pixels": str(self.limits.max_pixels)}
         self.codec.thread_type = "AUTO"
 
     def close(self) -> None:
@@ -177,13 +190,13 @@ class _Reader:
         indices = self.choose(timeline, num_frames, fps)
         return self.collect(timeline, indices, self.decode_in_order(set(indices)))
 
-    # ---- where the frames are
+    # ---- locating frames
 
     def scan_packets(self) -> _Timeline | None:
-        """The timeline by the packets alone, or None where a packet is not a frame for certain."""
-        if self.codec.codec.canonical_name == "vp8":  # has packets that are never shown
+        """Build the timeline from packets without decoding. Return None if packets may not match frames."""
+        if self.codec.codec.canonical_name == "vp8":  # has packets that are never displayed
             return None
-        if self.container.format.name == "avi" and self.codec.has_b_frames:  # AVI does not keep the order of showing
+        if self.container.format.name == "avi" and self.codec.has_b_frames:  # AVI does not store the display order
             return None
         pts: list[int] = []
         keyframes: list[tuple[int, int]] = []
@@ -202,21 +215,22 @@ class _Reader:
         return _Timeline(len(pts), pts, keyframes) if decodable else None
 
     def scan_frames(self) -> _Timeline:
-        """The timeline by decoding everything: only frames that can be read count."""
+        """Build the timeline by decoding the whole video. Only readable frames count."""
         pts: list[int | None] = []
         for frame in self.frames_from(None):
             pts.append(frame.pts)
             self.check_length(len(pts), abs(frame.pts - pts[0]) if frame.pts is not None and pts[0] is not None else 0)
         if not pts:
             raise MediaError(
-                f"{self.name} has a video stream but no readable frame: it is empty or damaged. Check that the file is whole."
+                f"{self.name} has a video stream but no readable frame: it is empty or damaged. "
+                "Check that the file is complete."
             )
         known = [p for p in pts if p is not None]
         ordered = len(known) == len(pts) and all(a < b for a, b in pairwise(known))
         return _Timeline(len(pts), known if ordered else [], [])
 
     def check_length(self, frames: int, ticks: int) -> None:
-        seconds = max(self.seconds(ticks), frames / 1000)  # no clock says so, but 1000 frames a second is none
+        seconds = max(self.seconds(ticks), frames / 1000)  # without timestamps, assume at most 1000 fps
         if seconds > self.limits.max_video_seconds:
             raise MediaError(
                 f"{self.name} is longer than the limit of {self.limits.max_video_seconds:,.0f} s. "
@@ -226,22 +240,22 @@ class _Reader:
     def seconds(self, ticks: int) -> float:
         return float(ticks * self.stream.time_base) if self.stream.time_base else 0.0
 
-    # ---- which frames
+    # ---- sampling
 
     def choose(self, timeline: _Timeline, num_frames: int, fps: float) -> list[int]:
         rate = self.rate(timeline)
         if fps > 0 and not rate:
             raise MediaError(
-                f"{self.name} does not say its frame rate, so fps={fps:g} has no meaning. Ask for a number of frames instead."
+                f"{self.name} has an unknown frame rate, so fps={fps:g} has no meaning. Use a number of frames instead."
             )
         if not fps:
-            check_frames(num_frames, 0, self.name, self.limits)  # before a list of that length is made
+            check_frames(num_frames, 0, self.name, self.limits)  # before a list of this length is created
         indices = sample_indices(timeline.total, num_frames, rate, fps)
         check_frames(len(indices), len(set(indices)) * self.codec.width * self.codec.height, self.name, self.limits)
         return indices
 
     def rate(self, timeline: _Timeline) -> float:
-        """Frames per second: what the container says, unless the timestamps contradict it (variable rate). 0 when unknown."""
+        """Return the frame rate of the container, or of the timestamps if they contradict it. 0 if unknown."""
         stated = float(self.stream.guessed_rate or self.stream.average_rate or 0)
         span = self.seconds(timeline.pts[-1] - timeline.pts[0]) if timeline.pts else 0.0
         if span <= 0 or (stated and abs((timeline.total - 1) / stated - span) <= max(0.01 * span, 1 / stated)):
@@ -251,7 +265,7 @@ class _Reader:
     def collect(self, timeline: _Timeline, indices: list[int], found: "dict[int, PIL.Image.Image]") -> VideoFrames:
         taken = [i for i in indices if i in found]
         if not taken:
-            raise MediaError(f"{self.name}: none of the wanted frames can be read. Check that the file is whole.")
+            raise MediaError(f"{self.name}: none of the sampled frames can be read. Check that the file is complete.")
         rate = self.rate(timeline)
         if timeline.pts:
             timestamps = [self.seconds(timeline.pts[i] - timeline.pts[0]) for i in taken]
@@ -259,10 +273,10 @@ class _Reader:
             timestamps = [i / rate for i in taken] if rate else None
         return VideoFrames([found[i] for i in taken], taken, timestamps, timeline.total / rate if rate else None)
 
-    # ---- reading them
+    # ---- decoding
 
     def decode_groups(self, timeline: _Timeline, wanted: list[int]) -> "dict[int, PIL.Image.Image]":
-        """Decode the wanted frames (sorted), each from the nearest keyframe before it. Those that can't be read are absent."""
+        """Decode the wanted frames (sorted), each from the last keyframe before it. Unreadable frames are missing."""
         index_of = {pts: i for i, pts in enumerate(timeline.pts)}
         found: dict[int, PIL.Image.Image] = {}
         starts = [pts for pts, _ in timeline.keyframes]
@@ -281,7 +295,7 @@ class _Reader:
         return found
 
     def decode_in_order(self, wanted: set[int]) -> "dict[int, PIL.Image.Image]":
-        """Decode from the start, counting."""
+        """Decode from the start and count frames."""
         found: dict[int, PIL.Image.Image] = {}
         for index, frame in enumerate(self.frames_from(None)):
             if index in wanted:
@@ -291,7 +305,10 @@ class _Reader:
         return found
 
     def frames_from(self, start: int | None) -> "Iterator[av.VideoFrame]":
-        """Yield frames as shown, from the keyframe at or before `start` (a dts; None: the beginning). Damaged packets are passed over."""
+        """Yield frames in display order from the keyframe at or before `start` (a dts; None for the first frame).
+
+        Damaged packets are skipped.
+        """
         from av.error import FFmpegError
 
         if start is None:
@@ -306,12 +323,12 @@ class _Reader:
                 continue
 
     def packets(self) -> "Iterator[av.Packet[VideoStream]]":
-        """Yield packets to the end, or to where the file is cut."""
+        """Yield packets up to the end, or to where the file is truncated."""
         from av.error import FFmpegError
 
         try:
             yield from self.container.demux(self.stream)
-        except (FFmpegError, IndexError):  # IndexError: PyAV, when a damaged file announces another stream midway
+        except (FFmpegError, IndexError):  # PyAV raises IndexError if a damaged file announces a new stream
             return
 
     def to_image(self, frame: "av.VideoFrame") -> "PIL.Image.Image":
@@ -322,16 +339,17 @@ class _Reader:
 
 
 def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> None:
-    """Raise MediaError when more frames, or more pixels in all of them, are asked for than the limits allow."""
+    """Raise `MediaError` if the number of frames, or of pixels in all frames, is over the limits."""
     if count > limits.max_frames:
         raise MediaError(
             f"{name}: {count:,} frames are more than the limit of {limits.max_frames:,}. "
-            "Take fewer, or raise it with MediaLimits(max_frames=…)."
+            "Use fewer, or raise it with MediaLimits(max_frames=…)."
         )
     if pixels > limits.max_video_pixels:
         raise MediaError(
-            f"{name}: the frames taken have {pixels:,} pixels together, more than the limit of {limits.max_video_pixels:,}. "
-            "Take fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
+            f"{name}: the sampled frames have {pixels:,} pixels in total, "
+            f"more than the limit of {limits.max_video_pixels:,}. "
+            "Use fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
         )
 
 
@@ -343,9 +361,9 @@ def _open_container(file: IO[bytes]) -> "InputContainer":
         "codec_whitelist": ",".join(_CODECS),
         "protocol_whitelist": "none",
     }
-    # Titles in another encoding are no reason to refuse a video: from version 19 PyAV passes over them by itself.
+    # Metadata in another encoding should not make a video unreadable. From version 19, PyAV ignores it by default.
     tolerant = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-    # As container_options: PyAV before 18 corrupts memory when it hands `options` to streams that show up later (MPEG-PS).
+    # Not as `options`: PyAV before 18 corrupts memory when it passes them to streams that appear later (MPEG-PS).
     return cast("Callable[..., InputContainer]", av.open)(file, "r", container_options=options, **tolerant)
 
 
@@ -353,7 +371,7 @@ def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
     from av.stream import Disposition
 
     for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is not a video
             return stream
-    what = "only sound" if container.streams.audio else "no picture"
-    raise MediaError(f"{name} has no video stream, {what}. Give a file with video.")
+    what = "only audio" if container.streams.audio else "no picture"
+    raise MediaError(f"{name} has no video stream, {what}. Use a file with video.")

@@ -38,7 +38,7 @@ class ClipEmbeddings(nn.Module):
 
 
 class ClipVisionModel(nn.Module):
-    """Embeddings, norm, layers and final norm, under the checkpoint's names (`pre_layrnorm` is spelled so there)."""
+    """Embeddings, norm, layers and final norm, named as in the checkpoint (including the misspelled `pre_layrnorm`)."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -49,7 +49,7 @@ class ClipVisionModel(nn.Module):
 
 
 class ClipTower(VisionTower):
-    """CLIP as a vision tower. Hidden state 0 is after `pre_layrnorm`; `patch` drops the class token."""
+    """CLIP as a vision tower. Hidden state 0 comes after `pre_layrnorm`; `patch` drops the class token."""
 
     def __init__(self, config: ClipConfig):
         super().__init__(config)
@@ -60,24 +60,28 @@ class ClipTower(VisionTower):
         self.reset_parameters()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
+        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype.
+
+        Raises:
+            ConfigError: the pixels have another shape or an integer dtype.
+        """
         check_pixels(pixels, self.num_channels, self.config.image_size)
         hidden = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))  # [N, P, D]
         hidden = self.vision_model.encoder(hidden, self.depth)
         return select_tokens(hidden, self.config.select_feature)
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Resize position embeddings `[P', D]` of `pretrained_image_size` to this tower's grid; anything else is returned as it is."""
+        """Resize the position embeddings `[P', D]` of `pretrained_image_size`. Other tensors are returned unchanged."""
         if name == "vision_model.embeddings.position_embedding.weight":
             return adapt_positions(tensor, self.config, num_prefix_tokens=1)
         return tensor
 
     def ignores_weight(self, name: str) -> bool:
-        """Old checkpoints hold the positions' indices as a buffer."""
+        """Old checkpoints store the position indices as a buffer."""
         return name == "vision_model.embeddings.position_ids"
 
     def reset_parameters(self) -> None:
-        """Initialise as CLIP's authors do: normal, narrower towards the residual stream by the number of layers."""
+        """Initialize as in CLIP: normal, with a smaller deviation for projections into the residual stream."""
         width = self.config.hidden_size
         residual = (2 * len(self.vision_model.encoder.layers)) ** -0.5
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""InternViT (Chen et al. 2023, "InternVL"): a class token, one projection for q, k and v, norms of q and k, layer scale.
+"""InternViT (Chen et al. 2023, "InternVL"): a class token, one projection for q, k and v, q/k norms, layer scale.
 
 The 6B tower has RMSNorm and q/k norms over the full width (before the heads are split); the 300M tower has LayerNorm,
 q/k/v biases and no q/k norm. N images, P tokens (class token, then patches), D width, S side of the image in pixels.
@@ -36,14 +36,14 @@ class InternVitNorm(nn.Module):
 
 
 def build_norm(config: InternVitConfig) -> nn.Module:
-    """Return the norm that `norm_type` names, over the full width."""
+    """Return a norm of type `norm_type` over the full width."""
     if config.norm_type == "rms_norm":
         return InternVitNorm(config.hidden_size, config.layer_norm_eps)
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 def build_qk_norms(config: InternVitConfig) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return the norms of q and k, over the full width, or None twice without `qk_normalization`."""
+    """Return the norms of q and k over the full width; (None, None) without `qk_normalization`."""
     if not config.qk_normalization:
         return None, None
     return InternVitNorm(config.hidden_size, config.layer_norm_eps), InternVitNorm(
@@ -89,7 +89,7 @@ class InternVitLayer(nn.Module):
 
 
 class InternVitTower(VisionTower):
-    """InternViT as a vision tower. There is no final norm; VILA-1.5-40B reads the last layer without the class token."""
+    """InternViT as a vision tower. There is no final norm; VILA1.5-40B uses the last layer without the class token."""
 
     def __init__(self, config: InternVitConfig):
         super().__init__(config)
@@ -101,20 +101,24 @@ class InternVitTower(VisionTower):
         self.reset_parameters()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
+        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype.
+
+        Raises:
+            ConfigError: the pixels have another shape or an integer dtype.
+        """
         check_pixels(pixels, self.num_channels, self.config.image_size)
         hidden = self.embeddings(pixels)  # [N, P, D]
         hidden = self.encoder(hidden, self.depth)
         return select_tokens(hidden, self.config.select_feature)
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Resize positions `[1, P', D]` of `pretrained_image_size` to this tower's grid; anything else is returned as it is."""
+        """Resize positions `[1, P', D]` of `pretrained_image_size` to this tower's grid; others stay unchanged."""
         if name == "embeddings.position_embedding" and tensor.ndim == 3:
             return adapt_positions(tensor[0], self.config, num_prefix_tokens=1)[None]
         return tensor
 
     def reset_parameters(self) -> None:
-        """Initialise by a normal of standard deviation 0.02, with layer scales of 0.1."""
+        """Initialize with a normal of standard deviation 0.02, and layer scales with 0.1."""
         init_normal(self, std=0.02)
         nn.init.normal_(self.embeddings.class_embedding, std=0.02)
         nn.init.normal_(self.embeddings.position_embedding, std=0.02)

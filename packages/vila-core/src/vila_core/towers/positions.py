@@ -1,6 +1,6 @@
-"""Position embeddings for another resolution: 2-D bicubic interpolation of the learned grid (Dosovitskiy et al. 2021, section 3.2).
+"""Resizes position embeddings to another resolution by bicubic interpolation (Dosovitskiy et al. 2021, section 3.2).
 
-P tokens (prefix tokens first, then the patches row by row), D width.
+P tokens (prefix tokens, then patches row by row), D width.
 """
 
 import math
@@ -12,12 +12,12 @@ from vila_core.config import VisionTowerConfig
 
 
 def resize_positions(positions: torch.Tensor, size: int, num_prefix_tokens: int) -> torch.Tensor:
-    """Interpolate a square grid of learned positions to `size` x `size` patches; prefix tokens keep theirs.
+    """Interpolate a square grid of learned positions to `size` x `size` patches. Prefix tokens stay unchanged.
 
     Args:
         positions: `[num_prefix_tokens + g * g, D]`, any floating dtype; interpolated in float32.
         size: side of the new grid, in patches.
-        num_prefix_tokens: rows at the front that belong to no patch (a class token).
+        num_prefix_tokens: rows at the front that are not patches (such as a class token).
 
     Returns:
         `[num_prefix_tokens + size * size, D]` in the same dtype.
@@ -32,8 +32,8 @@ def resize_positions(positions: torch.Tensor, size: int, num_prefix_tokens: int)
 def adapt_positions(positions: torch.Tensor, config: VisionTowerConfig, num_prefix_tokens: int) -> torch.Tensor:
     """Resize a checkpoint's positions `[P', D]` from `config.pretrained_image_size` to `config.image_size`.
 
-    Without `pretrained_image_size`, or where the rows are not that size's, they are returned as they are: what does not fit
-    is the loader's to report, not to be guessed at here.
+    They are returned unchanged without `pretrained_image_size`, or if they have another number of rows; the loader then
+    reports the mismatch.
     """
     if config.pretrained_image_size is None or config.pretrained_image_size == config.image_size:
         return positions

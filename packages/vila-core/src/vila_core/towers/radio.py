@@ -1,7 +1,9 @@
-"""RADIO and C-RADIO (Ranzinger et al. 2024, "AM-RADIO: Agglomerative Vision Foundation Model"), with the names of their hub checkpoints.
+"""RADIO and C-RADIO (Ranzinger et al. 2024, "AM-RADIO: Agglomerative Vision Foundation Model").
 
-A timm vision transformer behind a patch generator: linear patches, positions interpolated from one big grid ("CPE"), and summary
-and register tokens in front. N images, P patches, K summary and register tokens, D width, S side of the image in pixels.
+Parameters are named as in the hub checkpoints. A patch generator comes before a timm vision transformer: linear
+patches, positions interpolated from one large grid ("CPE"), and summary and register tokens at the front.
+
+N images, P patches, K summary and register tokens, D width, S side of the image in pixels.
 """
 
 import torch
@@ -26,11 +28,12 @@ IGNORED_WEIGHTS = (
     "radio_model.adaptors.",
     "radio_model.inter_feature_normalizer.",
 )
-"""The pixels' normalisation (preprocessing does it), the teachers' summary indices and heads, and the normaliser of intermediate layers."""
+"""Pixel normalization (done in preprocessing), summary indices and heads of the teachers, and the normalizer of
+intermediate layers."""
 
 
 class SummaryTokens(nn.Module):
-    """Summary tokens, one a teacher, then registers."""
+    """Summary tokens, one per teacher, then registers."""
 
     def __init__(self, num_tokens: int, hidden_size: int):
         super().__init__()
@@ -38,7 +41,7 @@ class SummaryTokens(nn.Module):
 
 
 class PatchGenerator(nn.Module):
-    """Linear patches plus positions, behind the summary tokens: `[N, 3, S, S]` to `[N, K + P, D]`."""
+    """Summary tokens, then linear patches with positions: `[N, 3, S, S]` to `[N, K + P, D]`."""
 
     def __init__(self, config: RadioConfig):
         super().__init__()
@@ -58,9 +61,11 @@ class PatchGenerator(nn.Module):
         return torch.cat([self.cls_token.token.expand(len(patches), -1, -1), patches], dim=1)
 
     def positions(self, rows: int, cols: int) -> torch.Tensor:
-        """Return positions `[1, rows * cols, D]`: the learned grid resized to the longer side (bilinear, in float32), then cropped.
+        """Return positions `[1, rows * cols, D]`: the learned grid, resized to the longer side and cropped.
 
-        RADIO crops at random while it trains; here, as in VILA, it never does.
+        Resizing is bilinear, in float32.
+
+        RADIO crops at random in training. This tower, like VILA, never does.
         """
         if rows == cols == self.grid_size:
             return self.pos_embed
@@ -86,7 +91,7 @@ class RadioBlock(nn.Module):
 
 
 class RadioTransformer(nn.Module):
-    """Patch generator, blocks, and a final norm where the checkpoint has one."""
+    """Patch generator, blocks, and a final norm if the checkpoint has one."""
 
     def __init__(self, config: RadioConfig):
         super().__init__()
@@ -96,7 +101,7 @@ class RadioTransformer(nn.Module):
 
 
 class FeatureNormalizer(nn.Module):
-    """Standardise features by fixed statistics: `[..., D]` to `(x - mean) tx^T`."""
+    """Standardize features with fixed statistics: `[..., D]` to `(x - mean) tx^T`."""
 
     mean: torch.Tensor
     tx: torch.Tensor
@@ -111,7 +116,7 @@ class FeatureNormalizer(nn.Module):
 
 
 class RadioModel(nn.Module):
-    """The transformer and the normaliser of its features, under the checkpoint's names."""
+    """The transformer and its feature normalizer, named as in the checkpoint."""
 
     def __init__(self, config: RadioConfig):
         super().__init__()
@@ -120,9 +125,9 @@ class RadioModel(nn.Module):
 
 
 class RadioTower(VisionTower):
-    """RADIO as a vision tower. Both `patch` and `cls_patch` give the patches alone, as in VILA.
+    """RADIO as a vision tower. Both `patch` and `cls_patch` return only the patches, as in VILA.
 
-    The last hidden state is RADIO's own output: normed, if its checkpoint has a final norm or feature normaliser.
+    The last hidden state is RADIO's output, normalized if the checkpoint has a final norm or a feature normalizer.
     """
 
     def __init__(self, config: RadioConfig):
@@ -134,28 +139,32 @@ class RadioTower(VisionTower):
         self.num_channels = config.num_channels
         self.num_prefix_tokens = config.num_summary_tokens + config.num_registers
         self.depth = num_layers_to_run(config.select_layer, config.num_hidden_layers)
-        self.is_whole = self.depth == config.num_hidden_layers
+        self.runs_all_layers = self.depth == config.num_hidden_layers
         self.radio_model = RadioModel(config)
         self.reset_parameters()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
+        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype.
+
+        Raises:
+            ConfigError: the pixels have another shape or an integer dtype.
+        """
         check_pixels(pixels, self.num_channels, self.config.image_size)
         model, normalizer = self.radio_model.model, self.radio_model.feature_normalizer
         hidden = model.patch_generator(pixels)  # [N, K + P, D]
         for index in range(self.depth):
             hidden = model.blocks[index](hidden)
-        if model.norm is not None and self.is_whole:
+        if model.norm is not None and self.runs_all_layers:
             hidden = model.norm(hidden)
         features = hidden[:, self.num_prefix_tokens :]
-        return normalizer(features) if normalizer is not None and self.is_whole else features
+        return normalizer(features) if normalizer is not None and self.runs_all_layers else features
 
     def ignores_weight(self, name: str) -> bool:
         """See `IGNORED_WEIGHTS`."""
         return name.startswith(IGNORED_WEIGHTS)
 
     def reset_parameters(self) -> None:
-        """Initialise as timm does: linears by a normal of 0.02, positions and tokens of standard deviation D^-0.5."""
+        """Initialize as timm does: linears with deviation 0.02, positions and tokens with deviation D^-0.5."""
         init_normal(self, std=0.02)
         generator = self.radio_model.model.patch_generator
         nn.init.normal_(generator.pos_embed, std=self.config.hidden_size**-0.5)

@@ -1,9 +1,9 @@
-"""S2 (Shi et al. 2024, "When Do We Not Need Larger Vision Models?"): the features of one image seen at several scales.
+"""S2 (Shi et al. 2024, "When Do We Not Need Larger Vision Models?"): features of one image at several scales.
 
-Static S2 (`multiscale`) makes the scales from one square tensor. Dynamic S2 (NVILA) gets tiles that preprocessing has cut from
-every scale, the last of them with the image's own aspect ratio, and merges their features (`merge_scales`).
+Static S2 (`multiscale`) makes the scales from one square tensor. In dynamic S2 (NVILA), preprocessing cuts tiles
+from every scale, keeping the aspect ratio of the image at the last one, and `merge_scales` merges their features.
 
-N images, b images of one chessboard, P patches of a tile, D width, K scales, h x w grid of a tile.
+N images, b images of one chessboard, P patches per tile, D width, K scales, h x w grid of a tile.
 """
 
 import math
@@ -17,20 +17,23 @@ from vila_core.errors import ConfigError
 
 
 def as_grid(features: torch.Tensor) -> torch.Tensor:
-    """Lay a tile's patches out as a square: `[N, P, D]` to `[N, D, h, h]`. Raises `ConfigError` if P is no square."""
+    """Arrange patches as a square grid: `[N, P, D]` to `[N, D, h, h]`. Raises `ConfigError` if P is not a square."""
     side = math.isqrt(features.shape[1])
     if side * side != features.shape[1]:
         raise ConfigError(
-            f"S2 got {features.shape[1]} tokens a tile, which make no square grid. "
-            "Set select_feature to 'patch' for a tower with a class token, to 'cls_patch' for one without."
+            f"S2 got {features.shape[1]} tokens per tile, which is not a square number. "
+            "Set select_feature to 'patch' if the tower has a class token, else to 'cls_patch'."
         )
     return features.unflatten(1, (side, side)).permute(0, 3, 1, 2)
 
 
 def merge_chessboard(tiles: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Put tiles together into whole maps: `[rows * cols * b, P, D]` or `[rows * cols * b, D, h, w]` to `[b, D, rows * h, cols * w]`.
+    """Join tiles into maps: `[rows * cols * b, P, D]` or `[rows * cols * b, D, h, w]` to `[b, D, rows * h, cols * w]`.
 
-    Tiles are row-major, and the b images of one position lie together. Raises `ConfigError` where they do not divide.
+    Tiles are row-major; the b images at one position are adjacent.
+
+    Raises:
+        ConfigError: the number of tiles is not a multiple of rows * cols.
     """
     grid = as_grid(tiles) if tiles.ndim == 3 else tiles
     if len(grid) == 0 or len(grid) % (rows * cols):
@@ -40,9 +43,10 @@ def merge_chessboard(tiles: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
 
 
 def split_chessboard(maps: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
-    """Cut maps into tiles, the inverse of `merge_chessboard`: `[b, D, rows * h, cols * w]` to `[rows * cols * b, D, h, w]`.
+    """Cut maps into tiles: `[b, D, rows * h, cols * w]` to `[rows * cols * b, D, h, w]`. Inverse of `merge_chessboard`.
 
-    Raises `ConfigError` where rows or columns do not divide the map.
+    Raises:
+        ConfigError: the map cannot be divided into rows and columns.
     """
     height, width = maps.shape[-2:]
     if height % rows or width % cols:
@@ -52,7 +56,7 @@ def split_chessboard(maps: torch.Tensor, rows: int, cols: int) -> torch.Tensor:
 
 
 def concatenate_scales(maps: Sequence[torch.Tensor], index: int) -> torch.Tensor:
-    """Bring every map to the grid of `maps[index]` by area interpolation (in float32) and concatenate their channels.
+    """Resize every map to the grid of `maps[index]` by area interpolation (in float32) and concatenate the channels.
 
     K maps `[b, D, h_k, w_k]` give `[b, K * D, h_index, w_index]`.
     """
@@ -63,12 +67,12 @@ def concatenate_scales(maps: Sequence[torch.Tensor], index: int) -> torch.Tensor
 def multiscale(
     tower_forward: Callable[[torch.Tensor], torch.Tensor], pixels: torch.Tensor, config: S2Config
 ) -> torch.Tensor:
-    """Static S2: see normalised images at every scale, in tiles of at most `max_split_size`.
+    """Static S2: run the tower on every scale, in tiles of at most `max_split_size`.
 
     Args:
-        tower_forward: `[N, 3, S, S]` to `[N, P, D]`, with S the size of a tile and P a square.
-        pixels: `[N, 3, S', S']` normalised, usually of the largest scale.
-        config: scales (used in ascending order), size of a tile, and the scale whose grid the result has.
+        tower_forward: `[N, 3, S, S]` to `[N, P, D]`, with tile size S and square P.
+        pixels: `[N, 3, S', S']` normalized, usually at the largest scale.
+        config: scales (used in ascending order), tile size, and the scale whose grid the result has.
 
     Returns:
         `[N, P', K * D]`, channels in the order of the scales.
@@ -92,15 +96,15 @@ def merge_scales(
 
     Args:
         features: `[N, P, D]`, tiles of all images, image by image, scale by scale, row-major.
-        block_sizes: per image (rows, cols) of its last scale; None for an image that is one plain tile.
+        block_sizes: (rows, cols) of the last scale of each image; None for an image of one tile.
         config: scales (used in ascending order, multiples of the first), and the scale whose grid the result has.
 
     Returns:
-        Per image a map `[1, K * D, H, W]`, and the (rows, cols) of tiles into which it is to be cut for the projector.
-        A plain tile's features are repeated for each scale, as one block.
+        For each image, a map `[1, K * D, H, W]` and the (rows, cols) to cut it into for the projector. For an image of
+        one tile, the features are repeated for each scale.
 
     Raises:
-        ConfigError: tiles and block sizes do not agree.
+        ConfigError: the number of tiles does not match the block sizes.
     """
     counts = [
         1 if block is None else sum(rows * columns for rows, columns in boards_of(block, config))
@@ -123,11 +127,11 @@ def merge_scales(
 
 
 def boards_of(block_size: tuple[int, int], config: S2Config) -> list[tuple[int, int]]:
-    """Return the (rows, cols) of tiles of an image at each scale, given those of its last."""
+    """Return the (rows, cols) of an image at each scale, given those of the last scale."""
     scales = sorted(config.scales)
     return [*((scale // scales[0], scale // scales[0]) for scale in scales[:-1]), block_size]
 
 
 def merged_board(block_size: tuple[int, int] | None, config: S2Config) -> tuple[int, int]:
-    """Return the (rows, cols) of tiles into which an image's merged map is cut for the projector."""
+    """Return the (rows, cols) to cut the merged map of an image into for the projector."""
     return (1, 1) if block_size is None else boards_of(block_size, config)[config.resize_output_to_scale_idx]

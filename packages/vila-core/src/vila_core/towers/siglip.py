@@ -1,4 +1,4 @@
-"""SigLIP (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"): a vision transformer without a class token.
+"""SigLIP (Zhai et al. 2023, "Sigmoid Loss for Language Image Pre-Training"): a ViT without a class token.
 
 N images, P patches, D width, S side of the image in pixels.
 """
@@ -53,7 +53,7 @@ class AttentionPoolingHead(nn.Module):
 
 
 class SiglipVisionModel(nn.Module):
-    """Embeddings, layers, final norm and pooling head, under the checkpoint's names."""
+    """Embeddings, layers, final norm and pooling head, named as in the checkpoint."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__()
@@ -64,7 +64,7 @@ class SiglipVisionModel(nn.Module):
 
 
 class SiglipTower(VisionTower):
-    """SigLIP as a vision tower. Features are a hidden state before the final norm; VILA reads the last but one."""
+    """SigLIP as a vision tower. Features are a hidden state before the final norm; VILA uses the second-to-last."""
 
     def __init__(self, config: SiglipConfig):
         super().__init__(config)
@@ -76,14 +76,18 @@ class SiglipTower(VisionTower):
         self.reset_parameters()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
+        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype.
+
+        Raises:
+            ConfigError: the pixels have another shape or an integer dtype.
+        """
         check_pixels(pixels, self.num_channels, self.config.image_size)
         hidden = self.vision_model.embeddings(pixels)  # [N, P, D]
         hidden = self.vision_model.encoder(hidden, self.depth)
         return select_tokens(hidden, self.config.select_feature)
 
     def pool(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embed whole images as SigLIP's own head does: `[N, 3, S, S]` to `[N, D]`. Raises `ConfigError` without a head."""
+        """Embed images with SigLIP's pooling head: `[N, 3, S, S]` to `[N, D]`. Raises `ConfigError` without a head."""
         if self.vision_model.head is None:
             raise ConfigError("This SigLIP tower has no pooling head (use_head is false in its config).")
         check_pixels(pixels, self.num_channels, self.config.image_size)
@@ -91,17 +95,17 @@ class SiglipTower(VisionTower):
         return self.vision_model.head(self.vision_model.post_layernorm(hidden))
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Resize position embeddings `[P', D]` of `pretrained_image_size` to this tower's grid; anything else is returned as it is."""
+        """Resize the position embeddings `[P', D]` of `pretrained_image_size`. Other tensors are returned unchanged."""
         if name == "vision_model.embeddings.position_embedding.weight":
             return adapt_positions(tensor, self.config, num_prefix_tokens=0)
         return tensor
 
     def ignores_weight(self, name: str) -> bool:
-        """Old checkpoints hold the positions' indices as a buffer."""
+        """Old checkpoints store the position indices as a buffer."""
         return name == "vision_model.embeddings.position_ids"
 
     def reset_parameters(self) -> None:
-        """Initialise as SigLIP's authors do (big_vision): Xavier linears, LeCun patches, positions of standard deviation D^-0.5."""
+        """Initialize as in big_vision: Xavier linears, LeCun patches, positions with standard deviation D^-0.5."""
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()

@@ -1,6 +1,6 @@
-"""Any plain vision transformer of timm, by its timm name; its weights are under `model.`, then timm's own names.
+"""Plain vision transformers of timm, by name. Parameters have the prefix `model.` and timm's names.
 
-N images, P tokens, K prefix tokens (class and registers), D width, S side of the image in pixels.
+N images, P tokens, K prefix tokens (class and register tokens), D width, S side of the image in pixels.
 """
 
 import difflib
@@ -23,36 +23,42 @@ with optional_import("The vision tower 'timm'", "vila-core[timm]"):
     from timm.models.vision_transformer_relpos import VisionTransformerRelPos  # pyright: ignore[reportMissingImports]
 
 FAMILIES = (VisionTransformer, VisionTransformerRelPos, Eva, Beit)
-"""The classes whose hidden states are all `[N, K + P, D]` (DeiT, DINO, SigLIP, CLIP and so on are among the first)."""
+"""Classes whose hidden states are all `[N, K + P, D]`. `VisionTransformer` covers DeiT, DINO, SigLIP, CLIP and more."""
 
 
 def build_model(config: TimmConfig) -> Any:
-    """Return timm's model, its weights not loaded. Raises `ConfigError` unless it is a plain ViT of the sizes that `config` states."""
+    """Return the timm model without weights.
+
+    Raises:
+        ConfigError: it is unknown, not a plain ViT, or its sizes differ from those in `config`.
+    """
     if not timm.is_model(config.model_name):
         nearest = ", ".join(difflib.get_close_matches(config.model_name, timm.list_models(), n=3)) or "none"
         raise ConfigError(
-            f"Unknown timm model '{config.model_name}'. The nearest known: {nearest}. timm.list_models() lists them all."
+            f"Unknown timm model '{config.model_name}'. Similar names: {nearest}. timm.list_models() lists all models."
         )
     with torch.device("meta"):
         family: type = type(timm.create_model(config.model_name, pretrained=False, num_classes=0))
     if not issubclass(family, FAMILIES):
         known = ", ".join(known.__name__ for known in FAMILIES)
         raise ConfigError(
-            f"timm model '{config.model_name}' is a {family.__name__}; the timm tower takes plain vision transformers: {known}."
+            f"timm model '{config.model_name}' is a {family.__name__}. "
+            f"The timm tower supports plain vision transformers: {known}."
         )
     model: Any = timm.create_model(config.model_name, pretrained=False, num_classes=0, img_size=config.image_size)
     got = (model.embed_dim, model.patch_embed.grid_size[0])
     stated = (config.hidden_size, config.image_size // config.patch_size)
     if got != stated:
         raise ConfigError(
-            f"timm model '{config.model_name}' at {config.image_size} pixels is {got[0]} wide on a grid of {got[1]} x {got[1]} patches; "
-            f"the config's hidden_size and patch_size say {stated[0]} and {stated[1]} x {stated[1]}."
+            f"timm model '{config.model_name}' at {config.image_size} pixels has width {got[0]} "
+            f"and {got[1]} x {got[1]} patches, "
+            f"but hidden_size and patch_size in the config mean {stated[0]} and {stated[1]} x {stated[1]}."
         )
     return model
 
 
 class TimmTower(VisionTower):
-    """A timm vision transformer as a tower. `patch` drops the class and register tokens, `cls_patch` keeps them in front."""
+    """A timm vision transformer as a tower. `patch` drops class and register tokens; `cls_patch` keeps them."""
 
     def __init__(self, config: TimmConfig):
         super().__init__(config)
@@ -60,11 +66,16 @@ class TimmTower(VisionTower):
         self.depth = num_layers_to_run(config.select_layer, len(self.model.blocks))
         if self.depth == 0:
             raise ConfigError(
-                f"select_layer {config.select_layer} is the embedding, which timm does not give. Choose a layer's output."
+                f"select_layer {config.select_layer} is the embedding, which timm does not return. "
+                "Choose the output of a layer."
             )
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype. Raises `ConfigError` for pixels of another shape."""
+        """Encode images: `[N, 3, S, S]` to `[N, P, D]` in the weights' dtype.
+
+        Raises:
+            ConfigError: the pixels have another shape or an integer dtype.
+        """
         check_pixels(pixels, num_channels=3, image_size=self.config.image_size)
         taken: Any = self.model.forward_intermediates(
             pixels.to(self.model.patch_embed.proj.weight.dtype),
@@ -80,18 +91,18 @@ class TimmTower(VisionTower):
         return patches if self.config.select_feature == "patch" else torch.cat([prefix, patches], dim=1)
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Resize position embeddings `[1, P', D]` of `pretrained_image_size` to this tower's grid; anything else is returned as it is."""
+        """Resize the position embeddings `[1, P', D]` of `pretrained_image_size`. Other tensors stay unchanged."""
         if name == "model.pos_embed" and tensor.ndim == 3:
             num_prefix_tokens = self.model.pos_embed.shape[1] - self.model.patch_embed.grid_size[0] ** 2
             return adapt_positions(tensor[0], self.config, num_prefix_tokens)[None]
         return tensor
 
     def reset_parameters(self) -> None:
-        """Initialise as timm does for this model."""
+        """Initialize as timm does for this model."""
         self.model.init_weights()
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Compute the buffers that no checkpoint holds (rotary tables, indices) anew on `device`, in `dtype`."""
+        """Recompute the buffers that are not in checkpoints (rotary tables, indices) on `device`, in `dtype`."""
         saved = self.model.state_dict().keys()
         computed = [
             (module, name, buffer)

@@ -1,6 +1,6 @@
-"""What the families of vision transformers share: attention, MLP, the SigLIP/CLIP layer, and which hidden state is read.
+"""Parts that vision towers share: attention, MLP, the SigLIP/CLIP layer, and the choice of the hidden state.
 
-N images, P tokens (patches, and prefix tokens where a family has them), D width, H heads, S side of the image in pixels.
+N images, P tokens (patches, and prefix tokens if any), D width, H heads, S side of the image in pixels.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
 
 
 def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
-    """Return GELU by its tanh approximation (SigLIP)."""
+    """Return the tanh approximation of GELU (SigLIP)."""
     return F.gelu(x, approximate="tanh")
 
 
@@ -31,11 +31,11 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-"""By the names of transformers' configs."""
+"""Activations by their names in transformers configs."""
 
 
 def activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the activation called `name`. Raises `ConfigError` for a name that no tower knows."""
+    """Return the activation called `name`. Raises `ConfigError` for an unknown name."""
     if name not in ACTIVATIONS:
         raise ConfigError(unknown_name("activation", name, ACTIVATIONS))
     return ACTIVATIONS[name]
@@ -48,7 +48,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, num_heads: int) ->
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with separate projections, as SigLIP and CLIP name them."""
+    """Multi-head self-attention with separate projections, named as in SigLIP and CLIP."""
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -63,9 +63,9 @@ class Attention(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Multi-head self-attention with one projection for q, k and v, as timm and InternViT name them.
+    """Multi-head self-attention with one projection for q, k and v, named as in timm and InternViT.
 
-    `q_norm` and `k_norm`, where given, act over the full width, before the heads are split.
+    `q_norm` and `k_norm`, if given, act on the full width, before the heads are split.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class JointAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linears around an activation."""
+    """Linear, activation, linear."""
 
     def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
         super().__init__()
@@ -119,7 +119,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A stack of layers of which only the first few may be run."""
+    """A stack of layers, of which only the first `depth` run."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -133,24 +133,26 @@ class Encoder(nn.Module):
 
 
 def num_layers_to_run(select_layer: int, num_layers: int) -> int:
-    """Return how many layers make hidden state `select_layer`; 0 is the embedding, -1 the last layer's output.
+    """Return how many layers lead to hidden state `select_layer`: 0 is the embedding, -1 the last layer's output.
 
-    Raises `ConfigError` if a tower of `num_layers` layers has no such hidden state.
+    Raises:
+        ConfigError: a tower with `num_layers` layers has no such hidden state.
     """
     if not -(num_layers + 1) <= select_layer <= num_layers:
         raise ConfigError(
-            f"select_layer is {select_layer}, but a tower of {num_layers} layers has hidden states {-num_layers - 1} to {num_layers}."
+            f"select_layer is {select_layer}, "
+            f"but a tower of {num_layers} layers has hidden states {-num_layers - 1} to {num_layers}."
         )
     return select_layer % (num_layers + 1)
 
 
 def select_tokens(hidden: torch.Tensor, select_feature: str) -> torch.Tensor:
-    """Drop the first token for `patch`, even where it is no class token (as LLaVA and VILA do); keep all for `cls_patch`."""
+    """Drop the first token for `patch`, even if it is not a class token (as LLaVA and VILA do); else keep all."""
     return hidden[:, 1:] if select_feature == "patch" else hidden
 
 
 def check_heads(config: ViTConfig) -> None:
-    """Raise `ConfigError` unless the heads divide the width."""
+    """Raise `ConfigError` unless the width is a multiple of the number of heads."""
     if config.hidden_size % config.num_attention_heads:
         raise ConfigError(
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}."
@@ -158,23 +160,23 @@ def check_heads(config: ViTConfig) -> None:
 
 
 def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> None:
-    """Raise `ConfigError` unless `pixels` is a floating `[N, num_channels, image_size, image_size]`."""
+    """Raise `ConfigError` unless `pixels` are floating-point `[N, num_channels, image_size, image_size]`."""
     if (
         pixels.ndim != 4
         or tuple(pixels.shape[1:]) != (num_channels, image_size, image_size)
         or not pixels.is_floating_point()
     ):
         raise ConfigError(
-            f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it takes floating "
+            f"The vision tower got pixels {list(pixels.shape)} of {pixels.dtype}; it expects floating-point "
             f"[N, {num_channels}, {image_size}, {image_size}]. Preprocess images to the tower's image_size."
         )
 
 
 class VisionTower(nn.Module, ABC):
-    """A tower: `config`, and `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
+    """Base class of vision towers: `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
 
-    A tower holds every weight of its checkpoint, under the checkpoint's names, and runs only what `select_layer` needs: its first
-    `depth` layers.
+    A tower has all weights of its checkpoint under the same names, but runs only the first `depth` layers, which
+    `select_layer` needs.
     """
 
     depth: int
@@ -188,17 +190,18 @@ class VisionTower(nn.Module, ABC):
 
     @abstractmethod
     def reset_parameters(self) -> None:
-        """Initialise every weight in place, for training from nothing."""
+        """Initialize all weights in place, to train from scratch."""
 
     def adapt_weight(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return what the tower takes in place of the checkpoint's `tensor` (position embeddings of another resolution).
+        """Return `tensor` from a checkpoint adapted to this tower, such as position embeddings of another resolution.
 
-        `name` is the tower's own, without a prefix. A tensor that does not fit comes back as it is, for the loader to report.
+        `name` is the parameter's name in the tower, without a prefix. A tensor that cannot be adapted is returned
+        unchanged, and the loader reports it.
         """
         return tensor
 
     def ignores_weight(self, name: str) -> bool:
-        """Return whether the checkpoint's weight `name` may be left out, though the tower has no such weight."""
+        """Return whether to skip the weight `name` of a checkpoint if the tower has no such weight."""
         return False
 
 
@@ -210,7 +213,7 @@ def init_patch_embedding(conv: nn.Conv2d) -> None:
 
 
 def init_normal(root: nn.Module, std: float) -> None:
-    """Initialise linears and convolutions under `root` by a normal, their biases by zero, and layer norms by one and zero."""
+    """Initialize linears and convolutions in `root` with a normal, biases with 0, layer norms with 1 and 0."""
     for module in root.modules():
         if isinstance(module, nn.LayerNorm):
             module.reset_parameters()
