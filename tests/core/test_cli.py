@@ -1,4 +1,4 @@
-"""`vila` and its sub-commands: plugins is in `test_plugins.py`; here are help, info, convert, doctor, and others' commands."""
+"""`vila`: help, info, convert, doctor and plugins' commands. `vila plugins` is tested in `test_plugins.py`."""
 
 import json
 import subprocess
@@ -74,9 +74,7 @@ def test_version(run: Run) -> None:
     assert run("--version")[1].strip() == vila.__version__
 
 
-def test_command_of_a_plugin_is_imported_when_it_runs(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plugins_command_is_imported_when_it_runs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin_loader, "_plugin_files", {})
     (tmp_path / "hello.py").write_text("""
 import typer
@@ -165,12 +163,12 @@ def test_tokens_of_media_are_those_of_a_real_prompt(checkpoint: Path) -> None:
         assert fewest <= tokens <= most
 
 
-def test_family_is_told_from_the_parts() -> None:
+def test_family_is_recognized_by_the_parts() -> None:
     families = [name_family(open_checkpoint(path).config) for path in (TILES, S2, CLIP, YI)]
     assert families == ["NVILA-Lite (dynamic tiles)", "NVILA (dynamic S2)", "VILA-1.5", "VILA-1.5"]
 
 
-def test_info_for_people(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_without_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     code, out, err = run("info", S2)
     assert (code, err) == (0, "")
@@ -194,7 +192,7 @@ def test_info_reads_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert describe(open_checkpoint(TILES)).parameters > 0
 
 
-def test_info_of_nothing(run: Run, tmp_path: Path) -> None:
+def test_info_of_an_empty_folder(run: Run, tmp_path: Path) -> None:
     code, out, err = run("info", tmp_path)
     assert (code, out) == (2, "")
     assert err.startswith("Error: ")
@@ -227,7 +225,7 @@ def test_convert_there_and_back(run: Run, tmp_path: Path) -> None:
         (["--format", "vila", "--lora-path", "missing"], "missing"),
     ],
 )
-def test_convert_mistakes_leave_nothing(flags: list[str], message: str, run: Run, tmp_path: Path) -> None:
+def test_failed_convert_leaves_nothing_behind(flags: list[str], message: str, run: Run, tmp_path: Path) -> None:
     code, _, err = run("convert", TILES, tmp_path / "out", *flags)
     assert code == 2
     assert message in err
@@ -239,7 +237,7 @@ def test_convert_mistakes_leave_nothing(flags: list[str], message: str, run: Run
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """What `importlib.metadata` says is installed, for a `vila-core` that needs torch, av and (for an extra) timm."""
+    """Fake installed packages, for a `vila-core` that requires torch, av and (in an extra) timm."""
     versions = {"vila-core": "0.1.0", "torch": "2.99.1", "av": "15.0"}
     requirements = ["torch>=2.11", "av<17,>=14", "timm>=1; extra == 'timm'", "winonly; sys_platform == 'win33'"]
 
@@ -266,7 +264,7 @@ def report(run: Run) -> tuple[int, dict[str, dict[str, str]]]:
     return code, {finding["name"]: finding for finding in found["findings"]}
 
 
-def test_doctor_is_content(installed: dict[str, str], run: Run) -> None:
+def test_doctor_of_a_complete_installation(installed: dict[str, str], run: Run) -> None:
     code, found = report(run)
     assert code == 0
     assert (found["torch"]["status"], found["torch"]["detail"]) == ("ok", "2.99.1")
@@ -292,7 +290,7 @@ def test_doctor_reports_what_is_missing_and_the_fix(
     assert '→ pip install "av<17,>=14"' in run("doctor")[1]
 
 
-def test_doctor_names_a_gpu_that_torch_cannot_use(
+def test_doctor_reports_a_gpu_that_torch_cannot_use(
     installed: dict[str, str], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "_nvidia_driver", lambda: "570.1")
@@ -304,7 +302,7 @@ def test_doctor_names_a_gpu_that_torch_cannot_use(
     assert "570.1" in found["cuda"]["detail"]
 
 
-def test_doctor_names_plugins_that_do_not_load(
+def test_doctor_reports_plugins_that_fail_to_load(
     installed: dict[str, str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "bad-1.dist-info"

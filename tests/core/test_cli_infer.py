@@ -1,4 +1,4 @@
-"""`vila-infer` on a tiny checkpoint: what a user types, and what comes out."""
+"""`vila-infer` on a tiny checkpoint."""
 
 import io
 import json
@@ -32,7 +32,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run `vila-infer` in this process: (exit code, standard output, standard error). Without `stdin` there is a terminal."""
+    """Run `vila-infer` in this process: (exit code, stdout, stderr). Without `stdin`, stdin is a terminal."""
 
     def run(*arguments: object, stdin: str | None = None) -> Result:
         monkeypatch.setattr("sys.stdin", Terminal() if stdin is None else io.StringIO(stdin))
@@ -52,13 +52,13 @@ def model() -> vila.Vila:
 # ------------------------------------------------------------------------------------------- answers
 
 
-def test_prints_the_answer_of_the_library(run: Run, model: vila.Vila) -> None:
+def test_answer_equals_the_librarys(run: Run, model: vila.Vila) -> None:
     expected = model.complete([vila.Image(WIDE), "what?"], max_new_tokens=6)
     code, out, err = run("-m", TILES, "--media", WIDE, "--text", "what?", "--max-new-tokens", 6)
     assert (code, out, err) == (0, expected.text + "\n", "")
 
 
-def test_json_has_what_the_completion_has(run: Run, model: vila.Vila) -> None:
+def test_json_equals_the_completion(run: Run, model: vila.Vila) -> None:
     expected = model.complete([vila.Image(WIDE), "what?"], max_new_tokens=6)
     code, out, _ = run("--model-path", TILES, "--media", WIDE, "--text", "what?", "--max_new_tokens", 6, "--json")
     answer = json.loads(out)
@@ -76,7 +76,7 @@ def test_json_has_what_the_completion_has(run: Run, model: vila.Vila) -> None:
     assert set(answer["timings"]) == {"preprocess", "encode", "prefill", "decode"}
 
 
-def test_streamed_and_whole_answers_are_the_same(run: Run) -> None:
+def test_streamed_and_complete_answers_are_equal(run: Run) -> None:
     arguments = (
         "-m",
         TILES,
@@ -109,7 +109,7 @@ def test_number_of_video_frames(spelling: str, source: Path, run: Run) -> None:
     )
 
 
-def test_other_preprocessing_by_name(run: Run, model: vila.Vila) -> None:
+def test_set_changes_any_preprocessing_setting(run: Run, model: vila.Vila) -> None:
     few = json.loads(
         run("-m", TILES, "--media", WIDE, "--text", "?", "--max-new-tokens", 1, "--json", "--set", "max_tiles=2")[1]
     )
@@ -285,7 +285,7 @@ def test_user_errors_print_one_message(
     assert "Traceback" not in err
 
 
-def test_debug_shows_where_it_came_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", Terminal())
     with pytest.raises(PromptError):
         infer.main(["--debug"])
@@ -311,13 +311,13 @@ def test_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     assert run("-m", TILES, "--text", "?")[0] == 130
 
 
-def test_files_are_looked_for_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_checked_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vila, "load", lambda *_, **__: pytest.fail("loaded"), raising=False)
     assert run("--text", "?", "--media", WIDE, "nothing.png")[0] == 2
     assert run("--text", "?", "--top-p", "1.5")[0] == 2
 
 
-def test_medium_that_is_not_there() -> None:
+def test_missing_media_file() -> None:
     for source in ("nothing.png", "video:nothing.mp4", "nothing" * 100):
         with pytest.raises(MediaError, match="nothing"):
             open_medium(source)

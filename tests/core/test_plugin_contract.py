@@ -28,8 +28,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     def write(source: str) -> str:
         name = f"contract_plugin_{len(written)}"
         (tmp_path / f"{name}.py").write_text(
-            "from vila_core import Command, Component, hookimpl\nfrom vila_core.config import Config, ProjectorConfig, VisionTowerConfig\n"
-            + source
+            "from vila_core import Command, Component, hookimpl\n"
+            "from vila_core.config import Config, ProjectorConfig, VisionTowerConfig\n" + source
         )
         written.append(name)
         return name
@@ -118,7 +118,8 @@ FAULTS = {
         "write must take checkpoint, path and the keyword max_shard_bytes",
     ),
     "format_raises": (
-        "class F:\n    name = 'f'\n    def detect(self, path):\n        return bool((path / 'config.json').read_text())\n"
+        "class F:\n    name = 'f'\n"
+        "    def detect(self, path):\n        return bool((path / 'config.json').read_text())\n"
         "    def read(self, path): ...\n    def write(self, checkpoint, path, *, max_shard_bytes=None): ...\n"
         "@hookimpl\ndef vila_checkpoint_formats():\n    return [F()]\n",
         "detect must not raise; got FileNotFoundError",

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the layout of the reference. The names and shapes do not depend on vila-core."""
+"""Tiny random checkpoints in the reference implementation's format. Names and shapes do not depend on vila-core."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Conversions keep every bit and every setting, and leave nothing behind when they fail."""
+"""Conversions keep every bit and setting; a failed one leaves nothing behind."""
 
 import errno
 import json
@@ -46,7 +46,7 @@ def leftovers(folder: Path) -> list[str]:
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_vila_to_nvila_and_back_keeps_every_bit(make_checkpoint: Make, tmp_path: Path, kind: str, tied: bool):
     folder = make_checkpoint(kind, tied=tied)
-    # Dtypes are mixed, and one tensor is of a kind that nothing computes with.
+    # Mixed dtypes, one of which is never computed with.
     tensors = load_file(folder / "mm_projector" / "model.safetensors")
     tensors["layers.1.weight"] = tensors["layers.1.weight"].float()
     save_file(tensors, folder / "mm_projector" / "model.safetensors", {"format": "pt"})
@@ -100,7 +100,7 @@ def test_settings_survive_both_formats(make_checkpoint: Make, edit: Edit, tmp_pa
         assert convert(tmp_path / "nvila", tmp_path / "back", "vila").config == config
 
 
-def test_remote_code_becomes_plain(make_checkpoint: Make, edit: Edit, tmp_path: Path):
+def test_remote_code_release_becomes_vila(make_checkpoint: Make, edit: Edit, tmp_path: Path):
     folder = make_checkpoint()
     edit(folder / "config.json", model_type="vila", auto_map={"AutoModel": "modeling_vila.VILA"})
     (folder / "modeling_vila.py").write_text("raise SystemExit")
@@ -117,7 +117,8 @@ def test_remote_code_becomes_plain(make_checkpoint: Make, edit: Edit, tmp_path: 
 
 
 @pytest.mark.parametrize(("kind", "model_type", "architecture"), [
-    ("nvila", "nvila", "NVILAForConditionalGeneration"), ("nvila_lite", "nvila_lite", "NVILALiteForConditionalGeneration"),
+    ("nvila", "nvila", "NVILAForConditionalGeneration"),
+    ("nvila_lite", "nvila_lite", "NVILALiteForConditionalGeneration"),
 ])  # fmt: skip
 def test_nvila_has_the_keys_and_names_that_sglang_reads(
     make_checkpoint: Make, tmp_path: Path, kind: str, model_type: str, architecture: str
@@ -141,7 +142,7 @@ def test_nvila_has_the_keys_and_names_that_sglang_reads(
     assert processor["processor_class"] == architecture.replace("ForConditionalGeneration", "Processor")
 
 
-def test_nvila_tokenizer_answers_as_the_processor_asks(make_checkpoint: Make, tmp_path: Path):
+def test_nvila_tokenizer_has_what_the_processor_reads(make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint()
     written = convert(folder, tmp_path / "out", "nvila")
     from transformers import AutoTokenizer
@@ -162,10 +163,10 @@ def test_nvila_tokenizer_answers_as_the_processor_asks(make_checkpoint: Make, tm
 
 
 @pytest.mark.parametrize("kind", QWEN_KINDS)
-def test_a_released_nvila_folder_has_no_settings_of_ours(make_checkpoint: Make, edit: Edit, tmp_path: Path, kind: str):
+def test_released_nvila_folder_without_our_settings(make_checkpoint: Make, edit: Edit, tmp_path: Path, kind: str):
     expected = convert(make_checkpoint(kind), tmp_path / "out", "nvila").config
     (tmp_path / "out" / "vila_config.json").unlink()
-    # transformers leaves out of nested configs what equals its class's default.
+    # transformers omits values of nested configs that equal the defaults of their class.
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for key in ("hidden_act", "model_type", "rms_norm_eps", "use_sliding_window", "sliding_window"):
         del config["text_config"][key]
@@ -191,7 +192,7 @@ def test_settings_that_contradict_the_config_are_refused(make_checkpoint: Make, 
     ("kind", "reasons"),
     [("clip_llama", ["'clip'", "'llama'", "mlp2x_gelu"]), ("intern_llama", ["'intern_vit'", "layer -1"])],
 )
-def test_what_nvila_cannot_hold_is_said_with_the_format_that_can(
+def test_unsupported_design_names_a_format_that_supports_it(
     make_checkpoint: Make, tmp_path: Path, kind: str, reasons: list[str]
 ):
     with pytest.raises(CheckpointError, match="Format 'vila' can") as raised:
@@ -231,12 +232,12 @@ def test_shards_stay_under_the_limit_and_are_complete(make_checkpoint: Make, tmp
 # ------------------------------------------------------------------------------------------------ failures
 
 
-def test_unknown_format_names_the_known(make_checkpoint: Make, tmp_path: Path):
+def test_unknown_format_lists_the_known_ones(make_checkpoint: Make, tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"'nvla'.*Did you mean 'nvila'"):
         convert(make_checkpoint(), tmp_path / "out", "nvla")
 
 
-def test_a_target_that_is_not_empty_is_left_alone(make_checkpoint: Make, tmp_path: Path):
+def test_non_empty_target_is_left_alone(make_checkpoint: Make, tmp_path: Path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "mine.txt").write_text("precious")
@@ -253,7 +254,7 @@ def test_a_target_that_is_not_empty_is_left_alone(make_checkpoint: Make, tmp_pat
 
 @pytest.mark.parametrize("form", ["vila", "nvila"])
 @pytest.mark.parametrize("after", [0, 7])
-def test_a_full_disk_leaves_nothing_behind(
+def test_full_disk_leaves_nothing_behind(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, after: int
 ):
     source = make_checkpoint()
@@ -272,7 +273,7 @@ def test_a_full_disk_leaves_nothing_behind(
     assert leftovers(tmp_path) == []
 
 
-def test_a_disk_that_is_too_small_is_told_before_writing(
+def test_too_small_disk_is_reported_before_writing(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     usage = namedtuple("usage", "total used free")
@@ -282,7 +283,7 @@ def test_a_disk_that_is_too_small_is_told_before_writing(
     assert leftovers(tmp_path) == []
 
 
-def test_an_interrupt_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interrupt_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupt(self: ShardWriter, name: str, chunks: object) -> None:
         raise KeyboardInterrupt
 
@@ -292,7 +293,7 @@ def test_an_interrupt_leaves_nothing_behind(make_checkpoint: Make, tmp_path: Pat
     assert leftovers(tmp_path) == []
 
 
-def test_a_source_that_is_cut_while_it_is_copied(make_checkpoint: Make, tmp_path: Path):
+def test_source_truncated_during_the_copy(make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint()
     checkpoint = open_checkpoint(folder)
     path = folder / "vision_tower" / "model.safetensors"
@@ -302,14 +303,14 @@ def test_a_source_that_is_cut_while_it_is_copied(make_checkpoint: Make, tmp_path
     assert leftovers(tmp_path) == []
 
 
-def test_a_folder_that_cannot_be_written(make_checkpoint: Make, tmp_path: Path):
+def test_unwritable_folder(make_checkpoint: Make, tmp_path: Path):
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder is needed")
     with pytest.raises(CheckpointError, match="cannot be written"):
         convert(make_checkpoint(), blocked / "out", "vila")
 
 
-# ------------------------------------------------------------------------------------------------ saving a trained model
+# ----------------------------------------------------------------------------------------- saving a trained model
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -328,7 +329,7 @@ def test_saving_from_memory_reads_back(make_checkpoint: Make, tmp_path: Path, ki
     assert {entry.dtype for entry in half.weights.entries.values()} == {"F16"}
 
 
-def test_a_changed_config_is_written(make_checkpoint: Make, tmp_path: Path):
+def test_changed_config_is_written(make_checkpoint: Make, tmp_path: Path):
     base = open_checkpoint(make_checkpoint("clip_llama"))
     grown = {
         name: torch.cat([tensor, tensor[:3]]) if tensor.shape[:1] == (300,) else tensor

@@ -1,4 +1,4 @@
-"""A hub id loads through huggingface_hub from a server that speaks the hub's protocol, here on the loopback interface."""
+"""Loading hub ids with huggingface_hub from a local server that speaks the hub's protocol."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ Make = Callable[..., Path]
 
 @dataclass
 class Hub:
-    """What the server holds: repository -> revision -> folder; and what it was asked."""
+    """The server's content (repository -> revision -> folder) and the requests it received."""
 
     repositories: dict[str, dict[str, Path]] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
@@ -151,7 +151,7 @@ def handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running server that huggingface_hub takes for the hub, with an empty cache."""
+    """A running server that huggingface_hub uses as the hub, and an empty cache."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -189,7 +189,7 @@ def test_revisions_are_different_models(hub: Hub, make_checkpoint: Make):
         open_checkpoint("tiny/nvila", revision="v3")
 
 
-def test_code_and_leftovers_of_training_are_not_fetched(hub: Hub, make_checkpoint: Make):
+def test_code_and_training_files_are_not_downloaded(hub: Hub, make_checkpoint: Make):
     folder = make_checkpoint()
     for name in ("modeling_vila.py", "trainer_state.json", "optimizer.bin", "llm/pytorch_model.bin", "video.mp4"):
         (folder / name).write_text("not wanted")
@@ -202,7 +202,7 @@ def test_code_and_leftovers_of_training_are_not_fetched(hub: Hub, make_checkpoin
     )
 
 
-def test_pickles_are_fetched_where_there_is_nothing_else(hub: Hub, make_checkpoint: Make):
+def test_pickles_are_downloaded_if_there_is_nothing_else(hub: Hub, make_checkpoint: Make):
     from safetensors.torch import load_file
 
     folder = make_checkpoint()
@@ -214,8 +214,8 @@ def test_pickles_are_fetched_where_there_is_nothing_else(hub: Hub, make_checkpoi
     assert len(open_checkpoint("tiny/old").weights.entries) > 20
 
 
-def test_a_cut_download_is_resumed(hub: Hub, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 256)  # it resumes after the last whole chunk
+def test_interrupted_download_is_resumed(hub: Hub, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 256)  # resumes after the last chunk
     folder = make_checkpoint()
     hub.repositories["tiny/nvila"] = {"main": folder}
     hub.cut["llm/model.safetensors"] = 1000
@@ -229,7 +229,7 @@ def test_a_cut_download_is_resumed(hub: Hub, make_checkpoint: Make, monkeypatch:
     assert len(ranges) == 2
 
 
-def test_the_second_time_needs_no_download_and_offline_no_network(hub: Hub, make_checkpoint: Make):
+def test_second_load_needs_no_download_and_offline_no_network(hub: Hub, make_checkpoint: Make):
     hub.repositories["tiny/nvila"] = {"main": make_checkpoint()}
     first = open_checkpoint("tiny/nvila")
     hub.requests.clear()
@@ -277,7 +277,7 @@ def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch):
         open_checkpoint("tiny/nvila")
 
 
-def test_what_is_neither_folder_nor_hub_id(tmp_path: Path):
+def test_neither_folder_nor_hub_id(tmp_path: Path):
     assert is_hub_id("Efficient-Large-Model/NVILA-8B")
     for text in ("nvila", "a/b/c", "../model", "a/..", "/abs/path", "owner/name with space", "owner/na--me"):
         assert not is_hub_id(text)

@@ -1,4 +1,4 @@
-"""Weights reach the network as they are stored, with little memory, and every misfit is listed."""
+"""Loading weights into a network: exact values, little memory, and errors that list all mismatches."""
 
 import subprocess
 import sys
@@ -37,7 +37,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 @pytest.mark.parametrize("kind", ["nvila_lite", "nvila", "clip_llama", "intern_llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_every_weight_arrives(make_checkpoint: Make, kind: str, dtype: torch.dtype):
+def test_every_weight_is_loaded(make_checkpoint: Make, kind: str, dtype: torch.dtype):
     folder = make_checkpoint(kind)
     checkpoint = open_checkpoint(folder)
     network = empty_network(checkpoint)
@@ -89,7 +89,7 @@ def test_requires_grad_and_real_parameters_stay(make_checkpoint: Make):
 def test_weights_on_a_gpu_are_those_on_the_cpu(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         "vila_core.checkpoint.tensors.reading.STAGING_BYTES", 1000
-    )  # so that tensors take several turns of the buffers
+    )  # so that tensors need the buffers several times
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
     states = []
     for device in ("cpu", "cuda"):
@@ -129,7 +129,7 @@ def test_missing_extra_and_misshapen_weights_are_listed_in_one_error(make_checkp
     assert all(parameter.is_meta for parameter in network.parameters()), "nothing is loaded before everything fits"
 
 
-def test_long_lists_are_cut_with_a_count(make_checkpoint: Make):
+def test_long_lists_are_shortened(make_checkpoint: Make):
     folder = make_checkpoint()
     change_tensors(
         folder / "llm" / "model.safetensors",
@@ -142,7 +142,7 @@ def test_long_lists_are_cut_with_a_count(make_checkpoint: Make):
     assert "and 37 more" in str(raised.value)
 
 
-def test_known_leftovers_are_no_misfits(make_checkpoint: Make):
+def test_known_unused_tensors_are_ignored(make_checkpoint: Make):
     folder = make_checkpoint(tied=True)
     embedding = load_file(folder / "llm" / "model.safetensors")["model.embed_tokens.weight"]
     leftovers = {"lm_head.weight": embedding.clone(), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
@@ -175,7 +175,7 @@ def test_positions_are_resized_for_another_resolution(make_checkpoint: Make, edi
     load_weights(network, checkpoint, device="cpu", dtype=torch.float32)
     positions = network.state_dict()["vision_tower.vision_model.embeddings.position_embedding.weight"]
     assert positions.shape[0] == 36
-    # The reference's own resizing makes rows zero (its first and last always): here none is.
+    # The reference implementation's resizing zeroes some rows (always the first and last); ours does not.
     assert positions.abs().sum(dim=1).min() > 0
 
 

@@ -1,4 +1,4 @@
-"""Merged adapters equal peft's own merge, and an adapter that does not fit is refused."""
+"""Merged adapters equal peft's merge, and adapters that do not fit are refused."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def load(checkpoint: Checkpoint, adapter: Path | None = None, dtype: torch.dtype
 
 
 class Plain(nn.Module):
-    """The parts of a network without its config, which peft would take for one of transformers'."""
+    """The parts of a network without its config, which peft would mistake for one of transformers'."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -45,7 +45,7 @@ def wrap(network: nn.Module, **settings: object) -> peft.PeftModel:
 
 
 def randomise(model: nn.Module, seed: int = 5) -> None:
-    """Give every trainable tensor values, so that nothing is zero by initialisation."""
+    """Fill all trainable tensors, since some are initialized to zero."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -74,7 +74,7 @@ SETTINGS = {
 @pytest.mark.parametrize(
     ("name", "safetensors"), [*((name, True) for name in SETTINGS), ("plain", False), ("dora", False)]
 )
-def test_merge_equals_pefts_own(make_checkpoint: Make, tmp_path: Path, name: str, safetensors: bool):
+def test_merge_equals_pefts(make_checkpoint: Make, tmp_path: Path, name: str, safetensors: bool):
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
     wrapped = wrap(load(checkpoint), **SETTINGS[name])
     wrapped.save_pretrained(tmp_path / "adapter", safe_serialization=safetensors)
@@ -108,7 +108,7 @@ def test_low_precision_is_merged_in_float32(make_checkpoint: Make, tmp_path: Pat
         assert torch.equal(ours[key], tensor.to(torch.bfloat16)), key
 
 
-# ------------------------------------------------------------------------------------------------ the reference's own files
+# ------------------------------------------------------------------------------------ files of the reference
 
 
 @pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", "", "model."])
@@ -131,7 +131,7 @@ def test_non_lora_trainables_replace_their_weights(make_checkpoint: Make, tmp_pa
     assert state[tower].unique().tolist() == [7.0]
 
 
-def test_adapter_and_rest_together_make_a_whole_model(make_checkpoint: Make, tmp_path: Path):
+def test_adapter_with_non_lora_trainables(make_checkpoint: Make, tmp_path: Path):
     folder = make_checkpoint(dtype=torch.float32)
     checkpoint = open_checkpoint(folder)
     wrapped = wrap(load(checkpoint), r=4, target_modules=["v_proj"])
@@ -171,16 +171,14 @@ def adapter(make_checkpoint: Make, tmp_path: Path) -> tuple[Checkpoint, Path]:
         ({"alpha_pattern": {"(": 3}}, "not a valid regular expression"),
     ],
 )
-def test_adapters_of_another_kind(
-    adapter: tuple[Checkpoint, Path], edit: Edit, changes: dict[str, object], message: str
-):
+def test_unsupported_adapters(adapter: tuple[Checkpoint, Path], edit: Edit, changes: dict[str, object], message: str):
     checkpoint, folder = adapter
     edit(folder / "adapter_config.json", **changes)
     with pytest.raises(CheckpointError, match=message):
         open_adapter(folder, checkpoint)
 
 
-def test_an_adapter_of_another_model_is_listed(adapter: tuple[Checkpoint, Path], make_checkpoint: Make):
+def test_adapter_of_another_model_lists_the_mismatches(adapter: tuple[Checkpoint, Path], make_checkpoint: Make):
     checkpoint, folder = adapter
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says, and that every way of being wrong is told clearly."""
+"""Reading checkpoint folders, and the messages for damaged ones."""
 
 import json
 import shutil
@@ -68,7 +68,7 @@ def test_towers_of_each_family(make_checkpoint: Make):
     )
 
 
-def test_the_template_is_what_the_config_was_trained_with(make_checkpoint: Make, edit: Edit):
+def test_template_is_the_one_stated_by_the_config(make_checkpoint: Make, edit: Edit):
     folder = make_checkpoint("clip_llama")
     assert open_checkpoint(folder).config.chat_template == "vicuna_v1"
     for changes, expected in (
@@ -80,7 +80,7 @@ def test_the_template_is_what_the_config_was_trained_with(make_checkpoint: Make,
         assert open_checkpoint(folder).config.chat_template == expected
 
 
-def test_the_tokenizers_own_template_is_found_where_either_library_keeps_it(make_checkpoint: Make, edit: Edit):
+def test_tokenizers_template_is_found_in_both_places(make_checkpoint: Make, edit: Edit):
     folder = make_checkpoint("clip_llama")
     assert open_checkpoint(folder).chat_template is None
     named = [{"name": "tools", "template": "{{ tools }}"}, {"name": "default", "template": "{{ messages[0] }}"}]
@@ -90,7 +90,7 @@ def test_the_tokenizers_own_template_is_found_where_either_library_keeps_it(make
     assert open_checkpoint(folder).chat_template == "{{ messages }}"
 
 
-def test_license_is_what_the_card_says(make_checkpoint: Make):
+def test_license_comes_from_the_model_card(make_checkpoint: Make):
     folder = make_checkpoint()
     assert open_checkpoint(folder).license == "cc-by-nc-4.0"
     (folder / "README.md").write_text("---\nlicense: other\nlicense_name: nvidia-eula\n---\n")
@@ -101,7 +101,7 @@ def test_license_is_what_the_card_says(make_checkpoint: Make):
     assert open_checkpoint(folder).license == "Apache License (LICENSE)"
 
 
-def test_training_leftovers_are_kept_and_ignored(make_checkpoint: Make):
+def test_training_settings_are_kept_and_ignored(make_checkpoint: Make):
     checkpoint = open_checkpoint(make_checkpoint())
     assert checkpoint.raw_config["fabit"] == "E4M3"
     assert checkpoint.raw_config["tune_language_model"] is True
@@ -127,7 +127,7 @@ def test_remote_code_releases_may_keep_all_weights_at_the_root(make_checkpoint: 
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def test_radio_is_read_from_the_shapes_of_its_weights(make_checkpoint: Make, edit: Edit):
+def test_radio_config_comes_from_the_weights_shapes(make_checkpoint: Make, edit: Edit):
     """Names and config keys are those of nvidia/RADIO on the hub."""
     folder = make_checkpoint()
     width, at = 128, "radio_model.model"
@@ -217,8 +217,9 @@ def test_static_s2_resizes_to_its_largest_scale(make_checkpoint: Make, edit: Edi
 # ------------------------------------------------------------------------------------------------ language models
 
 QWEN2 = {
-    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6,
 }  # fmt: skip
 
 
@@ -259,7 +260,11 @@ def test_biases_and_norms_of_each_architecture():
     ("given", "kind", "factor"),
     [
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear", 2.0),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}}, "llama3", 8.0),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 128}},
+            "llama3",
+            8.0,
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 5e5, "factor": 4.0}}, "yarn", 4.0),
         ({"rope_scaling": {"type": "dynamic", "factor": 3.0}}, "dynamic", 3.0),
     ],
@@ -282,7 +287,7 @@ def test_sliding_windows():
     assert isinstance(language(use_sliding_window=True, sliding_window=128, max_window_layers=2), TransformersConfig)
 
 
-def test_what_the_native_decoder_lacks_goes_to_transformers():
+def test_unsupported_language_models_use_transformers():
     for changes in (
         {"model_type": "gemma2"},
         {"hidden_act": "gelu"},
@@ -296,7 +301,8 @@ def test_what_the_native_decoder_lacks_goes_to_transformers():
 @pytest.mark.parametrize(
     "changes",
     [{}, {"model_type": "qwen3", "head_dim": 32}, {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
-     {"model_type": "mistral", "sliding_window": 64}, {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
+     {"model_type": "mistral", "sliding_window": 64},
+     {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0},
      {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}}],
     ids=["qwen2", "qwen3", "llama", "mistral", "window", "llama3"],
 )  # fmt: skip
@@ -325,7 +331,7 @@ def test_missing_and_empty_folders(tmp_path: Path, make_checkpoint: Make):
         open_checkpoint(folder)
 
 
-def test_unknown_model_type_names_the_known(make_checkpoint: Make, edit: Edit):
+def test_unknown_model_type_lists_the_known_ones(make_checkpoint: Make, edit: Edit):
     folder = make_checkpoint()
     edit(folder / "config.json", model_type="blip")
     with pytest.raises(CheckpointError, match=r"'blip'.*llava_\*.*nvila_lite"):
@@ -333,7 +339,7 @@ def test_unknown_model_type_names_the_known(make_checkpoint: Make, edit: Edit):
 
 
 @pytest.mark.parametrize("file", ["config.json", "llm/config.json"])
-def test_a_quantized_model_is_for_who_quantized_it(
+def test_quantized_model_needs_the_format_of_its_quantizer(
     make_checkpoint: Make, edit: Edit, monkeypatch: pytest.MonkeyPatch, file: str
 ):
     monkeypatch.setenv("VILA_PLUGINS", "")
@@ -349,7 +355,11 @@ def test_a_quantized_model_is_for_who_quantized_it(
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"image_encoder": {"_target_": "os.system"}}, r"media encoder 'system'.*Known: .*BasicImageEncoder"),
+        (
+            "config.json",
+            {"image_encoder": {"_target_": "os.system"}},
+            r"media encoder 'system'.*Known: .*BasicImageEncoder",
+        ),
         ("config.json", {"image_encoder": {"_target_": "x.BasicImageEncoder", "color": 1}}, "color"),
         ("config.json", {"image_encoder": "{not json"}, "not valid JSON"),
         ("config.json", {"image_encoder": ["BasicImageEncoder"]}, "expected an object"),
@@ -373,7 +383,7 @@ def test_a_quantized_model_is_for_who_quantized_it(
         ("llm/config.json", {"rope_scaling": {"type": "linear"}}, "has no 'factor'"),
     ],
 )  # fmt: skip
-def test_wrong_values_are_named_with_their_file(
+def test_wrong_values_are_reported_with_their_file(
     make_checkpoint: Make, edit: Edit, file: str, changes: dict[str, object], message: str
 ):
     folder = make_checkpoint()

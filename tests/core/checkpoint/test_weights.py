@@ -1,4 +1,4 @@
-"""Safetensors headers, indexes and pickles: sound ones are read as other libraries read them, damaged ones are refused."""
+"""Safetensors headers, indexes and pickles: valid files read as in other libraries, damaged ones are refused."""
 
 import json
 import pickle
@@ -106,25 +106,29 @@ DAMAGED = {
     "entry is a number": lambda path: write_raw(path, {"a": 3}),
     "unknown dtype": lambda path: write_raw(path, {"a": entry(0, 16, [4], "F33")}, bytes(16)),
     "negative shape": lambda path: write_raw(path, {"a": entry(0, 16, [-4])}, bytes(16)),
-    "fractional shape": lambda path: write_raw(path, b'{"a": {"dtype": "F32", "shape": [4.5], "data_offsets": [0, 18]}}', bytes(18)),
+    "fractional shape": lambda path: write_raw(
+        path, b'{"a": {"dtype": "F32", "shape": [4.5], "data_offsets": [0, 18]}}', bytes(18)
+    ),
     "shape not as long as data": lambda path: write_raw(path, {"a": entry(0, 16, [5])}, bytes(16)),
     "overlap": lambda path: write_raw(path, {"a": entry(0, 16, [4]), "b": entry(8, 24, [4])}, bytes(24)),
     "gap": lambda path: write_raw(path, {"a": entry(0, 16, [4]), "b": entry(20, 36, [4])}, bytes(36)),
     "negative offset": lambda path: write_raw(path, {"a": entry(-16, 0, [4])}, bytes(16)),
-    "offset is NaN": lambda path: write_raw(path, b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [NaN, 4]}}', bytes(4)),
+    "offset is NaN": lambda path: write_raw(
+        path, b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [NaN, 4]}}', bytes(4)
+    ),
     "numbers beyond 64 bits": lambda path: write_raw(path, {"a": entry(0, 2**70, [2**68])}, bytes(8)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGED, ids=str)
-def test_damaged_safetensors_are_refused_with_their_name(tmp_path: Path, damage: str):
+def test_damaged_safetensors_are_refused_by_name(tmp_path: Path, damage: str):
     path = tmp_path / "model.safetensors"
     DAMAGED[damage](path)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         read_header(path)
 
 
-def test_a_checkpoint_that_was_cut_in_download(make_checkpoint: Make):
+def test_truncated_checkpoint(make_checkpoint: Make):
     folder = make_checkpoint()
     path = folder / "llm" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
@@ -135,7 +139,7 @@ def test_a_checkpoint_that_was_cut_in_download(make_checkpoint: Make):
 @pytest.mark.parametrize(
     "name", ["../outside.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "..\\outside.safetensors"]
 )
-def test_an_index_cannot_leave_its_folder(tmp_path: Path, name: str):
+def test_index_cannot_leave_its_folder(tmp_path: Path, name: str):
     folder = tmp_path / "model"
     folder.mkdir()
     save_file({"a": torch.ones(1)}, tmp_path / "outside.safetensors")
@@ -144,7 +148,7 @@ def test_an_index_cannot_leave_its_folder(tmp_path: Path, name: str):
         index_folder(folder)
 
 
-def test_an_index_must_tell_the_truth(tmp_path: Path):
+def test_wrong_index(tmp_path: Path):
     sharded(tmp_path)
     path = tmp_path / "model.safetensors.index.json"
     content = json.loads(path.read_text())
@@ -159,7 +163,7 @@ def test_an_index_must_tell_the_truth(tmp_path: Path):
         index_folder(tmp_path)
 
 
-def test_a_folder_without_weights(make_checkpoint: Make):
+def test_folder_without_weights(make_checkpoint: Make):
     folder = make_checkpoint()
     (folder / "vision_tower" / "model.safetensors").rename(folder / "vision_tower" / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"vision_tower holds no weights.*model\.safetensors"):
@@ -198,7 +202,7 @@ class Trap:
 
 
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
-def test_a_pickle_with_code_is_refused_and_never_run(make_checkpoint: Make, tmp_path: Path, writer: str):
+def test_pickle_with_code_is_refused_and_never_run(make_checkpoint: Make, tmp_path: Path, writer: str):
     folder = make_checkpoint()
     (folder / "llm" / "model.safetensors").unlink()
     proof, path = tmp_path / "it-ran", folder / "llm" / "pytorch_model.bin"
@@ -228,17 +232,17 @@ def test_damaged_pickles(make_checkpoint: Make, content: bytes):
 
 
 @pytest.mark.parametrize(
-    ("told", "tensor"), [("sparse", torch.ones(2).to_sparse()), ("without data", torch.ones(2, device="meta"))]
+    ("problem", "tensor"), [("sparse", torch.ones(2).to_sparse()), ("without data", torch.ones(2, device="meta"))]
 )
-def test_a_pickle_of_tensors_that_are_not_all_there(make_checkpoint: Make, told: str, tensor: torch.Tensor):
+def test_pickle_of_sparse_or_empty_tensors(make_checkpoint: Make, problem: str, tensor: torch.Tensor):
     folder = make_checkpoint()
     (folder / "mm_projector" / "model.safetensors").unlink()
     torch.save({"layers.1.weight": tensor}, folder / "mm_projector" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=f"tensor 'layers.1.weight' is {told}; expected dense tensors"):
+    with pytest.raises(CheckpointError, match=f"tensor 'layers.1.weight' is {problem}; expected dense tensors"):
         open_checkpoint(folder)
 
 
-def test_a_pickle_that_is_no_state_dict(make_checkpoint: Make):
+def test_pickle_without_state_dict(make_checkpoint: Make):
     folder = make_checkpoint()
     (folder / "mm_projector" / "model.safetensors").unlink()
     torch.save([torch.ones(1)], folder / "mm_projector" / "pytorch_model.bin")
