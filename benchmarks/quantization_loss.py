@@ -22,7 +22,7 @@ import vila_core as vila
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Block, Decoder
 from vila_core.language.rope import Rotary
-from vila_quant.awq.block import Surroundings, run_block
+from vila_quant.awq.block import BlockInputs, run_block
 from vila_quant.awq.method import BlockOptions
 from vila_quant.awq.methods import METHODS
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
@@ -82,7 +82,7 @@ def measure_model(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
         embedder = Embedder(checkpoint, model.tokenizer, model.template, model.device, torch.float32, None)
         samples = read_samples(source, seed, picture_share=0.5)
         seen.append(collect(samples, embedder, arguments.sequences, arguments.length, exact=True))
-    contexts = [one.surroundings(decoder.config, model.device) for one in seen]
+    contexts = [one.block_inputs(decoder.config, model.device) for one in seen]
     hidden = [one.embeds for one in seen]
     with torch.no_grad():
         for number, block in enumerate(cast("list[Block]", list(decoder.model.layers))):
@@ -125,11 +125,11 @@ def measure_random(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
     rotation = Rotary(config).to(arguments.device)(
         torch.arange(arguments.length, device=arguments.device)[None], torch.float32
     )
-    yield from measure_block(name, 0, block, x, [Surroundings(rotation)] * 2)
+    yield from measure_block(name, 0, block, x, [BlockInputs(rotation)] * 2)
 
 
 @torch.no_grad()
-def measure_block(name: str, number: int, block: Block, x: list[Tensor], contexts: list[Surroundings]) -> Iterator[Row]:
+def measure_block(name: str, number: int, block: Block, x: list[Tensor], contexts: list[BlockInputs]) -> Iterator[Row]:
     """Every method at every group size that divides the widths: calibrated on the first inputs, judged on the second."""
     expected = run_block(block, x[1], contexts[1])
     power = (expected - x[1]).square().mean()

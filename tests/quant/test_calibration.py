@@ -18,7 +18,7 @@ from vila_core.language.rope import Rotary
 from vila_core.loading import choose_template
 from vila_core.media import Image, Video
 from vila_core.tokenizer import Tokenizer
-from vila_quant.awq.block import Surroundings, run_block
+from vila_quant.awq.block import BlockInputs, run_block
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import Sample, builtin_text, read_samples, resolve_source
 from vila_quant.errors import QuantizationError
@@ -46,7 +46,7 @@ def test_packed_samples_are_computed_as_if_alone(window: int | None) -> None:
     embeds = torch.randn(2, 12, decoder_config.hidden_size)
     samples = torch.tensor([[0] * 5 + [1] * 7, [2] * 12])
     calibration = Calibration(embeds, samples, (), "", 3)
-    packed = run_block(block, embeds, calibration.surroundings(decoder_config, torch.device("cpu")))
+    packed = run_block(block, embeds, calibration.block_inputs(decoder_config, torch.device("cpu")))
     rotary = Rotary(decoder_config)
 
     def alone(x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def test_packed_samples_are_computed_as_if_alone(window: int | None) -> None:
         mask = place <= place[:, None]
         if window is not None:
             mask &= place > place[:, None] - window
-        return run_block(block, x[None], Surroundings(rotary(place[None], x.dtype), mask[None, None]))[0]
+        return run_block(block, x[None], BlockInputs(rotary(place[None], x.dtype), mask[None, None]))[0]
 
     for row, part in ((0, slice(0, 5)), (0, slice(5, 12)), (1, slice(0, 12))):
         torch.testing.assert_close(packed[row, part], alone(embeds[row, part]), rtol=1e-5, atol=1e-5)

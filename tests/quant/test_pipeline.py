@@ -18,10 +18,10 @@ from torch import Tensor
 import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
+from vila_core.cli.progress import NoProgress
 from vila_core.errors import CheckpointError, ConfigError
 from vila_quant.cli.main import main
 from vila_quant.errors import QuantizationError
-from vila_quant.progress import Silent
 from vila_quant.quantizing import pipeline
 from vila_quant.quantizing.options import QuantizationOptions
 from vila_quant.quantizing.pipeline import quantize_model
@@ -40,18 +40,18 @@ def quick(**changes: object) -> QuantizationOptions:
     return QuantizationOptions.model_validate({**SETTINGS, **changes})
 
 
-class Steps(Silent):
-    """Counts: by phase, how many steps it was said to have, and how many were done."""
+class Steps(NoProgress):
+    """Counts, by phase, the announced and the finished steps."""
 
     def __init__(self) -> None:
         self.stated: dict[str, int] = {}
         self.done: dict[str, int] = {}
 
-    def start(self, phase: str, total: int, done: int = 0) -> None:
-        self.stated[phase], self.done[phase] = total, done
+    def start(self, name: str, total: int, done: int = 0) -> None:
+        self.stated[name], self.done[name] = total, done
 
-    def advance(self, note: str = "") -> None:
-        self.done[list(self.done)[-1]] += 1
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        self.done[list(self.done)[-1]] += steps
 
 
 @pytest.fixture(scope="module")
@@ -138,13 +138,13 @@ RUN = """
 import os, signal, sys
 from vila_quant.quantizing.options import QuantizationOptions
 from vila_quant.quantizing.pipeline import quantize_model
-from vila_quant.progress import Silent
+from vila_core.cli.progress import NoProgress
 
-class Killed(Silent):
-    def start(self, phase, total, done=0):
-        self.phase = phase
+class Killed(NoProgress):
+    def start(self, name, total, done=0):
+        self.phase = name
 
-    def advance(self, note=""):
+    def advance(self, steps=1, note=""):
         if self.phase == "Layers":
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -307,7 +307,7 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
 # ------------------------------------------------------------------------------------------------ other sources, other targets
 
 
-def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(
+def test_out_of_gpu_memory_halves_the_sequences_and_warns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vila_quant.quantizing import layer_loop
@@ -334,7 +334,7 @@ def test_out_of_gpu_memory_goes_on_with_fewer_sequences_and_says_so(
     assert at_once[:4] == [4, 2, 1, 1]
     assert said[0].startswith("Calibration has 512 tokens, fewer than the widest layer has inputs (640)")
     assert said[1:] == [
-        f"Out of GPU memory at layer 0: going on with {count} sequences at a time, the rest on the host."
+        f"Out of GPU memory at layer 0: continuing with {count} sequences at a time; the others stay in host memory."
         for count in (2, 1)
     ]
 

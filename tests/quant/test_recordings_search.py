@@ -19,7 +19,7 @@ from torch import Tensor
 from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.language.decoder import Decoder
-from vila_quant.awq.block import LINEARS, Surroundings, linear, record_inputs, run_block, scale_groups
+from vila_quant.awq.block import LINEARS, BlockInputs, linear, record_inputs, run_block, scale_groups
 from vila_quant.awq.clips import apply_clips, sample_tokens, search_clips
 from vila_quant.awq.method import BlockOptions, BlockQuantizer
 from vila_quant.awq.methods import METHODS
@@ -110,13 +110,13 @@ class RecordedSearch:
             for group in scale_groups(decoder.model.layers[layer])
         ]
 
-    def surroundings(self, decoder: Decoder, dtype: torch.dtype = torch.float32) -> Surroundings:
-        return Surroundings(decoder.model.rotary(torch.arange(self.calibration.shape[1])[None], dtype))
+    def block_inputs(self, decoder: Decoder, dtype: torch.dtype = torch.float32) -> BlockInputs:
+        return BlockInputs(decoder.model.rotary(torch.arange(self.calibration.shape[1])[None], dtype))
 
     @torch.no_grad()
     def quality(self, quantized: Decoder) -> Quality:
         whole = self.decoder()
-        around = Surroundings(whole.model.rotary(torch.arange(self.evaluation.shape[1])[None], torch.float32))
+        around = BlockInputs(whole.model.rotary(torch.arange(self.evaluation.shape[1])[None], torch.float32))
         x = own = whole.embed(self.evaluation)
         same, propagated = [], []
         for block, quantized_block in zip(whole.model.layers, quantized.model.layers, strict=True):
@@ -134,7 +134,7 @@ class RecordedSearch:
     def quantize(self, method: BlockQuantizer, dtype: torch.dtype = torch.float32) -> Decoder:
         """Return the model, quantized as the pipeline does."""
         decoder = self.decoder().to(dtype)
-        around = self.surroundings(decoder, dtype)
+        around = self.block_inputs(decoder, dtype)
         options = BlockOptions(4, self.group_size, sequences_at_once=4)
         with torch.no_grad():
             x = decoder.embed(self.calibration)
@@ -185,10 +185,10 @@ def model_of(recording: Recording, results: dict[str, Tensor]) -> Path:
     return pytest.skip(f"{recording.folder.name} lacks the model of a search")
 
 
-def recorded_blocks(search: RecordedSearch) -> Iterator[tuple[int, Decoder, Tensor, dict[str, Tensor], Surroundings]]:
+def recorded_blocks(search: RecordedSearch) -> Iterator[tuple[int, Decoder, Tensor, dict[str, Tensor], BlockInputs]]:
     """Yield each block, whole, with its calibration inputs; it may be changed."""
     decoder = search.decoder()
-    around = search.surroundings(decoder)
+    around = search.block_inputs(decoder)
     x = decoder.embed(search.calibration)
     for layer, block in enumerate(decoder.model.layers):
         output, inputs = record_inputs(block, x, around)

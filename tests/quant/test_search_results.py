@@ -15,7 +15,7 @@ from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block, Decoder
-from vila_quant.awq.block import Surroundings
+from vila_quant.awq.block import BlockInputs
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.packing.groupwise import quantize
 from vila_quant.quantizing.search_results import AppliedSearch, read_search_results, write_search_results
@@ -156,14 +156,14 @@ def test_a_block_is_quantized_with_what_was_found_before(tmp_path: Path) -> None
     method = AppliedSearch(read_search_results(save(tmp_path / "r.pt", clip=[(name, limits)])))
     model = decoder()
     clipped = weight_of(model, name).clone().clamp(-0.1, 0.1)
-    surroundings = Surroundings((torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16)))
+    block_inputs = BlockInputs((torch.ones(1, 1, 1, 16), torch.zeros(1, 1, 1, 16)))
     options = BlockOptions(group_size=32)
-    quantized = method.quantize_block(block_of(model, 1), torch.zeros(1, 1, 32), surroundings, options)
+    quantized = method.quantize_block(block_of(model, 1), torch.zeros(1, 1, 32), block_inputs, options)
     assert len(quantized.weights) == 7
     expected = quantize(clipped, 4, 32)
     assert torch.equal(quantized.weights["mlp.down_proj"].q, expected.q)
     with pytest.raises(CheckpointError, match=r"none for 'model\.layers\.0'"):
-        method.quantize_block(block_of(model, 0), torch.zeros(1, 1, 32), surroundings, options)
+        method.quantize_block(block_of(model, 0), torch.zeros(1, 1, 32), block_inputs, options)
 
 
 # ------------------------------------------------------------------------------------------------ untrusted input

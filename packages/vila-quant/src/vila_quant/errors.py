@@ -1,4 +1,4 @@
-"""Errors of quantizing that a user can mend."""
+"""Errors of quantization that a user can fix."""
 
 from vila_core.errors import VilaError
 

@@ -1,4 +1,4 @@
-"""What vila-quant adds to VILA Kit. Cheap to import: no torch."""
+"""The plugin of vila-quant: formats, quantizers, kernels and the command `vila quant`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
-from vila_core.plugins.lazy import LazyFormat
+from vila_core.plugins.lazy import LazyFormat, lazy_object
 from vila_quant.awq.methods import METHODS
 from vila_quant.kernels.builtin import KERNELS
 
 if TYPE_CHECKING:
-    import typer
-
     from vila_core.plugins.hookspecs import CheckpointFormat
     from vila_quant.awq.method import BlockQuantizer
     from vila_quant.kernels import MatmulKernel
@@ -22,7 +20,7 @@ VILA_HOOK_API = 2
 
 @hookimpl
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
-    """Quantized checkpoints: AutoAWQ's and TinyChat's."""
+    """Formats of quantized checkpoints: AutoAWQ's and TinyChat's."""
     return (
         LazyFormat("awq", "vila_quant.formats.awq:AwqFormat"),
         LazyFormat("tinychat", "vila_quant.formats.tinychat:TinyChatFormat"),
@@ -31,23 +29,19 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
 
 @hookimpl
 def vila_quantizers() -> Sequence[BlockQuantizer]:
-    """AWQ as published, ours, and plain rounding."""
+    """AWQ as published, our improved search, and plain rounding."""
     return tuple(METHODS.values())
 
 
 @hookimpl
 def vila_kernels() -> Sequence[MatmulKernel]:
-    """Products with four-bit weights."""
+    """Kernels for int4 weights."""
     return KERNELS
 
 
 @hookimpl
 def vila_commands() -> Sequence[Command]:
     """`vila quant`."""
-    return (Command("quant", "Quantize models to four bits, and check what was lost.", _command),)
-
-
-def _command() -> typer.Typer:
-    from vila_quant.cli.main import app
-
-    return app
+    return (
+        Command("quant", "Quantize models to 4 bits, and measure the loss.", lazy_object("vila_quant.cli.main:app")),
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, ScaleGroup, Surroundings, linear, scale_groups
+from vila_quant.awq.block import LINEARS, BlockInputs, ScaleGroup, linear, scale_groups
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.moments import READERS, measure_inputs
 from vila_quant.awq.ranges import row_chunks, search_ranges
@@ -23,12 +23,12 @@ from vila_quant.packing.groupwise import GroupwiseWeight, check_group_size, fake
 
 
 @torch.no_grad()
-def quantize_best(block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+def quantize_best(block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions) -> QuantizedBlock:
     """Quantize a block; arguments and errors are those of `BlockQuantizer.quantize_block`."""
     quantized = [name for name in LINEARS if name not in options.skip]
     for name in quantized:
         check_group_size(linear(block, name).in_features, options.group_size)
-    moments = measure_inputs(block, x, surroundings, options.sequences_at_once)
+    moments = measure_inputs(block, x, block_inputs, options.sequences_at_once)
     factors = {name: feedback(moments.pop(name), name) for name in list(moments)}
 
     weights = {name: linear(block, name).weight.float().clone() for name in LINEARS}

@@ -47,36 +47,36 @@ def scale_groups(block: Block) -> tuple[ScaleGroup, ...]:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class BlockInputs:
     """What a block is given beside its input: the rotation, `[1 or B, 1, T, D_h]` twice, and the mask `[1 or B, 1, T, T]`, if any."""
 
     rotation: tuple[Tensor, Tensor]
     mask: Tensor | None = None
 
-    def of(self, rows: slice) -> "Surroundings":
+    def of(self, rows: slice) -> "BlockInputs":
         """Return what goes with some of the sequences."""
         cos, sin = self.rotation
-        return Surroundings((_rows(cos, rows), _rows(sin, rows)), None if self.mask is None else _rows(self.mask, rows))
+        return BlockInputs((_rows(cos, rows), _rows(sin, rows)), None if self.mask is None else _rows(self.mask, rows))
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:
     return tensor if len(tensor) == 1 else tensor[rows]
 
 
-def run_block(block: Block, x: Tensor, surroundings: Surroundings) -> Tensor:
+def run_block(block: Block, x: Tensor, block_inputs: BlockInputs) -> Tensor:
     """`[B, T, D]` -> `[B, T, D]`."""
-    return block(x, surroundings.rotation, surroundings.mask, None)
+    return block(x, block_inputs.rotation, block_inputs.mask, None)
 
 
-def run_part(block: Block, name: str, x: Tensor, surroundings: Surroundings) -> Tensor:
+def run_part(block: Block, name: str, x: Tensor, block_inputs: BlockInputs) -> Tensor:
     """Run one part of a block by name: its attention, its MLP, or a linear."""
     if name == "self_attn":
-        return block.self_attn(x, surroundings.rotation, surroundings.mask, None)
+        return block.self_attn(x, block_inputs.rotation, block_inputs.mask, None)
     return block.get_submodule(name)(x)
 
 
 @torch.no_grad()
-def record_inputs(block: Block, x: Tensor, surroundings: Surroundings) -> tuple[Tensor, dict[str, Tensor]]:
+def record_inputs(block: Block, x: Tensor, block_inputs: BlockInputs) -> tuple[Tensor, dict[str, Tensor]]:
     """Run the block; return its output, and the input of each of `LINEARS` `[B, T, K]`. Linears that read one tensor share it."""
     inputs: dict[str, Tensor] = {}
 
@@ -88,7 +88,7 @@ def record_inputs(block: Block, x: Tensor, surroundings: Surroundings) -> tuple[
 
     handles = [linear(block, name).register_forward_pre_hook(recorder(name)) for name in LINEARS]
     try:
-        return run_block(block, x, surroundings), inputs
+        return run_block(block, x, block_inputs), inputs
     finally:
         for handle in handles:
             handle.remove()

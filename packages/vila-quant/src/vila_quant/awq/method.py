@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vila_core.language.decoder import Block
-    from vila_quant.awq.block import Surroundings
+    from vila_quant.awq.block import BlockInputs
     from vila_quant.packing.groupwise import GroupwiseWeight
 
 
@@ -64,14 +64,14 @@ class BlockQuantizer(Protocol):
         ...
 
     def quantize_block(
-        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+        self, block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions
     ) -> QuantizedBlock:
         """Quantize one block.
 
         Args:
             block: whole weights; changed in place to what quantizing leaves (norms, biases and linears, dequantized).
             x: calibration inputs of the block `[B, T, D]`, on the block's device or on the CPU.
-            surroundings: of the block.
+            block_inputs: of the block.
             options: bits, group size, what to leave out.
 
         Raises:

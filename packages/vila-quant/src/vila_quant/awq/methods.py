@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vila_core.language.decoder import Block
-    from vila_quant.awq.block import Surroundings
+    from vila_quant.awq.block import BlockInputs
     from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
 
 
@@ -24,10 +24,10 @@ class Method:
     function: str
 
     def quantize_block(
-        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+        self, block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions
     ) -> QuantizedBlock:
         quantize = vars(import_module(f"vila_quant.awq.{self.module}"))[self.function]
-        return quantize(block, x, surroundings, options)
+        return quantize(block, x, block_inputs, options)
 
 
 BEST = Method("best", True, "best", "quantize_best")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import Surroundings, linear, record_inputs
+from vila_quant.awq.block import BlockInputs, linear, record_inputs
 from vila_quant.errors import QuantizationError
 
 READERS = (
@@ -20,7 +20,7 @@ READERS = (
 
 
 @torch.no_grad()
-def measure_inputs(block: Block, x: Tensor, surroundings: Surroundings, sequences_at_once: int) -> dict[str, Tensor]:
+def measure_inputs(block: Block, x: Tensor, block_inputs: BlockInputs, sequences_at_once: int) -> dict[str, Tensor]:
     """Run the block over `x [B, T, D]`, and return H = mean_t x_t x_tᵀ `[K, K]` fp32 by the first linear of each of `READERS`.
 
     Raises:
@@ -32,7 +32,7 @@ def measure_inputs(block: Block, x: Tensor, surroundings: Surroundings, sequence
     second = {name: torch.zeros(width, width, device=device) for name, width in widths.items()}
     for start in range(0, len(x), sequences_at_once):
         rows = slice(start, start + sequences_at_once)
-        _, inputs = record_inputs(block, x[rows].to(device), surroundings.of(rows))
+        _, inputs = record_inputs(block, x[rows].to(device), block_inputs.of(rows))
         for name in names:
             add_products(second[name], inputs.pop(name).flatten(0, 1))
         inputs.clear()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, Surroundings, linear, record_inputs, scale_groups
+from vila_quant.awq.block import LINEARS, BlockInputs, linear, record_inputs, scale_groups
 from vila_quant.awq.clips import apply_clips, sample_tokens, search_clips
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.scales import ScaleChoice, activation_scale, apply_scales, reference_candidates, search_scales
@@ -21,18 +21,18 @@ UNCLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
 
 
 @torch.no_grad()
-def quantize_reference(block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+def quantize_reference(block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions) -> QuantizedBlock:
     """Quantize a block: scales, then clips, then rounding to nearest; arguments and errors are those of `BlockQuantizer`."""
     quantized = _quantized_linears(block, options)
     fake = partial(fake_quantize, bits=options.bits, group_size=options.group_size)
-    inputs = record_chunked(block, x, surroundings, options.sequences_at_once)
+    inputs = record_chunked(block, x, block_inputs, options.sequences_at_once)
     choices: list[ScaleChoice] = []
     for group in scale_groups(block):
         if group.previous in options.skip or any(name in options.skip for name in group.linears):
             continue
         x_group = inputs[group.linears[0]]
         candidates = reference_candidates(activation_scale(x_group))
-        choices.append(search_scales(block, group, x_group, surroundings, candidates, fake, options.sequences_at_once))
+        choices.append(search_scales(block, group, x_group, block_inputs, candidates, fake, options.sequences_at_once))
     apply_scales(block, choices)
     for choice in choices:
         for name in choice.group.linears:
@@ -52,7 +52,7 @@ def quantize_reference(block: Block, x: Tensor, surroundings: Surroundings, opti
 
 
 @torch.no_grad()
-def quantize_nearest(block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions) -> QuantizedBlock:
+def quantize_nearest(block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions) -> QuantizedBlock:
     """Quantize a block by rounding to nearest; arguments and errors are those of `BlockQuantizer`."""
     return QuantizedBlock(round_to_nearest(block, _quantized_linears(block, options), options))
 
@@ -68,7 +68,7 @@ def round_to_nearest(block: Block, names: list[str], options: BlockOptions) -> d
     return results
 
 
-def record_chunked(block: Block, x: Tensor, surroundings: Surroundings, sequences_at_once: int) -> dict[str, Tensor]:
+def record_chunked(block: Block, x: Tensor, block_inputs: BlockInputs, sequences_at_once: int) -> dict[str, Tensor]:
     """Return the input of each of `LINEARS` `[B, T, K]`, on the device of `x`. Linears that read one tensor share it.
 
     Raises:
@@ -78,7 +78,7 @@ def record_chunked(block: Block, x: Tensor, surroundings: Surroundings, sequence
     pieces: dict[str, list[Tensor]] = {name: [] for name in LINEARS}
     for start in range(0, len(x), sequences_at_once):
         rows = slice(start, start + sequences_at_once)
-        _, inputs = record_inputs(block, x[rows].to(device), surroundings.of(rows))
+        _, inputs = record_inputs(block, x[rows].to(device), block_inputs.of(rows))
         shared: dict[int, Tensor] = {}
         for name in LINEARS:
             pieces[name].append(shared.setdefault(id(inputs[name]), inputs[name].to(x.device)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import ScaleGroup, Surroundings, linear, run_part
+from vila_quant.awq.block import BlockInputs, ScaleGroup, linear, run_part
 
 FakeQuantize = Callable[[Tensor], Tensor]
 """A weight `[N, K]` to what is left of it after quantizing."""
@@ -76,7 +76,7 @@ def search_scales(
     block: Block,
     group: ScaleGroup,
     x: Tensor,
-    surroundings: Surroundings,
+    block_inputs: BlockInputs,
     candidates: Iterable[Candidate],
     fake_quantize: FakeQuantize,
     sequences_at_once: int | None = None,
@@ -87,7 +87,7 @@ def search_scales(
         block: left as it was.
         group: of the block.
         x: what the group's linears read `[B, T, K]`.
-        surroundings: of the block.
+        block_inputs: of the block.
         candidates: the first of equals is kept.
         fake_quantize: as the weights will be quantized.
         sequences_at_once: to run together; None for all.
@@ -95,14 +95,14 @@ def search_scales(
     chunk = sequences_at_once or len(x)
     linears = [linear(block, name) for name in group.linears]
     originals = [module.weight.detach().clone() for module in linears]
-    expected = _run_chunked(block, group.inspected, x, surroundings, chunk)
+    expected = _run_chunked(block, group.inspected, x, block_inputs, chunk)
     losses: list[float] = []
     best: Candidate | None = None
     for candidate in candidates:
         for module, original in zip(linears, originals, strict=True):
             scales = candidate.scales.to(original.dtype)
             module.weight.copy_(fake_quantize(original * scales) / scales)
-        losses.append(_chunked_error(block, group.inspected, x, surroundings, expected))
+        losses.append(_chunked_error(block, group.inspected, x, block_inputs, expected))
         if best is None or losses[-1] < min(losses[:-1]):
             best = candidate
     for module, original in zip(linears, originals, strict=True):
@@ -111,20 +111,20 @@ def search_scales(
     return ScaleChoice(group, best.scales.float(), losses.index(min(losses)), tuple(losses))
 
 
-def _run_chunked(block: Block, part: str, x: Tensor, surroundings: Surroundings, chunk: int) -> list[Tensor]:
+def _run_chunked(block: Block, part: str, x: Tensor, block_inputs: BlockInputs, chunk: int) -> list[Tensor]:
     device = next(block.parameters()).device
     starts = range(0, len(x), chunk)
     return [
-        run_part(block, part, x[at : at + chunk].to(device), surroundings.of(slice(at, at + chunk))) for at in starts
+        run_part(block, part, x[at : at + chunk].to(device), block_inputs.of(slice(at, at + chunk))) for at in starts
     ]
 
 
-def _chunked_error(block: Block, part: str, x: Tensor, surroundings: Surroundings, expected: Sequence[Tensor]) -> float:
+def _chunked_error(block: Block, part: str, x: Tensor, block_inputs: BlockInputs, expected: Sequence[Tensor]) -> float:
     """Return the mean squared error of the part's output over all of `x`; `expected` is in chunks."""
     device, at, total = next(block.parameters()).device, 0, 0.0
     for wanted in expected:
         rows = slice(at, at + len(wanted))
-        total += mean_squared_error(run_part(block, part, x[rows].to(device), surroundings.of(rows)), wanted) * len(
+        total += mean_squared_error(run_part(block, part, x[rows].to(device), block_inputs.of(rows)), wanted) * len(
             wanted
         )
         at = rows.stop

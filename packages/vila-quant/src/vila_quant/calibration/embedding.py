@@ -22,7 +22,7 @@ from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
-from vila_quant.awq.block import Surroundings
+from vila_quant.awq.block import BlockInputs
 from vila_quant.calibration.samples import Sample
 from vila_quant.errors import QuantizationError
 
@@ -50,7 +50,7 @@ class Calibration:
     digest: str
     count: int
 
-    def surroundings(self, config: DecoderConfig, device: torch.device) -> Surroundings:
+    def block_inputs(self, config: DecoderConfig, device: torch.device) -> BlockInputs:
         """Return rotation and mask, on `device`."""
         samples = self.samples.to(device)
         length = samples.shape[1]
@@ -61,11 +61,11 @@ class Calibration:
         rotary = Rotary(config)
         window = config.sliding_window
         if bool((positions == place).all()) and (window is None or window >= length):
-            return Surroundings(rotary(place[None], self.embeds.dtype))
+            return BlockInputs(rotary(place[None], self.embeds.dtype))
         mask = (samples[:, :, None] == samples[:, None, :]) & (place[:, None] >= place)  # [B, T, T]
         if window is not None:
             mask &= place[:, None] - place < window
-        return Surroundings(rotary(positions, self.embeds.dtype), mask[:, None])
+        return BlockInputs(rotary(positions, self.embeds.dtype), mask[:, None])
 
 
 class Embedder:

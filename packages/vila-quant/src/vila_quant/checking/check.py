@@ -9,20 +9,24 @@ logits of the tokens that are compared, `[tokens, V]`, and what flows between th
 import gc
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
+from vila_core.cli.progress import NoProgress, Progress
 from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_core.loading import load
+from vila_core.runtime import Vila
 from vila_quant.checking.comparison import Compared, Errors, Record, blocks_of, compare, record
-from vila_quant.checking.held_out import read_prompts
+from vila_quant.checking.held_out import HeldOutPrompt, read_prompts
 from vila_quant.checking.tasks import TaskChange, compare_tasks, find_evaluation
 from vila_quant.kernels import forced
 from vila_quant.kernels.registry import scheme_of
-from vila_quant.progress import Progress, Silent
+from vila_quant.linears.eight_bit_linear import EightBitLinear
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
 from vila_quant.quantizing.report import Sizes, sizes_of
 from vila_quant.quantizing.source import find_source
 
@@ -135,7 +139,7 @@ def check(
         MissingDependencyError: tasks are asked for, and vila-eval is not installed.
         QuantizationError: no prompts, or an evaluation failed.
     """
-    progress = progress or Silent()
+    progress = progress or NoProgress()
     if tasks:
         find_evaluation()
     if kernel is not None:
@@ -143,48 +147,81 @@ def check(
     source, lora = find_source(against, offline=offline)
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
     _require_same(before, after)
-    # First, so that a misspelt name is told at once; the answers are kept, whatever comes after.
+    # Benchmarks run first, so that an unknown task is reported at once; their answers are kept whatever happens later.
     changes = (
         compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline)
         if tasks
         else []
     )
     original = load(source, device=device, dtype=dtype, offline=offline, lora=lora)
-    chosen, target = original.dtype, original.device
-    asked = read_prompts(original, prompts, number)
-    progress.start("Running the original", len(asked))
-    records: list[Record] = []
-    room = BLOCK_TOKENS
-    for prompt in asked:
-        records.append(record(original, prompt, keeps_blocks=room > 0))
-        room -= len(records[-1].blocks[0]) if records[-1].blocks else 0
-        progress.advance()
+    dtype_used, target = original.dtype, original.device
+    held_out = read_prompts(original, prompts, number)
+    records = _record_original(original, held_out, progress)
     del original
     _free(target)
     with forced(kernel):
-        quantized = load(model, device=target, dtype=chosen, offline=offline)
-    progress.start("Running the quantized model", len(asked))
-    vision, blocks = Errors(), blocks_of(quantized)
-    layers = [Errors() for _ in blocks]
-    compared: list[Compared] = []
-    for prompt, kept in zip(asked, records, strict=True):
-        compared.append(compare(quantized, prompt, kept, vision, layers))
-        progress.advance()
-    del quantized, blocks
+        quantized = load(model, device=target, dtype=dtype_used, offline=offline)
+    if kernel is not None:
+        _require_kernel(quantized, kernel)
+    comparison = _compare_quantized(quantized, held_out, records, progress)
+    del quantized
     _free(target)
     return CheckReport(
         model=str(model),
         against=str(against),
         method="not quantized" if after.quantization is None else after.quantization.method,
         device=str(target),
-        dtype=str(chosen).removeprefix("torch."),
+        dtype=str(dtype_used).removeprefix("torch."),
         sizes=sizes_of(before, after),
-        layers=[errors.relative for errors in layers],
-        vision=vision.relative if vision.power else None,
-        text=Divergence.of([one for one in compared if not one.has_media]),
-        multimodal=Divergence.of([one for one in compared if one.has_media]),
+        layers=[errors.relative for errors in comparison.layers],
+        vision=comparison.vision.relative if comparison.vision.power else None,
+        text=Divergence.of([one for one in comparison.prompts if not one.has_media]),
+        multimodal=Divergence.of([one for one in comparison.prompts if one.has_media]),
         tasks=changes,
     )
+
+
+@dataclass
+class _Comparison:
+    """Errors of the quantized model: of its vision tower, by layer, and by prompt."""
+
+    vision: Errors
+    layers: list[Errors]
+    prompts: list[Compared]
+
+
+def _record_original(original: Vila, prompts: Sequence[HeldOutPrompt], progress: Progress) -> list[Record]:
+    """Run the original on all prompts; keep the blocks' inputs and outputs for at most `BLOCK_TOKENS` tokens."""
+    progress.start("Running the original", len(prompts))
+    records: list[Record] = []
+    room = BLOCK_TOKENS
+    for prompt in prompts:
+        records.append(record(original, prompt, keeps_blocks=room > 0))
+        room -= len(records[-1].blocks[0]) if records[-1].blocks else 0
+        progress.advance()
+    return records
+
+
+def _compare_quantized(
+    quantized: Vila, prompts: Sequence[HeldOutPrompt], records: Sequence[Record], progress: Progress
+) -> _Comparison:
+    progress.start("Running the quantized model", len(prompts))
+    found = _Comparison(Errors(), [Errors() for _ in blocks_of(quantized)], [])
+    for prompt, kept in zip(prompts, records, strict=True):
+        found.prompts.append(compare(quantized, prompt, kept, found.vision, found.layers))
+        progress.advance()
+    return found
+
+
+def _require_kernel(model: Vila, kernel: str) -> None:
+    """Raise `ConfigError` unless some layer runs on the requested kernel."""
+    layers = [module for module in model.network.modules() if isinstance(module, GroupwiseLinear | EightBitLinear)]
+    if not any(layer.kernel is not None and layer.kernel.name == kernel for layer in layers):
+        schemes = ", ".join(sorted({layer.shape.scheme for layer in layers})) or "none that is quantized"
+        raise ConfigError(
+            f"The kernel '{kernel}' was requested, but is for {scheme_of(kernel)} layers; the model's layers: {schemes}. "
+            "Leave --kernel out, or request another (`vila-quant kernels` lists them)."
+        )
 
 
 def _require_same(before: Checkpoint, after: Checkpoint) -> None:

@@ -1,14 +1,17 @@
-"""`vila-quant check`: what a quantized model lost. Flags become arguments of one library call; then tables, or JSON."""
+"""`vila-quant check`: parse the options, call `check`, and print tables or JSON."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vila_quant.cli.progress import open_progress
+from vila_core.cli.option_groups import with_option_groups
+from vila_core.cli.options import AsJson, Device, Dtype, Offline
+from vila_core.cli.progress import open_progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,70 +19,96 @@ if TYPE_CHECKING:
 
     from vila_quant.checking.check import CheckReport
 
+COMPARISON, BENCHMARKS = "Comparison", "Benchmarks"
+"""Panels of the help page."""
 
-def check_model(
-    model: Annotated[str, typer.Argument(metavar="OUT", help="Folder or hub id of the quantized model.")],
-    against: Annotated[
-        str,
-        typer.Option(
-            "--against",
-            "-a",
-            metavar="MODEL",
-            help="What it was made from: folder or hub id, of a LoRA adapter too.",
-            show_default=False,
-        ),
-    ],
+
+@dataclass(frozen=True)
+class Prompts:
+    """What to compare the models on."""
+
     prompts: Annotated[
         str,
         typer.Option(
             metavar="SOURCE",
-            help="A .jsonl or .txt file, a folder of media, or a dataset by name; auto takes texts and pictures that no calibration shows.",
+            help="A .jsonl or .txt file, a folder of media, or a dataset by name; auto uses texts and images that no "
+            "calibration contains.",
+            rich_help_panel=COMPARISON,
         ),
-    ] = "auto",
-    number: Annotated[int, typer.Option(metavar="N", min=1, help="Prompts to compare on.")] = 16,
+    ] = "auto"
+    number: Annotated[int, typer.Option(metavar="N", min=1, help="Number of prompts.", rich_help_panel=COMPARISON)] = 16
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Benchmarks of vila-eval to run on both models."""
+
     tasks: Annotated[
         list[str] | None,
         typer.Option(
             "--tasks",
             "-t",
             metavar="TASK",
-            help="Benchmarks of vila-eval, comma-separated or repeated; both models run them.",
+            help="Benchmarks of vila-eval to run on both models, comma-separated or repeated.",
+            rich_help_panel=BENCHMARKS,
         ),
-    ] = None,
+    ] = None
     limit: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Rows of each benchmark, from the first.")
-    ] = None,
+        int | None,
+        typer.Option(metavar="N", min=1, help="Use only the first N rows of each.", rich_help_panel=BENCHMARKS),
+    ] = None
     results: Annotated[
-        Path, typer.Option(metavar="DIR", help="For vila-eval's answers; the same command goes on from there.")
-    ] = Path("results"),
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for answers; the same command continues an interrupted run.",
+            rich_help_panel=BENCHMARKS,
+        ),
+    ] = Path("results")
+
+    @property
+    def names(self) -> list[str]:
+        return [name.strip() for given in self.tasks or () for name in given.split(",") if name.strip()]
+
+
+@with_option_groups
+def check_model(
+    model: Annotated[str, typer.Argument(metavar="OUT", help="Folder or hub id of the quantized model.")],
+    prompts: Prompts,
+    benchmarks: Benchmarks,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            "-a",
+            metavar="MODEL",
+            help="The original: folder or hub id of a model or of a LoRA adapter.",
+            show_default=False,
+        ),
+    ],
     kernel: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of the quantized linears; else the best for each.")
+        str | None, typer.Option(metavar="NAME", help="Kernel for the quantized linears; by default the best for each.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Of activations: auto (the original's), bfloat16, float16 or float32.")
-    ] = "auto",
-    offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offline: Offline = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Compare a quantized model with the one it was made from: layer by layer, its answers' distribution, its size, benchmarks.
+    """Compare a quantized model with its original: layer by layer, next-token distributions, size, and benchmarks.
 
     [bold]Example:[/bold] vila-quant check my-model-awq --against my-model --tasks vila/blocks
     """
     from vila_quant.checking.check import check
 
-    names = [name.strip() for given in tasks or () for name in given.split(",") if name.strip()]
     with open_progress() as progress:
         report = check(
             model,
             against,
-            prompts=prompts,
-            number=number,
-            tasks=names,
-            limit=limit,
-            results=results.expanduser(),
+            prompts=prompts.prompts,
+            number=prompts.number,
+            tasks=benchmarks.names,
+            limit=benchmarks.limit,
+            results=benchmarks.results.expanduser(),
             kernel=kernel,
             device=device,
             dtype=dtype,
@@ -104,8 +133,8 @@ def _print(report: CheckReport, console: Console) -> None:
     )
     tables = {
         "Size": _sizes(report),
-        "Relative error, with the original's input": _layers(report),
-        "Answers, on held-out prompts": _answers(report),
+        "Relative error, given the original's input": _layers(report),
+        "Next-token distributions, on held-out prompts": _answers(report),
         "Benchmarks, shares in percent": _tasks(report),
     }
     for title, table in tables.items():
@@ -144,7 +173,7 @@ def _layers(report: CheckReport) -> Table:
 
 
 def _answers(report: CheckReport) -> Table:
-    table = _table("prompts", "tokens", "KL, nats", "same first choice", "perplexity before", "after")
+    table = _table("prompts", "tokens", "KL, nats", "same top token", "perplexity before", "after")
     for name, found in (("text", report.text), ("with media", report.multimodal)):
         if found is None:
             continue

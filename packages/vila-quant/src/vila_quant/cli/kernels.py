@@ -1,10 +1,11 @@
-"""`vila-quant kernels`: what multiplies each layer on this machine, and why."""
+"""`vila-quant kernels`: which kernel runs each layer on this machine, and why."""
 
 import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vila_core.cli.options import AsJson, Device, Dtype, Offline, Revision
 from vila_core.errors import ConfigError, unknown_name
 
 if TYPE_CHECKING:
@@ -12,21 +13,19 @@ if TYPE_CHECKING:
 
 
 def list_kernels(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the shapes of NVILA-8B.")] = None,
-    device: Annotated[str, typer.Option(help="cuda, cpu, cuda:1, …; auto takes a GPU where there is one.")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="Of activations: bfloat16, float16, float32; auto is what loading would take.")
-    ] = "auto",
-    kernel: Annotated[str | None, typer.Option(metavar="NAME", help="Take this one, or say why it refuses.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub id.")] = None,
-    offline: Annotated[
-        bool, typer.Option("--offline", metavar="", help="Use what is in the hub's cache only.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; by default, the shapes of NVILA-8B.")] = None,
+    kernel: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use this kernel, or fail with its reason to refuse.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    revision: Revision = None,
+    offline: Offline = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Say which kernel multiplies each layer on this machine and why, and which kernels refuse and why. No weight is read.
+    """Show which kernel runs each layer on this machine and why, and why others do not. Reads no weights.
 
-    From Python a kernel is forced with [bold]with vila_quant.kernels.forced("reference"): vila_core.load(…)[/bold]
+    From Python, request a kernel with [bold]with vila_quant.kernels.forced("reference"): vila_core.load(…)[/bold]
 
     [bold]Example:[/bold] vila-quant kernels my-model-awq --device cpu --dtype bfloat16
     """
@@ -99,11 +98,11 @@ def _print(found: "list[Choice]", title: str) -> None:
     console.print(table)
     refusals = dict.fromkeys((name, reason) for choice in found for name, reason in choice.refusals.items())
     if refusals:
-        console.print("\n[bold]Not taken[/bold]")
+        console.print("\n[bold]Not used[/bold]")
         for name, reason in refusals:
             console.print(f"{escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
 def _short(layers: tuple[str, ...]) -> str:
-    """Return the last parts of names, such as "q_proj, o_proj"."""
+    """Return the last component of each name, such as "q_proj, o_proj"."""
     return ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in layers))

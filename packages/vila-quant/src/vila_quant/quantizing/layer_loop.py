@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vila_core.cli.progress import Progress
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, Surroundings, linear, run_block
+from vila_quant.awq.block import LINEARS, BlockInputs, linear, run_block
 from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
 from vila_quant.awq.scales import mean_squared_error
 from vila_quant.errors import QuantizationError
-from vila_quant.progress import Progress
 from vila_quant.quantizing.blocks import TensorReader, restore_block, round_block, store_block
 from vila_quant.quantizing.options import QuantizationOptions
 from vila_quant.quantizing.plan import LAYERS, Plan
@@ -52,7 +52,7 @@ class LayerLoop:
     progress: Progress
     sequences_at_once: int = 0
 
-    def run(self, embeds: Tensor, surroundings: Surroundings) -> Tensor:
+    def run(self, embeds: Tensor, block_inputs: BlockInputs) -> Tensor:
         """Quantize every block that is not finished; return what leaves the last one, `[B, T, D]`.
 
         Raises:
@@ -64,13 +64,13 @@ class LayerLoop:
         self.progress.start("Layers", layers, done)
         x = embeds
         for layer in range(layers):
-            x = self._layer(layer, x, surroundings)
+            x = self._layer(layer, x, block_inputs)
         return x
 
-    def _layer(self, layer: int, x: Tensor, surroundings: Surroundings) -> Tensor:
+    def _layer(self, layer: int, x: Tensor, block_inputs: BlockInputs) -> Tensor:
         while True:
             try:
-                return self._attempt(layer, x, surroundings)
+                return self._attempt(layer, x, block_inputs)
             except torch.OutOfMemoryError as error:
                 if self.sequences_at_once == 1:
                     raise QuantizationError(
@@ -83,35 +83,35 @@ class LayerLoop:
             gc.collect()
             torch.cuda.empty_cache()
             self.progress.warn(
-                f"Out of GPU memory at layer {layer}: going on with {self.sequences_at_once} sequences at a time, the rest on the host."
+                f"Out of GPU memory at layer {layer}: continuing with {self.sequences_at_once} sequences at a time; the others stay in host memory."
             )
 
-    def _attempt(self, layer: int, x: Tensor, surroundings: Surroundings) -> Tensor:
+    def _attempt(self, layer: int, x: Tensor, block_inputs: BlockInputs) -> Tensor:
         step = step_name(layer)
         whole = None
         if not self.work.has(step):
             whole = self.reader.block(self.plan.config, layer, self.dtype)
-            after = None if self.method.follows_quantized else self._pass(whole, x, surroundings)
-            self._quantize(layer, whole, x, surroundings)
+            after = None if self.method.follows_quantized else self._pass(whole, x, block_inputs)
+            self._quantize(layer, whole, x, block_inputs)
             if after is not None:
                 return after
         if not self.method.follows_quantized:
-            return self._pass(self.reader.block(self.plan.config, layer, self.dtype), x, surroundings)
+            return self._pass(self.reader.block(self.plan.config, layer, self.dtype), x, block_inputs)
         # Read back even when just made, so that a run that goes on from here sees the same bits.
         del whole
-        return self._pass(self._restored(layer), x, surroundings)
+        return self._pass(self._restored(layer), x, block_inputs)
 
     def _restored(self, layer: int) -> Block:
         tensors = dict(self.work.tensors(step_name(layer)).shards(self.device))
         return restore_block(tensors, self.plan.config, layer, self.device, self.dtype)
 
     @torch.no_grad()
-    def _quantize(self, layer: int, block: Block, x: Tensor, surroundings: Surroundings) -> None:
+    def _quantize(self, layer: int, block: Block, x: Tensor, block_inputs: BlockInputs) -> None:
         """Quantize `block` in place, and keep it with what was lost."""
         started = time.perf_counter()
         name = f"{LAYERS}.{layer}"
         some = slice(0, min(JUDGED_SEQUENCES, self.sequences_at_once))
-        judged, around = x[some].to(self.device), surroundings.of(some)
+        judged, around = x[some].to(self.device), block_inputs.of(some)
         expected = run_block(block, judged, around)
         skip = self.plan.skipped[layer]
         nearest = self._lost_by_rounding(layer, block, judged, around, expected)
@@ -125,7 +125,7 @@ class LayerLoop:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             try:
-                found = self.method.quantize_block(block, x, surroundings, options)
+                found = self.method.quantize_block(block, x, block_inputs, options)
             except QuantizationError as error:
                 raise QuantizationError(f"{name}.{error}") from error
         for warning in caught:
@@ -148,27 +148,27 @@ class LayerLoop:
         if self.options.search_results:
             self.work.save(f"{step_name(layer)}-search", _search_tensors(found), {})
         self.work.save(step_name(layer), tensors, record)
-        self.progress.advance(f"loss {lost:.3g}, by plain rounding {nearest:.3g}")
+        self.progress.advance(note=f"error {lost:.3g}, with plain rounding {nearest:.3g}")
 
     def _lost_by_rounding(
-        self, layer: int, block: Block, x: Tensor, surroundings: Surroundings, expected: Tensor
+        self, layer: int, block: Block, x: Tensor, block_inputs: BlockInputs, expected: Tensor
     ) -> float:
         """Return the loss of rounding to nearest; the block is left as it was."""
         weights = {name: linear(block, name).weight for name in LINEARS if name not in self.plan.skipped[layer]}
         originals = {name: weight.clone() for name, weight in weights.items()}
         round_block(block, weights, self.options.bits, self.options.group_size)
-        lost = mean_squared_error(run_block(block, x, surroundings), expected)
+        lost = mean_squared_error(run_block(block, x, block_inputs), expected)
         for name, weight in weights.items():
             weight.copy_(originals[name])
         return lost
 
     @torch.no_grad()
-    def _pass(self, block: Block, x: Tensor, surroundings: Surroundings) -> Tensor:
+    def _pass(self, block: Block, x: Tensor, block_inputs: BlockInputs) -> Tensor:
         """Return the block's output for all sequences, where `x` lies."""
         out = torch.empty_like(x)
         for start in range(0, len(x), self.sequences_at_once):
             rows = slice(start, start + self.sequences_at_once)
-            out[rows] = run_block(block, x[rows].to(self.device), surroundings.of(rows)).to(x.device)
+            out[rows] = run_block(block, x[rows].to(self.device), block_inputs.of(rows)).to(x.device)
         return out
 
 

@@ -19,12 +19,12 @@ from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
 from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
+from vila_core.cli.progress import NoProgress, Progress
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
-from vila_quant.progress import Progress, Silent
 from vila_quant.quantizing.assembly import HEAD_STEP, VISION_STEP, stage
 from vila_quant.quantizing.blocks import TensorReader
 from vila_quant.quantizing.layer_loop import LayerLoop, step_name
@@ -70,7 +70,7 @@ def quantize_model(
         QuantizationError: the model is quantized already, a width does not fit, values are not finite, there is too little
             calibration, too little memory, or unfinished work of another run.
     """
-    options, progress = options or QuantizationOptions(), progress or Silent()
+    options, progress = options or QuantizationOptions(), progress or NoProgress()
     target, path = choose_device(device), Path(out).expanduser().absolute()
     require_new(path)
     check_format(options)
@@ -95,10 +95,9 @@ def quantize_model(
     del embedder
     reader = TensorReader(checkpoint, adapter, target)
     with clock.phase("layers"):
-        surroundings = calibration.surroundings(plan.config, target)
-        hidden = LayerLoop(plan, options, method, reader, work, target, dtype, progress).run(
-            calibration.embeds, surroundings
-        )
+        inputs = calibration.block_inputs(plan.config, target)
+        loop = LayerLoop(plan, options, method, reader, work, target, dtype, progress)
+        hidden = loop.run(calibration.embeds, inputs)
     with clock.phase("head"):
         _quantize_head(plan, options, reader, hidden, work, progress)
     del hidden
@@ -114,20 +113,26 @@ def quantize_model(
             options=options.model_dump(mode="json"),
             device=_device_name(target),
             calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
-            layers=[
-                LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)
-            ],
+            layers=_layer_reports(plan, work),
             sizes=sizes_of(checkpoint, written),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(target),
             version=vila_quant.__version__,
         )
         write_report(report, checkpoint, staged)
-        if path.exists():
-            path.rmdir()  # empty, as checked above
-        staged.rename(path)
+        _move_into_place(staged, path)
     progress.advance()
     return report
+
+
+def _layer_reports(plan: Plan, work: WorkFolder) -> list[LayerReport]:
+    return [LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)]
+
+
+def _move_into_place(staged: Path, path: Path) -> None:
+    if path.exists():
+        path.rmdir()  # empty, as `require_new` checked
+    staged.rename(path)
 
 
 class Clock:

@@ -20,7 +20,7 @@ from vila_core.checkpoint.tensors.pickles import is_dense, unpickle
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block
-from vila_quant.awq.block import LINEARS, ScaleGroup, Surroundings, linear
+from vila_quant.awq.block import LINEARS, BlockInputs, ScaleGroup, linear
 from vila_quant.awq.clips import apply_clips
 from vila_quant.awq.method import BlockOptions, QuantizedBlock
 from vila_quant.awq.reference import quantize_nearest
@@ -135,7 +135,7 @@ class AppliedSearch:
     follows_quantized: bool = False
 
     def quantize_block(
-        self, block: Block, x: Tensor, surroundings: Surroundings, options: BlockOptions
+        self, block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions
     ) -> QuantizedBlock:
         """Quantize one block. Raises `CheckpointError` where there are no results for it, or they are of another model."""
         prefix = f"model.layers.{block.self_attn.layer}"
@@ -146,7 +146,7 @@ class AppliedSearch:
         own = self.results.of_block(prefix, options.skip)
         own.apply(block, prefix)
         return replace(
-            quantize_nearest(block, x, surroundings, options),
+            quantize_nearest(block, x, block_inputs, options),
             scales={_key(prefix, found): found.scales for found in own.scales},
             clips={name.removeprefix(f"{prefix}."): limits for name, limits in own.clips},
         )
