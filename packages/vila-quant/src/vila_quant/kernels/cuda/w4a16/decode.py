@@ -14,13 +14,14 @@ scales multiply the fp32 sums of a group.
 
 **Order.** A block loads its first weights, waits for the kernel before it (programmatic dependent launch: weights are
 constants, so they need no waiting), loads activations, and lets the kernel after it start. Blocks at the end of the
-grid prefetch the next weight into L2."""
+grid prefetch the next weight into L2.
+"""
 
 # Triton has no types: a kernel's arguments and its launch are not checked.
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, RUF005
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
-# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A table (`tables/*.json`) lists, for some shapes and numbers of tokens, the fastest configuration. A layer takes the
 entry of the nearest shape, for the smallest listed number of tokens that is not below its own. `tune.py` writes tables
-for other GPUs."""
+for other GPUs.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ without it the same value is computed in plain Triton, which the CPU interpreter
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, RUF005
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
-# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
 import triton
 import triton.language as tl

@@ -14,7 +14,7 @@ order. No atomics, and the same result every time.
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, FURB136
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
-# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
 from __future__ import annotations
 
@@ -168,11 +168,11 @@ def tile_kernel(
     dtype: tl.constexpr = x_pointer.dtype.element_ty
     tiles_m = tl.cdiv(tokens, BLOCK_M)
     tile = tl.program_id(0)
-    part = tile - whole_tiles  # negative for a whole tile
+    part = tile - whole_tiles
+    is_part = part >= 0
     first = 0
     last = units * 128 // BLOCK_K
     if SPLIT:
-        is_part = part >= 0
         tile = tl.where(is_part, whole_tiles + part % split_tiles, tile)
         first = tl.where(is_part, part // split_tiles * steps_per_split, 0)
         last = tl.where(is_part, tl.minimum(first + steps_per_split, last), last)
@@ -311,7 +311,7 @@ def leftover(tiles: int, steps: int, config: TileConfig, multiprocessors: int) -
     wave = config.resident * multiprocessors
     left = tiles % wave if wave else tiles
     most = min(config.splits, steps, max(1, wave // left) if wave and left else steps)
-    splits = triton.cdiv(steps, triton.cdiv(steps, most))  # no part is empty
+    splits = -(-steps // -(-steps // most))  # no part is empty
     return (left, splits) if left and splits > 1 else (0, 1)
 
 
