@@ -1,4 +1,4 @@
-"""The guarded fetcher: each guard against a server on this machine that tries to get past it."""
+"""The fetcher against local servers that try to bypass each guard."""
 
 import contextlib
 import io
@@ -35,7 +35,7 @@ def redirect(location, status=302):
 
 
 class Server:
-    """Answers each path with raw bytes, or with what a function sends; remembers what was asked."""
+    """Answers each path with raw bytes or a function, and records the requests."""
 
     def __init__(self, tls=None):
         self.answers = {}
@@ -89,7 +89,7 @@ def refusal(url, policy=LOOPBACK, max_bytes=None):
 
 
 def resolve_to(monkeypatch, *addresses):
-    """Make every name resolve to these addresses; return the list of names asked for."""
+    """Make every name resolve to these addresses; return the list of requested names."""
     asked = []
 
     def getaddrinfo(host, port, *_, **__):
@@ -102,7 +102,7 @@ def resolve_to(monkeypatch, *addresses):
     return asked
 
 
-# ------------------------------------------------------------------------------------------------ what works
+# ------------------------------------------------------------------------------------------------ successful requests
 
 
 def test_reads_a_body(server):
@@ -113,7 +113,7 @@ def test_reads_a_body(server):
     assert server.asked == ["/a.png?size=1"]
 
 
-def test_chunked_and_unannounced_bodies(server):
+def test_bodies_without_a_length(server):
     server.answers["/chunked"] = OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     server.answers["/open"] = OK + b"\r\nabcde"
     for path in ("/chunked", "/open"):
@@ -130,7 +130,7 @@ def test_follows_a_few_redirects(server, status):
     assert server.asked == ["/1", "/dir/2", "/dir/3?x=1", "/4"]
 
 
-def test_nothing_of_this_process_is_sent(server, monkeypatch):
+def test_no_credentials_or_proxies_are_used(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     server.answers["/"] = whole(b"x")
@@ -139,7 +139,7 @@ def test_nothing_of_this_process_is_sent(server, monkeypatch):
     assert names == {"Host", "User-Agent", "Accept", "Accept-Encoding", "Connection"}
 
 
-def test_images_and_videos_come_through_it(server):
+def test_images_and_videos_from_urls(server):
     file = io.BytesIO()
     PIL.Image.new("RGB", (5, 4), (9, 8, 7)).save(file, "PNG")
     server.answers["/a.png"] = whole(file.getvalue())
@@ -156,7 +156,7 @@ def test_images_and_videos_come_through_it(server):
         Image(server.base + "/a.png").load()
 
 
-# ------------------------------------------------------------------------------------------------ which URLs
+# ------------------------------------------------------------------------------------------------ URLs
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_images_and_videos_come_through_it(server):
         "https://example.org/" + "a" * 9000,
     ],
 )
-def test_urls_that_are_refused_unasked(url, monkeypatch):
+def test_refused_urls_open_no_connection(url, monkeypatch):
     asked = resolve_to(monkeypatch, "93.184.216.34")
     text = refusal(url, FetchPolicy())
     assert not asked, "refused before any name is looked up"
@@ -211,7 +211,7 @@ def test_urls_that_are_refused_unasked(url, monkeypatch):
     assert len(text) < 400
 
 
-def test_messages_show_neither_query_nor_password():
+def test_messages_contain_no_query_or_password():
     assert shorten_url("https://user:hunter2@example.org/a/b/c.png?token=secret") == "'https://example.org/…/c.png'"
     assert "secret" not in refusal("http://example.org/a.png?token=secret", FetchPolicy())
 
@@ -230,10 +230,10 @@ def test_allowed_hosts(monkeypatch):
         assert "allowed" in refusal(f"https://{host}/a.png", policy)
     assert not asked
     for host in ("images.example.org", "IMAGES.example.org", "images.example.org.", "a.cdn.example"):
-        assert "public" in refusal(f"https://{host}/a.png", policy)  # past the list, stopped by the address
+        assert "public" in refusal(f"https://{host}/a.png", policy)  # allowed by the list, refused by the address
 
 
-# ------------------------------------------------------------------------------------------------ which addresses
+# ------------------------------------------------------------------------------------------------ addresses
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_allowed_hosts(monkeypatch):
         ),
     ],
 )
-def test_addresses_that_are_not_public(address, monkeypatch):
+def test_non_public_addresses(address, monkeypatch):
     assert not is_public(address)
     for mixed in ((address,), ("93.184.216.34", address), (address, "2606:2800:220:1::1")):
         resolve_to(monkeypatch, *mixed)
@@ -290,13 +290,13 @@ def test_public_addresses(address):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", "10.0.0.1", "169.254.169.254", "localhost", "LocalHost"]
 )
-def test_inner_hosts_by_name_and_number(host, server):
+def test_local_hosts_by_name_and_number(host, server):
     assert "public" in refusal(f"http://{host}:{server.port}/", FetchPolicy(allow_http=True))
     assert not server.asked
 
 
-def test_a_name_is_looked_up_once(server, monkeypatch):
-    """A name server that answers differently the second time gains nothing."""
+def test_a_name_is_resolved_once(server, monkeypatch):
+    """A second answer of a malicious name server has no effect."""
     server.answers["/"] = whole(b"first")
     answers = iter(["127.0.0.1", "10.0.0.1", "10.0.0.2"])
     asked = []
@@ -319,7 +319,7 @@ def test_unknown_host(monkeypatch):
     assert "cannot be found" in refusal("https://nowhere.example/", FetchPolicy())
 
 
-def test_a_name_server_that_does_not_answer(monkeypatch):
+def test_name_server_timeout(monkeypatch):
     release = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(20) and [])
     start = time.monotonic()
@@ -332,8 +332,8 @@ def test_a_name_server_that_does_not_answer(monkeypatch):
 
 
 @pytest.mark.parametrize("inner", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
-def test_redirect_to_an_inner_address(inner, server, monkeypatch):
-    """127.0.0.1 stands for a public host here; what it points at does not."""
+def test_redirect_to_a_local_address(inner, server, monkeypatch):
+    """127.0.0.1 counts as public in this test; the redirect target does not."""
     monkeypatch.setattr(vila_core.media.fetch, "is_public", lambda address: address == "127.0.0.1")
     server.answers["/"] = redirect(f"http://{inner}:{server.port}/secret")
     text = refusal(f"http://127.0.0.1:{server.port}/", LOOPBACK.model_copy(update={"allow_private": False}))
@@ -363,7 +363,7 @@ def test_redirect_loop(server):
         "javascript:1 2",
     ],
 )
-def test_redirects_that_are_refused(server, location):
+def test_refused_redirects(server, location):
     server.answers["/"] = redirect(location)
     assert "redirects" in refusal(server.base + "/")
     assert server.asked == ["/"]
@@ -385,7 +385,7 @@ def test_redirect_from_an_allowed_host_to_another(server, monkeypatch):
 # ------------------------------------------------------------------------------------------------ size and time
 
 
-def test_too_large_when_announced(server):
+def test_too_large_by_content_length(server):
     sent = threading.Event()
 
     def answer(connection):
@@ -399,7 +399,7 @@ def test_too_large_when_announced(server):
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_too_large_when_not_announced(server, chunked):
+def test_too_large_without_content_length(server, chunked):
     total = 0
 
     def answer(connection):
@@ -416,7 +416,7 @@ def test_too_large_when_not_announced(server, chunked):
     assert total < 40_000_000
 
 
-def test_exactly_the_limit_is_fine(server):
+def test_body_at_the_limit(server):
     server.answers["/"] = whole(b"x" * 1000)
     assert len(fetch(server.base + "/", LOOPBACK, max_bytes=1000).read()) == 1000
     assert "limit of 999" in refusal(server.base + "/", max_bytes=999)
@@ -441,22 +441,22 @@ def drip(head):
         OK + b"Transfer-Encoding: chunked\r\n\r\nfff",
     ],
 )
-def test_a_slow_drip_meets_the_deadline(server, head):
-    """Each byte comes in time, all of them never do."""
+def test_slow_body_hits_the_deadline(server, head):
+    """Each byte arrives before the idle timeout, but the whole body does not before the deadline."""
     server.answers["/"] = drip(head)
     start = time.monotonic()
     refusal(server.base + "/", LOOPBACK.model_copy(update={"timeout_s": 0.6}))
     assert time.monotonic() - start < 2
 
 
-def test_silence_meets_the_idle_timeout(server):
+def test_idle_timeout(server):
     server.answers["/"] = lambda connection: (connection.sendall(OK + b"Content-Length: 10\r\n\r\nabc"), time.sleep(3))
     start = time.monotonic()
     assert "stopped sending data" in refusal(server.base + "/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.3}))
     assert time.monotonic() - start < 2
 
 
-def test_a_body_cut_short(server):
+def test_incomplete_body(server):
     server.answers["/plain"] = OK + b"Content-Length: 10\r\n\r\nabc"
     server.answers["/chunked"] = OK + b"Transfer-Encoding: chunked\r\n\r\na\r\nabc"
     assert "3 of 10 bytes" in refusal(server.base + "/plain")
@@ -464,7 +464,7 @@ def test_a_body_cut_short(server):
 
 
 @pytest.mark.parametrize("status", [204, 206, 401, 403, 404, 418, 500, 503])
-def test_other_answers(server, status):
+def test_other_status_codes(server, status):
     server.answers["/"] = b"HTTP/1.1 %d No\r\nContent-Length: 6\r\n\r\nsecret" % status
     text = refusal(server.base + "/")
     assert str(status) in text
@@ -488,12 +488,12 @@ def test_not_http(server, answer):
     assert "OpenSSH" not in text
 
 
-def test_compressed_answers_are_refused(server):
+def test_compressed_responses_are_refused(server):
     server.answers["/"] = whole(b"\x1f\x8b" + bytes(50), OK + b"Content-Encoding: gzip\r\n")
     assert "compressed" in refusal(server.base + "/")
 
 
-def test_nobody_listens():
+def test_connection_refused():
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         assert "no connection" in refusal(f"http://127.0.0.1:{holder.getsockname()[1]}/")
@@ -504,7 +504,7 @@ def test_nobody_listens():
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """A certificate for media.example, signed by itself."""
+    """A self-signed certificate for media.example."""
     openssl = shutil.which("openssl")
     if not openssl:
         pytest.skip("needs the openssl command")
@@ -542,14 +542,14 @@ def secure_server(certificate):
     server.close()
 
 
-def test_tls_to_the_pinned_address_for_the_named_host(secure_server, certificate, monkeypatch):
+def test_tls_verifies_the_host_name_at_the_resolved_address(secure_server, certificate, monkeypatch):
     resolve_to(monkeypatch, "127.0.0.1")
     policy = LOOPBACK.model_copy(update={"ca_file": certificate / "cert.pem", "allow_http": False})
     assert fetch(f"https://media.example:{secure_server.port}/", policy).read() == b"secure"
     assert secure_server.names == ["media.example"]
 
 
-def test_tls_refuses_another_name_and_an_unknown_signer(secure_server, certificate, monkeypatch):
+def test_tls_refuses_wrong_names_and_unknown_issuers(secure_server, certificate, monkeypatch):
     resolve_to(monkeypatch, "127.0.0.1")
     policy = LOOPBACK.model_copy(update={"ca_file": certificate / "cert.pem"})
     assert "certificate" in refusal(f"https://other.example:{secure_server.port}/", policy)
@@ -558,22 +558,23 @@ def test_tls_refuses_another_name_and_an_unknown_signer(secure_server, certifica
     assert not secure_server.asked
 
 
-def test_tls_to_a_server_without_it(server):
+def test_tls_to_a_plain_server(server):
     assert "TLS" in refusal(f"https://127.0.0.1:{server.port}/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.5}))
 
 
-def test_a_certificate_file_that_is_none(tmp_path, server):
+def test_invalid_certificate_file(tmp_path, server):
     for path in (tmp_path / "none.pem", tmp_path / "text.pem"):
         if path.name == "text.pem":
             path.write_text("hello")
         assert "ca_file" in refusal(f"https://127.0.0.1:{server.port}/", LOOPBACK.model_copy(update={"ca_file": path}))
 
 
-# ------------------------------------------------------------------------------------------------ the only one
+# ------------------------------------------------------------------------------------------------ no other way to the
+# network
 
 
-def test_nothing_else_in_the_core_opens_urls():
-    """One fetcher: a second way to the network would pass by its guards."""
+def test_no_other_module_opens_urls():
+    """Another way to the network would bypass the guards of the fetcher."""
     ways = re.compile(
         r"urllib\.request|http\.client|\brequests\b(?=[.\n])|import requests|httpx|aiohttp|urlopen|create_connection"
     )

@@ -1,4 +1,4 @@
-"""Every kind of picture a user may give, good and bad."""
+"""Loading images of every kind, valid and invalid."""
 
 import base64
 import io
@@ -34,7 +34,7 @@ def png_chunk(kind, body):
 
 
 def png_header(width, height, bit_depth=8, colour=2):
-    """A PNG that declares a size and holds next to nothing."""
+    """A PNG whose header declares a size, with almost no data."""
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -144,11 +144,11 @@ def test_modes_convert_as_pillow_does(mode):
 
 def test_alpha_is_dropped_not_blended():
     array = np.zeros((2, 2, 4), np.uint8)
-    array[..., 0] = 200  # red, wholly transparent
+    array[..., 0] = 200  # red, fully transparent
     assert Image(encode(PIL.Image.fromarray(array, "RGBA"))).load().getpixel((0, 0)) == (200, 0, 0)
 
 
-def test_transparent_palette_gives_its_colours_without_a_warning():
+def test_transparent_palette_converts_without_a_warning():
     image = PIL.Image.new("P", (3, 2))
     image.putpalette([10, 20, 30] + [0] * 765)
     data = encode(image, transparency=b"\x00\x80\x80")
@@ -170,7 +170,7 @@ def test_sixteen_bit_pgm():
     assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (128,) * 3, (255,) * 3]
 
 
-def test_pixels_without_a_known_white_are_refused():
+def test_pixels_of_unknown_range_are_refused():
     assert "float" in message(PIL.Image.fromarray(np.full((2, 2), 0.5, np.float32)))
     assert "32-bit" in message(PIL.Image.fromarray(np.full((2, 2), 70000, np.int32)))
 
@@ -195,7 +195,7 @@ def test_animation_gives_its_first_frame(format):
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_of_files(format, orientation, tmp_path):
-    """The stored picture is moved so that undoing the orientation gives the upright one: white at the top left, grey at the top right."""
+    """The stored picture is transposed so that its orientation makes it upright: white top left, gray top right."""
     upright = PIL.Image.new("L", (64, 32))
     upright.paste(255, (0, 0, 32, 16))
     upright.paste(128, (32, 0, 64, 16))
@@ -212,14 +212,14 @@ def test_exif_orientation_of_files(format, orientation, tmp_path):
         assert np.abs(np.array(corners) - (255, 128, 0, 0)).max() < 10
 
 
-def test_exif_orientation_of_pil_images_is_left_alone():
+def test_exif_orientation_of_pil_images_is_not_applied():
     image = PIL.Image.new("RGB", (4, 2))
     image.getexif()[0x0112] = 6
     assert Image(image).load().size == (4, 2)
 
 
 @pytest.mark.parametrize("exif", [b"Exif\x00\x00garbage", b"Exif\x00\x00II*\x00\xff\xff\xff\xff"])
-def test_broken_exif_is_no_orientation(exif):
+def test_broken_exif_is_ignored(exif):
     assert Image(encode(PIL.Image.fromarray(picture()), "JPEG", exif=exif)).load().size == (13, 7)
 
 
@@ -232,15 +232,15 @@ def test_extreme_shapes_load(size, format):
     assert Image(encode(PIL.Image.new("RGB", size, (9, 9, 9)), format)).load().size == size
 
 
-def test_huge_picture_is_refused_by_its_header():
+def test_huge_picture_is_refused_before_decoding():
     text = message(png_header(20000, 20000))
     assert "20,000×20,000" in text
     assert "100,000,000" in text
     assert "max_pixels" in text
 
 
-def test_the_limit_is_adjustable_and_leaves_pillow_alone(monkeypatch):
-    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)  # far below: ours must not depend on it
+def test_the_limit_does_not_depend_on_pillow(monkeypatch):
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)  # far below our limit
     data = encode(PIL.Image.new("RGB", (40, 30), (1, 2, 3)))
     assert Image(data).load().size == (40, 30)
     assert "max_pixels" in message(data, MediaLimits(max_pixels=1199))
@@ -285,7 +285,7 @@ def test_truncated(format, kept):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_any_damage_is_a_media_error_or_a_picture(format):
-    """Random bytes changed: never another exception."""
+    """Changed bytes never raise another exception."""
     data = encode(PIL.Image.fromarray(picture(32, 32)), format)
     generator = np.random.default_rng(7)
     for _ in range(60):
@@ -328,7 +328,7 @@ def test_empty(tmp_path):
 def test_missing_and_unreadable(tmp_path):
     assert "does not exist" in message(tmp_path / "none.png")
     assert "does not exist" in message("")
-    assert "base64" in message(base64.b64encode(b"x" * 3000).decode())  # a bare base64 string is too long for a path
+    assert "base64" in message(base64.b64encode(b"x" * 3000).decode())  # base64 without data: is too long for a path
     message("nul\x00byte.png")
     if os.geteuid() != 0:
         path = tmp_path / "secret.png"
@@ -342,7 +342,7 @@ def test_folders_devices_and_pipes_are_refused(tmp_path):
     assert "device" in message("/dev/zero")
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
-    assert "pipe" in message(pipe)  # and does not wait for a writer
+    assert "pipe" in message(pipe)  # and opening it does not block
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
         assert "socket" in message(tmp_path / "s")
@@ -371,7 +371,7 @@ def test_data_uri_with_line_breaks_and_parameters():
     assert Image(f"DATA:image/png;name=a.png;base64,{text}").load().size == (20, 20)
 
 
-def test_urls_can_be_switched_off():
+def test_urls_can_be_disabled():
     assert "URLs are disabled" in message("https://example.org/a.png", MediaLimits(fetch=None))
     for url in ("http://example.org/a.png", "ftp://example.org/a.png", "file:///etc/passwd"):
         assert "https" in message(url)

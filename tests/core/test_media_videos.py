@@ -1,4 +1,7 @@
-"""Every kind of video a user may give, good and bad. A drawn frame tells its index: 4x3 black and white blocks, the bits of the number."""
+"""Loading videos of every kind, valid and invalid.
+
+Each drawn frame shows its index as 4x3 black and white blocks, one per bit.
+"""
 
 import base64
 import io
@@ -22,7 +25,7 @@ def numbered(index, size=(64, 48)):
 
 
 def draw_video(total=30, *, codec="libx264", format="mp4", size=(64, 48), rate=10, times=None, **options):
-    """Encode `total` frames; `times` are their timestamps in milliseconds (default: a constant rate)."""
+    """Encode `total` frames; `times` are their timestamps in milliseconds (default: constant rate)."""
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream(codec, rate=rate, options={key: str(value) for key, value in options.items()})
@@ -39,7 +42,7 @@ def draw_video(total=30, *, codec="libx264", format="mp4", size=(64, 48), rate=1
     return file.getvalue()
 
 
-def draw_sound(format="mp4", codec="aac"):
+def draw_audio(format="mp4", codec="aac"):
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         stream = container.add_stream(codec, rate=16000)
@@ -51,7 +54,7 @@ def draw_sound(format="mp4", codec="aac"):
 
 
 def seen(frames):
-    """The number that each picture shows."""
+    """The index that each picture shows."""
     blocks = [np.asarray(frame.convert("L").resize((4, 3), PIL.Image.Resampling.BOX)) > 127 for frame in frames]
     return [int((block.reshape(-1) << np.arange(12)).sum()) for block in blocks]
 
@@ -86,7 +89,7 @@ CONTAINERS = [
     ("codec", "format", "options"), CONTAINERS, ids=[f"{c}-{f}-{i}" for i, (c, f, _) in enumerate(CONTAINERS)]
 )
 @pytest.mark.parametrize("num_frames", [1, 3, 8, 30])
-def test_frames_are_the_chosen_ones(codec, format, options, num_frames):
+def test_sampled_frames(codec, format, options, num_frames):
     total = 30
     loaded = Video(draw_video(total, codec=codec, format=format, **options)).load(num_frames)
     expected = np.round(np.linspace(0, total - 1, num_frames)).astype(int).tolist()
@@ -107,7 +110,7 @@ def test_every_source(tmp_path):
         assert seen(Video(source).load(4).frames) == [0, 4, 7, 11]
 
 
-def test_fps_chooses_by_time_and_frames_caps_it():
+def test_fps_samples_by_time_up_to_the_number_of_frames():
     video = draw_video(30)
     assert Video(video).load(8, 2.0).indices == [0, 5, 10, 15, 20, 25]
     assert Video(video).load(4, 2.0).indices == [0, 5, 10, 15]
@@ -116,7 +119,7 @@ def test_fps_chooses_by_time_and_frames_caps_it():
     assert Video(video, fps=0, frames=2).load(8, 2.0).indices == [0, 29]
 
 
-def test_fewer_frames_than_asked_repeat():
+def test_frames_repeat_in_short_videos():
     loaded = Video(draw_video(2)).load(6)
     assert loaded.indices == [0, 0, 0, 1, 1, 1]
     assert seen(loaded.frames) == loaded.indices
@@ -130,7 +133,7 @@ def test_one_frame():
 
 
 @pytest.mark.parametrize("format", ["matroska", "mp4"])
-def test_variable_rate_tells_true_times(format):
+def test_variable_rate_timestamps(format):
     times = [0, 40, 80, 120, 2000, 2040, 5000, 5040, 5080, 9000]
     loaded = Video(draw_video(10, format=format, times=times, rate=1000)).load(10)
     assert seen(loaded.frames) == list(range(10))
@@ -146,7 +149,7 @@ def test_gif():
 
 
 @pytest.mark.parametrize("format", ["avi", "matroska"])
-def test_titles_in_another_encoding(format):
+def test_metadata_in_another_encoding(format):
     file = io.BytesIO()
     with av.open(file, "w", format=format) as container:
         container.metadata["title"] = "TITLETITLE"
@@ -161,7 +164,7 @@ def test_titles_in_another_encoding(format):
 
 @pytest.mark.parametrize(("degrees", "matrix"), [(90, (0, 1, -1, 0)), (180, (-1, 0, 0, -1)), (270, (0, -1, 1, 0))])
 def test_rotation_metadata(degrees, matrix):
-    """Phones store a video as the sensor saw it and write in the header by how much a player turns it clockwise."""
+    """Phones store frames in sensor orientation, and the header says how far to rotate them clockwise."""
     file = io.BytesIO()
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:24, :32] = 255  # the top left is white
@@ -180,7 +183,8 @@ def test_rotation_metadata(degrees, matrix):
     assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 3
 
 
-# ------------------------------------------------------------------------------------------------ sources without a clock
+# ------------------------------------------------------------------------------------------------ sources without
+# timestamps
 
 
 @pytest.fixture
@@ -204,7 +208,7 @@ def test_folder_of_frames(folder):
     assert len(Video(folder).load(20).frames) == 20
 
 
-def test_folder_with_its_rate(folder):
+def test_folder_with_fps(folder):
     loaded = Video(folder, fps=4).load(4)
     assert loaded.indices == [0, 4, 7, 11]
     assert loaded.timestamps == [0.0, 1.0, 1.75, 2.75]
@@ -212,7 +216,7 @@ def test_folder_with_its_rate(folder):
     assert Video(folder).load(4, fps=4).duration is None, "the model's sampling rate says nothing about a folder"
 
 
-def test_list_of_frames_is_taken_as_it_is(folder):
+def test_list_of_frames_is_not_sampled(folder):
     mixed = [
         str(folder / "0.png"),
         folder / "1.png",
@@ -237,7 +241,7 @@ def test_array_and_picture():
         message(wrong)
 
 
-def test_clockless_sources_that_are_wrong(tmp_path, folder):
+def test_invalid_frame_sources(tmp_path, folder):
     assert "no frames" in message([])
     (tmp_path / "nothing").mkdir()
     assert "without image files" in message(tmp_path / "nothing")
@@ -300,15 +304,15 @@ def test_no_frames_at_all(format):
     assert "no readable frame" in text or "no frames" in text
 
 
-def test_only_sound():
-    assert "only audio" in message(draw_sound())
-    assert "only audio" in message(draw_sound("matroska"))
-    message(draw_sound("mp3", "libmp3lame"))
+def test_audio_only():
+    assert "only audio" in message(draw_audio())
+    assert "only audio" in message(draw_audio("matroska"))
+    message(draw_audio("mp3", "libmp3lame"))
 
 
 @pytest.mark.parametrize("format", ["matroska", "mpegts", "avi"])
-def test_a_cut_file_ends_at_its_last_readable_frame(format):
-    """The tail is gone: frames are spread over what is left."""
+def test_truncated_file_ends_at_its_last_readable_frame(format):
+    """The end is missing: frames are sampled from the rest."""
     data = draw_video(30, format=format, codec="mpeg4", g=5)
     with av.open(io.BytesIO(data)) as container:
         position = next(itertools.islice(container.demux(video=0), 21, None)).pos
@@ -319,13 +323,13 @@ def test_a_cut_file_ends_at_its_last_readable_frame(format):
     assert seen(loaded.frames) == loaded.indices
 
 
-def test_a_cut_mp4_has_lost_its_index():
+def test_truncated_mp4_has_no_index():
     data = draw_video(30)
     assert "ffmpeg" in message(data[: len(data) // 2])
 
 
 def test_unreadable_frames_do_not_count():
-    """Packets of the last frames hold zeros: the video ends before them."""
+    """The last packets contain zeros, so the video ends before them."""
     file = io.BytesIO(draw_video(20, codec="mjpeg", format="avi"))
     data = bytearray(file.getvalue())
     with av.open(file) as container:
@@ -374,13 +378,13 @@ def test_limits(tmp_path, folder):
     assert len(Video(video).load(8, limits=limits).frames) == 8
 
 
-def test_an_absurd_number_of_frames_is_refused_quickly():
+def test_a_huge_number_of_frames_is_refused_quickly():
     assert "max_frames" in message(draw_video(3), 10**9)
     assert "max_frames" in message([numbered(0)], frames=10**9)
 
 
-def test_a_frame_that_grows_on_the_way_is_not_decoded():
-    """The header says 64x48, a later packet holds a far larger picture."""
+def test_frame_larger_than_the_header_is_not_decoded():
+    """The header says 64x48; a later packet has a much larger frame."""
     file = io.BytesIO()
     with av.open(file, "w", format="avi") as container:
         stream = container.add_stream("mjpeg", rate=10)
@@ -424,8 +428,8 @@ def test_bad_data_uri():
     assert "base64" in message("data:video/mp4;base64,***")
 
 
-def test_a_long_video_is_not_decoded_whole(monkeypatch):
-    """Two thousand frames in groups of ten: taking four decodes a few groups, not everything."""
+def test_sampling_a_long_video_decodes_few_frames(monkeypatch):
+    """Sampling 4 of 2000 frames, in groups of 10, decodes only a few groups."""
     data = draw_video(2000, codec="mpeg4", g=10)
     decoded = itertools.count()
     original = _Reader.frames_from

@@ -1,4 +1,4 @@
-"""What a user does with a loaded model, on a tiny checkpoint of the recordings."""
+"""The methods of a loaded model, on tiny checkpoints of the recordings."""
 
 import json
 import shutil
@@ -35,10 +35,10 @@ def clip_of(frames: int) -> vila.Video:
     return vila.Video(np.random.default_rng(1).integers(0, 256, (frames, 40, 60, 3), dtype=np.uint8))
 
 
-# ------------------------------------------------------------------------------------------------ answering
+# ------------------------------------------------------------------------------------------------ answers
 
 
-def test_stream_and_completion_say_the_same(model: vila.Vila):
+def test_stream_matches_complete(model: vila.Vila):
     prompt = ["what is this?", picture(90, 60)]
     done = model.complete(prompt, max_new_tokens=12)
     assert (
@@ -52,7 +52,7 @@ def test_stream_and_completion_say_the_same(model: vila.Vila):
     assert min(done.timings.preprocess, done.timings.encode, done.timings.prefill) > 0
 
 
-def test_batch_answers_are_the_single_answers(model: vila.Vila):
+def test_batch_matches_single_prompts(model: vila.Vila):
     two = ["a longer question about ", picture(30, 30, 2), picture(31, 20, 3), " both"]
     prompts = [["hello"], [picture(200, 50), "what?"], two, [clip_of(8), "and then?"]]
     assert model.generate_batch(prompts, max_new_tokens=8) == [
@@ -61,7 +61,7 @@ def test_batch_answers_are_the_single_answers(model: vila.Vila):
     assert model.generate_batch([]) == []
 
 
-def test_media_of_a_batch_go_to_their_own_prompts(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
+def test_media_of_a_batch_stay_with_their_prompts(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
     prompts = [
         ["what?", picture(90, 60)],
         "no picture",
@@ -86,7 +86,7 @@ def test_media_keep_the_order_of_the_prompt(model: vila.Vila):
     assert seen.token_counts["video 1"] == frames * seen.token_counts["image 1"]
 
 
-def test_a_prompt_prepared_ahead_is_answered_as_it_is(model: vila.Vila):
+def test_prepared_prompts(model: vila.Vila):
     prompt = ["what is this?", picture(90, 60)]
     assert (
         model.generate_batch([model.prepare(prompt), prompt], max_new_tokens=8)
@@ -101,7 +101,7 @@ def test_sampling_is_repeatable(model: vila.Vila):
     assert any(model.generate("tell me", seed=seed, **settings) != first for seed in range(4, 8))
 
 
-def test_history_reaches_the_model(model: vila.Vila):
+def test_chat_history(model: vila.Vila):
     first = vila.Message("user", [picture(40, 40), "what color?"])
     history = [first, vila.Message("assistant", "Red."), vila.Message("user", "are you sure?")]
     seen = model.inspect(history)
@@ -126,7 +126,7 @@ def test_stop_string_ends_an_answer(model: vila.Vila):
 # ------------------------------------------------------------------------------------------------ inspection
 
 
-def test_inspection_accounts_for_every_token(model: vila.Vila):
+def test_token_counts_sum_to_the_sequence(model: vila.Vila):
     seen = model.inspect(["look: ", picture(200, 100), "what is it?"])
     assert sum(seen.token_counts.values()) == len(seen.inputs_embeds) == len(seen.last_hidden)
     assert set(seen.token_counts) == {"text", "image 1"}
@@ -136,7 +136,7 @@ def test_inspection_accounts_for_every_token(model: vila.Vila):
     assert seen.logits.shape[0] == 16
 
 
-def test_only_a_lone_image_is_tiled_unless_all_are(model: vila.Vila):
+def test_only_a_single_image_is_tiled_without_tile_all(model: vila.Vila):
     pair = [picture(300, 100), picture(100, 300), "compare"]
     assert [len(medium.tiles.pixels) for medium in model.inspect(pair).media] == [1, 1]
     every = vila.load(NVILA, device="cpu", tile_all=True)
@@ -169,11 +169,11 @@ def test_frames_as_images(model: vila.Vila):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (17, 11)])
 @pytest.mark.parametrize("checkpoint", [NVILA, NVILA_S2])
-def test_images_of_odd_shapes(checkpoint: Path, size: tuple[int, int]):
+def test_images_of_extreme_shapes(checkpoint: Path, size: tuple[int, int]):
     assert vila.load(checkpoint, device="cpu").generate([picture(*size), "what?"], max_new_tokens=2) is not None
 
 
-def test_an_extreme_shape_before_a_centre_crop_is_refused():
+def test_extreme_shape_with_a_center_crop_is_refused():
     cropped = vila.load(CLIP, device="cpu", chat_template="vicuna_v1", image_aspect_ratio="other")
     with pytest.raises(MediaError, match="1x5000"):
         cropped.inspect([picture(1, 5000), "what?"])
@@ -207,19 +207,19 @@ def test_adapter_changes_the_answers(tmp_path: Path, model: vila.Vila):
     assert not torch.allclose(tuned.inspect("hi").logits, model.inspect("hi").logits)
 
 
-# ------------------------------------------------------------------------------------------------ bad input
+# ------------------------------------------------------------------------------------------------ invalid input
 
 
 @pytest.mark.parametrize("prompt", [[], "", "  ", [""], ["<image>"], [vila.Message("user", "")]])
 def test_empty_prompt(model: vila.Vila, prompt: object):
-    if prompt == ["<image>"]:  # a typed media token is removed, and nothing is left
+    if prompt == ["<image>"]:  # a typed media token is removed, which leaves nothing
         assert "<image>" not in model.inspect(["<image>", "hi"]).prompt_text
         return
     with pytest.raises(PromptError, match="empty"):
         model.generate(prompt)  # pyright: ignore
 
 
-def test_prompt_of_other_things(model: vila.Vila):
+def test_prompt_of_other_types(model: vila.Vila):
     with pytest.raises(PromptError, match="not int"):
         model.generate(["what is", 5])  # pyright: ignore
     with pytest.raises(PromptError, match=r"not PIL\.Image\.Image\. Wrap pictures"):
@@ -230,7 +230,7 @@ def test_prompt_of_other_things(model: vila.Vila):
         vila.Message("human", "hi")  # pyright: ignore
 
 
-def test_prompt_over_the_context(tmp_path: Path):
+def test_prompt_longer_than_the_context(tmp_path: Path):
     folder = tmp_path / "short"
     shutil.copytree(NVILA, folder)
     tokenizer = json.loads((folder / "llm" / "tokenizer_config.json").read_text())
@@ -241,13 +241,13 @@ def test_prompt_over_the_context(tmp_path: Path):
     assert "text: " in str(error.value)
     with pytest.raises(PromptError, match="Reduce the text"):
         small.generate("word " * 50)
-    prompt = "a " * 35  # fits, but leaves little room: the answer is cut, as if max_new_tokens were smaller
+    prompt = "a " * 35  # fits, but leaves little room for an answer
     room = 128 - small.complete(prompt, max_new_tokens=1).usage.prompt_tokens
     assert 0 < room < 64
     assert small.complete(prompt, max_new_tokens=64).usage.completion_tokens <= room
 
 
-def test_a_video_over_the_context_is_refused_before_it_is_encoded(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
+def test_too_long_video_is_refused_before_encoding(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
     model.generate(["a video:", clip_of(2)], max_new_tokens=1)
     monkeypatch.setattr(model.network.vision_tower, "forward", lambda pixels: pytest.fail("the tower ran"))
     with pytest.raises(PromptError, match=r"video 1: \d+.*num_video_frames"):
@@ -286,7 +286,7 @@ def test_template_that_contradicts_the_checkpoint():
         vila.load(NVILA, chat_template="hermes-2")
     with pytest.raises(ConfigError, match="trained with 'vicuna_v1'"):
         vila.load(CLIP, chat_template="llama_3")
-    assert vila.load(NVILA, chat_template="qwen2").template.name == "qwen2"  # the same words by another name
+    assert vila.load(NVILA, chat_template="qwen2").template.name == "qwen2"  # renders the same text
 
 
 def test_checkpoint_without_a_template(tmp_path: Path):
@@ -298,13 +298,11 @@ def test_checkpoint_without_a_template(tmp_path: Path):
         vila.load(folder)
     with pytest.raises(ConfigError, match=r"'<\|eot_id\|>', which is not a token of this checkpoint"):
         vila.load(folder, chat_template="llama_3")
-    (folder / "config.json").write_text(
-        json.dumps(config | {"version": "auto"})
-    )  # its tokenizer has none, whatever it says
+    (folder / "config.json").write_text(json.dumps(config | {"version": "auto"}))  # but its tokenizer has no template
     assert vila.load(folder, chat_template="vicuna_v1").inspect("hi").prompt_text.endswith("USER: hi ASSISTANT:")
 
 
-def test_plain_text_has_a_stop_token_on_any_tokenizer(tmp_path: Path):
+def test_plain_template_has_stop_tokens(tmp_path: Path):
     folder = tmp_path / "plain"
     shutil.copytree(NVILA, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -312,7 +310,7 @@ def test_plain_text_has_a_stop_token_on_any_tokenizer(tmp_path: Path):
     assert len(vila.load(folder).stop_token_ids) == 2  # eos, and the newline after an answer
 
 
-def test_roles_must_alternate_where_the_template_says_so():
+def test_roles_must_alternate_in_separator_templates():
     legacy = vila.load(CLIP, device="cpu", chat_template="vicuna_v1")
     with pytest.raises(PromptError, match="alternating"):
         legacy.generate([vila.Message("user", "hi"), vila.Message("user", "there")])

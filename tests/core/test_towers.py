@@ -1,4 +1,4 @@
-"""Towers against transformers, and against oracles in plain torch where transformers has none of that name."""
+"""Compares towers with transformers, or with oracles in plain torch if transformers does not have them."""
 
 import math
 import sys
@@ -45,7 +45,7 @@ def build(name: str, **changes: object) -> VisionTower:
     tower_type, config = TOWERS[name]
     torch.manual_seed(3)
     tower = tower_type(config.model_copy(update=changes))
-    for parameter in tower.parameters():  # norms, biases and layer scales that do something
+    for parameter in tower.parameters():  # so that norms, biases and layer scales have an effect
         torch.nn.init.normal_(parameter, mean=parameter.mean().item() if parameter.numel() > 1 else 0.0, std=0.2)
     return tower.eval()
 
@@ -107,7 +107,7 @@ def test_clip_equals_transformers(image_size, select_layer, select_feature):
 
 
 def oracle_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
-    """Attention of one image's tokens `[P, D]`, head by head."""
+    """Attention over the tokens `[P, D]` of one image, head by head."""
     width = q.shape[-1] // heads
     outs = []
     for head in range(heads):
@@ -119,7 +119,7 @@ def oracle_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: i
 def oracle_intern_vit(
     state: dict[str, torch.Tensor], pixels: torch.Tensor, config: InternVitConfig
 ) -> list[torch.Tensor]:
-    """Every hidden state `[P, D]` of one image `[3, S, S]`, by the formulas of the recorded checkpoint's README."""
+    """Every hidden state `[P, D]` of one image `[3, S, S]`, with the formulas in the README of the recordings."""
 
     def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x / torch.sqrt((x * x).mean(-1, keepdim=True) + config.layer_norm_eps) * weight
@@ -189,7 +189,7 @@ def test_intern_vit_equals_oracle(kind, select_layer):
 
 
 def oracle_radio(state: dict[str, torch.Tensor], pixels: torch.Tensor, config: RadioConfig, depth: int) -> torch.Tensor:
-    """Patches `[P, D]` of one image after `depth` blocks, positions by explicit bilinear weights."""
+    """Patches `[P, D]` of one image after `depth` blocks, with positions from explicit bilinear weights."""
     grid, big = config.image_size // config.patch_size, config.max_image_size // config.patch_size
     at = "radio_model.model.patch_generator"
     table = state[f"{at}.pos_embed"][0].view(big, big, -1)
@@ -252,7 +252,7 @@ def test_radio_crops_positions_for_oblong_grids():
     assert torch.equal(generator.positions(7, 2).unflatten(1, (7, 2)), square[:, :, :2])
 
 
-def test_radio_leaves_out_what_a_hub_checkpoint_has_beside_the_backbone():
+def test_radio_ignores_weights_outside_the_backbone():
     tower = build("radio")
     for name in (
         "radio_model.input_conditioner.norm_mean",
@@ -279,7 +279,7 @@ def test_half_precision_follows_the_weights(name, dtype, relative):
 
 
 @family
-def test_a_batch_is_its_images(name):
+def test_batch_matches_single_images(name):
     tower = build(name)
     pixels = pixels_for(tower.config, count=3)
     with torch.no_grad():
@@ -287,7 +287,7 @@ def test_a_batch_is_its_images(name):
 
 
 @family
-def test_only_the_layers_in_use_are_trained(name):
+def test_only_used_layers_get_gradients(name):
     tower = build(name, select_layer=-2)
     tower(pixels_for(tower.config)).square().sum().backward()
     trained = {parameter for parameter, tensor in tower.named_parameters() if tensor.grad is not None}
@@ -299,7 +299,7 @@ def test_only_the_layers_in_use_are_trained(name):
 
 
 @family
-def test_weights_from_nothing(name):
+def test_initial_weights(name):
     tower_type, config = TOWERS[name]
     with torch.device("meta"):
         tower = tower_type(config)
@@ -331,7 +331,7 @@ def test_pixels_of_another_shape_are_refused(name, shape):
         build(name, image_size=42)(torch.zeros(shape))
 
 
-def test_pixels_that_were_not_normalised_are_refused():
+def test_integer_pixels_are_refused():
     with pytest.raises(ConfigError, match=r"torch.uint8"):
         build("siglip")(torch.zeros(1, 3, 47, 47, dtype=torch.uint8))
 
@@ -346,7 +346,7 @@ def test_bad_configs_are_refused(name):
         build(name, hidden_act="quick_glu")
 
 
-def test_activations_are_those_of_transformers():
+def test_activations_match_transformers():
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-6, 6, 101)
@@ -354,7 +354,7 @@ def test_activations_are_those_of_transformers():
         torch.testing.assert_close(activation(name)(x), ACT2FN[name](x), msg=name)
 
 
-def test_a_siglip_without_head_says_so():
+def test_pooling_without_a_head_is_refused():
     with pytest.raises(ConfigError, match="no pooling head"):
         build("siglip", use_head=False).pool(torch.zeros(1, 3, 47, 47))
 
@@ -376,7 +376,7 @@ def test_timm_tower_without_timm_says_what_to_install(monkeypatch):
 
 @pytest.mark.parametrize("image_size", [70, 98, 103])
 def test_resized_positions_equal_transformers_interpolation(image_size):
-    """transformers interpolates at every forward (bicubic, 2-D); here it is done once, at load."""
+    """transformers interpolates in every forward pass (2-D bicubic); we do it once, at load."""
     torch.manual_seed(0)
     pixels = torch.randn(1, 3, image_size, image_size)
     theirs = SiglipVisionModel(SiglipVisionConfig(image_size=47, **SIZES)).eval()
@@ -401,7 +401,7 @@ def test_resized_positions_equal_transformers_interpolation(image_size):
 )
 @pytest.mark.parametrize("image_size", [28, 84, 112])
 def test_positions_of_another_resolution_are_adapted(name, weight, prefix, image_size):
-    """A field that rises evenly over the image still does, and the class token keeps its own position."""
+    """A linear ramp over the image stays linear, and the class token keeps its position."""
     grid, size = 4, image_size // 14
     tower = build(name, image_size=image_size, pretrained_image_size=56)
     centres = (torch.arange(grid) + 0.5) / grid
@@ -417,12 +417,12 @@ def test_positions_of_another_resolution_are_adapted(name, weight, prefix, image
     new = new[0] if name == "intern_vit" else new
     assert torch.equal(new[:prefix], torch.full((prefix, 24), 7.0))
     inner = new[prefix:].unflatten(0, (size, size))[:, :, 0][:, 0]
-    middle = slice(size // 4, size - size // 4)  # cubic kernels bend at the border
+    middle = slice(size // 4, size - size // 4)  # cubic interpolation is not linear at the border
     torch.testing.assert_close(inner[middle], ((torch.arange(size) + 0.5) / size)[middle], atol=0.06, rtol=0)
     assert (inner.diff() > 0).all()
 
 
-def test_positions_that_do_not_fit_are_left_for_the_loader_to_report():
+def test_positions_of_the_wrong_size_stay_unchanged():
     name = "vision_model.embeddings.position_embedding.weight"
     wrong = torch.randn(17, 24)
     assert build("siglip", image_size=84, pretrained_image_size=56).adapt_weight(name, wrong) is wrong
@@ -440,7 +440,7 @@ def test_resized_positions_keep_dtype_and_device(device):
 
 
 @pytest.mark.parametrize(("rows", "cols", "images"), [(1, 1, 1), (2, 3, 1), (4, 1, 2), (3, 5, 3)])
-def test_splitting_undoes_merging(rows, cols, images):
+def test_splitting_inverts_merging(rows, cols, images):
     maps = torch.randn(images, 5, rows * 3, cols * 4)
     tiles = split_chessboard(maps, rows, cols)
     assert tiles.shape == (rows * cols * images, 5, 3, 4)
@@ -448,7 +448,7 @@ def test_splitting_undoes_merging(rows, cols, images):
     assert torch.equal(merge_chessboard(tiles, rows, cols), maps)
 
 
-def test_static_s2_at_one_scale_is_the_tower():
+def test_static_s2_with_one_scale_equals_the_tower():
     tower = build("siglip")
     pixels = pixels_for(tower.config)
     with torch.no_grad():
@@ -461,7 +461,7 @@ def test_static_s2_keeps_the_weights_dtype():
     assert (features.shape, features.dtype) == ((2, 9, 48), torch.float16)
 
 
-def test_s2_says_what_does_not_fit():
+def test_s2_errors():
     config = S2Config(scales=(42, 84), max_split_size=42)
     with pytest.raises(ConfigError, match=r"expects floating-point \[N, 3, 47, 47\]"):
         multiscale(build("siglip"), torch.zeros(1, 3, 84, 84), config)

@@ -1,6 +1,7 @@
-"""Every recorded prompt, stage by stage, through the public interface; conftest prints the table of errors.
+"""Every recorded prompt through the public interface, stage by stage. conftest prints a table of the errors.
 
-Tolerances are those of the recordings' READMEs: ids, prompts, tiles and pixels exact; float32 within what two ways of adding allow.
+Tolerances are those of the recordings' READMEs: ids, prompts, tiles and pixels exact; float32 within what two ways of
+adding allow.
 """
 
 from typing import Any
@@ -24,7 +25,7 @@ TEMPLATES = {
 ATOL = dict(zip(STAGES, (1e-4, 2e-5, 2e-5, 2e-4, 3e-4), strict=True))
 FP16_ATOL = dict(zip(STAGES, (1e-2, 3e-3, 3e-3, 4e-2, 5e-2), strict=True))
 RTOL = 1e-4
-# What was set on the model's config before this case was run, but is not in its record.
+# Config overrides of a case that are missing from its record.
 UNRECORDED_OVERRIDES = {"vila15_yi_intern_448/odd_640x427_pad_error": {"image_aspect_ratio": "pad"}}
 
 
@@ -57,7 +58,7 @@ def to_messages(case: Case) -> list[vila.Message]:
 
 
 def expected(case: Case, name: str, got: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `got` thinned out as the recording is, and the recording."""
+    """Return the rows of `got` that were recorded, and the recording."""
     tensors = case.tensors
     width = got.shape[-1]
     got = got.float().reshape(-1, width)
@@ -111,7 +112,7 @@ def test_case(case: Case):
     compare(case, "inputs_embeds", *expected(case, "inputs_embeds", seen.inputs_embeds))
     compare(case, "last_hidden", *expected(case, "last_hidden", seen.last_hidden))
 
-    # Rows of the vocabulary that loading adds are random in the reference.
+    # Vocabulary rows added at load are random in the reference.
     assert model.checkpoint is not None
     vocabulary = model.checkpoint.config.language_model.vocab_size
     want = case.tensors["logits_last4"].float().reshape(-1, case.tensors["logits_last4"].shape[-1])[:, :vocabulary]
@@ -125,7 +126,7 @@ def test_case(case: Case):
 
 
 def test_tower_features(case: Case):
-    """Tower and projector inputs, where they were recorded."""
+    """Vision tower features, if they were recorded."""
     if case.record.get("expect_error") or "tower_out_0" not in case.record["tensors"]:
         pytest.skip("no media")
     model = load(case)

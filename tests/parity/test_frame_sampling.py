@@ -1,4 +1,4 @@
-"""Which frames of a video are taken, and what they hold, against the recordings of the reference."""
+"""Sampled frame indices and their contents against recordings of the reference."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ RECORDED: dict[str, list[dict[str, Any]]] = json.loads((GOLDEN / "functions" / "
 def test_indices_of_a_video_file(total: int) -> None:
     records = [record for record in RECORDED["llava.utils.media._load_video"] if record["total"] == total]
     for record in records:
-        readable = total - record["unreadable_tail"]  # the reader drops frames at the end that can't be read
+        readable = total - record["unreadable_tail"]  # the reader drops unreadable frames at the end
         assert (
             sample_indices(readable, record["num_frames"], record["video_fps"], record["fps"]) == record["indices"]
         ), record

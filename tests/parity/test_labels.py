@@ -10,7 +10,7 @@ from tests.parity.test_templates import as_turns, get_template, load_tokenizer
 from vila_core.errors import PromptError
 from vila_train.labels import tokenize_with_labels
 
-# The reference refuses a system message under `auto` (its own remote code does not), and its `plain` template lacks a separator.
+# The reference refuses system messages with `auto` (its remote code does not), and its `plain` has no separator.
 STRICTER = {"Unexpected sender 'system'", "can only concatenate str"}
 
 

@@ -1,4 +1,4 @@
-"""Splicing media into text, projecting merged dynamic-S2 features, and the losses over them, against the reference's."""
+"""Media in text, projection of merged dynamic-S2 features, and losses, against the reference."""
 
 import json
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_soft_cross_entropy(golden: Path, tensors: dict[str, torch.Tensor]):
         assert loss.item() == pytest.approx(recorded[f"soft_cross_entropy std={std}"], abs=1e-6)
 
 
-def test_soft_cross_entropy_without_time_tokens_is_hard():
+def test_soft_cross_entropy_without_time_tokens():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 7), torch.randint(0, 4, (2, 5))
     assert soft_cross_entropy(logits, labels, torch.tensor([5, 6])).item() == pytest.approx(
@@ -92,7 +92,7 @@ def test_soft_cross_entropy_without_time_tokens_is_hard():
 
 
 def test_projection_of_merged_scales(golden: Path):
-    """`encode_images` of the reference: merge the tiles' features, split them, project, and merge again."""
+    """`encode_images` of the reference: merge features of tiles, split them, project them and merge again."""
     tensors = load_file(golden / "s2.safetensors")
     checked = 0
     for record in json.loads((golden / "s2.json").read_text()):
@@ -118,7 +118,7 @@ def test_projection_of_merged_scales(golden: Path):
             projector.load_state_dict(state)
             part = SimpleNamespace(config=SimpleNamespace(dynamic_s2=config), mm_projector=projector)
             layouts = [TileLayout("merged", *block) if block else WHOLE for block in record["block_sizes"]]
-            # `project_scales` reads the number of tiles only where they are not merged: there is one.
+            # `project_scales` reads the number of tiles only of media that are not merged, which have one.
             media = [PreparedMedium("image", Tiles(torch.empty(1), layout)) for layout in layouts]
             for number, tokens in enumerate(VilaModel.project_scales(part, features, media)):
                 torch.testing.assert_close(tokens[0], tensors[f"{prefix}encoded{number}"], atol=2e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Tiling and pixels against the reference's."""
+"""Tiling and pixels against the reference."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def test_image_modes(golden: Path):
 
 
 def test_recorded_pixels(case):
-    """The tiles' bytes are those that the reference fed to its tower."""
+    """Tiles are equal to those of the reference."""
     from vila_core.media import Image as VilaImage
 
     parts = [part for turn in case.record["turns"] for part in turn["parts"] if part["type"] != "text"]

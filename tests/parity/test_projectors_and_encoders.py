@@ -1,4 +1,4 @@
-"""Projectors and media encoders against the reference's."""
+"""Projectors and media encoders against the reference."""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
-"""The remote-code layout: its recorded answers, and proof that its code never runs.
+"""The remote-code layout: recorded answers, and a check that the remote code never runs.
 
-Left out are the prompts on which the remote code itself departs from the reference (golden/README.md, quirks 12 and 13).
+Left out are the prompts on which the remote code itself departs from the reference (golden/README.md, quirks 12 and
+13).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Static and dynamic S2, and the choice of features, against what the reference recorded (golden/functions/s2)."""
+"""Static and dynamic S2 and feature selection against recordings of the reference (golden/functions/s2)."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_feature_selection(select_layer, select_feature, recorded):
 
 
 def test_positions_are_resized_where_the_reference_zeroes_rows(recorded):
-    """Quirk 14: the reference's resize leaves rows 0, 7, 14 ... of 6 x 6 zero and mixes neighbours of a flattened grid."""
+    """Quirk 14: the resize of the reference leaves rows 0, 7, 14, ... zero and mixes neighbors in a flat grid."""
     config = siglip_56().config.model_copy(update={"image_size": 84, "pretrained_image_size": 56})
     resized = SiglipTower(config).adapt_weight(
         "vision_model.embeddings.position_embedding.weight", recorded["posresize.old"]

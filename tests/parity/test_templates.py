@@ -1,4 +1,4 @@
-"""Chat templates, tokenization and stop tokens against the reference's."""
+"""Chat templates, tokenization and stop tokens against the reference."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ CONVERSATION = [
     Turn("user", "Are you sure?\nThink twice."),
 ]
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-# Where a tokenizer of the recordings lies. Those that are not among the committed data run with `--recordings`.
+# Folders of recorded tokenizers. Those that are not committed need `--recordings`.
 HOMES = {
     "qwen2": "golden/nvila_lite_56",
     "qwen2_preadd": "golden/nvila_56",

@@ -22,7 +22,7 @@ def test_recorded(recorded: dict[str, list[list[object]]], direction) -> None:
         assert got == result, f"{text!r}, {duration} s, {count} tokens of form {form}"
 
 
-def test_a_single_time_token_is_the_start() -> None:
+def test_single_time_token_means_the_start() -> None:
     """The reference divides by zero here."""
     assert (
         decode_time_token("<t0> to <t1>", duration=8.0, num_time_tokens=1, time_token_format="<t{t}>")
@@ -31,10 +31,10 @@ def test_a_single_time_token_is_the_start() -> None:
     assert encode_time_token("<3.5> on", duration=8.0, num_time_tokens=1, time_token_format="<t{t}>") == "<t0> on"
 
 
-def test_a_video_without_duration_has_one_time() -> None:
+def test_video_without_duration() -> None:
     """The reference divides by zero here too."""
     assert encode_time_token("<3.5> on", duration=0.0, num_time_tokens=100, time_token_format="<t{t}>") == "<t0> on"
 
 
-def test_a_format_without_an_end_does_not_cut_longer_tokens() -> None:
+def test_token_that_is_a_prefix_of_another() -> None:
     assert decode_time_token("t1 t10", duration=99.0, num_time_tokens=100, time_token_format="t{t}") == "<1.0> <10.0>"

@@ -1,4 +1,4 @@
-"""Makes torchvision, which timm imports, importable with another build of torch than its own.
+"""Makes torchvision, which timm imports, importable with a different build of torch.
 
 It then fails on two missing operators. Declaring them is enough, since no test calls them.
 """

@@ -1,4 +1,4 @@
-"""The timm tower against timm's own forward, and RADIO against a network put together from timm's blocks."""
+"""The timm tower against timm's forward pass, and RADIO against a network of timm blocks."""
 
 from functools import partial
 
@@ -48,7 +48,7 @@ def pixels_for(size: int, count: int = 2) -> torch.Tensor:
 
 
 def outputs_of_blocks(model: nn.Module, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """What each block of a whole forward gave, caught on its way."""
+    """The output of each block in a full forward pass."""
     caught: list[torch.Tensor] = []
     handles = [
         block.register_forward_hook(lambda _block, _inputs, output: caught.append(output)) for block in model.blocks
@@ -74,8 +74,8 @@ def test_features_are_the_output_of_the_layer(model_name, select_layer):
 
 @every_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
-def test_a_tower_built_without_memory_computes_its_buffers(model_name, dtype):
-    """As the loader does it: build on the meta device, give every saved weight, then reset the buffers that are not saved."""
+def test_buffers_of_a_tower_built_on_the_meta_device(model_name, dtype):
+    """As in the loader: build on the meta device, load all saved weights, then reset the other buffers."""
     whole = build(config_for(model_name))
     with torch.device("meta"):
         tower = TimmTower(whole.config)
@@ -109,7 +109,7 @@ def test_gradients_reach_the_patches_and_stop_at_the_layer(model_name):
     assert all(parameter.grad is None for parameter in tower.model.blocks[2].parameters())
 
 
-def test_weights_from_nothing():
+def test_initial_weights():
     tower = build(config_for("test_vit"))
     for tensor in tower.parameters():
         tensor.data.fill_(torch.nan)
@@ -141,8 +141,8 @@ def test_pixels_of_another_shape_are_refused():
 
 @pytest.mark.parametrize("image_size", [32, 48, 80])
 @pytest.mark.parametrize("final_norm", [True, False])
-def test_radio_equals_timm_blocks_behind_a_patch_generator(image_size, final_norm):
-    """RADIO's hub code runs timm's `Block`s; its patch generator is written out here."""
+def test_radio_equals_timm_blocks_after_a_patch_generator(image_size, final_norm):
+    """RADIO's hub code runs timm blocks; this test has its own patch generator."""
     config = RadioConfig(
         image_size=image_size,
         patch_size=16,

@@ -7,13 +7,14 @@ decoded.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING
 
 from vila_core.errors import MediaError
+from vila_core.media.containers import CODECS, open_container, video_stream
 from vila_core.media.images import check_pixels
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import describe_content
@@ -21,65 +22,8 @@ from vila_core.media.sources import describe_content
 if TYPE_CHECKING:
     import av
     import PIL.Image
-    from av.container import InputContainer
     from av.video.stream import VideoStream
 
-# Only common containers and codecs: libav has hundreds, including playlists that open other files and unmaintained
-# decoders.
-_CONTAINERS = (
-    "mov",
-    "mp4",
-    "m4a",
-    "3gp",
-    "3g2",
-    "mj2",
-    "matroska",
-    "webm",
-    "avi",
-    "mpeg",
-    "mpegts",
-    "mpegvideo",
-    "m4v",
-    "flv",
-    "ogg",
-    "asf",
-    "gif",
-)
-_CODECS = (
-    *(
-        "h264",
-        "hevc",
-        "av1",
-        "libdav1d",
-        "vp8",
-        "vp9",
-        "libvpx",
-        "libvpx-vp9",
-        "mpeg4",
-        "mpeg1video",
-        "mpeg2video",
-        "mjpeg",
-        "gif",
-        "theora",
-    ),
-    *(
-        "h263",
-        "flv",
-        "flv1",
-        "msmpeg4",
-        "msmpeg4v1",
-        "msmpeg4v2",
-        "msmpeg4v3",
-        "wmv1",
-        "wmv2",
-        "wmv3",
-        "vc1",
-        "prores",
-        "dnxhd",
-        "ffv1",
-    ),
-    *("rawvideo", "huffyuv", "ffvhuff", "png", "qtrle", "cinepak", "dvvideo"),
-)
 _ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out.mp4)."
 
 
@@ -164,11 +108,11 @@ class _Reader:
     def open(self) -> None:
         """Open the file at its start and check the header."""
         self.file.seek(0)
-        self.container = _open_container(self.file)
-        self.stream = _video_stream(self.container, self.name)
+        self.container = open_container(self.file)
+        self.stream = video_stream(self.container, self.name)
         self.codec = self.stream.codec_context
         name_of_codec = "unknown" if self.codec is None else self.codec.codec.canonical_name  # pyright: ignore[reportUnnecessaryComparison]
-        if name_of_codec not in _CODECS:
+        if name_of_codec not in CODECS:
             raise MediaError(f"{self.name}: its codec ({name_of_codec}) is not supported. {_ADVICE}")
         if self.codec.width and self.codec.height:
             check_pixels(self.codec.width, self.codec.height, self.name, self.limits)
@@ -351,27 +295,3 @@ def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> Non
             f"more than the limit of {limits.max_video_pixels:,}. "
             "Use fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
         )
-
-
-def _open_container(file: IO[bytes]) -> "InputContainer":
-    import av
-
-    options = {
-        "format_whitelist": ",".join(_CONTAINERS),
-        "codec_whitelist": ",".join(_CODECS),
-        "protocol_whitelist": "none",
-    }
-    # Metadata in another encoding should not make a video unreadable. From version 19, PyAV ignores it by default.
-    tolerant = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
-    # Not as `options`: PyAV before 18 corrupts memory when it passes them to streams that appear later (MPEG-PS).
-    return cast("Callable[..., InputContainer]", av.open)(file, "r", container_options=options, **tolerant)
-
-
-def _video_stream(container: "InputContainer", name: str) -> "VideoStream":
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is not a video
-            return stream
-    what = "only audio" if container.streams.audio else "no picture"
-    raise MediaError(f"{name} has no video stream, {what}. Use a file with video.")

@@ -1,0 +1,93 @@
+"""Opens video files with PyAV: the containers and codecs that are allowed, and the choice of the video stream."""
+
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, cast
+
+from vila_core.errors import MediaError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+# Only common containers and codecs: libav has hundreds, including playlists that open other files and unmaintained
+# decoders.
+CONTAINERS = (
+    "mov",
+    "mp4",
+    "m4a",
+    "3gp",
+    "3g2",
+    "mj2",
+    "matroska",
+    "webm",
+    "avi",
+    "mpeg",
+    "mpegts",
+    "mpegvideo",
+    "m4v",
+    "flv",
+    "ogg",
+    "asf",
+    "gif",
+)
+CODECS = (
+    *(
+        "h264",
+        "hevc",
+        "av1",
+        "libdav1d",
+        "vp8",
+        "vp9",
+        "libvpx",
+        "libvpx-vp9",
+        "mpeg4",
+        "mpeg1video",
+        "mpeg2video",
+        "mjpeg",
+        "gif",
+        "theora",
+    ),
+    *(
+        "h263",
+        "flv",
+        "flv1",
+        "msmpeg4",
+        "msmpeg4v1",
+        "msmpeg4v2",
+        "msmpeg4v3",
+        "wmv1",
+        "wmv2",
+        "wmv3",
+        "vc1",
+        "prores",
+        "dnxhd",
+        "ffv1",
+    ),
+    *("rawvideo", "huffyuv", "ffvhuff", "png", "qtrle", "cinepak", "dvvideo"),
+)
+
+
+def open_container(file: IO[bytes]) -> "InputContainer":
+    """Open a video file with PyAV. Only common containers and codecs are allowed, and no other files are opened."""
+    import av
+
+    options = {
+        "format_whitelist": ",".join(CONTAINERS),
+        "codec_whitelist": ",".join(CODECS),
+        "protocol_whitelist": "none",
+    }
+    # Metadata in another encoding should not make a video unreadable. From version 19, PyAV ignores it by default.
+    tolerant = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    # Not as `options`: PyAV before 18 corrupts memory when it passes them to streams that appear later (MPEG-PS).
+    return cast("Callable[..., InputContainer]", av.open)(file, "r", container_options=options, **tolerant)
+
+
+def video_stream(container: "InputContainer", name: str) -> "VideoStream":
+    """Return the first video stream that is not a cover image. Raises `MediaError` if there is none."""
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is not a video
+            return stream
+    what = "only audio" if container.streams.audio else "no picture"
+    raise MediaError(f"{name} has no video stream, {what}. Use a file with video.")
