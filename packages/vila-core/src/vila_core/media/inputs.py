@@ -183,7 +183,7 @@ Media = Union[Image, Video]  # noqa: UP007 - works in both isinstance and annota
 
 
 def open_media(source: str | os.PathLike[str]) -> Media:
-    """Return an `Image` or `Video` for a path, URL or `data:` URI. Folders and video suffixes mean a video, all else an image."""
+    """Return a `Video` for a folder or a path, URL or `data:` URI of a video, else an `Image`."""
     text = os.fspath(source)
     if is_data_uri(text):
         return Video(text) if text[:11].lower() == "data:video/" else Image(text)
