@@ -23,7 +23,7 @@ SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
 """KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
 
 STACK = 144
-"""Bytes that a thread may spill. Some of the measured fastest configurations spill: tiles of 128 x 128 with 4 warps most."""
+"""Bytes that a thread may spill. Some of the fastest configurations do: tiles of 128 x 128 with 4 warps the most."""
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 POINTERS = ("packed_pointer", "x_pointer", "bias_pointer", "y_pointer", "next_pointer", "w_pointer")
