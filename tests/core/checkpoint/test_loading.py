@@ -13,6 +13,7 @@ from torch import nn
 from vila_core.checkpoint import Checkpoint, load_weights, open_checkpoint
 from vila_core.errors import CheckpointError
 from vila_core.model import VilaModel
+from vila_core.prompt import PreparedPrompt
 from vila_core.tokenizer import Tokenizer
 
 Make = Callable[..., Path]
@@ -58,10 +59,11 @@ def test_loaded_network_runs_on_positions_that_were_never_stored(make_checkpoint
     checkpoint = open_checkpoint(make_checkpoint(tied=True))
     network = empty_network(checkpoint)
     load_weights(network, checkpoint, device="cpu", dtype=torch.float32)
-    ids = torch.arange(9) + 20
-    logits = network(ids)
+    ids = list(range(20, 29))
+    (logits,) = network([PreparedPrompt("", ids)])
+    (of_reversed,) = network([PreparedPrompt("", ids[::-1])])
     assert torch.isfinite(logits).all()
-    assert not torch.allclose(network(ids.flip(0)).flip(0), logits)
+    assert not torch.allclose(of_reversed.flip(0), logits)
 
 
 def test_reads_are_reported(make_checkpoint: Make):

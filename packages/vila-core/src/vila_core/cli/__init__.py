@@ -1,1 +1,1 @@
-"""The command lines: `vila-infer` (`infer.py`) and `vila` (`main.py`, one file for each of core's sub-commands)."""
+"""The programs `vila-infer` (`infer.py`) and `vila` (`main.py`), and what the programs of all distributions share."""
