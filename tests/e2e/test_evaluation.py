@@ -62,7 +62,7 @@ def test_a_run_ends_with_a_table_and_a_report(finished: tuple[subprocess.Complet
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0][:4] == ["task", "measure", "value", "n"]
     assert [line[0] for line in lines if "5" in line[2:-1] and "±" in line] == ["vila/attribute", "pope"]
-    assert "1 of 2 tasks ran on miniatures (--fixtures)" in done.stdout
+    assert "1 of 2 tasks ran on made-up rows in the dataset's schema (--fixtures)" in done.stdout
     (model,) = (folder / "results").iterdir()
     assert "</html>" in (model / "report.html").read_text(encoding="utf-8")
     for task, measure in (("pope", "accuracy"), ("vila/attribute", "exact_match")):
@@ -93,7 +93,7 @@ def test_samples_are_shown_to_be_read(finished: tuple[subprocess.CompletedProces
     assert "[image]\n  | Is there a square in the image?" in one
     assert "reference: no" in one
     wrong = vila_eval("show", model / "pope", "--wrong", "2", folder=folder)
-    assert "of 5 samples are not wholly right" in wrong.stdout
+    assert "of 5 samples are not fully right" in wrong.stdout
     unknown = vila_eval("show", model / "pope", "--id", "x", folder=folder)
     assert (unknown.returncode, "No sample 'x' among the 5" in unknown.stderr) == (2, True)
 
