@@ -39,7 +39,7 @@ from vila_core.language.decoder import Decoder
 from vila_core.tokenizer import Tokenizer
 from vila_quant.kernels import LinearShape, choose, forced
 from vila_quant.kernels.cpu.pages import large_pages
-from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.decoding import CompiledDecodeStep
 from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 from vila_quant.packing.groupwise import GroupwiseWeight
@@ -113,7 +113,7 @@ def quantize(llm: Decoder, group_size: int, lm_head: str, generator: torch.Gener
                     name,
                     four_bits(child.out_features, child.in_features, group_size, child.bias is not None, generator),
                 )  # pyright: ignore[reportUnnecessaryComparison]
-    llm.model = DecodingModel(llm.model)
+    llm.use_step(CompiledDecodeStep(llm))
     vocabulary, width = llm.model.embed_tokens.weight.shape
     if lm_head == "int8":
         head = EightBitLinear("int8", vocabulary, width, bias=False)

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, MistralConfig, PretrainedConfig, PreTraine
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from vila_core.config import DecoderConfig, RopeScaling
+from vila_core.language.attention import sdpa
 from vila_core.language.decoder import Decoder
 
 WIDTH = {
@@ -125,11 +126,11 @@ def test_prefill_then_one_token_at_a_time(models: tuple[Decoder, PreTrainedModel
         piece = ids[:, start:end]
         expected = theirs(piece, past_key_values=past, use_cache=True)
         past = expected.past_key_values
-        logits = decoder.logits(decoder(decoder.embed(piece), cache=cache))
+        positions = torch.arange(start, end)[None] if start else None
+        logits = decoder.logits(decoder(decoder.embed(piece), positions=positions, cache=cache.up_to(end)))
         torch.testing.assert_close(
             logits, expected.logits, atol=1e-4, rtol=0, msg=lambda text, end=end: f"at {end}: {text}"
         )
-    assert cache.length == 29
 
 
 @torch.no_grad()
@@ -141,52 +142,87 @@ def test_prefill_in_chunks_equals_prefill_at_once(models: tuple[Decoder, PreTrai
         )
     embeds = decoder.embed(some_ids(2, 31))
     cache = decoder.new_cache(2, 40)
-    pieces = [decoder(piece, cache=cache) for piece in embeds.split([9, 1, 16, 5], dim=1)]
+    positions = torch.arange(31)[None].split([9, 1, 16, 5], dim=1)
+    pieces = [
+        decoder(piece, positions=at if at[0, 0] else None, cache=cache)
+        for piece, at in zip(embeds.split([9, 1, 16, 5], dim=1), positions, strict=True)
+    ]
     torch.testing.assert_close(torch.cat(pieces, dim=1), decoder(embeds), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @torch.no_grad()
-def test_padded_batch(models: tuple[Decoder, PreTrainedModel], side: str) -> None:
+def test_padded_batch(models: tuple[Decoder, PreTrainedModel]) -> None:
     decoder, theirs = models
     lengths, longest = [21, 13, 1], 21
     ids = some_ids(3, longest)
     mask = torch.stack([torch.arange(longest) < n for n in lengths])
-    if side == "left":
-        mask = mask.flip(1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    logits = decoder.logits(decoder(decoder.embed(ids), attention_mask=mask))
+    logits = decoder.logits(decoder(decoder.embed(ids), lengths=torch.tensor(lengths)))
     assert logits.isfinite().all()
     for row, length in enumerate(lengths):
         # A copy: under dynamic scaling transformers' model remembers the longest prompt so far.
-        alone = copy.deepcopy(theirs)(ids[row][mask[row]][None]).logits[0]
+        alone = copy.deepcopy(theirs)(ids[row, :length][None]).logits[0]
         torch.testing.assert_close(
-            logits[row][mask[row]], alone, atol=1e-4, rtol=0, msg=lambda text, n=length: f"length {n}: {text}"
+            logits[row, :length], alone, atol=1e-4, rtol=0, msg=lambda text, n=length: f"length {n}: {text}"
         )
     if decoder.config.rope_scaling is None:  # transformers lets the rows of a batch share one dynamic length
         expected = theirs(ids, attention_mask=mask.long(), position_ids=positions).logits
         torch.testing.assert_close(logits[mask], expected[mask], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("narrow", [True, False], ids=["narrow", "all slots"])
 @torch.no_grad()
-def test_decode_of_a_left_padded_batch(models: tuple[Decoder, PreTrainedModel]) -> None:
+def test_decode_of_a_ragged_batch(models: tuple[Decoder, PreTrainedModel], narrow: bool) -> None:
     decoder, theirs = models
-    lengths, longest, new = [17, 9, 2], 17, 6
+    lengths, longest, new = torch.tensor([17, 9, 2]), 17, 6
     ids = some_ids(3, longest + new)
-    mask = torch.stack([torch.arange(longest + new) >= longest - n for n in lengths])
     cache = decoder.new_cache(3, longest + new)
-    spans = [(0, longest), *((end - 1, end) for end in range(longest + 1, longest + new + 1))]
-    steps = [
-        decoder(decoder.embed(ids[:, start:end]), cache=cache, attention_mask=mask[:, :end])[:, -1:]
-        for start, end in spans
-    ]
+    cache.keys.fill_(1e4)  # a slot that is read too early shows
+    cache.values.fill_(1e4)
+    prompt = decoder(decoder.embed(ids[:, :longest]), cache=cache, lengths=lengths)
+    steps = [prompt[torch.arange(3), lengths - 1][:, None]]
+    for step in range(new):
+        positions = lengths[:, None] + step
+        embeds = decoder.embed(ids[:, longest + step : longest + step + 1])
+        steps.append(decoder(embeds, positions=positions, cache=cache.up_to(longest + step + 1) if narrow else cache))
     logits = decoder.logits(torch.cat(steps, dim=1))
-    for row, length in enumerate(lengths):
-        past, start, fresh = None, longest - length, copy.deepcopy(theirs)
-        for step, end in enumerate(range(longest, longest + new + 1)):
-            alone = fresh(ids[row : row + 1, start:end], past_key_values=past, use_cache=True)
+    for row, length in enumerate(lengths.tolist()):
+        tokens, past, fresh = torch.cat((ids[row, :length], ids[row, longest:])), None, copy.deepcopy(theirs)
+        start = 0
+        for step, end in enumerate(range(length, length + new + 1)):
+            alone = fresh(tokens[None, start:end], past_key_values=past, use_cache=True)
             past, start = alone.past_key_values, end
             torch.testing.assert_close(logits[row, step], alone.logits[0, -1], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_another_attention_function_takes_the_place_of_the_first() -> None:
+    decoder, _ = pair(CASES["qwen2"])
+    embeds, layers = decoder.embed(some_ids(1, 9)), []
+    expected = decoder(embeds)
+
+    def watched(q, k, v, inputs, layer):
+        layers.append(layer)
+        return sdpa(q, k, v, inputs, layer)
+
+    decoder.model.attention = watched
+    torch.testing.assert_close(decoder(embeds), expected)
+    assert layers == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_a_step_object_reads_the_new_tokens() -> None:
+    decoder, _ = pair(CASES["qwen2"])
+    cache, seen = decoder.new_cache(1, 4), []
+
+    def step(embeds, positions, cache):
+        seen.append(positions.tolist())
+        return embeds
+
+    decoder.use_step(step)
+    embeds = decoder.embed(some_ids(1, 1))
+    assert decoder.decode_step(embeds, torch.tensor([[3]]), cache.up_to(4)) is embeds
+    assert seen == [[[3]]]
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "qwen3", "llama-3", "mistral-window", "rope-yarn"])

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.core.steered import SteeredDecoder
 
-from vila_core.engine.generate import Generated, Piece, decode_one_token, generate, pad_left, prefill, stream
+from vila_core.engine.generate import Generated, Piece, decode_one_token, generate, pad_right, prefill, stream
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError
 from vila_core.language.decoder import Decoder
@@ -137,7 +138,7 @@ def test_prompts_that_do_not_fit(
 def test_numbers_that_are_not_finite_are_no_answer(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     batch = prompts(decoder, [3, 5])
     batch[1][2, 7] = torch.nan
-    with pytest.raises(GenerationError, match=r"not finite, in float32.*--dtype"):
+    with pytest.raises(GenerationError, match=r"not finite in float32.*--dtype"):
         generate(decoder, batch, GenerationConfig(), tokenizer, end)
     with pytest.raises(GenerationError, match="not finite"):
         list(stream(decoder, batch[1], GenerationConfig(), tokenizer, end))
@@ -148,7 +149,7 @@ def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int])
 
 
 def script(answer: Sequence[int], vocab_size: int):
-    """Return a logits processor that makes every row say `answer`, whatever the model thinks."""
+    """Return a function that makes every row say `answer`, whatever the model computes."""
 
     def say(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
         forced = torch.full_like(logits, -1e9)
@@ -166,8 +167,8 @@ def say(
     config = GenerationConfig(**settings)
     processor = script(ids, decoder.config.vocab_size)
     (prompt,) = prompts(decoder, [4])
-    (answer,) = generate(decoder, [prompt], config, tokenizer, end, processor)
-    pieces = list(stream(decoder, prompt, config, tokenizer, end, processor))
+    (answer,) = generate(SteeredDecoder(decoder, processor), [prompt], config, tokenizer, end)
+    pieces = list(stream(SteeredDecoder(decoder, processor), prompt, config, tokenizer, end))
     assert streamed(pieces) == (answer.token_ids, answer.text, answer.finish_reason)
     return answer, pieces
 
@@ -233,15 +234,14 @@ def test_character_cut_off_by_the_length(decoder: Decoder, tokenizer: Tokenizer,
     assert answer.text.startswith("ab")
 
 
-def test_pad_left_gives_no_mask_where_none_is_needed(decoder: Decoder) -> None:
-    embeds, mask = pad_left(prompts(decoder, [7, 7]), 4)
+def test_padding_at_the_right(decoder: Decoder) -> None:
+    embeds, lengths = pad_right(prompts(decoder, [7, 7]))
     assert embeds.shape == (2, 7, 48)
-    assert mask is None
-    embeds, mask = pad_left(prompts(decoder, [7, 3]), 4)
-    assert mask is not None
-    assert mask.shape == (2, 11)
-    assert mask.sum(-1).tolist() == [11, 7]
-    assert embeds[1, :4].abs().max() == 0
+    assert lengths is None
+    embeds, lengths = pad_right(prompts(decoder, [7, 3]))
+    assert lengths is not None
+    assert lengths.tolist() == [7, 3]
+    assert embeds[1, 3:].abs().max() == 0
 
 
 @torch.inference_mode()
@@ -251,12 +251,11 @@ def test_cache_is_allocated_once_and_views_never_copy(decoder: Decoder) -> None:
     shape, address = cache.keys.shape, cache.keys.data_ptr()
     assert shape == (2, 1, 2, 14, 12)
     logits = prefill(decoder, prompt[None], cache)
-    for length in range(9, 14):
-        assert cache.length == length
-        logits = decode_one_token(decoder, logits.argmax(-1), cache)
+    for position in range(9, 14):
+        logits = decode_one_token(decoder, logits.argmax(-1), torch.tensor([[position]]), cache.up_to(position + 1))
     assert (cache.keys.shape, cache.keys.data_ptr()) == (shape, address)
-    keys, _ = cache.update(0, *(torch.empty(1, 2, 0, 12),) * 2)
+    keys, _ = cache.up_to(5).read(0)
+    assert keys.shape == (1, 2, 5, 12)
     assert keys.data_ptr() == address
-    cache.reset()
-    assert cache.length == 0
+    # A used cache serves another prompt as it is: what is beyond a row's position is not read.
     torch.testing.assert_close(prefill(decoder, prompt[None], cache), decoder.logits(decoder(prompt[None])[:, -1]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.core.steered import SteeredDecoder
 
 from vila_core.engine.generate import Generated, generate, stream
 from vila_core.engine.grammar import unpack_bits
@@ -68,7 +69,7 @@ def test_schema(
 
 
 def always(decoder: Decoder, preferred: Sequence[int]):
-    """Return a logits processor that likes the tokens of `preferred`, the first most."""
+    """Return a function that prefers the tokens of `preferred`, the first one most."""
 
     def prefer(logits: torch.Tensor, _: Sequence[Sequence[int]]) -> torch.Tensor:
         for rank, token_id in enumerate(preferred):
@@ -83,7 +84,7 @@ def test_json_mode(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], 
     # A random model writes strings for ever; this one closes them as soon as it may.
     closing = always(decoder, [*end, *(tokenizer.encode(character)[0] for character in '"}]')])
     config = GenerationConfig(max_new_tokens=200, json_mode=True, **settings)
-    answers: list[Generated] = generate(decoder, prompts(decoder, 3), config, tokenizer, end, closing)
+    answers: list[Generated] = generate(SteeredDecoder(decoder, closing), prompts(decoder, 3), config, tokenizer, end)
     for answer in answers:
         assert answer.finish_reason == "stop"
         assert isinstance(json.loads(answer.text), dict | list)
@@ -92,12 +93,11 @@ def test_json_mode(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], 
 def test_json_mode_refuses_everything_else(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     wish = [*tokenizer.encode("hello"), *end, tokenizer.media_token_ids["image"]]
     (answer,) = generate(
-        decoder,
+        SteeredDecoder(decoder, always(decoder, wish)),
         prompts(decoder, 1),
         GenerationConfig(max_new_tokens=12, json_mode=True),
         tokenizer,
         end,
-        always(decoder, wish),
     )
     assert answer.text[0] in "{["
     assert answer.token_ids
@@ -108,7 +108,9 @@ def test_special_tokens_and_padding_of_the_vocabulary_cannot_slip_into_a_string(
 ) -> None:
     unwanted = [tokenizer.sentinel_token_id, tokenizer.media_token_ids["image"], len(tokenizer) + 5]
     config = GenerationConfig(max_new_tokens=300, json_schema={"type": "string", "minLength": 5, "maxLength": 9})
-    (answer,) = generate(decoder, prompts(decoder, 1), config, tokenizer, end, always(decoder, unwanted))
+    (answer,) = generate(
+        SteeredDecoder(decoder, always(decoder, unwanted)), prompts(decoder, 1), config, tokenizer, end
+    )
     assert not set(unwanted) & set(answer.token_ids)
     assert 5 <= len(json.loads(answer.text)) <= 9
 
@@ -116,7 +118,7 @@ def test_special_tokens_and_padding_of_the_vocabulary_cannot_slip_into_a_string(
 def test_an_extra_stop_token_cannot_cut_the_json(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     (z,) = tokenizer.encode("z")
     config = GenerationConfig(max_new_tokens=300, json_schema=ANIMAL, stop_token_ids=[z])
-    (answer,) = generate(decoder, prompts(decoder, 1), config, tokenizer, end, always(decoder, [z]))
+    (answer,) = generate(SteeredDecoder(decoder, always(decoder, [z])), prompts(decoder, 1), config, tokenizer, end)
     check_animal(answer.text)
     assert answer.finish_reason == "stop"
 
@@ -132,14 +134,16 @@ def test_control_characters_cannot_slip_into_a_string(
 ) -> None:
     controls = [tokenizer.encode(character)[0] for character in "\t\x01\x1f"]
     config = GenerationConfig(max_new_tokens=300, json_schema={"type": "string", "minLength": 5, "maxLength": 9})
-    (answer,) = generate(decoder, prompts(decoder, 1), config, tokenizer, end, always(decoder, controls))
+    (answer,) = generate(
+        SteeredDecoder(decoder, always(decoder, controls)), prompts(decoder, 1), config, tokenizer, end
+    )
     assert 5 <= len(json.loads(answer.text)) <= 9
 
 
 def test_whitespace_has_an_end(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     blanks = [token_id for text, token_id in tokenizer.hf.get_vocab().items() if re.fullmatch("[ĠĊĉč]+", text)]
     config = GenerationConfig(max_new_tokens=300, json_schema=ANIMAL)
-    (answer,) = generate(decoder, prompts(decoder, 1), config, tokenizer, end, always(decoder, blanks))
+    (answer,) = generate(SteeredDecoder(decoder, always(decoder, blanks)), prompts(decoder, 1), config, tokenizer, end)
     check_animal(answer.text)
     assert answer.text == json.dumps(json.loads(answer.text), ensure_ascii=False)
 

@@ -76,9 +76,10 @@ def test_logits_and_decode(name: str) -> None:
     embeds = adapter.embed(ids)
     torch.testing.assert_close(adapter.logits(adapter(embeds)), expected, atol=1e-5, rtol=0)
     cache = adapter.new_cache(2, 13)
-    hidden = [adapter(piece, cache=cache) for piece in embeds.split([6, 1, 1, 1, 1, 1, 1, 1], dim=1)]
+    pieces = [adapter(embeds[:, :6], cache=cache)]
+    pieces += [adapter.decode_step(embeds[:, at : at + 1], torch.tensor([[at]]), cache) for at in range(6, 13)]
     assert cache.length == 13
-    torch.testing.assert_close(adapter.logits(torch.cat(hidden, dim=1)), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(adapter.logits(torch.cat(pieces, dim=1)), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(

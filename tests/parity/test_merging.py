@@ -59,7 +59,7 @@ def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
         torch.testing.assert_close(embeds, get("eval_right.inputs_embeds"), atol=2e-5, rtol=1e-4)
         assert torch.equal(padded, get("eval_right.labels"))
-        hidden = network.llm(embeds, attention_mask=get("eval_right.attention_mask"))
+        hidden = network.llm(embeds, lengths=get("eval_right.attention_mask").sum(-1))
         loss = causal_cross_entropy(network.llm.logits(hidden), padded)
     assert loss.item() == pytest.approx(recorded["eval_right.loss_unpacked"], abs=1e-5)
 

@@ -22,7 +22,7 @@ from vila_quant.kernels.cpu.compiled.numbers import exp
 from vila_quant.kernels.cpu.compiled.products import fill_panel, whole_numbers
 from vila_quant.kernels.cpu.crossover import Plan, pinned
 from vila_quant.kernels.cpu.pages import LARGE_PAGE, large_pages
-from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.decoding import CompiledDecodeStep
 from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 from vila_quant.packing.groupwise import GroupwiseWeight, quantize
@@ -303,27 +303,31 @@ def decoder(*, dtype: torch.dtype = torch.float32, group_size: int = 32, **chang
                 linear.bias = child.bias
                 linear.use_weight(quantize(child.weight.detach().float(), 4, group_size), CPU, dtype)
                 setattr(parent, name, linear)
-    llm.model = DecodingModel(llm.model)
+    llm.use_step(CompiledDecodeStep(llm))
     return llm.eval().requires_grad_(False)
 
 
-def decode(llm: Decoder, batch: int, *, compiled: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hidden states of five tokens after a prompt of seven, and the cache."""
-    llm.model.__dict__.pop("_twin", None)
+def decode(llm: Decoder, batch: int, *, compiled: bool, lengths: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return hidden states of five tokens after prompts of seven (or `lengths`), and the cache."""
+    step = step_of(llm)
+    step.__dict__.pop("compiled", None)
     if not compiled:
-        llm.model.__dict__["_twin"] = None
+        step.__dict__["compiled"] = None
     embeds = torch.randn(batch, 12, llm.config.hidden_size, generator=torch.Generator().manual_seed(1)).to(
         llm.model.norm.weight.dtype
     )
     cache = llm.new_cache(batch, 16)
+    positions = torch.tensor([[7]]) if lengths is None else lengths[:, None]
     with torch.inference_mode(), pinned(Plan(8, torch.float32)):
-        llm(embeds[:, :7], cache=cache, attention_mask=None if mask is None else mask[:, :7])
-        steps = [
-            llm(embeds[:, i : i + 1], cache=cache, attention_mask=None if mask is None else mask[:, : i + 1])
-            for i in range(7, 12)
-        ]
-    assert cache.length == 12
+        llm(embeds[:, :7], cache=cache, lengths=lengths)
+        steps = [llm.decode_step(embeds[:, i : i + 1], positions + i - 7, cache.up_to(i + 1)) for i in range(7, 12)]
     return torch.cat(steps, dim=1), cache.keys.clone(), cache.values.clone()
+
+
+def step_of(llm: Decoder) -> CompiledDecodeStep:
+    step = llm._step
+    assert isinstance(step, CompiledDecodeStep)
+    return step
 
 
 VARIANTS = {
@@ -341,9 +345,9 @@ def test_a_compiled_decoder_is_the_decoder(changes: dict[str, object], batch: in
     llm = decoder(**changes)
     for got, expected in zip(decode(llm, batch, compiled=True), decode(llm, batch, compiled=False), strict=True):
         torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
-    assert llm.model._twin is None  # the second run's
+    assert step_of(llm).compiled is None  # the second run's
     decode(llm, batch, compiled=True)
-    assert llm.model._twin is not None
+    assert step_of(llm).compiled is not None
 
 
 def test_in_bf16_it_is_nearer_to_fp32_than_the_decoder_in_pytorch() -> None:
@@ -356,21 +360,21 @@ def test_in_bf16_it_is_nearer_to_fp32_than_the_decoder_in_pytorch() -> None:
 
 def test_padding_and_windows_go_the_decoders_own_way() -> None:
     llm = decoder()
-    mask = torch.ones(2, 16, dtype=torch.bool)
-    mask[1, :3] = False
-    assert torch.equal(decode(llm, 2, compiled=True, mask=mask)[0], decode(llm, 2, compiled=False, mask=mask)[0])
+    lengths = torch.tensor([7, 4])
+    ours, eager = (decode(llm, 2, compiled=compiled, lengths=lengths)[0] for compiled in (True, False))
+    assert torch.equal(ours, eager)
     narrow = decoder(sliding_window=4)
     assert torch.equal(decode(narrow, 1, compiled=True)[0], decode(narrow, 1, compiled=False)[0])
 
 
 def test_linears_of_other_kernels_or_shapes_are_not_compiled() -> None:
     with forced("reference"):
-        assert decoder().model._twin is None
+        assert step_of(decoder()).compiled is None
     mixed = decoder()
     layer = mixed.model.layers[1]
     layer.mlp.gate_proj = GroupwiseLinear(LinearShape(160, 64, 64), bias=False)
     layer.mlp.gate_proj.use_weight(random_weight(LinearShape(160, 64, 64)), CPU, torch.float32)
-    assert mixed.model._twin is None
+    assert step_of(mixed).compiled is None
     y, _, _ = decode(decoder(), 1, compiled=True)
     assert y.isfinite().all()
 
@@ -380,7 +384,7 @@ def test_a_compiled_decoder_keeps_one_copy_of_its_weights() -> None:
     before = [
         [part.clone() for part in module.packed] for module in llm.modules() if isinstance(module, GroupwiseLinear)
     ]
-    assert llm.model._twin is not None
+    assert step_of(llm).compiled is not None
     linears = [module for module in llm.modules() if isinstance(module, GroupwiseLinear)]
     for parts, module in zip(before, linears, strict=True):
         assert all(torch.equal(old, new) for old, new in zip(parts, module.packed, strict=True))
@@ -391,7 +395,7 @@ def test_a_compiled_decoder_keeps_one_copy_of_its_weights() -> None:
 def test_names_in_a_state_dict_stay() -> None:
     whole = Decoder(decoder().config)
     names = set(whole.state_dict())
-    whole.model = DecodingModel(whole.model)
+    whole.use_step(CompiledDecodeStep(whole))
     assert set(whole.state_dict()) == names
 
 

@@ -1,11 +1,12 @@
-"""Generation: prefill the prompt, then decode token by token; one answer streamed, or a batch at once.
+"""Generation: prefill the prompt, then decode token by token; stream one answer, or answer a batch.
 
-B batch, T tokens of a prompt, S cached + new tokens, D width, V vocabulary
+B batch, T tokens of a prompt, D width, V vocabulary
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,15 +18,15 @@ from vila_core.language import LanguageModel
 from vila_core.language.cache import Cache
 from vila_core.tokenizer import Tokenizer
 
-LogitsProcessor = Callable[[torch.Tensor, Sequence[Sequence[int]]], torch.Tensor]
-"""`(logits [B, V] fp32, ids generated so far in each row) -> logits`."""
+if TYPE_CHECKING:
+    from vila_core.engine.grammar import GrammarProcessor
 
 
 @dataclass(frozen=True)
 class Piece:
     """A step of a streamed answer. `token_id` is None for the last step of an answer that a stop token ended.
 
-    `text` is what has become certain: often empty, since half a character or a possible stop string is held back.
+    `text` is what is certain so far. It is often empty, since half a character or a possible stop string is held back.
     """
 
     token_id: int | None
@@ -35,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Generated:
-    """One finished answer. The seconds are those of the whole batch."""
+    """One finished answer. The times are those of the whole batch."""
 
     token_ids: list[int]
     text: str
@@ -45,17 +46,20 @@ class Generated:
 
 
 def prefill(
-    llm: LanguageModel, embeds: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None
+    llm: LanguageModel, embeds: torch.Tensor, cache: Cache, lengths: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Read the prompts `[B, T, D]` into the empty `cache`; return the logits `[B, V]` of the first new token."""
-    return llm.logits(llm(embeds, cache=cache, attention_mask=attention_mask)[:, -1])
+    """Read prompts `[B, T, D]`, padded at the right, into the empty `cache`; return the logits `[B, V]` of the next token.
+
+    `lengths` `[B]` are the tokens of each prompt; None means that all have T.
+    """
+    hidden = llm(embeds, cache=cache, lengths=lengths)
+    last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    return llm.logits(last)
 
 
-def decode_one_token(
-    llm: LanguageModel, ids: torch.Tensor, cache: Cache, attention_mask: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Read one token `ids` `[B]` a row; return the logits `[B, V]` of the next."""
-    return llm.logits(llm(llm.embed(ids[:, None]), cache=cache, attention_mask=attention_mask)[:, -1])
+def decode_one_token(llm: LanguageModel, ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+    """Read one token `ids` `[B]` of each row at `positions` `[B, 1]` or `[1, 1]`; return the logits `[B, V]` of the next."""
+    return llm.logits(llm.decode_step(llm.embed(ids[:, None]), positions, cache)[:, -1])
 
 
 def stream(
@@ -64,15 +68,14 @@ def stream(
     config: GenerationConfig,
     tokenizer: Tokenizer,
     stop_token_ids: frozenset[int],
-    logits_processor: LogitsProcessor | None = None,
 ) -> Iterator[Piece]:
-    """Answer the prompt `[T, D]`, yielding a piece a token; the last piece has a finish reason.
+    """Answer the prompt `[T, D]`, yielding one piece per token; the last piece has a finish reason.
 
     Raises:
         PromptError: the prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed, or the model gives numbers that are not finite.
+        GenerationError: the JSON schema cannot be followed, or the model computes values that are not finite.
     """
-    answers, steps = _start(llm, [embeds], config, tokenizer, stop_token_ids, logits_processor)
+    answers, steps = _start(llm, [embeds], config, tokenizer, stop_token_ids)
     return _pieces(answers[0], steps)
 
 
@@ -82,18 +85,17 @@ def generate(
     config: GenerationConfig,
     tokenizer: Tokenizer,
     stop_token_ids: frozenset[int],
-    logits_processor: LogitsProcessor | None = None,
 ) -> list[Generated]:
-    """Answer a batch of prompts `[T_i, D]` of any lengths; each answer is what the prompt alone would get.
+    """Answer a batch of prompts `[T_i, D]` of any lengths. Each answer is the same as for the prompt alone.
 
     Raises:
         PromptError: a prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed, or the model gives numbers that are not finite.
+        GenerationError: the JSON schema cannot be followed, or the model computes values that are not finite.
     """
     if not embeds:
         return []
     begin = time.perf_counter()
-    answers, steps = _start(llm, embeds, config, tokenizer, stop_token_ids, logits_processor)
+    answers, steps = _start(llm, embeds, config, tokenizer, stop_token_ids)
     first_token = begin
     for step, ids in enumerate(steps):
         if step == 0:
@@ -159,18 +161,17 @@ def _start(
     config: GenerationConfig,
     tokenizer: Tokenizer,
     stop_token_ids: frozenset[int],
-    logits_processor: LogitsProcessor | None,
 ) -> tuple[list[_Answer], Iterator[list[int]]]:
     """Check the prompts; return the empty answers and the steps that fill them."""
     stops = stop_token_ids | frozenset(config.stop_token_ids)
     room = [_room(len(prompt), llm.config.max_length) for prompt in embeds]
     answers = [_Answer(config, tokenizer, stops, min(config.max_new_tokens, tokens)) for tokens in room]
-    processors = [] if logits_processor is None else [logits_processor]
+    processors: list[GrammarProcessor] = []
     if config.json_mode or config.json_schema is not None:
-        from vila_core.engine.grammar import GrammarProcessor  # here, since xgrammar takes its time to import
+        from vila_core.engine import grammar  # imported here because xgrammar is slow to import
 
-        # Last, so that nothing makes a forbidden token possible again.
-        processors.append(GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds)))
+        # Last, so that nothing can make a forbidden token possible again.
+        processors.append(grammar.GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds)))
     return answers, _steps(
         llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room))
     )
@@ -181,53 +182,48 @@ def _steps(
     llm: LanguageModel,
     prompts: Sequence[torch.Tensor],
     sampler: Sampler,
-    processors: Sequence[LogitsProcessor],
+    processors: "Sequence[GrammarProcessor]",
     max_new_tokens: int,
 ) -> Iterator[list[int]]:
-    """Yield the next token of every row, whether its answer has ended or not: shapes never change on the way."""
-    embeds, mask = pad_left(prompts, max_new_tokens)
-    rows, length, _ = embeds.shape
-    cache = llm.new_cache(rows, length + max_new_tokens)
+    """Yield the next token of every row, whether its answer has ended or not."""
+    embeds, lengths = pad_right(prompts)
+    rows, longest, _ = embeds.shape
+    cache = llm.new_cache(rows, longest + max_new_tokens)
     history: list[list[int]] = [[] for _ in prompts]
-    logits = prefill(llm, embeds, cache, None if mask is None else mask[:, :length])
+    logits = prefill(llm, embeds, cache, lengths)
+    positions = torch.full((1, 1), longest, device=embeds.device) if lengths is None else lengths[:, None]
     _require_finite(logits)
-    for end in range(length + 1, length + max_new_tokens + 1):
+    for end in range(longest + 1, longest + max_new_tokens + 1):
         logits = logits.float()
         for process in processors:
             logits = process(logits, history)
         ids = sampler(logits)
-        on_host: list[int] = ids.tolist()  # the one wait for the device in a step
+        on_host: list[int] = ids.tolist()  # the only wait for the device in a step
         for row, token_id in zip(history, on_host, strict=True):
             row.append(token_id)
         yield on_host
-        logits = decode_one_token(llm, ids, cache, None if mask is None else mask[:, :end])
+        logits = decode_one_token(llm, ids, positions, cache.up_to(end))
+        positions = positions + 1
 
 
 def _require_finite(logits: torch.Tensor) -> None:
-    """Raise `GenerationError` rather than answer with whatever token comes first."""
+    """Raise `GenerationError` instead of answering with an arbitrary token."""
     if not bool(torch.isfinite(logits).all()):
         name = str(logits.dtype).removeprefix("torch.")
         raise GenerationError(
-            f"The model gives numbers that are not finite, in {name}. Its weights are damaged, or too large for that dtype: "
-            "try another (--dtype float32), or download the checkpoint again."
+            f"The model computes values that are not finite in {name}. Its weights are damaged, or too large for this "
+            "dtype: try another one (--dtype float32), or download the checkpoint again."
         )
 
 
-def pad_left(prompts: Sequence[torch.Tensor], max_new_tokens: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Stack prompts `[T_i, D]` to `[B, T, D]` so that all end together.
-
-    Also return the mask `[B, T + max_new_tokens]`, False before a prompt begins; None where all are of one length, since
-    attention without a mask is faster.
-    """
+def pad_right(prompts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Stack prompts `[T_i, D]` to `[B, T, D]` and return their lengths `[B]`; None if all are equal."""
     lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    if min(lengths) == longest:
+    if min(lengths) == max(lengths):
         return torch.stack(list(prompts)), None
-    embeds = prompts[0].new_zeros(len(prompts), longest, prompts[0].shape[1])
-    for row, prompt in zip(embeds, prompts, strict=True):
-        row[longest - len(prompt) :] = prompt
-    starts = longest - torch.tensor(lengths, device=embeds.device)
-    return embeds, torch.arange(longest + max_new_tokens, device=embeds.device) >= starts[:, None]
+    return torch.nn.utils.rnn.pad_sequence(list(prompts), batch_first=True), torch.tensor(
+        lengths, device=prompts[0].device
+    )
 
 
 def _room(prompt_length: int, max_length: int) -> int:

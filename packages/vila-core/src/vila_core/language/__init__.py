@@ -1,6 +1,6 @@
 """Language models behind one interface: the native decoder and the transformers adapter.
 
-B batch, T tokens, S cached + new tokens, D width, V vocabulary
+B batch, T tokens, D width, V vocabulary
 """
 
 from __future__ import annotations
@@ -12,6 +12,14 @@ if TYPE_CHECKING:
 
     from vila_core.config import LanguageModelConfig
     from vila_core.language.cache import Cache
+
+
+class DecodeStep(Protocol):
+    """Reads one new token of each row. A compiled or captured decoder is another object of this type."""
+
+    def __call__(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Embeddings `[B, 1, D]` at `positions` `[B, 1]` (`[1, 1]` for equal rows) -> hidden states `[B, 1, D]`."""
+        ...
 
 
 class LanguageModel(Protocol):
@@ -30,13 +38,22 @@ class LanguageModel(Protocol):
         *,
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`.
 
-        `positions` `[B, T]` int64 defaults to the number of attended tokens before each one. `attention_mask` `[B, S]`
-        bool is True where a token may be attended to; without it every token is. A `cache` of `new_cache` is filled.
+        Args:
+            embeds: causal sequences, padded at the right.
+            positions: int64 `[B, T]`, or `[1, T]` for equal rows, when a cache of `new_cache` is continued; None starts
+                a sequence at 0.
+            cache: filled with the new tokens.
+            lengths: tokens of each row without padding, int64 `[B]`; None means no padding. Hidden states of padding are
+                finite and otherwise undefined.
         """
+        ...
+
+    def decode_step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Read one new token of each row, as a `DecodeStep` does."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,64 +1,70 @@
-"""The KV cache: allocated once for the whole generation, filled from the left.
+"""The KV cache: allocated once, addressed by positions.
 
 L layers, B batch, H_kv key/value heads, S slots, T new tokens, D_h head width
 """
 
-from typing import Protocol
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 
 
 class Cache(Protocol):
-    """What a language model remembers between calls. `length` is the number of slots filled in every row."""
+    """What a language model remembers between calls."""
 
-    @property
-    def length(self) -> int: ...
+    def up_to(self, num_slots: int) -> Self:
+        """Return the cache for a call in which the longest row then has `num_slots` tokens. Memory is shared."""
+        ...
 
 
+@dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer in two buffers `[L, B, H_kv, S, D_h]` that never move or grow."""
+    """Keys and values of every layer, in two buffers that never move or grow.
 
-    def __init__(
-        self,
+    Slot p of a row holds the token at position p of that row. Positions are tensors, so no shape depends on how full the
+    cache is. A call that attends to the cache sees the slots up to its own position, so a slot that was never written, or
+    was written for padding, is not read.
+
+    Attributes:
+        keys, values: `[L, B, H_kv, S, D_h]`.
+        limit: how many slots a call reads; None reads all S. A smaller limit makes attention on short sequences cheaper.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    limit: int | None = None
+
+    @classmethod
+    def allocate(
+        cls,
         num_layers: int,
         batch_size: int,
         num_key_value_heads: int,
-        max_length: int,
+        num_slots: int,
         head_dim: int,
         *,
         device: torch.device,
         dtype: torch.dtype,
-    ):
-        shape = (num_layers, batch_size, num_key_value_heads, max_length, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self._length = 0
+    ) -> KVCache:
+        """Return an empty cache."""
+        shape = (num_layers, batch_size, num_key_value_heads, num_slots, head_dim)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
-    @property
-    def length(self) -> int:
-        """Slots filled in every row, padding included."""
-        return self._length
+    def up_to(self, num_slots: int) -> KVCache:
+        """Return the cache for a call in which the longest row then has `num_slots` tokens. Memory is shared."""
+        assert num_slots <= self.keys.shape[3], f"a cache of {self.keys.shape[3]} slots cannot hold {num_slots} tokens"
+        return replace(self, limit=num_slots)
 
-    @property
-    def max_length(self) -> int:
-        """Slots there are."""
-        return self.keys.shape[3]
+    def write(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write `keys` and `values` `[B, H_kv, T, D_h]` to the slots `positions`, `[B, T]`, or `[1, T]` for equal rows."""
+        for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if len(positions) == 1:
+                buffer.index_copy_(2, positions[0], new.to(buffer.dtype))
+            else:
+                buffer.scatter_(2, positions[:, None, :, None].expand_as(new), new.to(buffer.dtype))
 
-    def update(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write one layer's new `keys`, `values` `[B, H_kv, T, D_h]`; return views of all so far, `[B, H_kv, length + T, D_h]`.
-
-        The filled length stays as it is until `advance`, since every layer writes to the same slots.
-        """
-        end = self._length + keys.shape[2]
-        assert end <= self.max_length, f"cache of {self.max_length} slots cannot hold {end}"
-        self.keys[layer, :, :, self._length : end] = keys
-        self.values[layer, :, :, self._length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def advance(self, num_tokens: int) -> None:
-        """Count `num_tokens` slots as filled, after the last layer has written them."""
-        self._length += num_tokens
-
-    def reset(self) -> None:
-        """Empty the cache for another prompt; the buffers stay."""
-        self._length = 0
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one layer's keys and values, views `[B, H_kv, limit, D_h]`."""
+        return self.keys[layer, :, :, : self.limit], self.values[layer, :, :, : self.limit]

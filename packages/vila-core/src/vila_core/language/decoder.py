@@ -1,9 +1,9 @@
 """One decoder for Qwen2, Qwen2.5, Qwen3, Llama 1-3, Mistral and Yi: pre-norm blocks, rotary positions, grouped queries.
 
-B batch, T new tokens, S cached + new tokens, D width, V vocabulary,
+B batch, T new tokens, D width, V vocabulary,
 H query heads, H_kv key/value heads, G = H / H_kv queries that share one, D_h head width
 
-Names of modules are those of transformers, so its checkpoints fit as they are.
+Modules have the names that transformers uses, so its checkpoints fit without renaming.
 """
 
 import torch
@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from vila_core.config import DecoderConfig
+from vila_core.language import DecodeStep
+from vila_core.language.attention import AttentionFunction, AttentionInputs, attention_inputs, sdpa
 from vila_core.language.cache import Cache, KVCache
 from vila_core.language.rope import Rotary, rotate
 
@@ -18,17 +20,18 @@ from vila_core.language.rope import Rotary, rotate
 class Decoder(nn.Module):
     """The language model: embeddings in, hidden states and logits out (see `LanguageModel`).
 
-    Without `cache` and `attention_mask` it is plain causal attention, as training wants it.
+    Without a cache it is plain causal attention, as in training.
     """
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
         self.model = DecoderModel(config)
-        # A tied model has no lm_head in its state dict: the embedding is the head.
+        # A tied model has no lm_head in its state dict; the embedding serves as the head.
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
+        self._step: DecodeStep | None = None
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` -> embeddings `[B, T, D]`."""
@@ -40,11 +43,21 @@ class Decoder(nn.Module):
         *,
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
         assert cache is None or isinstance(cache, KVCache), "the decoder fills caches of its own new_cache"
-        return self.model(embeds, positions, cache, attention_mask)
+        return self.model(embeds, positions, cache, lengths)
+
+    def use_step(self, step: DecodeStep) -> None:
+        """Let `step` read new tokens from now on, instead of `forward`."""
+        self._step = step
+
+    def decode_step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """One new token of each row, `[B, 1, D]` -> hidden states `[B, 1, D]`."""
+        if self._step is not None:
+            return self._step(embeds, positions, cache)
+        return self(embeds, positions=positions, cache=cache)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., D]` -> scores `[..., V]`."""
@@ -56,7 +69,7 @@ class Decoder(nn.Module):
         """Return an empty cache on the model's device, in its dtype."""
         weight = self.model.embed_tokens.weight
         config = self.config
-        return KVCache(
+        return KVCache.allocate(
             config.num_hidden_layers,
             batch_size,
             config.num_key_value_heads,
@@ -68,7 +81,7 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02, generator: torch.Generator | None = None) -> None:
-        """Draw weights for training from nothing: normal with `std`, norms 1, biases 0.
+        """Initialize the weights for training from scratch: normal with `std`, norms 1, biases 0.
 
         The two projections that write to the residual stream get `std / sqrt(2 L)` (Radford et al. 2019, section 2.3),
         so that its variance does not grow with the number of layers L.
@@ -97,31 +110,16 @@ class DecoderModel(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = Rotary(config)
+        self.attention: AttentionFunction = sdpa
 
     def forward(
-        self,
-        x: torch.Tensor,
-        positions: torch.Tensor | None,
-        cache: KVCache | None,
-        attention_mask: torch.Tensor | None,
+        self, x: torch.Tensor, positions: torch.Tensor | None, cache: KVCache | None, lengths: torch.Tensor | None
     ) -> torch.Tensor:
-        new = x.shape[1]
-        total = new if cache is None else cache.length + new
-        if positions is None:
-            positions = default_positions(new, total, attention_mask, x.device)
-        mask = visibility(new, total, attention_mask, self.config.sliding_window, x.device)
-        y = self.run(x, positions, mask, cache)
-        if cache is not None:
-            cache.advance(new)
-        return y
-
-    def run(
-        self, x: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, cache: KVCache | None
-    ) -> torch.Tensor:
-        """`x [B, T, D]`, positions `[B or 1, T]`, a mask of `visibility` -> normed hidden states `[B, T, D]`; the cache is written to."""
-        rotation = self.rotary(positions, x.dtype)
+        inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
+        assert inputs.positions is not None
+        rotation = self.rotary(inputs.positions, x.dtype, lengths)
         for layer in self.layers:
-            x = layer(x, rotation, mask, cache)
+            x = layer(x, rotation, inputs, self.attention)
         return self.norm(x)
 
 
@@ -139,15 +137,15 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        cache: KVCache | None,
+        inputs: AttentionInputs,
+        attention: AttentionFunction = sdpa,
     ) -> torch.Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        x = x + self.self_attn(self.input_layernorm(x), rotation, inputs, attention)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions; Qwen3 also normalises each head's queries and keys."""
+    """Grouped-query attention with rotary positions; Qwen3 also normalizes each head's queries and keys."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -168,8 +166,8 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotation: tuple[torch.Tensor, torch.Tensor],
-        mask: torch.Tensor | None,
-        cache: KVCache | None,
+        inputs: AttentionInputs,
+        attention: AttentionFunction,
     ) -> torch.Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
@@ -177,9 +175,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D_h], [B, H_kv, T, D_h] twice
         q, k = rotate(q, *rotation), rotate(k, *rotation)
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)  # [B, H_kv, S, D_h]
-        out = attend(q, k, v, mask)  # [B, H, T, D_h]
+        out = attention(q, k, v, inputs, self.layer)  # [B, H, T, D_h]
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -206,53 +202,3 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.weight * F.rms_norm(x, x.shape[-1:], None, self.eps)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Attention of `q` `[B, H, T, D_h]` over `k`, `v` `[B, H_kv, S, D_h]` -> `[B, H, T, D_h]`.
-
-    `mask` is `visibility`'s; None means causal, with T = S or T = 1.
-    """
-    batch, heads, new, head_dim = q.shape
-    groups = k.shape[1]
-    grouped = groups != heads
-    if new == 1:
-        # The queries of a group become rows of one head: a plain kernel reads each key once, with or without mask.
-        out = F.scaled_dot_product_attention(q.reshape(batch, groups, -1, head_dim), k, v, attn_mask=mask)
-        return out.reshape(q.shape)
-    if mask is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-    if grouped and q.is_cuda:
-        # On CUDA the fused kernel that takes a mask knows no groups; the fallback would write out all scores.
-        k, v = k.repeat_interleave(heads // groups, dim=1), v.repeat_interleave(heads // groups, dim=1)
-        grouped = False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
-
-
-def visibility(
-    new: int, total: int, attention_mask: torch.Tensor | None, window: int | None, device: torch.device
-) -> torch.Tensor | None:
-    """Return which of `total` (S) keys each of the last `new` (T) tokens sees, `[B or 1, 1, T, S]` bool; None is plain causal.
-
-    `attention_mask` `[B, S]` is True for real tokens; `window` is how many tokens back one sees, itself included.
-    """
-    if window is not None and window >= total:
-        window = None
-    if attention_mask is None and window is None and new in (1, total):
-        return None
-    query = torch.arange(total - new, total, device=device)[:, None]
-    key = torch.arange(total, device=device)
-    mask = key <= query  # [T, S]
-    if window is not None:
-        mask = mask & (key > query - window)
-    if attention_mask is None:
-        return mask[None, None]
-    # A padded token sees itself: its row is never read, but must not become NaN.
-    return (mask & attention_mask[:, None, None, :]) | (key == query)
-
-
-def default_positions(new: int, total: int, attention_mask: torch.Tensor | None, device: torch.device) -> torch.Tensor:
-    """Return how many of `total` tokens come before each of the last `new`, padding not counted: `[B or 1, T]` int64."""
-    if attention_mask is None:
-        return torch.arange(total - new, total, device=device)[None]
-    return (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, total - new :]

@@ -24,11 +24,18 @@ class Rotary(nn.Module):
         self.scale = attention_scale(config.rope_scaling)
         self._frequencies = inverse_frequencies(config)
 
-    def forward(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin `[B, 1, T, D_h]` in `dtype`, computed in fp32, for `positions` `[B, T]`."""
+    def forward(
+        self, positions: torch.Tensor, dtype: torch.dtype, lengths: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cos and sin `[B, 1, T, D_h]` in `dtype`, computed in fp32, for `positions` `[B, T]`.
+
+        `lengths` `[B]` are the tokens of each row without padding, which dynamic scaling does not count.
+        """
         with torch.no_grad():
             scaling = self.config.rope_scaling
             if scaling is not None and scaling.rope_type == "dynamic":
+                if lengths is not None:
+                    positions = torch.minimum(positions, lengths[:, None] - 1)
                 frequencies = dynamic_frequencies(self.config, scaling.factor, positions)  # [B, 1, F]
             else:
                 frequencies = self._frequencies_on(positions.device)  # [F]

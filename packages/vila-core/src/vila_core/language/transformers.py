@@ -1,12 +1,13 @@
 """Any causal language model of transformers behind the interface of `LanguageModel`.
 
-B batch, T new tokens, S cached + new tokens, D width, V vocabulary
+B batch, T new tokens, D width, V vocabulary
 """
 
 import copy
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import transformers
@@ -26,11 +27,17 @@ class TransformersCache:
 
     def __init__(self, config: PretrainedConfig):
         self.past = DynamicCache(config=config)
+        self.padding: torch.Tensor | None = None
+        """How many slots at the start of each row hold padding, `[B]`; None if there is no padding."""
 
     @property
     def length(self) -> int:
         """Slots filled in every row, padding included."""
         return int(self.past.get_seq_length())
+
+    def up_to(self, num_slots: int) -> Self:
+        """Return the cache itself, which has no fixed size."""
+        return self
 
 
 class TransformersLanguageModel(nn.Module):
@@ -62,20 +69,43 @@ class TransformersLanguageModel(nn.Module):
         *,
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
-        attention_mask: torch.Tensor | None = None,
+        lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
         assert cache is None or isinstance(cache, TransformersCache), "the model fills caches of its own new_cache"
-        if positions is None and attention_mask is not None:
-            positions = (attention_mask.cumsum(dim=-1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+        if lengths is None:
+            padding = None if cache is None else cache.padding
+            return self._run(embeds, positions, cache, padding)
+        # The cache appends columns, so padding must be at the left for a row's tokens to stay together.
+        padding = embeds.shape[1] - lengths
+        if cache is not None:
+            cache.padding = padding
+        columns = torch.arange(embeds.shape[1], device=embeds.device)[None]
+        positions = (columns - padding[:, None]).clamp(min=0)
+        hidden = self._run(_roll(embeds, padding), positions, cache, padding)
+        return _roll(hidden, -padding)
+
+    def _run(
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: TransformersCache | None,
+        padding: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Run the base model on rows with `padding` `[B]` columns of padding at the left."""
+        columns = torch.arange((0 if cache is None else cache.length) + embeds.shape[1], device=embeds.device)
         output = self._whole[0].base_model(
             inputs_embeds=embeds,
-            attention_mask=None if attention_mask is None else attention_mask.long(),
-            position_ids=positions,
+            attention_mask=None if padding is None else (columns >= padding[:, None]).long(),
+            position_ids=None if positions is None else positions.expand(len(embeds), -1),
             past_key_values=None if cache is None else cache.past,
             use_cache=cache is not None,
         )
         return output.last_hidden_state
+
+    def decode_step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """One new token of each row, `[B, 1, D]` -> hidden states `[B, 1, D]`."""
+        return self(embeds, positions=positions, cache=cache)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., D]` -> scores `[..., V]`, with the scale or cap that the architecture gives them."""
@@ -113,6 +143,13 @@ class _Passthrough(nn.Module):
 
     def forward(self, *_: object, inputs_embeds: torch.Tensor, **__: object) -> _Output:
         return _Output(last_hidden_state=inputs_embeds)  # pyright: ignore[reportArgumentType]
+
+
+def _roll(rows: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Rotate each row of `[B, T, D]` to the right by its shift."""
+    length = rows.shape[1]
+    source = (torch.arange(length, device=rows.device)[None] - shifts[:, None]) % length  # [B, T]
+    return rows.gather(1, source[..., None].expand_as(rows))
 
 
 def _head(model: PreTrainedModel) -> nn.Module:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vila_core.language.attention import AttentionInputs, sdpa
 from vila_core.language.decoder import Block
 
 
@@ -65,13 +66,13 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
 
 def run_block(block: Block, x: Tensor, block_inputs: BlockInputs) -> Tensor:
     """`[B, T, D]` -> `[B, T, D]`."""
-    return block(x, block_inputs.rotation, block_inputs.mask, None)
+    return block(x, block_inputs.rotation, AttentionInputs(block_inputs.mask))
 
 
 def run_part(block: Block, name: str, x: Tensor, block_inputs: BlockInputs) -> Tensor:
     """Run one part of a block by name: its attention, its MLP, or a linear."""
     if name == "self_attn":
-        return block.self_attn(x, block_inputs.rotation, block_inputs.mask, None)
+        return block.self_attn(x, block_inputs.rotation, AttentionInputs(block_inputs.mask), sdpa)
     return block.get_submodule(name)(x)
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from vila_core.errors import CheckpointError
-from vila_core.language.decoder import DecoderModel
+from vila_core.language.decoder import Decoder
 from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
 from vila_quant.kernels.registry import LinearShape
-from vila_quant.linears.decoding import DecodingModel
+from vila_quant.linears.decoding import CompiledDecodeStep
 from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 
@@ -38,9 +38,9 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
         )
         parent, _, attribute = layer.name.rpartition(".")
         setattr(modules[parent], attribute, module)  # a tied model has None there, which `set_submodule` refuses
-    for name, module in list(network.named_modules()):
-        if isinstance(module, DecoderModel):
-            network.set_submodule(name, DecodingModel(module))
+    for module in network.modules():
+        if isinstance(module, Decoder):
+            module.use_step(CompiledDecodeStep(module))
     if config is not None:
         _check_whole(network, config)
 

@@ -105,8 +105,8 @@ class CompiledDecoder:
         return cls(weights, Norm(as_floats(model.norm.weight), model.norm.eps))
 
     def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """One token a row, `x [B, 1, D]` -> `[B, 1, D]`; keys and values are written to the cache, which is not advanced."""
-        assert cache.length < cache.max_length, "the cache is full"
+        """One token of each row, `x [B, 1, D]` -> `[B, 1, D]`; it takes the last slot of `cache.limit`."""
+        assert cache.limit is not None, "the number of tokens must be known on the host"
         share_threads()
         cos, sin = (as_floats(part.flatten(0, 2)) for part in rotation)
         y = decode(
@@ -117,7 +117,7 @@ class CompiledDecoder:
             sin,
             as_numbers(cache.keys),
             as_numbers(cache.values),
-            cache.length,
+            cache.limit - 1,
         )
         return torch.from_numpy(y).to(x.dtype)[:, None]
 

@@ -1,4 +1,4 @@
-"""A decoder whose linears have four bits: on a CPU it reads a new token in one compiled call."""
+"""The decode step of a decoder with 4-bit linears: on a CPU, one compiled call reads a new token."""
 
 from __future__ import annotations
 
@@ -6,46 +6,53 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from vila_core.language.decoder import DecoderModel
+from vila_core.language.cache import KVCache
 
 if TYPE_CHECKING:
-    from vila_core.language.cache import KVCache
+    from vila_core.language.cache import Cache
+    from vila_core.language.decoder import Decoder
     from vila_quant.linears.compiled_decoder import CompiledDecoder
 
 DTYPES = (torch.bfloat16, torch.float32)
-"""Of caches that compiled code reads."""
+"""Cache dtypes that the compiled code reads."""
 
 
-class DecodingModel(DecoderModel):
-    """Embedding, blocks and final norm, with a compiled twin that reads one new token of each row; all else is the decoder's own way.
+class CompiledDecodeStep:
+    """Reads one new token of each row in one compiled call.
+
+    The decoder's own forward runs where the compiled code does not apply: rows of different lengths, a sliding window that
+    is full, another dtype, linears of other kernels, or no numba.
 
     Args:
-        model: its modules are taken over, under their names.
+        decoder: the decoder that this step is for.
     """
 
-    def __init__(self, model: DecoderModel):
-        nn.Module.__init__(self)
-        self.config = model.config
-        self.embed_tokens, self.layers, self.norm, self.rotary = (
-            model.embed_tokens,
-            model.layers,
-            model.norm,
-            model.rotary,
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+
+    def __call__(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+        """`[B, 1, D]` -> hidden states after the final norm, `[B, 1, D]`."""
+        assert isinstance(cache, KVCache)
+        if not self._applies(embeds, positions, cache) or self.compiled is None:
+            return self._decoder(embeds, positions=positions, cache=cache)
+        return self.compiled(embeds, self._decoder.model.rotary(positions, torch.float32), cache)
+
+    def _applies(self, embeds: Tensor, positions: Tensor, cache: KVCache) -> bool:
+        window = self._decoder.config.sliding_window
+        return (
+            positions.shape == (1, 1)
+            and cache.limit is not None
+            and (window is None or window >= cache.limit)
+            and embeds.dtype in DTYPES
         )
 
-    def run(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
-        """`x [B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
-        if cache is None or mask is not None or x.shape[1] > 1 or x.dtype not in DTYPES or self._twin is None:
-            return super().run(x, positions, mask, cache)
-        return self._twin(x, self.rotary(positions, torch.float32), cache)
-
     @cached_property
-    def _twin(self) -> CompiledDecoder | None:
-        """Made when it is first asked for, since linears choose their kernel when they are loaded."""
+    def compiled(self) -> CompiledDecoder | None:
+        """The compiled decoder; None if it does not fit this one. Made at first use: linears choose kernels at load."""
         try:
             from vila_quant.linears.compiled_decoder import CompiledDecoder
         except ImportError:
             return None
-        return CompiledDecoder.of(self)
+        return CompiledDecoder.of(self._decoder.model)

@@ -1,0 +1,107 @@
+"""Attention as a function that a model is given, so that another implementation can replace it.
+
+B batch, T new tokens, S keys, H query heads, H_kv key/value heads, D_h head width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from vila_core.language.cache import KVCache
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What the layers of one forward pass have in common.
+
+    Attributes:
+        mask: which keys each token sees, bool `[B or 1, 1, T, S]`. None: causal if T = S, all keys if T = 1.
+        positions: of the new tokens, int64 `[B, T]`, or `[1, T]` for equal rows; None if the function needs none.
+        cache: where their keys and values are written; None keeps nothing.
+        reads_cache: whether they attend to the cache; if not, only to each other.
+    """
+
+    mask: torch.Tensor | None = None
+    positions: torch.Tensor | None = None
+    cache: KVCache | None = None
+    reads_cache: bool = False
+
+
+class AttentionFunction(Protocol):
+    """Attention of one layer: writes to the cache, attends, and returns one vector per query.
+
+    Variable-length, paged or sequence-parallel attention are other functions of this type.
+    """
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs, layer: int
+    ) -> torch.Tensor:
+        """`q [B, H, T, D_h]`, new `k`, `v` `[B, H_kv, T, D_h]` -> `[B, H, T, D_h]`."""
+        ...
+
+
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs, layer: int) -> torch.Tensor:
+    """Attend with PyTorch's scaled dot product attention; see `AttentionFunction`."""
+    if inputs.cache is not None:
+        assert inputs.positions is not None, "a cache is addressed by positions"
+        inputs.cache.write(layer, inputs.positions, k, v)
+        if inputs.reads_cache:
+            k, v = inputs.cache.read(layer)  # [B, H_kv, S, D_h]
+    return attend(q, k, v, inputs.mask)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`q [B, H, T, D_h]`, `k`, `v` `[B, H_kv, S, D_h]` and a mask of `AttentionInputs` -> `[B, H, T, D_h]`."""
+    batch, heads, new, head_dim = q.shape
+    groups = k.shape[1]
+    grouped = groups != heads
+    if new == 1:
+        # The queries of a group become rows of one head: a plain kernel reads each key once, with or without a mask.
+        out = F.scaled_dot_product_attention(q.reshape(batch, groups, -1, head_dim), k, v, attn_mask=mask)
+        return out.reshape(q.shape)
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    if grouped and q.is_cuda:
+        # On CUDA the fused kernel that takes a mask does not support groups; the fallback would materialize all scores.
+        k, v = k.repeat_interleave(heads // groups, dim=1), v.repeat_interleave(heads // groups, dim=1)
+        grouped = False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def attention_inputs(
+    num_tokens: int, positions: torch.Tensor | None, cache: KVCache | None, window: int | None, device: torch.device
+) -> AttentionInputs:
+    """Work out positions and mask of a forward pass.
+
+    Args:
+        num_tokens: T.
+        positions: of the new tokens, `[B or 1, T]`; None for 0 … T - 1, the start of a sequence.
+        cache: of the model; it is read only if `positions` are given.
+        window: how many tokens back a token sees, itself included; None sees all.
+        device: of the model.
+    """
+    reads_cache = cache is not None and positions is not None
+    if positions is None:
+        positions = torch.arange(num_tokens, device=device)[None]
+    if not reads_cache:
+        own = torch.arange(num_tokens, device=device)[None]  # tokens attend by their order, whatever their positions
+        mask = None if window is None or window >= num_tokens else visibility(own, num_tokens, window)
+        return AttentionInputs(mask, positions, cache)
+    assert cache is not None
+    num_slots = cache.keys.shape[3] if cache.limit is None else cache.limit
+    # One new token per row, in equal rows that end where the cache is read to: every slot is visible.
+    sees_all = positions.shape == (1, 1) and cache.limit is not None and (window is None or window >= num_slots)
+    mask = None if sees_all else visibility(positions, num_slots, window)
+    return AttentionInputs(mask, positions, cache, reads_cache=True)
+
+
+def visibility(positions: torch.Tensor, num_slots: int, window: int | None) -> torch.Tensor:
+    """Return which slots a token at each of `positions` `[B or 1, T]` sees, bool `[B or 1, 1, T, S]`."""
+    query = positions[:, None, :, None]
+    key = torch.arange(num_slots, device=positions.device)
+    mask = key <= query
+    return mask if window is None else mask & (key > query - window)
