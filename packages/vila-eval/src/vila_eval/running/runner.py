@@ -48,7 +48,8 @@ def evaluate(
         ConfigError: the results would be written into the model's folder.
         WorkerError: a worker died. Its answers so far are kept.
     """
-    several = rank is not None and rank.world_size > 1
+    rank = ONLY_PROCESS if rank is None else rank
+    several = rank.world_size > 1
     if several and (options.workers > 1 or options.ray):
         raise ConfigError(
             "A launcher started several processes already: leave out either --workers and --ray, or the launcher."
@@ -58,7 +59,7 @@ def evaluate(
         return [] if several and rank.rank > 0 else _score_stored(plan, options, progress, root)
     loader = LazyModel(model, worker_device(model, rank) if several else None)
     identity = identify_model(model, root)
-    run = Run(model, identity, options, progress, root, loader, rank if several else ONLY_PROCESS)
+    run = Run(model, identity, options, progress, root, loader, rank)
     if options.workers > 1 or options.ray:
         return run_with_workers(run, plan)
     return run_as_rank(run, plan) if several else _run_in_process(run, plan)
