@@ -183,7 +183,7 @@ def test_results_that_stop_early_and_files_that_are_not_there_are_told(
     torch.save(first, tmp_path / "r.pt")
     with pytest.raises(
         CheckpointError,
-        match=r"r\.pt does not fit: .* have none for 'model\.layers\.1'\. They are of a model with fewer",
+        match=r"r\.pt does not fit: .* have none for 'model\.layers\.1'\. They are for a model with fewer",
     ):
         quantize(model, tmp_path / "out", tmp_path / "r.pt")
     with pytest.raises(

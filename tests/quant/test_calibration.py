@@ -120,7 +120,7 @@ def test_a_folder_gives_its_media_with_the_prompts_beside_them(tmp_path: Path) -
     ]
     assert sum(isinstance(sample.prompt[0], Video) for sample in samples.values()) == 1
     (tmp_path / "empty").mkdir()
-    with pytest.raises(QuantizationError, match="holds no images or videos"):
+    with pytest.raises(QuantizationError, match="has no images or videos"):
         read_samples(str(tmp_path / "empty"), 0, 0.0)
 
 

@@ -163,14 +163,14 @@ def test_it_loads_like_any_other_and_answers_as_awq_does(tinychat_tiny: Checkpoi
 
 def test_it_is_written_whole_or_not_at_all(lite: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"'llm.model.layers.0.* has groups of 32 .*\(and 13 more\)\. Format 'awq' can hold"
+        CheckpointError, match=r"'llm.model.layers.0.* has groups of 32 .*\(and 13 more\)\. Format 'awq' supports"
     ):
         convert(rounded(lite, 32), tmp_path / "out", "tinychat")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_tinychat_does_not_read_is_refused(awq_tiny: Checkpoint, whole_tiny: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"every linear .*'llm.{UP}' is whole"):
+    with pytest.raises(CheckpointError, match=f"every linear .*'llm.{UP}' is not quantized"):
         convert(rounded(whole_tiny, 128, skip=(f"llm.{UP}",)), tmp_path / "out", "tinychat")
     head: dict[str, Tensor | None] = {
         "llm.lm_head.weight": torch.zeros(1024, 256, dtype=torch.int8),
@@ -180,7 +180,7 @@ def test_what_tinychat_does_not_read_is_refused(awq_tiny: Checkpoint, whole_tiny
         convert(with_tensors(awq_tiny, head), tmp_path / "out", "tinychat")
     scales = tensors_of(awq_tiny)[f"llm.{UP}.scales"].clone()
     scales[0, 0] = 0
-    with pytest.raises(CheckpointError, match=f"Layer '{UP}' .*no zero can be told"):
+    with pytest.raises(CheckpointError, match=f"Layer '{UP}' .*zeros cannot be recovered"):
         convert(with_tensors(awq_tiny, {f"llm.{UP}.scales": scales}), tmp_path / "out", "tinychat")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,7 +246,7 @@ def test_tensors_that_make_no_layer_are_named(folder: Path, changed: dict[str, T
 
 def test_zeros_that_are_not_whole_are_refused_as_they_are_read(folder: Path) -> None:
     rewrite(folder, {f"{UP}.scaled_zeros": torch.full((8, 640), 0.123).half()})
-    with pytest.raises(CheckpointError, match=f"layer '{UP}': .*whole zeros from 0 to 15"):
+    with pytest.raises(CheckpointError, match=f"layer '{UP}': .*integer zeros from 0 to 15"):
         vila.load(folder, device="cpu")
 
 
@@ -260,11 +260,11 @@ def test_a_file_without_quantized_weights_is_refused(folder: Path) -> None:
 def test_two_files_are_one_too_many(folder: Path, awq_tiny: Checkpoint, tmp_path: Path) -> None:
     (file,) = folder.glob("**/*-v2.pt")
     shutil.copyfile(file, folder / "other-w4-g128-awq-v2.pt")
-    with pytest.raises(CheckpointError, match=r"must hold one file of TinyChat's .*; got llm/.*, other-w4"):
+    with pytest.raises(CheckpointError, match=r"must contain one TinyChat file .*; got llm/.*, other-w4"):
         open_checkpoint(folder)
     both = convert(awq_tiny, tmp_path / "both", "awq").path
     shutil.copyfile(file, both / file.name)
-    with pytest.raises(CheckpointError, match="holds AWQ weights and TinyChat's"):
+    with pytest.raises(CheckpointError, match="has AWQ weights and TinyChat's"):
         open_checkpoint(both)
 
 

@@ -184,7 +184,7 @@ def test_tinychat_refuses_scales_that_lose_the_zeros() -> None:
     weight = random_weight(8, 128, 128)
     weight.scales[3] = 0.0
     weight.zeros[3] = 7.0
-    with pytest.raises(ConfigError, match="no zero can be told"):
+    with pytest.raises(ConfigError, match="zeros cannot be recovered"):
         pack_tinychat(weight)
 
 
@@ -201,5 +201,5 @@ def test_tensors_that_do_not_fit_together_are_named() -> None:
 def test_zeros_that_are_not_whole_are_refused(value: float) -> None:
     tinychat = pack_tinychat(random_weight(16, 256, 128))
     tinychat.scaled_zeros[1, 3] = value
-    with pytest.raises(CheckpointError, match="whole zeros from 0 to 15"):
+    with pytest.raises(CheckpointError, match="integer zeros from 0 to 15"):
         unpack_tinychat(tinychat)

@@ -221,7 +221,7 @@ def test_weights_that_are_not_finite_are_named(whole_tiny: Checkpoint, tmp_path:
     weight = tensors_of(whole_tiny)[f"{FIRST}.weight"].clone()
     weight[3, 4] = torch.nan
     model = changed_copy(whole_tiny, tmp_path / "model", {f"{FIRST}.weight": weight})
-    with pytest.raises(QuantizationError, match=rf"{FIRST}\.weight holds values that are not finite"):
+    with pytest.raises(QuantizationError, match=rf"{FIRST}\.weight has values that are not finite"):
         quantize_model(model, tmp_path / "out", QUICK, device="cpu")
     assert not (tmp_path / "out").exists()
 
@@ -243,14 +243,14 @@ def test_a_group_size_that_does_not_fit_is_told_with_those_that_do(lite: Checkpo
 
 
 def test_a_quantized_model_is_not_quantized_again(quantized: tuple[Path, QuantizationReport], tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="quantized already"):
+    with pytest.raises(QuantizationError, match="already quantized"):
         quantize_model(quantized[0], tmp_path / "out", QUICK, device="cpu")
 
 
 def test_too_little_calibration_says_how_much_there_is(tmp_path: Path) -> None:
     (tmp_path / "few.jsonl").write_text('{"prompt": "Hello", "answer": "Hi"}\n')
     with pytest.raises(
-        QuantizationError, match=r"Not enough calibration: the samples have \d+ tokens, and 2048 are needed"
+        QuantizationError, match=r"Not enough calibration data: the samples have \d+ tokens, but 2048 are needed"
     ):
         quantize_model(
             embedded_model(),
@@ -290,7 +290,7 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
         patched.setattr(pipeline, "write_report", full)
         with pytest.raises(
             CheckpointError,
-            match=r"out cannot be written: No space left on device\. Free space\. Finished steps are kept",
+            match=r"out cannot be written: No space left on device\. Free some space\. Finished steps are kept",
         ):
             quantize_model(lite.path, tmp_path / "out", options, device="cpu")
         patched.setattr(torch, "save", full)

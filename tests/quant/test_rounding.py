@@ -65,7 +65,7 @@ def test_moments_without_full_rank_are_damped_with_a_warning() -> None:
 def test_moments_that_are_no_moments_are_refused() -> None:
     with pytest.raises(QuantizationError, match="layer 3: its inputs are not finite"):
         feedback(torch.full((4, 4), torch.nan), "layer 3")
-    with pytest.warns(UserWarning, match="layer 3"), pytest.raises(QuantizationError, match="cannot be factorised"):
+    with pytest.warns(UserWarning, match="layer 3"), pytest.raises(QuantizationError, match="cannot be factorized"):
         feedback(torch.diag(torch.tensor([1.0, 1.0, -5.0, 4.0])), "layer 3")
 
 

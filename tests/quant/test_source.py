@@ -186,7 +186,7 @@ def test_adapters_are_not_stacked(lite: Checkpoint, tmp_path: Path) -> None:
     second = write_adapter(tmp_path / "second", lite, base_model_name_or_path=str(first))
     with pytest.raises(CheckpointError, match=r"is a LoRA adapter, and so is --lora-path"):
         find_source(first, second)
-    with pytest.raises(CheckpointError, match=r"which is an adapter itself"):
+    with pytest.raises(CheckpointError, match=r"is itself an adapter"):
         find_source(second)
 
 

@@ -156,9 +156,9 @@ def test_lines_of_json_calibrate(media: Path, tmp_path: Path) -> None:
             '{"prompt": "fine"}\n{"prompt": "x", "image": "gone.png"}',
             r"s\.jsonl, line 2: no file '.*gone\.png'",
         ),
-        ("s.jsonl", "", "Not enough calibration: the samples have 0 tokens"),
-        ("s.jsonl", b"\xff\xfe\x00", r"s\.jsonl is no text file"),
-        ("s.txt", b"caf\xe9", r"s\.txt is no text file"),
+        ("s.jsonl", "", "Not enough calibration data: the samples have 0 tokens"),
+        ("s.jsonl", b"\xff\xfe\x00", r"s\.jsonl is not a text file"),
+        ("s.txt", b"caf\xe9", r"s\.txt is not a text file"),
     ],
     ids=["broken line", "no object", "missing picture", "empty", "no text", "text in another encoding"],
 )
@@ -175,7 +175,7 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
     (folder / "notes.md").write_text("no media")
     with pytest.raises(
         VilaError,
-        match=r"folder holds no images or videos \(folders in it are not searched\)\. Give a folder with some",
+        match=r"folder has no images or videos \(subfolders are not searched\)\. Choose a folder with some",
     ):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.png").write_bytes(b"no picture")
@@ -183,13 +183,13 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
         quantize(tmp_path / "out", "--calibration", folder)
     write_picture(folder / "broken.png", 1)
     (folder / "broken.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(VilaError, match=r"broken\.txt is no text file"):
+    with pytest.raises(VilaError, match=r"broken\.txt is not a text file"):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.txt").unlink()
-    with pytest.raises(VilaError, match=r"Not enough calibration: the samples have \d+ tokens, and 512 are needed"):
+    with pytest.raises(VilaError, match=r"Not enough calibration data: the samples have \d+ tokens, but 512 are needed"):
         quantize(tmp_path / "out", "--calibration", folder)
     for missing in ("missing", "missing.jsonl"):
         with pytest.raises(
-            VilaError, match=rf"Unknown calibration '.*{missing}'.* There is no folder or file of that name either"
+            VilaError, match=rf"Unknown calibration '.*{missing}'.* There is no such folder or file either"
         ):
             quantize(tmp_path / "out", "--calibration", tmp_path / missing)

@@ -1,1 +1,1 @@
-"""AWQ (Lin et al. 2023, arXiv:2306.00978): scales that protect the channels that matter, and clipped ranges, searched block by block."""
+"""AWQ (Lin et al. 2023, arXiv:2306.00978): a search, block by block, for scales that protect important channels."""

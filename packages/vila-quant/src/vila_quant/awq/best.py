@@ -1,9 +1,10 @@
-"""The method `best`: scales and ranges weighed by what an error costs after compensation, then error-compensated rounding.
+"""The method `best`: scales and ranges chosen by the cost of errors after compensation, then compensated rounding.
 
 N outputs, K inputs, B sequences, T tokens, D width
 
-For each activation of the block: second moments H of the linears' inputs, once; their factor (see `rounding.py`) gives the cost D_k of
-an error in column k. Each candidate scale s loses Σ D_k (Q(W s)/s - W)_k², which needs no forward pass; neither do the ranges.
+The second moments H of the linears' inputs are measured once per activation of the block. Their factor (see
+`rounding.py`) gives the cost D_k of an error in column k. The loss of a candidate scale s is Σ D_k (Q(W s)/s - W)_k²,
+which needs no forward pass; neither do the ranges.
 """
 
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ def quantize_best(block: Block, x: Tensor, block_inputs: BlockInputs, options: B
     choices: list[ScaleChoice] = []
     for group in scale_groups(block):
         names = [name for name in group.linears if name in quantized]
-        # Dividing a linear that is to stay whole by scales would round it.
+        # Dividing a linear that is not quantized by scales would round it.
         if not names or group.previous in options.skip:
             continue
         costs = factors[group.linears[0]].costs
@@ -52,7 +53,8 @@ def quantize_best(block: Block, x: Tensor, block_inputs: BlockInputs, options: B
         names = [name for name in readers if name in quantized]
         if not names:
             continue
-        stacked = torch.cat([weights[name] for name in names])  # one factor for all, so their rows go together
+        # Linears that share a factor are rounded together.
+        stacked = torch.cat([weights[name] for name in names])
         factor = factors.pop(readers[0])
         grid = search_ranges(stacked, factor.costs, options.group_size, options.bits)
         together = round_compensated(stacked, factor, *grid, options.bits)
@@ -69,7 +71,7 @@ def quantize_best(block: Block, x: Tensor, block_inputs: BlockInputs, options: B
 def search_costed_scales(
     group: ScaleGroup, weight: Tensor, costs: Tensor, candidates: Sequence[Candidate], fake_quantize: FakeQuantize
 ) -> ScaleChoice:
-    """Return the candidate that loses least: Σ D (Q(W · s) / s - W)², over `weight [N, K]` and `costs` D `[K]`."""
+    """Return the candidate with the least loss Σ D (Q(W · s) / s - W)², for `weight [N, K]` and `costs` D `[K]`."""
     losses: list[float] = []
     for candidate in candidates:
         lost = torch.zeros((), device=costs.device)
@@ -84,9 +86,10 @@ def search_costed_scales(
 def fold_scales(
     block: Block, choice: ScaleChoice, weights: dict[str, Tensor], stored_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Multiply the group's fp32 `weights` by the scales, and divide what comes before; return the scales as they were applied, `[K]`.
+    """Multiply the group's fp32 `weights` by the scales, divide the previous module; return the applied scales `[K]`.
 
-    A norm's weight may be stored in 16 bits: the linears take the scale that its rounded quotient stands for, so that nothing is lost.
+    A norm's weight may be stored in 16 bits. The linears then use the scale implied by its rounded quotient, so nothing
+    is lost.
     """
     scales = choice.scales
     previous = block.get_submodule(choice.group.previous)
@@ -108,7 +111,7 @@ def fold_scales(
 
 
 def split_rows(weight: GroupwiseWeight, rows: Sequence[int]) -> list[GroupwiseWeight]:
-    """Cut a quantized weight into parts of so many rows."""
+    """Split a quantized weight into parts with the given numbers of rows."""
     parts = zip(
         weight.q.split(list(rows)), weight.scales.split(list(rows)), weight.zeros.split(list(rows)), strict=True
     )

@@ -1,4 +1,4 @@
-"""A decoder block as AWQ sees it: which linears share a scale, and what flows into each.
+"""The parts of a decoder block that AWQ works on: groups of linears that share a scale, and their inputs.
 
 B sequences, T tokens, D width
 """
@@ -19,8 +19,8 @@ class ScaleGroup:
 
     Attributes:
         previous: the module whose output is x, and whose weight absorbs 1 / s.
-        linears: those that read x.
-        inspected: the module whose output tells how much a scale loses.
+        linears: the linears that read x.
+        inspected: the module whose output error is the loss of a scale.
     """
 
     previous: str
@@ -32,11 +32,11 @@ LINEARS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
 )
-"""The linears of a block, in the order of the data."""
+"""The linears of a block, in order of computation."""
 
 
 def scale_groups(block: Block) -> tuple[ScaleGroup, ...]:
-    """Return the groups of a block. Under grouped queries v → o is left out: one value channel feeds several heads."""
+    """Return the groups of a block. With grouped queries, v → o is left out: one value channel feeds several heads."""
     attention = block.self_attn
     value_to_output = ScaleGroup("self_attn.v_proj", ("self_attn.o_proj",), "self_attn.o_proj")
     return (
@@ -49,13 +49,13 @@ def scale_groups(block: Block) -> tuple[ScaleGroup, ...]:
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What a block is given beside its input: the rotation, `[1 or B, 1, T, D_h]` twice, and the mask `[1 or B, 1, T, T]`, if any."""
+    """A block's inputs besides hidden states: rotation (two `[1 or B, 1, T, D_h]`) and mask `[1 or B, 1, T, T]`."""
 
     rotation: tuple[Tensor, Tensor]
     mask: Tensor | None = None
 
     def of(self, rows: slice) -> "BlockInputs":
-        """Return what goes with some of the sequences."""
+        """Return the inputs for the sequences `rows`."""
         cos, sin = self.rotation
         return BlockInputs((_rows(cos, rows), _rows(sin, rows)), None if self.mask is None else _rows(self.mask, rows))
 
@@ -65,7 +65,7 @@ def _rows(tensor: Tensor, rows: slice) -> Tensor:
 
 
 def run_block(block: Block, x: Tensor, block_inputs: BlockInputs) -> Tensor:
-    """`[B, T, D]` -> `[B, T, D]`."""
+    """Run a block: `[B, T, D]` -> `[B, T, D]`."""
     return block(x, block_inputs.rotation, AttentionInputs(block_inputs.mask))
 
 
@@ -78,7 +78,7 @@ def run_part(block: Block, name: str, x: Tensor, block_inputs: BlockInputs) -> T
 
 @torch.no_grad()
 def record_inputs(block: Block, x: Tensor, block_inputs: BlockInputs) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run the block; return its output, and the input of each of `LINEARS` `[B, T, K]`. Linears that read one tensor share it."""
+    """Run the block; return its output, and the input `[B, T, K]` of each of `LINEARS` (shared if it is the same)."""
     inputs: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:

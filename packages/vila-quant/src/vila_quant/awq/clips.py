@@ -1,8 +1,8 @@
-"""The search for clipped ranges: a smaller range rounds finer and cuts off more; each output row × group takes what loses least.
+"""The search for clipped ranges: a smaller range rounds more finely but clips more; each group takes the best one.
 
 N outputs, K inputs, g group size, G = K / g groups, T tokens. Source: `auto_clip.py` of llm-awq.
 
-The error of a group over the tokens is a quadratic form of what rounding changed, d = Q(clamp(w)) - w, so tokens are read once:
+The error of a group over the tokens is a quadratic form of the change d = Q(clamp(w)) - w, so tokens are read once:
 
     mean_t (d · x_t)² = dᵀ H d,    H = mean_t x_t x_tᵀ   [g, g]
 """
@@ -16,7 +16,7 @@ from vila_quant.awq.scales import FakeQuantize
 
 SAMPLED_TOKENS = 512
 REFERENCE_SHRINKS = tuple(step / 20 for step in range(10))
-"""Shares of the range to cut off: 0, 5, … 45 %."""
+"""Fractions of the range to clip: 0, 5, … 45 %."""
 ROWS_AT_ONCE = 1024
 """Output rows searched together; bounds the memory."""
 
@@ -35,14 +35,14 @@ def search_clips(
     fake_quantize: FakeQuantize,
     shrinks: Sequence[float] = REFERENCE_SHRINKS,
 ) -> Tensor:
-    """Return the largest magnitude to keep of each row's groups, `[N, G, 1]` in the weight's dtype.
+    """Return the best limit for the magnitudes of each row and group, `[N, G, 1]` in the weight's dtype.
 
     Args:
         weight: `[N, K]`, scales applied.
-        x: what the linear reads, scales applied, `[T, K]`.
+        x: input of the linear, scales applied, `[T, K]`.
         group_size: divides K.
-        fake_quantize: as the weight will be quantized; called with whole rows.
-        shrinks: shares of the range to cut off, tried in order; the first of equals is kept.
+        fake_quantize: quantizes as the weight will be; called with whole rows.
+        shrinks: fractions of the range to clip, in order; the first of equally good ones wins.
     """
     groups = x.reshape(len(x), -1, group_size).float()  # [T, G, g]
     moments = torch.einsum("tgi,tgj->gij", groups, groups) / len(x)  # H of each group

@@ -1,4 +1,4 @@
-"""How a block is quantized: the interface of a method (hook `vila_quantizers`), and what it gives back."""
+"""The interface of a quantization method (hook `vila_quantizers`), its options and its result."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class BlockOptions:
 
     Attributes:
         bits: of each weight.
-        group_size: divides every width that is quantized.
-        skip: linears of the block to leave whole.
-        sequences_at_once: of the calibration, to pass the block together; bounds the memory.
-        stored_dtype: of norms and biases in the file, where it has fewer bits than the block's; None: the block's own.
+        group_size: weights per scale; divides the width of every quantized linear.
+        skip: linears of the block not to quantize.
+        sequences_at_once: calibration sequences per forward pass; bounds the memory.
+        stored_dtype: dtype of norms and biases in the file, if narrower than the block's; None for the block's own.
     """
 
     bits: int = 4
@@ -36,13 +36,13 @@ class BlockOptions:
 
 @dataclass(frozen=True)
 class QuantizedBlock:
-    """A block after quantizing.
+    """The result of quantizing a block.
 
     Attributes:
-        weights: by the linear's name in the block ("self_attn.q_proj"); linears that are not here stay whole.
-        scales: by "previous|linear,linear", the AWQ scales that were applied, for the search results file.
-        clips: by the linear's name, the AWQ limits `[N, G, 1]` that were applied, for the same.
-        losses: by linear or part, what was lost before and after the search: mean squared error of its output, (before, after).
+        weights: quantized weights by the linear's name in the block ("self_attn.q_proj"); others are not quantized.
+        scales: the applied AWQ scales by "previous|linear,linear", for the file of search results.
+        clips: the applied AWQ limits `[N, G, 1]` by the linear's name, for the same file.
+        losses: mean squared error of the output by linear or part, (before, after) the search.
     """
 
     weights: Mapping[str, GroupwiseWeight]
@@ -60,7 +60,7 @@ class BlockQuantizer(Protocol):
 
     @property
     def follows_quantized(self) -> bool:
-        """Whether the inputs of a block are to come from the quantized blocks before it; else they come from the whole ones."""
+        """Whether a block's inputs come from the quantized blocks before it; otherwise from the unquantized ones."""
         ...
 
     def quantize_block(
@@ -69,10 +69,10 @@ class BlockQuantizer(Protocol):
         """Quantize one block.
 
         Args:
-            block: whole weights; changed in place to what quantizing leaves (norms, biases and linears, dequantized).
+            block: unquantized; norms, biases and (dequantized) linears are changed in place.
             x: calibration inputs of the block `[B, T, D]`, on the block's device or on the CPU.
-            block_inputs: of the block.
-            options: bits, group size, what to leave out.
+            block_inputs: rotation and mask.
+            options: bits, group size, linears to skip.
 
         Raises:
             ConfigError: the group size does not divide a width.

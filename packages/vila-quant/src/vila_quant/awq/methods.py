@@ -1,4 +1,4 @@
-"""The methods that come with vila-quant (hook `vila_quantizers`). Cheap to import: torch comes with the first block."""
+"""The built-in quantization methods (hook `vila_quantizers`). Torch is imported with the first block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    """A method of this distribution: the function `function` of `vila_quant.awq.<module>`, imported with the first block."""
+    """A built-in method: the function `function` of `vila_quant.awq.<module>`, imported with the first block."""
 
     name: str
     follows_quantized: bool
@@ -31,10 +31,10 @@ class Method:
 
 
 BEST = Method("best", True, "best", "quantize_best")
-"""Scales and ranges that weigh errors by what they cost after compensation, and error-compensated rounding."""
+"""Scales and ranges chosen by the cost of errors after compensation, then error-compensated rounding."""
 REFERENCE = Method("reference", False, "reference", "quantize_reference")
-"""AWQ as llm-awq searches it: scales, clips, rounding to nearest; every block reads the whole ones' outputs."""
+"""AWQ as in llm-awq: scales, clips, rounding to nearest. Every block reads the unquantized blocks' outputs."""
 NEAREST = Method("nearest", False, "reference", "quantize_nearest")
-"""Rounding to nearest, for comparison: nothing is searched."""
+"""Rounding to nearest without a search, for comparison."""
 
 METHODS: dict[str, BlockQuantizer] = {method.name: method for method in (BEST, REFERENCE, NEAREST)}

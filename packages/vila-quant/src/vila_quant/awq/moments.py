@@ -1,4 +1,4 @@
-"""What flows into the linears of a block, summed up in one pass as second moments.
+"""Second moments of the inputs of a block's linears, computed in one pass.
 
 B sequences, T tokens, D width, K inputs of a linear
 """
@@ -16,15 +16,15 @@ READERS = (
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-"""The linears of a block that read one activation, in the order of the data."""
+"""The linears of a block that read the same activation, in order of computation."""
 
 
 @torch.no_grad()
 def measure_inputs(block: Block, x: Tensor, block_inputs: BlockInputs, sequences_at_once: int) -> dict[str, Tensor]:
-    """Run the block over `x [B, T, D]`, and return H = mean_t x_t x_tᵀ `[K, K]` fp32 by the first linear of each of `READERS`.
+    """Return H = mean_t x_t x_tᵀ `[K, K]` fp32 over `x [B, T, D]` for the first linear of each of `READERS`.
 
     Raises:
-        QuantizationError: an activation is not finite; names the linear that reads it.
+        QuantizationError: an activation is not finite (the linear is named).
     """
     device = block.self_attn.q_proj.weight.device
     names = [readers[0] for readers in READERS]
@@ -40,13 +40,14 @@ def measure_inputs(block: Block, x: Tensor, block_inputs: BlockInputs, sequences
     for name in names:
         if not bool(torch.isfinite(second[name].diagonal()).all()):
             raise QuantizationError(
-                f"{name}: its inputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 does not."
+                f"{name}: its inputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 "
+                "does not."
             )
     return {name: total.div_(tokens) for name, total in second.items()}
 
 
 def add_products(total: Tensor, tokens: Tensor) -> None:
-    """Add `tokensᵀ tokens` to `total [K, K]` fp32, for `tokens [tokens, K]`: products of 16-bit numbers are exact, sums are fp32."""
+    """Add `tokensᵀ tokens` to `total [K, K]` fp32, in fp32; products of 16-bit numbers are exact."""
     if tokens.is_cuda and tokens.dtype != torch.float32:
         total += torch.mm(tokens.T, tokens, out_dtype=torch.float32)
     else:

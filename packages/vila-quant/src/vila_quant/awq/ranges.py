@@ -1,8 +1,9 @@
-"""The search for a group's range: both ends may move inwards, each by its own share; every row × group takes what loses least.
+"""The search for the range of each group: both ends may move inwards, independently; the pair with the least loss wins.
 
 N outputs, K inputs, g group size, G = K / g groups
 
-A smaller range rounds finer and cuts off more. The loss of a group is Σ_k D_k (Q(w_k) - w_k)², with the costs D of `rounding.py`.
+A smaller range rounds more finely but clips more. The loss of a group is Σ_k D_k (Q(w_k) - w_k)², with the costs D
+of `rounding.py`.
 """
 
 from collections.abc import Sequence
@@ -13,25 +14,25 @@ from torch import Tensor
 from vila_quant.packing.groupwise import SMALLEST_RANGE
 
 SHRINKS = tuple(step / 20 for step in range(11))
-"""Shares of an end to cut off: 0, 5, … 50 %."""
+"""Fractions by which an end moves inwards: 0, 5, … 50 %."""
 WEIGHTS_AT_ONCE = {"cuda": 2**25, "cpu": 2**18}
-"""Weights searched together: on a GPU they bound the memory, on a CPU they stay in its cache."""
+"""Weights searched together: limits memory on a GPU, fits the cache on a CPU."""
 
 
 @torch.no_grad()
 def search_ranges(
     weight: Tensor, costs: Tensor, group_size: int, bits: int, shrinks: Sequence[float] = SHRINKS
 ) -> tuple[Tensor, Tensor]:
-    """Return the scales and zeros of every group, `[N, G]` fp32; scales are such that fp16 holds them.
+    """Return the scales and zeros of every group, `[N, G]` fp32; fp16 can represent the scales.
 
-    First both ends move together, then the upper alone, then the lower alone; the first of equals is kept.
+    First both ends move together, then only the upper, then only the lower; the first of equally good ones wins.
 
     Args:
         weight: `[N, K]` fp32.
-        costs: of an error in each column, `[K]` fp32.
+        costs: cost of an error in each column, `[K]` fp32.
         group_size: divides K.
-        bits: of the grid.
-        shrinks: shares of an end to cut off, 0 first.
+        bits: bits per weight.
+        shrinks: fractions by which an end moves, 0 first.
     """
     found = [
         _search_rows(rows.unflatten(1, (-1, group_size)), costs.view(-1, group_size), 2**bits - 1, shrinks)
@@ -41,7 +42,7 @@ def search_ranges(
 
 
 def row_chunks(weight: Tensor) -> Sequence[Tensor]:
-    """Cut `weight [N, K]` into as many rows as are to be searched together."""
+    """Split `weight [N, K]` into chunks of rows to search together."""
     return weight.split(max(1, WEIGHTS_AT_ONCE.get(weight.device.type, WEIGHTS_AT_ONCE["cpu"]) // weight.shape[1]))
 
 

@@ -1,4 +1,4 @@
-"""The method `reference`: AWQ as llm-awq d6e797a searches it; and `nearest`, which searches nothing.
+"""The methods `reference` (AWQ as in llm-awq d6e797a) and `nearest` (no search).
 
 B sequences, T tokens, D width. Source: `auto_scale.py`, `auto_clip.py` and `pre_quant.py` of llm-awq.
 """
@@ -17,12 +17,12 @@ from vila_quant.errors import QuantizationError
 from vila_quant.packing.groupwise import GroupwiseWeight, check_group_size, fake_quantize, quantize
 
 UNCLIPPED = ("self_attn.q_proj", "self_attn.k_proj")
-"""Their outputs meet in a product, where a clipped range loses more than its own error says."""
+"""Their outputs are multiplied with each other, where clipping loses more than its own error suggests."""
 
 
 @torch.no_grad()
 def quantize_reference(block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions) -> QuantizedBlock:
-    """Quantize a block: scales, then clips, then rounding to nearest; arguments and errors are those of `BlockQuantizer`."""
+    """Quantize a block: scales, clips, rounding to nearest; arguments and errors are those of `BlockQuantizer`."""
     quantized = _quantized_linears(block, options)
     fake = partial(fake_quantize, bits=options.bits, group_size=options.group_size)
     inputs = record_chunked(block, x, block_inputs, options.sequences_at_once)
@@ -58,21 +58,21 @@ def quantize_nearest(block: Block, x: Tensor, block_inputs: BlockInputs, options
 
 
 def round_to_nearest(block: Block, names: list[str], options: BlockOptions) -> dict[str, GroupwiseWeight]:
-    """Quantize linears, and leave their dequantized weights in the block."""
+    """Quantize linears to nearest, and replace their weights in the block by the dequantized ones."""
     results: dict[str, GroupwiseWeight] = {}
     for name in names:
         weight = linear(block, name).weight
-        # In fp32 also where the block has 16 bits: a scale is stored once, a weight 128 times.
+        # In fp32 even if the block has 16 bits: rounding a scale affects all 128 weights of its group.
         results[name] = quantize(weight.float(), options.bits, options.group_size)
         weight.copy_(results[name].dequantize())
     return results
 
 
 def record_chunked(block: Block, x: Tensor, block_inputs: BlockInputs, sequences_at_once: int) -> dict[str, Tensor]:
-    """Return the input of each of `LINEARS` `[B, T, K]`, on the device of `x`. Linears that read one tensor share it.
+    """Return the input of each of `LINEARS` `[B, T, K]`, on the device of `x`. Linears with the same input share it.
 
     Raises:
-        QuantizationError: an activation is not finite; names the linear that reads it.
+        QuantizationError: an activation is not finite (the linear is named).
     """
     device = linear(block, LINEARS[0]).weight.device
     pieces: dict[str, list[Tensor]] = {name: [] for name in LINEARS}
@@ -91,7 +91,8 @@ def record_chunked(block: Block, x: Tensor, block_inputs: BlockInputs, sequences
         whole[name] = joined[key]
         if not bool(torch.isfinite(whole[name]).all()):
             raise QuantizationError(
-                f"{name}: its inputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 does not."
+                f"{name}: its inputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 "
+                "does not."
             )
     return whole
 

@@ -1,18 +1,19 @@
-"""Error-compensated rounding: what rounding one column loses is made good in those after it (GPTQ, Frantar et al., arXiv:2210.17323).
+"""Error-compensated rounding: later columns compensate the rounding error of earlier ones (GPTQ, arXiv:2210.17323).
 
 N outputs, K inputs, g group size, G = K / g groups
 
-The groups' scales and zeros are fixed beforehand. With H = mean_t x_t x_tᵀ = R Rᵀ for an upper triangular R, and U = R / diag(R):
+The scales and zeros of groups are given. With H = mean_t x_t x_tᵀ = R Rᵀ, R upper triangular, and U = R / diag(R):
 
     ŵ_k = Q(w_k + Σ_{j<k} (w_j - ŵ_j) U_jk)
 
-This is GPTQ's result written with errors of the original weights (LDLQ: Chee et al. 2023, arXiv:2307.13304, theorem 6), which takes
-one Cholesky factor and no inverse. Columns go in blocks: one matrix product brings a block what all columns before it left. Columns with
-large inputs go first, while many others can still make good for them; since the grid is fixed, their order is free.
+This equals GPTQ, written with errors of the original weights (LDLQ: Chee et al. 2023, arXiv:2307.13304, theorem 6), and
+needs one Cholesky factor and no inverse. Columns are processed in blocks: one matrix product gives a block the
+errors of all columns before it. Columns with large inputs go first, while many others can still compensate for
+them; since the grid is fixed, any order is allowed.
 
-What is lost in the end is Σ_k D_k e_k², with e_k = ŵ_k - (what was wanted of column k) and D = diag(R)²: D_k is what is left of the
-k-th input once the inputs after it are known. So D says how much a rounding error in a column costs *after* compensation, which
-is what the searches for scales and ranges weigh errors with.
+The final loss is Σ_k D_k e_k², where e_k = ŵ_k - (the target of column k) and D = diag(R)²: D_k is the part of the k-th
+input that the inputs after it do not predict. So D is the cost of a rounding error *after* compensation; the
+searches for scales and ranges weight errors with it.
 """
 
 import warnings
@@ -27,9 +28,9 @@ from vila_quant.kernels.registry import warn_fallback
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 BLOCK = 128
-"""Columns whose errors are fed back one by one."""
+"""Columns per block, whose errors are fed back one by one."""
 DAMPING = 0.01
-"""Added to the diagonal of H, as a share of its mean (as in GPTQ)."""
+"""Added to the diagonal of H, as a fraction of its mean (as in GPTQ)."""
 LARGEST_DAMPING = 1.0
 
 RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -38,12 +39,12 @@ RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tenso
 
 @dataclass(frozen=True)
 class Feedback:
-    """How errors are made good.
+    """How errors are compensated.
 
     Attributes:
-        order: of the columns `[K]` int64.
+        order: order of the columns, `[K]` int64.
         upper: U in that order, `[K, K]` fp32, unit upper triangular.
-        costs: D in the order of the weight, `[K]` fp32.
+        costs: D in the weight's own order, `[K]` fp32.
     """
 
     order: Tensor
@@ -51,7 +52,7 @@ class Feedback:
     costs: Tensor
 
     def scaled(self, scales: Tensor) -> "Feedback":
-        """Return the feedback for inputs x / s, `scales` s `[K]`, in the same order; U is changed in place, as it may be large."""
+        """Return the feedback for inputs x / s with `scales` s `[K]`, in the same order. Changes U in place."""
         ordered = scales[self.order]
         # H' = H / (s sᵀ) has R' = R / s (rows), so U' = U · s / s of its row.
         return Feedback(
@@ -61,12 +62,12 @@ class Feedback:
 
 @torch.no_grad()
 def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
-    """Factorise the second moments H `[K, K]` fp32 of a linear's inputs; columns with the largest inputs come first.
+    """Factorize the second moments H `[K, K]` fp32 of a linear's inputs; columns with the largest inputs come first.
 
-    Where H is not positive definite in fp32, ten times the damping is taken, with a warning that says `name`.
+    If H is not positive definite in fp32, damping is raised tenfold, with a warning that names the linear.
 
     Raises:
-        QuantizationError: H is not finite, or not positive definite with the largest damping either.
+        QuantizationError: H is not finite, or not positive definite even with the largest damping.
     """
     mean = moments.diagonal().mean()
     if not bool(torch.isfinite(mean)):
@@ -74,7 +75,7 @@ def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
             f"{name}: its inputs are not finite. Check the checkpoint, or quantize in another dtype."
         )
     order = moments.diagonal().argsort(descending=True, stable=True)
-    # The factor of the matrix turned by 180 degrees, turned back, is upper triangular.
+    # The factor of the matrix rotated by 180 degrees, rotated back, is upper triangular.
     turned = order.flip(0)
     while damping <= LARGEST_DAMPING:
         damped = moments[turned][:, turned]
@@ -94,26 +95,26 @@ def feedback(moments: Tensor, name: str, damping: float = DAMPING) -> Feedback:
             stacklevel=2,
         )
     raise QuantizationError(
-        f"{name}: the second moments of its inputs cannot be factorised. Give more, or more varied, calibration."
+        f"{name}: the second moments of its inputs cannot be factorized. Use more, or more varied, calibration data."
     )
 
 
 @torch.no_grad()
 def round_compensated(weight: Tensor, moments: Feedback, scales: Tensor, zeros: Tensor, bits: int) -> GroupwiseWeight:
-    """Round `weight` to the grid of `scales` and `zeros`, column after column.
+    """Round `weight` to the grid of `scales` and `zeros`, column by column.
 
     Args:
         weight: `[N, K]` fp32.
-        moments: of the linear's inputs.
+        moments: feedback for the linear's inputs.
         scales: `[N, G]` fp32, positive.
-        zeros: `[N, G]` fp32, whole numbers.
-        bits: of the grid.
+        zeros: `[N, G]` fp32, integers.
+        bits: bits per weight.
     """
     columns = weight.shape[1]
     group_size = columns // scales.shape[1]
     order, upper = moments.order, moments.upper
     q = torch.empty_like(weight, dtype=torch.uint8)
-    errors = torch.empty_like(weight)  # in the order of the columns
+    errors = torch.empty_like(weight)  # in column order
     round_block = _rounding_kernel(weight.device)
     for start in range(0, columns, BLOCK):
         place = slice(start, min(start + BLOCK, columns))
@@ -129,20 +130,20 @@ def round_compensated(weight: Tensor, moments: Feedback, scales: Tensor, zeros: 
 def round_block_torch(
     weight: Tensor, wanted: Tensor, upper: Tensor, scales: Tensor, zeros: Tensor, largest: int
 ) -> tuple[Tensor, Tensor]:
-    """Round one block of columns. This is the oracle of the Triton kernel.
+    """Round one block of columns: the reference for the Triton kernel.
 
     Args:
         weight: `[N, b]` fp32.
-        wanted: `[N, b]`, the weight and what the blocks before it left.
-        upper: the block of U on the diagonal, `[b, b]`.
-        scales: `[N, b]`, of each column's group.
-        zeros: `[N, b]`, of each column's group.
-        largest: integer.
+        wanted: `[N, b]`, the weight plus the errors of earlier blocks.
+        upper: the diagonal block of U, `[b, b]`.
+        scales: scale of each column's group, `[N, b]`.
+        zeros: zero of each column's group, `[N, b]`.
+        largest: the largest code.
 
     Returns:
         q `[N, b]` uint8, and the error w - ŵ `[N, b]`.
     """
-    # Turned, so that a column is contiguous.
+    # Transposed, so that a column is contiguous.
     own, targets, steps, offsets = (part.T.contiguous() for part in (weight, wanted, scales, zeros))
     q, errors = torch.empty_like(own), torch.empty_like(own)
     for k in range(len(own)):

@@ -1,4 +1,4 @@
-"""The search for scales, one group of linears after the other, each on the unscaled block (AWQ, section 3.2; `auto_scale.py` of llm-awq).
+"""The search for scales, group by group, each on the unscaled block (AWQ, section 3.2; `auto_scale.py` of llm-awq).
 
 N outputs, K inputs, T tokens
 """
@@ -13,12 +13,12 @@ from vila_core.language.decoder import Block
 from vila_quant.awq.block import BlockInputs, ScaleGroup, linear, run_part
 
 FakeQuantize = Callable[[Tensor], Tensor]
-"""A weight `[N, K]` to what is left of it after quantizing."""
+"""A function from a weight `[N, K]` to its dequantized form."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Scales to try `[K]`, and how they were made (`ratio`, and the power of the weights, 0 for none)."""
+    """Scales `[K]` to try, and the powers of activations (`ratio`) and weights (0 for none) they were made with."""
 
     scales: Tensor
     ratio: float
@@ -27,7 +27,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ScaleChoice:
-    """The best scales of a group `[K]` fp32, and the loss of every candidate, in order."""
+    """The best scales `[K]` fp32 of a group, and the loss of every candidate, in order."""
 
     group: ScaleGroup
     scales: Tensor
@@ -41,17 +41,17 @@ def activation_scale(x: Tensor) -> Tensor:
 
 
 def reference_candidates(x_scale: Tensor) -> list[Candidate]:
-    """Return `x^r` for r = 0, 1/20, … 19/20, each divided by the geometric mean of its extremes; the first is all ones."""
+    """Return `x^r` for r = 0, 1/20, … 19/20, each divided by the geometric mean of its extremes. The first is 1."""
     return [Candidate(balanced(x_scale.pow(step / 20).clamp(min=1e-4)), step / 20) for step in range(20)]
 
 
 def best_candidates(x_scale: Tensor, weight: Tensor, group_size: int) -> list[Candidate]:
-    """Return all ones, then `x^r` and `x^r / w^(1 - r)` for r = 1/20, … 1 (ratio 1 and duo scaling, as llm-compressor has them).
+    """Return all ones, then `x^r` and `x^r / w^(1 - r)` for r = 1/20, … 1, as llm-compressor does.
 
     Args:
-        x_scale: how much each channel matters `[K]`: its mean magnitude, or the root of what an error in it costs.
-        weight: of the linears together `[N, K]`; w is the mean of its magnitudes, each as a share of its group's largest.
-        group_size: of the groups.
+        x_scale: the weight of each channel `[K]`: its mean magnitude, or the square root of the cost of an error.
+        weight: weights of all linears `[N, K]`; w is the mean magnitude, relative to the largest of each group.
+        group_size: weights per group.
     """
     magnitude = weight.abs().unflatten(1, (-1, group_size))
     w_scale = (magnitude / (magnitude.amax(-1, keepdim=True) + 1e-6)).flatten(1).mean(0)
@@ -67,7 +67,7 @@ def best_candidates(x_scale: Tensor, weight: Tensor, group_size: int) -> list[Ca
 
 
 def balanced(scales: Tensor) -> Tensor:
-    """Divide by the geometric mean of the largest and the smallest scale, so that the weights keep their magnitude."""
+    """Divide by the geometric mean of the largest and smallest scale, so that weights keep their magnitude."""
     return scales / (scales.max() * scales.min()).sqrt()
 
 
@@ -81,16 +81,16 @@ def search_scales(
     fake_quantize: FakeQuantize,
     sequences_at_once: int | None = None,
 ) -> ScaleChoice:
-    """Try every candidate: the loss is the mean squared error of the inspected module's output with `Q(W · s) / s` for `W`.
+    """Return the best candidate, by the output error of the inspected module with `Q(W · s) / s` in place of `W`.
 
     Args:
-        block: left as it was.
-        group: of the block.
-        x: what the group's linears read `[B, T, K]`.
-        block_inputs: of the block.
-        candidates: the first of equals is kept.
-        fake_quantize: as the weights will be quantized.
-        sequences_at_once: to run together; None for all.
+        block: unchanged on return.
+        group: the linears to scale.
+        x: input of the group's linears `[B, T, K]`.
+        block_inputs: rotation and mask.
+        candidates: scales to try; the first of equally good ones wins.
+        fake_quantize: quantizes as the weights will be.
+        sequences_at_once: sequences per forward pass; None for all.
     """
     chunk = sequences_at_once or len(x)
     linears = [linear(block, name) for name in group.linears]
@@ -138,13 +138,13 @@ def mean_squared_error(actual: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def apply_scales(block: Block, choices: Sequence[ScaleChoice]) -> None:
-    """Multiply each group's linears by its scales, and divide what comes before by them: the block computes what it did."""
+    """Multiply each group's linears by its scales, and divide the previous module by them. Outputs do not change."""
     for choice in choices:
         previous = block.get_submodule(choice.group.previous)
         weight = previous.weight
         assert isinstance(weight, Tensor)
         scales = choice.scales.to(weight.device, weight.dtype)
-        # A norm's weight is one number a channel; a linear's rows are its channels.
+        # A norm has one weight per channel; the channels of a linear are its rows.
         weight.div_(scales if weight.ndim == 1 else scales[-weight.shape[0] :, None])
         bias = dict(previous.named_parameters(recurse=False)).get("bias")
         if bias is not None:

@@ -1,1 +1,1 @@
-"""Calibration: what a model is shown while it is quantized, from samples to the embeddings that its blocks read."""
+"""Calibration: from samples to the embeddings that the first block reads."""

@@ -1,9 +1,9 @@
-"""From samples to what the first block reads: embeddings through vila_core's own prompt path, packed into sequences of one length.
+"""Embed samples with vila_core's own prompt code, and pack them into sequences of equal length.
 
 B sequences, T tokens, D width, S side of a tile in pixels
 
-Samples share a sequence, but see only themselves: positions start anew with each, and the mask keeps them apart. The last of a
-sequence is cut, which changes nothing before the cut.
+Several samples share a sequence, but each attends only to itself: positions restart with each sample, and the mask
+keeps them apart. The last sample of a sequence is truncated, which changes nothing before the cut.
 """
 
 import hashlib
@@ -29,19 +29,19 @@ from vila_quant.errors import QuantizationError
 FEWEST_TOKENS = 2048
 """Below this, second moments say little about a layer thousands of channels wide."""
 KEPT_TILES = 64
-"""Tiles that are kept to calibrate the vision tower on."""
+"""Number of tiles kept to calibrate the vision tower."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the blocks are calibrated on.
+    """The data that the blocks are calibrated on.
 
     Attributes:
         embeds: `[B, T, D]` in the dtype of the model.
         samples: index of the sample that each token belongs to, `[B, T]`.
-        pixels: tiles as the vision tower took them, `[N, 3, S, S]` each.
+        pixels: inputs of the vision tower, `[N, 3, S, S]` each.
         digest: SHA-256 of token ids and pixels, in order.
-        count: how many samples there are.
+        count: number of samples.
     """
 
     embeds: Tensor
@@ -51,7 +51,7 @@ class Calibration:
     count: int
 
     def block_inputs(self, config: DecoderConfig, device: torch.device) -> BlockInputs:
-        """Return rotation and mask, on `device`."""
+        """Return the rotation and mask for `embeds`, on `device`."""
         samples = self.samples.to(device)
         length = samples.shape[1]
         place = torch.arange(length, device=device)
@@ -69,15 +69,15 @@ class Calibration:
 
 
 class Embedder:
-    """Tower, projector and embedding of a model, without its blocks: all that embeddings need.
+    """The tower, projector and embedding of a model, without its blocks.
 
     Args:
-        checkpoint: of whole weights, in files.
-        tokenizer: the checkpoint's.
-        template: how conversations are written.
-        device: where to compute.
-        dtype: of the weights.
-        overlay: an adapter to merge in.
+        checkpoint: unquantized, in files.
+        tokenizer: the checkpoint's tokenizer.
+        template: chat template.
+        device: device of the weights.
+        dtype: dtype of the weights.
+        overlay: an adapter to merge.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Embedder:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that was embedded."""
+        """SHA-256 of everything embedded so far."""
         return self._hash.hexdigest()
 
     @torch.no_grad()
@@ -149,12 +149,12 @@ def collect(
     """Embed samples until `sequences` of `length` tokens are full.
 
     Args:
-        samples: as many as are needed are taken.
-        embedder: of the model.
+        samples: read until there are enough.
+        embedder: the model's.
         sequences: B.
         length: T.
-        exact: whether fewer than B sequences are an error; else what there is will do, from `FEWEST_TOKENS` on.
-        on_sequence: called with the number of sequences that are full.
+        exact: whether fewer than B sequences are an error; otherwise `FEWEST_TOKENS` are enough.
+        on_sequence: called with the number of full sequences.
 
     Raises:
         QuantizationError: too few samples.
@@ -165,8 +165,8 @@ def collect(
     needed = sequences * length if exact else min(FEWEST_TOKENS, sequences * length)
     if len(full) * length < needed:
         raise QuantizationError(
-            f"Not enough calibration: the samples have {found} tokens, and {needed} are needed. Give more samples, fewer --sequences, "
-            "or leave --calibration out for the built-in ones."
+            f"Not enough calibration data: the samples have {found} tokens, but {needed} are needed. "
+            "Use more samples, fewer --sequences, or the built-in samples (without --calibration)."
         )
     return Calibration(
         torch.stack([one.embeds for one in full]),
@@ -179,7 +179,7 @@ def collect(
 
 @dataclass(frozen=True)
 class _Sequence:
-    """Embeddings `[T, D]`, and the sample of each token `[T]`."""
+    """Embeddings `[T, D]` and the sample index of each token `[T]`."""
 
     embeds: Tensor
     samples: Tensor

@@ -1,4 +1,4 @@
-"""Pictures that we draw for the built-in calibration: shapes, bar charts, lists of prices and pages of text, with questions on them."""
+"""Drawn images for the built-in calibration: shapes, bar charts, receipts and pages of text, with questions."""
 
 import random
 from collections.abc import Callable
@@ -24,7 +24,7 @@ GOODS = ("bread", "milk", "apples", "rice", "coffee", "cheese", "honey", "tea", 
 
 
 def draw_sample(number: int, seed: int, text: str) -> Sample:
-    """Return the picture `number` of a series, with its question and answer; `text` is what pages show."""
+    """Return image `number` of a series, with its question and answer; pages show parts of `text`."""
     rng = random.Random(f"{seed} {number}")
     kinds: tuple[Callable[[random.Random], Sample], ...] = (
         _shapes,

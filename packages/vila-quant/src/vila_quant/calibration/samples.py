@@ -1,13 +1,13 @@
-"""Samples for calibration: a folder, a JSONL or text file, a registered dataset, or the built-in ones.
+"""Calibration samples: from a folder, a JSONL or text file, a registered dataset, or built in.
 
-| source | what it is |
+| source | samples |
 | --- | --- |
-| `auto` | `drawn-world`, where it is registered, for a model whose small vocabulary cannot spell other text; else `builtin` |
-| `builtin` | plain text of several kinds and languages, and pictures that we draw: works offline, for any model |
-| a dataset's name | training samples of a dataset that a plugin registers (hook `vila_datasets`), such as `drawn-world` |
+| `auto` | `drawn-world`, if registered, for models with a small vocabulary; otherwise `builtin` |
+| `builtin` | text of several kinds and languages, and drawn images: works offline, for any model |
+| a dataset's name | training samples of a registered dataset (hook `vila_datasets`), such as `drawn-world` |
 | a folder | images and videos; `NAME.txt` beside a medium is its prompt |
-| a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}`, one a line; paths are relative to the file |
-| a `.txt` file | documents, cut at form feeds |
+| a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}` per line, paths relative to it |
+| a `.txt` file | documents, separated by form feeds |
 """
 
 import json
@@ -31,15 +31,15 @@ from vila_quant.errors import QuantizationError
 DEFAULT_PROMPT = "Describe the image in detail."
 DRAWN_WORLD = "drawn-world"
 SMALL_VOCABULARY = 4096
-"""Tokens below which a model was trained on a closed world, not on text at large."""
+"""Models with a smaller vocabulary were not trained on general text."""
 WINDOW = 2000
-"""Characters of the built-in text that make one sample: some 500 tokens of English."""
+"""Characters of built-in text per sample: about 500 tokens of English."""
 KEYS = ("prompt", "image", "images", "video", "answer")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and its answer, if known. `is_text`: a piece of running text, taken as it is, without a chat template."""
+    """A prompt and its answer, if known. With `is_text`, plain text that gets no chat template."""
 
     prompt: Sequence[Part]
     answer: str | None = None
@@ -47,51 +47,51 @@ class Sample:
 
 
 def resolve_source(source: str, vocab_size: int) -> str:
-    """Return which source "auto" stands for, for a model of `vocab_size` tokens; any other is returned as it is."""
+    """Return the source that "auto" means for a model with `vocab_size` tokens; others are returned unchanged."""
     if source != "auto":
         return source
     return DRAWN_WORLD if vocab_size < SMALL_VOCABULARY and DRAWN_WORLD in load_plugins().datasets else "builtin"
 
 
 def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sample]:
-    """Yield samples: endlessly from what is made as it goes, once from files.
+    """Yield samples: endlessly from generated sources, once from files.
 
     Args:
-        source: as the table above says, "auto" resolved.
-        seed: of the order, and of what is made.
-        picture_share: of the built-in samples, how many are pictures, 0 to 1.
+        source: see the table above; "auto" must be resolved.
+        seed: seed for the order, and for generated samples.
+        picture_share: fraction of built-in samples with an image, 0 to 1.
 
     Raises:
-        QuantizationError: nothing of that name, an empty folder, or a line that is no sample.
+        QuantizationError: unknown source, empty folder, or an invalid line.
     """
     if source == "builtin":
         return _builtin(seed, picture_share)
     path = Path(source).expanduser()
-    if os.path.isdir(path):  # False for what can be no name of a file
+    if os.path.isdir(path):  # False even for strings that cannot be file names
         return _folder(path, seed)
     if os.path.isfile(path):
         return _text(_read_text(path), seed) if path.suffix == ".txt" else _json_lines(path, seed)
     datasets = load_plugins().datasets
     if source not in datasets:
         message = unknown_name("calibration", source, [*datasets.names(), "auto", "builtin"])
-        raise QuantizationError(f"{message} There is no folder or file of that name either.")
+        raise QuantizationError(f"{message} There is no such folder or file either.")
     return _registered(datasets.get(source), seed)
 
 
 def builtin_text() -> str:
-    """Return the text that comes with vila-quant: documents between form feeds."""
+    """Return the text included in vila-quant: documents separated by form feeds."""
     return (files("vila_quant") / "assets" / "calibration.txt").read_text(encoding="utf-8")
 
 
 def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
-    """Pictures evenly among text, and alone when the text is used up."""
+    """Yield images spread evenly among texts, and only images once the text is used up."""
     from vila_quant.calibration.pictures import draw_sample
 
     text = builtin_text()
     story = text.partition("\f")[0]
     windows = _text(text, seed)
     pictures = (draw_sample(number, seed, story) for number in count())
-    owed = 1.0 if picture_share else 0.0  # the first is one, so that few samples hold a picture too
+    owed = 1.0 if picture_share else 0.0  # start with an image, so that even a few samples include one
     while True:
         sample = next(pictures) if owed >= 1 else next(windows, None)
         if sample is None:
@@ -102,7 +102,7 @@ def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
 
 
 def _text(text: str, seed: int) -> Iterator[Sample]:
-    """Windows of all documents, in one random order."""
+    """Return windows of all documents, shuffled."""
     documents = [document.strip() for document in text.split("\f")]
     windows = [document[start : start + WINDOW] for document in documents for start in range(0, len(document), WINDOW)]
     random.Random(seed).shuffle(windows)
@@ -110,7 +110,7 @@ def _text(text: str, seed: int) -> Iterator[Sample]:
 
 
 def _registered(dataset: Dataset, seed: int) -> Iterator[Sample]:
-    """Training samples, one of each subset at a time, endlessly."""
+    """Yield training samples endlessly, one per subset in turn."""
     sizes = {subset: dataset.size("train", subset) for subset in dataset.subsets()}
     subsets = {subset: size for subset, size in sizes.items() if size != 0}
     if not subsets:
@@ -125,7 +125,8 @@ def _folder(folder: Path, seed: int) -> Iterator[Sample]:
     media = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
     if not media:
         raise QuantizationError(
-            f"{folder} holds no images or videos (folders in it are not searched). Give a folder with some, or a .jsonl or .txt file."
+            f"{folder} has no images or videos (subfolders are not searched). "
+            "Choose a folder with some, or a .jsonl or .txt file."
         )
     random.Random(seed).shuffle(media)
     return (Sample((open_media(path), _prompt_beside(path))) for path in media)
@@ -140,11 +141,11 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
     except (OSError, ValueError) as error:
-        raise QuantizationError(f"{path} is no text file. Expected .jsonl or .txt in UTF-8.") from error
+        raise QuantizationError(f"{path} is not a text file. Expected .jsonl or .txt in UTF-8.") from error
 
 
 def _json_lines(path: Path, seed: int) -> Iterator[Sample]:
-    lines = _read_text(path).split("\n")  # other separators of lines may stand in a string
+    lines = _read_text(path).split("\n")  # other line separators may occur in strings
     samples = [_read_line(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     random.Random(seed).shuffle(samples)
     return iter(samples)
@@ -155,7 +156,7 @@ def _read_line(path: Path, number: int, line: str) -> Sample:
     try:
         row = parse_json_object(line, where)
     except CheckpointError as error:
-        raise QuantizationError(f"{error} Expected one sample a line.") from None
+        raise QuantizationError(f"{error} Expected one sample per line.") from None
     unknown = [key for key in row if key not in KEYS]
     if unknown:
         raise QuantizationError(f"{where}: {unknown_name('key', unknown[0], KEYS)}")

@@ -1,9 +1,10 @@
-"""What a quantized model lost: layer by layer, in the distribution of its answers, on disk, and on benchmarks.
+"""Compare a quantized model with its original: errors by layer, next-token distributions, size, benchmarks.
 
 T tokens, D width, V vocabulary
 
-One model is in memory at a time. Benchmarks run first, each model in a process of its own. Then the original runs; kept of it are the
-logits of the tokens that are compared, `[tokens, V]`, and what flows between the blocks, for at most `BLOCK_TOKENS` tokens.
+Only one model is in memory at a time. Benchmarks run first, each model in its own process. Then the original runs; its
+logits of the compared tokens are kept, `[tokens, V]`, and the hidden states between blocks for at most `BLOCK_TOKENS`
+tokens.
 """
 
 import gc
@@ -32,17 +33,17 @@ from vila_quant.quantizing.source import find_source
 
 PROMPTS = 16
 BLOCK_TOKENS = 4096
-"""Of so many tokens what flows between the blocks is kept: 0.8 GB for an 8B model."""
+"""Tokens whose hidden states between blocks are kept: 0.8 GB for an 8B model."""
 
 
 class Divergence(Config):
     """How the next-token distributions differ from the original's on some prompts.
 
     Attributes:
-        prompts, tokens: that were compared.
+        prompts, tokens: how many were compared.
         kl: mean over tokens of KL(original ‖ quantized), in nats.
-        kl_standard_error: from the means of the prompts; None for a single one.
-        top1_agreement: share of tokens for which both models like the same one best.
+        kl_standard_error: from the means per prompt; None for a single prompt.
+        top1_agreement: fraction of tokens for which both models have the same top token.
         perplexity_before, perplexity_after: on these tokens.
     """
 
@@ -61,7 +62,7 @@ class Divergence(Config):
             return None
         tokens = sum(one.tokens for one in compared)
         kl = sum(one.kl for one in compared) / tokens
-        # The tokens of a prompt depend on one another: prompts are what is drawn at random (a ratio of two means).
+        # Tokens of a prompt are dependent, so prompts are the sampling unit (a ratio of two means).
         spread = sum((one.kl - kl * one.tokens) ** 2 for one in compared)
         count = len(compared)
         return cls(
@@ -76,17 +77,17 @@ class Divergence(Config):
 
 
 class CheckReport(Config):
-    """What a quantized model lost.
+    """The result of comparing a quantized model with its original.
 
     Attributes:
         model, against: the quantized model and the original.
         method: how it is quantized.
         device, dtype: of both runs.
         sizes: bytes by part.
-        layers: by block, the relative error of what it adds to the residual stream, both models given the original's input. Empty where
-            the language model is not the native decoder.
-        vision: relative error of the vision tower's features; None without media among the prompts.
-        text, multimodal: the prompts without and with media; None where there are none.
+        layers: relative error of what each block adds to the residual stream, both models given the original's input.
+            Empty if the language model is not the native decoder.
+        vision: relative error of the vision tower's features; None if no prompt has media.
+        text, multimodal: prompts without and with media; None if there are none.
         tasks: benchmarks, as vila-eval compares them.
     """
 
@@ -118,26 +119,26 @@ def check(
     offline: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Compare a quantized model with the one it was made from.
+    """Compare a quantized model with its original.
 
     Args:
         model: folder or hub id.
-        against: the same, of the original; or of a LoRA adapter that names its base model.
-        prompts: a source of samples, as for calibration; "auto" takes held-out ones.
-        number: of prompts.
-        tasks: benchmarks for vila-eval, which runs on both models with the kernels that loading takes by itself.
-        limit: rows of each benchmark, from the first; None takes all.
+        against: folder or hub id of the original, or of a LoRA adapter that names its base model.
+        prompts: a source of samples, as for calibration; "auto" uses held-out ones.
+        number: number of prompts.
+        tasks: benchmarks for vila-eval to run on both models, with the default kernels.
+        limit: use only the first rows of each benchmark; None for all.
         results: folder for vila-eval's answers.
-        kernel: of the quantized model's linears; None takes the best.
+        kernel: for the quantized model's linears; None for the best.
         device: as for `vila_core.load`.
         dtype: of activations in both models; "auto" is the original's.
-        offline: use only what is in the hub's cache.
-        progress: told what is done.
+        offline: only use what is in the hub's cache.
+        progress: receives progress.
 
     Raises:
-        ConfigError: the two are not the same model, or a kernel, device or dtype is unknown.
-        MissingDependencyError: tasks are asked for, and vila-eval is not installed.
-        QuantizationError: no prompts, or an evaluation failed.
+        ConfigError: the models differ in shape, a kernel, device or dtype is unknown, or the kernel cannot be used.
+        MissingDependencyError: tasks are given, and vila-eval is not installed.
+        QuantizationError: there are no prompts, or an evaluation failed.
     """
     progress = progress or NoProgress()
     if tasks:
@@ -219,7 +220,7 @@ def _require_kernel(model: Vila, kernel: str) -> None:
     if not any(layer.kernel is not None and layer.kernel.name == kernel for layer in layers):
         schemes = ", ".join(sorted({layer.shape.scheme for layer in layers})) or "none that is quantized"
         raise ConfigError(
-            f"The kernel '{kernel}' was requested, but is for {scheme_of(kernel)} layers; the model's layers: {schemes}. "
+            f"The kernel '{kernel}' was requested, but is for {scheme_of(kernel)} layers; the model has {schemes}. "
             "Leave --kernel out, or request another (`vila-quant kernels` lists them)."
         )
 
@@ -235,8 +236,8 @@ def _require_same(before: Checkpoint, after: Checkpoint) -> None:
     )
     if ours != theirs:
         raise ConfigError(
-            f"{after.path} was not made from {before.path}: vocabulary, width and width of the vision tower are {list(theirs)} and "
-            f"{list(ours)}. Give the checkpoint that was quantized to --against."
+            f"{after.path} was not made from {before.path}: vocabulary, width and vision tower width are "
+            f"{list(theirs)} and {list(ours)}. Pass the original to --against."
         )
 
 

@@ -1,4 +1,4 @@
-"""The outputs of a quantized model beside those of the original, prompt by prompt.
+"""Record the outputs of the original, and compare those of the quantized model with them, prompt by prompt.
 
 T tokens, D width, V vocabulary
 """
@@ -15,17 +15,15 @@ from vila_core.language.decoder import Decoder
 from vila_core.runtime import Vila
 from vila_quant.checking.held_out import HeldOutPrompt
 
-# ------------------------------------------------------------------------------------------------ the original
-
 
 @dataclass(frozen=True)
 class Record:
-    """What the original made of a prompt, in host memory.
+    """Outputs of the original for a prompt, in host memory.
 
     Attributes:
-        logits: of the scored tokens `[scored, V]`.
-        features: of the vision tower, a tensor a call.
-        blocks: what each block read, and last what the last one gave, `[T, D]`; empty where it was not kept.
+        logits: logits of the scored tokens `[scored, V]`.
+        features: outputs of the vision tower, one tensor per call.
+        blocks: input `[T, D]` of each block, then the output of the last; empty if not kept.
     """
 
     logits: Tensor
@@ -35,7 +33,7 @@ class Record:
 
 @torch.inference_mode()
 def record(model: Vila, prompt: HeldOutPrompt, *, keeps_blocks: bool) -> Record:
-    """Run the original on a prompt and keep what the quantized model is compared on."""
+    """Run the original on a prompt and record its outputs."""
     features: list[Tensor] = []
     flow: list[Tensor] = []
     blocks = blocks_of(model) if keeps_blocks else []
@@ -60,24 +58,21 @@ def _scored_logits(model: Vila, prompt: HeldOutPrompt) -> Tensor:
     return model.network.llm.logits(hidden[-prompt.scored - 1 : -1])
 
 
-# ------------------------------------------------------------------------------------------------ the quantized model
-
-
 @dataclass
 class Errors:
-    """Sums of squares, of differences and of what is expected."""
+    """Sums of squares of differences and of expected values."""
 
     error: float = 0.0
     power: float = 0.0
 
     def add(self, difference: Tensor, expected: Tensor) -> None:
-        """Add tensors of any one shape."""
+        """Add tensors of the same shape."""
         self.error += float(difference.float().square().sum())
         self.power += float(expected.float().square().sum())
 
     @property
     def relative(self) -> float:
-        """Root mean square error over that of what is expected."""
+        """Root mean square error relative to that of the expected values."""
         return math.sqrt(self.error / self.power) if self.power else 0.0
 
 
@@ -95,7 +90,7 @@ class Compared:
 
 @torch.inference_mode()
 def compare(model: Vila, prompt: HeldOutPrompt, record: Record, vision: Errors, layers: Sequence[Errors]) -> Compared:
-    """Run the quantized model on a prompt; what its tower and its blocks lose is added to `vision` and `layers`."""
+    """Run the quantized model on a prompt, adding the errors of its tower and blocks to `vision` and `layers`."""
     expected = iter(record.features)
 
     def compare_features(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -121,7 +116,7 @@ def compare(model: Vila, prompt: HeldOutPrompt, record: Record, vision: Errors, 
 
 
 def _compare_blocks(model: Vila, flow: Sequence[Tensor], layers: Sequence[Errors]) -> None:
-    """Run the language model once more, each block with what the original's block read."""
+    """Run the language model again, each block with the input of the original's block."""
     blocks = blocks_of(model)
     places = {block: place for place, block in enumerate(blocks)}
 
@@ -142,11 +137,8 @@ def _compare_blocks(model: Vila, flow: Sequence[Tensor], layers: Sequence[Errors
             handle.remove()
 
 
-# ------------------------------------------------------------------------------------------------ both
-
-
 def blocks_of(model: Vila) -> list[nn.Module]:
-    """The decoder's blocks; none where the language model is not ours, and its blocks have no fixed form."""
+    """Return the blocks of the native decoder; an empty list for other language models."""
     llm = model.network.llm
     return list(llm.model.layers) if isinstance(llm, Decoder) else []
 

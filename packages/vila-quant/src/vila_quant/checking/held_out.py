@@ -1,4 +1,4 @@
-"""Held-out prompts: what a quantized model is compared with the original on, none of it seen in calibration."""
+"""Held-out prompts, on which a quantized model is compared with its original. Calibration never uses them."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ from vila_quant.calibration.samples import WINDOW, Sample, read_samples, resolve
 from vila_quant.errors import QuantizationError
 
 SEED = 1_000_003
-"""Of what is made as it goes: far from any seed of a calibration."""
+"""Seed for generated samples: far from the seeds of calibrations."""
 
 
 @dataclass(frozen=True)
 class HeldOutPrompt:
-    """A prompt as ids and media. The model is judged on its last `scored` tokens.
+    """A prompt as ids and media, of which the last `scored` tokens are compared.
 
-    They are the answer, where there is one; else all of a text but its first token, or what follows the last medium.
+    These are the answer, if there is one; otherwise all of a text except its first token, or all after the last medium.
     """
 
     prepared: PreparedPrompt
@@ -33,12 +33,12 @@ def read_prompts(model: Vila, source: str, number: int) -> list[HeldOutPrompt]:
     """Return up to `number` prompts, prepared for `model`.
 
     Args:
-        model: gives tokenizer, template and preprocessing.
-        source: as for calibration; "auto" and "builtin" take texts and pictures that no calibration shows.
-        number: of prompts; a file may have fewer.
+        model: provides tokenizer, template and preprocessing.
+        source: as for calibration; "auto" and "builtin" are texts and images that no calibration contains.
+        number: number of prompts; a file may have fewer.
 
     Raises:
-        QuantizationError: nothing of that name, or no prompt in it has two tokens of text.
+        QuantizationError: unknown source, or none of its prompts has two tokens of text.
         PromptError, MediaError: a prompt cannot be prepared.
     """
     name = resolve_source(source, model.config.language_model.vocab_size)
@@ -47,13 +47,13 @@ def read_prompts(model: Vila, source: str, number: int) -> list[HeldOutPrompt]:
     found = [prompt for prompt in prompts if prompt.scored > 0]
     if not found:
         raise QuantizationError(
-            f"'{source}' has no prompt to compare answers on. Give some with at least two tokens of text."
+            f"'{source}' has no prompt to compare on. Choose prompts with at least two tokens of text."
         )
     return found
 
 
 def _builtin() -> Iterator[Sample]:
-    """Text and picture by turns, and pictures alone when the text is used up."""
+    """Yield texts and images alternately, and only images once the text is used up."""
     documents = (files("vila_quant") / "assets" / "held_out.txt").read_text(encoding="utf-8").split("\f")
     texts = [document[start : start + WINDOW] for document in documents for start in range(0, len(document), WINDOW)]
     random.Random(SEED).shuffle(texts)
@@ -82,7 +82,7 @@ def _prepare(model: Vila, sample: Sample) -> HeldOutPrompt:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return with how many equal tokens both begin."""
+    """Return the length of the common prefix."""
     return next(
         (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )

@@ -1,4 +1,4 @@
-"""Which kernel each layer of a model takes on a device, and why: what `vila-quant kernels` shows."""
+"""Find out which kernel runs each layer of a model on a device, and why (for `vila-quant kernels`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vila_core.checkpoint import Checkpoint
 
 GROUP_SIZE = 128
-"""Of layers that are not quantized yet, where it divides their width; else 64 or 32."""
+"""Assumed for layers that are not quantized yet, if it divides their width; otherwise 64 or 32."""
 
 _ATTENTION, _MLP = "llm.model.layers.*.self_attn", "llm.model.layers.*.mlp"
 NVILA_8B: Mapping[LinearShape, tuple[str, ...]] = {
@@ -26,12 +26,12 @@ NVILA_8B: Mapping[LinearShape, tuple[str, ...]] = {
     LinearShape(18944, 3584, GROUP_SIZE): (f"{_MLP}.gate_proj", f"{_MLP}.up_proj"),
     LinearShape(3584, 18944, GROUP_SIZE): (f"{_MLP}.down_proj",),
 }
-"""The layers of NVILA-8B, for a look at a machine without a model."""
+"""The layers of NVILA-8B, used if no model is given."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel for layers of one shape: `layers` are names, numbers in them written `*`; `refusals` says why others are not taken."""
+    """The kernel for layers of one shape. `layers` are names with `*` for numbers; `refusals` are others' reasons."""
 
     layers: tuple[str, ...]
     shape: LinearShape
@@ -41,7 +41,7 @@ class Choice:
 
 
 def layers_of(checkpoint: Checkpoint) -> dict[LinearShape, tuple[str, ...]]:
-    """Return the quantized linears of a checkpoint by shape; if it is not quantized, those that `vila-quant awq` would quantize."""
+    """Return the quantized linears of a checkpoint by shape; if there are none, those that `awq` would quantize."""
     entries = checkpoint.weights.entries
     quantized = find_layers(entries)
     if quantized.groupwise or quantized.eight_bits:
@@ -64,7 +64,7 @@ def layers_of(checkpoint: Checkpoint) -> dict[LinearShape, tuple[str, ...]]:
 
 
 def choices(layers: Mapping[LinearShape, tuple[str, ...]], device: torch.device, dtype: torch.dtype) -> list[Choice]:
-    """Return the choice for each shape. Raises `ConfigError` where none is possible, as loading would."""
+    """Return the choice for each shape. Raises `ConfigError` if there is none, as loading does."""
     return [_choice(shape, names, device, dtype) for shape, names in layers.items()]
 
 
@@ -77,7 +77,7 @@ def _choice(shape: LinearShape, names: tuple[str, ...], device: torch.device, dt
     if kernel.name != fitting[0]:
         reason = f"requested; the default is {fitting[0]}"
     elif len(fitting) == 1:
-        reason = "the only one that takes it"
+        reason = "the only one that can"
     else:
         reason = f"priority {kernel.priority}, before {', '.join(fitting[1:])}"
     return Choice(names, shape, kernel.name, reason, refusals)
@@ -95,5 +95,5 @@ def _fitting_group(inputs: int) -> int:
         if inputs % size == 0:
             return size
     raise ConfigError(
-        f"No group size of 128, 64 or 32 divides a width of {inputs}. `vila-quant awq --skip` leaves such a layer whole."
+        f"None of the group sizes 128, 64 and 32 divides a width of {inputs}. Leave such layers out with `--skip`."
     )

@@ -1,4 +1,4 @@
-"""Benchmarks of a quantized model and its original, by whatever plugin gives the command `vila eval` (vila-eval does)."""
+"""Run benchmarks on a quantized model and its original, with the plugin that provides `vila eval` (vila-eval)."""
 
 import json
 import subprocess
@@ -14,11 +14,11 @@ from vila_quant.errors import QuantizationError
 from vila_quant.quantizing.source import find_source
 
 RUN_VILA = "from vila_core.cli.main import main; main()"
-"""The program `vila` of this Python, wherever its script lies."""
+"""Runs `vila` with the current Python, wherever its script is installed."""
 
 
 class TaskChange(Config):
-    """A benchmark's headline on both models, paired by sample; shares are 0 to 1. None where there is no test."""
+    """The main measure of a benchmark on both models, paired by sample; shares are 0 to 1. None without a test."""
 
     task: str
     measure: str
@@ -32,7 +32,7 @@ class TaskChange(Config):
 
 
 def find_evaluation() -> None:
-    """Raise `MissingDependencyError` unless a plugin brings the command `vila eval`."""
+    """Raise `MissingDependencyError` unless a plugin provides `vila eval`."""
     if "eval" not in load_plugins().commands:
         raise MissingDependencyError("vila-eval", "--tasks", "vila-eval")
 
@@ -50,10 +50,10 @@ def compare_tasks(
 ) -> list[TaskChange]:
     """Run the tasks on both models and compare them sample by sample.
 
-    Answers are kept in `results`: a second call goes on, and starts anew where they are of a model that was made again since.
+    Answers are kept in `results`: a second call continues, and starts over if a model has changed since.
 
     Raises:
-        QuantizationError: an evaluation ended in an error (its own message is in ours).
+        QuantizationError: an evaluation failed (its message is included).
     """
     settings = [
         "--force",
@@ -79,13 +79,13 @@ def compare_tasks(
             raise QuantizationError(f"{path} could not be evaluated. {'; '.join(failed)}")
         folders.append({task["task"]: task["folder"] for task in run["tasks"] if task["result"] is not None})
     before, after = folders
-    # Task by task: the models' folders may hold others too, of earlier calls.
+    # Task by task, since the folders may contain other tasks of earlier calls.
     changes = [_compare(task, before[task], after[task]) for task in before if task in after]
     return [change for change in changes if change is not None]
 
 
 def _compare(task: str, before: str, after: str) -> TaskChange | None:
-    """Compare the answers of two folders; None where the task is scored elsewhere."""
+    """Compare the answers in two folders; None if the task is scored elsewhere."""
     (compared,) = _vila_eval(["compare", before, after, "--json"])["tasks"]
     if not compared["measures"]:
         return None
@@ -104,7 +104,7 @@ def _compare(task: str, before: str, after: str) -> TaskChange | None:
 
 
 def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:
-    """Run `vila eval` with its progress shown, and return the object that it prints."""
+    """Run `vila eval`, showing its progress, and return the object it prints."""
     done = subprocess.run(
         [sys.executable, "-c", RUN_VILA, "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False
     )

@@ -92,8 +92,8 @@ class CalibrationOptions:
             "--calibration",
             "-c",
             metavar="SOURCE",
-            help="A folder of images and videos (NAME.txt beside one is its prompt), a .jsonl or .txt file, a registered "
-            "dataset, or builtin, which needs no network.",
+            help="A folder of images and videos (NAME.txt beside one is its prompt), a .jsonl or .txt file, "
+            "a registered dataset, or builtin, which needs no network.",
             rich_help_panel=CALIBRATION,
         ),
     ] = "auto"
@@ -171,7 +171,7 @@ def quantize(
 ) -> None:
     """Quantize a model to 4 bits. After an interruption, the same command continues; OUT appears when it is complete.
 
-    [bold]Example:[/bold] vila-quant awq my-fine-tune my-fine-tune-awq --calibration photos/ --lm-head int8 --vision int8
+    [bold]Example:[/bold] vila-quant awq my-fine-tune my-fine-tune-awq --calibration photos/ --lm-head int8
     """
     from vila_core.cli.progress import open_progress
 

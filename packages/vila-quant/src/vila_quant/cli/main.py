@@ -19,7 +19,7 @@ Quantize a VILA model: its language model to 4 bits, and optionally its head and
 
 vila-quant awq my-fine-tune my-fine-tune-awq  [dim]one command; built-in calibration, no network[/dim]
 
-vila-quant awq NVILA-8B nvila-8b-awq --calibration photos/ --lm-head int8  [dim]calibrate on a folder of images with prompts[/dim]
+vila-quant awq NVILA-8B nvila-8b-awq --calibration photos/ --lm-head int8  [dim]calibrate on a folder of images[/dim]
 
 vila-quant check my-fine-tune-awq --against my-fine-tune  [dim]what quantization lost[/dim]
 

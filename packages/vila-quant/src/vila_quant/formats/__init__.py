@@ -1,1 +1,1 @@
-"""Quantized checkpoints on disk: AutoAWQ's GEMM layout (`awq`), TinyChat's (`tinychat`), and llm-awq's search results."""
+"""Formats of quantized checkpoints: AutoAWQ's GEMM layout (`awq`) and TinyChat's (`tinychat`)."""

@@ -1,4 +1,4 @@
-"""Format `awq`: the layouts of whole weights with linears in AutoAWQ's GEMM layout, which transformers, vLLM and SGLang read.
+"""Format `awq`: linears in AutoAWQ's GEMM layout, which transformers, vLLM and SGLang read.
 
 | layout | `quantization_config` is in |
 | --- | --- |
@@ -31,10 +31,10 @@ Layout = Literal["vila", "nvila"]
 
 @dataclass(frozen=True)
 class AwqFormat:
-    """Four-bit linears in GEMM layout, and the rest of the model whole or in eight bits.
+    """Int4 linears in GEMM layout; the rest of the model is unquantized or has eight bits.
 
     Attributes:
-        layout: "vila" or "nvila", how folders that are written are laid out; None: as the source is.
+        layout: layout of written folders, "vila" or "nvila"; None for that of the source.
     """
 
     name: str = "awq"
@@ -45,9 +45,7 @@ class AwqFormat:
 
     def read(self, path: Path) -> Checkpoint:
         if spare := tinychat_files(path):
-            raise CheckpointError(
-                f"{path} holds AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere."
-            )
+            raise CheckpointError(f"{path} has AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere.")
         config = read_awq_config(path)
         checkpoint = read_nvila(path, self.name) if layout_at(path) == "nvila" else read_parts(path, self.name)
         layers = find_layers(checkpoint.weights.entries)
@@ -55,16 +53,16 @@ class AwqFormat:
         return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
-        """Write a checkpoint whose weights hold quantized linears (`X.qweight`, `X.qzeros`, `X.scales`); the config is made of them.
+        """Write a checkpoint with quantized linears (`X.qweight`, `X.qzeros`, `X.scales`) and the config for them.
 
         Raises:
-            CheckpointError: no linear is quantized, layers' groups differ, or whatever the layout's writer finds wrong.
+            CheckpointError: no linear is quantized, group sizes differ, or the layout's writer fails.
         """
         entries = checkpoint.weights.entries
         layers = find_layers(entries)
         if not layers.groupwise:
             raise CheckpointError(
-                f"{checkpoint.path} holds whole weights; format 'awq' holds quantized ones. Make them: vila-quant awq."
+                f"{checkpoint.path} is not quantized, but format 'awq' is for quantized weights. Run: vila-quant awq."
             )
         source = source_layout(checkpoint)
         stated = write_awq_config(layers, entries)
@@ -74,7 +72,7 @@ class AwqFormat:
 
 
 def layout_at(path: Path) -> str | None:
-    """Return the layout of the folder `path` ("vila" or "nvila"), None where it is neither. Raises nothing."""
+    """Return the layout of the folder `path` ("vila" or "nvila"), or None. Raises nothing."""
     model_type = model_type_at(path)
     if model_type in NVILA_TYPES:
         return "nvila"
@@ -92,10 +90,10 @@ def quantization(
     """Return how the weights of a checkpoint are quantized.
 
     Args:
-        method: its name, for people.
-        layers: found in the checkpoint.
-        config: what the checkpoint states, to be held against the network.
-        stated: the `quantization_config` that writers put into theirs.
+        method: name of the method, for people.
+        layers: quantized layers of the checkpoint.
+        config: the checkpoint's config, to check against the network.
+        stated: the `quantization_config` to write.
     """
     line = f"{method}, 4 bits, groups of {layers.group_size}{layers.description}"
     return Quantization(line, partial(_replace_modules, layers, config), stated or {}, layers.packed)

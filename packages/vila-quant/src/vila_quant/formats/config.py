@@ -1,4 +1,4 @@
-"""`quantization_config` of an AWQ checkpoint: read and checked against the tensors that are there, and written.
+"""Read, check and write the `quantization_config` of an AWQ checkpoint.
 
 Source: transformers, `utils/quantization_config.py` (AwqConfig); AutoAWQ 0.2.9, `awq/models/_config.py`.
 """
@@ -17,32 +17,33 @@ KEY = "quantization_config"
 
 @dataclass(frozen=True)
 class AwqConfig:
-    """What a `quantization_config` states: `group_size` (-1: one group a row), modules that are `not_converted`, and where it is."""
+    """A `quantization_config`: `group_size` (-1: one group per row), modules `not_converted`, and its `source` file."""
 
     group_size: int
     not_converted: tuple[str, ...]
     source: str
 
     def names(self, module: str) -> str | None:
-        """Return the entry of `modules_to_not_convert` that covers `module`: its name, a part of it between dots, or a parent's."""
+        """Return the entry of `modules_to_not_convert` that matches whole components of the name `module`, or None."""
         return next((entry for entry in self.not_converted if f".{entry}." in f".{module}."), None)
 
 
 def read_awq_config(path: Path) -> AwqConfig:
-    """Return what the configs of the folder `path` state: in `config.json`, its `text_config`, or `llm/config.json`.
+    """Read the config of the folder `path` from `config.json`, its `text_config`, or `llm/config.json`.
 
     Raises:
-        CheckpointError: a key has a value that is unknown here, or two configs contradict one another.
+        CheckpointError: a key has an unsupported value, or two configs contradict each other.
     """
     roots = [read_section(file) for file in (path / "config.json", path / "llm" / "config.json") if file.exists()]
     nested = [root.section("text_config") for root in roots if "text_config" in root]
     found = [_read(section.section(KEY)) for section in (*roots, *nested) if KEY in section]
     if not found:
-        raise CheckpointError(f"{path} states no '{KEY}': expected it in config.json or llm/config.json.")
+        raise CheckpointError(f"{path} has no '{KEY}': expected it in config.json or llm/config.json.")
     for other in found[1:]:
         if other.group_size != found[0].group_size:
             raise CheckpointError(
-                f"{other.source}: 'group_size' is {other.group_size}, but {found[0].source} says {found[0].group_size}. Mend one of them."
+                f"{other.source}: 'group_size' is {other.group_size}, but {found[0].source} says "
+                f"{found[0].group_size}. Fix one of them."
             )
     return AwqConfig(
         found[0].group_size, tuple(dict.fromkeys(name for one in found for name in one.not_converted)), found[0].source
@@ -55,8 +56,8 @@ def _read(section: Section) -> AwqConfig:
     version = section.string(version_key, "gemm")
     if version.lower() != "gemm":
         raise CheckpointError(
-            f"{section.source}: '{version_key}' is '{version}'; expected 'gemm', the layout that AutoAWQ, vLLM and SGLang share. "
-            "Quantize the whole weights again."
+            f"{section.source}: '{version_key}' is '{version}'; expected 'gemm', the layout that AutoAWQ, vLLM "
+            "and SGLang share. Quantize the original again."
         )
     if (bits := section.integer("bits", 4)) != 4:
         raise CheckpointError(f"{section.source}: 'bits' is {bits}; expected 4.")
@@ -83,15 +84,15 @@ def _names(section: Section) -> tuple[str, ...]:
 
 
 def check_awq_config(config: AwqConfig, layers: QuantizedLayers) -> None:
-    """Raise `CheckpointError` where the tensors contradict the config: a group size, or a layer that should be whole."""
+    """Raise `CheckpointError` if group sizes or quantized layers contradict the config."""
     if not layers.groupwise:
         raise CheckpointError(f"{config.source} says that the model is quantized, but there is no tensor 'qweight'.")
     for layer in layers.groupwise:
         stated = layer.inputs if config.group_size == -1 else config.group_size
         if layer.group_size != stated:
             raise CheckpointError(
-                f"{config.source}: 'group_size' is {config.group_size}, but '{layer.name}.scales' has groups of {layer.group_size} "
-                f"({layer.inputs} inputs in {layer.inputs // layer.group_size} rows)."
+                f"{config.source}: 'group_size' is {config.group_size}, but '{layer.name}.scales' has groups of "
+                f"{layer.group_size} ({layer.inputs} inputs in {layer.inputs // layer.group_size} rows)."
             )
         entry = config.names(layer.name)
         if entry is not None:
@@ -102,7 +103,7 @@ def check_awq_config(config: AwqConfig, layers: QuantizedLayers) -> None:
 
 
 def write_awq_config(layers: QuantizedLayers, entries: Entries) -> Mapping[str, object]:
-    """Return the `quantization_config` that says what is there. Raises `CheckpointError` where layers' groups differ."""
+    """Return the `quantization_config` for quantized layers. Raises `CheckpointError` if group sizes differ."""
     return {
         "quant_method": "awq",
         "bits": 4,
@@ -114,10 +115,10 @@ def write_awq_config(layers: QuantizedLayers, entries: Entries) -> Mapping[str, 
 
 
 def _whole_layers(layers: QuantizedLayers, entries: Entries) -> Sequence[str]:
-    """Return the language model's linears that are not in four bits, without the prefix "llm.".
+    """Return the language model's linears that are not int4, without the prefix "llm.".
 
-    Readers match a name within the full one or at its end, so these serve in the folder of the language model and in the whole model.
-    The head is named though a tied model stores none: readers make it of the embedding.
+    Readers match parts of full names, so these work for the folder of the language model and for the whole model.
+    The head is named even if a tied model stores none, since readers create it from the embedding.
     """
     whole = [name for name in whole_linears(entries) if name != "lm_head"]
     return [*whole, *(() if any(layer.name == "llm.lm_head" for layer in layers.groupwise) else ("lm_head",))]

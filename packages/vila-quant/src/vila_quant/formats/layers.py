@@ -1,12 +1,12 @@
-"""Which linears of a checkpoint are quantized, and how: told from the headers of its tensors alone, without torch.
+"""Find the quantized linears of a checkpoint from the headers of its tensors, without torch.
 
 N outputs, K inputs, g group size
 
 | tensors | layer |
 | --- | --- |
-| `X.qweight` int32 `[K, N/8]`, `X.qzeros` int32 `[K/g, N/8]`, `X.scales` fp16 or bf16 `[K/g, N]` | four bits in groups |
-| `X.weight` int8 `[N, K]`, `X.weight_scale` fp32 `[N, 1]` | int8, a scale a row |
-| `X.weight` fp8 (e4m3) `[N, K]`, `X.weight_scale` fp32 `[N, 1]` | fp8, a scale a row |
+| `X.qweight` int32 `[K, N/8]`, `X.qzeros` int32 `[K/g, N/8]`, `X.scales` fp16 or bf16 `[K/g, N]` | group-wise int4 |
+| `X.weight` int8 `[N, K]`, `X.weight_scale` fp32 `[N, 1]` | int8, one scale per row |
+| `X.weight` fp8 (e4m3) `[N, K]`, `X.weight_scale` fp32 `[N, 1]` | fp8, one scale per row |
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 Entries = Mapping[str, TensorEntry]
 
 EIGHT_BITS = {"I8": "int8", "F8_E4M3": "fp8"}
-"""dtype of a file -> what a layer of such weights is called."""
+"""Stored dtype of the weights -> kind of the layer."""
 
 GROUPWISE_TENSORS = ("qweight", "qzeros", "scales")
 
 
 @dataclass(frozen=True)
 class GroupwiseLayer:
-    """A four-bit linear `name` of N `outputs` and K `inputs`, in groups of `group_size`; `scales_dtype` as safetensors names it."""
+    """An int4 linear with N `outputs` and K `inputs` in groups of `group_size`; `scales_dtype` is safetensors' name."""
 
     name: str
     outputs: int
@@ -41,13 +41,13 @@ class GroupwiseLayer:
 
     @property
     def packed(self) -> dict[str, int]:
-        """Of how many weights each of its tensors is the stored form."""
+        """The number of weights that each of its tensors stores."""
         return {f"{self.name}.qweight": self.outputs * self.inputs, f"{self.name}.qzeros": 0, f"{self.name}.scales": 0}
 
 
 @dataclass(frozen=True)
 class EightBitLayer:
-    """A linear `name` of N `outputs` and K `inputs` with a scale a row; `kind` is "int8" or "fp8"."""
+    """A linear with N `outputs`, K `inputs` and one scale per row; `kind` is "int8" or "fp8"."""
 
     name: str
     outputs: int
@@ -56,14 +56,14 @@ class EightBitLayer:
 
     @property
     def scheme(self) -> Scheme:
-        """The scheme of `vila_quant.kernels`: a tower multiplies many rows, so it quantizes activations too; a head does not."""
+        """The scheme for `vila_quant.kernels`: int8 towers quantize activations too, since they multiply many rows."""
         if self.kind == "fp8":
             return "fp8"
         return "w8a8" if self.name.startswith("vision_tower.") else "int8"
 
     @property
     def packed(self) -> dict[str, int]:
-        """Of how many weights each of its tensors is the stored form."""
+        """The number of weights that each of its tensors stores."""
         return {f"{self.name}.weight": self.outputs * self.inputs, f"{self.name}.weight_scale": 0}
 
 
@@ -76,21 +76,21 @@ class QuantizedLayers:
 
     @property
     def packed(self) -> dict[str, int]:
-        """By tensor name, of how many weights it is the stored form."""
+        """The number of weights that each tensor stores, by name."""
         return {name: count for layer in (*self.groupwise, *self.eight_bits) for name, count in layer.packed.items()}
 
     @property
     def group_size(self) -> int:
-        """The size of all groups. Raises `CheckpointError` where layers differ, or there are none."""
+        """The group size. Raises `CheckpointError` if layers differ, or there are none."""
         first = {layer.group_size: layer for layer in reversed(self.groupwise)}
         if len(first) != 1:
-            found = ", ".join(f"{size} ({layer.name})" for size, layer in first.items()) or "no four-bit layer"
-            raise CheckpointError(f"An AWQ checkpoint has four-bit layers, all with groups of one size; got {found}.")
+            found = ", ".join(f"{size} ({layer.name})" for size, layer in first.items()) or "no int4 layer"
+            raise CheckpointError(f"An AWQ checkpoint has int4 layers with one group size; got {found}.")
         return next(iter(first))
 
     @property
     def description(self) -> str:
-        """What else than the four-bit layers is quantized, for people: ", vision tower int8, head int8", or nothing."""
+        """The quantized parts besides int4 layers, for people: ", vision tower int8, head int8", or empty."""
         kinds = dict.fromkeys((_part(layer.name), layer.kind) for layer in self.eight_bits)
         return "".join(f", {part} {kind}" for part, kind in kinds)
 
@@ -108,7 +108,7 @@ def find_layers(entries: Entries) -> QuantizedLayers:
     """Return the quantized layers of the tensors `entries`.
 
     Raises:
-        CheckpointError: a tensor of a layer is missing, too many, or of a wrong dtype or shape; it is named.
+        CheckpointError: a tensor of a layer is missing, unexpected, or has a wrong dtype or shape (it is named).
     """
     groupwise: list[GroupwiseLayer] = []
     eight_bits: list[EightBitLayer] = []
@@ -132,7 +132,7 @@ def find_layers(entries: Entries) -> QuantizedLayers:
 def _groupwise(module: str, entries: Entries) -> GroupwiseLayer:
     if f"{module}.weight" in entries:
         raise CheckpointError(
-            f"Layer '{module}' is there twice: whole ('{module}.weight') and quantized ('{module}.qweight')."
+            f"Layer '{module}' is stored twice: unquantized ('{module}.weight') and quantized ('{module}.qweight')."
         )
     qweight, qzeros, scales = (_tensor(f"{module}.{tensor}", entries) for tensor in GROUPWISE_TENSORS)
     _expect_dtype(f"{module}.qweight", qweight, ("I32",))

@@ -1,4 +1,4 @@
-"""Put quantized linears in place of whole ones, in a network on the meta device, before its weights are loaded."""
+"""Replace linears by quantized ones in a network on the meta device, before its weights are loaded."""
 
 from collections.abc import Mapping
 
@@ -22,11 +22,12 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
 
     Args:
         network: its module names are the canonical names.
-        layers: found in the checkpoint.
-        config: what the checkpoint states; then a whole linear of the language model that it does not name is an error.
+        layers: quantized layers of the checkpoint.
+        config: the checkpoint's config; if given, unquantized linears of the language model that it does not name
+            are an error.
 
     Raises:
-        CheckpointError: the network has no such linear, it has another shape, or the config contradicts the tensors.
+        CheckpointError: the network has no such linear, its shape differs, or the config contradicts the tensors.
     """
     modules = dict(network.named_modules())
     for layer in (*layers.groupwise, *layers.eight_bits):
@@ -46,10 +47,10 @@ def replace_modules(network: nn.Module, layers: QuantizedLayers, config: AwqConf
 
 
 def _find_linear(modules: Mapping[str, nn.Module], layer: GroupwiseLayer | EightBitLayer) -> nn.Linear:
-    """Return the linear that `layer` replaces, of a tied model's head one that is made of its embedding."""
+    """Return the linear that `layer` replaces; for a tied model's head, a new one with the embedding's shape."""
     found = modules.get(layer.name)
     if found is None and layer.name == HEAD:
-        # What is stored beside a tied embedding, quantized, takes its place as the head.
+        # A quantized head stored beside a tied embedding is used as the head.
         embeddings = [
             module for name, module in modules.items() if name.startswith("llm.") and isinstance(module, nn.Embedding)
         ]
@@ -61,7 +62,7 @@ def _find_linear(modules: Mapping[str, nn.Module], layer: GroupwiseLayer | Eight
     if not isinstance(found, nn.Linear):
         kind = "no module" if found is None else f"a {type(found).__name__}"
         raise CheckpointError(
-            f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. Its config is of another model."
+            f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. The config is for another model."
         )
     if (found.out_features, found.in_features) != (layer.outputs, layer.inputs):
         raise CheckpointError(
@@ -79,7 +80,7 @@ def _groupwise(layer: GroupwiseLayer, bias: bool) -> nn.Module:
 
 
 def _check_whole(network: nn.Module, config: AwqConfig) -> None:
-    """Raise `CheckpointError` for a linear of the language model that is whole though nothing says so."""
+    """Raise `CheckpointError` for an unquantized linear of the language model that the config does not name."""
     for name, module in network.named_modules():
         if isinstance(module, nn.Linear) and name.startswith("llm.") and name != HEAD and config.names(name) is None:
             raise CheckpointError(

@@ -1,8 +1,8 @@
-"""Format `tinychat`: the folders of `vila`, the language model's weights in `NAME-w4-g128-awq-v2.pt` as llm-awq writes them.
+"""Format `tinychat`: the folders of `vila`, with llm-awq's `NAME-w4-g128-awq-v2.pt` for the language model.
 
-llm-awq leaves the file wherever `--dump_quant` says and reads it beside the original model. Here it lies in the model's folder or
-in its `llm/` (as in the released VILA1.5-AWQ folders), with or without the whole weights; it is the one that is taken.
-The file is a pickle, read by torch's weights-only unpickler: code in it is refused.
+llm-awq writes the file to any `--dump_quant` path and reads it beside the original model. Here it is in the model's
+folder or in its `llm/` (as in the released VILA1.5-AWQ folders); it takes precedence over unquantized weights.
+The file is a pickle, read by torch's weights-only unpickler, which rejects code.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,7 +32,7 @@ SUFFIX = "-w4-g128-awq-v2.pt"
 
 @dataclass(frozen=True)
 class TinyChatFormat:
-    """TinyChat's weights, version 2: four bits in groups of 128, the rest of the model whole."""
+    """TinyChat's weights, version 2: int4 in groups of 128; the rest of the model is not quantized."""
 
     name: str = "tinychat"
 
@@ -46,7 +46,7 @@ class TinyChatFormat:
         if len(files) != 1:
             names = ", ".join(str(file.relative_to(path)) for file in files) or "none"
             raise CheckpointError(
-                f"{path} must hold one file of TinyChat's (NAME{SUFFIX}), in it or in llm/; got {names}."
+                f"{path} must contain one TinyChat file (NAME{SUFFIX}), directly or in llm/; got {names}."
             )
         whole_parts = tuple(part for part in PARTS if part != "llm")
         rest = WeightIndex(index_parts(path, read_section(path / "config.json"), whole_parts))
@@ -55,11 +55,11 @@ class TinyChatFormat:
         return replace(checkpoint, weights=weights, quantization=quantization("TinyChat", find_layers(weights.entries)))
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
-        """Write a checkpoint whose weights hold quantized linears; memory holds the quantized language model.
+        """Write a checkpoint with quantized linears. The quantized language model must fit into memory.
 
         Raises:
-            CheckpointError: a layer is not in four bits in groups of 128 with fp16 scales, the head or the tower is quantized, or
-                whatever the writer of the folders finds wrong.
+            CheckpointError: a layer is not int4 in groups of 128 with fp16 scales, the head or tower is quantized,
+                or writing the folders fails.
         """
         import torch
 
@@ -76,8 +76,8 @@ class TinyChatFormat:
             tensors = state_dict(checkpoint)
             try:
                 torch.save(tensors, folder / "llm" / f"{path.absolute().name}{SUFFIX}")
-            except RuntimeError as error:  # what torch makes of a full disk
-                raise CheckpointError(f"{path} was not written: {error}. No part of it was left behind.") from error
+            except RuntimeError as error:  # torch's error for a full disk
+                raise CheckpointError(f"{path} was not written: {error}. Nothing was left behind.") from error
 
 
 def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:
@@ -91,23 +91,23 @@ def _require_tinychat(checkpoint: Checkpoint, layers: QuantizedLayers) -> None:
         f"'{layer.name}' is quantized" for layer in layers.groupwise if not layer.name.startswith(f"{PREFIX}model.")
     ]
     problems += [
-        f"'{PREFIX}{name}' is whole" for name in whole_linears(checkpoint.weights.entries) if name != "lm_head"
+        f"'{PREFIX}{name}' is not quantized" for name in whole_linears(checkpoint.weights.entries) if name != "lm_head"
     ]
     if not layers.groupwise:
         raise CheckpointError(
-            f"{checkpoint.path} holds whole weights; format 'tinychat' holds quantized ones. Make them: vila-quant awq."
+            f"{checkpoint.path} is not quantized, but format 'tinychat' is for quantized weights. Run: vila-quant awq."
         )
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise CheckpointError(
-            f"Format 'tinychat' holds every linear of the language model's blocks in groups of {GROUP_SIZE} with F16 scales, and the "
-            f"rest whole: {problems[0]}{more}. Format 'awq' can hold this model."
+            f"Format 'tinychat' needs every linear of the language model's blocks in groups of {GROUP_SIZE} with F16 "
+            f"scales, and nothing else quantized: {problems[0]}{more}. Format 'awq' supports this model."
         )
 
 
 @dataclass(frozen=True)
 class _Whole:
-    """The weights of a checkpoint without the language model's."""
+    """The weights of a checkpoint without its language model."""
 
     weights: Weights
 

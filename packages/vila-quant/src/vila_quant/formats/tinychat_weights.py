@@ -1,4 +1,4 @@
-"""TinyChat's linears as AutoAWQ's: the same integers, scales and zeros, repacked one linear at a time as they are read.
+"""Read TinyChat's linears as AutoAWQ's: the same integers, scales and zeros, repacked one linear at a time.
 
 N outputs, K inputs, G = K / 128 groups
 """
@@ -30,19 +30,19 @@ from vila_quant.packing.tinychat import (
 
 PREFIX = "llm."
 TINYCHAT_TENSORS = {"qweight": "I16", "scales": "F16", "scaled_zeros": "F16"}
-"""What a linear has in the file, and its dtypes."""
+"""The tensors of a linear in the file, and their dtypes."""
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
 class TinyChatWeights:
-    """The language model in TinyChat's file, and the `rest` of the model, whole.
+    """The language model in TinyChat's file, and the unquantized `rest` of the model.
 
     Attributes:
         file: `NAME-w4-g128-awq-v2.pt`, a state dict of the language model.
         rest: tensors of the other parts.
-        entries: all tensors by canonical name, the quantized ones as AutoAWQ's.
+        entries: all tensors by canonical name, quantized ones in AutoAWQ's form.
         linears: names of the quantized linears in the file.
     """
 
@@ -55,7 +55,7 @@ class TinyChatWeights:
         """Yield (canonical name, tensor on `device`); the file is memory-mapped, and one linear is repacked at a time.
 
         Raises:
-            CheckpointError: a file changed or cannot be read, or a linear's zeros are none of 0 … 15.
+            CheckpointError: a file changed or cannot be read, or a linear's zeros are not in 0 … 15.
         """
         for name, tensor in self._language_model():
             yield name, tensor.to(device, copy=True)
@@ -92,11 +92,11 @@ class TinyChatWeights:
 
 
 def index_tinychat(file: Path, rest: WeightIndex) -> TinyChatWeights:
-    """Return the tensors of TinyChat's `file` and of the `rest` of the model; none is read.
+    """Index the tensors of TinyChat's `file` and of the `rest` of the model, without reading them.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds anything but tensors, is of version 1, or a tensor of a linear is
-            missing or of a wrong dtype or shape.
+        CheckpointError: the file is missing or damaged, contains anything but tensors, has version 1, or a tensor of a
+            linear is missing or has a wrong dtype or shape.
     """
     tensors = load_pickle(file)
     for key, tensor in tensors.items():
@@ -107,7 +107,7 @@ def index_tinychat(file: Path, rest: WeightIndex) -> TinyChatWeights:
         for key, tensor in tensors.items()
     }
     if HEAD in tensors and EMBEDDING in tensors and tensors[HEAD].data_ptr() == tensors[EMBEDDING].data_ptr():
-        del found[HEAD]  # a tied model's head, of which a state dict tells twice
+        del found[HEAD]  # a tied model's head, which a state dict contains twice
     linears = {key.removesuffix(".qweight"): entry for key, entry in found.items() if key.endswith(".qweight")}
     if not linears:
         raise CheckpointError(f"{file} has no tensor 'qweight': it is not what llm-awq writes with --dump_quant.")
@@ -122,11 +122,12 @@ def index_tinychat(file: Path, rest: WeightIndex) -> TinyChatWeights:
 
 
 def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
-    """Return the entries of a linear's tensors as they will be repacked, the file's having been checked."""
+    """Check a linear's tensors in the file, and return the entries of the repacked ones."""
     qweight = found[f"{module}.qweight"]
     if qweight.dtype == "I32":
         raise CheckpointError(
-            f"{file} is TinyChat's version 1 ('{module}.qweight' is int32). Repack it with llm-awq's offline-weight-repacker.py."
+            f"{file} is TinyChat's version 1 ('{module}.qweight' is int32). Repack it with llm-awq's "
+            "offline-weight-repacker.py."
         )
     if len(qweight.shape) != 2 or 0 in qweight.shape or qweight.shape[1] % GROUP_SIZE:
         raise CheckpointError(
@@ -154,12 +155,12 @@ def _gemm_entries(file: Path, module: str, found: Mapping[str, TensorEntry]) -> 
 
 
 def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return TinyChat's state dict of the quantized language model in `checkpoint`, in the order of the model's modules.
+    """Return TinyChat's state dict of the quantized language model, in the order of the model's modules.
 
-    Whole tensors keep their dtypes; TinyChat casts to fp16 as it loads.
+    Unquantized tensors keep their dtypes; TinyChat casts to fp16 when it loads them.
 
     Raises:
-        CheckpointError: a layer's zeros could not be told from what TinyChat stores of them.
+        CheckpointError: a layer's zeros cannot be recovered from TinyChat's form.
     """
     tensors: dict[str, Tensor] = {}
     for name, chunks in checkpoint.weights.stream():
@@ -169,7 +170,7 @@ def state_dict(checkpoint: Checkpoint) -> dict[str, Tensor]:
             tensors[name.removeprefix(PREFIX)] = content.reshape(entry.shape)
     config = checkpoint.config.language_model
     if isinstance(config, DecoderConfig) and config.tie_word_embeddings:
-        tensors[HEAD] = tensors[EMBEDDING]  # TinyChat unties the model as it loads it
+        tensors[HEAD] = tensors[EMBEDDING]  # TinyChat unties the model when it loads it
     with torch.device("meta"):
         network = load_plugins().language_models.get(config.name).build(config)
     ordered: dict[str, Tensor] = {}

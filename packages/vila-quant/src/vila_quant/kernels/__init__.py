@@ -1,9 +1,9 @@
-"""Matrix products with group-wise four-bit weights: what a kernel is, which there are, and which one a layer takes.
+"""Kernels for linear layers with quantized weights, and the choice among them.
 
 from vila_quant.kernels import choose
 
 kernel = choose(shape, device, dtype)
-packed = kernel.pack(weight, device, dtype)     # once, when a model is loaded
+packed = kernel.pack(weight, device, dtype)     # once, when the model is loaded
 y = kernel.multiply(x, packed, shape)           # x [M, K] -> y [M, N]
 """
 

@@ -4,8 +4,8 @@ M rows, N outputs, K inputs
 
     y = x (q · scale)ᵀ + bias,    q int8 in -127 … 127
 
-The scheme "int8" keeps activations as they are; "w8a8" quantizes them too, one scale per row, so that the product is one
-of integers:
+The scheme "int8" keeps activations as they are; "w8a8" quantizes them too, one scale per row, so that the product
+is one of integers:
 
     x ≈ x_q · x_scale,   x_scale = max|x| / 127 of each row,   y = (x_q qᵀ) · scale · x_scale + bias
 """
@@ -41,7 +41,7 @@ WHOLE_VECTORS = 64
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantize each row to int8 by its largest magnitude, in the dtype of `x` (in float16 equal to llm-awq bit for bit).
+    """Quantize each row to int8 by its largest magnitude, in the dtype of `x` (float16 equals llm-awq bit for bit).
 
     `x [M, K]`, any floating dtype -> codes `[M, K]` int8 and scales `[M, 1]` in the dtype of `x`.
     """
@@ -61,8 +61,8 @@ def multiply_int8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tens
 def integer_product(x: Tensor, weight: Tensor) -> Tensor:
     """`x [M, K]` int8, `weight [N, K]` int8 -> `x weightᵀ [M, N]`, exact, int32.
 
-    Uses `torch._int_mm` where the hardware has instructions for it. Elsewhere that is a scalar loop, so slices of K whose
-    sums float32 represents exactly are multiplied instead.
+    Uses `torch._int_mm` where the hardware has instructions for it. Elsewhere that is a scalar loop, so slices of K
+    whose sums float32 represents exactly are multiplied instead.
     """
     if x.is_cuda:
         return _int_mm_cuda(x, weight)

@@ -1,4 +1,4 @@
-"""The reference: dequantize once, in the dtype of the activations, and multiply. Runs everywhere; saves no memory."""
+"""The reference kernel: dequantizes once, in the dtype of the activations. Runs everywhere; saves no memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from vila_quant.packing.groupwise import GroupwiseWeight
 
 @dataclass(frozen=True)
 class ReferenceKernel:
-    """The oracle of all other kernels."""
+    """The reference for all other int4 kernels."""
 
     name: str = "reference"
     target: str = "any"

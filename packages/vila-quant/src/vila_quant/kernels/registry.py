@@ -65,7 +65,7 @@ class LinearShape:
 
 
 class Unavailable(str):
-    """A refusal because of the machine, not the layer: a package or a hardware unit that the kernel needs is missing."""
+    """A refusal because of the machine, not the layer: a package or hardware unit is missing."""
 
     __slots__ = ()
 
@@ -95,7 +95,7 @@ class Kernel(Protocol):
 
 @runtime_checkable
 class MatmulKernel(Kernel, Protocol):
-    """A matrix product `x [M, K]` times a transposed group-wise int4 weight `[N, K]`: what the hook `vila_kernels` takes."""
+    """A product of `x [M, K]` and a transposed group-wise int4 weight `[N, K]` (hook `vila_kernels`)."""
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]:
         """Return the weight in the kernel's own layout, on `device`."""
@@ -121,7 +121,7 @@ _forced: ContextVar[str | None] = ContextVar("forced kernel", default=None)
 
 @contextmanager
 def forced(name: str | None) -> Generator[None]:
-    """Within the block, loaded layers of the kernel's scheme run on the kernel `name`, or loading fails. None: no effect.
+    """Within the block, layers of the kernel's scheme are loaded for the kernel `name`, or fail. None: no effect.
 
     with vila_quant.kernels.forced("reference"):
         model = vila_core.load("my-model-awq")

@@ -1,4 +1,4 @@
-"""Linear layers with quantized weights. While loading they hold the tensors of the file; then what their kernel wants.
+"""Linear layers with group-wise int4 weights. They load the tensors of the file, then repack them for their kernel.
 
 M rows, N outputs, K inputs, g group size
 """
@@ -14,13 +14,13 @@ from vila_quant.packing.groupwise import GroupwiseWeight
 
 
 class GroupwiseLinear(nn.Module):
-    """`y = x Wᵀ + b` with a four-bit W in AutoAWQ's gemm layout; its names in a state dict are those of the file.
+    """`y = x Wᵀ + b` with int4 W in AutoAWQ's gemm layout; its names in a state dict are those of the file.
 
-    Once loaded, `kernel` says which kernel multiplies, and `packed` holds the weight as that kernel wants it.
+    Once loaded, `kernel` is the kernel that multiplies, and `packed` is the weight in its layout.
 
     Args:
-        shape: N must be a multiple of 8, g divide K.
-        bias: whether there is one.
+        shape: N must be a multiple of 8, and g must divide K.
+        bias: whether the layer has a bias.
     """
 
     qweight: Tensor
@@ -43,7 +43,7 @@ class GroupwiseLinear(nn.Module):
         self.use_weight(unpack_gemm(GemmTensors(self.qweight, self.qzeros, self.scales)), device, dtype)
 
     def use_weight(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> None:
-        """Take a weight `[N, K]` from memory; the file's tensors are given up."""
+        """Use `weight` `[N, K]`, and release the file's tensors."""
         self.kernel = choose(self.shape, device, dtype)
         self.packed = self.kernel.pack(weight, device, dtype)
         for name in ("qweight", "qzeros", "scales"):

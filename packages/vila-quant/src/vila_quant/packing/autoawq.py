@@ -1,4 +1,6 @@
-"""AutoAWQ's "gemm" layout, which transformers, vLLM and SGLang read. Source: AutoAWQ 0.2.9, `awq/modules/linear/gemm.py`.
+"""AutoAWQ's "gemm" layout, which transformers, vLLM and SGLang read.
+
+Source: AutoAWQ 0.2.9, `awq/modules/linear/gemm.py`.
 
 N outputs, K inputs, g group size, G = K / g groups
 
@@ -29,10 +31,11 @@ class GemmTensors:
 
 
 def pack_gemm(weight: GroupwiseWeight) -> GemmTensors:
-    """Pack four-bit integers. Raises `ConfigError` for other bits, or outputs that eight does not divide."""
+    """Pack int4 weights. Raises `ConfigError` for other bits, or if 8 does not divide the outputs."""
     if weight.bits != 4 or weight.q.shape[0] % 8:
         raise ConfigError(
-            f"The gemm layout takes 4 bits and a multiple of 8 outputs; got {weight.bits} bits, {weight.q.shape[0]} outputs."
+            f"The gemm layout takes 4 bits and a multiple of 8 outputs; got {weight.bits} bits and "
+            f"{weight.q.shape[0]} outputs."
         )
     return GemmTensors(
         qweight=_pack(weight.q.T),
@@ -42,13 +45,13 @@ def pack_gemm(weight: GroupwiseWeight) -> GemmTensors:
 
 
 def unpack_gemm(tensors: GemmTensors) -> GroupwiseWeight:
-    """Unpack to `q [N, K]`, scales and zeros fp16 `[N, G]`. Raises `CheckpointError` where the three do not fit together."""
+    """Unpack to `q [N, K]`, scales and zeros fp16 `[N, G]`. Raises `CheckpointError` if shapes do not match."""
     qweight, qzeros, scales = tensors.qweight, tensors.qzeros, tensors.scales
     inputs, outputs, groups = qweight.shape[0], 8 * qweight.shape[1], scales.shape[0]
     if qzeros.shape != (groups, outputs // 8) or scales.shape[1] != outputs or groups == 0 or inputs % groups:
         raise CheckpointError(
-            f"AWQ tensors do not fit together: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, scales {list(scales.shape)}. "
-            "Expected [K, N/8], [K/g, N/8], [K/g, N]."
+            f"AWQ tensors do not fit together: qweight {list(qweight.shape)}, qzeros {list(qzeros.shape)}, "
+            f"scales {list(scales.shape)}. Expected [K, N/8], [K/g, N/8], [K/g, N]."
         )
     return GroupwiseWeight(
         _unpack(qweight).T.contiguous(), scales.T.contiguous(), _unpack(qzeros).T.to(scales.dtype).contiguous(), 4

@@ -1,4 +1,4 @@
-"""Group-wise asymmetric integers: each row of a weight is cut into groups that share a scale and a zero point.
+"""Group-wise asymmetric integers: each row of a weight is split into groups that share a scale and a zero point.
 
 N outputs, K inputs, g group size, G = K / g groups
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from vila_core.errors import ConfigError
 
 SMALLEST_RANGE = 1e-5
-"""A group of equal weights gets the scale of this range, so that it is never divided by zero (as in llm-awq)."""
+"""Lower bound for the range of a group, to avoid division by zero (as in llm-awq)."""
 
 
 @dataclass(frozen=True)
 class GroupwiseWeight:
-    """A quantized weight: `q [N, K]` uint8, `scales [N, G]` and `zeros [N, G]` in the weight's dtype; zeros are whole numbers."""
+    """A quantized weight: `q [N, K]` uint8, `scales [N, G]` and integer `zeros [N, G]` in the weight's dtype."""
 
     q: Tensor
     scales: Tensor
@@ -37,19 +37,19 @@ class GroupwiseWeight:
 
 
 def quantize(weight: Tensor, bits: int, group_size: int) -> GroupwiseWeight:
-    """Quantize `weight [N, K]` group by group; the ends of a group's range, with 0 between them or not, map to the ends of the integers.
+    """Quantize `weight [N, K]` group by group; the range of a group maps to the full range of integers.
 
         scale = (max - min) / (2^bits - 1),   zero = clamp(round(-min / scale)),   q = clamp(round(w / scale) + zero)
 
-    Computed in the weight's dtype, as `pseudo_quantize_tensor` of llm-awq does, and equal to it bit for bit.
+    Computed in the weight's dtype, and equal bit for bit to `pseudo_quantize_tensor` of llm-awq.
 
     Args:
         weight: `[N, K]`, any floating dtype.
         bits: 2 to 8.
-        group_size: divides K; -1 is one group a row.
+        group_size: divides K; -1 is one group per row.
 
     Raises:
-        ConfigError: bits or the group size do not fit, or a weight is not finite.
+        ConfigError: invalid bits or group size, or a weight is not finite.
     """
     rows, columns = weight.shape
     size = columns if group_size == -1 else group_size
@@ -70,12 +70,12 @@ def quantize(weight: Tensor, bits: int, group_size: int) -> GroupwiseWeight:
 
 
 def fake_quantize(weight: Tensor, bits: int, group_size: int) -> Tensor:
-    """Return what is left of `weight [N, K]` after quantizing: `quantize(…).dequantize()`, in its own dtype."""
+    """Return `quantize(…).dequantize()` of `weight [N, K]`, in its own dtype."""
     return quantize(weight, bits, group_size).dequantize()
 
 
 def check_group_size(columns: int, group_size: int) -> None:
-    """Raise `ConfigError` unless `group_size` divides a layer's width, offering sizes that do."""
+    """Raise `ConfigError`, suggesting sizes that fit, unless `group_size` divides a layer's width."""
     if group_size > 0 and columns % group_size == 0:
         return
     fitting = [size for size in (128, 64, 32) if columns % size == 0]

@@ -1,8 +1,10 @@
-"""TinyChat's layout, version 2 (`*-w4-g128-awq-v2.pt`). Source: llm-awq, `tinychat/modules/…` and `awq/quantize/qmodule.py` (WQLinear).
+"""TinyChat's layout, version 2 (`*-w4-g128-awq-v2.pt`).
+
+Source: llm-awq, `tinychat/modules/…` and `awq/quantize/qmodule.py` (WQLinear).
 
 N outputs, K inputs, G = K / 128 groups, G' = G rounded up to a multiple of 8
 
-    qweight       int16 [N/4, K]    four outputs interleaved every 64 inputs, four nibbles a word
+    qweight       int16 [N/4, K]    four outputs interleaved every 64 inputs, four nibbles per word
     scales        fp16  [G', N]     rows from G on are zero
     scaled_zeros  fp16  [G', N]     -(zero · scale), so that w = q · scale + scaled_zero
 """
@@ -30,7 +32,7 @@ class TinyChatTensors:
 
 
 def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
-    """Pack four-bit integers in groups of 128. Raises `ConfigError` for anything else, or scales too small to tell zeros by."""
+    """Pack int4 weights in groups of 128. Raises `ConfigError` for others, or if scales are too small."""
     outputs, inputs = weight.q.shape
     if weight.bits != 4 or weight.group_size != GROUP_SIZE or outputs % INTERLEAVE:
         raise ConfigError(
@@ -41,7 +43,8 @@ def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
     scaled_zeros = _scaled_zeros(scales, weight.zeros)
     if not torch.equal(_zeros(scales, scaled_zeros), weight.zeros.to(scales.dtype)):
         raise ConfigError(
-            f"TinyChat stores zero · scale, from which no zero can be told where scales are as small as {scales.abs().min()}."
+            f"TinyChat stores zero · scale, from which zeros cannot be recovered for scales as small as "
+            f"{scales.abs().min()}."
         )
     padding = padded_groups(inputs // GROUP_SIZE) - inputs // GROUP_SIZE
     return TinyChatTensors(
@@ -52,7 +55,7 @@ def pack_tinychat(weight: GroupwiseWeight) -> TinyChatTensors:
 
 
 def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
-    """Unpack to `q [N, K]`, scales and zeros fp16 `[N, G]`. Raises `CheckpointError` where the three do not fit together."""
+    """Unpack to `q [N, K]`, scales and zeros fp16 `[N, G]`. Raises `CheckpointError` if shapes do not match."""
     qweight, scales, scaled_zeros = tensors.qweight, tensors.scales, tensors.scaled_zeros
     outputs, inputs = INTERLEAVE * qweight.shape[0], qweight.shape[1]
     groups = inputs // GROUP_SIZE
@@ -65,7 +68,7 @@ def unpack_tinychat(tensors: TinyChatTensors) -> GroupwiseWeight:
     zeros = _zeros(own_scales, scaled_zeros[:groups].T)
     if not torch.equal(_scaled_zeros(own_scales, zeros), scaled_zeros[:groups].T):
         raise CheckpointError(
-            "TinyChat's scaled_zeros are not -(zero · scale) with whole zeros from 0 to 15. The file is damaged."
+            "TinyChat's scaled_zeros are not -(zero · scale) with integer zeros from 0 to 15. The file is damaged."
         )
     return GroupwiseWeight(_unpack(qweight), own_scales, zeros, 4)
 
@@ -79,14 +82,14 @@ def _zeros(scales: Tensor, scaled_zeros: Tensor) -> Tensor:
 
 
 def padded_groups(groups: int) -> int:
-    """Return how many rows of scales `groups` groups take."""
+    """Return the number of rows of scales for `groups` groups."""
     return -(-groups // 8) * 8
 
 
 def _pack(q: Tensor) -> Tensor:
     """Nibbles `[N, K]` uint8 -> words `[N/4, K]` int16."""
     outputs, inputs = q.shape
-    # Within 32 inputs, pairs from four columns of eight stand together; within eight, even places come first.
+    # Within 32 inputs, pairs from four columns of eight are adjacent; within eight, even positions come first.
     reordered = q.view(outputs, inputs // 32, 4, 4, 2).permute(0, 1, 3, 2, 4)
     reordered = reordered.reshape(outputs, inputs // 32, 4, 4, 2).permute(0, 1, 2, 4, 3).reshape(outputs, inputs)
     blocks = reordered.reshape(outputs // INTERLEAVE, INTERLEAVE, inputs // STRIDE, STRIDE).permute(0, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""The quantized checkpoint put together: what steps left in the working folder, and the weights that stay."""
+"""Assemble the quantized checkpoint from finished steps in the working folder and the unchanged weights."""
 
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from vila_quant.quantizing.plan import LAYERS, Plan
 from vila_quant.quantizing.work_folder import WorkFolder
 
 HEAD_STEP, VISION_STEP = "head", "vision"
-"""Besides those of the layers (`step_name`)."""
+"""Steps besides those of the layers (`step_name`)."""
 
 SEARCH_RESULTS = "awq_search_results.pt"
 
@@ -31,7 +31,7 @@ def stage(
     work: WorkFolder,
     name: str,
 ) -> Path:
-    """Write the quantized checkpoint into the working folder, under the name that it will have; return where."""
+    """Write the quantized checkpoint into the working folder, under its final name; return its path."""
     layers = [step_name(layer) for layer in range(plan.config.num_hidden_layers)]
     steps = [work.tensors(step) for step in (*layers, HEAD_STEP, VISION_STEP) if work.has(step)]
     new = {name: entry for step in steps for name, entry in step.entries.items()}
@@ -53,7 +53,7 @@ def stage(
 
 
 def _found(work: WorkFolder, layer: int) -> QuantizedBlock:
-    """Return what the search of a layer found, as it was kept."""
+    """Return the saved search results of a layer."""
     tensors = dict(work.tensors(f"{step_name(layer)}-search").shards())
     by_kind = {
         kind: {name.removeprefix(f"{kind}:"): tensor for name, tensor in tensors.items() if name.startswith(f"{kind}:")}
@@ -64,7 +64,7 @@ def _found(work: WorkFolder, layer: int) -> QuantizedBlock:
 
 @dataclass(frozen=True)
 class JoinedWeights:
-    """The weights of several sources, which have no name in common."""
+    """The weights of several sources with disjoint names."""
 
     parts: tuple[Weights, ...]
 

@@ -1,4 +1,4 @@
-"""Decoder blocks from a checkpoint's files, one at a time, and back to tensors as they are stored.
+"""Read decoder blocks from a checkpoint's files, one at a time, and convert them back to stored tensors.
 
 N outputs, K inputs, D width
 """
@@ -23,12 +23,12 @@ from vila_quant.quantizing.plan import LAYERS
 
 
 class TensorReader:
-    """Reads tensors by name, an adapter merged in, and refuses values that are not finite.
+    """Reads tensors by name, merges an adapter, and rejects values that are not finite.
 
     Args:
-        checkpoint: of whole weights, in files.
-        overlay: an adapter.
-        device: where to.
+        checkpoint: unquantized, in files.
+        overlay: an adapter to merge.
+        device: device of the returned tensors.
     """
 
     def __init__(self, checkpoint: Checkpoint, overlay: Adapter | None, device: torch.device):
@@ -38,14 +38,14 @@ class TensorReader:
         """Return tensors in their stored dtype.
 
         Raises:
-            CheckpointError: one is missing.
-            QuantizationError: one holds values that are not finite.
+            CheckpointError: a tensor is missing.
+            QuantizationError: a tensor has values that are not finite.
         """
         entries = self._checkpoint.weights.entries
         by_file: dict[object, dict[str, TensorEntry]] = {}
         for name in names:
             if name not in entries:
-                raise CheckpointError(f"{self._checkpoint.path} has no tensor '{name}', which its config says it has.")
+                raise CheckpointError(f"{self._checkpoint.path} has no tensor '{name}', though its config requires it.")
             by_file.setdefault(entries[name].file, {})[name] = entries[name]
         tensors: dict[str, Tensor] = {}
         for wanted in by_file.values():
@@ -54,13 +54,13 @@ class TensorReader:
                 tensor = self._overlay.apply(name, stored) if self._overlay else stored
                 if not bool(torch.isfinite(tensor).all()):
                     raise QuantizationError(
-                        f"{name} holds values that are not finite. The checkpoint is damaged, or its training diverged."
+                        f"{name} has values that are not finite. The checkpoint is damaged, or its training diverged."
                     )
                 tensors[name] = tensor
         return tensors
 
     def block(self, config: DecoderConfig, layer: int, dtype: torch.dtype) -> Block:
-        """Return a block with whole weights in `dtype`."""
+        """Return a block with unquantized weights in `dtype`."""
         block = empty_block(config, layer)
         prefix = f"{LAYERS}.{layer}."
         tensors = self.read(f"{prefix}{name}" for name in block.state_dict())
@@ -79,7 +79,7 @@ def empty_block(config: DecoderConfig, layer: int) -> Block:
 
 
 def load_block(block: Block, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Fill a block with whole tensors, by their names in it, in `dtype`. Raises `CheckpointError` for another shape."""
+    """Fill a block with unquantized tensors by name, in `dtype`. Raises `CheckpointError` for a wrong shape."""
     for name, wanted in block.state_dict().items():
         if tensors[name].shape != wanted.shape:
             raise CheckpointError(
@@ -90,7 +90,7 @@ def load_block(block: Block, tensors: Mapping[str, Tensor], dtype: torch.dtype) 
 
 
 def store_block(block: Block, found: QuantizedBlock, reader: TensorReader, layer: int) -> dict[str, Tensor]:
-    """Return all tensors of a quantized block by canonical name, on the CPU: gemm triples, and the rest in the dtype of the checkpoint."""
+    """Return all tensors of a quantized block by canonical name, on the CPU, unquantized ones in their stored dtype."""
     prefix = f"{LAYERS}.{layer}."
     tensors: dict[str, Tensor] = {}
     for name, tensor in block.state_dict().items():
@@ -103,17 +103,17 @@ def store_block(block: Block, found: QuantizedBlock, reader: TensorReader, layer
 
 
 def gemm_tensors(module: str, weight: GroupwiseWeight) -> dict[str, Tensor]:
-    """Return the three tensors of a four-bit linear by name, on the CPU. Raises `QuantizationError` where fp16 cannot hold its scales."""
+    """Return an int4 linear's tensors by name, on the CPU. Raises `QuantizationError` if a scale overflows fp16."""
     packed = pack_gemm(weight)
     if not bool(torch.isfinite(packed.scales).all()):
-        raise QuantizationError(f"{module}: a scale is larger than fp16 can hold. Leave the layer out with --skip.")
+        raise QuantizationError(f"{module}: a scale overflows fp16. Leave the layer out with --skip.")
     return {f"{module}.{name}": tensor.cpu() for name, tensor in vars(packed).items()}
 
 
 def restore_block(
     tensors: Mapping[str, Tensor], config: DecoderConfig, layer: int, device: torch.device, dtype: torch.dtype
 ) -> Block:
-    """Return a quantized block as `store_block` stored it, its weights dequantized."""
+    """Return the block saved by `store_block`, with dequantized weights."""
     prefix = f"{LAYERS}.{layer}."
     block = empty_block(config, layer)
     whole = {name.removeprefix(prefix): tensor.to(device) for name, tensor in tensors.items() if not _is_packed(name)}
@@ -129,7 +129,7 @@ def restore_block(
 
 
 def round_block(block: Block, names: Iterable[str], bits: int, group_size: int) -> None:
-    """Round linears of a block to nearest, in place: what is lost where nothing is searched."""
+    """Round linears of a block to nearest, in place."""
     for name in names:
         weight = linear(block, name).weight
         weight.copy_(fake_quantize(weight.float(), bits, group_size))

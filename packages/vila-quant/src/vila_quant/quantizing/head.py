@@ -1,4 +1,4 @@
-"""The output head: eight bits a row, or four bits group-wise with compensated rounding.
+"""Quantize the output head: to int8 by rows, or to group-wise int4 with compensated rounding.
 
 V vocabulary rows, D width, B sequences, T tokens
 """
@@ -29,7 +29,7 @@ def quantize_head_int8(weight: Tensor) -> dict[str, Tensor]:
 def quantize_head_int4(
     weight: Tensor, hidden: Tensor, norm: Tensor, eps: float, bits: int, group_size: int
 ) -> dict[str, Tensor]:
-    """Quantize `weight [V, D]` for what it reads: `hidden [B, T, D]` of the last block behind the final norm's weight `[D]`."""
+    """Quantize `weight [V, D]` using the last block's outputs `hidden [B, T, D]` and the final norm `[D]`."""
     device = weight.device
     final_norm = RMSNorm(len(norm), eps).to(device, hidden.dtype)
     final_norm.weight.copy_(norm)

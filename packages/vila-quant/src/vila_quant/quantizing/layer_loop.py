@@ -1,4 +1,4 @@
-"""The blocks of the language model, one after the other: read, quantize, keep, and pass the calibration on.
+"""Quantize the blocks of the language model one by one: read, quantize, save, and run the calibration through.
 
 B sequences, T tokens, D width
 """
@@ -25,7 +25,7 @@ from vila_quant.quantizing.work_folder import WorkFolder
 
 SEQUENCES_AT_ONCE = {"cuda": 16, "cpu": 4}
 JUDGED_SEQUENCES = 4
-"""Sequences that a block's loss is measured on."""
+"""Sequences used to measure the loss of a block."""
 
 
 @dataclass
@@ -33,13 +33,13 @@ class LayerLoop:
     """Quantizes all blocks.
 
     Attributes:
-        plan, options: what to do, and how.
-        method: of the search.
-        reader: of the whole weights.
-        work: where finished blocks are kept.
+        plan, options: what to quantize, and how.
+        method: the search method.
+        reader: reads the unquantized weights.
+        work: stores finished blocks.
         device, dtype: of the computation.
-        progress: told of each block.
-        sequences_at_once: that pass a block together; halved when memory runs out.
+        progress: receives progress.
+        sequences_at_once: sequences per forward pass; halved when memory runs out.
     """
 
     plan: Plan
@@ -53,10 +53,11 @@ class LayerLoop:
     sequences_at_once: int = 0
 
     def run(self, embeds: Tensor, block_inputs: BlockInputs) -> Tensor:
-        """Quantize every block that is not finished; return what leaves the last one, `[B, T, D]`.
+        """Quantize every block that is not finished; return the output of the last one, `[B, T, D]`.
 
         Raises:
-            QuantizationError: weights or activations are not finite (the layer is named), or memory does not suffice for one sequence.
+            QuantizationError: weights or activations are not finite (the layer is named), or one sequence does not
+                fit into memory.
         """
         self.sequences_at_once = self.sequences_at_once or SEQUENCES_AT_ONCE.get(self.device.type, 4)
         layers = self.plan.config.num_hidden_layers
@@ -77,13 +78,14 @@ class LayerLoop:
                         f"{LAYERS}.{layer} does not fit into the memory of {self.device}, one sequence at a time. "
                         "Use a shorter --sequence-length, or --device cpu."
                     ) from error
-            # Outside the handler, which holds on to the tensors of the frames that failed.
+            # Outside the handler, since the exception keeps the tensors of the failed frames alive.
             self.sequences_at_once //= 2
             x = x.cpu()
             gc.collect()
             torch.cuda.empty_cache()
             self.progress.warn(
-                f"Out of GPU memory at layer {layer}: continuing with {self.sequences_at_once} sequences at a time; the others stay in host memory."
+                f"Out of GPU memory at layer {layer}: continuing with {self.sequences_at_once} sequences at a time; "
+                "the others stay in host memory."
             )
 
     def _attempt(self, layer: int, x: Tensor, block_inputs: BlockInputs) -> Tensor:
@@ -97,7 +99,7 @@ class LayerLoop:
                 return after
         if not self.method.follows_quantized:
             return self._pass(self.reader.block(self.plan.config, layer, self.dtype), x, block_inputs)
-        # Read back even when just made, so that a run that goes on from here sees the same bits.
+        # Read back even if just saved, so that a resumed run sees the same bits.
         del whole
         return self._pass(self._restored(layer), x, block_inputs)
 
@@ -107,7 +109,7 @@ class LayerLoop:
 
     @torch.no_grad()
     def _quantize(self, layer: int, block: Block, x: Tensor, block_inputs: BlockInputs) -> None:
-        """Quantize `block` in place, and keep it with what was lost."""
+        """Quantize `block` in place, and save it with its loss."""
         started = time.perf_counter()
         name = f"{LAYERS}.{layer}"
         some = slice(0, min(JUDGED_SEQUENCES, self.sequences_at_once))
@@ -143,7 +145,8 @@ class LayerLoop:
         }
         if not all(torch.isfinite(torch.tensor([nearest, lost, power]))):
             raise QuantizationError(
-                f"{name}: its outputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 does not."
+                f"{name}: its outputs are not finite. Check the checkpoint and its dtype: fp16 overflows where bf16 "
+                "does not."
             )
         if self.options.search_results:
             self.work.save(f"{step_name(layer)}-search", _search_tensors(found), {})
@@ -153,7 +156,7 @@ class LayerLoop:
     def _lost_by_rounding(
         self, layer: int, block: Block, x: Tensor, block_inputs: BlockInputs, expected: Tensor
     ) -> float:
-        """Return the loss of rounding to nearest; the block is left as it was."""
+        """Return the loss of rounding to nearest; the block is unchanged on return."""
         weights = {name: linear(block, name).weight for name in LINEARS if name not in self.plan.skipped[layer]}
         originals = {name: weight.clone() for name, weight in weights.items()}
         round_block(block, weights, self.options.bits, self.options.group_size)
@@ -164,7 +167,7 @@ class LayerLoop:
 
     @torch.no_grad()
     def _pass(self, block: Block, x: Tensor, block_inputs: BlockInputs) -> Tensor:
-        """Return the block's output for all sequences, where `x` lies."""
+        """Return the block's output for all sequences, on the device of `x`."""
         out = torch.empty_like(x)
         for start in range(0, len(x), self.sequences_at_once):
             rows = slice(start, start + self.sequences_at_once)

@@ -1,4 +1,4 @@
-"""What `vila-quant awq` can be told."""
+"""The options of quantization."""
 
 from typing import Literal
 
@@ -7,29 +7,30 @@ from pydantic import Field
 from vila_core.config import Config
 
 SEQUENCES = {"cuda": 128, "cpu": 16}
-"""Calibration sequences where no number is given: what the reference takes, and what takes minutes on a laptop."""
+"""Default number of calibration sequences: as llm-awq on a GPU, and a few minutes on a laptop's CPU."""
 PICTURE_SHARES = {"cuda": 0.25, "cpu": 0.04}
-"""Of the built-in samples, those that are pictures: they are dear where the vision tower runs on a CPU."""
+"""Fraction of built-in samples with an image, which is slow to embed on a CPU."""
 
 
 class QuantizationOptions(Config):
     """How to quantize a model.
 
     Attributes:
-        bits: of the language model's linears.
-        group_size: weights that share a scale; must divide the width of every linear that is quantized.
-        lm_head: "int8" or "int4" quantize the output head, which every token reads as a whole.
-        vision: "int8" or "fp8" quantize the vision tower's linears.
+        bits: bits per weight of the language model's linears.
+        group_size: weights that share a scale; must divide the width of every quantized linear.
+        lm_head: "int8" or "int4" to quantize the output head, which is read completely for every token.
+        vision: "int8" or "fp8" to quantize the vision tower's linears.
         vision_alpha: SmoothQuant's α, 0 to 1; None searches it.
-        skip: patterns (`fnmatch`) of modules to leave whole, such as `llm.model.layers.0.*`.
+        skip: patterns (`fnmatch`) of modules not to quantize, such as `llm.model.layers.0.*`.
         search: a registered method, or a file (`.pt`) of AWQ search results to apply.
-        calibration: as `vila_quant.calibration.samples` says.
-        sequences: of the calibration; None takes `SEQUENCES`.
-        sequence_length: tokens of each.
-        seed: of the order of samples, and of what is drawn.
-        chat_template: a registered template; None takes the checkpoint's.
-        format: a registered format that holds quantized weights.
-        search_results: whether to write the scales and clips too, as llm-awq does. What `best` wins by rounding is not in them.
+        calibration: a source of samples, see `vila_quant.calibration.samples`.
+        sequences: number of calibration sequences; None for `SEQUENCES`.
+        sequence_length: tokens per calibration sequence.
+        seed: seed for the order of samples, and for generated samples.
+        chat_template: a registered template; None for the checkpoint's.
+        format: a registered format for quantized weights.
+        search_results: whether to write scales and clips too, as llm-awq does; they do not include the gain of `best`'s
+            rounding.
     """
 
     bits: Literal[4] = 4

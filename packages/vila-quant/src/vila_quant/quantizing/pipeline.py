@@ -1,7 +1,7 @@
-"""A whole checkpoint in, a quantized one out: layer by layer, with bounded memory, resumable at every layer.
+"""Quantize a checkpoint layer by layer, with bounded memory; an interrupted run resumes at the last finished layer.
 
-OUT/                     appears when all of it is there
-.OUT.quantizing/         finished steps of an unfinished run, beside it; removed at the end
+OUT/                     appears when it is complete
+.OUT.quantizing/         finished steps of an unfinished run, beside OUT; removed at the end
 """
 
 import hashlib
@@ -49,26 +49,26 @@ def quantize_model(
     offline: bool = False,
     restart: bool = False,
 ) -> QuantizationReport:
-    """Quantize a checkpoint into the new folder `out`. After any stop, the same call goes on where it was, to the same weights.
+    """Quantize a checkpoint into the new folder `out`. The same call resumes an interrupted run, with the same result.
 
     Args:
-        model: folder or hub id of whole weights, in any format; or of a LoRA adapter that names its base model.
+        model: folder or hub id of an unquantized model, in any format, or of a LoRA adapter that names its base model.
         out: a folder that does not exist yet, or is empty.
-        options: how; None for the defaults.
-        progress: told what is done.
-        device: where to compute: "auto", "cuda", "cpu", "cuda:1".
-        lora: folder or hub id of a LoRA adapter, merged into the weights first.
+        options: None for the defaults.
+        progress: receives progress.
+        device: "auto", "cuda", "cpu", "cuda:1".
+        lora: folder or hub id of a LoRA adapter to merge first.
         revision: branch, tag or commit of `model` on the hub.
         token: access token for a private repository.
-        offline: use only what is in the hub's cache.
-        restart: forget the unfinished work of an earlier call.
+        offline: only use what is in the hub's cache.
+        restart: discard the unfinished work of an earlier call.
 
     Raises:
-        CheckpointError: the checkpoint or the adapter cannot be read, `out` is not empty or cannot be written, the format cannot hold
-            the model, or search results do not fit it.
-        ConfigError: the method, the device or the template is unknown.
-        QuantizationError: the model is quantized already, a width does not fit, values are not finite, there is too little
-            calibration, too little memory, or unfinished work of another run.
+        CheckpointError: the checkpoint or adapter cannot be read, `out` is not empty or cannot be written, the
+            format cannot store the model, or search results do not fit it.
+        ConfigError: the method, device or template is unknown.
+        QuantizationError: the model is already quantized, a width does not fit, values are not finite, there is too
+            little calibration data or memory, or unfinished work of another run.
     """
     options, progress = options or QuantizationOptions(), progress or NoProgress()
     target, path = choose_device(device), Path(out).expanduser().absolute()
@@ -136,7 +136,7 @@ def _move_into_place(staged: Path, path: Path) -> None:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Measures the seconds of each phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -178,8 +178,8 @@ def _warn_of_few_tokens(calibration: Calibration, plan: Plan, progress: Progress
     tokens, widest = calibration.samples.numel(), plan.config.intermediate_size
     if tokens < widest:
         progress.warn(
-            f"Calibration has {tokens:,} tokens, fewer than the widest layer has inputs ({widest:,}): a search can fit them too closely. "
-            "Raise --sequences where time allows."
+            f"Calibration has {tokens:,} tokens, fewer than the widest layer has inputs ({widest:,}), so "
+            "the search may overfit. Use more --sequences if time allows."
         )
 
 
@@ -192,7 +192,7 @@ def _quantize_vision(
 
     if not calibration.pixels:
         raise QuantizationError(
-            "--vision needs pictures in the calibration; these samples have none. Give some, or leave --vision out."
+            "--vision needs images in the calibration, but these samples have none. Add some, or leave --vision out."
         )
     tower = embedder.network.vision_tower
     losses: list[BranchLoss] = []
@@ -249,7 +249,7 @@ def _manifest(
         "model": str(checkpoint.path),
         "weights": hashlib.sha256(stated.encode()).hexdigest(),
         "adapter": None if adapter is None else str(adapter.path),
-        "device": device.type,  # sums differ in their last bits
+        "device": device.type,  # sums differ in their last bits between devices
         "calibration": calibration.digest,
         **options.model_dump(mode="json"),
         "samples": options.calibration,
@@ -262,7 +262,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def _peak_memory(device: torch.device) -> int:
-    """Return the most bytes that were in use: of the GPU, else of the process."""
+    """Return the peak memory in bytes: of the GPU if one is used, otherwise of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

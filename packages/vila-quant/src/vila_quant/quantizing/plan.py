@@ -1,4 +1,4 @@
-"""What of a model is to be quantized: names and widths, checked before anything is computed."""
+"""Decide which linears of a model to quantize, and check their widths before computing anything."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ GROUP_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """What to quantize.
 
     Attributes:
-        config: of the language model.
-        skipped: by layer, the linears that stay whole.
-        head: how the output head is quantized ("none", "int8", "int4").
-        head_weight: the tensor that the head's weight comes from; a tied model's is its embedding.
+        config: config of the language model.
+        skipped: by layer, the linears that are not quantized.
+        head: how to quantize the output head ("none", "int8", "int4").
+        head_weight: the tensor of the head's weight: the embedding in a tied model.
     """
 
     config: DecoderConfig
@@ -34,20 +34,20 @@ class Plan:
 
 
 def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
-    """Return what to quantize.
+    """Return the plan for a checkpoint.
 
     Raises:
-        QuantizationError: the checkpoint is quantized already, its language model is not the native decoder, a pattern matches
-            nothing, nothing is left to quantize, or a width does not fit.
+        QuantizationError: the checkpoint is already quantized, its language model is not the native decoder, a pattern
+            matches nothing, nothing is left to quantize, or a width does not fit.
     """
     if checkpoint.quantization is not None:
         raise QuantizationError(
-            f"{checkpoint.path} is quantized already ({checkpoint.quantization.method}). Quantize the whole weights that it was made from."
+            f"{checkpoint.path} is already quantized ({checkpoint.quantization.method}). Quantize its original instead."
         )
     config = checkpoint.config.language_model
     if not isinstance(config, DecoderConfig):
         raise QuantizationError(
-            f"The language model '{config.name}' is run by transformers; vila-quant quantizes the native decoder only."
+            f"The language model '{config.name}' runs in transformers; vila-quant quantizes only the native decoder."
         )
     modules = [f"{LAYERS}.{layer}.{name}" for layer in range(config.num_hidden_layers) for name in LINEARS]
     for pattern in options.skip:
@@ -58,7 +58,7 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
         for layer in range(config.num_hidden_layers)
     }
     if all(len(names) == len(LINEARS) for names in skipped.values()):
-        raise QuantizationError("--skip leaves nothing to quantize. Give fewer patterns.")
+        raise QuantizationError("--skip leaves nothing to quantize. Use fewer patterns.")
     head = "none" if _is_skipped(HEAD, options.skip) else options.lm_head
     head_weight = (
         f"{HEAD}.weight"
@@ -70,7 +70,7 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
 
 
 def check_format(options: QuantizationOptions) -> None:
-    """Raise `QuantizationError` for options that the format cannot hold, before hours are spent on them."""
+    """Raise `QuantizationError` for options that the format does not support, before the long computation."""
     if options.format != "tinychat":
         return
     problems = [
@@ -81,7 +81,7 @@ def check_format(options: QuantizationOptions) -> None:
     ]
     if problems:
         raise QuantizationError(
-            f"Format 'tinychat' cannot hold {', '.join(problems)}. Leave that out, or write format 'awq'."
+            f"Format 'tinychat' does not support {', '.join(problems)}. Leave that out, or use format 'awq'."
         )
 
 
@@ -98,7 +98,7 @@ def _check_widths(
         for layer, names in skipped.items()
         for linear in LINEARS
         if linear not in names
-        and (name := f"{LAYERS}.{layer}.{linear}.weight") in entries  # what is missing, the reader names
+        and (name := f"{LAYERS}.{layer}.{linear}.weight") in entries  # the reader reports missing tensors
     }
     if head == "int4":
         shapes[head_weight] = entries[head_weight].shape
@@ -112,11 +112,13 @@ def _check_widths(
             else "no group size fits all layers"
         )
         raise QuantizationError(
-            f"Group size {group_size} does not divide the {shape[1]} inputs of {name.removesuffix('.weight')} ({len(unfit)} such layers). "
+            f"Group size {group_size} does not divide the {shape[1]} inputs of {name.removesuffix('.weight')} "
+            f"({len(unfit)} such layers). "
             f"{offer[0].upper()}{offer[1:]}; --skip leaves layers out."
         )
     odd = next((name for name, shape in shapes.items() if shape[0] % 8), None)
     if odd is not None:
         raise QuantizationError(
-            f"{odd.removesuffix('.weight')} has {shapes[odd][0]} outputs; the format packs eight at a time. Leave it out with --skip."
+            f"{odd.removesuffix('.weight')} has {shapes[odd][0]} outputs, but the format packs eight at a time. "
+            "Leave it out with --skip."
         )

@@ -1,4 +1,4 @@
-"""What a run did: `quantization_report.json`, the same for people in `.html`, and the model card."""
+"""The report of a run, as `quantization_report.json` and `.html`, and the model card."""
 
 import html
 import json
@@ -12,13 +12,13 @@ from vila_quant.calibration.embedding import Calibration
 
 REPORT = "quantization_report"
 ORIGINAL_CARD = "README.original.md"
-"""The model card of the whole weights, as it was."""
+"""The original's model card, unchanged."""
 CONTEXT = 4096
-"""Tokens that the expected memory is stated for."""
+"""Context length for the expected memory."""
 
 
 class LayerReport(Config):
-    """A layer: mean squared error of its output after rounding to nearest and after the search, beside the power of what it adds."""
+    """Mean squared error of a layer's output after plain rounding and after the search, and the power of its update."""
 
     layer: int
     mse_nearest: float
@@ -29,12 +29,12 @@ class LayerReport(Config):
 
     @classmethod
     def read(cls, layer: int, record: Mapping[str, object]) -> "LayerReport":
-        """Return the report of a finished layer's record."""
+        """Return the report for the record of a finished layer."""
         return cls.model_validate({"layer": layer, **record})
 
 
 class CalibrationReport(Config):
-    """What the model was calibrated on; `digest` is the SHA-256 of token ids and pixels."""
+    """The calibration data; `digest` is the SHA-256 of token ids and pixels."""
 
     source: str
     samples: int
@@ -56,14 +56,14 @@ class CalibrationReport(Config):
 
 
 class PartSizes(Config):
-    """Bytes of a part of the model as stored, before and after."""
+    """Stored bytes of a part of the model, before and after."""
 
     before: int
     after: int
 
 
 class Sizes(Config):
-    """Bytes of the parts; and what a run needs: weights, and the KV cache of `context` tokens in 16 bits (None where unknown)."""
+    """Stored bytes by part, and bytes of the KV cache of `context` tokens in 16 bits (None if unknown)."""
 
     parts: dict[str, PartSizes]
     context: int
@@ -79,7 +79,7 @@ class Sizes(Config):
 
 
 class QuantizationReport(Config):
-    """All that is known of a run; `adapter` is what was merged into `model`, as it was given beside it."""
+    """The report of a run; `adapter` is the one merged into `model`, as given by the caller."""
 
     model: str
     adapter: str | None
@@ -95,7 +95,7 @@ class QuantizationReport(Config):
 
     @property
     def remaining(self) -> float:
-        """The loss that is left, as a share of that of rounding to nearest, all layers together."""
+        """The loss over all layers, relative to that of rounding to nearest."""
         return sum(layer.mse for layer in self.layers) / max(sum(layer.mse_nearest for layer in self.layers), 1e-30)
 
 
@@ -109,28 +109,27 @@ def sizes_of(before: Checkpoint, after: Checkpoint) -> Sizes:
 
 
 def write_report(report: QuantizationReport, source: Checkpoint, folder: Path) -> None:
-    """Write the report's two forms and the model card into `folder`."""
+    """Write the report as JSON and HTML, and the model card, into `folder`."""
     content = {**report.model_dump(mode="json"), "remaining_loss": report.remaining}
     (folder / f"{REPORT}.json").write_text(
         json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     (folder / f"{REPORT}.html").write_text(_page(report), encoding="utf-8")
     if (folder / "README.md").exists():
-        (folder / "README.md").rename(folder / ORIGINAL_CARD)  # it may hold terms of the license
+        (folder / "README.md").rename(folder / ORIGINAL_CARD)  # it may contain license terms
     (folder / "README.md").write_text(
         _card(report, source, has_original=(folder / ORIGINAL_CARD).exists()), encoding="utf-8"
     )
 
 
-# ------------------------------------------------------------------------------------------------ for people
-
 _STYLE = """
-:root { color-scheme: light dark; --before: #9aa5b1; --after: #2f7d4f; --line: color-mix(in srgb, currentColor 20%, transparent); }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+:root { color-scheme: light dark; --before: #9aa5b1; --after: #2f7d4f; --line: color-mix(in srgb, currentColor 20%,
+transparent); } body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
-td:first-child, th:first-child { text-align: left; } svg { width: 100%; height: auto; } code { overflow-wrap: anywhere; }
-svg text { fill: currentColor; font-size: 11px; } .before { fill: var(--before); } .after { fill: var(--after); }
+td:first-child, th:first-child { text-align: left; } svg { width: 100%; height: auto; } code { overflow-wrap:
+anywhere; } svg text { fill: currentColor; font-size: 11px; } .before { fill: var(--before); } .after { fill:
+var(--after); }
 """
 
 
@@ -148,26 +147,27 @@ def _page(report: QuantizationReport) -> str:
 <title>Quantization of {html.escape(report.model)}</title><style>{_STYLE}</style>
 <h1>Quantization of {html.escape(report.model)}</h1>
 <p>Method <b>{html.escape(report.method)}</b>, on {html.escape(report.device)}.
-Of the loss of plain rounding, <b>{report.remaining:.1%}</b> is left. From {_size(sizes.before)} to <b>{_size(sizes.after)}</b>.</p>
+The loss is <b>{report.remaining:.1%}</b> of that of plain rounding.
+Size: {_size(sizes.before)} before, <b>{_size(sizes.after)}</b> after.</p>
 <h2>Loss by layer</h2>
-<p>Mean squared error of each layer's output as a share of the power of what the layer adds:
-<span style="color:var(--before)">■</span> rounded to nearest, <span style="color:var(--after)">■</span> as quantized.</p>
-{loss_plot(report)}
+<p>Mean squared error of each layer's output, relative to the power of its update:
+<span style="color:var(--before)">■</span> rounded to nearest, <span style="color:var(--after)">■</span> as
+quantized.</p> {loss_plot(report)}
 <h2>Sizes</h2>{_table(("part", "before", "after"), rows)}
-<p>Expected memory at run time: {_size(sizes.after)} of weights{_cache(sizes)}; activations come on top.</p>
+<p>Expected memory at run time: {_size(sizes.after)} of weights{_cache(sizes)}, plus activations.</p>
 <h2>Calibration</h2>
 <p>{html.escape(calibration.source)}: {calibration.samples} samples
 in {calibration.sequences} sequences of {calibration.sequence_length} tokens.
 SHA-256 <code>{calibration.digest}</code></p>
 <h2>Options</h2>{_table(("option", "value"), options)}
 <h2>Seconds</h2>{_table(("phase", "seconds"), seconds)}
-<p>Most memory in use while quantizing: {_size(report.peak_memory_bytes)}. vila-quant {html.escape(report.version)}.</p>
+<p>Peak memory during quantization: {_size(report.peak_memory_bytes)}. vila-quant {html.escape(report.version)}.</p>
 </html>
 """
 
 
 def loss_plot(report: QuantizationReport) -> str:
-    """Return an SVG with two bars a layer: the loss of rounding to nearest, and the loss that is left."""
+    """Return an SVG with two bars per layer: the loss of rounding to nearest, and of this quantization."""
     width, height, left, bottom = 800, 260, 48, 24
     shares = [
         (layer.mse_nearest / max(layer.power, 1e-30), layer.mse / max(layer.power, 1e-30)) for layer in report.layers
@@ -180,7 +180,8 @@ def loss_plot(report: QuantizationReport) -> str:
             tall = (height - bottom - 12) * share / top
             x = left + step * (index + 0.12 + 0.38 * place)
             bars.append(
-                f'<rect class="{kind}" x="{x:.1f}" y="{height - bottom - tall:.1f}" width="{step * 0.36:.1f}" height="{tall:.1f}">'
+                f'<rect class="{kind}" x="{x:.1f}" y="{height - bottom - tall:.1f}" width="{step * 0.36:.1f}" '
+                f'height="{tall:.1f}">'
                 f"<title>layer {index}: {share:.3g}</title></rect>"
             )
         if len(shares) <= 40 or index % 5 == 0:
@@ -188,7 +189,8 @@ def loss_plot(report: QuantizationReport) -> str:
                 f'<text x="{left + step * (index + 0.5):.1f}" y="{height - 8}" text-anchor="middle">{index}</text>'
             )
     ticks = [
-        f'<text x="{left - 6}" y="{height - bottom - (height - bottom - 12) * part + 4:.1f}" text-anchor="end">{top * part:.2g}</text>'
+        f'<text x="{left - 6}" y="{height - bottom - (height - bottom - 12) * part + 4:.1f}" text-anchor="end">'
+        f"{top * part:.2g}</text>"
         for part in (0, 0.5, 1)
     ]
     label = "Loss by layer, rounded to nearest and as quantized"
@@ -218,7 +220,7 @@ def _size(count: int) -> str:
 
 
 def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool) -> str:
-    """Return the model card. It says nothing that differs from run to run."""
+    """Return the model card. It contains nothing that differs from run to run."""
     name = " with ".join(
         Path(part).name if Path(part).exists() else part for part in (report.model, report.adapter) if part is not None
     )
@@ -235,7 +237,7 @@ def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool)
         front.append(f"base_model: {report.model}")
     front_matter = "\n".join(front)
     original = (
-        f"\nThe card of the whole weights is [{ORIGINAL_CARD}]({ORIGINAL_CARD}); their license holds here too.\n"
+        f"\nThe original's model card is [{ORIGINAL_CARD}]({ORIGINAL_CARD}); its license applies here too.\n"
         if has_original
         else ""
     )
@@ -245,19 +247,19 @@ def _card(report: QuantizationReport, source: Checkpoint, *, has_original: bool)
 
 # {name}, quantized
 
-{name} with four-bit weights, made by vila-quant {report.version} (`--search {report.method}`).
+{name} with 4-bit weights, made by vila-quant {report.version} (`--search {report.method}`).
 
 | | |
 | --- | --- |
 | linears of the language model | {options["bits"]} bits, groups of {options["group_size"]} |
 | output head | {head} |
 | vision tower | {tower} |
-| left whole | {", ".join(("embeddings, norms, projector", *skipped))} |
+| not quantized | {", ".join(("embeddings, norms, projector", *skipped))} |
 | calibration | {calibration.source}: {calibration.sequences} sequences of {calibration.sequence_length} tokens |
 | size | {_size(sizes.before)} → {_size(sizes.after)} |
 
-What each layer lost is in [{REPORT}.html]({REPORT}.html). Quantizing changes answers: measure it on your task
-(`vila-quant check`, `vila-eval`) before you rely on it.
+[{REPORT}.html]({REPORT}.html) shows the loss of each layer. Quantization changes answers: measure the effect on
+your task (`vila-quant check`, `vila-eval`) before you rely on the model.
 {original}
 ```python
 import vila_core as vila
@@ -269,7 +271,7 @@ print(model.generate([vila.Image("picture.jpg"), "What is in this picture?"]))
 
 
 def _license(stated: str | None) -> list[str]:
-    """Return front matter for a license as `Checkpoint` states it: "mit", or "other (its-name)"."""
+    """Return front matter for a license in the form of `Checkpoint.license`: "mit", or "other (its-name)"."""
     if stated is None:
         return []
     name, _, rest = stated.partition(" (")

@@ -1,4 +1,4 @@
-"""Which method `--search` means: a registered one by name, or a file of AWQ search results to apply."""
+"""Resolve `--search`: the name of a registered method, or a file of AWQ search results to apply."""
 
 import hashlib
 from pathlib import Path
@@ -11,15 +11,15 @@ from vila_quant.quantizing.plan import Plan
 from vila_quant.quantizing.search_results import AppliedSearch, check_layers, read_search_results
 
 SUFFIX = ".pt"
-"""What the name of a file of search results ends in."""
+"""Suffix of files of search results."""
 
 
 def find_method(search: str, plan: Plan) -> BlockQuantizer:
-    """Return a registered method by name, or the one that applies the search results in the file `search`.
+    """Return the registered method `search`, or one that applies the search results in the file `search`.
 
     Raises:
-        ConfigError: no such method.
-        CheckpointError: the file is missing or damaged, holds code (nothing of it is executed), or results of another model.
+        ConfigError: unknown method.
+        CheckpointError: the file is missing or damaged, contains code (never executed), or is of another model.
     """
     file = _file(search)
     if file is None:
@@ -33,7 +33,7 @@ def find_method(search: str, plan: Plan) -> BlockQuantizer:
 
 
 def search_digest(search: str) -> str | None:
-    """Return the SHA-256 of the file `search`; None for a method's name."""
+    """Return the SHA-256 of the file `search`; None for the name of a method."""
     file = _file(search)
     return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 

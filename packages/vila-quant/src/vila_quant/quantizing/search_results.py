@@ -1,11 +1,14 @@
-"""AWQ search results as llm-awq saves them (`--dump_awq`): a pickle `{"scale": [(prev, (layers, …), s)], "clip": [(name, max)]}`.
+"""AWQ search results in llm-awq's format (`--dump_awq`).
 
-K inputs, N outputs, G groups a row. Source: llm-awq, `awq/quantize/pre_quant.py` (run_awq, apply_awq).
+The file is a pickle `{"scale": [(prev, (layers, …), s)], "clip": [(name, max)]}`.
+
+K inputs, N outputs, G groups per row. Source: llm-awq, `awq/quantize/pre_quant.py` (run_awq, apply_awq).
 
     results = read_search_results(Path("awq_cache/NVILA.pt"))
     results.apply(block, "model.layers.0")       # scales, then clips: the block is ready for rounding
 
-`vila-quant awq --search FILE.pt` quantizes with them. Names may begin with "llm.", as llm-awq's do for a whole VILA model.
+`vila-quant awq --search FILE.pt` quantizes with them. Names may begin with "llm.", as in llm-awq's files for VILA
+models.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -33,7 +36,7 @@ PREVIOUS = ("input_layernorm", "post_attention_layernorm", "self_attn.v_proj", "
 
 @dataclass(frozen=True)
 class FoundScales:
-    """Scales `[K]` of `linears`, which read what `previous` gives; full names ("model.layers.0.mlp.up_proj")."""
+    """Scales `[K]` of `linears`, whose input is the output of `previous`; full names ("model.layers.0.mlp.up_proj")."""
 
     previous: str
     linears: tuple[str, ...]
@@ -42,18 +45,18 @@ class FoundScales:
 
 @dataclass(frozen=True)
 class SearchResults:
-    """What a search found, in its order. `clips` are (full name of a linear, largest magnitudes `[N, G, 1]`)."""
+    """The results of a search, in order. `clips` are (full name of a linear, largest magnitudes `[N, G, 1]`)."""
 
     scales: tuple[FoundScales, ...]
     clips: tuple[tuple[str, Tensor], ...]
 
     def blocks(self) -> tuple[str, ...]:
-        """Return the names of the blocks that there are results for, in order of appearance."""
+        """Return the names of the blocks with results, in order of appearance."""
         names = (*(found.previous for found in self.scales), *(name for name, _ in self.clips))
         return tuple(dict.fromkeys(_block_name(name) for name in names))
 
     def of_block(self, prefix: str, skip: Collection[str] = ()) -> "SearchResults":
-        """Return what was found for the block called `prefix`, less what is for the linears to `skip` only ("mlp.up_proj")."""
+        """Return the results for the block `prefix`, except those only for linears in `skip` ("mlp.up_proj")."""
         skipped = {f"{prefix}.{name}" for name in skip}
         return SearchResults(
             tuple(
@@ -67,10 +70,10 @@ class SearchResults:
         )
 
     def check(self, block: Block, prefix: str) -> None:
-        """Check what was found for the block called `prefix` against `block`, which may lie on the meta device.
+        """Check the results for the block `prefix` against `block`, which may be on the meta device.
 
         Raises:
-            CheckpointError: a result names no linear of the block, has another shape than its weight, or values that are none.
+            CheckpointError: a result names no linear of the block, has a wrong shape, or invalid values.
         """
         own = self.of_block(prefix)
         for found in own.scales:
@@ -79,7 +82,8 @@ class SearchResults:
             weight, (rows, groups, last) = _weight(block, prefix, name), limits.shape
             if last != 1 or rows != weight.shape[0] or not groups or weight.shape[1] % groups:
                 raise CheckpointError(
-                    f"The clips of '{name}' have shape {list(limits.shape)}; its weight {list(weight.shape)} needs [N, G, 1]."
+                    f"The clips of '{name}' have shape {list(limits.shape)}; for its weight {list(weight.shape)}, "
+                    "expected [N, G, 1]."
                 )
             if not bool((torch.isfinite(limits) & (limits >= 0)).all()):
                 raise CheckpointError(
@@ -88,9 +92,9 @@ class SearchResults:
 
     @torch.no_grad()
     def apply(self, block: Block, prefix: str) -> None:
-        """Scale and clip the weights of `block` in place as was found for the block called `prefix` ("model.layers.0").
+        """Scale and clip the weights of `block` in place with the results for the block `prefix` ("model.layers.0").
 
-        Raises `CheckpointError` as `check` does; the block is then as it was.
+        Raises `CheckpointError` as `check` does; the block is then unchanged.
         """
         self.check(block, prefix)
         own = self.of_block(prefix)
@@ -101,26 +105,27 @@ class SearchResults:
 
 
 def check_layers(results: SearchResults, config: DecoderConfig, skipped: Mapping[int, Collection[str]]) -> None:
-    """Check results against a whole language model, before any of its weights is read.
+    """Check results against a language model before reading its weights.
 
     Args:
-        results: of a search.
-        config: of the language model.
-        skipped: by layer, the linears that stay whole.
+        results: results of a search.
+        config: config of the language model.
+        skipped: by layer, the linears that are not quantized.
 
     Raises:
-        CheckpointError: they name layers that the model lacks, lack some that are to be quantized, or do not fit one.
+        CheckpointError: results are for unknown layers, are missing for a layer, or do not fit one.
     """
     needed = {f"model.layers.{layer}": not set(LINEARS) <= set(names) for layer, names in skipped.items()}
     found = results.blocks()
     if foreign := [name for name in found if name not in needed]:
         raise CheckpointError(
-            f"The search results name {_listed(foreign)}, which this model lacks: it has {config.num_hidden_layers} layers. "
-            "They are of another model."
+            f"The search results name {_listed(foreign)}, but this model has {config.num_hidden_layers} layers. "
+            "They are for another model."
         )
     if missing := [name for name, is_needed in needed.items() if is_needed and name not in found]:
         raise CheckpointError(
-            f"The search results have none for {_listed(missing)}. They are of a model with fewer layers, or of a search that did not end."
+            f"The search results have none for {_listed(missing)}. They are for a model with fewer layers, or of an "
+            "interrupted search."
         )
     for layer, name in enumerate(needed):
         results.check(empty_block(config, layer), name)
@@ -128,7 +133,7 @@ def check_layers(results: SearchResults, config: DecoderConfig, skipped: Mapping
 
 @dataclass(frozen=True)
 class AppliedSearch:
-    """A method (`BlockQuantizer`) that applies what another search found, and rounds to nearest, as llm-awq does with `--load_awq`."""
+    """A `BlockQuantizer` that applies results of another search, then rounds to nearest (llm-awq's `--load_awq`)."""
 
     results: SearchResults
     name: str = "search-results"
@@ -137,11 +142,11 @@ class AppliedSearch:
     def quantize_block(
         self, block: Block, x: Tensor, block_inputs: BlockInputs, options: BlockOptions
     ) -> QuantizedBlock:
-        """Quantize one block. Raises `CheckpointError` where there are no results for it, or they are of another model."""
+        """Quantize one block. Raises `CheckpointError` if its results are missing or are for another model."""
         prefix = f"model.layers.{block.self_attn.layer}"
         if prefix not in self.results.blocks() and not options.skip >= set(LINEARS):
             raise CheckpointError(
-                f"The search results have none for '{prefix}'. They are of a model with fewer layers."
+                f"The search results have none for '{prefix}'. They are for a model with fewer layers."
             )
         own = self.results.of_block(prefix, options.skip)
         own.apply(block, prefix)
@@ -156,12 +161,12 @@ def read_search_results(path: Path) -> SearchResults:
     """Read llm-awq's `.pt`.
 
     Raises:
-        CheckpointError: the file is missing or damaged, holds code (nothing of it is executed), or something else than results.
+        CheckpointError: the file is missing or damaged, contains code (never executed), or no search results.
     """
     content = unpickle(path)
     if not isinstance(content, Mapping) or not {"scale", "clip"} <= set(cast("Mapping[object, object]", content)):
         raise CheckpointError(
-            f"{path} holds no search results: expected the keys 'scale' and 'clip'. llm-awq writes them with --dump_awq."
+            f"{path} has no search results: expected the keys 'scale' and 'clip', as written by llm-awq --dump_awq."
         )
     results = cast("Mapping[str, object]", content)
     scales = [_read_scales(path, item) for item in _items(path, results, "scale")]
@@ -170,7 +175,7 @@ def read_search_results(path: Path) -> SearchResults:
 
 
 def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> None:
-    """Write what was found for `blocks` (by name, "model.layers.0") as llm-awq does: it reads the file with `--load_awq`.
+    """Write the results of `blocks` (by name, "model.layers.0") in llm-awq's format, for its `--load_awq`.
 
     Raises:
         CheckpointError: the file cannot be written.
@@ -186,11 +191,8 @@ def write_search_results(blocks: Mapping[str, QuantizedBlock], path: Path) -> No
         clips += [(f"{block}.{name}", tensor.detach().cpu()) for name, tensor in found.clips.items()]
     try:
         torch.save({"scale": scales, "clip": clips}, path)
-    except (OSError, RuntimeError) as error:  # torch makes a RuntimeError of a full disk
-        raise CheckpointError(f"{path} was not written: {error}. Free space, then run it again.") from error
-
-
-# ------------------------------------------------------------------------------------------------ reading
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError for a full disk
+        raise CheckpointError(f"{path} was not written: {error}. Free some space, then run it again.") from error
 
 
 def _items(path: Path, results: Mapping[str, object], key: str) -> Sequence[object]:
@@ -229,15 +231,12 @@ def _holds_floats(tensor: Tensor, dimensions: int) -> bool:
 
 
 def _short_name(name: str) -> str:
-    """Return a module's name in the language model; llm-awq names it in the whole VILA model ("llm.model.layers.0.mlp")."""
+    """Return a module's name in the language model, without the prefix "llm." of llm-awq's names for VILA models."""
     return name.removeprefix("llm.")
 
 
-# ------------------------------------------------------------------------------------------------ applying
-
-
 def _block_name(name: str) -> str:
-    """ "model.layers.0.mlp.up_proj" -> "model.layers.0": all up to the first number; a name without one is its own."""
+    """Return the part of `name` up to the first number: "model.layers.0.mlp.up_proj" -> "model.layers.0"."""
     parts = name.split(".")
     number = next((index for index, part in enumerate(parts) if part.isdecimal()), len(parts))
     return ".".join(parts[: number + 1])
@@ -246,9 +245,7 @@ def _block_name(name: str) -> str:
 def _choice(block: Block, prefix: str, found: FoundScales) -> ScaleChoice:
     previous = found.previous.removeprefix(f"{prefix}.")
     if previous not in PREVIOUS:
-        raise CheckpointError(
-            f"Search results scale '{found.previous}'; a block's scales are absorbed by {', '.join(PREVIOUS)}."
-        )
+        raise CheckpointError(f"Search results scale '{found.previous}'; expected one of {', '.join(PREVIOUS)}.")
     for name in found.linears:
         weight = _weight(block, prefix, name)
         if weight.shape[1] != len(found.scales):
@@ -257,7 +254,8 @@ def _choice(block: Block, prefix: str, found: FoundScales) -> ScaleChoice:
             )
     if not bool((torch.isfinite(found.scales) & (found.scales > 0)).all()):
         raise CheckpointError(
-            f"The scales of '{found.linears[0]}' are not all finite and positive. The file is damaged, or its search diverged."
+            f"The scales of '{found.linears[0]}' are not all finite and positive. The file is damaged, or its search "
+            "diverged."
         )
     linears = tuple(name.removeprefix(f"{prefix}.") for name in found.linears)
     return ScaleChoice(ScaleGroup(previous, linears, ""), found.scales, 0, ())
@@ -276,6 +274,6 @@ def _weight(block: Block, prefix: str, name: str) -> Tensor:
     own = name.removeprefix(f"{prefix}.")
     if own not in LINEARS:
         raise CheckpointError(
-            f"Search results name '{name}', which is no linear of the block '{prefix}'. They are of another model."
+            f"Search results name '{name}', which is not a linear of the block '{prefix}'. They are for another model."
         )
     return linear(block, own).weight

@@ -1,14 +1,15 @@
-"""Eight bits for the linears of a vision tower, their inputs smoothed first (SmoothQuant, Xiao et al. 2022, arXiv:2211.10438).
+"""Quantize the linears of a vision tower to 8 bits, with smoothed inputs (SmoothQuant, arXiv:2211.10438).
 
 N images, P tokens, D width, S side of the image in pixels
 
-The outputs of a norm differ much between channels, and a row's largest value sets the step for all of them. Dividing a channel by s and
-multiplying its column of the weight by s changes nothing before rounding, and moves part of the difference to the weights:
+The outputs of a norm differ much between channels, and the largest value of a row sets the step size for all of them.
+Dividing a channel by s and multiplying its column of the weight by s changes nothing before rounding, but moves part of
+the difference to the weights:
 
     s = max|x|^α / max|W|^(1 - α) of each channel,   γ' = γ / s,   β' = β / s,   W' = W · s
 
-As llm-awq does, the norms before q, k, v and before fc1 are smoothed; out and fc2 are quantized as they are, and attention, the patch
-embedding and the projector stay whole.
+As in llm-awq, the norms before q, k, v and before fc1 are smoothed; out and fc2 are quantized without smoothing;
+attention, the patch embedding and the projector are not quantized.
 """
 
 import copy
@@ -32,17 +33,18 @@ TowerMode = Literal["int8", "fp8"]
 Alpha = float | Literal["search"]
 
 ALPHAS = (None, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85)
-"""What the search tries; None is no smoothing. Of equals the first is taken."""
+"""Values that the search tries; None is no smoothing. The first of equally good ones wins."""
 
 SMALLEST = 1e-5
-"""Floor of weights and scales (as in llm-awq)."""
+"""Lower bound for weights and scales (as in llm-awq)."""
 
 
 @dataclass(frozen=True)
 class TowerBranch:
-    """One residual branch of a layer: the module `name` reads what `norm` gives.
+    """One residual branch of a layer: the module `name`, whose input is the output of `norm`.
 
-    Its linears `smoothed` read that too; `others` are quantized as they are. Their names are those in the branch.
+    The linears `smoothed` read that input directly; `others` are quantized without smoothing. Names are relative to the
+    branch.
     """
 
     name: str
@@ -62,12 +64,12 @@ BRANCHES: Mapping[type[nn.Module], tuple[TowerBranch, ...]] = {
     InternVitLayer: _JOINT,
     RadioBlock: _JOINT,
 }
-"""The layers that can be quantized: those of SigLIP and CLIP, InternViT, RADIO."""
+"""The supported layers: those of SigLIP and CLIP, InternViT, and RADIO."""
 
 
 @dataclass(frozen=True)
 class BranchLoss:
-    """What a branch lost: relative root mean square error of its output, before the sum, on the calibration images."""
+    """The loss of a branch: relative root mean square error of its output on the calibration images."""
 
     branch: str
     alpha: float | None
@@ -84,23 +86,23 @@ def quantize_tower(
 ) -> dict[str, Tensor]:
     """Quantize the linears of every layer that the tower runs.
 
-    The layers are calibrated on what whole ones give, one after the other. The hidden states of all images are held in memory, in the
-    dtype of the tower; the tower is left as it was.
+    Each layer is calibrated on the outputs of unquantized layers. The hidden states of all images are kept in
+    memory, in the dtype of the tower; the tower is unchanged on return.
 
     Args:
-        tower: with whole weights, on any device.
-        pixels_batches: `[N, 3, S, S]` each, as the tower takes them.
-        mode: "int8" (W8A8) or "fp8" (e4m3), activations token by token in both.
-        alpha: 0 leaves the differences to the activations, 1 moves them all to the weights (llm-awq takes 0.3); "search" takes the one
-            of `ALPHAS` that loses least, branch by branch.
-        on_branch: called with what each branch lost, in order.
+        tower: unquantized, on any device.
+        pixels_batches: inputs of the tower, `[N, 3, S, S]` each.
+        mode: "int8" (W8A8) or "fp8" (e4m3); both quantize activations per token.
+        alpha: 0 leaves all differences to the activations, 1 moves them all to the weights (llm-awq uses 0.3); "search"
+            chooses the one of `ALPHAS` with the least loss for each branch.
+        on_branch: called with the loss of each branch, in order.
 
     Returns:
-        All tensors that change, by their names in the tower: `X.weight` int8 or e4m3 with `X.weight_scale` float32 `[N, 1]`, and the
-        smoothed norms in their own dtype.
+        All changed tensors by their names in the tower: `X.weight` int8 or e4m3 with `X.weight_scale` float32 `[N,
+        1]`, and the smoothed norms in their own dtype.
 
     Raises:
-        ConfigError: `alpha` is out of range, or nobody has said how the layers of this tower are quantized.
+        ConfigError: `alpha` is out of range, or the layers of this tower are not supported.
         QuantizationError: there are no images, or weights or activations are not finite (the layer is named).
     """
     if alpha != "search" and not 0 <= alpha <= 1:
@@ -125,27 +127,27 @@ def quantize_tower(
 
 
 def tower_layers(tower: VisionTower) -> dict[str, nn.Module]:
-    """Return the layers that can be quantized, by name, in order. Raises `ConfigError` where there are none."""
+    """Return the layers that can be quantized, by name, in order. Raises `ConfigError` if there are none."""
     layers: dict[str, nn.Module] = {name: module for name, module in tower.named_modules() if type(module) in BRANCHES}
     if not layers:
         known = ", ".join(kind.__name__ for kind in BRANCHES)
         raise ConfigError(
-            f"The vision tower '{tower.config.name}' ({type(tower).__name__}) cannot be quantized: it has none of the layers {known}. "
-            "Leave it whole (--vision none)."
+            f"The vision tower '{tower.config.name}' ({type(tower).__name__}) cannot be quantized: it has none of the "
+            f"layers {known}. Use --vision none."
         )
     return layers
 
 
 def channel_maxima(batches: Sequence[Tensor]) -> Tensor:
-    """The largest magnitude of each channel over all images and tokens: `[N, P, D]` each -> `[D]` float32."""
+    """Return the largest magnitude of each channel over all images and tokens: `[N, P, D]` each -> `[D]` float32."""
     return torch.stack([x.abs().flatten(0, -2).amax(0) for x in batches]).amax(0).float()
 
 
 def smoothing_scales(maxima: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
-    """Return s `[D]` for linears that read the same channels: the largest weight of each channel is over all of them.
+    """Return s `[D]` for linears that read the same channels; the largest weight of each channel is over all linears.
 
     Args:
-        maxima: of the channels' magnitudes, `[D]`.
+        maxima: largest magnitude of each channel, `[D]`.
         weights: `[N, D]` each.
         alpha: 0 to 1.
     """
@@ -154,7 +156,7 @@ def smoothing_scales(maxima: Tensor, weights: Sequence[Tensor], alpha: float) ->
 
 
 def quantize_linear(linear: nn.Linear, mode: TowerMode, scales: Tensor | None = None) -> EightBitLinear:
-    """Return the linear with weights and activations in eight bits; its input is to be divided by `scales [K]` before it."""
+    """Return the linear with 8-bit weights and activations; the caller divides its input by `scales [K]`."""
     weight = linear.weight.float()
     weight = weight if scales is None else weight * scales
     has_bias = linear.bias is not None  # pyright: ignore[reportUnnecessaryComparison]
@@ -168,7 +170,7 @@ def quantize_linear(linear: nn.Linear, mode: TowerMode, scales: Tensor | None = 
 def _first_hidden(
     tower: VisionTower, layers: Mapping[str, nn.Module], batches: Iterable[Tensor]
 ) -> tuple[list[Tensor], set[str]]:
-    """Return what the first layer reads of each batch, and the names of the layers that run."""
+    """Return the first layer's input for each batch, and the names of the layers that run."""
     hidden: list[Tensor] = []
     used: set[str] = set()
 
@@ -190,9 +192,7 @@ def _first_hidden(
         for handle in handles:
             handle.remove()
     if not hidden:
-        raise QuantizationError(
-            "There are no images to calibrate the vision tower on. Give some, or leave the tower whole (--vision none)."
-        )
+        raise QuantizationError("There are no images to calibrate the vision tower on. Add some, or use --vision none.")
     return hidden, used
 
 
@@ -202,7 +202,7 @@ _Recorded = dict[str, list[Tensor]]
 def _run_layer(
     layer: nn.Module, branches: Sequence[TowerBranch], hidden: Sequence[Tensor]
 ) -> tuple[list[Tensor], _Recorded, _Recorded]:
-    """Return the layer's outputs, and by branch what it reads and what it gives, a tensor a batch."""
+    """Return the layer's outputs, and the inputs and outputs of each branch, one tensor per batch."""
     inputs: _Recorded = {branch.name: [] for branch in branches}
     outputs: _Recorded = {branch.name: [] for branch in branches}
 
@@ -267,7 +267,7 @@ def _quantize_branch(
 
 
 def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Root of the mean squared difference over that of the expected values, all batches together, in float32."""
+    """Return the root mean square error relative to the expected values, over all batches, in float32."""
     difference = sum(float((a.float() - b.float()).square().sum()) for a, b in zip(actual, expected, strict=True))
     power = sum(float(b.float().square().sum()) for b in expected)
     return (difference / max(power, torch.finfo(torch.float32).tiny)) ** 0.5

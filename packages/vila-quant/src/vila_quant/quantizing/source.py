@@ -1,4 +1,4 @@
-"""What a run starts from: whole weights, and the adapter to merge into them, if any."""
+"""Find the unquantized weights to start from, and the adapter to merge into them, if any."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vila_core.checkpoint.opening import find_folder
 from vila_core.errors import CheckpointError
 
 BASE_KEY, BASE_REVISION_KEY = "base_model_name_or_path", "revision"
-"""Where peft writes what an adapter was trained on."""
+"""Keys under which peft records what an adapter was trained on."""
 
 
 def find_source(
@@ -19,34 +19,35 @@ def find_source(
     token: str | None = None,
     offline: bool = False,
 ) -> tuple[Path, str | Path | None]:
-    """Return the folder of the whole weights and the adapter, if any, that `model` and `lora` mean.
+    """Return the folder of the unquantized weights and the adapter, if any, for `model` and `lora`.
 
-    An adapter by itself, as training with LoRA leaves it or as a repository on the hub, means the model that it names as its base, and
-    itself.
+    If `model` is an adapter (a folder of LoRA training, or a hub repository), the weights are those of the base
+    model it names.
 
     Args:
-        model: folder or hub id of whole weights, or of an adapter; what is on the hub is downloaded to its cache.
+        model: folder or hub id of an unquantized model or an adapter; hub repositories are downloaded to the cache.
         lora: folder or hub id of an adapter.
-        revision: branch, tag or commit of `model`; an adapter's base is taken at the revision that the adapter states.
+        revision: branch, tag or commit of `model`; for an adapter's base, the revision stated by the adapter.
         token: access token for the hub.
-        offline: use only what is in the hub's cache.
+        offline: only use what is in the hub's cache.
 
     Raises:
-        CheckpointError: there is no such model, the adapter names no base or one that is not there, or two adapters are given.
+        CheckpointError: the model is missing, the adapter's base is unknown or missing, or there are two adapters.
     """
     folder = find_folder(model, revision=revision, token=token, offline=offline)
     if not _is_adapter(folder):
         return folder, lora
     if lora is not None:
         raise CheckpointError(
-            f"{model} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: vila convert --lora-path."
+            f"{model} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: "
+            "vila convert --lora-path."
         )
     stated = read_section(folder / CONFIG_NAME) if (folder / CONFIG_NAME).exists() else Section({}, CONFIG_NAME)
     base = stated.string(BASE_KEY, "")
     if not base:
         raise CheckpointError(
             f"{model} is a LoRA adapter that does not name its base model ('{BASE_KEY}' in {CONFIG_NAME}). "
-            f"Give the base as MODEL, and --lora-path {model}."
+            f"Pass the base as MODEL, and --lora-path {model}."
         )
     pinned = stated.string(BASE_REVISION_KEY, "") or None
     is_local = Path(base).expanduser().exists()
@@ -55,17 +56,17 @@ def find_source(
     except CheckpointError as error:
         raise CheckpointError(
             f"{model} is a LoRA adapter of '{base}' ('{BASE_KEY}' in {CONFIG_NAME}). {error} "
-            f"Where the base is elsewhere, give it as MODEL, and --lora-path {model}."
+            f"If the base is elsewhere, pass it as MODEL, and --lora-path {model}."
         ) from error
     if _is_adapter(whole):
         raise CheckpointError(
-            f"{model} names {base} as its base, which is an adapter itself. Merge that first: vila convert --lora-path."
+            f"The base of {model}, {base}, is itself an adapter. Merge that first: vila convert --lora-path."
         )
     return whole, folder
 
 
 def _is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter and no whole weights; the reference puts a `config.json` into both."""
+    """Return whether a folder is an adapter without full weights; VILA puts a `config.json` into both."""
     if not any((folder / name).exists() for name in (CONFIG_NAME, REST_NAME)):
         return False
     return not (folder / "llm").is_dir() and not any(folder.glob("model*.safetensors"))

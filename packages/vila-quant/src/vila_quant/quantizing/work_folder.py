@@ -1,4 +1,4 @@
-"""The working folder of a run, beside its output: finished steps, each whole or not there, so that a killed run goes on where it was."""
+"""The working folder of a run, beside its output: atomically written steps, from which a killed run resumes."""
 
 import json
 import shutil
@@ -23,15 +23,15 @@ RECORD = "record.json"
 
 
 class WorkFolder:
-    """Steps by name, each with tensors and a record.
+    """Stores steps by name, each with tensors and a record.
 
     Args:
-        out: the run's output folder; the working folder lies beside it, hidden.
-        manifest: what the run depends on; JSON values.
-        restart: begin anew, whatever is there.
+        out: the run's output folder; the hidden working folder is beside it.
+        manifest: everything the run depends on, as JSON values.
+        restart: discard what is there.
 
     Raises:
-        QuantizationError: there is unfinished work of a run that depends on something else.
+        QuantizationError: there is unfinished work of a run with another manifest.
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, object], *, restart: bool = False):
@@ -53,7 +53,7 @@ class WorkFolder:
         return (self.path / step / RECORD).exists()
 
     def save(self, step: str, tensors: Mapping[str, Tensor], record: Mapping[str, object]) -> None:
-        """Keep a finished step, in place of one of that name. Raises `CheckpointError` where the disk is full."""
+        """Save a finished step, replacing one of that name. Raises `CheckpointError` if the disk is full."""
         part = self.path / f"{step}.part"
         shutil.rmtree(part, ignore_errors=True)
         weights = MemoryWeights(tensors)
@@ -68,7 +68,7 @@ class WorkFolder:
             part.rename(self.path / step)
         except OSError as error:
             raise CheckpointError(
-                f"{part} cannot be written: {error.strerror or error}. Free space, then run it again: it goes on."
+                f"{part} cannot be written: {error.strerror or error}. Free some space, then run it again to continue."
             ) from error
 
     def tensors(self, step: str) -> WeightIndex:
@@ -82,14 +82,15 @@ class WorkFolder:
 
     @contextmanager
     def finishing(self) -> Generator[None]:
-        """Remove the folder when the block ends well; else raise `CheckpointError`, which says that it is kept."""
+        """Remove the folder after the block; if it fails, raise `CheckpointError`, which says that it is kept."""
         try:
             yield
         except (CheckpointError, OSError) as error:
-            is_told = isinstance(error, CheckpointError)
-            problem = error if is_told else f"{self._out} cannot be written: {error.strerror or error}. Free space."
+            is_explained = isinstance(error, CheckpointError)
+            unwritten = f"{self._out} cannot be written: {error.strerror or error}. Free some space."
+            problem = error if is_explained else unwritten
             raise CheckpointError(
-                f"{problem} Finished steps are kept in {self.path}: run it again, and it goes on."
+                f"{problem} Finished steps are kept in {self.path}: run it again to continue."
             ) from error
         shutil.rmtree(self.path)
 
@@ -100,7 +101,7 @@ class WorkFolder:
             difference = f"{key} was {_short(found.get(key))}, and is {_short(stated.get(key))}"
             raise QuantizationError(
                 f"{self.path} holds unfinished work of another run: {difference}. "
-                "Run it as before to go on, or with --restart to begin anew."
+                "Run it as before to continue, or with --restart to start over."
             )
 
     def _write_whole(self, name: str, value: Mapping[str, object]) -> None:

@@ -1,7 +1,7 @@
-"""Two ways to multiply on a CPU, and from how many rows on which is the faster: measured on the machine at hand.
+"""Two ways to multiply on a CPU, and the number of rows from which the second is faster, measured on this machine.
 
-Few rows wait for the weights to come from memory: they are unpacked on the way, for every row anew. For many rows the weight is
-dequantized once, a panel at a time, and multiplied as any matrix.
+With few rows, memory is the limit, so weights are unpacked while they are read, again for each row. With many rows, the
+weight is dequantized once, a panel at a time, and multiplied like any matrix.
 
 M rows, N outputs, K inputs, g group size
 """
@@ -21,10 +21,10 @@ from vila_quant.kernels.registry import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 CROSSOVERS = (8, 16, 32, 64)
-"""Rows from which panels may be taken; up to the first, they never are."""
+"""Numbers of rows from which panels may be used; below the first, they never are."""
 
 MEASURED_WEIGHTS = 1 << 19
-"""Of the layer that is timed."""
+"""Number of weights of the layer that is timed."""
 
 Arguments = ParamSpec("Arguments")
 
@@ -33,14 +33,14 @@ _pinned: ContextVar["Plan | None"] = ContextVar("pinned plan", default=None)
 
 @dataclass(frozen=True)
 class Plan:
-    """From `panels_from` rows on, panels are dequantized to `panel_dtype` and multiplied."""
+    """From `panels_from` rows, panels are dequantized to `panel_dtype` and multiplied."""
 
     panels_from: int
     panel_dtype: torch.dtype
 
 
 class TwoWays(Protocol):
-    """A kernel that knows both ways; hashable."""
+    """A kernel with both ways; hashable."""
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]: ...
 
@@ -54,7 +54,7 @@ class TwoWays(Protocol):
 
 
 def multiply(kernel: TwoWays, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
-    """`x [M, K]` -> `[M, N]`, the way that is the faster for so many rows."""
+    """`x [M, K]` -> `[M, N]`, the faster way for this number of rows."""
     if len(x) < CROSSOVERS[0]:
         return kernel.few_rows(x, packed, shape)
     plan = _pinned.get() or measured_plan(kernel, shape.inputs, shape.group_size, x.dtype, torch.get_num_threads())
@@ -65,7 +65,7 @@ def multiply(kernel: TwoWays, x: Tensor, packed: Sequence[Tensor], shape: Linear
 
 @contextmanager
 def pinned(plan: Plan | None) -> Generator[None]:
-    """Within the block, take `plan` instead of a measured one: the same digits in every process, whatever else the machine does."""
+    """Within the block, use `plan` instead of a measured one, for results that do not depend on timing."""
     token = _pinned.set(plan)
     try:
         yield
@@ -75,10 +75,10 @@ def pinned(plan: Plan | None) -> Generator[None]:
 
 @cache
 def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dtype, threads: int) -> Plan:
-    """Time both ways on a weight of `inputs` K, and return the faster for each number of rows; once a process (about 0.1 s).
+    """Time both ways on a weight with `inputs` K, and return the crossover; once per process (about 0.1 s).
 
-    The two round differently, by less than bfloat16 resolves. Two processes may measure different crossovers, and then differ by that
-    much for numbers of rows in between: see `pinned`.
+    The two round differently, by less than bfloat16 resolves. Processes may measure different crossovers and then
+    differ by that much for numbers of rows in between: see `pinned`.
     """
     outputs = max(64, MEASURED_WEIGHTS // inputs // 64 * 64)
     shape = LinearShape(outputs, inputs, group_size)
@@ -99,7 +99,7 @@ def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dt
 
 
 def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:
-    """Return the least of five tries; what else the machine does only adds."""
+    """Return the shortest of five runs; other load only adds time."""
     times: list[float] = []
     for _ in range(5):
         start = time.perf_counter()

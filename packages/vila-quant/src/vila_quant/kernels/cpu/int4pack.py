@@ -1,14 +1,15 @@
-"""Four-bit products on a CPU: PyTorch's own for few rows, dequantized panels and a matrix product for many.
+"""Int4 products on a CPU: PyTorch's own for few rows, dequantized panels for many.
 
 M rows, N outputs, K inputs, g group size, G = K / g groups, B outputs of a block, n outputs of a panel
 
-The weight lies once in memory, as `torch.ops.aten._convert_weight_to_int4pack_for_cpu` leaves it: half a byte each, blocks of B
-outputs, in a block the inputs one after the other, two outputs a byte: `[N / B, K, B / 2]`. Which two depends on the CPU
-(`BlockLayout`); it is found by packing known numbers, and a CPU that packs in another way is refused.
+The weight is stored once, as packed by `torch.ops.aten._convert_weight_to_int4pack_for_cpu`: half a byte per weight, in
+blocks of B outputs, `[N / B, K, B / 2]`, two outputs per byte. Which two depends on the CPU (`BlockLayout`) and is
+detected by packing known numbers; a CPU with an unknown layout is refused.
 
     w = (q - 8) · scale + zero,    scale and zero = (8 - z) · scale in bf16: `[G, N, 2]`
 
-The second form is tinygemm's. Its bf16 scales cost a relative 2^-9 at most, as much as casting the weights to bf16 does.
+The second form is tinygemm's. Its bf16 scales cost a relative 2^-9 at most, as much as casting the weights to bf16
+does.
 """
 
 from collections.abc import Sequence
@@ -24,27 +25,27 @@ from vila_quant.kernels.registry import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)
-"""What PyTorch's product takes."""
+"""Group sizes that PyTorch's product takes."""
 
 ROWS_MULTIPLE = 64
-"""Outputs are padded to a multiple of it, the largest block of any CPU, so that no block is laid out as a rest."""
+"""Outputs are padded to a multiple of this, the largest block of any CPU, so that there is no partial block."""
 
 PACKED_AT_ONCE = 64 * ROWS_MULTIPLE
-"""Outputs that are packed at once: PyTorch takes int32, which would be gigabytes of a whole vocabulary."""
+"""Outputs packed at once: PyTorch takes int32, which would be gigabytes for a whole vocabulary."""
 
 PANEL_ELEMENTS = 1 << 21
-"""Weights that are unpacked at once; half of them, 4 MB of fp32, are dequantized and stay in the cache until they are multiplied."""
+"""Weights unpacked at once; half of them, 4 MB of fp32, are dequantized and stay in the cache until multiplied."""
 
 
 @dataclass(frozen=True)
 class BlockLayout:
-    """How a CPU packs: `outputs` B a block; a byte holds outputs j and j + B/2 of it (`halves`), or 2j and 2j + 1."""
+    """How a CPU packs: `outputs` B per block; a byte holds outputs j and j + B/2 (`halves`), or 2j and 2j + 1."""
 
     outputs: int
     halves: bool
 
     def strip(self, tensor: Tensor, high: int) -> Tensor:
-        """View `[R, n, …]` as `[R, n / B, B / 2, …]`: those of the n outputs that low (0) or high (1) nibbles hold."""
+        """View `[R, n, …]` as `[R, n / B, B / 2, …]`: the outputs in low (`high=0`) or high nibbles."""
         half = self.outputs // 2
         if self.halves:
             return tensor.unflatten(1, (-1, 2, half)).select(2, high)
@@ -64,7 +65,7 @@ class CpuInt4PackKernel:
             return f"it runs on a CPU, not on {device.type}"
         if dtype != torch.bfloat16:
             return (
-                f"PyTorch's product is fast in bfloat16 alone (50 times slower in {str(dtype).removeprefix('torch.')})"
+                f"PyTorch's product is fast in bfloat16 only (50 times slower in {str(dtype).removeprefix('torch.')})"
             )
         unfit = shape.unfit(GROUP_SIZES)
         if unfit is not None:
@@ -94,7 +95,7 @@ class CpuInt4PackKernel:
 
     def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
         weight, scales_and_zeros = packed
-        # Not through `torch.ops`, which takes 3 µs longer: 0.6 ms a token of a model of 196 linears.
+        # Not through `torch.ops`, which takes 3 µs longer: 0.6 ms per token for a model with 196 linears.
         y = torch._weight_int4pack_mm_for_cpu(x.contiguous(), weight, shape.group_size, scales_and_zeros)  # pyright: ignore
         return y[:, : shape.outputs]
 
@@ -104,7 +105,7 @@ class CpuInt4PackKernel:
 
 @cache
 def block_layout() -> BlockLayout | None:
-    """Return how this CPU packs, found by packing numbers and unpacking them in every known way; None where none gives them back."""
+    """Detect how this CPU packs, by packing numbers and unpacking them in every known way; None if none matches."""
     numbers = torch.randint(16, (2 * ROWS_MULTIPLE, 32), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
     packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(numbers, 1)
     for outputs in (64, 32, 16):
@@ -117,7 +118,7 @@ def block_layout() -> BlockLayout | None:
 
 
 def _panels(x: Tensor, packed: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """`x [M, K]` -> `[M, N]`: the weight is dequantized to `dtype`, some outputs at a time, transposed: panels `[K, n / 2]`."""
+    """`x [M, K]` -> `[M, N]`; the weight is dequantized to `dtype` in transposed panels `[K, n / 2]`."""
     weight, scales_and_zeros = packed
     layout = block_layout()
     assert layout is not None, "a CPU of unknown layout was not refused"
@@ -146,7 +147,7 @@ def _nibbles(weight: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
     """Packed `[n, K / 2]` -> the low and the high nibbles, `[K, n / 2]` uint8 each."""
     half = layout.outputs // 2
     blocks = weight.view(-1, 2 * weight.shape[1], half)  # [n / B, K, B / 2]
-    # Sixteen bytes are moved as one number where a block's bytes are so many.
+    # Move sixteen bytes as one number if blocks are large enough.
     blocks = blocks.view(torch.complex128 if half % 16 == 0 else torch.int64)
     pairs = blocks.transpose(0, 1).contiguous().view(torch.uint8).flatten(1)
     return pairs & 15, pairs >> 4

@@ -1,4 +1,4 @@
-"""Memory for weights that are read from end to end for every token."""
+"""Memory in large pages, for weights that are read completely for every token."""
 
 import mmap
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ LARGE_PAGE = 1 << 21
 
 
 def large_pages(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Return zeros on the CPU that lie in pages of 2 MB, where Linux gives them when asked: weights come a tenth faster from there.
+    """Return zeros on the CPU in pages of 2 MB if Linux provides them: reading weights is 10 % faster.
 
-    Pages of 4 KB take looking up as many addresses as there are pages.
+    With pages of 4 KB, the CPU has to look up many more addresses.
     """
     size = torch.Size(shape).numel() * dtype.itemsize
     if size < 2 * LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):

@@ -1,11 +1,12 @@
-"""The product of int8 activations with int8 weights on a GPU, scaled before it leaves registers (oracle: `int8.multiply_int8`).
+"""The product of int8 activations and int8 weights on a GPU, scaled in registers (reference: `int8.multiply_int8`).
 
 M rows, N outputs, K inputs
 
     y = (x qᵀ) · weight_scale · x_scale + bias
 
-Layouts: x `[M, K]` and weight `[N, K]` int8 row-major, scales `[M]` and `[N]` float32, y `[M, N]` row-major. Grid: tiles of y; tiles that
-share weights follow one another, `TILES` rows of tiles at a time, so that weights and activations are found in the second cache.
+Layouts: x `[M, K]` and weight `[N, K]` int8 row-major, scales `[M]` and `[N]` float32, y `[M, N]` row-major. Grid:
+    tiles
+of y; tiles that share weights are adjacent, `TILES` rows of tiles at a time, so that their inputs stay in the L2 cache.
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked.
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS, OUTPUTS, INPUTS = 128, 128, 128
-"""Of a tile: three of them in flight take 96 KB, what an RTX card has for a program."""
+"""Sizes of a tile: three pipeline stages take 96 KB, the shared memory of an RTX card per program."""
 
 TILES = 8
 
@@ -47,7 +48,7 @@ def _scaled_product_kernel(
     row = (first + program % (TILES * across) % height) * ROWS + tl.arange(0, ROWS)
     output = program % (TILES * across) // height * OUTPUTS + tl.arange(0, OUTPUTS)
     inside = tl.arange(0, INPUTS)
-    # Tiles that reach over an edge read a row again; what they make of it is not stored.
+    # Tiles that reach over an edge read a row again; their results are not stored.
     x_line = x_pointer + (row % rows).to(tl.int64)[:, None] * inputs
     weight_line = weight_pointer + (output % outputs).to(tl.int64)[None, :] * inputs
     total = tl.zeros((ROWS, OUTPUTS), tl.int32)
@@ -67,7 +68,7 @@ def _scaled_product_kernel(
 def multiply_int8(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """`x [M, K]` int8, `x_scale [M, 1]`, `weight [N, K]` int8, `weight_scale [N, 1]` float32, `bias [N]` -> `[M, N]` of `dtype`."""
+    """`x [M, K]` int8, `x_scale [M, 1]`, `weight [N, K]` int8, `weight_scale [N, 1]` -> `[M, N]` in `dtype`."""
     (rows, inputs), outputs = x.shape, weight.shape[0]
     y = torch.empty(rows, outputs, dtype=dtype, device=x.device)
     if rows:

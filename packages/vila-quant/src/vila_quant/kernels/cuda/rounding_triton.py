@@ -1,8 +1,8 @@
-"""One block of columns of the error-compensated rounding on a GPU (oracle: `round_block_torch` in `rounding.py`).
+"""Error-compensated rounding of one block of columns on a GPU (reference: `round_block_torch` in `rounding.py`).
 
 N rows, b columns of the block (at most 128)
 
-Each program takes some rows and goes through the columns one by one, everything in registers:
+Each program processes some rows, column by column, in registers:
 
     q_k = clamp(round(t_k / s_k) + z_k),   e_k = w_k - (q_k - z_k) s_k,   t_j += e_k U_kj for j > k
 
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 ROWS = 16
-"""Rows of a program: enough programs for a large GPU at 3,584 rows, and few enough registers."""
+"""Rows per program: enough programs for a large GPU at 3,584 rows, with few registers."""
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def _round_block_kernel(
         w = tl.sum(tl.where(own, weight, 0.0), axis=1)
         s = tl.sum(tl.where(own, scales, 0.0), axis=1)
         z = tl.sum(tl.where(own, zeros, 0.0), axis=1)
-        # Adding and taking away 1.5 · 2^23 rounds to nearest, ties to even; what clamp would cut off anyway must not overflow it.
+        # Adding and subtracting 1.5 · 2^23 rounds to nearest, ties to even; the bounds prevent an overflow.
         level = tl.minimum(tl.maximum(t / s, -65536.0), 65536.0)
         rounded = (level + 12582912.0) - 12582912.0
         value = tl.minimum(tl.maximum(rounded + z, 0.0), largest)

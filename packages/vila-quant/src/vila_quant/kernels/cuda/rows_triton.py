@@ -1,8 +1,8 @@
-"""Rows of activations cut to int8 or fp8 on a GPU, in one kernel (oracles: `int8.quantize_rows`, `fp8.quantize_rows_fp8`).
+"""Quantize rows of activations to int8 or fp8 on a GPU (references: `int8.quantize_rows`, `fp8.quantize_rows_fp8`).
 
 M rows, K columns
 
-Each program takes a row, and reads it twice: `scale = max|x| / largest`, `q = x / scale`.
+Each program reads its row twice: `scale = max|x| / largest`, `q = x / scale`.
 
 Layouts: x and q `[M, K]` row-major, scales `[M]`. Grid: (M,).
 """
@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 COLUMNS = 512
-"""Read at a time: in registers at once, the rows of a tower's second MLP layer take two and a half times as long."""
+"""Columns read at a time: whole rows of a tower's second MLP layer in registers take 2.5 times as long."""
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _quantize_rows_kernel(
         column = start + inside
         x = tl.load(x_pointer + row * columns + column, mask=column < columns, other=0.0).to(tl.float32)
         range_of_column = tl.maximum(range_of_column, tl.abs(x))
-        is_bad |= (x != x).to(tl.int32)  # the maximum passes over NaN
+        is_bad |= (x != x).to(tl.int32)  # the maximum ignores NaN
     scale = tl.div_rn(tl.max(range_of_column, axis=0), largest)
     scale = tl.where(tl.max(is_bad, axis=0) > 0, float("nan"), scale)
     tl.store(scales_pointer + row, scale)
@@ -48,7 +48,7 @@ def _quantize_rows_kernel(
         x = tl.load(x_pointer + row * columns + column, mask=column < columns, other=0.0).to(tl.float32)
         q = tl.div_rn(x, scale)
         if ROUND:
-            # Adding and taking away 1.5 · 2^23 rounds to nearest, ties to even.
+            # Adding and subtracting 1.5 · 2^23 rounds to nearest, ties to even.
             q = (q + 12582912.0) - 12582912.0
         q = tl.minimum(tl.maximum(q, -largest), largest)
         tl.store(q_pointer + row * columns + column, q.to(q_pointer.dtype.element_ty), mask=column < columns)
@@ -57,7 +57,8 @@ def _quantize_rows_kernel(
 def quantize_rows(x: Tensor, dtype: torch.dtype, largest: float, smallest_range: float) -> tuple[Tensor, Tensor]:
     """`x [M, K]`, any floating dtype -> `[M, K]` int8 or e4m3, and scales `[M, 1]` float32.
 
-    The largest magnitude of a row becomes `largest`; it counts as at least `smallest_range`. Where a row is not finite, its scale is not.
+    The largest magnitude of a row, at least `smallest_range`, maps to `largest`. A row that is not finite gets a
+    scale that is not finite either.
     """
     rows, columns = x.shape
     q = torch.empty(rows, columns, dtype=dtype, device=x.device)

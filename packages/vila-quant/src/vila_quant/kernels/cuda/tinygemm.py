@@ -1,11 +1,12 @@
-"""Four-bit products on an NVIDIA GPU with PyTorch's own `_weight_int4pack_mm` ("tinygemm"), and panels for many rows.
+"""Int4 products on an NVIDIA GPU with PyTorch's `_weight_int4pack_mm` ("tinygemm"), and panels for many rows.
 
 M rows, N outputs, K inputs, g group size, G = K / g groups, I inner tiles of 16 inputs
 
     w = (q - 8) · scale + zero,    scale and zero = (8 - z) · scale in bf16: `[G, N, 2]`
 
-The weight lies once in memory, half a byte each, as `_convert_weight_to_int4pack` leaves it: words of eight inputs of an output,
-`[N / 8, K / 16I, 32, I / 2]` int32. Source: `aten/src/ATen/native/cuda/int4mm.cu`, `matrix_to_m16n8k16_Bint4_layout`.
+The weight is stored once, half a byte each, as packed by `_convert_weight_to_int4pack`: words of eight inputs of an
+output, `[N / 8, K / 16I, 32, I / 2]` int32. Source: `aten/src/ATen/native/cuda/int4mm.cu`,
+`matrix_to_m16n8k16_Bint4_layout`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +20,13 @@ from vila_quant.kernels.registry import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)
-"""What PyTorch's product takes."""
+"""Group sizes that PyTorch's product takes."""
 
 FEW_ROWS = 32
-"""Up to as many rows PyTorch's product is taken, whose time grows with every 16; from there on panels and cuBLAS."""
+"""Up to this many rows PyTorch's product is used, whose time grows with every 16 rows; above, panels and cuBLAS."""
 
 PANEL_ELEMENTS = 1 << 24
-"""Weights that are dequantized at once: 32 MB of bf16, and some times as much while nibbles become numbers."""
+"""Weights dequantized at once: 32 MB of bf16, and several times that during unpacking."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class TinygemmKernel:
         if device.type != "cuda" or torch.version.hip is not None:
             return f"it runs on an NVIDIA GPU, not on {'ROCm' if device.type == 'cuda' else device.type}"
         if dtype != torch.bfloat16:
-            return f"PyTorch's product takes bfloat16 alone, not {str(dtype).removeprefix('torch.')}"
+            return f"PyTorch's product takes bfloat16 only, not {str(dtype).removeprefix('torch.')}"
         unfit = shape.unfit(GROUP_SIZES)
         if unfit is not None:
             return unfit
@@ -76,7 +77,7 @@ class TinygemmKernel:
 
 
 def pack_words(q: Tensor, convert: Callable[[Tensor, int], Tensor]) -> Tensor:
-    """`q [N, K]` uint8 -> words. `convert` is PyTorch's operator; it takes two inputs a byte, the first in the high nibble."""
+    """`q [N, K]` uint8 -> words. `convert` is PyTorch's operator: two inputs per byte, the first in the high nibble."""
     inner_tiles = next(tiles for tiles in (8, 4, 2) if q.shape[1] % (16 * tiles) == 0)
     return convert((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), inner_tiles)
 
@@ -104,7 +105,7 @@ def dequantize_words(words: Tensor, scales_and_zeros: Tensor) -> Tensor:
 
 @cache
 def layout_is_known(device: torch.device) -> bool:
-    """Return whether words that this GPU packs unpack to the same numbers."""
+    """Return whether words packed on this GPU unpack to the original numbers."""
     generator = torch.Generator().manual_seed(0)
     for inputs in (32, 64, 256):
         q = torch.randint(16, (16, inputs), dtype=torch.uint8, generator=generator).to(device)

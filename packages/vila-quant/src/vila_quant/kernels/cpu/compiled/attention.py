@@ -1,6 +1,6 @@
-"""Attention of one new token to the cache, compiled.
+"""Compiled attention of one new token to the cache.
 
-B batch, H query heads, H_kv key/value heads, G = H / H_kv queries that share one, S cached + new tokens, D_h head width
+B batch, H query heads, H_kv key/value heads, G = H / H_kv, S cached + new tokens, D_h head width
 """
 
 import numpy as np
@@ -49,7 +49,7 @@ def attend(q: Floats, keys: Numbers, values: Numbers, length: int) -> Floats:
 
 @parallel
 def fill_scores(q: Floats, keys: Numbers, scores: Floats) -> None:
-    """Write `q · k / √D_h` to `scores [B, H, S]`. A key is read once for its queries."""
+    """Write `q · k / √D_h` to `scores [B, H, S]`. Each key is read once for all its queries."""
     heads, width, length = keys.shape[1], q.shape[2], scores.shape[2]
     group = q.shape[1] // heads
     turns = (length + TOKENS_A_TURN - 1) // TOKENS_A_TURN
@@ -83,7 +83,7 @@ def softmax(scores: Floats) -> None:
 
 @parallel
 def add_values(scores: Floats, values: Numbers, y: Floats) -> None:
-    """Add the values, weighed by `scores [B, H, S]`, to `y [B, H, D_h]`."""
+    """Add the values, weighted by `scores [B, H, S]`, to `y [B, H, D_h]`."""
     heads, width, length = values.shape[1], y.shape[2], scores.shape[2]
     group = y.shape[1] // heads
     turns = (width + COLUMNS_A_TURN - 1) // COLUMNS_A_TURN

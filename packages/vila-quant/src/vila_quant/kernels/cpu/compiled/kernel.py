@@ -1,8 +1,8 @@
-"""Four-bit products on a CPU, compiled for it by numba: as fast as memory delivers the weights.
+"""Int4 products on a CPU, compiled for it by numba: limited only by the bandwidth of memory.
 
-M rows, N outputs, K inputs, g group size, G = K / g groups, B = N / 16 blocks of outputs (N padded), n outputs of a panel
+M rows, N outputs, K inputs, g group size, G = K / g groups, B = N / 16 blocks of outputs (padded), n outputs of a panel
 
-A weight takes half a byte, and three bytes a group: the float16 scales of the file, and the zeros.
+Each weight takes half a byte, and each group three bytes: the float16 scale of the file, and the zero.
 """
 
 from collections.abc import Sequence
@@ -21,13 +21,13 @@ from vila_quant.kernels.registry import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128)
-"""Sums of larger groups would not fit 32 bits (see `vectors`)."""
+"""Sums of larger groups would not fit into 32 bits (see `vectors`)."""
 
 PACKED_AT_ONCE = 1 << 22
-"""Weights that are packed at once: a temporary holds each in eight bytes."""
+"""Weights packed at once: a temporary needs eight bytes for each."""
 
 PANEL_ELEMENTS = 1 << 24
-"""Weights that are dequantized at once, 32 MB of bf16: a product with fewer outputs leaves matrix units idle."""
+"""Weights dequantized at once, 32 MB of bf16: a product with fewer outputs leaves matrix units idle."""
 
 SHIFTS = (0, 16, 4, 20, 8, 24, 12, 28)
 """The first bit of each of a word's eight inputs."""
@@ -86,7 +86,7 @@ def multiply_bytes(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def nibbles(packed: Sequence[Tensor]) -> Nibbles:
-    """Return what `CompiledKernel.pack` packed, for compiled functions; the memory is the same."""
+    """Return the result of `CompiledKernel.pack` for compiled functions, sharing its memory."""
     words, scales, zeros = packed
     return Nibbles(words.numpy(), scales.view(torch.int16).numpy(), zeros.numpy())
 

@@ -1,4 +1,4 @@
-"""Single numbers in compiled code, in forms that LLVM computes many at a time: an exponential, and bfloat16, which numba does not know."""
+"""Scalar functions that LLVM can vectorize: an exponential, and bfloat16, which numba does not support."""
 
 # numba's code generation has no types.
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportUnknownVariableType=false
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vila_quant.kernels.cpu.compiled.compiler import compiled, vector_code
 
 Numbers = NDArray[np.float32] | NDArray[np.uint16]
-"""Float32, or bfloat16 as uint16, which numba does not know."""
+"""Float32, or bfloat16 as uint16, which numba does not support."""
 
 LOG2_E, LN_2 = np.float32(1.4426950408889634), np.float32(0.6931471805599453)
 LOWEST, HIGHEST = np.float32(-87), np.float32(88)
@@ -29,7 +29,7 @@ NOT_FINITE = np.int32(0x7F800000)
 
 @compiled
 def exp(x: float) -> np.float32:
-    """Return e to the power of a float32, to a relative 3e-7: 2ⁿ eʳ, with eʳ for |r| ≤ ln 2 / 2 from its Taylor series. NaN stays NaN."""
+    """Return the exponential of a float32 (relative error 3e-7) as 2ⁿ eʳ, with a Taylor series for |r| ≤ ln 2 / 2."""
     bounded = min(max(x, LOWEST), HIGHEST)
     n = nearest(bounded * LOG2_E)
     r = bounded - np.float32(n) * LN_2
@@ -55,7 +55,7 @@ def nearest(typing, number):
 
 @vector_code
 def magnitude(typing, number):
-    """Return the bits of |number|, a float32, as int32: in the order of magnitudes, what is not finite from `NOT_FINITE` on."""
+    """Return the bits of |number| as int32: ordered by magnitude; from `NOT_FINITE` on, not finite."""
 
     def generate(context, builder, signature, arguments):
         return builder.and_(builder.bitcast(arguments[0], ir.IntType(32)), ir.IntType(32)(0x7FFFFFFF))
@@ -65,7 +65,7 @@ def magnitude(typing, number):
 
 @vector_code
 def of_bits(typing, bits):
-    """Return the float32 of such bits."""
+    """Return the float32 with these bits."""
 
     def generate(context, builder, signature, arguments):
         return builder.bitcast(arguments[0], ir.FloatType())

@@ -1,12 +1,12 @@
-"""Products of few rows of activations with quantized weights, compiled by numba, on all threads.
+"""Products of a few rows of activations and quantized weights, compiled by numba, on all threads.
 
 M rows, N outputs, K inputs, g group size, G = K / g groups, B = N / 16 blocks of outputs (N padded)
 
-Activations are cut to whole numbers, group by group, so that products are those of integers, and exact:
+Activations are quantized to integers, group by group, so that products are exact:
 
     x ≈ values · scale,   scale = max|x| / 16383 of each group
 
-Near the largest of a group that is 64 times as fine as bfloat16.
+Near the largest value of a group, this is 64 times as precise as bfloat16.
 """
 
 from typing import NamedTuple
@@ -19,16 +19,16 @@ from vila_quant.kernels.cpu.compiled.numbers import NOT_FINITE, Numbers, magnitu
 from vila_quant.kernels.cpu.compiled.vectors import ROWS, WORD, add_nibble_rows, byte_row, dequantize_nibbles
 
 LARGEST = np.float32(16383)
-"""Of activations: 15 bits with the sign, so that the sums of a group fit 32 bits (see `vectors`)."""
+"""Largest activation: 15 bits with the sign, so that the sums of a group fit into 32 bits (see `vectors`)."""
 
 SMALLEST = np.float32(1e-30)
-"""A group of smaller numbers is one of zeros: their scale has no inverse."""
+"""Groups of smaller numbers become zeros, since their scale has no inverse."""
 
 Floats = NDArray[np.float32]
 
 
 class Nibbles(NamedTuple):
-    """A four-bit weight: `words [B, K / 8, 16]` int32, `scales [B, G, 16]` float16 as int16, `zeros [B, G, 16]` uint8."""
+    """An int4 weight: `words [B, K / 8, 16]` int32, `scales [B, G, 16]` float16 as int16, `zeros [B, G, 16]` uint8."""
 
     words: NDArray[np.int32]
     scales: NDArray[np.int16]
@@ -36,7 +36,7 @@ class Nibbles(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Rows of whole numbers: `values [M, K]` int16, `scales [M, G]` float32, `sums [M, G]` int32, of the values of a group."""
+    """Quantized rows: `values [M, K]` int16, `scales [M, G]` float32, and sums of each group, `sums [M, G]` int32."""
 
     values: NDArray[np.int16]
     scales: Floats
@@ -53,7 +53,7 @@ def nibble_product(x: Floats, weight: Nibbles) -> Floats:
 
 @compiled
 def byte_product(x: Floats, weight: NDArray[np.int8], scales: Floats, group_size: int) -> Floats:
-    """`x [M, K]`, `weight [N, K]` int8, `scales [N]` -> `[M, N]`; the groups are of activations, and multiples of 32."""
+    """`x [M, K]`, `weight [N, K]` int8, `scales [N]` -> `[M, N]`; groups are of activations, a multiple of 32."""
     y = np.empty((len(x), len(weight)), np.float32)
     fill_byte_product(weight, scales, whole_numbers(x, group_size), y)
     return y
@@ -81,7 +81,7 @@ def fill_byte_product(weight: NDArray[np.int8], scales: Floats, a: Activations, 
 
 @parallel
 def fill_panel(weight: Nibbles, first: int, panel: Numbers) -> None:
-    """Dequantize outputs, from block `first` on, to `panel [n, K]`, n a multiple of 16."""
+    """Dequantize outputs from block `first` on to `panel [n, K]`; n is a multiple of 16."""
     groups = weight.zeros.shape[1]
     for block in prange(len(panel) // ROWS):
         dequantize_nibbles(
@@ -120,7 +120,7 @@ def group_size(weight: Nibbles) -> int:
 
 @compiled
 def whole_numbers(x: Floats, group_size: int) -> Activations:
-    """Cut `x [M, K]`."""
+    """Quantize `x [M, K]` to integers."""
     rows, inputs = x.shape
     a = empty_activations(rows, inputs, group_size)
     for row in range(rows):
@@ -131,7 +131,7 @@ def whole_numbers(x: Floats, group_size: int) -> Activations:
 
 @compiled
 def empty_activations(rows: int, inputs: int, group_size: int) -> Activations:
-    """Return activations to be filled, `[M, K]`."""
+    """Return uninitialized activations `[M, K]`."""
     groups = inputs // group_size
     return Activations(
         np.empty((rows, inputs), np.int16), np.empty((rows, groups), np.float32), np.empty((rows, groups), np.int32)
@@ -140,7 +140,7 @@ def empty_activations(rows: int, inputs: int, group_size: int) -> Activations:
 
 @compiled
 def cut_group(x: Floats, a: Activations, row: int, group: int) -> None:
-    """Cut the numbers `x [g]` of one group. Where one is not finite, the scale is NaN, and so is what is made of it."""
+    """Quantize one group `x [g]`. If a value is not finite, the scale is NaN, and so are the results."""
     largest = np.int32(0)
     for i in range(x.size):
         largest = max(largest, magnitude(x[i]))

@@ -1,14 +1,15 @@
-"""The inner loops of products on a CPU, in LLVM's vector types: numba compiles them for the machine at hand.
+"""The inner loops of products on a CPU, in LLVM's vector types; numba compiles them for this machine.
 
-LLVM knows vectors of any width and how every CPU multiplies them: the pairs below become `vpmaddwd` of AVX2 and AVX512, `vpdpwssd`
-where there is VNNI, and widening multiplications on ARM. What plain loops in numba are compiled to takes ten times as long.
+LLVM supports vectors of any width and compiles the pairs below to `vpmaddwd` (AVX2, AVX512), `vpdpwssd` (VNNI) or
+widening multiplications (ARM). Plain loops in numba are ten times slower.
 
-A weight of four bits is laid out for these loops (see `pack` of `kernel`): `ROWS` outputs side by side, a 32-bit word for eight inputs
-of an output. Half-words hold the even and the odd inputs, so that a half-word and a 4-bit shift give a pair of neighbours:
+Int4 weights are laid out for these loops (see `pack` of `kernel`): `ROWS` outputs side by side, one 32-bit word for
+eight inputs of an output. Half-words hold the even and the odd inputs, so that a shift of each gives a pair of
+neighbors:
 
     bits 0-3, 4-7, 8-11, 12-15 of the low half: inputs 0, 2, 4, 6;   of the high half: inputs 1, 3, 5, 7
 
-Activations are whole numbers of 15 bits (`products.whole_numbers`). A sum over a group stays below 2³¹ where it is scaled by 256:
+Activations are 15-bit integers (`products.whole_numbers`). A sum over a group stays below 2³¹ even when scaled by 256:
 32 of the 128 inputs, times 15 · 256, times 2¹⁴.
 """
 
@@ -24,19 +25,19 @@ from numba.core import cgutils
 from vila_quant.kernels.cpu.compiled.compiler import vector_code
 
 ROWS = 16
-"""Outputs that are computed side by side: a vector of 512 bits of sums, which LLVM halves where registers hold 256."""
+"""Outputs computed side by side: a 512-bit vector of sums, which LLVM splits for 256-bit registers."""
 
 WORD = 8
-"""Inputs in a word."""
+"""Inputs per word."""
 
 WORDS_AT_ONCE = 4
-"""In one turn of the inner loop: those of the smallest group, 32 inputs. One at a time takes 4 % longer with AVX2."""
+"""Words per iteration of the inner loop: the smallest group, 32 inputs. One at a time is 4 % slower with AVX2."""
 
 AHEAD = 8192
-"""Bytes by which weights are asked for before their turn. Without it a core waits for memory a third of its time."""
+"""Bytes by which weights are prefetched. Without it, a core waits for memory a third of its time."""
 
 LOCALITY = 2
-"""Into the second cache (LLVM's `prefetch`). Past all caches but the first, 0, an Intel core takes twice as long."""
+"""Prefetch into the L2 cache (LLVM's `prefetch`). With 0 (only L1), an Intel core takes twice as long."""
 
 I8, I16, I32, I64, F16, F32 = (
     ir.IntType(8),
@@ -50,7 +51,7 @@ I8, I16, I32, I64, F16, F32 = (
 
 @vector_code
 def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, words_a_group, y):
-    """Add the product of `ROWS` outputs with one row of activations to `y`. All but the two counts are addresses.
+    """Add the product of `ROWS` outputs and one row of activations to `y`. All but the two counts are addresses.
 
         y[r] += Σ_g scales[g, r] · x_scales[g] · (Σ_k q[g, k, r] · x[g, k] - zeros[g, r] · x_sums[g])
 
@@ -99,11 +100,11 @@ def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, w
 
 @vector_code
 def byte_row(typing, weight, x, x_scales, groups, vectors_a_group):
-    """Return the product of one output's int8 weights with one row of activations. All but the two counts are addresses.
+    """Return the product of one output's int8 weights and one row of activations. All but the counts are addresses.
 
         Σ_g x_scales[g] · Σ_k weight[g, k] · x[g, k]
 
-    `weight [G, g]` int8, `x [G, g]` int16, `x_scales [G]` float32, in groups of so many vectors of 32 inputs
+    `weight [G, g]` int8, `x [G, g]` int16, `x_scales [G]` float32, in groups of `vectors_a_group` vectors of 32 inputs
     """
 
     def generate(context, builder, signature, arguments):
@@ -130,9 +131,9 @@ def byte_row(typing, weight, x, x_scales, groups, vectors_a_group):
 
 @vector_code
 def dequantize_nibbles(typing, words, scales, zeros, groups, words_a_group, panel):
-    """Write the weights `(q - zero) · scale` of `ROWS` outputs to the array `panel [ROWS, K]`, float32, or bfloat16 as uint16.
+    """Write the weights `(q - zero) · scale` of `ROWS` outputs to `panel [ROWS, K]`, float32, or bfloat16 as uint16.
 
-    `words`, `scales`, `zeros` as `add_nibble_rows` has them.
+    `words`, `scales`, `zeros` as in `add_nibble_rows`.
     """
 
     def generate(context, builder, signature, arguments):
@@ -200,12 +201,12 @@ def _splat(b, value):
 
 
 def _pairs_of_all_rows(b, pair):
-    """Two activations in an I32 -> the two for each of `ROWS` outputs."""
+    """Repeat two activations, packed in an I32, for each of `ROWS` outputs."""
     return b.bitcast(_splat(b, pair), _vector(I16, 2 * ROWS))
 
 
 def _add_products(b, sums, weights, activations):
-    """`sums[r] += w[2r] · a[2r] + w[2r + 1] · a[2r + 1]`, in the form that LLVM knows as one instruction."""
+    """`sums[r] += w[2r] · a[2r] + w[2r + 1] · a[2r + 1]`, in the form that LLVM compiles to one instruction."""
     wide = _vector(I32, 2 * ROWS)
     products = b.mul(b.sext(weights, wide), b.sext(activations, wide))
     even, odd = (
@@ -216,14 +217,14 @@ def _add_products(b, sums, weights, activations):
 
 
 def _pair_of_bfloat16(b, even, odd):
-    """The bits of two vectors of float32 -> bfloat16 side by side, the even one in the low half; rounded to the nearest, ties to even."""
+    """Round two vectors of float32 bits to bfloat16, ties to even, and interleave them, `even` in the low half."""
     sixteen, one, almost = (_constant(I32, value) for value in (16, 1, 0x7FFF))
     low, high = (b.add(bits, b.add(almost, b.and_(b.lshr(bits, sixteen), one))) for bits in (even, odd))
     return b.or_(b.lshr(low, sixteen), b.and_(high, _constant(I32, 0xFFFF0000)))
 
 
 def _transpose(b, columns):
-    """A power of two of vectors of `ROWS` -> a vector of so many for each row."""
+    """Transpose vectors of `ROWS` elements (a power of two of them) to one vector per row."""
     while len(columns) > 1:
         width = columns[0].type.count
         pairs = ir.Constant(_vector(I32, 2 * width), [i // 2 + i % 2 * width for i in range(2 * width)])
