@@ -145,15 +145,15 @@ AT = "model.layers"
         (
             [(f"{AT}.5.input_layernorm", (f"{AT}.5.self_attn.q_proj",), torch.ones(64))],
             [(f"{AT}.{layer}.mlp.down_proj", torch.ones(64, 3, 1)) for layer in (2, 3, 4)],
-            r"r\.pt does not fit: .* name 'model\.layers\.5', 'model\.layers\.2', 'model\.layers\.3' and 1 more, .* lacks: it has 2 layers",
+            r"r\.pt does not fit: .* name 'model\.layers\.5', 'model\.layers\.2', 'model\.layers\.3' and 1 more, .* this model has 2 layers",
         ),
         (
             [],
             [(f"{AT}.1.attn.qkv", torch.ones(64, 2, 1))],
-            r"r\.pt does not fit: .*'model\.layers\.1\.attn\.qkv', which is no linear",
+            r"r\.pt does not fit: .*'model\.layers\.1\.attn\.qkv', which is not a linear",
         ),
-        ([], [("visual.proj", torch.ones(64, 2, 1))], r"name 'visual\.proj', which this model lacks"),
-        ([], [(f"{AT}.1.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; its weight \[64, 96\]"),
+        ([], [("visual.proj", torch.ones(64, 2, 1))], r"name 'visual\.proj', but this model"),
+        ([], [(f"{AT}.1.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; for its weight \[64, 96\]"),
         (
             [(f"{AT}.0.mlp.up_proj", (f"{AT}.0.mlp.down_proj",), torch.zeros(96))],
             [],
@@ -175,9 +175,7 @@ def test_results_of_another_model_are_refused_by_name(
     assert not (tmp_path / ".out.quantizing").exists()
 
 
-def test_results_that_stop_early_and_files_that_are_not_there_are_told(
-    model: Checkpoint, searched: Path, tmp_path: Path
-) -> None:
+def test_incomplete_results_and_missing_files_are_reported(model: Checkpoint, searched: Path, tmp_path: Path) -> None:
     content = torch.load(searched / SEARCH_RESULTS, weights_only=True)
     first = {key: [item for item in items if item[0].startswith("model.layers.0.")] for key, items in content.items()}
     torch.save(first, tmp_path / "r.pt")

@@ -169,6 +169,6 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     assert [sample.prompt for sample in read_samples(str(tmp_path / "samples.jsonl"), 0, 0.0)] == [("fine",)]
 
 
-def test_a_source_that_is_nowhere_is_told_with_those_that_are() -> None:
+def test_an_unknown_source_is_reported_with_the_known_ones() -> None:
     with pytest.raises(QuantizationError, match=r"Unknown calibration 'drawn-word'.*Did you mean 'drawn-world'"):
         read_samples("drawn-word", 0, 0.0)

@@ -132,7 +132,7 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         check(folder, embedded_model(), prompts="builtin", number=1)
 
 
-def test_a_misspelt_kernel_is_told_before_a_model_runs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelled_kernel_is_reported_before_a_model_runs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vila_quant.checking.check.load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(ConfigError, match=r"Unknown kernel 'refrence'.*Did you mean 'reference'"):
         check(damaged, embedded_model(), kernel="refrence")
@@ -192,7 +192,7 @@ def test_tasks_are_compared_by_what_the_command_prints(
     ]
 
 
-def test_a_failed_task_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
+def test_a_failed_task_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folders: tuple[Path, Path]) -> None:
     monkeypatch.setattr(
         tasks, "_vila_eval", lambda arguments: {"tasks": [{"task": "t", "error": "no data"}], "report": None}
     )

@@ -68,7 +68,7 @@ def test_answers_of_another_model_in_the_same_folder_are_not_reused(awq_tiny: Ch
     assert change.samples == 3
 
 
-def test_a_misspelt_task_is_told_before_the_models_run(
+def test_a_misspelled_task_is_reported_before_the_models_run(
     awq_tiny: Checkpoint, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert check(tmp_path, awq_tiny, "--tasks", "vila/cuont") == 2

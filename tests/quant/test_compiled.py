@@ -163,11 +163,11 @@ def test_an_int8_head_is_exact_to_fifteen_bits(inputs: int) -> None:
         (LinearShape(64, 128, 128, bits=3), "cpu", "4 bits, not 3"),
     ],
 )
-def test_the_kernel_says_why_it_refuses(shape: LinearShape, device: str, reason: str) -> None:
+def test_the_kernel_gives_a_reason_to_refuse(shape: LinearShape, device: str, reason: str) -> None:
     assert reason in str(CompiledKernel().refusal(shape, torch.device(device), torch.bfloat16))
 
 
-def test_without_numba_other_kernels_do_it() -> None:
+def test_without_numba_other_kernels_run_with_a_warning() -> None:
     script = """
 import sys
 import warnings
@@ -202,7 +202,7 @@ assert head.kernel.name == "int8-pack"
     assert done.returncode == 0, done.stderr
 
 
-def test_where_nothing_can_be_written_each_process_compiles_anew() -> None:
+def test_without_a_writable_cache_each_process_compiles_again() -> None:
     script = """
 from numba.core.caching import CompileResultCacheImpl
 CompileResultCacheImpl._locator_classes = []  # no folder will do
@@ -218,7 +218,7 @@ assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[1638
 @pytest.mark.parametrize(
     ("settings", "numba_threads"), [({"OMP_PROC_BIND": "close"}, 2), ({"NUMBA_NUM_THREADS": "1"}, 1)]
 )
-def test_pytorch_keeps_its_threads_and_numba_takes_as_many_unless_told_otherwise(
+def test_pytorch_keeps_its_threads_and_numba_uses_as_many_by_default(
     settings: dict[str, str], numba_threads: int
 ) -> None:
     script = f"""

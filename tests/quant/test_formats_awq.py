@@ -104,7 +104,7 @@ def test_the_nvila_layout_states_it_at_the_root_and_in_the_text_config(lite: Che
     assert isinstance(network.get_submodule(skipped[0]), nn.Linear)
 
 
-def test_the_layout_is_the_sources_unless_another_is_asked_for(
+def test_the_layout_is_the_source_layout_unless_another_is_requested(
     lite: Checkpoint, awq_tiny: Checkpoint, tmp_path: Path
 ) -> None:
     source = convert(rounded(lite, 32), tmp_path / "nvila", "awq")
@@ -116,7 +116,7 @@ def test_the_layout_is_the_sources_unless_another_is_asked_for(
     assert moved.config == source.config
     AwqFormat(layout="nvila").write(moved, tmp_path / "back")
     assert same(open_checkpoint(tmp_path / "back"), source)
-    with pytest.raises(CheckpointError, match=r"'nvila' .* cannot hold this model"):
+    with pytest.raises(CheckpointError, match=r"'nvila' .* cannot represent this model"):
         AwqFormat(layout="nvila").write(awq_tiny, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
@@ -341,7 +341,7 @@ def test_a_whole_linear_that_the_config_does_not_name_is_refused(lite: Checkpoin
         ({"scales": torch.ones(5, 248).half()}, r"scales' has shape \[5, 248\]; expected \[5, 256\]"),
         ({"qzeros": torch.zeros(4, 32, dtype=torch.int32)}, r"qzeros' has shape \[4, 32\]; expected \[5, 32\]"),
         ({"qweight": torch.zeros(640, dtype=torch.int32)}, r"qweight' has shape \[640\]; expected \[K, N/8\]"),
-        ({"weight": torch.zeros(256, 640).half()}, "is there twice"),
+        ({"weight": torch.zeros(256, 640).half()}, "is stored twice"),
         ({"weight_scale": torch.ones(256, 1)}, "scales no eight-bit"),
     ],
 )

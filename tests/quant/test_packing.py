@@ -155,7 +155,7 @@ def test_tinychat_keeps_every_integer(rows: int, columns: int) -> None:
 @pytest.mark.parametrize(
     ("rows", "columns", "group_size", "bits", "message"),
     [
-        (12, 128, 128, 4, "multiple of 8 outputs; got 4 bits, 12 outputs"),
+        (12, 128, 128, 4, "multiple of 8 outputs; got 4 bits and 12 outputs"),
         (8, 128, 128, 3, "got 3 bits"),
     ],
 )

@@ -70,12 +70,12 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, steps: Steps) -> tuple[P
     return out, quantize_model(embedded_model(), out, options, steps, device="cpu")
 
 
-def test_every_phase_has_as_many_steps_as_it_says(quantized: tuple[Path, QuantizationReport], steps: Steps) -> None:
+def test_every_phase_finishes_its_announced_steps(quantized: tuple[Path, QuantizationReport], steps: Steps) -> None:
     assert list(steps.stated) == ["Calibration", "Vision tower", "Layers", "Head", "Writing"]
     assert steps.done == steps.stated
 
 
-def test_the_folder_loads_like_any_other_and_answers_as_before(quantized: tuple[Path, QuantizationReport]) -> None:
+def test_the_quantized_folder_loads_and_gives_the_same_answer(quantized: tuple[Path, QuantizationReport]) -> None:
     out, _ = quantized
     assert open_checkpoint(out).quantization is not None
     picture = Path("examples/media")
@@ -84,7 +84,7 @@ def test_the_folder_loads_like_any_other_and_answers_as_before(quantized: tuple[
     assert vila.load(out, device="cpu").generate(prompt) == case["answer"]
 
 
-def test_what_is_quantized_is_what_was_asked_for(quantized: tuple[Path, QuantizationReport]) -> None:
+def test_the_requested_parts_are_quantized(quantized: tuple[Path, QuantizationReport]) -> None:
     tensors = tensors_of(open_checkpoint(quantized[0]))
     assert tensors[f"{FIRST}.qweight"].dtype == torch.int32
     assert f"{FIRST}.weight" not in tensors
@@ -105,7 +105,7 @@ def test_what_is_quantized_is_what_was_asked_for(quantized: tuple[Path, Quantiza
     assert tensors["llm.model.layers.0.input_layernorm.weight"].dtype == torch.bfloat16
 
 
-def test_the_report_says_what_was_done(quantized: tuple[Path, QuantizationReport]) -> None:
+def test_the_report_describes_the_run(quantized: tuple[Path, QuantizationReport]) -> None:
     out, report = quantized
     written = json.loads((out / "quantization_report.json").read_text())
     assert written["calibration"]["digest"] == report.calibration.digest
@@ -120,7 +120,7 @@ def test_the_report_says_what_was_done(quantized: tuple[Path, QuantizationReport
     card = (out / "README.md").read_text()
     assert "int8, activations too" in card
     assert "license: apache-2.0" in card
-    assert "| left whole | embeddings, norms, projector, `llm.model.layers.5.mlp.*` |" in card
+    assert "| not quantized | embeddings, norms, projector, `llm.model.layers.5.mlp.*` |" in card
 
 
 def test_the_search_results_are_those_that_were_applied(quantized: tuple[Path, QuantizationReport]) -> None:
@@ -161,7 +161,7 @@ def weights(folder: Path) -> Mapping[str, bytes]:
 
 
 @pytest.mark.parametrize("search", ["best", pytest.param("reference", marks=pytest.mark.slow)])
-def test_a_killed_run_goes_on_to_the_same_bytes(lite: Checkpoint, tmp_path: Path, search: str) -> None:
+def test_a_killed_run_resumes_to_the_same_bytes(lite: Checkpoint, tmp_path: Path, search: str) -> None:
     options = quick(search=search, lm_head="int4", group_size=32, calibration="builtin")
     quantize_model(lite.path, tmp_path / "whole" / "out", options, device="cpu")
 
@@ -235,7 +235,7 @@ def test_activations_that_are_not_finite_are_named(whole_tiny: Checkpoint, tmp_p
         quantize_model(model, tmp_path / "out", quick(search=search), device="cpu")
 
 
-def test_a_group_size_that_does_not_fit_is_told_with_those_that_do(lite: Checkpoint, tmp_path: Path) -> None:
+def test_a_group_size_that_does_not_fit_is_rejected_with_suggestions(lite: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(
         QuantizationError, match=r"128 does not divide the 64 inputs of llm\.model\.layers\.0.*--group-size 32 fits all"
     ):
@@ -307,9 +307,7 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
 # ------------------------------------------------------------------------------------------------ other sources, other targets
 
 
-def test_out_of_gpu_memory_halves_the_sequences_and_warns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_out_of_gpu_memory_halves_the_sequences_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vila_quant.quantizing import layer_loop
 
     at_once: list[int] = []
@@ -321,19 +319,17 @@ def test_out_of_gpu_memory_halves_the_sequences_and_warns(
             raise torch.OutOfMemoryError("CUDA out of memory")
         original(self, *arguments)  # pyright: ignore
 
-    said: list[str] = []
+    warned: list[str] = []
 
-    class Told:
-        def start(self, phase: str, total: int, done: int = 0) -> None: ...
-        def advance(self, note: str = "") -> None: ...
+    class Warnings(NoProgress):
         def warn(self, message: str) -> None:
-            said.append(message)
+            warned.append(message)
 
     monkeypatch.setattr(layer_loop.LayerLoop, "_quantize", fails_twice)
-    quantize_model(embedded_model(), tmp_path / "out", quick(search="nearest"), Told(), device="cpu")
+    quantize_model(embedded_model(), tmp_path / "out", quick(search="nearest"), Warnings(), device="cpu")
     assert at_once[:4] == [4, 2, 1, 1]
-    assert said[0].startswith("Calibration has 512 tokens, fewer than the widest layer has inputs (640)")
-    assert said[1:] == [
+    assert warned[0].startswith("Calibration has 512 tokens, fewer than the widest layer has inputs (640)")
+    assert warned[1:] == [
         f"Out of GPU memory at layer 0: continuing with {count} sequences at a time; the others stay in host memory."
         for count in (2, 1)
     ]

@@ -220,19 +220,19 @@ AT = "model.layers.0"
         (
             [(f"{AT}.mlp.act_fn", (f"{AT}.mlp.down_proj",), torch.ones(64))],
             [],
-            "scale 'model.layers.0.mlp.act_fn'; .* are absorbed by",
+            "scale 'model.layers.0.mlp.act_fn'; expected one of",
         ),
         (
             [(f"{AT}.input_layernorm", (f"{AT}.attn.qkv",), torch.ones(32))],
             [],
-            "'model.layers.0.attn.qkv', which is no linear",
+            "'model.layers.0.attn.qkv', which is not a linear",
         ),
         (
             [(f"{AT}.mlp.up_proj", (f"{AT}.mlp.down_proj",), torch.ones(63))],
             [],
             "have 63 values; its weight has 64 inputs",
         ),
-        ([], [(f"{AT}.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; its weight \[32, 64\]"),
+        ([], [(f"{AT}.mlp.down_proj", torch.ones(32, 3, 1))], r"have shape \[32, 3, 1\]; for its weight \[32, 64\]"),
         ([], [(f"{AT}.mlp.down_proj", torch.ones(31, 2, 1))], r"have shape \[31, 2, 1\]"),
     ],
 )

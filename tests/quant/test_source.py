@@ -125,7 +125,7 @@ def test_a_check_against_a_fine_tune_merges_it_too(lite: Checkpoint, tmp_path: P
     assert apart.text.kl > 1e-5
 
 
-def test_an_adapter_without_its_base_is_told_what_to_give(lite: Checkpoint, tmp_path: Path) -> None:
+def test_an_adapter_without_its_base_is_reported_with_the_flags_to_pass(lite: Checkpoint, tmp_path: Path) -> None:
     adapter = write_adapter(tmp_path / "adapter", lite, base_model_name_or_path=None)
     message = quantize(adapter, tmp_path / "out", exit_code=2)
     assert "does not name its base model ('base_model_name_or_path' in adapter_config.json)" in message
@@ -166,19 +166,19 @@ def test_the_revision_is_the_adapters_own_and_its_base_is_at_the_one_it_states(
 
 
 @pytest.mark.parametrize(
-    ("base", "told"),
+    ("base", "problem"),
     [("/home/trainer/NVILA-8B", "No folder '/home/trainer/NVILA-8B'"), ("no/where", "'no/where' is not")],
 )
-def test_a_base_that_is_not_there_is_told_with_where_to_give_it(
-    lite: Checkpoint, tmp_path: Path, hub: Path, base: str, told: str
+def test_a_missing_base_is_reported_with_the_flags_to_pass(
+    lite: Checkpoint, tmp_path: Path, hub: Path, base: str, problem: str
 ) -> None:
     put_on_hub(hub, "maker/lora", write_adapter(tmp_path / "adapter", lite, base_model_name_or_path=base))
     message = quantize("maker/lora", tmp_path / "out", "--offline", exit_code=2)
     assert (
-        f"maker/lora is a LoRA adapter of '{base}' ('base_model_name_or_path' in adapter_config.json). {told}"
+        f"maker/lora is a LoRA adapter of '{base}' ('base_model_name_or_path' in adapter_config.json). {problem}"
         in message
     )
-    assert "give it as MODEL, and --lora-path maker/lora." in message
+    assert "pass it as MODEL, and --lora-path maker/lora." in message
 
 
 def test_adapters_are_not_stacked(lite: Checkpoint, tmp_path: Path) -> None:

@@ -162,14 +162,14 @@ def test_lines_of_json_calibrate(media: Path, tmp_path: Path) -> None:
     ],
     ids=["broken line", "no object", "missing picture", "empty", "no text", "text in another encoding"],
 )
-def test_files_that_are_no_samples_are_told(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_invalid_sample_files_are_reported(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(VilaError, match=message):
         quantize(tmp_path / "out", "--calibration", tmp_path / name)
     assert not (tmp_path / "out").exists()
 
 
-def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
+def test_folders_without_media_are_reported(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "notes.md").write_text("no media")
@@ -186,7 +186,9 @@ def test_folders_that_calibrate_nothing_are_told(tmp_path: Path) -> None:
     with pytest.raises(VilaError, match=r"broken\.txt is not a text file"):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.txt").unlink()
-    with pytest.raises(VilaError, match=r"Not enough calibration data: the samples have \d+ tokens, but 512 are needed"):
+    with pytest.raises(
+        VilaError, match=r"Not enough calibration data: the samples have \d+ tokens, but 512 are needed"
+    ):
         quantize(tmp_path / "out", "--calibration", folder)
     for missing in ("missing", "missing.jsonl"):
         with pytest.raises(

@@ -86,9 +86,10 @@ class WorkFolder:
         try:
             yield
         except (CheckpointError, OSError) as error:
-            is_explained = isinstance(error, CheckpointError)
-            unwritten = f"{self._out} cannot be written: {error.strerror or error}. Free some space."
-            problem = error if is_explained else unwritten
+            if isinstance(error, CheckpointError):
+                problem = str(error)
+            else:
+                problem = f"{self._out} cannot be written: {error.strerror or error}. Free some space."
             raise CheckpointError(
                 f"{problem} Finished steps are kept in {self.path}: run it again to continue."
             ) from error
