@@ -1,11 +1,12 @@
-"""What each choice of a quantization costs: method and group size on decoder blocks, α on the vision tower (--plot needs matplotlib).
+"""Loss by method and group size on decoder blocks, and by α on the vision tower (--plot needs matplotlib).
 
 python benchmarks/quantization_loss.py --out quantization-loss                  # vila-tiny, minutes on a laptop
 python benchmarks/quantization_loss.py --out loss-8b --width 3584 --device cuda  # and a random block of an 8B model
-python benchmarks/quantization_loss.py --out quantization-loss --plot docs/assets/quantization-loss.svg  # what was measured before
+python benchmarks/quantization_loss.py --out quantization-loss --plot docs/assets/quantization-loss.svg
 
-Every number is a relative root mean square error on inputs that calibration did not see: of what a block adds to the residual stream,
-or of a tower's features. Random weights have what makes real ones hard: a few inputs twelve times as large as others, and long tails.
+Every number is a relative root mean square error on held-out inputs: of what a block adds to the residual stream, or
+of a tower's features. The random weights are as hard to quantize as real ones: outlier inputs twelve times as large as
+others, and long tails.
 """
 
 import argparse
@@ -130,7 +131,7 @@ def measure_random(name: str, arguments: argparse.Namespace) -> Iterator[Row]:
 
 @torch.no_grad()
 def measure_block(name: str, number: int, block: Block, x: list[Tensor], contexts: list[BlockInputs]) -> Iterator[Row]:
-    """Every method at every group size that divides the widths: calibrated on the first inputs, judged on the second."""
+    """Return the loss of every method at every group size: calibrated on the first inputs, judged on the second."""
     expected = run_block(block, x[1], contexts[1])
     power = (expected - x[1]).square().mean()
     widths = {block.self_attn.q_proj.in_features, block.self_attn.o_proj.in_features, block.mlp.down_proj.in_features}

@@ -3,8 +3,8 @@
     python benchmarks/quantize_model.py nvila-8b --out results/quantize-8b.json
     python benchmarks/quantize_model.py nvila-0.5b --device cpu --out results/quantize-0.5b.json
 
-The claims: NVILA-8B's shapes on an H200 in at most 180 s, the whole command included, and at most 24 GB of GPU memory. Exits 1 where one
-does not hold. The command runs in a process of its own, so that its imports count too. Random weights say nothing about accuracy.
+Claims: NVILA-8B's shapes on an H200 take at most 180 s for the whole command, and at most 24 GB of GPU memory. Exits
+with 1 if one fails. The command runs in its own process, so imports count. Random weights say nothing about accuracy.
 """
 
 import argparse

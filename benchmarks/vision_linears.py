@@ -2,8 +2,8 @@
 
     python benchmarks/vision_linears.py [--tokens 10240] [--out results.json]
 
-SigLIP's shapes with random weights; 10,240 tokens are ten tiles of 448 x 448. Each time is that of the whole layer: activations are
-quantized in it. The floor is the arithmetic of the product alone, at the rate that a square product of the same kind reaches in this run.
+SigLIP's shapes with random weights; 10,240 tokens are ten tiles of 448 x 448. Times are for the whole layer, with the
+quantization of activations. The floor is the product alone, at the rate of a square product of the same kind.
 Makes no claim of speed, and exits with 1 where a result differs from bf16 by more than eight bits explain.
 """
 

@@ -1,4 +1,4 @@
-"""Recorded outputs of the reference (the committed subset, or the folders given with `--recordings`), and small quantized models."""
+"""Recorded outputs of the reference (a committed subset, or `--recordings` folders), and small quantized models."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -113,7 +113,7 @@ def test_the_scales_of_best_are_applied_too(model: Checkpoint, tmp_path: Path) -
     assert not torch.equal(found, tensors_of(model)[norm].float())
 
 
-# ------------------------------------------------------------------------------------------------ refused, before anything is computed
+# ------------------------------------------------------------------------- refused before computing anything
 
 
 class Payload:
@@ -145,7 +145,8 @@ AT = "model.layers"
         (
             [(f"{AT}.5.input_layernorm", (f"{AT}.5.self_attn.q_proj",), torch.ones(64))],
             [(f"{AT}.{layer}.mlp.down_proj", torch.ones(64, 3, 1)) for layer in (2, 3, 4)],
-            r"r\.pt does not fit: .* name 'model\.layers\.5', 'model\.layers\.2', 'model\.layers\.3' and 1 more, .* this model has 2 layers",
+            r"r\.pt does not fit: .* name 'model\.layers\.5', 'model\.layers\.2', 'model\.layers\.3' and 1 more, "
+            r".* this model has 2 layers",
         ),
         (
             [],

@@ -20,7 +20,8 @@ from vila_core.media import Image, Video
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.block import BlockInputs, run_block
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
-from vila_quant.calibration.samples import Sample, builtin_text, read_samples, resolve_source
+from vila_quant.calibration.sample import Sample
+from vila_quant.calibration.samples import builtin_text, read_samples, resolve_source
 from vila_quant.errors import QuantizationError
 
 

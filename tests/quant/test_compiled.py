@@ -69,7 +69,7 @@ def test_few_rows_and_panels_are_the_product(
 
 
 def test_hand_computed_numbers() -> None:
-    # One group of 32 inputs: q = 0 … 15 twice, scale 1/2, zero 3. With x = 0 … 31 the product is Σ (q - 3) / 2 · x, whatever the order.
+    # One group of 32 inputs: q = 0 … 15 twice, scale 1/2, zero 3. With x = 0 … 31 the product is Σ (q - 3) / 2 · x.
     q = torch.arange(32, dtype=torch.uint8).remainder(16).expand(16, 32).contiguous()
     weight = GroupwiseWeight(q, torch.full((16, 1), 0.5), torch.full((16, 1), 3.0), 4)
     x = torch.arange(32.0)

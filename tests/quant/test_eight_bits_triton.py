@@ -1,4 +1,4 @@
-"""The Triton kernels of int8 and fp8 linears: on Triton's interpreter against their oracles, compiled for cards, and on a GPU.
+"""The Triton kernels of int8 and fp8 linears: against references in the interpreter, compiled, and on a GPU.
 
 M rows, N outputs, K inputs
 """
@@ -13,9 +13,9 @@ import torch
 from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 
 SHAPES = [(1, 16, 8), (130, 200, 72), (5, 1152, 136)]
-"""M, K, N: less than a tile, several tiles and none whole, many steps of K."""
+"""M, K, N: less than a tile, several partial tiles, many steps of K."""
 
-FOLLOW_THE_ORACLES = f"""
+MATCH_THE_REFERENCES = f"""
 import torch
 from vila_quant.kernels.cuda import int8_triton
 from vila_quant.kernels.cuda import rows_triton
@@ -43,11 +43,11 @@ for bad in (torch.nan, torch.inf):
 """
 
 
-def test_the_kernels_follow_their_oracles() -> None:
+def test_the_kernels_match_their_references() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", FOLLOW_THE_ORACLES], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", MATCH_THE_REFERENCES], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -59,10 +59,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vila_quant.kernels.cuda.int8_triton import INPUTS, OUTPUTS, ROWS, TILES, _scaled_product_kernel
 pointers = {"x": "*i8", "weight": "*i8", "x_scale": "*fp32", "weight_scale": "*fp32", "bias": "*bf16", "y": "*bf16"}
-signature = {f"{name}_pointer": kind for name, kind in pointers.items()} | dict.fromkeys(("rows", "outputs", "inputs"), "i32")
+signature = {f"{name}_pointer": kind for name, kind in pointers.items()}
+signature |= dict.fromkeys(("rows", "outputs", "inputs"), "i32")
 constants = {"HAS_BIAS": True, "ROWS": ROWS, "OUTPUTS": OUTPUTS, "INPUTS": INPUTS, "TILES": TILES}
 source = ASTSource(_scaled_product_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
-kernel = triton.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options={"num_warps": 8, "num_stages": 3})
+target = GPUTarget("cuda", int(sys.argv[1]), 32)
+kernel = triton.compile(source, target=target, options={"num_warps": 8, "num_stages": 3})
 assert "mma" in kernel.asm["ptx"], "no tensor cores"
 print(kernel.metadata.shared)
 """
@@ -71,13 +73,13 @@ print(kernel.metadata.shared)
 @pytest.mark.parametrize(
     "capability", [pytest.param(87, id="Orin"), pytest.param(89, id="RTX 4090", marks=pytest.mark.slow)]
 )
-def test_the_product_fits_the_cards_it_is_for(capability: int) -> None:
+def test_the_product_fits_into_shared_memory(capability: int) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, "-c", COMPILED, str(capability)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) <= 99 * 1024  # bytes of shared memory that a program may have there
+    assert int(done.stdout) <= 99 * 1024  # bytes of shared memory per program
 
 
 @pytest.mark.cuda

@@ -1,4 +1,4 @@
-"""Format `awq`: written in both layouts, read back to the bit, loaded like any other, and refused where it was tampered with."""
+"""Format `awq`: written in both layouts, read back exactly, loaded, and rejected after tampering."""
 
 import json
 from collections.abc import Callable
@@ -211,7 +211,7 @@ def test_a_tower_in_eight_bits_loads_and_answers(
     assert ask(tmp_path / "out") == answer()
 
 
-# ------------------------------------------------------------------------------------------------ other formats, and the programs
+# ------------------------------------------------------------------------------ other formats, and the programs
 
 
 @pytest.mark.parametrize("format", ["vila", "nvila"])

@@ -1,4 +1,4 @@
-"""Every kernel against the reference and against exact arithmetic, and the choice among kernels.
+"""Every kernel against the reference and exact arithmetic, and the choice among kernels.
 
 M rows, N outputs, K inputs, g group size, G = K / g groups
 """
@@ -67,7 +67,7 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype = BF16) -> Tensor:
 def test_int4pack_is_as_exact_as_the_reference(shape: LinearShape, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         int4pack, "PANEL_ELEMENTS", 64 * shape.inputs
-    )  # several panels, the last one smaller where N is ragged
+    )  # several panels, the last one smaller if N is ragged
     monkeypatch.setattr(torch, "empty", nan_filled(torch.empty))
     weight = random_weight(shape)
     kernel, reference = CpuInt4PackKernel(), ReferenceKernel()
@@ -87,7 +87,7 @@ def test_int4pack_is_as_exact_as_the_reference(shape: LinearShape, plan: Plan, m
 
 
 def nan_filled(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return `torch.empty` with NaN in what it allocates, so that what is not written shows."""
+    """Return `torch.empty` with NaN in what it allocates, so that unwritten elements show."""
 
     def fill(*args: object, **kwargs: object) -> Tensor:
         tensor = empty(*args, **kwargs)
@@ -97,7 +97,7 @@ def nan_filled(empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_int4pack_gives_hand_computed_numbers() -> None:
-    # One group of 32 inputs: q = 0 … 15 twice, scale 1/2, zero 3: the weights are (q - 3) / 2, their sum 2 · (120 - 48) / 2 = 72.
+    # One group of 32 inputs: q = 0 … 15 twice, scale 1/2, zero 3. The weights are (q - 3) / 2; their sum is 72.
     q = torch.arange(32, dtype=torch.uint8).remainder(16).expand(16, 32).contiguous()
     weight = GroupwiseWeight(q, torch.full((16, 1), 0.5), torch.full((16, 1), 3.0), 4)
     shape = LinearShape(16, 32, 32)
@@ -108,7 +108,7 @@ def test_int4pack_gives_hand_computed_numbers() -> None:
         assert y.tolist() == [[72.0] * 16] * rows
 
 
-def test_int4pack_keeps_half_a_byte_a_weight() -> None:
+def test_int4pack_stores_half_a_byte_per_weight() -> None:
     shape = LinearShape(256, 512, 128)
     packed = CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16)
     assert (
@@ -116,7 +116,7 @@ def test_int4pack_keeps_half_a_byte_a_weight() -> None:
     )  # nibbles, and scale and zero of each group
 
 
-def test_a_weight_packed_in_slices_is_the_weight_packed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_in_slices_equals_packing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = LinearShape(200, 64, 32)
     once = CpuInt4PackKernel().pack(random_weight(shape), CPU, BF16)
     monkeypatch.setattr(int4pack, "PACKED_AT_ONCE", 64)
@@ -134,7 +134,7 @@ def test_the_packed_layout_is_one_of_those_known() -> None:
     "layout", [BlockLayout(64, True), BlockLayout(64, False), BlockLayout(32, True), BlockLayout(16, False)], ids=str
 )
 def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyPatch) -> None:
-    # What PyTorch packs with AVX512, on Windows, with AVX2 and on ARM, packed here by its description: two outputs a byte.
+    # PyTorch's packing with AVX512, on Windows, with AVX2 and on ARM, redone here: two outputs per byte.
     q = torch.randint(16, (128, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     half = layout.outputs // 2
     packed = torch.empty(128 // layout.outputs, 32, half, dtype=torch.uint8)
@@ -150,7 +150,7 @@ def test_panels_of_every_layout(layout: BlockLayout, monkeypatch: pytest.MonkeyP
     assert torch.equal(y[0], expected.bfloat16())
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="PyTorch has one way on ARM")
+@pytest.mark.skipif(sys.platform == "darwin", reason="PyTorch has one layout on ARM")
 def test_the_layout_of_a_cpu_without_vectors_is_found_and_right() -> None:
     script = """
 import torch
@@ -174,7 +174,7 @@ assert torch.equal(y, (x.float() @ (q.float() - 8).T).bfloat16())
     assert done.returncode == 0, done.stderr
 
 
-def test_a_cpu_that_packs_in_an_unknown_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_with_an_unknown_layout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int4pack, "block_layout", lambda: None)
     assert "unknown way" in str(CpuInt4PackKernel().refusal(LinearShape(64, 128, 128), CPU, BF16))
     assert choose(LinearShape(64, 128, 128), CPU, BF16).name == "cpu-numba"
@@ -190,7 +190,7 @@ def test_the_measured_plan_is_measured_once() -> None:
 
 
 def convert_as_cuda_does(pairs: Tensor, inner_tiles: int) -> Tensor:
-    """`matrix_to_m16n8k16_Bint4_layout` of PyTorch's int4mm.cu, lane by lane: `pairs [N, K/2]` -> `[N/8, K/16I, 32, I/2]`."""
+    """PyTorch's `matrix_to_m16n8k16_Bint4_layout` (int4mm.cu): `pairs [N, K/2]` -> `[N/8, K/16I, 32, I/2]`."""
     outputs, half = pairs.shape
     words = torch.zeros(outputs // 8, 2 * half // (16 * inner_tiles), 32, inner_tiles // 2, dtype=torch.int64)
     for tile, outer, lane, word in torch.cartesian_prod(*map(torch.arange, words.shape)).tolist():
@@ -202,7 +202,7 @@ def convert_as_cuda_does(pairs: Tensor, inner_tiles: int) -> Tensor:
 
 
 @pytest.mark.parametrize("inputs", [32, 64, 96, 128, 384])
-def test_tinygemm_words_unpack_to_what_was_packed(inputs: int) -> None:
+def test_tinygemm_words_unpack_to_the_packed_numbers(inputs: int) -> None:
     q = torch.randint(16, (24, inputs), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     words = pack_words(q, convert_as_cuda_does)
     assert words.shape[2] == 32
@@ -210,7 +210,7 @@ def test_tinygemm_words_unpack_to_what_was_packed(inputs: int) -> None:
     assert torch.equal(unpack_words(words), q)
 
 
-def test_tinygemm_panels_are_the_weight() -> None:
+def test_tinygemm_panels_equal_the_weight() -> None:
     shape = LinearShape(16, 128, 32)
     weight = random_weight(shape)
     scales = weight.scales.T.float()
@@ -245,7 +245,7 @@ def test_tinygemm_is_as_exact_as_the_reference(shape: LinearShape) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
-def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtype, bias: bool) -> None:
+def test_a_layer_repacks_and_releases_the_tensors_of_a_file(dtype: torch.dtype, bias: bool) -> None:
     shape = LinearShape(40, 64, 32)
     weight = random_weight(shape)
     stored = pack_gemm(weight)
@@ -271,7 +271,7 @@ def test_a_layer_takes_the_tensors_of_a_file_and_gives_them_up(dtype: torch.dtyp
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16], ids=["fp32", "fp16", "bf16"])
 @pytest.mark.parametrize("shape", [(40, 48), (200, 33), (8, 256), (41, 64)], ids=["40x48", "200x33", "8x256", "41x64"])
-def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weight_only_int8(shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vila_quant.kernels.int8.PANEL_ELEMENTS", 16 * shape[1])
     generator = torch.Generator().manual_seed(0)
     layer = EightBitLinear("int8", *shape, bias=True)
@@ -288,7 +288,8 @@ def test_int8_weights_alone(shape: tuple[int, int], dtype: torch.dtype, monkeypa
         assert y.dtype == dtype
         if rows:
             exact = x.double() @ exact_weight.T + layer.bias.double()
-            assert relative_error(y, exact) < (2e-4 if dtype == torch.float32 else 0.006)  # few rows are cut to 15 bits
+            # Activations of few rows have 15 bits.
+            assert relative_error(y, exact) < (2e-4 if dtype == torch.float32 else 0.006)
 
 
 def test_int8_scales_survive_a_model_in_bf16() -> None:
@@ -313,7 +314,7 @@ def test_kernels_are_listed_by_priority() -> None:
     assert names[-1] == "reference"
 
 
-def test_listed_kernels_are_what_their_modules_say() -> None:
+def test_listed_kernels_match_their_modules() -> None:
     for listed, own in zip(
         KERNELS, (CompiledKernel(), CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True
     ):
@@ -331,7 +332,7 @@ def test_listed_kernels_are_what_their_modules_say() -> None:
         (LinearShape(2**18, 2**13, 128), "cpu", BF16, "32 bits"),
     ],
 )
-def test_int4pack_says_why_it_refuses(shape: LinearShape, device: str, dtype: torch.dtype, reason: str) -> None:
+def test_int4pack_gives_a_reason_to_refuse(shape: LinearShape, device: str, dtype: torch.dtype, reason: str) -> None:
     assert reason in str(CpuInt4PackKernel().refusal(shape, torch.device(device), dtype))
 
 
@@ -344,11 +345,11 @@ def test_int4pack_says_why_it_refuses(shape: LinearShape, device: str, dtype: to
         (LinearShape(60, 128, 128), "cuda", BF16, "multiple of 8 outputs, not 60"),
     ],
 )
-def test_tinygemm_says_why_it_refuses(shape: LinearShape, device: str, dtype: torch.dtype, reason: str) -> None:
+def test_tinygemm_gives_a_reason_to_refuse(shape: LinearShape, device: str, dtype: torch.dtype, reason: str) -> None:
     assert reason in str(TinygemmKernel().refusal(shape, torch.device(device), dtype))
 
 
-def test_a_forced_kernel_is_taken_or_an_error() -> None:
+def test_a_forced_kernel_runs_or_fails() -> None:
     shape = LinearShape(64, 128, 128)
     assert choose(shape, CPU, BF16).name == "cpu-numba"
     with forced("reference"):
@@ -427,7 +428,7 @@ def test_a_kernel_of_a_plugin_file_goes_first(tmp_path: Path, monkeypatch: pytes
 # ------------------------------------------------------------------------------------------------ vila-quant kernels
 
 
-def test_the_command_says_which_kernels_and_why() -> None:
+def test_the_command_lists_kernels_and_reasons() -> None:
     result = CliRunner().invoke(app, ["kernels", "--device", "cpu", "--json"])
     assert result.exit_code == 0, result.output
     report = json.loads(result.output)
@@ -450,7 +451,7 @@ def test_the_command_reads_a_model_and_its_dtype() -> None:
     )
 
 
-def test_layers_of_a_quantized_model_are_those_of_its_file() -> None:
+def test_the_layers_of_a_quantized_model_come_from_its_file() -> None:
     tensors = {
         f"llm.model.layers.{layer}.mlp.up_proj.{name}": tensor
         for layer in range(2)

@@ -1,4 +1,4 @@
-"""Four-bit integers in files: bit for bit as the reference packs them, and by hand where a word is short enough to read."""
+"""Int4 weights in files: bit for bit equal to the reference, and small words by hand."""
 
 from collections.abc import Iterator
 
@@ -117,7 +117,7 @@ def test_a_tinychat_word_interleaves_four_outputs() -> None:
     q[0, :16] = torch.arange(16, dtype=torch.uint8)
     packed = pack_tinychat(GroupwiseWeight(q, torch.full((4, 1), 0.25).half(), torch.full((4, 1), 3.0).half(), 4))
     words = [word & 0xFFFF for word in packed.qweight[0].tolist()]
-    # The first eight words are 32 inputs of output 0: of every eight in a row (0 1 8 9 16 17 24 25), even places, then odd ones.
+    # The first eight words are 32 inputs of output 0: of each eight (0 1 8 9 16 17 24 25), even, then odd positions.
     assert words[:8] == [0x0080, 0x0091, 0x00A2, 0x00B3, 0x00C4, 0x00D5, 0x00E6, 0x00F7]
     assert words[16:32] == [0x1111] * 16
     assert words[48:64] == [0x3333] * 16

@@ -304,7 +304,7 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
     )
 
 
-# ------------------------------------------------------------------------------------------------ other sources, other targets
+# ------------------------------------------------------------------------------ other sources, other targets
 
 
 def test_out_of_gpu_memory_halves_the_sequences_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The search against the recorded one: losses and choices, clips, and what is left of blocks and logits on held-out tokens.
+"""The search against recordings: losses, choices, clips, and errors of blocks and logits on held-out tokens.
 
 B sequences, T tokens, D width
 """

@@ -1,4 +1,4 @@
-"""Error-compensated rounding: GPTQ's own formulation gives the same integers, and the Triton kernel follows its oracle."""
+"""Error-compensated rounding: same integers as GPTQ's formulation; the Triton kernel matches its reference."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def problem(rows: int, columns: int, group_size: int) -> tuple[Tensor, Tensor, T
 
 
 def gptq(weight: Tensor, moments: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
-    """GPTQ as its paper has it (large inputs first), with the Cholesky factor of the inverse and updated weights; returns q `[N, K]`."""
+    """GPTQ as in the paper, large inputs first: Cholesky factor of the inverse, updated weights; returns q `[N, K]`."""
     columns = weight.shape[1]
     order = moments.diagonal().argsort(descending=True, stable=True)
     weight, moments = weight[:, order], moments[order][:, order]

@@ -207,10 +207,10 @@ def assert_codes_differ_on_ties(codes: Tensor, exact: Tensor, expected: Tensor) 
 
 
 def test_recorded_tower(vision: RecordedVision) -> None:
-    """Our scales, codes and products give the recorded outputs where the steps between them round as llm-awq's kernels do.
+    """Our scales, codes and products give the recorded outputs if rounding follows llm-awq's kernels.
 
-    Those run in float16 and cut to int8 inside the norm and inside GELU. Our towers round where their dtype does: some codes land one step
-    away (under 1 % of those after GELU), and the output differs by a third of what eight bits lose.
+    They run in float16 and quantize inside the norm and GELU. Our towers round by their dtype, so some codes are one
+    step away (under 1 % of those after GELU), and the output differs by a third of what eight bits lose.
     """
     heads = vision.tower.config.num_attention_heads
     x = vision.tensors["x"].half()
@@ -229,7 +229,7 @@ def test_recorded_tower(vision: RecordedVision) -> None:
 
 @dataclass(frozen=True)
 class LlmAwqLayer:
-    """The steps of a layer with the roundings of llm-awq's kernels (`awq/kernels/csrc/w8a8` and `tinychat/modules/fused_siglipdecoder.py`).
+    """A layer with the roundings of llm-awq's kernels (`awq/kernels/csrc/w8a8`, `tinychat/…/fused_siglipdecoder.py`).
 
     What reads int8 takes codes `[N, P, K]` and scales `[N, P, 1]`; all else is float16.
     """
@@ -277,7 +277,7 @@ class LlmAwqLayer:
 
 
 def test_recorded_tower_loses_what_was_recorded(vision: RecordedVision) -> None:
-    """Per alpha, as the reference's weights and activations do when rounded in float32; nearer in the recording that was there first."""
+    """Per alpha, as with the reference's weights and activations rounded in float32; closer in the first recording."""
     assert vision.fake_quantized
     is_first = vision.name == COMMITTED.name
     for alpha, expected in vision.fake_quantized.items():
@@ -289,7 +289,7 @@ def test_recorded_tower_loses_what_was_recorded(vision: RecordedVision) -> None:
 
 
 def test_search_loses_no_more_than_the_best_recorded_alpha(vision: RecordedVision) -> None:
-    """Over all recorded images: attention is nearly one-hot in random towers, and a few flips decide which alpha is best on two images."""
+    """Over all recorded images: attention is nearly one-hot in random towers, so two images are not decisive."""
     images = torch.cat([vision.tensors["calib_hidden"], vision.tensors["x"]])
     best = min(tower_error(vision, alpha, images) for alpha in vision.fake_quantized)
     assert tower_error(vision, "search", images) <= 1.02 * best

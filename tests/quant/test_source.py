@@ -1,4 +1,4 @@
-"""One's own LoRA fine-tune, given as its folder or beside its base: merged, then quantized as the merged checkpoint would be."""
+"""LoRA fine-tunes, given as a folder or beside their base, are merged and quantized like the merged checkpoint."""
 
 import json
 import shutil

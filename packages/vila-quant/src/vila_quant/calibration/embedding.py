@@ -23,7 +23,7 @@ from vila_core.model import VilaModel
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.block import BlockInputs
-from vila_quant.calibration.samples import Sample
+from vila_quant.calibration.sample import Sample
 from vila_quant.errors import QuantizationError
 
 FEWEST_TOKENS = 2048

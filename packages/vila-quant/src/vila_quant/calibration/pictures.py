@@ -8,7 +8,7 @@ import PIL.ImageDraw
 import PIL.ImageFont
 
 from vila_core.media import Image
-from vila_quant.calibration.samples import Sample
+from vila_quant.calibration.sample import Sample
 
 COLORS = {
     "red": "#c62828",

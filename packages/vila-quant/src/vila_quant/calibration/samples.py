@@ -6,15 +6,14 @@
 | `builtin` | text of several kinds and languages, and drawn images: works offline, for any model |
 | a dataset's name | training samples of a registered dataset (hook `vila_datasets`), such as `drawn-world` |
 | a folder | images and videos; `NAME.txt` beside a medium is its prompt |
-| a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}` per line, paths relative to it |
+| a `.jsonl` file | `{"prompt": …, "image": … or "images": […], "video": …, "answer": …}` per line |
 | a `.txt` file | documents, separated by form feeds |
 """
 
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from importlib.resources import files
 from itertools import count
 from pathlib import Path
@@ -25,7 +24,8 @@ from vila_core.errors import CheckpointError, unknown_name
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
-from vila_core.prompt import Part
+from vila_quant.calibration.pictures import draw_sample
+from vila_quant.calibration.sample import Sample
 from vila_quant.errors import QuantizationError
 
 DEFAULT_PROMPT = "Describe the image in detail."
@@ -35,15 +35,6 @@ SMALL_VOCABULARY = 4096
 WINDOW = 2000
 """Characters of built-in text per sample: about 500 tokens of English."""
 KEYS = ("prompt", "image", "images", "video", "answer")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A prompt and its answer, if known. With `is_text`, plain text that gets no chat template."""
-
-    prompt: Sequence[Part]
-    answer: str | None = None
-    is_text: bool = False
 
 
 def resolve_source(source: str, vocab_size: int) -> str:
@@ -85,8 +76,6 @@ def builtin_text() -> str:
 
 def _builtin(seed: int, picture_share: float) -> Iterator[Sample]:
     """Yield images spread evenly among texts, and only images once the text is used up."""
-    from vila_quant.calibration.pictures import draw_sample
-
     text = builtin_text()
     story = text.partition("\f")[0]
     windows = _text(text, seed)

@@ -10,7 +10,8 @@ from vila_core.chat import Message
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.runtime import Vila
 from vila_quant.calibration.pictures import draw_sample
-from vila_quant.calibration.samples import WINDOW, Sample, read_samples, resolve_source
+from vila_quant.calibration.sample import Sample
+from vila_quant.calibration.samples import WINDOW, read_samples, resolve_source
 from vila_quant.errors import QuantizationError
 
 SEED = 1_000_003

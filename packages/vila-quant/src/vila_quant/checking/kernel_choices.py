@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import ConfigError
 from vila_quant.formats.layers import find_layers
-from vila_quant.kernels.registry import LinearShape, choose, choose_eight_bit, kernels_for
+from vila_quant.kernels.kernel import LinearShape
+from vila_quant.kernels.registry import choose, choose_eight_bit, kernels_for
 
 if TYPE_CHECKING:
     import torch

@@ -19,7 +19,7 @@ from vila_core.checkpoint import TensorEntry
 from vila_core.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from vila_quant.kernels.registry import Scheme
+    from vila_quant.kernels.kernel import Scheme
 
 Entries = Mapping[str, TensorEntry]
 

@@ -9,7 +9,7 @@ from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Decoder
 from vila_quant.formats.config import AwqConfig
 from vila_quant.formats.layers import EightBitLayer, GroupwiseLayer, QuantizedLayers
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.linears.decoding import CompiledDecodeStep
 from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear

@@ -7,6 +7,7 @@ packed = kernel.pack(weight, device, dtype)     # once, when the model is loaded
 y = kernel.multiply(x, packed, shape)           # x [M, K] -> y [M, N]
 """
 
-from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose, choose_eight_bit, forced
+from vila_quant.kernels.kernel import LinearShape, MatmulKernel
+from vila_quant.kernels.registry import choose, choose_eight_bit, forced
 
 __all__ = ["LinearShape", "MatmulKernel", "choose", "choose_eight_bit", "forced"]

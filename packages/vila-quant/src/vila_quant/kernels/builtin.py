@@ -8,13 +8,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vila_core.plugins.lazy import import_object
-from vila_quant.kernels.registry import Unavailable
+from vila_quant.kernels.kernel import Unavailable
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from vila_quant.kernels.registry import EightBitKernel, LinearShape, MatmulKernel, Scheme
+    from vila_quant.kernels.kernel import EightBitKernel, LinearShape, MatmulKernel, Scheme
     from vila_quant.packing.groupwise import GroupwiseWeight
 
 

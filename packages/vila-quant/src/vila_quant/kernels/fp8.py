@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vila_quant.kernels.int8 import SMALLEST_RANGE as SMALLEST_RANGE
-from vila_quant.kernels.registry import LinearShape, Unavailable
+from vila_quant.kernels.kernel import LinearShape, Unavailable
 
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max

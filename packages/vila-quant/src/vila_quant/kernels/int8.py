@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 
 PANEL_ELEMENTS = 1 << 24
 """Weights dequantized at once: 32 MB of bf16, whereas the whole lm_head of an 8B model would take 1 GB."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 

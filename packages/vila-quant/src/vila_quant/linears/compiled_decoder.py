@@ -2,8 +2,8 @@
 
 L layers, B batch, N outputs, K inputs, D width, H query heads, H_kv key/value heads, D_h head width, I width of the MLP
 
-The weights of all layers are stacked. The residual stream, norms and rotations stay in float32, where the decoder in PyTorch rounds
-each to the model's dtype.
+The weights of all layers are stacked. The residual stream, norms and rotations stay in float32, while the decoder in
+PyTorch rounds each to the model's dtype.
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,7 @@ class CompiledDecoder:
 
     @classmethod
     def of(cls, model: DecoderModel) -> Self | None:
-        """Return the twin; None where a linear is not the compiled kernel's, or has a shape that compiled blocks do not take.
+        """Return the compiled decoder; None if a linear uses another kernel, or its shape is not supported.
 
         The linears' packed weights become parts of the stacks, so that there is one copy.
         """
@@ -123,7 +123,7 @@ class CompiledDecoder:
 
 
 def _linears_by_role(blocks: Sequence[Block]) -> list[list[GroupwiseLinear]] | None:
-    """Return the linears of all blocks for each of `ROLES`; None where some cannot be stacked, or multiply in another way."""
+    """Return the linears of all blocks for each of `ROLES`; None if some cannot be stacked or use another kernel."""
     roles: list[list[GroupwiseLinear]] = []
     for name in ROLES:
         modules = [block.get_submodule(name) for block in blocks]
@@ -270,7 +270,7 @@ def add_three_products(wq: Nibbles, wk: Nibbles, wv: Nibbles, a: Activations, q:
 def gated_products(
     gate_weight: Nibbles, up_weight: Nibbles, a: Activations, gate: Floats, up: Floats, hidden: Activations
 ) -> None:
-    """Add the products to `gate` and `up` `[B, I]`; cut `silu(gate) · up` for the next product. A thread takes a group at a time."""
+    """Add the products to `gate` and `up` `[B, I]`, and quantize `silu(gate) · up` for the next product, by groups."""
     groups = hidden.scales.shape[1]
     size = gate.shape[1] // groups
     for group in prange(groups):

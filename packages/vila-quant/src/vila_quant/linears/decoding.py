@@ -22,8 +22,8 @@ DTYPES = (torch.bfloat16, torch.float32)
 class CompiledDecodeStep:
     """Reads one new token of each row in one compiled call.
 
-    The decoder's own forward runs where the compiled code does not apply: rows of different lengths, a sliding window that
-    is full, another dtype, linears of other kernels, or no numba.
+    The decoder's own forward runs where the compiled code does not apply: rows of different lengths, a sliding window
+    that is full, another dtype, linears of other kernels, or no numba.
 
     Args:
         decoder: the decoder that this step is for.

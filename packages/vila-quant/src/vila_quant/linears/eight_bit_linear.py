@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from vila_quant.kernels.cpu.pages import large_pages
-from vila_quant.kernels.registry import EightBitKernel, LinearShape, Scheme, choose_eight_bit
+from vila_quant.kernels.kernel import EightBitKernel, LinearShape, Scheme
+from vila_quant.kernels.registry import choose_eight_bit
 
 
 class EightBitLinear(nn.Module):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vila_quant.kernels.registry import LinearShape, MatmulKernel, choose
+from vila_quant.kernels.kernel import LinearShape, MatmulKernel
+from vila_quant.kernels.registry import choose
 from vila_quant.packing.autoawq import GemmTensors, unpack_gemm
 from vila_quant.packing.groupwise import GroupwiseWeight
 

@@ -17,7 +17,7 @@ from typing import ParamSpec, Protocol
 import torch
 from torch import Tensor
 
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 CROSSOVERS = (8, 16, 32, 64)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vila_quant.kernels.cpu.crossover import multiply
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vila_quant.kernels.cuda.rows_triton import quantize_rows
 from vila_quant.kernels.fp8 import FP8, LARGEST, SMALLEST_RANGE, multiply_fp8, refuse_fp8
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 
 
 @dataclass(frozen=True)

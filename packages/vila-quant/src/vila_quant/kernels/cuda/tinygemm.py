@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128, 256)

@@ -11,7 +11,7 @@ from torch import Tensor
 from vila_quant.kernels.cuda.int8_triton import multiply_int8
 from vila_quant.kernels.cuda.rows_triton import quantize_rows
 from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vila_quant.kernels.cpu.compiled.kernel import multiply_bytes
 from vila_quant.kernels.int8 import FEW_ROWS, multiply_panels, refuse_widths
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 
 
 @dataclass(frozen=True)

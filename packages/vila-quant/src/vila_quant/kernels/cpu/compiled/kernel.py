@@ -17,7 +17,7 @@ from vila_quant.kernels.cpu.compiled.compiler import as_floats, as_numbers, shar
 from vila_quant.kernels.cpu.compiled.products import Nibbles, byte_product, fill_panel, nibble_product
 from vila_quant.kernels.cpu.compiled.vectors import ROWS, WORD
 from vila_quant.kernels.cpu.pages import large_pages
-from vila_quant.kernels.registry import LinearShape
+from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
 GROUP_SIZES = (32, 64, 128)
