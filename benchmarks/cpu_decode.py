@@ -1,16 +1,19 @@
-"""Four-bit decoding and prefill on a CPU, against bf16 and against the floor, in one run.
+"""Measure 4-bit decoding and prefill on a CPU against bf16 and against the memory limit, in one run.
 
-    OMP_NUM_THREADS=2 OMP_PROC_BIND=close OMP_PLACES=threads python benchmarks/cpu_decode.py [--lm-head int8|int4] [--out results.json]
+    export OMP_NUM_THREADS=2 OMP_PROC_BIND=close OMP_PLACES=threads
+    python benchmarks/cpu_decode.py [--lm-head int8|int4] [--out results.json]
 
-Claims, for a model of Qwen2-1.5B's shape with random weights (groups of 128, a separate int8 lm_head) on 2 cores:
-- decoding takes at most 1 / 0.8 of the floor: the bytes that a token reads over the bandwidth that reading memory reaches in this run;
+Claims, for a model with the shape of Qwen2-1.5B and random weights (groups of 128, a separate int8 lm_head) on 2
+cores:
+- decoding takes at most 1 / 0.8 of the limit: the bytes that a token reads, divided by the memory bandwidth measured
+  in this run;
 - decoding is at least 2.5 times as fast as our own bf16;
 - prefill of 512 tokens is no slower than bf16.
-Exits with 1 where one does not hold.
+The script exits with 1 if a claim does not hold.
 
-Decoding goes through the decoder and the generation loop of vila-core. Rounds alternate: memory is read before and after tokens are
-decoded, as often as there are tokens, and the medians of both give the round's part of the floor, since what else a host does
-changes its bandwidth from second to second. The median round counts; the worst and the best are printed beside it.
+Decoding uses the decoder and the generation loop of vila-core. Each round alternates between reading memory and
+decoding tokens and compares the medians of both, because the host's bandwidth changes from second to second. The
+median round counts; the worst and the best are printed beside it.
 """
 
 import argparse
@@ -180,7 +183,10 @@ def prefill_seconds(llm: Decoder, tokens: int, clock: Clock) -> float:
 
 
 def bytes_a_token(llm: Decoder, tokens: int) -> int:
-    """Return what decoding one token reads: every weight but the embedding (unless that is the head), and the middle cache."""
+    """Return what decoding one token reads.
+
+    Every weight but the embedding (unless that is the head), and the middle cache.
+    """
     weights = sum(
         tensor.nbytes for name, tensor in llm.named_parameters() if "embed_tokens" not in name or llm.lm_head is None
     )

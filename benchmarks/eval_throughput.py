@@ -1,12 +1,14 @@
-"""Answers a second, batched and one by one, with the same answers: vila-tiny on this machine's CPU.
+"""Measure answers per second, batched and one by one, with vila-tiny on this machine's CPU.
 
     python benchmarks/eval_throughput.py [--samples 96] [--batch-size 48] [--rounds 3] [--out results.json]
 
-Claim: where answers are sentences, a batch is at least three times as fast. Exits with 1 where that does not hold, or where an answer
-differs. Prints, for descriptions (some fifteen tokens) and for the tests of one word:
-- samples a second one by one and in batches, in turn, the median of the rounds;
-- their ratio, and the ratio to the floor: the arithmetic of the batched run at the speed that a matrix product reaches in this run.
-A one-word answer is nearly all vision tower and prefill, which are arithmetic in either case: there the floor bounds what a batch gains.
+Claim: if answers are sentences, a batch is at least three times as fast. The script exits with 1 if that does not
+hold or if an answer differs. It prints, for descriptions (about fifteen tokens) and for one-word answers:
+- samples per second, one by one and in batches, measured alternately: the median of the rounds;
+- their ratio, and the ratio to the limit: the arithmetic of the batched run at the speed that a matrix product
+  reaches in this run.
+A one-word answer is mostly vision tower and prefill, which are limited by arithmetic in both cases, so a batch gains
+less.
 """
 
 import argparse

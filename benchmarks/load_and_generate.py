@@ -1,15 +1,16 @@
-"""Loading and generating at full size, against the floor and against transformers, in one run.
+"""Measure loading and generation at full size, against the limit and against transformers, in one run.
 
     python benchmarks/load_and_generate.py nvila-8b [--folder DIR] [--new-tokens 128] [--out results.json]
 
-Claims, on a GPU: loading takes at most 1.5 times what reading the files takes, host memory never holds two shards, and `generate`
-is no slower than transformers'. Exits with 1 where one does not hold.
+Claims, on a GPU: loading takes at most 1.5 times as long as reading the files, host memory never holds two shards, and
+`generate` is no slower than transformers. The script exits with 1 if a claim does not hold.
 
-Writes a checkpoint of random weights (16 GB for nvila-8b) to DIR unless it is there. Prints
-- loading: seconds, over the seconds that reading the same files takes (page cache warm for both), and the peak of host memory
-  against the largest shard;
-- generating, batch 1, bf16, 300 tokens of context: tokens a second, ours and transformers' `generate` with the same weights, and
-  the floor (all weights of the language model read once a token, at the bandwidth that a copy reaches in this run).
+It writes a checkpoint of random weights (16 GB for nvila-8b) to DIR if there is none, and prints
+- loading: seconds, divided by the time to read the files (page cache warm for both), and peak host memory against the
+  largest shard;
+- generation at batch 1, bf16, 300 tokens of context: tokens per second of ours and of transformers' `generate` with the
+  same weights, and the limit (reading all weights of the language model once per token, at the bandwidth of a copy in
+  this run).
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Write a checkpoint of random weights in the `vila` layout, as large as a released model, to measure loading and speed on.
+"""Write a checkpoint of random weights in the `vila` layout, as large as a released model.
 
     python benchmarks/random_checkpoint.py nvila-8b OUT [--device cuda]
 
-The tokenizer is that of the embedded model: speed does not depend on which tokens are read.
+It uses the embedded model's tokenizer: speed does not depend on which tokens are read.
 """
 
 import argparse

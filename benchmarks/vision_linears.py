@@ -1,4 +1,4 @@
-"""The linears of a vision tower in int8 (W8A8) and fp8 against bf16 on a GPU, in one run.
+"""Measure the linears of a vision tower in int8 (W8A8) and fp8 against bf16 on a GPU, in one run.
 
     python benchmarks/vision_linears.py [--tokens 10240] [--out results.json]
 

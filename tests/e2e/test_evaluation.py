@@ -1,4 +1,7 @@
-"""Benchmarks from the command line to the report: `vila-eval` as installed, the embedded model, miniatures, no network."""
+"""Benchmarks from the command line to the report.
+
+`vila-eval` as installed, the embedded model, miniatures, no network.
+"""
 
 import json
 import os
@@ -162,7 +165,10 @@ def test_ctrl_c_ends_a_run_and_its_workers_soon_and_without_a_traceback(tmp_path
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def heed_interrupts() -> None:
-        """A shell starts background jobs, this test's runner perhaps among them, with interrupts ignored; children inherit that."""
+        """A shell starts background jobs, this test's runner perhaps among them, with interrupts ignored.
+
+        Children inherit that.
+        """
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     process = subprocess.Popen(

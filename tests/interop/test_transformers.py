@@ -1,4 +1,7 @@
-"""transformers reads our AWQ checkpoints with its own backend, GPTQModel, and computes what we do. Run by `nox -s interop`."""
+"""transformers reads our AWQ checkpoints with its own backend, GPTQModel, and computes what we do.
+
+Run by `nox -s interop`.
+"""
 
 from pathlib import Path
 from typing import Any

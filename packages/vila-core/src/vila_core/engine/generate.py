@@ -48,9 +48,9 @@ class Generated:
 def prefill(
     llm: LanguageModel, embeds: torch.Tensor, cache: Cache, lengths: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Read prompts `[B, T, D]`, padded at the right, into the empty `cache`; return the logits `[B, V]` of the next token.
+    """Read prompts `[B, T, D]` into the empty `cache`; return the logits `[B, V]` of the next token.
 
-    `lengths` `[B]` are the tokens of each prompt; None means that all have T.
+    Rows are padded at the right. `lengths` `[B]` are the tokens of each prompt; None means that all have T.
     """
     hidden = llm(embeds, cache=cache, lengths=lengths)
     last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
@@ -58,7 +58,10 @@ def prefill(
 
 
 def decode_one_token(llm: LanguageModel, ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """Read one token `ids` `[B]` of each row at `positions` `[B, 1]` or `[1, 1]`; return the logits `[B, V]` of the next."""
+    """Read one token `ids` `[B]` of each row at `positions` `[B, 1]` or `[1, 1]`.
+
+    Return the logits `[B, V]` of the next.
+    """
     return llm.logits(llm.decode_step(llm.embed(ids[:, None]), positions, cache)[:, -1])
 
 
@@ -171,7 +174,8 @@ def _start(
         from vila_core.engine import grammar  # imported here because xgrammar is slow to import
 
         # Last, so that nothing can make a forbidden token possible again.
-        processors.append(grammar.GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds)))
+        rows, vocab_size = len(embeds), llm.config.vocab_size
+        processors.append(grammar.GrammarProcessor.for_answers(config, tokenizer, vocab_size, stops, rows))
     return answers, _steps(
         llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room))
     )

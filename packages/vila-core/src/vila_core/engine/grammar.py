@@ -43,7 +43,7 @@ class GrammarProcessor:
         """Return what holds `batch_size` answers to `config`'s JSON schema, or to any JSON without one.
 
         Raises:
-            GenerationError: the schema is wrong, or says what cannot be promised; or no stop token could end the answer.
+            GenerationError: the schema is invalid or cannot be enforced, or no stop token could end the answer.
         """
         if not stop_token_ids:
             raise GenerationError(
@@ -67,8 +67,8 @@ class GrammarProcessor:
                 matcher.fill_next_token_bitmask(self._bitmask, row)
                 if not self._bitmask[row].any():
                     raise GenerationError(
-                        f"After {len(token_ids)} tokens of JSON no token of the vocabulary can follow: the tokenizer lacks a "
-                        "character that the schema asks for, or it is a stop token."
+                        f"After {len(token_ids)} tokens of JSON no token of the vocabulary can follow: the tokenizer "
+                        "lacks a character that the schema asks for, or it is a stop token."
                     )
         return logits.masked_fill(~unpack_bits(self._bitmask.to(logits.device), logits.shape[-1]), float("-inf"))
 

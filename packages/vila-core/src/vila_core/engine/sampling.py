@@ -121,7 +121,10 @@ class Sampler:
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Make `seen` tokens less likely for a penalty above 1: positive logits divided, negative ones multiplied (Keskar et al. 2019)."""
+    """Make `seen` tokens less likely for a penalty above 1.
+
+    Positive logits divided, negative ones multiplied (Keskar et al. 2019).
+    """
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 

@@ -1,4 +1,7 @@
-"""Time tokens of video models (LITA, Huang et al. 2024): `<tN>` in an answer stands for a point of the video's duration."""
+"""Time tokens of video models (LITA, Huang et al.
+
+2024): `<tN>` in an answer stands for a point of the video's duration.
+"""
 
 import re
 

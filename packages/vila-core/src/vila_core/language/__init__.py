@@ -47,8 +47,8 @@ class LanguageModel(Protocol):
             positions: int64 `[B, T]`, or `[1, T]` for equal rows, when a cache of `new_cache` is continued; None starts
                 a sequence at 0.
             cache: filled with the new tokens.
-            lengths: tokens of each row without padding, int64 `[B]`; None means no padding. Hidden states of padding are
-                finite and otherwise undefined.
+            lengths: tokens of each row without padding, int64 `[B]`; None means no padding. Hidden states of padding
+                are finite and otherwise undefined.
         """
         ...
 

@@ -23,13 +23,13 @@ class Cache(Protocol):
 class KVCache:
     """Keys and values of every layer, in two buffers that never move or grow.
 
-    Slot p of a row holds the token at position p of that row. Positions are tensors, so no shape depends on how full the
-    cache is. A call that attends to the cache sees the slots up to its own position, so a slot that was never written, or
-    was written for padding, is not read.
+    Slot p of a row holds the token at position p of that row. Positions are tensors, so no shape depends on how full
+    the cache is. A call that attends to the cache sees the slots up to its own position, so a slot that was never
+    written, or was written for padding, is not read.
 
     Attributes:
         keys, values: `[L, B, H_kv, S, D_h]`.
-        limit: how many slots a call reads; None reads all S. A smaller limit makes attention on short sequences cheaper.
+        limit: how many slots a call reads; None reads all S. A smaller limit makes short sequences cheaper.
     """
 
     keys: torch.Tensor
@@ -58,7 +58,7 @@ class KVCache:
         return replace(self, limit=num_slots)
 
     def write(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write `keys` and `values` `[B, H_kv, T, D_h]` to the slots `positions`, `[B, T]`, or `[1, T]` for equal rows."""
+        """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows."""
         for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if len(positions) == 1:
                 buffer.index_copy_(2, positions[0], new.to(buffer.dtype))

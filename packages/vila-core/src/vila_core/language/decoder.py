@@ -193,7 +193,7 @@ class MLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm in fp32, cast back before the weight is applied (the order of transformers, seen in fp16)."""
+    """Root-mean-square norm in fp32, cast back before the weight is applied (the order that transformers uses)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()

@@ -41,7 +41,7 @@ class TransformersCache:
 
 
 class TransformersLanguageModel(nn.Module):
-    """An `AutoModelForCausalLM` built from its config; its modules, and so the names of its weights, are transformers' own.
+    """An `AutoModelForCausalLM` built from its config, with the module and weight names that transformers uses.
 
     Raises:
         ConfigError: transformers has no such architecture, or not with these values. Code of a checkpoint is never run.
@@ -120,7 +120,10 @@ class TransformersLanguageModel(nn.Module):
         return TransformersCache(self._whole[0].config)
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Move to `device` the buffers that are not in checkpoints; they hold their values from the start, in a dtype of their own."""
+        """Move to `device` the buffers that are not in checkpoints.
+
+        They hold their values from the start, in a dtype of their own.
+        """
         for module in self.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)  # pyright: ignore[reportPrivateUsage]
@@ -172,7 +175,8 @@ def _build(config: TransformersConfig) -> PreTrainedModel:
     except (ValueError, TypeError, StrictDataclassError) as error:
         reason = str(error).split("Should contain one of")[0].split("Model type should be one of")[0].strip()
         raise ConfigError(
-            f"transformers {transformers.__version__} cannot build a causal language model of type '{model_type}': {reason} "
+            f"transformers {transformers.__version__} cannot build a causal language model of type "
+            f"'{model_type}': {reason} "
             "Check hf_config, or install a version of transformers that has it."
         ) from error
 

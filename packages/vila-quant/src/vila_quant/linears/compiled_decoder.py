@@ -72,7 +72,7 @@ class BlockWeights(NamedTuple):
 
 
 class CompiledDecoder:
-    """The compiled twin of a `DecoderModel`."""
+    """The compiled equivalent of a `DecoderModel`, for one new token of each row."""
 
     def __init__(self, blocks: BlockWeights, norm: Norm):
         self._blocks = blocks

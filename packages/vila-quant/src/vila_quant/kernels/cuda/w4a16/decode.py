@@ -20,6 +20,7 @@ grid prefetch the next weight into L2.
 # Triton has no types: a kernel's arguments and its launch are not checked.
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, RUF005
+# pyright: reportGeneralTypeIssues=false
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 

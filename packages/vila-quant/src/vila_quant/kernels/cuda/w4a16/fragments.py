@@ -8,6 +8,7 @@ without it the same value is computed in plain Triton, which the CPU interpreter
 # Triton has no types: a kernel's arguments and its launch are not checked.
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, RUF005
+# pyright: reportGeneralTypeIssues=false
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 

@@ -13,6 +13,7 @@ order. No atomics, and the same result every time.
 # Triton has no types: a kernel's arguments and its launch are not checked.
 # Compile-time constants are in capitals, tuples grow by `+`.
 # ruff: noqa: N803, N806, FURB136
+# pyright: reportGeneralTypeIssues=false
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportAssignmentType=false
 
