@@ -1,4 +1,4 @@
-"""Generation as its user sees it: batches against single prompts, limits, stop conditions, streaming."""
+"""Generation: batches against single prompts, limits, stop conditions, streaming."""
 
 from collections.abc import Sequence
 
@@ -135,7 +135,7 @@ def test_prompts_that_do_not_fit(
         stream(decoder, batch[1], GenerationConfig(), tokenizer, end)
 
 
-def test_numbers_that_are_not_finite_are_no_answer(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_values_that_are_not_finite_are_an_error(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     batch = prompts(decoder, [3, 5])
     batch[1][2, 7] = torch.nan
     with pytest.raises(GenerationError, match=r"not finite in float32.*--dtype"):
@@ -149,7 +149,7 @@ def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int])
 
 
 def script(answer: Sequence[int], vocab_size: int):
-    """Return a function that makes every row say `answer`, whatever the model computes."""
+    """Return a function that makes every row write `answer`, whatever the model computes."""
 
     def say(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
         forced = torch.full_like(logits, -1e9)
@@ -163,7 +163,7 @@ def script(answer: Sequence[int], vocab_size: int):
 def say(
     decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], ids: Sequence[int], **settings: object
 ) -> tuple[Generated, list[Piece]]:
-    """Make the model write `ids` and return the answer, whole and streamed."""
+    """Make the model write `ids`; return the answer and its streamed pieces."""
     config = GenerationConfig(**settings)
     processor = script(ids, decoder.config.vocab_size)
     (prompt,) = prompts(decoder, [4])
@@ -234,7 +234,7 @@ def test_character_cut_off_by_the_length(decoder: Decoder, tokenizer: Tokenizer,
     assert answer.text.startswith("ab")
 
 
-def test_padding_at_the_right(decoder: Decoder) -> None:
+def test_padding_on_the_right(decoder: Decoder) -> None:
     embeds, lengths = pad_right(prompts(decoder, [7, 7]))
     assert embeds.shape == (2, 7, 48)
     assert lengths is None
@@ -257,5 +257,5 @@ def test_cache_is_allocated_once_and_views_never_copy(decoder: Decoder) -> None:
     keys, _ = cache.up_to(5).read(0)
     assert keys.shape == (1, 2, 5, 12)
     assert keys.data_ptr() == address
-    # A used cache serves another prompt as it is: what is beyond a row's position is not read.
+    # A used cache can take another prompt without a reset, since slots beyond a row's position are not read.
     torch.testing.assert_close(prefill(decoder, prompt[None], cache), decoder.logits(decoder(prompt[None])[:, -1]))

@@ -1,4 +1,4 @@
-"""Guided decoding: whatever a random model wants to say, what it does say is the JSON that was asked for."""
+"""Guided decoding: a model with random weights writes the JSON that was asked for."""
 
 import json
 import re
@@ -81,7 +81,7 @@ def always(decoder: Decoder, preferred: Sequence[int]):
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 6}], ids=["greedy", "sampled"])
 def test_json_mode(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, float]) -> None:
-    # A random model writes strings for ever; this one closes them as soon as it may.
+    # A random model writes endless strings; this one closes them as soon as it can.
     closing = always(decoder, [*end, *(tokenizer.encode(character)[0] for character in '"}]')])
     config = GenerationConfig(max_new_tokens=200, json_mode=True, **settings)
     answers: list[Generated] = generate(SteeredDecoder(decoder, closing), prompts(decoder, 3), config, tokenizer, end)
@@ -103,7 +103,7 @@ def test_json_mode_refuses_everything_else(decoder: Decoder, tokenizer: Tokenize
     assert answer.token_ids
 
 
-def test_special_tokens_and_padding_of_the_vocabulary_cannot_slip_into_a_string(
+def test_special_tokens_and_vocabulary_padding_cannot_appear_in_a_string(
     decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
 ) -> None:
     unwanted = [tokenizer.sentinel_token_id, tokenizer.media_token_ids["image"], len(tokenizer) + 5]
@@ -115,7 +115,9 @@ def test_special_tokens_and_padding_of_the_vocabulary_cannot_slip_into_a_string(
     assert 5 <= len(json.loads(answer.text)) <= 9
 
 
-def test_an_extra_stop_token_cannot_cut_the_json(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_an_extra_stop_token_cannot_cut_off_the_json(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
+) -> None:
     (z,) = tokenizer.encode("z")
     config = GenerationConfig(max_new_tokens=300, json_schema=ANIMAL, stop_token_ids=[z])
     (answer,) = generate(SteeredDecoder(decoder, always(decoder, [z])), prompts(decoder, 1), config, tokenizer, end)
@@ -129,7 +131,7 @@ def test_a_stop_token_that_the_schema_needs(decoder: Decoder, tokenizer: Tokeniz
         generate(decoder, prompts(decoder, 1), config, tokenizer, end)
 
 
-def test_control_characters_cannot_slip_into_a_string(
+def test_control_characters_cannot_appear_in_a_string(
     decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]
 ) -> None:
     controls = [tokenizer.encode(character)[0] for character in "\t\x01\x1f"]
@@ -140,7 +142,7 @@ def test_control_characters_cannot_slip_into_a_string(
     assert 5 <= len(json.loads(answer.text)) <= 9
 
 
-def test_whitespace_has_an_end(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+def test_whitespace_is_limited(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     blanks = [token_id for text, token_id in tokenizer.hf.get_vocab().items() if re.fullmatch("[ĠĊĉč]+", text)]
     config = GenerationConfig(max_new_tokens=300, json_schema=ANIMAL)
     (answer,) = generate(SteeredDecoder(decoder, always(decoder, blanks)), prompts(decoder, 1), config, tokenizer, end)
@@ -157,7 +159,7 @@ def test_whitespace_has_an_end(decoder: Decoder, tokenizer: Tokenizer, end: froz
         ({"type": "string", "pattern": "["}, "Unclosed"),
         ({"type": "integer", "minimum": 5, "maximum": 1}, "minimum greater than maximum"),
         ({"enum": []}, "must not be empty"),
-        ({"type": "array", "uniqueItems": True}, r"cannot promise: /: 'uniqueItems'"),
+        ({"type": "array", "uniqueItems": True}, r"cannot enforce .*: /: 'uniqueItems'"),
         ({"type": "object", "properties": {"a": {"not": {"type": "string"}}}}, r"/properties/a: 'not'"),
     ],
 )
@@ -190,7 +192,7 @@ def test_no_stop_token(decoder: Decoder, tokenizer: Tokenizer) -> None:
     ],
     ids=str,
 )
-def test_schemas_that_a_grammar_can_promise(schema: dict[str, object]) -> None:
+def test_schemas_that_a_grammar_can_enforce(schema: dict[str, object]) -> None:
     assert unenforceable(schema) == []
 
 
@@ -208,13 +210,13 @@ def test_schemas_that_a_grammar_can_promise(schema: dict[str, object]) -> None:
         ({"anyOf": [{}], "oneOf": [{}]}, "/: 'anyOf' beside 'oneOf'"),
     ],
 )
-def test_schemas_that_no_grammar_can_promise(schema: dict[str, object], problem: str) -> None:
+def test_schemas_that_a_grammar_cannot_enforce(schema: dict[str, object], problem: str) -> None:
     problems = unenforceable(schema)
     assert len(problems) == 1
     assert problems[0].startswith(problem)
 
 
-def test_bits_are_read_lowest_first() -> None:
+def test_lowest_bits_come_first() -> None:
     bitmask = torch.tensor([[-(2**31), 5], [-1, 0]], dtype=torch.int32)
     allowed = unpack_bits(bitmask, 40)
     assert allowed.shape == (2, 40)

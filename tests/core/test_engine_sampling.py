@@ -1,4 +1,4 @@
-"""The sampler against transformers' logits processors, and every setting's limits."""
+"""The sampler against the logits processors of transformers, and the limits of every setting."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def some_logits(rows: int, vocab_size: int = 61, scale: float = 3.0) -> torch.Te
     ("temperature", "top_k", "top_p"),
     [*itertools.product((0.3, 1.0, 1.7), (0, 1, 7, 61, 500), (1.0, 0.9, 0.3)), (1.0, 0, 1e-6)],
 )
-def test_distribution_is_that_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+def test_distribution_equals_transformers(temperature: float, top_k: int, top_p: float) -> None:
     logits = some_logits(5)
     expected = TemperatureLogitsWarper(temperature)(None, logits)
     if top_k:
@@ -38,7 +38,7 @@ def test_top_k_keeps_ties() -> None:
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.4])
-def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
+def test_repetition_penalty_equals_transformers(penalty: float) -> None:
     logits = some_logits(3)
     generated = torch.tensor([[4, 4, 9, 60], [0, 1, 2, 3], [8, 8, 8, 8]])
     seen = torch.zeros(3, 61, dtype=torch.bool).scatter_(1, generated, True)
@@ -46,7 +46,7 @@ def test_repetition_penalty_is_that_of_transformers(penalty: float) -> None:
     torch.testing.assert_close(penalize_repetition(logits, seen, penalty), expected, atol=0, rtol=0)
 
 
-def test_sampler_penalizes_what_it_has_chosen() -> None:
+def test_sampler_penalizes_the_tokens_it_has_chosen() -> None:
     logits = torch.tensor([[5.0, 4.0, 3.0], [-1.0, -1.5, -3.0]])
     sampler = Sampler(GenerationConfig(repetition_penalty=2.0), 2, CPU)
     assert [sampler(logits).tolist() for _ in range(4)] == [
@@ -72,10 +72,10 @@ def test_draws_follow_the_distribution() -> None:
     assert counts[expected == 0].sum() == 0
     kept = expected > 0
     chi_square = ((counts[kept] - n * expected[kept]) ** 2 / (n * expected[kept])).sum()
-    assert chi_square < 20.5  # 99.9 % quantile with five degrees of freedom
+    assert chi_square < 20.5  # the 99.9 % quantile for five degrees of freedom
 
 
-def test_a_row_draws_the_same_in_any_batch() -> None:
+def test_a_row_samples_the_same_tokens_in_any_batch() -> None:
     config = GenerationConfig(temperature=1.0, top_p=0.95, seed=77)
     logits = some_logits(4)
     batch = Sampler(config, 4, CPU)
@@ -115,7 +115,7 @@ def test_half_precision_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
         ({"stop": ""}, "stop string is empty"),
         ({"stop": ["end", ""]}, "stop string is empty"),
         ({"stop": 3}, "'stop' is 3"),
-        ({"stop_token_ids": [-5]}, "token ids are not negative"),
+        ({"stop_token_ids": [-5]}, "token ids cannot be negative"),
         ({"json_schema": "{bad"}, "it is not JSON"),
         ({"json_schema": "[1]"}, "not a JSON object"),
         ({"json_schema": [1]}, "json_schema"),

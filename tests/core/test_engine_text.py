@@ -1,4 +1,4 @@
-"""Ids to text, piece by piece, with tokenizers of both families; stop strings."""
+"""Streaming of token ids as text with tokenizers of both families, and stop strings."""
 
 import random
 
@@ -24,7 +24,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def sentencepiece_like() -> Tokenizer:
-    """Llama's kind: `▁` for spaces, the first of them stripped; bytes as `<0xE2>` where a character is unknown."""
+    """Llama's kind: `▁` for spaces, with the first one stripped; unknown characters as bytes such as `<0xE2>`."""
     pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
     pieces += [
         *"abcdefghijklmnopqrstuvwxyzHGKTABCDEFabc,.",
@@ -72,7 +72,7 @@ def test_pieces_join_to_the_text_and_are_whole_characters(any_tokenizer: Tokeniz
 def test_random_ids_join_to_their_text(any_tokenizer: Tokenizer) -> None:
     draw = random.Random(3)
     for _ in range(60):
-        # Bytes that are no UTF-8 are left to the byte-level kind: the other shows a whole run of them as unknown.
+        # Bytes that are not UTF-8 only go to the byte-level tokenizer: the other replaces a whole run of them.
         ids = [draw.randrange(len(any_tokenizer)) for _ in range(draw.randrange(1, 40))]
         if any_tokenizer.hf.unk_token:
             ids = [
@@ -92,18 +92,18 @@ def test_random_characters_join_to_their_text(any_tokenizer: Tokenizer) -> None:
         assert joined.lstrip() == text.lstrip()
 
 
-def test_special_tokens_between_words_leave_no_trace(sentencepiece_like: Tokenizer) -> None:
+def test_special_tokens_between_words_add_no_text(sentencepiece_like: Tokenizer) -> None:
     hello, world, end = (sentencepiece_like.hf.convert_tokens_to_ids(token) for token in ("▁hello", "▁world", "</s>"))
     assert pieces_of(sentencepiece_like, [end, hello, end, end, world]) == ["", "hello", "", "", " world", ""]
 
 
 @pytest.mark.parametrize("text", ["a \ud800 b", b"caf\xe9".decode(errors="surrogateescape")])
-def test_what_is_no_character_is_told_with_its_place(any_tokenizer: Tokenizer, text: str) -> None:
+def test_invalid_unicode_is_reported_with_its_place(any_tokenizer: Tokenizer, text: str) -> None:
     with pytest.raises(PromptError, match=r"not valid Unicode: '.u....' in '"):
         any_tokenizer.encode(text)
 
 
-def test_text_does_not_wait_longer_than_its_last_character(tokenizer: Tokenizer) -> None:
+def test_text_is_returned_as_soon_as_its_characters_are_complete(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("ab 🙂 cd")
     seen = ""
     for token_id, piece in zip(ids, pieces_of(tokenizer, ids), strict=False):
@@ -124,7 +124,7 @@ def test_text_does_not_wait_longer_than_its_last_character(tokenizer: Tokenizer)
         (["nothing"], [], ["nothing"], False),
     ],
 )
-def test_stop_strings_over_pieces(pieces: list[str], stop: list[str], visible: list[str], found: bool) -> None:
+def test_stop_strings_across_pieces(pieces: list[str], stop: list[str], visible: list[str], found: bool) -> None:
     strings = StopStrings(stop)
     assert [strings.push(piece) for piece in pieces] == visible
     assert strings.found is found
@@ -143,7 +143,7 @@ def test_stop_strings_against_a_plain_search() -> None:
             visible += strings.push(rest[:size])
             rest = rest[size:]
         visible += strings.finish()
-        # The stream cannot know of a longer stop string that starts earlier but is complete only later.
+        # The stream cannot know that a longer stop string, which starts earlier, will be complete later.
         ends = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
         if not ends:
             assert (visible, strings.found) == (text, False)

@@ -1,1 +1,1 @@
-"""Generation: KV cache, prefill and decode, sampling, stop conditions, guided decoding, streaming."""
+"""Generation: prefill and decode, sampling, stop conditions, guided decoding, streaming."""

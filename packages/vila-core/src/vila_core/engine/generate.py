@@ -48,9 +48,9 @@ class Generated:
 def prefill(
     llm: LanguageModel, embeds: torch.Tensor, cache: Cache, lengths: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Read prompts `[B, T, D]` into the empty `cache`; return the logits `[B, V]` of the next token.
+    """Read prompts `[B, T, D]`, padded on the right, into the empty `cache`; return the next token's logits `[B, V]`.
 
-    Rows are padded at the right. `lengths` `[B]` are the tokens of each prompt; None means that all have T.
+    `lengths` `[B]` are the numbers of tokens of the prompts; None means that each has T.
     """
     hidden = llm(embeds, cache=cache, lengths=lengths)
     last = hidden[:, -1] if lengths is None else hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
@@ -58,10 +58,7 @@ def prefill(
 
 
 def decode_one_token(llm: LanguageModel, ids: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-    """Read one token `ids` `[B]` of each row at `positions` `[B, 1]` or `[1, 1]`.
-
-    Return the logits `[B, V]` of the next.
-    """
+    """Read one token of each row, `ids` `[B]`, at `positions` `[B, 1]` or `[1, 1]`; return the next logits `[B, V]`."""
     return llm.logits(llm.decode_step(llm.embed(ids[:, None]), positions, cache)[:, -1])
 
 
@@ -112,7 +109,7 @@ def generate(
 
 
 class _Answer:
-    """One row's answer as it grows: its text, and whether it has ended."""
+    """The answer of one row while it is being generated: its tokens, its text and whether it has ended."""
 
     def __init__(
         self, config: GenerationConfig, tokenizer: Tokenizer, stop_token_ids: frozenset[int], max_new_tokens: int
@@ -126,7 +123,7 @@ class _Answer:
         self._stop_strings = StopStrings(config.stop)
 
     def push(self, token_id: int) -> Piece:
-        """Take the next token of an answer that has not ended."""
+        """Add the next token. The answer must not have ended."""
         if token_id in self._stop_token_ids:
             return self._piece(None, self._rest(), "stop")
         self.token_ids.append(token_id)
@@ -136,8 +133,8 @@ class _Answer:
         return self._piece(token_id, text, "stop" if self._stop_strings.found else None)
 
     def generated(self, prefill_seconds: float, decode_seconds: float) -> Generated:
-        """Return the ended answer."""
-        assert self.finish_reason is not None, "an answer is asked for before it has ended"
+        """Return the finished answer."""
+        assert self.finish_reason is not None, "the answer has not ended yet"
         return Generated(self.token_ids, "".join(self._text), self.finish_reason, prefill_seconds, decode_seconds)
 
     def _rest(self) -> str:
@@ -169,16 +166,13 @@ def _start(
     stops = stop_token_ids | frozenset(config.stop_token_ids)
     room = [_room(len(prompt), llm.config.max_length) for prompt in embeds]
     answers = [_Answer(config, tokenizer, stops, min(config.max_new_tokens, tokens)) for tokens in room]
-    processors: list[GrammarProcessor] = []
+    guide: GrammarProcessor | None = None
     if config.json_mode or config.json_schema is not None:
         from vila_core.engine import grammar  # imported here because xgrammar is slow to import
 
-        # Last, so that nothing can make a forbidden token possible again.
-        rows, vocab_size = len(embeds), llm.config.vocab_size
-        processors.append(grammar.GrammarProcessor.for_answers(config, tokenizer, vocab_size, stops, rows))
-    return answers, _steps(
-        llm, embeds, Sampler(config, len(embeds), embeds[0].device), processors, min(config.max_new_tokens, max(room))
-    )
+        guide = grammar.GrammarProcessor.for_answers(config, tokenizer, llm.config.vocab_size, stops, len(embeds))
+    sampler = Sampler(config, len(embeds), embeds[0].device)
+    return answers, _steps(llm, embeds, sampler, guide, min(config.max_new_tokens, max(room)))
 
 
 @torch.inference_mode()
@@ -186,7 +180,7 @@ def _steps(
     llm: LanguageModel,
     prompts: Sequence[torch.Tensor],
     sampler: Sampler,
-    processors: "Sequence[GrammarProcessor]",
+    guide: "GrammarProcessor | None",
     max_new_tokens: int,
 ) -> Iterator[list[int]]:
     """Yield the next token of every row, whether its answer has ended or not."""
@@ -199,8 +193,8 @@ def _steps(
     _require_finite(logits)
     for end in range(longest + 1, longest + max_new_tokens + 1):
         logits = logits.float()
-        for process in processors:
-            logits = process(logits, history)
+        if guide is not None:
+            logits = guide(logits, history)
         ids = sampler(logits)
         on_host: list[int] = ids.tolist()  # the only wait for the device in a step
         for row, token_id in zip(history, on_host, strict=True):
@@ -231,12 +225,12 @@ def pad_right(prompts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tens
 
 
 def _room(prompt_length: int, max_length: int) -> int:
-    """Return how many tokens may follow a prompt, at least one."""
+    """Return how many tokens may follow a prompt (at least one)."""
     if prompt_length == 0:
         raise PromptError("The prompt is empty: expected at least one token.")
     if prompt_length >= max_length:
         raise PromptError(
-            f"The prompt has {prompt_length} tokens, media included, and the context holds {max_length}: "
-            "nothing is left for an answer. Use fewer tiles, fewer video frames or less text."
+            f"The prompt has {prompt_length} tokens, media included, but the context holds {max_length}. This leaves "
+            "no room for an answer. Use fewer tiles, fewer video frames or less text."
         )
     return max_length - prompt_length

@@ -1,4 +1,4 @@
-"""Guided decoding: only tokens that keep the answer valid JSON, or valid under a JSON schema, can be chosen (xgrammar).
+"""Guided decoding with xgrammar: allow only tokens that keep the answer valid JSON, or valid under a JSON schema.
 
 B batch, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 """
@@ -21,11 +21,11 @@ _CONTROL_CHARACTERS = frozenset(range(0x20))
 _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
 
 _compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], xgrammar.GrammarCompiler]] = WeakKeyDictionary()
-"""By tokenizer: reading a vocabulary takes longer than an answer's first token. A compiler remembers its grammars."""
+"""Compilers by tokenizer: reading a vocabulary takes longer than the first token. A compiler caches its grammars."""
 
 
 class GrammarProcessor:
-    """Masks logits so that each row's next token continues what its row may become. One matcher a row."""
+    """Masks the logits of tokens that the grammar does not allow next. Each row has its own matcher."""
 
     def __init__(self, grammar: xgrammar.CompiledGrammar, vocab_size: int, batch_size: int):
         self._matchers = [xgrammar.GrammarMatcher(grammar) for _ in range(batch_size)]
@@ -40,35 +40,35 @@ class GrammarProcessor:
         stop_token_ids: frozenset[int],
         batch_size: int,
     ) -> Self:
-        """Return what holds `batch_size` answers to `config`'s JSON schema, or to any JSON without one.
+        """Return a processor for `batch_size` answers that enforces the JSON schema of `config`; without one, any JSON.
 
         Raises:
-            GenerationError: the schema is invalid or cannot be enforced, or no stop token could end the answer.
+            GenerationError: the schema is invalid or cannot be enforced, or there is no stop token to end the answer.
         """
         if not stop_token_ids:
             raise GenerationError(
-                "Guided decoding needs a stop token to end the answer with, and there is none. Set stop_token_ids."
+                "Guided decoding needs a stop token to end the answer, but there is none. Set stop_token_ids."
             )
         return cls(
             _compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size, batch_size
         )
 
     def __call__(self, logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits `[B, V]` -> the same with `-inf` for every token that may not come next.
+        """Logits `[B, V]` -> the same with `-inf` for every token that is not allowed next.
 
-        `history` has grown by one token a row since the last call. A row whose JSON is complete is left alone.
+        `history` has one more token per row than in the last call. Rows whose JSON is complete are not masked.
         """
         xgrammar.reset_token_bitmask(self._bitmask)
         for row, (matcher, token_ids) in enumerate(zip(self._matchers, history, strict=True)):
             if token_ids and not matcher.is_terminated():
                 accepted = matcher.accept_token(token_ids[-1])
-                assert accepted, f"token {token_ids[-1]} was chosen though the grammar forbids it"
+                assert accepted, f"token {token_ids[-1]} was chosen although the grammar forbids it"
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(self._bitmask, row)
                 if not self._bitmask[row].any():
                     raise GenerationError(
-                        f"After {len(token_ids)} tokens of JSON no token of the vocabulary can follow: the tokenizer "
-                        "lacks a character that the schema asks for, or it is a stop token."
+                        f"After {len(token_ids)} tokens of JSON, no token of the vocabulary can follow: the tokenizer "
+                        "lacks a character that the schema requires, or that character is a stop token."
                     )
         return logits.masked_fill(~unpack_bits(self._bitmask.to(logits.device), logits.shape[-1]), float("-inf"))
 
@@ -84,15 +84,15 @@ def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarComp
     problems = unenforceable(parsed)
     if problems:
         raise GenerationError(
-            f"The JSON schema says what guided decoding cannot promise: {'; '.join(problems)}. Leave it out."
+            f"Guided decoding cannot enforce these parts of the JSON schema: {'; '.join(problems)}. Remove them."
         )
     try:
-        # One layout, that of json.dumps: where any whitespace may stand, small models write it for ever.
+        # Only the whitespace of json.dumps: small models write whitespace forever where any amount is allowed.
         return compiler.compile_json_schema(parsed, any_whitespace=False)
     except RuntimeError as error:
         # "[time] /path/file.cc:line: reason"
         reason = str(error).strip().split(": ", 1)[-1]
-        raise GenerationError(f"The JSON schema is wrong: {reason}.") from error
+        raise GenerationError(f"The JSON schema is invalid: {reason}.") from error
 
 
 def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.GrammarCompiler:
@@ -104,10 +104,10 @@ def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[i
 
 
 def _vocabulary(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.TokenizerInfo:
-    """Describe the tokenizer to xgrammar, but give no text to tokens that must never be chosen.
+    """Describe the tokenizer to xgrammar, with empty text for tokens that must never be chosen.
 
-    Special tokens leave nothing in an answer's text. Control characters have no place in one line of JSON, yet
-    xgrammar lets them into strings of limited length.
+    Those are special tokens, which do not appear in the text of an answer, and tokens with control characters, which
+    JSON does not allow but xgrammar allows in strings of limited length.
     """
     stops = sorted(stop_token_ids)
     detected = xgrammar.TokenizerInfo.from_huggingface(tokenizer.hf, vocab_size=vocab_size, stop_token_ids=stops)

@@ -1,4 +1,4 @@
-"""From logits to the next token: generation settings, and the sampler that obeys them.
+"""Generation settings, and the sampler that chooses the next token from logits.
 
 B batch, V vocabulary
 """
@@ -15,12 +15,12 @@ from vila_core.errors import GenerationError, ValidationProblem, unknown_name, v
 
 
 class GenerationConfig(Config):
-    """How to generate. Every value is checked when the object is made; `GenerationError` says what is wrong.
+    """How to generate. Values are validated on construction; `GenerationError` says what is wrong.
 
-    `temperature` 0 is greedy, and then `top_k` and `top_p` have nothing to choose from. `top_k` 0 and `top_p` 1 keep
-    every token. `repetition_penalty` counts generated tokens only, since a prompt with media has no ids of its own.
-    The same `seed` gives the same answer, alone or in a batch. `json_schema` is a JSON schema, as text or parsed; it
-    goes before `json_mode`, which asks for any JSON object or array.
+    `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
+    `repetition_penalty` counts generated tokens only, since media in a prompt have no token ids. The same `seed` gives
+    the same answer, alone or in a batch. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
+    `json_mode`, which asks for any JSON object or array.
     """
 
     max_new_tokens: int = Field(default=512, ge=1)
@@ -46,26 +46,26 @@ class GenerationConfig(Config):
 
     @field_validator("stop", mode="before")
     @classmethod
-    def _one_stop_string_is_a_list_of_one(cls, stop: object) -> object:
+    def _wrap_single_stop_string(cls, stop: object) -> object:
         return (stop,) if isinstance(stop, str) else stop
 
     @field_validator("stop")
     @classmethod
-    def _stop_strings_say_something(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_stop_strings(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if "" in stop:
-            raise ValueError("a stop string is empty, so every answer would end before it begins; leave it out")
+            raise ValueError("a stop string is empty, which would end every answer at once; remove it")
         return stop
 
     @field_validator("stop_token_ids")
     @classmethod
-    def _stop_token_ids_exist(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_stop_token_ids(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
         if any(token_id < 0 for token_id in ids):
-            raise ValueError("token ids are not negative")
+            raise ValueError("token ids cannot be negative")
         return ids
 
     @field_validator("json_schema")
     @classmethod
-    def _json_schema_is_json(cls, schema: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    def _check_json_schema(cls, schema: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         try:
             parsed = json.loads(schema) if isinstance(schema, str) else schema
         except json.JSONDecodeError as error:
@@ -78,7 +78,7 @@ class GenerationConfig(Config):
 
 
 def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
-    """Return a sentence that says what was got and what was expected."""
+    """Return a sentence with the given and the expected value."""
     if problem.kind == "extra_forbidden":
         return unknown_name("generation setting", problem.path, config.model_fields)
     reason = problem.message.removeprefix("Value error, ").removeprefix("Input should be ")
@@ -87,7 +87,7 @@ def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
 
 
 class Sampler:
-    """Chooses the next token of each row. Every row has its own generator, so its draws do not depend on the batch."""
+    """Chooses the next token of each row. Each row has its own random generator, so it does not depend on the batch."""
 
     def __init__(self, config: GenerationConfig, batch_size: int, device: torch.device):
         self.config = config
@@ -100,7 +100,7 @@ class Sampler:
                 generator.manual_seed(config.seed)
 
     def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, V]` -> token ids `[B]` int64, without waiting for the device."""
+        """Logits `[B, V]` -> token ids `[B]` int64, without synchronizing with the device."""
         config = self.config
         logits = logits.float()
         if config.repetition_penalty != 1.0:
@@ -113,7 +113,7 @@ class Sampler:
         return ids
 
     def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
-        # argmax(p / e) with e ~ Exp(1) is a draw from p; unlike torch.multinomial it takes a generator per row.
+        # argmax(p / e) with e ~ Exp(1) samples from p. Unlike torch.multinomial, it allows one generator per row.
         noise = torch.empty_like(probabilities)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
@@ -121,16 +121,13 @@ class Sampler:
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Make `seen` tokens less likely for a penalty above 1.
-
-    Positive logits divided, negative ones multiplied (Keskar et al. 2019).
-    """
+    """Divide the positive logits of `seen` tokens by `penalty` and multiply the negative ones (Keskar et al. 2019)."""
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def distribution(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
     """Logits `[B, V]` fp32 -> probabilities after temperature, then top-k, then top-p (the order of transformers)."""
-    # The largest logit becomes 0 first: a tiny temperature must not overflow.
+    # Shift the largest logit to 0 first, so that a tiny temperature does not overflow.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         smallest_kept = logits.topk(config.top_k, dim=-1).values[:, -1:]
@@ -138,6 +135,6 @@ def distribution(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor
     if config.top_p < 1.0:
         ascending, order = logits.sort(dim=-1)
         is_tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p
-        is_tail[:, -1] = False  # the likeliest token always stays
+        is_tail[:, -1] = False  # the most likely token always stays
         logits = logits.masked_fill(is_tail.scatter(1, order, is_tail), -math.inf)
     return logits.softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""What of JSON Schema (draft 2020-12) a grammar can promise. The rest is refused: half a promise is none."""
+"""Finds the parts of a JSON schema (draft 2020-12) that a grammar cannot enforce. Such schemas are refused."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,7 +24,7 @@ _SCHEMAS = ("items", "additionalProperties", "propertyNames")
 
 
 def unenforceable(schema: Mapping[str, Any]) -> list[str]:
-    """Return what in `schema` a grammar cannot enforce, each with its place as a JSON pointer; empty if all is well."""
+    """Return the parts of `schema` that a grammar cannot enforce, each as a JSON pointer and a reason."""
     return [f"{place or '/'}: {reason}" for place, part in _parts(schema, "") for reason in _reasons(part)]
 
 
@@ -49,7 +49,7 @@ def _reasons(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _parts(schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield `schema` and every schema inside it; what is not shaped like a schema is left to the grammar's compiler."""
+    """Yield `schema` and every schema inside it. The grammar compiler reports values that are not schemas."""
     yield place, schema
     inner: list[tuple[str, object]] = [(key, schema[key]) for key in _SCHEMAS if key in schema]
     for key in _MAPS_OF_SCHEMAS:

@@ -1,32 +1,28 @@
-"""Token ids to text as they come: never half a character, never text that a stop string may still cut."""
+"""Streams token ids as text: whole characters only, and no text that a stop string may still cut."""
 
 from collections.abc import Sequence
-from typing import Protocol
+
+from vila_core.tokenizer import Tokenizer
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class Decodes(Protocol):
-    """The part of `Tokenizer` that this file needs."""
-
-    def decode(self, ids: Sequence[int]) -> str: ...
-
-
 class Detokenizer:
-    """Token ids in, pieces of text out; the pieces joined are the text of all ids.
+    """Turns token ids into pieces of text, which join to the text of all ids.
 
-    (Where a tokenizer with byte fallback writes bytes that are no UTF-8, it would call the valid bytes before them
-    unknown too; here those stay, since they are out already.)
+    The text of an id depends on the ids before it (a leading space, bytes of one character), so each id is decoded
+    together with those of the previous piece. Text that ends in replacement characters is held back until the bytes
+    that complete it arrive.
 
-    What an id means depends on those before it (a leading space, bytes of one character), so each is decoded behind
-    the ids of the piece before. Text that ends in replacement characters waits for the bytes that complete it.
+    There is one exception: for bytes that are not UTF-8, a tokenizer with byte fallback also replaces the valid bytes
+    before them. These have already been returned here, so they stay.
     """
 
-    def __init__(self, tokenizer: Decodes):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._window: list[int] = []  # ids of the piece before, then those not yet wholly given out
-        self._num_context = 0  # ids of the piece before
-        self._num_given = 0  # characters of the window's text that are already out
+        self._window: list[int] = []  # ids of the previous piece, then ids whose text is not complete
+        self._num_context = 0  # how many ids belong to the previous piece
+        self._num_given = 0  # characters of the window's text that have been returned
 
     def push(self, token_id: int) -> str:
         """Add an id; return the text that is now certain, often empty."""
@@ -43,14 +39,14 @@ class Detokenizer:
         return piece
 
     def finish(self) -> str:
-        """Return the rest, with replacement characters where bytes are missing."""
+        """Return the remaining text, with replacement characters for missing bytes."""
         piece = self._tokenizer.decode(self._window)[self._num_given :]
         self._num_given += len(piece)
         return piece
 
 
 class StopStrings:
-    """Cuts a growing text at the first stop string, and holds back whatever may be the beginning of one."""
+    """Cuts a growing text at the first stop string, and holds back text that may be the beginning of one."""
 
     def __init__(self, stop: Sequence[str]):
         self._stop = stop
@@ -58,7 +54,7 @@ class StopStrings:
         self.found = False
 
     def push(self, piece: str) -> str:
-        """Add text; return what is certain to come before any stop string."""
+        """Add text; return the part that certainly comes before any stop string."""
         text = self._held + piece
         starts = [text.find(stop) for stop in self._stop if stop in text]
         if starts:
@@ -69,11 +65,11 @@ class StopStrings:
         return text[: len(text) - num_held]
 
     def finish(self) -> str:
-        """Return what was held back for a stop string that never came."""
+        """Return the text that was held back for a stop string that did not come."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of `text` that begins `stop`."""
+    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

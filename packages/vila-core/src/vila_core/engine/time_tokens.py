@@ -1,7 +1,4 @@
-"""Time tokens of video models (LITA, Huang et al.
-
-2024): `<tN>` in an answer stands for a point of the video's duration.
-"""
+"""Time tokens of video models (LITA, Huang et al. 2024): `<tN>` in an answer stands for a point in the video."""
 
 import re
 
@@ -12,27 +9,27 @@ _BEYOND = re.compile(r"<t(\d+)>")
 def decode_time_token(text: str, *, duration: float, num_time_tokens: int, time_token_format: str) -> str:
     """Replace the time tokens of `text` by `<seconds>`, rounded to hundredths.
 
-    Token t of n means `t * duration / (n - 1)` s; the only token of one means the start. A number beyond the last
-    token, in the common form `<tN>`, means the end.
+    Token t of n means `t * duration / (n - 1)` seconds; if there is only one token, it means the start. A number beyond
+    the last token, in the common form `<tN>`, means the end.
     """
     steps = max(num_time_tokens - 1, 1)
     seconds = {time_token_format.format(t=t): f"<{round(t * duration / steps, 2)}>" for t in range(num_time_tokens)}
-    # Longest first: a format without a closing character makes one token the beginning of another.
+    # Longest first: in a format without a closing character, one token can be a prefix of another.
     tokens = "|".join(re.escape(token) for token in sorted(seconds, key=len, reverse=True))
     text = re.sub(tokens, lambda match: seconds[match[0]], text)
 
     def clamp(match: re.Match[str]) -> str:
         digits = match[1]
-        is_beyond = int(digits) >= num_time_tokens and digits == str(int(digits))  # "<t0100>" is no token
+        is_beyond = int(digits) >= num_time_tokens and digits == str(int(digits))  # "<t0100>" is not a token
         return f"<{round(duration, 2)}>" if is_beyond else match[0]
 
     return _BEYOND.sub(clamp, text)
 
 
 def encode_time_token(text: str, *, duration: float, num_time_tokens: int, time_token_format: str) -> str:
-    """Replace `<seconds>` in `text` by the nearest time token; the text is stripped.
+    """Replace `<seconds>` in `text` by the nearest time token, and strip the text.
 
-    Times beyond `duration` give tokens beyond the last. In a video without duration every time is its start.
+    Times beyond `duration` become tokens beyond the last one. In a video without a duration every time means the start.
     """
 
     def nearest(match: re.Match[str]) -> str:
@@ -43,9 +40,9 @@ def encode_time_token(text: str, *, duration: float, num_time_tokens: int, time_
 
 
 class TimeTokenStream:
-    """`decode_time_token` over a text that arrives in pieces: what may be the beginning of a token is held back.
+    """`decode_time_token` for text that arrives in pieces. Text that may be the beginning of a token is held back.
 
-    With `num_time_tokens` 0 every piece passes as it is.
+    With `num_time_tokens` 0 the pieces pass through unchanged.
     """
 
     def __init__(self, *, duration: float, num_time_tokens: int, time_token_format: str):
@@ -55,11 +52,11 @@ class TimeTokenStream:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """Return what is certain after the next piece of text."""
+        """Add a piece of text; return the part that is certain."""
         if not self._count:
             return piece
         text = self._held + piece
-        # A token is its format with a number put in; so many characters at the end may still grow into one.
+        # The longest token: that many characters at the end may still become one.
         longest = len(self._format.format(t=10 * self._count))
         opening = self._format.partition("{")[0][:1] or "<"
         start = text.rfind(opening, max(len(text) - longest, 0))
@@ -69,7 +66,7 @@ class TimeTokenStream:
         return self._decode(text[:cut])
 
     def finish(self) -> str:
-        """Return the rest, when no more text will come."""
+        """Return the remaining text once no more will come."""
         rest, self._held = self._held, ""
         return self._decode(rest) if self._count else rest
 
