@@ -1,4 +1,4 @@
-"""Quantize a random model with a released model's shapes; check the claims on time and peak memory.
+"""Quantize a random model of a released one's shapes: seconds by phase, peak memory, and whether the claims hold.
 
     python benchmarks/quantize_model.py nvila-8b --out results/quantize-8b.json
     python benchmarks/quantize_model.py nvila-0.5b --device cpu --out results/quantize-0.5b.json
