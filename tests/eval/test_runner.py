@@ -149,7 +149,7 @@ def test_several_questions_of_a_row_follow_one_another(tmp_path: Path, model: Ec
         ("1-0", 3, "left"),
         ("1-1", 4, "middle"),
     ]
-    # Two rows a batch are six questions, computed two at a time.
+    # Two rows per batch give six questions, and the model answers two at a time.
     assert [len(batch) for batch in model.batches] == [2, 2, 2, 2, 1]
 
 

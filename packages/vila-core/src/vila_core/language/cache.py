@@ -29,7 +29,8 @@ class KVCache:
 
     Attributes:
         keys, values: `[L, B, H_kv, S, D_h]`.
-        limit: how many slots a call reads; None reads all S. A smaller limit makes short sequences cheaper.
+        limit: how many slots a call reads: exactly the tokens of the longest row after the call. None reads all S,
+            which takes longer for short sequences.
     """
 
     keys: torch.Tensor

@@ -188,7 +188,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise DataError(f"The data file '{path}' cannot be read: {error}") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
-        raise DataError(f"The data file '{path}' must hold a list of objects (one a row).")
+        raise DataError(f"The data file '{path}' must hold a list of objects (one per row).")
     return cast("list[dict[str, Any]]", rows)
 
 

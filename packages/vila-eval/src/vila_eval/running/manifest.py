@@ -73,7 +73,7 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
     if differences:
         raise ResultsError(
             f"The folder '{folder}' holds results of something else: {'; '.join(differences)}. "
-            "Run with --force to start anew there, or give another --output-dir or --model-name."
+            "Run with --force to start over there, or give another --output-dir or --model-name."
         )
     return result if result is not None and result.settings.limit == expected.settings.limit else None
 

@@ -92,7 +92,7 @@ class Run:
         return replace(job, manifest=manifest) if result is None else Finished(result)
 
     def _existing_result(self, job: Job) -> Finished | None:
-        """Return the result of a complete task; None if there is none, or one that `force` replaces."""
+        """Return the result of a task that is already complete; None if it is not, or if `force` replaces it."""
         try:
             result = check_folder(job.folder, job.manifest)
         except ResultsError:

@@ -42,7 +42,7 @@ def select(
 
     Raises:
         ConfigError: an unknown name or tag, nothing selected, or nothing left.
-        PluginError: two distributions register a selected task, or it is none.
+        PluginError: two distributions register a selected task, or a selected object is not a task.
     """
     if not names and not tags_include:
         raise ConfigError(
@@ -82,7 +82,7 @@ def checked(tasks: Registry[Named], name: str) -> Task:
     if not isinstance(found, Task):
         raise PluginError(
             f"{tasks.owner(name)} registers the task '{name}', which is a {type(found).__name__}. "
-            "Expected a vila_eval.Task: mend or uninstall the plugin."
+            "Expected a vila_eval.Task: fix or uninstall the plugin."
         )
     return found
 

@@ -54,7 +54,7 @@ class TwoWays(Protocol):
 
 
 def multiply(kernel: TwoWays, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
-    """`x [M, K]` -> `[M, N]`, the faster way for this number of rows."""
+    """`x [M, K]` -> `[M, N]`, with the method that is faster for M rows."""
     if len(x) < CROSSOVERS[0]:
         return kernel.few_rows(x, packed, shape)
     plan = _pinned.get() or measured_plan(kernel, shape.inputs, shape.group_size, x.dtype, torch.get_num_threads())
