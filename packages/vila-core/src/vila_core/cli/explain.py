@@ -156,7 +156,7 @@ def _draw_part(part: Part, pixels: PixelConfig) -> Image.Image:
 
 
 def _to_bytes(tiles: Tiles, pixels: PixelConfig) -> npt.NDArray[np.uint8]:
-    """Undo the normalisation: float32 `[N, 3, H, W]` -> uint8 `[N, H, W, 3]`."""
+    """Undo the normalization: float32 `[N, 3, H, W]` -> uint8 `[N, H, W, 3]`."""
     values = tiles.pixels.float().cpu().numpy().transpose(0, 2, 3, 1)
     values = (values * np.asarray(pixels.std, np.float32) + np.asarray(pixels.mean, np.float32)) * 255
     return values.round().clip(0, 255).astype(np.uint8)

@@ -58,7 +58,7 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def inverse_frequencies(config: DecoderConfig) -> torch.Tensor:
-    """Return the frequencies `[F]` in radians a token, fp32 on the CPU, with the config's scaling applied.
+    """Return the frequencies `[F]` in radians per token, fp32 on the CPU, with the config's scaling applied.
 
     For `dynamic` these are the unscaled ones, which hold up to `max_position_embeddings`.
     """

@@ -116,7 +116,7 @@ class TransformersLanguageModel(nn.Module):
         return scores.reshape(*hidden.shape[:-1], -1)
 
     def new_cache(self, batch_size: int, max_length: int) -> TransformersCache:
-        """Return an empty cache; it takes sizes, device and dtype from what is put in."""
+        """Return an empty cache; it takes sizes, device and dtype from the first tensors."""
         return TransformersCache(self._whole[0].config)
 
     def reset_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
