@@ -121,10 +121,10 @@ def test_initial_weights():
     ("change", "message"),
     [
         ({"model_name": "vit_tinny_patch16_224"}, r"Unknown timm model 'vit_tinny_patch16_224'.*vit_tiny_patch16_224"),
-        ({"model_name": "resnet18"}, r"'resnet18' is a ResNet; the timm tower takes plain vision transformers"),
+        ({"model_name": "resnet18"}, r"'resnet18' is a ResNet. The timm tower supports plain vision transformers"),
         ({"model_name": "samvit_base_patch16"}, r"VisionTransformerSAM"),
-        ({"hidden_size": 65}, r"is 64 wide on a grid of 4 x 4 patches; .* say 65 and 4 x 4"),
-        ({"patch_size": 8}, r"is 64 wide on a grid of 4 x 4 patches; .* say 64 and 8 x 8"),
+        ({"hidden_size": 65}, r"has width 64 and 4 x 4 patches, but .* mean 65 and 4 x 4"),
+        ({"patch_size": 8}, r"has width 64 and 4 x 4 patches, but .* mean 64 and 8 x 8"),
         ({"select_layer": 0}, r"select_layer 0 is the embedding"),
         ({"select_layer": -8}, r"a tower of 6 layers has hidden states -7 to 6"),
     ],
