@@ -34,7 +34,7 @@ GROUP_SIZE = 128
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
 SQUARE = 8192
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
-"""Of the relative error of one linear: the rounding of its weights and of its result."""
+"""Bound on the relative error of one linear, from the rounding of its weights and its result."""
 
 GPU = torch.device("cuda")
 

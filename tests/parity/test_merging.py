@@ -15,7 +15,7 @@ from vila_core.model import VilaModel
 from vila_core.preprocess import WHOLE, TileLayout, Tiles
 from vila_core.projectors import build_projector
 from vila_core.prompt import PreparedMedium, PreparedPrompt
-from vila_train.labels import IGNORE_INDEX
+from vila_train.labels import IGNORE_INDEX, expand_labels
 from vila_train.loss import causal_cross_entropy, soft_cross_entropy
 
 
@@ -43,18 +43,8 @@ def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant
             prompt = PreparedPrompt("", ids, videos if has_video else images)
             rows.append(network.embed(network.batch([prompt])))
             expanded = network.expand(prompt)
-            in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
-            media_ids = tokenizer.media_token_ids.values()
-            of_text = iter(
-                [
-                    label
-                    for token, label in zip(ids, get("collated.labels")[row][mask].tolist(), strict=True)
-                    if token not in media_ids
-                ]
-            )
-            labels.append(
-                torch.tensor([IGNORE_INDEX if at in in_blocks else next(of_text) for at in range(len(expanded.ids))])
-            )
+            of_text = get("collated.labels")[row][mask].tolist()
+            labels.append(torch.tensor(expand_labels(ids, of_text, tokenizer.media_token_ids.values(), expanded)))
         embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         padded = torch.nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX)
         torch.testing.assert_close(embeds, get("eval_right.inputs_embeds"), atol=2e-5, rtol=1e-4)

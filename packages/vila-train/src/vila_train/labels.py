@@ -4,10 +4,11 @@ As in the reference (`llava/utils/tokenizer.py: preprocess_conversation`), the l
 against the same conversation with its answers removed: every token that does not match belongs to an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 from vila_core.chat import SENTINEL_TOKEN, ChatTemplate, Turn
+from vila_core.encoders import ExpandedPrompt
 from vila_core.tokenizer import Tokenizer
 
 IGNORE_INDEX = -100
@@ -38,6 +39,22 @@ def tokenize_with_labels(
         if labels is not None:
             return ids, labels
     return ids, [IGNORE_INDEX] * len(ids)
+
+
+def expand_labels(
+    ids: Sequence[int], labels: Sequence[int], media_ids: Container[int], expanded: ExpandedPrompt
+) -> list[int]:
+    """Return the labels of the T' positions of `expanded`: `IGNORE_INDEX` for media and the texts around them.
+
+    Args:
+        ids: the T token ids that `expanded` was made from.
+        labels: their labels.
+        media_ids: the ids that stand for media.
+        expanded: the ids with room for media.
+    """
+    of_text = iter([label for token, label in zip(ids, labels, strict=True) if token not in media_ids])
+    in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
+    return [IGNORE_INDEX if position in in_blocks else next(of_text) for position in range(len(expanded.ids))]
 
 
 def _cut_answers(skeleton: list[int], sentinel: int, tokens_before: int) -> list[int]:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vila_core.chat import IMAGE_TOKEN, VIDEO_TOKEN, ChatTemplate, Turn
+from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Turn
 from vila_core.config import BasicVideoEncoderConfig
-from vila_core.encoders import BasicVideoEncoder, ExpandedPrompt, MediaEncoder, expand
+from vila_core.encoders import BasicVideoEncoder, BlockLayout, MediaEncoder, expand
 from vila_core.tokenizer import Tokenizer
-from vila_train.labels import IGNORE_INDEX, tokenize_with_labels
+from vila_train.labels import IGNORE_INDEX, expand_labels, tokenize_with_labels
 from vila_train.tiny.world import make_sample
 from vila_train.tiny.world.combinations import Split
 from vila_train.tiny.world.drawing import draw
@@ -58,35 +58,24 @@ class Encoder:
         self.template = template
         self.tokens_per_picture = tokens_per_picture
         self.encoder = BasicVideoEncoder(BasicVideoEncoderConfig()) if encoder is None else encoder
-        self._media_ids = frozenset(tokenizer.media_token_ids.values())
+        self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
+        self._text_ids = {text: tokenizer.encode(text) for text in self.encoder.texts}
 
     def __call__(self, sample: Sample) -> Encoded:
         """Encode `sample` as a user message and the assistant's answer."""
-        media = [
-            ("image" if isinstance(part, Scene) else "video", part)
-            for part in sample.prompt
-            if not isinstance(part, str)
-        ]
-        text = "".join(
-            part if isinstance(part, str) else IMAGE_TOKEN if isinstance(part, Scene) else VIDEO_TOKEN
-            for part in sample.prompt
-        )
-        ids, labels = tokenize_with_labels(
-            [Turn("user", text), Turn("assistant", sample.answer)], self.tokenizer, self.template
-        )
-        frames = [1 if isinstance(part, Scene) else len(part.frames) for _, part in media]
-        layouts = [self.encoder.layout(count, self.tokens_per_picture) for count in frames]
-        kinds = {token: kind for kind, token in self.tokenizer.media_token_ids.items()}
-        text_ids = {around: self.tokenizer.encode(around) for around in self.encoder.texts}
-        blocks = [(kind, [layout]) for (kind, _), layout in zip(media, layouts, strict=True)]
-        expanded = expand(ids, blocks, kinds, text_ids)
-        return Encoded(expanded.ids, expanded.places, self._expand_labels(ids, labels, expanded))
-
-    def _expand_labels(self, ids: list[int], labels: list[int], expanded: ExpandedPrompt) -> list[int]:
-        """Return one label per position of `expanded`: `IGNORE_INDEX` for media and the text around them."""
-        of_text = iter(label for token, label in zip(ids, labels, strict=True) if token not in self._media_ids)
-        in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
-        return [IGNORE_INDEX if position in in_blocks else next(of_text) for position in range(len(expanded.ids))]
+        text = ""
+        blocks: list[tuple[str, list[BlockLayout]]] = []
+        for part in sample.prompt:
+            if isinstance(part, str):
+                text += part
+                continue
+            kind, frames = ("image", 1) if isinstance(part, Scene) else ("video", len(part.frames))
+            text += MEDIA_TOKENS[kind]
+            blocks.append((kind, [self.encoder.layout(frames, self.tokens_per_picture)]))
+        turns = [Turn("user", text), Turn("assistant", sample.answer)]
+        ids, labels = tokenize_with_labels(turns, self.tokenizer, self.template)
+        expanded = expand(ids, blocks, self._kinds, self._text_ids)
+        return Encoded(expanded.ids, expanded.places, expand_labels(ids, labels, self._kinds, expanded))
 
 
 @dataclass(frozen=True)
