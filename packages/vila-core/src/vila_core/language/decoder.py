@@ -63,7 +63,14 @@ class Decoder(nn.Module):
         """Hidden states `[..., D]` -> scores `[..., V]`."""
         if self.lm_head is None:
             return F.linear(hidden, self.model.embed_tokens.weight)
-        return self.lm_head(hidden)
+        logits = self.lm_head(hidden)
+        missing = self.config.vocab_size - logits.shape[-1]
+        if missing <= 0:
+            return logits
+        # A quantized head keeps the rows of its checkpoint. The rows of tokens that the checkpoint lacks are the mean
+        # of its rows (see `load_weights`), so their scores are the mean of its scores.
+        mean = logits.mean(-1, keepdim=True, dtype=torch.float32).to(logits.dtype)
+        return torch.cat([logits, mean.expand(*mean.shape[:-1], missing)], dim=-1)
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Return an empty cache on the model's device, in its dtype."""

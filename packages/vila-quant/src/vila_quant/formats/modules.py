@@ -64,7 +64,8 @@ def _find_linear(modules: Mapping[str, nn.Module], layer: GroupwiseLayer | Eight
         raise CheckpointError(
             f"'{layer.name}' is quantized in the checkpoint, but {kind} in the model. The config is for another model."
         )
-    if (found.out_features, found.in_features) != (layer.outputs, layer.inputs):
+    fewer_tokens = layer.name == HEAD and layer.outputs < found.out_features  # see `Decoder.logits`
+    if layer.inputs != found.in_features or (layer.outputs != found.out_features and not fewer_tokens):
         raise CheckpointError(
             f"'{layer.name}' has {layer.outputs} outputs and {layer.inputs} inputs in the checkpoint; "
             f"its config says {found.out_features} and {found.in_features}."
