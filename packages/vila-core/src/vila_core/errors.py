@@ -26,6 +26,10 @@ class CheckpointError(VilaError):
     """A checkpoint folder or file is missing, damaged, unsafe or does not fit its config."""
 
 
+class OutputError(VilaError):
+    """A file or folder cannot be written: the disk is full, read-only, or the path is impossible."""
+
+
 class MediaError(VilaError):
     """An image or video cannot be read, or exceeds a limit."""
 

@@ -1,0 +1,73 @@
+"""Writing a file completely or not at all: it gets its name only when everything in it is written."""
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vila_core.errors import OutputError
+
+
+@contextmanager
+def new_file(path: Path) -> Generator[Path]:
+    """Yield the path of a temporary file beside `path`, which replaces `path` if the block succeeds.
+
+    Raises:
+        OutputError: the folder does not exist, is read-only, or the disk is full. No part of the file is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        temporary.chmod(0o666 & ~umask())
+        yield temporary
+        temporary.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        _remove(temporary)
+        if not isinstance(error, OSError) and temporary is not None:
+            raise
+        raise cannot_write(path, error) from error
+    except BaseException:  # an interrupted run leaves nothing behind either
+        _remove(temporary)
+        raise
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write text (UTF-8, line ends unchanged) or bytes to `path`, completely or not at all. Raises `OutputError`."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents if they are missing. Raises `OutputError`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError | ValueError) -> OutputError:
+    """Return the error for a file or folder that could not be written."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutputError(f"'{path}' was not written: the disk is full. Free some space, or choose another disk.")
+    if isinstance(error, FileNotFoundError):
+        return OutputError(f"'{path}' was not written: the folder '{path.parent}' does not exist. Create it first.")
+    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return OutputError(f"'{path}' cannot be written: {reason}. Choose another path.")
+
+
+def umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _remove(path: Path | None) -> None:
+    if path is not None:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,52 @@
+"""Files are written completely or not at all."""
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from vila_core.errors import OutputError
+from vila_core.new_file import make_folder, new_file, umask, write_file
+
+
+def test_a_file_appears_with_its_whole_content(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.txt", "grün\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == "grün\r\n".encode()
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask()
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("raised", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path: Path, raised: BaseException) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises((OutputError, KeyboardInterrupt)) as caught, new_file(path) as temporary:  # noqa: PT012
+        temporary.write_text("half")
+        raise raised
+    if isinstance(caught.value, OutputError):
+        assert "the disk is full" in str(caught.value)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_impossible_paths_are_one_line_errors(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (
+        tmp_path / "none" / "a",
+        tmp_path / "folder",
+        tmp_path / ("x" * 300),
+        Path("/proc/version"),
+        Path("a\0b"),
+    ):
+        with pytest.raises(OutputError) as caught:
+            write_file(path, "text")
+        assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "folder").iterdir())
+    with pytest.raises(OutputError):
+        make_folder(Path("/dev/null/x"))
+
+
+def test_other_errors_of_the_block_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), new_file(tmp_path / "a"):
+        raise ValueError("mine")
+    assert not list(tmp_path.iterdir())
