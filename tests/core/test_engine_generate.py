@@ -1,12 +1,23 @@
 """Generation: batches against single prompts, limits, stop conditions, streaming."""
 
+import copy
+import re
 from collections.abc import Sequence
 
 import pytest
 import torch
 from tests.core.steered import SteeredDecoder
 
-from vila_core.engine.generate import Generated, Piece, decode_one_token, generate, pad_right, prefill, stream
+from vila_core.engine.generate import (
+    Generated,
+    Piece,
+    decode_one_token,
+    generate,
+    generate_each,
+    pad_right,
+    prefill,
+    stream,
+)
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError
 from vila_core.language.decoder import Decoder
@@ -135,13 +146,98 @@ def test_prompts_that_do_not_fit(
         stream(decoder, batch[1], GenerationConfig(), tokenizer, end)
 
 
-def test_values_that_are_not_finite_are_an_error(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+SPOILT = {
+    "NaN": lambda row: row.clone().index_fill_(0, torch.tensor([5]), torch.nan),
+    "all NaN": lambda row: torch.full_like(row, torch.nan),
+    "infinity": lambda row: row.clone().index_fill_(0, torch.tensor([9]), torch.inf),
+    "minus infinity": lambda row: row.clone().index_fill_(0, torch.tensor([9]), -torch.inf),
+    "all minus infinity": lambda row: torch.full_like(row, -torch.inf),
+    "all zero, from a norm that overflows": torch.zeros_like,
+}
+
+
+def spoil(decoder: Decoder, kind: str, row: int, step: int) -> SteeredDecoder:
+    """Return a model whose logits for token `step` (from 0) of `row` cannot be used."""
+
+    def steer(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
+        if len(history[0]) == step:
+            logits[row] = SPOILT[kind](logits[row])
+        return logits
+
+    return SteeredDecoder(decoder, steer)
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+@pytest.mark.parametrize("step", [0, 1, 6])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 1.1, "seed": 4, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2},
+        {"json_schema": {"type": "string", "minLength": 9, "maxLength": 12}},
+        {"json_mode": True, "temperature": 1.1, "seed": 4},
+    ],
+    ids=["greedy", "sampled", "schema", "json"],
+)
+def test_values_that_are_not_finite_fail_their_own_row(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], kind: str, step: int, settings: dict[str, object]
+) -> None:
+    config = GenerationConfig(max_new_tokens=12, **settings)
+    batch = prompts(decoder, [8, 3, 5])
+    sound = generate(decoder, batch, config, tokenizer, end)
+    first, failed, last = generate_each(spoil(decoder, kind, 1, step), batch, config, tokenizer, end)
+    assert isinstance(failed, GenerationError)
+    assert re.search(rf"not finite in float32, at token {step + 1} of the answer", str(failed))
+    assert "\n" not in str(failed)
+    assert isinstance(first, Generated)
+    assert isinstance(last, Generated)
+    assert (first.token_ids, last.token_ids) == (sound[0].token_ids, sound[2].token_ids)
+    with pytest.raises(GenerationError, match="not finite"):
+        generate(spoil(decoder, kind, 1, step), batch, config, tokenizer, end)
+    pieces = stream(spoil(decoder, kind, 0, step), batch[1], config, tokenizer, end)
+    for _ in range(step):
+        next(pieces)
+    with pytest.raises(GenerationError, match="not finite"):
+        next(pieces)
+
+
+def test_a_prompt_that_is_not_finite(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
     batch = prompts(decoder, [3, 5])
     batch[1][2, 7] = torch.nan
-    with pytest.raises(GenerationError, match=r"not finite in float32.*--dtype"):
-        generate(decoder, batch, GenerationConfig(), tokenizer, end)
-    with pytest.raises(GenerationError, match="not finite"):
-        list(stream(decoder, batch[1], GenerationConfig(), tokenizer, end))
+    sound, failed = generate_each(decoder, batch, GenerationConfig(), tokenizer, end)
+    assert isinstance(sound, Generated)
+    assert isinstance(failed, GenerationError)
+    assert "token 1 of the answer" in str(failed)
+
+
+def test_a_row_that_has_ended_does_not_fail_later(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    batch = prompts(decoder, [510, 5])  # the first prompt leaves room for two tokens
+    outcomes = generate_each(spoil(decoder, "NaN", 0, 2), batch, GenerationConfig(max_new_tokens=6), tokenizer, end)
+    assert not any(isinstance(outcome, GenerationError) for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"),
+    [
+        (torch.float16, r"in float16.*bfloat16 or float32 \(--dtype\)"),
+        (torch.bfloat16, r"in bfloat16.*load it in float32 \(--dtype\)"),
+        (torch.float32, "in float32.*download the checkpoint again"),
+    ],
+)
+def test_the_advice_names_the_other_dtypes(
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], dtype: torch.dtype, advice: str
+) -> None:
+    model = copy.deepcopy(decoder).to(dtype)
+    (prompt,) = prompts(model, [4])
+    with pytest.raises(GenerationError, match=advice):
+        generate(spoil(model, "NaN", 0, 3), [prompt], GenerationConfig(max_new_tokens=5), tokenizer, end)
+
+
+def test_too_little_memory_for_the_cache(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
+    model = copy.deepcopy(decoder)
+    model.config = decoder.config.model_copy(update={"max_length": 10**15})
+    with pytest.raises(GenerationError, match=r"too little memory.*Reduce max_new_tokens"):
+        generate(model, prompts(decoder, [4]), GenerationConfig(max_new_tokens=10**14), tokenizer, end)
 
 
 def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:

@@ -6,12 +6,14 @@ Command-line programs print the message without a traceback and exit with code 2
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+    from vila_core.engine.completion import Completion
 
 
 class VilaError(Exception):
@@ -40,6 +42,26 @@ class PromptError(VilaError):
 
 class GenerationError(VilaError):
     """Generation settings are out of range, a schema cannot be followed, or the model produces NaN or infinity."""
+
+
+class BatchGenerationError(GenerationError):
+    """Some prompts of a batch failed; the answers to the others are kept.
+
+    Attributes:
+        outcomes: for each prompt, in order, its completion or its error.
+    """
+
+    def __init__(self, outcomes: Sequence[Completion | GenerationError]):
+        self.outcomes = tuple(outcomes)
+        first = outcomes.index(self.errors[0])
+        super().__init__(
+            f"{len(self.errors)} of {len(outcomes)} prompts failed; the first is prompt {first + 1}: {self.errors[0]} "
+            "The error's `outcomes` hold the other answers."
+        )
+
+    @property
+    def errors(self) -> list[GenerationError]:
+        return [outcome for outcome in self.outcomes if isinstance(outcome, GenerationError)]
 
 
 class PluginError(VilaError):

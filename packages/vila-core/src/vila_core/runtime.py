@@ -17,10 +17,10 @@ from vila_core.checkpoint import Checkpoint
 from vila_core.config import VilaConfig
 from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.completion import Completion, Timings, Usage
-from vila_core.engine.generate import Generated, generate, stream
+from vila_core.engine.generate import Generated, generate_each, stream
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.errors import PromptError
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prompt import PreparedMedium, PreparedPrompt, Prompt, prepare
@@ -139,23 +139,41 @@ class Vila:
             MediaError: a medium cannot be read or exceeds the limits.
             GenerationError: a setting is out of range, or a JSON schema cannot be followed.
         """
-        return self.complete_batch([prompt], **settings)[0]
+        try:
+            return self.complete_batch([prompt], **settings)[0]
+        except BatchGenerationError as error:
+            raise error.errors[0] from None
 
     @torch.inference_mode()
     def complete_batch(
         self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]
     ) -> list[Completion]:
-        """Return a completion for each of several prompts, computed together."""
+        """Return a completion for each of several prompts, computed together.
+
+        Raises:
+            BatchGenerationError: some prompts failed while they were answered; it holds the other completions.
+        """
         generation = GenerationConfig.model_validate(settings)
         embedded = self._embed([self.prepare(prompt) for prompt in prompts])
         if not embedded:
             return []
         sequences = [one.embeds for one in embedded]
-        answers = generate(self.network.llm, sequences, generation, self.tokenizer, self.stop_token_ids)
-        return [self._completion(one, answer) for one, answer in zip(embedded, answers, strict=True)]
+        answers = generate_each(self.network.llm, sequences, generation, self.tokenizer, self.stop_token_ids)
+        outcomes = [
+            answer if isinstance(answer, GenerationError) else self._completion(one, answer)
+            for one, answer in zip(embedded, answers, strict=True)
+        ]
+        completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
+        if len(completions) < len(outcomes):
+            raise BatchGenerationError(outcomes)
+        return completions
 
     def stream(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
-        """Yield the answer piece by piece. Errors are raised before the first piece."""
+        """Yield the answer piece by piece.
+
+        Errors are raised before the first piece, except for a `GenerationError` when the model's values stop being
+        finite in the middle of the answer.
+        """
         generation = GenerationConfig.model_validate(settings)
         with torch.inference_mode():
             (embedded,) = self._embed([self.prepare(prompt)])

@@ -73,7 +73,8 @@ def stream(
 
     Raises:
         PromptError: the prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed, or the model computes values that are not finite.
+        GenerationError: the JSON schema cannot be followed, or, after any number of pieces, the model computes values
+            that are not finite.
     """
     answers, steps = _start(llm, [embeds], config, tokenizer, stop_token_ids)
     return _pieces(answers[0], steps)
@@ -86,11 +87,29 @@ def generate(
     tokenizer: Tokenizer,
     stop_token_ids: frozenset[int],
 ) -> list[Generated]:
-    """Answer a batch of prompts `[T_i, D]` of any lengths. Each answer is the same as for the prompt alone.
+    """Answer a batch of prompts as `generate_each` does. Raises `GenerationError` if any of them fails."""
+    outcomes = generate_each(llm, embeds, config, tokenizer, stop_token_ids)
+    for outcome in outcomes:
+        if isinstance(outcome, GenerationError):
+            raise outcome
+    return [outcome for outcome in outcomes if isinstance(outcome, Generated)]
+
+
+def generate_each(
+    llm: LanguageModel,
+    embeds: Sequence[torch.Tensor],
+    config: GenerationConfig,
+    tokenizer: Tokenizer,
+    stop_token_ids: frozenset[int],
+) -> list[Generated | GenerationError]:
+    """Answer a batch of prompts `[T_i, D]` of any lengths. Each outcome is the same as for the prompt alone.
+
+    The outcome of a prompt for which the model computes values that are not finite, or cannot follow the grammar, is
+    an error; the other prompts are answered.
 
     Raises:
         PromptError: a prompt is empty or leaves no room in the context.
-        GenerationError: the JSON schema cannot be followed, or the model computes values that are not finite.
+        GenerationError: the JSON schema cannot be followed, or there is too little memory.
     """
     if not embeds:
         return []
@@ -101,11 +120,15 @@ def generate(
         if step == 0:
             first_token = time.perf_counter()
         for answer, token_id in zip(answers, ids, strict=True):
-            if answer.finish_reason is None:
+            if answer.has_ended:
+                continue
+            if isinstance(token_id, GenerationError):
+                answer.error = token_id
+            else:
                 answer.push(token_id)
-        if all(answer.finish_reason is not None for answer in answers):
+        if all(answer.has_ended for answer in answers):
             break
-    return [answer.generated(first_token - begin, time.perf_counter() - first_token) for answer in answers]
+    return [answer.outcome(first_token - begin, time.perf_counter() - first_token) for answer in answers]
 
 
 class _Answer:
@@ -116,11 +139,16 @@ class _Answer:
     ):
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None
+        self.error: GenerationError | None = None
         self._text: list[str] = []
         self._stop_token_ids = stop_token_ids
         self._max_new_tokens = max_new_tokens
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(config.stop)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
 
     def push(self, token_id: int) -> Piece:
         """Add the next token. The answer must not have ended."""
@@ -132,8 +160,10 @@ class _Answer:
             return self._piece(token_id, text + self._rest(), "stop" if self._stop_strings.found else "length")
         return self._piece(token_id, text, "stop" if self._stop_strings.found else None)
 
-    def generated(self, prefill_seconds: float, decode_seconds: float) -> Generated:
-        """Return the finished answer."""
+    def outcome(self, prefill_seconds: float, decode_seconds: float) -> Generated | GenerationError:
+        """Return the finished answer, or why there is none."""
+        if self.error is not None:
+            return self.error
         assert self.finish_reason is not None, "the answer has not ended yet"
         return Generated(self.token_ids, "".join(self._text), self.finish_reason, prefill_seconds, decode_seconds)
 
@@ -147,8 +177,10 @@ class _Answer:
         return Piece(token_id, text, finish_reason)
 
 
-def _pieces(answer: _Answer, steps: Iterator[list[int]]) -> Iterator[Piece]:
+def _pieces(answer: _Answer, steps: Iterator[list[int | GenerationError]]) -> Iterator[Piece]:
     for (token_id,) in steps:
+        if isinstance(token_id, GenerationError):
+            raise token_id
         piece = answer.push(token_id)
         yield piece
         if piece.finish_reason is not None:
@@ -161,7 +193,7 @@ def _start(
     config: GenerationConfig,
     tokenizer: Tokenizer,
     stop_token_ids: frozenset[int],
-) -> tuple[list[_Answer], Iterator[list[int]]]:
+) -> tuple[list[_Answer], Iterator[list[int | GenerationError]]]:
     """Check the prompts; return the empty answers and the steps that fill them."""
     stops = stop_token_ids | frozenset(config.stop_token_ids)
     room = [_room(len(prompt), llm.config.max_length) for prompt in embeds]
@@ -182,36 +214,69 @@ def _steps(
     sampler: Sampler,
     guide: "GrammarProcessor | None",
     max_new_tokens: int,
-) -> Iterator[list[int]]:
-    """Yield the next token of every row, whether its answer has ended or not."""
+) -> Iterator[list[int | GenerationError]]:
+    """Yield the next token of every row, whether its answer has ended or not; an error if the row has none."""
     embeds, lengths = pad_right(prompts)
     rows, longest, _ = embeds.shape
-    cache = llm.new_cache(rows, longest + max_new_tokens)
+    cache = _new_cache(llm, rows, longest + max_new_tokens)
     history: list[list[int]] = [[] for _ in prompts]
     logits = prefill(llm, embeds, cache, lengths)
     positions = torch.full((1, 1), longest, device=embeds.device) if lengths is None else lengths[:, None]
-    _require_finite(logits)
     for end in range(longest + 1, longest + max_new_tokens + 1):
         logits = logits.float()
+        is_usable = carry_information(logits)
         if guide is not None:
             logits = guide(logits, history)
         ids = sampler(logits)
-        on_host: list[int] = ids.tolist()  # the only wait for the device in a step
+        # The check travels with the ids, so that a step waits for the device only once.
+        on_host: list[int] = ids.where(is_usable, _NOT_FINITE).tolist()
         for row, token_id in zip(history, on_host, strict=True):
             row.append(token_id)
-        yield on_host
+        dead_ends = {} if guide is None else guide.dead_ends
+        yield [
+            _not_finite(embeds.dtype, end - longest) if token_id == _NOT_FINITE else dead_ends.get(row, token_id)
+            for row, token_id in enumerate(on_host)
+        ]
         logits = decode_one_token(llm, ids, positions, cache.up_to(end))
         positions = positions + 1
 
 
-def _require_finite(logits: torch.Tensor) -> None:
-    """Raise `GenerationError` instead of answering with an arbitrary token."""
-    if not bool(torch.isfinite(logits).all()):
-        name = str(logits.dtype).removeprefix("torch.")
+_NOT_FINITE = -1
+"""Stands for the token of a row whose logits cannot be used."""
+
+
+def carry_information(logits: torch.Tensor) -> torch.Tensor:
+    """Return for each row of `[B, V]` whether a token can be chosen from it, `[B]` bool.
+
+    It cannot if a value is NaN or infinite, or if all are equal: a norm whose input overflows returns zeros.
+    """
+    lowest, highest = logits.aminmax(dim=-1)  # NaN if any value is
+    return (lowest > -torch.inf) & (highest < torch.inf) & ((lowest < highest) | (logits.shape[-1] == 1))
+
+
+def _not_finite(dtype: torch.dtype, position: int) -> GenerationError:
+    """Return the error of a row that has no usable logits for token `position` (from 1) of its answer."""
+    name = str(dtype).removeprefix("torch.")
+    others = [other for other in ("bfloat16", "float32") if other != name]
+    advice = (
+        "Its weights are damaged: download the checkpoint again."
+        if name == "float32"
+        else f"Its weights are too large for this dtype, or damaged: load it in {' or '.join(others)} (--dtype), or "
+        "download the checkpoint again."
+    )
+    return GenerationError(
+        f"The model computes values that are not finite in {name}, at token {position} of the answer. {advice}"
+    )
+
+
+def _new_cache(llm: LanguageModel, rows: int, tokens: int) -> Cache:
+    try:
+        return llm.new_cache(rows, tokens)
+    except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
         raise GenerationError(
-            f"The model computes values that are not finite in {name}. Its weights are damaged, or too large for this "
-            "dtype: try another one (--dtype float32), or download the checkpoint again."
-        )
+            f"There is too little memory for a cache of {rows} × {tokens} tokens. Reduce max_new_tokens, the prompt or "
+            "the batch."
+        ) from None
 
 
 def pad_right(prompts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -16,6 +16,7 @@ from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.tokenizer import Tokenizer
 
+_ALL_TOKENS = -1  # a word of the bitmask with all bits set
 _CONTROL_CHARACTERS = frozenset(range(0x20))
 
 _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
@@ -25,9 +26,14 @@ _compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], xgrammar.Gra
 
 
 class GrammarProcessor:
-    """Masks the logits of tokens that the grammar does not allow next. Each row has its own matcher."""
+    """Masks the logits of tokens that the grammar does not allow next. Each row has its own matcher.
+
+    `dead_ends` holds, by row, why no token can follow: such a row is not masked any more.
+    """
 
     def __init__(self, grammar: xgrammar.CompiledGrammar, vocab_size: int, batch_size: int):
+        self.dead_ends: dict[int, GenerationError] = {}
+        self._failed: set[int] = set()
         self._matchers = [xgrammar.GrammarMatcher(grammar) for _ in range(batch_size)]
         self._bitmask = xgrammar.allocate_token_bitmask(batch_size, vocab_size)  # [B, W] int32, on the CPU
 
@@ -56,17 +62,23 @@ class GrammarProcessor:
     def __call__(self, logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits `[B, V]` -> the same with `-inf` for every token that is not allowed next.
 
-        `history` has one more token per row than in the last call. Rows whose JSON is complete are not masked.
+        `history` has one more token per row than in the last call; a negative one means that the row has failed. Rows
+        that have failed, and rows whose JSON is complete, are not masked.
         """
         xgrammar.reset_token_bitmask(self._bitmask)
         for row, (matcher, token_ids) in enumerate(zip(self._matchers, history, strict=True)):
+            if row in self._failed or (token_ids and token_ids[-1] < 0):
+                self._failed.add(row)
+                continue
             if token_ids and not matcher.is_terminated():
                 accepted = matcher.accept_token(token_ids[-1])
                 assert accepted, f"token {token_ids[-1]} was chosen although the grammar forbids it"
             if not matcher.is_terminated():
                 matcher.fill_next_token_bitmask(self._bitmask, row)
                 if not self._bitmask[row].any():
-                    raise GenerationError(
+                    self._bitmask[row] = _ALL_TOKENS
+                    self._failed.add(row)
+                    self.dead_ends[row] = GenerationError(
                         f"After {len(token_ids)} tokens of JSON, no token of the vocabulary can follow: the tokenizer "
                         "lacks a character that the schema requires, or that character is a stop token."
                     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from vila_core.errors import ConfigError, VilaError
+from vila_core.errors import BatchGenerationError, ConfigError, VilaError
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
 
@@ -202,6 +202,8 @@ def _complete(model: Vila, job: Job, prompts: Sequence[PreparedPrompt]) -> list[
 
     try:
         return list(model.complete_batch(prompts, **job.generation))
+    except BatchGenerationError as error:
+        return [str(outcome) if isinstance(outcome, VilaError) else outcome for outcome in error.outcomes]
     except VilaError as error:
         reason = str(error)
     except torch.cuda.OutOfMemoryError as error:
