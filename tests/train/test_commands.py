@@ -1,8 +1,10 @@
 """The commands of `vila-train`, and its plugin."""
 
+import errno
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vila_core as vila
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, OutputError, VilaError
 from vila_train import plugin
 from vila_train.cli import app
 from vila_train.tiny.evaluate import Score, table
-from vila_train.tiny.recipes import Draw, tiny_stages
+from vila_train.tiny.loop import Stage
+from vila_train.tiny.recipes import Draw, StageConfig, tiny_stages
 from vila_train.tiny.training import TinyOptions, train_tiny
 from vila_train.tiny.world import make_sample
 
@@ -105,3 +108,91 @@ def test_training_runs_all_stages_and_saves_a_checkpoint(tmp_path: Path, monkeyp
     assert isinstance(model.generate([vila.Image(Image.new("RGB", (96, 96))), "What is this?"], max_new_tokens=2), str)
     stored = vila.load(tmp_path / "out" / "vila-tiny", device="cpu", dtype="bfloat16").network.state_dict()
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
+
+
+# ------------------------------------------------------------------------------------------------ interrupted runs
+
+
+def trial(folder: Path) -> TinyOptions:
+    return TinyOptions(folder / "out", folder / "scratch", scale=0.0001, device="cpu", compile=False, workers=1)
+
+
+@pytest.fixture
+def two_stages(monkeypatch: pytest.MonkeyPatch) -> tuple[StageConfig, ...]:
+    """Two stages of one step, tested on one task."""
+    monkeypatch.setattr("vila_train.tiny.training.TESTS", ("attribute",))
+    update = {"steps": 1, "draws": (Draw(counts={"caption_things": 1}),)}
+    return tuple(stage.model_copy(update=update) for stage in tiny_stages()[:2])
+
+
+def weights(out: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted((out / "vila-tiny").rglob("*.safetensors")))
+
+
+def test_an_interrupted_run_resumes_to_the_same_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_stages: tuple[StageConfig, ...]
+) -> None:
+    train_tiny(trial(tmp_path / "whole"), two_stages)
+    ran: list[str] = []
+
+    def interrupted(stage: Stage, *_: object) -> None:
+        if len(ran) == 1:
+            raise KeyboardInterrupt
+        ran.append(stage.config.name)
+        stage.advance()
+
+    monkeypatch.setattr("vila_train.tiny.training.run_stage", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(trial(tmp_path / "cut"), two_stages)
+    assert not list((tmp_path / "cut" / "scratch").iterdir())
+    monkeypatch.setattr(
+        "vila_train.tiny.training.run_stage", lambda stage, *_: ran.append(stage.config.name) or stage.advance()
+    )
+    scores = train_tiny(trial(tmp_path / "cut"), two_stages)
+    assert ran == [stage.name for stage in two_stages]
+    assert weights(tmp_path / "cut" / "out") == weights(tmp_path / "whole" / "out")
+    # A complete run is not run again, and a folder is for one run.
+    monkeypatch.setattr("vila_train.tiny.training.run_stage", None)
+    assert train_tiny(trial(tmp_path / "cut"), two_stages) == scores
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        train_tiny(replace(trial(tmp_path / "cut"), seed=1), two_stages)
+
+
+def test_a_full_disk_leaves_no_half_written_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_stages: tuple[StageConfig, ...]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OutputError, match="the disk is full"):
+        train_tiny(trial(tmp_path), two_stages)
+    assert not list((tmp_path / "out").glob("*.pt"))
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["world", "--sheet", "x.evil"], "Use a suffix of .png"),
+        (["world", "--sheet", "none/x.png", "--samples", "1"], "does not exist"),
+        (["report", "--sheet", "x.evil"], "Use a suffix of .png"),
+        (["report", "--device", "evil"], "Unknown device 'evil'"),
+        (["tiny", "--out", "run", "--device", "evil"], "Unknown device 'evil'"),
+        (["tiny", "--out", "run", "--device", "cuda:99"], "not on this machine"),
+        (["tiny", "--out", "taken", "--device", "cpu"], "taken exists and is not empty"),
+        (["tiny", "--out", "taken/file", "--device", "cpu"], "cannot be written"),
+        (["tiny", "--out", "run", "--device", "cpu", "--stage", "aling"], "Did you mean 'align'?"),
+    ],
+)
+def test_bad_options_are_one_line_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, VilaError)
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "run" / "log.jsonl").exists()

@@ -114,3 +114,13 @@ def test_a_loss_that_is_not_finite_stops_training(new_micro_network: Build, micr
     with pytest.raises(TrainingError, match="Lower its learning_rate"):
         run_stage(Stage(network, micro_stage(log_every=1), micro_pools, seed=0), lambda record: None)
     assert issubclass(TrainingError, VilaError)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a state", b"PK\x03\x04", b"\x80\x02}q\x00."])
+def test_a_damaged_state_is_named(
+    new_micro_network: Build, micro_pools: dict[str, Pool], tmp_path: Path, content: bytes
+) -> None:
+    (tmp_path / "align.pt").write_bytes(content)
+    stage = Stage(new_micro_network(), micro_stage(), micro_pools, seed=0)
+    with pytest.raises(TrainingError, match="Delete it to run the stage again"):
+        stage.resume(tmp_path / "align.pt")

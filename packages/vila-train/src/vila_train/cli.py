@@ -14,11 +14,11 @@ Train VILA-family models.
 
 [bold]Examples[/bold]
 
-vila-train tiny --out runs/vila-tiny  [dim]train the embedded model from scratch, on one GPU[/dim]
+vila-train tiny --out runs/vila-tiny  [dim]# train the embedded model from scratch, on one GPU[/dim]
 
-vila-train world --sheet world.png  [dim]see what it learns from[/dim]
+vila-train world --sheet world.png  [dim]# see what it learns from[/dim]
 
-vila-train report --sheet answers.png  [dim]test it on unseen samples[/dim]
+vila-train report --sheet answers.png  [dim]# test it on unseen samples[/dim]
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
@@ -38,19 +38,22 @@ def tiny(
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for rendered samples, 45 GB at scale 1 (default: OUT/scratch).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of the weights and batches.")] = 0,
-    scale: Annotated[float, typer.Option(min=0.0001, help="Factor on steps and samples, below 1 for a trial.")] = 1.0,
-    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Random seed of the weights and batches.")] = 0,
+    scale: Annotated[
+        float, typer.Option(min=0.0001, max=100, help="Factor on steps and samples, below 1 for a trial.")
+    ] = 1.0,
+    device: Device = "cuda",
     compile_layers: Annotated[bool, typer.Option("--compile/--no-compile", help="Compile the layers.")] = True,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Rendering processes (default: one per CPU core, minus one).")
+        int | None, typer.Option(min=1, max=256, help="Rendering processes (default: one per CPU core, minus one).")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="Checkpoint to start from (default: random weights).")] = None,
-    stage: Annotated[list[str] | None, typer.Option(help="Run only this stage (repeatable).")] = None,
+    stage: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this stage (repeatable).")] = None,
 ) -> None:
-    """Train vila-tiny and test it on combinations that it never saw."""
+    """Train vila-tiny and test it on combinations that it never saw. If interrupted, the same command resumes."""
     from vila_train.tiny.evaluate import table
     from vila_train.tiny.recipes import choose_stages
+    from vila_train.tiny.run_folder import SCORES
     from vila_train.tiny.training import TinyOptions, train_tiny
 
     options = TinyOptions(
@@ -63,25 +66,31 @@ def tiny(
         workers=workers,
         init=init,
     )
-    scores = train_tiny(options, choose_stages(stage or ()))
+    if (out / SCORES).exists():
+        typer.echo(f"{out} is already complete.", err=True)
+    try:
+        scores = train_tiny(options, choose_stages(stage or ()))
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
+        raise
     typer.echo(table(scores))
 
 
 @app.command()
 def world(
-    sheet: Annotated[Path, typer.Option(help="Output picture (PNG).")],
+    sheet: Annotated[Path, typer.Option(help="Output picture (.png, .jpg or .webp).")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
-    samples: Annotated[int, typer.Option(min=1, help="Samples per task.")] = 3,
+    samples: Annotated[int, typer.Option(min=1, max=100, help="Samples per task.")] = 3,
 ) -> None:
     """Draw a contact sheet of pictures and videos with their questions and answers."""
     from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
     from vila_train.tiny.world.combinations import as_split
-    from vila_train.tiny.world.sheet import Entry, contact_sheet
+    from vila_train.tiny.world.sheet import Entry, contact_sheet, require_picture_path, save_picture
 
     chosen = as_split(split)
-    contact_sheet(
-        [Entry(make_sample(chosen, name, index)) for name in TASKS | CAPTIONS for index in range(samples)]
-    ).save(sheet)
+    require_picture_path(sheet)
+    entries = [Entry(make_sample(chosen, name, index)) for name in TASKS | CAPTIONS for index in range(samples)]
+    save_picture(contact_sheet(entries), sheet)
     typer.echo(f"Wrote {sheet}.")
 
 
@@ -90,30 +99,34 @@ def report(
     model: Annotated[
         str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Samples per task.")] = 500,
+    samples: Annotated[int, typer.Option(min=1, max=100_000, help="Samples per task.")] = 500,
     split: Annotated[str, typer.Option(help="test (unseen combinations), validation or train.")] = "test",
     sheet: Annotated[
         Path | None, typer.Option(help="Also draw a contact sheet with the model's answers (PNG).")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the table to this file (Markdown).")] = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts per batch.")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Prompts per batch.")] = 32,
 ) -> None:
     """Test a model on the drawn world and print its exact-match accuracy per task and kind of question."""
     from vila_core.cli.progress import open_progress
+    from vila_core.new_file import write_file
     from vila_train.tiny.report import answer_tests, draw_sheet, report_table
     from vila_train.tiny.world import TESTS
     from vila_train.tiny.world.combinations import as_split
+    from vila_train.tiny.world.sheet import require_picture_path, save_picture
 
     chosen = as_split(split)
+    if sheet is not None:
+        require_picture_path(sheet)
     with open_progress("samples", phases=TESTS) as progress:
         answers = answer_tests(model, samples, device, batch_size, chosen, progress)
     text = report_table(answers)
     typer.echo(text)
     if out is not None:
-        out.write_text(text + "\n", encoding="utf-8")
+        write_file(out, text + "\n")
     if sheet is not None:
-        draw_sheet(answers).save(sheet)
+        save_picture(draw_sheet(answers), sheet)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

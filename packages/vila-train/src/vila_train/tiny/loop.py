@@ -5,6 +5,7 @@ uninterrupted one.
 """
 
 import math
+import pickle
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import nn
 
 from vila_core.errors import VilaError
 from vila_core.model import VilaModel
+from vila_core.new_file import new_file
 from vila_train.tiny.forward import Batch, answer_loss
 from vila_train.tiny.pools import Pool, join
 from vila_train.tiny.recipes import StageConfig
@@ -139,17 +141,22 @@ class Stage:
         return loss.detach(), norm
 
     def save(self, path: Path) -> None:
-        """Write everything that the next step depends on to `path`."""
-        torch.save(
-            {"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}, path
-        )
+        """Write everything that the next step depends on to `path`. Raises `OutputError`."""
+        state = {"step": self.step, "network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        with new_file(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def resume(self, path: Path) -> None:
-        """Continue from a saved state of the same stage."""
-        state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        """Continue from a saved state of the same stage. Raises `TrainingError` if it is damaged."""
+        try:
+            state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
+            self.network.load_state_dict(state["network"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+        except (OSError, RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+            raise TrainingError(
+                f"{path} is not a saved state of this stage. Delete it to run the stage again."
+            ) from error
 
 
 def autocast(device: torch.device) -> torch.autocast | nullcontext[None]:

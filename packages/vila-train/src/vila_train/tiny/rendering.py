@@ -1,12 +1,15 @@
 """Renders the drawn world to files in parallel, for the stages to load."""
 
 import os
+import signal
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
+from vila_core.new_file import make_folder, new_file
 from vila_core.tokenizer import Tokenizer
 from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
 from vila_train.tiny.model import IMAGE_SIZE, TOKENS_PER_PICTURE
@@ -39,18 +42,26 @@ class Rendering:
             yield Shard.load(path)
             path.unlink()
 
+    def delete_files(self) -> None:
+        """Delete the files that no one took."""
+        for future in chain.from_iterable(self._pending.values()):
+            if not future.cancelled() and future.exception() is None:
+                future.result().unlink(missing_ok=True)
+
 
 @contextmanager
 def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Generator[Rendering]:
     """Render samples into `folder` with `workers` processes (default: one per CPU core, minus one)."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)
     # Spawn, because a process that has used CUDA or threads cannot be forked safely.
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (tokenizer_folder,)) as pool:
+        drawn = Rendering(pool, folder)
         try:
-            yield Rendering(pool, folder)
+            yield drawn
         finally:
             pool.shutdown(cancel_futures=True)
+            drawn.delete_files()
 
 
 _encoder: list[Encoder] = []
@@ -67,10 +78,13 @@ def make_encoder(tokenizer_folder: Path) -> Encoder:
 
 
 def _prepare(tokenizer_folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     _encoder.append(make_encoder(tokenizer_folder))
 
 
 def _render(folder: Path, split: Split, source: str, start: int, stop: int) -> Path:
     path = folder / f"{split}-{source}-{start}.npy"
-    make_shard(drawn_samples(split, source, start, stop), _encoder[0], IMAGE_SIZE).save(path)
+    shard = make_shard(drawn_samples(split, source, start, stop), _encoder[0], IMAGE_SIZE)
+    with new_file(path) as temporary:
+        shard.save(temporary)
     return path

@@ -1,27 +1,32 @@
 """Trains vila-tiny from scratch: tokenizer, drawn data, stages, checkpoint and test."""
 
 import json
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch._dynamo import config as dynamo
 
+import vila_train
 from vila_core.checkpoint import load_weights, open_checkpoint, save_checkpoint
 from vila_core.language.decoder import Decoder
+from vila_core.loading import choose_device
 from vila_core.model import VilaModel
+from vila_core.new_file import cannot_write
 from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.siglip import SiglipTower
-from vila_train.tiny.evaluate import Score, score, table
+from vila_train.tiny.evaluate import Score, score
 from vila_train.tiny.loop import Log, Record, Stage, run_stage
 from vila_train.tiny.model import save_tokenizer, tiny_config
 from vila_train.tiny.pools import Pool
 from vila_train.tiny.recipes import TINY_SAMPLES, StageConfig, tiny_stages
 from vila_train.tiny.rendering import Rendering, rendering
+from vila_train.tiny.run_folder import LOG, RunFolder
 from vila_train.tiny.world import TESTS
 
 VALIDATION_SAMPLES = 256
@@ -37,7 +42,7 @@ class TinyOptions:
         scratch: folder for rendered samples (45 GB at scale 1), which are deleted as they are loaded.
         seed: random seed of the weights and batches.
         scale: factor on the numbers of steps and samples; use less than 1 for a trial run.
-        device: "cuda" or "cpu".
+        device: "cuda", "cuda:1", "cpu", or "auto" for a GPU if there is one.
         compile: compile the layers of tower and language model, and replay each step as a CUDA graph.
         workers: rendering processes; None: one per CPU core, minus one.
         init: checkpoint to start from; None: random weights.
@@ -61,36 +66,67 @@ class TinyOptions:
 def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = None) -> dict[str, Score]:
     """Train, save `<out>/vila-tiny` in the `vila` format, and return the scores on the test split.
 
-    `recipe` replaces the default stages.
+    The same call resumes an interrupted run after its last finished stage. A complete run only returns its scores.
+
+    Args:
+        options: where and how to train.
+        recipe: stages to run instead of the default ones.
+
+    Raises:
+        ConfigError: the device is not on this machine, or `out` holds something else.
+        OutputError: a file cannot be written.
+        TrainingError: the loss is not finite, or a saved state is damaged.
     """
-    started = time.monotonic()
-    options.out.mkdir(parents=True, exist_ok=True)
-    tokenizer_folder = options.out / "tokenizer"
-    save_tokenizer(tokenizer_folder)
+    options = replace(options, device=str(choose_device(options.device)))
     stages = [scaled(stage, options.scale) for stage in recipe or tiny_stages()]
-    with (options.out / "log.jsonl").open("w") as file:
+    folder = RunFolder(options.out, settings(options, stages))
+    if (finished := folder.scores) is not None:
+        return finished
+    save_tokenizer(folder.tokenizer)
+    started = time.monotonic()
+    with (options.out / LOG).open("a", encoding="utf-8") as file:
 
         def log(record: Record) -> None:
             file.write(json.dumps({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
             file.flush()
             print(json.dumps(record), flush=True)
 
-        with rendering(options.scratch, tokenizer_folder, options.workers) as drawn:
-            drawn.start("validation", dict.fromkeys(TESTS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
-            drawn.start("test", dict.fromkeys(TESTS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
-            drawn.start("train", {source: options.scaled(TINY_SAMPLES[source]) for source in in_order_of_use(stages)})
-            network = new_network(tokenizer_folder, options.device, options.seed)
-            if options.init is not None:
-                load_weights(network, open_checkpoint(options.init), device=options.device, dtype=torch.float32)
-            if options.compile:
-                compile_layers(network)
-            run_stages(network, stages, drawn, options, log)
-            save_checkpoint(
-                network.state_dict(), network.config, tokenizer_folder, options.out / "vila-tiny", dtype=torch.bfloat16
-            )
-            scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
-        log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
-    (options.out / "test.md").write_text(table(scores) + "\n")
+        try:
+            scores = _train(options, stages, folder, log)
+        except OSError as error:  # of the log, or of samples in the scratch folder
+            raise cannot_write(options.out, error) from error
+    folder.save_scores(scores)
+    return scores
+
+
+def settings(options: TinyOptions, stages: list[StageConfig]) -> dict[str, object]:
+    """Return everything that the result of a run depends on, as JSON values."""
+    return {
+        "version": vila_train.__version__,
+        "seed": options.seed,
+        "scale": options.scale,
+        "device": options.device,
+        "init": None if options.init is None else str(options.init),
+        "stages": [stage.model_dump(mode="json") for stage in stages],
+    }
+
+
+def _train(options: TinyOptions, stages: list[StageConfig], folder: RunFolder, log: Log) -> dict[str, Score]:
+    with rendering(options.scratch, folder.tokenizer, options.workers) as drawn:
+        drawn.start("validation", dict.fromkeys(TESTS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
+        drawn.start("test", dict.fromkeys(TESTS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
+        unfinished = [stage for stage in stages if not folder.has(stage.name)]
+        drawn.start("train", {source: options.scaled(TINY_SAMPLES[source]) for source in in_order_of_use(unfinished)})
+        network = new_network(folder.tokenizer, options.device, options.seed)
+        if options.init is not None:
+            load_weights(network, open_checkpoint(options.init), device=options.device, dtype=torch.float32)
+        if options.compile:
+            compile_layers(network)
+        run_stages(network, stages, drawn, options, folder, log)
+        shutil.rmtree(folder.checkpoint, ignore_errors=True)  # of a run that stopped before its scores
+        save_checkpoint(network.state_dict(), network.config, folder.tokenizer, folder.checkpoint, dtype=torch.bfloat16)
+        scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
+    log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     return scores
 
 
@@ -129,19 +165,24 @@ def compile_layers(network: VilaModel) -> None:
                 layer.compile(dynamic=False)
 
 
-def run_stages(network: VilaModel, stages: list[StageConfig], drawn: Rendering, options: TinyOptions, log: Log) -> None:
-    """Run the stages in order, each as soon as its samples are rendered."""
+def run_stages(
+    network: VilaModel, stages: list[StageConfig], drawn: Rendering, options: TinyOptions, folder: RunFolder, log: Log
+) -> None:
+    """Run the stages in order, each as soon as its samples are rendered. Finished ones are restored from `folder`."""
     validation = {task: Pool(drawn.shards("validation", task), options.device) for task in TESTS}
     pools: dict[str, Pool] = {}
     for config in stages:
+        if folder.has(config.name):
+            folder.restore(Stage(network, config, pools, options.seed))
+            continue
         for source in config.sources:
             if source not in pools:
                 pools[source] = Pool(drawn.shards("train", source), options.device)
-        log({"stage": config.name, "begins": config.model_dump()})
         stage = Stage(network, config, pools, options.seed, capture=options.compile)
+        log({"stage": config.name, "begins": config.model_dump()})
 
         def evaluate() -> dict[str, float]:
             return {task: one.accuracy for task, one in score(network, validation).items()}
 
         run_stage(stage, log, evaluate)
-        stage.save(options.out / f"{config.name}.pt")
+        folder.save(stage)

@@ -1,15 +1,20 @@
 """Contact sheets: one picture that shows samples of the drawn world with their questions and answers."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vila_core.errors import ConfigError
+from vila_core.new_file import write_file
 from vila_train.tiny.world.drawing import draw
 from vila_train.tiny.world.scenes import Sample
 
 CELL_WIDTH, CELL_HEIGHT, MARGIN, PICTURE = 420, 216, 10, 132
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 INK, RIGHT, WRONG, FAINT = (30, 30, 30), (20, 130, 60), (200, 40, 40), (120, 120, 120)
 
 
@@ -28,6 +33,20 @@ def contact_sheet(entries: Sequence[Entry], columns: int = 3) -> Image.Image:
     for index, entry in enumerate(entries):
         _draw_cell(sheet, (index % columns) * CELL_WIDTH, (index // columns) * CELL_HEIGHT, entry)
     return sheet
+
+
+def require_picture_path(path: Path) -> None:
+    """Raise `ConfigError` if the suffix of `path` is not of a picture format. Call it before a long computation."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"'{path}' is not the name of a picture. Use a suffix of {', '.join(FORMATS)}.")
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture in the format of the suffix. Raises `ConfigError` or `OutputError`."""
+    require_picture_path(path)
+    buffer = io.BytesIO()
+    picture.save(buffer, FORMATS[path.suffix.lower()])
+    write_file(path, buffer.getvalue())
 
 
 def _draw_cell(sheet: Image.Image, left: int, top: int, entry: Entry) -> None:

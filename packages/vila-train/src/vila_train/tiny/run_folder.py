@@ -1,0 +1,93 @@
+"""The folder of a training run, from which the same command resumes after the last finished stage.
+
+OUT/run.json      what is run: a run with other settings needs another folder
+OUT/tokenizer/    the tokenizer
+OUT/log.jsonl     one record per line
+OUT/<stage>.pt    the state after each finished stage
+OUT/vila-tiny/    the checkpoint
+OUT/scores.json   the scores on the test split; written last
+OUT/test.md       the same as a table
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+from vila_core.checkpoint.json_files import read_json
+from vila_core.errors import ConfigError
+from vila_core.new_file import make_folder, write_file
+from vila_train.tiny.evaluate import Score, table
+from vila_train.tiny.loop import Stage
+
+RUN, LOG, SCORES, TABLE = "run.json", "log.jsonl", "scores.json", "test.md"
+
+
+class RunFolder:
+    """A new folder, or that of an earlier call with the same settings.
+
+    Args:
+        path: the folder; created if it does not exist.
+        run: everything that the result depends on, as JSON values.
+
+    Raises:
+        ConfigError: the folder holds something else.
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, run: Mapping[str, object]):
+        self.path = path
+        make_folder(path)
+        stated = cast("dict[str, object]", json.loads(json.dumps(run)))
+        if (path / RUN).exists():
+            _require_same(path, read_json(path / RUN), stated)
+        elif any(path.iterdir()):
+            raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+        else:
+            write_file(path / RUN, json.dumps(stated, indent=2, sort_keys=True) + "\n")
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "vila-tiny"
+
+    @property
+    def scores(self) -> dict[str, Score] | None:
+        """The scores of a complete run, None for an unfinished one."""
+        if not (self.path / SCORES).exists():
+            return None
+        stored = cast("dict[str, dict[str, int]]", read_json(self.path / SCORES))
+        return {task: Score(score["right"], score["total"]) for task, score in stored.items()}
+
+    def save_scores(self, scores: Mapping[str, Score]) -> None:
+        """Mark the run as complete."""
+        write_file(self.path / TABLE, table(scores) + "\n")
+        write_file(
+            self.path / SCORES, json.dumps({task: vars(score) for task, score in scores.items()}, indent=2) + "\n"
+        )
+
+    def save(self, stage: Stage) -> None:
+        """Save the state after a finished stage."""
+        stage.save(self.path / f"{stage.config.name}.pt")
+
+    def has(self, stage: str) -> bool:
+        """Return whether the state after the stage of this name was saved."""
+        return (self.path / f"{stage}.pt").exists()
+
+    def restore(self, stage: Stage) -> None:
+        """Load the state after this stage. Raises `TrainingError` if it is damaged."""
+        stage.resume(self.path / f"{stage.config.name}.pt")
+
+
+def _require_same(path: Path, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
+    differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
+    if differing:
+        key = differing[0]
+        change = "" if key == "stages" else f" was {found.get(key)!r} and is {stated.get(key)!r}"
+        raise ConfigError(
+            f"{path} holds a run with other settings: {key}{change or ' differ'}. "
+            "Run it as before to resume, or choose another folder with --out."
+        )
