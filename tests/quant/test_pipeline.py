@@ -26,6 +26,7 @@ from vila_quant.quantizing import pipeline
 from vila_quant.quantizing.options import QuantizationOptions
 from vila_quant.quantizing.pipeline import quantize_model
 from vila_quant.quantizing.report import QuantizationReport
+from vila_quant.quantizing.report_files import read_report
 from vila_quant.quantizing.search_results import read_search_results
 from vila_quant.quantizing.work_folder import WorkFolder
 
@@ -116,6 +117,12 @@ def test_the_report_describes_the_run(quantized: tuple[Path, QuantizationReport]
     page = (out / "quantization_report.html").read_text()
     assert page.count('<rect class="after"') == 6
     assert "http" not in page  # it needs nothing from elsewhere
+    assert "<h1>Quantization of vila-tiny</h1>" in page
+    assert report.head_error is not None
+    assert 0 < report.head_error < 0.02
+    assert f"{report.head_error:.2%}" in page
+    assert all(0 < branch.error < 0.1 for branch in report.vision)
+    assert len(report.vision) == 12  # attention and MLP of the six layers that run
     assert "<td>seed</td><td>0</td>" in page
     card = (out / "README.md").read_text()
     assert "int8, activations too" in card
@@ -130,6 +137,46 @@ def test_the_search_results_are_those_that_were_applied(quantized: tuple[Path, Q
 
 def test_a_finished_run_leaves_only_its_output(quantized: tuple[Path, QuantizationReport]) -> None:
     assert [path.name for path in quantized[0].parent.iterdir()] == ["out"]
+
+
+# ------------------------------------------------------------------------------------------------ running twice
+
+
+def test_a_complete_run_is_not_run_again(lite: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = quick(search="nearest", group_size=32, calibration="builtin")
+    first = quantize_model(lite.path, tmp_path / "out", options, device="cpu")
+    before = weights(tmp_path / "out")
+    assert quantize_model(lite.path, tmp_path / "out", options, device="cpu") == first
+    arguments = [str(lite.path), str(tmp_path / "out"), "-g", "32", "-s", "nearest", "-c", "builtin", "--device", "cpu"]
+    with pytest.raises(SystemExit) as ended:
+        main(["awq", *arguments, "--sequences", "2", "--sequence-length", "256"])
+    assert ended.value.code == 0
+    assert f"{tmp_path / 'out'} is already complete" in " ".join(capsys.readouterr().out.split())
+    assert weights(tmp_path / "out") == before
+    assert not (tmp_path / ".out.quantizing").exists()
+    with pytest.raises(CheckpointError, match="quantized with other settings"):
+        quantize_model(lite.path, tmp_path / "out", options.model_copy(update={"seed": 1}), device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"run": 1}'])
+def test_a_foreign_report_makes_no_folder_complete(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "quantization_report.json").write_bytes(content)
+    assert read_report(tmp_path) is None
+    with pytest.raises(CheckpointError, match="not empty"):
+        quantize_model(embedded_model(), tmp_path, QUICK, device="cpu")
+
+
+def test_two_processes_do_not_share_a_working_folder(tmp_path: Path) -> None:
+    held = WorkFolder(tmp_path / "out", {"seed": 0})
+    code = "import sys; from pathlib import Path; from vila_quant.quantizing.work_folder import WorkFolder; " + (
+        "WorkFolder(Path(sys.argv[1]), {'seed': 0})"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out")]
+    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Another process is quantizing into" in second.stderr
+    with held.finishing():
+        pass
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 # ------------------------------------------------------------------------------------------------ resuming

@@ -45,7 +45,7 @@ class Format(StrEnum):
 class WeightOptions:
     """What to quantize, and how."""
 
-    bits: Annotated[int, typer.Option(help="Bits per weight.", min=4, max=4, rich_help_panel=WEIGHTS)] = 4
+    bits: Annotated[int, typer.Option(help="Bits per weight: 4.", metavar="4", rich_help_panel=WEIGHTS)] = 4
     group_size: Annotated[int, typer.Option("--group-size", "-g", help="128, 64 or 32.", rich_help_panel=WEIGHTS)] = 128
     lm_head: Annotated[
         Head, typer.Option("--lm-head", help="Also quantize the output head.", rich_help_panel=WEIGHTS)
@@ -169,7 +169,7 @@ def quantize(
         ),
     ] = False,
 ) -> None:
-    """Quantize a model to 4 bits. After an interruption, the same command continues; OUT appears when it is complete.
+    """Quantize a model to 4 bits. If interrupted, rerun the same command to resume; OUT is written once it is complete.
 
     [bold]Example:[/bold] vila-quant awq my-fine-tune my-fine-tune-awq --calibration photos/ --lm-head int8
     """
@@ -178,26 +178,33 @@ def quantize(
     options = _options(weights, samples, output)
 
     from vila_quant.quantizing.pipeline import quantize_model
+    from vila_quant.quantizing.report_files import read_report
 
-    with open_progress() as progress:
-        report = quantize_model(
-            model,
-            out,
-            options,
-            progress,
-            device=source.device,
-            lora=source.lora_path,
-            revision=source.revision,
-            offline=source.offline,
-            restart=restart,
-        )
+    is_complete = read_report(out.expanduser()) is not None
+    try:
+        with open_progress() as progress:
+            report = quantize_model(
+                model,
+                out,
+                options,
+                progress,
+                device=source.device,
+                lora=source.lora_path,
+                revision=source.revision,
+                offline=source.offline,
+                restart=restart,
+            )
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Finished layers are kept: run the same command again to resume.", err=True)
+        raise
     if output.as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
     sizes, seconds = report.sizes, sum(report.seconds.values())
-    typer.echo(f"Wrote {out}: {sizes.before / 1e6:,.1f} MB became {sizes.after / 1e6:,.1f} MB in {seconds:.0f} s.")
+    done = f"{out} is already complete" if is_complete else f"Wrote {out}"
+    typer.echo(f"{done}: {sizes.before / 1e6:,.1f} MB became {sizes.after / 1e6:,.1f} MB in {seconds:.0f} s.")
     typer.echo(
-        f"The error is {report.remaining:.1%} of that of plain rounding; "
+        f"Quantization error: {report.remaining:.1%} of plain rounding's; "
         f"{out / 'quantization_report.html'} shows it by layer."
     )
 

@@ -183,8 +183,8 @@ def _answers(report: CheckReport) -> Table:
             f"{found.tokens:,}",
             f"{found.kl:.4f}{spread}",
             f"{found.top1_agreement:.1%}",
-            f"{found.perplexity_before:,.4g}",
-            f"{found.perplexity_after:,.4g}",
+            _perplexity(found.perplexity_before),
+            _perplexity(found.perplexity_after),
         )
     return table
 
@@ -204,6 +204,10 @@ def _tasks(report: CheckReport) -> Table:
             f"{task.samples:,}",
         )
     return table
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _bytes(number: int) -> str:

@@ -7,9 +7,10 @@ OUT/                     appears when it is complete
 import hashlib
 import resource
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.cli.progress import NoProgress, Progress
+from vila_core.errors import CheckpointError
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
@@ -30,10 +32,18 @@ from vila_quant.quantizing.blocks import TensorReader
 from vila_quant.quantizing.layer_loop import LayerLoop, step_name
 from vila_quant.quantizing.options import PICTURE_SHARES, SEQUENCES, QuantizationOptions
 from vila_quant.quantizing.plan import Plan, check_format, make_plan
-from vila_quant.quantizing.report import CalibrationReport, LayerReport, QuantizationReport, sizes_of, write_report
+from vila_quant.quantizing.report import (
+    BranchReport,
+    CalibrationReport,
+    LayerReport,
+    QuantizationReport,
+    published_name,
+    sizes_of,
+)
+from vila_quant.quantizing.report_files import read_report, write_report
 from vila_quant.quantizing.search import find_method, search_digest
 from vila_quant.quantizing.source import find_source
-from vila_quant.quantizing.work_folder import WorkFolder
+from vila_quant.quantizing.work_folder import WorkFolder, digest
 
 
 def quantize_model(
@@ -50,6 +60,8 @@ def quantize_model(
     restart: bool = False,
 ) -> QuantizationReport:
     """Quantize a checkpoint into the new folder `out`. The same call resumes an interrupted run, with the same result.
+
+    If `out` already holds the result of the same call, its report is returned and nothing is written.
 
     Args:
         model: folder or hub id of an unquantized model, in any format, or of a LoRA adapter that names its base model.
@@ -72,7 +84,9 @@ def quantize_model(
     """
     options, progress = options or QuantizationOptions(), progress or NoProgress()
     target, path = choose_device(device), Path(out).expanduser().absolute()
-    require_new(path)
+    finished = read_report(path)
+    if finished is None:
+        require_new(path)
     check_format(options)
     source, overlay = find_source(model, lora, revision=revision, token=token, offline=offline)
     checkpoint = open_checkpoint(source)
@@ -89,7 +103,10 @@ def quantize_model(
         embedder = _open_embedder(checkpoint, options, target, dtype, adapter)
         calibration = _calibrate(embedder, options, target, progress)
         _warn_of_few_tokens(calibration, plan, progress)
-        work = WorkFolder(path, _manifest(checkpoint, adapter, options, target, calibration), restart=restart)
+        manifest = _manifest(checkpoint, adapter, options, target, calibration)
+        if finished is not None:
+            return _require_same_run(finished, manifest, path)
+        work = WorkFolder(path, manifest, restart=restart)
     with clock.phase("vision"):
         _quantize_vision(embedder, calibration, options, work, progress)
     del embedder
@@ -107,13 +124,16 @@ def quantize_model(
             staged = stage(checkpoint, adapter, plan, options, work, path.name)
             written = writable_format(options.format).read(staged)
         report = QuantizationReport(
-            model=str(model),
-            adapter=None if lora is None else str(lora),
+            run=work.digest,
+            model=published_name(model),
+            adapter=None if lora is None else published_name(lora),
             method=method.name,
-            options=options.model_dump(mode="json"),
+            options={**options.model_dump(mode="json"), "search": published_name(options.search)},
             device=_device_name(target),
             calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
             layers=_layer_reports(plan, work),
+            vision=_branch_reports(work),
+            head_error=_head_error(work),
             sizes=sizes_of(checkpoint, written),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(target),
@@ -127,6 +147,24 @@ def quantize_model(
 
 def _layer_reports(plan: Plan, work: WorkFolder) -> list[LayerReport]:
     return [LayerReport.read(layer, work.record(step_name(layer))) for layer in range(plan.config.num_hidden_layers)]
+
+
+def _branch_reports(work: WorkFolder) -> list[BranchReport]:
+    branches = work.record(VISION_STEP)["branches"] if work.has(VISION_STEP) else []
+    return [BranchReport.model_validate(branch) for branch in cast("list[object]", branches)]
+
+
+def _head_error(work: WorkFolder) -> float | None:
+    return cast("float", work.record(HEAD_STEP)["error"]) if work.has(HEAD_STEP) else None
+
+
+def _require_same_run(finished: QuantizationReport, manifest: Mapping[str, object], path: Path) -> QuantizationReport:
+    if finished.run != digest(manifest):
+        raise CheckpointError(
+            f"{path} holds a model quantized with other settings or from other files. Choose another folder, or remove "
+            "it first."
+        )
+    return finished
 
 
 def _move_into_place(staged: Path, path: Path) -> None:
@@ -221,16 +259,17 @@ def _quantize_head(
 ) -> None:
     if plan.head == "none" or work.has(HEAD_STEP):
         return
-    from vila_quant.quantizing.head import quantize_head_int4, quantize_head_int8
+    from vila_quant.quantizing.head import HeadInputs, quantize_head_int4, quantize_head_int8
 
     progress.start("Head", 1)
     weight = reader.read([plan.head_weight])[plan.head_weight]
+    norm = reader.read([(name := "llm.model.norm.weight")])[name]
+    inputs = HeadInputs(hidden, norm, plan.config.rms_norm_eps)
     if plan.head == "int8":
-        tensors = quantize_head_int8(weight)
+        head = quantize_head_int8(weight, inputs)
     else:
-        norm = reader.read([(name := "llm.model.norm.weight")])[name]
-        tensors = quantize_head_int4(weight, hidden, norm, plan.config.rms_norm_eps, options.bits, options.group_size)
-    work.save(HEAD_STEP, tensors, {})
+        head = quantize_head_int4(weight, inputs, options.bits, options.group_size)
+    work.save(HEAD_STEP, head.tensors, {"error": head.error})
     progress.advance()
 
 

@@ -1,5 +1,6 @@
 """The working folder of a run, beside its output: atomically written steps, from which a killed run resumes."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Generator, Mapping
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from vila_core.checkpoint import WeightIndex
@@ -20,6 +22,7 @@ from vila_quant.errors import QuantizationError
 
 MANIFEST = "manifest.json"
 RECORD = "record.json"
+LOCK = "lock"
 
 
 class WorkFolder:
@@ -31,20 +34,27 @@ class WorkFolder:
         restart: discard what is there.
 
     Raises:
-        QuantizationError: there is unfinished work of a run with another manifest.
+        QuantizationError: there is unfinished work of a run with another manifest, or another process is at work.
     """
 
     def __init__(self, out: Path, manifest: Mapping[str, object], *, restart: bool = False):
         self.path = out.parent / f".{out.name}.quantizing"
+        self.digest = digest(manifest)
         self._out = out
+        self._lock = FileLock(self.path / LOCK, timeout=0)
         stated = cast("dict[str, object]", json.loads(json.dumps(manifest)))
         try:
-            if restart and self.path.exists():
-                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire()
+            if restart:
+                self._clear()
             if (self.path / MANIFEST).exists():
                 self._require_same(read_json(self.path / MANIFEST), stated)
-            self.path.mkdir(parents=True, exist_ok=True)
             self._write_whole(MANIFEST, stated)
+        except Timeout:
+            raise QuantizationError(
+                f"Another process is quantizing into {out}. Wait for it, or choose another folder."
+            ) from None
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be written: {error.strerror or error}.") from error
 
@@ -93,7 +103,15 @@ class WorkFolder:
             raise CheckpointError(
                 f"{problem} Finished steps are kept in {self.path}: run it again to continue."
             ) from error
+        self._lock.release()
         shutil.rmtree(self.path)
+
+    def _clear(self) -> None:
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            elif entry.name != LOCK:
+                entry.unlink()
 
     def _require_same(self, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
         differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
@@ -108,6 +126,11 @@ class WorkFolder:
     def _write_whole(self, name: str, value: Mapping[str, object]) -> None:
         write_json(self.path / f"{name}.part", value)
         (self.path / f"{name}.part").replace(self.path / name)
+
+
+def digest(manifest: Mapping[str, object]) -> str:
+    """Return the SHA-256 of a manifest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _short(value: object) -> str:
