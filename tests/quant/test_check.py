@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import vila_core as vila
+from vila_core.checkpoint import Checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_quant.checking import tasks
@@ -130,6 +131,11 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
     (folder / "llm" / "config.json").write_text(json.dumps({**config, "vocab_size": 2 * config["vocab_size"]}))
     with pytest.raises(ConfigError, match=r"was not made from .*--against"):
         check(folder, embedded_model(), prompts="builtin", number=1)
+
+
+def test_swapped_models_are_refused(awq_tiny: Checkpoint) -> None:
+    with pytest.raises(ConfigError, match=r"is not quantized, and .* is\. Swap them"):
+        check(embedded_model(), awq_tiny.path)
 
 
 def test_a_misspelled_kernel_is_reported_before_a_model_runs(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ M rows, N outputs, K inputs, g group size, L layers, B batch
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,6 +214,24 @@ assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[1638
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_compiling_is_announced_once_and_loading_from_the_cache_is_silent(tmp_path: Path) -> None:
+    script = """
+import numpy as np
+from vila_quant.kernels.cpu.compiled.products import whole_numbers
+whole_numbers(np.ones((1, 32), np.float32), 32)
+whole_numbers(np.ones((1, 32), np.float32).T.copy().T, 32)  # another memory layout, compiled by itself
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        ).stderr
+        for _ in range(2)
+    ]
+    assert said[0].count("Compiling the CPU kernels") == 1
+    assert said[1] == ""
 
 
 @pytest.mark.parametrize(

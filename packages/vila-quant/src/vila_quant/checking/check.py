@@ -136,7 +136,7 @@ def check(
         progress: receives progress.
 
     Raises:
-        ConfigError: the models differ in shape, a kernel, device or dtype is unknown, or the kernel cannot be used.
+        ConfigError: the models are swapped or differ in shape, or a kernel, device or dtype is unknown or unusable.
         MissingDependencyError: tasks are given, and vila-eval is not installed.
         QuantizationError: there are no prompts, or an evaluation failed.
     """
@@ -147,6 +147,8 @@ def check(
         scheme_of(kernel)  # report an unknown name before loading
     source, lora = find_source(against, offline=offline)
     before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
+    if before.quantization is not None and after.quantization is None:
+        raise ConfigError(f"{model} is not quantized, and {against} is. Swap them: --against takes the original.")
     _require_same(before, after)
     # Benchmarks run first, so that an unknown task is reported at once; their answers are kept whatever happens later.
     changes = (

@@ -1,6 +1,7 @@
 """numba's decorators with Python types and one set of options, and conversions from PyTorch."""
 
 import ctypes
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -8,9 +9,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 import numba
 import numpy as np
 import torch
+from numba.core.event import Event, Listener, register
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 from torch import Tensor
+
+logger = logging.getLogger("vila_quant")
 
 Function = TypeVar("Function", bound=Callable[..., object])
 Arguments = ParamSpec("Arguments")
@@ -34,6 +38,23 @@ def _start_threads() -> int:
     return started
 
 
+class _Announcement(Listener):
+    """Says once per process that functions of this package are being compiled. Cached ones load silently."""
+
+    def __init__(self) -> None:
+        self._is_made = False
+
+    def on_start(self, event: Event) -> None:
+        function = (event.data or {})["dispatcher"].py_func
+        if not self._is_made and function.__module__.startswith("vila_quant."):
+            self._is_made = True
+            logger.warning("Compiling the CPU kernels, which takes about half a minute. Later runs use a cache.")
+
+    def on_end(self, event: Event) -> None:
+        pass
+
+
+register("numba:compile", _Announcement())
 _use_threads_of_pytorch()
 _STARTED_WITH = _start_threads()
 
