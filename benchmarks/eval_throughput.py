@@ -23,8 +23,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vila_core as vila
+from vila_core.conversation import Prompt
 from vila_core.plugins.loader import load_plugins
-from vila_core.prompt import Prompt
 
 WORKLOADS = {
     "descriptions": ("caption_things", "caption_text", "caption_chart"),

@@ -16,10 +16,11 @@ from vila_core.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
     from vila_core.engine.completion import Completion
+    from vila_core.inspection import Inspection
     from vila_core.loading import load
     from vila_core.media import Image, MediaLimits, Video
     from vila_core.plugins.hookspecs import HOOK_API, Command, Component, hookimpl, hookspec
-    from vila_core.runtime import Inspection, Vila
+    from vila_core.runtime import Vila
 
 __version__ = "0.1.0"
 
@@ -48,7 +49,7 @@ _HOME = {
     "Completion": "engine.completion",
     "Component": "plugins.hookspecs",
     "Image": "media",
-    "Inspection": "runtime",
+    "Inspection": "inspection",
     "MediaLimits": "media",
     "Message": "chat",
     "Video": "media",
@@ -59,8 +60,22 @@ _HOME = {
 }
 
 
-__getattr__ = lazy_attributes("vila_core", _HOME)
+_LOAD = "To load a model, use vila_core.load('owner/name')."
+_LOADERS = ("from_pretrained", "AutoModel", "AutoProcessor", "AutoTokenizer", "load_model", "load_pretrained_model")
+_INSTEAD = {
+    **dict.fromkeys(_LOADERS, _LOAD),
+    **dict.fromkeys(
+        ("generate", "chat", "stream", "generate_content"),
+        "Load a model first: model = vila_core.load('owner/name'), then model.generate(…).",
+    ),
+    **dict.fromkeys(
+        ("conversation", "conv_templates"), "To choose a template: vila_core.load(…, chat_template='vicuna_v1')."
+    ),
+    **dict.fromkeys(("load_image", "Picture"), "An image of a prompt is vila_core.Image(source)."),
+}
+
+__getattr__ = lazy_attributes("vila_core", _HOME, _INSTEAD)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME])
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__"))])

@@ -167,7 +167,7 @@ class JinjaTemplate:
                 messages=messages, add_generation_prompt=generation_prompt, **special_tokens
             )
         except TemplateError as error:
-            raise PromptError(f"Chat template '{self.name}' rejects this conversation: {error}") from error
+            raise PromptError(f"Chat template '{self.name}' rejects this conversation: {error}") from None
 
 
 @cache
@@ -185,7 +185,7 @@ def _compile(source: str) -> "Template":
     try:
         return environment.from_string(source)
     except TemplateSyntaxError as error:
-        raise ConfigError(f"The chat template is not valid Jinja: {error}") from error
+        raise ConfigError(f"The chat template is not valid Jinja: {error}") from None
 
 
 _VICUNA_SYSTEM = (

@@ -6,9 +6,13 @@ Command-line programs print the message without a traceback and exit with code 2
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import sys
+import traceback
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -18,6 +22,39 @@ if TYPE_CHECKING:
 
 class VilaError(Exception):
     """Base class of errors that a user can fix."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython and Jupyter show: the user's own lines and the message, not the frames in between.
+
+        The complete traceback is in `error.__traceback__`, and `%debug` enters it as usual.
+        """
+        own = [frame for frame in traceback.extract_tb(self.__traceback__) if _is_users(frame.filename)]
+        places = [f"{_cell(frame.filename)}, line {frame.lineno}: {frame.line}" for frame in own]
+        name = type(self).__name__
+        return [f"{name:<40}(%debug shows all frames)", *places, f"\n{name}: {self}"]
+
+
+class VilaWarning(UserWarning):
+    """Something that works, but is probably not what the user meant."""
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's code that called into this package."""
+    frame, level = sys._getframe(1), 2  # pyright: ignore[reportPrivateUsage] - the only way to a caller's line
+    while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, VilaWarning, stacklevel=level)
+
+
+def _is_users(filename: str) -> bool:
+    """Return whether a frame in this file belongs to the user: not to this package, a library or IPython itself."""
+    in_package = filename.startswith(str(Path(__file__).parent))
+    return not in_package and "site-packages" not in filename and not filename.startswith(("<frozen", sys.base_prefix))
+
+
+def _cell(filename: str) -> str:
+    """Return a file's name as people know it: a temporary file of ipykernel is a cell."""
+    return "Cell" if "ipykernel_" in filename or filename.startswith("<ipython") else filename
 
 
 class ConfigError(VilaError):
@@ -75,8 +112,17 @@ class MissingDependencyError(VilaError):
         super().__init__(f"{needed_for} needs '{package}', which is not installed. Run: pip install '{extra}'")
 
 
-def unknown_name(kind: str, got: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown name, with the known ones and the closest match."""
+def unknown_name(kind: str, got: str, known: Iterable[str], instead: Mapping[str, str] | None = None) -> str:
+    """Return the message for an unknown name, with the known ones and the closest match.
+
+    Args:
+        kind: of what, such as "generation setting".
+        got: the unknown name.
+        known: the names that exist.
+        instead: what to write in place of names that other libraries use, as a sentence.
+    """
+    if instead is not None and got in instead:
+        return f"Unknown {kind} '{got}'. {instead[got]}"
     known = sorted(known)
     nearest = difflib.get_close_matches(got, known, n=1)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
@@ -100,20 +146,72 @@ class ValidationProblem:
     kind: str
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        if not self.path:
+            return self.message
+        is_predicate = self.message.startswith(("must ", "is "))
+        return f"{self.path}{' ' if is_predicate else ': '}{self.message}"
 
     @property
     def with_value(self) -> str:
         """The problem and the value that was got; for an object as a whole, the problem alone."""
-        return f"{self} (got {self.value!r})" if self.path else self.message
+        if not self.path or self.kind == "missing":
+            return str(self)
+        value = repr(self.value)
+        return f"{self}, got {value if len(value) <= 100 else value[:100] + '…'}"
 
 
 def validation_problems(error: ValidationError) -> list[ValidationProblem]:
     """Return the problems that pydantic found, at least one."""
     return [
-        ValidationProblem(".".join(map(str, problem["loc"])), problem["msg"], problem["input"], problem["type"])
+        ValidationProblem(
+            ".".join(map(str, problem["loc"])),
+            _in_plain_words(problem["type"], problem["msg"], problem.get("ctx", {})),
+            problem["input"],
+            problem["type"],
+        )
         for problem in error.errors()
     ]
+
+
+_PLAIN_WORDS = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("string_type", "string_sub_type", "string_unicode"), "must be a text"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type", "iterable_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "mapping_type", "model_type", "model_attributes_type"), "must be a JSON object"),
+    **dict.fromkeys(("path_type", "bytes_type"), "must be a path"),
+    "finite_number": "must be a finite number",
+    "none_required": "must be null",
+    "missing": "is missing",
+    "extra_forbidden": "is not a known key",
+    "json_invalid": "must be JSON",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} or fewer entries",
+}
+"""Names of pydantic's problems -> words for people. The names in braces are those of pydantic's context."""
+
+
+def _in_plain_words(kind: str, message: str, context: Mapping[str, Any]) -> str:
+    if kind in _PLAIN_WORDS:
+        return _PLAIN_WORDS[kind].format_map({name: _as_number(value) for name, value in context.items()})
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return message.replace("Input should be ", "must be ", 1)
+
+
+def _as_number(value: object) -> object:
+    """Return 0.0 as 0, which is how people write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def first_problem(error: ValidationError) -> ValidationProblem:

@@ -1,7 +1,9 @@
 """Loads a model from a checkpoint, and chooses its template, device and dtype."""
 
+import inspect
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from pydantic import ValidationError
@@ -9,9 +11,11 @@ from pydantic import ValidationError
 from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
 from vila_core.checkpoint import estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
-from vila_core.checkpoint.embedded import embedded_model
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.config import PreprocessConfig, VilaConfig
-from vila_core.errors import ConfigError, PromptError, first_problem, unknown_name
+from vila_core.display.loading_bar import loading_bar
+from vila_core.errors import ConfigError, PromptError, first_problem, unknown_name, warn
+from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.plugins.loader import load_plugins
@@ -19,44 +23,64 @@ from vila_core.runtime import Vila
 from vila_core.tokenizer import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPE_ALIASES = {
+    "fp32": "float32",
+    "f32": "float32",
+    "float": "float32",
+    "single": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "f16": "float16",
+    "half": "float16",
+}
 SMALL_MODEL = 1_000_000_000
 """With fewer parameters, `dtype="auto"` means float32 on a CPU, where half precision is not faster."""
 
 
+@takes_preprocess_settings
 def load(
     path: str | Path | None = None,
     *,
-    device: str | torch.device = "auto",
-    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = "auto",
+    dtype: str | torch.dtype | None = "auto",
     chat_template: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     offline: bool = False,
     lora: str | Path | None = None,
     limits: MediaLimits | None = None,
-    **overrides: Any,
+    progress: bool | Callable[[int, int], None] = True,
+    **overrides: Unpack[PreprocessSettings],
 ) -> Vila:
     """Load a model from a folder or from the Hugging Face hub.
 
+        model = vila_core.load("Efficient-Large-Model/NVILA-8B", num_video_frames=16)
+
     Args:
-        path: folder or hub id of a checkpoint in any registered format; None for the embedded demo model, `vila-tiny`.
+        path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
+            embedded demo model, which only knows drawn shapes.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
-        dtype: "float32", "bfloat16" or "float16"; "auto" uses the checkpoint's dtype, or float32 for a
-            small model on a CPU.
+        dtype: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"); "auto" uses the checkpoint's dtype, or
+            float32 for a small model on a CPU.
         chat_template: name of a registered template; None for the checkpoint's template.
         revision: branch, tag or commit on the hub.
         token: access token for a private repository.
         offline: use only files in the cache.
         lora: folder or hub id of a LoRA adapter in peft's format, merged into the weights as they load.
         limits: limits on the size of media.
-        overrides: new values for fields of `PreprocessConfig`, such as `num_video_frames=16` or `max_tiles=6`.
+        progress: show a bar on a terminal or in a notebook if loading takes longer than two seconds (the environment
+            variable TQDM_DISABLE=1 turns it off); a function is called with the bytes read and those of all weights.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, unsafe or does not match its config.
         ConfigError: an override, device or dtype is unknown or out of range.
     """
-    source = embedded_model() if path is None else path
-    checkpoint = open_checkpoint(source, revision=revision, token=token, offline=offline)
+    if path is None:
+        warn(
+            "Using the embedded demo model, which only knows drawn shapes. Name a model, such as "
+            f"vila_core.load('Efficient-Large-Model/NVILA-8B'); vila_core.load('{EMBEDDED_MODEL}') hides this warning."
+        )
+    checkpoint = open_checkpoint(path or EMBEDDED_MODEL, revision=revision, token=token, offline=offline)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
@@ -73,12 +97,21 @@ def load(
         require_mergeable(checkpoint)
     adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
     chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
-    load_weights(network, checkpoint, device=target, dtype=chosen_dtype, vocab_size=vocab_size, adapter=adapter)
+    with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:
+        load_weights(
+            network,
+            checkpoint,
+            device=target,
+            dtype=chosen_dtype,
+            vocab_size=vocab_size,
+            adapter=adapter,
+            on_read=on_read,
+        )
     network.eval().requires_grad_(False)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
 
 
-def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> PreprocessConfig:
+def override_preprocess(config: VilaConfig, overrides: Mapping[str, Any]) -> PreprocessConfig:
     """Return the preprocessing config of the model with `overrides` applied.
 
     Raises:
@@ -86,11 +119,12 @@ def override_preprocess(config: VilaConfig, overrides: dict[str, Any]) -> Prepro
     """
     for name in overrides:
         if name not in PreprocessConfig.model_fields:
-            raise ConfigError(unknown_name("override", name, PreprocessConfig.model_fields))
+            arguments = inspect.signature(load).parameters
+            raise ConfigError(unknown_name("argument of load", name, arguments, OTHER_NAMES))
     try:
         preprocess = PreprocessConfig.model_validate({**config.preprocess.model_dump(), **overrides})
     except ValidationError as error:
-        raise ConfigError(f"Invalid override: {first_problem(error).with_value}") from error
+        raise ConfigError(f"{first_problem(error).with_value}.") from None
     if preprocess.image_aspect_ratio == "dynamic_s2" and config.dynamic_s2 is None:
         raise ConfigError(
             "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2, and this one was not."
@@ -143,13 +177,13 @@ def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
     return JinjaTemplate("auto", tokenizer.chat_template)
 
 
-def choose_device(device: str | torch.device) -> torch.device:
+def choose_device(device: str | torch.device | None) -> torch.device:
     """Return the device to load the model on. Raises `ConfigError` if it is unknown or not on this machine."""
-    if device == "auto":
+    if device is None or device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
         raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.")
@@ -161,15 +195,18 @@ def choose_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def choose_dtype(dtype: str | torch.dtype, config: VilaConfig, parameters: int, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    dtype: str | torch.dtype | None, config: VilaConfig, parameters: int, device: torch.device
+) -> torch.dtype:
     """Return the dtype to load the weights in, for a model with `parameters` parameters.
 
     Raises:
         ConfigError: `dtype` is not float32, bfloat16 or float16.
     """
-    if dtype == "auto":
+    if dtype is None or dtype == "auto":
         return torch.float32 if device.type == "cpu" and parameters < SMALL_MODEL else DTYPES[config.dtype]
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype).lower().removeprefix("torch.")
+    name = DTYPE_ALIASES.get(name, name)
     if name not in DTYPES:
         raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))
     return DTYPES[name]

@@ -10,17 +10,14 @@ from typing import TYPE_CHECKING
 
 from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
 from vila_core.config import VilaConfig
-from vila_core.errors import PromptError
+from vila_core.conversation import Prompt, as_messages, parts_of
+from vila_core.errors import warn
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.preprocess import Tiles, preprocess_images, preprocess_video
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import PIL.Image
-
-Part = str | Image | Video
-Prompt = str | Sequence[Part] | Sequence[Message]
-"""A text, a list of strings and media in order, or a conversation of `Message`s."""
 
 
 @dataclass(frozen=True)
@@ -55,30 +52,6 @@ class PreparedPrompt:
     seconds: float = 0.0
 
 
-def as_messages(prompt: Prompt) -> list[Message]:
-    """Return `prompt` as a conversation.
-
-    Raises:
-        PromptError: it is empty, mixes messages with parts, or contains anything else.
-    """
-    parts: list[object] = [prompt] if isinstance(prompt, str | Image | Video | Message) else list(prompt)
-    messages = [part for part in parts if isinstance(part, Message)]
-    if messages and len(messages) < len(parts):
-        raise PromptError("A prompt is either a list of strings and media or a list of Messages, not both.")
-    if not messages:
-        content = [part for part in parts if isinstance(part, str | Image | Video)]
-        if len(content) < len(parts):
-            strange = type(next(part for part in parts if not isinstance(part, str | Image | Video)))
-            name = f"{strange.__module__}.{strange.__qualname__}".removeprefix(
-                "builtins."
-            )  # other libraries also have a class named Image
-            raise PromptError(f"A prompt holds strings, Image and Video, not {name}. Wrap pictures: Image(source).")
-        messages = [Message("user", content)]
-    if not any(isinstance(part, Image | Video) or part.strip() for message in messages for part in _parts(message)):
-        raise PromptError("The prompt is empty. Give at least a text, an image or a video.")
-    return messages
-
-
 def prepare(
     prompt: Prompt,
     config: VilaConfig,
@@ -96,8 +69,10 @@ def prepare(
     """
     started = time.perf_counter()
     messages = as_messages(prompt)
+    if generation_prompt and messages[-1].role == "assistant":
+        warn("The conversation ends with an answer of the assistant; the model starts another one after it.")
     loaded = [
-        _load(part, config, limits) for message in messages for part in _parts(message) if not isinstance(part, str)
+        _load(part, config, limits) for message in messages for part in parts_of(message) if not isinstance(part, str)
     ]
     media = _preprocess(loaded, config)
     turns = _as_turns(messages, media)
@@ -144,7 +119,7 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
     for message in messages:
         pieces = [
             _without_media_tokens(part) if isinstance(part, str) else "".join(map(_media_tokens, next(remaining)))
-            for part in _parts(message)
+            for part in parts_of(message)
         ]
         turns.append(Turn(message.role, "".join(pieces).strip()))
     return turns
@@ -164,8 +139,3 @@ def _without_media_tokens(text: str) -> str:
         if token in text:
             text = text.replace(token, "").strip()
     return text
-
-
-def _parts(message: Message) -> list[Part]:
-    content = message.content
-    return [content] if isinstance(content, str | Image | Video) else list(content)

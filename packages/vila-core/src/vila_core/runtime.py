@@ -5,68 +5,56 @@ Dimensions: T' tokens with media spliced in, D language model width, V vocabular
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import torch
 from torch import Tensor
 
-from vila_core.chat import ChatTemplate, Message
-from vila_core.checkpoint import Checkpoint
+from vila_core.chat import ChatTemplate
+from vila_core.checkpoint import Checkpoint, estimate
+from vila_core.checkpoint.description import count, name_checkpoint, name_family
 from vila_core.config import VilaConfig
+from vila_core.conversation import Prompt
+from vila_core.display import html
 from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.generate import Generated, generate_each, stream
 from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError
+from vila_core.inspection import Inspection
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
-from vila_core.prompt import PreparedMedium, PreparedPrompt, Prompt, prepare
+from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 
-
-class GenerationSettings(TypedDict, total=False):
-    """The keyword arguments of `generate` and related methods: the fields of `GenerationConfig`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    repetition_penalty: float
-    seed: int | None
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    json_mode: bool
-    json_schema: str | dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What the model saw of one prompt, step by step.
-
-    Attributes:
-        prompt_text: the rendered template, with media tokens in place of media.
-        input_ids: its token ids.
-        media: the images and videos in prompt order, with their tiles.
-        pixel_values: the tiles of all media, `[N, 3, H, W]` float32; None without media.
-        media_embeddings: one block `[T_i, D]` per media token, in order, with the texts around it.
-        inputs_embeds: the sequence that the language model reads, `[T', D]`.
-        last_hidden: the language model's hidden states after the final norm, `[T', D]`.
-        logits: the scores of the last positions, `[min(T', num_logits), V]`.
-        token_counts: tokens of the sequence by part, in prompt order: "text", "image 1", …, "video 1", ….
-    """
-
-    prompt_text: str
-    input_ids: list[int]
-    media: list[PreparedMedium]
-    pixel_values: Tensor | None
-    media_embeddings: list[Tensor]
-    inputs_embeds: Tensor
-    last_hidden: Tensor
-    logits: Tensor
-    token_counts: dict[str, int]
+OTHER_NAMES = {
+    **dict.fromkeys(("generate_content", "predict", "ask", "query"), "To get an answer, use model.generate(prompt)."),
+    **dict.fromkeys(
+        ("to", "cuda", "cpu", "half", "float", "bfloat16"),
+        "Choose when loading: vila_core.load(…, device='cuda', dtype='bfloat16').",
+    ),
+    **dict.fromkeys(
+        ("eval", "train", "requires_grad_"), "The model is ready for inference; model.network is the module."
+    ),
+    **dict.fromkeys(
+        ("parameters", "named_parameters", "state_dict", "modules", "named_modules", "forward", "num_parameters"),
+        "The torch module is model.network.",
+    ),
+    **dict.fromkeys(("llm", "vision_tower", "mm_projector"), "The parts of the model are in model.network."),
+    **dict.fromkeys(("processor", "image_processor"), "Prompts are prepared by model.prepare(prompt)."),
+    **dict.fromkeys(("encode", "decode"), "Texts are encoded by model.tokenizer."),
+    **dict.fromkeys(("generation_config", "default_generation_config"), "Settings are arguments of model.generate."),
+    "from_pretrained": "Models are loaded by vila_core.load('owner/name').",
+    "save_pretrained": "Checkpoints are written by the program `vila convert`.",
+    "batch_generate": "For several prompts, use model.generate_batch(prompts).",
+    "generate_stream": "For an answer piece by piece, use model.stream(prompt).",
+    "chat_template": "The template is model.template.",
+}
+"""Names of other libraries -> what to use instead."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +75,9 @@ class _Embedded:
 class Vila:
     """A VILA-family model, ready to answer. Made by `vila_core.load`.
 
-    A prompt is a text, a list of strings and media in order, or a list of `Message`s (a conversation).
-    Settings are those of `GenerationConfig`; the default is greedy.
+    A prompt is a text, a list of texts and media in order, or a conversation: a list of `Message`s or of dicts such as
+    `{"role": "user", "content": …}`. Media are `Image`s, `Video`s, paths, PIL images, arrays, or content parts of
+    OpenAI and transformers. Answers are greedy by default.
     """
 
     def __init__(
@@ -117,43 +106,123 @@ class Vila:
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def generate(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> str:
-        """Return the answer's text."""
-        return self.complete(prompt, **settings).text
+    @property
+    def name(self) -> str:
+        """The hub id or folder name of the checkpoint."""
+        return "no checkpoint" if self.checkpoint is None else name_checkpoint(self.checkpoint.path)
 
-    def chat(self, messages: Sequence[Message], **settings: Unpack[GenerationSettings]) -> str:
-        """Return the next answer of a conversation."""
-        return self.complete(messages, **settings).text
+    def __repr__(self) -> str:
+        facts = self._facts()
+        method = f", {facts['quantization']}" if "quantization" in facts else ""
+        return (
+            f"Vila({self.name!r}, {facts['family']}, {facts['parameters']} parameters{method}, "
+            f"{facts['dtype']} on {facts['device']}, chat template '{self.template.name}', context {facts['context']})"
+        )
 
-    def generate_batch(
-        self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]
-    ) -> list[str]:
-        """Return the answers to several prompts, computed together; each is what `generate` would give."""
-        return [completion.text for completion in self.complete_batch(prompts, **settings)]
+    def _repr_html_(self) -> str:
+        return html.card(f"Vila: {self.name}", html.facts_table(self._facts()))
 
-    def complete(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> Completion:
-        """Return the answer with its token ids, why it ended, token counts and timings.
+    def _facts(self) -> dict[str, str]:
+        """Return what `repr` shows besides the name."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        else:
+            parameters = estimate(checkpoint).parameters
+        method = None if checkpoint is None or checkpoint.quantization is None else checkpoint.quantization.method
+        return {
+            "family": name_family(self.config),
+            "parameters": count(parameters),
+            **({} if method is None else {"quantization": method}),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "chat template": self.template.name,
+            "context": f"{self.config.language_model.max_length:,} tokens",
+        }
+
+    if not TYPE_CHECKING:  # otherwise a type checker would accept every name
+
+        def __getattr__(self, name: str) -> object:
+            hint = f" {OTHER_NAMES[name]}" if name in OTHER_NAMES else ""
+            raise AttributeError(f"'Vila' object has no attribute {name!r}.{hint}", name=name, obj=self)
+
+    @takes_generation_settings
+    def generate(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> str:
+        """Return the text of the answer.
+
+            model.generate(["What is in this picture?", vila_core.Image("cat.png")], max_new_tokens=64)
+
+        Args:
+            prompt: a text, a list of texts and media in order, or a conversation.
 
         Raises:
             PromptError: the prompt is empty, does not fit the template, or is longer than the context.
             MediaError: a medium cannot be read or exceeds the limits.
             GenerationError: a setting is out of range, or a JSON schema cannot be followed.
         """
+        return self.complete(prompt, **settings).text
+
+    @takes_generation_settings
+    def chat(self, messages: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> str:
+        """Return the next answer of a conversation.
+
+            model.chat([{"role": "user", "content": ["What is in this picture?", vila_core.Image("cat.png")]}])
+
+        Args:
+            messages: `Message`s, or dicts with "role" and "content" as in OpenAI's and transformers' chats.
+
+        Raises:
+            PromptError, MediaError, GenerationError: as `generate` does.
+        """
+        return self.complete(messages, **settings).text
+
+    @takes_generation_settings
+    def generate_batch(
+        self, prompts: "Sequence[Prompt | PreparedPrompt]", **settings: Unpack[GenerationSettings]
+    ) -> list[str]:
+        """Return the answers to several prompts, computed together; each is what `generate` would give.
+
+        Args:
+            prompts: a list of prompts, each as for `generate`.
+
+        Raises:
+            BatchGenerationError: some prompts failed while they were answered; it holds the other completions.
+            PromptError, MediaError, GenerationError: as `generate` does.
+        """
+        return [completion.text for completion in self.complete_batch(prompts, **settings)]
+
+    @takes_generation_settings
+    def complete(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> Completion:
+        """Return the answer with its token ids, why it ended, token counts and timings.
+
+        Args:
+            prompt: as for `generate`.
+
+        Raises:
+            PromptError, MediaError, GenerationError: as `generate` does.
+        """
         try:
             return self.complete_batch([prompt], **settings)[0]
         except BatchGenerationError as error:
             raise error.errors[0] from None
 
+    @takes_generation_settings
     @torch.inference_mode()
     def complete_batch(
-        self, prompts: Sequence[Prompt | PreparedPrompt], **settings: Unpack[GenerationSettings]
+        self, prompts: "Sequence[Prompt | PreparedPrompt]", **settings: Unpack[GenerationSettings]
     ) -> list[Completion]:
         """Return a completion for each of several prompts, computed together.
 
+        Args:
+            prompts: a list of prompts, each as for `generate`.
+
         Raises:
             BatchGenerationError: some prompts failed while they were answered; it holds the other completions.
+            PromptError, MediaError, GenerationError: as `generate` does.
         """
         generation = GenerationConfig.model_validate(settings)
+        if isinstance(prompts, str | Mapping):
+            raise PromptError("A batch is a list of prompts. For one prompt use generate or complete.")
         embedded = self._embed([self.prepare(prompt) for prompt in prompts])
         if not embedded:
             return []
@@ -168,11 +237,18 @@ class Vila:
             raise BatchGenerationError(outcomes)
         return completions
 
-    def stream(self, prompt: Prompt | PreparedPrompt, **settings: Unpack[GenerationSettings]) -> Iterator[str]:
+    @takes_generation_settings
+    def stream(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> Iterator[str]:
         """Yield the answer piece by piece.
 
-        Errors are raised before the first piece, except for a `GenerationError` when the model's values stop being
-        finite in the middle of the answer.
+            for piece in model.stream("Count to ten."): print(piece, end="", flush=True)
+
+        Args:
+            prompt: as for `generate`.
+
+        Raises:
+            PromptError, MediaError, GenerationError: as `generate` does, and before the first piece, except for a
+                `GenerationError` when the model's values stop being finite in the middle of the answer.
         """
         generation = GenerationConfig.model_validate(settings)
         with torch.inference_mode():
@@ -199,7 +275,7 @@ class Vila:
         return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
 
     @torch.inference_mode()
-    def inspect(self, prompt: Prompt | PreparedPrompt, *, num_logits: int = 16) -> Inspection:
+    def inspect(self, prompt: "Prompt | PreparedPrompt", *, num_logits: int = 16) -> Inspection:
         """Return what the model sees of `prompt`, step by step, without generating.
 
         Args:
@@ -219,9 +295,10 @@ class Vila:
             last_hidden=hidden,
             logits=self.network.llm.logits(hidden[-num_logits:]),
             token_counts=_token_counts(prepared, expanded),
+            config=self.config,
         )
 
-    def prepare(self, prompt: Prompt | PreparedPrompt) -> PreparedPrompt:
+    def prepare(self, prompt: "Prompt | PreparedPrompt") -> PreparedPrompt:
         """Load and tile the media of `prompt`, render its template and tokenize. It uses no GPU; a thread can do it.
 
         Every method that takes a prompt also takes a prepared one.

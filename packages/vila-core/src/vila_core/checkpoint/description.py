@@ -5,6 +5,7 @@ Dimensions: P patches, T tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from vila_core.chat import MEDIA_TOKENS
@@ -113,6 +114,8 @@ def name_family(config: VilaConfig) -> str:
         return "NVILA-Lite (dynamic tiles)" if projector == "mlp_downsample_3x3_fix" else "NVILA style (dynamic tiles)"
     if isinstance(language, DecoderConfig) and language.architecture in ("llama", "mistral"):
         return "LongVILA" if language.max_length > 16384 else "VILA-1.5 (S2)" if config.s2 is not None else "VILA-1.5"
+    if projector in ("mlp_downsample_2x2_fix", "mlp_downsample_3x3_fix"):
+        return "NVILA (one tile per image)"
     return "VILA style"
 
 
@@ -188,3 +191,22 @@ def _tokens_per_video(config: VilaConfig, per_tile: int) -> int | None:
         side = int(per_tile**0.5)
         return sum((frames // t) * (side // h) * (side // w) for t, h, w in encoder.pool_sizes)
     return frames * per_tile if encoder.name == "BasicVideoEncoder" else None
+
+
+def count(parameters: int) -> str:
+    """Return a number of parameters for people, such as "8.05 B"."""
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if parameters >= size:
+            return f"{parameters / size:.2f} {unit}"
+    return f"{parameters:,}"
+
+
+def name_checkpoint(path: Path) -> str:
+    """Return the name of the checkpoint at `path`: its hub id if it is in the hub's cache, else the folder's name.
+
+    The cache keeps `owner/name` in `models--owner--name/snapshots/<commit>`.
+    """
+    repository = path.parent.parent.name
+    if path.parent.name == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/", 1)
+    return path.resolve().name

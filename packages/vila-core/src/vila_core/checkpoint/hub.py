@@ -69,7 +69,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | None, offline: bo
             )
         )
     except (OSError, ValueError, http_error) as error:
-        raise CheckpointError(_explain(error, repo_id, revision, offline)) from error
+        raise CheckpointError(_explain(error, repo_id, revision, offline)) from None
 
 
 def _explain(error: BaseException, repo_id: str, revision: str | None, offline: bool) -> str:

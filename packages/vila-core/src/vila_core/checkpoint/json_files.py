@@ -31,7 +31,7 @@ def read_json(path: Path) -> dict[str, object]:
             f"{path} is missing. Download the checkpoint again or give the folder that contains it."
         ) from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     return parse_json_object(text, str(path))
 
 

@@ -28,7 +28,7 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
             raise _disk_full(path, f"{needed_bytes:,} bytes are needed, {free:,} are free")
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(path, error) from None
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -37,7 +37,7 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
         temporary.rename(path)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(path, error) from None
     except BaseException:  # an interrupted run leaves nothing behind either
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -48,7 +48,7 @@ def require_new(path: Path) -> None:
     try:
         is_taken = path.exists() and (not path.is_dir() or any(path.iterdir()))
     except OSError as error:  # an impossible name, or a folder without read permission
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from error
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}. Choose another folder.") from None
     if is_taken:
         raise CheckpointError(f"{path} exists and is not empty. Choose another folder, or remove it first.")
     nearest = next(parent for parent in path.parents if parent.exists())

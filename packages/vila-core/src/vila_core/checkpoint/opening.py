@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
 from vila_core.errors import CheckpointError
@@ -40,8 +41,13 @@ def open_checkpoint(
 def find_folder(
     path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
 ) -> Path:
-    """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`)."""
+    """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`).
+
+    "vila-tiny" is the embedded model.
+    """
     path = Path(path_or_hub_id).expanduser()
+    if str(path_or_hub_id) == EMBEDDED_MODEL and not path.exists():
+        path = embedded_model()
     if os.path.exists(path):  # False for an impossible name
         if revision is not None:
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")

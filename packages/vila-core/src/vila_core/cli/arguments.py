@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from vila_core.errors import ConfigError, GenerationError, MediaError, PromptError
 
 if TYPE_CHECKING:
+    from vila_core.conversation import Part
     from vila_core.media import Media
-    from vila_core.prompt import Part
 
 OPTION_NAME = re.compile(r"--[a-z]+(_[a-z]+)+")
 
@@ -125,9 +125,9 @@ def read_json_schema(path: Path) -> dict[str, Any]:
     try:
         schema: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise GenerationError(f"--json-schema '{path}' cannot be read: {error.strerror}.") from error
+        raise GenerationError(f"--json-schema '{path}' cannot be read: {error.strerror}.") from None
     except ValueError as error:
-        raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from error
+        raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from None
     if not isinstance(schema, dict):
         raise GenerationError(
             f"--json-schema '{path}' contains {type(schema).__name__}; expected a JSON object with a schema."

@@ -19,7 +19,7 @@ from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugin_file
 
 if TYPE_CHECKING:
-    from vila_core.prompt import Part
+    from vila_core.conversation import Part
     from vila_core.runtime import GenerationSettings, Vila
 
 HELP = """
@@ -104,13 +104,13 @@ def strip_pieces(pieces: Iterable[str]) -> Iterator[str]:
 def _explain(model: "Vila", prompt: "Sequence[Part]", path: Path) -> None:
     from rich.console import Console
 
-    from vila_core.cli.explain import draw_explanation, print_explanation
+    from vila_core.cli.explain import print_explanation, save_explanation
 
     inspection = model.inspect(prompt)
     console = Console(stderr=True)
-    print_explanation(inspection, model.config, console)
+    print_explanation(inspection, console)
     if inspection.media:
-        draw_explanation(inspection, model.config, path)
+        save_explanation(inspection, path)
         console.print(f"Drew the tiles to [bold]{path}[/bold]\n")
 
 

@@ -51,6 +51,8 @@ def _print(description: "ModelDescription", console: "Console") -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from vila_core.checkpoint.description import count
+
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     for name, value in _facts(description):
@@ -64,11 +66,9 @@ def _print(description: "ModelDescription", console: "Console") -> None:
     parts.add_column("parameters", justify="right")
     parts.add_column("size", justify="right")
     for part in description.parts:
-        parts.add_row(
-            part.name, part.kind, ", ".join(part.stored_as) or "-", _count(part.parameters), _size(part.bytes)
-        )
+        parts.add_row(part.name, part.kind, ", ".join(part.stored_as) or "-", count(part.parameters), _size(part.bytes))
     parts.add_section()
-    parts.add_row("all", "", "", _count(description.parameters), _size(description.bytes))
+    parts.add_row("all", "", "", count(description.parameters), _size(description.bytes))
     console.print()
     console.print(parts)
     console.print()
@@ -123,13 +123,6 @@ def _print_memory(description: "ModelDescription", console: "Console") -> None:
         "[dim]weights + key/value cache of one sequence (2 × layers × key/value heads × head dim × bytes × tokens);\n"
         "activations need additional memory[/dim]"
     )
-
-
-def _count(parameters: int) -> str:
-    for size, unit in ((10**9, "B"), (10**6, "M")):
-        if parameters >= size:
-            return f"{parameters / size:.2f} {unit}"
-    return f"{parameters:,}"
 
 
 def _size(count: int) -> str:

@@ -3,9 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vila_core.display import html
+
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop token or stop string ended the answer; `length`: `max_new_tokens` or the context did."""
 
+
+SHOWN = 200
+"""Characters of the answer that `repr` shows."""
 
 OutputPart = str
 """A part of an answer: a piece of text."""
@@ -30,9 +35,9 @@ class Timings:
     decode: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Completion:
-    """An answer.
+    """An answer. `print(completion)` prints its text.
 
     Attributes:
         parts: the output in order. Today every part is text.
@@ -50,3 +55,29 @@ class Completion:
     def text(self) -> str:
         """The text of the answer, without parts of other kinds."""
         return "".join(self.parts)
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN else f"{self.text[:SHOWN]}…"
+        return f"Completion({text!r}, finish_reason={self.finish_reason!r}, {', '.join(self._facts())})"
+
+    def _repr_html_(self) -> str:
+        ended = "" if self.finish_reason == "stop" else "The answer was cut: max_new_tokens or the context ended it."
+        return html.card(
+            "Completion",
+            html.block(self.text),
+            html.note("; ".join(self._facts())),
+            *([html.note(ended)] if ended else []),
+        )
+
+    def _facts(self) -> tuple[str, ...]:
+        usage, timings = self.usage, self.timings
+        media = f" ({usage.media_tokens:,} of media)" if usage.media_tokens else ""
+        seconds = timings.preprocess + timings.encode + timings.prefill + timings.decode
+        return (
+            f"{usage.prompt_tokens:,} prompt tokens{media}",
+            f"{usage.completion_tokens:,} answer tokens",
+            f"{seconds:.2f} s",
+        )

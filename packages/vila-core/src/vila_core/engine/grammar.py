@@ -104,7 +104,7 @@ def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarComp
     except RuntimeError as error:
         # "[time] /path/file.cc:line: reason"
         reason = str(error).strip().split(": ", 1)[-1]
-        raise GenerationError(f"The JSON schema is invalid: {reason}.") from error
+        raise GenerationError(f"The JSON schema is invalid: {reason}.") from None
 
 
 def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.GrammarCompiler:

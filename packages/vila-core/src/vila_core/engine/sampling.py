@@ -11,6 +11,7 @@ import torch
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from vila_core.config import Config
+from vila_core.engine.settings import OTHER_NAMES
 from vila_core.errors import GenerationError, ValidationProblem, unknown_name, validation_problems
 
 
@@ -80,10 +81,10 @@ class GenerationConfig(Config):
 def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
     """Return a sentence with the given and the expected value."""
     if problem.kind == "extra_forbidden":
-        return unknown_name("generation setting", problem.path, config.model_fields)
-    reason = problem.message.removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = reason if problem.kind == "value_error" else f"expected {reason}"
-    return f"Generation setting '{problem.path}' is {problem.value!r}: {expected}."
+        return unknown_name("generation setting", problem.path, config.model_fields, OTHER_NAMES)
+    if problem.kind == "value_error":
+        return f"Generation setting '{problem.path}' is {problem.value!r}: {problem.message}."
+    return f"Generation setting '{problem.path}' {problem.message}, got {problem.value!r}."
 
 
 class Sampler:

@@ -184,12 +184,12 @@ def _connect(
                 return connection
             connection.settimeout(deadline.next_wait())
             return context.wrap_socket(connection, server_hostname=target.host.removesuffix("."))
-        except (MediaError, OSError, ValueError) as error:
+        except (MediaError, OSError, ValueError):
             connection.close()
             deadline.check()
             raise MediaError(
                 f"URL {name}: no valid TLS connection. The host's certificate must be valid for its name."
-            ) from error
+            ) from None
     deadline.check()
     raise MediaError(f"URL {name}: no connection to the host. Check the URL and your network.")
 
@@ -213,10 +213,10 @@ def _open_socket(address: str, port: int, deadline: _Deadline) -> socket.socket 
 def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(policy.ca_file) if policy.ca_file else None)
-    except OSError as error:
+    except OSError:
         raise MediaError(
             f"FetchPolicy.ca_file '{policy.ca_file}' is not a readable file of PEM certificates."
-        ) from error
+        ) from None
 
 
 def _request(connection: socket.socket, target: Target, deadline: _Deadline, name: str) -> http.client.HTTPResponse:
@@ -233,10 +233,10 @@ def _request(connection: socket.socket, target: Target, deadline: _Deadline, nam
     try:
         client.request("GET", target.path, headers=headers)
         return client.getresponse()
-    except TimeoutError as error:
-        raise _too_slow(deadline, name) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.") from error
+    except TimeoutError:
+        raise _too_slow(deadline, name) from None
+    except (OSError, http.client.HTTPException, ValueError):
+        raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.") from None
 
 
 def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> IO[bytes]:
@@ -270,10 +270,10 @@ def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadli
     while True:
         try:
             piece = answer.read1(65536)
-        except TimeoutError as error:
-            raise _too_slow(deadline, name) from error
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from error
+        except TimeoutError:
+            raise _too_slow(deadline, name) from None
+        except (OSError, http.client.HTTPException, ValueError):
+            raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from None
         if not piece:
             break
         received += len(piece)

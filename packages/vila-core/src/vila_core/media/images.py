@@ -47,8 +47,8 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
     file.seek(0)
     try:
         image = _open_header(head, file)
-    except (*_DAMAGED, DecompressionBombError) as error:
-        raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from error
+    except (*_DAMAGED, DecompressionBombError):
+        raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from None
     if image is None:
         raise MediaError(f"{name} is not a readable image. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
     return _orient(convert_image(image, name, limits), _read_orientation(image))
@@ -102,11 +102,11 @@ def convert_image(image: "PIL.Image.Image", name: str, limits: MediaLimits) -> "
             image = image.copy()
             del image.info["transparency"]
         return image.convert("RGB")
-    except _DAMAGED as error:
+    except _DAMAGED:
         raise MediaError(
             f"{name} ({image.width}×{image.height}, {image.mode}) is damaged or truncated. "
             "Check that the file is complete."
-        ) from error
+        ) from None
 
 
 def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.Image.Image":

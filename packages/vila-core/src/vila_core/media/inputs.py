@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
+from vila_core.display.html import show
+from vila_core.display.media import FRAMES, film_strip, image_html, video_html
 from vila_core.errors import MediaError
 from vila_core.media.images import convert_array, convert_image, decode_image
 from vila_core.media.limits import MediaLimits
@@ -59,6 +61,23 @@ class Image:
     def __repr__(self) -> str:
         return f"Image({_describe(self.source)})"
 
+    def _repr_html_(self) -> str:
+        return image_html(self)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels, with EXIF orientation applied. Raises `MediaError` as `load` does."""
+        return self.load().size
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether loading it needs the network."""
+        return isinstance(self.source, str) and is_url(self.source)
+
+    def show(self) -> None:
+        """Show the picture: in the notebook if there is one, else in the system's viewer."""
+        show(self.load())
+
     def load(self, limits: MediaLimits = _DEFAULT_LIMITS) -> "PIL.Image.Image":
         """Read and decode to RGB. Animations give their first frame, alpha is dropped, and 16 bits are scaled to 8.
 
@@ -107,6 +126,24 @@ class Video:
             f", {name}={value}" for name, value in (("frames", self.frames), ("fps", self.fps)) if value is not None
         )
         return f"Video({self._describe()}{options})"
+
+    def _repr_html_(self) -> str:
+        return video_html(self)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the first sampled frame in pixels. Raises `MediaError` as `load` does."""
+        return self.load(1).frames[0].size
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether loading it needs the network."""
+        frames = self.source if isinstance(self.source, tuple) else ()
+        return any(frame.is_remote for frame in frames) or (isinstance(self.source, str) and is_url(self.source))
+
+    def show(self) -> None:
+        """Show a strip of frames: in the notebook if there is one, else in the system's viewer."""
+        show(film_strip(self.load(FRAMES).frames))
 
     def load(self, num_frames: int, fps: float = 0.0, limits: MediaLimits = _DEFAULT_LIMITS) -> VideoFrames:
         """Read and decode the frames that `sample_indices` chooses. The video's own `frames` and `fps` take precedence.
@@ -162,10 +199,10 @@ class Video:
                 for entry in folder.iterdir()
                 if entry.suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
             ]
-        except OSError as error:
+        except OSError:
             raise MediaError(
                 f"Video {self._describe()}: no permission to read the folder. Check its permissions."
-            ) from error
+            ) from None
         if not names:
             raise MediaError(
                 f"Video {self._describe()} is a folder without image files ({' '.join(IMAGE_SUFFIXES)}). "

@@ -122,14 +122,14 @@ def _open_path(source: str | os.PathLike[str], kind: Kind, name: str, limit: int
             raise MediaError(f"{name} is a device, pipe or socket, not a file. Save it to a file, or pass its bytes.")
         _check_bytes(status.st_size, name, limit, field)
         return Path(source).open("rb")
-    except FileNotFoundError as error:
-        raise MediaError(f"{name} does not exist. Check the path.") from error
-    except PermissionError as error:
-        raise MediaError(f"{name}: no permission to read it. Check its permissions.") from error
-    except (OSError, ValueError) as error:  # the name is too long or has a null character
+    except FileNotFoundError:
+        raise MediaError(f"{name} does not exist. Check the path.") from None
+    except PermissionError:
+        raise MediaError(f"{name}: no permission to read it. Check its permissions.") from None
+    except (OSError, ValueError):  # the name is too long or has a null character
         raise MediaError(
             f"{name} is not a path that can be opened. Put data:image/png;base64, before base64 text."
-        ) from error
+        ) from None
 
 
 def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) -> bytes:
@@ -144,5 +144,5 @@ def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) ->
     _check_bytes(len(text) * 3 // 4, name, limit, field)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MediaError(f"{name}: the text after the comma is not valid base64. Check that it is complete.") from error
+    except (binascii.Error, ValueError):
+        raise MediaError(f"{name}: the text after the comma is not valid base64. Check that it is complete.") from None

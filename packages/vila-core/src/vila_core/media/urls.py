@@ -120,5 +120,5 @@ def resolve_redirect(target: Target, location: str, policy: FetchPolicy, name: s
         location = origin + target.path.partition("?")[0].rpartition("/")[0] + "/" + location
     try:
         return parse_url(location, policy, name)
-    except MediaError as error:
-        raise MediaError(f"URL {name} redirects to a URL that is refused. Use the final https URL.") from error
+    except MediaError:
+        raise MediaError(f"URL {name} redirects to a URL that is refused. Use the final https URL.") from None

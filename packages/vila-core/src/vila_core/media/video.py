@@ -74,11 +74,11 @@ def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits
     try:
         with closing(_Reader(file, name, limits)) as reader:
             return reader.read(num_frames, fps)
-    except (FFmpegError, ValueError, MemoryError) as error:
+    except (FFmpegError, ValueError, MemoryError):
         raise MediaError(
             f"{name} is not a readable video: unsupported format, no frames or damaged. "
             f"{describe_content(head, 'Video')}{_ADVICE}"
-        ) from error
+        ) from None
 
 
 @dataclass(frozen=True)

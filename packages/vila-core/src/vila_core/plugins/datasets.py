@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from vila_core.prompt import Part
+    from vila_core.conversation import Part
 
 
 @dataclass(frozen=True)

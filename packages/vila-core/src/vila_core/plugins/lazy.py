@@ -43,12 +43,21 @@ def lazy_object(target: str) -> Callable[[], Any]:
     return lambda: import_object(target)
 
 
-def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module-level `__getattr__`; `homes` maps public names to the defining submodules of `package`."""
+def lazy_attributes(
+    package: str, homes: Mapping[str, str], instead: Mapping[str, str] | None = None
+) -> Callable[[str], Any]:
+    """Return a module-level `__getattr__`.
+
+    Args:
+        package: the module's name.
+        homes: public names -> the submodules of `package` that define them.
+        instead: names of other libraries -> what to use instead, as a sentence.
+    """
 
     def get_attribute(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            hint = f". {instead[name]}" if instead is not None and name in instead else ""
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return get_attribute
@@ -66,7 +75,7 @@ def optional_import(needed_for: str, extra: str, package: str | None = None) -> 
     try:
         yield
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(package or error.name or extra, needed_for, extra) from error
+        raise MissingDependencyError(package or error.name or extra, needed_for, extra) from None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vila_core.prompt import Part
+from vila_core.conversation import Part
 
 
 @dataclass(frozen=True)

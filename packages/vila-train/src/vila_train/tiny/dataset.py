@@ -12,7 +12,7 @@ from vila_core.errors import ConfigError, unknown_name
 from vila_core.plugins.datasets import Sample
 
 if TYPE_CHECKING:
-    from vila_core.prompt import Part
+    from vila_core.conversation import Part
     from vila_train.tiny.world.combinations import Split
     from vila_train.tiny.world.scenes import Sample as DrawnSample
 

@@ -55,7 +55,7 @@ def read_chat_template(folder: Path) -> str | None:
         try:
             return (folder / "chat_template.jinja").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{folder / 'chat_template.jinja'} cannot be read: {error}.") from error
+            raise CheckpointError(f"{folder / 'chat_template.jinja'} cannot be read: {error}.") from None
     for name in ("tokenizer_config.json", "chat_template.json"):
         if (folder / name).exists():
             section = read_section(folder / name)

@@ -30,7 +30,7 @@ def stream_bytes(file: Path, entries: Mapping[str, TensorEntry]) -> Iterator[tup
     try:
         handle = FileIO(str(file))
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from None
     with handle:
         for name, entry in sorted(entries.items(), key=lambda item: item[1].offset or 0):
             yield name, _chunks(handle, entry)
@@ -43,7 +43,7 @@ def _chunks(handle: FileIO, entry: TensorEntry) -> Iterator[bytes | memoryview]:
             handle.seek(position)
             chunk = handle.read(min(left, CHUNK_BYTES))
         except OSError as error:
-            raise CheckpointError(f"{entry.file} cannot be read: {error.strerror or error}.") from error
+            raise CheckpointError(f"{entry.file} cannot be read: {error.strerror or error}.") from None
         if not chunk:
             raise CheckpointError(f"{entry.file} ended inside tensor '{entry.key}': the file was cut while being read.")
         yield chunk

@@ -66,7 +66,7 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Download the checkpoint again.") from None
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
     header = parse_json_object(text, f"The header of {path}")
     header.pop("__metadata__", None)
     entries = [_entry(path, name, value, 8 + length) for name, value in header.items()]

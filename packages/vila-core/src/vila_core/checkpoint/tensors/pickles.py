@@ -72,7 +72,7 @@ def unpickle(path: Path) -> object:
         # torch raises all of these for truncated or damaged files.
         raise CheckpointError(
             f"{path} is damaged or not a torch file: {_short(str(error))}. Download it again."
-        ) from error
+        ) from None
 
 
 def _short(text: str) -> str:

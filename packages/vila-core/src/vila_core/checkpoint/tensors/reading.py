@@ -41,7 +41,7 @@ def read_tensors(
                 raw = staging.read(handle, entry) if staging else _read_host(handle, entry).to(device)
                 yield name, raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
     except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}.") from None
 
 
 def _read_pickled(

@@ -1,0 +1,94 @@
+"""The keyword arguments of `generate` and related methods, and names that other libraries use for them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar
+
+from vila_core.display.signatures import named_settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class GenerationSettings(TypedDict, total=False):
+    """The keyword arguments of `generate` and related methods: the fields of `GenerationConfig`.
+
+    Attributes:
+        max_new_tokens: the longest answer, in tokens (default 512).
+        temperature: 0 (default) always takes the likeliest token; higher values give more varied answers.
+        top_k: sample among the k likeliest tokens only; 0 (default) is off.
+        top_p: sample among the likeliest tokens that together have this probability; 1 (default) is off.
+        repetition_penalty: above 1 makes tokens of the answer so far less likely; 1 (default) is off.
+        seed: makes sampling repeatable, alone or in a batch.
+        stop: one or more texts; the answer ends before the first of them.
+        stop_token_ids: token ids that end the answer, besides the model's own.
+        json_mode: the answer is a JSON object or array.
+        json_schema: the answer is JSON that follows this schema: a dict, or JSON text.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    seed: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    json_mode: bool
+    json_schema: str | dict[str, Any] | None
+
+
+_DEFAULTS: Mapping[str, object] = {
+    "max_new_tokens": 512,
+    "temperature": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "seed": None,
+    "stop": (),
+    "stop_token_ids": (),
+    "json_mode": False,
+    "json_schema": None,
+}
+"""Those of `GenerationConfig`, whose fields are not complete before its first use."""
+
+takes_generation_settings = named_settings(GenerationSettings, _DEFAULTS)
+
+_LENGTH = "The longest answer is set with max_new_tokens."
+_BEAMS = "Beam search is not available; answers are greedy, or sampled with temperature, top_k, top_p and seed."
+OTHER_NAMES: Mapping[str, str] = {
+    "do_sample": "Sampling is on when temperature is above 0, such as temperature=0.7; the default 0 is greedy.",
+    **dict.fromkeys(("max_length", "max_tokens", "max_completion_tokens", "max_gen_len", "max_output_tokens"), _LENGTH),
+    **dict.fromkeys(("num_beams", "best_of", "length_penalty", "early_stopping", "use_beam_search"), _BEAMS),
+    **dict.fromkeys(
+        ("generation_config", "sampling_params"), "Give the settings by name: generate(…, temperature=0.7)."
+    ),
+    **dict.fromkeys(
+        ("stop_sequences", "stop_strings", "stop_str", "stopping_criteria", "eos_string"),
+        "The texts that end an answer are set with stop, such as stop=['\\n'].",
+    ),
+    "eos_token_id": "Token ids that end an answer are set with stop_token_ids.",
+    "random_seed": "The seed is set with seed.",
+    **dict.fromkeys(
+        ("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+        "Repetition is reduced with repetition_penalty.",
+    ),
+    **dict.fromkeys(
+        ("response_format", "guided_json", "schema"), "Structured answers are set with json_schema, or json_mode=True."
+    ),
+    **dict.fromkeys(("n", "num_return_sequences"), "For several answers, call generate with several seeds."),
+    **dict.fromkeys(("stream", "streamer"), "Use model.stream(prompt), which yields the answer piece by piece."),
+    **dict.fromkeys(
+        ("images", "image", "videos", "video", "media", "input_ids", "pixel_values", "media_config"),
+        "Images and videos are part of the prompt: generate([vila_core.Image('cat.png'), 'What is it?']).",
+    ),
+    **dict.fromkeys(
+        ("conv_mode", "chat_template", "system_prompt"),
+        "The template is chosen when the model is loaded: vila_core.load(…, chat_template='vicuna_v1'); "
+        "a system prompt is a Message('system', …).",
+    ),
+    **dict.fromkeys(
+        ("num_video_frames", "max_tiles", "video_max_tiles", "fps"),
+        "Preprocessing is set when the model is loaded, such as vila_core.load(…, num_video_frames=16, max_tiles=6); "
+        "for one video, vila_core.Video(source, frames=16).",
+    ),
+}
+"""Names of other libraries -> what to use instead."""
