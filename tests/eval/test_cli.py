@@ -279,7 +279,8 @@ def test_results_go_to_the_tracker_which_is_checked_before_the_run(
     def outcome(planned: Planned, folder: Path) -> TaskOutcome:
         found = result(planned.task.name, ACCURACY)
         write_record(folder / "results.json", found)
-        write_records(folder / "samples.jsonl", ())
+        samples = [SampleRecord(id=f"{n}", index=n, row=n, key="k", prompt=()) for n in range(found.counts.samples)]
+        write_records(folder / "samples.jsonl", samples)
         return TaskOutcome(planned, folder, found)
 
     runs.outcome = outcome

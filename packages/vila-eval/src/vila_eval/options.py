@@ -103,9 +103,10 @@ class Planned:
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """The outcome of a planned task: a result, or the message of the `VilaError` that stopped it.
+    """The outcome of a planned task: a result, or the message of the error that stopped it.
 
     `waiting` says what a task without a result is waiting for ("a judge", "scoring"), if that is not an error.
+    `was_complete`: the result is of an earlier run, and nothing was run again.
     """
 
     planned: Planned
@@ -113,3 +114,4 @@ class TaskOutcome:
     result: TaskResult | None = None
     error: str | None = None
     waiting: str | None = None
+    was_complete: bool = False

@@ -15,7 +15,6 @@ def vila_tasks():
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 from vila_core.errors import PluginError, VilaError
 from vila_core.media import Image, Video
 from vila_core.media.sources import is_data_uri, is_url
+from vila_eval.errors import describe_exception
+from vila_eval.texts import escape_all, escape_surrogates
 
 if TYPE_CHECKING:
     from vila_eval.data.sources import Rows, Source
@@ -104,45 +105,52 @@ def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:
     Raises:
         PluginError: the task's `ask` fails on the row.
     """
-    row = rows[index]
+    with plugin_errors(f"Row {index} of task '{task.name}' cannot be read"):
+        row = rows[index]
     with plugin_errors(f"Task '{task.name}' cannot ask row {index}"):
         asked = task.ask(row)
         questions = [asked] if isinstance(asked, Question) else list(asked)
-    ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
-    return [
-        replace(
-            question,
-            id=question.id or row_id,
-            prompt=[_located(part, rows) for part in question.prompt if part is not None],
-        )
-        for question, row_id in zip(questions, ids, strict=True)
-    ]
+        ids = [str(index)] if len(questions) == 1 else [f"{index}-{number}" for number in range(len(questions))]
+        return [_completed(question, row_id, rows) for question, row_id in zip(questions, ids, strict=True)]
+
+
+def _completed(question: Question, row_id: str, rows: Rows) -> Question:
+    """Return a question as it can be stored: with an id, located media, and lone surrogates escaped."""
+    if not isinstance(question, Question):  # pyright: ignore[reportUnnecessaryIsInstance] (a plugin's code)
+        raise TypeError(f"expected a Question, got {type(question).__name__}")
+    given: object = cast("object", question.id)  # a number, if a data file has numbers as ids
+    texts = cast(
+        "dict[str, Any]",
+        escape_all({name: getattr(question, name) for name in ("answer", "options", "groups", "cluster", "fields")}),
+    )
+    return replace(
+        question,
+        id=row_id if given is None or given == "" else escape_surrogates(str(given)),
+        prompt=[_located(part, rows) for part in question.prompt if part is not None],
+        **texts,
+    )
 
 
 @contextmanager
 def plugin_errors(what: str, *passed: type[Exception]) -> Generator[None]:
     """Turn exceptions of a benchmark's own code into a `PluginError` that says where, so that other tasks continue.
 
-    A `VilaError` and the exception types in `passed` are not changed.
+    A `VilaError`, Ctrl-C and the exception types in `passed` are not changed.
     """
     try:
         yield
-    except (VilaError, *passed):
+    except (VilaError, KeyboardInterrupt, *passed):
         raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise PluginError(
-            f"{what}: {type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})."
-        ) from error
+    except BaseException as error:  # also SystemExit: a plugin does not end the program
+        raise PluginError(f"{what}: {describe_exception(error)}") from error
 
 
 def _located(part: Part, rows: Rows) -> Part:
-    if (
-        isinstance(part, str)
-        or not isinstance(part.source, str | Path)
-        or is_url(str(part.source))
-        or is_data_uri(str(part.source))
-    ):
+    if isinstance(part, str):
+        return escape_surrogates(part)
+    if not isinstance(part, Image | Video):  # pyright: ignore[reportUnnecessaryIsInstance] (a plugin's code)
+        raise TypeError(f"a part of the prompt is of type {type(part).__name__}; expected text, Image or Video")
+    if not isinstance(part.source, str | Path) or is_url(str(part.source)) or is_data_uri(str(part.source)):
         return part
     path = rows.locate(str(part.source))
     return Image(path) if isinstance(part, Image) else Video(path, frames=part.frames, fps=part.fps)

@@ -13,9 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from vila_core.errors import ConfigError, first_problem
+from vila_core.errors import ConfigError
 from vila_core.media import Image, Video
 from vila_eval.data.sources import DataOptions
 from vila_eval.judging.judge import judged_questions
@@ -84,17 +82,11 @@ def _check_media(question: Question) -> None:
 
 def _stored(task: Task, index: int, question: Question) -> SampleRecord:
     """Return the record of a question, through its JSON: all that a metric gets to see of it later."""
-    facts = (question.answer, list(question.options), dict(question.groups), question.cluster, dict(question.fields))
+    texts = [PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)]
     try:
-        json.dumps(facts, allow_nan=False)
-        texts = [PromptPart(kind="text", text=part) for part in question.prompt if isinstance(part, str)]
         record = SampleRecord.unanswered(question, texts, "", index)
-    except ValidationError as error:
-        raise ConfigError(f"Task '{task.name}', question '{question.id}', {first_problem(error).with_value}.") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"Task '{task.name}', question '{question.id}': all but the prompt must be JSON: {error}"
-        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"Task '{task.name}': {error}") from None
     return decode(SampleRecord, encode(record), f"question '{question.id}'")
 
 

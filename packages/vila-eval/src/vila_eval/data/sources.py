@@ -8,14 +8,13 @@ A copy of a hub dataset is found with `--data DIR`: `DIR/lmms-lab/POPE` holds th
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vila_core.media import VIDEO_SUFFIXES, Image, Video
+from vila_eval.data.row_files import read_rows
 from vila_eval.errors import DataError
 
 if TYPE_CHECKING:
@@ -131,7 +130,7 @@ class HubDataset:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Rows of a JSON (a list of objects), JSONL or CSV file.
+    """Rows of a JSON (a list of objects), JSONL, CSV or TSV file.
 
     Attributes:
         path: the file's path; with `--data DIR`, relative paths start at DIR.
@@ -165,31 +164,10 @@ class LocalFiles:
         elif self.obtain and not path.exists():
             where = "" if options.mirror else " Name the folder that it starts from with --data."
             raise DataError(f"The data file '{path}' is not there. {self.obtain}{where}")
-        rows = read_rows(path)
+        rows = read_rows(path, self.columns)
         if rows:
             check_columns(self.description, self.columns, rows[0])
         return _List(rows, origin, media)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON, JSONL or CSV file. Raises `DataError`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows: object = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines(keepends=True)))
-        elif path.suffix == ".json":
-            rows = json.loads(text)
-        else:
-            raise DataError(f"'{path}': expected a .json, .jsonl or .csv file.")
-    except FileNotFoundError:
-        raise DataError(f"The data file '{path}' is not there.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"The data file '{path}' cannot be read: {error}") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in cast("list[object]", rows)):
-        raise DataError(f"The data file '{path}' must hold a list of objects (one per row).")
-    return cast("list[dict[str, Any]]", rows)
 
 
 def check_columns(description: str, expected: Mapping[str, str], found: Iterable[str]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self, cast
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from vila_core.config import Config
+from vila_core.errors import ConfigError, first_problem
 from vila_eval.metric import Answered, Measure, Score, Scored
 from vila_eval.task import Question
+from vila_eval.texts import escape_all
 
 FORMAT = 1
 """Version of these records. A folder with another version is refused."""
@@ -33,7 +36,15 @@ class PromptPart(Config):
     frames: int | None = None
 
 
-class SampleRecord(Config):
+class Record(Config):
+    """Base class of records that grow during a run. Lone surrogates in added texts are escaped."""
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        escaped = None if update is None else cast("dict[str, Any]", escape_all(update))
+        return super().model_copy(update=escaped, deep=deep)
+
+
+class SampleRecord(Record):
     """One sample, from the question to the score: made when its row is asked, then answered, then scored.
 
     Attributes:
@@ -83,21 +94,38 @@ class SampleRecord(Config):
         number: int = 0,
         questions: int = 1,
     ) -> SampleRecord:
-        """Return the record of a question before the model answers it."""
-        return cls(
-            id=question.id,
-            index=row,
-            row=row,
-            key=key,
-            prompt=tuple(prompt),
-            reference=question.answer,
-            options=tuple(question.options),
-            groups=dict(question.groups),
-            cluster=question.cluster,
-            fields=dict(question.fields),
-            number=number,
-            questions=questions,
+        """Return the record of a question before the model answers it.
+
+        Raises:
+            ConfigError: a part of the question other than its prompt is not JSON, or of another type than declared.
+        """
+        facts = (
+            question.answer,
+            list(question.options),
+            dict(question.groups),
+            question.cluster,
+            dict(question.fields),
         )
+        try:
+            json.dumps(facts, allow_nan=False)
+            return cls(
+                id=question.id,
+                index=row,
+                row=row,
+                key=key,
+                prompt=tuple(prompt),
+                reference=question.answer,
+                options=tuple(question.options),
+                groups=dict(question.groups),
+                cluster=question.cluster,
+                fields=dict(question.fields),
+                number=number,
+                questions=questions,
+            )
+        except ValidationError as error:
+            raise ConfigError(f"Question '{question.id}', {first_problem(error).with_value}.") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"Question '{question.id}': all but the prompt must be JSON: {error}.") from None
 
     @property
     def question(self) -> Question:
@@ -189,7 +217,7 @@ class Timings(Config):
     versions: dict[str, str] = Field(default_factory=dict[str, str])
 
 
-class JudgeRecord(Config):
+class JudgeRecord(Record):
     """One exchange with a judge. It is never deleted, except by --force.
 
     Attributes:

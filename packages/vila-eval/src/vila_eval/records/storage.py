@@ -16,21 +16,26 @@ results/<model>/report.html                 the report
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import json
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 from pydantic import ValidationError
 
 from vila_core.config import Config
 from vila_core.errors import first_problem
+from vila_core.new_file import make_folder, new_file
+from vila_eval.data.regular_files import open_regular_file
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure
-from vila_eval.records.schema import FORMAT, TaskResult
+from vila_eval.records.schema import FORMAT, SampleRecord, TaskResult
+from vila_eval.texts import escape_all, one_line
 
 logger = logging.getLogger("vila_eval")
 
@@ -39,7 +44,13 @@ JUDGE, JUDGE_SUMMARY, PICTURES = "judge.jsonl", "judge.json", "pictures"
 METRICS, REPORT = "metrics.json", "report.html"
 ANSWERS, FAILURES = "answers-*.jsonl", "failed-*.txt"
 
-Record = TypeVar("Record", bound=Config)
+MAX_RECORD_BYTES = 64 * 2**20
+"""Largest record: a line of a JSONL file, or a file with one record."""
+
+_START_OVER = "Repeat the run with --force to start over."
+_UPDATE = "Use the vila-eval that wrote it, or repeat the run with --force to start over."
+
+RecordType = TypeVar("RecordType", bound=Config)
 
 
 def encode(record: Config) -> str:
@@ -47,44 +58,160 @@ def encode(record: Config) -> str:
     return json.dumps(record.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False, allow_nan=False)
 
 
-def decode(kind: type[Record], text: str, where: str) -> Record:
+def decode(kind: type[RecordType], text: str, where: str) -> RecordType:
     """Read a record. Raises `ResultsError` naming `where`."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
+        problem = error
+    try:
+        content: object = json.loads(text)
+    except (ValueError, RecursionError):
         raise ResultsError(
-            f"{where} does not have this version's format ({first_problem(error)}). Run with --force to start over."
+            f"{where} is not a JSON object. It may be damaged or of another program. {_START_OVER}"
         ) from None
+    stated = cast("dict[str, object]", content).get("format") if isinstance(content, dict) else None
+    if isinstance(stated, int) and stated != FORMAT:
+        raise ResultsError(f"{where} has format {one_line(str(stated), 20)}; this version reads {FORMAT}. {_UPDATE}")
+    try:  # a lone surrogate, which another program wrote as an escape
+        return kind.model_validate(escape_all(content))
+    except ValidationError as error:
+        problem = error
+    except RecursionError:
+        pass
+    raise ResultsError(
+        f"{where} does not have this version's format ({one_line(str(first_problem(problem)), 200)}). {_START_OVER}"
+    )
 
 
-def read_records(kind: type[Record], path: Path) -> Iterator[Record]:
-    """Yield the records of a JSONL file. A missing file has none."""
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of a results folder for reading.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        ResultsError: it cannot be opened, or is a folder, pipe or device.
+    """
+    try:
+        return open_regular_file(path)[0]
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(path) from None
+    except OSError as error:
+        raise ResultsError(f"'{path}' cannot be read: {error.strerror}.") from None
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a small file of a results folder, or None if it does not exist. Raises `ResultsError`."""
+    try:
+        file = open_file(path)
+    except FileNotFoundError:
+        return None
+    with file, _reading(path):
+        content = file.read(MAX_RECORD_BYTES + 1)
+    if len(content) > MAX_RECORD_BYTES:
+        raise ResultsError(f"'{path}' has more than {MAX_RECORD_BYTES:,} bytes. No run writes that. {_START_OVER}")
+    return _as_text(content, f"'{path}'")
+
+
+def read_record(kind: type[RecordType], path: Path) -> RecordType | None:
+    """Read a file with one record, or return None if it does not exist. Raises `ResultsError`."""
+    text = read_text(path)
+    return None if text is None else decode(kind, text, f"'{path}'")
+
+
+def read_records(kind: type[RecordType], path: Path) -> Iterator[RecordType]:
+    """Yield the records of a JSONL file. A missing file has none. Raises `ResultsError`."""
     for line, where in read_lines(path):
         yield decode(kind, line, where)
 
 
+def read_samples(folder: Path, result: TaskResult) -> Iterator[SampleRecord]:
+    """Yield a finished task's samples. Raises `ResultsError`, also if there are more or fewer than `result` counts."""
+    number = 0
+    for sample in read_records(SampleRecord, folder / SAMPLES):
+        number += 1
+        yield sample
+    if number != result.counts.samples:
+        raise ResultsError(
+            f"'{folder / SAMPLES}' has {number:,} samples, but {RESULTS} counts {result.counts.samples:,}: a part is "
+            "missing. Copy the folder again, or delete it and repeat the run."
+        )
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (line, where it is) of a file; nothing if it does not exist.
+    """Yield (line, where it is) of a file; nothing if it does not exist. Raises `ResultsError`.
 
     A last line without a line end was cut off by a crash and is skipped.
     """
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", newline="\n") as file:
-        for number, line in enumerate(file, 1):
-            if line.endswith("\n"):
-                yield line, f"'{path}', line {number}"
+    with suppress(FileNotFoundError):
+        for line, where, _ in read_lines_from(path, 0):
+            yield line, where
+
+
+def read_lines_from(path: Path, start: int) -> Iterator[tuple[str, str, int]]:
+    """Yield (line, where it is, byte after it) of a file from byte `start` on, as `read_lines` does.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        ResultsError: the file or a line cannot be read.
+    """
+    with open_file(path) as file:
+        file.seek(start)
+        for number in itertools.count(1):
+            where = f"'{path}', line {number}" + (f" after byte {start}," if start else ",")
+            with _reading(path):
+                line = file.readline(MAX_RECORD_BYTES)
+            if not line.endswith(b"\n"):
+                if len(line) == MAX_RECORD_BYTES:
+                    raise ResultsError(f"{where} has more than {MAX_RECORD_BYTES:,} bytes. {_START_OVER}")
+                return
+            yield _as_text(line, where), where, file.tell()
+
+
+def _as_text(content: bytes, where: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise ResultsError(
+            f"{where} is not UTF-8 text. It may be damaged or of another program. {_START_OVER}"
+        ) from None
+
+
+@contextmanager
+def _reading(path: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ResultsError(f"'{path}' cannot be read: {error.strerror}.") from None
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file atomically, even if the process crashes. Text is written as UTF-8, with line ends unchanged."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    with unfinished.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+    """Write a file completely or not at all, even if the process crashes. Raises `OutputError`.
+
+    Text is written as UTF-8, with line ends unchanged and lone surrogates as escapes, which JSON reads back.
+    """
+    make_folder(path.parent)
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        _lock(file)  # `remove_unfinished` leaves locked files alone
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
-    unfinished.replace(path)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed runs left of files that they were writing, but nothing that another run is writing now."""
+    for path in folder.glob(".*.part"):
+        with suppress(OSError), open_regular_file(path)[0] as file:
+            if _lock(file):
+                path.unlink()
+
+
+def _lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; return whether that succeeded."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held by another process, or the file system has no locks
+        return False
+    return True
 
 
 def write_records(path: Path, records: Iterable[Config]) -> None:
@@ -100,13 +227,11 @@ def write_record(path: Path, record: Config) -> None:
 def read_result(folder: Path) -> TaskResult:
     """Read a task's `results.json`. Raises `ResultsError`: missing, damaged, of another format."""
     path = folder / RESULTS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ResultsError(f"There is no result in '{folder}': {error.strerror}.") from None
-    result = decode(TaskResult, text, f"'{path}'")
+    result = read_record(TaskResult, path)
+    if result is None:
+        raise ResultsError(f"There is no result in '{folder}': expected the file {RESULTS}.")
     if result.format != FORMAT:
-        raise ResultsError(f"'{path}' has format {result.format}; this version reads {FORMAT}.")
+        raise ResultsError(f"'{path}' has format {result.format}; this version reads {FORMAT}. {_UPDATE}")
     return result
 
 
@@ -116,7 +241,8 @@ def find_results(folder: Path) -> dict[str, Path]:
 
 
 def write_metrics(root: Path) -> None:
-    """Write a model's `metrics.json` of all tasks that have a result."""
+    """Write a model's `metrics.json` of all tasks that have a result, and clear what killed runs left beside it."""
+    remove_unfinished(root)
     results: dict[str, TaskResult] = {}
     for name, folder in find_results(root).items():
         try:

@@ -14,8 +14,8 @@ from typing import Any
 from vila_core.config import Config
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Unit
-from vila_eval.records.schema import ModelIdentity, SampleRecord, TaskResult
-from vila_eval.records.storage import RESULTS, SAMPLES, find_results, read_records, read_result
+from vila_eval.records.schema import ModelIdentity, TaskResult
+from vila_eval.records.storage import RESULTS, find_results, read_result, read_samples
 from vila_eval.statistics import compare, holm
 
 MAY_DIFFER = ("limit", "chat_template", "dtype")
@@ -218,7 +218,7 @@ def _facts(result: TaskResult) -> dict[str, object]:
 
 
 def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, other: TaskResult) -> TaskComparison:
-    first, second = _read_samples(folder), _read_samples(other_folder)
+    first, second = _read_samples(folder, one), _read_samples(other_folder, other)
     common = [sample for sample in first if sample in second]
     if not common:
         raise ResultsError(f"{name}: no sample is in both runs ({len(first):,} and {len(second):,} samples).")
@@ -254,12 +254,12 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
     )
 
 
-def _read_samples(folder: Path) -> dict[str, _Sample]:
+def _read_samples(folder: Path, result: TaskResult) -> dict[str, _Sample]:
     return {
         record.id: _Sample(
             record.values or {}, record.judge_error is not None, record.cluster, record.answer, record.reference
         )
-        for record in read_records(SampleRecord, folder / SAMPLES)
+        for record in read_samples(folder, result)
     }
 
 

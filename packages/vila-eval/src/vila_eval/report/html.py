@@ -18,12 +18,11 @@ from vila_eval.records.schema import JudgeSummary, ModelIdentity, SampleRecord, 
 from vila_eval.records.storage import (
     JUDGE_SUMMARY,
     REPORT,
-    SAMPLES,
     TIMINGS,
-    decode,
     find_results,
-    read_records,
+    read_record,
     read_result,
+    read_samples,
     write_whole,
 )
 from vila_eval.report.formatting import (
@@ -39,6 +38,7 @@ from vila_eval.report.formatting import (
 )
 from vila_eval.report.pictures import choose_wrong, picture_path
 from vila_eval.report.plots import axis_end, draw_bar
+from vila_eval.texts import printable
 
 FIRST_CARDS = 8
 """Number of wrong answers of a task shown at first; the others can be unfolded."""
@@ -147,6 +147,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_printable,
     )
     filters: dict[str, Any] = environment.filters
     filters |= {
@@ -163,9 +164,13 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values, longest=LONGEST_TEXT)
 
 
+def _printable(value: object) -> object:
+    return printable(value) if type(value) is str else value  # markup is a subclass
+
+
 def breakable(name: str) -> Markup:
     """Return a name that may be broken after "/", "_" and "-": task names can be longer than a phone's screen."""
-    return Markup("<wbr>").join(re.split("(?<=[/_-])", name))
+    return Markup("<wbr>").join(re.split("(?<=[/_-])", printable(name)))
 
 
 def _identity(model: ModelIdentity) -> tuple[str, str, str]:
@@ -176,7 +181,7 @@ def _read_section(name: str, folder: Path, number: int) -> Section:
     result = read_result(folder)
     headline = result.headline
     higher_is_better = headline is None or headline.higher_is_better is not False
-    wrong, count = choose_wrong(read_records(SampleRecord, folder / SAMPLES), higher_is_better=higher_is_better)
+    wrong, count = choose_wrong(read_samples(folder, result), higher_is_better=higher_is_better)
     return Section(
         name,
         f"task-{number}",
@@ -193,9 +198,9 @@ def _read_section(name: str, folder: Path, number: int) -> Section:
 
 
 def _speed(path: Path) -> str | None:
-    if not path.exists():
+    timings = read_record(Timings, path)
+    if timings is None:
         return None
-    timings = decode(Timings, path.read_text(encoding="utf-8"), f"'{path}'")
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
     return (
         f"{timings.answered:,} answers in {timings.seconds:,.1f} s, batch size {timings.batch_size}, workers: "
@@ -204,9 +209,9 @@ def _speed(path: Path) -> str | None:
 
 
 def _judging(path: Path) -> str | None:
-    if not path.exists():
+    summary = read_record(JudgeSummary, path)
+    if summary is None:
         return None
-    summary = decode(JudgeSummary, path.read_text(encoding="utf-8"), f"'{path}'")
     cost = "" if summary.dollars is None else f", about {summary.dollars:.2f} US dollars"
     served = f" Served as {', '.join(summary.served_models)}." if summary.served_models else ""
     tokens = f"{summary.prompt_tokens:,} + {summary.completion_tokens:,} tokens"

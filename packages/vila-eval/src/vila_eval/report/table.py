@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vila_eval.data.hub import FIXTURE_REVISION
 from vila_eval.records.schema import JudgeSummary
-from vila_eval.records.storage import JUDGE_SUMMARY, decode
+from vila_eval.records.storage import JUDGE_SUMMARY, read_record
 from vila_eval.report.formatting import format_error, format_value, words
 
 if TYPE_CHECKING:
@@ -116,8 +116,8 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
 
 def _judge_notes(folders: Sequence[Path]) -> list[str]:
     """Return one line per judge, which sums up the `judge.json` of all tasks."""
-    paths = [folder / JUDGE_SUMMARY for folder in folders if (folder / JUDGE_SUMMARY).exists()]
-    summaries = [decode(JudgeSummary, path.read_text(encoding="utf-8"), f"'{path}'") for path in paths]
+    found = [read_record(JudgeSummary, folder / JUDGE_SUMMARY) for folder in folders]
+    summaries = [summary for summary in found if summary is not None]
     notes: list[str] = []
     for model in dict.fromkeys(summary.model for summary in summaries):
         of_model = [summary for summary in summaries if summary.model == model]

@@ -10,8 +10,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import BatchGenerationError, ConfigError, VilaError
+from vila_eval.errors import describe_exception
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
+from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
     from vila_core.engine.completion import Completion
@@ -26,7 +28,7 @@ class LazyModel:
     """Loads the model on first use. `error` is the reason if that failed."""
 
     def __init__(self, options: ModelOptions, device: str | None = None):
-        self.error: VilaError | None = None
+        self.error: Exception | None = None
         self._options = options
         self._device = device or options.device
         self._loaded: Vila | None = None
@@ -49,7 +51,7 @@ class LazyModel:
                     lora=options.lora,
                     **overrides,
                 )
-            except VilaError as error:
+            except Exception as error:
                 self.error = error
                 raise
         return self._loaded
@@ -178,7 +180,9 @@ def _prepare(model: Vila, question: Question) -> PreparedPrompt | str:
         prepared = model.prepare([part for part in question.prompt if part is not None])
         model.count_tokens(prepared)  # a prompt that is too long would fail its whole batch
     except VilaError as error:
-        return str(error)
+        return one_line(str(error))
+    except Exception as error:  # noqa: BLE001 - a decoder's own exception: a rerun would stop at the same row
+        return describe_exception(error)
     return prepared
 
 
@@ -203,11 +207,11 @@ def _complete(model: Vila, job: Job, prompts: Sequence[PreparedPrompt]) -> list[
     try:
         return list(model.complete_batch(prompts, **job.generation))
     except BatchGenerationError as error:
-        return [str(outcome) if isinstance(outcome, VilaError) else outcome for outcome in error.outcomes]
+        return [one_line(str(outcome)) if isinstance(outcome, VilaError) else outcome for outcome in error.outcomes]
     except VilaError as error:
-        reason = str(error)
+        reason = one_line(str(error))
     except torch.cuda.OutOfMemoryError as error:
-        reason = f"The GPU has too little memory for this prompt: {error}"
+        reason = f"The GPU has too little memory for this prompt: {one_line(str(error))}"
     if len(prompts) == 1:
         return [reason]
     torch.cuda.empty_cache()

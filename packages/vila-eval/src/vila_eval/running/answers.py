@@ -15,7 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -26,17 +26,18 @@ from vila_eval.records.schema import SampleRecord
 from vila_eval.records.storage import (
     ANSWERS,
     FAILURES,
-    MANIFEST,
-    RESULTS,
+    PICTURES,
     SAMPLES,
-    TIMINGS,
     decode,
     encode,
     read_lines,
+    read_lines_from,
     read_records,
+    remove_unfinished,
     write_whole,
     writing,
 )
+from vila_eval.texts import one_line
 
 logger = logging.getLogger("vila_eval")
 
@@ -55,9 +56,10 @@ def _decode(line: str, where: str) -> SampleRecord:
     try:
         stored = json.loads(line)
         sample = stored["sample"] | {"number": stored["number"], "questions": stored["questions"]}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResultsError(
-            f"{where} is not an answer that this version writes ({error}). Run with --force to start over."
+            f"{where} is not an answer that this version writes ({one_line(str(error), 200)}). "
+            "Run with --force to start over."
         ) from None
     return decode(SampleRecord, json.dumps(sample), where)
 
@@ -116,16 +118,11 @@ class StoredAnswers:
         for path in sorted(self._folder.glob(ANSWERS)):
             start = self._read.get(path, 0)
             try:
-                with path.open("rb") as file:
-                    file.seek(start)
-                    lines = file.read().splitlines(keepends=True)
+                for line, where, end in read_lines_from(path, start):
+                    self._add(_decode(line, where))
+                    self._read[path] = end
             except FileNotFoundError:  # merged by another process
                 continue
-            for line in lines:
-                if line.endswith(b"\n"):
-                    start += len(line)
-                    self._add(_decode(line.decode(errors="replace"), f"'{path}', the line that ends at byte {start},"))
-            self._read[path] = start
 
     def _add(self, answer: SampleRecord) -> None:
         """Add an answer, unless an equal one is known to be out of date."""
@@ -201,9 +198,11 @@ def _as_answers(samples: Path) -> Iterator[SampleRecord]:
 
 def remove_answers(folder: Path, stored: StoredAnswers) -> None:
     """Remove what workers and killed runs left in the folder of a finished task, except answers to other rows."""
-    unfinished = [path for name in (SAMPLES, RESULTS, TIMINGS, MANIFEST, ANSWERS) for path in folder.glob(f".{name}.*")]
-    for path in (*([] if stored.others else folder.glob(ANSWERS)), *folder.glob(FAILURES), *unfinished):
-        path.unlink(missing_ok=True)
+    with writing(folder):
+        for path in (*([] if stored.others else folder.glob(ANSWERS)), *folder.glob(FAILURES)):
+            path.unlink(missing_ok=True)
+    remove_unfinished(folder)
+    remove_unfinished(folder / PICTURES)
 
 
 @contextmanager
@@ -216,7 +215,8 @@ def locked(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may be read-only by now
+            path.unlink(missing_ok=True)
         file.close()
 
 
@@ -224,7 +224,7 @@ def _open_locked(path: Path, patience_s: float) -> BinaryIO:
     """Open a file that only one process may have open. The lock ends with the process, however it ends."""
     deadline = time.monotonic() + patience_s
     while True:
-        file = path.open("a+b")
+        file = path.open("a+b", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vila_eval.options import Rank
-from vila_eval.records.storage import FAILURES, write_whole
+from vila_eval.records.storage import FAILURES, read_text, write_whole, writing
 
 
 def failure_file(rank: int) -> str:
@@ -15,19 +15,20 @@ def failure_file(rank: int) -> str:
 
 
 def record_failure(folder: Path, rank: Rank, reason: str) -> None:
-    """Write the reason why a worker failed."""
+    """Write the reason why a worker failed. Raises `OutputError`."""
     write_whole(folder / failure_file(rank.rank), reason)
 
 
 def read_failures(folder: Path) -> dict[str, str]:
     """Return the reasons in a folder by file name."""
-    return {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob(FAILURES))}
+    return {path.name: read_text(path) or "" for path in sorted(folder.glob(FAILURES))}
 
 
 def remove_failures(folder: Path) -> None:
     """Remove the failure files of an earlier run."""
-    for path in folder.glob(FAILURES):
-        path.unlink(missing_ok=True)
+    with writing(folder):
+        for path in folder.glob(FAILURES):
+            path.unlink(missing_ok=True)
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:

@@ -15,18 +15,20 @@ from vila_core.checkpoint.embedded import embedded_model
 from vila_core.checkpoint.hub import UNWANTED
 from vila_core.checkpoint.opening import find_folder
 from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
-from vila_core.errors import CheckpointError, MediaError
+from vila_core.errors import CheckpointError, ConfigError, MediaError
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import is_data_uri, is_url, open_source
+from vila_eval.data.regular_files import open_regular_file
 from vila_eval.records.schema import ModelIdentity, PromptPart
+from vila_eval.texts import escape_surrogates, one_line, printable
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
 
     from vila_core.media.sources import ByteSource
-    from vila_eval.options import ModelOptions
+    from vila_eval.options import ModelOptions, Planned
     from vila_eval.records.schema import RunSettings
     from vila_eval.task import Part, Task
 
@@ -39,6 +41,9 @@ HEADER = 1024 * 1024
 WINDOWS, WINDOW = 64, 64 * 1024
 """What is read of larger files: the header, and evenly spaced windows up to the end."""
 
+LONGEST_NAME = 200
+"""Longest name of a results folder in bytes. File systems allow 255, and temporary files add to it."""
+
 NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
 """Files of a checkpoint that do not change its answers."""
 
@@ -47,8 +52,44 @@ NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "ev
 
 def model_name(model: ModelOptions) -> str:
     """Return the name of the model's results folder: as given, or the last part of the adapter's or model's path."""
+    if model.name is not None:
+        return checked_folder_name(model.name, "The name of the results folder (--model-name)")
     path = model.lora or model.path
-    return model.name or (embedded_model().name if path is None else Path(path).expanduser().resolve().name)
+    if path is None:
+        return embedded_model().name
+    try:
+        name = Path(path).expanduser().resolve().name
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no home folder, a null character
+        raise ConfigError(f"The model's path {path!r} cannot be resolved: {one_line(str(error), 200)}.") from None
+    return checked_folder_name(name, f"The last part of the model's path {path!r}")
+
+
+def checked_folder_name(name: str, what: str) -> str:
+    """Return `name` if it names a folder in the output folder and nothing outside of it. Raises `ConfigError`."""
+    reason = ""
+    if not name.strip():
+        reason = "is empty"
+    elif name in (".", "..") or "/" in name or "\\" in name:
+        reason = f"must be one folder's name, without slashes, got {_shown(name)}"
+    elif printable(name) != name or "\n" in name or "\t" in name:
+        reason = f"has control characters: {_shown(name)}"
+    elif len(name.encode(errors="backslashreplace")) > LONGEST_NAME:
+        reason = f"is longer than {LONGEST_NAME} bytes: {_shown(name)}"
+    if reason:
+        raise ConfigError(f"{what} {reason}. Choose a name such as my-model.")
+    return name
+
+
+def check_task_folder(planned: Planned) -> None:
+    """Raise `ConfigError` if the files of a task would be written outside of its own folder."""
+    for part in planned.folder.split("/"):
+        checked_folder_name(part, f"A part of the task's name {_shown(planned.folder)}")
+    if planned.task.submission is not None:
+        checked_folder_name(planned.task.submission.filename, f"The submission file of task '{planned.task.name}'")
+
+
+def _shown(name: str) -> str:
+    return repr(one_line(name, 60))
 
 
 def model_identity(model: ModelOptions) -> ModelIdentity:
@@ -130,7 +171,9 @@ def _describe(part: Part) -> PromptPart:
 
 
 def _file_name(source: Source) -> str | None:
-    return Path(source).name if isinstance(source, str | Path) and not is_data_uri(str(source)) else None
+    if not isinstance(source, str | Path) or is_data_uri(str(source)):
+        return None
+    return escape_surrogates(Path(source).name)
 
 
 def media_digest(medium: Image | Video) -> str | None:
@@ -140,7 +183,7 @@ def media_digest(medium: Image | Video) -> str | None:
     """
     try:
         return _source_digest(medium.source, "Image" if isinstance(medium, Image) else "Video")
-    except (MediaError, OSError):
+    except (MediaError, OSError, ValueError):  # ValueError: a null character in the path
         return None
 
 
@@ -150,7 +193,7 @@ def _source_digest(source: Source, kind: str) -> str:
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, str) and is_url(source):
-        return hashlib.sha256(source.encode()).hexdigest()
+        return hashlib.sha256(source.encode(errors="backslashreplace")).hexdigest()
     if isinstance(source, str) and is_data_uri(source):
         with open_source(source, "Image" if kind == "Image" else "Video", MediaLimits()) as file:
             return hashlib.sha256(file.read()).hexdigest()
@@ -183,8 +226,13 @@ def _file_digest(path: Path) -> str:
 
 @functools.lru_cache(maxsize=65536)
 def _whole_digest(path: Path, size: int, modified_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    if size > MediaLimits().max_video_bytes:
+        raise MediaError(f"'{path}' is larger than the limit of media.")
+    digest = hashlib.sha256()
+    with open_regular_file(path)[0] as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def sample_key(model_digest: str, task: Task, settings: RunSettings, prompt: Sequence[PromptPart]) -> str:

@@ -12,9 +12,9 @@ from vila_core.media import Video
 from vila_core.plugins.loader import load_plugins
 from vila_eval.errors import DataError
 from vila_eval.records.schema import RunSettings, SampleRecord
-from vila_eval.running.identity import describe_prompt, sample_key
+from vila_eval.running.identity import check_task_folder, describe_prompt, sample_key
 from vila_eval.running.manifest import Manifest
-from vila_eval.task import Question, as_questions
+from vila_eval.task import Question, as_questions, plugin_errors
 
 if TYPE_CHECKING:
     from vila_core.runtime import GenerationSettings
@@ -68,7 +68,10 @@ class Job:
         for number, question in enumerate(questions):
             prompt = describe_prompt(question.prompt)
             key = sample_key(self.manifest.model.digest, self.task, settings, prompt)
-            record = SampleRecord.unanswered(question, prompt, key, row, number=number, questions=len(questions))
+            try:
+                record = SampleRecord.unanswered(question, prompt, key, row, number=number, questions=len(questions))
+            except ConfigError as error:
+                raise ConfigError(f"Task '{self.task.name}', row {row}: {error}") from None
             asked.append((question, record))
         return asked
 
@@ -93,11 +96,15 @@ def open_job(planned: Planned, folder: Path, model: ModelOptions, identity: Mode
         options: the run's options.
 
     Raises:
+        ConfigError: the task's name leads out of the model's folder.
         DataError: the data is missing, empty, or has other columns.
     """
     task = planned.task
-    rows = task.source.open(options.data)
-    if not len(rows):
+    check_task_folder(planned)
+    with plugin_errors(f"The data of task '{task.name}' cannot be opened"):
+        rows = task.source.open(options.data)
+        count = len(rows)
+    if not count:
         raise DataError(f"{task.source.description} has no rows.")
     selected = select_rows(rows, options.limit, task.keep_together)
     settings = RunSettings(

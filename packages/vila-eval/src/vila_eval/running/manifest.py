@@ -18,7 +18,7 @@ from vila_eval.records.storage import (
     RESULTS,
     SAMPLES,
     TIMINGS,
-    decode,
+    read_record,
     read_result,
     write_record,
 )
@@ -46,13 +46,7 @@ class Manifest(RunFacts):
 
 def read_manifest(folder: Path) -> Manifest | None:
     """Return the folder's manifest, or None. Raises `ResultsError` if it cannot be read."""
-    path = folder / MANIFEST
-    try:
-        return decode(Manifest, path.read_text(encoding="utf-8"), f"'{path}'")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ResultsError(f"'{path}' cannot be read: {error.strerror}.") from None
+    return read_record(Manifest, folder / MANIFEST)
 
 
 def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:

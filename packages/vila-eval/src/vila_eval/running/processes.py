@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
-from multiprocessing.connection import wait
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 
 from vila_core.errors import VilaError
-from vila_eval.errors import WorkerError
+from vila_eval.errors import WorkerError, describe_exception
 from vila_eval.running.failures import failure_file, read_failures, remove_failures
 from vila_eval.running.workers import Work, work
 
@@ -24,12 +24,17 @@ class Processes:
         self.root = works[0].root
         remove_failures(self.root)
         context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+        pipes = [context.Pipe(duplex=False) for _ in works]
+        self._reasons = [receiver for receiver, _ in pipes]
         self._processes = [
-            context.Process(target=_run_process, args=(one,), name=f"vila-eval worker {one.rank.rank}") for one in works
+            context.Process(target=_run_process, args=(one, sender), name=f"vila-eval worker {one.rank.rank}")
+            for one, (_, sender) in zip(works, pipes, strict=True)
         ]
         with _ignore_sigint():
             for process in self._processes:
                 process.start()
+        for _, sender in pipes:
+            sender.close()  # the children hold their own ends
 
     @property
     def pids(self) -> list[int | None]:
@@ -38,11 +43,16 @@ class Processes:
     def check(self) -> bool:
         for rank, process in enumerate(self._processes):
             if process.exitcode:
-                reason = read_failures(self.root).get(
-                    failure_file(rank), "It left no reason: was it killed, or out of memory?"
-                )
-                raise WorkerError(f"Worker {rank} ended with exit code {process.exitcode}. {reason}")
+                raise WorkerError(f"Worker {rank} {_describe_end(process.exitcode)}. {self._reason(rank)}")
         return all(process.exitcode == 0 for process in self._processes)
+
+    def _reason(self, rank: int) -> str:
+        """Return why a worker ended: what it sent, or wrote; the file is missing if the disk is full."""
+        with suppress(EOFError, OSError):
+            if self._reasons[rank].poll():
+                return str(self._reasons[rank].recv())
+        unknown = "It left no reason: was it killed, or out of memory?"
+        return read_failures(self.root).get(failure_file(rank), unknown)
 
     def stop(self) -> None:
         for process in self._processes:
@@ -55,7 +65,15 @@ class Processes:
         remove_failures(self.root)
 
 
-def _run_process(assigned: Work) -> None:
+def _describe_end(exit_code: int) -> str:
+    """Return how a process ended. A negative exit code is the signal that killed it."""
+    if exit_code > 0:
+        return f"ended with exit code {exit_code}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"
+
+
+def _run_process(assigned: Work, reason: Connection) -> None:
     """Run a worker in a child process, which ends when its parent does, however the parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "a worker is started by multiprocessing"
@@ -67,8 +85,11 @@ def _run_process(assigned: Work) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
     try:
         work(assigned)
-    except VilaError:
-        sys.exit(2)  # the reason is in the failure file
+    except Exception as error:
+        reason.send(describe_exception(error))
+        if isinstance(error, VilaError):
+            sys.exit(2)
+        raise
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from vila_eval.errors import ResultsError, WorkerError
+from vila_eval.errors import ResultsError, WorkerError, describe_exception
 from vila_eval.options import Planned, Rank, TaskOutcome
-from vila_eval.records.storage import write_whole, writing
+from vila_eval.records.storage import read_text, write_whole, writing
 from vila_eval.running.answering import checked_answers, stored_answers
 from vila_eval.running.crew import POLL_S, await_answers
 from vila_eval.running.failures import describe_failures, failure_file, read_failures, record_failure, remove_failures
@@ -79,7 +79,7 @@ def meeting(root: Path, folders: Sequence[Path], rank: Rank) -> Generator[None]:
     try:
         yield
     except Exception as error:
-        record_failure(root, rank, f"Rank {rank.rank} failed: {error}")
+        record_failure(root, rank, f"Rank {rank.rank} failed: {describe_exception(error)}")
         raise
 
 
@@ -93,7 +93,7 @@ def _lead(root: Path, folders: Sequence[Path], rank: Rank) -> None:
     while len(names) < len(others):
         for path in others:
             if path not in names and path.exists():
-                names[path] = path.read_text(encoding="utf-8")
+                names[path] = read_text(path) or ""
         time.sleep(POLL_S)
     write_whole(root / LAUNCH, "\n".join(names.values()))
     for path in others:
@@ -104,7 +104,7 @@ def _follow(root: Path, rank: Rank) -> None:
     name, own = uuid.uuid4().hex, _rank_file(root, rank.rank)
     launch = root / LAUNCH
     write_whole(own, name)
-    while not (launch.exists() and name in launch.read_text(encoding="utf-8").split()):
+    while name not in (read_text(launch) or "").split():
         time.sleep(POLL_S)
         if not own.exists():  # rank 0 removed it as an earlier run's, or has just read it
             write_whole(own, name)

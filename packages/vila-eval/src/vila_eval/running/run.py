@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vila_core.cli.progress import Progress
-from vila_core.errors import ConfigError, VilaError
-from vila_eval.errors import ResultsError, WorkerError
+from vila_core.errors import ConfigError
+from vila_eval.errors import ResultsError, WorkerError, describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import ModelIdentity
 from vila_eval.records.storage import write_metrics, writing
@@ -22,6 +23,8 @@ from vila_eval.running.manifest import begin, check_folder
 from vila_eval.running.scoring import Finished, finish_task, judge_again
 from vila_eval.running.timing import Stopwatch
 from vila_eval.task import Question, as_questions
+
+logger = logging.getLogger("vila_eval")
 
 ONLY_PROCESS = Rank(0, 1, 0)
 
@@ -63,17 +66,20 @@ class Run:
         return self.root / planned.folder
 
     def attempt(self, planned: Planned, step: Callable[[Planned], Finished]) -> TaskOutcome:
-        """Run `step` on one task and return its outcome. Raises only errors that concern all tasks."""
+        """Run `step` on one task and return its outcome. Raises only errors that concern all tasks.
+
+        Any other exception, of a plugin or of this package, ends this task alone.
+        """
         try:
             return attempt(planned, self.root, step)
         except WorkerError:
             raise
-        except VilaError as error:
+        except Exception as error:
             if error is self.loader.error:  # no other task could be answered either
                 raise
             if self.rank.world_size > 1:
-                record_failure(self.folder(planned), self.rank, str(error))
-            return TaskOutcome(planned, self.folder(planned), error=str(error))
+                record_failure(self.folder(planned), self.rank, describe_exception(error))
+            return failed_outcome(planned, self.folder(planned), error)
 
     def open(self, planned: Planned) -> Job:
         return open_job(planned, self.folder(planned), self.model, self.identity, self.options)
@@ -102,7 +108,9 @@ class Run:
         if result is None:
             return None
         remove_answers(job.folder, stored_answers(job))  # a crash may have left them
-        return judge_again(job.task, result, job.folder, self.options, self.progress) or Finished(result)
+        return judge_again(job.task, result, job.folder, self.options, self.progress) or Finished(
+            result, was_complete=True
+        )
 
     @contextmanager
     def showing_progress(self, job: Job, stored: StoredAnswers) -> Generator[None]:
@@ -138,9 +146,17 @@ class Run:
         return finished
 
 
+def failed_outcome(planned: Planned, folder: Path, error: Exception) -> TaskOutcome:
+    """Return the outcome of a task that ended in an exception. The traceback goes to the log, for `--debug`."""
+    logger.debug("Task '%s' failed", planned.folder, exc_info=error)
+    return TaskOutcome(planned, folder, error=describe_exception(error))
+
+
 def attempt(planned: Planned, root: Path, step: Callable[[Planned], Finished]) -> TaskOutcome:
     """Run `step` on one task; write `metrics.json` if that gives a result."""
     finished = step(planned)
     if finished.result is not None:
         write_metrics(root)
-    return TaskOutcome(planned, root / planned.folder, finished.result, waiting=finished.waiting)
+    return TaskOutcome(
+        planned, root / planned.folder, finished.result, waiting=finished.waiting, was_complete=finished.was_complete
+    )

@@ -12,12 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.errors import ConfigError, VilaError
+from vila_core.errors import ConfigError
 from vila_eval.options import Rank, TaskOutcome
 from vila_eval.running.answering import LazyModel, stored_answers
-from vila_eval.running.identity import model_name
+from vila_eval.running.identity import check_task_folder, model_name
 from vila_eval.running.ranks import run_as_rank
-from vila_eval.running.run import ONLY_PROCESS, Run, attempt, identify_model
+from vila_eval.running.run import ONLY_PROCESS, Run, attempt, failed_outcome, identify_model
 from vila_eval.running.scoring import Finished, score_again
 from vila_eval.running.timing import Stopwatch
 from vila_eval.running.with_workers import run_with_workers
@@ -69,14 +69,15 @@ def _score_stored(plan: Sequence[Planned], options: RunOptions, progress: Progre
     """Score stored answers, without the model and the data."""
 
     def score(planned: Planned) -> Finished:
+        check_task_folder(planned)
         return score_again(planned.task, root / planned.folder, options, progress)
 
     outcomes: list[TaskOutcome] = []
     for planned in plan:
         try:
             outcomes.append(attempt(planned, root, score))
-        except VilaError as error:
-            outcomes.append(TaskOutcome(planned, root / planned.folder, error=str(error)))
+        except Exception as error:  # noqa: BLE001 - one task's fault does not stop the others
+            outcomes.append(failed_outcome(planned, root / planned.folder, error))
     return outcomes
 
 

@@ -27,10 +27,14 @@ SCORING = "scoring"
 
 @dataclass(frozen=True)
 class Finished:
-    """A task with all of its answers: its result, or what it is waiting for."""
+    """A task with all of its answers: its result, or what it is waiting for.
+
+    `was_complete`: an earlier run had completed it, and this one changed nothing.
+    """
 
     result: TaskResult | None = None
     waiting: str | None = None
+    was_complete: bool = False
 
 
 def finish_task(

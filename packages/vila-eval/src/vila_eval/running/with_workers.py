@@ -15,7 +15,7 @@ from vila_eval.running.processes import Processes
 from vila_eval.running.run import Run
 from vila_eval.running.scoring import Finished
 from vila_eval.running.timing import Stopwatch
-from vila_eval.running.workers import plan_work
+from vila_eval.running.workers import check_sendable, plan_work
 
 
 def run_with_workers(run: Run, plan: Sequence[Planned]) -> list[TaskOutcome]:
@@ -27,6 +27,7 @@ def run_with_workers(run: Run, plan: Sequence[Planned]) -> list[TaskOutcome]:
     crew: Crew | None = None
 
     def claim(planned: Planned) -> Finished:
+        check_sendable(planned)
         job = run.claim(planned, stack)
         if isinstance(job, Finished):
             return job

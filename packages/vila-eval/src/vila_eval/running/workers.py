@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import os
 import pickle
-import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from vila_core.errors import ConfigError, VilaError
 from vila_core.plugins.loader import load_plugin_file, load_plugins
-from vila_eval.errors import DataError
+from vila_eval.errors import DataError, describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions
 from vila_eval.running.answering import LazyModel, answer_share
 from vila_eval.running.answers import StoredAnswers
 from vila_eval.running.failures import record_failure
 from vila_eval.running.job import Job, open_job
 from vila_eval.running.manifest import Manifest, asks_the_same
+from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
     from vila_eval.task import Task
@@ -71,22 +72,21 @@ def _without_scoring(planned: Planned) -> Planned | tuple[str, str, int | None]:
     return replace(planned, task=replace(task, metric=None, submission=None))
 
 
-def plan_work(model: ModelOptions, options: RunOptions, root: Path, jobs: Sequence[Job], count: int) -> list[Work]:
-    """Return the work for each of `count` workers.
+def check_sendable(planned: Planned) -> None:
+    """Raise `ConfigError` if a task cannot be sent to another process."""
+    try:
+        pickle.dumps(_without_scoring(planned))
+    except Exception as error:  # noqa: BLE001 - pickle raises whatever a task's parts raise
+        raise ConfigError(
+            f"Task '{planned.task.name}' cannot be sent to a worker: {one_line(str(error), 300)}. Register it with a "
+            "plugin, define its functions at the top level of a module (no lambdas, no nested functions), "
+            "or run with one worker."
+        ) from None
 
-    Raises:
-        ConfigError: a task cannot be sent to another process.
-    """
+
+def plan_work(model: ModelOptions, options: RunOptions, root: Path, jobs: Sequence[Job], count: int) -> list[Work]:
+    """Return the work for each of `count` workers. All tasks must pass `check_sendable`."""
     sent = [_Sent(_without_scoring(job.planned), job.manifest) for job in jobs]
-    for one in sent:
-        try:
-            pickle.dumps(one)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise ConfigError(
-                f"Task '{one.manifest.task}' cannot be sent to a worker: {error}. Register it with a plugin, "
-                "define its functions at the top level of a module (no lambdas, no nested functions), "
-                "or run with one worker."
-            ) from None
     # Files given with --plugin register under their own path.
     files = tuple(info.owner.distribution for info in load_plugins().infos if info.owner.version == "file")
     without_key = replace(options, judge=None)
@@ -97,10 +97,11 @@ def plan_work(model: ModelOptions, options: RunOptions, root: Path, jobs: Sequen
 
 
 def work(assigned: Work) -> None:
-    """Answer one worker's share of all tasks. Failures are recorded in files.
+    """Answer one worker's share of all tasks. Failures of single tasks are recorded in files.
 
     Raises:
-        VilaError: the model cannot be loaded.
+        Exception: the worker cannot continue: the model cannot be loaded, or the disk is full. The reason is recorded
+            if it can be.
     """
     try:
         os.chdir(assigned.current_folder)
@@ -110,11 +111,9 @@ def work(assigned: Work) -> None:
         lazy = LazyModel(assigned.model, worker_device(assigned.model, assigned.rank, share_cpu=True))
         for task in tasks:
             answer_task(assigned, task.received(), task.manifest, lazy)
-    except VilaError as error:
-        record_failure(assigned.root, assigned.rank, str(error))
-        raise
-    except Exception:
-        record_failure(assigned.root, assigned.rank, traceback.format_exc())
+    except Exception as error:
+        with suppress(VilaError):  # the disk may be full; local processes also send the reason to their parent
+            record_failure(assigned.root, assigned.rank, describe_exception(error))
         raise
 
 
@@ -134,10 +133,13 @@ def answer_task(assigned: Work, planned: Planned, manifest: Manifest, lazy: Lazy
             assigned.options.batch_size,
             lambda rows: None,
         )
-    except VilaError as error:
+    except Exception as error:
         if error is lazy.error:
             raise
-        record_failure(folder, assigned.rank, str(error))
+        try:
+            record_failure(folder, assigned.rank, describe_exception(error))
+        except VilaError:  # nothing can be written, so no task can be answered
+            raise error from None
 
 
 def worker_device(model: ModelOptions, rank: Rank, *, share_cpu: bool = False) -> str:
