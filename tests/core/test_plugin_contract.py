@@ -139,7 +139,7 @@ def test_all_faults_are_reported_together(write: Write) -> None:
     sources = [FAULTS[name][0] for name in ("heavy_import", "no_help", "build_without_config")]
     with pytest.raises(PluginError) as caught:
         check_plugin(write("\n".join(sources)))
-    assert str(caught.value).count("\n- ") == 3
+    assert str(caught.value).count(" - ") == 3
 
 
 @pytest.mark.parametrize("name", PROJECTOR_NAMES)

@@ -6,13 +6,15 @@ Command-line programs print the message without a traceback and exit with code 2
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -20,8 +22,24 @@ if TYPE_CHECKING:
     from vila_core.engine.completion import Completion
 
 
+MAX_MESSAGE = 1000
+"""Most characters of a message; what is cut is in the middle, since the advice stands at the end."""
+
+
 class VilaError(Exception):
-    """Base class of errors that a user can fix."""
+    """Base class of errors that a user can fix. As a string it is one printable line."""
+
+    details: str = ""
+    """More lines, such as a complete list of names; printed with `--debug` only."""
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE // 2]} … {text[3 - MAX_MESSAGE // 2 :]}"
+
+    def with_details(self, lines: Iterable[str]) -> Self:
+        """Set `details` to `lines`, and return the error."""
+        self.details = "\n".join(printable(line) for line in lines)
+        return self
 
     def _render_traceback_(self) -> list[str]:
         """Return what IPython and Jupyter show: the user's own lines and the message, not the frames in between.
@@ -110,6 +128,35 @@ class MissingDependencyError(VilaError):
 
     def __init__(self, package: str, needed_for: str, extra: str):
         super().__init__(f"{needed_for} needs '{package}', which is not installed. Run: pip install '{extra}'")
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line and safe to print.
+
+    Control characters, halves of surrogate pairs and marks that reorder text become escapes, line breaks spaces.
+    """
+    return _UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], re.sub(r"\s*[\r\n]\s*", " ", text))
+
+
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def listed(names: Iterable[str], limit: int = 3) -> str:
+    """Return `names` as text, cut after `limit`: "a, b, c and 214 more"."""
+    names = list(names)
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def shown(value: object, limit: int = 100) -> str:
+    """Return `value` as Python writes it, cut after `limit` characters. Huge values are not written out first."""
+    if isinstance(value, str | bytes):
+        text = repr(value[:limit])
+        return f"{text}…" if len(value) > limit else text
+    if isinstance(value, int) and abs(value) >= 10**limit:
+        return f"a whole number of {value.bit_length():,} bits"
+    text = reprlib.repr(value) if isinstance(value, list | dict | tuple | set) else repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def unknown_name(kind: str, got: str, known: Iterable[str], instead: Mapping[str, str] | None = None) -> str:

@@ -37,6 +37,8 @@ def run_command(
         build().main(args=[argument for argument in arguments if argument != "--debug"], prog_name=program)
     except VilaError as error:
         if debug:
+            if error.details:
+                typer.echo(error.details, err=True)
             raise
         typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
         typer.echo(str(error), err=True)
