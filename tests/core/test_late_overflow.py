@@ -20,7 +20,7 @@ RED, BLUE = picture((200, 30, 30)), picture((30, 30, 200))
 
 def load(dtype: str, factor: float) -> vila.Vila:
     """Load the embedded model, and multiply the embedding of the token "red" so that reading it overflows."""
-    model = vila.load(dtype=dtype)
+    model = vila.load("vila-tiny", dtype=dtype)
     (red,) = model.complete([RED, QUESTION]).token_ids
     decoder = model.network.llm
     embedding = decoder.model.embed_tokens.weight

@@ -7,14 +7,11 @@ separator templates come from `llava/conversation.py` in NVlabs/VILA; Jinja temp
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from vila_core.errors import ConfigError, PromptError
+from vila_core.errors import PromptError
 
 if TYPE_CHECKING:
-    from jinja2 import Template
-
     from vila_core.media import Image, Video
 
 Role = Literal["system", "user", "assistant"]
@@ -143,7 +140,7 @@ class SeparatorTemplate:
 
 @dataclass(frozen=True)
 class JinjaTemplate:
-    """A Jinja template, rendered in Jinja's sandbox without access to Python objects."""
+    """A Jinja template, rendered in a sandbox: without access to Python objects, and within limits on time and size."""
 
     name: str
     source: str
@@ -157,35 +154,12 @@ class JinjaTemplate:
         generation_prompt: bool = True,
         system_prompt: bool = True,
     ) -> str:
-        from jinja2 import TemplateError
+        from vila_core.templating.render import render_chat
 
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
         if not system_prompt:
             messages = [{"role": "system", "content": ""}, *messages]
-        try:
-            return _compile(self.source).render(
-                messages=messages, add_generation_prompt=generation_prompt, **special_tokens
-            )
-        except TemplateError as error:
-            raise PromptError(f"Chat template '{self.name}' rejects this conversation: {error}") from None
-
-
-@cache
-def _compile(source: str) -> "Template":
-    from jinja2 import TemplateError, TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.globals["raise_exception"] = raise_exception  # pyright: ignore[reportArgumentType]
-    try:
-        return environment.from_string(source)
-    except TemplateSyntaxError as error:
-        raise ConfigError(f"The chat template is not valid Jinja: {error}") from None
+        return render_chat(self.name, self.source, messages, special_tokens, generation_prompt=generation_prompt)
 
 
 _VICUNA_SYSTEM = (

@@ -1,0 +1,1 @@
+"""Renders the Jinja templates of checkpoints within limits on steps, sizes and output."""
