@@ -5,6 +5,7 @@ installs it. The other environments import it from there (see `share_core`), exc
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -33,9 +34,20 @@ TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "trit
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
+PLANNED = ("vila-serve",)  # distributions that do nothing yet
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions
 TOOLS = (
-    *("nox", "ruff", "basedpyright", "import-linter", "deptry", "build", "sybil", "mkdocs-material"),
+    *(
+        "nox",
+        "ruff",
+        "basedpyright",
+        "import-linter",
+        "deptry",
+        "build",
+        "sybil",
+        "mkdocs-material",
+        "mkdocstrings-python",
+    ),
     *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
 )
 
@@ -177,7 +189,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(requires=["core"])
 @nox.parametrize("distribution", DISTRIBUTIONS, ids=DISTRIBUTIONS)
 def isolated(session: nox.Session, distribution: str) -> None:
-    """Install each distribution without its siblings, and try its programs."""
+    """Install each distribution without its siblings, try its programs, and follow its README as a new user."""
     if distribution == "vila-core":
         programs = core_programs(session)
     else:
@@ -185,6 +197,8 @@ def isolated(session: nox.Session, distribution: str) -> None:
         session.install(*TESTED_SET, f"packages/{distribution}")
         programs = Path(session.bin).resolve()
     try_distribution(session, distribution, programs)
+    if distribution not in PLANNED:
+        follow_readme(session, distribution)
 
 
 @nox.session(requires=["core"])
@@ -215,7 +229,9 @@ def build(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """Build the site and run every snippet in the docs and READMEs. `nox -s docs -- serve` serves a preview."""
     share_core(session)
-    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "mkdocs-material", "pytest", "pytest-xdist", "sybil")
+    # ruff formats the signatures of the API reference.
+    site = ("mkdocs-material", "mkdocstrings-python", "ruff")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, *site, "pytest", "pytest-xdist", "sybil")
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")
         return
@@ -286,6 +302,18 @@ def try_distribution(session: nox.Session, distribution: str, programs: Path) ->
         run(session, programs / "python", "-c", list_plugins, silent=True, env={"VILA_STRICT_PLUGINS": "1"})
         for script in project.get("scripts", {}):
             run(session, programs / script, "--help", silent=True)
+
+
+def follow_readme(session: nox.Session, distribution: str) -> None:
+    """Run the install command and the first example of a package's README in an environment of their own."""
+    fresh = Path(session.create_tmp()).resolve() / "fresh"
+    session.run("python", "-m", "venv", "--clear", str(fresh))
+    share_core(session, fresh / "bin" / "python")
+    # The environment `core` has vila-core itself too, whose copy the editable one must replace.
+    path = f"{fresh / 'bin'}:{os.environ['PATH']}"
+    readme = f"packages/{distribution}/README.md"
+    session.run("python", "tests/docs/first_steps.py", readme, env={"PATH": path}, external=True)
+    shutil.rmtree(fresh)
 
 
 def try_embedded_model(session: nox.Session, programs: Path) -> None:

@@ -1,0 +1,68 @@
+"""Follow a package's README as a new user: run its install command, then its first example.
+
+    python tests/docs/first_steps.py packages/vila-eval/README.md
+
+Runs in the environment whose `python` comes first on the PATH. The example runs in an empty folder with the bundled
+media; the output of a `console` block must be the one shown.
+"""
+
+import doctest
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(bash|console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ (.*(?:\\\n.*)*)\n?((?:(?!\$ ).*\n?)*)", re.MULTILINE)
+
+
+def main(readme: Path) -> None:
+    blocks = BLOCK.findall(readme.read_text(encoding="utf-8"))
+    installs = [number for number, (_, text) in enumerate(blocks) if "pip install" in text]
+    if not installs:
+        sys.exit(f"{readme} has no install command.")
+    first = installs[0]
+    execute(blocks[first][1], ROOT)
+    if first + 1 == len(blocks):
+        sys.exit(f"{readme} has no example after its install command.")
+    kind, text = blocks[first + 1]
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "examples", Path(folder) / "examples")
+        if kind == "python":
+            (Path(folder) / "example.py").write_text(text, encoding="utf-8")
+            execute("python example.py", Path(folder))
+        elif kind == "bash":
+            execute(text, Path(folder))
+        else:
+            for command, shown in COMMAND.findall(text):
+                require_output(command, shown, execute(command, Path(folder)))
+
+
+def execute(command: str, folder: Path) -> str:
+    """Run a shell command in `folder`, print its output and return it. Ends the program if the command fails."""
+    print(f"$ {command.rstrip()}", flush=True)
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    print(done.stdout, flush=True)
+    if done.returncode:
+        sys.exit(f"Exit code {done.returncode}: {command}")
+    return done.stdout
+
+
+def require_output(command: str, shown: str, printed: str) -> None:
+    options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    if shown.strip() and not doctest.OutputChecker().check_output(shown, printed, options):
+        sys.exit(f"{command}\n\nThe README shows:\n{shown}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
