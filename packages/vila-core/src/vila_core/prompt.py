@@ -6,12 +6,13 @@ Dimensions: T tokens.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
 from vila_core.config import VilaConfig
 from vila_core.conversation import Prompt, as_messages, parts_of
-from vila_core.errors import warn
+from vila_core.errors import PromptError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.preprocess import Tiles, preprocess_images, preprocess_video
 from vila_core.tokenizer import Tokenizer
@@ -69,22 +70,45 @@ def prepare(
     """
     started = time.perf_counter()
     messages = as_messages(prompt)
-    if generation_prompt and messages[-1].role == "assistant":
-        warn("The conversation ends with an answer of the assistant; the model starts another one after it.")
+    if generation_prompt:
+        _require_alternating_roles(messages)
     loaded = [
         _load(part, config, limits) for message in messages for part in parts_of(message) if not isinstance(part, str)
     ]
     media = _preprocess(loaded, config)
     turns = _as_turns(messages, media)
+    if not any(turn.text for turn in turns):
+        raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
+    input_ids = tokenizer.encode(text)
+    prepared = [medium for of_part in media for medium in of_part]
+    _require_media_tokens(input_ids, prepared, tokenizer)
     durations = [one.duration for one in loaded if isinstance(one, VideoFrames)]
     return PreparedPrompt(
         text,
-        tokenizer.encode(text),
-        [medium for of_part in media for medium in of_part],
+        input_ids,
+        prepared,
         durations[-1] if durations else None,
         time.perf_counter() - started,
     )
+
+
+def _require_alternating_roles(messages: Sequence[Message]) -> None:
+    """Raise `PromptError` unless the model can answer: models are trained on questions and answers in turn."""
+    roles = [message.role for message in messages]
+    start = 1 if roles[0] == "system" else 0
+    for index, role in enumerate(roles[start:]):
+        expected = ("user", "assistant")[index % 2]
+        if role != expected:
+            raise PromptError(
+                f"Message {start + index + 1} is from the {role}, but user and assistant take turns, starting with the "
+                "user; only the first message may be from the system. Join consecutive messages of the same role."
+            )
+    if roles[-1] != "user":
+        raise PromptError(
+            f"The conversation ends with a message from the {roles[-1]}; it must end with one from the user, which the "
+            "model answers."
+        )
 
 
 def _load(part: Image | Video, config: VilaConfig, limits: MediaLimits) -> "PIL.Image.Image | VideoFrames":
@@ -117,12 +141,26 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
     remaining = iter(media)
     turns: list[Turn] = []
     for message in messages:
-        pieces = [
-            _without_media_tokens(part) if isinstance(part, str) else "".join(map(_media_tokens, next(remaining)))
-            for part in parts_of(message)
-        ]
+        pieces: list[str] = []
+        for are_texts, parts in groupby(parts_of(message), key=lambda part: isinstance(part, str)):
+            if are_texts:
+                # Twice, because neighboring texts may form a media token together.
+                pieces.append(_without_media_tokens("".join(_without_media_tokens(str(part)) for part in parts)))
+            else:
+                pieces += ["".join(map(_media_tokens, next(remaining))) for _ in parts]
         turns.append(Turn(message.role, "".join(pieces).strip()))
     return turns
+
+
+def _require_media_tokens(input_ids: Sequence[int], media: Sequence[PreparedMedium], tokenizer: Tokenizer) -> None:
+    """Raise `PromptError` unless the media tokens are those of the media: a checkpoint may read other text as one."""
+    for kind, token_id in tokenizer.media_token_ids.items():
+        expected = sum(medium.tiles.num_placeholders for medium in media if medium.kind == kind)
+        if (found := input_ids.count(token_id)) != expected:
+            raise PromptError(
+                f"This checkpoint's tokenizer reads {found} tokens {MEDIA_TOKENS[kind]} in the prompt instead of "
+                f"{expected}: its chat template or tokenizer is damaged, or treats part of the text as such a token."
+            )
 
 
 def _media_tokens(medium: PreparedMedium) -> str:
@@ -134,8 +172,17 @@ def _media_tokens(medium: PreparedMedium) -> str:
 
 
 def _without_media_tokens(text: str) -> str:
-    """Remove media tokens that a user typed. As in the reference, a text that had one is also stripped."""
-    for token in MEDIA_TOKENS.values():
-        if token in text:
-            text = text.replace(token, "").strip()
-    return text
+    """Remove media tokens that a user typed, and those that appear when others are removed: `<ima<image>ge>`.
+
+    As in the reference, a text that had one is also stripped. Other special tokens stay, also as in the reference.
+    """
+    tokens = tuple(MEDIA_TOKENS.values())
+    if not any(token in text for token in tokens):
+        return text
+    kept: list[str] = []
+    for character in text:
+        kept.append(character)
+        for token in tokens:
+            if character == token[-1] and "".join(kept[-len(token) :]) == token:
+                del kept[-len(token) :]
+    return "".join(kept).strip()
