@@ -187,7 +187,7 @@ def test_incomplete_results_and_missing_files_are_reported(model: Checkpoint, se
         quantize(model, tmp_path / "out", tmp_path / "r.pt")
     with pytest.raises(
         CheckpointError,
-        match=r"No file '.*missing\.pt'\. --search takes a method's name, or a file of AWQ search results",
+        match=r"missing\.pt' is missing\. --search takes the name of a method, or a file of AWQ search results",
     ):
         quantize(model, tmp_path / "out", tmp_path / "missing.pt")
 

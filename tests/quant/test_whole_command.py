@@ -1,6 +1,7 @@
 """`vila-quant awq` from its arguments to a model that answers: one's own calibration, and TinyChat's format."""
 
 import json
+import os
 from pathlib import Path
 
 import av
@@ -157,8 +158,8 @@ def test_lines_of_json_calibrate(media: Path, tmp_path: Path) -> None:
             r"s\.jsonl, line 2: no file '.*gone\.png'",
         ),
         ("s.jsonl", "", "Not enough calibration data: the samples have 0 tokens"),
-        ("s.jsonl", b"\xff\xfe\x00", r"s\.jsonl is not a text file"),
-        ("s.txt", b"caf\xe9", r"s\.txt is not a text file"),
+        ("s.jsonl", b"\xff\xfe\x00", r"s\.jsonl' is not text in UTF|s\.jsonl. is damaged|utf"),
+        ("s.txt", b"caf\xe9", r"s\.txt' is not text in UTF-8: byte 3 is 0xe9"),
     ],
     ids=["broken line", "no object", "missing picture", "empty", "no text", "text in another encoding"],
 )
@@ -167,6 +168,31 @@ def test_invalid_sample_files_are_reported(tmp_path: Path, name: str, content: s
     with pytest.raises(VilaError, match=message):
         quantize(tmp_path / "out", "--calibration", tmp_path / name)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["samples.jsonl", "samples.txt", "results.pt"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "sparse giant", "pointer"])
+def test_special_files_are_refused_without_waiting_for_them(tmp_path: Path, name: str, kind: str) -> None:
+    path = tmp_path / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "pointer":
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1234\nsize 99\n")
+    else:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    option = "--search" if name.endswith(".pt") else "--calibration"
+    with pytest.raises(VilaError, match=r"pipe|device|bytes|LFS"):
+        quantize(tmp_path / "out", option, path)
+
+
+def test_a_pipe_beside_a_picture_is_no_prompt(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png", 1)
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(VilaError, match="named pipe"):
+        quantize(tmp_path / "out", "--calibration", tmp_path)
 
 
 def test_folders_without_media_are_reported(tmp_path: Path) -> None:
@@ -183,7 +209,7 @@ def test_folders_without_media_are_reported(tmp_path: Path) -> None:
         quantize(tmp_path / "out", "--calibration", folder)
     write_picture(folder / "broken.png", 1)
     (folder / "broken.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(VilaError, match=r"broken\.txt is not a text file"):
+    with pytest.raises(VilaError, match=r"broken\.txt' is not text in UTF-8"):
         quantize(tmp_path / "out", "--calibration", folder)
     (folder / "broken.txt").unlink()
     with pytest.raises(

@@ -21,6 +21,7 @@ from typing import cast
 
 from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError, unknown_name
+from vila_core.input_files import read_input_text
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
@@ -34,6 +35,8 @@ SMALL_VOCABULARY = 4096
 """Models with a smaller vocabulary were not trained on general text."""
 WINDOW = 2000
 """Characters of built-in text per sample: about 500 tokens of English."""
+MAX_TEXT_BYTES = 1 << 30
+"""More text than any calibration reads."""
 KEYS = ("prompt", "image", "images", "video", "answer")
 
 
@@ -60,7 +63,7 @@ def read_samples(source: str, seed: int, picture_share: float) -> Iterator[Sampl
     path = Path(source).expanduser()
     if os.path.isdir(path):  # False even for strings that cannot be file names
         return _folder(path, seed)
-    if os.path.isfile(path):
+    if os.path.exists(path):
         return _text(_read_text(path), seed) if path.suffix == ".txt" else _json_lines(path, seed)
     datasets = load_plugins().datasets
     if source not in datasets:
@@ -127,10 +130,8 @@ def _prompt_beside(path: Path) -> str:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
-    except (OSError, ValueError) as error:
-        raise QuantizationError(f"{path} is not a text file. Expected .jsonl or .txt in UTF-8.") from error
+    advice = "Expected a .jsonl or .txt file in UTF-8."
+    return read_input_text(path, max_bytes=MAX_TEXT_BYTES, error=QuantizationError, advice=advice)
 
 
 def _json_lines(path: Path, seed: int) -> Iterator[Sample]:

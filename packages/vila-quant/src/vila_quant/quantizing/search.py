@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import cast
 
 from vila_core.errors import CheckpointError
+from vila_core.input_files import Content, check_input, open_input
 from vila_core.plugins.loader import load_plugins
 from vila_quant.awq.method import BlockQuantizer
 from vila_quant.quantizing.plan import Plan
@@ -12,6 +13,9 @@ from vila_quant.quantizing.search_results import AppliedSearch, check_layers, re
 
 SUFFIX = ".pt"
 """Suffix of files of search results."""
+MAX_FILE_BYTES = 16 << 30
+"""Scales and clips take a small part of a model's size."""
+ADVICE = f"--search takes the name of a method, or a file of AWQ search results ({SUFFIX})."
 
 
 def find_method(search: str, plan: Plan) -> BlockQuantizer:
@@ -35,15 +39,15 @@ def find_method(search: str, plan: Plan) -> BlockQuantizer:
 def search_digest(search: str) -> str | None:
     """Return the SHA-256 of the file `search`; None for the name of a method."""
     file = _file(search)
-    return None if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
+    if file is None:
+        return None
+    with open_input(file, max_bytes=MAX_FILE_BYTES, advice=ADVICE, content=Content.ARCHIVE) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _file(search: str) -> Path | None:
     if not search.endswith(SUFFIX):
         return None
     file = Path(search).expanduser()
-    if not file.is_file():
-        raise CheckpointError(
-            f"No file '{search}'. --search takes a method's name, or a file of AWQ search results ({SUFFIX})."
-        )
+    check_input(file, max_bytes=MAX_FILE_BYTES, advice=ADVICE, content=Content.ARCHIVE)
     return file

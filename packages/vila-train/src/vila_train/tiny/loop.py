@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from vila_core.errors import VilaError
+from vila_core.input_files import Content, check_input
 from vila_core.model import VilaModel
 from vila_core.new_file import new_file
 from vila_train.tiny.forward import Batch, answer_loss
@@ -148,6 +149,13 @@ class Stage:
 
     def resume(self, path: Path) -> None:
         """Continue from a saved state of the same stage. Raises `TrainingError` if it is damaged."""
+        check_input(
+            path,
+            max_bytes=1 << 40,
+            error=TrainingError,
+            advice="Delete it to run the stage again.",
+            content=Content.ARCHIVE,
+        )
         try:
             state = torch.load(path, map_location=self.parameters[0].device, weights_only=True)
             self.network.load_state_dict(state["network"])
