@@ -1,6 +1,8 @@
 """`vila`: help, info, convert, doctor and plugins' commands. `vila plugins` is tested in `test_plugins.py`."""
 
+import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +16,8 @@ from safetensors import safe_open
 import vila_core as vila
 from vila_core.checkpoint import open_checkpoint
 from vila_core.checkpoint.description import count_tokens, describe, name_family
-from vila_core.cli import doctor, main
+from vila_core.cli import doctor, main, replaced
+from vila_core.cli.chat import read_line
 from vila_core.plugins import loader as plugin_loader
 from vila_core.plugins.loader import load_plugin_file
 
@@ -68,6 +71,103 @@ def test_unknown_command(run: Run) -> None:
     code, _, err = run("covnert")
     assert code == 2
     assert "covnert" in err
+
+
+@pytest.mark.parametrize(
+    ("command", "advice"),
+    [
+        ("serve", "vila chat"),
+        ("run", "torchrun"),
+        ("upload", "hf upload"),
+        ("ask", "vila infer"),
+        ("quantize", "vila quant"),
+    ],
+)
+def test_commands_of_other_programs_get_a_hint(command: str, advice: str, run: Run) -> None:
+    code, _, err = run(command, "--port", "8000")
+    assert code == 2
+    assert err.startswith(f"Error: There is no command 'vila {command}'. ")
+    assert advice in err
+
+
+def test_infer_is_a_subcommand(run: Run) -> None:
+    picture = INPUTS / "wide_700x180.png"
+    expected = vila.load(TILES).generate([vila.Image(picture), "what?"], max_new_tokens=4)
+    assert run("infer", "-m", TILES, "--media", picture, "--text", "what?", "--max_new_tokens", 4)[1] == expected + "\n"
+
+
+def test_replaced_programs_name_the_new_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    for program, advice in ((replaced.run, "torchrun"), (replaced.upload, "hf upload")):
+        with pytest.raises(SystemExit, match=advice):
+            program()
+
+
+@pytest.mark.parametrize("command", ["", "infer", "chat", "info", "convert", "doctor", "plugins"])
+def test_help_pages_are_plain(command: str, run: Run) -> None:
+    code, out, _ = run(*command.split(), "-h")
+    assert code == 0
+    assert "Show this message" in out
+    assert not any(odd in out for odd in ("<bool>", "<str>", "<int>", "<float>", "list[", "<path>", "range>"))
+    assert not any(len(line) > 80 for line in out.splitlines())
+
+
+def test_shell_completion(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("_VILA_COMPLETE", "complete_bash")
+    for words, position, expected in (("vila con", 1, "convert"), ("vila convert --for", 2, "--format")):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(position))
+        with pytest.raises(SystemExit):
+            main.main([])
+        assert capfd.readouterr().out.strip() == expected
+
+
+# ------------------------------------------------------------------------------------------- chat
+
+
+def talk(run: Run, monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    return run("chat", "-m", TILES, "--max-new-tokens", 4)
+
+
+def test_chat_keeps_its_history(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = INPUTS / "wide_700x180.png"
+    model = vila.load(TILES)
+    first = vila.Message("user", [vila.Image(picture), "what is it?"])
+    answers = [model.chat([first], max_new_tokens=4)]
+    history = [first, vila.Message("assistant", answers[0]), vila.Message("user", "sure?")]
+    answers.append(model.chat(history, max_new_tokens=4))
+    answers.append(model.chat([vila.Message("user", "sure?")], max_new_tokens=4))
+    code, out, err = talk(run, monkeypatch, f"{picture} what is it?", "sure?", "/new", "sure?", "/exit", "never")
+    assert (code, out.splitlines()) == (0, answers)
+    assert "A new conversation" in err
+
+
+def test_chat_goes_on_after_an_error(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out, err = talk(run, monkeypatch, "missing.png what is it?", "hello")
+    assert code == 0
+    assert "Error: No file or folder 'missing.png'" in err
+    assert out.splitlines() == [vila.load(TILES).generate("hello", max_new_tokens=4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "media", "text"),
+    [
+        ("{picture} what?", 1, "what?"),
+        ("compare '{picture}' and \"{picture}\"", 2, "compare and"),
+        ("{spaced} what's this?", 1, "what's this?"),
+        ("what's in node.js?", 0, "what's in node.js?"),
+        ("https://example.org/a.png", 1, None),
+    ],
+)
+def test_media_in_a_line(line: str, media: int, text: str | None, tmp_path: Path) -> None:
+    spaced = tmp_path / "my picture.png"
+    shutil.copy(INPUTS / "wide_700x180.png", spaced)
+    parts = read_line(line.format(picture=INPUTS / "wide_700x180.png", spaced=str(spaced).replace(" ", "\\ ")))
+    assert len([part for part in parts if isinstance(part, vila.Image)]) == media
+    assert [part for part in parts if isinstance(part, str)] == ([] if text is None else [text])
+
+
+# ------------------------------------------------------------------------------------------- version
 
 
 def test_version(run: Run) -> None:

@@ -12,6 +12,7 @@ import pytest
 import vila_core as vila
 from vila_core.cli import infer
 from vila_core.cli.arguments import join_values, open_medium, read_prompt
+from vila_core.cli.terminal import echo_answer, visible
 from vila_core.errors import MediaError, PromptError
 from vila_core.plugins import loader as plugin_loader
 
@@ -205,6 +206,87 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "MARK hi" in err
 
 
+# ------------------------------------------------------------------------------------------- words and other names
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [WIDE, "what?"],
+        ["what?", WIDE],
+        ["--media", WIDE, "what is it?"],
+        ["--image", WIDE, "--prompt", "what?"],
+        [f"--image_file={WIDE}", "--query", "what?"],
+        ["--images", WIDE, "--question", "what?"],
+        ["--text", "what?", WIDE],
+        [f"image:{WIDE}", "what?"],
+    ],
+    ids=lambda value: " ".join(Path(str(word)).name for word in value),
+)
+def test_media_and_questions_in_any_spelling(arguments: list[object], run: Run, model: vila.Vila) -> None:
+    question = "what is it?" if "what is it?" in arguments else "what?"
+    expected = model.generate([vila.Image(WIDE), question], max_new_tokens=4)
+    assert run("--model", TILES, *arguments, "--max-tokens", 4) == (0, expected + "\n", "")
+
+
+def test_unquoted_question_and_video_option(run: Run) -> None:
+    arguments = ("-m", TILES, "--video", VIDEO, "--num-frames", 2, "--max_tokens", 1, "--json", "--dtype", "fp32")
+    code, out, _ = run(*arguments, "--", "what", "happens", "here?")
+    assert code == 0
+    assert json.loads(out)["usage"]["media_tokens"] == 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["scene.pgn", "what?"], "No file or folder 'scene.pgn'"),
+        (["--image", "nothing.png", "what?"], "No file or folder 'nothing.png'"),
+        (["--text", "a", "b c"], "Got two texts"),
+        (["--do-sample", "hi"], "--temperature is above 0"),
+        (["--load-4bit", "hi"], "vila-quant awq"),
+        (["--cache-dir=/x", "hi"], "HF_HOME"),
+        (["--max-tiles", "3", "hi"], "--set max_tiles=6"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_names_of_other_programs_get_a_hint(arguments: list[str], message: str, run: Run) -> None:
+    code, _, err = run(*arguments)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+
+
+def test_the_demo_model_says_so(run: Run) -> None:
+    scene = Path(__file__).parents[2] / "examples" / "media" / "scene.png"
+    code, out, err = run(scene, "What is in the picture?", "--max-new-tokens", 4)
+    assert code == 0
+    assert err == "Using the embedded demo model, which only knows drawn shapes. Name a model with -m.\n"
+    assert run("-m", "vila-tiny", scene, "What is in the picture?", "--max-new-tokens", 4) == (0, out, "")
+
+
+def test_text_that_names_a_file_is_one_line_of_warning(run: Run) -> None:
+    code, _, err = run("-m", TILES, "--text", WIDE, "--max-new-tokens", 1)
+    assert code == 0
+    assert err.startswith("Warning: The text ")
+    assert err.count("\n") == 1
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"{vila.__version__}\n", "")
+
+
+@pytest.mark.parametrize("text", ["a\x1b[31mred", "title\x1b]0;x\x07", "c1\x9b31m", "over\rwritten", "\u202ereversed"])
+def test_control_characters_are_visible_on_a_terminal(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert visible("kept:\tone\ntwo ü 你好") == "kept:\tone\ntwo ü 你好"
+    assert not set("\x1b\x07\x9b\r\u202e") & set(visible(text))
+    echo_answer(text)
+    assert capsys.readouterr().out == text + "\n", "a pipe gets the answer unchanged"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    echo_answer(text)
+    assert capsys.readouterr().out == visible(text) + "\n"
+
+
 # ------------------------------------------------------------------------------------------- explain
 
 
@@ -308,7 +390,8 @@ def test_interrupt_exits_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vila, "load", interrupted, raising=False)
-    assert run("-m", TILES, "--text", "?")[0] == 130
+    code, _, err = run("-m", TILES, "--text", "?")
+    assert (code, err) == (130, "Stopped. Nothing was written.\n")
 
 
 def test_files_are_checked_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +409,7 @@ def test_missing_media_file() -> None:
 def test_help_shows_examples(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    assert "vila-infer --media photo.jpg" in out
+    assert "vila-infer examples/media/scene.png" in out
 
 
 # ------------------------------------------------------------------------------------------- words

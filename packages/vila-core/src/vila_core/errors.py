@@ -9,7 +9,6 @@ import difflib
 import re
 import reprlib
 import sys
-import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +45,8 @@ class VilaError(Exception):
 
         The complete traceback is in `error.__traceback__`, and `%debug` enters it as usual.
         """
+        import traceback  # slow to import, and needed in a notebook only
+
         own = [frame for frame in traceback.extract_tb(self.__traceback__) if _is_users(frame.filename)]
         places = [f"{_cell(frame.filename)}, line {frame.lineno}: {frame.line}" for frame in own]
         name = type(self).__name__
@@ -61,7 +62,7 @@ def warn(message: str) -> None:
     frame, level = sys._getframe(1), 2  # pyright: ignore[reportPrivateUsage] - the only way to a caller's line
     while frame.f_back is not None and not _is_users(frame.f_code.co_filename):
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, VilaWarning, stacklevel=level)
+    warnings.warn(printable(message), VilaWarning, stacklevel=level)
 
 
 def _is_users(filename: str) -> bool:
@@ -203,8 +204,7 @@ class ValidationProblem:
         """The problem and the value that was got; for an object as a whole, the problem alone."""
         if not self.path or self.kind == "missing":
             return str(self)
-        value = repr(self.value)
-        return f"{self}, got {value if len(value) <= 100 else value[:100] + '…'}"
+        return f"{self}, got {shown(self.value)}"
 
 
 def validation_problems(error: ValidationError) -> list[ValidationProblem]:

@@ -5,7 +5,7 @@ Dimensions: T' tokens with media spliced in, D language model width, V vocabular
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Unpack
 
@@ -97,6 +97,8 @@ class Vila:
         self.limits = limits
         self.checkpoint = checkpoint
         self.stop_token_ids = tokenizer.stop_token_ids(template)
+        self.on_phase: Callable[[str], None] = _ignore
+        """Called with what runs now, such as "Encoding 1 image and 1 video (13 tiles)"; programs show it."""
 
     @property
     def device(self) -> torch.device:
@@ -305,6 +307,7 @@ class Vila:
         """
         if isinstance(prompt, PreparedPrompt):
             return prompt
+        self.on_phase("Preparing the prompt")
         return prepare(prompt, self.config, self.tokenizer, self.template, self.limits)
 
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
@@ -317,9 +320,11 @@ class Vila:
         expanded = [self._expand(prompt) for prompt in prompts]
         if not prompts:
             return []
+        self.on_phase(_encoding_phase(prompts))
         batch = PromptBatch.of(prompts, expanded, self.device)
         embeds = self.network.embed(batch).split(list(batch.lengths))
         seconds = (time.perf_counter() - started) / len(prompts)
+        self.on_phase(f"Reading the prompt ({sum(batch.lengths):,} tokens)")
         return [_Embedded(*one, seconds) for one in zip(prompts, expanded, embeds, strict=True)]
 
     def _expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
@@ -347,6 +352,21 @@ class Vila:
             usage=replace(embedded.usage, completion_tokens=len(answer.token_ids)),
             timings=Timings(embedded.prompt.seconds, embedded.seconds, answer.prefill_seconds, answer.decode_seconds),
         )
+
+
+def _ignore(phase: str) -> None:
+    pass
+
+
+def _encoding_phase(prompts: Sequence[PreparedPrompt]) -> str:
+    """Return what is encoded, such as "Encoding 2 images (14 tiles)"."""
+    media = [medium for prompt in prompts for medium in prompt.media]
+    if not media:
+        return "Reading the prompt"
+    numbers = Counter(medium.kind for medium in media)
+    kinds = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
+    tiles = sum(len(medium.tiles.pixels) for medium in media)
+    return f"Encoding {kinds} ({tiles} tile{'s'[: tiles != 1]})"
 
 
 def _token_counts(prompt: PreparedPrompt, expanded: ExpandedPrompt) -> dict[str, int]:

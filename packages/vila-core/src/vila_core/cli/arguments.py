@@ -2,19 +2,17 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from vila_core.cli.words import is_text, with_dashes
 from vila_core.errors import ConfigError, GenerationError, MediaError, PromptError
 
 if TYPE_CHECKING:
     from vila_core.conversation import Part
     from vila_core.media import Media
-
-OPTION_NAME = re.compile(r"--[a-z]+(_[a-z]+)+")
 
 
 def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: Mapping[str, str]) -> list[str]:
@@ -23,12 +21,7 @@ def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: M
     `--media a b` becomes `--media=a --media=b`, and `--explain` alone becomes `--explain=<its default>`.
     `--num_video_frames 8`, as VILA spells it, becomes `--num-video-frames 8`.
     """
-    return list(_joined([_with_dashes(word) for word in arguments], several, optional))
-
-
-def _with_dashes(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if OPTION_NAME.fullmatch(name) else word
+    return list(_joined([with_dashes(word) for word in arguments], several, optional))
 
 
 def _joined(arguments: Sequence[str], several: Sequence[str], optional: Mapping[str, str]) -> Iterator[str]:
@@ -43,6 +36,8 @@ def _joined(arguments: Sequence[str], several: Sequence[str], optional: Mapping[
         elif word in several:
             first = position
             while position < len(arguments) and not arguments[position].startswith("-"):
+                if word == "--media" and position > first and is_text(arguments[position]):
+                    break  # `--media cat.png "What is it?"`
                 yield f"{word}={arguments[position]}"
                 position += 1
             if position == first:

@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+from vila_core.cli.help_pages import plain_help
 from vila_core.plugins.hookspecs import Command
 
 
@@ -23,7 +24,9 @@ class LazyCommand(TyperCommand):
             app = typer.Typer(add_completion=False, rich_markup_mode="rich")
             app.command(self._command.name)(loaded)
             loaded = app
-        return get_command(loaded).make_context(info_name, args, parent, **extra)
+        command = get_command(loaded)
+        plain_help(command)
+        return command.make_context(info_name, args, parent, **extra)
 
 
 class LazyGroup(TyperGroup):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from vila_core.cli.options import AsJson
+from vila_core.errors import printable
 from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
@@ -261,7 +262,7 @@ def _print_report(findings: list[Finding], healthy: bool) -> None:
         )
         for finding in (finding for finding in findings if finding.group == group):
             sign, style = _STYLES[finding.status]
-            detail = escape(finding.detail)
+            detail = escape(printable(finding.detail))
             if finding.fix and finding.status != "note":
                 detail += f"\n[bold]→ {escape(finding.fix)}[/bold]"
             table.add_row(f"[{style}]{sign}[/{style}]", escape(finding.name), detail)

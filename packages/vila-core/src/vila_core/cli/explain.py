@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vila_core.cli.terminal import visible
 from vila_core.display.tiles import read_parts
 from vila_core.errors import MediaError
 from vila_core.inspection import Inspection
@@ -25,7 +26,7 @@ def print_explanation(inspection: Inspection, console: Console) -> None:
         half = PROMPT_SHOWN // 2
         text = f"{text[:half]} … ({len(text) - PROMPT_SHOWN} characters) … {text[-half:]}"
     console.print("[bold]Prompt[/bold] (each media token stands for its tokens below)")
-    console.print(escape(text), highlight=False, style="dim")
+    console.print(escape(visible(text)), highlight=False, style="dim")
     table = Table(
         title="Token budget", title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False
     )

@@ -5,43 +5,59 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
-from vila_core.cli.arguments import join_values, read_prompt
+import vila_core
+from vila_core.cli.arguments import join_values
 from vila_core.cli.infer_options import AnswerOptions, MediaOptions, ModelOptions, OutputOptions, PromptOptions
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import Debug, Plugin
-from vila_core.cli.progress import status
+from vila_core.cli.options import Debug, Plugin, version_option
+from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
+from vila_core.cli.terminal import echo_answer
+from vila_core.cli.words import with_known_names
 from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugin_file
 
 if TYPE_CHECKING:
-    from vila_core.conversation import Part
+    from vila_core.conversation import Part, Prompt
     from vila_core.runtime import GenerationSettings, Vila
 
 HELP = """
-Ask a VILA model about images and videos. Without --model-path, the small embedded model answers: no network, no GPU.
+Ask a VILA model about images and videos. Without a model, the small embedded one answers: no network, no GPU, but it
+only knows drawn shapes.
 
 [bold]Examples[/bold]
 
-vila-infer --media photo.jpg --text "What is in this picture?"
+vila-infer examples/media/scene.png "What is in the picture?"
 
-vila-infer -m Efficient-Large-Model/NVILA-8B --media walk.mp4 --num-video-frames 16 --text "Describe the video."
+vila-infer -m Efficient-Large-Model/NVILA-8B walk.mp4 "Describe it." -nf 16
 
 vila-infer --media before.png after.png --text "What changed?" --json
 
-git diff | vila-infer --media screen.png --json-schema answer.json  [dim]the text comes from the pipe[/dim]
+echo "Read the text." | vila-infer page.png --json-schema answer.json
 
-vila-infer --media chart.png --text "Which bar is highest?" --explain  [dim]shows the tiles and the token budget[/dim]
+vila-infer chart.png "Which bar is highest?" --explain [dim]# draws the tiles[/dim]
 """
+
+
+class InferCommand(TyperCommand):
+    """A command that also reads options as VILA and other programs spell them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Rewrite the arguments to the form that typer reads, then parse them."""
+        optional = {"--explain": "vila-explain.png"}
+        words = join_values(list(with_known_names(args)), several=("--media", "--stop"), optional=optional)
+        return super().parse_args(ctx, words)
+
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command(help=HELP)
+@app.command("infer", cls=InferCommand, help=HELP)
 @with_option_groups
 def infer(
     prompt: PromptOptions,
@@ -50,6 +66,7 @@ def infer(
     answer: AnswerOptions,
     output: OutputOptions,
     plugin: Plugin = None,
+    version: Annotated[bool, version_option(vila_core.__version__)] = False,
     debug: Debug = False,
 ) -> None:
     """Ask a VILA model about images and videos."""
@@ -57,11 +74,11 @@ def infer(
         raise ConfigError("Got both --json and --stream, but JSON is printed only once it is complete. Drop one.")
     for path in plugin or ():
         load_plugin_file(path)
-    parts = read_prompt(prompt.text, prompt.media or ())
+    parts = prompt.read()
     overrides = media.overrides()
     settings = answer.settings()  # validate before loading the model, which takes long
-    with status(f"Loading {model.label} …"):
-        loaded = model.load(overrides)
+    with show_phases(f"Loading {model.label}") as show:
+        loaded = model.load(overrides, show)
     if output.explain is not None:
         _explain(loaded, parts, output.explain)
     stream = sys.stdout.isatty() if output.stream is None else output.stream
@@ -72,19 +89,30 @@ def _answer(
     model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool
 ) -> None:
     if as_json:
-        completion = model.complete(prompt, **settings)
+        with show_phases("Answering") as model.on_phase:
+            completion = model.complete(prompt, **settings)
         record = {"text": completion.text, **asdict(completion)}
         del record["parts"]  # the text, as long as there are no other parts
         typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
     elif stream:
-        for piece in strip_pieces(model.stream(prompt, **settings)):
-            typer.echo(piece, nl=False)
-            sys.stdout.flush()
-        typer.echo()
+        print_stream(model, prompt, settings)
     else:
-        with status("Answering …"):
+        with show_phases("Answering") as model.on_phase:
             answer = model.complete(prompt, **settings).text
-        typer.echo(answer)
+        echo_answer(answer)
+
+
+def print_stream(model: "Vila", prompt: "Prompt", settings: "GenerationSettings") -> str:
+    """Print an answer piece by piece and return it. Until the first piece, a spinner shows what runs."""
+    with show_phases("Answering") as model.on_phase:
+        pieces = strip_pieces(model.stream(prompt, **settings))
+        answer = next(pieces, "")
+    echo_answer(answer, newline=False)
+    for piece in pieces:
+        echo_answer(piece, newline=False)
+        answer += piece
+    typer.echo()
+    return answer
 
 
 def strip_pieces(pieces: Iterable[str]) -> Iterator[str]:
@@ -116,7 +144,4 @@ def _explain(model: "Vila", prompt: "Sequence[Part]", path: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `vila-infer` with `arguments` (default: those of the process) and exit."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    run(
-        app, "vila-infer", join_values(given, several=("--media", "--stop"), optional={"--explain": "vila-explain.png"})
-    )
+    run(app, "vila-infer", arguments)

@@ -1,5 +1,6 @@
 """The options of `vila-infer`, one dataclass per panel of the help page."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -7,10 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vila_core.cli.arguments import read_json_schema, read_overrides
-from vila_core.cli.options import MODEL, OUTPUT, Device, Dtype, LoraPath, Offline, Revision, json_option
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.cli.arguments import read_json_schema, read_overrides, read_prompt
+from vila_core.cli.options import (
+    MODEL,
+    OUTPUT,
+    Device,
+    Dtype,
+    LoraPath,
+    Offline,
+    Revision,
+    json_option,
+    name_embedded_model,
+)
+from vila_core.cli.words import split_words
+from vila_core.errors import PromptError
 
 if TYPE_CHECKING:
+    from vila_core.conversation import Part
     from vila_core.runtime import GenerationSettings, Vila
 
 _prompt = partial(typer.Option, rich_help_panel="Prompt")
@@ -24,7 +39,17 @@ _output = partial(typer.Option, rich_help_panel=OUTPUT)
 class PromptOptions:
     """The question."""
 
-    text: Annotated[str | None, _prompt("--text", help="The question. '-' reads it from standard input.")] = None
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MEDIA… TEXT",
+            help="Images and videos by name, and the question: a short form of --media and --text.",
+            show_default=False,
+        ),
+    ] = None
+    text: Annotated[
+        str | None, _prompt("--text", metavar="TEXT", help="The question. '-' reads it from standard input.")
+    ] = None
     media: Annotated[
         list[str] | None,
         _prompt(
@@ -35,6 +60,13 @@ class PromptOptions:
         ),
     ] = None
 
+    def read(self) -> "list[Part]":
+        """Return the prompt: media in order, then the text. Raises `MediaError` and `PromptError` as `read_prompt`."""
+        media, text = split_words(self.words or ())
+        if text and self.text is not None:
+            raise PromptError(f"Got two texts: --text {self.text!r} and {text!r}. Put the question in quotes, once.")
+        return read_prompt(text or self.text, [*(self.media or ()), *media])
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -42,7 +74,7 @@ class ModelOptions:
 
     model_path: Annotated[
         str | None,
-        _model("--model-path", "-m", metavar="MODEL", help="Folder or hub id. Default: the embedded demo model."),
+        _model("--model-path", "-m", metavar="MODEL", help="Folder or hub id. Default: vila-tiny, the demo model."),
     ] = None
     conv_mode: Annotated[
         str, _model("--conv-mode", "-c", metavar="NAME", help="Chat template; auto uses the checkpoint's own.")
@@ -58,12 +90,23 @@ class ModelOptions:
         """The model's name in messages."""
         return self.model_path or "the embedded model"
 
-    def load(self, overrides: dict[str, Any]) -> "Vila":
-        """Load the model with `overrides` of its preprocessing. Raises whatever `vila_core.load` does."""
+    def load(self, overrides: dict[str, Any], on_phase: Callable[[str], None] | None = None) -> "Vila":
+        """Load the model with `overrides` of its preprocessing. Raises whatever `vila_core.load` does.
+
+        Args:
+            overrides: fields of `PreprocessConfig`.
+            on_phase: called with the progress of loading, such as "Loading NVILA-8B: 3.2 of 16.1 GB".
+        """
         import vila_core
 
+        def report(done: int, total: int) -> None:
+            if on_phase is not None:
+                on_phase(f"Loading {self.label}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+
+        name_embedded_model(self.model_path)
         return vila_core.load(
-            self.model_path,
+            self.model_path or EMBEDDED_MODEL,
+            progress=report if on_phase is not None else False,
             device=self.device,
             dtype=self.dtype,
             chat_template=None if self.conv_mode == "auto" else self.conv_mode,

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vila_core.checkpoint.embedded import embedded_model
-from vila_core.cli.options import AsJson, Offline, Revision
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.cli.options import AsJson, Offline, Revision, name_embedded_model
+from vila_core.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,7 @@ GIB = 2**30
 
 
 def describe_model(
-    model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the embedded model.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; without it, the demo model.")] = None,
     revision: Revision = None,
     offline: Offline = False,
     as_json: AsJson = False,
@@ -30,7 +31,8 @@ def describe_model(
     from vila_core.checkpoint import open_checkpoint
     from vila_core.checkpoint.description import describe
 
-    description = describe(open_checkpoint(model or embedded_model(), revision=revision, offline=offline))
+    name_embedded_model(model, "vila info MODEL")
+    description = describe(open_checkpoint(model or EMBEDDED_MODEL, revision=revision, offline=offline))
     if as_json:
         typer.echo(json.dumps(as_dict(description), indent=2, ensure_ascii=False))
     else:
@@ -56,8 +58,8 @@ def _print(description: "ModelDescription", console: "Console") -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="dim", no_wrap=True)
     for name, value in _facts(description):
-        facts.add_row(name, escape(value))
-    console.print(f"[bold]{escape(description.path)}[/bold]")
+        facts.add_row(name, escape(printable(value)))
+    console.print(f"[bold]{escape(printable(description.path))}[/bold]")
     console.print(facts)
 
     parts = Table(box=None, header_style="bold", pad_edge=False)

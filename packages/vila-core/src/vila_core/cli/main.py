@@ -1,7 +1,7 @@
 """`vila`: a program whose subcommands come from plugins, core's own included."""
 
 from collections.abc import Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -10,21 +10,27 @@ from typer.main import get_command
 import vila_core
 from vila_core.cli.commands import LazyCommand
 from vila_core.cli.options import Debug, version_option
+from vila_core.cli.replaced import INSTEAD
 from vila_core.cli.run import run_command
+from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugins
 
 HELP = """
-Manage VILA checkpoints and this installation. To ask a model a question, use [bold]vila-infer[/bold].
+Ask and manage VILA models.
 
 [bold]Examples[/bold]
 
-vila doctor  [dim]is everything installed?[/dim]
+vila doctor [dim]# is everything installed?[/dim]
 
-vila info Efficient-Large-Model/NVILA-Lite-2B  [dim]parts, parameters, memory, license[/dim]
+vila infer examples/media/scene.png "What is in the picture?"
 
-vila convert my-run nvila-model --format nvila  [dim]for SGLang[/dim]
+vila chat -m Efficient-Large-Model/NVILA-8B [dim]# a conversation[/dim]
 
-vila plugins --json  [dim]what is installed, and what failed to load[/dim]
+vila info Efficient-Large-Model/NVILA-Lite-2B [dim]# parts, memory[/dim]
+
+vila convert my-run nvila-model --format nvila [dim]# for SGLang[/dim]
+
+vila plugins --json [dim]# what is installed[/dim]
 """
 
 
@@ -35,9 +41,20 @@ def _root(
     pass
 
 
+class VilaGroup(TyperGroup):
+    """The group of subcommands; it names the right one for those of other programs."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the subcommand. Raises `ConfigError` for one that has another name here."""
+        name = args[0]
+        if name not in self.commands and name in INSTEAD:
+            raise ConfigError(f"There is no command 'vila {name}'. {INSTEAD[name]}")
+        return super().resolve_command(ctx, args)
+
+
 def build_group() -> TyperGroup:
     """Return the `vila` command with every registered subcommand. Raises `PluginError` as `load_plugins` does."""
-    app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+    app = typer.Typer(cls=VilaGroup, add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
     app.callback()(_root)
     group = get_command(app)
     assert isinstance(group, TyperGroup)

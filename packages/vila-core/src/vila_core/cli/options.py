@@ -26,7 +26,9 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str,
-    typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.", rich_help_panel=MODEL),
+    typer.Option(
+        "--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16 (fp32, bf16, fp16).", rich_help_panel=MODEL
+    ),
 ]
 LoraPath = Annotated[
     str | None,
@@ -47,6 +49,14 @@ Debug = Annotated[
 ]
 """Only declares the flag for the help page: `run` reads it, wherever it stands on the command line."""
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.", rich_help_panel=OUTPUT)]
+
+
+def name_embedded_model(model: str | None, advice: str = "-m") -> None:
+    """Say that the embedded model is used if no model was named; `advice` is how to name one."""
+    if model is None:
+        typer.echo(
+            f"Using the embedded demo model, which only knows drawn shapes. Name a model with {advice}.", err=True
+        )
 
 
 def json_option(help: str) -> Any:

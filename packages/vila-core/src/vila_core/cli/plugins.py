@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from vila_core.cli.options import json_option
+from vila_core.errors import printable
 from vila_core.plugins.loader import PluginInfo, load_plugins
 
 
@@ -43,7 +44,7 @@ def _print_table(infos: tuple[PluginInfo, ...]) -> None:
     table = Table("plugin", "distribution", "registers", box=None, header_style="bold", pad_edge=False)
     for info in infos:
         if info.error is not None:
-            registers = f"[red]failed to load:[/red] {escape(info.error)}"
+            registers = f"[red]failed to load:[/red] {escape(printable(info.error))}"
         else:
             kinds = [
                 f"[dim]{hook.removeprefix('vila_').replace('_', ' ')}:[/dim] {escape(', '.join(names))}"

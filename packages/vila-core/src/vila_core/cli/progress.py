@@ -108,6 +108,36 @@ def status(message: str) -> AbstractContextManager[Any]:
     return Console(stderr=True).status(message)
 
 
+@contextmanager
+def show_phases(first: str) -> Generator[Callable[[str], None]]:
+    """Yield a function that names what runs now; a spinner shows it with its seconds, if standard error is a terminal.
+
+    The last name stays no longer than the `with` block.
+    """
+    if not sys.stderr.isatty():
+        yield lambda phase: None
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import Progress as RichProgress
+    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(escape(first), total=None)
+        current = first
+
+        def show(phase: str) -> None:
+            nonlocal task, current
+            if phase.partition(":")[0] != current.partition(":")[0]:  # "Loading: 3 of 16 GB" keeps its seconds
+                bars.remove_task(task)
+                task = bars.add_task("", total=None)
+            current = phase
+            bars.update(task, description=escape(phase))
+
+        yield show
+
+
 def _columns(unit: str) -> tuple[ProgressColumn, ...]:
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn
 

@@ -9,14 +9,17 @@
 """
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn, cast
+from typing import NoReturn, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
-from vila_core.errors import VilaError
+from vila_core.cli.help_pages import add_completion, plain_help
+from vila_core.cli.terminal import visible
+from vila_core.errors import VilaError, VilaWarning
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -34,15 +37,50 @@ def run_command(
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        build().main(args=[argument for argument in arguments if argument != "--debug"], prog_name=program)
+        with warnings.catch_warnings():
+            warnings.showwarning = _print_warning
+            command = build()
+            plain_help(command)
+            add_completion(command)
+            command.main(args=[argument for argument in arguments if argument != "--debug"], prog_name=program)
     except VilaError as error:
         if debug:
             if error.details:
                 typer.echo(error.details, err=True)
             raise
         typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-        typer.echo(str(error), err=True)
+        typer.echo(visible(str(error)), err=True)
         sys.exit(2)
+    except SystemExit as error:
+        if _is_interrupt(error):
+            typer.echo("Stopped. Nothing was written.", err=True)
+        raise
     except KeyboardInterrupt:
+        typer.echo("Stopped. Nothing was written.", err=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def _is_interrupt(error: SystemExit) -> bool:
+    """Return whether typer turned a Ctrl-C into this exit. A program that says what it keeps exits by itself."""
+    ended = error.__context__
+    return error.code == 130 and ended is not None and isinstance(ended.__cause__, KeyboardInterrupt)
+
+
+_show_warning = warnings.showwarning
+
+
+def _print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print our own warnings as one line without the place in the code, and others as Python does."""
+    if issubclass(category, VilaWarning):
+        typer.secho("Warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
+        typer.echo(visible(str(message)), err=True)
+    else:
+        _show_warning(message, category, filename, lineno, file, line)

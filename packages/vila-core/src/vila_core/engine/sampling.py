@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 
 from vila_core.config import Config
 from vila_core.engine.settings import OTHER_NAMES
-from vila_core.errors import GenerationError, ValidationProblem, unknown_name, validation_problems
+from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
 
 
 class GenerationConfig(Config):
@@ -83,8 +83,8 @@ def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
     if problem.kind == "extra_forbidden":
         return unknown_name("generation setting", problem.path, config.model_fields, OTHER_NAMES)
     if problem.kind == "value_error":
-        return f"Generation setting '{problem.path}' is {problem.value!r}: {problem.message}."
-    return f"Generation setting '{problem.path}' {problem.message}, got {problem.value!r}."
+        return f"Generation setting '{problem.path}' is {shown(problem.value)}: {problem.message}."
+    return f"Generation setting '{problem.path}' {problem.message}, got {shown(problem.value)}."
 
 
 class Sampler:

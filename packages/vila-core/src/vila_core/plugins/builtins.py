@@ -83,6 +83,8 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
 def vila_commands() -> Sequence[Command]:
     """Subcommands of `vila`."""
     return (
+        Command("infer", "Ask a model about images and videos (vila-infer).", lazy_object("vila_core.cli.infer:app")),
+        Command("chat", "Talk with a model in the terminal.", lazy_object("vila_core.cli.chat:chat")),
         Command(
             "plugins",
             "List the plugins: distribution, version, hooks, and what did not load.",
