@@ -1,51 +1,87 @@
-"""JSON files of a checkpoint: strict reading and typed look-ups. Every error names the file and the key."""
+"""JSON files of a checkpoint: strict reading and typed look-ups. Every error names the file and the key.
+
+A file is refused, not interpreted, where readers disagree or Python would go astray: keys that stand twice, NaN and
+numbers beyond float range, halves of surrogate pairs, null characters, deep nesting, millions of values.
+"""
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, cast
 
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, shown
+from vila_core.input_files import read_input
 
-MAX_JSON_BYTES = 256 * 1024 * 1024
-"""More than any real config, index or safetensors header (100 MB)."""
+MAX_JSON_BYTES = 64 * 1024 * 1024
+"""More than any real config, index or tokenizer (40 MB)."""
+MAX_CONTAINERS = 2_000_000
+"""Most objects and lists in one file: a tokenizer's 500,000 merges are lists. Each takes about a hundred bytes."""
+MAX_VALUES = 8_000_000
+MAX_DEPTH = 100
+
+_MAX_DIGITS = 300
+"""Longer whole numbers exceed float range, or the length that Python converts."""
+_BAD_ESCAPE = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
-def read_json(path: Path) -> dict[str, object]:
+def read_json(path: Path, *, is_vocabulary: bool = False) -> dict[str, object]:
     """Return the object in the JSON file at `path`. NaN and infinities are errors.
+
+    Args:
+        path: of the file.
+        is_vocabulary: strings may contain null characters, which are tokens.
 
     Raises:
         CheckpointError: the file is missing, unreadable, not JSON, or not an object.
     """
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path} has {size} bytes, too many for a JSON config. Download the checkpoint again."
-            )
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is missing. Download the checkpoint again or give the folder that contains it."
-        ) from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}.") from None
-    return parse_json_object(text, str(path))
+    advice = "Download the checkpoint again or give the folder that contains it."
+    data = read_input(path, max_bytes=MAX_JSON_BYTES, advice=advice)
+    return parse_json_object(data, str(path), is_vocabulary=is_vocabulary)
 
 
-def parse_json_object(text: str | bytes, source: str) -> dict[str, object]:
-    """Return the JSON object in `text`; `source` names it in errors.
+def parse_json_object(
+    text: str | bytes, source: str, *, is_vocabulary: bool = False, max_containers: int = MAX_CONTAINERS
+) -> dict[str, object]:
+    """Return the JSON object in `text` (UTF-8 or UTF-16, with or without a byte order mark).
+
+    Args:
+        text: the JSON.
+        source: names it in errors.
+        is_vocabulary: strings may contain null characters, which are tokens.
+        max_containers: most objects and lists in it.
 
     Raises:
-        CheckpointError: not JSON (NaN and infinities included), or not an object.
+        CheckpointError: not JSON (NaN and infinities included), ambiguous, too large, or not an object.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text))
+        text = text.removeprefix("\ufeff")
+        if not text.strip(" \t\r\n\0"):
+            raise ValueError("it is filled with zeros" if text.strip() else "it is empty")
+        containers = text.count("{") + text.count("[")
+        if containers > max_containers or text.count(",") > MAX_VALUES:
+            raise CheckpointError(
+                f"{source} has millions of values, too many for a checkpoint. Check where it is from."
+            )
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_parse_int,
+            parse_float=_parse_float,
+            object_pairs_hook=_unique_keys,
+        )
+        bad_escape = _BAD_ESCAPE.search(text) is not None
+        if containers > MAX_DEPTH or bad_escape:
+            _check_values(value, may_hold_null=is_vocabulary)
     except RecursionError:
         raise CheckpointError(f"{source} nests too deeply to be a config.") from None
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, and our own
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{source} is not valid JSON: byte {error.start} is not {error.encoding} text.") from None
+    except ValueError as error:  # JSONDecodeError, and our own
         raise CheckpointError(f"{source} is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{source} holds a JSON {type(value).__name__}; expected an object.")
@@ -54,6 +90,56 @@ def parse_json_object(text: str | bytes, source: str) -> dict[str, object]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits):,} digits")
+    return int(digits)
+
+
+def _parse_float(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {digits[:50]} is beyond the range of floating-point numbers")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise ValueError(f"the key {shown(twice)} stands twice in one object")
+    return values
+
+
+def _check_values(value: object, *, may_hold_null: bool) -> None:
+    """Raise unless all strings are valid Unicode without null characters, and nesting is at most `MAX_DEPTH`."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner += item.keys()
+                inner += item.values()
+            elif isinstance(item, list):
+                inner += cast(list[object], item)
+            elif isinstance(item, str) and ("\0" in item or not item.isascii()):
+                _check_string(item, may_hold_null=may_hold_null)
+        if not inner:
+            return
+        level = inner
+    raise RecursionError
+
+
+def _check_string(text: str, *, may_hold_null: bool) -> None:
+    if "\0" in text and not may_hold_null:
+        raise ValueError(f"the string {shown(text)} contains a null character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the string {shown(text)} contains half of a surrogate pair") from None
 
 
 @dataclass(frozen=True)
@@ -83,7 +169,7 @@ class Section:
     def number(self, key: str, default: float | None = None, *, minimum: float | None = None) -> float:
         """A finite number."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
             self._wrong(key, value, "a finite number")
         if minimum is not None and value < minimum:
             self._wrong(key, value, f"at least {minimum}")
@@ -134,8 +220,14 @@ class Section:
         return default
 
     def _wrong(self, key: str, value: object, expected: str) -> NoReturn:
-        shown = repr(value)
-        raise CheckpointError(f"{self.source}: '{key}' is {shown[:100]}; expected {expected}.")
+        raise CheckpointError(f"{self.source}: '{key}' is {shown(value)}; expected {expected}.")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond float range
+        return False
 
 
 def read_section(path: Path) -> Section:

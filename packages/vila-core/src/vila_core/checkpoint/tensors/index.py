@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.checkpoint.json_files import read_section
 from vila_core.checkpoint.tensors.headers import TensorEntry, read_header
-from vila_core.errors import CheckpointError
+from vila_core.checkpoint.tensors.pickles import read_pickle_header
+from vila_core.errors import CheckpointError, ConfigError, shown
+from vila_core.file_names import require_file_name
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +92,7 @@ def index_folder(folder: Path, rename: Callable[[str], str] = lambda name: name)
     """
     entries: dict[str, TensorEntry] = {}
     for file in _weight_files(folder):
-        header = read_header(file) if file.suffix == ".safetensors" else _pickle_header(file)
+        header = read_header(file) if file.suffix == ".safetensors" else read_pickle_header(file)
         for key, entry in header.items():
             name = rename(key)
             if name in entries:
@@ -129,11 +131,12 @@ def _weight_map(path: Path) -> dict[str, str]:
     result: dict[str, str] = {}
     for tensor in weight_map.values:
         name = weight_map.string(tensor)
-        if PurePosixPath(name).name != name or PureWindowsPath(name).name != name or name in ("", ".", ".."):
+        try:
+            result[tensor] = require_file_name(name, "")
+        except ConfigError:
             raise CheckpointError(
-                f"{path} places tensor '{tensor}' in {name!r}; expected the plain name of a file beside the index."
-            )
-        result[tensor] = name
+                f"{path} places tensor '{tensor}' in {shown(name)}; expected the plain name of a file beside the index."
+            ) from None
     return result
 
 
@@ -149,15 +152,3 @@ def _check_index(folder: Path, found: set[str]) -> None:
                     f"{path} names {len(missing)} tensors that its files do not hold, '{missing[0]}' first."
                 )
             return
-
-
-def _pickle_header(path: Path) -> dict[str, TensorEntry]:
-    from vila_core.checkpoint.tensors.pickles import load_pickle
-    from vila_core.checkpoint.tensors.reading import DTYPE_NAMES
-
-    header: dict[str, TensorEntry] = {}
-    for key, tensor in load_pickle(path).items():
-        if tensor.dtype not in DTYPE_NAMES:
-            raise CheckpointError(f"{path}: tensor '{key}' has dtype {tensor.dtype}, which is not supported.")
-        header[key] = TensorEntry(path, key, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), None)
-    return header
