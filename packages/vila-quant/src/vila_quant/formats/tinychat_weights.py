@@ -12,8 +12,8 @@ from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex
 from vila_core.checkpoint.tensors.copying import tensor_bytes
+from vila_core.checkpoint.tensors.dtypes import DTYPE_NAMES, DTYPES
 from vila_core.checkpoint.tensors.pickles import load_pickle
-from vila_core.checkpoint.tensors.reading import DTYPE_NAMES, DTYPES
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins.loader import load_plugins

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from vila_core.checkpoint import Checkpoint, TensorEntry
+from vila_core.checkpoint.tensors.dtypes import DTYPES
 from vila_core.checkpoint.tensors.lora import Adapter
-from vila_core.checkpoint.tensors.reading import DTYPES, read_tensors
+from vila_core.checkpoint.tensors.reading import read_tensors
 from vila_core.config import DecoderConfig
 from vila_core.errors import CheckpointError
 from vila_core.language.decoder import Block

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from vila_core.checkpoint.tensors.copying import tensor_bytes
+from vila_core.checkpoint.tensors.dtypes import DTYPE_NAMES
 from vila_core.checkpoint.tensors.headers import TensorEntry
-from vila_core.checkpoint.tensors.reading import DTYPE_NAMES
 
 IN_MEMORY = Path("<memory>")
 

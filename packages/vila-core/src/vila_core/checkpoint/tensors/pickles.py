@@ -108,7 +108,7 @@ def _map(path: Path) -> mmap.mmap:
 def _materialize(tensor: StoredTensor, mapping: mmap.mmap, starts: Mapping[str, int]) -> "torch.Tensor":
     import torch
 
-    from vila_core.checkpoint.tensors.reading import DTYPES
+    from vila_core.checkpoint.tensors.dtypes import DTYPES
 
     dtype, item = DTYPES.get(tensor.dtype, torch.complex128), ITEM_BYTES[tensor.dtype]
     if not tensor.numel:
