@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from vila_core.errors import MediaError, VilaError
@@ -105,6 +106,23 @@ def test_arrays(shape):
     assert (np.asarray(Image(array).load()) == expected).all()
 
 
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint16", ">u2", ">i8", "uint64"])
+def test_integers_from_0_to_255_of_any_type_are_pixels(dtype):
+    array = picture() % 128
+    assert (np.asarray(Image(array.astype(dtype)).load()) == array).all()
+
+
+def test_booleans_are_black_and_white():
+    mask = picture()[..., 0] > 127
+    assert (np.asarray(Image(mask).load()) == mask[..., None] * 255).all()
+
+
+def test_read_only_arrays_are_read():
+    array = picture()
+    array.setflags(write=False)
+    assert (np.asarray(Image(array[:, ::2]).load()) == array[:, ::2]).all()
+
+
 def test_non_contiguous_array():
     array = picture()[::2, ::-1]
     assert (np.asarray(Image(array).load()) == array).all()
@@ -114,8 +132,16 @@ def test_non_contiguous_array():
     ("array", "words"),
     [
         (np.zeros((4, 4, 3), np.float32), "float32"),
-        (np.zeros((4, 4), bool), "bool"),
-        (np.zeros((4, 4), np.uint16), "uint16"),
+        (np.full((4, 4), 300, np.uint16), r"uint16 from 300 to 300\. Convert it: \(x / 257\)\.round"),
+        (np.full((4, 4), 70_000), r"\(x / x\.max\(\) \* 255\)"),
+        (np.full((4, 4), -1), r"\(x - x\.min\(\)\)"),
+        (np.full((4, 4), 0.5), r"\(x \* 255\)\.round\(\)"),
+        (np.full((4, 4), 200.0), r"Convert it: x\.round\(\)\.astype"),
+        (np.full((4, 4), -0.5), r"\(\(x \+ 1\) \* 127\.5\)"),
+        (np.full((4, 4), np.nan), "NaN or infinite"),
+        (np.full((4, 4), "red"), "not <U3"),
+        (np.full((4, 4), None), "not object"),
+        (np.zeros((4, 4), complex), "complex"),
         (np.zeros((3, 4, 5), np.uint8), r"transpose\(1, 2, 0\)"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"\[2, 4, 4, 3\]"),
         (np.zeros(4, np.uint8), r"\[4\]"),
@@ -306,7 +332,7 @@ def test_any_damage_is_a_media_error_or_a_picture(format):
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"%PDF-1.7 and so on", "PDF"),
         (b"\x00\x00\x00\x20ftypisom\x00\x00\x02\x00", "use Video"),
-        (b"\x00\x00\x00\x20ftypavif\x00\x00\x00\x00", "AVIF"),
+        (b"\x00\x00\x00\x20ftypheic\x00\x00\x00\x00", "install pillow-heif"),
         (b"\x00\x01\x02\x03", "Expected one of PNG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", "Expected one of PNG"),
     ],
@@ -389,3 +415,63 @@ def test_open_media(tmp_path):
         assert isinstance(open_media(source), Image)
     for source in ("a.mp4", "A.MKV", "https://x.org/a.webm?x=y.png#z", "data:video/mp4;base64,x", tmp_path / "frames"):
         assert isinstance(open_media(source), Video)
+
+
+# ------------------------------------------------------------------------------------------------ metadata
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(*chunks, after=()):
+    """A PNG of `picture()` with chunks after its header, and others before its end."""
+    plain = saved(picture(), "PNG")
+    return plain[:33] + b"".join(chunks) + plain[33:-12] + b"".join(after) + plain[-12:]
+
+
+def saved(array, format, **options):
+    file = io.BytesIO()
+    PIL.Image.fromarray(array).save(file, format, **options)
+    return file.getvalue()
+
+
+BOMB = zlib.compress(bytes(64_000_000), 9)
+METADATA = {
+    "tEXt": chunk(b"tEXt", b"Comment\0" + b"x" * 3_000_000),
+    "zTXt": chunk(b"zTXt", b"Comment\0\0" + BOMB),
+    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB),
+    "iCCP": chunk(b"iCCP", b"profile\0\0" + BOMB),
+    "eXIf": chunk(b"eXIf", b"II*\0" + b"\xff" * 3_000_000),
+    "many": chunk(b"tEXt", b"Comment\0" + b"x" * 1000) * 100_000,
+    "damaged": chunk(b"zTXt", b"Comment\0\0not compressed"),
+    "unknown": chunk(b"vpAg", b"x" * 3_000_000),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_metadata_of_any_size_changes_nothing(name, place):
+    data = png_with(METADATA[name]) if place == "before" else png_with(after=[METADATA[name]])
+    assert (np.asarray(Image(data).load()) == picture()).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WebP", "TIFF", "AVIF"])
+def test_exif_orientation_in_every_format(format, orientation):
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[:24, :32], stored[:24, 32:], stored[24:, :32] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if format in ("JPEG", "AVIF") else {"lossless": True} if format == "WebP" else {}
+    if format == "JPEG":
+        options["subsampling"] = 0
+    shown = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(saved(stored, format, exif=exif, **options))))
+    loaded = Image(saved(stored, format, exif=exif, **options)).load()
+    assert loaded.size == ((64, 48) if orientation < 5 else (48, 64))
+    assert np.abs(np.asarray(loaded).astype(int) - np.asarray(shown.convert("RGB"))).max() == 0
+
+
+def test_the_kind_of_bytes_is_that_of_their_content():
+    for format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP", "PPM", "AVIF"):
+        assert isinstance(open_media(saved(picture(), format)), Image), format

@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from vila_core.errors import MediaError, VilaError
-from vila_core.media import Image, MediaLimits, Video
+from vila_core.media import Image, MediaLimits, Video, open_media
 from vila_core.media.video import _Reader
 
 
@@ -442,3 +442,137 @@ def test_sampling_a_long_video_decodes_few_frames(monkeypatch):
     monkeypatch.setattr(_Reader, "frames_from", counted)
     assert seen(Video(data).load(4).frames) == [0, 666, 1333, 1999]
     assert next(decoded) < 60
+
+
+# ------------------------------------------------------------------------------------------------ as players show it
+
+
+MATRICES = {
+    "as stored": (1, 0, 0, 1),
+    "turned right": (0, 1, -1, 0),
+    "turned around": (-1, 0, 0, -1),
+    "turned left": (0, -1, 1, 0),
+    "mirrored": (-1, 0, 0, 1),
+    "upside down": (1, 0, 0, -1),
+    "transposed": (0, 1, 1, 0),
+    "transversed": (0, -1, -1, 0),
+}
+"""(a, b, c, d) of a display matrix: the stored pixel (x, y) is shown at (a x + c y, b x + d y)."""
+
+
+def with_matrix(data, a, b, c, d):
+    """An MP4 file with the display matrix of its first track replaced (ISO/IEC 14496-12, 8.3.2)."""
+    place = data.index(b"tkhd") + 4 + 40
+    values = (a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return data[:place] + struct.pack(">9i", *values) + data[place + 36 :]
+
+
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_all_eight_orientations_are_shown_as_players_show_them(matrix):
+    a, b, c, d = matrix
+    data = draw_video(2000, size=(64, 48), rate=1000, g=2000)
+    stored = np.asarray(Video(data).load(1).frames[0].convert("L"))
+    data = with_matrix(data, a, b, c, d)
+    shown = np.asarray(Video(data).load(1).frames[0].convert("L"))
+    y, x = np.mgrid[: stored.shape[0], : stored.shape[1]]
+    right, down = a * x + c * y, b * x + d * y
+    right, down = right - right.min(), down - down.min()
+    expected = np.zeros((down.max() + 1, right.max() + 1), np.uint8)
+    expected[down, right] = stored
+    assert (shown == expected).all()
+
+
+@pytest.mark.parametrize("format", ["mp4", "matroska"])
+def test_fps_goes_by_time_in_a_video_with_a_variable_rate(format):
+    times = [*range(0, 2000, 40), *range(2000, 12_000, 1000)]  # 50 frames in two seconds, then one a second
+    loaded = Video(draw_video(60, format=format, rate=25, times=times)).load(16, fps=1.0)
+    assert loaded.timestamps == pytest.approx(range(12), abs=0.002)
+    assert loaded.indices == [0, 25, *range(50, 60)]
+    assert seen(loaded.frames) == loaded.indices
+
+
+def test_a_jump_in_time_shows_the_frame_before_it():
+    times = [*range(0, 1200, 40), *range(9_000_000, 9_001_200, 40)]
+    loaded = Video(draw_video(60, format="matroska", rate=25, times=times)).load(6, fps=1.0)
+    assert loaded.indices == [0, 25, 29, 29, 29, 29]
+    assert Video(draw_video(60, format="matroska", rate=25, times=times)).load(6).indices == [0, 12, 24, 35, 47, 59]
+
+
+def test_a_late_start_is_no_gap():
+    loaded = Video(draw_video(30, format="matroska", times=range(5000, 8000, 100))).load(8, fps=1.0)
+    assert loaded.indices == [0, 10, 20]
+
+
+@pytest.mark.parametrize("fps", [1e308, 1e-308, 5e-324, 1e300])
+def test_extreme_rates_are_refused(fps):
+    assert "expected frames per second from" in message(draw_video(3), 8, fps)
+
+
+def test_no_list_is_made_for_more_frames_than_the_limit():
+    assert "frames are more than the limit" in message(draw_video(300), 10**12, 1e6)
+    assert Video(draw_video(30)).load(8, 1e-6).indices == [0]
+
+
+def two_streams(first, second, *, default):
+    """An MP4 with two videos; `default` is the number of the default one, None for both."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        streams = []
+        for number, size in enumerate((first, second)):
+            stream = container.add_stream("mpeg4", rate=10)
+            stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+            if default is not None:
+                stream.disposition = av.stream.Disposition.default if number == default else 0
+            streams.append(stream)
+        for index in range(5):
+            for stream in streams:
+                frame = av.VideoFrame.from_ndarray(numbered(index, (stream.width, stream.height)), format="rgb24")
+                container.mux(stream.encode(frame))
+        for stream in streams:
+            container.mux(stream.encode())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"), [(None, (64, 48)), (0, (32, 24)), (1, (64, 48))], ids=["largest", "first", "second"]
+)
+def test_the_default_stream_is_read_or_else_the_largest(default, expected):
+    assert Video(two_streams((32, 24), (64, 48), default=default)).load(2).frames[0].size == expected
+
+
+@pytest.mark.parametrize(
+    ("codec", "format", "name"),
+    [
+        ("libx264", "mpegts", "cam.MTS"),
+        ("libx264", "mpegts", "cam.m2ts"),
+        ("libx264", "mp4", "clip.png"),
+        ("libx264", "matroska", "clip"),
+        ("mpeg2video", "vob", "disc.VOB"),
+        ("mpeg2video", "mxf", "take.mxf"),
+        ("libx264", "3gp", "phone.3gp"),
+        ("mpeg4", "avi", "clip.AVI.1"),
+        ("flv", "flv", "stream.f4v"),
+        ("wmv2", "asf", "clip.wmv"),
+        ("libtheora", "ogg", "clip.ogv"),
+        ("rawvideo", "yuv4mpegpipe", "raw.y4m"),
+        ("libvpx", "ivf", "clip.ivf"),
+    ],
+)
+def test_containers_are_known_by_their_content(codec, format, name, tmp_path):
+    rate = 25 if format == "mxf" else 10
+    try:
+        data = draw_video(10, codec=codec, format=format, rate=rate)
+    except (ValueError, av.error.FFmpegError):
+        pytest.skip(f"this PyAV cannot write {codec} in {format}")
+    (tmp_path / name).write_bytes(data)
+    opened = open_media(tmp_path / name)
+    assert isinstance(opened, Video)
+    assert isinstance(open_media(data), Video)
+    assert seen(opened.load(3).frames) == [0, 4, 9]
+
+
+def test_a_blu_ray_stream_has_four_more_bytes_per_packet(tmp_path):
+    plain = draw_video(10, codec="libx264", format="mpegts")
+    packets = b"".join(b"\0\0\0\0" + plain[at : at + 188] for at in range(0, len(plain), 188))
+    assert isinstance(open_media(packets), Video)
+    assert seen(Video(packets).load(2).frames) == [0, 9]

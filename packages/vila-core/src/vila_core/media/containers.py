@@ -29,6 +29,12 @@ CONTAINERS = (
     "ogg",
     "asf",
     "gif",
+    "mxf",
+    "yuv4mpegpipe",
+    "nut",
+    "ivf",
+    "rm",
+    "dv",
 )
 CODECS = (
     *(
@@ -63,6 +69,7 @@ CODECS = (
         "dnxhd",
         "ffv1",
     ),
+    *("vp6", "vp6a", "vp6f", "rv10", "rv20", "rv30", "rv40"),
     *("rawvideo", "huffyuv", "ffvhuff", "png", "qtrle", "cinepak", "dvvideo"),
 )
 
@@ -83,11 +90,23 @@ def open_container(file: IO[bytes]) -> "InputContainer":
 
 
 def video_stream(container: "InputContainer", name: str) -> "VideoStream":
-    """Return the first video stream that is not a cover image. Raises `MediaError` if there is none."""
+    """Return the stream that ffmpeg would choose: the default one, then the one with the most pixels, then the first.
+
+    Cover images and thumbnails are no video. Source: FFmpeg, `fftools/ffmpeg_mux_init.c` (map_auto_video).
+
+    Raises:
+        MediaError: there is no video stream.
+    """
     from av.stream import Disposition
 
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is not a video
-            return stream
-    what = "only audio" if container.streams.audio else "no picture"
-    raise MediaError(f"{name} has no video stream, {what}. Use a file with video.")
+    pictures = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams:
+        what = "only audio" if container.streams.audio else "no picture"
+        raise MediaError(f"{name} has no video stream, {what}. Use a file with video.")
+    return max(streams, key=lambda stream: (bool(stream.disposition & Disposition.default), _pixels(stream)))
+
+
+def _pixels(stream: "VideoStream") -> int:
+    codec = stream.codec_context
+    return 0 if codec is None else codec.width * codec.height  # pyright: ignore[reportUnnecessaryComparison]

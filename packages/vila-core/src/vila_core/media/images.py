@@ -9,14 +9,16 @@ from typing import IO, TYPE_CHECKING
 
 from vila_core.errors import MediaError
 from vila_core.media.limits import MediaLimits
-from vila_core.media.sources import describe_content
+from vila_core.media.orientation import ORIENTATION_TAG, orient
+from vila_core.media.png import without_metadata
+from vila_core.media.signatures import HEAD_BYTES, describe_content, is_avif, is_heif
 
 if TYPE_CHECKING:
     import numpy as np
     import PIL.Image
     import PIL.ImageFile
 
-FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM"
+FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF"
 # Exceptions that Pillow's decoders raise for damaged data. Their text may contain memory addresses, so it is not shown.
 _DAMAGED = (
     OSError,
@@ -31,27 +33,33 @@ _DAMAGED = (
     ArithmeticError,
     MemoryError,
 )
-_ORIENTATION_TAG = 0x0112
 
 
 def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.Image":
     """Decode an image file to RGB [H, W] and apply its EXIF orientation. Animations give their first frame.
 
     Raises:
-        MediaError: the format is not PNG, JPEG, WebP, GIF, BMP, TIFF or PPM, the file is damaged or truncated, or the
+        MediaError: the format is not one of `FORMATS`, the file is damaged or truncated, or the
             image has no pixels or too many.
     """
     from PIL.Image import DecompressionBombError
 
-    head = file.read(64)
+    head = file.read(HEAD_BYTES)
     file.seek(0)
+    if is_heif(head):
+        raise MediaError(
+            f"{name} is an HEIC image, which Pillow does not read. Convert it to JPEG, or install pillow-heif and pass "
+            "PIL.Image.open(…) of it."
+        )
     try:
         image = _open_header(head, file)
     except (*_DAMAGED, DecompressionBombError):
         raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from None
     if image is None:
         raise MediaError(f"{name} is not a readable image. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
-    return _orient(convert_image(image, name, limits), _read_orientation(image))
+    before = _read_orientation(image)  # AVIF has it before the pixels are decoded, PNG perhaps only after
+    picture = convert_image(image, name, limits)
+    return orient(picture, before if before != 1 else _read_orientation(image))
 
 
 def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | None":
@@ -68,7 +76,7 @@ def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | Non
     from PIL.WebPImagePlugin import WebPImageFile
 
     signatures: tuple[tuple[tuple[bytes, ...], Callable[[IO[bytes]], PIL.ImageFile.ImageFile]], ...] = (
-        ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+        ((b"\x89PNG\r\n\x1a\n",), lambda png: PngImageFile(without_metadata(png))),
         ((b"\xff\xd8\xff",), JpegImageFile),
         ((b"GIF87a", b"GIF89a"), GifImageFile),
         ((b"BM",), BmpImageFile),
@@ -77,6 +85,10 @@ def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | Non
     )
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return WebPImageFile(file)
+    if is_avif(head):
+        from PIL import AvifImagePlugin  # since Pillow 11.3
+
+        return AvifImagePlugin.AvifImageFile(file)
     return next((plugin(file) for starts, plugin in signatures if head.startswith(starts)), None)
 
 
@@ -110,17 +122,16 @@ def convert_image(image: "PIL.Image.Image", name: str, limits: MediaLimits) -> "
 
 
 def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.Image.Image":
-    """Convert a uint8 array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped) to an RGB image.
+    """Convert an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] (alpha is dropped) to an RGB image.
+
+    Values are integers from 0 to 255, of any integer type, or booleans (True is white).
 
     Raises:
-        MediaError: the array has another shape or dtype, no pixels or too many.
+        MediaError: the array has another shape, type or range, no pixels or too many.
     """
+    import numpy as np
     import PIL.Image
 
-    if array.dtype != "uint8":
-        raise MediaError(
-            f"{name}: expected values 0 to 255 of type uint8. Scale and convert it: (x * 255).round().astype('uint8')."
-        )
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
@@ -131,7 +142,36 @@ def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.I
         )
         raise MediaError(f"{name}: expected shape [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. {advice}")
     check_pixels(array.shape[1], array.shape[0], name, limits)
-    return PIL.Image.fromarray(array).convert("RGB")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    elif array.dtype != np.uint8:
+        _require_bytes(array, name)
+        array = array.astype(np.uint8)
+    return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+
+
+def _require_bytes(array: "np.ndarray", name: str) -> None:
+    """Raise `MediaError` unless the values are integers from 0 to 255; the advice fits the range found."""
+    import numpy as np
+
+    if array.dtype.kind not in "iuf":
+        raise MediaError(f"{name}: expected integers from 0 to 255, not {array.dtype}.")
+    if array.dtype.kind == "f" and not bool(np.isfinite(array).all()):
+        raise MediaError(f"{name} has values that are NaN or infinite. Replace them first, such as np.nan_to_num(x).")
+    low, high = array.min().item(), array.max().item()
+    if array.dtype.kind != "f" and low >= 0 and high <= 255:
+        return
+    if low < 0:
+        is_centered = array.dtype.kind == "f" and low >= -1 and high <= 1
+        advice = "((x + 1) * 127.5).round()" if is_centered else "((x - x.min()) / np.ptp(x) * 255).round()"
+    elif array.dtype.kind == "f":
+        advice = "(x * 255).round()" if high <= 1 else "x.round()" if high <= 255 else "(x / x.max() * 255).round()"
+    else:
+        advice = "(x / 257).round()" if high <= 65535 else "(x / x.max() * 255).round()"
+    raise MediaError(
+        f"{name}: expected integers from 0 to 255, got {array.dtype} from {low:g} to {high:g}. Convert it: "
+        f"{advice}.astype('uint8')."
+    )
 
 
 def check_pixels(width: int, height: int, name: str, limits: MediaLimits) -> None:
@@ -163,22 +203,6 @@ def _scale_deep(image: "PIL.Image.Image", name: str) -> "PIL.Image.Image":
 def _read_orientation(image: "PIL.Image.Image") -> int:
     """Return the EXIF orientation, 1 to 8. A missing or unreadable one is 1 (as stored), as in image viewers."""
     try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
     except _DAMAGED:
         return 1
-
-
-def _orient(image: "PIL.Image.Image", orientation: int) -> "PIL.Image.Image":
-    """Rotate and flip according to EXIF 2.32, section 4.6.4."""
-    from PIL.Image import Transpose
-
-    moves = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
-    return image.transpose(moves[orientation]) if orientation in moves else image

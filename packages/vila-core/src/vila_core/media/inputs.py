@@ -1,6 +1,5 @@
 """The images and videos of a prompt. Creating one reads nothing; `load` reads and decodes it within limits."""
 
-import math
 import operator
 import os
 import re
@@ -13,6 +12,7 @@ from vila_core.display.media import FRAMES, film_strip, image_html, video_html
 from vila_core.errors import MediaError
 from vila_core.media.images import convert_array, convert_image, decode_image
 from vila_core.media.limits import MediaLimits
+from vila_core.media.signatures import HEAD_BYTES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind, kind_of
 from vila_core.media.sources import ByteSource, describe, is_data_uri, is_url, open_source
 from vila_core.media.video import VideoFrames, check_frames, decode_video, sample_indices
 
@@ -24,30 +24,15 @@ if TYPE_CHECKING:
     ImageSource = ByteSource | bytearray | memoryview | np.ndarray | PIL.Image.Image
     VideoSource = ImageSource | Sequence["ImageSource | Image"]
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-VIDEO_SUFFIXES = (
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".avi",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".ts",
-    ".flv",
-    ".ogv",
-    ".wmv",
-    ".3gp",
-)
+MAX_FPS = 1_000_000
 _DEFAULT_LIMITS = MediaLimits()
 
 
 class Image:
-    """One picture: a path, an https URL, a `data:` URI, the bytes of a file, a uint8 array, or a PIL image.
+    """One picture: a path, an https URL, a `data:` URI, the bytes of a file, an array, or a PIL image.
 
-    An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Files may be PNG, JPEG, WebP, GIF, BMP, TIFF or PPM. EXIF
-    orientation is applied to files, URLs and bytes, but not to arrays and PIL images.
+    An array is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4], with integers from 0 to 255. Files may be PNG, JPEG, WebP,
+    GIF, BMP, TIFF, PPM or AVIF. EXIF orientation is applied to files, URLs and bytes, but not to arrays and PIL images.
 
     Raises:
         MediaError: the source has another type.
@@ -219,13 +204,33 @@ class Video:
 Media = Union[Image, Video]  # noqa: UP007 - works in both isinstance and annotations
 
 
-def open_media(source: str | os.PathLike[str]) -> Media:
-    """Return a `Video` for a folder or a path, URL or `data:` URI of a video, else an `Image`."""
+def open_media(source: ByteSource) -> Media:
+    """Return an `Image` or a `Video`: of files and bytes by their content, of URLs by their name.
+
+    A folder is a video of frames. A file that is neither or cannot be read is an `Image`, unless its name is a video's;
+    loading it says what is wrong.
+    """
+    if isinstance(source, bytes):
+        return Video(source) if kind_of(source[:HEAD_BYTES]) == "Video" else Image(source)
     text = os.fspath(source)
     if is_data_uri(text):
         return Video(text) if text[:11].lower() == "data:video/" else Image(text)
     path = re.split("[?#]", text)[0] if is_url(text) else text
-    return Video(source) if path.lower().endswith(VIDEO_SUFFIXES) or _is_folder(text) else Image(source)
+    kind = None if is_url(text) else _kind_of_file(source)
+    if kind is None:
+        kind = "Video" if path.lower().endswith(VIDEO_SUFFIXES) or _is_folder(text) else "Image"
+    return Video(source) if kind == "Video" else Image(source)
+
+
+def _kind_of_file(path: str | os.PathLike[str]) -> Kind | None:
+    """Return the kind of a file by its content; None if it cannot be read or is neither."""
+    try:
+        if not os.path.isfile(path):  # opening a pipe would wait
+            return None
+        with open(path, "rb") as file:
+            return kind_of(file.read(HEAD_BYTES))
+    except (OSError, ValueError):
+        return None
 
 
 def _is_byte_source(source: object) -> "TypeIs[ByteSource]":
@@ -295,6 +300,8 @@ def _check_fps_option(fps: float) -> float:
         rate = float(fps)
     except (TypeError, ValueError):
         rate = -1.0
-    if not math.isfinite(rate) or rate < 0:
-        raise MediaError(f"Video fps={fps!r}: expected frames per second above 0 (or 0 to sample by count).")
+    if not (rate == 0 or 1 / MAX_FPS <= rate <= MAX_FPS):
+        raise MediaError(
+            f"Video fps={fps!r}: expected frames per second from {1 / MAX_FPS:f} to {MAX_FPS:,}, or 0 to sample by count."
+        )
     return rate

@@ -7,19 +7,28 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 from vila_core.errors import MediaError
 from vila_core.media.limits import MediaLimits
+from vila_core.media.signatures import Kind
 from vila_core.media.urls import shorten_url
 
 ByteSource = str | os.PathLike[str] | bytes
-Kind = Literal["Image", "Video"]
 
 _URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_START = re.compile(r"data:", re.IGNORECASE)
 _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
-    "Image": ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff"),
+    "Image": (
+        "image/png",
+        "image/jpeg",
+        "image/jpg",
+        "image/webp",
+        "image/gif",
+        "image/bmp",
+        "image/tiff",
+        "image/avif",
+    ),
     "Video": (
         "video/mp4",
         "video/webm",
@@ -30,23 +39,6 @@ _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
         "image/gif",
     ),
 }
-# First bytes of files that people use by mistake, for better messages.
-_SIGNATURES = (
-    (re.compile(rb"....ftyp(?:avi[fs]|hei[cfsx]|hevc|mif1|msf1)", re.DOTALL), "an AVIF or HEIC image: convert it"),
-    (
-        re.compile(rb"\x89PNG|\xff\xd8\xff|GIF8|BM|II[*+]\x00|MM\x00[*+]|RIFF....WEBP", re.DOTALL),
-        "a picture: use Image",
-    ),
-    (re.compile(rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI |\x00\x00\x01[\xba\xb3]|FLV", re.DOTALL), "a video: use Video"),
-    (re.compile(rb"ID3|RIFF....WAVE|fLaC|OggS|\xff\xfb", re.DOTALL), "an audio file"),
-    (re.compile(rb"\s*(?:<!doctype html|<html)", re.IGNORECASE), "a web page"),
-    (re.compile(rb"\s*(?:<\?xml|<svg)", re.IGNORECASE), "XML or SVG"),
-    (re.compile(rb"%PDF"), "a PDF document"),
-    (re.compile(rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|BZh"), "an archive"),
-    (re.compile(rb"#EXTM3U|ffconcat"), "a playlist"),
-    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer (run: git lfs pull)"),
-    (re.compile(rb"[\t\n\r\x20-\x7e]{16}"), "text"),
-)
 
 
 def is_url(source: str) -> bool:
@@ -69,12 +61,6 @@ def describe(source: ByteSource) -> str:
         return shorten_url(source)
     text = os.fspath(source)
     return repr(text if len(text) <= 120 else f"{text[:40]}…{text[-60:]}")
-
-
-def describe_content(head: bytes, kind: Kind) -> str:
-    """Return a sentence on what the first bytes of a file look like, if that is another kind than expected."""
-    names = (name for pattern, name in _SIGNATURES if pattern.match(head) and not name.endswith(f"use {kind}"))
-    return next((f"It looks like {name}. " for name in names), "")
 
 
 def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes]:

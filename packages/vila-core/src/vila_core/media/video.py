@@ -7,7 +7,7 @@ decoded.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -17,7 +17,8 @@ from vila_core.errors import MediaError
 from vila_core.media.containers import CODECS, open_container, video_stream
 from vila_core.media.images import check_pixels
 from vila_core.media.limits import MediaLimits
-from vila_core.media.sources import describe_content
+from vila_core.media.orientation import as_displayed
+from vila_core.media.signatures import HEAD_BYTES, describe_content
 
 if TYPE_CHECKING:
     import av
@@ -49,16 +50,37 @@ def sample_indices(total: int, num_frames: int, video_fps: float, fps: float) ->
 
     With `fps` 0, `num_frames` frames are spread evenly from first to last, and repeated if there are fewer. With `fps`
     above 0, one frame is taken every 1/fps seconds, at most `num_frames`; none if `video_fps`, the rate of the video,
-    is unknown (0). Ties round to even, as in numpy.
+    is unknown (0). Ties round to even, as in numpy. Both rules count frames, which assumes a constant frame rate: see
+    `sample_times` for videos without one.
     """
     if fps > 0:
-        duration = total / video_fps if video_fps > 0 else 0.0
-        count = min(num_frames, math.ceil(duration / (1.0 / fps)))
+        count = count_samples(total / video_fps if video_fps > 0 else 0.0, num_frames, fps)
         return [min(int(i * (1.0 / fps) * video_fps), total - 1) for i in range(count)]
     if num_frames == 1:
         return [0]
     step = (total - 1) / (num_frames - 1)
     return [round(i * step) for i in range(num_frames - 1)] + [total - 1]
+
+
+def sample_times(times: Sequence[float], duration: float, num_frames: int, fps: float) -> list[int]:
+    """Choose the frames that a player shows at 0, 1/fps, 2/fps, … seconds, at most `num_frames`.
+
+    For videos with a variable frame rate or a jump in time; the reference counts frames there too (`sample_indices`).
+
+    Args:
+        times: seconds from the first frame to each frame, in order.
+        duration: length of the video in seconds.
+        num_frames: the largest number of frames.
+        fps: samples per second, above 0.
+    """
+    tolerance = 1e-6  # timestamps are rounded to the container's time base
+    return [bisect_right(times, i / fps + tolerance) - 1 for i in range(count_samples(duration, num_frames, fps))]
+
+
+def count_samples(duration: float, num_frames: int, fps: float) -> int:
+    """Return how many samples, one every 1/fps seconds, a video of `duration` seconds has, at most `num_frames`."""
+    wanted = duration / (1.0 / fps)  # as in the reference, whose rounding differs from that of duration * fps
+    return num_frames if wanted >= num_frames else math.ceil(wanted)
 
 
 def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits: MediaLimits) -> VideoFrames:
@@ -70,7 +92,7 @@ def decode_video(file: IO[bytes], name: str, num_frames: int, fps: float, limits
     """
     from av.error import FFmpegError
 
-    head = file.read(64)
+    head = file.read(HEAD_BYTES)
     try:
         with closing(_Reader(file, name, limits)) as reader:
             return reader.read(num_frames, fps)
@@ -192,9 +214,13 @@ class _Reader:
             raise MediaError(
                 f"{self.name} has an unknown frame rate, so fps={fps:g} has no meaning. Use a number of frames instead."
             )
-        if not fps:
-            check_frames(num_frames, 0, self.name, self.limits)  # before a list of this length is created
-        indices = sample_indices(timeline.total, num_frames, rate, fps)
+        duration = self.duration(timeline, rate)
+        wanted = count_samples(duration, num_frames, fps) if fps else num_frames
+        check_frames(wanted, 0, self.name, self.limits)  # before a list of this length is created
+        if fps and not self.is_constant(timeline, rate):
+            indices = sample_times(self.times(timeline), duration, num_frames, fps)
+        else:
+            indices = sample_indices(timeline.total, num_frames, rate, fps)
         check_frames(len(indices), len(set(indices)) * self.codec.width * self.codec.height, self.name, self.limits)
         return indices
 
@@ -206,16 +232,33 @@ class _Reader:
             return stated
         return (timeline.total - 1) / span
 
+    def times(self, timeline: _Timeline) -> list[float]:
+        """Return the seconds from the first frame to each frame."""
+        return [self.seconds(pts - timeline.pts[0]) for pts in timeline.pts]
+
+    def is_constant(self, timeline: _Timeline, rate: float) -> bool:
+        """Return whether every frame is shown within half a frame of where a constant rate puts it."""
+        return all(abs(time * rate - index) <= 0.5 for index, time in enumerate(self.times(timeline)))
+
+    def duration(self, timeline: _Timeline, rate: float) -> float:
+        """Return the length in seconds; the last frame is shown as long as an average one. 0 if unknown."""
+        if not rate:
+            return 0.0
+        if not timeline.pts or self.is_constant(timeline, rate):
+            return timeline.total / rate
+        return self.seconds(timeline.pts[-1] - timeline.pts[0]) + 1 / rate
+
     def collect(self, timeline: _Timeline, indices: list[int], found: "dict[int, PIL.Image.Image]") -> VideoFrames:
         taken = [i for i in indices if i in found]
         if not taken:
             raise MediaError(f"{self.name}: none of the sampled frames can be read. Check that the file is complete.")
         rate = self.rate(timeline)
         if timeline.pts:
-            timestamps = [self.seconds(timeline.pts[i] - timeline.pts[0]) for i in taken]
+            times = self.times(timeline)
+            timestamps = [times[i] for i in taken]
         else:
             timestamps = [i / rate for i in taken] if rate else None
-        return VideoFrames([found[i] for i in taken], taken, timestamps, timeline.total / rate if rate else None)
+        return VideoFrames([found[i] for i in taken], taken, timestamps, self.duration(timeline, rate) or None)
 
     # ---- decoding
 
@@ -277,9 +320,7 @@ class _Reader:
 
     def to_image(self, frame: "av.VideoFrame") -> "PIL.Image.Image":
         check_pixels(frame.width, frame.height, self.name, self.limits)
-        image = frame.to_image()
-        turns = round(frame.rotation / 90) % 4
-        return image.rotate(90 * turns, expand=True) if turns else image
+        return as_displayed(frame.to_image(), frame)
 
 
 def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from vila_core.media import VIDEO_SUFFIXES, Image, Video
+from vila_core.media import VIDEO_SUFFIXES, open_media
 from vila_eval.data.row_files import read_rows
 from vila_eval.errors import DataError
 
@@ -279,7 +279,4 @@ def _as_media(value: Any) -> Any:
     if set(cells) != {"bytes", "path"}:
         return {name: _as_media(cell) for name, cell in cells.items()}
     source = cells["path"] if cells["bytes"] is None else cells["bytes"]
-    is_video = str(cells["path"] or "").lower().endswith(VIDEO_SUFFIXES) or (
-        isinstance(source, bytes) and source[4:8] == b"ftyp"
-    )
-    return None if source is None else Video(source) if is_video else Image(source)
+    return None if source is None else open_media(source)
