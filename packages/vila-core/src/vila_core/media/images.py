@@ -57,9 +57,7 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
         raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from None
     if image is None:
         raise MediaError(f"{name} is not a readable image. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
-    before = _read_orientation(image)  # AVIF has it before the pixels are decoded, PNG perhaps only after
-    picture = convert_image(image, name, limits)
-    return orient(picture, before if before != 1 else _read_orientation(image))
+    return orient(convert_image(image, name, limits), _read_orientation(image))
 
 
 def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | None":

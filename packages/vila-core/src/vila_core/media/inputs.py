@@ -302,6 +302,7 @@ def _check_fps_option(fps: float) -> float:
         rate = -1.0
     if not (rate == 0 or 1 / MAX_FPS <= rate <= MAX_FPS):
         raise MediaError(
-            f"Video fps={fps!r}: expected frames per second from {1 / MAX_FPS:f} to {MAX_FPS:,}, or 0 to sample by count."
+            f"Video fps={fps!r}: expected frames per second from {1 / MAX_FPS:f} to {MAX_FPS:,}, "
+            "or 0 to sample by count."
         )
     return rate
