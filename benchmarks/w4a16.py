@@ -109,7 +109,7 @@ def quantized_linears(weights: Weights) -> list[Callable[[Tensor], Tensor]]:
     """Return our linears; each prefetches the weight of the next."""
     chain = [weight for _, weight in weights.chain()]
     following = [*chain[1:], chain[0]]
-    return [lambda x, w=w, n=n: matmul(x, w, following=n) for w, n in zip(chain, following, strict=True)]
+    return [lambda x, w=w, n=n: matmul(x, w, following=n.packed) for w, n in zip(chain, following, strict=True)]
 
 
 def relative_errors(weights: Weights, tokens: int, dtype: torch.dtype) -> dict[str, float]:

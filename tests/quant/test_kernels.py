@@ -33,6 +33,7 @@ from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel
 from vila_quant.kernels.cpu.crossover import CROSSOVERS, Plan, measured_plan, pinned
 from vila_quant.kernels.cpu.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
 from vila_quant.kernels.cuda.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
+from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
 from vila_quant.kernels.int8 import FEW_ROWS, PANEL_ELEMENTS
 from vila_quant.kernels.reference import ReferenceKernel
 from vila_quant.kernels.registry import all_kernels
@@ -315,9 +316,8 @@ def test_kernels_are_listed_by_priority() -> None:
 
 
 def test_listed_kernels_match_their_modules() -> None:
-    for listed, own in zip(
-        KERNELS, (CompiledKernel(), CpuInt4PackKernel(), TinygemmKernel(), ReferenceKernel()), strict=True
-    ):
+    kernels = (CompiledKernel(), CpuInt4PackKernel(), W4A16Kernel(), TinygemmKernel(), ReferenceKernel())
+    for listed, own in zip(KERNELS, kernels, strict=True):
         assert (listed.name, listed.target, listed.priority) == (own.name, own.target, own.priority)
 
 

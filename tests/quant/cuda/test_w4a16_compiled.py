@@ -26,8 +26,7 @@ STACK = 144
 """Bytes that a thread may spill. Some of the fastest configurations do: tiles of 128 x 128 with 4 warps the most."""
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-POINTERS = ("packed_pointer", "x_pointer", "bias_pointer", "y_pointer", "next_pointer", "w_pointer")
-ODD = ("tokens", "blocks", "units", "whole_tiles", "split_tiles", "steps_per_split")
+ODD = ("tokens", "partials", "norm_scale", "eps", "blocks", "units", "whole_tiles", "split_tiles", "steps_per_split")
 
 
 def compiled(
@@ -44,7 +43,9 @@ def compiled(
     )
 
 
-def compile_decode(config: DecodeConfig, tokens: int, dtype: torch.dtype, group_size: int, capability: int) -> Any:
+def compile_decode(
+    config: DecodeConfig, tokens: int, dtype: torch.dtype, group_size: int, capability: int, *, variant: str = ""
+) -> Any:
     half = f"*{TYPES[dtype]}"
     types = {
         "packed_pointer": "*i32",
@@ -52,12 +53,19 @@ def compile_decode(config: DecodeConfig, tokens: int, dtype: torch.dtype, group_
         "bias_pointer": half,
         "y_pointer": half,
         "next_pointer": "*u8",
+        "squares_pointer": "*fp32",
+        "norm_scale": "fp32",
+        "eps": "fp32",
     }
+    types |= dict.fromkeys(("residual_pointer", "norm_pointer", "scaled_pointer"), half)
     hopper = capability >= 90
     constants = {
-        "HAS_BIAS": True, "GROUPS": 128 // group_size, "ONE_TOKEN": tokens == 1, "COLUMNS": 1 if tokens <= 8 else 2,
+        "HAS_BIAS": variant in ("", "normed"), "GROUPS": 128 // group_size, "ONE_TOKEN": tokens == 1,
+        "COLUMNS": 1 if tokens <= 8 else 2,
         "TILES": config.tiles, "WARPS": config.warps, "SLOTS": config.slots, "AHEAD": min(config.ahead, config.slots),
-        "CHAINS": config.chains, "ROUNDS": 3, "PDL": hopper,
+        "CHAINS": config.chains, "ROUNDS": 3, "SWIGLU": variant == "swiglu",
+        "ADDS": variant == "adding", "PARTIALS": 256 if tokens == 1 and variant in ("normed", "swiglu") else 0,
+        "PDL": hopper,
         "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
     }  # fmt: skip
     options = {"num_warps": config.warps, "num_stages": 1} | ({"maxnreg": config.registers} if config.registers else {})
@@ -100,6 +108,10 @@ def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None
         if isinstance(config, DecodeConfig):
             kernel = compile_decode(config, tokens, torch.float16, 128, capability)
             assert "mma.sync" in kernel.asm["ptx"]
+            variants = ["swiglu"] if config.tiles == 2 else []
+            for variant in (*variants, "adding", "normed") if tokens == 1 else variants:
+                other = compile_decode(config, tokens, torch.float16, 128, capability, variant=variant)
+                assert stack_bytes(other, tmp_path) <= STACK, f"{variant} with {config} spills registers"
         elif isinstance(config, TileConfig):
             kernel = compile_tiles(config, torch.float16, 128, capability)
             assert "mma" in kernel.asm["ptx"], "no tensor cores"

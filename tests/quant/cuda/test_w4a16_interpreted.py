@@ -51,6 +51,44 @@ for shape, config, with_bias, dtype in (
     check(y, reference.matmul(x, weight, bias), 4e-4 if dtype == torch.float16 else 6e-3, f"{shape} {config}")
 """
 
+SWIGLU = """
+for shape, config, dtype in (
+    ((1, 128, 384, 128), DecodeConfig(tiles=2, warps=2, slots=1), torch.float16),
+    ((3, 64, 320, 32), DecodeConfig(tiles=2, warps=4, slots=2), torch.float16),
+    ((12, 192, 640, 64), DecodeConfig(tiles=2, warps=2, slots=1), torch.float16),
+):
+    weight, x, _, _ = inputs(*shape, dtype)
+    gate, up = reference.matmul(x, weight).chunk(2, dim=-1)
+    y = torch.full((shape[0], shape[1] // 2), torch.nan, dtype=dtype)
+    decode(padded(x), weight.packed, None, y, weight.group_size, config, swiglu=True, inline=False)
+    check(y, F.silu(gate) * up, 1e-3, f"swiglu {shape} {config}")
+"""
+
+NORMS = """
+from vila_quant.kernels.cuda.w4a16.decode import Adding, Normed, num_blocks
+
+for config in (DecodeConfig(tiles=1, warps=2, slots=2), DecodeConfig(tiles=2, warps=4, slots=1)):
+    first, x, _, h = inputs(1, 256, 384, 128, torch.float16)
+    second, _, bias, y = inputs(1, 128, 256, 64, torch.float16)
+    residual, gain = torch.randn(1, 256, generator=generator).half(), torch.rand(256, generator=generator).half()
+    scaled, squares = torch.full_like(h, torch.nan), torch.full((num_blocks(first.packed, config),), torch.nan)
+    adding = Adding(residual, gain, scaled, squares)
+    decode(x, first.packed, None, h, 128, config, adding=adding, inline=False)
+    total = residual.double() + reference.matmul(x, first)
+    check(h, total, 1e-3, "residual")
+    check(scaled, total * gain.double(), 1e-3, "scaled")
+    check(squares.sum()[None], (total**2).sum()[None], 2e-3, "squares")
+    normed = Normed(squares, 3.0, 1e-5)
+    decode(scaled, second.packed, bias, y, 64, config, normed=normed, inline=False)
+    norm = F.rms_norm(total, (256,), 3 * gain.double(), 1e-5)
+    check(y, reference.matmul(norm, second, bias), 2e-3, "linear of the norm")
+    y = torch.full((1, 64), torch.nan, dtype=torch.float16)
+    config = DecodeConfig(tiles=2, warps=4, slots=1)
+    decode(scaled, second.packed, None, y, 64, config, normed=normed, swiglu=True, inline=False)
+    gate, up = reference.matmul(norm, second).chunk(2, dim=-1)
+    check(y, F.silu(gate) * up, 3e-3, "swiglu of the norm")
+"""
+
 TILES = """
 for shape, config, with_bias in (
     ((19, 40, 384, 128), TileConfig(block_n=32, block_m=16, block_k=128, warps=4), True),
@@ -79,7 +117,9 @@ for (outputs, columns, group_size), dtype in (
 """
 
 
-@pytest.mark.parametrize("what", [DECODE, TILES, DEQUANTIZE], ids=["decode", "tiles", "dequantize"])
+@pytest.mark.parametrize(
+    "what", [DECODE, SWIGLU, NORMS, TILES, DEQUANTIZE], ids=["decode", "swiglu", "norms", "tiles", "dequantize"]
+)
 def test_a_kernel_follows_the_oracle(what: str) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from vila_core.errors import ConfigError
-from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
+from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, normed, reference, swiglu
 from vila_quant.kernels.cuda.w4a16.dispatch import run
 from vila_quant.kernels.cuda.w4a16.tune import candidates
 
@@ -68,7 +69,7 @@ def test_a_cuda_graph_of_dependent_products_is_the_same_every_time(tokens: int, 
     def chain() -> torch.Tensor:
         y = x
         for weight, following in zip(weights, [*weights[1:], weights[0]], strict=True):
-            y = matmul(y, weight, following=following)
+            y = matmul(y, weight, following=following.packed)
         return y
 
     expected = x.double()
@@ -104,3 +105,38 @@ def test_misfits_are_refused(random_weight: RandomWeight) -> None:
         matmul(torch.randn(1, 256, device="cuda"), weight)
     with pytest.raises(ConfigError, match="256 inputs"):
         matmul(torch.randn(1, 128, device="cuda").half(), weight)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("outputs", "inputs", "group_size"), [(18944, 3584, 128), (64, 640, 64), (11008, 2048, 32)])
+def test_swiglu_of_any_number_of_tokens(
+    outputs: int, inputs: int, group_size: int, dtype: torch.dtype, random_weight: RandomWeight
+) -> None:
+    weight = random_weight(2 * outputs, inputs, group_size, "cuda")
+    for tokens in (1, 2, 8, 9, 16, 17, 64, 300):
+        x = 10 * torch.randn(tokens, inputs, device="cuda", dtype=dtype)
+        gate, up = reference.matmul(x, weight).chunk(2, dim=-1)
+        y = swiglu(x, weight, following=weight.packed)
+        error = ((y.double() - F.silu(gate) * up).norm() / (F.silu(gate) * up).norm()).item()
+        assert error < 3 * TOLERANCE[dtype], f"{tokens} tokens: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_norms_between_linears(dtype: torch.dtype, random_weight: RandomWeight) -> None:
+    first, second = random_weight(3584, 18944, 128, "cuda"), random_weight(4608, 3584, 128, "cuda")
+    x = torch.randn(1, 18944, device="cuda", dtype=dtype)
+    residual = torch.randn(1, 3584, device="cuda", dtype=dtype)
+    weight = torch.rand(3584, device="cuda", dtype=dtype)
+    bias = torch.randn(4608, device="cuda", dtype=dtype)
+    h, scaled, squares = normed.add(x, first.packed, residual, weight, 128, second.packed)
+    total = residual.double() + reference.matmul(x, first)
+    assert_close(h, total, "residual")
+    norm = F.rms_norm(total, (3584,), 2 * weight.double(), 1e-6)
+    y = normed.matmul(scaled, squares, 2.0, 1e-6, second.packed, bias, 4608, 128, None)
+    error = ((y.double() - (expected := reference.matmul(norm, second, bias))).norm() / expected.norm()).item()
+    assert error < 3 * TOLERANCE[dtype], f"relative error {error:.2e}"
+    gate, up = reference.matmul(norm, second).chunk(2, dim=-1)
+    expected = F.silu(gate) * up
+    y = normed.matmul(scaled, squares, 2.0, 1e-6, second.packed, None, 2304, 128, None, True)
+    error = ((y.double() - expected).norm() / expected.norm()).item()
+    assert error < 6 * TOLERANCE[dtype], f"relative error {error:.2e}"

@@ -15,6 +15,8 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
 from vila_core.errors import ConfigError, PromptError, first_problem, unknown_name, warn
+from vila_core.language.decoder import Decoder
+from vila_core.language.graph_step import use_graph_step
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
@@ -108,6 +110,8 @@ def load(
             on_read=on_read,
         )
     network.eval().requires_grad_(False)
+    if isinstance(network.llm, Decoder):
+        use_graph_step(network.llm, target, chosen_dtype)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
 
 

@@ -71,6 +71,7 @@ NUMBA, TRITON = "vila-quant[cpu]", "triton"
 KERNELS: tuple[MatmulKernel, ...] = (
     LazyMatmulKernel("cpu-numba", CPUS, 100, "cpu.compiled.kernel:CompiledKernel", "cpu", NUMBA),
     LazyMatmulKernel("cpu-int4pack", f"{CPUS}, bf16", 50, "cpu.int4pack:CpuInt4PackKernel", "cpu"),
+    LazyMatmulKernel("cuda-w4a16", f"{NVIDIA} from sm80", 100, "cuda.w4a16.kernel:W4A16Kernel", "cuda", TRITON),
     LazyMatmulKernel("cuda-tinygemm", f"{NVIDIA} from sm80, bf16", 50, "cuda.tinygemm:TinygemmKernel", "cuda"),
     LazyMatmulKernel("reference", "any", 0, "reference:ReferenceKernel"),
 )

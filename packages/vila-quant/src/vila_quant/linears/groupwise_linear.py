@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vila_core.language.linear_groups import LinearGroup
 from vila_quant.kernels.kernel import LinearShape, MatmulKernel
 from vila_quant.kernels.registry import choose
 from vila_quant.packing.autoawq import GemmTensors, unpack_gemm
@@ -55,6 +56,16 @@ class GroupwiseLinear(nn.Module):
         y = self.kernel.multiply(x.reshape(-1, self.shape.inputs), self.packed, self.shape)
         y = y.view(*x.shape[:-1], self.shape.outputs)
         return y if self.bias is None else y + self.bias
+
+    def grouped(self, others: Sequence[nn.Module]) -> LinearGroup | None:
+        """Return this linear and `others` as one, if all run on the W4A16 kernel (see `GroupableLinear`)."""
+        linears = [self, *(other for other in others if isinstance(other, GroupwiseLinear))]
+        names = {None if linear.kernel is None else linear.kernel.name for linear in linears}
+        if len(linears) <= len(others) or names != {"cuda-w4a16"}:
+            return None
+        from vila_quant.linears.w4a16_group import W4A16Group  # needs Triton
+
+        return W4A16Group.of(linears)
 
     def extra_repr(self) -> str:
         kernel = "not loaded" if self.kernel is None else self.kernel.name

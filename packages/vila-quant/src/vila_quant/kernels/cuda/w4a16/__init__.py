@@ -5,6 +5,6 @@ y = matmul(x, weight, bias)
 """
 
 from vila_quant.kernels.cuda.w4a16.layout import W4Weight
-from vila_quant.kernels.cuda.w4a16.ops import matmul
+from vila_quant.kernels.cuda.w4a16.ops import matmul, swiglu
 
-__all__ = ["W4Weight", "matmul"]
+__all__ = ["W4Weight", "matmul", "swiglu"]

@@ -10,7 +10,7 @@ order of the sum is fixed.
 
 **Arithmetic.** The weight is the 16-row operand of `mma.m16n8k16`, tokens are the 8 columns. Codes become numbers with
 one `lop3` (q under the exponent of 1024, or of 128 in bf16) and one `fma` that takes the zero point off, exactly;
-scales multiply the fp32 sums of a group.
+scales multiply the fp32 sums of a group. With SWIGLU a block takes the same 16 rows of gate and of up.
 
 **Order.** A block loads its first weights, waits for the kernel before it (programmatic dependent launch: weights are
 constants, so they need no waiting), loads activations, and lets the kernel after it start. Blocks at the end of the
@@ -44,7 +44,7 @@ from vila_quant.kernels.cuda.w4a16.fragments import (
     sum_over_warps,
     take_bits,
 )
-from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS
+from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
 MAX_TOKENS = 16
 PREFETCHING_BLOCKS = 264
@@ -65,6 +65,37 @@ class DecodeConfig:
     registers: int = 0
     chains: int = 2
     prefetch: int = 3 << 20
+
+
+@dataclass(frozen=True)
+class Normed:
+    """The input of a linear is `h · weight`, and is still to be multiplied by `scale / sqrt(mean(h²) + eps)`.
+
+    `squares` are parts of the sum of h², one for each block of the kernel that computed h. Since the linear is linear,
+    the factor is applied to its result, and the norm takes no kernel of its own.
+    """
+
+    squares: Tensor
+    scale: float
+    eps: float
+
+
+@dataclass(frozen=True)
+class Adding:
+    """The result is added to a residual: `h = residual + x Wᵀ`. One token.
+
+    Also written, for `Normed`: `scaled = h · weight`, `[1, N]`, and parts of the sum of h², `squares`.
+    """
+
+    residual: Tensor
+    weight: Tensor
+    scaled: Tensor
+    squares: Tensor
+
+
+def num_blocks(packed: Tensor, config: DecodeConfig) -> int:
+    """Return how many parts `Adding.squares` has."""
+    return packed.shape[0] * 2 // config.tiles
 
 
 @triton.jit
@@ -126,19 +157,28 @@ def _scale(word):
 
 @triton.jit
 def _load_weights(
-    units_pointer, unit, units, lane, first_tile, UNIT_WORDS: tl.constexpr, TILES: tl.constexpr, GROUPS: tl.constexpr,
-    INLINE: tl.constexpr,
+    units_pointer, up_offset, unit, units, lane, first_tile, UNIT_WORDS: tl.constexpr, TILES: tl.constexpr,
+    GROUPS: tl.constexpr, SWIGLU: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
-    """Return the thread's share of one unit: `TILES · 8` words of codes, `TILES · 2` of scales a group."""
+    """Return the thread's share of one unit: `TILES · 8` words of codes, `TILES · 2` of scales a group.
+
+    SWIGLU: the second tile is `up_offset` words after the first.
+    """
     valid = unit < units
     base = units_pointer + unit.to(tl.int64) * UNIT_WORDS
     codes = ()
     for block in tl.static_range(2 * TILES):
-        codes = codes + stream_words(base + (first_tile * 256 + block * 128 + lane * 4), valid, INLINE)
+        here = base + (first_tile * 256 + (block % 2 if SWIGLU else block) * 128 + lane * 4)
+        if SWIGLU and block >= 2:
+            here += up_offset
+        codes = codes + stream_words(here, valid, INLINE)
     scales = ()
     for group in tl.static_range(GROUPS):
         here = base + (512 + group * 32 + (lane >> 2) * 4 + first_tile * 2)
-        if TILES == 2:
+        if SWIGLU:
+            scales = scales + stream_word_pair(here, valid, INLINE)
+            scales = scales + stream_word_pair(here + up_offset, valid, INLINE)
+        elif TILES == 2:
             scales = scales + stream_words(here, valid, INLINE)
         else:
             scales = scales + stream_word_pair(here, valid, INLINE)
@@ -213,16 +253,17 @@ def _scaled(
 
 @triton.jit
 def decode_kernel(
-    packed_pointer, x_pointer, bias_pointer, y_pointer, next_pointer, tokens, outputs, units, x_stride,
-    y_stride, next_bytes,
+    packed_pointer, x_pointer, bias_pointer, y_pointer, next_pointer, residual_pointer, norm_pointer, scaled_pointer,
+    squares_pointer, tokens, outputs, units, x_stride, y_stride, next_bytes, up_offset, partials, norm_scale, eps,
     HAS_BIAS: tl.constexpr, GROUPS: tl.constexpr, ONE_TOKEN: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
     WARPS: tl.constexpr, SLOTS: tl.constexpr, AHEAD: tl.constexpr, CHAINS: tl.constexpr, ROUNDS: tl.constexpr,
-    PDL: tl.constexpr,
-    PREFETCH: tl.constexpr, INLINE: tl.constexpr,
+    SWIGLU: tl.constexpr, ADDS: tl.constexpr, PARTIALS: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr,
+    INLINE: tl.constexpr,
 ):  # fmt: skip
     """See the module. `x_pointer` and `x_stride` count words of two numbers; `ROUNDS · SLOTS · WARPS` units cover K.
 
-    `next_bytes`: how much of the next weight each of the last `PREFETCHING_BLOCKS` blocks fetches.
+    `next_bytes`: how much of the next weight each of the last `PREFETCHING_BLOCKS` blocks fetches. ADDS and PARTIALS
+    (a power of two that holds `partials`, or 0): see `Adding` and `Normed`.
     """
     dtype: tl.constexpr = y_pointer.dtype.element_ty
     KEPT: tl.constexpr = 2 if ONE_TOKEN else 4
@@ -231,18 +272,38 @@ def decode_kernel(
     thread = tl.arange(0, 32 * WARPS)
     lane = thread & 31
     unit = thread >> 5
-    first_tile = (block * TILES) % 2
-    units_pointer = packed_pointer + (block * TILES // 2).to(tl.int64) * units * UNIT_WORDS
+    WRITTEN: tl.constexpr = 1 if SWIGLU else TILES  # tiles of outputs
+    first_tile = (block * WRITTEN) % 2
+    units_pointer = packed_pointer + (block * WRITTEN // 2).to(tl.int64) * units * UNIT_WORDS
+    up_offset = tl.multiple_of(up_offset.to(tl.int64), 16)
 
     weights = ()
     for slot in tl.static_range(SLOTS):
         weights = weights + (
             _load_weights(
-                units_pointer, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE
+                units_pointer,
+                up_offset,
+                unit + slot * WARPS,
+                units,
+                lane,
+                first_tile,
+                UNIT_WORDS,
+                TILES,
+                GROUPS,
+                SWIGLU,
+                INLINE,
             ),
         )
+    if ADDS:  # the residual is at least two kernels old
+        place = (block * WRITTEN + unit) * 16 + (lane >> 2) + 8 * (lane & 1)
+        is_kept = ((lane & 3) < 2) & (place < outputs) & (unit < TILES)
+        residual = tl.load(residual_pointer + place, mask=is_kept, other=0.0).to(tl.float32)
+        norm_weight = tl.load(norm_pointer + place, mask=is_kept, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
+    if PARTIALS:
+        part = tl.arange(0, PARTIALS)
+        squares = tl.load(squares_pointer + part, mask=part < partials, other=0.0)
     x = ()
     for slot in tl.static_range(AHEAD):
         x = x + (_load_tokens(x_pointer, unit + slot * WARPS, units, lane, tokens, x_stride, COLUMNS, INLINE),)
@@ -259,7 +320,9 @@ def decode_kernel(
             x = x[1:] + (_load_tokens(x_pointer, ahead, units, lane, tokens, x_stride, COLUMNS, INLINE),)
             ahead = unit + SLOTS * WARPS
             weights = weights[1:] + (
-                _load_weights(units_pointer, ahead, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, INLINE),
+                _load_weights(
+                    units_pointer, up_offset, ahead, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS, SWIGLU, INLINE
+                ),
             )
             unit += WARPS
     if PREFETCH:
@@ -282,20 +345,34 @@ def decode_kernel(
             chosen = chosen + (tl.where((lane & 1) == 1, sums[2 * tile + 1], sums[2 * tile]),)
         sums = chosen
     COUNT: tl.constexpr = TILES if ONE_TOKEN else TILES * COLUMNS * 4
-    results = sum_over_warps(sums, COUNT, WARPS, INLINE)
-    for result in tl.static_range(COUNT // WARPS if COUNT > WARPS else 1):
+    PARTS: tl.constexpr = 2 if SWIGLU else 1
+    RESULTS: tl.constexpr = COUNT // PARTS // WARPS if COUNT // PARTS > WARPS else 1
+    results = sum_over_warps(sums, COUNT, WARPS, PARTS, INLINE)
+    inverse = 1.0
+    if PARTIALS:
+        inverse = norm_scale * tl.rsqrt(tl.sum(squares, axis=0) / (units * 128) + eps)
+    for result in tl.static_range(RESULTS):
         value = (thread >> 5) + result * WARPS
         if ONE_TOKEN:
             token = 0 * lane
-            output = (block * TILES + value) * 16 + (lane >> 2) + 8 * (lane & 1)
-            mask = ((lane & 3) < 2) & (output < outputs) & (value < COUNT)
+            output = (block * WRITTEN + value) * 16 + (lane >> 2) + 8 * (lane & 1)
+            mask = ((lane & 3) < 2) & (output < outputs) & (value < COUNT // PARTS)
         else:
             token = 8 * (value // 4 % COLUMNS) + 2 * (lane & 3) + value % 2
-            output = (block * TILES + value // (4 * COLUMNS)) * 16 + (lane >> 2) + 8 * (value // 2 % 2)
-            mask = (token < tokens) & (output < outputs) & (value < COUNT)
+            output = (block * WRITTEN + value // (4 * COLUMNS)) * 16 + (lane >> 2) + 8 * (value // 2 % 2)
+            mask = (token < tokens) & (output < outputs) & (value < COUNT // PARTS)
         y = results[result]
+        if PARTIALS:
+            y *= inverse
         if HAS_BIAS:
             y += tl.load(bias_pointer + output, mask=mask, other=0.0).to(tl.float32)
+        if SWIGLU:
+            y = y * tl.sigmoid(y) * (results[RESULTS + result] * inverse)
+        if ADDS:
+            total = (y.to(dtype).to(tl.float32) + residual).to(dtype)
+            y = total.to(tl.float32)
+            tl.store(scaled_pointer + output, (y * norm_weight).to(dtype), mask=mask)
+            tl.store(squares_pointer + block, tl.sum(tl.where(mask, y * y, 0.0), axis=0))
         tl.store(y_pointer + token.to(tl.int64) * y_stride + output, y.to(dtype), mask=mask)
 
 
@@ -308,31 +385,48 @@ def decode(
     config: DecodeConfig,
     *,
     next_packed: Tensor | None = None,
+    swiglu: bool = False,
+    normed: Normed | None = None,
+    adding: Adding | None = None,
     pdl: bool = False,
     inline: bool = True,
 ) -> None:
-    """Write `x Wᵀ + bias` to `y`.
+    """Write `x Wᵀ + bias` to `y`, or with `swiglu` `silu(x W_gateᵀ) · (x W_upᵀ)`.
 
     Args:
         x: `[M, units · 128]` fp16 or bf16, M from 1 to 16; rows aligned to 16 bytes.
-        packed: the packed weight.
+        packed: the packed weight; for `swiglu` those of gate and up, one after the other.
         bias: `[N]` in the dtype of `x`, or None.
         y: `[M, N]`, rows contiguous.
         group_size: of the weight.
-        config: how to split the work.
+        config: how to split the work; `swiglu` takes 2 tiles.
         next_packed: the weight that the next kernel reads, of which `config.prefetch` bytes are prefetched into L2.
+        normed: what is left to do of the norm of `x`; one token, and K is not padded.
+        adding: what the result is added to; `y` becomes h.
+        swiglu: whether `packed` holds two weights, the gate first, each a whole number of units.
         pdl: whether a kernel may start before the one ahead of it ends (programmatic dependent launch, from sm90).
         inline: whether to use PTX instructions; False is for the interpreter.
     """
     tokens, outputs = y.shape
     blocks, units, _ = packed.shape
+    if swiglu:
+        assert config.tiles == 2
+        assert bias is None
+        assert blocks * UNIT_OUTPUTS == 2 * outputs
     assert x.shape == (tokens, units * UNIT_INPUTS)
     assert 1 <= tokens <= MAX_TOKENS
     assert x.stride(1) == 1
     assert x.stride(0) % 8 == 0
     assert y.stride(1) == 1
     assert y.dtype == x.dtype
-    grid = blocks * 2 // config.tiles
+    assert tokens == 1 or (normed is None and adding is None)
+    grid = num_blocks(packed, config)
+    if adding is not None:
+        assert len(adding.squares) == grid
+        assert adding.residual.is_contiguous()
+        assert not swiglu
+    squares = y if adding is None else adding.squares
+    squares = squares if normed is None else normed.squares
     prefetching = min(grid, PREFETCHING_BLOCKS) if next_packed is not None and config.prefetch and pdl else 0
     following = packed if next_packed is None else next_packed
     next_bytes = min(config.prefetch, following.nbytes) // prefetching // 16 * 16 if prefetching else 0
@@ -341,11 +435,14 @@ def decode(
         options["launch_pdl"] = True
     decode_kernel[(grid,)](
         packed, x.view(torch.int32), y if bias is None else bias, y, following.view(torch.uint8),
-        tokens, outputs, units, x.stride(0) // 2, y.stride(0), next_bytes,
+        *((y, y, y) if adding is None else (adding.residual, adding.weight, adding.scaled)), squares,
+        tokens, outputs, units, x.stride(0) // 2, y.stride(0), next_bytes, packed.numel() // 2,
+        *((0, 1.0, 0.0) if normed is None else (len(normed.squares), normed.scale, normed.eps)),
         HAS_BIAS=bias is not None, GROUPS=UNIT_INPUTS // group_size, ONE_TOKEN=tokens == 1,
         COLUMNS=1 if tokens <= 8 else 2,
         TILES=config.tiles, WARPS=config.warps, SLOTS=config.slots, AHEAD=min(config.ahead, config.slots),
-        CHAINS=config.chains,
-        ROUNDS=triton.cdiv(units, config.slots * config.warps), PDL=pdl, PREFETCH=prefetching, INLINE=inline,
+        CHAINS=config.chains, ROUNDS=triton.cdiv(units, config.slots * config.warps), SWIGLU=swiglu,
+        ADDS=adding is not None, PARTIALS=0 if normed is None else triton.next_power_of_2(len(normed.squares)), PDL=pdl,
+        PREFETCH=prefetching, INLINE=inline,
         num_warps=config.warps, num_stages=1, **options,
     )  # fmt: skip

@@ -116,3 +116,8 @@ def run(
         multiply_tiles(x, packed, bias, y, group_size, config, multiprocessors=multiprocessors, pdl=pdl)
     else:
         multiply_panels(x, packed, bias, y, group_size, config)
+
+
+def launches_early(device: torch.device) -> bool:
+    """Return whether a kernel on `device` may start before the one ahead of it ends."""
+    return _properties(device)[0]

@@ -193,24 +193,26 @@ def settled(total, INLINE: tl.constexpr):
 
 
 @triton.constexpr_function
-def _sum_assembly(values, warps, results):
-    """PTX: every thread stores `values` numbers in shared memory and adds up `results` of the sums over warps."""
+def _sum_assembly(values, warps, results, parts):
+    """PTX: every thread stores `values` numbers in shared memory and adds up `parts · results` sums over warps."""
     threads = 32 * warps
+    outputs = parts * results
     lines = [
         f".shared .align 16 .b32 parts[{values * threads}]; .reg .b32 t, own, base; .reg .f32 part; .reg .pred some;"
     ]
     lines += ["mov.u32 t, %tid.x; mov.u32 base, parts; shl.b32 own, t, 2; add.u32 own, own, base;"]
-    lines += [f"st.shared.f32 [own+{4 * threads * value}], ${results + value};" for value in range(values)]
+    lines += [f"st.shared.f32 [own+{4 * threads * value}], ${outputs + value};" for value in range(values)]
     lines += ["bar.sync 0;"]
-    # result i of thread t is number t + i · threads of [values, 32]: value t // 32 + i · warps of lane t % 32
+    # result i of thread t is number t + i · threads of [values / parts, 32]: value t // 32 + i · warps of lane t % 32
     lines += ["and.b32 own, t, 31; shr.u32 t, t, 5;"]
     lines += [f"mad.lo.u32 own, t, {threads}, own; shl.b32 own, own, 2; add.u32 own, own, base;"]
-    lines += [f"setp.lt.u32 some, t, {values};"]
-    for result in range(results):
-        lines += [f"mov.f32 ${result}, 0f00000000;"]
+    lines += [f"setp.lt.u32 some, t, {values // parts};"]
+    for output in range(outputs):
+        first_value = output // results * (values // parts) + output % results * warps
+        lines += [f"mov.f32 ${output}, 0f00000000;"]
         for warp in range(warps):
-            place = 4 * (result * warps * threads + 32 * warp)
-            lines += [f"@some ld.shared.f32 part, [own+{place}]; @some add.f32 ${result}, ${result}, part;"]
+            place = 4 * (first_value * threads + 32 * warp)
+            lines += [f"@some ld.shared.f32 part, [own+{place}]; @some add.f32 ${output}, ${output}, part;"]
     return "{ " + "\n".join(lines) + " }"
 
 
@@ -225,25 +227,28 @@ def _floats(count):
 
 
 @triton.jit
-def sum_over_warps(values, COUNT: tl.constexpr, WARPS: tl.constexpr, INLINE: tl.constexpr):
+def sum_over_warps(values, COUNT: tl.constexpr, WARPS: tl.constexpr, PARTS: tl.constexpr, INLINE: tl.constexpr):
     """Return the sums over warps of `COUNT` (a power of two) values, as a tuple of tensors `[32 · WARPS]`.
 
-    Number `value · 32 + lane` of the sums is element `n % (32 · WARPS)` of tensor `n // (32 · WARPS)`; with fewer sums
-    than threads the tensor's first elements hold them.
+    The values come in `PARTS` equal parts, whose tensors follow one another. Number `value · 32 + lane` of the sums of
+    a part is element `n % (32 · WARPS)` of its tensor `n // (32 · WARPS)`; with fewer sums than threads the tensor's
+    first elements hold them.
     """
-    RESULTS: tl.constexpr = COUNT // WARPS if COUNT > WARPS else 1
+    SIZE: tl.constexpr = COUNT // PARTS
+    RESULTS: tl.constexpr = SIZE // WARPS if SIZE > WARPS else 1
     if INLINE:
         return tl.inline_asm_elementwise(
-            _sum_assembly(COUNT, WARPS, RESULTS), _sum_constraints(COUNT, RESULTS), values, _floats(RESULTS), False, 1
-        )
+            _sum_assembly(COUNT, WARPS, RESULTS, PARTS), _sum_constraints(COUNT, PARTS * RESULTS), values,
+            _floats(PARTS * RESULTS), False, 1,
+        )  # fmt: skip
     else:
         number = tl.arange(0, 32 * WARPS)
         results = ()
-        for result in tl.static_range(RESULTS):
+        for result in tl.static_range(PARTS * RESULTS):
             total = tl.zeros([32 * WARPS], tl.float32)
-            for value in tl.static_range(COUNT):
-                summed = tl.sum(tl.reshape(values[value], (WARPS, 32)), axis=0)
+            for value in tl.static_range(SIZE):
+                summed = tl.sum(tl.reshape(values[result // RESULTS * SIZE + value], (WARPS, 32)), axis=0)
                 everywhere = tl.reshape(tl.broadcast_to(summed[None, :], (WARPS, 32)), (32 * WARPS,))
-                total = tl.where(result * WARPS + number // 32 == value, everywhere, total)
+                total = tl.where(result % RESULTS * WARPS + number // 32 == value, everywhere, total)
             results = results + (total,)
         return results

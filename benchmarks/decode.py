@@ -1,0 +1,219 @@
+"""One decode step of a language model on a GPU, from token id to token id, beside the time of reading its weights.
+
+    python benchmarks/decode.py [--model nvila-8b] [--weights w4 bf16] [--rows 1 16 64] [--context 300]
+                                [--out results/decode.json]
+
+Random weights of the real shapes. The step is one CUDA graph: embedding, all layers with a cache of `context` tokens
+per row, the head, and the choice of the token (greedy). `limit` is the time of reading all weights (of a tied model the
+embedding, as the head) and the cache once, at the best rate that a kernel reaches in the same run. Times are medians of
+replays. `seam` is the same step as `generate` calls it: `GraphDecodeStep`, then the head and `argmax` in PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from w4a16 import bytes_per_second
+
+from vila_core.config import DecoderConfig
+from vila_core.language.decoder import Decoder
+from vila_core.language.fused_step import CacheView, FusedStep
+from vila_core.language.graph_step import GraphDecodeStep
+from vila_core.language.linear_groups import group
+from vila_core.ops.attention import cache_address
+from vila_core.ops.sampling import sample
+from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
+from vila_quant.kernels.cuda.w4a16.tune import random_weight, replay_milliseconds
+from vila_quant.kernels.kernel import LinearShape
+from vila_quant.linears.groupwise_linear import GroupwiseLinear
+
+GPU = torch.device("cuda")
+GROUP_SIZE = 128
+MAX_LENGTH = 32_768 + 64
+
+MODELS: dict[str, dict[str, object]] = {
+    "nvila-8b": {
+        "vocab_size": 151_648, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4,
+    },
+    "nvila-3b": {
+        "vocab_size": 151_648, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True,
+    },
+}  # fmt: skip
+"""Qwen2-7B and Qwen2.5-3B."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One row of the table; times in milliseconds."""
+
+    model: str
+    weights: str
+    dtype: str
+    rows: int
+    context: int
+    limit: float
+    step: float
+    of_limit: float
+    seam: float
+    tokens_per_second: float
+
+
+def random_decoder(config: DecoderConfig, weights: str, dtype: torch.dtype) -> Decoder:
+    """Return a decoder whose layers have `weights` of the kind "w4" or "bf16"."""
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    if weights == "w4":
+        for name, linear in list(decoder.model.layers.named_modules()):
+            if isinstance(linear, nn.Linear):
+                decoder.model.layers.set_submodule(name, _random_quantized(linear))
+    for module in decoder.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            made = torch.empty(parameter.shape, device=GPU, dtype=dtype)
+            made.normal_(0.0, parameter.shape[-1] ** -0.5) if parameter.ndim == 2 else made.fill_(1.0)
+            if name == "bias":
+                made.zero_()
+            module.register_parameter(name, nn.Parameter(made, requires_grad=False))
+    return decoder
+
+
+def _random_quantized(linear: nn.Linear) -> GroupwiseLinear:
+    shape = LinearShape(linear.out_features, linear.in_features, GROUP_SIZE)
+    quantized = GroupwiseLinear(shape, bias=linear.bias is not None)  # pyright: ignore[reportUnnecessaryComparison]
+    quantized.kernel = W4A16Kernel()
+    quantized.packed = (random_weight(shape.outputs, shape.inputs, GROUP_SIZE, GPU),)
+    for name in ("qweight", "qzeros", "scales"):
+        quantized.register_buffer(name, torch.empty(0, device=GPU))
+    return quantized
+
+
+def weight_bytes(decoder: Decoder) -> int:
+    """Return the bytes that a step reads of the weights: all, but of an untied embedding nothing."""
+    total = sum(parameter.nbytes for parameter in decoder.parameters())
+    total += sum(module.packed[0].nbytes for module in decoder.modules() if isinstance(module, GroupwiseLinear))
+    return total - (0 if decoder.lm_head is None else decoder.model.embed_tokens.weight.nbytes)
+
+
+def whole_step_milliseconds(decoder: Decoder, step: FusedStep, rows: int, context: int) -> float:
+    """Time a graph that turns the ids of the last tokens into the next ids."""
+    cache = decoder.new_cache(rows, context + 64)
+    cache.keys.normal_()
+    cache.values.normal_()
+    heads = decoder.config.num_key_value_heads
+    view = CacheView(
+        torch.tensor(cache_address(cache.keys, cache.values), device=GPU),
+        context + 64,
+        torch.zeros(rows * heads, dtype=torch.int32, device=GPU),
+    )
+    embedding = decoder.model.embed_tokens.weight
+    head = group((decoder.model.embed_tokens if decoder.lm_head is None else decoder.lm_head,))
+    if decoder.lm_head is None:
+        tied = nn.Linear(1, 1, bias=False, device="meta")
+        tied.weight = nn.Parameter(embedding, requires_grad=False)
+        head = group((tied,))
+    ids = torch.randint(1000, (rows,), device=GPU)
+    positions = torch.full((rows,), context, device=GPU)
+    zeros = torch.zeros(rows, device=GPU)
+
+    def call() -> Tensor:
+        hidden = step(F.embedding(ids, embedding), positions, view, head)
+        chosen = sample(head(hidden), zeros, zeros.int(), zeros, positions, positions, True)
+        ids.copy_(chosen)
+        return chosen
+
+    took = replay_milliseconds(call, 30)
+    assert 0 <= int(ids.min()) <= int(ids.max()) < decoder.config.vocab_size
+    return took
+
+
+def seam_milliseconds(decoder: Decoder, rows: int, context: int) -> float:
+    """Time 20 steps as `generate` makes them, without copying ids to the host."""
+    cache = decoder.new_cache(rows, context + 64)
+    positions = torch.full((1, 1), context, device=GPU)
+    ids = torch.randint(1000, (rows,), device=GPU)
+
+    def steps(count: int) -> None:
+        nonlocal ids
+        for _ in range(count):
+            hidden = decoder.decode_step(decoder.embed(ids[:, None]), positions, cache.up_to(context + 1))
+            ids = decoder.logits(hidden[:, -1]).argmax(-1)
+
+    steps(3)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    steps(20)
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 20
+
+
+def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int], rate: float) -> list[Measurement]:
+    """Measure one model with one kind of weights; batches only with the first context."""
+    dtype = torch.bfloat16 if weights == "bf16" else getattr(torch, weights.partition("-")[2] or "float16")
+    settings = {
+        "architecture": "qwen2", "head_dim": 128, "max_position_embeddings": 32_768, "attention_bias": True,
+        "rope_theta": 1e6, "max_length": MAX_LENGTH,
+    }  # fmt: skip
+    config = DecoderConfig.model_validate(settings | MODELS[name])
+    decoder = random_decoder(config, weights.partition("-")[0], dtype)
+    step = FusedStep(decoder)
+    decoder.use_step(GraphDecodeStep(decoder))
+    measured: list[Measurement] = []
+    for context in contexts:
+        for count in rows if context == contexts[0] else rows[:1]:
+            kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+            limit = 1e3 * (weight_bytes(decoder) + kv * context * count) / rate
+            took = whole_step_milliseconds(decoder, step, count, context)
+            seam = seam_milliseconds(decoder, count, context)
+            row = Measurement(
+                name, weights, str(dtype).removeprefix("torch."), count, context, limit, took, limit / took, seam,
+                1e3 * count / took,
+            )  # fmt: skip
+            print(
+                f"{name:>9} {weights:>13} {count:5} {context:8} {limit:8.3f} {took:8.3f} {limit / took:9.3f} "
+                f"{seam:8.3f} {row.tokens_per_second:9.0f}",
+                flush=True,
+            )
+            measured.append(row)
+    return measured
+
+
+@torch.inference_mode()
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--weights", nargs="+", default=["w4", "bf16"], help="w4, w4-bfloat16 or bf16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--context", type=int, nargs="+", default=[300, 32_768])
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA GPU here")
+    torch.manual_seed(0)
+    rate = bytes_per_second(torch.empty(3 << 28, dtype=torch.int32, device=GPU).random_())
+    print(f"{torch.cuda.get_device_name()}: reads {rate / 1e9:.0f} GB/s; milliseconds")
+    titles = ("model", "weights", "rows", "context", "limit", "step", "of limit", "seam", "tokens/s")
+    print(" ".join(f"{title:>{width}}" for title, width in zip(titles, (9, 13, 5, 8, 8, 8, 9, 8, 9), strict=True)))
+    measured: list[Measurement] = []
+    for name in args.model:
+        for weights in args.weights:
+            measured += measure(name, weights, args.rows, args.context, rate)
+            torch.cuda.empty_cache()
+    if args.out:
+        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bytes_per_second": rate}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report | {"rows": [asdict(row) for row in measured]}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""A decode step of fused operators: the same function as `Decoder.forward` for one new token per row, on a GPU.
+
+B rows, D width, H query heads, H_kv key/value heads, D_h head width
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from vila_core.language.linear_groups import LinearGroup, NormFusingGroup, group
+from vila_core.ops.support import refusal
+
+if TYPE_CHECKING:
+    from vila_core.config import DecoderConfig
+    from vila_core.language.decoder import Block, Decoder
+
+HEAD_WIDTHS = (64, 128)
+ROTATIONS = 4096
+"""Positions whose cosines and sines are computed at a time."""
+
+
+def step_refusal(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why a fused step cannot run a decoder with this config; None if it can."""
+    if config.qk_norm:
+        return "it does not normalize queries and keys (Qwen3)"
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "dynamic":
+        return "it does not support dynamic rotary scaling, whose angles change with the length"
+    if config.head_dim not in HEAD_WIDTHS:
+        return f"it takes heads of {' or '.join(map(str, HEAD_WIDTHS))}, not {config.head_dim}"
+    return refusal(device, dtype)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block's weights."""
+
+    input_norm: Tensor
+    qkv: LinearGroup
+    o: LinearGroup
+    mlp_norm: Tensor
+    gate_up: LinearGroup
+    down: LinearGroup
+
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """Return the groups in the order in which they run."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """A cache as the step's attention reads it.
+
+    Attributes:
+        address: int64 `[5]` on the GPU, see `ops.attention.cache_address`.
+        slots: how many slots the longest row may have.
+        counters: int32 `[B · H_kv]` zeros.
+    """
+
+    address: Tensor
+    slots: int
+    counters: Tensor
+
+
+class FusedStep:
+    """Embeddings of one new token per row -> hidden states after the final norm.
+
+    Args:
+        decoder: its weights are read where they are; `is_current` says whether they still are there.
+    """
+
+    def __init__(self, decoder: Decoder):
+        self.config = decoder.config
+        blocks = [cast("Block", block) for block in decoder.model.layers]
+        self.layers = [_layer(block) for block in blocks]
+        self._norm = decoder.model.norm.weight
+        biased = self.config.attention_out_bias or self.config.mlp_bias
+        self._fusing = None if biased else _norm_fusing_layers(self.layers)
+        self.cos, self.sin = _rotations(decoder)
+        self._decoder = decoder
+
+    def is_current(self) -> bool:
+        """Return whether the decoder still has the weights that it had."""
+        return self._norm is self._decoder.model.norm.weight and self._norm.device == self.cos.device
+
+    def __call__(
+        self, embeds: Tensor, positions: Tensor, cache: CacheView, following: LinearGroup | None = None
+    ) -> Tensor:
+        """`embeds [B, D]`, `positions` int64 `[B]` -> `[B, D]`. `following` reads the result (the head)."""
+        if len(embeds) == 1 and self._fusing is not None:
+            return self._one_row(self._fusing, embeds, positions, cache, following)
+        from vila_core.ops.norm import add_rms_norm
+
+        eps = self.config.rms_norm_eps
+        change, total = embeds, None
+        for index, layer in enumerate(self.layers):
+            last = index + 1 == len(self.layers)
+            x, total = add_rms_norm(change, total, layer.input_norm, eps)
+            qkv = layer.qkv(x, layer.o)  # [B, (H + 2 H_kv) · D_h]
+            heads = self._attend(index, qkv, positions, cache)
+            x, total = add_rms_norm(layer.o(heads, layer.gate_up), total, layer.mlp_norm, eps)
+            change = layer.down(layer.gate_up.swiglu(x, layer.down), following if last else self.layers[index + 1].qkv)
+        return add_rms_norm(change, total, self._norm, eps)[0]
+
+    def _attend(self, layer: int, qkv: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+        from vila_core.ops.attention import decode_attention_at
+
+        return decode_attention_at(
+            cache.address, layer, qkv, self.cos, self.sin, positions, cache.counters,
+            slots=cache.slots, num_kv_heads=self.config.num_key_value_heads, window=self.config.sliding_window or 0,
+        )  # fmt: skip
+
+    def _one_row(
+        self,
+        layers: list[FusingLayer],
+        embeds: Tensor,
+        positions: Tensor,
+        cache: CacheView,
+        following: LinearGroup | None,
+    ) -> Tensor:
+        """`__call__` for one row, with all norms but the first and the last in the linears."""
+        from vila_core.ops.norm import add_rms_norm
+
+        eps = self.config.rms_norm_eps
+        x, total = add_rms_norm(embeds, None, self.layers[0].input_norm, eps)
+        qkv = layers[0].qkv(x, layers[0].o)
+        for index, layer in enumerate(layers):
+            heads = self._attend(index, qkv, positions, cache)
+            normed = layer.o.add(heads, total, layer.mlp_norm, layer.mlp_norm_scale, eps, layer.gate_up)
+            product = layer.gate_up.finish(normed, layer.down, swiglu=True)
+            total = normed.total
+            if index + 1 == len(layers):
+                return add_rms_norm(layer.down(product, following), total, self._norm, eps)[0]
+            after = layers[index + 1]
+            normed = layer.down.add(product, total, after.input_norm, after.input_norm_scale, eps, after.qkv)
+            qkv = after.qkv.finish(normed, after.o)
+            total = normed.total
+        raise AssertionError("a decoder has layers")
+
+
+@dataclass(frozen=True)
+class FusingLayer:
+    """One block's weights, for linears that do the norms; norm weights are divided by their scales."""
+
+    input_norm: Tensor
+    input_norm_scale: float
+    qkv: NormFusingGroup
+    o: NormFusingGroup
+    mlp_norm: Tensor
+    mlp_norm_scale: float
+    gate_up: NormFusingGroup
+    down: NormFusingGroup
+
+
+def _norm_fusing_layers(layers: list[Layer]) -> list[FusingLayer] | None:
+    """Return the layers with their norms in the linears; None if some linear does not support that."""
+    made: list[FusingLayer] = []
+    for layer in layers:
+        groups = [g for g in layer.groups() if isinstance(g, NormFusingGroup) and g.fuses_norms()]
+        if len(groups) < len(layer.groups()):
+            return None
+        qkv, o, gate_up, down = groups
+        input_scale, mlp_scale = (max(w.abs().max().item(), 1e-6) for w in (layer.input_norm, layer.mlp_norm))
+        input_norm, mlp_norm = layer.input_norm / input_scale, layer.mlp_norm / mlp_scale
+        made.append(FusingLayer(input_norm, input_scale, qkv, o, mlp_norm, mlp_scale, gate_up, down))
+    return made
+
+
+def _layer(block: Block) -> Layer:
+    attention, mlp = block.self_attn, block.mlp
+    return Layer(
+        block.input_layernorm.weight,
+        group((attention.q_proj, attention.k_proj, attention.v_proj)),
+        group((attention.o_proj,)),
+        block.post_attention_layernorm.weight,
+        group((mlp.gate_proj, mlp.up_proj)),
+        group((mlp.down_proj,)),
+    )
+
+
+def _rotations(decoder: Decoder) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of every position, float32 `[S, D_h / 2]`."""
+    config, device = decoder.config, decoder.model.embed_tokens.weight.device
+    slots, half = config.max_length, config.head_dim // 2
+    cos = torch.empty(slots, half, device=device)
+    sin = torch.empty_like(cos)
+    for start in range(0, slots, ROTATIONS):
+        positions = torch.arange(start, min(start + ROTATIONS, slots), device=device)[None]
+        for table, values in zip((cos, sin), decoder.model.rotary(positions, torch.float32), strict=True):
+            table[start : start + ROTATIONS] = values[0, 0, :, :half]
+    return cos, sin

@@ -1,0 +1,247 @@
+"""Linears of one or a few tokens with 16-bit weights (reference: `reference.linear`): reading the weights is the work.
+
+M tokens, N outputs, K inputs
+
+    y = x Wᵀ + bias, for up to three weights side by side;    or    y = silu(x W_0ᵀ) · (x W_1ᵀ)
+
+**One token** (`vector_kernel`). A block takes `ROWS` whole rows of a weight. It loads their first `AHEAD` chunks of
+`CHUNK` inputs before it waits for the kernel ahead, since weights are constants. Grid: (ΣN / ROWS,).
+
+**Up to 16 tokens** (`matrix_kernel`). Tensor cores, tokens as the 16-row operand. Grid: (Σ ⌈N / ROWS⌉,).
+
+**More**: cuBLAS.
+"""
+
+# Triton has no types: a kernel's arguments and its launch are not checked. Compile-time constants are in capitals.
+# ruff: noqa: N803, RUF005
+# pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from vila_core.ops.support import launches_early
+from vila_core.ops.swiglu import swiglu
+
+MAX_TOKENS = 16
+MAX_WEIGHTS = 3
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """How a block works on one token: rows, inputs of a chunk, chunks loaded at a time, warps."""
+
+    rows: int = 2
+    chunk: int = 512
+    ahead: int = 8
+    warps: int = 2
+
+
+@triton.jit
+def _pick(row, first, second, third, outputs_0, outputs_1):
+    """Return which of three pointers is for output `row` of the weights side by side."""
+    return tl.where(row < outputs_0, first, tl.where(row < outputs_0 + outputs_1, second, third))
+
+
+@triton.jit
+def _own_row(row, outputs_0, outputs_1):
+    """Return the row's number in its own weight."""
+    return row - tl.where(row < outputs_0, 0, tl.where(row < outputs_0 + outputs_1, outputs_0, outputs_0 + outputs_1))
+
+
+@triton.jit
+def _load_chunks(
+    first, second, start, inputs, ROWS: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr, SWIGLU: tl.constexpr
+):
+    """Return `AHEAD` chunks of `ROWS` rows from chunk `start` on (of both weights); zeros past the last input."""
+    weights = ()
+    row = tl.arange(0, ROWS)[:, None].to(tl.int64) * inputs
+    for chunk in tl.static_range(AHEAD):
+        column = (start + chunk) * CHUNK + tl.arange(0, CHUNK)
+        mask = tl.broadcast_to((column < inputs)[None, :], (ROWS, CHUNK))
+        weights = weights + (tl.load(first + row + column[None, :], mask=mask, other=0.0),)
+        if SWIGLU:
+            weights = weights + (tl.load(second + row + column[None, :], mask=mask, other=0.0),)
+    return weights
+
+
+@triton.jit
+def _add_chunks(
+    weights, x_pointer, start, inputs, total, other, CHUNK: tl.constexpr, AHEAD: tl.constexpr, SWIGLU: tl.constexpr
+):
+    """Return `total` and `other` with the products of the chunks added."""
+    for chunk in tl.static_range(AHEAD):
+        column = (start + chunk) * CHUNK + tl.arange(0, CHUNK)
+        x = tl.load(x_pointer + column, mask=column < inputs, other=0.0).to(tl.float32)[None, :]
+        if SWIGLU:
+            total += weights[2 * chunk].to(tl.float32) * x
+            other += weights[2 * chunk + 1].to(tl.float32) * x
+        else:
+            total += weights[chunk].to(tl.float32) * x
+    return total, other
+
+
+@triton.jit
+def vector_kernel(
+    w0_pointer, w1_pointer, w2_pointer, b0_pointer, b1_pointer, b2_pointer, x_pointer, y_pointer,
+    outputs_0, outputs_1, inputs,
+    HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr,
+    ROUNDS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """See the module. All N are multiples of `ROWS`; `ROUNDS · AHEAD` chunks cover K."""
+    row = tl.program_id(0) * ROWS
+    own = row if SWIGLU else _own_row(row, outputs_0, outputs_1)
+    if SWIGLU:
+        first, second = w0_pointer, w1_pointer
+    else:
+        first = _pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
+        second = first
+    first += own.to(tl.int64) * inputs
+    second += own.to(tl.int64) * inputs
+    weights = _load_chunks(first, second, 0, inputs, ROWS, CHUNK, AHEAD, SWIGLU)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros([ROWS, CHUNK], tl.float32)
+    other = tl.zeros([ROWS, CHUNK], tl.float32)
+    start = 0
+    for _ in range(ROUNDS - 1):
+        total, other = _add_chunks(weights, x_pointer, start, inputs, total, other, CHUNK, AHEAD, SWIGLU)
+        start += AHEAD
+        weights = _load_chunks(first, second, start, inputs, ROWS, CHUNK, AHEAD, SWIGLU)
+    total, other = _add_chunks(weights, x_pointer, start, inputs, total, other, CHUNK, AHEAD, SWIGLU)
+    y = tl.sum(total, axis=1)
+    if SWIGLU:
+        y = y * tl.sigmoid(y) * tl.sum(other, axis=1)
+    place = tl.arange(0, ROWS)
+    if HAS_BIAS:
+        bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
+        y += tl.load(bias + place).to(tl.float32)
+    tl.store(y_pointer + row + place, y.to(y_pointer.dtype.element_ty))
+
+
+@triton.jit
+def matrix_kernel(
+    w0_pointer, w1_pointer, w2_pointer, b0_pointer, b1_pointer, b2_pointer, x_pointer, y_pointer,
+    outputs_0, outputs_1, outputs, inputs, tokens, x_stride,
+    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """See the module. The first two N are multiples of `ROWS`."""
+    row = tl.program_id(0) * ROWS
+    own = _own_row(row, outputs_0, outputs_1)
+    place = tl.arange(0, ROWS)
+    inside = row + place < outputs
+    column = tl.arange(0, CHUNK)
+    token = tl.arange(0, 16)
+    weight = _pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
+    weight += tl.where(inside, own + place, own).to(tl.int64)[:, None] * inputs + column[None, :]
+    x_pointers = x_pointer + tl.minimum(token, tokens - 1)[:, None] * x_stride + column[None, :]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros([16, ROWS], tl.float32)
+    for start in range(0, inputs, CHUNK):
+        mask = (start + column < inputs)[None, :]
+        w = tl.load(weight + start, mask=mask, other=0.0)
+        x = tl.load(x_pointers + start, mask=mask, other=0.0)
+        total = tl.dot(x, tl.trans(w), total)
+    if HAS_BIAS:
+        bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
+        total += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)[None, :]
+    pointers = y_pointer + token[:, None] * outputs + (row + place)[None, :]
+    tl.store(pointers, total.to(y_pointer.dtype.element_ty), mask=inside[None, :] & (token < tokens)[:, None])
+
+
+MATRIX_ROWS, MATRIX_CHUNK = 32, 256
+
+
+def choose(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
+    """Return how a block works for weights of `outputs` rows; `both`: it reads two of them."""
+    # Measured on an H200: the five best of nineteen for each shape of NVILA-8B and 3B are within 5 % of each other.
+    if both:
+        config = VectorConfig(2, 512, 4, 2)
+    elif outputs >= 32_768:
+        config = VectorConfig(4, 512, 2, 2)
+    elif inputs > 12_000:
+        config = VectorConfig(1, 2048, 5, 8)
+    else:
+        config = VectorConfig(2, 1024, 2, 4)
+    return config if outputs % config.rows == 0 else replace(config, rows=1)
+
+
+@torch.library.custom_op("vila::small_linear", mutates_args=())
+def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool) -> Tensor:
+    tokens, inputs = x.shape
+    sizes = [weight.shape[0] for weight in weights]
+    outputs = sizes[0] if swiglu else sum(sizes)
+    y = x.new_empty(tokens, outputs)
+    pdl = launches_early(x.device)
+    launch = {"launch_pdl": True} if pdl else {}
+    three = (*weights, weights[0], weights[0])[:MAX_WEIGHTS]
+    biased = (*biases, weights[0], weights[0], weights[0])[:MAX_WEIGHTS]
+    # A weight that does not exist starts after the last output.
+    ends = (sizes[0], sizes[1] if len(sizes) > 1 else 0)
+    if tokens == 1:
+        config = choose(inputs, _common(sizes), both=swiglu)
+        vector_kernel[(outputs // config.rows,)](
+            *three, *biased, x, y, *ends, inputs, HAS_BIAS=bool(biases), SWIGLU=swiglu, ROWS=config.rows,
+            CHUNK=config.chunk, AHEAD=config.ahead, ROUNDS=triton.cdiv(inputs, config.chunk * config.ahead), PDL=pdl,
+            num_warps=config.warps, **launch,
+        )  # fmt: skip
+    elif tokens:
+        matrix_kernel[(triton.cdiv(outputs, MATRIX_ROWS),)](
+            *three, *biased, x, y, *ends, outputs, inputs, tokens, x.stride(0), HAS_BIAS=bool(biases),
+            ROWS=MATRIX_ROWS, CHUNK=MATRIX_CHUNK, PDL=pdl, num_warps=4, num_stages=4, **launch,
+        )  # fmt: skip
+    return y
+
+
+@_small_linear.register_fake
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool) -> Tensor:
+    del biases
+    return x.new_empty(x.shape[0], weights[0].shape[0] if swiglu else sum(weight.shape[0] for weight in weights))
+
+
+def _common(sizes: Sequence[int]) -> int:
+    """Return the largest number that divides all sizes."""
+    return math.gcd(*sizes)
+
+
+def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
+    """Return the products of `x` with all `weights`, side by side: `[M, ΣN]`.
+
+    Args:
+        x: `[M, K]` fp16 or bf16, rows contiguous.
+        weights: one to three, `[N_i, K]` contiguous.
+        biases: `[N_i]` or None, one for each weight.
+    """
+    rows = MATRIX_ROWS if len(x) > 1 else 1
+    fits = len(weights) <= MAX_WEIGHTS and all(weight.shape[0] % rows == 0 for weight in weights[:-1])
+    if len(x) > MAX_TOKENS or not fits or x.shape[1] % 8 or x.stride(1) != 1:
+        parts = [F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    given: list[Tensor] = []
+    if any(bias is not None for bias in biases):
+        given = [
+            weight.new_zeros(weight.shape[0]) if bias is None else bias
+            for weight, bias in zip(weights, biases, strict=True)
+        ]
+    return torch.ops.vila.small_linear(x, list(weights), given, False)
+
+
+def swiglu_linear(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
+    """`x [M, K]`, weights `[N, K]` -> `silu(x gateᵀ) · (x upᵀ)`, `[M, N]`."""
+    if len(x) == 1 and x.shape[1] % 8 == 0:
+        return torch.ops.vila.small_linear(x, [gate, up], [], True)
+    return swiglu(linear(x, (gate, up), (None, None)))

@@ -1,0 +1,140 @@
+"""The operators compiled for the GPUs they are for, without one: registers, shared memory, and wide loads."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vila_core.ops.attention import decode_attention_kernel
+from vila_core.ops.linear import MATRIX_CHUNK, MATRIX_ROWS, choose, matrix_kernel, vector_kernel
+from vila_core.ops.norm import add_rms_norm_kernel
+from vila_core.ops.rotary import rotate_and_write_kernel
+from vila_core.ops.sampling import argmax_kernel, final_kernel, threshold_kernel
+from vila_core.ops.swiglu import swiglu_kernel
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
+
+SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
+"""KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
+
+STACK = 0
+"""Bytes that a thread may spill."""
+
+INTEGERS = {
+    "positions_pointer": "*i64", "address_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
+    "top_k_pointer": "*i32", "threshold_pointer": "*i32", "index_pointer": "*i32", "seed_pointer": "*i64",
+    "step_pointer": "*i64", "ids_pointer": "*i64",
+}  # fmt: skip
+FLOATS = (
+    "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "temperature_pointer", "top_p_pointer",
+    "value_pointer",
+)  # fmt: skip
+ODD = ("tokens", "rows", "layer", "window", "kv_heads", "heads", "blocks", "vocabulary", "page", "table_stride")
+
+
+def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int, **options: int) -> Any:
+    names = list(kernel.arg_names)
+
+    def type_of(name: str) -> str:
+        if name in constants:
+            return "constexpr"
+        if name in INTEGERS:
+            return INTEGERS[name]
+        if name.endswith("_pointer"):
+            return "*fp32" if name in FLOATS else f"*{half}"
+        return "fp32" if name in ("eps", "scale") else "i32"
+
+    types = {name: type_of(name) for name in names}
+    aligned = {
+        (names.index(name),): [["tt.divisibility", 16]]
+        for name, kind in types.items()
+        if kind not in ("constexpr", "fp32") and name not in ODD
+    }
+    values = {(names.index(name),): value for name, value in constants.items()}
+    return triton.compile(
+        ASTSource(kernel, types, values, aligned), target=GPUTarget("cuda", capability, 32), options=options
+    )
+
+
+def stack_bytes(kernel: Any, folder: Path) -> int:
+    """Return the bytes of a thread's stack, where spilled registers go."""
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(kernel.asm["cubin"])
+    report = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)], capture_output=True, text=True, check=True
+    ).stdout
+    found = re.search(r"STACK:(\d+)", report)
+    assert found, report
+    return int(found.group(1))
+
+
+def attention_constants(*, group: int, width: int, splits: int, paged: bool, indirect: bool) -> dict[str, Any]:
+    return {
+        "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "WIDTH": width, "BLOCK": 64,
+        "SPLITS": splits, "PAGED": paged, "INDIRECT": indirect,
+    }  # fmt: skip
+
+
+def vector_constants(inputs: int, *, both: bool) -> tuple[dict[str, Any], int]:
+    config = choose(inputs, 3584, both=both)
+    rounds = triton.cdiv(inputs, config.chunk * config.ahead)
+    constants = {
+        "HAS_BIAS": not both, "SWIGLU": both, "ROWS": config.rows, "CHUNK": config.chunk, "AHEAD": config.ahead,
+        "ROUNDS": rounds,
+    }  # fmt: skip
+    return constants, config.warps
+
+
+KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
+    "norm": (add_rms_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"num_warps": 8}),
+    "swiglu": (swiglu_kernel, {"BLOCK": 1024}, {"num_warps": 4}),
+    "rotary": (rotate_and_write_kernel, {"WIDTH": 128}, {"num_warps": 1}),
+    "attention of a graph": (
+        decode_attention_kernel,
+        attention_constants(group=7, width=128, splits=64, paged=False, indirect=True),
+        {"num_warps": 4, "num_stages": 3},
+    ),
+    "attention, pages": (
+        decode_attention_kernel,
+        attention_constants(group=8, width=64, splits=2, paged=True, indirect=False),
+        {"num_warps": 4, "num_stages": 3},
+    ),
+    "linear": (vector_kernel, vector_constants(3584, both=False)[0], {"num_warps": 2}),
+    "linear, wide": (vector_kernel, vector_constants(18944, both=False)[0], {"num_warps": 8}),
+    "linear, swiglu": (vector_kernel, vector_constants(3584, both=True)[0], {"num_warps": 2}),
+    "linear of 16 tokens": (
+        matrix_kernel,
+        {"HAS_BIAS": True, "ROWS": MATRIX_ROWS, "CHUNK": MATRIX_CHUNK},
+        {"num_warps": 4, "num_stages": 4},
+    ),
+    "threshold": (threshold_kernel, {"BLOCK": 1024}, {"num_warps": 16}),
+    "argmax": (argmax_kernel, {"FILTER": True, "NOISE": True, "BLOCK": 4096}, {"num_warps": 8}),
+    "final": (final_kernel, {"BLOCKS": 64}, {"num_warps": 1}),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_fits_every_gpu(name: str, tmp_path: Path) -> None:
+    kernel, constants, options = KERNELS[name]
+    for capability, limit in SHARED_MEMORY.items():
+        constants = constants | {"PDL": capability >= 90}
+        made = compiled(kernel, constants, "bf16" if capability != 80 else "fp16", capability, **options)
+        assert stack_bytes(made, tmp_path) <= STACK, f"sm{capability}: registers spilled"
+        assert made.metadata.shared <= limit * 1024, f"sm{capability}: {made.metadata.shared} bytes"
+        assert ("griddepcontrol.wait" in made.asm["ptx"]) == (capability >= 90)
+
+
+@pytest.mark.parametrize("name", ["attention of a graph", "attention, pages", "linear", "linear, wide"])
+def test_weights_and_caches_are_read_16_bytes_at_a_time(name: str) -> None:
+    kernel, constants, options = KERNELS[name]
+    ptx = compiled(kernel, constants | {"PDL": False}, "bf16", 80, **options).asm["ptx"]
+    assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 4

@@ -1,0 +1,145 @@
+"""The operators, and the captured decode step, on an NVIDIA GPU against fp64."""
+
+import pytest
+import torch
+
+from vila_core.config import DecoderConfig
+from vila_core.language.decoder import Decoder
+from vila_core.ops import reference
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+GPU = torch.device("cuda")
+
+
+def randn(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(*shape, device=GPU).to(dtype)
+
+
+def assert_close(y: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str) -> None:
+    error = ((y.double() - expected).norm() / expected.norm()).item()
+    largest = ((y.double() - expected).abs().max() / expected.abs().max()).item()
+    assert error < tolerance, f"{name}: relative error {error:.2e}"
+    assert largest < 8 * tolerance, f"{name}: largest error {largest:.2e} of the largest result"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_norms_and_products(dtype: torch.dtype) -> None:
+    from vila_core.ops.linear import linear, swiglu_linear
+    from vila_core.ops.norm import add_rms_norm
+    from vila_core.ops.swiglu import swiglu
+
+    tolerance = TOLERANCE[dtype]
+    for rows, width in ((1, 3584), (5, 2048), (64, 4096), (3, 1000)):
+        x, residual, weight = (
+            randn(rows, width, dtype=dtype),
+            randn(rows, width, dtype=dtype),
+            randn(width, dtype=dtype),
+        )
+        y, h = add_rms_norm(x, residual, weight, 1e-6)
+        expected = reference.add_rms_norm(x.double(), residual.double(), weight.double(), 1e-6)
+        assert_close(y, expected[0], tolerance, f"norm {rows} x {width}")
+        assert_close(h, expected[1], tolerance, f"sum {rows} x {width}")
+        wide = randn(rows, 2 * width, dtype=dtype)
+        assert_close(swiglu(wide), reference.swiglu(wide.double()), tolerance, f"swiglu {rows} x {width}")
+    for tokens in (1, 2, 7, 16, 17, 64):
+        for sizes, inputs in (((3584, 512, 512), 3584), ((2048,), 11008), ((3000,), 18944), ((96, 31), 264)):
+            x, weights = randn(tokens, inputs, dtype=dtype), [randn(n, inputs, dtype=dtype) for n in sizes]
+            biases = [randn(n, dtype=dtype) for n in sizes]
+            expected = reference.linear(x.double(), [w.double() for w in weights], [b.double() for b in biases])
+            assert_close(linear(x, weights, biases), expected, tolerance, f"{tokens} x {inputs} -> {sizes}")
+        x, gate, up = (randn(n, 3584, dtype=dtype) for n in (tokens, 1024, 1024))
+        expected = reference.swiglu(reference.linear(x.double() / 60, (gate.double(), up.double()), (None, None)))
+        assert_close(swiglu_linear((x / 60).contiguous(), gate, up), expected, 3 * tolerance, f"swiglu of {tokens}")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(28, 4, 128), (16, 2, 128), (14, 2, 64), (8, 8, 128)])
+def test_attention(heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> None:
+    from vila_core.ops.attention import decode_attention
+    from vila_core.ops.rotary import rotate_and_write
+
+    slots = 5000
+    angle = torch.rand(slots, width // 2, device=GPU) * 6
+    cos, sin = angle.cos(), angle.sin()
+    for positions, window in (((0,), 0), ((300,), 0), ((4999, 63, 64, -1, 2000), 0), ((4000, 100), 1000)):
+        rows, places = len(positions), torch.tensor(positions, device=GPU)
+        qkv = randn(rows, (heads + 2 * kv_heads) * width, dtype=dtype)
+        keys, values = (torch.full((rows, kv_heads, slots, width), torch.nan, device=GPU, dtype=dtype) for _ in "kv")
+        for row, position in enumerate(positions):
+            if position > 0:
+                keys[row, :, :position] = randn(kv_heads, position, width, dtype=dtype)
+                values[row, :, :position] = randn(kv_heads, position, width, dtype=dtype)
+        counters = torch.zeros(rows * kv_heads, dtype=torch.int32, device=GPU)
+        given = [t.double() for t in (qkv, cos, sin)]
+        expected, _, _ = reference.decode_attention(*given, places, keys.double(), values.double(), window or None)
+        copies = keys.clone(), values.clone()
+        q = rotate_and_write(qkv, cos, sin, places, *copies)
+        rotated, _, _ = reference.rotate_and_write(*given, places, keys.double(), values.double())
+        assert_close(q, rotated, TOLERANCE[dtype], "rotated queries")
+        for _ in range(3):
+            out = decode_attention(qkv, cos, sin, places, keys, values, counters, None, window)
+            assert_close(out, expected, 2 * TOLERANCE[dtype], f"attention at {positions}, window {window}")
+            assert not counters.any()
+        assert torch.equal(keys.nan_to_num(), copies[0].nan_to_num())
+
+
+def test_sampling_keeps_the_right_tokens() -> None:
+    from vila_core.ops.sampling import sample
+
+    rows, vocabulary = 5, 151_936
+    logits = 3 * torch.randn(rows, vocabulary, device=GPU)
+    temperature = torch.tensor([0.0, 0.7, 1.0, 1.5, 1.0], device=GPU)
+    top_k = torch.tensor([0, 5, 0, 50, 0], dtype=torch.int32, device=GPU)
+    top_p = torch.tensor([1.0, 1.0, 0.3, 0.9, 1.0], device=GPU)
+    seeds, steps = torch.arange(rows, device=GPU), torch.zeros(rows, dtype=torch.int64, device=GPU)
+    for step in range(20):
+        ids = sample(logits, temperature, top_k, top_p, seeds, steps + step)
+        for row in range(rows):
+            scaled = logits[row].double() / (temperature[row].item() or 1.0)
+            above = (scaled > scaled[ids[row]]).sum().item()
+            mass = scaled.softmax(-1)[scaled > scaled[ids[row]]].sum().item()
+            assert above == 0 or temperature[row] > 0
+            assert not top_k[row] or above < top_k[row]
+            assert mass < top_p[row] + 1e-4 or top_k[row] > 0
+    assert torch.equal(sample(logits, temperature * 0, top_k, top_p, seeds, steps, True), logits.argmax(-1))
+
+
+def small_config(**changes: object) -> DecoderConfig:
+    settings: dict[str, object] = {
+        "architecture": "qwen2", "vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536,
+        "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+        "max_position_embeddings": 4096, "attention_bias": True, "max_length": 4096,
+    }  # fmt: skip
+    return DecoderConfig.model_validate(settings | changes)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_captured_step_equals_the_decoder(dtype: torch.dtype, window: int | None) -> None:
+    from vila_core.language.graph_step import GraphDecodeStep
+
+    torch.manual_seed(0)
+    decoder = Decoder(small_config(sliding_window=window)).to(GPU)
+    decoder.reset_parameters(std=0.05)
+    exact = Decoder(small_config(sliding_window=window)).to(GPU)
+    exact.load_state_dict(decoder.state_dict())
+    decoder, exact = decoder.to(dtype), exact.to(dtype).double()
+    decoder.use_step(GraphDecodeStep(decoder))
+    for rows, lengths in ((1, (70,)), (3, (5, 90, 64)), (1, (2000,))):
+        prompt = randn(rows, max(lengths), 512, dtype=dtype)
+        caches = decoder.new_cache(rows, max(lengths) + 8), exact.new_cache(rows, max(lengths) + 8)
+        of_rows = torch.tensor(lengths, device=GPU)
+        decoder(prompt, cache=caches[0], lengths=of_rows)
+        exact(prompt.double(), cache=caches[1], lengths=of_rows)
+        for step in range(3):
+            x = randn(rows, 1, 512, dtype=dtype)
+            positions = (of_rows + step)[:, None]
+            end = max(lengths) + step + 1
+            expected = exact.decode_step(x.double(), positions, caches[1].up_to(end))
+            plain = decoder(x, positions=positions, cache=caches[0].up_to(end))
+            ours = decoder.decode_step(x, positions, caches[0].up_to(end))
+            limit = ((plain.double() - expected).norm() / expected.norm()).item()
+            assert_close(ours, expected, max(1.5 * limit, TOLERANCE[dtype]), f"{lengths}, step {step}")
