@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vila_core.checkpoint import Checkpoint, convert, estimate, open_checkpoint, save_checkpoint
+from vila_core.checkpoint.new_folder import new_folder
 from vila_core.checkpoint.tensors.shard_writer import ShardWriter
+from vila_core.cli.convert import convert_checkpoint
 from vila_core.errors import CheckpointError
 from vila_core.tokenizer import Tokenizer
 
@@ -357,3 +359,60 @@ def test_estimate_counts_by_part(make_checkpoint: Make):
     # Two layers, two key/value heads of width 8, keys and values, two bytes each.
     assert sizes.cache_bytes("float16", 100) == 2 * 2 * 2 * 8 * 100 * 2
     assert sizes.cache_bytes("float16", 100, batch_size=3) == 3 * 2 * 2 * 2 * 8 * 100 * 2
+
+
+# ------------------------------------------------------------------------------------------------ runs that were stopped
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next(make_checkpoint: Make, tmp_path: Path):
+    """A killed process leaves its temporary folder; one that still writes keeps it."""
+    source = make_checkpoint()
+    abandoned, other = tmp_path / ".out.abcd1234.part", tmp_path / ".other.abcd1234.part"
+    for folder in (abandoned, other):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(bytes(100))
+    with new_folder(tmp_path / "out") as running:
+        convert(source, tmp_path / "out", "vila")
+        assert running.exists()
+        assert not abandoned.exists()
+        assert other.exists()
+        for path in (tmp_path / "out").iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert not list(tmp_path.glob(".out.*.part"))
+
+
+def test_running_a_finished_conversion_again_is_a_success(
+    make_checkpoint: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    source, out = make_checkpoint(), tmp_path / "out"
+    convert_checkpoint(str(source), out, "nvila")
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    convert_checkpoint(str(source), out, "nvila")
+    assert "is already complete" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+    assert convert(source, out, "nvila").format == "nvila"
+
+
+@pytest.mark.parametrize("change", ["format", "shards", "source", "adapter"])
+def test_another_conversion_never_passes_for_a_finished_one(make_checkpoint: Make, tmp_path: Path, change: str):
+    source, out = make_checkpoint(), tmp_path / "out"
+    convert(source, out, "vila")
+    if change == "source":
+        (source / "llm" / "config.json").write_text((source / "llm" / "config.json").read_text() + " ")
+    (tmp_path / "lora").mkdir()
+    with pytest.raises(CheckpointError, match=r"exists and is not empty|contains no adapter"):
+        convert(
+            source,
+            out,
+            "nvila" if change == "format" else "vila",
+            max_shard_bytes=1000 if change == "shards" else None,
+            lora=tmp_path / "lora" if change == "adapter" else None,
+        )
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "file/below"])
+def test_impossible_targets(make_checkpoint: Make, tmp_path: Path, name: str):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        convert(make_checkpoint(), tmp_path / name, "vila")

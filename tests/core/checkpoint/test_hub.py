@@ -17,7 +17,7 @@ import torch
 
 import vila_core as vila
 from vila_core.checkpoint import open_checkpoint
-from vila_core.checkpoint.hub import is_hub_id
+from vila_core.checkpoint.hub import is_hub_id, parse_hub_id
 from vila_core.errors import CheckpointError
 
 Make = Callable[..., Path]
@@ -269,6 +269,69 @@ def test_offline_without_a_copy(hub: Hub, make_checkpoint: Make):
     ):
         open_checkpoint("tiny/nvila", offline=True)
     assert hub.requests == []
+
+
+def test_offline_by_the_environment_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        CheckpointError, match=r"HF_HUB_OFFLINE is set, so nothing is downloaded\. Unset HF_HUB_OFFLINE"
+    ):
+        open_checkpoint("tiny/nvila")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("owner/name", ("owner/name", None)),
+        ("https://huggingface.co/owner/name", ("owner/name", None)),
+        ("https://huggingface.co/owner/name/", ("owner/name", None)),
+        ("https://huggingface.co/owner/name/tree/main", ("owner/name", "main")),
+        ("https://huggingface.co/owner/name/tree/v1.0/llm", ("owner/name", "v1.0")),
+        ("https://huggingface.co/owner/name/blob/abc123/config.json?download=true", ("owner/name", "abc123")),
+        ("https://huggingface.co/owner/name.git", ("owner/name", None)),
+        ("http://www.huggingface.co/owner/name#files", ("owner/name", None)),
+        ("huggingface.co/owner/name", ("owner/name", None)),
+        ("https://hf.co/owner/name", ("owner/name", None)),
+        ("https://hf-mirror.com/owner/name", ("owner/name", None)),
+        ("hf://owner/name", ("owner/name", None)),
+        ("hf://owner/name@v2", ("owner/name", "v2")),
+        ("hf://models/owner/name", ("owner/name", None)),
+        (" https://huggingface.co/owner/name\n", ("owner/name", None)),
+        ("https://huggingface.co/datasets/owner/name", None),
+        ("https://huggingface.co/spaces/owner/name", None),
+        ("https://huggingface.co/owner", None),
+        ("https://example.com/owner/name", None),
+        ("https://huggingface.co.evil.com/owner/name", None),
+        ("https://huggingface.co/../name", None),
+        ("ftp://huggingface.co/owner/name", None),
+        ("NVILA-8B", None),
+        ("", None),
+    ],
+)
+def test_addresses_that_people_paste(address: str, found: tuple[str, str | None] | None):
+    assert parse_hub_id(address) == found
+
+
+def test_an_address_is_downloaded_as_its_hub_id(hub: Hub, make_checkpoint: Make):
+    hub.repositories["tiny/nvila"] = {"main": make_checkpoint(), "v2": make_checkpoint("clip_llama")}
+    main = open_checkpoint("https://huggingface.co/tiny/nvila")
+    assert open_checkpoint("https://huggingface.co/tiny/nvila/tree/v2").config != main.config
+    with pytest.raises(CheckpointError, match="names revision 'v2', but 'revision' is 'main'"):
+        open_checkpoint("hf://tiny/nvila@v2", revision="main")
+
+
+def test_a_bare_model_name_gets_its_owner():
+    with pytest.raises(CheckpointError, match="Did you mean 'Efficient-Large-Model/NVILA-8B'"):
+        open_checkpoint("NVILA-8B")
+
+
+def test_errors_are_not_chained(hub: Hub):
+    for name in ("tiny/nothing", "no/such/folder"):
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(name)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
 
 def test_no_network(hub: Hub, monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import vila_core as vila
 from vila_core.checkpoint import Checkpoint, convert, load_weights, open_adapter, open_checkpoint
+from vila_core.cli.info import describe_model
 from vila_core.errors import CheckpointError
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
@@ -161,9 +163,26 @@ def adapter(make_checkpoint: Make, tmp_path: Path) -> tuple[Checkpoint, Path]:
     return checkpoint, tmp_path / "adapter"
 
 
+CATASTROPHIC = r"(\w|\w\w|\W)+(\w|\w\w|\W)+\d"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"r": 0}, "'r' is 0; expected at least 1"),
+        ({"r": -4}, "'r' is -4; expected at least 1"),
+        ({"r": 10**9}, "q_proj.lora_A.weight has rank 4, adapter_config.json states 1000000000"),
+        ({"rank_pattern": {"q_proj": 3}}, "has rank 4, adapter_config.json states 3"),
+        ({"rank_pattern": {"q_proj": "x"}}, "'q_proj' is 'x'; expected a whole number"),
+        ({"lora_alpha": 1e308}, r"'lora_alpha' is 1e\+308; expected at most 1,000,000"),
+        ({"lora_alpha": 10**200}, "expected at most 1,000,000"),
+        ({"alpha_pattern": {"q_proj": -1e9}}, "'q_proj' is -1e.09; expected at most"),
+        ({"alpha_pattern": {CATASTROPHIC: 3}}, "takes too long to match"),
+        ({"rank_pattern": {r"(?:(.+)\1*)+\d": 3}}, "takes too long to match"),
+        ({"alpha_pattern": {"a" * 10**5: 3}}, "a pattern of 100,000 characters"),
+        ({"alpha_pattern": [1]}, "expected an object"),
+        ({"use_dora": True}, "has no magnitudes, but adapter_config.json states 'use_dora'"),
+        ({"use_dora": "yes"}, "'use_dora' is 'yes'; expected true or false"),
         ({"peft_type": "IA3"}, "'IA3'; only LORA"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base weights"),
         ({"layer_replication": [[0, 1]]}, "'layer_replication' is set"),
@@ -178,6 +197,133 @@ def test_unsupported_adapters(adapter: tuple[Checkpoint, Path], edit: Edit, chan
         open_adapter(folder, checkpoint)
 
 
+@pytest.mark.parametrize(
+    "value", ["(a+)+" * 30 + "$", "(" * 50, ["q_proj", None], 3, None, "all-linear", r"[\d\D]*" * 50]
+)
+def test_target_modules_only_guide_training(adapter: tuple[Checkpoint, Path], edit: Edit, value: object):
+    """The tensors say which weights an adapter changes, so the expression is never matched."""
+    checkpoint, folder = adapter
+    edit(folder / "adapter_config.json", target_modules=value)
+    assert len(open_adapter(folder, checkpoint).factors) == 5
+
+
+def first_factor(tensors: dict[str, torch.Tensor], kind: str) -> str:
+    return next(key for key in tensors if kind in key)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensor", "message"),
+    [
+        ("lora_A", torch.ones(0, 32), "has rank 0"),
+        ("lora_A", torch.tensor(1.0), "has 0 dimensions"),
+        ("lora_A", torch.ones(128), "has 1 dimensions"),
+        ("lora_B", torch.tensor(1.0), "has 0 dimensions"),
+        ("lora_B", torch.ones(32), "has 1 dimensions"),
+        ("lora_A", torch.ones(4, 32, dtype=torch.int8), "expected a matrix of floats"),
+        ("lora_A", torch.ones(4, 32, dtype=torch.complex64), "expected a matrix of floats"),
+        ("lora_A", torch.ones(4, 8, 4), None),
+        ("lora_A", torch.ones(5, 32), "has rank 5"),
+        ("lora_B", torch.ones(32, 5), "expected weight"),
+        ("lora_B", torch.ones(32, 4, 1, 2), "expected weight"),
+    ],
+)
+def test_factors_of_wrong_shapes_and_types(
+    adapter: tuple[Checkpoint, Path], kind: str, tensor: torch.Tensor, message: str | None
+):
+    from safetensors.torch import save_file
+
+    checkpoint, folder = adapter
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {first_factor(tensors, kind): tensor}, path)
+    if message is None:
+        assert open_adapter(folder, checkpoint).factors
+        return
+    with pytest.raises(CheckpointError, match=message):
+        open_adapter(folder, checkpoint)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_values_that_are_not_finite_are_refused(adapter: tuple[Checkpoint, Path], value: float):
+    from safetensors.torch import save_file
+
+    checkpoint, folder = adapter
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = first_factor(tensors, "lora_A")
+    save_file(tensors | {key: torch.full_like(tensors[key], value)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"infinite or NaN in float32. Check the adapter's tensors and lora_alpha"
+    ):
+        load(checkpoint, folder)
+
+
+def test_long_lists_of_misfits_are_cut(adapter: tuple[Checkpoint, Path]):
+    from safetensors.torch import save_file
+
+    checkpoint, folder = adapter
+    path = folder / "adapter_model.safetensors"
+    save_file({f"base_model.model.other.{n}.lora_A.weight": torch.ones(4, 4) for n in range(217)}, path)
+    with pytest.raises(CheckpointError, match=r"matches no weight and 214 more\. Give the adapter") as caught:
+        open_adapter(folder, checkpoint)
+    assert len(caught.value.details.splitlines()) == 217
+
+
+# ------------------------------------------------------------------------------------------------ an adapter as a model
+
+
+def test_an_adapter_stands_for_its_base_with_it_merged(adapter: tuple[Checkpoint, Path], edit: Edit, tmp_path: Path):
+    checkpoint, folder = adapter
+    edit(folder / "adapter_config.json", base_model_name_or_path=str(checkpoint.path))
+    expected = load(checkpoint, folder).state_dict()
+    model = vila.load(folder, progress=False)
+    assert torch.equal(
+        model.network.llm.model.layers[0].self_attn.q_proj.weight,
+        expected["llm.model.layers.0.self_attn.q_proj.weight"],
+    )
+    written = convert(folder, tmp_path / "whole", "vila")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in written.weights.shards())
+
+
+def test_info_of_an_adapter_describes_its_base(
+    adapter: tuple[Checkpoint, Path], edit: Edit, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint, folder = adapter
+    edit(folder / "adapter_config.json", base_model_name_or_path=str(checkpoint.path))
+    describe_model(str(folder), as_json=True)
+    described = json.loads(capsys.readouterr().out)
+    assert described["adapter"] == str(folder)
+    assert described["path"] == str(checkpoint.path)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (None, "does not name its base model"),
+        ("", "does not name its base model"),
+        ("no/such/base", "is a LoRA adapter of 'no/such/base'.*No folder 'no/such/base'.*pass it as MODEL"),
+        ("a\x00b", "null character"),
+        ("~nobody/x", "No folder '~nobody/x'"),
+        (3, "'base_model_name_or_path' is 3; expected a string"),
+    ],
+)
+def test_a_base_that_is_not_there(adapter: tuple[Checkpoint, Path], edit: Edit, base: object, message: str):
+    _, folder = adapter
+    edit(folder / "adapter_config.json", base_model_name_or_path=base)
+    with pytest.raises(CheckpointError, match=message):
+        vila.load(folder, progress=False)
+
+
+def test_open_checkpoint_says_what_an_adapter_is(adapter: tuple[Checkpoint, Path]):
+    with pytest.raises(CheckpointError, match="is a LoRA adapter, not a model"):
+        open_checkpoint(adapter[1])
+
+
+def test_a_missing_adapter_is_called_one(adapter: tuple[Checkpoint, Path]):
+    with pytest.raises(CheckpointError, match="Give the folder of a LoRA adapter or a hub id"):
+        open_adapter("no-such-adapter", adapter[0])
+
+
 def test_adapter_of_another_model_lists_the_mismatches(adapter: tuple[Checkpoint, Path], make_checkpoint: Make):
     checkpoint, folder = adapter
     from safetensors.torch import save_file
@@ -190,7 +336,7 @@ def test_adapter_of_another_model_lists_the_mismatches(adapter: tuple[Checkpoint
     save_file(other, path)
     with pytest.raises(CheckpointError, match=r"layers\.9.*matches no weight") as raised:
         open_adapter(folder, checkpoint)
-    assert "[4, 33]" in str(raised.value)
+    assert "[4, 33]" in raised.value.details
     del tensors[first]
     save_file(tensors, path)
     with pytest.raises(CheckpointError, match="only one of the two LoRA factors"):

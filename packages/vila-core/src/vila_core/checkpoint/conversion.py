@@ -1,13 +1,18 @@
 """Write checkpoints: convert one on disk to another format, or save a model in memory."""
 
+import contextlib
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vila_core.checkpoint.base_model import open_model
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
-from vila_core.checkpoint.opening import open_checkpoint
+from vila_core.checkpoint.json_files import read_json
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins.hookspecs import CheckpointFormat
@@ -15,6 +20,9 @@ from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
     import torch
+
+RECORD = ".vila_convert.json"
+"""In the written folder: which conversion it is the result of."""
 
 
 def convert(
@@ -31,9 +39,10 @@ def convert(
     """Write `source` to the new folder `out` in another format, read it back and return it.
 
     Tensors are copied as bytes and keep their dtypes; memory holds one chunk. A failed write leaves nothing behind.
+    If `out` is the complete result of the same conversion, nothing is written.
 
     Args:
-        source: a folder, a hub id, or an opened checkpoint.
+        source: a folder, a hub id, or an opened checkpoint; a LoRA adapter stands for its base and is merged into it.
         out: a folder that does not exist yet, or is empty.
         format: name of a registered format.
         revision: branch, tag or commit; only for a hub id.
@@ -48,11 +57,14 @@ def convert(
     """
     _require_positive(max_shard_bytes)
     target = writable_format(format)
-    checkpoint = (
-        source
-        if isinstance(source, Checkpoint)
-        else open_checkpoint(source, revision=revision, token=token, offline=offline)
-    )
+    out = Path(out).expanduser()
+    if isinstance(source, Checkpoint):
+        checkpoint = source
+    else:
+        checkpoint, lora = open_model(source, lora, revision=revision, token=token, offline=offline)
+    request = describe_conversion(checkpoint, lora, format, max_shard_bytes)
+    if is_converted(out, request):
+        return target.read(out)
     if lora is not None:
         require_mergeable(checkpoint)
         from vila_core.checkpoint.lora import open_adapter
@@ -60,9 +72,36 @@ def convert(
 
         adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
         checkpoint = replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
-    out = Path(out).expanduser()
     target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
+    with contextlib.suppress(OSError):  # only for running the same conversion again
+        (out / RECORD).write_text(json.dumps({"conversion": request}) + "\n", encoding="utf-8")
     return target.read(out)
+
+
+def describe_conversion(
+    checkpoint: Checkpoint, lora: str | Path | None, format: str, max_shard_bytes: int | None
+) -> str:
+    """Return a fingerprint of a conversion: the source's files by name, size and time, and all settings."""
+    digest = hashlib.sha256(repr((format, max_shard_bytes, str(lora) if lora else None)).encode(errors="replace"))
+    folders = [checkpoint.path] if lora is None else [checkpoint.path, Path(lora)]
+    for folder in folders:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []:
+            status = file.stat()
+            digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}".encode(errors="replace"))
+    return digest.hexdigest()
+
+
+def is_converted(out: Path, request: str) -> bool:
+    """Return whether the folder `out` is the complete result of the same conversion, as `describe_conversion` names it.
+
+    The folder gets its name only when it is complete.
+    """
+    if not os.path.isfile(out / RECORD):  # False for an impossible name
+        return False
+    try:
+        return read_json(out / RECORD).get("conversion") == request
+    except CheckpointError:
+        return False
 
 
 def save_checkpoint(

@@ -58,9 +58,10 @@ class TokenCounts:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """Everything that `vila info` prints."""
+    """Everything that `vila info` prints. `adapter` is a LoRA adapter that is merged into the model when it loads."""
 
     path: str
+    adapter: str | None
     format: str
     family: str
     license: str | None
@@ -80,11 +81,12 @@ class ModelDescription:
     config: VilaConfig
 
 
-def describe(checkpoint: Checkpoint) -> ModelDescription:
-    """Return the description of `checkpoint`."""
+def describe(checkpoint: Checkpoint, adapter: str | Path | None = None) -> ModelDescription:
+    """Return the description of `checkpoint`, which `adapter` will be merged into."""
     config, sizes = checkpoint.config, estimate(checkpoint)
     return ModelDescription(
         path=str(checkpoint.path),
+        adapter=None if adapter is None else str(adapter),
         format=checkpoint.format,
         family=name_family(config),
         license=checkpoint.license,

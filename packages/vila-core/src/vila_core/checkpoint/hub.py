@@ -12,6 +12,11 @@ from vila_core.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
+_HUBS = ("huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com")
+
+OWNER = "Efficient-Large-Model"
+"""Of the released VILA checkpoints on the hub."""
+
 WANTED = (
     "*.safetensors",
     "*-w*-g*-awq*.pt",
@@ -37,6 +42,30 @@ UNWANTED = ("*.py", "*.pyc", "*trainer_state.json", "*training_args*", "*optimiz
 def is_hub_id(text: str) -> bool:
     """Return whether `text` looks like `owner/name`."""
     return _HUB_ID.fullmatch(text) is not None and ".." not in text and "--" not in text
+
+
+def parse_hub_id(text: str) -> tuple[str, str | None] | None:
+    """Return the hub id and revision that `text` names, None if it names none.
+
+    Accepts `owner/name` and addresses, with or without `/tree/REVISION` or `@REVISION`:
+    https://huggingface.co/owner/name, huggingface.co/owner/name, hf://owner/name.
+    """
+    if is_hub_id(text):
+        return text, None
+    scheme, _, rest = text.strip().rpartition("://")
+    rest = re.split(r"[?#]", rest)[0].strip("/")
+    host, _, path = rest.partition("/")
+    if host.lower() in _HUBS and scheme in ("", "http", "https"):
+        rest = path
+    elif scheme != "hf":
+        return None
+    owner, name, *more = [*rest.removeprefix("models/").split("/"), ""]
+    name, _, revision = name.removesuffix(".git").partition("@")
+    if owner in ("datasets", "spaces", "docs", "papers", "collections"):
+        return None
+    if more and more[0] in ("tree", "blob", "resolve", "commit") and len(more) > 2:
+        revision = more[1]
+    return (f"{owner}/{name}", revision or None) if is_hub_id(f"{owner}/{name}") else None
 
 
 def download(repo_id: str, *, revision: str | None = None, token: str | None = None, offline: bool = False) -> Path:
@@ -74,6 +103,7 @@ def _snapshot(repo_id: str, revision: str | None, token: str | None, offline: bo
 
 def _explain(error: BaseException, repo_id: str, revision: str | None, offline: bool) -> str:
     """Return what went wrong and what to do."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -105,6 +135,11 @@ def _explain(error: BaseException, repo_id: str, revision: str | None, offline: 
     if isinstance(error, LocalEntryNotFoundError):
         if isinstance(error.__cause__, HfHubHTTPError):
             return _explain(error.__cause__, repo_id, revision, offline)
+        if constants.is_offline_mode() and not offline:
+            return (
+                f"'{repo_id}'{at} is not (or not completely) in the hub's cache, and HF_HUB_OFFLINE is set, so nothing "
+                "is downloaded. Unset HF_HUB_OFFLINE (and TRANSFORMERS_OFFLINE), or give the folder of a checkpoint."
+            )
         if offline:
             return (
                 f"'{repo_id}'{at} is not (or not completely) in the hub's cache, and offline was requested. "

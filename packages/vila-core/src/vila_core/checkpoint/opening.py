@@ -7,8 +7,12 @@ from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, shown
 from vila_core.plugins.loader import Plugins, load_plugins
+
+ADAPTER_CONFIG = "adapter_config.json"
+NON_LORA_WEIGHTS = "non_lora_trainables.bin"
+"""Files of a LoRA adapter: peft's config, and the reference implementation's weights that were trained in full."""
 
 
 def open_checkpoint(
@@ -26,6 +30,11 @@ def open_checkpoint(
         CheckpointError: there is no such checkpoint, its format is unknown, or its files are damaged.
     """
     path = find_folder(path_or_hub_id, revision=revision, token=token, offline=offline)
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path} is a LoRA adapter, not a model. Load it with vila_core.load or a program, which find its base, or "
+            "open its base and give the adapter to open_adapter."
+        )
     plugins = load_plugins()
     detected = [form for form in plugins.checkpoint_formats if form.detect(path)]
     if len(detected) > 1:
@@ -39,13 +48,19 @@ def open_checkpoint(
 
 
 def find_folder(
-    path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
+    path_or_hub_id: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    offline: bool = False,
+    kind: str = "checkpoint",
 ) -> Path:
     """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`).
 
-    "vila-tiny" is the embedded model.
+    "vila-tiny" is the embedded model. An address (https://huggingface.co/owner/name, hf://owner/name) counts as the hub
+    id in it. `kind` of folder ("checkpoint", "LoRA adapter") is for errors.
     """
-    path = Path(path_or_hub_id).expanduser()
+    path = _expand(path_or_hub_id)
     if str(path_or_hub_id) == EMBEDDED_MODEL and not path.exists():
         path = embedded_model()
     if os.path.exists(path):  # False for an impossible name
@@ -53,16 +68,40 @@ def find_folder(
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
         if not path.is_dir():
             raise CheckpointError(
-                f"'{path_or_hub_id}' is a file; expected the folder of a checkpoint or a hub id such as 'owner/name'."
+                f"'{path_or_hub_id}' is a file; expected the folder of a {kind} or a hub id such as 'owner/name'."
             )
         return path
-    from vila_core.checkpoint.hub import download, is_hub_id
+    from vila_core.checkpoint.hub import OWNER, download, parse_hub_id
 
-    if isinstance(path_or_hub_id, Path) or not is_hub_id(path_or_hub_id):
-        raise CheckpointError(
-            f"No folder '{path_or_hub_id}'. Give the folder of a checkpoint or a hub id such as 'owner/name'."
+    found = parse_hub_id(path_or_hub_id) if isinstance(path_or_hub_id, str) else None
+    if found is None:
+        name = str(path_or_hub_id)
+        hint = (
+            f" Did you mean '{OWNER}/{name}'?" if name.lower().startswith(("nvila-", "vila1.5-", "longvila-")) else ""
         )
-    return download(path_or_hub_id, revision=revision, token=token, offline=offline)
+        raise CheckpointError(
+            f"No folder {shown(name, 300)}. Give the folder of a {kind} or a hub id such as 'owner/name'.{hint}"
+        )
+    repo_id, stated = found
+    if revision is not None and stated not in (None, revision):
+        raise CheckpointError(
+            f"'{path_or_hub_id}' names revision '{stated}', but 'revision' is '{revision}'. Drop one."
+        )
+    return download(repo_id, revision=revision or stated, token=token, offline=offline)
+
+
+def _expand(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # "~name", and there is no such user
+        return Path(path)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder is an adapter without full weights; VILA puts a `config.json` into both."""
+    if not any((folder / name).exists() for name in (ADAPTER_CONFIG, NON_LORA_WEIGHTS)):
+        return False
+    return not (folder / "llm").is_dir() and not any(folder.glob("model*.safetensors"))
 
 
 def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:

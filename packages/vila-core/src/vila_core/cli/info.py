@@ -28,11 +28,12 @@ def describe_model(
 
     [bold]Example:[/bold] vila info Efficient-Large-Model/NVILA-Lite-2B --json
     """
-    from vila_core.checkpoint import open_checkpoint
+    from vila_core.checkpoint.base_model import open_model
     from vila_core.checkpoint.description import describe
 
     name_embedded_model(model, "vila info MODEL")
-    description = describe(open_checkpoint(model or EMBEDDED_MODEL, revision=revision, offline=offline))
+    checkpoint, adapter = open_model(model or EMBEDDED_MODEL, revision=revision, offline=offline)
+    description = describe(checkpoint, adapter)
     if as_json:
         typer.echo(json.dumps(as_dict(description), indent=2, ensure_ascii=False))
     else:
@@ -84,7 +85,9 @@ def _facts(description: "ModelDescription") -> list[tuple[str, str]]:
         "unknown" if tokens.per_image is None else " to ".join(f"{count:,}" for count in sorted(set(tokens.per_image)))
     )
     per_video = "unknown" if tokens.per_video is None else f"{tokens.per_video:,}"
+    adapter = [] if description.adapter is None else [("LoRA adapter", f"{description.adapter}, merged as it loads")]
     return [
+        *adapter,
         ("family", description.family),
         ("format", description.format),
         ("license", description.license or "not stated in the checkpoint; ask its publisher"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
+from vila_core.checkpoint.base_model import find_source
 from vila_core.cli.progress import NoProgress, Progress
 from vila_core.config import Config
 from vila_core.errors import ConfigError
@@ -29,7 +30,6 @@ from vila_quant.kernels.registry import scheme_of
 from vila_quant.linears.eight_bit_linear import EightBitLinear
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 from vila_quant.quantizing.report import Sizes, sizes_of
-from vila_quant.quantizing.source import find_source
 
 PROMPTS = 16
 BLOCK_TOKENS = 4096

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from vila_core.checkpoint.base_model import find_source
 from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
 from vila_core.plugins.loader import load_plugins
 from vila_quant.errors import QuantizationError
-from vila_quant.quantizing.source import find_source
 
 RUN_VILA = "from vila_core.cli.main import main; main()"
 """Runs `vila` with the current Python, wherever its script is installed."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import vila_quant
 from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
+from vila_core.checkpoint.base_model import find_source
 from vila_core.checkpoint.conversion import writable_format
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
@@ -42,7 +43,6 @@ from vila_quant.quantizing.report import (
 )
 from vila_quant.quantizing.report_files import read_report, write_report
 from vila_quant.quantizing.search import find_method, search_digest
-from vila_quant.quantizing.source import find_source
 from vila_quant.quantizing.work_folder import WorkFolder, digest
 
 

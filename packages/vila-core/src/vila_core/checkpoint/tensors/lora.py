@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vila_core.checkpoint.tensors.copying import tensor_bytes
+from vila_core.errors import CheckpointError
 
 if TYPE_CHECKING:
     from vila_core.checkpoint.checkpoint import Weights
@@ -63,7 +64,11 @@ class Adapter:
         return frozenset({*self.factors, *self.replaced, *biases})
 
     def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the merged weight `name`, computed in fp32, in the dtype and on the device of `tensor`."""
+        """Return the merged weight `name`, computed in fp32, in the dtype and on the device of `tensor`.
+
+        Raises:
+            CheckpointError: a merged value is not finite.
+        """
         if name not in self.names:
             return tensor
         merged = self.replaced.get(name, tensor).to(tensor.device, torch.float32)
@@ -74,7 +79,15 @@ class Adapter:
             factors = self.factors[weight]
             if factors.b_bias is not None:
                 merged = merged + factors.scale * factors.b_bias.to(merged)
-        return merged.to(tensor.dtype)
+        return self._checked(name, merged.to(tensor.dtype))
+
+    def _checked(self, name: str, merged: torch.Tensor) -> torch.Tensor:
+        if not torch.isfinite(merged).all():
+            raise CheckpointError(
+                f"{self.path} makes {name} infinite or NaN in {str(merged.dtype).removeprefix('torch.')}. "
+                "Check the adapter's tensors and lora_alpha."
+            )
+        return merged
 
 
 def _merge(weight: torch.Tensor, factors: LoraFactors) -> torch.Tensor:
