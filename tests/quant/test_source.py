@@ -12,7 +12,7 @@ from tests.quant.conftest import tensors_of
 from typer.testing import CliRunner
 
 from vila_core.checkpoint import Checkpoint, convert, open_checkpoint
-from vila_core.checkpoint.base_model import find_source
+from vila_core.checkpoint.lora import find_source
 from vila_core.errors import CheckpointError
 from vila_quant.checking.check import check
 from vila_quant.cli.main import app

@@ -361,7 +361,7 @@ def test_estimate_counts_by_part(make_checkpoint: Make):
     assert sizes.cache_bytes("float16", 100, batch_size=3) == 3 * 2 * 2 * 2 * 8 * 100 * 2
 
 
-# ------------------------------------------------------------------------------------------------ runs that were stopped
+# -------------------------------------------------------------------------------- runs that were stopped
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(make_checkpoint: Make, tmp_path: Path):

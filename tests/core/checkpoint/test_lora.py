@@ -8,7 +8,7 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import vila_core as vila
@@ -163,6 +163,7 @@ def adapter(make_checkpoint: Make, tmp_path: Path) -> tuple[Checkpoint, Path]:
     return checkpoint, tmp_path / "adapter"
 
 
+FACTORS = "adapter_model.safetensors"
 CATASTROPHIC = r"(\w|\w\w|\W)+(\w|\w\w|\W)+\d"
 
 
@@ -230,8 +231,6 @@ def first_factor(tensors: dict[str, torch.Tensor], kind: str) -> str:
 def test_factors_of_wrong_shapes_and_types(
     adapter: tuple[Checkpoint, Path], kind: str, tensor: torch.Tensor, message: str | None
 ):
-    from safetensors.torch import save_file
-
     checkpoint, folder = adapter
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -245,8 +244,6 @@ def test_factors_of_wrong_shapes_and_types(
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
 def test_values_that_are_not_finite_are_refused(adapter: tuple[Checkpoint, Path], value: float):
-    from safetensors.torch import save_file
-
     checkpoint, folder = adapter
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -259,8 +256,6 @@ def test_values_that_are_not_finite_are_refused(adapter: tuple[Checkpoint, Path]
 
 
 def test_long_lists_of_misfits_are_cut(adapter: tuple[Checkpoint, Path]):
-    from safetensors.torch import save_file
-
     checkpoint, folder = adapter
     path = folder / "adapter_model.safetensors"
     save_file({f"base_model.model.other.{n}.lora_A.weight": torch.ones(4, 4) for n in range(217)}, path)
@@ -314,9 +309,15 @@ def test_a_base_that_is_not_there(adapter: tuple[Checkpoint, Path], edit: Edit, 
         vila.load(folder, progress=False)
 
 
-def test_open_checkpoint_says_what_an_adapter_is(adapter: tuple[Checkpoint, Path]):
-    with pytest.raises(CheckpointError, match="is a LoRA adapter, not a model"):
-        open_checkpoint(adapter[1])
+def test_an_adapter_that_does_not_fit_its_base_is_refused_at_the_first_tensor(
+    adapter: tuple[Checkpoint, Path], edit: Edit, make_checkpoint: Make
+):
+    _, folder = adapter
+    edit(folder / "adapter_config.json", base_model_name_or_path=str(make_checkpoint("clip_llama")))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    save_file({key.replace("layers.0", "layers.9"): value for key, value in tensors.items()}, folder / FACTORS)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        vila.load(folder, progress=False)
 
 
 def test_a_missing_adapter_is_called_one(adapter: tuple[Checkpoint, Path]):
@@ -326,8 +327,6 @@ def test_a_missing_adapter_is_called_one(adapter: tuple[Checkpoint, Path]):
 
 def test_adapter_of_another_model_lists_the_mismatches(adapter: tuple[Checkpoint, Path], make_checkpoint: Make):
     checkpoint, folder = adapter
-    from safetensors.torch import save_file
-
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     first = next(key for key in tensors if "lora_A" in key)

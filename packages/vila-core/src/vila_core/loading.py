@@ -9,8 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
-from vila_core.checkpoint import estimate, load_weights, open_adapter
-from vila_core.checkpoint.base_model import open_model
+from vila_core.checkpoint import estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.config import PreprocessConfig, VilaConfig
@@ -60,8 +59,7 @@ def load(
         model = vila_core.load("Efficient-Large-Model/NVILA-8B", num_video_frames=16)
 
     Args:
-        path: folder or hub id of a checkpoint in any registered format, or of a LoRA adapter, which is merged into the
-            base that it names; "vila-tiny" (or None, with a warning) is the
+        path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
             embedded demo model, which only knows drawn shapes.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
         dtype: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"); "auto" uses the checkpoint's dtype, or
@@ -84,7 +82,7 @@ def load(
             "Using the embedded demo model, which only knows drawn shapes. Name a model, such as "
             f"vila_core.load('Efficient-Large-Model/NVILA-8B'); vila_core.load('{EMBEDDED_MODEL}') hides this warning."
         )
-    checkpoint, lora = open_model(path or EMBEDDED_MODEL, lora, revision=revision, token=token, offline=offline)
+    checkpoint = open_checkpoint(path or EMBEDDED_MODEL, revision=revision, token=token, offline=offline)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
@@ -99,7 +97,7 @@ def load(
             checkpoint.quantization.replace_modules(network)
     if lora is not None:
         require_mergeable(checkpoint)
-    adapter = None if lora is None else open_adapter(lora, checkpoint, token=token, offline=offline)
+    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
     chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
     with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:
         load_weights(

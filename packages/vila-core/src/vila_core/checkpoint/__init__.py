@@ -13,8 +13,7 @@ from vila_core.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vila_core.checkpoint.conversion import convert, save_checkpoint
     from vila_core.checkpoint.load import load_weights
-    from vila_core.checkpoint.lora import open_adapter
-    from vila_core.checkpoint.opening import open_checkpoint
+    from vila_core.checkpoint.lora import open_adapter, open_checkpoint
     from vila_core.checkpoint.sizes import Estimate, estimate
 
 __all__ = [
@@ -39,7 +38,7 @@ _LAZY = {
     "estimate": "sizes",
     "load_weights": "load",
     "open_adapter": "lora",
-    "open_checkpoint": "opening",
+    "open_checkpoint": "lora",
     "save_checkpoint": "conversion",
 }
 """Imported on first use: formats need the plugins, and loading needs torch."""

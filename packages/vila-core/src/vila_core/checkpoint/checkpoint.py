@@ -75,6 +75,7 @@ class Checkpoint:
         chat_template: the tokenizer's own Jinja template, if any.
         raw_parts: configs of the parts as found.
         quantization: how the weights are quantized, None if they are not.
+        adapter: folder of the LoRA adapter that is merged into the weights as they are read, if any.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Checkpoint:
     chat_template: str | None = None
     raw_parts: RawParts = RawParts()
     quantization: Quantization | None = None
+    adapter: Path | None = None
 
 
 def require_mergeable(checkpoint: Checkpoint) -> None:

@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.checkpoint.base_model import open_model
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.checkpoint.json_files import read_json
+from vila_core.checkpoint.lora import open_checkpoint
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins.hookspecs import CheckpointFormat
@@ -58,10 +58,11 @@ def convert(
     _require_positive(max_shard_bytes)
     target = writable_format(format)
     out = Path(out).expanduser()
-    if isinstance(source, Checkpoint):
-        checkpoint = source
-    else:
-        checkpoint, lora = open_model(source, lora, revision=revision, token=token, offline=offline)
+    checkpoint = (
+        source
+        if isinstance(source, Checkpoint)
+        else open_checkpoint(source, revision=revision, token=token, offline=offline)
+    )
     request = describe_conversion(checkpoint, lora, format, max_shard_bytes)
     if is_converted(out, request):
         return target.read(out)
@@ -83,8 +84,8 @@ def describe_conversion(
 ) -> str:
     """Return a fingerprint of a conversion: the source's files by name, size and time, and all settings."""
     digest = hashlib.sha256(repr((format, max_shard_bytes, str(lora) if lora else None)).encode(errors="replace"))
-    folders = [checkpoint.path] if lora is None else [checkpoint.path, Path(lora)]
-    for folder in folders:
+    adapters = [Path(adapter) for adapter in (checkpoint.adapter, lora) if adapter is not None]
+    for folder in (checkpoint.path, *adapters):
         for file in sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []:
             status = file.stat()
             digest.update(f"{file.relative_to(folder)} {status.st_size} {status.st_mtime_ns}".encode(errors="replace"))

@@ -81,12 +81,12 @@ class ModelDescription:
     config: VilaConfig
 
 
-def describe(checkpoint: Checkpoint, adapter: str | Path | None = None) -> ModelDescription:
-    """Return the description of `checkpoint`, which `adapter` will be merged into."""
+def describe(checkpoint: Checkpoint) -> ModelDescription:
+    """Return the description of `checkpoint`."""
     config, sizes = checkpoint.config, estimate(checkpoint)
     return ModelDescription(
         path=str(checkpoint.path),
-        adapter=None if adapter is None else str(adapter),
+        adapter=None if checkpoint.adapter is None else str(checkpoint.adapter),
         format=checkpoint.format,
         family=name_family(config),
         license=checkpoint.license,

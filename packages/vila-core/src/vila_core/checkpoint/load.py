@@ -11,13 +11,10 @@ import torch
 from torch import nn
 
 from vila_core.checkpoint.checkpoint import Checkpoint
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from vila_core.checkpoint.tensors.lora import Adapter
-
-MAX_LISTED = 20
-"""Most names to list in one error."""
 
 _VOCABULARY_ROWS = ("embed_tokens.weight", "lm_head.weight")
 _RECOMPUTED = ("rotary_emb.inv_freq", "position_ids")
@@ -153,25 +150,14 @@ def _match(
         adapted = tuple(_adapt(adapters, name, torch.empty(got, device="meta")).shape)
         if adapted != want:
             misshapen.append(f"{name} {list(got)}, expected {list(want)}")
-    problems = [
-        *_listed("missing", missing),
-        *_listed("not expected", extra),
-        *_listed("of the wrong shape", misshapen),
-    ]
+    found = {"missing": missing, "not expected": extra, "of the wrong shape": misshapen}
+    problems = [f"{len(names)} {kind} ({listed(names)})" for kind, names in found.items() if names]
     if problems:
         raise CheckpointError(
-            f"The weights in {checkpoint.path} do not fit its config:\n"
-            + "\n".join(problems)
-            + "\nDownload the checkpoint again or fix its config."
-        )
+            f"The weights in {checkpoint.path} do not fit its config: {'; '.join(problems)}. "
+            "Download the checkpoint again or fix its config."
+        ).with_details(f"{kind}: {name}" for kind, names in found.items() for name in names)
     return {name for name in entries if name in slots}
-
-
-def _listed(kind: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = [f"    and {len(names) - MAX_LISTED} more"] if len(names) > MAX_LISTED else []
-    return [f"  {len(names)} {kind}:", *(f"    {name}" for name in names[:MAX_LISTED]), *more]
 
 
 def _is_harmless(name: str, slots: Mapping[str, _Slot], adapters: list[tuple[str, WeightAdapter]]) -> bool:
@@ -210,4 +196,4 @@ def _reset_buffers(network: nn.Module, device: torch.device, dtype: torch.dtype)
         if isinstance(module, BufferOwner):
             module.reset_buffers(device, dtype)
     left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
-    assert not left, f"still without data after loading: {left[:MAX_LISTED]}"
+    assert not left, f"still without data after loading: {left[:3]}"

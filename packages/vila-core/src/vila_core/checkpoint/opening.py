@@ -18,7 +18,7 @@ NON_LORA_WEIGHTS = "non_lora_trainables.bin"
 def open_checkpoint(
     path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
 ) -> Checkpoint:
-    """Read the config and the index of the weights. No tensors are loaded, and no code of the checkpoint is run.
+    """Read the config and the index of the weights of a model, as `vila_core.checkpoint.open_checkpoint` does.
 
     Args:
         path_or_hub_id: a folder, or `owner/name` on the hub (downloaded to its cache first).
@@ -32,8 +32,8 @@ def open_checkpoint(
     path = find_folder(path_or_hub_id, revision=revision, token=token, offline=offline)
     if is_adapter(path):
         raise CheckpointError(
-            f"{path} is a LoRA adapter, not a model. Load it with vila_core.load or a program, which find its base, or "
-            "open its base and give the adapter to open_adapter."
+            f"{path} is a LoRA adapter, not a model. Open it with vila_core.checkpoint.open_checkpoint, "
+            "which finds its base."
         )
     plugins = load_plugins()
     detected = [form for form in plugins.checkpoint_formats if form.detect(path)]

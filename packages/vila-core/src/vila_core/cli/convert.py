@@ -34,19 +34,18 @@ def convert_checkpoint(
 
     [bold]Example:[/bold] vila convert Efficient-Large-Model/NVILA-Lite-2B nvila-lite --format nvila
     """
-    from vila_core.checkpoint import convert
-    from vila_core.checkpoint.base_model import open_model
+    from vila_core.checkpoint import convert, open_checkpoint
     from vila_core.checkpoint.conversion import describe_conversion, is_converted
 
     limit = None if max_shard is None else _read_size(max_shard)
-    checkpoint, adapter = open_model(source, lora, revision=revision, offline=offline)
-    if is_converted(out.expanduser(), describe_conversion(checkpoint, adapter, format, limit)):
+    checkpoint = open_checkpoint(source, revision=revision, offline=offline)
+    if is_converted(out.expanduser(), describe_conversion(checkpoint, lora, format, limit)):
         typer.echo(f"{out} is already complete: the result of this conversion. Nothing was written.")
         return
     with open_progress(BYTES, lines=False) as progress:
         progress.start("Converting", sum(entry.nbytes for entry in checkpoint.weights.entries.values()))
         counted = replace(checkpoint, weights=CountedWeights(checkpoint.weights, progress.advance))
-        written = convert(counted, out, format, lora=adapter, offline=offline, max_shard_bytes=limit)
+        written = convert(counted, out, format, lora=lora, offline=offline, max_shard_bytes=limit)
     typer.echo(f"Wrote {written.path} ({written.format}).")
 
 

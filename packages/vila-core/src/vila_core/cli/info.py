@@ -28,12 +28,11 @@ def describe_model(
 
     [bold]Example:[/bold] vila info Efficient-Large-Model/NVILA-Lite-2B --json
     """
-    from vila_core.checkpoint.base_model import open_model
+    from vila_core.checkpoint import open_checkpoint
     from vila_core.checkpoint.description import describe
 
     name_embedded_model(model, "vila info MODEL")
-    checkpoint, adapter = open_model(model or EMBEDDED_MODEL, revision=revision, offline=offline)
-    description = describe(checkpoint, adapter)
+    description = describe(open_checkpoint(model or EMBEDDED_MODEL, revision=revision, offline=offline))
     if as_json:
         typer.echo(json.dumps(as_dict(description), indent=2, ensure_ascii=False))
     else:

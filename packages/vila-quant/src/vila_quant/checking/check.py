@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
-from vila_core.checkpoint.base_model import find_source
+from vila_core.checkpoint.lora import find_source
 from vila_core.cli.progress import NoProgress, Progress
 from vila_core.config import Config
 from vila_core.errors import ConfigError

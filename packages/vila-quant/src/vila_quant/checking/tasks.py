@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from vila_core.checkpoint.base_model import find_source
+from vila_core.checkpoint.lora import find_source
 from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
 from vila_core.plugins.loader import load_plugins

@@ -17,8 +17,8 @@ from torch import Tensor
 
 import vila_quant
 from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
-from vila_core.checkpoint.base_model import find_source
 from vila_core.checkpoint.conversion import writable_format
+from vila_core.checkpoint.lora import find_source
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.cli.progress import NoProgress, Progress

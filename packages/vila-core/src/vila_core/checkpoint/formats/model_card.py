@@ -1,19 +1,28 @@
 """The license of a checkpoint, as stated by its model card or license file."""
 
+import os
 import re
 from pathlib import Path
+
+from vila_core.errors import CheckpointError
+from vila_core.input_files import Content, copy_input, read_input
 
 _FRONT_MATTER = re.compile(r"\A---\s*\n(.*?)\n---\s*(?:\n|\Z)", re.DOTALL)
 _FIELD = re.compile(r"^(license(?:_name|_link)?):\s*(.*?)\s*$", re.MULTILINE)
 _LICENSE_FILES = ("LICENSE", "LICENSE.md", "LICENSE.txt", "MODEL_LICENSE", "MODEL_LICENSE.md", "LICENSE-MODEL")
-_MAX_BYTES = 1_000_000
+_CARRIED_FILES = ("README.md", *_LICENSE_FILES, "NOTICE", "NOTICE.txt")
+_MAX_BYTES = 10_000_000
 
 
-def license_files(folder: Path) -> list[Path]:
-    """Return the model card and license files in `folder`, which are copied with the weights."""
-    return [
-        folder / name for name in ("README.md", *_LICENSE_FILES, "NOTICE", "NOTICE.txt") if (folder / name).is_file()
-    ]
+def copy_license_files(source: Path, target: Path) -> None:
+    """Copy the model card and license files of a checkpoint to the folder `target`.
+
+    Raises:
+        CheckpointError: one of them cannot be read or is not an ordinary text file.
+    """
+    for name in _CARRIED_FILES:
+        if os.path.lexists(source / name) and not (source / name).is_dir():
+            copy_input(source / name, target / name, max_bytes=_MAX_BYTES)
 
 
 def read_license(folder: Path) -> str | None:
@@ -26,23 +35,21 @@ def read_license(folder: Path) -> str | None:
     if stated:
         name = fields.get("license_name", "").strip("'\" ")
         return f"{stated} ({name})" if name else stated
-    for path in license_files(folder):
-        if path.name != "README.md":
-            first = next(
-                (line.strip("# ").strip() for line in _text(path).splitlines() if line.strip("# ").strip()), ""
-            )
-            return f"{first[:100]} ({path.name})" if first else path.name
+    for name in _CARRIED_FILES[1:]:
+        text = _text(folder / name)
+        if text is not None:
+            first = next((line.strip("# ").strip() for line in text.splitlines() if line.strip("# ").strip()), "")
+            return f"{first[:100]} ({name})" if first else name
     return None
 
 
 def _front_matter(path: Path) -> str:
-    found = _FRONT_MATTER.match(_text(path).replace("\r\n", "\n"))
+    found = _FRONT_MATTER.match((_text(path) or "").replace("\r\n", "\n"))
     return found.group(1) if found else ""
 
 
-def _text(path: Path) -> str:
+def _text(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
-            return file.read(_MAX_BYTES).decode("utf-8", errors="replace")
-    except OSError:  # an unreadable license is no reason to fail
-        return ""
+        return read_input(path, max_bytes=_MAX_BYTES, content=Content.ANY).decode("utf-8", errors="replace")
+    except CheckpointError:  # a license that is missing or unreadable is no reason to fail
+        return None

@@ -1,13 +1,12 @@
 """Write the `nvila` layout, with the names and config keys that SGLang reads."""
 
-import shutil
 from pathlib import Path
 from typing import cast
 
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.configs.config_json import dump_config
 from vila_core.checkpoint.formats.chat_template_file import wrap_template
-from vila_core.checkpoint.formats.model_card import license_files
+from vila_core.checkpoint.formats.model_card import copy_license_files
 from vila_core.checkpoint.formats.vila_writer import PARTS, copy_tokenizer, language_json, preprocessor_json, tower_json
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.new_folder import new_folder, write_json
@@ -75,8 +74,7 @@ def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> Non
         write_json(folder / "processor_config.json", processor)
         write_json(folder / SIDECAR, dump_config(config))
         _write_tokenizer(checkpoint, folder, processor_class)
-        for file in license_files(checkpoint.path):
-            shutil.copyfile(file, folder / file.name)
+        copy_license_files(checkpoint.path, folder)
         with ShardWriter(folder, entries, max_shard_bytes) as writer:
             for name, chunks in checkpoint.weights.stream():
                 writer.write(name, chunks)
@@ -121,7 +119,7 @@ def _architecture(config: VilaConfig) -> str:
 def _token_id(tokenizer: Path, token: str) -> int:
     """Return the id of an added token, from the tokenizer's files."""
     if (tokenizer / "tokenizer.json").exists():
-        added = read_json(tokenizer / "tokenizer.json").get("added_tokens")
+        added = read_json(tokenizer / "tokenizer.json", is_vocabulary=True).get("added_tokens")
         for item in cast(list[object], added) if isinstance(added, list) else []:
             if isinstance(item, dict) and cast(dict[str, object], item).get("content") == token:
                 found = cast(dict[str, object], item).get("id")

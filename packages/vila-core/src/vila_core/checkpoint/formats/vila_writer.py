@@ -1,6 +1,5 @@
 """Write the `vila` layout: what was found in the source is kept, what the `VilaConfig` says is laid over it."""
 
-import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,14 +9,15 @@ from vila_core.checkpoint.configs.encoders import write_encoder
 from vila_core.checkpoint.configs.language import read_language_config, write_language_config
 from vila_core.checkpoint.configs.towers import read_pixel_config, write_pixel_config, write_tower_config
 from vila_core.checkpoint.formats.chat_template_file import unwrap_template
-from vila_core.checkpoint.formats.model_card import license_files
+from vila_core.checkpoint.formats.model_card import copy_license_files
 from vila_core.checkpoint.formats.tokenizer_files import TOKENIZER_FILES
-from vila_core.checkpoint.json_files import Section, read_json
+from vila_core.checkpoint.json_files import MAX_JSON_BYTES, Section, read_json
 from vila_core.checkpoint.new_folder import new_folder, write_json
 from vila_core.checkpoint.tensors.headers import TensorEntry
 from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError
+from vila_core.input_files import Content, copy_input, read_input_text
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 
@@ -56,8 +56,7 @@ def fill_vila(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> Non
     write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
     write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
     copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
-    for file in license_files(checkpoint.path):
-        shutil.copyfile(file, folder / file.name)
+    copy_license_files(checkpoint.path, folder)
     _write_weights(checkpoint, folder, max_shard_bytes)
 
 
@@ -201,10 +200,11 @@ def copy_tokenizer(source: Path, target: Path, max_length: int) -> None:
     """Copy a tokenizer's files, with `max_length` as its context. A template extended for SGLang is restored."""
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
+            copy_input(source / name, target / name, max_bytes=MAX_JSON_BYTES, content=Content.PLAIN)
     jinja = target / "chat_template.jinja"
     if jinja.exists():
-        jinja.write_text(unwrap_template(jinja.read_text(encoding="utf-8")), encoding="utf-8")
+        template = read_input_text(jinja, max_bytes=MAX_JSON_BYTES)
+        jinja.write_text(unwrap_template(template), encoding="utf-8")
     config_file = target / "tokenizer_config.json"
     content = read_json(config_file) if config_file.exists() else {}
     changed = content | {"model_max_length": max_length}

@@ -1,32 +1,76 @@
 """Open a model that may be given as a LoRA adapter, which names the model it was trained on."""
 
 import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vila_core.checkpoint.checkpoint import Checkpoint
+from vila_core.checkpoint import opening
+from vila_core.checkpoint.checkpoint import Checkpoint, require_mergeable
 from vila_core.checkpoint.json_files import Section, read_section
-from vila_core.checkpoint.opening import ADAPTER_CONFIG, find_folder, is_adapter, open_checkpoint
+from vila_core.checkpoint.opening import ADAPTER_CONFIG, find_folder, is_adapter
+from vila_core.checkpoint.tensors.headers import TensorEntry
 from vila_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vila_core.checkpoint.tensors.lora import MergedWeights
 
 BASE_KEY, BASE_REVISION_KEY = "base_model_name_or_path", "revision"
 """Keys under which peft records what an adapter was trained on."""
 
 
-def open_model(
-    model: str | Path,
-    lora: str | Path | None = None,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    offline: bool = False,
-) -> tuple[Checkpoint, str | Path | None]:
-    """Open a model or the base of an adapter; return it and the adapter, if any. Arguments as for `find_source`.
+def open_checkpoint(
+    path_or_hub_id: str | Path, *, revision: str | None = None, token: str | None = None, offline: bool = False
+) -> Checkpoint:
+    """Read the config and the index of the weights. No tensors are loaded, and no code of the checkpoint is run.
+
+    A LoRA adapter stands for its base model with the adapter merged into the weights as they are read.
+
+    Args:
+        path_or_hub_id: a folder, or `owner/name` on the hub (downloaded to its cache first).
+        revision: branch, tag or commit; only for a hub id.
+        token: access token for gated and private repositories; only for a hub id.
+        offline: use the hub's cache only.
 
     Raises:
-        CheckpointError: as `find_source` and `open_checkpoint` do.
+        CheckpointError: there is no such checkpoint, its format is unknown, its files are damaged, or it is an adapter
+            whose base is not found.
     """
-    folder, adapter = find_source(model, lora, revision=revision, token=token, offline=offline)
-    return open_checkpoint(folder), adapter
+    folder, adapter = find_source(path_or_hub_id, revision=revision, token=token, offline=offline)
+    checkpoint = opening.open_checkpoint(folder)
+    if adapter is None:
+        return checkpoint
+    require_mergeable(checkpoint)
+    return replace(checkpoint, weights=AdaptedWeights(checkpoint, Path(adapter)), adapter=Path(adapter))
+
+
+@dataclass(frozen=True)
+class AdaptedWeights:
+    """The weights of a checkpoint with an adapter merged in, which is read with the first tensor."""
+
+    base: Checkpoint
+    adapter: Path
+
+    @property
+    def entries(self) -> Mapping[str, TensorEntry]:
+        return self.base.weights.entries
+
+    def shards(self, device: "torch.device | str" = "cpu") -> "Iterator[tuple[str, torch.Tensor]]":
+        """Yield (name, merged tensor on `device`)."""
+        return self._merged().shards(device)
+
+    def stream(self) -> Iterator[tuple[str, Iterator[bytes | memoryview]]]:
+        """Yield (name, the merged tensor's bytes)."""
+        return self._merged().stream()
+
+    def _merged(self) -> "MergedWeights":
+        from vila_core.checkpoint.lora.adapter_files import open_adapter
+        from vila_core.checkpoint.tensors.lora import MergedWeights
+
+        return MergedWeights(self.base.weights, open_adapter(self.adapter, self.base))
 
 
 def find_source(

@@ -9,7 +9,7 @@ import torch
 
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.json_files import Section, read_section
-from vila_core.checkpoint.lora_settings import LoraSettings
+from vila_core.checkpoint.lora.settings import LoraSettings
 from vila_core.checkpoint.opening import ADAPTER_CONFIG, NON_LORA_WEIGHTS, find_folder
 from vila_core.checkpoint.tensors.headers import TensorEntry, read_header
 from vila_core.checkpoint.tensors.lora import Adapter, LoraFactors, bias_name
