@@ -47,6 +47,8 @@ TOOLS = (
         "sybil",
         "mkdocs-material",
         "mkdocstrings-python",
+        "nbclient",
+        "ipykernel",
     ),
     *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
 )
@@ -231,7 +233,8 @@ def docs(session: nox.Session) -> None:
     share_core(session)
     # ruff formats the signatures of the API reference.
     site = ("mkdocs-material", "mkdocstrings-python", "ruff")
-    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, *site, "pytest", "pytest-xdist", "sybil")
+    tools = ("pytest", "pytest-xdist", "sybil", "nbclient", "ipykernel")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, *site, *tools)
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")
         return

@@ -29,7 +29,7 @@ def thumbnails(name: str) -> list[Image.Image]:
 def main() -> None:
     """Ask every bundled question and draw questions and answers."""
     questions = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
-    model = vila.load()
+    model = vila.load("vila-tiny")
     font, small = ImageFont.load_default(26), ImageFont.load_default(21)
     sheet = Image.new("RGB", (WIDTH, ROW * len(questions) + MARGIN), BACKGROUND)
     pen = ImageDraw.Draw(sheet)

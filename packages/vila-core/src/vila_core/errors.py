@@ -128,7 +128,23 @@ class MissingDependencyError(VilaError):
     """An optional package is not installed; the message includes the command that installs it."""
 
     def __init__(self, package: str, needed_for: str, extra: str):
-        super().__init__(f"{needed_for} needs '{package}', which is not installed. Run: pip install '{extra}'")
+        super().__init__(f"{needed_for} needs '{package}', which is not installed. Run: {install_command(extra)}")
+
+
+def install_command(requirement: str) -> str:
+    """Return the command that installs a distribution or extra, such as "vila-eval[wups]".
+
+    Those of this project are installed from a clone; for the extra of an installed one, its name is enough.
+    """
+    from importlib import metadata  # slow to import
+
+    name = requirement.partition("[")[0]
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        if name.startswith("vila-"):
+            return f"python -m pip install -e 'packages/{requirement}' (in a clone of the repository)"
+    return f"pip install '{requirement}'"
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import typer
 
 from vila_core.cli.options import AsJson
-from vila_core.errors import printable
+from vila_core.errors import install_command, printable
 from vila_core.plugins.loader import load_plugins
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def examine() -> Iterator[Finding]:
     yield from _examine_triton()
     yield from _examine_gpu()
     yield from _examine_model()
+    yield from _examine_kernels()
     yield from _examine_plugins()
 
 
@@ -95,21 +96,21 @@ def _examine_distributions() -> Iterator[Finding]:
     for name in SIBLINGS:
         found = _version(name)
         if found is None:
-            yield Finding("VILA Kit", name, "note", "not installed (optional)", f"pip install {name}")
+            yield Finding("VILA Kit", name, "note", "not installed (optional)", install_command(name))
         elif core is not None and found != core:
             yield Finding(
                 "VILA Kit",
                 name,
                 "warning",
                 f"{found}, but vila-core is {core}; install the same version",
-                f"pip install {name}=={core}",
+                f"python -m pip install -e packages/{name} (in a clone of the repository)",
             )
         else:
             yield Finding("VILA Kit", name, "ok", found)
 
 
 def _examine_requirements() -> Iterator[Finding]:
-    """Compare the installed packages with the requirements of `vila-core`."""
+    """Compare the installed packages with the requirements of the installed distributions, numba's for example."""
     from packaging.requirements import Requirement
 
     if _version("vila-core") is None:
@@ -123,27 +124,28 @@ def _examine_requirements() -> Iterator[Finding]:
                 None if found else f"pip install {name}",
             )
         return
-    extras = metadata.metadata("vila-core").get_all("Provides-Extra") or []
-    for line in metadata.requires("vila-core") or ():
-        requirement = Requirement(line)
-        marker = requirement.marker
-        is_required = marker is None or marker.evaluate({"extra": ""})
-        extra = next(
-            (extra for extra in extras if marker is not None and not is_required and marker.evaluate({"extra": extra})),
-            None,
-        )
-        if is_required or extra is not None:  # else for another platform or Python
-            yield _examine_requirement(requirement, extra)
+    seen = {"vila-core", *SIBLINGS}
+    for distribution in (name for name in ("vila-core", *SIBLINGS) if _version(name) is not None):
+        extras = metadata.metadata(distribution).get_all("Provides-Extra") or []
+        extras.sort(key=lambda extra: extra == "all")  # the specific one is the better advice
+        for line in metadata.requires(distribution) or ():
+            requirement = Requirement(line)
+            marker = requirement.marker
+            is_required = marker is None or marker.evaluate({"extra": ""})
+            needing = (one for one in extras if marker is not None and marker.evaluate({"extra": one}))
+            extra = None if is_required else next(needing, None)
+            if requirement.name not in seen and (is_required or extra is not None):  # else for another platform
+                seen.add(requirement.name)
+                yield _examine_requirement(requirement, None if extra is None else f"{distribution}[{extra}]")
 
 
 def _examine_requirement(requirement: "Requirement", extra: str | None) -> Finding:
-    """Check one requirement; `extra` is the extra of vila-core that it belongs to, None if it is always needed."""
+    """Check one requirement. `extra` is what needs it, such as "vila-quant[cpu]"; None if it is always needed."""
     name, needed, found = requirement.name, str(requirement.specifier), _version(requirement.name)
     if found is not None and requirement.specifier.contains(found, prereleases=True):
         return Finding("packages", name, "ok", found)
     if found is None and extra is not None:
-        fix = f'pip install "vila-core[{extra}]"'
-        return Finding("packages", name, "note", f"not installed (optional: {extra})", fix)
+        return Finding("packages", name, "note", f"not installed (optional: {extra})", install_command(extra))
     detail = f"{found or 'not installed'}; {needed or 'any version'} is needed"
     return Finding("packages", name, "missing", detail, f'pip install "{name}{needed}"')
 
@@ -225,6 +227,13 @@ def _examine_model() -> Iterator[Finding]:
             "pip install --force-reinstall --no-deps vila-core",
         )
     yield Finding("models", "hub cache", "ok", HF_HUB_CACHE)
+
+
+def _examine_kernels() -> Iterator[Finding]:
+    names = ", ".join(kernel.name for kernel in load_plugins().kernels)
+    if names:
+        advice = "`vila-quant kernels MODEL` shows which one runs each layer here and why, and why others do not"
+        yield Finding("kernels", "quantized layers", "ok", f"{names}; {advice}")
 
 
 def _examine_plugins() -> Iterator[Finding]:

@@ -24,9 +24,18 @@ INSTEAD = {
 
 def run() -> NoReturn:
     """Say what replaces `vila-run`."""
-    sys.exit(f"vila-run: {INSTEAD['run']}")
+    _explain("run")
 
 
 def upload() -> NoReturn:
     """Say what replaces `vila-upload`."""
-    sys.exit(f"vila-upload: {INSTEAD['upload']}")
+    _explain("upload")
+
+
+def _explain(name: str) -> NoReturn:
+    message = f"vila-{name}: {INSTEAD[name]}"
+    if "--help" in sys.argv:
+        print(message)
+        sys.exit(0)
+    print(message, file=sys.stderr)
+    sys.exit(2)

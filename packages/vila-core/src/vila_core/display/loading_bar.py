@@ -1,10 +1,16 @@
 """A progress bar while the weights load."""
 
 import sys
+import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from vila_core.display.html import in_notebook
+
+with warnings.catch_warnings():
+    # In a notebook without ipywidgets it falls back to text, but says so, here or when transformers imports it.
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    from tqdm.auto import tqdm
 
 DELAY = 2.0
 """Seconds before the bar appears, so that small models load silently."""
@@ -31,8 +37,6 @@ def loading_bar(total: int, progress: bool | Callable[[int, int], None]) -> Gene
     elif not progress or not (in_notebook() or sys.stderr.isatty()):
         yield lambda nbytes: None
     else:
-        from tqdm import tqdm
-
         with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, delay=DELAY, leave=False) as bar:
 
             def update(nbytes: int) -> None:
