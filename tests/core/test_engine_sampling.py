@@ -109,12 +109,24 @@ def test_half_precision_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
         ({"top_k": -1}, r"'top_k' must be 0 or more, got -1"),
         ({"top_p": 0.0}, r"'top_p' must be more than 0, got 0.0"),
         ({"top_p": 1.1}, r"'top_p' must be 1 or less, got 1.1"),
-        ({"repetition_penalty": 0.0}, r"'repetition_penalty' must be more than 0, got 0.0"),
+        ({"repetition_penalty": 0.0}, r"'repetition_penalty' must be 0.01 or more, got 0.0"),
+        ({"repetition_penalty": 1e30}, r"'repetition_penalty' must be 100 or less"),
+        ({"temperature": 1e300}, r"'temperature' must be 1000000 or less"),
+        ({"top_p": float("nan")}, "'top_p'"),
+        ({"max_new_tokens": -(10**30)}, "'max_new_tokens'"),
+        ({"seed": 10**40}, "'seed'"),
+        ({"stop": "\ud800"}, "not valid Unicode"),
+        ({"stop": [str(number) for number in range(100_000)]}, "has 100,000 entries; the limit is 1,000"),
+        ({"stop": ["a" * 5000]}, "more than 1,000 characters"),
+        ({"stop": itertools.count()}, "'stop' is count.*: expected a list"),
+        ({"stop": [None]}, "'stop.0' must be a text"),
+        ({"stop_token_ids": [2**70]}, "token ids have at most 31 bits"),
+        ({"stop_token_ids": itertools.count()}, "expected a list"),
         ({"seed": -1}, "'seed'"),
         ({"seed": 2**63}, "'seed'"),
         ({"stop": ""}, "stop string is empty"),
         ({"stop": ["end", ""]}, "stop string is empty"),
-        ({"stop": 3}, "'stop' must be a list, got 3"),
+        ({"stop": 3}, "'stop' is 3: expected a list"),
         ({"stop_token_ids": [-5]}, "token ids cannot be negative"),
         ({"json_schema": "{bad"}, "it is not JSON"),
         ({"json_schema": "[1]"}, "not a JSON object"),
@@ -126,6 +138,13 @@ def test_half_precision_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         GenerationConfig(**settings)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-46, 1e-38])
+def test_temperatures_that_are_zero_in_float32_are_greedy(temperature: float) -> None:
+    logits = some_logits(4)
+    logits[0, 3:] = -torch.inf  # masked by a grammar
+    assert torch.equal(Sampler(GenerationConfig(temperature=temperature, seed=0), 4, CPU)(logits), logits.argmax(-1))
 
 
 def test_one_message_names_every_wrong_setting() -> None:

@@ -172,7 +172,10 @@ def shown(value: object, limit: int = 100) -> str:
         return f"{text}…" if len(value) > limit else text
     if isinstance(value, int) and abs(value) >= 10**limit:
         return f"a whole number of {value.bit_length():,} bits"
-    text = reprlib.repr(value) if isinstance(value, list | dict | tuple | set) else repr(value)
+    try:
+        text = reprlib.repr(value) if isinstance(value, list | dict | tuple | set) else repr(value)
+    except Exception:  # noqa: BLE001 - an object of a plugin may fail to describe itself
+        return f"a {type(value).__name__}"
     return text if len(text) <= limit else f"{text[:limit]}…"
 
 

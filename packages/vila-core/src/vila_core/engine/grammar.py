@@ -4,6 +4,7 @@ B batch, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 """
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any, Self
 from weakref import WeakKeyDictionary
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 import xgrammar
 
+from vila_core.engine.child_process import ChildEndedError, ChildFailedError, run_in_child
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
@@ -21,8 +23,11 @@ _CONTROL_CHARACTERS = frozenset(range(0x20))
 
 _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
 
-_compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], xgrammar.GrammarCompiler]] = WeakKeyDictionary()
+_compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], "_Compiler"]] = WeakKeyDictionary()
 """Compilers by tokenizer: reading a vocabulary takes longer than the first token. A compiler caches its grammars."""
+COMPILE_SECONDS = 20.0
+"""Limit on the time to compile a schema. xgrammar has none: some small schemas take hours."""
+_GRAMMARS_KEPT = 32
 
 
 class GrammarProcessor:
@@ -91,27 +96,64 @@ def unpack_bits(bitmask: torch.Tensor, vocab_size: int) -> torch.Tensor:
     return ((bitmask[:, :, None] >> bits) & 1).bool().flatten(1)[:, :vocab_size]
 
 
-def _compile(schema: str | dict[str, Any] | None, compiler: xgrammar.GrammarCompiler) -> xgrammar.CompiledGrammar:
+def _compile(schema: str | dict[str, Any] | None, compiler: "_Compiler") -> xgrammar.CompiledGrammar:
     parsed: dict[str, Any] = json.loads(schema) if isinstance(schema, str) else _ANY_JSON if schema is None else schema
     problems = unenforceable(parsed)
     if problems:
         raise GenerationError(
             f"Guided decoding cannot enforce these parts of the JSON schema: {'; '.join(problems)}. Remove them."
         )
-    try:
+    return compiler.compile(parsed)
+
+
+class _Compiler:
+    """Compiles schemas for one vocabulary, and keeps the last grammars."""
+
+    def __init__(self, vocabulary: xgrammar.TokenizerInfo):
+        self._vocabulary = vocabulary
+        self._compiler = xgrammar.GrammarCompiler(vocabulary, cache_enabled=False)
+        self._grammars: dict[str, xgrammar.CompiledGrammar] = {}
+
+    def compile(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
+        """Return the grammar of `schema`.
+
+        Raises:
+            GenerationError: the schema is invalid, or compiling it takes too much time or memory.
+        """
+        text = json.dumps(schema)
+        if text not in self._grammars:
+            if len(self._grammars) >= _GRAMMARS_KEPT:
+                del self._grammars[next(iter(self._grammars))]
+            self._grammars[text] = self._compile(schema)
+        return self._grammars[text]
+
+    def _compile(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
+        try:
+            if schema == _ANY_JSON or not hasattr(os, "fork"):
+                return self._compile_here(schema)
+            serialized = run_in_child(lambda: self._compile_here(schema).serialize_json().encode(), COMPILE_SECONDS)
+            return xgrammar.CompiledGrammar.deserialize_json(serialized.decode(), self._vocabulary)
+        except ChildFailedError as error:
+            # "[time] /path/file.cc:line: reason"
+            reason = str(error).strip().split(": ", 1)[-1]
+            raise GenerationError(f"The JSON schema is invalid: {reason}.") from None
+        except ChildEndedError:
+            raise GenerationError(
+                f"The JSON schema is too large to compile: it takes more than {COMPILE_SECONDS:g} s, or too much "
+                "memory. Use fewer optional properties, shorter lengths and patterns, or fewer levels."
+            ) from None
+
+    def _compile_here(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
         # Only the whitespace of json.dumps: small models write whitespace forever where any amount is allowed.
-        return compiler.compile_json_schema(parsed, any_whitespace=False)
-    except RuntimeError as error:
-        # "[time] /path/file.cc:line: reason"
-        reason = str(error).strip().split(": ", 1)[-1]
-        raise GenerationError(f"The JSON schema is invalid: {reason}.") from None
+        return self._compiler.compile_json_schema(schema, any_whitespace=False)
 
 
-def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> xgrammar.GrammarCompiler:
+def _compiler(tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]) -> _Compiler:
     compilers = _compilers.setdefault(tokenizer.hf, {})
-    key = (vocab_size, stop_token_ids)
+    stops = frozenset(token_id for token_id in stop_token_ids if token_id < vocab_size)
+    key = (vocab_size, stops)
     if key not in compilers:
-        compilers[key] = xgrammar.GrammarCompiler(_vocabulary(tokenizer, vocab_size, stop_token_ids))
+        compilers[key] = _Compiler(_vocabulary(tokenizer, vocab_size, stops))
     return compilers[key]
 
 

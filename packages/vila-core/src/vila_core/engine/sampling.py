@@ -3,16 +3,24 @@
 B batch, V vocabulary
 """
 
-import json
 import math
-from typing import Any, Self
+from collections.abc import Sized
+from typing import Any, Self, cast
 
 import torch
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from vila_core.config import Config
+from vila_core.engine.schema import read_schema
 from vila_core.engine.settings import OTHER_NAMES
 from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
+
+MAX_STOPS = 1_000
+"""Limit on stop strings and stop tokens: each token of an answer is compared with all of them."""
+MAX_STOP_LENGTH = 1_000
+"""Limit on the characters of a stop string."""
+_SMALLEST_TEMPERATURE = 1e-37
+"""Smaller ones are 0 in float32."""
 
 
 class GenerationConfig(Config):
@@ -25,10 +33,10 @@ class GenerationConfig(Config):
     """
 
     max_new_tokens: int = Field(default=512, ge=1)
-    temperature: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    temperature: float = Field(default=0.0, ge=0, le=1e6, allow_inf_nan=False)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    repetition_penalty: float = Field(default=1.0, ge=0.01, le=100, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -45,16 +53,26 @@ class GenerationConfig(Config):
                 "\n".join(_explanation(problem, cls) for problem in validation_problems(error))
             ) from None
 
-    @field_validator("stop", mode="before")
+    @field_validator("stop", "stop_token_ids", mode="before")
     @classmethod
-    def _wrap_single_stop_string(cls, stop: object) -> object:
-        return (stop,) if isinstance(stop, str) else stop
+    def _wrap_single_value(cls, given: object) -> object:
+        if isinstance(given, str):
+            return (given,)
+        if not isinstance(given, list | tuple | set | frozenset):  # another iterable may have no end
+            raise ValueError("expected a list")
+        if len(cast("Sized", given)) > MAX_STOPS:
+            raise ValueError(f"it has {len(cast('Sized', given)):,} entries; the limit is {MAX_STOPS:,}")
+        return cast("object", given)
 
     @field_validator("stop")
     @classmethod
     def _check_stop_strings(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
         if "" in stop:
             raise ValueError("a stop string is empty, which would end every answer at once; remove it")
+        if any(len(text) > MAX_STOP_LENGTH for text in stop):
+            raise ValueError(f"a stop string has more than {MAX_STOP_LENGTH:,} characters")
+        if any("\ud800" <= character <= "\udfff" for text in stop for character in text):
+            raise ValueError("a stop string is not valid Unicode; an answer never contains it")
         return stop
 
     @field_validator("stop_token_ids")
@@ -62,20 +80,17 @@ class GenerationConfig(Config):
     def _check_stop_token_ids(cls, ids: tuple[int, ...]) -> tuple[int, ...]:
         if any(token_id < 0 for token_id in ids):
             raise ValueError("token ids cannot be negative")
+        if any(token_id >= 2**31 for token_id in ids):
+            raise ValueError("token ids have at most 31 bits")
         return ids
 
-    @field_validator("json_schema")
+    @field_validator("json_schema", mode="before")
     @classmethod
-    def _check_json_schema(cls, schema: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
-        try:
-            parsed = json.loads(schema) if isinstance(schema, str) else schema
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"it is not JSON ({error}); expected a JSON schema such as {{'type': 'object', …}}"
-            ) from None
-        if schema is not None and not isinstance(parsed, dict):
-            raise ValueError("it is not a JSON object; expected a JSON schema such as {'type': 'object', …}")
-        return schema
+    def _read_json_schema(cls, schema: object) -> object:
+        if schema is None:
+            return None
+        parsed = read_schema(schema)
+        return schema if isinstance(schema, str) else parsed
 
 
 def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
@@ -129,7 +144,7 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
 def distribution(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
     """Logits `[B, V]` fp32 -> probabilities after temperature, then top-k, then top-p (the order of transformers)."""
     # Shift the largest logit to 0 first, so that a tiny temperature does not overflow.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / config.temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(config.temperature, _SMALLEST_TEMPERATURE)
     if 0 < config.top_k < logits.shape[-1]:
         smallest_kept = logits.topk(config.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest_kept, -math.inf)

@@ -21,7 +21,7 @@ class GenerationSettings(TypedDict, total=False):
         stop: one or more texts; the answer ends before the first of them.
         stop_token_ids: token ids that end the answer, besides the model's own.
         json_mode: the answer is a JSON object or array.
-        json_schema: the answer is JSON that follows this schema: a dict, or JSON text.
+        json_schema: the answer is JSON that follows this schema: a dict, JSON text, or a pydantic class.
     """
 
     max_new_tokens: int
@@ -33,7 +33,7 @@ class GenerationSettings(TypedDict, total=False):
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     json_mode: bool
-    json_schema: str | dict[str, Any] | None
+    json_schema: str | dict[str, Any] | type[Any] | None
 
 
 _DEFAULTS: Mapping[str, object] = {
