@@ -1,8 +1,10 @@
 """Progress of long runs, printed as lines."""
 
+import numpy as np
 import pytest
 
-from vila_core.cli.progress import ProgressLines, clock_time
+import vila_core as vila
+from vila_core.cli.progress import ProgressLines, clock_time, show_phases
 
 
 def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +26,31 @@ def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) ->
         "mme: done in 0:10",
     ]
     assert clock_time(3723) == "1:02:03"
+
+
+def test_phases_of_an_answer() -> None:
+    model = vila.load("vila-tiny")
+    seen: list[str] = []
+    model.on_phase = seen.append
+    picture = vila.Image(np.zeros((8, 8, 3), np.uint8))
+    model.generate([picture, picture, vila.Video(np.zeros((9, 8, 8, 3), np.uint8)), "?"], max_new_tokens=1)
+    tokens = model.inspect([picture, picture, vila.Video(np.zeros((9, 8, 8, 3), np.uint8)), "?"]).inputs_embeds.shape[0]
+    assert seen[:3] == [
+        "Preparing the prompt",
+        "Encoding 2 images and 1 video (10 tiles)",
+        f"Reading the prompt ({tokens:,} tokens)",
+    ]
+
+
+def test_phases_are_shown_on_a_terminal_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with show_phases("Loading") as show:
+        show("Answering")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with show_phases("Loading") as show:
+        show("Loading: 1 of 2 GB")
+        show("Encoding [3] images")
+    assert "Encoding [3] images" in capsys.readouterr().err

@@ -9,9 +9,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from vila_core.errors import PromptError, unknown_name, warn
+from vila_core.errors import PromptError, shown, unknown_name, warn
 from vila_core.media import Image, Video
 
 TEXTS = ("text", "input_text", "output_text")
@@ -30,7 +30,10 @@ def as_content_part(part: Mapping[str, Any]) -> str | Image | Video:
         PromptError: the type is unknown, or the part has no content.
         MediaError: the medium has an impossible type.
     """
-    kind = part.get("type") or _guess_type(part)
+    stated = part.get("type")
+    if not isinstance(stated, str | None):
+        raise PromptError(f"The type of a content part is a string such as 'text' or 'image', not {shown(stated)}.")
+    kind = stated or _guess_type(part)
     if kind in TEXTS:
         text = part.get("text", part.get("content"))
         if not isinstance(text, str):
@@ -71,7 +74,7 @@ def _source(part: Mapping[str, Any], names: tuple[str, ...]) -> Any:
         inner = cast("Mapping[str, Any]", source)
         media_type = str(inner.get("media_type", ""))
         source = next((inner[key] for key in ("url", "path", "data", "base64") if inner.get(key) is not None), None)
-        is_base64 = inner.get("type") == "base64" or inner.get("base64") is not None
+        is_base64 = str(inner.get("type")) == "base64" or inner.get("base64") is not None
         if source is None:
             raise PromptError(f"A content part names its {names[0]} as {{'url': …}}, got the keys {_keys(inner)}.")
     else:
@@ -80,7 +83,7 @@ def _source(part: Mapping[str, Any], names: tuple[str, ...]) -> Any:
         return source
     if is_base64 and not source.startswith("data:"):
         return f"data:{media_type or ('image/png' if names is IMAGES else 'video/mp4')};base64,{source}"
-    return Path(unquote(urlsplit(source).path)) if source.startswith("file://") else source
+    return Path(unquote(source.removeprefix("file://"))) if source.startswith("file://") else source
 
 
 def _warn_about_other_keys(part: Mapping[str, Any], known: tuple[str, ...]) -> None:

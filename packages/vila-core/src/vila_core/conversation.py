@@ -15,7 +15,7 @@ import PIL.Image
 
 from vila_core.chat import Message
 from vila_core.content_parts import as_content_part
-from vila_core.errors import PromptError, warn
+from vila_core.errors import PromptError, shown, warn
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video, open_media
 from vila_core.media.sources import is_data_uri, is_url
 
@@ -85,7 +85,10 @@ def _as_message(item: object) -> Message:
         keys = ", ".join(repr(key) for key in fields)
         raise PromptError(f"A message dict has the keys 'role' and 'content', not {keys}.")
     content = "" if fields["content"] is None else fields["content"]
-    role: Any = "system" if fields["role"] == "developer" else fields["role"]  # "developer" is OpenAI's newer name
+    role: Any = fields["role"]
+    if not isinstance(role, str):
+        raise PromptError(f"Unknown role {shown(role)}. Expected one of: system, user, assistant.")
+    role = "system" if role == "developer" else role  # OpenAI's newer name
     return Message(role, _as_content(content))
 
 

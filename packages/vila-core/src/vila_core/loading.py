@@ -79,8 +79,8 @@ def load(
     """
     if path is None:
         warn(
-            "Using the embedded demo model, which only knows drawn shapes. Name a model, such as "
-            f"vila_core.load('Efficient-Large-Model/NVILA-8B'); vila_core.load('{EMBEDDED_MODEL}') hides this warning."
+            "Using the embedded demo model, which only knows drawn shapes. Name a model: load('owner/name') in Python, "
+            f"-m on the command line. Naming '{EMBEDDED_MODEL}' hides this warning."
         )
     checkpoint = open_checkpoint(path or EMBEDDED_MODEL, revision=revision, token=token, offline=offline)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)

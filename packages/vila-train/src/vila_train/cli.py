@@ -14,11 +14,11 @@ Train VILA-family models.
 
 [bold]Examples[/bold]
 
-vila-train tiny --out runs/vila-tiny  [dim]# train the embedded model from scratch, on one GPU[/dim]
+vila-train tiny --out runs/vila-tiny [dim]# train the embedded model from scratch, on one GPU[/dim]
 
-vila-train world --sheet world.png  [dim]# see what it learns from[/dim]
+vila-train world --sheet world.png [dim]# see what it learns from[/dim]
 
-vila-train report --sheet answers.png  [dim]# test it on unseen samples[/dim]
+vila-train report --sheet answers.png [dim]# test it on unseen samples[/dim]
 """
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)

@@ -30,17 +30,17 @@ Results are in OUTPUT-DIR/MODEL/TASK, with one report.html per model.
 
 [bold]Examples[/bold]
 
-vila-eval --tags-include local --limit 5 --fixtures  [dim]try every local benchmark on made-up rows[/dim]
+vila-eval --tags-include local --limit 5 --fixtures [dim]# a trial on made-up rows[/dim]
 
-vila-eval --tasks vila/blocks  [dim]drawn shapes, with the embedded model[/dim]
+vila-eval --tasks vila/blocks [dim]# drawn shapes, with the embedded model[/dim]
 
-vila-eval -m Efficient-Large-Model/NVILA-8B --tasks pope mmmu_val "videomme-*" --num_video_frames 8/64
+vila-eval -m Efficient-Large-Model/NVILA-8B --tasks pope "videomme-*" -nf 8/64
 
-vila-eval -m NVILA-8B --tasks llava_in_the_wild --judge-url https://api.openai.com/v1  [dim]set VILA_JUDGE_API_KEY[/dim]
+vila-eval -m MODEL --tasks mmvet --judge-url https://api.openai.com/v1 [dim]# sets the judge[/dim]
 
-vila-eval --tasks chartqa --dry-run  [dim]show the first prompts and pictures; load no model[/dim]
+vila-eval --tasks chartqa --dry-run [dim]# show the first prompts; load no model[/dim]
 
-vila-eval compare results/model-a results/model-b  [dim]is the difference significant?[/dim]
+vila-eval compare results/model-a results/model-b [dim]# is B better?[/dim]
 """
 
 

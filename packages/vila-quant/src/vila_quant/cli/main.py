@@ -17,13 +17,13 @@ Quantize a VILA model: its language model to 4 bits, and optionally its head and
 
 [bold]Examples[/bold]
 
-vila-quant awq my-fine-tune my-fine-tune-awq  [dim]one command; built-in calibration, no network[/dim]
+vila-quant awq my-fine-tune my-fine-tune-awq [dim]# built-in calibration, no network[/dim]
 
-vila-quant awq NVILA-8B nvila-8b-awq --calibration photos/ --lm-head int8  [dim]calibrate on a folder of images[/dim]
+vila-quant awq Efficient-Large-Model/NVILA-8B nvila-8b-awq --calibration photos/
 
-vila-quant check my-fine-tune-awq --against my-fine-tune  [dim]what quantization lost[/dim]
+vila-quant check my-fine-tune-awq --against my-fine-tune [dim]# what quantization lost[/dim]
 
-vila-quant kernels my-fine-tune-awq  [dim]which kernel runs each layer on this machine, and why[/dim]
+vila-quant kernels my-fine-tune-awq [dim]# which kernel runs each layer, and why[/dim]
 """
 
 
