@@ -25,7 +25,7 @@ def program(name: str, *arguments: str, folder: Path, stdin: str = "") -> subpro
 
 @pytest.fixture(scope="module")
 def model() -> vila.Vila:
-    return vila.load(device="cpu")
+    return vila.load("vila-tiny", device="cpu")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "+".join(case["media"]))
@@ -37,7 +37,7 @@ def test_questions_about_the_bundled_media_are_answered_correctly(case: dict[str
 def test_vila_infer_prints_only_the_answer(tmp_path: Path) -> None:
     case = CASES[-1]
     media = [str(MEDIA / name) for name in case["media"]]
-    done = program("infer", "--media", *media, "--text", case["text"], folder=tmp_path)
+    done = program("infer", "-m", "vila-tiny", "--media", *media, "--text", case["text"], folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == case["answer"]
     assert done.stderr == ""

@@ -101,7 +101,8 @@ class ModelOptions:
 
         def report(done: int, total: int) -> None:
             if on_phase is not None:
-                on_phase(f"Loading {self.label}: {done / 1e9:.1f} of {total / 1e9:.1f} GB")
+                unit, size = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
+                on_phase(f"Loading {self.label}: {done / size:.1f} of {total / size:.1f} {unit}")
 
         name_embedded_model(self.model_path)
         return vila_core.load(

@@ -14,8 +14,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -97,15 +97,6 @@ def open_progress(unit: str = "steps", phases: Sequence[str] = (), *, lines: boo
             yield progress
         finally:
             progress.finish()
-
-
-def status(message: str) -> AbstractContextManager[Any]:
-    """Return a spinner with `message` on standard error, or nothing visible if that is not a terminal."""
-    if not sys.stderr.isatty():
-        return nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(message)
 
 
 @contextmanager
