@@ -5,6 +5,7 @@ from typing import cast
 
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.errors import CheckpointError
+from vila_core.input_files import read_input_text
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -18,6 +19,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 """All files that a transformers tokenizer may have; none is code."""
+
+_MAX_TEMPLATE_BYTES = 1_000_000
 
 _NO_LIMIT = 10**9
 """transformers writes 10^30 for a tokenizer without a limit."""
@@ -52,10 +55,7 @@ def read_chat_template(folder: Path) -> str | None:
     transformers 4 stores it in `tokenizer_config.json` (a string or a list), 5 in `chat_template.jinja`.
     """
     if (folder / "chat_template.jinja").exists():
-        try:
-            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{folder / 'chat_template.jinja'} cannot be read: {error}.") from None
+        return read_input_text(folder / "chat_template.jinja", max_bytes=_MAX_TEMPLATE_BYTES)
     for name in ("tokenizer_config.json", "chat_template.json"):
         if (folder / name).exists():
             section = read_section(folder / name)
