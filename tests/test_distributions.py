@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PACKAGES = Path(__file__).parents[1] / "packages"
 DISTRIBUTIONS = sorted(path.name for path in PACKAGES.iterdir() if (path / "pyproject.toml").exists())
@@ -33,6 +35,23 @@ def test_versions_are_in_step(distribution: str):
     for requirement in project(distribution)["dependencies"]:
         if requirement.startswith("vila-"):
             assert requirement == f"vila-core=={version('vila-core')}"
+
+
+def test_a_dependency_has_one_range_everywhere():
+    """Several distributions name it, and pip reads only those that are installed."""
+    ranges: dict[str, set[str]] = {}
+    for distribution in DISTRIBUTIONS:
+        for text in project(distribution)["dependencies"]:
+            requirement = Requirement(text)
+            ranges.setdefault(canonicalize_name(requirement.name), set()).add(str(requirement.specifier))
+    assert not {name: found for name, found in ranges.items() if len(found) > 1}
+
+
+def test_every_pyav_of_the_range_converts_hd_colors_right():
+    """PyAV 15 and 16 ignore the color space of a video; 17.0.0 is the first that does not."""
+    (av,) = (text for text in project("vila-core")["dependencies"] if text.startswith("av"))
+    assert "16.1.0" not in Requirement(av).specifier
+    assert "17.0.0" in Requirement(av).specifier
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)

@@ -271,6 +271,14 @@ def test_allowed_hosts(monkeypatch):
             "64:ff9b::7f00:1",
             "64:ff9b:1::1",
         ),
+        # The IANA special-purpose address registries, entry by entry (read in 2026)
+        *("0.255.255.255", "100.127.255.255", "192.0.0.0", "192.0.0.9", "192.0.0.10", "192.0.0.170", "192.0.0.255"),
+        *("192.31.196.1", "192.52.193.1", "192.88.99.0", "192.88.99.1", "192.175.48.1", "198.19.255.255"),
+        *("64:ff9b::c000:9", "64:ff9b::6440:1", "64:ff9b:1:ffff::808:808", "100::ffff", "100:0:0:1::1"),
+        *("2001::1", "2001:1::1", "2001:2::1", "2001:3::1", "2001:4:112::1", "2001:10::1", "2001:20::1", "2001:30::1"),
+        *("2001:1ff:ffff::1", "2002::1", "2002:808:808::1", "2620:4f:8000::1", "3fff::1", "3fff:fff:ffff::1"),
+        *("5f00::1", "4000::1", "e000::1", "fe00::1", "febf::1", "feff::1", "ff0e::1", "::8.8.8.8", "::ffff:0:808:808"),
+        *("2606:4700:4700::1111%eth0", "8.8.8.8%1", "8.8.8", "8.8.8.8.", "0x8080808"),
     ],
 )
 def test_non_public_addresses(address, monkeypatch):
@@ -282,7 +290,14 @@ def test_non_public_addresses(address, monkeypatch):
         assert address not in text
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("93.184.216.34", "8.8.8.8", "2606:4700:4700::1111", "64:ff9b::808:808"),
+        *("192.0.1.1", "192.88.98.255", "192.88.100.0", "100.63.255.255", "100.128.0.0", "223.255.255.255", "1.0.0.0"),
+        *("2001:200::1", "2001:db7:ffff::1", "2003::1", "3ffe::1", "3fff:1000::1", "2000::1"),
+    ],
+)
 def test_public_addresses(address):
     assert is_public(address)
 
@@ -491,6 +506,60 @@ def test_not_http(server, answer):
 def test_compressed_responses_are_refused(server):
     server.answers["/"] = whole(b"\x1f\x8b" + bytes(50), OK + b"Content-Encoding: gzip\r\n")
     assert "compressed" in refusal(server.base + "/")
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"identity, gzip", b"GZIP", b"x-unknown"])
+def test_every_content_encoding_but_identity_is_refused(server, coding):
+    server.answers["/"] = whole(b"x" * 50, OK + b"Content-Encoding: identity\r\nContent-Encoding: " + coding + b"\r\n")
+    assert "compressed" in refusal(server.base + "/")
+    server.answers["/"] = whole(b"body", OK + b"Content-Encoding: Identity\r\n")
+    assert fetch(server.base + "/", LOOPBACK).read() == b"body"
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [b"9" * 5000],
+        [b"1" * 19],
+        *([text] for text in (b"-4", b"+4", b"0x4", b"4_0", b"4.0", b"4 4", b"4,4", b"", b"four", b"1e3", b"\xb2")),
+        [b"4", b"4"],
+        [b"4", b"5"],
+        [b"4", b"-1"],
+    ],
+    ids=lambda lengths: str(lengths)[:30],
+)
+def test_content_length_is_one_plain_number(server, lengths):
+    """http.client ignores those it cannot read, and takes the first of several."""
+    server.answers["/"] = OK + b"".join(b"Content-Length: %s\r\n" % length for length in lengths) + b"\r\nbody"
+    assert "one valid Content-Length" in refusal(server.base + "/")
+
+
+@pytest.mark.parametrize(
+    "codings",
+    [
+        *(
+            [text]
+            for text in (b"gzip", b"gzip, chunked", b"identity", b"chunked, gzip", b"xchunked", b"", b"chunked;q")
+        ),
+        [b"chunked", b"chunked"],
+        [b"gzip", b"chunked"],
+    ],
+)
+def test_transfer_encodings_but_chunked_are_refused(server, codings):
+    head = OK + b"".join(b"Transfer-Encoding: %s\r\n" % coding for coding in codings)
+    server.answers["/"] = head + b"\r\n4\r\nbody\r\n0\r\n\r\n"
+    assert "other than 'chunked'" in refusal(server.base + "/")
+
+
+def test_a_length_beside_chunks_is_refused(server):
+    server.answers["/"] = OK + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"
+    assert "one valid Content-Length" in refusal(server.base + "/")
+
+
+@pytest.mark.parametrize("size", [b"-4", b"zz", b"", b"f" * 70000, b"4 4"])
+def test_wrong_chunk_sizes_are_refused(server, size):
+    server.answers["/"] = OK + b"Transfer-Encoding: chunked\r\n\r\n" + size + b"\r\nbody\r\n0\r\n\r\n"
+    assert refusal(server.base + "/")
 
 
 def test_connection_refused():

@@ -17,7 +17,11 @@ from vila_core.errors import ConfigError, MediaError
 
 RESAMPLE = {"bicubic": PILImage.Resampling.BICUBIC, "bilinear": PILImage.Resampling.BILINEAR}
 MAX_RESIZED_PIXELS = 100_000_000
-"""Limit on the pixels of a picture after its shorter edge is resized."""
+"""Limit on the pixels of a picture after its shorter edge is resized, and of its columns while it is padded."""
+MAX_PADDED_PIXELS = 1_000_000_000
+"""Limit on the pixels of all padded rows of a picture, which take a few seconds: 31,600 rows of a narrow picture."""
+PADDED_AT_ONCE = 4_000_000
+"""Pixels of the padded rows that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -113,18 +117,40 @@ def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessCo
                 "image_aspect_ratio 'pad' needs a mean color, which this vision tower's preprocessor does not define. "
                 "Use 'resize'."
             )
-        image = pad_to_square(image, tuple(int(mean * 255) for mean in pixels.mean))
+        color = tuple(int(mean * 255) for mean in pixels.mean)
+        image = resize_padded(image, color, pixels.size, RESAMPLE[pixels.resample])
     return to_pixels(image, pixels)
 
 
-def pad_to_square(image: PILImage.Image, color: tuple[int, ...]) -> PILImage.Image:
-    """Return `image` centered on a square filled with `color`."""
-    side = max(image.size)
+def resize_padded(
+    image: PILImage.Image, color: tuple[int, ...], size: int, resample: PILImage.Resampling
+) -> PILImage.Image:
+    """Center `image` on a square filled with `color`, and resize that to `size` x `size`.
+
+    The square of a narrow picture would be huge, so only a few of its rows exist at a time. The values are those of
+    `square.resize(…)`, which also resizes rows first and then columns, with 8 bits in between.
+
+    Raises:
+        MediaError: the picture is so narrow that this would take long.
+    """
     if image.width == image.height:
-        return image
-    square = PILImage.new(image.mode, (side, side), color)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+        return image.resize((size, size), resample)
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    if size * side > MAX_RESIZED_PIXELS or side * image.height > MAX_PADDED_PIXELS:
+        raise MediaError(
+            f"The image is {image.width}x{image.height}, too narrow to be padded to a square. Crop it, or use "
+            "image_aspect_ratio 'resize'."
+        )
+    empty_row = PILImage.new(image.mode, (side, 1), color).resize((size, 1), resample)
+    columns = empty_row.resize((size, side), PILImage.Resampling.NEAREST)
+    height = max(1, PADDED_AT_ONCE // side)
+    for start in range(0, image.height, height):
+        rows = image.crop((0, start, image.width, min(start + height, image.height)))
+        padded = PILImage.new(image.mode, (side, rows.height), color)
+        padded.paste(rows, (left, 0))
+        columns.paste(padded.resize((size, rows.height), resample), (0, top + start))
+    return columns.resize((size, size), resample)
 
 
 def aspect_ratios(min_tiles: int, max_tiles: int) -> list[tuple[int, int]]:

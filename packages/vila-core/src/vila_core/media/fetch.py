@@ -11,7 +11,7 @@ Each guard prevents an attack that other servers have suffered:
 
 import http.client
 import io
-import ipaddress
+import re
 import socket
 import ssl
 import threading
@@ -22,16 +22,17 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, cast
 
 from vila_core.errors import MediaError
+from vila_core.media.addresses import is_public
 from vila_core.media.limits import MIB, FetchPolicy
 from vila_core.media.urls import Target, parse_url, resolve_redirect, shorten_url
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _RAISE_BYTES = (
     "Raise MediaLimits.max_image_bytes or max_video_bytes (and FetchPolicy.max_bytes), or use a smaller file."
 )
+_LENGTH = re.compile("[0-9]{1,18}")
 _REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -90,24 +91,6 @@ def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: s
             "Download the file and use its path."
         )
     return found
-
-
-def is_public(address: str) -> bool:
-    """Return whether an IP address is global unicast. IPv6 addresses that embed an IPv4 address are checked too."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:  # a zone id (fe80::1%eth0) is never global
-        return False
-    unusual = (
-        ip.is_multicast or ip.is_private or ip.is_loopback or ip.is_link_local or ip.is_reserved or ip.is_unspecified
-    )
-    if isinstance(ip, ipaddress.IPv4Address):
-        return ip.is_global and not unusual
-    if ip in _NAT64:  # how IPv6-only networks reach IPv4 hosts: check the embedded address
-        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-    if ip.ipv4_mapped or ip.sixtofour or ip.teredo or ip.is_site_local:
-        return False
-    return ip.is_global and not unusual
 
 
 # ------------------------------------------------------------------------------------------------ connections
@@ -245,11 +228,7 @@ def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline
             f"URL {name}: the host answered with status {answer.status}, not 200. "
             "Check that the URL opens in a private browser window."
         )
-    if answer.getheader("Content-Encoding", "identity").lower() != "identity":
-        raise MediaError(
-            f"URL {name}: the host sent a compressed response, which was not requested. "
-            "Download the file and use its path."
-        )
+    _check_framing(answer.headers, name)
     if answer.length is not None and answer.length > limit:
         raise MediaError(f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}")
     body = cast(IO[bytes], SpooledTemporaryFile(max_size=32 * MIB))  # noqa: SIM115 - handed to the caller
@@ -263,6 +242,28 @@ def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline
     return body
 
 
+def _check_framing(headers: http.client.HTTPMessage, name: str) -> None:
+    """Raise `MediaError` unless the headers say in one way where the body ends, and that it is not compressed.
+
+    Two programs that read such headers differently see different bodies, and a compressed body can be a bomb. Source:
+    RFC 9112, section 6.
+    """
+    lengths, codings = headers.get_all("Content-Length", []), headers.get_all("Transfer-Encoding", [])
+    if any((coding or "identity").lower() != "identity" for coding in headers.get_all("Content-Encoding", [])):
+        raise MediaError(
+            f"URL {name}: the host sent a compressed response, which was not requested. "
+            "Download the file and use its path."
+        )
+    if codings and [coding.lower() for coding in codings] != ["chunked"]:
+        raise MediaError(
+            f"URL {name}: the host sent a transfer encoding other than 'chunked'. Download the file and use its path."
+        )
+    if len(lengths) + len(codings) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
+        raise MediaError(
+            f"URL {name}: the host did not send one valid Content-Length. Download the file and use its path."
+        )
+
+
 def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> Iterator[bytes]:
     """Yield the body in pieces, at most `limit` bytes in total."""
     announced = answer.length
@@ -274,6 +275,9 @@ def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadli
             raise _too_slow(deadline, name) from None
         except (OSError, http.client.HTTPException, ValueError):
             raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from None
+        left = getattr(answer, "chunk_left", None)  # http.client takes sizes such as "-5"
+        if isinstance(left, int) and left < 0:
+            raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.")
         if not piece:
             break
         received += len(piece)
