@@ -111,7 +111,6 @@ def whole_step_milliseconds(decoder: Decoder, step: FusedStep, rows: int, contex
     heads = decoder.config.num_key_value_heads
     view = CacheView(
         torch.tensor(cache_address(cache.keys, cache.values), device=GPU),
-        context + 64,
         torch.zeros(rows * heads, dtype=torch.int32, device=GPU),
     )
     embedding = decoder.model.embed_tokens.weight

@@ -32,7 +32,7 @@ STACK = 0
 INTEGERS = {
     "positions_pointer": "*i64", "address_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
     "top_k_pointer": "*i32", "threshold_pointer": "*i32", "index_pointer": "*i32", "seed_pointer": "*i64",
-    "step_pointer": "*i64", "ids_pointer": "*i64",
+    "step_pointer": "*i64", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
 }  # fmt: skip
 FLOATS = (
     "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "temperature_pointer", "top_p_pointer",
@@ -80,7 +80,8 @@ def stack_bytes(kernel: Any, folder: Path) -> int:
 def attention_constants(*, group: int, width: int, splits: int, paged: bool, indirect: bool) -> dict[str, Any]:
     return {
         "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "WIDTH": width, "BLOCK": 64,
-        "SPLITS": splits, "PAGED": paged, "INDIRECT": indirect,
+        "SPLITS": splits, "PAGED": paged, "INDIRECT": indirect, "PREFETCH": indirect,
+        "WARPS": 4,
     }  # fmt: skip
 
 

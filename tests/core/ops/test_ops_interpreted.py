@@ -123,7 +123,7 @@ for heads, kv_heads, width, slots, positions, window in (
             buffer[1] = cache
         address = torch.tensor(cache_address(*wide))
         indirect = decode_attention_at(
-            address, 1, qkv, cos, sin, places, counters, slots=slots, num_kv_heads=kv_heads, window=window
+            address, 1, qkv, cos, sin, places, counters, num_kv_heads=kv_heads, window=window
         )
         out = decode_attention(qkv, cos, sin, places, keys, values, counters, None, window)
         name = f"{heads} heads, {positions}, {splits} splits"
@@ -198,7 +198,7 @@ caches = decoder.new_cache(2, 80), exact.new_cache(2, 80)
 for model, cache in zip((decoder, exact), caches, strict=True):
     model(prompt.to(cache.keys.dtype), cache=cache, lengths=lengths)
 view = CacheView(
-    torch.tensor(cache_address(caches[0].keys, caches[0].values)), 80, torch.zeros(2, dtype=torch.int32)
+    torch.tensor(cache_address(caches[0].keys, caches[0].values)), torch.zeros(2, dtype=torch.int32)
 )
 step = FusedStep(decoder)
 for number in range(2):

@@ -64,7 +64,7 @@ def compile_decode(
         "COLUMNS": 1 if tokens <= 8 else 2,
         "TILES": config.tiles, "WARPS": config.warps, "SLOTS": config.slots, "AHEAD": min(config.ahead, config.slots),
         "CHAINS": config.chains, "ROUNDS": 3, "SWIGLU": variant == "swiglu",
-        "ADDS": variant == "adding", "PARTIALS": 256 if tokens == 1 and variant in ("normed", "swiglu") else 0,
+        "ADDS": variant == "adding", "PARTIALS": 7 if tokens == 1 and variant in ("normed", "swiglu") else 0,
         "PDL": hopper,
         "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
     }  # fmt: skip

@@ -65,13 +65,13 @@ for shape, config, dtype in (
 """
 
 NORMS = """
-from vila_quant.kernels.cuda.w4a16.decode import Adding, Normed, num_blocks
+from vila_quant.kernels.cuda.w4a16.decode import Adding, Normed, num_parts
 
 for config in (DecodeConfig(tiles=1, warps=2, slots=2), DecodeConfig(tiles=2, warps=4, slots=1)):
     first, x, _, h = inputs(1, 256, 384, 128, torch.float16)
     second, _, bias, y = inputs(1, 128, 256, 64, torch.float16)
     residual, gain = torch.randn(1, 256, generator=generator).half(), torch.rand(256, generator=generator).half()
-    scaled, squares = torch.full_like(h, torch.nan), torch.full((num_blocks(first.packed, config),), torch.nan)
+    scaled, squares = torch.full_like(h, torch.nan), torch.full((num_parts(first.packed),), torch.nan)
     adding = Adding(residual, gain, scaled, squares)
     decode(x, first.packed, None, h, 128, config, adding=adding, inline=False)
     total = residual.double() + reference.matmul(x, first)

@@ -56,12 +56,10 @@ class CacheView:
 
     Attributes:
         address: int64 `[5]` on the GPU, see `ops.attention.cache_address`.
-        slots: how many slots the longest row may have.
         counters: int32 `[B · H_kv]` zeros.
     """
 
     address: Tensor
-    slots: int
     counters: Tensor
 
 
@@ -110,7 +108,8 @@ class FusedStep:
 
         return decode_attention_at(
             cache.address, layer, qkv, self.cos, self.sin, positions, cache.counters,
-            slots=cache.slots, num_kv_heads=self.config.num_key_value_heads, window=self.config.sliding_window or 0,
+            num_kv_heads=self.config.num_key_value_heads, window=self.config.sliding_window or 0,
+            following=(self.layers[layer].o.first_read, self.layers[layer].gate_up.first_read),
         )  # fmt: skip
 
     def _one_row(

@@ -2,8 +2,8 @@
 
 B rows, D width
 
-A graph is captured for each number of rows, and for each range of lengths that divides the attention differently. It
-does not depend on a cache: the kernels read the cache's address from memory.
+A graph is captured for each number of rows. It depends neither on lengths nor on a cache: the kernels read positions
+and the cache's address from memory.
 """
 
 from __future__ import annotations
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 64
 """With more rows the products are too large for a step to be limited by launches."""
-
-SLOT_RANGES = (1024, 8192, 1 << 30)
-"""Lengths up to which a graph is used."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class GraphDecodeStep:
     def __init__(self, decoder: Decoder):
         self._decoder = decoder
         self._fused: FusedStep | None = None
-        self._graphs: dict[tuple[int, int], CapturedStep] = {}
+        self._graphs: dict[int, CapturedStep] = {}
         self._addresses: dict[tuple[int, ...], Tensor] = {}
         self._lock = threading.Lock()
 
@@ -66,20 +63,19 @@ class GraphDecodeStep:
         with self._lock:
             if self._fused is None or not self._fused.is_current():
                 self._fused, self._graphs = FusedStep(self._decoder), {}
-            step = self._captured(len(embeds), cache.limit or cache.keys.shape[3])
+            step = self._captured(len(embeds))
             step.embeds.copy_(embeds[:, 0])
             step.positions.copy_(positions[:, 0].expand(len(embeds)))
             step.cache.address.copy_(self._address(cache))
             step.graph.replay()
             return step.hidden.clone()[:, None]
 
-    def _captured(self, rows: int, slots: int) -> CapturedStep:
-        """Return the graph for so many rows, the longest of which has `slots` tokens."""
-        limit = next(limit for limit in SLOT_RANGES if slots <= limit)
-        if (rows, limit) not in self._graphs:
+    def _captured(self, rows: int) -> CapturedStep:
+        """Return the graph for so many rows."""
+        if rows not in self._graphs:
             assert self._fused is not None
-            self._graphs[rows, limit] = capture(self._fused, rows, limit)
-        return self._graphs[rows, limit]
+            self._graphs[rows] = capture(self._fused, rows)
+        return self._graphs[rows]
 
     def _address(self, cache: KVCache) -> Tensor:
         """Return where `cache` is, on the GPU."""
@@ -93,14 +89,14 @@ class GraphDecodeStep:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def capture(step: FusedStep, rows: int, slots: int) -> CapturedStep:
-    """Capture `step` for `rows` rows of at most `slots` tokens."""
+def capture(step: FusedStep, rows: int) -> CapturedStep:
+    """Capture `step` for `rows` rows."""
     device, config = step.cos.device, step.config
     embeds = torch.zeros(rows, config.hidden_size, device=device, dtype=step.layers[0].input_norm.dtype)
     positions = torch.full((rows,), -1, device=device)  # nothing is written while the kernels are compiled
     address = torch.zeros(5, dtype=torch.int64, device=device)
     counters = torch.zeros(rows * config.num_key_value_heads, dtype=torch.int32, device=device)
-    cache = CacheView(address, slots, counters)
+    cache = CacheView(address, counters)
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -16,6 +16,11 @@ from torch import Tensor, nn
 class LinearGroup(Protocol):
     """Linears of the same input."""
 
+    @property
+    def first_read(self) -> Tensor | None:
+        """The tensor that the group reads first, for a kernel ahead of it to prefetch."""
+        ...
+
     def __call__(self, x: Tensor, following: LinearGroup | None = None) -> Tensor:
         """`x [M, K]` -> their outputs side by side, `[M, ΣN]`. `following` runs next, so its weights may be prefetched.
 
@@ -80,6 +85,10 @@ class DenseGroup:
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
 
+    @property
+    def first_read(self) -> Tensor:
+        return self.weights[0]
+
     def __call__(self, x: Tensor, following: LinearGroup | None = None) -> Tensor:
         from vila_core.ops.linear import linear  # needs Triton
 
@@ -100,6 +109,10 @@ class SeparateLinears:
     """Linears that do not run together: each module runs alone."""
 
     linears: tuple[nn.Module, ...]
+
+    @property
+    def first_read(self) -> None:
+        return None
 
     def __call__(self, x: Tensor, following: LinearGroup | None = None) -> Tensor:
         del following

@@ -12,7 +12,8 @@ slots, at most `splits`; a block serves all queries that share a key/value head.
 parts, in order, so results do not depend on timing. The block that has the last slots writes the new key and value.
 
 **Early launch.** Old keys and values of the first `BLOCK` slots are loaded before the wait for the kernel ahead, which
-computes the new token: slots below the position were written many kernels ago.
+computes the new token: slots below the position were written many kernels ago. Blocks without slots bring the weights
+of the next two products into L2 meanwhile.
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked. Compile-time constants are in capitals.
@@ -23,15 +24,20 @@ computes the new token: slots below the position were written many kernels ago.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.prefetch import prefetch_into_l2
 from vila_core.ops.support import launches_early
 
 BLOCK = 64
+WARPS = 4
+PREFETCHED_BYTES = 2 << 20
 HEAD_WIDTHS = (64, 128)
 MAX_SPLITS = 64
 LOG2_E = 1.4426950408889634
@@ -117,10 +123,11 @@ def _merge(
 @triton.jit
 def decode_attention_kernel(
     qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, address_pointer,
-    table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer,
-    qkv_stride, layer, outer_stride, head_stride, table_stride, page, window, kv_heads, scale,
+    table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer, next_pointer, after_pointer,
+    next_bytes, after_bytes, qkv_stride, layer, outer_stride, head_stride, table_stride, page, window, kv_heads, scale,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    PAGED: tl.constexpr, INDIRECT: tl.constexpr, PDL: tl.constexpr,
+    PAGED: tl.constexpr, INDIRECT: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr,
+    WARPS: tl.constexpr,
 ):  # fmt: skip
     """See the module. `scale` includes log2(e).
 
@@ -156,6 +163,12 @@ def decode_attention_kernel(
             gdc_wait()
         pointers = out_pointer + (first_head + query).to(tl.int64)[:, None] * WIDTH + whole[None, :]
         tl.store(pointers, tl.zeros([QUERIES, WIDTH], out_pointer.dtype.element_ty), mask=used[:, None])
+    if PREFETCH:
+        thread = tl.arange(0, 32 * WARPS)
+        number = (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) + 0 * thread.to(tl.int64)
+        idle = (thread == 0) & (split >= count)
+        prefetch_into_l2(next_pointer + number * next_bytes, next_bytes, idle, PDL)
+        prefetch_into_l2(after_pointer + number * after_bytes, after_bytes, idle, PDL)
     if split < count:
         first = start + split * share * BLOCK
         end = tl.minimum(first + share * BLOCK, position + 1)
@@ -218,11 +231,10 @@ def decode_attention_kernel(
                 tl.store(counters_pointer + tl.program_id(0), 0)
 
 
-def num_splits(rows: int, num_kv_heads: int, slots: int) -> int:
+def num_splits(rows: int, num_kv_heads: int) -> int:
     """Return into how many parts at most a row's slots are divided: as many as fill the GPU twice."""
     filling = max(1, 2 * MULTIPROCESSORS // (rows * num_kv_heads))
-    blocks = -(-slots // BLOCK)
-    return min(MAX_SPLITS, 1 << (min(filling, blocks) - 1).bit_length())
+    return min(MAX_SPLITS, 1 << (filling - 1).bit_length())
 
 
 def _launch(
@@ -238,9 +250,9 @@ def _launch(
     layer: int,
     strides: tuple[int, int],
     page: int,
-    slots: int,
     num_kv_heads: int,
     window: int,
+    following: Sequence[Tensor | None] = (),
 ) -> Tensor:
     rows, width = len(positions), 2 * cos.shape[-1]
     num_heads = qkv.shape[1] // width - 2 * num_kv_heads
@@ -249,19 +261,24 @@ def _launch(
     assert len(counters) >= rows * num_kv_heads
     assert not page or page % BLOCK == 0, f"pages of {page} slots; the kernel takes multiples of {BLOCK}"
     out = qkv.new_empty(rows, num_heads * width)
-    splits = num_splits(rows, num_kv_heads, slots)
+    splits = num_splits(rows, num_kv_heads)
     parts = qkv.new_empty(rows * num_heads * splits, width, dtype=torch.float32)
     sums = qkv.new_empty(rows * num_heads * splits, 2, dtype=torch.float32)
     pdl = launches_early(qkv.device)
+    weights = [weight for weight in following if weight is not None] if pdl else []
+    share = [min(PREFETCHED_BYTES, weight.nbytes) // (rows * num_kv_heads * splits) // 16 * 16 for weight in weights]
+    fetched = [weight.view(torch.uint8) for weight in weights] + [out, out]
     if rows:
         decode_attention_kernel[(rows * num_kv_heads, splits)](
             qkv, cos, sin, positions, *caches, positions if address is None else address,
             positions if table is None else table, parts, sums, counters, out,
-            qkv.stride(0), layer, *strides, 0 if table is None else table.stride(0), page, window, num_kv_heads,
+            *fetched[:2], *[*share, 0, 0][:2], qkv.stride(0), layer, *strides,
+            0 if table is None else table.stride(0), page, window, num_kv_heads,
             LOG2_E / width**0.5,
             GROUP=num_heads // num_kv_heads, QUERIES=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
             WIDTH=width, BLOCK=BLOCK, SPLITS=splits, PAGED=table is not None, INDIRECT=address is not None, PDL=pdl,
-            num_warps=4, num_stages=3, **({"launch_pdl": True} if pdl else {}),
+            PREFETCH=bool(weights), WARPS=WARPS,
+            num_warps=WARPS, num_stages=3, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return out
 
@@ -297,7 +314,7 @@ def decode_attention(
     return _launch(
         qkv, cos, sin, positions, (keys, values), None, table, counters, layer=0,
         strides=(keys.stride(0), keys.stride(1)), page=0 if table is None else keys.shape[2],
-        slots=keys.shape[2] * (1 if table is None else table.shape[1]), num_kv_heads=keys.shape[1], window=window,
+        num_kv_heads=keys.shape[1], window=window,
     )  # fmt: skip
 
 
@@ -326,9 +343,9 @@ def decode_attention_at(
     positions: Tensor,
     counters: Tensor,
     *,
-    slots: int,
     num_kv_heads: int,
     window: int = 0,
+    following: Sequence[Tensor | None] = (),
 ) -> Tensor:
     """`decode_attention` with one layer of a cache whose address the kernel reads from memory.
 
@@ -337,7 +354,6 @@ def decode_attention_at(
     Args:
         address: int64 `[5]` on the GPU.
         layer: index of the layer.
-        slots: how many slots the longest row may have; it decides the number of splits.
         num_kv_heads: H_kv.
         qkv: see `decode_attention`, as for the other arguments.
         cos: by position.
@@ -345,10 +361,11 @@ def decode_attention_at(
         positions: of the new tokens.
         counters: zeros.
         window: how many tokens back a token sees.
+        following: what the next two products read first.
     """
     return _launch(
         qkv, cos, sin, positions, (qkv, qkv), address, None, counters, layer=layer, strides=(0, 0), page=0,
-        slots=slots, num_kv_heads=num_kv_heads, window=window,
+        num_kv_heads=num_kv_heads, window=window, following=following,
     )  # fmt: skip
 
 

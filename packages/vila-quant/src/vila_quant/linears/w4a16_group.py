@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vila_core.language.linear_groups import DenseGroup, LinearGroup, UnfinishedNorm
+from vila_core.language.linear_groups import LinearGroup, UnfinishedNorm
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, normed, swiglu
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
@@ -26,6 +26,10 @@ class W4A16Group:
 
     weight: W4Weight
     bias: Tensor | None
+
+    @property
+    def first_read(self) -> Tensor:
+        return self.weight.packed
 
     @classmethod
     def of(cls, linears: Sequence[GroupwiseLinear]) -> W4A16Group | None:
@@ -82,10 +86,7 @@ class W4A16Group:
 
 
 def _first_read(following: LinearGroup | None) -> Tensor | None:
-    """Return the weight that the group reads first."""
-    if isinstance(following, W4A16Group):
-        return following.weight.packed
-    return following.weights[0] if isinstance(following, DenseGroup) else None
+    return None if following is None else following.first_read
 
 
 def _joined_bias(linears: Sequence[GroupwiseLinear]) -> Tensor | None:

@@ -34,11 +34,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.prefetch import prefetch_into_l2
 from vila_quant.kernels.cuda.w4a16.fragments import (
     load_words,
     mma,
     multiply_add_halves,
-    prefetch_into_l2,
     stream_word_pair,
     stream_words,
     sum_over_warps,
@@ -71,7 +71,7 @@ class DecodeConfig:
 class Normed:
     """The input of a linear is `h · weight`, and is still to be multiplied by `scale / sqrt(mean(h²) + eps)`.
 
-    `squares` are parts of the sum of h², one for each block of the kernel that computed h. Since the linear is linear,
+    `squares` are parts of the sum of h², one for each 16 elements. Since the linear is linear,
     the factor is applied to its result, and the norm takes no kernel of its own.
     """
 
@@ -93,9 +93,9 @@ class Adding:
     squares: Tensor
 
 
-def num_blocks(packed: Tensor, config: DecodeConfig) -> int:
+def num_parts(packed: Tensor) -> int:
     """Return how many parts `Adding.squares` has."""
-    return packed.shape[0] * 2 // config.tiles
+    return packed.shape[0] * 2
 
 
 @triton.jit
@@ -153,6 +153,13 @@ def _offset_bf16(word):
 @triton.jit
 def _scale(word):
     return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _sum_over_lanes(values, WARPS: tl.constexpr):
+    """Return, in every thread, the sum of the values of its warp."""
+    total = tl.sum(tl.reshape(values, (WARPS, 32)), axis=1)
+    return tl.reshape(tl.broadcast_to(total[:, None], (WARPS, 32)), (32 * WARPS,))
 
 
 @triton.jit
@@ -263,7 +270,7 @@ def decode_kernel(
     """See the module. `x_pointer` and `x_stride` count words of two numbers; `ROUNDS · SLOTS · WARPS` units cover K.
 
     `next_bytes`: how much of the next weight each of the last `PREFETCHING_BLOCKS` blocks fetches. ADDS and PARTIALS
-    (a power of two that holds `partials`, or 0): see `Adding` and `Normed`.
+    (a 32nd of `partials`, rounded up, or 0): see `Adding` and `Normed`.
     """
     dtype: tl.constexpr = y_pointer.dtype.element_ty
     KEPT: tl.constexpr = 2 if ONE_TOKEN else 4
@@ -301,14 +308,15 @@ def decode_kernel(
         norm_weight = tl.load(norm_pointer + place, mask=is_kept, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
-    if PARTIALS:
-        part = tl.arange(0, PARTIALS)
-        squares = tl.load(squares_pointer + part, mask=part < partials, other=0.0)
     x = ()
     for slot in tl.static_range(AHEAD):
         x = x + (_load_tokens(x_pointer, unit + slot * WARPS, units, lane, tokens, x_stride, COLUMNS, INLINE),)
     if PDL:
         gdc_launch_dependents()
+    squares = tl.zeros([32 * WARPS], tl.float32)
+    for part in tl.static_range(PARTIALS):  # every warp adds up all parts, which needs no barrier
+        place = part * 32 + lane
+        squares += tl.load(squares_pointer + place, mask=place < partials, other=0.0)
     sums = ()
     for _ in tl.static_range(TILES * COLUMNS * KEPT):
         sums = sums + (tl.zeros([32 * WARPS], tl.float32),)
@@ -348,9 +356,10 @@ def decode_kernel(
     PARTS: tl.constexpr = 2 if SWIGLU else 1
     RESULTS: tl.constexpr = COUNT // PARTS // WARPS if COUNT // PARTS > WARPS else 1
     results = sum_over_warps(sums, COUNT, WARPS, PARTS, INLINE)
+    warp = thread >> 5
     inverse = 1.0
     if PARTIALS:
-        inverse = norm_scale * tl.rsqrt(tl.sum(squares, axis=0) / (units * 128) + eps)
+        inverse = norm_scale * tl.rsqrt(_sum_over_lanes(squares, WARPS) / (units * 128) + eps)
     for result in tl.static_range(RESULTS):
         value = (thread >> 5) + result * WARPS
         if ONE_TOKEN:
@@ -372,7 +381,8 @@ def decode_kernel(
             total = (y.to(dtype).to(tl.float32) + residual).to(dtype)
             y = total.to(tl.float32)
             tl.store(scaled_pointer + output, (y * norm_weight).to(dtype), mask=mask)
-            tl.store(squares_pointer + block, tl.sum(tl.where(mask, y * y, 0.0), axis=0))
+            square = _sum_over_lanes(tl.where(mask, y * y, 0.0), WARPS)
+            tl.store(squares_pointer + block * TILES + warp, square, mask=(lane == 0) & (warp < TILES))
         tl.store(y_pointer + token.to(tl.int64) * y_stride + output, y.to(dtype), mask=mask)
 
 
@@ -420,9 +430,9 @@ def decode(
     assert y.stride(1) == 1
     assert y.dtype == x.dtype
     assert tokens == 1 or (normed is None and adding is None)
-    grid = num_blocks(packed, config)
+    grid = blocks * 2 // config.tiles
     if adding is not None:
-        assert len(adding.squares) == grid
+        assert len(adding.squares) == num_parts(packed)
         assert adding.residual.is_contiguous()
         assert not swiglu
     squares = y if adding is None else adding.squares
@@ -442,7 +452,7 @@ def decode(
         COLUMNS=1 if tokens <= 8 else 2,
         TILES=config.tiles, WARPS=config.warps, SLOTS=config.slots, AHEAD=min(config.ahead, config.slots),
         CHAINS=config.chains, ROUNDS=triton.cdiv(units, config.slots * config.warps), SWIGLU=swiglu,
-        ADDS=adding is not None, PARTIALS=0 if normed is None else triton.next_power_of_2(len(normed.squares)), PDL=pdl,
+        ADDS=adding is not None, PARTIALS=0 if normed is None else triton.cdiv(len(normed.squares), 32), PDL=pdl,
         PREFETCH=prefetching, INLINE=inline,
         num_warps=config.warps, num_stages=1, **options,
     )  # fmt: skip

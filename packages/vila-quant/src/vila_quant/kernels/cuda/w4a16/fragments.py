@@ -72,20 +72,6 @@ def stream_word_pair(pointer, valid, INLINE: tl.constexpr):
 
 
 @triton.jit
-def prefetch_into_l2(pointer, bytes, chosen, INLINE: tl.constexpr):
-    """Ask for `bytes` (a multiple of 16) at `pointer` to be brought into L2; each `chosen` thread does."""
-    if INLINE:
-        tl.inline_asm_elementwise(
-            "{ .reg .pred p; setp.ne.b32 p, $2, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
-            "=&r,l,r",
-            [pointer, tl.where(chosen, bytes, 0)],
-            dtype=tl.int32,
-            is_pure=False,
-            pack=1,
-        )
-
-
-@triton.jit
 def take_bits(word, mask: tl.constexpr, others: tl.constexpr, INLINE: tl.constexpr):
     """`(word & mask) | others`, one instruction."""
     if INLINE:

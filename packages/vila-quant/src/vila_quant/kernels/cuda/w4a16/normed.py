@@ -15,7 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vila_quant.kernels.cuda.w4a16.decode import Adding, DecodeConfig, Normed, decode, num_blocks
+from vila_quant.kernels.cuda.w4a16.decode import Adding, DecodeConfig, Normed, decode, num_parts
 from vila_quant.kernels.cuda.w4a16.dispatch import choose, launches_early
 
 
@@ -29,7 +29,7 @@ def _config(outputs: int, inputs: int, device: torch.device) -> DecodeConfig:
 def add(
     x: Tensor, packed: Tensor, residual: Tensor, norm_weight: Tensor, group_size: int, next_packed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `h = residual + x Wᵀ` `[1, N]`, `h · norm_weight` `[1, N]` and parts of the sum of h² `[blocks]`.
+    """Return `h = residual + x Wᵀ` `[1, N]`, `h · norm_weight` `[1, N]` and parts of the sum of h² `[N / 16]`.
 
     Args:
         x: `[1, K]` contiguous, K a multiple of 128.
@@ -41,7 +41,7 @@ def add(
     """
     config = _config(residual.shape[1], x.shape[1], x.device)
     h, scaled = torch.empty_like(residual), torch.empty_like(residual)
-    squares = x.new_empty(num_blocks(packed, config), dtype=torch.float32)
+    squares = x.new_empty(num_parts(packed), dtype=torch.float32)
     adding = Adding(residual, norm_weight, scaled, squares)
     pdl = launches_early(x.device)
     decode(x, packed, None, h, group_size, config, next_packed=next_packed, adding=adding, pdl=pdl)
@@ -53,8 +53,7 @@ def _(
     x: Tensor, packed: Tensor, residual: Tensor, norm_weight: Tensor, group_size: int, next_packed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     del norm_weight, group_size, next_packed
-    parts = num_blocks(packed, _config(residual.shape[1], x.shape[1], x.device))
-    return torch.empty_like(residual), torch.empty_like(residual), x.new_empty(parts, dtype=torch.float32)
+    return torch.empty_like(residual), torch.empty_like(residual), x.new_empty(num_parts(packed), dtype=torch.float32)
 
 
 @torch.library.custom_op("vila_quant::w4a16_normed", mutates_args=(), device_types="cuda")
