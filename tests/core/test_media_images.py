@@ -5,8 +5,11 @@ import io
 import os
 import socket
 import struct
+import tracemalloc
+import urllib.parse
 import warnings
 import zlib
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -395,6 +398,77 @@ def test_bad_data_uris(uri):
 def test_data_uri_with_line_breaks_and_parameters():
     text = base64.encodebytes(encode(PIL.Image.fromarray(picture(20, 20)))).decode()
     assert Image(f"DATA:image/png;name=a.png;base64,{text}").load().size == (20, 20)
+
+
+def test_data_uri_with_escaped_base64():
+    data = encode(PIL.Image.fromarray(picture(20, 20)))
+    text = base64.b64encode(data).decode()
+    assert "+" in text
+    assert "/" in text
+    for escaped in (urllib.parse.quote(text, safe=""), text.replace("+", "%2b").replace("/", "%2f") + "%0d%0A"):
+        assert Image(f"data:image/png;base64,{escaped}").load().size == (20, 20)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:" + ";" * 50_000_000,
+        "data:image/png;" + "a=b;" * 10_000_000 + "base64,aGVsbG8=",
+        "data:image/png;base64," + "a " * 40_000_000,
+        "data:image/png;base64," + "%41" * 20_000_000,
+        "data:image/png;base64," + "\u2028" * 1000,
+        "data:image/png;base64," + "\ud800" * 10,
+        "data:image/png;base64,%",
+        "data:image/png;base64,   ",
+    ],
+    ids=lambda uri: repr(uri[:30]),
+)
+def test_hostile_data_uris_take_little_memory(uri):
+    tracemalloc.start()
+    try:
+        assert "data:" in message(uri)
+        assert tracemalloc.get_traced_memory()[1] < 400_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "\ud800.png", "a" * 5000, "x/" * 3000, "\x1b[31m.png", " "])
+def test_impossible_paths(name, tmp_path):
+    for source in (name, os.path.join(tmp_path, name)):
+        for load in (Image(source).load, open_media(source).load, partial(Video(source).load, 2)):
+            with pytest.raises(MediaError) as error:
+                load()
+            assert str(error.value).isprintable()
+
+
+def test_a_path_of_bytes_is_a_path(tmp_path):
+    class Path:
+        def __fspath__(self):
+            return os.fsencode(tmp_path / "a.png")
+
+    (tmp_path / "a.png").write_bytes(encode(PIL.Image.fromarray(picture(20, 20))))
+    assert Image(Path()).load().size == (20, 20)
+    assert open_media(Path()).load().size == (20, 20)
+
+
+def test_a_file_that_becomes_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    status = os.stat(path)
+    path.unlink()
+    os.mkfifo(path)
+    real = os.stat
+    monkeypatch.setattr(os, "stat", lambda name, **more: status if str(name) == str(path) else real(name, **more))
+    assert "pipe" in message(path)
+    open_media(path)
+
+
+def test_a_sparse_terabyte_is_not_read(tmp_path):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.truncate(1 << 40)
+    assert "more than the limit" in message(tmp_path / "a.png")
+    with pytest.raises(MediaError, match="more than the limit"):
+        Video(tmp_path / "a.png").load(2)
 
 
 def test_urls_can_be_disabled():

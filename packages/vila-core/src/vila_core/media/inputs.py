@@ -3,6 +3,7 @@
 import operator
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Union
 from vila_core.display.html import show
 from vila_core.display.media import FRAMES, film_strip, image_html, video_html
 from vila_core.errors import MediaError
+from vila_core.input_files import Content, open_input
 from vila_core.media.images import convert_array, convert_image, decode_image
 from vila_core.media.limits import MediaLimits
 from vila_core.media.signatures import HEAD_BYTES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Kind, kind_of
@@ -212,24 +214,22 @@ def open_media(source: ByteSource) -> Media:
     """
     if isinstance(source, bytes):
         return Video(source) if kind_of(source[:HEAD_BYTES]) == "Video" else Image(source)
-    text = os.fspath(source)
+    text = os.fsdecode(source)
     if is_data_uri(text):
         return Video(text) if text[:11].lower() == "data:video/" else Image(text)
     path = re.split("[?#]", text)[0] if is_url(text) else text
-    kind = None if is_url(text) else _kind_of_file(source)
+    kind = None if is_url(text) else _kind_of_file(text)
     if kind is None:
         kind = "Video" if path.lower().endswith(VIDEO_SUFFIXES) or _is_folder(text) else "Image"
     return Video(source) if kind == "Video" else Image(source)
 
 
-def _kind_of_file(path: str | os.PathLike[str]) -> Kind | None:
+def _kind_of_file(path: str) -> Kind | None:
     """Return the kind of a file by its content; None if it cannot be read or is neither."""
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait
-            return None
-        with open(path, "rb") as file:
+        with open_input(path, max_bytes=sys.maxsize, error=MediaError, content=Content.ANY) as file:
             return kind_of(file.read(HEAD_BYTES))
-    except (OSError, ValueError):
+    except (OSError, MediaError):
         return None
 
 

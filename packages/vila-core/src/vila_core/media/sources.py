@@ -6,10 +6,10 @@ import io
 import os
 import re
 import stat
-from pathlib import Path
 from typing import IO
 
 from vila_core.errors import MediaError
+from vila_core.input_files import Content, open_input
 from vila_core.media.limits import MediaLimits
 from vila_core.media.signatures import Kind
 from vila_core.media.urls import shorten_url
@@ -18,6 +18,9 @@ ByteSource = str | os.PathLike[str] | bytes
 
 _URL_START = re.compile(r"\s*[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _DATA_START = re.compile(r"data:", re.IGNORECASE)
+_MAX_HEADER = 1000
+"""Characters of a `data:` URI before its comma."""
+_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
 _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
     "Image": (
         "image/png",
@@ -28,6 +31,9 @@ _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
         "image/bmp",
         "image/tiff",
         "image/avif",
+        "image/heic",
+        "image/heif",
+        "image/x-portable-pixmap",
     ),
     "Video": (
         "video/mp4",
@@ -36,6 +42,12 @@ _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
         "video/x-matroska",
         "video/x-msvideo",
         "video/mpeg",
+        "video/mp2t",
+        "video/3gpp",
+        "video/ogg",
+        "video/x-flv",
+        "video/x-m4v",
+        "video/x-ms-wmv",
         "image/gif",
     ),
 }
@@ -107,7 +119,8 @@ def _open_path(source: str | os.PathLike[str], kind: Kind, name: str, limit: int
         if not stat.S_ISREG(status.st_mode):  # opening a pipe or device could block or have side effects
             raise MediaError(f"{name} is a device, pipe or socket, not a file. Save it to a file, or pass its bytes.")
         _check_bytes(status.st_size, name, limit, field)
-        return Path(source).open("rb")
+        # Not a pipe or another file by now? It is opened without waiting, and checked again.
+        return open_input(os.fsdecode(source), max_bytes=limit, error=MediaError, advice="", content=Content.ANY)
     except FileNotFoundError:
         raise MediaError(f"{name} does not exist. Check the path.") from None
     except PermissionError:
@@ -120,15 +133,19 @@ def _open_path(source: str | os.PathLike[str], kind: Kind, name: str, limit: int
 
 def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) -> bytes:
     """Return the bytes of a base64 `data:` URI (RFC 2397). Its media type must match `kind`."""
-    header, comma, text = uri.partition(",")
+    end = uri.find(",", 0, _MAX_HEADER)
+    header, text = (uri[:end], uri[end + 1 :]) if end >= 0 else (uri[:_MAX_HEADER], "")
     media_type, *parameters = header[len("data:") :].lower().split(";")
     known = ", ".join(_DATA_TYPES[kind])
-    if not comma or not parameters or parameters[-1].strip() != "base64":
+    if end < 0 or not parameters or parameters[-1].strip() != "base64":
         raise MediaError(f"{name}: a data: URI must have the form data:<type>;base64,<text>.")
     if media_type.strip() not in _DATA_TYPES[kind]:
         raise MediaError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
+    if "%" in text:  # a program that builds URLs escapes + / = and line ends
+        for escape, character in _ESCAPES.items():
+            text = text.replace(escape, character).replace(escape.lower(), character)
     _check_bytes(len(text) * 3 // 4, name, limit, field)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
     except (binascii.Error, ValueError):
         raise MediaError(f"{name}: the text after the comma is not valid base64. Check that it is complete.") from None
