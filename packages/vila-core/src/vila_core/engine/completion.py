@@ -78,6 +78,6 @@ class Completion:
         seconds = timings.preprocess + timings.encode + timings.prefill + timings.decode
         return (
             f"{usage.prompt_tokens:,} prompt tokens{media}",
-            f"{usage.completion_tokens:,} answer tokens",
+            f"{usage.completion_tokens:,} answer token{'s'[: usage.completion_tokens != 1]}",
             f"{seconds:.2f} s",
         )
