@@ -550,3 +550,62 @@ def test_exif_orientation_in_every_format(format, orientation):
 def test_the_kind_of_bytes_is_that_of_their_content():
     for format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP", "PPM", "AVIF"):
         assert isinstance(open_media(saved(picture(), format)), Image), format
+
+
+# ------------------------------------------------------------------------------------------------ slow files
+
+
+def progressive(scans):
+    plain = saved(np.zeros((1000, 1000, 3), np.uint8), "JPEG", progressive=True)
+    last = plain[plain.rindex(b"\xff\xda") : -2]
+    return plain[:-2] + last * scans + plain[-2:]
+
+
+def jpeg_with(segment, count):
+    plain = saved(picture(), "JPEG", quality=95)
+    return plain[:2] + segment * count + plain[2:]
+
+
+SEGMENTS = {
+    "EXIF": b"\xff\xe1\xff\xffExif\0\0" + b"x" * 65527,
+    "profile": b"\xff\xe2\xff\xffICC_PROFILE\0\1\1" + b"x" * 65519,
+    "Photoshop": b"\xff\xed\xff\xffPhotoshop 3.0\0" + b"x" * 65519,
+    "comment": b"\xff\xfe\xff\xff" + b"x" * 65533,
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_segments_of_any_size_change_nothing(name):
+    expected = np.asarray(Image(saved(picture(), "JPEG", quality=95)).load())
+    assert (np.asarray(Image(jpeg_with(SEGMENTS[name], 300)).load()) == expected).all()
+
+
+def test_progressive_pictures_are_read_and_thousands_of_scans_refused():
+    assert Image(progressive(0)).load().size == (1000, 1000)
+    assert "progressive scans" in message(progressive(3000))
+
+
+def run_length_bmp(width, height, data):
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 0, 0)
+    palette = bytes(1024)
+    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + header + palette + data
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"P5" + b" " * 10_000_000, "header is damaged"),
+        (b"P6 1" + b" " * 10_000_000, "header is damaged"),
+        (b"P6 #" + b"c" * 10_000_000, "header is damaged"),
+        (b"P5 " + b"1" * 10_000_000 + b" 3 255 ", "header is damaged"),
+        (b"P3 5000 5000 255 " + b"1 " * 5_000_000, "pixels written as text"),
+        (run_length_bmp(30_000, 3_000, b"\0\2\xff\xff" * 10), "run-length encoded"),
+        (run_length_bmp(30_000, -3_000, b"\0\0" * 100), "run-length encoded"),
+    ],
+)
+def test_files_that_take_minutes_are_refused(data, words):
+    assert words in message(data)
+
+
+def test_comments_in_a_portable_header_are_skipped():
+    assert Image(b"P2 # a comment\n# another\n 2 1\n255\n10 20").load().getpixel((1, 0)) == (20, 20, 20)

@@ -470,10 +470,10 @@ def with_matrix(data, a, b, c, d):
 @pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
 def test_all_eight_orientations_are_shown_as_players_show_them(matrix):
     a, b, c, d = matrix
-    data = draw_video(2000, size=(64, 48), rate=1000, g=2000)
-    stored = np.asarray(Video(data).load(1).frames[0].convert("L"))
+    data = draw_video(8)
+    stored = np.asarray(Video(data).load(8).frames[7].convert("L"))  # 7 is three white blocks in a row
     data = with_matrix(data, a, b, c, d)
-    shown = np.asarray(Video(data).load(1).frames[0].convert("L"))
+    shown = np.asarray(Video(data).load(8).frames[7].convert("L"))
     y, x = np.mgrid[: stored.shape[0], : stored.shape[1]]
     right, down = a * x + c * y, b * x + d * y
     right, down = right - right.min(), down - down.min()
@@ -576,3 +576,32 @@ def test_a_blu_ray_stream_has_four_more_bytes_per_packet(tmp_path):
     packets = b"".join(b"\0\0\0\0" + plain[at : at + 188] for at in range(0, len(plain), 188))
     assert isinstance(open_media(packets), Video)
     assert seen(Video(packets).load(2).frames) == [0, 9]
+
+
+# ------------------------------------------------------------------------------------------------ bombs
+
+
+def empty_gif(width, height, frames):
+    """A GIF of identical frames in 23 bytes each."""
+    start = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\0\0\0\xff\xff\xff"
+    frame = b"!\xf9\4\0\n\0\0\0," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\2\2\x44\1\0"
+    return start + frame * frames + b";"
+
+
+@pytest.mark.parametrize(("size", "frames"), [((9000, 9000), 200), ((1000, 1000), 5000)])
+def test_small_files_that_decode_to_gigabytes_are_refused(size, frames):
+    assert "max_pixels_per_byte" in message(empty_gif(*size, frames))
+    allowed = MediaLimits(max_pixels_per_byte=10**9)
+    assert Video(empty_gif(100, 100, 300)).load(2, limits=allowed).frames[0].size == (100, 100)
+
+
+def test_a_still_screen_is_no_bomb():
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        frame = av.VideoFrame.from_image(PIL.Image.new("RGB", (1920, 1080), "white"))
+        for _ in range(90):
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert len(Video(file.getvalue()).load(8).frames) == 8

@@ -3,14 +3,16 @@
 Dimensions: H, W height and width in pixels.
 """
 
+import os
+import re
 import struct
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
 from vila_core.errors import MediaError
+from vila_core.media import jpeg, png
 from vila_core.media.limits import MediaLimits
 from vila_core.media.orientation import ORIENTATION_TAG, orient
-from vila_core.media.png import without_metadata
 from vila_core.media.signatures import HEAD_BYTES, describe_content, is_avif, is_heif
 
 if TYPE_CHECKING:
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     import PIL.ImageFile
 
 FORMATS = "PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, AVIF"
+MAX_PLAIN_BYTES = 8_000_000
+"""PBM, PGM and PPM files in text form: Pillow reads about 1 MB per second."""
+PORTABLE_HEADER_BYTES = 4096
+PORTABLE_HEADER = re.compile(rb"P[1-6](?:(?:\s|#[^\n]*\n)+\d{1,9}){2}")
+"""The start of a PBM, PGM or PPM file: width and height, after spaces and comments."""
+MAX_RUN_LENGTH_PIXELS = 20_000_000
 # Exceptions that Pillow's decoders raise for damaged data. Their text may contain memory addresses, so it is not shown.
 _DAMAGED = (
     OSError,
@@ -52,7 +60,8 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
             "PIL.Image.open(…) of it."
         )
     try:
-        image = _open_header(head, file)
+        _refuse_slow_files(head, file, name)
+        image = _open_header(head, file, name)
     except (*_DAMAGED, DecompressionBombError):
         raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from None
     if image is None:
@@ -60,7 +69,30 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
     return orient(convert_image(image, name, limits), _read_orientation(image))
 
 
-def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | None":
+def _refuse_slow_files(head: bytes, file: IO[bytes], name: str) -> None:
+    """Raise `MediaError` for large files of the formats that Pillow decodes byte by byte in Python."""
+    if re.match(rb"P[1-6]", head):
+        start = file.read(PORTABLE_HEADER_BYTES)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        if not PORTABLE_HEADER.match(start):
+            raise MediaError(f"{name}: the header is damaged. Check that the file is complete.")
+        if head[:2] in (b"P1", b"P2", b"P3") and size > MAX_PLAIN_BYTES:
+            raise MediaError(
+                f"{name} has pixels written as text, {size:,} bytes of them; the limit is {MAX_PLAIN_BYTES:,}. "
+                "Save it as PNG."
+            )
+    if head[:2] == b"BM" and len(head) >= 34:
+        width, height = struct.unpack_from("<ii", head, 18)
+        compression = int.from_bytes(head[30:34], "little")
+        if compression in (1, 2) and abs(width * height) > MAX_RUN_LENGTH_PIXELS:
+            raise MediaError(
+                f"{name} is a run-length encoded BMP with {abs(width * height):,} pixels; the limit is "
+                f"{MAX_RUN_LENGTH_PIXELS:,}. Save it as PNG."
+            )
+
+
+def _open_header(head: bytes, file: IO[bytes], name: str) -> "PIL.ImageFile.ImageFile | None":
     """Parse the header with the Pillow plugin that matches the first bytes.
 
     `PIL.Image.open` is not used because its size limit is global, and ours is a parameter.
@@ -74,8 +106,8 @@ def _open_header(head: bytes, file: IO[bytes]) -> "PIL.ImageFile.ImageFile | Non
     from PIL.WebPImagePlugin import WebPImageFile
 
     signatures: tuple[tuple[tuple[bytes, ...], Callable[[IO[bytes]], PIL.ImageFile.ImageFile]], ...] = (
-        ((b"\x89PNG\r\n\x1a\n",), lambda png: PngImageFile(without_metadata(png))),
-        ((b"\xff\xd8\xff",), JpegImageFile),
+        ((b"\x89PNG\r\n\x1a\n",), lambda file: PngImageFile(png.without_metadata(file))),
+        ((b"\xff\xd8\xff",), lambda file: JpegImageFile(jpeg.without_metadata(file, name))),
         ((b"GIF87a", b"GIF89a"), GifImageFile),
         ((b"BM",), BmpImageFile),
         ((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"), TiffImageFile),

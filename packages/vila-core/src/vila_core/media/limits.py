@@ -49,6 +49,8 @@ class MediaLimits(Config):
         max_frames: frames sampled from one video, or given as a list.
         max_video_pixels: width x height x sampled frames, which bounds the memory of a decoded video (3 bytes per
             pixel).
+        max_pixels_per_byte: pixels that a video may decode to per byte of its file, beyond `max_video_pixels`. It stops
+            files of a few kilobytes that take minutes and gigabytes; screen recordings have at most a few hundred.
         fetch: policy for https URLs; None refuses all URLs.
     """
 
@@ -58,4 +60,5 @@ class MediaLimits(Config):
     max_video_seconds: PositiveFloat = 4 * 3600.0
     max_frames: PositiveInt = 4096
     max_video_pixels: PositiveInt = 2_000_000_000
+    max_pixels_per_byte: PositiveInt = 2_000
     fetch: FetchPolicy | None = FetchPolicy()

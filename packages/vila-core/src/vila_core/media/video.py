@@ -6,6 +6,7 @@ decoded.
 """
 
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out.mp4)."
+
+
+SMALL_VIDEO_PIXELS = 200_000_000
+"""Sampled pixels that any file may have: 600 MB."""
+SMALLEST_FRAME = 10_000
+"""Pixels that the smallest frame counts as, for the time that every frame takes."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +132,8 @@ class _Reader:
         self.file = file
         self.name = name
         self.limits = limits
+        size = file.seek(0, os.SEEK_END)
+        self.work_left = limits.max_video_pixels + limits.max_pixels_per_byte * size
         self.open()
 
     def open(self) -> None:
@@ -221,8 +230,19 @@ class _Reader:
             indices = sample_times(self.times(timeline), duration, num_frames, fps)
         else:
             indices = sample_indices(timeline.total, num_frames, rate, fps)
-        check_frames(len(indices), len(set(indices)) * self.codec.width * self.codec.height, self.name, self.limits)
+        pixels = len(set(indices)) * self.codec.width * self.codec.height
+        check_frames(len(indices), pixels, self.name, self.limits)
+        self.check_sampled_pixels(pixels)
         return indices
+
+    def check_sampled_pixels(self, pixels: int) -> None:
+        """Raise `MediaError` if the frames of a small file would take very much memory."""
+        size = self.file.seek(0, os.SEEK_END)
+        if pixels > max(SMALL_VIDEO_PIXELS, self.limits.max_pixels_per_byte * size):
+            raise MediaError(
+                f"{self.name}: the sampled frames have {pixels:,} pixels in total, too many for a video of "
+                f"{size:,} bytes. Sample fewer frames, or raise the limit with MediaLimits(max_pixels_per_byte=…)."
+            )
 
     def rate(self, timeline: _Timeline) -> float:
         """Return the frame rate of the container, or of the timestamps if they contradict it. 0 if unknown."""
@@ -305,9 +325,21 @@ class _Reader:
             self.container.seek(start, stream=self.stream, backward=True, any_frame=False)
         for packet in self.packets():
             try:
-                yield from packet.decode()
+                for frame in packet.decode():
+                    self.count_work(frame.width * frame.height)
+                    yield frame
             except FFmpegError:
                 continue
+
+    def count_work(self, pixels: int) -> None:
+        """Count the pixels of a decoded frame. Raises `MediaError` if a small file takes very much decoding."""
+        self.work_left -= max(pixels, SMALLEST_FRAME)
+        if self.work_left < 0:
+            raise MediaError(
+                f"{self.name} decodes to more pixels than a video of its size should, over "
+                f"{self.limits.max_pixels_per_byte:,} per byte. Encode it again, sample fewer frames, or raise the "
+                "limit with MediaLimits(max_pixels_per_byte=…)."
+            )
 
     def packets(self) -> "Iterator[av.Packet[VideoStream]]":
         """Yield packets up to the end, or to where the file is truncated."""
