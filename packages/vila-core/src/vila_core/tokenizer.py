@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN, ChatTemplate, Turn
 from vila_core.errors import CheckpointError, PromptError
+from vila_core.tokenizer_folder import tokenizer_config, tokenizer_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,15 +39,19 @@ class Tokenizer:
                 f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there."
             )
         try:
-            hf = AutoTokenizer.from_pretrained(
-                path,
-                padding_side="right",
-                use_fast=True,
-                legacy=False,
-                local_files_only=True,
-                trust_remote_code=False,
-                clean_up_tokenization_spaces=False,
-            )
+            with tokenizer_folder(path) as folder:
+                hf = AutoTokenizer.from_pretrained(
+                    folder,
+                    config=tokenizer_config(path),
+                    padding_side="right",
+                    use_fast=True,
+                    legacy=False,
+                    local_files_only=True,
+                    trust_remote_code=False,
+                    clean_up_tokenization_spaces=False,
+                )
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises many types for a damaged file
             raise CheckpointError(f"The tokenizer in '{path}' cannot be read: {error}") from error
         return cls(hf)

@@ -6,19 +6,7 @@ from typing import cast
 from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.errors import CheckpointError
 from vila_core.input_files import read_input_text
-
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-
-TOKENIZER_FILES = (
-    *VOCABULARIES,
-    "merges.txt",
-    "added_tokens.json",
-    "special_tokens_map.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""All files that a transformers tokenizer may have; none is code."""
+from vila_core.tokenizer_folder import VOCABULARIES
 
 _MAX_TEMPLATE_BYTES = 1_000_000
 

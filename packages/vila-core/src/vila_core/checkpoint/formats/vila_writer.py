@@ -10,7 +10,6 @@ from vila_core.checkpoint.configs.language import read_language_config, write_la
 from vila_core.checkpoint.configs.towers import read_pixel_config, write_pixel_config, write_tower_config
 from vila_core.checkpoint.formats.chat_template_file import unwrap_template
 from vila_core.checkpoint.formats.model_card import copy_license_files
-from vila_core.checkpoint.formats.tokenizer_files import TOKENIZER_FILES
 from vila_core.checkpoint.json_files import MAX_JSON_BYTES, Section, read_json
 from vila_core.checkpoint.new_folder import new_folder, write_json
 from vila_core.checkpoint.tensors.headers import TensorEntry
@@ -18,6 +17,7 @@ from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError
 from vila_core.input_files import Content, copy_input, read_input_text
+from vila_core.tokenizer_folder import TOKENIZER_FILES
 
 PARTS = ("llm", "vision_tower", "mm_projector")
 

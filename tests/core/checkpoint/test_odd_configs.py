@@ -1,0 +1,136 @@
+"""Configs of language models with odd but readable values: the tokenizer is loaded without them (F15, F17)."""
+
+import codecs
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import vila_core as vila
+from vila_core.checkpoint import open_checkpoint
+from vila_core.errors import CheckpointError
+from vila_core.tokenizer import Tokenizer
+
+Make = Callable[..., Path]
+Edit = Callable[..., None]
+
+ODD: dict[str, object] = {
+    "max_window_layers": None,
+    "tie_word_embeddings": None,
+    "initializer_range": 1,
+    "torch_dtype": "torch.float16",
+    "dtype": "no such type",
+    "use_cache": None,
+    "attention_dropout": None,
+    "use_sliding_window": None,
+    "rope_theta": 1000000,
+    "rms_norm_eps": 1,
+    "eos_token_id": [2, 3],
+    "bos_token_id": "one",
+    "pad_token_id": 10**9,
+    "head_dim": None,
+    "layer_types": None,
+    "hidden_act": None,
+    "num_labels": 10**12,
+    "id2label": "none",
+    "problem_type": "guessing",
+    "architectures": "Qwen2ForCausalLM",
+    "is_encoder_decoder": "no",
+    "transformers_version": 5,
+    "output_attentions": True,
+    "attn_implementation": "somebody/kernel",
+    "per_layer_config": {"0": {"hidden_size": 3}},
+    "base_model_tp_plan": 3,
+    "name_or_path": ["x"],
+    "chunk_size_feed_forward": -1.5,
+}
+
+READ = {"rope_theta", "rms_norm_eps"}
+"""Of these keys, those that the network does need."""
+
+
+@pytest.mark.parametrize("key", ODD)
+def test_a_value_that_inference_does_not_need_may_be_odd(make_checkpoint: Make, edit: Edit, key: str):
+    folder = make_checkpoint()
+    expected = open_checkpoint(folder).config
+    edit(folder / "llm" / "config.json", **{key: ODD[key]})
+    got = open_checkpoint(folder).config.language_model
+    assert got.model_dump(exclude=READ) == expected.language_model.model_dump(exclude=READ)
+    assert Tokenizer.from_folder(folder / "llm").encode("a picture")
+
+
+def test_all_odd_values_at_once(make_checkpoint: Make, edit: Edit):
+    folder = make_checkpoint("clip_llama")
+    edit(folder / "llm" / "config.json", **ODD)
+    assert isinstance(vila.load(folder, device="cpu").generate("Hello", max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize("name", ["config.json", "llm/config.json", "llm/tokenizer_config.json"])
+def test_byte_order_mark(make_checkpoint: Make, name: str):
+    folder = make_checkpoint()
+    file = folder / name
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert isinstance(vila.load(folder, device="cpu").generate("Hello", max_new_tokens=2), str)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["AutoTokenizer", "AutoModelForCausalLM", "Trainer", "pipeline", "__class__", "utils", 5, ["LlamaTokenizer"]],
+)
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_only_a_tokenizer_can_be_the_tokenizer_class(make_checkpoint: Make, edit: Edit, file: str, name: object):
+    folder = make_checkpoint() / "llm"
+    edit(folder / file, tokenizer_class=name)
+    with pytest.raises(CheckpointError, match=f"{file}: 'tokenizer_class' is "):
+        Tokenizer.from_folder(folder)
+
+
+def test_an_unknown_tokenizer_class_leaves_tokenizer_json(make_checkpoint: Make, edit: Edit):
+    folder = make_checkpoint() / "llm"
+    ids = Tokenizer.from_folder(folder).encode("a picture")
+    edit(folder / "tokenizer_config.json", tokenizer_class="NovelTokenizerFast")
+    assert Tokenizer.from_folder(folder).encode("a picture") == ids
+
+
+def test_only_the_files_of_a_tokenizer_are_seen(make_checkpoint: Make):
+    folder = make_checkpoint() / "llm"
+    (folder / "config.json").write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "evil.jinja").write_text("evil")
+    assert "evil" not in str(Tokenizer.from_folder(folder).hf.chat_template)
+
+
+SCRIPT = """
+import sys, vila_core as vila
+from PIL import Image
+model = vila.load(sys.argv[1], device="cpu")
+model.generate([vila.Image(Image.new("RGB", (64, 64))), "What is this?"], max_new_tokens=3)
+"""
+
+
+@pytest.mark.parametrize("kind", ["vila-tiny", "nvila_lite", "nvila", "clip_llama", "released nvila"])
+def test_loading_and_generating_are_silent(make_checkpoint: Make, tmp_path: Path, kind: str):
+    folder: Path | str
+    if kind == "vila-tiny":
+        folder = kind
+    elif kind == "released nvila":
+        folder = tmp_path / "nvila"
+        subprocess.run([sys.executable, "-c", CONVERT, str(make_checkpoint("nvila_lite")), str(folder)], check=True)
+        assert json.loads((folder / "config.json").read_text())["model_type"] == "nvila_lite"
+    else:
+        folder = make_checkpoint(kind)
+    run = subprocess.run(
+        [sys.executable, "-W", "always", "-c", SCRIPT, str(folder)], check=True, capture_output=True, text=True
+    )
+    assert run.stderr == run.stdout == ""
+
+
+CONVERT = """
+import sys
+from pathlib import Path
+from vila_core.checkpoint import convert
+convert(Path(sys.argv[1]), Path(sys.argv[2]), "nvila")
+"""
