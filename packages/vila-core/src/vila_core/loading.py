@@ -14,7 +14,7 @@ from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
-from vila_core.errors import ConfigError, PromptError, first_problem, unknown_name, warn
+from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.graph_step import use_graph_step
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
@@ -92,7 +92,7 @@ def load(
     template = choose_template(chat_template, config.chat_template, tokenizer)
     target = choose_device(device)
     with torch.device("meta"):
-        network = VilaModel(config, tokenizer)
+        network = _build(config, tokenizer, checkpoint.path)
         if checkpoint.quantization is not None:
             checkpoint.quantization.replace_modules(network)
     if lora is not None:
@@ -113,6 +113,14 @@ def load(
     if isinstance(network.llm, Decoder):
         use_graph_step(network.llm, target, chosen_dtype)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
+
+
+def _build(config: VilaConfig, tokenizer: Tokenizer, path: Path) -> VilaModel:
+    """Build the network that a checkpoint's config describes; a config that describes none is the checkpoint's fault."""
+    try:
+        return VilaModel(config, tokenizer)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def override_preprocess(config: VilaConfig, overrides: Mapping[str, Any]) -> PreprocessConfig:

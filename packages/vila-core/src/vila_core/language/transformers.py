@@ -4,6 +4,7 @@ B batch, T new tokens, D width, V vocabulary
 """
 
 import copy
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ from typing import Self
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from vila_core.config import TransformersConfig
 from vila_core.errors import ConfigError
 from vila_core.language.cache import Cache
+from vila_core.language.transformers_config import build_config
+
+MAX_BUFFER_BYTES = 2**30
+"""Of tensors that are computed and not loaded. The largest known (GPT-2's causal masks) take some 50 MB."""
 
 
 class TransformersCache:
@@ -94,14 +98,15 @@ class TransformersLanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Run the base model on rows with `padding` `[B]` columns of padding at the left."""
         columns = torch.arange((0 if cache is None else cache.length) + embeds.shape[1], device=embeds.device)
-        output = self._whole[0].base_model(
-            inputs_embeds=embeds,
-            attention_mask=None if padding is None else (columns >= padding[:, None]).long(),
-            position_ids=None if positions is None else positions.expand(len(embeds), -1),
-            past_key_values=None if cache is None else cache.past,
-            use_cache=cache is not None,
-        )
-        return output.last_hidden_state
+        with _failures_named(f"cannot run this '{self.config.hf_config.get('model_type')}'"):
+            output = self._whole[0].base_model(
+                inputs_embeds=embeds,
+                attention_mask=None if padding is None else (columns >= padding[:, None]).long(),
+                position_ids=None if positions is None else positions.expand(len(embeds), -1),
+                past_key_values=None if cache is None else cache.past,
+                use_cache=cache is not None,
+            )
+            return output.last_hidden_state
 
     def decode_step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """One new token of each row, `[B, 1, D]` -> hidden states `[B, 1, D]`."""
@@ -166,19 +171,49 @@ def _head(model: PreTrainedModel) -> nn.Module:
 
 
 def _build(config: TransformersConfig) -> PreTrainedModel:
-    raw = {key: value for key, value in config.hf_config.items() if key not in ("auto_map", "model_type", "vocab_size")}
-    model_type = str(config.hf_config.get("model_type"))
-    try:
-        hf_config = AutoConfig.for_model(model_type, vocab_size=config.vocab_size, **raw)
+    model_type = str(config.hf_config.get("model_type"))[:100]
+    with _failures_named(f"cannot build a causal language model of type '{model_type}'"), _quiet():
+        hf_config = build_config(config.hf_config, config.vocab_size)
+        _check_buffers(hf_config)
         with _parameters_on_meta() if torch.get_default_device().type == "meta" else nullcontext():
             return AutoModelForCausalLM.from_config(hf_config, dtype=torch.get_default_dtype(), trust_remote_code=False)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = str(error).split("Should contain one of")[0].split("Model type should be one of")[0].strip()
+
+
+def _check_buffers(hf_config: PretrainedConfig) -> None:
+    """Raise `ConfigError` if the tables that are not in checkpoints (positions, masks) would take too much memory."""
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), trust_remote_code=False)
+    nbytes = sum(buffer.nbytes for buffer in skeleton.buffers())
+    if nbytes > MAX_BUFFER_BYTES:
+        raise ConfigError(f"its tables of positions and masks take {nbytes} bytes. Check the sizes in its config.")
+
+
+@contextmanager
+def _failures_named(what: str) -> Generator[None]:
+    """Raise a `ConfigError` for whatever transformers raises on values that do not fit together."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # KeyError, AssertionError, ImportError, …: each architecture fails in its own way
+        reason = " ".join(str(error).split()) or "no reason given"
+        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(
-            f"transformers {transformers.__version__} cannot build a causal language model of type "
-            f"'{model_type}': {reason} "
-            "Check hf_config, or install a version of transformers that has it."
+            f"transformers {transformers.__version__} {what}: {kind}{reason[:300]} "
+            "Check the language model's config, or install a version of transformers that has it."
         ) from error
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Hold back transformers' warnings: they are about settings that are not used, or that are errors here."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
