@@ -42,7 +42,9 @@ FOREIGN: dict[str, dict[str, object]] = {
 
 def replace_language_model(folder: Path, model_type: str) -> Path:
     """Give the tiny checkpoint in `folder` a random language model of another type, and return the folder."""
-    settings = {key: value for key, value in FOREIGN[model_type].items() if model_type != "gpt2" or key != "hidden_size"}
+    settings = {
+        key: value for key, value in FOREIGN[model_type].items() if model_type != "gpt2" or key != "hidden_size"
+    }
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
     tied = bool(model.config.tie_word_embeddings)

@@ -181,7 +181,7 @@ def test_released_nvila_folder_without_our_settings(make_checkpoint: Make, edit:
 def test_settings_that_contradict_the_config_are_refused(make_checkpoint: Make, edit: Edit, tmp_path: Path):
     convert(make_checkpoint(), tmp_path / "out", "nvila")
     sidecar = json.loads((tmp_path / "out" / "vila_config.json").read_text())
-    sidecar["language_model"]["rope_theta"] = 1.0
+    sidecar["language_model"]["rope_theta"] = 5.0
     edit(tmp_path / "out" / "vila_config.json", **sidecar)
     with pytest.raises(CheckpointError, match="contradicts"):
         open_checkpoint(tmp_path / "out")

@@ -7,7 +7,22 @@ The config of a component has its registered `name`. A plugin adds its own confi
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+from vila_core import size_limits
+
+Width = Annotated[int, Field(gt=0, le=size_limits.MAX_WIDTH)]
+InnerWidth = Annotated[int, Field(gt=0, le=size_limits.MAX_INNER_WIDTH)]
+Layers = Annotated[int, Field(gt=0, le=size_limits.MAX_LAYERS)]
+Heads = Annotated[int, Field(gt=0, le=size_limits.MAX_HEADS)]
+Positions = Annotated[int, Field(gt=0, le=size_limits.MAX_CONTEXT)]
+Pixels = Annotated[int, Field(gt=0, le=size_limits.MAX_IMAGE_SIZE)]
+Tiles = Annotated[int, Field(gt=0, le=size_limits.MAX_TILES)]
+Frames = Annotated[int, Field(gt=0, le=size_limits.MAX_VIDEO_FRAMES)]
+Epsilon = Annotated[float, Field(gt=0, le=1)]
+RopeFactor = Annotated[float, Field(gt=0, le=size_limits.MAX_ROPE_FACTOR)]
+Mean = Annotated[float, Field(ge=0, le=1)]
+Deviation = Annotated[float, Field(ge=size_limits.MIN_STD, le=size_limits.MAX_STD)]
 
 
 class Config(BaseModel):
@@ -27,10 +42,10 @@ class VisionTowerConfig(Config):
     """
 
     name: str
-    image_size: PositiveInt
-    pretrained_image_size: PositiveInt | None = None
-    patch_size: PositiveInt
-    hidden_size: PositiveInt
+    image_size: Pixels
+    pretrained_image_size: Pixels | None = None
+    patch_size: Annotated[int, Field(gt=0, le=size_limits.MAX_PATCH_SIZE)]
+    hidden_size: Width
     select_layer: int = -2
     select_feature: Literal["patch", "cls_patch"] = "cls_patch"
 
@@ -39,16 +54,26 @@ class VisionTowerConfig(Config):
         """Width of the features that the projector receives."""
         return self.hidden_size
 
+    @model_validator(mode="after")
+    def _patches_fit(self) -> "VisionTowerConfig":
+        patches = (self.image_size // self.patch_size) ** 2
+        if not 0 < patches <= size_limits.MAX_PATCHES:
+            raise ValueError(
+                f"image_size {self.image_size} and patch_size {self.patch_size} make {patches} patches; "
+                f"expected 1 to {size_limits.MAX_PATCHES}"
+            )
+        return self
+
 
 class ViTConfig(VisionTowerConfig):
     """A plain vision transformer."""
 
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_channels: PositiveInt = 3
+    intermediate_size: InnerWidth
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_channels: Annotated[int, Field(gt=0, le=size_limits.MAX_CHANNELS)] = 3
     hidden_act: str = "gelu"
-    layer_norm_eps: PositiveFloat = 1e-6
+    layer_norm_eps: Epsilon = 1e-6
 
 
 class SiglipConfig(ViTConfig):
@@ -67,7 +92,7 @@ class ClipConfig(ViTConfig):
 
     name: Literal["clip"] = "clip"
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: PositiveFloat = 1e-5
+    layer_norm_eps: Epsilon = 1e-5
     select_feature: Literal["patch", "cls_patch"] = "patch"
 
 
@@ -90,9 +115,9 @@ class RadioConfig(ViTConfig):
     """
 
     name: Literal["radio"] = "radio"
-    max_image_size: PositiveInt = 2048
-    num_summary_tokens: PositiveInt = 3
-    num_registers: int = 0
+    max_image_size: Annotated[int, Field(gt=0, le=2 * size_limits.MAX_IMAGE_SIZE)] = 2048
+    num_summary_tokens: Annotated[int, Field(gt=0, le=size_limits.MAX_TOKENS_PER_TOWER)] = 3
+    num_registers: Annotated[int, Field(ge=0, le=size_limits.MAX_TOKENS_PER_TOWER)] = 0
     final_norm: bool = False
     normalize_features: bool = False
     select_layer: int = -1
@@ -113,8 +138,8 @@ class S2Config(Config):
     `resize_output_to_scale_idx` picks the scale whose grid the merged features take.
     """
 
-    scales: tuple[PositiveInt, ...]
-    max_split_size: PositiveInt
+    scales: Annotated[tuple[Pixels, ...], Field(min_length=1, max_length=size_limits.MAX_SCALES)]
+    max_split_size: Pixels
     resize_output_to_scale_idx: int = 0
 
 
@@ -138,8 +163,8 @@ class ProjectorConfig(Config):
     """`in_size` is the tower's output width (times the scales under S2), `out_size` the language model's width."""
 
     name: str
-    in_size: PositiveInt
-    out_size: PositiveInt
+    in_size: Annotated[int, Field(gt=0, le=size_limits.MAX_WIDTH * size_limits.MAX_SCALES)]
+    out_size: Width
 
 
 class MediaEncoderConfig(Config):
@@ -162,7 +187,9 @@ class TSPVideoEncoderConfig(MediaEncoderConfig):
     """Temporal-spatial pooling (LongVILA): one pass over the frames per (time, height, width) pool size."""
 
     name: Literal["TSPVideoEncoder"] = "TSPVideoEncoder"
-    pool_sizes: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...]
+    pool_sizes: Annotated[
+        tuple[tuple[Frames, Frames, Frames], ...], Field(min_length=1, max_length=size_limits.MAX_POOL_SIZES)
+    ]
     sep_tokens: str | None = None
 
 
@@ -170,22 +197,30 @@ class RopeScaling(Config):
     """Rotary scaling of Llama 3 (`llama3`), positional interpolation (`linear`), NTK (`dynamic`) and YaRN (`yarn`)."""
 
     rope_type: Literal["linear", "dynamic", "llama3", "yarn"]
-    factor: PositiveFloat
-    original_max_position_embeddings: PositiveInt | None = None
-    low_freq_factor: PositiveFloat = 1.0
-    high_freq_factor: PositiveFloat = 4.0
-    beta_fast: PositiveFloat = 32.0
-    beta_slow: PositiveFloat = 1.0
-    attention_factor: PositiveFloat | None = None
+    factor: RopeFactor
+    original_max_position_embeddings: Positions | None = None
+    low_freq_factor: RopeFactor = 1.0
+    high_freq_factor: RopeFactor = 4.0
+    beta_fast: RopeFactor = 32.0
+    beta_slow: RopeFactor = 1.0
+    attention_factor: RopeFactor | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "RopeScaling":
+        if self.rope_type == "llama3" and self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"low_freq_factor {self.low_freq_factor} is not below {self.high_freq_factor}")
+        if self.rope_type == "yarn" and self.beta_slow >= self.beta_fast:
+            raise ValueError(f"beta_slow {self.beta_slow} is not below beta_fast {self.beta_fast}")
+        return self
 
 
 class LanguageModelConfig(Config):
     """The fields that every language model has. `max_length` is the context in tokens, including media."""
 
     name: str
-    hidden_size: PositiveInt
-    vocab_size: PositiveInt
-    max_length: PositiveInt
+    hidden_size: Width
+    vocab_size: Annotated[int, Field(gt=0, le=size_limits.MAX_VOCABULARY)]
+    max_length: Positions
 
 
 class DecoderConfig(LanguageModelConfig):
@@ -196,16 +231,16 @@ class DecoderConfig(LanguageModelConfig):
 
     name: Literal["decoder"] = "decoder"
     architecture: Literal["qwen2", "qwen3", "llama", "mistral"]
-    intermediate_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    head_dim: PositiveInt
-    rms_norm_eps: PositiveFloat = 1e-6
-    rope_theta: PositiveFloat = 10000.0
+    intermediate_size: InnerWidth
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    head_dim: Annotated[int, Field(gt=0, le=size_limits.MAX_HEAD_DIM, multiple_of=2)]
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Annotated[float, Field(gt=1, le=size_limits.MAX_ROPE_THETA)] = 10000.0
     rope_scaling: RopeScaling | None = None
-    max_position_embeddings: PositiveInt
-    sliding_window: PositiveInt | None = None
+    max_position_embeddings: Positions
+    sliding_window: Positions | None = None
     attention_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
@@ -219,6 +254,8 @@ class DecoderConfig(LanguageModelConfig):
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
+        if self.rope_scaling is not None and self.rope_scaling.rope_type == "dynamic" and self.head_dim == 2:
+            raise ValueError("dynamic rotary scaling needs a head_dim of more than 2")
         return self
 
 
@@ -235,11 +272,11 @@ class TransformersConfig(LanguageModelConfig):
 class PixelConfig(Config):
     """How a PIL image becomes a normalized tensor: resize (and center-crop for CLIP), u8/255, (x - mean)/std."""
 
-    size: PositiveInt
+    size: Pixels
     resize: Literal["square", "shortest_edge"] = "square"
     crop: bool = False
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     can_pad: bool = True
     """False if the preprocessor defines no mean color for `image_aspect_ratio: pad` (InternViT)."""
@@ -253,12 +290,12 @@ class PreprocessConfig(Config):
     """
 
     image_aspect_ratio: Literal["resize", "dynamic", "dynamic_s2", "pad", "other"] = "resize"
-    min_tiles: PositiveInt = 1
-    max_tiles: PositiveInt = 12
-    video_max_tiles: PositiveInt = 1
-    num_video_frames: PositiveInt = 8
-    fps: Annotated[float, Field(ge=0)] = 0.0
-    s2_scales: tuple[PositiveInt, ...] = ()
+    min_tiles: Tiles = 1
+    max_tiles: Tiles = 12
+    video_max_tiles: Tiles = 1
+    num_video_frames: Frames = 8
+    fps: Annotated[float, Field(ge=0, le=size_limits.MAX_FPS)] = 0.0
+    s2_scales: Annotated[tuple[Pixels, ...], Field(max_length=size_limits.MAX_SCALES)] = ()
     tile_all: bool = False
     video_as_images: bool = False
 
@@ -274,7 +311,7 @@ class PreprocessConfig(Config):
 class TimeTokenConfig(Config):
     """Time tokens of a video model: `count` tokens spread over the duration of a video, written as `format`."""
 
-    count: PositiveInt
+    count: Annotated[int, Field(gt=0, le=size_limits.MAX_TIME_TOKENS)]
     format: str = "<t{t}>"
 
 
@@ -315,4 +352,17 @@ class VilaConfig(Config):
                 f"projector out_size {self.projector.out_size} is not the language model's "
                 f"hidden_size {self.language_model.hidden_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_are_whole_tiles(self) -> "VilaConfig":
+        """Static S2 cuts each scale into tiles of the tower's size; dynamic S2 into tiles of the first scale."""
+        size = self.vision_tower.image_size
+        for scale in self.s2.scales if self.s2 else ():
+            splits = -(-scale // self.s2.max_split_size) if self.s2 else 1
+            if splits * size != scale or splits**2 > size_limits.MAX_TILES:
+                raise ValueError(f"S2 scale {scale} is not a few tiles of the vision tower's image_size {size}")
+        for scale in self.dynamic_s2.scales if self.dynamic_s2 else ():
+            if scale % size or (scale // size) ** 2 > size_limits.MAX_TILES:
+                raise ValueError(f"S2 scale {scale} is not a few tiles of the vision tower's image_size {size}")
         return self

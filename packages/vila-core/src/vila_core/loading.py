@@ -116,7 +116,7 @@ def load(
 
 
 def _build(config: VilaConfig, tokenizer: Tokenizer, path: Path) -> VilaModel:
-    """Build the network that a checkpoint's config describes; a config that describes none is the checkpoint's fault."""
+    """Build the network that a checkpoint's config describes. Raises `CheckpointError` if it describes none."""
     try:
         return VilaModel(config, tokenizer)
     except ConfigError as error:

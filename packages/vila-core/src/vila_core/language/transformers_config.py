@@ -8,6 +8,7 @@ How attention is computed is never the checkpoint's choice.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import fields
 from types import NoneType
 from typing import cast, get_args
@@ -42,7 +43,11 @@ def build_config(hf_config: dict[str, object], vocab_size: int) -> PretrainedCon
         meant = f" Did you mean{hint}" if hint.endswith("?") else ""
         raise ConfigError(f"'model_type' is {str(model_type)[:100]!r}; transformers has no such language model.{meant}")
     values = known_fields(CONFIG_MAPPING[model_type], hf_config)
-    return CONFIG_MAPPING[model_type](**{**values, "vocab_size": vocab_size})
+    # Several published configs have a padding token of -1; nothing is padded with it here.
+    if not _is_index(values.get("pad_token_id"), vocab_size):
+        values.pop("pad_token_id", None)
+    config_type: Callable[..., PretrainedConfig] = CONFIG_MAPPING[model_type]
+    return config_type(**{**values, "vocab_size": vocab_size})
 
 
 def known_fields(config_type: type[PretrainedConfig], raw: dict[str, object], at: str = "") -> dict[str, object]:
@@ -56,13 +61,14 @@ def known_fields(config_type: type[PretrainedConfig], raw: dict[str, object], at
     base = {field.name for field in fields(PretrainedConfig)}
     types = {field.name: field.type for field in fields(config_type) if field.name not in base}
     allowed = (types.keys() | config_type.attribute_map.keys() | _legacy_keys(config_type) | _ROPE_LEGACY_KEYS) - _NEVER
+    sub_configs = cast("dict[str, type]", config_type.sub_configs)
     result: dict[str, object] = {}
     for key, value in raw.items():
         if key not in allowed or key.startswith("_"):
             continue
         where = f"{at}{key}"
-        if key in config_type.sub_configs:
-            result[key] = _sub_config(config_type, key, value, where)
+        if key in sub_configs:
+            result[key] = _sub_config(sub_configs[key], value, where)
             continue
         kind = types.get(config_type.attribute_map.get(key, key))
         if value is None and (kind is None or NoneType not in get_args(kind)) and key not in _ROPE_LEGACY_KEYS:
@@ -87,14 +93,13 @@ def _legacy_keys(config_type: type[PretrainedConfig]) -> set[str]:
     return {name for name in names if not hasattr(config_type, name)}
 
 
-def _sub_config(config_type: type[PretrainedConfig], key: str, value: object, where: str) -> dict[str, object] | None:
+def _sub_config(sub_type: type, value: object, where: str) -> dict[str, object] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
         raise ConfigError(f"'{where}' is {_shown(value)}; expected an object.")
     raw = cast("dict[str, object]", value)
-    sub_type = config_type.sub_configs[key]
-    if not (isinstance(sub_type, type) and issubclass(sub_type, PretrainedConfig)):  # any type that it names
+    if not issubclass(sub_type, PretrainedConfig):  # any type that it names
         model_type = raw.get("model_type")
         if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
             raise ConfigError(f"'{where}.model_type' is {_shown(model_type)}, which transformers does not have.")
@@ -149,6 +154,10 @@ def _rope(config_type: type[PretrainedConfig], value: object, where: str) -> obj
         raise ConfigError(f"'{where}.rope_type' is {_shown(name)}; expected one of {', '.join(sorted(known))}.")
     parameters.pop("type", None)
     return {**parameters, "rope_type": _OLD_ROPE_TYPES.get(name, name)}
+
+
+def _is_index(value: object, size: int) -> bool:
+    return isinstance(value, int) and 0 <= value < size
 
 
 def _shown(value: object) -> str:

@@ -1,7 +1,10 @@
 """The language model's config: transformers' JSON <-> `DecoderConfig`, or `TransformersConfig` for other models."""
 
+from typing import cast
+
 from pydantic import ValidationError
 
+from vila_core.checkpoint.configs.plausible import check_sizes
 from vila_core.checkpoint.json_files import Section
 from vila_core.config import DecoderConfig, LanguageModelConfig, RopeScaling, TransformersConfig
 from vila_core.errors import CheckpointError, first_problem
@@ -15,6 +18,9 @@ ARCHITECTURES = {
 """transformers model type -> class, for the models that the native decoder supports."""
 
 _ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn")
+_OTHER_ROPE_TYPES = ("longrope", "proportional")
+"""Those that only transformers has."""
+_LAYER_TYPES = ("full_attention", "sliding_attention")
 _UNSUPPORTED_YARN_KEYS = ("mscale", "mscale_all_dim")
 
 
@@ -24,6 +30,9 @@ def read_language_config(raw: Section, max_length: int) -> LanguageModelConfig:
     Raises:
         CheckpointError: a value is missing, of the wrong type or out of range.
     """
+    check_sizes(raw)
+    _check_rope_type(raw)
+    _check_layer_types(raw)
     architecture = raw.string("model_type")
     if architecture in ARCHITECTURES and _is_native(raw):
         return _decoder_config(raw, architecture, max_length)
@@ -75,7 +84,9 @@ def _decoder_config(raw: Section, architecture: str, max_length: int) -> Decoder
             }
         )
     except ValidationError as error:
-        raise CheckpointError(f"{raw.source} does not describe a language model: {first_problem(error)}") from None
+        raise CheckpointError(
+            f"{raw.source} does not describe a language model: {first_problem(error).with_value}"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------------ rotary scaling
@@ -91,6 +102,25 @@ def _rope_section(raw: Section) -> Section | None:
 
 def _rope_type(rope: Section) -> str:
     return rope.string("rope_type", rope.string("type", "default"))
+
+
+def _check_rope_type(raw: Section) -> None:
+    """Check the rotary scaling that a language model of a native architecture states; transformers checks others.
+
+    Raises:
+        CheckpointError: an unknown type, or a factor that is not a positive number.
+    """
+    rope = _rope_section(raw)
+    if rope is None:
+        return
+    nested = [key for key, value in rope.values.items() if isinstance(value, dict)]
+    for section in [rope.section(key) for key in nested] or [rope]:
+        if raw.values.get("model_type") in ARCHITECTURES:
+            key = "rope_type" if "rope_type" in section else "type"
+            section.choice(key, ("default", *_ROPE_TYPES, *_OTHER_ROPE_TYPES), "default")
+        for key in ("factor", "rope_theta", "original_max_position_embeddings"):
+            if key in section and section.number(key) <= 0:
+                raise CheckpointError(f"{section.source}: '{key}' is {section.number(key):g}; expected more than 0.")
 
 
 def _rope_scaling(rope: Section) -> RopeScaling | None:
@@ -112,7 +142,7 @@ def _rope_scaling(rope: Section) -> RopeScaling | None:
             }
         )
     except ValidationError as error:
-        raise CheckpointError(f"{rope.source} is not a rotary scaling: {first_problem(error)}") from None
+        raise CheckpointError(f"{rope.source} is not a rotary scaling: {first_problem(error).with_value}") from None
 
 
 # ------------------------------------------------------------------------------------------------ sliding window
@@ -130,6 +160,40 @@ def _slides_alike(raw: Section) -> bool:
     return full == 0 or full >= layers
 
 
+def _check_layer_types(raw: Section) -> None:
+    """Check `layer_types` against the other keys about layers and windows.
+
+    Raises:
+        CheckpointError: it is no list of strings, has another length than the model has layers, or names windows that
+            `use_sliding_window` or a missing `sliding_window` rules out.
+    """
+    types = raw.values.get("layer_types")
+    if types is None:
+        return
+    if not isinstance(types, list) or not all(isinstance(item, str) for item in cast("list[object]", types)):
+        raise CheckpointError(f"{raw.source}: 'layer_types' is {str(types)[:100]}; expected a list of strings.")
+    names = cast("list[str]", types)
+    layers = raw.integer("num_hidden_layers", len(names))
+    if len(names) != layers:
+        raise CheckpointError(f"{raw.source}: 'layer_types' has {len(names)} entries, but there are {layers} layers.")
+    if raw.values.get("model_type") not in ARCHITECTURES:
+        return
+    if unknown := sorted(set(names) - set(_LAYER_TYPES)):
+        raise CheckpointError(
+            f"{raw.source}: 'layer_types' has {unknown[0][:100]!r}; expected {' or '.join(_LAYER_TYPES)}."
+        )
+    if "sliding_attention" in names:
+        if raw.values.get("use_sliding_window") is False:
+            raise CheckpointError(
+                f"{raw.source}: 'layer_types' has 'sliding_attention', but 'use_sliding_window' is false. "
+                "Make them agree."
+            )
+        if "sliding_window" not in raw:
+            raise CheckpointError(
+                f"{raw.source}: 'layer_types' has 'sliding_attention', but there is no 'sliding_window'."
+            )
+
+
 def _sliding_window(raw: Section, architecture: str) -> int | None:
     if architecture == "mistral":  # null: no window; absent: transformers' default
         return (
@@ -137,11 +201,11 @@ def _sliding_window(raw: Section, architecture: str) -> int | None:
             if "sliding_window" in raw
             else (None if "sliding_window" in raw.values else 4096)
         )
-    if architecture == "llama" or not raw.boolean("use_sliding_window", False) or "sliding_window" not in raw:
-        return None
     layer_types = raw.values.get("layer_types")
     if isinstance(layer_types, list):
         return raw.integer("sliding_window") if "sliding_attention" in layer_types else None
+    if architecture == "llama" or not raw.boolean("use_sliding_window", False) or "sliding_window" not in raw:
+        return None
     full = raw.integer("max_window_layers", 28, minimum=0)
     return raw.integer("sliding_window") if full < raw.integer("num_hidden_layers") else None
 

@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
+from vila_core.checkpoint.configs.plausible import check_layers
 from vila_core.checkpoint.configs.radio import is_radio, radio_config
 from vila_core.checkpoint.json_files import Section
 from vila_core.checkpoint.tensors.headers import TensorEntry
@@ -79,6 +80,7 @@ def read_tower_config(
         fields["select_feature"] = root.choice("mm_vision_select_feature", ("patch", "cls_patch"))
     config = _validated(config_type, fields, raw)
     assert isinstance(config, VisionTowerConfig), config_type
+    check_layers(raw, weights)
     return _at_resolution(config, root)
 
 
@@ -108,14 +110,16 @@ def _at_resolution(config: VisionTowerConfig, root: Section) -> VisionTowerConfi
     resolution = root.integer("vision_resolution", -1, minimum=-1)
     if resolution in (-1, 0, config.image_size):
         return config
-    return config.model_copy(update={"image_size": resolution, "pretrained_image_size": config.image_size})
+    fields = {**config.model_dump(), "image_size": resolution, "pretrained_image_size": config.image_size}
+    return _validated(type(config), fields, root)
 
 
 def _validated(config_type: type[ConfigT], fields: dict[str, object], raw: Section) -> ConfigT:
     try:
         return config_type.model_validate(fields)
     except ValidationError as error:
-        raise CheckpointError(f"{raw.source} does not describe a vision tower: {first_problem(error)}") from None
+        problem = first_problem(error).with_value
+        raise CheckpointError(f"{raw.source} does not describe a vision tower: {problem}") from None
 
 
 # ------------------------------------------------------------------------------------------------ pixels
@@ -154,16 +158,19 @@ def read_pixel_config(preprocessor: Section | None, tower: VisionTowerConfig, si
     stated = _side(preprocessor, "crop_size" if crop else "size")
     if crop and (edge := _side(preprocessor, "size")) != stated:
         raise CheckpointError(f"{preprocessor.source}: resizes to {edge} but crops to {stated}; expected equal sizes.")
-    return PixelConfig.model_validate(
-        {
-            "size": size or (tower.image_size if resized else stated),
-            "resize": "shortest_edge" if _is_shortest_edge(preprocessor) else "square",
-            "crop": crop,
-            "mean": preprocessor.numbers("image_mean", 3) if "image_mean" in preprocessor else default_mean,
-            "std": preprocessor.numbers("image_std", 3) if "image_std" in preprocessor else default_std,
-            "resample": _RESAMPLE[resample],
-        }
-    )
+    try:
+        return PixelConfig.model_validate(
+            {
+                "size": size or (tower.image_size if resized else stated),
+                "resize": "shortest_edge" if _is_shortest_edge(preprocessor) else "square",
+                "crop": crop,
+                "mean": preprocessor.numbers("image_mean", 3) if "image_mean" in preprocessor else default_mean,
+                "std": preprocessor.numbers("image_std", 3) if "image_std" in preprocessor else default_std,
+                "resample": _RESAMPLE[resample],
+            }
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"{preprocessor.source}: {first_problem(error).with_value}") from None
 
 
 def _default_statistics(tower: VisionTowerConfig) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

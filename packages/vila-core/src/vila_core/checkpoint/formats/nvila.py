@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.config_json import parse_config
 from vila_core.checkpoint.configs.language import read_language_config
+from vila_core.checkpoint.configs.plausible import check_layers
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
 from vila_core.checkpoint.formats.model_card import read_license
 from vila_core.checkpoint.formats.nvila_writer import SIDECAR, write_nvila
@@ -121,6 +122,7 @@ def _released_config(
         if is_lite
         else S2Config(scales=(size, 2 * size, 3 * size), max_split_size=size, resize_output_to_scale_idx=-1)
     )
+    check_layers(text, weights.with_prefix("llm."))
     language_model = read_language_config(text, read_max_length(path, text))
     try:
         return VilaConfig(
@@ -141,7 +143,7 @@ def _released_config(
             dtype=stored_dtype(weights),
         )
     except ValidationError as error:
-        raise CheckpointError(f"{root.source} does not describe a model: {first_problem(error)}") from None
+        raise CheckpointError(f"{root.source} does not describe a model: {first_problem(error).with_value}") from None
 
 
 def _own_config(path: Path, released: VilaConfig, plugins: Plugins) -> VilaConfig:

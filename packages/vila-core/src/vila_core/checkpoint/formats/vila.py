@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.encoders import read_encoder
 from vila_core.checkpoint.configs.language import read_language_config
+from vila_core.checkpoint.configs.plausible import check_layers
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
 from vila_core.checkpoint.formats.model_card import read_license
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
@@ -166,6 +167,7 @@ class _Reader:
         self.own = root.section(OWN_KEY) if OWN_KEY in root else Section({}, root.source)
 
     def config(self, path: Path, template: str | None) -> VilaConfig:
+        check_layers(self.language, self.weights.with_prefix("llm."))
         language_model = read_language_config(self.language, read_max_length(path / "llm", self.language))
         tower = read_tower_config(
             self.tower, self.root, self.weights.with_prefix("vision_tower."), self.plugins.vision_towers
@@ -298,4 +300,4 @@ def stored_dtype(weights: WeightIndex) -> Dtype:
 def _message(error: ValidationError | ConfigError) -> str:
     if isinstance(error, ConfigError):
         return str(error)
-    return str(first_problem(error))
+    return first_problem(error).with_value
