@@ -18,9 +18,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vila_core.errors import ConfigError, unknown_name
-
-MAX_NUMBER = 2**40
-"""More than any size, id or count of a language model; larger numbers overflow in the network's arithmetic."""
+from vila_core.size_limits import MAX_INTEGER
 
 ROPE_KEYS = ("rope_scaling", "rope_parameters")
 
@@ -121,8 +119,8 @@ def _converted(kind: object, value: object, where: str) -> object:
 def _check_numbers(value: object, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"'{where}' is {value}; expected a finite number.")
-    if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise ConfigError(f"'{where}' is a number beyond {MAX_NUMBER}, which no language model has.")
+    if isinstance(value, int) and abs(value) > MAX_INTEGER:
+        raise ConfigError(f"'{where}' is a number beyond {MAX_INTEGER}, which no language model has.")
     if isinstance(value, dict | list):
         items = cast("dict[str, object] | list[object]", value)
         for item in items.values() if isinstance(items, dict) else items:
