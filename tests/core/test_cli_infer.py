@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -404,6 +406,19 @@ def test_missing_media_file() -> None:
     for source in ("nothing.png", "video:nothing.mp4", "nothing" * 100):
         with pytest.raises(MediaError, match="nothing"):
             open_medium(source)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = """
+import sys
+from vila_core.cli.infer import main
+try:
+    main(["--help"])
+finally:
+    print([name for name in ("torch", "transformers", "numpy", "PIL", "pydantic") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_help_shows_examples(run: Run) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vila_core.cli.arguments import open_medium
-from vila_core.cli.infer import print_stream
+from vila_core.cli.infer import load_plugin_files, print_stream
 from vila_core.cli.infer_options import AnswerOptions, MediaOptions, ModelOptions
 from vila_core.cli.option_groups import with_option_groups
 from vila_core.cli.options import Debug, Plugin
@@ -19,7 +19,6 @@ from vila_core.cli.progress import show_phases
 from vila_core.cli.terminal import visible
 from vila_core.cli.words import is_medium
 from vila_core.errors import VilaError
-from vila_core.plugins.loader import load_plugin_file
 
 if TYPE_CHECKING:
     from vila_core.chat import Message
@@ -65,8 +64,7 @@ def chat(
 
     [bold]Example:[/bold] vila chat -m Efficient-Large-Model/NVILA-8B
     """
-    for path in plugin or ():
-        load_plugin_file(path)
+    load_plugin_files(plugin or ())
     overrides, settings = media.overrides(), answer.settings()
     with show_phases(f"Loading {model.label}") as show:
         loaded = model.load(overrides, show)

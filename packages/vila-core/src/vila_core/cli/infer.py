@@ -20,7 +20,6 @@ from vila_core.cli.run import run
 from vila_core.cli.terminal import echo_answer
 from vila_core.cli.words import with_known_names
 from vila_core.errors import ConfigError
-from vila_core.plugins.loader import load_plugin_file
 
 if TYPE_CHECKING:
     from vila_core.conversation import Part, Prompt
@@ -72,8 +71,7 @@ def infer(
     """Ask a VILA model about images and videos."""
     if output.as_json and output.stream:
         raise ConfigError("Got both --json and --stream, but JSON is printed only once it is complete. Drop one.")
-    for path in plugin or ():
-        load_plugin_file(path)
+    load_plugin_files(plugin or ())
     parts = prompt.read()
     overrides = media.overrides()
     settings = answer.settings()  # validate before loading the model, which takes long
@@ -83,6 +81,14 @@ def infer(
         _explain(loaded, parts, output.explain)
     stream = sys.stdout.isatty() if output.stream is None else output.stream
     _answer(loaded, parts, settings, as_json=output.as_json, stream=stream)
+
+
+def load_plugin_files(paths: Iterable[Path]) -> None:
+    """Load the plugins in these files. Raises `PluginError` as `load_plugin_file` does."""
+    for path in paths:
+        from vila_core.plugins.loader import load_plugin_file  # not above: it imports pydantic, which is slow
+
+        load_plugin_file(path)
 
 
 def _answer(

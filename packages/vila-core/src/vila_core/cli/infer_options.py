@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.cli.arguments import read_json_schema, read_overrides, read_prompt
 from vila_core.cli.options import (
     MODEL,
@@ -98,6 +97,7 @@ class ModelOptions:
             on_phase: called with the progress of loading, such as "Loading NVILA-8B: 3.2 of 16.1 GB".
         """
         import vila_core
+        from vila_core.checkpoint.embedded import EMBEDDED_MODEL  # not above: it imports pydantic, which is slow
 
         def report(done: int, total: int) -> None:
             if on_phase is not None:
