@@ -7,16 +7,15 @@ import functools
 import hashlib
 import os
 import shutil
-import tarfile
-import zipfile
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
+from vila_eval.data.archives import unpack, written_whole
 from vila_eval.errors import DataError
+from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,7 +95,7 @@ class Repository:
             )
         except Exception as error:
             raise DataError(
-                f"The media of {self.name} cannot be fetched: {error} {_ADVICE.format(self.name)}"
+                f"The media of {self.name} cannot be fetched: {_sentence(error)} {_ADVICE.format(self.name)}"
             ) from error
         return Path(path)
 
@@ -134,7 +133,7 @@ def write_fixture(name: str, fixture: Callable[[Path], None] | None, options: Da
         raise DataError(f"{name} has no miniature; leave --fixtures out, or give the source's `fixture`.")
     folder = _fixtures_folder(options.cache, os.getpid()) / "repositories" / name
     if not folder.exists():
-        with _written_whole(folder) as unfinished:
+        with written_whole(folder) as unfinished:
             fixture(unfinished)
     return folder
 
@@ -157,85 +156,29 @@ def _resolve_commit(source: HubDataset, options: DataOptions) -> str:
         info = huggingface_hub.HfApi().dataset_info(source.repository, revision=source.revision, token=options.token)
     except Exception as error:
         raise DataError(
-            f"The dataset {source.repository} cannot be reached: {error} {_ADVICE.format(source.repository)}"
+            f"The dataset {source.repository} cannot be reached: {_sentence(error)} {_ADVICE.format(source.repository)}"
         ) from error
     return str(info.sha)
 
 
 def _digest_of_names(folder: Path) -> str:
-    """Identify a copy by the names and sizes of its files."""
-    stated = [
-        (path.relative_to(folder).as_posix(), path.stat().st_size)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    """Identify a copy by its files' names and sizes. Raises `DataError` for a pipe, device or socket among them."""
+    stated: list[tuple[str, int]] = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stated.append((path.relative_to(folder).as_posix(), path.stat().st_size))
+        elif path.exists() and not path.is_dir():
+            raise DataError(f"'{path}' is a pipe, device or socket, not a file. Remove it from the copy.")
     return f"copy-{hashlib.sha256(repr(stated).encode()).hexdigest()[:16]}"
+
+
+def _sentence(error: Exception) -> str:
+    text = one_line(str(error), 300) or type(error).__name__
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
 def _explain(repository: Repository, source: HubDataset, config: str | None, error: Exception) -> str:
     where = repository.name if repository.folder is None else f"'{repository.folder}'"
     part = source.split if config is None else f"{config}, {source.split}"
     advice = "" if repository.folder is not None else f" {_ADVICE.format(repository.name)}"
-    return f"The dataset {where} ({part}) cannot be read: {type(error).__name__}: {error}{advice}"
-
-
-# ------------------------------------------------------------------------------------------------ archives
-
-
-def unpack(archives: Sequence[Path], target: Path) -> None:
-    """Unpack zip and tar archives (joining parts) into the new folder `target`, atomically. Raises `DataError`."""
-    with _written_whole(target) as unfinished:
-        for name, parts in _joined(archives).items():
-            try:
-                with _concatenated(parts, unfinished) as file:
-                    if ".zip" in name:
-                        with zipfile.ZipFile(file) as archive:
-                            archive.extractall(unfinished)  # which drops absolute paths and ".."
-                    else:
-                        with tarfile.open(fileobj=file) as archive:
-                            archive.extractall(unfinished, filter="data")
-            except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
-                raise DataError(
-                    f"The archive '{name}' cannot be unpacked: {error}. Delete it and fetch it again."
-                ) from error
-
-
-def _joined(archives: Sequence[Path]) -> dict[str, list[Path]]:
-    """Group the parts of split archives: "v.tar.part.aa", "v.tar.part.ab" -> "v.tar"."""
-    groups: dict[str, list[Path]] = {}
-    for path in sorted(archives):
-        stem = path.name.partition(".part")[0]
-        groups.setdefault(str(path.with_name(stem)), []).append(path)
-    return groups
-
-
-@contextmanager
-def _concatenated(parts: Sequence[Path], scratch: Path) -> Generator[BinaryIO]:
-    if len(parts) == 1:
-        with parts[0].open("rb") as file:
-            yield file
-        return
-    joined = scratch / ".joined"
-    with joined.open("w+b") as file:
-        for part in parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, file)
-        file.seek(0)
-        yield file
-    joined.unlink()
-
-
-@contextmanager
-def _written_whole(folder: Path) -> Generator[Path]:
-    """Yield a temporary folder that is renamed to `folder` on success and removed on failure."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    unfinished.mkdir(parents=True, exist_ok=True)
-    try:
-        yield unfinished
-        if folder.exists():  # another process was faster
-            shutil.rmtree(unfinished)
-        else:
-            unfinished.rename(folder)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    return f"The dataset {where} ({part}) cannot be read: {type(error).__name__}: {one_line(str(error), 300)}{advice}"

@@ -197,7 +197,7 @@ class MediaFolder:
         if ".." in wanted.parts:
             raise DataError(f"A row names the file '{path}', which points out of the dataset's folder.")
         direct = self.root / wanted.relative_to("/") if wanted.is_absolute() else self.root / wanted
-        if direct.exists():
+        if _exists(direct):
             return direct
         for ending in range(len(wanted.parts)):
             tail = "/".join(wanted.parts[ending:])
@@ -215,6 +215,13 @@ class MediaFolder:
     @property
     def _by_name(self) -> Mapping[str, list[Path]]:
         return _index(self.root) if self.root else {}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long
+        return False
 
 
 _indices: dict[Path, dict[str, list[Path]]] = {}
@@ -242,7 +249,7 @@ class _List:
 
     def locate(self, path: str) -> Path:
         # The author of a local file may use absolute paths. VNBench's paths start with "/" but are relative.
-        return Path(path) if Path(path).is_absolute() and Path(path).exists() else self._media.locate(path)
+        return Path(path) if Path(path).is_absolute() and _exists(Path(path)) else self._media.locate(path)
 
 
 class _Tables:

@@ -16,12 +16,13 @@ from vila_core.checkpoint.hub import UNWANTED
 from vila_core.checkpoint.opening import find_folder
 from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
 from vila_core.errors import CheckpointError, ConfigError, MediaError
+from vila_core.file_names import require_file_name
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import is_data_uri, is_url, open_source
 from vila_eval.data.regular_files import open_regular_file
 from vila_eval.records.schema import ModelIdentity, PromptPart
-from vila_eval.texts import escape_surrogates, one_line, printable
+from vila_eval.texts import escape_surrogates, one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,9 +42,6 @@ HEADER = 1024 * 1024
 WINDOWS, WINDOW = 64, 64 * 1024
 """What is read of larger files: the header, and evenly spaced windows up to the end."""
 
-LONGEST_NAME = 200
-"""Longest name of a results folder in bytes. File systems allow 255, and temporary files add to it."""
-
 NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
 """Files of a checkpoint that do not change its answers."""
 
@@ -53,39 +51,23 @@ NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "ev
 def model_name(model: ModelOptions) -> str:
     """Return the name of the model's results folder: as given, or the last part of the adapter's or model's path."""
     if model.name is not None:
-        return checked_folder_name(model.name, "The name of the results folder (--model-name)")
+        return require_file_name(model.name, "--model-name")
     path = model.lora or model.path
     if path is None:
         return embedded_model().name
     try:
         name = Path(path).expanduser().resolve().name
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, no home folder, a null character
-        raise ConfigError(f"The model's path {path!r} cannot be resolved: {one_line(str(error), 200)}.") from None
-    return checked_folder_name(name, f"The last part of the model's path {path!r}")
-
-
-def checked_folder_name(name: str, what: str) -> str:
-    """Return `name` if it names a folder in the output folder and nothing outside of it. Raises `ConfigError`."""
-    reason = ""
-    if not name.strip():
-        reason = "is empty"
-    elif name in (".", "..") or "/" in name or "\\" in name:
-        reason = f"must be one folder's name, without slashes, got {_shown(name)}"
-    elif printable(name) != name or "\n" in name or "\t" in name:
-        reason = f"has control characters: {_shown(name)}"
-    elif len(name.encode(errors="backslashreplace")) > LONGEST_NAME:
-        reason = f"is longer than {LONGEST_NAME} bytes: {_shown(name)}"
-    if reason:
-        raise ConfigError(f"{what} {reason}. Choose a name such as my-model.")
-    return name
+        raise ConfigError(f"The model's path {_shown(path)} cannot be resolved: {one_line(str(error), 200)}.") from None
+    return require_file_name(name, f"The last part of the model's path {_shown(path)}")
 
 
 def check_task_folder(planned: Planned) -> None:
     """Raise `ConfigError` if the files of a task would be written outside of its own folder."""
     for part in planned.folder.split("/"):
-        checked_folder_name(part, f"A part of the task's name {_shown(planned.folder)}")
+        require_file_name(part, f"A part of the task's name {_shown(planned.folder)}")
     if planned.task.submission is not None:
-        checked_folder_name(planned.task.submission.filename, f"The submission file of task '{planned.task.name}'")
+        require_file_name(planned.task.submission.filename, f"The submission file of task '{planned.task.name}'")
 
 
 def _shown(name: str) -> str:
