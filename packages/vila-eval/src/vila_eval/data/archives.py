@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 from vila_core.errors import printable
 from vila_eval.data.regular_files import open_regular_file
@@ -143,7 +143,7 @@ def _unpack_tar(file: BinaryIO, head: bytes, bounds: _Bounds, folder: Path) -> N
     opener = next((opener for magic, opener in _DECOMPRESSORS if head.startswith(magic)), None)
     with (
         file if opener is None else opener(file, "rb") as content,
-        tarfile.open(fileobj=_BoundedReader(content, bounds), mode="r:") as archive,
+        tarfile.open(fileobj=_BoundedReader(cast("IO[bytes]", content), bounds), mode="r:") as archive,
     ):
         for member in archive:
             bounds.add(max(0, member.size) if member.isreg() else 0)
