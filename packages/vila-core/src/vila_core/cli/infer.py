@@ -113,11 +113,13 @@ def print_stream(model: "Vila", prompt: "Prompt", settings: "GenerationSettings"
     with show_phases("Answering") as model.on_phase:
         pieces = strip_pieces(model.stream(prompt, **settings))
         answer = next(pieces, "")
-    echo_answer(answer, newline=False)
-    for piece in pieces:
-        echo_answer(piece, newline=False)
-        answer += piece
-    typer.echo()
+    try:
+        echo_answer(answer, newline=False)
+        for piece in pieces:
+            echo_answer(piece, newline=False)
+            answer += piece
+    finally:
+        typer.echo()  # also after Ctrl-C, so that the next message has its own line
     return answer
 
 
