@@ -79,10 +79,11 @@ class FusedStep:
         self._fusing = None if biased else _norm_fusing_layers(self.layers)
         self.cos, self.sin = _rotations(decoder)
         self._decoder = decoder
+        self._weights = _identity(decoder)
 
     def is_current(self) -> bool:
         """Return whether the decoder still has the weights that it had."""
-        return self._norm is self._decoder.model.norm.weight and self._norm.device == self.cos.device
+        return self._weights == _identity(self._decoder)
 
     def __call__(
         self, embeds: Tensor, positions: Tensor, cache: CacheView, following: LinearGroup | None = None
@@ -166,6 +167,12 @@ def _norm_fusing_layers(layers: list[Layer]) -> list[FusingLayer] | None:
         input_norm, mlp_norm = layer.input_norm / input_scale, layer.mlp_norm / mlp_scale
         made.append(FusingLayer(input_norm, input_scale, qkv, o, mlp_norm, mlp_scale, gate_up, down))
     return made
+
+
+def _identity(decoder: Decoder) -> tuple[int, ...]:
+    """Return numbers that change when a module is replaced or a weight moves."""
+    modules = [id(module) for module in decoder.model.modules()]
+    return (*modules, *(parameter.data_ptr() for parameter in decoder.model.parameters()))
 
 
 def _layer(block: Block) -> Layer:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ class GraphDecodeStep:
         self._decoder = decoder
         self._fused: FusedStep | None = None
         self._graphs: dict[int, CapturedStep] = {}
-        self._addresses: dict[tuple[int, ...], Tensor] = {}
+        self._caches: dict[int, weakref.ref[Tensor]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
@@ -61,30 +62,28 @@ class GraphDecodeStep:
         if len(embeds) > MAX_ROWS or cache.keys.dtype != embeds.dtype:
             return self._decoder(embeds, positions=positions, cache=cache)
         with self._lock:
-            if self._fused is None or not self._fused.is_current():
-                self._fused, self._graphs = FusedStep(self._decoder), {}
-            step = self._captured(len(embeds))
+            step = self._captured(len(embeds), cache)
             step.embeds.copy_(embeds[:, 0])
             step.positions.copy_(positions[:, 0].expand(len(embeds)))
-            step.cache.address.copy_(self._address(cache))
             step.graph.replay()
             return step.hidden.clone()[:, None]
 
-    def _captured(self, rows: int) -> CapturedStep:
-        """Return the graph for so many rows."""
-        if rows not in self._graphs:
-            assert self._fused is not None
-            self._graphs[rows] = capture(self._fused, rows)
-        return self._graphs[rows]
-
-    def _address(self, cache: KVCache) -> Tensor:
-        """Return where `cache` is, on the GPU."""
+    def _captured(self, rows: int, cache: KVCache) -> CapturedStep:
+        """Return the graph for so many rows, which reads `cache`."""
         from vila_core.ops.attention import cache_address
 
-        address = cache_address(cache.keys, cache.values)
-        if address not in self._addresses:
-            self._addresses = {address: torch.tensor(address, device=cache.keys.device)}
-        return self._addresses[address]
+        known = self._caches.get(rows)
+        if known is not None and known() is cache.keys:
+            return self._graphs[rows]
+        # Another answer begins: only now may the decoder have got other weights.
+        if self._fused is None or not self._fused.is_current():
+            self._fused, self._graphs, self._caches = FusedStep(self._decoder), {}, {}
+        if rows not in self._graphs:
+            self._graphs[rows] = capture(self._fused, rows)
+        step = self._graphs[rows]
+        step.cache.address.copy_(torch.tensor(cache_address(cache.keys, cache.values)))
+        self._caches[rows] = weakref.ref(cache.keys)
+        return step
 
 
 @torch.inference_mode(False)
