@@ -580,6 +580,23 @@ def test_segments_of_any_size_change_nothing(name):
     assert (np.asarray(Image(jpeg_with(SEGMENTS[name], 300)).load()) == expected).all()
 
 
+def test_what_surrounds_a_jpeg_is_no_scan():
+    """A phone appends a motion video; other programs pad segments, or write metadata that holds any bytes."""
+    array = picture(40, 30)
+    whole = encode(PIL.Image.fromarray(array), "JPEG")
+    expected = np.asarray(Image(whole).load())
+    scans = b"\xff\xda\x00\x0c" * 1000
+    appended = struct.pack(">I", 5_000_000) + b"ftypmp42" + scans * 1000
+    segment = b"\xff\xe2" + struct.pack(">H", len(scans) + 2) + scans
+    for data in (whole + appended, whole[:2] + segment * 100 + whole[2:], whole[:2] + b"\xff" * 50_000_000 + whole[2:]):
+        np.testing.assert_array_equal(np.asarray(Image(data).load()), expected)
+
+
+def test_a_side_of_millions_of_pixels_is_refused():
+    for size in ((1, 99_999_999), (99_999_999, 1)):
+        assert "no side may be longer" in message(png_header(*size))
+
+
 def test_progressive_pictures_are_read_and_thousands_of_scans_refused():
     assert Image(progressive(0)).load().size == (1000, 1000)
     assert "progressive scans" in message(progressive(3000))

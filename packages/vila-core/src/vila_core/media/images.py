@@ -26,6 +26,8 @@ MAX_PLAIN_BYTES = 8_000_000
 PORTABLE_HEADER_BYTES = 4096
 PORTABLE_HEADER = re.compile(rb"P[1-6](?:(?:\s|#[^\n]*\n)+\d{1,9}){2}")
 """The start of a PBM, PGM or PPM file: width and height, after spaces and comments."""
+MAX_SIDE = 1_000_000
+"""Pixels. Pillow keeps pointers to every row, which takes gigabytes for the tallest pictures."""
 MAX_RUN_LENGTH_PIXELS = 20_000_000
 # Exceptions that Pillow's decoders raise for damaged data. Their text may contain memory addresses, so it is not shown.
 _DAMAGED = (
@@ -39,6 +41,7 @@ _DAMAGED = (
     AttributeError,
     struct.error,
     ArithmeticError,
+    RuntimeError,
     MemoryError,
 )
 
@@ -66,7 +69,11 @@ def decode_image(file: IO[bytes], name: str, limits: MediaLimits) -> "PIL.Image.
         raise MediaError(f"{name}: the header is damaged. Check that the file is complete.") from None
     if image is None:
         raise MediaError(f"{name} is not a readable image. {describe_content(head, 'Image')}Expected one of {FORMATS}.")
-    return orient(convert_image(image, name, limits), _read_orientation(image))
+    converted = convert_image(image, name, limits)
+    orientation = _read_orientation(image)
+    image.close()
+    del image  # frees its pixels before more are made
+    return orient(converted, orientation)
 
 
 def _refuse_slow_files(head: bytes, file: IO[bytes], name: str) -> None:
@@ -208,6 +215,8 @@ def check_pixels(width: int, height: int, name: str, limits: MediaLimits) -> Non
     """Raise `MediaError` if a picture has no pixels, or more than `limits.max_pixels`."""
     if width <= 0 or height <= 0:
         raise MediaError(f"{name} is {width}×{height}: it has no pixels. Use a picture of at least 1×1.")
+    if max(width, height) > MAX_SIDE:
+        raise MediaError(f"{name} is {width:,}×{height:,}; no side may be longer than {MAX_SIDE:,} pixels. Crop it.")
     if width * height > limits.max_pixels:
         raise MediaError(
             f"{name} is {width:,}×{height:,} = {width * height:,} pixels, "
