@@ -201,9 +201,11 @@ def _tokens_of_known_parts(config: VilaConfig) -> int | None:
     A plain ViT has one feature per patch, and the projector folds r x r of them into one token.
     """
     tower = config.vision_tower
-    features = {SiglipConfig: "cls_patch", ClipConfig: "patch", InternVitConfig: "patch"}.get(type(tower))
     rate = FOLDED_PATCHES.get(config.projector.name)
-    if config.s2 is not None or tower.select_feature != features or rate is None:
+    is_plain = (isinstance(tower, SiglipConfig) and tower.select_feature == "cls_patch") or (
+        isinstance(tower, ClipConfig | InternVitConfig) and tower.select_feature == "patch"
+    )
+    if not is_plain or rate is None or config.s2 is not None:
         return None
     side = config.pixels.size // tower.patch_size
     return (-(-side // rate)) ** 2

@@ -29,7 +29,7 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 MAX_WEIGHT_FILE_BYTES = 512 * 1024**3
 """More than any shard."""
-_MAX_CONTAINERS = 600_000
+_MAX_CONTAINERS = 150_000
 """Objects and lists in a header: three per tensor."""
 _MAX_DIMENSIONS = 16
 _MAX_SIZE = 2**48

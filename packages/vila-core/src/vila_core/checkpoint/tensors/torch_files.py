@@ -60,7 +60,14 @@ def read_torch_file(path: Path) -> TorchFile:
             f"{path} was refused: it holds more than tensors, and pickles can run code ({error}). "
             "Nothing of it was executed. Ask its author for a safetensors file."
         ) from None
-    except (DamagedPickleError, zipfile.BadZipFile, struct.error, OSError, ValueError, RecursionError) as error:
+    except (
+        DamagedPickleError,
+        zipfile.BadZipFile,
+        NotImplementedError,  # of an unknown version
+        struct.error,
+        OSError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"{path} is damaged or not a torch file: {error}. Download it again.") from None
 
 
