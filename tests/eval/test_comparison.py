@@ -236,7 +236,7 @@ def test_the_command_prints_numbers_flips_and_json(
     assert code == 0
     (row,) = [line.split() for line in out.splitlines() if line.startswith("shapes  ")]
     assert row == ["shapes", "accuracy", "50.0", "75.0", "+25.0", "±", "47.9", "0.602", "0.602", "2/1", "4"]
-    assert "2 of 3 samples that differ" in out
+    assert "showing 2 of 3 samples scored differently" in out
     assert "[bold]wrong[/bold]" in out
     assert "answer d" not in out
     assert (tmp_path / "page.html").is_file()

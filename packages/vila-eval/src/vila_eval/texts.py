@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -37,12 +37,21 @@ def _escape(found: re.Match[str]) -> str:
 
 def escape_all(value: object) -> object:
     """Return a JSON-like value with the lone surrogates in all of its texts escaped."""
+    return _in_all_texts(value, escape_surrogates)
+
+
+def printable_all(value: object) -> object:
+    """Return a JSON-like value whose texts are all printable."""
+    return _in_all_texts(value, printable)
+
+
+def _in_all_texts(value: object, change: Callable[[str], str]) -> object:
     if isinstance(value, str):
-        return escape_surrogates(value)
+        return change(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value).items()
-        return {escape_all(key): escape_all(item) for key, item in items}
+        return {_in_all_texts(key, change): _in_all_texts(item, change) for key, item in items}
     if isinstance(value, list | tuple):
-        escaped = [escape_all(item) for item in cast("Sequence[object]", value)]
-        return escaped if isinstance(value, list) else tuple(escaped)
+        changed = [_in_all_texts(item, change) for item in cast("Sequence[object]", value)]
+        return changed if isinstance(value, list) else tuple(changed)
     return value

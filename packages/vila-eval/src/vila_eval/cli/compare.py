@@ -122,7 +122,8 @@ def _print_flips(task: TaskComparison, most: int, console: Console) -> None:
         return
     shown = task.flips[:most]
     console.print(
-        f"\n[bold]{escape(task.task)}[/bold]: {len(shown)} of {len(task.flips):,} samples that differ", highlight=False
+        f"\n[bold]{escape(task.task)}[/bold]: showing {len(shown)} of {len(task.flips):,} samples scored differently",
+        highlight=False,
     )
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("sample", "A", "B", "answer of A", "answer of B", "reference"):

@@ -40,7 +40,9 @@ class ModelFlags:
     ] = None
     model_name: Annotated[
         str | None,
-        _model("--model-name", metavar="NAME", help="Name of the results folder. Default: the end of the path."),
+        _model(
+            "--model-name", metavar="NAME", help="Name of the results folder (default: last part of the model path)."
+        ),
     ] = None
     lora_path: LoraPath = None
     conv_mode: Annotated[

@@ -44,8 +44,8 @@ vila-eval compare results/model-a results/model-b [dim]# is B better?[/dim]
 """
 
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C."""
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM."""
 
 
 COMMANDS = (
@@ -116,9 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         run_app(app, "vila-eval", arguments)
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
+        if ended.code in (INTERRUPTED, TERMINATED):
             # Do not wait for a thread that still reads a long video. All answers are on disk.
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(INTERRUPTED)
+            os._exit(int(ended.code))
         raise

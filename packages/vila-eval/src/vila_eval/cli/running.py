@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import typer
 
 from vila_core.cli.progress import NoProgress, open_progress
+from vila_eval.errors import describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.report.table import print_table, results_table, table_notes
 from vila_eval.report.tracking import Tracker, check_installed, report_to
+from vila_eval.running.identity import model_name
 from vila_eval.running.runner import evaluate
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM."""
 
 
 def run_plan(
@@ -31,22 +39,31 @@ def run_plan(
     if tracker is not None:
         check_installed(tracker)
     is_first = rank is None or rank.rank == 0
+    root = options.output_dir / model_name(model)
     try:
-        if is_first:
-            with open_progress("samples", [planned.folder for planned in plan]) as progress:
-                outcomes = evaluate(model, plan, options, progress, rank)
-        else:
-            outcomes = evaluate(model, plan, options, NoProgress(), rank)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. The answers so far are kept: run the same command to continue.", err=True)
-        raise typer.Exit(130) from None
-    if not is_first:
-        return int(any(outcome.error is not None for outcome in outcomes))
-    if not as_json:
-        print_outcomes(outcomes)
-    report = None
-    if any(outcome.result is not None for outcome in outcomes):
-        report = _report(model_folder(outcomes[0]), tracker)
+        with _stop_on_sigterm():
+            if is_first:
+                with open_progress("samples", [planned.folder for planned in plan]) as progress:
+                    outcomes = evaluate(model, plan, options, progress, rank)
+            else:
+                outcomes = evaluate(model, plan, options, NoProgress(), rank)
+            failed = any(outcome.error is not None for outcome in outcomes)
+            if not is_first:
+                return int(failed)
+            if not as_json:
+                print_outcomes(outcomes)
+            report = None
+            if any(outcome.result is not None for outcome in outcomes):
+                report, problem = _report(model_folder(outcomes[0]), tracker)
+                failed = failed or problem is not None
+                if problem is not None:
+                    typer.echo(problem, err=True)
+    except KeyboardInterrupt as stopped:
+        typer.echo(
+            f"Stopped. The answers so far are kept in '{root}': run the same command to continue.",
+            err=True,
+        )
+        raise typer.Exit(TERMINATED if isinstance(stopped, _Terminated) else INTERRUPTED) from None
     if as_json:
         typer.echo(
             json.dumps(
@@ -55,7 +72,28 @@ def run_plan(
         )
     elif report is not None:
         typer.echo(f"Report: {report}")
-    return int(any(outcome.error is not None for outcome in outcomes))
+    return int(failed)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end, as by `kill` or a batch system."""
+
+
+@contextmanager
+def _stop_on_sigterm() -> Generator[None]:
+    """Make SIGTERM end a run as Ctrl-C does, with a message."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:
@@ -83,10 +121,17 @@ def as_dict(outcome: TaskOutcome) -> dict[str, object]:
     }
 
 
-def _report(folder: Path, tracker: Tracker | None) -> Path:
+def _report(folder: Path, tracker: Tracker | None) -> tuple[Path | None, str | None]:
+    """Write the report and send the numbers to the tracker; return the report's path, and what failed."""
     from vila_eval.report.html import write_report
 
-    report = write_report(folder)
-    if tracker is not None:
-        report_to(tracker, folder)
-    return report
+    report: Path | None = None
+    try:
+        report = write_report(folder)
+        if tracker is not None:
+            report_to(tracker, folder)
+    except Exception as error:  # noqa: BLE001 - the results are complete, whatever fails here
+        return report, f"{'The numbers were not sent' if report else 'The report was not written'}: " + (
+            describe_exception(error)
+        )
+    return report, None

@@ -25,8 +25,9 @@ def show(
 ) -> None:
     """Print samples of a result: prompt, answer, reference, score. Without --id and --wrong, print the first five."""
     from vila_eval.records.schema import SampleRecord
-    from vila_eval.records.storage import SAMPLES, read_records, read_result
+    from vila_eval.records.storage import RESULTS, SAMPLES, read_records, read_result, read_samples
     from vila_eval.report.pictures import choose_wrong
+    from vila_eval.texts import printable_all
 
     if sample and wrong is not None:
         raise ConfigError("Got both --id and --wrong. Choose one.")
@@ -35,7 +36,11 @@ def show(
             f"There are no samples in '{folder}': expected {SAMPLES}. Name a task's folder, such as "
             "results/vila-tiny/pope."
         )
-    records = list(read_records(SampleRecord, folder / SAMPLES))
+    folder = folder.expanduser()
+    finished = (folder / RESULTS).exists()  # else the samples wait for scoring
+    records = list(
+        read_samples(folder, read_result(folder)) if finished else read_records(SampleRecord, folder / SAMPLES)
+    )
     if sample:
         by_id = {record.id: record for record in records}
         for name in sample:
@@ -48,11 +53,12 @@ def show(
         chosen, count = choose_wrong(
             records, higher_is_better=headline is None or headline.higher_is_better is not False, most=wrong
         )
-        typer.echo(f"{count} of {len(records)} samples are not fully right.\n")
+        verb = "is" if count == 1 else "are"
+        typer.echo(f"{count:,} of {len(records):,} answers {verb} wrong or only partly right.\n")
     else:
         chosen = records[:5]
     for record in chosen:
-        typer.echo(describe(record) + "\n")
+        typer.echo(describe(SampleRecord.model_validate(printable_all(record.model_dump()))) + "\n")
 
 
 def describe(record: SampleRecord) -> str:

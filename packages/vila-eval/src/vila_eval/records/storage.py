@@ -21,6 +21,7 @@ import itertools
 import json
 import logging
 import os
+import re
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -236,8 +237,18 @@ def read_result(folder: Path) -> TaskResult:
 
 
 def find_results(folder: Path) -> dict[str, Path]:
-    """Return the folder of every task below a model's results, by the path below it ("pope", "vila/count"), sorted."""
-    return {path.parent.relative_to(folder).as_posix(): path.parent for path in sorted(folder.rglob(RESULTS))}
+    """Return the folder of every task below a model's results, by the path below it ("pope", "vila/count").
+
+    Sorted as people count: "videomme-16" is before "videomme-128".
+    """
+    found = {path.parent.relative_to(folder).as_posix(): path.parent for path in folder.rglob(RESULTS)}
+    return dict(sorted(found.items(), key=lambda item: natural_order(item[0])))
+
+
+def natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key for names with numbers in them."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part[:18]), part) if part[:1] in "0123456789" and part else (-1, part) for part in parts]
 
 
 def write_metrics(root: Path) -> None:

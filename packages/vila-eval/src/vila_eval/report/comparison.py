@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vila_core.config import Config
+from vila_core.errors import listed
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Unit
 from vila_eval.records.schema import ModelIdentity, TaskResult
@@ -116,8 +117,15 @@ class RunComparison(Config):
         tested = sum(task.adjusted_p_value is not None for task in self.tasks)
         if tested > 1:
             notes.append(f"p (Holm) is adjusted for the {tested} headlines that are tested.")
+        by_line: dict[str, list[str]] = {}
         for task in self.tasks:
-            notes += [f"{task.task}: {line}" for line in task.notes]
+            for line in task.notes:
+                by_line.setdefault(line, []).append(task.task)
+        for line, tasks in by_line.items():
+            if len(tasks) == len(self.tasks) > 1:
+                notes.append(f"All tasks: {line}")
+            else:
+                notes.append(f"{listed(tasks, 5)}: {line}")
         for name, tasks in (("A", self.only_first), ("B", self.only_second)):
             if tasks:
                 notes.append(f"Only in {name}: {', '.join(tasks)}.")

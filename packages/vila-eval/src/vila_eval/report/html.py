@@ -6,7 +6,7 @@ import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from markupsafe import Markup
@@ -102,6 +102,7 @@ class Section:
     overall: Sequence[Measure]
     breakdowns: Sequence[Breakdown]
     settings: Mapping[str, str]
+    timings: Timings | None
     speed: str | None
     judging: str | None
     cards: Sequence[Card]
@@ -111,19 +112,30 @@ class Section:
 def write_report(model_folder: Path) -> Path:
     """Write `report.html` into a model's results folder from its tasks' folders, and return its path.
 
-    The same results give the same bytes. Raises `ResultsError` if there are no results, or damaged ones.
+    The same results give the same bytes. Damaged results are named and left out. Raises `ResultsError` if there are no
+    others.
     """
     folders = find_results(model_folder)
     if not folders:
         raise ResultsError(
             f"There are no results in '{model_folder}'. Name the folder of a model, such as results/vila-tiny."
         )
-    sections = [_read_section(name, folder, number) for number, (name, folder) in enumerate(folders.items(), 1)]
+    sections: list[Section] = []
+    damaged: dict[str, str] = {}
+    for number, (name, folder) in enumerate(folders.items(), 1):
+        try:
+            sections.append(_read_section(name, folder, number))
+        except ResultsError as error:
+            damaged[name] = str(error)
+    if not sections:
+        raise ResultsError(next(iter(damaged.values())))
     models = list(dict.fromkeys(_identity(section.result.model) for section in sections))
     page = render(
         "report.html",
         models=models,
         sections=sections,
+        damaged=damaged,
+        facts=_run_facts(sections),
         overview=_overview(sections),
         miniatures=[section.name for section in sections if section.is_miniature],
         limits=sorted(
@@ -159,6 +171,7 @@ def render(template: str, **values: Any) -> str:
         "p_value": format_p_value,
         "reference": format_reference,
         "shorten": shorten,
+        "public": _public_source,
         "words": words,
     }
     return environment.get_template(template).render(**values, longest=LONGEST_TEXT)
@@ -180,6 +193,7 @@ def _identity(model: ModelIdentity) -> tuple[str, str, str]:
 def _read_section(name: str, folder: Path, number: int) -> Section:
     result = read_result(folder)
     headline = result.headline
+    timings = read_record(Timings, folder / TIMINGS)
     higher_is_better = headline is None or headline.higher_is_better is not False
     wrong, count = choose_wrong(read_samples(folder, result), higher_is_better=higher_is_better)
     return Section(
@@ -190,21 +204,39 @@ def _read_section(name: str, folder: Path, number: int) -> Section:
         [measure for measure in result.measures if measure.group is None],
         list(_breakdowns(result.measures)),
         format_settings(result.settings),
-        _speed(folder / TIMINGS),
+        timings,
+        None if timings is None else _speed(timings),
         _judging(folder / JUDGE_SUMMARY),
         [_card(sample, folder, headline) for sample in wrong],
         count,
     )
 
 
-def _speed(path: Path) -> str | None:
-    timings = read_record(Timings, path)
-    if timings is None:
-        return None
+def _speed(timings: Timings) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in timings.versions.items())
     return (
         f"{timings.answered:,} answers in {timings.seconds:,.1f} s, batch size {timings.batch_size}, workers: "
         f"{timings.workers}. {versions}"
+    )
+
+
+def _run_facts(sections: Sequence[Section]) -> dict[str, str]:
+    """Return when and how the tasks ran, for the top of the page; several values if they differ."""
+    timings = [section.timings for section in sections if section.timings is not None]
+    versions = [", ".join(f"{name} {number}" for name, number in one.versions.items()) for one in timings]
+    facts = {
+        "date": sorted({one.finished[:10] for one in timings}),
+        "dtype": list(dict.fromkeys(section.result.settings.dtype for section in sections)),
+        "versions": list(dict.fromkeys(versions)),
+    }
+    return {name: "; ".join(found) for name, found in facts.items() if any(found)}
+
+
+def _public_source(source: str) -> str:
+    """Return a model's path without the folders that lead to it: pages are published, local paths are not."""
+    return " + ".join(
+        PurePath(part).name if part.startswith(("/", "~", ".", "\\")) or re.match("[A-Za-z]:", part) else part
+        for part in source.split(" + ")
     )
 
 

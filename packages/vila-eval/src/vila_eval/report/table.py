@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vila_core.errors import listed
 from vila_eval.data.hub import FIXTURE_REVISION
-from vila_eval.records.schema import JudgeSummary
-from vila_eval.records.storage import JUDGE_SUMMARY, read_record
+from vila_eval.errors import ResultsError
+from vila_eval.records.schema import JudgeSummary, SampleRecord
+from vila_eval.records.storage import JUDGE_SUMMARY, SAMPLES, read_record, read_records
 from vila_eval.report.formatting import format_error, format_value, words
+from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -95,6 +98,11 @@ def _marked(count: int) -> str:
 def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
     """Return the notes below the table: why tasks have no number, cost of judging, submission files, fixture data."""
     notes = [f"{outcome.planned.folder}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    notes += [note for outcome in outcomes if (note := _failure_note(outcome)) is not None]
+    complete = [outcome.planned.folder for outcome in outcomes if outcome.was_complete]
+    if complete:
+        which = "All tasks were" if len(complete) == len(outcomes) else f"{listed(complete)}:"
+        notes.append(f"{which} already complete: nothing was run again. Delete a task's folder to run it again.")
     notes += _judge_notes([outcome.folder for outcome in outcomes if outcome.waiting is None])
     for outcome in outcomes:
         submission = outcome.planned.task.submission
@@ -112,6 +120,26 @@ def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
             "model."
         )
     return notes
+
+
+def _failure_note(outcome: TaskOutcome) -> str | None:
+    """Return how many samples failed and why the first did; None if none failed."""
+    counts = outcome.result.counts if outcome.result is not None else None
+    if counts is None or not counts.failed:
+        return None
+    reason = first_failure(outcome.folder)
+    which = f"all {counts.samples:,}" if counts.failed == counts.samples else f"{counts.failed:,} of {counts.samples:,}"
+    return f"{outcome.planned.folder}: {which} samples failed and count as wrong" + (
+        "." if reason is None else f". The first: {one_line(reason, 300)}"
+    )
+
+
+def first_failure(folder: Path) -> str | None:
+    """Return why the first failed sample of a finished task failed; None if none did or its file cannot be read."""
+    try:
+        return next((s.error for s in read_records(SampleRecord, folder / SAMPLES) if s.error is not None), None)
+    except ResultsError:
+        return None
 
 
 def _judge_notes(folders: Sequence[Path]) -> list[str]:
