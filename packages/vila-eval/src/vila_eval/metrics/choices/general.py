@@ -4,75 +4,189 @@ It is not any benchmark's official parser.
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from vila_eval.metrics.choices import letter_grammar as grammar
 from vila_eval.metrics.choices.scoring import letter_metric
 from vila_eval.metrics.inputs import require_options, require_text
 
+LONGEST = 4_000
+"""Of a longer answer, the first and the last half of this many characters are read."""
+
 _EMPHASIS = "*_`\"'“”‘’"
-# "B or C", "(B)/(C)" and "B, D" name two options. "C, I think" names one.
-_NO_SECOND = r"(?!\W*?(?:\b(?:or|and)\b|[/&,])\s*[\[(]?[A-HJ-Z]\b)"
-_ALONE = re.compile(r"[\[(]?([A-Za-z])[\])]?[.:,;!]?")
-_ANNOUNCED = re.compile(
-    r"(?:(?i:\b(?:answer|option|choice)\b)[*_]*\s*(?:(?i:\bis\b)\s*:?|:|=)?[*_\s\"'“‘]*|\\boxed\{\s*)"
-    r"(?:[\[(]([A-Za-z])[\])]|([A-Z])(?![\w'’-])|([a-z])(?=[.)*_}]*[ \t]*(?:\n|$)))" + _NO_SECOND
+_THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>|◁/think▷", re.IGNORECASE)
+_UNFINISHED_THOUGHT = re.compile(r"<\s*think(?:ing)?\s*>|◁think▷", re.IGNORECASE)
+_ANSWER_TAG = re.compile(r"<\s*answer\s*>|<\|begin_of_box\|>", re.IGNORECASE)
+_ANSWER_END = re.compile(r"<\s*/\s*answer\s*>|<\|end_of_box\|>", re.IGNORECASE)
+_LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)?|boldsymbol|rm|bf)\s*\{([^{}]{0,200})\}")
+_BOXED = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]{0,200})\}")
+_ALONE = re.compile(r"[\[({【「『\s]*([A-Za-z])[\])}】」』\s]*[.:,;!?。、]?\s*")
+_MENTION = re.compile(r"(?<![A-Za-z0-9'’_.+\\-])([A-Za-z])(?![A-Za-z0-9'’_+]|-[A-Za-z])(?!\.[A-Z]\b)")
+_LEADING_END = re.compile(
+    r"[\])}】」』>\"”’']*\s*(?:[.):,;\-–—。、:](?=\s|$|[A-Z]?[a-z]|[^\x00-\x7f])|\n|\(|$|"
+    r"(?:rather|instead|not|and\s+not|over)\b)"
 )
-_LEADING = re.compile(r"([A-Z])[*_]*(?:[.):](?=\s|$|[*_])|\s*\n)" + _NO_SECOND)
-_BRACKETED = re.compile(r"[\[(]([A-Z])[\])]")
-# "A" and "I" before a word are an article and a pronoun, unless a reason follows.
-_WORD_FOLLOWS = re.compile(r"[ \t]+(?!(?:because|since|as|for)\b)\w")
 _DENIAL = re.compile(r"\b(?:not|neither|nor)\b|n['’]t\b|\bcannot\b")
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """A letter in an answer: what it is, where, and what the words around it say."""
+
+    letter: str
+    start: int
+    end: int
+    quoted: bool  # its own option's text follows
+    denied: bool
+    announced: bool
+    as_option: bool  # "option B"
+    bracketed: bool
+    leading: bool
+    shared: bool = False  # listed with another letter: "B or C"
 
 
 def extract_letter(answer: str, options: Sequence[str]) -> str | None:
     r"""Return the upper-case letter of the option that `answer` names, or None if it does not name exactly one.
 
     `options` are the option texts without their letters, option A first. An empty text, for an option that is an image,
-    never matches. White space, quotes and Markdown emphasis around the answer are ignored. A letter beyond the last
-    option does not count. Texts are compared ignoring case, spacing, quotes and emphasis at either end, and
-    `. , ; : ! ?` at the end. The first rule that finds a letter decides:
+    never matches. Full-width forms count as ASCII. Thinking (`<think>…</think>`) is skipped. If there is an
+    `<answer>…</answer>` or a `\boxed{…}`, the last one is the answer. The first rule that finds a letter decides:
 
-    1. The answer is a letter, in either case, with or without brackets and closing punctuation: "B", "b", "(B)", "[B]",
-       "B.", "B)".
-    2. The answer is the text of exactly one option: "the red cube." for "The red cube".
-    3. The answer announces a letter: "answer", "option" or "choice", then "is", ":", "=" or nothing, then an upper-case
-       letter, or one in either case that is in brackets or ends the line: "Answer: B", "The correct answer is (b)",
-       "answer: b", "Option C"; also "\boxed{B}". The last announcement counts. "A" or "I" before another word is itself
-       a word ("Answer: A man"), unless a reason follows ("because", "since", "as", "for"). Several letters
-       ("Answer: B or C") are not an announcement.
-    4. The answer begins with an upper-case letter and ".", ")", ":" or a line break: "B. The cube", "B: the cube". Not
-       "B) or C)".
-    5. Exactly one upper-case letter is in brackets anywhere: "(B) The cube", "I choose (B)".
-    6. The answer contains the text of exactly one option as whole words: "It is the red cube, I think". A text inside a
+    1. The answer is a letter, in either case, with or without brackets and closing punctuation: "B", "b", "(B)", "B。".
+    2. The answer is the text of exactly one option, ignoring case, spacing, quotes and closing punctuation.
+    3. The last letter that is announced: "The answer is B", "I choose (b)", "It's B", "B is correct", "答案是B",
+       "答えはB", "정답은 B", "not A but B", or a line with nothing else. Letters that are denied ("not A",
+       "A is wrong", "rather than A") do not count, here and below. Two at once ("B or C") make the answer unread.
+    4. The answer begins with an upper-case letter and punctuation or a line break: "B. The cube", "B, because".
+    5. Exactly one letter is named as an option: "Option C shows it".
+    6. Exactly one upper-case letter is in brackets anywhere: "The cube (B)".
+    7. The answer contains the text of exactly one option as whole words: "It is the red cube, I think". A text inside a
        longer option text ("red" in "red cube") does not count by itself. Nothing counts in an answer that contains
        "not", "n't", "cannot", "neither" or "nor" outside the option texts.
 
+    "A" and "I" before another word are an article and a pronoun, unless a verb or a reason follows ("A because …").
+    A letter beyond the last option does not count.
+
     Raises: ConfigError when `answer` is not text, or `options` are not 1 to 26 texts.
     """
-    text = require_text(answer, "answer").strip().strip(_EMPHASIS).strip()
-    words = [_words(option) for option in require_options(options)]
-    letters = "".join(chr(ord("A") + i) for i in range(len(words)))
+    text = require_text(answer, "answer")
+    texts = require_options(options)
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]}\n…\n{text[-LONGEST // 2 :]}"
+    return _read(_final_answer(text), [_words(option) for option in texts])
 
+
+def _final_answer(text: str) -> str:
+    """Return the part of the answer that counts: after the thinking, in the last answer tag or box."""
+    text = unicodedata.normalize("NFKC", _THOUGHT.split(text)[-1])
+    text = _UNFINISHED_THOUGHT.split(text)[0]
+    tagged = _ANSWER_TAG.split(text)
+    if len(tagged) > 1:
+        text = _ANSWER_END.split(tagged[-1])[0]
+    text = re.sub(r"\\[()\[\]]|^#+|(?<=\n)#+", "", _LATEX_TEXT.sub(r"\1", text))
+    boxed = _BOXED.findall(text)
+    return (boxed[-1] if boxed else text).strip().strip(_EMPHASIS).strip()
+
+
+def _read(text: str, options: list[str]) -> str | None:
+    letters = "".join(chr(ord("A") + i) for i in range(len(options)))
     if (alone := _ALONE.fullmatch(text)) and (letter := alone[1].upper()) in letters:
         return letter
-    exact = [letter for letter, option in zip(letters, words, strict=True) if option and option == _words(text)]
+    exact = [letter for letter, option in zip(letters, options, strict=True) if option and option == _words(text)]
     if exact:
         return _only(exact)
-    announced = [letter for match in _ANNOUNCED.finditer(text) if (letter := _announced_letter(match, letters))]
-    if announced:
-        return announced[-1]
-    if (leading := _LEADING.match(text)) and leading[1] in letters:
-        return leading[1]
-    bracketed = {letter for letter in _BRACKETED.findall(text) if letter in letters}
-    if bracketed:
+    mentions = _mentions(re.sub(r"[*`]+|\$(?=[(\[]?[A-Z][)\]]?\$)|(?<=[A-Z)])\$", "", text).strip(), letters, options)
+    if announced := [mention for mention in mentions if mention.announced and not mention.denied]:
+        return None if announced[-1].shared else announced[-1].letter
+    open_mentions = [mention for mention in mentions if not mention.denied and not mention.shared]
+    is_list = len({mention.letter for mention in open_mentions if mention.quoted}) > 1
+    if open_mentions and open_mentions[0].leading and not is_list:
+        return open_mentions[0].letter
+    if as_option := {mention.letter for mention in mentions if mention.as_option and not mention.denied}:
+        return _only(sorted(as_option))
+    if bracketed := {mention.letter for mention in mentions if mention.bracketed and not mention.denied}:
         return _only(sorted(bracketed))
-    return _only(_letters_of_contained_texts(_words(text), letters, words))
+    return _only(_letters_of_contained_texts(_words(text), letters, options))
 
 
-def _announced_letter(match: re.Match[str], letters: str) -> str | None:
-    letter = match[1] or match[2] or match[3]
-    is_a_word = match[2] in ("A", "I") and _WORD_FOLLOWS.match(match.string, match.end())
-    return letter.upper() if letter.upper() in letters and not is_a_word else None
+def _mentions(text: str, letters: str, options: list[str]) -> list[_Mention]:
+    mentions: list[_Mention] = []
+    for match in _MENTION.finditer(text):
+        if match[1].upper() in letters:
+            mention = _mention(text, match, options[letters.index(match[1].upper())], mentions)
+            if mention is not None:
+                mentions.append(mention)
+    return _with_lists(text, mentions)
+
+
+def _mention(text: str, match: re.Match[str], option: str, earlier: list[_Mention]) -> _Mention | None:
+    """Return what the words around a single letter say of it, or None if it is a word ("a", "I") and no letter."""
+    before = text[max(0, match.start() - grammar.WINDOW) : match.start()]
+    after = text[match.end() : match.end() + grammar.WINDOW]
+    quoted = bool(option) and _words(text[match.end() : match.end() + len(option) + 20].lstrip(" .):,-–—]")).startswith(
+        option
+    )
+    announces = grammar.ANNOUNCED_BEFORE.search(before) is not None
+    as_option = grammar.OPTION_BEFORE.search(before) is not None
+    bracketed = before[-1:] in ("(", "[") and after[:1] in (")", "]")
+    ends_line = re.match(r"[\])}.\"'”’]*[ \t]*(?:\n|$)", after) is not None
+    starts = not before.strip(" \t([{\"'“‘「『【<")
+    if match[1].islower():
+        is_letter = (announces or as_option) and (bracketed or ends_line or (as_option and match[1] != "a"))
+        if not is_letter and not (starts and quoted and after[:1] in (".", ")", ":")):
+            return None
+    elif match[1] in "AI" and not (bracketed or quoted or _follows_noun(before)) and _is_word(after):
+        return None
+    denied = grammar.DENIED_BEFORE.search(before) is not None or (
+        not quoted and grammar.DENIED_AFTER.match(after) is not None
+    )
+    contrast = bool(earlier) and earlier[-1].denied and grammar.CONTRAST_BEFORE.search(before) is not None
+    alone = ends_line and re.search(r"(?:^|[\n.!?。;])[ \t]*[\[({\"'“‘]*$", before) is not None
+    return _Mention(
+        letter=match[1].upper(),
+        start=match.start(),
+        end=match.end(),
+        quoted=quoted,
+        denied=denied,
+        announced=announces or contrast or alone or grammar.ANNOUNCED_AFTER.match(after) is not None,
+        as_option=as_option,
+        bracketed=bracketed,
+        leading=starts
+        and match.start() < grammar.WINDOW
+        and _LEADING_END.match(after[1:] if bracketed else after) is not None,
+    )
+
+
+def _is_word(after: str) -> bool:
+    """Return whether "A" or "I" is an article or a pronoun, judging by what follows."""
+    return re.match(r"[ \t]+\w", after) is not None and grammar.REASON.match(after) is None
+
+
+def _follows_noun(before: str) -> bool:
+    """Return whether "option", "choice" or "letter" comes directly before: what follows is a letter, not an article."""
+    return re.search(r"\b(?:option|choice|letter)\s*$", before, re.IGNORECASE) is not None
+
+
+def _with_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
+    """Mark letters that are listed together ("B or C"); a denial of the first denies all."""
+    result = list(mentions)
+    for index in range(1, len(result)):
+        first, second = result[index - 1], result[index]
+        joined = grammar.JOINED.fullmatch(text[first.end : second.start][: grammar.WINDOW])
+        if joined is None or first.letter == second.letter or first.quoted:
+            continue
+        loose = joined["mark"].strip() in ("", ",", ";")
+        if loose and not grammar.ENDS_LIST.match(text[second.end : second.end + grammar.WINDOW]):
+            continue
+        if first.denied and not loose:
+            result[index] = replace(second, denied=True)
+        elif not second.denied or not loose:
+            announced = first.announced or second.announced
+            result[index - 1] = replace(first, shared=True, announced=announced, denied=second.denied)
+            result[index] = replace(second, shared=True, announced=announced)
+    return result
 
 
 def _letters_of_contained_texts(answer: str, letters: str, options: list[str]) -> list[str]:
@@ -88,7 +202,8 @@ def _letters_of_contained_texts(answer: str, letters: str, options: list[str]) -
 
 
 def _words(text: str) -> str:
-    return " ".join(text.casefold().split()).strip(_EMPHASIS).rstrip(".,;:!?" + _EMPHASIS)
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.split()).strip(_EMPHASIS).rstrip(".,;:!?。" + _EMPHASIS)
 
 
 def _only(letters: list[str]) -> str | None:
