@@ -4,12 +4,11 @@ A template renders `Turn`s (role and text, with placeholders in place of media) 
 separator templates come from `llava/conversation.py` in NVlabs/VILA; Jinja templates come with the tokenizer.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
-from vila_core.errors import PromptError
+from vila_core.errors import PromptError, warn
 
 if TYPE_CHECKING:
     from vila_core.media import Image, Video
@@ -123,10 +122,7 @@ class SeparatorTemplate:
         turns = list(turns)
         if turns and turns[0].role != "user":
             if turns[0].role == "system":
-                warnings.warn(
-                    f"Chat template '{self.name}' has a fixed system prompt; the system message is ignored.",
-                    stacklevel=3,
-                )
+                warn(f"Chat template '{self.name}' has a fixed system prompt; the system message is ignored.")
             turns = turns[1:]
         for index, turn in enumerate(turns):
             if turn.role != ("user", "assistant")[index % 2]:

@@ -11,6 +11,7 @@
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 import typer
@@ -79,7 +80,8 @@ def _print_warning(
     line: str | None = None,
 ) -> None:
     """Print our own warnings as one line without the place in the code, and others as Python does."""
-    if issubclass(category, VilaWarning):
+    ours = any(part.startswith("vila_") for part in Path(filename).parts) and category is UserWarning
+    if ours or issubclass(category, VilaWarning):
         typer.secho("Warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)
         typer.echo(visible(str(message)), err=True)
     else:
