@@ -18,6 +18,7 @@ from vila_eval.report.formatting import (
     shorten,
     words,
 )
+from vila_eval.texts import one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,17 +73,23 @@ def compare(
 def _print(comparison: RunComparison, console: Console) -> None:
     from rich.markup import escape
 
+    from vila_eval.report.table import print_table
+
     console.print(
         f"[dim]A[/dim] {escape(comparison.first.name)}  [dim]B[/dim] {escape(comparison.second.name)}\n",
         highlight=False,
     )
-    console.print(_table(comparison))
+    print_table(lambda hidden: _table(comparison, hidden), DROPPABLE)
     for line in comparison.notes:
-        console.print(line, style="dim", markup=False, highlight=False)
+        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _table(comparison: RunComparison) -> Table:
-    """Return the table, one row per measure.
+DROPPABLE = ("p (Holm)", "+/−", "n", "p")
+"""Columns that narrow terminals leave out, in this order."""
+
+
+def _table(comparison: RunComparison, hidden: frozenset[str]) -> Table:
+    """Return the table without the columns in `hidden`, one row per measure.
 
     The headline's row also has n and the p-value adjusted for the number of tasks. +/− counts samples gained and lost.
     """
@@ -90,26 +97,30 @@ def _table(comparison: RunComparison) -> Table:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("task", overflow="fold")
+    table.add_column("task", no_wrap=True)
     table.add_column("measure")
-    for heading in ("A", "B", "B − A", "", "p", "p (Holm)", "+/−", "n"):
+    headings = [name for name in ("A", "B", "B − A", "", "p", "p (Holm)", "+/−", "n") if name not in hidden]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for task in comparison.tasks:
         if not task.measures:
             table.add_row(escape(task.task), "[dim]scored elsewhere[/dim]")
         for number, measure in enumerate(task.measures):
             is_headline = number == 0
+            cells = {
+                "A": format_value(measure.first, measure.unit),
+                "B": format_value(measure.second, measure.unit),
+                "B − A": f"[bold]{format_difference(measure.difference, measure.unit)}[/bold]",
+                "": f"[dim]{format_error(measure.standard_error, measure.unit)}[/dim]",
+                "p": format_p_value(measure.p_value),
+                "p (Holm)": format_p_value(task.adjusted_p_value) if is_headline else "",
+                "+/−": "" if measure.gained is None else f"{measure.gained}/{measure.lost}",
+                "n": str(task.paired) if is_headline else "",
+            }
             table.add_row(
                 escape(task.task) if is_headline else "",
                 escape(words(measure.name)) if is_headline else f"[dim]{escape(words(measure.name))}[/dim]",
-                format_value(measure.first, measure.unit),
-                format_value(measure.second, measure.unit),
-                f"[bold]{format_difference(measure.difference, measure.unit)}[/bold]",
-                f"[dim]{format_error(measure.standard_error, measure.unit)}[/dim]",
-                format_p_value(measure.p_value),
-                format_p_value(task.adjusted_p_value) if is_headline else "",
-                "" if measure.gained is None else f"{measure.gained}/{measure.lost}",
-                str(task.paired) if is_headline else "",
+                *(cells[heading] for heading in headings),
             )
     return table
 
@@ -131,6 +142,9 @@ def _print_flips(task: TaskComparison, most: int, console: Console) -> None:
     for flip in shown:
         texts = (flip.first_answer, flip.second_answer, format_reference(flip.reference))
         table.add_row(
-            escape(flip.id), f"{flip.first:g}", f"{flip.second:g}", *(escape(shorten(text, LONGEST)) for text in texts)
+            escape(one_line(flip.id)),
+            f"{flip.first:g}",
+            f"{flip.second:g}",
+            *(escape(shorten(printable(text), LONGEST)) for text in texts),
         )
     console.print(table)

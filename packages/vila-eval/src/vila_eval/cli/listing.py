@@ -15,6 +15,7 @@ from vila_core.plugins.registry import Registry
 from vila_eval.cli.arguments import split_names
 from vila_eval.running.selection import checked
 from vila_eval.task import Task
+from vila_eval.texts import one_line
 
 
 def list_tasks(
@@ -93,17 +94,26 @@ SHOWN = ("task", "version", "tags", "data", "metric", "video", "submission", "di
 """Columns of the table; the JSON has more."""
 
 
+DROPPABLE = ("distribution", "submission", "version", "video", "tags", "data")
+"""Columns that narrow terminals leave out, in this order: names are never cut."""
+
+
 def _print_table(rows: list[dict[str, Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
     from vila_eval.report.table import print_table
 
-    columns = [name for name in SHOWN if rows and name in rows[0]]
-    table = Table(*columns, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(escape(_text(name, row)) for name in columns))
-    print_table(table)
+    def build(hidden: frozenset[str]) -> Table:
+        columns = [name for name in SHOWN if rows and name in rows[0] and name not in hidden]
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for number, name in enumerate(columns):
+            table.add_column(name, no_wrap=number == 0)
+        for row in rows:
+            table.add_row(*(escape(one_line(_text(name, row))) for name in columns))
+        return table
+
+    print_table(build, DROPPABLE)
     typer.echo(f"\n{len(rows)} {'metrics' if rows and 'task' not in rows[0] else 'tasks'}")
 
 

@@ -14,7 +14,7 @@ import typer
 from vila_core.cli.progress import NoProgress, open_progress
 from vila_eval.errors import describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
-from vila_eval.report.table import print_table, results_table, table_notes
+from vila_eval.report.table import DROPPABLE, print_table, results_table, table_notes
 from vila_eval.report.tracking import Tracker, check_installed, report_to
 from vila_eval.running.identity import model_name
 from vila_eval.running.runner import evaluate
@@ -98,7 +98,7 @@ def _stop_on_sigterm() -> Generator[None]:
 
 def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:
     """Print the table and its notes."""
-    print_table(results_table(outcomes))
+    print_table(lambda hidden: results_table(outcomes, hidden), DROPPABLE)
     if notes := table_notes(outcomes):
         typer.echo()
     for note in notes:

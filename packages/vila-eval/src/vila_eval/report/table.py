@@ -33,10 +33,14 @@ COUNTS: dict[str, Callable[[Counts], int]] = {
 """Columns of counts; all but the first are left out if every row has 0."""
 
 
-def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
+DROPPABLE = ("truncated", "judge failed", "unread", "n")
+"""Columns that narrow terminals leave out, in this order."""
+
+
+def results_table(outcomes: Sequence[TaskOutcome], hidden: frozenset[str] = frozenset()) -> Table:
     """Return the table: measures over all samples with their standard errors, the headline first.
 
-    Groups are in the report.
+    Groups are in the report. Columns in `hidden` are left out.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -45,12 +49,13 @@ def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
     shown = {
         heading: count
         for heading, count in COUNTS.items()
-        if heading == "failed" or any(count(of_task) for of_task in counted)
+        if heading not in hidden and (heading == "failed" or any(count(of_task) for of_task in counted))
     }
+    numbers = [] if "n" in hidden else ["n"]
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("task", overflow="fold")
+    table.add_column("task", no_wrap=True)
     table.add_column("measure")
-    for heading in ("value", "", "n", *shown):
+    for heading in ("value", "", *numbers, *shown):
         table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
     for outcome in outcomes:
         name = escape(outcome.planned.folder)
@@ -69,7 +74,7 @@ def results_table(outcomes: Sequence[TaskOutcome]) -> Table:
                 escape(measure) if number == 0 else f"[dim]{escape(measure)}[/dim]",
                 value if number else f"[bold]{value}[/bold]",
                 f"[dim]{error}[/dim]",
-                str(n),
+                *([str(n)] if numbers else []),
                 *(counts if number == 0 else ()),
             )
     return table
@@ -161,15 +166,30 @@ def _judge_notes(folders: Sequence[Path]) -> list[str]:
     return notes
 
 
-def print_table(table: Table) -> None:
-    """Print a table, styled for a terminal and as plain text for a file or a pipe."""
+def print_table(build: Callable[[frozenset[str]], Table], droppable: Sequence[str] = ()) -> None:
+    """Print a table, styled for a terminal and as plain text for a file or a pipe.
+
+    Args:
+        build: makes the table without the columns that it is given.
+        droppable: columns that are left out, in this order, where a terminal is too narrow for names and numbers.
+    """
     from rich.console import Console
 
     console = Console()
-    if console.is_terminal:
-        console.print(table)
-    else:
-        print(as_text(table))
+    if not console.is_terminal:
+        print(as_text(build(frozenset())))
+        return
+    hidden: list[str] = []
+    table = build(frozenset())
+    for name in droppable:
+        if console.measure(table, options=console.options.update(width=PLAIN_WIDTH)).minimum <= console.width:
+            break
+        hidden.append(name)
+        table = build(frozenset(hidden))
+    console.print(table)
+    if hidden:
+        text = f"Columns left out for lack of space: {', '.join(hidden)}. A wider terminal or --json shows them."
+        console.print(text, style="dim", markup=False, highlight=False)
 
 
 def as_text(table: Table) -> str:
@@ -178,4 +198,4 @@ def as_text(table: Table) -> str:
 
     file = io.StringIO()
     Console(file=file, width=PLAIN_WIDTH, no_color=True, force_terminal=False).print(table)
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
+    return "\n".join(line.rstrip() for line in file.getvalue().rstrip("\n").split("\n"))
