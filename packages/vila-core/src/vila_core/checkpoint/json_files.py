@@ -17,9 +17,10 @@ from vila_core.input_files import read_input
 
 MAX_JSON_BYTES = 64 * 1024 * 1024
 """More than any real config, index or tokenizer (40 MB)."""
-MAX_CONTAINERS = 2_000_000
-"""Most objects and lists in one file: a tokenizer's 500,000 merges are lists. Each takes about a hundred bytes."""
-MAX_VALUES = 8_000_000
+MAX_CONTAINERS, MAX_VALUES = 200_000, 400_000
+"""Most objects and lists, and most values, in a config (read many times) or an index (one value per tensor)."""
+MAX_VOCABULARY_CONTAINERS, MAX_VOCABULARY_VALUES = 2_000_000, 8_000_000
+"""The same for a tokenizer: 500,000 merges may be lists. Each takes about a hundred bytes."""
 MAX_DEPTH = 100
 
 _MAX_DIGITS = 300
@@ -32,7 +33,7 @@ def read_json(path: Path, *, is_vocabulary: bool = False) -> dict[str, object]:
 
     Args:
         path: of the file.
-        is_vocabulary: strings may contain null characters, which are tokens.
+        is_vocabulary: it may have millions of values, and strings with null characters, which are tokens.
 
     Raises:
         CheckpointError: the file is missing, unreadable, not JSON, or not an object.
@@ -50,7 +51,7 @@ def parse_json_object(
     Args:
         text: the JSON.
         source: names it in errors.
-        is_vocabulary: strings may contain null characters, which are tokens.
+        is_vocabulary: it may have millions of values, and strings with null characters, which are tokens.
         max_containers: most objects and lists in it.
 
     Raises:
@@ -63,10 +64,9 @@ def parse_json_object(
         if not text.strip(" \t\r\n\0"):
             raise ValueError("it is filled with zeros" if text.strip() else "it is empty")
         containers = text.count("{") + text.count("[")
-        if containers > max_containers or text.count(",") > MAX_VALUES:
-            raise CheckpointError(
-                f"{source} has millions of values, too many for a checkpoint. Check where it is from."
-            )
+        most = (MAX_VOCABULARY_CONTAINERS, MAX_VOCABULARY_VALUES) if is_vocabulary else (max_containers, MAX_VALUES)
+        if containers > most[0] or text.count(",") > most[1]:
+            raise CheckpointError(f"{source} has too many values for a checkpoint. Check where it is from.")
         value = json.loads(
             text,
             parse_constant=_refuse_constant,
