@@ -64,7 +64,7 @@ def test_a_run_ends_with_a_table_and_a_report(finished: tuple[subprocess.Complet
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert lines[0][:4] == ["task", "measure", "value", "n"]
-    assert [line[0] for line in lines if "5" in line[2:-1] and "±" in line] == ["vila/attribute", "pope"]
+    assert [line[0] for line in lines if "5" in line[2:-1] and "–" in line] == ["vila/attribute", "pope"]
     assert "1 of 2 tasks ran on made-up rows in the dataset's schema (--fixtures)" in done.stdout
     (model,) = (folder / "results").iterdir()
     assert "</html>" in (model / "report.html").read_text(encoding="utf-8")

@@ -65,7 +65,7 @@ def result(name: str, *measures: Measure, counts: Counts | None = None, revision
     )
 
 
-ACCURACY = Measure("accuracy", Estimate(0.805, 0.0123, 400))
+ACCURACY = Measure("accuracy", Estimate(0.805, 0.0123, 400, (0.782, 0.828)))
 
 
 class Runs:
@@ -290,7 +290,7 @@ def test_results_go_to_the_tracker_which_is_checked_before_the_run(
     assert f"Report: {tmp_path / 'tiny' / 'report.html'}" in done.stdout
 
 
-def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Path) -> None:
+def test_table_shows_every_measure_over_all_samples_with_its_interval(tmp_path: Path) -> None:
     outcomes = [
         of_task(
             tmp_path,
@@ -308,8 +308,8 @@ def test_table_shows_every_measure_over_all_samples_with_its_error(tmp_path: Pat
         ),
     ]
     assert [line.split() for line in as_text(results_table(outcomes)).splitlines()] == [
-        ["task", "measure", "value", "n", "failed", "unread"],
-        ["pope", "accuracy", "80.5", "%", "±", "1.2", "400", "0", "7"],
+        ["task", "measure", "value", "95", "%", "interval", "n", "failed", "unread"],
+        ["pope", "accuracy", "80.5", "%", "78.2–82.8", "400", "0", "7"],
         ["yes", "ratio", "50.0", "%", "400"],
         ["mme", "perception", "1583.2", "30", "0", "0"],
     ]

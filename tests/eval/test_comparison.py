@@ -76,7 +76,7 @@ def test_difference_error_and_flips_by_hand(tmp_path: Path) -> None:
     assert (headline.first, headline.second, headline.difference) == (0.5, 0.75, 0.25)
     # Differences 0 1 1 -1, mean 1/4, squares of deviations (1 + 9 + 9 + 25)/16 = 2.75; /3 /4.
     assert headline.standard_error == pytest.approx(math.sqrt(2.75 / 12))
-    assert headline.p_value == pytest.approx(math.erfc(0.25 / math.sqrt(2.75 / 12) / math.sqrt(2)))
+    assert headline.p_value == 1.0  # two of three differing samples are no evidence (the exact sign test)
     assert task.adjusted_p_value == headline.p_value
     assert (headline.gained, headline.lost) == (2, 1)
     assert [(flip.id, flip.first, flip.second) for flip in task.flips] == [("b", 0, 1), ("c", 0, 1), ("d", 1, 0)]
@@ -91,9 +91,9 @@ def test_questions_about_one_picture_count_together(tmp_path: Path) -> None:
     write_task(tmp_path / "one/shapes", FIRST, clusters="ppqq")
     write_task(tmp_path / "two/shapes", SECOND, clusters="ppqq")
     headline = compare_runs(tmp_path / "one", tmp_path / "two").tasks[0].headline
-    # Deviations -1/4 3/4 | 3/4 -5/4: the pictures' sums are 1/2 and -1/2, sqrt(1/4 + 1/4) / 4.
+    # The pictures' mean differences are 1/2 and 0; half of the distance is the standard error of the mean of both.
     assert headline is not None
-    assert headline.standard_error == pytest.approx(math.sqrt(0.5) / 4)
+    assert headline.standard_error == pytest.approx(0.25)
 
 
 def test_samples_of_one_side_and_unjudged_ones_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_the_command_prints_numbers_flips_and_json(
     )
     assert code == 0
     (row,) = [line.split() for line in out.splitlines() if line.startswith("shapes  ")]
-    assert row == ["shapes", "accuracy", "50.0", "75.0", "+25.0", "±", "47.9", "0.602", "0.602", "2/1", "4"]
+    assert row == ["shapes", "accuracy", "50.0", "75.0", "+25.0", "±", "47.9", "1.000", "1.000", "2/1", "4"]
     assert "showing 2 of 3 samples scored differently" in out
     assert "[bold]wrong[/bold]" in out
     assert "answer d" not in out

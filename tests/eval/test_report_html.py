@@ -128,7 +128,7 @@ def test_the_page_shows_the_results(tmp_path: Path) -> None:
     assert "d1g35t" in page.text
     assert "abc" in page.text
     # Mean 1/2, error sqrt(4/4 / 3 / 4) = 0.2887.
-    assert '<b>50.0</b></td><td class="error">± 28.9</td>' in text
+    assert '<b>50.0</b></td><td class="error">15.0–85.0</td>' in text
     assert "Wrong answers: 2 of 2" in page.text
     for said in ("oval", "circle (2×) | ring", "read as", "The file 'x.png' is not there.", "kind: hard", "version 3"):
         assert said in page.text
@@ -253,11 +253,11 @@ def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
 
 
 def test_bars_by_hand() -> None:
-    bar = draw_bar(0.6, 0.1, 1.0)
+    bar = draw_bar(0.6, (0.5, 0.7), 1.0)
     assert 'width="60.0%"' in bar
     assert 'x1="50.0%" x2="70.0%"' in bar
     assert 'class="error"' not in draw_bar(0.6, None, 1.0)
-    assert 'x1="90.0%" x2="100.0%"' in draw_bar(0.95, 0.05, 1.0)
+    assert 'x1="90.0%" x2="100.0%"' in draw_bar(0.95, (0.9, 1.1), 1.0)
     worse = draw_difference(-0.05, 0.025, 0.1, is_better=False)
     assert 'class="loss" x="25.0%" y="5" width="25.0%"' in worse
     assert 'x1="12.5%" x2="37.5%"' in worse

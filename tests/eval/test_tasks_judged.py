@@ -120,8 +120,8 @@ def test_activitynet_qa_end_to_end(judge: Any, tmp_path: Path) -> None:
         "score/number": 5.0,
     }
     assert (measures["accuracy"].unit, measures["score"].unit) == ("share", "points")
-    # Clusters of two: the deviations sum to 0.5 and -0.5 in the two videos, so the error is sqrt(0.25 + 0.25) / 4.
-    assert measures["accuracy"].estimate.standard_error == pytest.approx(math.sqrt(0.5) / 4)
+    # The means of the two videos are 1 and 0.5; half of their difference is the standard error of the mean of both.
+    assert measures["accuracy"].estimate.standard_error == pytest.approx(0.25)
     assert "Question: what color is the square\n" in "".join(said(body) for body in judge.requests)
 
 
@@ -272,10 +272,10 @@ def test_the_standard_error_of_the_ratio_is_linearized() -> None:
         for number, reply in enumerate(["8 8", "10 4", "6 9"])
     ]
     estimate = LLAVA_BENCH.summarize(scored)[0].estimate
-    # (y - R x) / mean x with R = 7/8: 1/8, -4.75/8, 3.75/8; the mean is 0. As three clusters of one: sqrt(sum of
-    # squares) / 3.
+    # (y - R x) / mean x with R = 7/8: 1/8, -4.75/8, 3.75/8; the mean is 0. Three independent samples: sqrt(sum of
+    # squares / 2 / 3).
     assert estimate.mean == pytest.approx(87.5)
-    assert estimate.standard_error == pytest.approx(100 * math.sqrt(1 + 4.75**2 + 3.75**2) / 8 / 3)
+    assert estimate.standard_error == pytest.approx(100 * math.sqrt(1 + 4.75**2 + 3.75**2) / 8 / math.sqrt(6))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from pydantic import ConfigDict, model_serializer, model_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from vila_eval.statistics import Estimate, estimate
+from vila_eval.statistics import Estimate, macro_estimate
 from vila_eval.task import Question
 
 Unit = Literal["share", "points"]
@@ -49,11 +49,11 @@ class Scored:
 class Measure:
     """One number in a task's result.
 
-    In JSON the estimate's fields are inlined as `value`, `standard_error` (null if unknown) and `n`.
+    In JSON the estimate's fields are inlined as `value`, `standard_error` and `interval` (null if unknown) and `n`.
 
     Attributes:
         name: such as "accuracy".
-        estimate: mean, standard error and n. An unknown error is NaN.
+        estimate: mean, standard error, 95 % interval and n. An unknown error is NaN.
         higher_is_better: the direction; None if neither is better (the share of answers that say yes).
         unit: "share" or "points".
         group: the group of samples that it covers, as (dimension, value), such as ("discipline", "Science"); None: all.
@@ -75,6 +75,11 @@ class Measure:
         return None if math.isnan(self.estimate.standard_error) else float(self.estimate.standard_error)
 
     @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval, (low, high); None if it is unknown."""
+        return self.estimate.interval
+
+    @property
     def n(self) -> int:
         return self.estimate.n
 
@@ -89,6 +94,7 @@ class Measure:
             "mean": fields.pop("value", None),
             "standard_error": math.nan if error is None else error,
             "n": fields.pop("n", None),
+            "interval": fields.pop("interval", None),
         }
         return fields | {"estimate": estimate}
 
@@ -98,6 +104,7 @@ class Measure:
             "name": self.name,
             "value": self.value,
             "standard_error": self.standard_error,
+            "interval": self.interval,
             "n": self.n,
             "higher_is_better": self.higher_is_better,
             "unit": self.unit,
@@ -184,15 +191,23 @@ def grouped(samples: Sequence[Scored], group_by: Sequence[str] | None = None) ->
 
 
 def _mean(samples: Sequence[Scored], name: str) -> Estimate:
-    samples = [sample for sample in samples if name in sample.score.values]
-    clusters = [sample.question.cluster for sample in samples]
-    values = [sample.score.values[name] for sample in samples]
-    if all(cluster is None for cluster in clusters):
-        return estimate(values)
+    return macro_mean([[sample for sample in samples if name in sample.score.values]], name)
+
+
+def macro_mean(groups: Sequence[Sequence[Scored]], name: str) -> Estimate:
+    """Return the mean over groups of their mean of a value; questions may share a cluster across groups."""
+    values = [[sample.score.values[name] for sample in samples] for samples in groups]
+    if all(sample.question.cluster is None for samples in groups for sample in samples):
+        return macro_estimate(values)
     # A question without a cluster forms its own.
-    return estimate(
-        values, [("question", i) if cluster is None else ("cluster", cluster) for i, cluster in enumerate(clusters)]
-    )
+    clusters = [
+        [
+            ("question", number, index) if sample.question.cluster is None else ("cluster", sample.question.cluster)
+            for index, sample in enumerate(samples)
+        ]
+        for number, samples in enumerate(groups)
+    ]
+    return macro_estimate(values, clusters)
 
 
 def exact(value: float, n: int) -> Estimate:

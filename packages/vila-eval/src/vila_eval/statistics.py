@@ -2,8 +2,8 @@
 
 n samples, C clusters (such as the questions about one picture), G groups.
 
-Sources: Miller 2024, "Adding Error Bars to Evals" (clusters); Wilson 1927 (intervals of proportions); Bell and McCaffrey
-2002 (the jackknife over clusters, CR3, and t quantiles for few of them); Korn and Graubard 1998 (proportions in clusters).
+Sources: Miller 2024, "Adding Error Bars to Evals" (clusters); Wilson 1927 (intervals of proportions); Bell and
+McCaffrey 2002 (the jackknife over clusters, CR3, with t quantiles); Korn and Graubard 1998 (proportions in clusters).
 """
 
 import math
@@ -112,8 +112,9 @@ def _jackknife(
             deviation, size = sums.get(name, (0.0, 0))
             sums[name] = (deviation + value - mean, size + 1)
         for name, (deviation, size) in sums.items():
-            left = len(values) - size or len(values)  # the mean of a group within one cluster cannot be left out
-            changes[name] = changes.get(name, 0.0) + deviation / left / len(groups)
+            if size == len(values):
+                return math.nan, 1  # a group within one cluster says nothing about its spread
+            changes[name] = changes.get(name, 0.0) + deviation / (len(values) - size) / len(groups)
             weights[name] = weights.get(name, 0.0) + size / len(values)
     count = len(changes)
     if count < 2:
@@ -127,9 +128,7 @@ def _jackknife(
 # ------------------------------------------------------------------------------------------------ intervals
 
 
-def _interval(
-    groups: Sequence[Sequence[float]], mean: float, error: float, units: int
-) -> tuple[float, float] | None:
+def _interval(groups: Sequence[Sequence[float]], mean: float, error: float, units: int) -> tuple[float, float] | None:
     is_share = all(0 <= value <= 1 for values in groups for value in values)
     if math.isnan(error):
         return wilson(mean, 1, t_quantile(1)) if is_share and units == 1 else None
@@ -217,7 +216,7 @@ def compare(first: Sequence[float], second: Sequence[float], clusters: Sequence[
     difference = Estimate(found.mean, found.standard_error, found.n, _symmetric(found, clusters))
     units = _sums(differences, clusters)
     above, below = sum(unit > 0 for unit in units), sum(unit < 0 for unit in units)
-    if above + below <= SMALL_SAMPLE:
+    if above + below <= SMALL_SAMPLE or difference.standard_error == 0:
         p_value = sign_test(above, below)
     else:
         p_value = 1 - t_probability(abs(difference.mean) / difference.standard_error, len(units) - 1)

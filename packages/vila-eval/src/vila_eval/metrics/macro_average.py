@@ -3,22 +3,11 @@
 G groups, n samples.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from vila_eval.metric import Measure, Score, Scored, grouped, mean_measures
-from vila_eval.statistics import Estimate
+from vila_eval.metric import Measure, Score, Scored, grouped, macro_mean, mean_measures
 from vila_eval.task import Question
-
-
-def macro_average(parts: Sequence[Estimate]) -> Estimate:
-    """Return the mean of the groups' means, sum(mean) / G, over n samples in total.
-
-    The standard error is sqrt(sum(error²)) / G, for independent groups.
-    """
-    error = math.sqrt(math.fsum(part.standard_error**2 for part in parts)) / len(parts)
-    return Estimate(math.fsum(part.mean for part in parts) / len(parts), error, sum(part.n for part in parts))
 
 
 @dataclass(frozen=True)
@@ -40,5 +29,5 @@ class MacroMetric:
         return self.function(answer, question)
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
-        parts = [mean_measures(members, group_by=())[0].estimate for members in grouped(samples, (self.over,)).values()]
-        return [Measure("average", macro_average(parts)), *mean_measures(samples)]
+        parts = list(grouped(samples, (self.over,)).values())
+        return [Measure("average", macro_mean(parts, "accuracy")), *mean_measures(samples)]

@@ -1,6 +1,5 @@
 """Yes-or-no benchmarks: POPE's scores, and MME's over pairs of questions."""
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from typing import Literal
 from vila_core.errors import ConfigError, unknown_name
 from vila_eval.metric import Measure, Score, Scored, exact, grouped, mean_measures
 from vila_eval.metrics.inputs import require_text
-from vila_eval.statistics import Estimate, estimate
+from vila_eval.statistics import Estimate, estimate, sum_estimates
 from vila_eval.task import Question
 
 YesNo = Literal["yes", "no"]
@@ -250,7 +249,9 @@ class MmeMetric:
         by_category = {name: _mme_points(samples, name) for name in scores.categories}
         sums = [
             Measure(
-                name, _sum([by_category[category] for category in categories if category in by_category]), unit="points"
+                name,
+                sum_estimates([by_category[category] for category in categories if category in by_category]),
+                unit="points",
             )
             for name, categories in (("perception", MME_PERCEPTION), ("cognition", MME_COGNITION))
             if not by_category.keys().isdisjoint(categories)
@@ -273,11 +274,6 @@ def _mme_points(samples: Sequence[Scored], category: str) -> Estimate:
         if sample.question.groups["category"] == category:
             right[sample.question.cluster] = right.get(sample.question.cluster, 0.0) + sample.score.values["accuracy"]
     return estimate([50 * number + 100 * (number == 2) for number in right.values()])
-
-
-def _sum(parts: Sequence[Estimate]) -> Estimate:
-    error = math.sqrt(math.fsum(part.standard_error**2 for part in parts))
-    return Estimate(math.fsum(part.mean for part in parts), error, sum(part.n for part in parts))
 
 
 POPE_METRIC = PopeMetric()

@@ -1,4 +1,4 @@
-"""Formatting of numbers: shares in percent, points unchanged, each with its standard error."""
+"""Formatting of numbers: shares in percent, points unchanged, each with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -18,9 +18,17 @@ def format_value(value: float, unit: Unit) -> str:
     return f"{100 * value:.1f}" if unit == "share" else f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
+def format_interval(interval: tuple[float, float] | None, unit: Unit) -> str:
+    """Return "68.9–73.6", with decimals as in `format_value`, or an empty text if the interval is unknown."""
+    if interval is None:
+        return ""
+    low, high = (format_value(end, unit).replace("-", "−") for end in interval)
+    return f"{low}–{high}"
+
+
 def format_error(standard_error: float | None, unit: Unit) -> str:
-    """Return "± 1.2", with decimals as in `format_value`, or an empty text if the error is unknown."""
-    return "" if standard_error is None else f"± {format_value(standard_error, unit)}"
+    """Return "± 1.2" with decimals as in `format_value`; an empty text if all values are equal or it is unknown."""
+    return f"± {format_value(standard_error, unit)}" if standard_error else ""
 
 
 def format_difference(difference: float, unit: Unit) -> str:
@@ -30,8 +38,9 @@ def format_difference(difference: float, unit: Unit) -> str:
 
 
 def format_measure(measure: Measure) -> str:
-    """Return "71.3 ± 1.2"."""
-    return f"{format_value(measure.value, measure.unit)} {format_error(measure.standard_error, measure.unit)}".rstrip()
+    """Return "71.3 (68.9–73.6)", or "71.3" without an interval."""
+    value, interval = format_value(measure.value, measure.unit), format_interval(measure.interval, measure.unit)
+    return f"{value} ({interval})" if interval else value
 
 
 def format_p_value(p_value: float | None) -> str:

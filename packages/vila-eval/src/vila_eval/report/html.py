@@ -28,6 +28,7 @@ from vila_eval.records.storage import (
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
+    format_interval,
     format_measure,
     format_p_value,
     format_reference,
@@ -167,6 +168,7 @@ def render(template: str, **values: Any) -> str:
         "measure": format_measure,
         "number": format_value,
         "error": format_error,
+        "interval": format_interval,
         "difference": format_difference,
         "p_value": format_p_value,
         "reference": format_reference,
@@ -259,7 +261,7 @@ def _overview(sections: Sequence[Section]) -> Plot | None:
     bars = [
         Bar(
             section.name,
-            draw_bar(headline.value, headline.standard_error, 1.0),
+            draw_bar(headline.value, headline.interval, 1.0),
             headline,
             f"#{section.anchor}",
             section.is_miniature,
@@ -287,11 +289,9 @@ def _plot(title: str, measures: Mapping[str, Measure]) -> Plot:
     end = (
         1.0
         if unit == "share"
-        else axis_end(max(measure.value + (measure.standard_error or 0.0) for measure in measures.values()))
+        else axis_end(max(max(measure.value, *(measure.interval or (0.0,))) for measure in measures.values()))
     )
-    bars = [
-        Bar(label, draw_bar(measure.value, measure.standard_error, end), measure) for label, measure in measures.items()
-    ]
+    bars = [Bar(label, draw_bar(measure.value, measure.interval, end), measure) for label, measure in measures.items()]
     ticks = ("0", "50", "100 %") if unit == "share" else ("0", f"{end / 2:g}", f"{end:g}")
     return Plot(title, bars, ticks)
 

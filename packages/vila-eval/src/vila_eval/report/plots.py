@@ -17,8 +17,8 @@ def axis_end(largest: float) -> float:
     return next(step * power for step in STEPS if step * power >= largest * (1 - 1e-9))
 
 
-def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
-    """Return a bar from 0 to `value`, with a line of one standard error each way, and quarter lines.
+def draw_bar(value: float, interval: tuple[float, float] | None, end: float) -> Markup:
+    """Return a bar from 0 to `value`, with a line over its 95 % interval, and quarter lines.
 
     The axis ends at `end`.
 
@@ -26,7 +26,7 @@ def draw_bar(value: float, standard_error: float | None, end: float) -> Markup:
     """
     grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 25, 50, 75, 100))
     bar = f'<rect class="bar" x="0" y="5" width="{_percent(value, end)}%" height="12" rx="2"/>'
-    return _svg(grid + bar + _whisker(value, standard_error, end))
+    return _svg(grid + bar + _whisker(interval, end))
 
 
 def draw_difference(difference: float, standard_error: float | None, end: float, is_better: bool | None) -> Markup:
@@ -39,13 +39,15 @@ def draw_difference(difference: float, standard_error: float | None, end: float,
     left, width = min(middle, tip), round(abs(tip - middle), 2)
     bar = f'<rect class="{color}" x="{left}%" y="5" width="{width}%" height="12" rx="2"/>'
     grid = "".join(f'<line class="grid" x1="{x}%" x2="{x}%" y1="0" y2="22"/>' for x in (0, 50, 100))
-    return _svg(grid + bar + _whisker(difference + end, standard_error, 2 * end))
+    error = standard_error or 0.0
+    span = (difference + end - error, difference + end + error) if error else None
+    return _svg(grid + bar + _whisker(span, 2 * end))
 
 
-def _whisker(value: float, standard_error: float | None, end: float) -> str:
-    if not standard_error:
+def _whisker(span: tuple[float, float] | None, end: float) -> str:
+    if span is None:
         return ""
-    left, right = _percent(value - standard_error, end), _percent(value + standard_error, end)
+    left, right = (_percent(place, end) for place in span)
     return f'<line class="error" x1="{left}%" x2="{right}%" y1="11" y2="11"/>' + "".join(
         f'<line class="error" x1="{x}%" x2="{x}%" y1="7" y2="15"/>' for x in (left, right)
     )

@@ -12,7 +12,7 @@ from vila_eval.data.hub import FIXTURE_REVISION
 from vila_eval.errors import ResultsError
 from vila_eval.records.schema import JudgeSummary, SampleRecord
 from vila_eval.records.storage import JUDGE_SUMMARY, SAMPLES, read_record, read_records
-from vila_eval.report.formatting import format_error, format_value, words
+from vila_eval.report.formatting import format_interval, format_value, words
 from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vila_eval.options import TaskOutcome
     from vila_eval.records.schema import Counts, TaskResult
 
+INTERVAL = "95 % interval"
 PLAIN_WIDTH = 400
 """Width of plain text in columns, wide enough that nothing wraps."""
 
@@ -38,7 +39,7 @@ DROPPABLE = ("truncated", "judge failed", "unread", "n")
 
 
 def results_table(outcomes: Sequence[TaskOutcome], hidden: frozenset[str] = frozenset()) -> Table:
-    """Return the table: measures over all samples with their standard errors, the headline first.
+    """Return the table: measures over all samples with their 95 % intervals, the headline first.
 
     Groups are in the report. Columns in `hidden` are left out.
     """
@@ -55,8 +56,8 @@ def results_table(outcomes: Sequence[TaskOutcome], hidden: frozenset[str] = froz
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("task", no_wrap=True)
     table.add_column("measure")
-    for heading in ("value", "", *numbers, *shown):
-        table.add_column(heading, justify="left" if heading == "" else "right", no_wrap=True)
+    for heading in ("value", INTERVAL, *numbers, *shown):
+        table.add_column(heading, justify="left" if heading == INTERVAL else "right", no_wrap=True)
     for outcome in outcomes:
         name = escape(outcome.planned.folder)
         if outcome.result is None:
@@ -68,12 +69,12 @@ def results_table(outcomes: Sequence[TaskOutcome], hidden: frozenset[str] = froz
             table.add_row(name, state)
             continue
         counts = [_marked(count(outcome.result.counts)) for count in shown.values()]
-        for number, (measure, value, error, n) in enumerate(_rows(outcome.result)):
+        for number, (measure, value, interval, n) in enumerate(_rows(outcome.result)):
             table.add_row(
                 name if number == 0 else "",
                 escape(measure) if number == 0 else f"[dim]{escape(measure)}[/dim]",
                 value if number else f"[bold]{value}[/bold]",
-                f"[dim]{error}[/dim]",
+                f"[dim]{interval}[/dim]",
                 *([str(n)] if numbers else []),
                 *(counts if number == 0 else ()),
             )
@@ -81,7 +82,7 @@ def results_table(outcomes: Sequence[TaskOutcome], hidden: frozenset[str] = froz
 
 
 def _rows(result: TaskResult) -> list[tuple[str, str, str, int]]:
-    """Return (measure, value, standard error, n) of the measures over all samples, or one row without a value."""
+    """Return (measure, value, 95 % interval, n) of the measures over all samples, or one row without a value."""
     overall = [measure for measure in result.measures if measure.group is None]
     if not overall:
         return [("to submit" if result.submission else "no score", "–", "", result.counts.samples)]
@@ -89,7 +90,7 @@ def _rows(result: TaskResult) -> list[tuple[str, str, str, int]]:
         (
             words(measure.name),
             format_value(measure.value, measure.unit) + (" %" if measure.unit == "share" else ""),
-            format_error(measure.standard_error, measure.unit),
+            format_interval(measure.interval, measure.unit),
             measure.n,
         )
         for measure in overall

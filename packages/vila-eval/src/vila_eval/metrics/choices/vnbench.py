@@ -8,8 +8,7 @@ from vila_core.errors import ConfigError
 from vila_eval.metric import Measure, Score, Scored, mean_measures
 from vila_eval.metrics.choices.eventbench import extract_initial
 from vila_eval.metrics.choices.scoring import letter_score
-from vila_eval.metrics.macro_average import macro_average
-from vila_eval.statistics import Estimate, estimate
+from vila_eval.statistics import macro_estimate
 from vila_eval.task import Question
 
 TRIES = 4
@@ -35,20 +34,20 @@ class VNBenchMetric:
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         by_type = circular_accuracies(samples)
         by_ability = {
-            ability: macro_average([part for name, part in by_type.items() if name.startswith(prefix)])
+            ability: macro_estimate([part for name, part in by_type.items() if name.startswith(prefix)])
             for prefix, ability in ABILITIES.items()
             if any(name.startswith(prefix) for name in by_type)
         }
         return [
-            Measure("accuracy", macro_average(list(by_type.values()))),
+            Measure("accuracy", macro_estimate(list(by_type.values()))),
             mean_measures(samples, group_by=())[0],
             *(Measure("accuracy", part, group=("ability", name)) for name, part in by_ability.items()),
-            *(Measure("accuracy", part, group=("type", name)) for name, part in by_type.items()),
+            *(Measure("accuracy", macro_estimate([part]), group=("type", name)) for name, part in by_type.items()),
         ]
 
 
-def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Estimate]:
-    """Return the share of questions with all four tries right, by type, sorted by type.
+def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Sequence[float]]:
+    """Return whether all four tries of each question are right (1 or 0), by type, sorted by type.
 
     Raises: ConfigError if no question has four tries.
     """
@@ -61,7 +60,7 @@ def circular_accuracies(samples: Sequence[Scored]) -> Mapping[str, Estimate]:
     if not complete:
         raise ConfigError(f"VNBench got no question with all {TRIES} orders of its options. Choose a higher --limit.")
     return {
-        kind: estimate([float(all(values)) for (name, _), values in complete.items() if name == kind])
+        kind: [float(all(values)) for (name, _), values in complete.items() if name == kind]
         for kind in sorted({kind for kind, _ in complete})
     }
 
