@@ -7,7 +7,7 @@ import pydantic
 import pytest
 
 import vila_core as vila
-from vila_core.engine.child_process import ChildEndedError, ChildFailedError, run_in_child
+from vila_core.child_process import ChildEndedError, ChildFailedError, run_in_child
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.schema import read_schema
 from vila_core.errors import GenerationError

@@ -86,6 +86,7 @@ def load(
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
+    tokenizer.require_ids_below(vocab_size)
     language_model = checkpoint.config.language_model.model_copy(update={"vocab_size": vocab_size})
     preprocess = override_preprocess(checkpoint.config, overrides)
     config = checkpoint.config.model_copy(update={"preprocess": preprocess, "language_model": language_model})

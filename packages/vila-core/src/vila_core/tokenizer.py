@@ -1,12 +1,14 @@
 """Tokenizes prompt text with media tokens, and finds the tokens that stop an answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN, ChatTemplate, Turn
-from vila_core.errors import CheckpointError, PromptError
+from vila_core.errors import CheckpointError, PromptError, VilaError, shown
+from vila_core.tokenizer_checks import check_tokenizer_files
 from vila_core.tokenizer_folder import tokenizer_config, tokenizer_folder
 
 if TYPE_CHECKING:
@@ -38,23 +40,43 @@ class Tokenizer:
             raise CheckpointError(
                 f"No tokenizer in '{path}': expected tokenizer.json, tokenizer.model or vocab.json there."
             )
-        try:
-            with tokenizer_folder(path) as folder:
-                hf = AutoTokenizer.from_pretrained(
-                    folder,
-                    config=tokenizer_config(path),
-                    padding_side="right",
-                    use_fast=True,
-                    legacy=False,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    clean_up_tokenization_spaces=False,
-                )
-        except CheckpointError:
-            raise
-        except Exception as error:  # the library raises many types for a damaged file
-            raise CheckpointError(f"The tokenizer in '{path}' cannot be read: {error}") from error
-        return cls(hf)
+        check_tokenizer_files(path)
+        with _reported_as_damage(f"The tokenizer in '{path}' cannot be read"), tokenizer_folder(path) as folder:
+            hf = AutoTokenizer.from_pretrained(
+                folder,
+                config=tokenizer_config(path),
+                padding_side="right",
+                use_fast=True,
+                legacy=False,
+                local_files_only=True,
+                trust_remote_code=False,
+                clean_up_tokenization_spaces=False,
+            )
+            tokenizer = cls(hf)
+        tokenizer._require_that_it_reads_text(path)
+        return tokenizer
+
+    def _require_that_it_reads_text(self, path: Path) -> None:
+        """Raise `CheckpointError` if the tokenizer drops text: an empty vocabulary answers an empty prompt."""
+        with _reported_as_damage(f"The tokenizer in '{path}' does not work"):
+            ids = [*self.hf(_PROBE, add_special_tokens=False, verbose=False).input_ids]
+            self.decode(ids)
+        if not ids or all(token_id == self.hf.unk_token_id for token_id in ids):
+            raise CheckpointError(
+                f"The tokenizer in '{path}' knows no text: it reads {_PROBE!r} as {len(ids)} unknown tokens. Its "
+                "vocabulary is empty or damaged. Copy it from the original checkpoint."
+            )
+
+    def require_ids_below(self, vocab_size: int) -> None:
+        """Raise `CheckpointError` if a token has no row in an embedding of `vocab_size` rows."""
+        token, token_id = max(self.hf.get_vocab().items(), key=lambda entry: entry[1])
+        if (added := max(self.encode(_PROBE))) > token_id:  # by a post-processor
+            token, token_id = "added to every text", added
+        if token_id >= vocab_size:
+            raise CheckpointError(
+                f"The tokenizer's token {shown(token)} has the id {token_id:,}, but the embedding has {vocab_size:,} "
+                "rows. The tokenizer belongs to another checkpoint, or is damaged."
+            )
 
     def __len__(self) -> int:
         return len(self.hf)
@@ -72,7 +94,8 @@ class Tokenizer:
             raise PromptError(
                 f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8."
             ) from None
-        return list(self.hf(text, verbose=False).input_ids)  # `Vila` checks the length
+        with _reported_as_damage("The tokenizer of this checkpoint fails on this text"):
+            return list(self.hf(text, verbose=False).input_ids)  # `Vila` checks the length
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`."""
@@ -123,4 +146,21 @@ class Tokenizer:
         return self._id(text) if self.is_one_token(text) else token
 
     def _id(self, token: str) -> int:
-        return int(self.hf.convert_tokens_to_ids(token))  # pyright: ignore[reportArgumentType]
+        token_id: object = self.hf.convert_tokens_to_ids(token)
+        if not isinstance(token_id, int):
+            raise CheckpointError(f"The tokenizer of this checkpoint has no id for {token!r}, though it was added.")
+        return token_id
+
+
+_PROBE = "The quick brown fox: 1, 2, 3?"
+
+
+@contextmanager
+def _reported_as_damage(message: str) -> Generator[None]:
+    """Turn what tokenizer libraries raise for damaged files into `CheckpointError`, also a panic of their Rust code."""
+    try:
+        yield
+    except (VilaError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic is no Exception
+        raise CheckpointError(f"{message}: {str(error).strip() or type(error).__name__}") from None

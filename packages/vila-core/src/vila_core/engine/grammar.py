@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 import xgrammar
 
-from vila_core.engine.child_process import ChildEndedError, ChildFailedError, run_in_child
+from vila_core.child_process import ChildEndedError, ChildFailedError, run_in_child
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError

@@ -1,0 +1,68 @@
+"""Tokenizers that would hang, grow, drop the text or name tokens without embeddings are refused at load."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vila_core as vila
+from vila_core.checkpoint.embedded import embedded_model
+from vila_core.errors import CheckpointError
+
+
+def edited(folder: Path, edit: dict[str, Any], name: str = "tokenizer.json") -> Path:
+    shutil.copytree(embedded_model(), folder, dirs_exist_ok=True)
+    path = folder / "llm" / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | edit))
+    return folder
+
+
+def replacements(content: str, times: int) -> dict[str, Any]:
+    rule = {"type": "Replace", "pattern": {"String": "e"}, "content": content}
+    return {"normalizer": {"type": "Sequence", "normalizers": [rule] * times}}
+
+
+FAR = {"id": 10**6, "content": "<far>", "special": True} | dict.fromkeys(
+    ("single_word", "lstrip", "rstrip", "normalized"), False
+)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (replacements("e" * 10, 12), "replacements multiply the length of a text"),
+        (replacements("e", 1000), "has 1006 rules"),
+        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(?s)."}, "content": ""}}, "knows no text"),
+        ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "knows no text"),
+        ({"added_tokens": [FAR | {"content": ""}]}, "an added token has the text ''"),
+        ({"added_tokens": [FAR | {"id": 2**40}]}, "the added token '<far>' has the id 1099511627776"),
+        ({"added_tokens": [FAR] * 30_000}, "has 30,000 added tokens; the limit is 20,000"),
+        ({"normalizer": {"type": "Evil"}}, "cannot be read"),
+    ],
+    ids=range(8),
+)
+def test_hostile_tokenizers_are_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        vila.load(edited(tmp_path, edit))
+
+
+def test_an_empty_vocabulary_is_refused(tmp_path: Path) -> None:
+    edited(tmp_path, {"tokenizer_class": "LlamaTokenizer"}, "tokenizer_config.json")
+    (tmp_path / "llm" / "tokenizer.json").unlink()
+    (tmp_path / "llm" / "tokenizer.model").touch()
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        vila.load(tmp_path)
+
+
+def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
+    tokens = json.loads((Path(embedded_model()) / "llm" / "tokenizer.json").read_text())["added_tokens"]
+    with pytest.raises(CheckpointError, match=r"'<far>' .*id 1,000,000.*embedding has 1,024 rows|cannot be read"):
+        vila.load(edited(tmp_path, {"added_tokens": [*tokens, FAR]}))
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% for"])
+def test_templates_that_fail_are_named_at_load(tmp_path: Path, template: str) -> None:
+    with pytest.raises(vila.VilaError, match="^Chat template 'auto' "):
+        vila.load(edited(tmp_path, {"chat_template": template}, "tokenizer_config.json"))
