@@ -34,14 +34,13 @@ FAR = {"id": 10**6, "content": "<far>", "special": True} | dict.fromkeys(
     [
         (replacements("e" * 10, 12), "replacements multiply the length of a text"),
         (replacements("e", 1000), "has 1006 rules"),
-        ({"normalizer": {"type": "Replace", "pattern": {"Regex": "(?s)."}, "content": ""}}, "knows no text"),
         ({"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}, "knows no text"),
         ({"added_tokens": [FAR | {"content": ""}]}, "an added token has the text ''"),
         ({"added_tokens": [FAR | {"id": 2**40}]}, "the added token '<far>' has the id 1099511627776"),
         ({"added_tokens": [FAR] * 30_000}, "has 30,000 added tokens; the limit is 20,000"),
         ({"normalizer": {"type": "Evil"}}, "cannot be read"),
     ],
-    ids=range(8),
+    ids=range(7),
 )
 def test_hostile_tokenizers_are_refused(tmp_path: Path, edit: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -57,12 +56,14 @@ def test_an_empty_vocabulary_is_refused(tmp_path: Path) -> None:
 
 
 def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
-    tokens = json.loads((Path(embedded_model()) / "llm" / "tokenizer.json").read_text())["added_tokens"]
-    with pytest.raises(CheckpointError, match=r"'<far>' .*id 1,000,000.*embedding has 1,024 rows|cannot be read"):
-        vila.load(edited(tmp_path, {"added_tokens": [*tokens, FAR]}))
+    single = [{"SpecialToken": {"id": "<far>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<far>": {"id": "<far>", "ids": [10**6], "tokens": ["<far>"]}}
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    with pytest.raises(CheckpointError, match=r"has the id 1,000,000, but the embedding has 1,024 rows"):
+        vila.load(edited(tmp_path, {"post_processor": processor}))
 
 
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% for"])
 def test_templates_that_fail_are_named_at_load(tmp_path: Path, template: str) -> None:
-    with pytest.raises(vila.VilaError, match="^Chat template 'auto' "):
+    with pytest.raises(vila.VilaError, match=r"^Chat template 'auto' "):
         vila.load(edited(tmp_path, {"chat_template": template}, "tokenizer_config.json"))
