@@ -4,7 +4,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
@@ -142,13 +142,13 @@ class Video:
         source = self.source
         if isinstance(source, tuple):
             indices = list(range(len(source))) if self.frames is None else self._spread(len(source), num_frames, limits)
-            return self._load_frames(source, indices, limits)
+            return self._load_frames(len(source), source.__getitem__, indices, limits)
         if _is_array(source):
-            frames = self._split_array(source)
-            return self._load_frames(frames, self._spread(len(frames), num_frames, limits), limits)
+            return self._load_array(source, num_frames, limits)
         if not isinstance(source, bytes) and _is_folder(source):
             frames = self._list_folder(Path(source))
-            return self._load_frames(frames, self._spread(len(frames), num_frames, limits), limits)
+            indices = self._spread(len(frames), num_frames, limits)
+            return self._load_frames(len(frames), frames.__getitem__, indices, limits)
         rate = _check_fps_option(fps) if self.fps is None else self.fps
         with open_source(source, "Video", limits) as file:
             return decode_video(file, f"Video {self._describe()}", num_frames, rate, limits)
@@ -157,26 +157,32 @@ class Video:
         check_frames(num_frames, 0, f"Video {self._describe()}", limits)
         return sample_indices(total, num_frames, 0.0, 0.0) if total else []
 
-    def _load_frames(self, images: Sequence[Image], indices: list[int], limits: MediaLimits) -> VideoFrames:
-        """Load frames from a source without timestamps."""
+    def _load_frames(
+        self, total: int, frame_at: Callable[[int], Image], indices: list[int], limits: MediaLimits
+    ) -> VideoFrames:
+        """Load frames from a source of `total` frames without timestamps."""
         name = f"Video {self._describe()}"
-        if not images:
+        if not total:
             raise MediaError(f"{name} has no frames. Use at least one.")
         check_frames(len(indices), 0, name, limits)
         found: dict[int, PIL.Image.Image] = {}
         pixels = 0
         for index in sorted(set(indices)):
-            found[index] = images[index].load(limits)
+            found[index] = frame_at(index).load(limits)
             pixels += found[index].width * found[index].height
             check_frames(len(indices), pixels, name, limits)
         rate = self.fps or 0.0
         timestamps = [index / rate for index in indices] if rate else None
-        return VideoFrames([found[i] for i in indices], indices, timestamps, len(images) / rate if rate else None)
+        return VideoFrames([found[i] for i in indices], indices, timestamps, total / rate if rate else None)
 
-    def _split_array(self, array: "np.ndarray") -> list[Image]:
+    def _load_array(self, array: "np.ndarray", num_frames: int, limits: MediaLimits) -> VideoFrames:
+        name = f"Video {self._describe()}"
         if array.ndim != 4:
-            raise MediaError(f"Video {self._describe()}: expected shape [T, H, W, 3]. For one picture use Image.")
-        return [Image(frame) for frame in array]
+            raise MediaError(f"{name}: expected shape [T, H, W, 3]. For one picture use Image.")
+        indices = self._spread(len(array), num_frames, limits)
+        chosen = sorted(set(indices))
+        check_frames(len(indices), len(chosen) * array.shape[1] * array.shape[2], name, limits)
+        return self._load_frames(len(array), lambda index: Image(array[index]), indices, limits)
 
     def _list_folder(self, folder: Path) -> list[Image]:
         """Return the image files of a folder, except hidden ones, sorted by name with numbers by value."""
@@ -298,7 +304,7 @@ def _check_frames_option(frames: int) -> int:
 def _check_fps_option(fps: float) -> float:
     try:
         rate = float(fps)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         rate = -1.0
     if not (rate == 0 or 1 / MAX_FPS <= rate <= MAX_FPS):
         raise MediaError(
