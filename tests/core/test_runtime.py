@@ -236,8 +236,11 @@ def test_prompt_longer_than_the_context(tmp_path: Path):
     with pytest.raises(PromptError, match=r"video 1: \d+.*context is 128.*Reduce num_video_frames") as error:
         small.generate([vila.Video(np.zeros((40, 8, 8, 3), np.uint8), frames=40), "what happens?"])
     assert "text: " in str(error.value)
-    with pytest.raises(PromptError, match="Reduce the text"):
+    with pytest.raises(PromptError, match="Shorten the text"):
         small.generate("word " * 50)
+    picture = vila.Image(np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(PromptError, match="Shorten the text"):  # the picture takes less than the text
+        small.generate([picture, "word " * 5000])
     prompt = "a " * 35  # fits, but leaves little room for an answer
     room = 128 - small.complete(prompt, max_new_tokens=1).usage.prompt_tokens
     assert 0 < room < 64

@@ -335,11 +335,14 @@ class Vila:
             return expanded
         counts = _token_counts(prompt, expanded)
         parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
-        kinds = {medium.kind for medium in prompt.media}
-        reduce = "num_video_frames" if "video" in kinds else "max_tiles" if kinds else "the text"
+        by_kind = Counter({"text": counts["text"]})
+        for part, tokens in counts.items():
+            by_kind[part.partition(" ")[0]] += tokens if part != "text" else 0
+        largest = by_kind.most_common(1)[0][0]
+        advice = {"video": "Reduce num_video_frames", "image": "Reduce max_tiles"}.get(largest, "Shorten the text")
         raise PromptError(
             f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. "
-            f"Reduce {reduce}."
+            f"{advice}."
         )
 
     def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:

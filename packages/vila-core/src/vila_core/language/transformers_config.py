@@ -44,7 +44,7 @@ def build_config(hf_config: dict[str, object], vocab_size: int) -> PretrainedCon
     # Several published configs have a padding token of -1; nothing is padded with it here.
     if not _is_index(values.get("pad_token_id"), vocab_size):
         values.pop("pad_token_id", None)
-    config_type: Callable[..., PretrainedConfig] = CONFIG_MAPPING[model_type]
+    config_type = cast("Callable[..., PretrainedConfig]", CONFIG_MAPPING[model_type])
     return config_type(**{**values, "vocab_size": vocab_size})
 
 
