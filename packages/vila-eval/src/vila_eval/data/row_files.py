@@ -195,9 +195,10 @@ def _unlimited_cells() -> Generator[None]:
 def _column_names(header: Sequence[str], path: Path) -> list[str]:
     """Return the columns' names without surrounding spaces. Names may be empty: commas at the end of lines."""
     names = [name.strip().lstrip("\ufeff") for name in header]
-    for index, name in enumerate(names):
-        if name and name in names[:index]:
-            _refuse(path, f"the header names the column '{name}' twice ({names.index(name) + 1} and {index + 1}).")
+    places: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if name and places.setdefault(name, number) != number:
+            _refuse(path, f"the header names the column '{one_line(name, 60)}' twice ({places[name]} and {number}).")
     return names
 
 

@@ -21,6 +21,7 @@ from vila_eval.records.storage import (
     read_record,
     read_result,
     write_record,
+    writing,
 )
 from vila_eval.running.answers import keep_as_answers
 
@@ -134,9 +135,10 @@ def clear(folder: Path, submission: str | None) -> None:
 
     The manifest goes last, so that leftovers of an interrupted removal are still known.
     """
-    for name in (RESULTS, SAMPLES, TIMINGS, JUDGE, JUDGE_SUMMARY, *([submission] if submission else [])):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / PICTURES, ignore_errors=True)
-    for path in folder.glob(ANSWERS):
-        path.unlink(missing_ok=True)
-    (folder / MANIFEST).unlink(missing_ok=True)
+    with writing(folder):
+        for name in (RESULTS, SAMPLES, TIMINGS, JUDGE, JUDGE_SUMMARY, *([submission] if submission else [])):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / PICTURES, ignore_errors=True)
+        for path in folder.glob(ANSWERS):
+            path.unlink(missing_ok=True)
+        (folder / MANIFEST).unlink(missing_ok=True)
