@@ -3,6 +3,8 @@
 import pytest
 
 from vila_eval.metrics.choices.general import extract_letter
+from vila_eval.metrics.choices.mmbench import extract_mmbench_choice
+from vila_eval.metrics.choices.mmmu_pro import extract_mmmu_pro_choice
 
 TOYS = ["The red cube", "The blue ball", "The green cone", "The yellow ring"]
 VERDICTS = ["Yes", "No", "Not enough information", "False"]
@@ -183,3 +185,44 @@ def test_options_whose_text_is_a_denial(answer: str, letter: str) -> None:
 )
 def test_long_answers_take_no_time(part: str) -> None:
     extract_letter(part * (10**6 // len(part)), TOYS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "letter"),
+    [
+        ("It's B.", TOYS, "B"),
+        ("I choose B", TOYS, "B"),
+        ("B is correct", TOYS, "B"),
+        ("B, because it is round", TOYS, "B"),
+        ("这是蓝色的球", ["红色的方块", "蓝色的球"], "B"),
+        ("The correct answer is **B**. Here's why: A and C are not round.", TOYS, "B"),
+        ("It shows 10:30", ["10", "30"], None),
+        ("It shows 10.", ["10", "30"], "A"),
+        ("Cannot determine the answer: B", TOYS, None),
+        ("A and B", TOYS, None),
+        ("", TOYS, None),
+    ],
+)
+def test_mmbench_reads_like_its_toolkit(answer: str, options: list[str], letter: str | None) -> None:
+    # can_infer in vlmeval/utils/matching_util.py of open-compass/VLMEvalKit
+    assert extract_mmbench_choice(answer, options) == letter
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("Reasoning about A.\nAnswer: C", "C"),
+        ("Answer: $C$", "C"),
+        ("Answer: A or C, so (B)", "B"),  # two letters after "Answer:": the rules for the whole answer
+        ("A. James Irvine", "A"),
+        ("B James Irvine", "B"),
+        ("(A) or (C)", "C"),
+        ("it was of course the james irvine", "D"),
+        ("James Irvine", None),
+        ("", None),
+    ],
+)
+def test_mmmu_pro_reads_like_its_own_script(answer: str, letter: str | None) -> None:
+    # mmmu-pro/evaluate.py of MMMU-Benchmark/MMMU. On the GPT-4o outputs published there this gives its 40.1 (standard,
+    # direct), 55.0 (standard, chain of thought) and 50.1 (vision, chain of thought).
+    assert extract_mmmu_pro_choice(answer, ("x1", "x2", "x3", "James Irvine")) == letter

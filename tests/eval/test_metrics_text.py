@@ -19,6 +19,7 @@ from vila_eval.metrics.yes_no import (
     mme_scores,
     mme_yes_no,
     pope_scores,
+    pope_yes_no,
 )
 
 # ------------------------------------------------------------------------------------------------ exact match
@@ -304,8 +305,8 @@ def test_first_word(reply, read):
 
 
 def test_pope_scores_by_hand():
-    # TP 2, FP 1, TN 1, and unreadable replies to one yes and one no.
-    replies = ["Yes", "yes, two", "Yes.", "No", "There is a dog", "Maybe"]
+    # TP 2, FP 1, TN 1, and empty replies to one yes and one no.
+    replies = ["Yes", "yes, two", "Yes.", "No", "", " "]
     scores = pope_scores(replies, ["yes", "yes", "no", "no", "Yes", "no"])
     assert scores.accuracy == pytest.approx(3 / 6)
     assert scores.precision == pytest.approx(2 / 3)
@@ -313,6 +314,25 @@ def test_pope_scores_by_hand():
     assert scores.f1 == pytest.approx(2 / 3)
     assert scores.yes_ratio == pytest.approx(3 / 6)
     assert scores.parse_failure_rate == pytest.approx(2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("reply", "read"),
+    [
+        ("There is no dog.", "no"),
+        ("No, there is a dog", "no"),
+        ("no", "no"),
+        ("I do not see one", "no"),
+        ("Yes. There is no cat.", "yes"),  # only the first sentence counts
+        ("There is a dog", "yes"),
+        ("Nothing", "yes"),  # not the word "no"
+        ("", None),
+        (" \n", None),
+    ],
+)
+def test_pope_reads_replies_like_its_own_script(reply: str, read: str | None):
+    # evaluate.py of AoiDragon/POPE, except for empty replies
+    assert pope_yes_no(reply) == read
 
 
 def test_pope_yes_ratio_is_of_the_replies():

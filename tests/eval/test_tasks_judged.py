@@ -308,7 +308,8 @@ def test_mm_vet_reports_each_capability_and_combination(judge: Any, tmp_path: Pa
     }
     assert said(judge.requests[0]).startswith("Compare the ground truth and prediction from AI models")
     endings = {said(body).split("\n")[-1] for body in judge.requests}
-    assert "What shape is it, and of what color? | circle <AND> red | an answer |" in endings
+    assert "What shape is it, and of what color? | circle <AND> red | an answer | " in endings
+    assert "\n\nQuestion | Ground truth | Prediction | Correctness\n--- |" in said(judge.requests[0])
 
 
 @pytest.mark.parametrize(("reply", "score"), [("0.7", 0.7), (" 1.0\n", 1.0), ("0 because", 0.0), ("1", 1.0)])
@@ -320,3 +321,12 @@ def test_mm_vet_reads_the_first_word(reply: str, score: float) -> None:
 def test_mm_vet_rejects_other_replies(reply: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         MM_VET.read([reply], "", Question("q", ["?"], "a"))
+
+
+def test_llava_bench_asks_the_judge_as_its_own_script_does() -> None:
+    # llava/eval/eval_gpt_review_bench.py of haotian-liu/LLaVA
+    question = Question("1", ["What is it?"], "a reference", fields={"context": "a caption"})
+    (request,) = LLAVA_BENCH.requests("an answer", question)
+    system = "You are a helpful and precise assistant for checking the quality of the answer."
+    assert request.messages[0] == {"role": "system", "content": system}
+    assert (request.temperature, request.max_tokens) == (0.2, 1024)

@@ -47,23 +47,21 @@ def test_mmmu_reads_letters_texts_and_lists_of_texts() -> None:
     answers = {
         "validation_Art_1": "The answer is (A).",
         "validation_Art_Theory_2": "A",  # wrong
-        "validation_Music_3": "Yes",  # no letter, and too short to search for option texts: a guess
+        "validation_Music_3": "Yes",  # no letter, and too short to search for option texts
         "validation_Math_15": "The side is 3.43",  # 3.429, rounded as the official script rounds
         "validation_Physics_5": "about 1.07",  # wrong
         "validation_Computer_Science_6": "It is [0, 5)",
     }
     measures = check_task(MMMU_VAL, lambda question: answers[question.id])
     found = shares(measures)
-    guessed = found["Music"]
-    assert guessed in (0.0, 1.0)
     assert found == {
-        "accuracy": pytest.approx((3 + guessed) / 6),
-        "Art and Design": pytest.approx((1 + guessed) / 3),
+        "accuracy": pytest.approx(3 / 6),
+        "Art and Design": pytest.approx(1 / 3),
         "Science": 0.5,
         "Tech and Engineering": 1.0,
         "Art": 1.0,
         "Art_Theory": 0.0,
-        "Music": guessed,
+        "Music": 0.0,
         "Math": 1.0,
         "Physics": 0.0,
         "Computer_Science": 1.0,
@@ -71,11 +69,11 @@ def test_mmmu_reads_letters_texts_and_lists_of_texts() -> None:
     assert shares(check_task(MMMU_VAL))["accuracy"] == 1.0
 
 
-def test_mmmu_says_which_letters_are_guesses() -> None:
+def test_mmmu_draws_no_letters() -> None:
     question = questions_of(MMMU_VAL)["validation_Music_3"]
     score = MMMU_METRIC.score("Yes", question)
-    assert score.parsed in ("A", "B")
-    assert score.unread == "no option found: the letter is a guess"
+    assert (score.values["accuracy"], score.parsed) == (0.0, None)
+    assert score.unread == "no single option named"
     assert MMMU_METRIC.score("(B)", question).unread is None
 
 
@@ -145,7 +143,7 @@ def test_mmmu_pro_vision_shows_the_question_only_as_an_image() -> None:
             "3/11",
             False,
         ),  # there is no third choice; both are equally far, so the first is taken
-        ("", ["circle", "disc"], "text", None, "disc", False),  # the shortest text is nearest to an empty one
+        ("", ["Yes", "No"], "text", None, None, False),  # the official script takes the shortest text
         ("14", [], "integer", None, "14", True),
         ("14.9", [], "integer", None, "14", True),  # truncated, not rounded
         ("14 cm", [], "integer", None, None, False),

@@ -1,7 +1,6 @@
 """Video tasks, from the fixtures of their data to prompts and measures, and how their rules read letters."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,14 @@ from vila_core.errors import ConfigError
 from vila_core.media import Video
 from vila_eval.data.sources import DataOptions
 from vila_eval.errors import DataError
-from vila_eval.metric import Answered
+from vila_eval.metric import Answered, MeanMetric
 from vila_eval.metrics.choices.eventbench import extract_initial
 from vila_eval.metrics.choices.lmms_mcq import extract_lmms_choice
-from vila_eval.metrics.choices.longvideobench import extract_longvideobench_choice
+from vila_eval.metrics.choices.longvideobench import LONGVIDEOBENCH_CHOICE, extract_longvideobench_choice
 from vila_eval.metrics.choices.mvbench import extract_mvbench_choice
-from vila_eval.metrics.choices.nextqa import extract_nextqa_choice
+from vila_eval.metrics.choices.nextqa import NEXTQA_CHOICE, extract_nextqa_choice
 from vila_eval.metrics.choices.perceptiontest import extract_perceptiontest_choice
+from vila_eval.metrics.choices.videomme import extract_videomme_choice
 from vila_eval.metrics.choices.vila import VILA_CHOICE, extract_vila_choice
 from vila_eval.task import Question, Task, as_questions
 from vila_eval.tasks.video import VIDEO_TASKS
@@ -109,14 +109,30 @@ def test_each_benchmark_reads_letters_by_its_own_rules(
     assert read(answer) == letter
 
 
-def test_a_guess_depends_only_on_the_question_and_is_counted() -> None:
-    question = Question("q1", (), "A", ("red", "green", "blue"))
-    first, second = VILA_CHOICE.score("no idea", question), VILA_CHOICE.score("none of them", question)
-    assert first.parsed == second.parsed
-    assert first.parsed in ("A", "B", "C")
-    assert first.unread == "no option found: the letter is a guess"
-    others = {VILA_CHOICE.score("", replace(question, id=f"q{number}")).parsed for number in range(20)}
-    assert others == {"A", "B", "C"}
+@pytest.mark.parametrize("metric", [VILA_CHOICE, NEXTQA_CHOICE, LONGVIDEOBENCH_CHOICE], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("answer", ["", "???", "\ud800"])
+def test_an_answer_without_a_letter_is_wrong(metric: MeanMetric, answer: str) -> None:
+    # The published scripts draw a random letter.
+    for right in "ABC":
+        score = metric.score(answer, Question("q1", (), right, ("red", "green", "blue")))
+        assert (score.values["accuracy"], score.parsed, score.unread) == (0.0, None, "no single option named")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("**B**. A square.", "B"),
+        ("The answer is B because A is wrong.", "B"),
+        ("(C)", "C"),
+        ("Both", "B"),
+        ("Answer: B", "A"),  # "Answer:" is no prefix there
+        ("b", None),
+        ("", None),
+    ],
+)
+def test_video_mme_reads_letters_like_its_own_script(answer: str, letter: str | None) -> None:
+    # evaluation/eval_your_results.py of BradyFU/Video-MME
+    assert extract_videomme_choice(answer) == letter
 
 
 # ------------------------------------------------------------------------------------------------ tasks

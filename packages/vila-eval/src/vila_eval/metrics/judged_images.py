@@ -35,6 +35,9 @@ LLAVA_BENCH_PROMPT = """\
 
 """
 
+LLAVA_BENCH_SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
+"""System message of LLaVA's `llava/eval/eval_gpt_review_bench.py`, which asks at temperature 0.2."""
+
 LLAVA_BENCH_RULE = (
     "We would like to request your feedback on the performance of two AI assistants in response to the user question "
     "displayed above. The user asks the question on observing an image. For your reference, the visual content in the "
@@ -71,7 +74,7 @@ class LlavaBench:
             answer=answer,
             rule=LLAVA_BENCH_RULE,
         )
-        return [JudgeRequest(messages(text), 1024)]
+        return [JudgeRequest(messages(text, LLAVA_BENCH_SYSTEM), 1024, temperature=0.2)]
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
         first = replies[0].strip().partition("\n")[0][:200]
@@ -129,7 +132,7 @@ MM_VET_PROMPT = (
     "prediction, and <OR> means it is totally right when any one element in the ground truth is present in the "
     "prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 "
     "(totally right). Just complete the last space of the correctness score.\n"
-    "gpt_query_prompt | Ground truth | Prediction | Correctness\n"
+    "\nQuestion | Ground truth | Prediction | Correctness\n"
     "--- | --- | --- | ---\n"
     f"{_EQUATION}x = 3 | 0.0\n"
     f"{_EQUATION}x = -1 | 0.5\n"
@@ -144,7 +147,7 @@ MM_VET_PROMPT = (
     "The humor in this meme is derived from the unexpected contrast between the names of the countries and their "
     "actual physical characteristics. | 1.0\n"
 )
-"""The few-shot prompt of MM-Vet's own evaluator (Yu et al. 2023, arXiv:2308.02490)."""
+"""The few-shot prompt of MM-Vet's own evaluator (Yu et al. 2023, arXiv:2308.02490; yuweihao/MM-Vet)."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class MmVet:
 
     def requests(self, answer: str, question: Question) -> Sequence[JudgeRequest]:
         truth = require_text(question.answer, "ground truth").replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
-        return [JudgeRequest(messages(f"{MM_VET_PROMPT}\n{question.fields['question']} | {truth} | {answer} |"), 128)]
+        return [JudgeRequest(messages(f"{MM_VET_PROMPT}\n{question.fields['question']} | {truth} | {answer} | "), 128)]
 
     def read(self, replies: Sequence[str], answer: str, question: Question) -> Score:
         first = (replies[0].split() or [""])[0]

@@ -46,6 +46,19 @@ def _label(text: str) -> YesNo:
     return label
 
 
+def pope_yes_no(reply: str) -> YesNo | None:
+    """Return "no" if the first sentence has the word "no" or "not", else "yes"; None for an empty reply.
+
+    Source: `evaluate.py` of POPE (AoiDragon/POPE), which cuts at the first full stop and removes commas. It knows only
+    "No", "no" and "not" between spaces; here case and the kind of white space do not matter, and an empty reply
+    (a failed sample) is not a yes.
+    """
+    words = require_text(reply, "reply").partition(".")[0].replace(",", "").lower().split()
+    if not reply.strip():
+        return None
+    return "no" if "no" in words or "not" in words else "yes"
+
+
 @dataclass(frozen=True)
 class PopeScores:
     """POPE's scores, in [0, 1]. `yes_ratio` and `parse_failure_rate` are shares of the replies; 0 / 0 counts as 0."""
@@ -62,18 +75,18 @@ def pope_scores(predictions: Sequence[str], labels: Sequence[str]) -> PopeScores
     """Score replies against yes/no labels; "yes" is the positive class.
 
     accuracy = right / all, precision = TP / (TP + FP), recall = TP / labels that are yes, F1 = 2PR / (P + R), yes-ratio
-    = replies that say yes / all. Replies are read by `first_word_yes_no`. A reply that says neither is wrong: a miss if
-    the label is yes, but not a false positive. POPE's own script counts it as yes; lmms-eval leaves it out of recall,
-    and reports the labels' yes-ratio as the model's.
+    = replies that say yes / all. Replies are read by `pope_yes_no`. An empty reply is wrong: a miss if the label is
+    yes, but not a false positive. lmms-eval compares the reply's first word, and reports the labels' yes-ratio as the
+    model's.
 
-    Source: Li et al. 2023 (arXiv 2305.10355) and `evaluate.py` of RUCAIBox/POPE. Raises `ConfigError` for no samples,
+    Source: Li et al. 2023 (arXiv 2305.10355) and `evaluate.py` of AoiDragon/POPE. Raises `ConfigError` for no samples,
     unequal counts, or a label that is neither yes nor no.
     """
     if not labels or len(predictions) != len(labels):
         raise ConfigError(
             f"POPE got {len(predictions)} replies and {len(labels)} labels; expected equally many, at least one."
         )
-    pairs = [(first_word_yes_no(reply), _label(label)) for reply, label in zip(predictions, labels, strict=True)]
+    pairs = [(pope_yes_no(reply), _label(label)) for reply, label in zip(predictions, labels, strict=True)]
     said_yes = sum(said == "yes" for said, _ in pairs)
     are_yes = sum(label == "yes" for _, label in pairs)
     true_positives = pairs.count(("yes", "yes"))
@@ -203,9 +216,9 @@ class PopeMetric:
     name: str = "pope"
 
     def score(self, answer: str, question: Question) -> Score:
-        said = first_word_yes_no(answer)
+        said = pope_yes_no(answer)
         right = float(said == _label(question.answer))
-        return Score({"accuracy": right}, parsed=said, unread=None if said else "neither yes nor no")
+        return Score({"accuracy": right}, parsed=said, unread=None if said else "empty")
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         groups = [(None, list(samples)), *grouped(samples, ("category",)).items()]

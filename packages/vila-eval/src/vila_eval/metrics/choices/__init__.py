@@ -5,11 +5,11 @@ comparable; the rules therefore differ. A new benchmark should use `general.extr
 
 | file | benchmarks |
 | --- | --- |
-| `scoring.py` | shared: comparing a letter with the reference, repeatable guesses |
+| `scoring.py` | shared: comparing a letter with the reference |
 | `parsing.py` | shared: stripping punctuation, finding the last option |
-| `general.py` | no benchmark's own rules: V*, and new benchmarks |
+| `general.py`, `letter_grammar.py` | no benchmark's own rules: V*, and new benchmarks |
 | `scienceqa.py`, `seedbench.py`, `ai2d.py`, `realworldqa.py`, `pmcvqa.py`, `mmbench.py` | images |
-| `mmmu.py`, `mathvista.py` | knowledge; both also have open questions |
+| `mmmu.py`, `mmmu_pro.py`, `mathvista.py` | knowledge; MMMU and MathVista also have open questions |
 | `vila.py` | EgoSchema and CinePile, read as VILA's own code does |
 | `eventbench.py`, `longvideobench.py`, `mvbench.py`, `nextqa.py`, `perceptiontest.py`, `vnbench.py` | videos |
 | `lmms_mcq.py` | lmms-eval's shared reader: Video-MME and MLVU |
@@ -23,6 +23,7 @@ from vila_eval.metrics.choices.longvideobench import LONGVIDEOBENCH_CHOICE
 from vila_eval.metrics.choices.mathvista import MATHVISTA_METRIC
 from vila_eval.metrics.choices.mmbench import MMBENCH_METRIC
 from vila_eval.metrics.choices.mmmu import MMMU_METRIC
+from vila_eval.metrics.choices.mmmu_pro import MMMU_PRO_METRIC
 from vila_eval.metrics.choices.nextqa import NEXTQA_CHOICE
 from vila_eval.metrics.choices.perceptiontest import PERCEPTIONTEST_CHOICE
 from vila_eval.metrics.choices.realworldqa import FLEXIBLE_EXTRACT
@@ -34,7 +35,7 @@ from vila_eval.metrics.choices.vnbench import VNBENCH_METRIC
 
 CHOICE_METRICS = (
     *(MULTIPLE_CHOICE, LEADING_LETTER, LLAVA_LETTER, FIRST_CHARACTER, FLEXIBLE_EXTRACT, MMBENCH_METRIC),
-    *(MMMU_METRIC, MATHVISTA_METRIC),
+    *(MMMU_METRIC, MMMU_PRO_METRIC, MATHVISTA_METRIC),
     *(INITIAL, VILA_CHOICE, NEXTQA_CHOICE, LONGVIDEOBENCH_CHOICE, PERCEPTIONTEST_CHOICE),
     *(VIDEO_MME_METRIC, VNBENCH_METRIC),
 )

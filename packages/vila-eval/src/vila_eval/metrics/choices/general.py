@@ -28,6 +28,8 @@ _LEADING_END = re.compile(
     r"[\])}】」』>\"”’']*\s*(?:[.):,;\-–—。、:](?=\s|$|[A-Z]?[a-z]|[^\x00-\x7f])|\n|\(|$|"
     r"(?:rather|instead|not|and\s+not|over)\b)"
 )
+_EAST_ASIAN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+_WORD = "[^\\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _DENIAL = re.compile(r"\b(?:not|neither|nor)\b|n['’]t\b|\bcannot\b")
 
 
@@ -108,7 +110,8 @@ def _read(text: str, options: list[str]) -> str | None:
         return _only(sorted(as_option))
     if bracketed := {mention.letter for mention in mentions if mention.bracketed and not mention.denied}:
         return _only(sorted(bracketed))
-    return _only(_letters_of_contained_texts(_words(text), letters, options))
+    found, rest = _contained(_words(text), letters, options)
+    return None if _DENIAL.search(rest) else _only(found)
 
 
 def _mentions(text: str, letters: str, options: list[str]) -> list[_Mention]:
@@ -189,16 +192,25 @@ def _with_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
     return result
 
 
-def _letters_of_contained_texts(answer: str, letters: str, options: list[str]) -> list[str]:
+def contained_options(answer: str, options: Sequence[str]) -> list[str]:
+    """Return the letters of the options whose texts `answer` contains as whole words, outside longer texts."""
+    texts = [_words(option) for option in options]
+    return _contained(_words(answer), "".join(chr(ord("A") + i) for i in range(len(texts))), texts)[0]
+
+
+def _contained(answer: str, letters: str, options: list[str]) -> tuple[list[str], str]:
+    """Return the letters of the contained texts, and the answer without these texts."""
     found: list[str] = []
     # Longest first, blanking each match, so that a shorter text must also occur outside the longer ones.
     for option in sorted({option for option in options if option}, key=lambda option: (-len(option), option)):
-        # Not "5" in "5.2", "-5" or "5%", nor "red" in "red-hot".
-        whole = re.compile(rf"(?<![\w+-])(?<!\w[.,]){re.escape(option)}(?!\w|[.,]\d|-\w|[%+])")
+        # Not "5" in "5.2", "5:30", "-5" or "5%", nor "red" in "red-hot". Chinese and Japanese have no spaces.
+        before = "" if _EAST_ASIAN.match(option) else rf"(?<!{_WORD})(?<![+-])(?<!\w[.,:])"
+        after = "" if _EAST_ASIAN.match(option[-1]) else rf"(?!{_WORD}|[.,:]\d|-\w|[%+])"
+        whole = re.compile(before + re.escape(option) + after)
         if whole.search(answer):
             found += [letter for letter, text in zip(letters, options, strict=True) if text == option]
             answer = whole.sub("\0", answer)
-    return [] if _DENIAL.search(answer) else found
+    return found, answer
 
 
 def _words(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import re
 
-from vila_eval.metrics.choices.scoring import guessing_letter_metric
+from vila_eval.metrics.choices.scoring import letter_metric
 from vila_eval.metrics.inputs import require_text
 
 _PREFIXES = (
@@ -14,7 +14,7 @@ _PREFIXES = (
 def extract_longvideobench_choice(answer: str) -> str | None:
     """Return the first of the capitals A to E, even inside a word, after deleting "The best answer is" and the like.
 
-    "Answer: B" gives "A". lmms-eval guesses at random where this returns None.
+    "Answer: B" gives "A". lmms-eval draws a random letter where this returns None; here such an answer is wrong.
     """
     text = require_text(answer, "answer").strip()
     for prefix in _PREFIXES:
@@ -23,6 +23,4 @@ def extract_longvideobench_choice(answer: str) -> str | None:
     return found[0] if found else None
 
 
-LONGVIDEOBENCH_CHOICE = guessing_letter_metric(
-    "longvideobench_choice", lambda answer, _: extract_longvideobench_choice(answer)
-)
+LONGVIDEOBENCH_CHOICE = letter_metric("longvideobench_choice", lambda answer, _: extract_longvideobench_choice(answer))

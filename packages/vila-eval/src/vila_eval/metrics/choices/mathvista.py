@@ -60,7 +60,8 @@ def normalize_extraction(
 ) -> NormalizedAnswer:
     """Convert an extracted answer to the form of the references, as `normalize_extracted_answer` does.
 
-    - With `choices`: the choice named by the first bracketed letter, "(b)", or by a lone letter, "B"; else the choice
+    - With `choices`: an empty extraction is wrong (the official script takes the shortest choice, which can be right).
+      Else the choice named by the first bracketed letter, "(b)", or by a lone letter, "B"; else the choice
       with the smallest edit distance, the first of equals, which is a guess unless the distance is 0.
     - "integer": read by `float` and truncated. "float": rounded to `precision` decimals. Only a bare number is read.
     - Otherwise ("list", "text"): unchanged.
@@ -69,6 +70,8 @@ def normalize_extraction(
     answer to a question with decimals as wrong. Here it is converted to an integer.
     """
     if choices:
+        if not extraction.strip():
+            return NormalizedAnswer(None, "empty")
         return _normalize_choice(extraction.strip(), choices)
     try:
         if answer_type == "integer":

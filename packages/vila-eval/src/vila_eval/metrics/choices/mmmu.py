@@ -1,8 +1,8 @@
 """MMMU (Yue et al. 2023, arXiv:2311.16502): the official answer parser.
 
 It behaves like `mmmu/utils/eval_utils.py` of github.com/MMMU-Benchmark/MMMU (commit bb0b95a), quirks included, with one
-difference: the official parser guesses with a global random generator, so a guess depends on every earlier sample. Here
-a guess depends on the question's id alone, and is marked as a guess.
+difference: where the official parser draws a random letter, the answer is wrong and counted as unread. Submission
+files, which must hold a letter, get one that depends on the question's id alone.
 
 lmms-eval's copy is laxer: any `B` before a space or a full stop counts, even inside a word. Its scores differ.
 """
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from vila_core.errors import ConfigError, unknown_name
 from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.choices.parsing import last_bracketed, last_found, last_spaced, strip_and_pad
-from vila_eval.metrics.choices.scoring import GUESSED, guess_letter
+from vila_eval.metrics.choices.scoring import UNREAD, guess_letter
 from vila_eval.metrics.inputs import require_answers, require_options, require_text
 from vila_eval.task import Question
 
@@ -182,8 +182,9 @@ def _score(answer: str, question: Question) -> Score:
     if not question.options:
         return Score({"accuracy": float(eval_open(expected, parse_open_response(answer)))})
     parsed = parse_multi_choice_response(answer, question.options, question.id)
-    unread = GUESSED if parsed.rule == "guess" else None
-    return Score({"accuracy": float(eval_multi_choice(expected, parsed.letter))}, parsed=parsed.letter, unread=unread)
+    if parsed.rule == "guess":
+        return Score({"accuracy": 0.0}, unread=UNREAD)
+    return Score({"accuracy": float(eval_multi_choice(expected, parsed.letter))}, parsed=parsed.letter)
 
 
 MMMU_METRIC = MeanMetric("mmmu", _score)

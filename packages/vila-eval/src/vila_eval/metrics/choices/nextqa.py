@@ -1,7 +1,7 @@
 """NExT-QA, multiple choice. Source: `parse_multi_choice_response` of NExT-QA in lmms-eval."""
 
 from vila_eval.metrics.choices.parsing import last_bracketed, last_found, strip_and_pad
-from vila_eval.metrics.choices.scoring import guessing_letter_metric
+from vila_eval.metrics.choices.scoring import letter_metric
 
 
 def extract_nextqa_choice(answer: str, options: tuple[str, ...]) -> str | None:
@@ -12,7 +12,7 @@ def extract_nextqa_choice(answer: str, options: tuple[str, ...]) -> str | None:
        " B ", or the first if none does.
     3. In an answer of more than five words, the option whose text comes last, ignoring case.
 
-    lmms-eval guesses at random where this returns None.
+    lmms-eval draws a random letter where this returns None; here such an answer is wrong.
     """
     text = strip_and_pad(answer)
     letters = "".join(chr(ord("A") + index) for index in range(len(options)))
@@ -26,6 +26,6 @@ def extract_nextqa_choice(answer: str, options: tuple[str, ...]) -> str | None:
     return last_found(text.lower(), {letter: option.lower() for letter, option in zip(letters, options, strict=True)})
 
 
-NEXTQA_CHOICE = guessing_letter_metric(
+NEXTQA_CHOICE = letter_metric(
     "nextqa_choice", lambda answer, question: extract_nextqa_choice(answer, tuple(question.options))
 )

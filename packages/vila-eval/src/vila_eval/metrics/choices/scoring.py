@@ -2,15 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import replace
 
 from vila_core.errors import ConfigError
 from vila_eval.metric import MeanMetric, Score
 from vila_eval.metrics.inputs import require_options
 from vila_eval.task import Question
 
-GUESSED = "no option found: the letter is a guess"
-"""`Score.unread` of a guessed letter."""
+UNREAD = "no single option named"
+"""`Score.unread` of an answer without a letter."""
 
 
 def option_letters(question: Question) -> str:
@@ -30,13 +29,14 @@ def letter_score(letter: str | None, question: Question) -> Score:
             f"Expected one of the letters {', '.join(letters)}."
         )
     chosen = letter if letter in letters else None
-    return Score(
-        {"accuracy": float(chosen == question.answer)}, chosen, unread=None if chosen else "no single option named"
-    )
+    return Score({"accuracy": float(chosen == question.answer)}, chosen, unread=None if chosen else UNREAD)
 
 
 def guess_letter(letters: str, question_id: str) -> str:
-    """Return a letter drawn by the SHA-256 of the question's id: the same in every run, order and number of workers."""
+    """Return a letter for a submission that must hold one, drawn by the SHA-256 of the question's id.
+
+    It is the same in every run, order and number of workers.
+    """
     # random.Random(question_id).choice may draw differently in another Python version.
     return letters[int.from_bytes(hashlib.sha256(question_id.encode(errors="surrogatepass")).digest()) % len(letters)]
 
@@ -44,18 +44,3 @@ def guess_letter(letters: str, question_id: str) -> str:
 def letter_metric(name: str, read: Callable[[str, Question], str | None]) -> MeanMetric:
     """Return the accuracy of the letters that `read` finds in answers. An answer without a letter is wrong."""
     return MeanMetric(name, lambda answer, question: letter_score(read(answer, question), question))
-
-
-def guessing_letter_metric(name: str, read: Callable[[str, Question], str | None]) -> MeanMetric:
-    """Return the accuracy of the letters that `read` finds, guessing one where it finds none.
-
-    For benchmarks whose published code draws a random letter. A guess counts as unread, right or wrong.
-    """
-
-    def score(answer: str, question: Question) -> Score:
-        if letter := read(answer, question):
-            return letter_score(letter, question)
-        guess = guess_letter(option_letters(question), question.id)
-        return replace(letter_score(guess, question), unread=GUESSED)
-
-    return MeanMetric(name, score)

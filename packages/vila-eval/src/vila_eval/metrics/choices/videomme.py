@@ -3,12 +3,14 @@
 Group names are column values of `lmms-lab/Video-MME` on the Hugging Face hub.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vila_core.errors import ConfigError, unknown_name
 from vila_eval.metric import Measure, Score, Scored, mean_measures
-from vila_eval.metrics.choices.lmms_mcq import score_lmms_choice
+from vila_eval.metrics.choices.scoring import letter_score
+from vila_eval.metrics.inputs import require_text
 from vila_eval.task import Question
 
 DURATIONS = ("short", "medium", "long")
@@ -68,12 +70,31 @@ TASK_TYPES = (
 )
 DIMENSIONS = {"duration": DURATIONS, "domain": DOMAINS, "sub_category": SUB_CATEGORIES, "task_type": TASK_TYPES}
 
+# Two pairs lack a comma in the script, so that their texts are joined.
+_PREFIXES = (
+    *("The best answer is", "The correct answer is", "The answer is", "The answer"),
+    *("The best option isThe correct option is", "Best answer:Best option:"),
+)
+
+
+def extract_videomme_choice(answer: str) -> str | None:
+    """Return the first of the capitals A to D, even inside a word, after deleting "The answer is" and the like.
+
+    Source: `extract_characters_regex` of the benchmark's own `eval_your_results.py` (BradyFU/Video-MME), which
+    leaves out answers without a letter; here they are wrong.
+    """
+    text = require_text(answer, "answer").strip()
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "")
+    found = re.search("[ABCD]", text)
+    return found[0] if found else None
+
 
 @dataclass(frozen=True)
 class VideoMmeMetric:
     """Accuracy, overall and by duration, domain, sub-category and task type, in the benchmark's order.
 
-    Answers are read by `extract_lmms_choice`.
+    Answers are read by `extract_videomme_choice`.
     """
 
     name: str = "video_mme"
@@ -82,7 +103,7 @@ class VideoMmeMetric:
         for dimension, names in DIMENSIONS.items():
             if (group := question.groups[dimension]) not in names:
                 raise ConfigError(unknown_name(f"Video-MME {dimension}", group, names))
-        return score_lmms_choice(answer, question)
+        return letter_score(extract_videomme_choice(answer), question)
 
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         overall, *groups = mean_measures(samples, group_by=tuple(DIMENSIONS))

@@ -2,8 +2,8 @@
 
 Prompts and token limits are lmms-eval's, since VILA reports lmms-eval's scores: first the images, in the order of their
 numbers, then the text, in which "<image 1>" stays unchanged. Scores use MMMU's own parser
-(`vila_eval.metrics.choices.mmmu`), which is stricter than lmms-eval's copy. For MMMU-Pro's vision setting lmms-eval has
-no parser: there only the bare letter counts, here "(B)" does too.
+(`vila_eval.metrics.choices.mmmu`), which is stricter than lmms-eval's copy, and for MMMU-Pro that of its
+`evaluate.py` (`vila_eval.metrics.choices.mmmu_pro`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vila_eval.errors import DataError
 from vila_eval.fixtures.mmmu import mmmu, mmmu_pro
 from vila_eval.metric import Answered, Submission
 from vila_eval.metrics.choices.mmmu import DISCIPLINE_OF_SUBJECT, MMMU_METRIC, parse_multi_choice_response, subject_of
+from vila_eval.metrics.choices.mmmu_pro import MMMU_PRO_METRIC
 from vila_eval.prompts import LETTER_ONLY, SHORT_ANSWER, multiple_choice_prompt
 from vila_eval.task import Part, Question, Row, Task
 
@@ -161,7 +162,7 @@ MMMU_PRO_STANDARD = Task(
         fixture=mmmu_pro,
     ),
     partial(ask_pro, as_image=False),
-    MMMU_METRIC,
+    MMMU_PRO_METRIC,
     tags=("core", "local", "mmmu_pro"),
     max_new_tokens=256,
     description="MMMU without questions answerable from text alone, ten options each.",
@@ -177,7 +178,7 @@ MMMU_PRO_VISION = Task(
         fixture=mmmu_pro,
     ),
     partial(ask_pro, as_image=True),
-    MMMU_METRIC,
+    MMMU_PRO_METRIC,
     tags=("core", "local", "mmmu_pro"),
     max_new_tokens=256,
     description="MMMU-Pro with question and options in the image.",
