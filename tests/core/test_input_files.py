@@ -118,6 +118,19 @@ def test_archives_are_read_where_a_format_is_one(tmp_path: Path) -> None:
         open_input(tmp_path / "data.zip", max_bytes=1000, content=Content.ARCHIVE)
 
 
+@pytest.mark.parametrize("suffix", [".part", ".incomplete", ".crdownload", ".aria2"])
+def test_unfinished_downloads_are_named(suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"model.safetensors{suffix}").write_bytes(bytes(100))
+    with pytest.raises(CheckpointError, match=f"model.safetensors{suffix}' is an unfinished download"):
+        check_input(tmp_path / "model.safetensors", max_bytes=100)
+    (tmp_path / "model.safetensors").write_bytes(bytes(100))
+    if suffix == ".aria2":  # which gives a file its full size first
+        with pytest.raises(CheckpointError, match="is an unfinished download"):
+            check_input(tmp_path / "model.safetensors", max_bytes=100)
+    else:
+        check_input(tmp_path / "model.safetensors", max_bytes=100)
+
+
 def test_links_to_regular_files_are_followed_as_in_the_hub_cache(tmp_path: Path) -> None:
     (tmp_path / "blob").write_text("{}")
     (tmp_path / "config.json").symlink_to("blob")

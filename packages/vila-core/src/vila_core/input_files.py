@@ -27,6 +27,7 @@ _KINDS: dict[Callable[[int], bool], str] = {
     stat.S_ISBLK: "a device",
 }
 _PREFIX_BYTES = 1024
+_UNFINISHED_SUFFIXES = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".aria2")
 
 
 class Content(Enum):
@@ -67,6 +68,8 @@ def open_input(
     try:
         _require_regular(path, os.fstat(descriptor), max_bytes, error, advice)  # the same file as a moment ago?
         if content is not Content.ANY:
+            if os.path.isfile(f"{path}.aria2"):  # the file has its full size from the start
+                raise error(f"'{path}' is an unfinished download ('{path.name}.aria2' lies beside it). Finish it.")
             prefix = file.read(_PREFIX_BYTES)
             found = describe_stand_in(prefix) or (describe_archive(prefix) if content is Content.PLAIN else None)
             if found is not None:
@@ -150,6 +153,12 @@ def copy_input(
         shutil.copyfileobj(source, copy)
 
 
+def find_unfinished(path: Path) -> Path | None:
+    """Return the unfinished download of `path` that lies beside it, such as `model.safetensors.part`, if any."""
+    beside = (path.with_name(path.name + suffix) for suffix in _UNFINISHED_SUFFIXES)
+    return next((file for file in beside if os.path.isfile(file)), None)
+
+
 def _require_regular(path: Path, status: os.stat_result, max_bytes: int, error: type[VilaError], advice: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         what = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), "not a file")
@@ -166,6 +175,9 @@ def _cannot_open(path: Path, problem: OSError | ValueError, error: type[VilaErro
     if isinstance(problem, FileNotFoundError):
         if path.is_symlink():
             return error(f"'{path}' is a symbolic link to '{os.readlink(path)}', which does not exist. {advice}")
+        unfinished = find_unfinished(path)
+        if unfinished is not None:
+            return error(f"'{path}' is missing; '{unfinished.name}' is an unfinished download. Finish the download.")
         return error(f"'{path}' is missing. {advice}")
     if not isinstance(problem, OSError):
         return error(f"'{path}' is not a possible file name: {problem}.")

@@ -10,6 +10,7 @@ from vila_core.checkpoint.tensors.headers import TensorEntry, read_header
 from vila_core.checkpoint.tensors.pickles import read_pickle_header
 from vila_core.errors import CheckpointError, ConfigError, shown
 from vila_core.file_names import require_file_name
+from vila_core.input_files import find_unfinished
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +119,9 @@ def _weight_files(folder: Path) -> Sequence[Path]:
         if (folder / f"{name}.index.json").exists():
             shards = dict.fromkeys(_weight_map(folder / f"{name}.index.json").values())
             return [folder / shard for shard in shards]
+    unfinished = find_unfinished(folder / SAFETENSORS_NAME) or find_unfinished(folder / PICKLE_NAME)
+    if unfinished is not None:
+        raise CheckpointError(f"{folder} holds no weights; '{unfinished.name}' is an unfinished download. Finish it.")
     raise CheckpointError(
         f"{folder} holds no weights: expected {SAFETENSORS_NAME} or {SAFETENSORS_NAME}.index.json (or {PICKLE_NAME})."
     )
