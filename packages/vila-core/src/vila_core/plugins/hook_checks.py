@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import isclass
+from itertools import islice
 from typing import Any, cast
 
 from vila_core import config
-from vila_core.errors import PluginError
+from vila_core.errors import PluginError, shown
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Named
+
+MAX_ITEMS = 10_000
+"""Limit on what one hook returns."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ def _component_fault(base: type[config.Config]) -> Callable[[object], str | None
             return f"expected a vila_core.Component, got {type(item).__name__}"
         config_type, build = cast("tuple[object, object]", (item.config_type, item.build))
         if not (isclass(config_type) and issubclass(config_type, base)):
-            return f"config_type must be a subclass of vila_core.config.{base.__name__}, got {config_type!r}"
+            return f"config_type must be a subclass of vila_core.config.{base.__name__}, got {shown(config_type)}"
         return None if callable(build) else f"build must be callable, got {type(build).__name__}"
 
     return fault
@@ -42,7 +46,7 @@ def _component_fault(base: type[config.Config]) -> Callable[[object], str | None
 
 def _template_fault(item: object) -> str | None:
     if isclass(item) or not callable(getattr(item, "render", None)):
-        return f"expected a chat template (an object with name and render), got {item!r}"
+        return f"expected a chat template (an object with name and render), got {shown(item)}"
     return None
 
 
@@ -57,12 +61,14 @@ def _format_fault(item: object) -> str | None:
 def _dataset_fault(item: object) -> str | None:
     if not isclass(item) and isinstance(item, Dataset):
         return None
-    return f"expected a dataset (an object with name, splits, subsets, size and sample), got {item!r}"
+    return f"expected a dataset (an object with name, splits, subsets, size and sample), got {shown(item)}"
 
 
 def _command_fault(item: object) -> str | None:
     if not isinstance(item, Command):
         return f"expected a vila_core.Command, got {type(item).__name__}"
+    if not isinstance(cast(object, item.help), str):
+        return f"help must be a text, got {shown(item.help)}"
     return None if callable(cast(object, item.load)) else f"load must be callable, got {type(item.load).__name__}"
 
 
@@ -72,7 +78,7 @@ def _with_methods(kind: str, *methods: str) -> Callable[[object], str | None]:
     def fault(item: object) -> str | None:
         missing = [method for method in methods if not callable(getattr(item, method, None))]
         if isclass(item) or missing:
-            return f"expected {kind} (an object with name, {', '.join(methods)}), got {item!r}"
+            return f"expected {kind} (an object with name, {', '.join(methods)}), got {shown(item)}"
         return None
 
     return fault
@@ -107,13 +113,18 @@ def checked_items(hook: Hook, returned: object) -> list[Named]:
         )
     items: list[Named] = []
     seen: set[str] = set()
-    for position, item in enumerate(cast(Sequence[Any], returned)):
+    found = list(islice(cast(Sequence[Any], returned), MAX_ITEMS + 1))  # a sequence of a plugin may have no end
+    if len(found) > MAX_ITEMS:
+        raise PluginError(f"{hook.name}() returns more than {MAX_ITEMS:,} items.")
+    for position, item in enumerate(found):
         name = getattr(item, "name", None)
         fault = hook.fault(item)
         if fault is None and not (isinstance(name, str) and name):
-            fault = f"every {hook.kind} needs a name (a non-empty string), got {name!r}"
+            fault = f"every {hook.kind} needs a name (a non-empty string), got {shown(name)}"
+        if fault is None and isinstance(name, str) and not (name.isprintable() and name == name.strip()):
+            fault = f"a name is one printable line without spaces around it, got {shown(name)}"
         if fault is not None:
-            label = f" ({name!r})" if isinstance(name, str) else ""
+            label = f" ({shown(name)})" if isinstance(name, str) else ""
             raise PluginError(f"{hook.name}()[{position}]{label}: {fault}.")
         if item.name in seen:
             raise PluginError(f"{hook.name}() returns two {hook.kind}s named '{item.name}'. Names must be unique.")

@@ -45,6 +45,7 @@ from vila_core.plugins.hookspecs import (
     Named,
     Quantizer,
 )
+from vila_core.plugins.isolation import PluginFailedError, run_plugin_code
 from vila_core.plugins.registry import Owner, Registered, Registry
 
 if TYPE_CHECKING:
@@ -134,10 +135,9 @@ def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ..
             point.dist.version if point.dist else "?",
         )
         try:
-            loader.add(owner, point.load)
-        # A plugin may do anything on import, even call sys.exit().
-        except (Exception, SystemExit) as error:
-            message = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
+            run_plugin_code(functools.partial(loader.add, owner, point.load))
+        except PluginFailedError as error:
+            message = str(error)
             if strict:
                 raise PluginError(
                     f"Plugin '{owner.plugin}' of {owner.distribution} {owner.version} failed to load: {message}"
@@ -145,12 +145,23 @@ def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ..
             logger.warning(
                 "Plugin '%s' of %s %s was not loaded: %s", owner.plugin, owner.distribution, owner.version, message
             )
-            loader.infos.append(
-                PluginInfo(owner, error=message, traceback="".join(traceback_module.format_exception(error)))
-            )
+            loader.infos.append(PluginInfo(owner, error=message, traceback=_traceback(error)))
     for file in files:
-        loader.add(Owner(file.stem, str(file), "file"), functools.partial(_plugin_files.__getitem__, file))
+        owner = Owner(file.stem, str(file), "file")
+        try:
+            run_plugin_code(functools.partial(loader.add, owner, functools.partial(_plugin_files.__getitem__, file)))
+        except PluginFailedError as error:
+            if isinstance(error.__cause__, PluginError):
+                raise error.__cause__ from None
+            raise PluginError(f"Plugin file '{file}' fails to register: {error}") from error
     return loader.plugins()
+
+
+def _traceback(error: PluginFailedError) -> str:
+    try:
+        return "".join(traceback_module.format_exception(error.__cause__))
+    except Exception:  # noqa: BLE001 - an exception of a plugin may fail to describe itself
+        return str(error)
 
 
 def _selected(points: Sequence[EntryPoint] | Any, selection: tuple[str, ...] | None) -> list[EntryPoint]:
@@ -173,10 +184,10 @@ def _import_file(file: Path) -> ModuleType:
     # Dataclasses and pydantic look their module up here.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise PluginError(f"Plugin file '{file}' fails on import: {type(error).__name__}: {error}") from error
+        run_plugin_code(functools.partial(spec.loader.exec_module, module))
+    except PluginFailedError as error:
+        sys.modules.pop(name, None)
+        raise PluginError(f"Plugin file '{file}' fails on import: {error}") from error
     return module
 
 
