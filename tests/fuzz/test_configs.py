@@ -35,7 +35,7 @@ EXTRA: dict[str, object] = dict.fromkeys(
 )
 """Keys that a config may have beside those of the tiny checkpoints."""
 
-CASES_PER_FILE = 150
+CASES_PER_FILE = 80
 
 
 def ask(folder: Path) -> str:
@@ -76,17 +76,16 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("seed", range(1))
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize(
     "name",
     ["config.json", "llm/config.json", "vision_tower/config.json", "vision_tower/preprocessor_config.json"],
 )
-def test_configs_of_parts(tmp_path: Path, kind: str, name: str, seed: int) -> None:
+def test_configs_of_parts(tmp_path: Path, kind: str, name: str) -> None:
     folder = MAKERS[kind](tmp_path / "checkpoint")
     if not (folder / name).exists():
         pytest.skip(f"{kind} has no {name}")
-    assert_bounded(cases_of(folder, name, seed))
+    assert_bounded(cases_of(folder, name, 0))
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "vila_config.json"])
@@ -119,4 +118,4 @@ def test_sections_of_the_released_format(tmp_path: Path, section: str) -> None:
 @pytest.mark.parametrize("model_type", FOREIGN)
 def test_foreign_language_models(tmp_path: Path, model_type: str) -> None:
     folder = replace_language_model(build_checkpoint(tmp_path / "checkpoint", "nvila_lite"), model_type)
-    assert_bounded(cases_of(folder, "llm/config.json", 3, limit=40))
+    assert_bounded(cases_of(folder, "llm/config.json", 3, limit=25))

@@ -128,6 +128,81 @@ def test_loading_and_generating_are_silent(make_checkpoint: Make, tmp_path: Path
     assert run.stderr == run.stdout == ""
 
 
+@pytest.mark.parametrize("size", [0, 10**7, 10**12, -1])
+@pytest.mark.parametrize(
+    ("kind", "file", "key"),
+    [
+        ("nvila", "config.json", "s2_max_split_size"),
+        ("nvila", "config.json", "max_tiles"),
+        ("nvila_lite", "config.json", "num_video_frames"),
+        ("nvila_lite", "config.json", "num_time_tokens"),
+        ("nvila_lite", "config.json", "fps"),
+        ("nvila_lite", "config.json", "vision_resolution"),
+        ("nvila_lite", "llm/config.json", "num_hidden_layers"),
+        ("nvila_lite", "llm/config.json", "head_dim"),
+        ("nvila_lite", "vision_tower/config.json", "num_hidden_layers"),
+        ("nvila_lite", "vision_tower/config.json", "patch_size"),
+        ("clip_llama", "vision_tower/config.json", "image_size"),
+    ],
+)
+def test_sizes_are_bounded_before_anything_is_built(
+    make_checkpoint: Make, edit: Edit, kind: str, file: str, key: str, size: int
+):
+    if size <= 0 and key in ("fps", "vision_resolution", "num_time_tokens"):
+        return  # the value for "not used"
+    folder = make_checkpoint(kind)
+    edit(folder / file, **{key: size})
+    with pytest.raises(CheckpointError, match=key.removeprefix("s2_").removeprefix("num_").split("_")[-1]):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("rope", [{"type": "su"}, {"rope_type": "ntk"}, {"type": "mrope", "factor": 2.0}, {"type": 5}])
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_unknown_rope_types(make_checkpoint: Make, edit: Edit, key: str, rope: dict[str, object]):
+    folder = make_checkpoint()
+    edit(folder / "llm" / "config.json", **{key: rope})
+    with pytest.raises(CheckpointError, match=rf"llm/config.json: {key}.*(linear|string)"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("factor", [0, -1.0, "2", True, None, 1e300, [2.0]])
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "llama3"])
+def test_rope_factors(make_checkpoint: Make, edit: Edit, rope_type: str, factor: object):
+    folder = make_checkpoint()
+    edit(folder / "llm" / "config.json", rope_scaling={"rope_type": rope_type, "factor": factor})
+    with pytest.raises(CheckpointError, match="factor"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["full_attention", "sliding_attention"], "use_sliding_window": False},
+        {"layer_types": ["sliding_attention"] * 2, "use_sliding_window": True, "sliding_window": None},
+        {"layer_types": ["full_attention"]},
+        {"layer_types": ["full_attention", "sideways"]},
+        {"layer_types": "full_attention"},
+        {"layer_types": [1, 2]},
+    ],
+)
+def test_contradicting_layer_types(make_checkpoint: Make, edit: Edit, changes: dict[str, object]):
+    folder = make_checkpoint()
+    edit(folder / "llm" / "config.json", **changes)
+    with pytest.raises(CheckpointError, match=r"llm/config\.json: 'layer_types' "):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("values", [[0, 0, 0], [-1, 1, 1], [1e300] * 3, [0.5, 0.5], [0.5] * 4, ["a"] * 3, 0.5, []])
+@pytest.mark.parametrize("key", ["image_mean", "image_std"])
+def test_pixel_statistics(make_checkpoint: Make, edit: Edit, key: str, values: object):
+    if key == "image_mean" and values == [0, 0, 0]:
+        return
+    folder = make_checkpoint()
+    edit(folder / "vision_tower" / "preprocessor_config.json", **{key: values})
+    with pytest.raises(CheckpointError, match=key.removeprefix("image_")):
+        open_checkpoint(folder)
+
+
 def test_loading_needs_no_compiler():
     """PyTorch imports it to initialize weights on the meta device, a quarter of the time that loading takes."""
     script = """

@@ -21,6 +21,7 @@ from vila_core.config import (
 from vila_core.errors import CheckpointError, first_problem, unknown_name
 from vila_core.plugins.hookspecs import Component
 from vila_core.plugins.registry import Registry
+from vila_core.size_limits import MAX_IMAGE_SIZE
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -110,6 +111,10 @@ def _at_resolution(config: VisionTowerConfig, root: Section) -> VisionTowerConfi
     resolution = root.integer("vision_resolution", -1, minimum=-1)
     if resolution in (-1, 0, config.image_size):
         return config
+    if resolution > MAX_IMAGE_SIZE:
+        raise CheckpointError(
+            f"{root.source}: 'vision_resolution' is {resolution}; expected at most {MAX_IMAGE_SIZE} pixels."
+        )
     fields = {**config.model_dump(), "image_size": resolution, "pretrained_image_size": config.image_size}
     return _validated(type(config), fields, root)
 

@@ -117,14 +117,14 @@ def _released_config(
     selection = Section({"mm_vision_select_layer": -2, "mm_vision_select_feature": "cls_patch"}, root.source)
     tower = read_tower_config(vision, selection, weights.with_prefix("vision_tower."), plugins.vision_towers)
     size = tower.image_size
-    s2 = (
-        None
-        if is_lite
-        else S2Config(scales=(size, 2 * size, 3 * size), max_split_size=size, resize_output_to_scale_idx=-1)
-    )
     check_layers(text, weights.with_prefix("llm."))
     language_model = read_language_config(text, read_max_length(path, text))
     try:
+        s2 = (
+            None
+            if is_lite
+            else S2Config(scales=(size, 2 * size, 3 * size), max_split_size=size, resize_output_to_scale_idx=-1)
+        )
         return VilaConfig(
             vision_tower=tower,
             dynamic_s2=s2,

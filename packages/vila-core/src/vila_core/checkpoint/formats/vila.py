@@ -35,6 +35,7 @@ from vila_core.config import (
 )
 from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.plugins.loader import Plugins, load_plugins
+from vila_core.size_limits import MAX_TIME_TOKENS
 
 
 @dataclass(frozen=True)
@@ -174,9 +175,9 @@ class _Reader:
         )
         if self.root.boolean("ps3", False):
             raise CheckpointError(f"{self.root.source}: 'ps3' is on; PS3 towers are not supported.")
-        static, dynamic = self._s2()
         encoders = self.plugins.media_encoders
         try:
+            static, dynamic = self._s2()
             return VilaConfig(
                 vision_tower=tower,
                 s2=static,
@@ -268,6 +269,10 @@ class _Reader:
 
     def _time_tokens(self) -> TimeTokenConfig | None:
         count = self.root.integer("num_time_tokens", 0, minimum=0)
+        if count > MAX_TIME_TOKENS:
+            raise CheckpointError(
+                f"{self.root.source}: 'num_time_tokens' is {count}; expected at most {MAX_TIME_TOKENS}."
+            )
         return TimeTokenConfig(count=count, format=self.root.string("time_token_format", "<t{t}>")) if count else None
 
     def _chat_template(self) -> str | None:
