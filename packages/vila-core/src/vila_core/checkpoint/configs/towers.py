@@ -115,7 +115,11 @@ def _at_resolution(config: VisionTowerConfig, root: Section) -> VisionTowerConfi
         raise CheckpointError(
             f"{root.source}: 'vision_resolution' is {resolution}; expected at most {MAX_IMAGE_SIZE} pixels."
         )
-    fields = {**config.model_dump(), "image_size": resolution, "pretrained_image_size": config.image_size}
+    fields: dict[str, object] = {
+        **config.model_dump(),
+        "image_size": resolution,
+        "pretrained_image_size": config.image_size,
+    }
     return _validated(type(config), fields, root)
 
 
