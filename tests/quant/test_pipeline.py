@@ -405,3 +405,25 @@ def test_the_program_quantizes_an_nvila_folder_for_tinychat_or_says_why_not(
         main(["awq", *source, *calibration, "--format", "tinychat"])
     assert ended.value.code == 2
     assert "tinychat" in capsys.readouterr().err
+
+
+def test_a_home_of_nobody_is_a_one_line_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["awq", "vila-tiny", "~nobody-of-this-name/out"])
+    assert ended.value.code == 2
+    assert "user that does not exist" in capsys.readouterr().err
+
+
+def test_an_interrupt_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "quantize_model", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main(["awq", "vila-tiny", str(tmp_path / "out")])
+    assert ended.value.code == 130
+    said = capsys.readouterr().err
+    assert "Finished layers are kept" in said
+    assert "Nothing was written" not in said

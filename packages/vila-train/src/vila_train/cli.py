@@ -72,7 +72,7 @@ def tiny(
         scores = train_tiny(options, choose_stages(stage or ()))
     except KeyboardInterrupt:
         typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
-        raise
+        raise typer.Exit(130) from None
     typer.echo(table(scores))
 
 

@@ -52,6 +52,14 @@ def run_command(
         typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
         typer.echo(visible(str(error)), err=True)
         sys.exit(2)
+    except RuntimeError as error:
+        if debug or "home directory" not in str(error):  # pathlib's words for "~name" without such a user
+            raise
+        typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
+        typer.echo(
+            "A path begins with ~ and the name of a user that does not exist. Write ./~… for such a file.", err=True
+        )
+        sys.exit(2)
     except SystemExit as error:
         if _is_interrupt(error):
             typer.echo("Stopped. Nothing was written.", err=True)

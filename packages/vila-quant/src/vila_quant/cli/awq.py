@@ -196,7 +196,7 @@ def quantize(
             )
     except KeyboardInterrupt:
         typer.echo("Stopped. Finished layers are kept: run the same command again to resume.", err=True)
-        raise
+        raise typer.Exit(130) from None
     if output.as_json:
         typer.echo(report.model_dump_json(indent=2))
         return
