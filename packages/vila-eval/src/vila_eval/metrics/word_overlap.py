@@ -10,7 +10,7 @@ from vila_eval.metrics.inputs import require_text
 from vila_eval.metrics.raw_captions import measure_raw_captions
 from vila_eval.task import Question
 
-_WHOLE_NUMBER = re.compile(r"\b\d+\b")
+_WHOLE_NUMBER = re.compile(r"\b\d{1,100}\b")
 _NOT_LETTERS = re.compile("[^a-zA-Z ]")
 _SMALL = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -23,7 +23,7 @@ _SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (10**3,
 def count_words(text: str) -> Counter[str]:
     """Return the words of a text with their counts.
 
-    Whole numbers are spelled out ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted
+    Whole numbers of at most 100 digits are spelled out ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted
     ("twentyone"), line breaks too, and the rest is lower-cased. Source: `split_sentence` of `llava/eval/pathvqa.py` in
     NVlabs/VILA.
     """
