@@ -10,6 +10,16 @@ TOYS = ["The red cube", "The blue ball", "The green cone", "The yellow ring"]
 VERDICTS = ["Yes", "No", "Not enough information", "False"]
 
 ANSWERS: list[tuple[str, str | None]] = [
+    ("Ans: B", "B"),
+    ('{"answer": "B"}', "B"),
+    ("I eliminate A and C, leaving B.", "B"),
+    ("I rule out A. I rule out C. B remains.", "B"),
+    ("Between A and B, I choose B", "B"),
+    ("A是错的，B是对的", "B"),
+    ("Aは間違いで、Bが正しい", "B"),
+    ("B 또는 C", None),
+    ("答案是B或C", None),
+    ("Answer: BC", None),
     ("The answer is B, not option A.", "B"),
     ("The answer is B because option C is not visible.", "B"),
     ("B\n\nOption A: wrong. Option C: wrong.", "B"),

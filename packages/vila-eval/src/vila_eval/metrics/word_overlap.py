@@ -23,9 +23,9 @@ _SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (10**3,
 def count_words(text: str) -> Counter[str]:
     """Return the words of a text with their counts.
 
-    Whole numbers of at most 100 digits are spelled out ("21" is "twenty-one"), then everything but ASCII letters and spaces is deleted
-    ("twentyone"), line breaks too, and the rest is lower-cased. Source: `split_sentence` of `llava/eval/pathvqa.py` in
-    NVlabs/VILA.
+    Whole numbers of at most 100 digits are spelled out ("21" is "twenty-one"), then everything but ASCII letters and
+    spaces is deleted ("twentyone"), line breaks too, and the rest is lower-cased. Source: `split_sentence` of
+    `llava/eval/pathvqa.py` in NVlabs/VILA.
     """
     spelled = _WHOLE_NUMBER.sub(lambda found: spell_number(int(found[0])), require_text(text, "text"))
     return Counter(_NOT_LETTERS.sub("", spelled).lower().split())

@@ -15,14 +15,14 @@ _IS = (
     r"(?:is|was|are|'s|’s|(?:would|should|must|could|might|may|will|can)\s+be|seems(?:\s+to\s+be)?|looks|"
     r"appears(?:\s+to\s+be)?)"
 )
-_ANSWER = r"(?:answer|solution|antwort|respuesta|réponse|risposta|resposta)"
+_ANSWER = r"(?:answer|ans\b\.?|solution|antwort|respuesta|réponse|risposta|resposta)"
 
 ANNOUNCED_BEFORE = re.compile(
-    rf"(?:\b{_ANSWER}\s*(?:\([^()]*\)\s*)?(?:{_IS}|es|est|ist|è|é)?\s*(?:(?:definitely|clearly|likely|probably|simply|"
+    rf"(?:\b{_ANSWER}[\"']?\s*(?:\([^()]*\)\s*)?(?:{_IS}|es|est|ist|è|é)?\s*(?:(?:definitely|clearly|likely|probably|simply|"
     r"therefore|thus|most\s+likely|either|both)\s+)*[:=\-–—→>]*"
     rf"|\b(?:option|choice|letter)\s*(?:{_IS}\s*(?:either\s+)?[:=]?|[:=])"
     rf"|\b(?:it|this|that)\s*{_IS}(?:\s+(?:definitely|clearly|likely|probably|either))?\s*:?"
-    r"|\b(?:choose|chose|select|pick|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|conclude|answer)"
+    r"|\b(?:choose|chose|select|pick|go(?:ing)?\s+with|went\s+with|say|guess|think|believe|conclude|answer|leaving|leaves)"
     r"(?:\s+(?:it\s*(?:is|'s|’s)|that))?\s*:?"
     r"|\b(?:must\s+be|should\s+be|would\s+be|looks\s+like|definitely|certainly|probably)"
     r"|\b(?:so|thus|hence|therefore|finally|conclusion)\s*[,:]?"
@@ -41,7 +41,7 @@ ANNOUNCED_AFTER = re.compile(
     rf"[{re.escape(CLOSING)}]*\s*(?:"
     rf"{_IS}\s+(?:[a-z-]+\s+){{0,4}}?(?:correct|right|best|answer|choice|option|solution|true|accurate|likely|appropriate|"
     r"better(?!\s+than)|closest|match)\b"
-    r"|(?:fits|matches|suits)\b"
+    r"|(?:fits|matches|suits|remains)\b"
     r"|[:\-–—]\s*(?:yes|correct|right|true)\b"
     r"|(?:选项|選項|项|項)?\s*(?:是|才是|最)?\s*(?:正确|正確|对的|對的|答案|最佳|合适)"
     r"|(?:が|は)?\s*(?:正解|正しい|正答|答え|です|だと|である)"
