@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from vila_core.config import Config
 from vila_core.errors import listed
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure, Unit
-from vila_eval.records.schema import ModelIdentity, TaskResult
+from vila_eval.records.schema import ModelIdentity, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, find_results, read_result, read_samples
+from vila_eval.report.formatting import shorten
 from vila_eval.statistics import compare, holm
 
 MAY_DIFFER = ("limit", "chat_template", "dtype")
@@ -24,6 +27,10 @@ MAY_DIFFER = ("limit", "chat_template", "dtype")
 
 Template and dtype belong to the model.
 """
+
+
+QUESTION_SHOWN = 300
+"""Number of characters of a question that are kept for a sample that is scored differently."""
 
 
 class MeasureComparison(Config):
@@ -49,7 +56,7 @@ class MeasureComparison(Config):
 
 
 class Flip(Config):
-    """A sample whose score differs: its values and answers in both runs."""
+    """A sample whose score differs: its values and answers in both runs, and the beginning of the question's text."""
 
     id: str
     first: float
@@ -57,6 +64,7 @@ class Flip(Config):
     first_answer: str
     second_answer: str
     reference: Any = None
+    question: str = ""
 
 
 class TaskComparison(Config):
@@ -71,6 +79,7 @@ class TaskComparison(Config):
         adjusted_p_value: of the headline, Holm-adjusted over all tested tasks.
         flips: samples whose headline value differs, in the data's order.
         differences: what differs between the runs, such as "limit: 5, none".
+        folders: the results that were compared; not part of the JSON.
     """
 
     task: str
@@ -82,6 +91,7 @@ class TaskComparison(Config):
     adjusted_p_value: float | None = None
     flips: tuple[Flip, ...] = ()
     differences: tuple[str, ...] = ()
+    folders: tuple[Path, ...] = Field(default=(), exclude=True)
 
     @property
     def headline(self) -> MeasureComparison | None:
@@ -141,6 +151,7 @@ class _Sample:
     cluster: str | None
     answer: str
     reference: Any
+    question: str
 
 
 def compare_runs(first: Path, second: Path, *, allow_different: bool = False) -> RunComparison:
@@ -259,16 +270,26 @@ def _compare_task(name: str, folder: Path, other_folder: Path, one: TaskResult, 
         unjudged=len(unjudged),
         flips=tuple(_flips(measures, pairs)),
         differences=tuple(_differences(one, other)),
+        folders=(folder, other_folder),
     )
 
 
 def _read_samples(folder: Path, result: TaskResult) -> dict[str, _Sample]:
     return {
         record.id: _Sample(
-            record.values or {}, record.judge_error is not None, record.cluster, record.answer, record.reference
+            record.values or {},
+            record.judge_error is not None,
+            record.cluster,
+            record.answer,
+            record.reference,
+            _question(record),
         )
         for record in read_samples(folder, result)
     }
+
+
+def _question(record: SampleRecord) -> str:
+    return shorten("\n".join(part.text.strip() for part in record.prompt if part.text is not None), QUESTION_SHOWN)
 
 
 def _is_mean(measure: Measure, samples: Mapping[str, _Sample]) -> bool:
@@ -329,6 +350,7 @@ def _flips(measures: Sequence[MeasureComparison], pairs: Mapping[str, tuple[_Sam
                 first_answer=one.answer,
                 second_answer=other.answer,
                 reference=one.reference,
+                question=one.question,
             )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from markupsafe import Markup
 from vila_eval.data.hub import FIXTURE_REVISION
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure
-from vila_eval.records.schema import JudgeSummary, ModelIdentity, SampleRecord, TaskResult, Timings
+from vila_eval.records.schema import Counts, JudgeSummary, ModelIdentity, SampleRecord, TaskResult, Timings
 from vila_eval.records.storage import (
     JUDGE_SUMMARY,
     REPORT,
@@ -25,6 +24,7 @@ from vila_eval.records.storage import (
     read_samples,
     write_whole,
 )
+from vila_eval.report.failures import first_failure
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -37,7 +37,7 @@ from vila_eval.report.formatting import (
     shorten,
     words,
 )
-from vila_eval.report.pictures import choose_wrong, picture_path
+from vila_eval.report.pictures import choose_wrong, picture_uri
 from vila_eval.report.plots import axis_end, draw_bar
 from vila_eval.texts import printable
 
@@ -57,6 +57,7 @@ class Bar:
     measure: Measure
     link: str | None = None
     is_miniature: bool = False
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Section:
     judging: str | None
     cards: Sequence[Card]
     wrong: int
+    failure: str | None = None
 
 
 def write_report(model_folder: Path) -> Path:
@@ -211,6 +213,7 @@ def _read_section(name: str, folder: Path, number: int) -> Section:
         _judging(folder / JUDGE_SUMMARY),
         [_card(sample, folder, headline) for sample in wrong],
         count,
+        first_failure(folder) if result.counts.failed else None,
     )
 
 
@@ -265,11 +268,19 @@ def _overview(sections: Sequence[Section]) -> Plot | None:
             headline,
             f"#{section.anchor}",
             section.is_miniature,
+            _failed(section.result.counts),
         )
         for section, headline in found
         if headline is not None and headline.unit == "share"
     ]
     return Plot("Headline of each task, in percent", bars, ("0", "50", "100 %")) if bars else None
+
+
+def _failed(counts: Counts) -> str:
+    """Return how many samples failed, for a mark beside the task's name; "" if none did."""
+    if not counts.failed:
+        return ""
+    return "all failed" if counts.failed == counts.samples else f"{counts.failed:,} of {counts.samples:,} failed"
 
 
 def _breakdowns(measures: Sequence[Measure]) -> Iterator[Breakdown]:
@@ -297,8 +308,7 @@ def _plot(title: str, measures: Mapping[str, Measure]) -> Plot:
 
 
 def _card(sample: SampleRecord, folder: Path, headline: Measure | None) -> Card:
-    path = picture_path(folder, sample.id)
-    picture = f"data:image/jpeg;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else None
+    picture = picture_uri(folder, sample.id)
     media = [part for part in sample.prompt if part.kind != "text"]
     value = next(iter((sample.values or {}).values()), None)
     return Card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import heapq
 import io
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.errors import MediaError
 from vila_core.media import Image, Video
+from vila_eval.data.regular_files import open_regular_file
 from vila_eval.records.schema import SampleRecord
 from vila_eval.records.storage import PICTURES, write_whole
 from vila_eval.task import Question
@@ -28,6 +30,9 @@ PANEL_SIZES = {1: 224, 2: 160, 3: 128, 4: 112}
 """Longer side of a panel in pixels, by the number of panels."""
 
 GAP = 4
+
+MOST_THUMBNAIL_BYTES = 2**20
+"""Bytes that are read of a thumbnail."""
 
 
 def choose_wrong(
@@ -62,6 +67,16 @@ def choose_wrong(
 def picture_path(folder: Path, sample_id: str) -> Path:
     """Return the path of a sample's thumbnail in a task's results folder."""
     return folder / PICTURES / f"{hashlib.sha256(sample_id.encode()).hexdigest()[:16]}.jpg"
+
+
+def picture_uri(folder: Path, sample_id: str) -> str | None:
+    """Return a sample's thumbnail as a data URI, or None if the folder has none."""
+    try:
+        with open_regular_file(picture_path(folder, sample_id))[0] as file:
+            content = file.read(MOST_THUMBNAIL_BYTES)
+    except OSError:
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
 
 
 def save_pictures(

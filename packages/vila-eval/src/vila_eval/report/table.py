@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import listed
+from vila_core.plugins.loader import load_plugins
 from vila_eval.data.hub import FIXTURE_REVISION
-from vila_eval.errors import ResultsError
-from vila_eval.records.schema import JudgeSummary, SampleRecord
-from vila_eval.records.storage import JUDGE_SUMMARY, SAMPLES, read_record, read_records
+from vila_eval.records.schema import JudgeSummary
+from vila_eval.records.storage import JUDGE_SUMMARY, read_record
+from vila_eval.report.failures import first_failure
 from vila_eval.report.formatting import format_interval, format_value, words
+from vila_eval.task import Task
 from vila_eval.texts import one_line
 
 if TYPE_CHECKING:
@@ -104,6 +106,7 @@ def _marked(count: int) -> str:
 def table_notes(outcomes: Sequence[TaskOutcome]) -> list[str]:
     """Return the notes below the table: why tasks have no number, cost of judging, submission files, fixture data."""
     notes = [f"{outcome.planned.folder}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    notes += _tag_means(outcomes)
     notes += [note for outcome in outcomes if (note := _failure_note(outcome)) is not None]
     complete = [outcome.planned.folder for outcome in outcomes if outcome.was_complete]
     if complete:
@@ -140,12 +143,20 @@ def _failure_note(outcome: TaskOutcome) -> str | None:
     )
 
 
-def first_failure(folder: Path) -> str | None:
-    """Return why the first failed sample of a finished task failed; None if none did or its file cannot be read."""
-    try:
-        return next((s.error for s in read_records(SampleRecord, folder / SAMPLES) if s.error is not None), None)
-    except ResultsError:
-        return None
+def _tag_means(outcomes: Sequence[TaskOutcome]) -> list[str]:
+    """Return the mean of the headlines of each tag of which all tasks ran, if there are several and all are shares."""
+    ran = {outcome.planned.task.name for outcome in outcomes}
+    registered = [entry.item for entry in load_plugins().tasks.items()]
+    notes: list[str] = []
+    for tag in dict.fromkeys(tag for outcome in outcomes for tag in outcome.planned.task.tags):
+        of_tag = [outcome.result for outcome in outcomes if tag in outcome.planned.task.tags]
+        headlines = [result.headline for result in of_tag if result is not None]
+        shares = [found.value for found in headlines if found is not None and found.unit == "share"]
+        wanted = {task.name for task in registered if isinstance(task, Task) and tag in task.tags}
+        if len(shares) == len(of_tag) > 1 and wanted <= ran:
+            mean = format_value(sum(shares) / len(shares), "share")
+            notes.append(f"Mean of the {len(shares)} tasks of {tag}: {mean} %.")
+    return notes
 
 
 def _judge_notes(folders: Sequence[Path]) -> list[str]:
