@@ -68,17 +68,22 @@ def attempt(data: bytes, **options: float) -> Callable[[], object]:
     return load
 
 
-def test_every_kind_of_sound_file_is_read() -> None:
-    """So that the mutations below start from files that work."""
-    read = {}
+def test_sound_files_are_read() -> None:
+    """So that the mutations below start from files that work. Decoded in the child: threads do not survive a fork."""
+    cases: dict[str, Callable[[], object]] = {}
     for kind in KINDS:
         try:
             data = whole(kind)
         except (av.error.FFmpegError, ValueError):
             continue  # this build cannot write it
-        read[kind] = len(Video(data).load(4).frames)
-    assert set(read.values()) == {4}
-    assert len(read) > 7
+        cases[kind] = lambda data=data: _require(len(Video(data).load(4).frames) == 4)
+    assert len(cases) > 7
+    assert_bounded(cases)
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise AssertionError
 
 
 def whole(kind: str) -> bytes:
