@@ -172,7 +172,7 @@ def test_bombs() -> None:
     ftyp = box(b"ftyp", b"isom\0\0\0\0isom")
     nested = b"".join(struct.pack(">I", 2**31 - 1) + b"moov" for _ in range(100_000))
     cases = {
-        "100,000 small frames": draw_video("mpeg4", "matroska", frames=100_000, size=(16, 16)),
+        "20,000 small frames": draw_video("mpeg4", "matroska", frames=20_000, size=(16, 16)),
         "10,000 gif frames": gif(3000, 3000, 10_000),
         "100,000 gif frames": gif(1000, 1000, 100_000),
         "200 large gif frames": gif(9000, 9000, 200),
@@ -215,7 +215,7 @@ def test_bombs() -> None:
         + struct.pack("<HHIIII", 64, 64, 0, 0, 2**32 - 1, 0)
         + bytes(1000),
     }
-    assert_bounded({name: attempt(data) for name, data in cases.items()})
+    assert_bounded({name: lambda data=data: Video(data).load(8) for name, data in cases.items()})
 
 
 def gif(width: int, height: int, frames: int, delay: int = 10) -> bytes:
