@@ -183,7 +183,7 @@ def test_bombs() -> None:
         "y4m of 16,000x16,000": b"YUV4MPEG2 W16000 H16000 F25:1 Ip A1:1 C420\nFRAME\n" + bytes(10_000),
         "y4m of 10,000x9,999": b"YUV4MPEG2 W10000 H9999 F25:1\n" + b"FRAME\n" * 10_000,
         "y4m of 0x0": b"YUV4MPEG2 W0 H0 F0:0\n" + b"FRAME\n" * 100_000,
-        "y4m of 1x1": b"YUV4MPEG2 W2 H2 F1000000:1\n" + b"FRAME\nabcdef" * 1_000_000,
+        "y4m of 1x1": b"YUV4MPEG2 W2 H2 F1000000:1\n" + b"FRAME\nabcdef" * 200_000,
         "nested boxes": ftyp + nested,
         "a moov of 4 GB": ftyp + struct.pack(">I", 2**32 - 1) + b"moov" + bytes(1000),
         "a box of 2^63": ftyp + struct.pack(">I", 1) + b"moov" + struct.pack(">Q", 2**63) + bytes(1000),

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out.mp4)."
 
 
-SMALL_VIDEO_PIXELS = 200_000_000
-"""Sampled pixels that any file may have: 600 MB."""
+SMALL_VIDEO_PIXELS = 150_000_000
+"""Sampled pixels that any file may have: 600 MB, as Pillow takes four bytes a pixel."""
 SMALLEST_FRAME = 10_000
 """Pixels that the smallest frame counts as, for the time that every frame takes."""
 
