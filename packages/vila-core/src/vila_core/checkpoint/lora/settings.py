@@ -17,6 +17,9 @@ MATCHING_SECONDS = 3.0
 """For all modules together; a real adapter takes milliseconds."""
 MAX_ALPHA = 1e6
 _MAX_PATTERN_LENGTH = 2000
+_MAX_REPEATS = 10_000
+"""Product of all counts in a pattern, `{2,99}`: compiling writes repeats out."""
+_REPEATS = regex.compile(r"(?<=[{,]\s*)[0-9]+(?=\s*[,}])")
 
 
 class LoraSettings:
@@ -54,6 +57,8 @@ class LoraSettings:
         for pattern in patterns:
             if len(pattern) > _MAX_PATTERN_LENGTH:
                 raise CheckpointError(f"{self._source}: '{key}' has a pattern of {len(pattern):,} characters.")
+            if math.prod(max(1, int(count)) for count in _REPEATS.findall(pattern)) > _MAX_REPEATS:
+                raise CheckpointError(f"{self._source}: '{key}' has {shown(pattern)}, which repeats too often.")
             try:
                 left = max(self._deadline - time.monotonic(), 0.001)
                 if regex.match(rf"(.*\.)?({pattern})$", module, timeout=left):
