@@ -63,8 +63,8 @@ def test_a_run_ends_with_a_table_and_a_report(finished: tuple[subprocess.Complet
     done, folder = finished
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert lines[0][:4] == ["task", "measure", "value", "n"]
-    assert [line[0] for line in lines if "5" in line[2:-1] and "–" in line] == ["vila/attribute", "pope"]
+    assert lines[0][:7] == ["task", "measure", "value", "95", "%", "interval", "n"]
+    assert [line[0] for line in lines if "5" in line[2:-1] and "%" in line] == ["vila/attribute", "pope"]
     assert "1 of 2 tasks ran on made-up rows in the dataset's schema (--fixtures)" in done.stdout
     (model,) = (folder / "results").iterdir()
     assert "</html>" in (model / "report.html").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def test_samples_are_shown_to_be_read(finished: tuple[subprocess.CompletedProces
     assert "[image]\n  | Is there a square in the image?" in one
     assert "reference: no" in one
     wrong = vila_eval("show", model / "pope", "--wrong", "2", folder=folder)
-    assert "of 5 samples are not fully right" in wrong.stdout
+    assert "of 5 answers are wrong or only partly right" in wrong.stdout
     unknown = vila_eval("show", model / "pope", "--id", "x", folder=folder)
     assert (unknown.returncode, "Unknown sample 'x'" in unknown.stderr) == (2, True)
 
