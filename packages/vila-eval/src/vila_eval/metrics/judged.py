@@ -123,7 +123,7 @@ class JudgeMetric:
 
 def final_number(reply: str, low: float, high: float) -> float:
     """Return the number that is the whole reply or its last line: "7", "Score: 7", "**7/10**". Raises `ValueError`."""
-    lines = reply.strip().splitlines()
+    lines = reply.strip().split("\n")
     pattern = r"[^\w-]*(?:[a-z ]{0,30}[:=])?[\s*`]*(-?\d{1,6}(?:\.\d{1,6})?)(?:\s*/\s*\d+)?\W*"
     found = re.fullmatch(pattern, lines[-1].strip()[:200], re.IGNORECASE) if lines else None
     if found is None:

@@ -42,7 +42,10 @@ def search_digest(search: str) -> str | None:
     if file is None:
         return None
     with open_input(file, max_bytes=MAX_FILE_BYTES, advice=ADVICE, content=Content.ARCHIVE) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _file(search: str) -> Path | None:
