@@ -44,7 +44,7 @@ def only_part(prompt: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "part", [PICTURE, PIXELS, Path(SCENE), PIXELS[..., 0], PICTURE.convert("RGBA"), PICTURE.convert("L")], ids=str
+    "part", [PICTURE, PIXELS, Path(SCENE), PIXELS[..., 0], PICTURE.convert("RGBA"), PICTURE.convert("L")]
 )
 def test_pictures_of_other_types_are_images(part: object) -> None:
     for prompt in (part, [part], (part,)):
@@ -134,7 +134,6 @@ def test_errors_fit_what_was_given(prompt: Any, message: str) -> None:
         {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BASE64}},
         {"image": PICTURE},
     ],
-    ids=str,
 )
 def test_pictures_of_content_parts(part: dict[str, object]) -> None:
     found = only_part([{"role": "user", "content": [part]}])
@@ -156,7 +155,6 @@ def test_urls_of_content_parts_are_not_fetched_before_they_are_needed() -> None:
         ({"type": "video_url", "video_url": {"url": f"file://{VIDEO}"}}, None, None),
         ({"type": "video", "video": [str(SCENE), PICTURE]}, None, None),
     ],
-    ids=str,
 )
 def test_videos_of_content_parts(part: dict[str, object], frames: int | None, fps: float | None) -> None:
     found = only_part([{"role": "user", "content": [part]}])
