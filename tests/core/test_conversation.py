@@ -103,7 +103,6 @@ def test_a_missing_file_given_as_a_path_is_named() -> None:
         ([{"role": "user", "content": None}], "empty"),
         ([{"role": "user", "content": 5}], "not int"),
     ],
-    ids=repr,
 )
 def test_errors_fit_what_was_given(prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
