@@ -71,13 +71,16 @@ CIRCLE["items"] = CIRCLE
         ({"const": "\ud800"}, "/const is not valid Unicode"),
         ({"properties": {"\ud800": {}}}, "is not valid Unicode"),
         ({"pattern": "a" * 2000}, "a pattern of 2,000 characters; the limit is 1,000"),
+        ({"pattern": "^(((a{0,100}){0,100}){0,100}){0,100}$"}, "repeats stand for more than 20,000 characters"),
+        ({"pattern": "[a-z]{1000000000}"}, "repeats stand for more than 20,000 characters"),
+        ({"pattern": "(?=a)b"}, "looks ahead or behind, which a grammar cannot enforce"),
         ({"$ref": "#"}, "/ refers to itself through '#'"),
         (
             {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
             "refers to itself through '#/\\$defs/[ab]', without a value in between",
         ),
     ],
-    ids=range(33),
+    ids=range(36),
 )
 def test_schemas_beyond_the_limits(schema: object, message: str) -> None:
     with pytest.raises(GenerationError, match=message) as caught:
@@ -99,9 +102,20 @@ def test_a_schema_is_copied_as_plain_json() -> None:
     assert read_schema(json.dumps(schema)) == read_schema(schema)
 
 
+def test_null_counts_as_no_limit() -> None:
+    assert read_schema({"minLength": None, "maxLength": 3, "minItems": 2, "maxItems": None}) is not None
+
+
 def test_recursion_through_a_value_is_allowed() -> None:
     tree = {"type": "object", "properties": {"child": {"$ref": "#"}, "name": {"type": "string"}}}
     assert read_schema(tree) == tree
+
+
+@pytest.mark.parametrize(
+    "pattern", ["[a-z]{1,300}[0-9]{5,2000}", r"^(\(\?=a){3}$", "(a|b)*c{2,}", "x{", "(", "[](){9}"]
+)
+def test_patterns_within_the_limits(pattern: str) -> None:
+    assert read_schema({"pattern": pattern}) == {"pattern": pattern}
 
 
 def hang() -> bytes:

@@ -3,6 +3,7 @@ cannot enforce them."""
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ MAX_REPEATS = 1_000_000
 """Limit on lengths and counts, such as `maxLength`."""
 MAX_PATTERN = 1_000
 """Limit on the characters of one `pattern`."""
+MAX_EXPANDED_PATTERN = 20_000
+"""Limit on the same with its counted repeats written out."""
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
@@ -137,11 +140,43 @@ def _check_parts(schema: Mapping[str, Any]) -> None:
             if count > MAX_REPEATS:
                 raise ValueError(f"{where} has '{key}' {count}; the limit is {MAX_REPEATS:,}")
         for low, high in zip(_COUNTS[::2], _COUNTS[1::2], strict=True):
-            if part.get(low, 0) > part.get(high, MAX_REPEATS):
+            if (part.get(low) or 0) > (MAX_REPEATS if part.get(high) is None else part[high]):
                 raise ValueError(f"{where} has a '{low}' that is greater than its '{high}'")
-        if isinstance(pattern := part.get("pattern"), str) and len(pattern) > MAX_PATTERN:
-            raise ValueError(f"{where} has a pattern of {len(pattern):,} characters; the limit is {MAX_PATTERN:,}")
+        if isinstance(pattern := part.get("pattern"), str):
+            _check_pattern(pattern, where)
         _follow_references(schema, part, where)
+
+
+def _check_pattern(pattern: str, where: str) -> None:
+    if len(pattern) > MAX_PATTERN:
+        raise ValueError(f"{where} has a pattern of {len(pattern):,} characters; the limit is {MAX_PATTERN:,}")
+    if _LOOKAROUND.search(_ESCAPED.sub("", pattern)):
+        raise ValueError(f"{where} has a pattern that looks ahead or behind, which a grammar cannot enforce")
+    if _expanded_size(pattern) > MAX_EXPANDED_PATTERN:
+        raise ValueError(f"{where} has a pattern whose repeats stand for more than {MAX_EXPANDED_PATTERN:,} characters")
+
+
+def _expanded_size(pattern: str) -> int:
+    """Return about how many characters a regular expression has once its counted repeats are written out."""
+    outer: list[int] = []  # sizes of the groups around
+    size = last = 0  # of the group so far, and of what a repeat would apply to
+    for token in _PATTERN_TOKEN.findall(pattern):
+        if token == "(":
+            outer.append(size)
+            size = last = 0
+        elif token == ")" and outer:
+            last, size = size, outer.pop() + size
+        elif len(token) > 2 and token[0] == "{":
+            repeats = max(int(digits[:9]) for digits in re.findall("[0-9]+", token))
+            size, last = size + last * max(repeats - 1, 0), last * repeats
+        elif token not in ("*", "+", "?", "|"):
+            size, last = size + 1, 1
+    return size + sum(outer)
+
+
+_ESCAPED = re.compile(r"\\.", re.DOTALL)
+_LOOKAROUND = re.compile(r"\(\?<?[=!]")
+_PATTERN_TOKEN = re.compile(r"\\.|\[(?:\\.|[^\]])*\]|\{[0-9]+(?:,[0-9]*)?\}|.", re.DOTALL)
 
 
 def _follow_references(schema: Mapping[str, Any], part: Mapping[str, Any], where: str) -> None:
