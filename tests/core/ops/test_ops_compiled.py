@@ -1,7 +1,6 @@
 """The operators compiled for the GPUs they are for, without one: registers, shared memory, and wide loads."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 import triton
+from tests.compiled_kernels import SHARED_MEMORY, stack_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -22,9 +22,6 @@ from vila_core.ops.sampling import argmax_kernel, final_kernel, threshold_kernel
 from vila_core.ops.swiglu import swiglu_kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
-
-SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
-"""KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
 
 STACK = 0
 """Bytes that a thread may spill."""
@@ -63,18 +60,6 @@ def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int,
     return triton.compile(
         ASTSource(kernel, types, values, aligned), target=GPUTarget("cuda", capability, 32), options=options
     )
-
-
-def stack_bytes(kernel: Any, folder: Path) -> int:
-    """Return the bytes of a thread's stack, where spilled registers go."""
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    report = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"STACK:(\d+)", report)
-    assert found, report
-    return int(found.group(1))
 
 
 def attention_constants(*, group: int, width: int, splits: int, paged: bool, indirect: bool) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """The W4A16 kernels compiled for the GPUs they are for, without one: no registers spilled, shared memory within the
 limit."""
 
-import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,13 @@ import torch
 pytest.importorskip("triton")
 
 import triton
+from tests.compiled_kernels import SHARED_MEMORY, stack_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vila_quant.kernels.cuda.w4a16 import dispatch
 from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig, decode_kernel
 from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, dequantize_kernel, tile_kernel
-
-SHARED_MEMORY = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 120: 99}
-"""KiB that a block may have (CUDA C++ programming guide, compute capabilities)."""
 
 STACK = 144
 """Bytes that a thread may spill. Some of the fastest configurations do: tiles of 128 x 128 with 4 warps the most."""
@@ -83,18 +79,6 @@ def compile_tiles(config: TileConfig, dtype: torch.dtype, group_size: int, capab
     }  # fmt: skip
     options = {"num_warps": config.warps, "num_stages": config.stages}
     return compiled(tile_kernel, types, constants, capability, options)
-
-
-def stack_bytes(kernel: Any, folder: Path) -> int:
-    """Return the bytes of a thread's stack, where spilled registers go."""
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    report = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(binary)], capture_output=True, text=True, check=True
-    ).stdout
-    found = re.search(r"STACK:(\d+)", report)
-    assert found, report
-    return int(found.group(1))
 
 
 def chosen_configs(capability: int) -> list[tuple[int, dispatch.Config]]:

@@ -65,7 +65,7 @@ def describe_stand_in(prefix: bytes) -> FoundContent | None:
 
 
 def describe_archive(prefix: bytes) -> FoundContent | None:
-    """Return the kind of compressed file or archive that begins with `prefix`, None if it is none."""
+    """Return the kind of compressed file or archive that begins with `prefix`; None for any other file."""
     for magic, (what, advice) in _ARCHIVES.items():
         if prefix.startswith(magic):
             return FoundContent(what, advice)

@@ -8,7 +8,7 @@ MAX_WIDTH = 65_536
 """Hidden size. The widest published language models have 18,432 (PaLM) and 16,384 (Llama 3.1 405B)."""
 
 MAX_INNER_WIDTH = 1_048_576
-"""Of a feed-forward layer. Llama 3.1 405B has 53,248."""
+"""Width of a feed-forward layer. Llama 3.1 405B has 53,248."""
 
 MAX_LAYERS = 1024
 """Building a layer takes milliseconds even without weights. Llama 3.1 405B has 126."""
@@ -38,7 +38,7 @@ MAX_PATCHES = 16_384
 """Patches of one tile, which attention compares with one another. RADIO at 2048 pixels has 16,384, SigLIP 1024."""
 
 MAX_CHANNELS = 64
-"""Of an image. Pictures have 3."""
+"""Channels of an image. Pictures have 3."""
 
 MAX_TOKENS_PER_TOWER = 1024
 """Class, summary and register tokens. RADIO has up to 10."""
@@ -65,7 +65,7 @@ MAX_ROPE_THETA = 1e15
 """Base of rotary positions. The largest known is 5e8; float32 keeps angles meaningful to about 1e15."""
 
 MAX_ROPE_FACTOR = 1e6
-"""Of rotary scaling and its parameters. Published models have up to 64."""
+"""Largest factor and parameter of rotary scaling. Published models have up to 64."""
 
 MIN_STD, MAX_STD = 1e-3, 1e3
 """Deviation that pixels are divided by. Published ones lie around 0.25 and 0.5."""
@@ -95,4 +95,4 @@ BY_KEY = {
 """The limits by the keys that configs of transformers use, at any depth."""
 
 MAX_INTEGER = 2**31 - 1
-"""Of every other whole number in a language model's config: ids, counts, periods."""
+"""Largest value of every other whole number in a language model's config: ids, counts, periods."""

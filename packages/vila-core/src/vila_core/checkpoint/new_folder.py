@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_core.errors import CheckpointError
+from vila_core.new_file import umask
 
 try:
     import fcntl
@@ -39,7 +40,7 @@ def new_folder(path: Path, needed_bytes: int = 0) -> Generator[Path]:
     lock = _lock(temporary)
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         if path.exists():
             path.rmdir()  # empty, as checked above
         temporary.rename(path)
@@ -99,13 +100,6 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(
         json.dumps(value, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-
-
-def _umask() -> int:
-    """Return the process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _cannot_write(path: Path, error: OSError | ValueError) -> CheckpointError:

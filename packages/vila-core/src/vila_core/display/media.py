@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from vila_core.media import Image, Video
 
 LONGEST_SIDE = 480
-"""Of a displayed image, pixels."""
+"""Largest side of a displayed image in pixels."""
 FRAMES, FRAME_HEIGHT, GAP = 8, 96, 4
-"""Of the strip that shows a video."""
+"""Frames in the strip that shows a video, their height and the gap between them in pixels."""
 
 
 def image_html(image: "Image") -> str:

@@ -23,7 +23,7 @@ from vila_core.language.cache import Cache
 from vila_core.language.transformers_config import build_config
 
 MAX_BUFFER_BYTES = 2**30
-"""Of tensors that are computed and not loaded. The largest known (GPT-2's causal masks) take some 50 MB."""
+"""Limit on tensors that are computed instead of loaded. The largest known (GPT-2's causal masks) take 50 MB."""
 
 
 class TransformersCache:

@@ -117,11 +117,13 @@ class _Timeline:
     Attributes:
         total: number of frames.
         pts: timestamps in units of the stream's time base; empty if unknown.
+        times: seconds from the first frame to each frame, as `pts`.
         keyframes: (pts, dts) of the frames where decoding can start, in order.
     """
 
     total: int
     pts: list[int]
+    times: list[float]
     keyframes: list[tuple[int, int]]
 
 
@@ -187,7 +189,7 @@ class _Reader:
         pts.sort()
         keyframes.sort()
         decodable = bool(keyframes) and keyframes[0][0] == pts[0] and all(a < b for a, b in pairwise(pts))
-        return _Timeline(len(pts), pts, keyframes) if decodable else None
+        return _Timeline(len(pts), pts, self.times(pts), keyframes) if decodable else None
 
     def scan_frames(self) -> _Timeline:
         """Build the timeline by decoding the whole video. Only readable frames count."""
@@ -202,7 +204,8 @@ class _Reader:
             )
         known = [p for p in pts if p is not None]
         ordered = len(known) == len(pts) and all(a < b for a, b in pairwise(known))
-        return _Timeline(len(pts), known if ordered else [], [])
+        known = known if ordered else []
+        return _Timeline(len(pts), known, self.times(known), [])
 
     def check_length(self, frames: int, ticks: int) -> None:
         seconds = max(self.seconds(ticks), frames / 1000)  # without timestamps, assume at most 1000 fps
@@ -223,11 +226,11 @@ class _Reader:
             raise MediaError(
                 f"{self.name} has an unknown frame rate, so fps={fps:g} has no meaning. Use a number of frames instead."
             )
-        duration = self.duration(timeline, rate)
+        duration = self.duration(timeline, rate) if fps else 0.0
         wanted = count_samples(duration, num_frames, fps) if fps else num_frames
         check_frames(wanted, 0, self.name, self.limits)  # before a list of this length is created
         if fps and not self.is_constant(timeline, rate):
-            indices = sample_times(self.times(timeline), duration, num_frames, fps)
+            indices = sample_times(timeline.times, duration, num_frames, fps)
         else:
             indices = sample_indices(timeline.total, num_frames, rate, fps)
         pixels = len(set(indices)) * self.codec.width * self.codec.height
@@ -247,18 +250,18 @@ class _Reader:
     def rate(self, timeline: _Timeline) -> float:
         """Return the frame rate of the container, or of the timestamps if they contradict it. 0 if unknown."""
         stated = float(self.stream.guessed_rate or self.stream.average_rate or 0)
-        span = self.seconds(timeline.pts[-1] - timeline.pts[0]) if timeline.pts else 0.0
+        span = timeline.times[-1] if timeline.times else 0.0
         if span <= 0 or (stated and abs((timeline.total - 1) / stated - span) <= max(0.01 * span, 1 / stated)):
             return stated
         return (timeline.total - 1) / span
 
-    def times(self, timeline: _Timeline) -> list[float]:
-        """Return the seconds from the first frame to each frame."""
-        return [self.seconds(pts - timeline.pts[0]) for pts in timeline.pts]
+    def times(self, pts: list[int]) -> list[float]:
+        """Return the seconds from the first timestamp to each."""
+        return [self.seconds(ticks - pts[0]) for ticks in pts]
 
     def is_constant(self, timeline: _Timeline, rate: float) -> bool:
         """Return whether every frame is shown within half a frame of where a constant rate puts it."""
-        return all(abs(time * rate - index) <= 0.5 for index, time in enumerate(self.times(timeline)))
+        return all(abs(time * rate - index) <= 0.5 for index, time in enumerate(timeline.times))
 
     def duration(self, timeline: _Timeline, rate: float) -> float:
         """Return the length in seconds; the last frame is shown as long as an average one. 0 if unknown."""
@@ -266,7 +269,7 @@ class _Reader:
             return 0.0
         if not timeline.pts or self.is_constant(timeline, rate):
             return timeline.total / rate
-        return self.seconds(timeline.pts[-1] - timeline.pts[0]) + 1 / rate
+        return timeline.times[-1] + 1 / rate
 
     def collect(self, timeline: _Timeline, indices: list[int], found: "dict[int, PIL.Image.Image]") -> VideoFrames:
         taken = [i for i in indices if i in found]
@@ -274,8 +277,7 @@ class _Reader:
             raise MediaError(f"{self.name}: none of the sampled frames can be read. Check that the file is complete.")
         rate = self.rate(timeline)
         if timeline.pts:
-            times = self.times(timeline)
-            timestamps = [times[i] for i in taken]
+            timestamps = [timeline.times[i] for i in taken]
         else:
             timestamps = [i / rate for i in taken] if rate else None
         return VideoFrames([found[i] for i in taken], taken, timestamps, self.duration(timeline, rate) or None)
