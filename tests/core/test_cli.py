@@ -55,7 +55,8 @@ from vila_core.cli.main import main
 try:
     main(["--help"])
 finally:
-    print([name for name in ("torch", "transformers", "numpy", "vila_core.cli.doctor") if name in sys.modules])
+    heavy = ("torch", "transformers", "numpy", "pydantic", "vila_core.cli.doctor")
+    print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert all(f" {command} " in done.stdout for command in ("plugins", "doctor", "info", "convert"))

@@ -10,7 +10,8 @@ import pytest
 
 from vila_core.errors import PluginError
 from vila_core.plugins.isolation import PluginFailedError, run_plugin_code
-from vila_core.plugins.loader import Loader, load_plugin_file
+from vila_core.plugins.loader import load_plugin_file
+from vila_core.plugins.registration import Loader
 from vila_core.plugins.registry import Owner
 
 HEAD = "from vila_core import Command, hookimpl\n"

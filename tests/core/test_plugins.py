@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 from vila_core.errors import ConfigError, PluginError
 from vila_core.plugins import loader as plugin_loader
-from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
+from vila_core.plugins.loader import load_commands, load_plugin_file, load_plugins
+from vila_core.plugins.registration import Plugins
 
 TINY = Path(__file__).parents[1] / "parity" / "data" / "golden" / "nvila_lite_56" / "checkpoint"
 DISTRIBUTIONS = Path(__file__).parents[1] / "plugins"
@@ -241,6 +242,17 @@ plugin = Plugin()
 """
     install("instance", source, target="plugin_under_test_instance:plugin")
     assert "hello" in load_plugins().commands
+
+
+def test_help_lists_the_commands_of_plugins_without_calling_their_other_hooks(install: Install) -> None:
+    install(
+        "half", "@hookimpl\ndef vila_commands():\n    return [Command('half', 'Half.', lambda: print)]\n" + a_task("")
+    )
+    assert "half" in load_commands()
+    with pytest.raises(ConfigError, match=r"Unknown command 'half'.*did not load and may hold it: half"):
+        load_plugins().commands.get("half")
+    assert "every task needs a name" in error_of(load_plugins(), "half")
+    assert "half" not in load_commands()
 
 
 FAILURES = {

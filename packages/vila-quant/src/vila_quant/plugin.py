@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
 from vila_core.plugins.lazy import LazyFormat, lazy_object
-from vila_quant.awq.methods import METHODS
-from vila_quant.kernels.builtin import KERNELS
 
 if TYPE_CHECKING:
     from vila_core.plugins.hookspecs import CheckpointFormat
@@ -30,12 +28,16 @@ def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
 @hookimpl
 def vila_quantizers() -> Sequence[BlockQuantizer]:
     """AWQ as published, our improved search, and plain rounding."""
+    from vila_quant.awq.methods import METHODS
+
     return tuple(METHODS.values())
 
 
 @hookimpl
 def vila_kernels() -> Sequence[MatmulKernel]:
     """Kernels for int4 weights."""
+    from vila_quant.kernels.builtin import KERNELS
+
     return KERNELS
 
 

@@ -8,7 +8,8 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
 from vila_core.errors import CheckpointError, shown
-from vila_core.plugins.loader import Plugins, load_plugins
+from vila_core.plugins.loader import load_plugins
+from vila_core.plugins.registration import Plugins
 
 ADAPTER_CONFIG = "adapter_config.json"
 NON_LORA_WEIGHTS = "non_lora_trainables.bin"

@@ -13,7 +13,8 @@ from vila_core.cli.options import Debug, version_option
 from vila_core.cli.replaced import INSTEAD
 from vila_core.cli.run import run_command
 from vila_core.errors import ConfigError
-from vila_core.plugins.loader import load_plugins
+from vila_core.plugins.loader import load_commands, load_plugins
+from vila_core.plugins.registration import CORE
 
 HELP = """
 Ask and manage VILA models.
@@ -41,6 +42,15 @@ def _root(
     pass
 
 
+class PluginCommand(LazyCommand):
+    """A subcommand of a plugin. It runs only if the whole plugin loads."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        if not {"--help", "-h"} & set(args):
+            load_plugins().commands.get(self._command.name)
+        return super().make_context(info_name, args, parent, **extra)
+
+
 class VilaGroup(TyperGroup):
     """The group of subcommands; it names the right one for those of other programs."""
 
@@ -58,8 +68,8 @@ def build_group() -> TyperGroup:
     app.callback()(_root)
     group = get_command(app)
     assert isinstance(group, TyperGroup)
-    for command in load_plugins().commands:
-        group.add_command(LazyCommand(command))
+    for entry in load_commands().items():
+        group.add_command(LazyCommand(entry.item) if entry.owner.plugin == CORE else PluginCommand(entry.item))
     return group
 
 

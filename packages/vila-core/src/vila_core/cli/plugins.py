@@ -7,7 +7,8 @@ import typer
 
 from vila_core.cli.options import json_option
 from vila_core.errors import printable
-from vila_core.plugins.loader import PluginInfo, load_plugins
+from vila_core.plugins.loader import load_plugins
+from vila_core.plugins.registration import PluginInfo
 
 
 def list_plugins(

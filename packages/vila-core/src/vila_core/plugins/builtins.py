@@ -1,11 +1,13 @@
-"""Core's own components, registered through the same hooks as third-party plugins and imported on first use."""
+"""Core's own components, registered through the same hooks as third-party plugins and imported on first use.
+
+The configs import pydantic, so each hook imports them itself: `vila --help` calls only `vila_commands`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vila_core import config
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, hookimpl
 from vila_core.plugins.lazy import LazyFormat, import_object, lazy_function, lazy_object
 
@@ -18,6 +20,8 @@ VILA_HOOK_API = 2
 @hookimpl
 def vila_vision_towers() -> Sequence[Component]:
     """Vision transformers."""
+    from vila_core import config
+
     return (
         Component("siglip", config.SiglipConfig, lazy_function("vila_core.towers.siglip:SiglipTower")),
         Component("clip", config.ClipConfig, lazy_function("vila_core.towers.clip:ClipTower")),
@@ -30,6 +34,8 @@ def vila_vision_towers() -> Sequence[Component]:
 @hookimpl
 def vila_projectors() -> Sequence[Component]:
     """The projectors of the reference implementation."""
+    from vila_core import config
+
     return tuple(
         Component(name, config.ProjectorConfig, lazy_function("vila_core.projectors:build_projector"))
         for name in config.PROJECTOR_NAMES
@@ -39,6 +45,8 @@ def vila_projectors() -> Sequence[Component]:
 @hookimpl
 def vila_media_encoders() -> Sequence[Component]:
     """Encoders that make the token block of an image or a video."""
+    from vila_core import config
+
     return (
         Component(
             "BasicImageEncoder", config.BasicImageEncoderConfig, lazy_function("vila_core.encoders:BasicImageEncoder")
@@ -53,6 +61,8 @@ def vila_media_encoders() -> Sequence[Component]:
 @hookimpl
 def vila_language_models() -> Sequence[Component]:
     """The native decoder, and the adapter for other transformers models."""
+    from vila_core import config
+
     return (
         Component("decoder", config.DecoderConfig, lazy_function("vila_core.language.decoder:Decoder")),
         Component(

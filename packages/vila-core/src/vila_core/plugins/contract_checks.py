@@ -19,7 +19,8 @@ from vila_core.config import Config
 from vila_core.errors import PluginError
 from vila_core.plugins import builtins
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component
-from vila_core.plugins.loader import ENTRY_POINT_GROUP, Loader
+from vila_core.plugins.loader import ENTRY_POINT_GROUP
+from vila_core.plugins.registration import CORE, Loader
 from vila_core.plugins.registry import Owner, Registered
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def check_plugin(plugin: ModuleType | str) -> dict[str, tuple[str, ...]]:
     owner = Owner(module.__name__, "the plugin under test", "0")
     loader = Loader()
     if module is not builtins:
-        loader.add(Owner("builtins", "vila-core", "0"), lambda: builtins)
+        core = Owner(CORE, "vila-core", "0")
+        loader.add(core, lambda: builtins)
+        loader.complete(core)
     provides = _register(loader, owner, module)
     faults = [*_heavy_imports(module)]
     for hook, entries in loader.found.items():
@@ -67,11 +70,12 @@ def check_plugin(plugin: ModuleType | str) -> dict[str, tuple[str, ...]]:
 def _register(loader: Loader, owner: Owner, module: ModuleType) -> dict[str, tuple[str, ...]]:
     try:
         loader.add(owner, lambda: module)
+        loader.complete(owner)
     except PluginError:
         raise
     except Exception as error:
         raise PluginError(f"Plugin '{module.__name__}' failed to register: {type(error).__name__}: {error}") from error
-    return loader.infos[-1].provides
+    return loader.infos[owner].provides
 
 
 def _import(plugin: ModuleType | str) -> ModuleType:

@@ -8,7 +8,6 @@ from inspect import isclass
 from itertools import islice
 from typing import Any, cast
 
-from vila_core import config
 from vila_core.errors import PluginError, shown
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Named
@@ -32,13 +31,16 @@ class Hook:
     fault: Callable[[object], str | None]
 
 
-def _component_fault(base: type[config.Config]) -> Callable[[object], str | None]:
+def _component_fault(base_name: str) -> Callable[[object], str | None]:
     def fault(item: object) -> str | None:
+        from vila_core import config  # imports pydantic, which the help pages do without
+
+        base: type[config.Config] = getattr(config, base_name)
         if not isinstance(item, Component):
             return f"expected a vila_core.Component, got {type(item).__name__}"
         config_type, build = cast("tuple[object, object]", (item.config_type, item.build))
         if not (isclass(config_type) and issubclass(config_type, base)):
-            return f"config_type must be a subclass of vila_core.config.{base.__name__}, got {shown(config_type)}"
+            return f"config_type must be a subclass of vila_core.config.{base_name}, got {shown(config_type)}"
         return None if callable(build) else f"build must be callable, got {type(build).__name__}"
 
     return fault
@@ -89,10 +91,10 @@ def _any_named(item: object) -> str | None:
 
 
 HOOKS: tuple[Hook, ...] = (
-    Hook("vila_vision_towers", "vision tower", _component_fault(config.VisionTowerConfig)),
-    Hook("vila_projectors", "projector", _component_fault(config.ProjectorConfig)),
-    Hook("vila_media_encoders", "media encoder", _component_fault(config.MediaEncoderConfig)),
-    Hook("vila_language_models", "language model", _component_fault(config.LanguageModelConfig)),
+    Hook("vila_vision_towers", "vision tower", _component_fault("VisionTowerConfig")),
+    Hook("vila_projectors", "projector", _component_fault("ProjectorConfig")),
+    Hook("vila_media_encoders", "media encoder", _component_fault("MediaEncoderConfig")),
+    Hook("vila_language_models", "language model", _component_fault("LanguageModelConfig")),
     Hook("vila_chat_templates", "chat template", _template_fault),
     Hook("vila_checkpoint_formats", "checkpoint format", _format_fault),
     Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),

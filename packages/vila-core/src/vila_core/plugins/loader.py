@@ -22,68 +22,23 @@ import os
 import sys
 import traceback as traceback_module
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-import pluggy
+from typing import Any
 
 import vila_core
 from vila_core.errors import PluginError, unknown_name
-from vila_core.plugins import hookspecs
-from vila_core.plugins.datasets import Dataset
-from vila_core.plugins.hook_checks import HOOKS, checked_items
-from vila_core.plugins.hookspecs import (
-    HOOK_API,
-    REMOVED_HOOKS,
-    CheckpointFormat,
-    Command,
-    Component,
-    Kernel,
-    Named,
-    Quantizer,
-)
+from vila_core.plugins.hookspecs import Command
 from vila_core.plugins.isolation import PluginFailedError, run_plugin_code
-from vila_core.plugins.registry import Owner, Registered, Registry
-
-if TYPE_CHECKING:
-    from vila_core.chat import ChatTemplate
+from vila_core.plugins.registration import COMMAND_HOOK, CORE, Loader, PluginInfo, Plugins
+from vila_core.plugins.registry import Owner, Registry
 
 logger = logging.getLogger("vila_core.plugins.loader")
 
 ENTRY_POINT_GROUP = "vila"
-HOOK_NAMES = tuple(hook.name for hook in HOOKS)
-
-
-@dataclass(frozen=True)
-class PluginInfo:
-    """An installed plugin: the names it registered by hook, or the error for which it was rolled back."""
-
-    owner: Owner
-    provides: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    error: str | None = None
-    traceback: str | None = None
-
-
-@dataclass(frozen=True)
-class Plugins:
-    """All registries. `infos` lists the plugins in loading order, core first."""
-
-    vision_towers: Registry[Component]
-    projectors: Registry[Component]
-    media_encoders: Registry[Component]
-    language_models: Registry[Component]
-    chat_templates: Registry[ChatTemplate]
-    checkpoint_formats: Registry[CheckpointFormat]
-    quantizers: Registry[Quantizer]
-    kernels: Registry[Kernel]
-    datasets: Registry[Dataset]
-    tasks: Registry[Named]
-    metrics: Registry[Named]
-    commands: Registry[Command]
-    infos: tuple[PluginInfo, ...]
+FILE = "file"
+"""The version of a plugin that is a plain file; its distribution is the path."""
 
 
 def load_plugins() -> Plugins:
@@ -91,10 +46,27 @@ def load_plugins() -> Plugins:
 
     Raises `PluginError` for an unknown name in `VILA_PLUGINS`, and in strict mode for any plugin that fails to load.
     """
+    selection, strict, files = _selection()
+    try:
+        return _complete(_load(selection, strict, files), strict)
+    except PluginError:
+        _load.cache_clear()  # the next call tries again
+        raise
+
+
+def load_commands() -> Registry[Command]:
+    """Return the subcommands of `vila` without calling the other hooks, for a fast `vila --help`.
+
+    If another hook of a plugin fails later, its commands are missing from `load_plugins().commands`.
+    """
+    return _load(*_selection()).registry(COMMAND_HOOK)
+
+
+def _selection() -> tuple[tuple[str, ...] | None, bool, tuple[Path, ...]]:
     selection = os.environ.get("VILA_PLUGINS")
     names = None if selection is None else tuple(part.strip() for part in selection.split(",") if part.strip())
     strict = os.environ.get("VILA_STRICT_PLUGINS", "").lower() in {"1", "true", "yes"}
-    return _load(names, strict, tuple(_plugin_files))
+    return names, strict, tuple(_plugin_files)
 
 
 def load_plugin_file(path: str | Path) -> Plugins:
@@ -123,38 +95,50 @@ _plugin_files: dict[Path, ModuleType] = {}
 
 
 @functools.cache
-def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ...]) -> Plugins:
+def _load(selection: tuple[str, ...] | None, strict: bool, files: tuple[Path, ...]) -> Loader:
     from vila_core.plugins import builtins
 
     loader = Loader()
-    loader.add(Owner("builtins", "vila-core", vila_core.__version__), lambda: builtins)
+    loader.add(Owner(CORE, "vila-core", vila_core.__version__), lambda: builtins)
     for point in _selected(entry_points(group=ENTRY_POINT_GROUP), selection):
         owner = Owner(
             point.name,
             point.dist.name if point.dist else "unknown distribution",
             point.dist.version if point.dist else "?",
         )
-        try:
-            run_plugin_code(functools.partial(loader.add, owner, point.load))
-        except PluginFailedError as error:
-            message = str(error)
-            if strict:
-                raise PluginError(
-                    f"Plugin '{owner.plugin}' of {owner.distribution} {owner.version} failed to load: {message}"
-                ) from error
-            logger.warning(
-                "Plugin '%s' of %s %s was not loaded: %s", owner.plugin, owner.distribution, owner.version, message
-            )
-            loader.infos.append(PluginInfo(owner, error=message, traceback=_traceback(error)))
+        _isolate(loader, owner, functools.partial(loader.add, owner, point.load), strict)
     for file in files:
-        owner = Owner(file.stem, str(file), "file")
-        try:
-            run_plugin_code(functools.partial(loader.add, owner, functools.partial(_plugin_files.__getitem__, file)))
-        except PluginFailedError as error:
+        owner = Owner(file.stem, str(file), FILE)
+        load = functools.partial(_plugin_files.__getitem__, file)
+        _isolate(loader, owner, functools.partial(loader.add, owner, load), strict)
+    return loader
+
+
+def _complete(loader: Loader, strict: bool) -> Plugins:
+    while loader.pending:
+        owner = loader.pending[0]
+        _isolate(loader, owner, functools.partial(loader.complete, owner), strict)
+    return loader.plugins
+
+
+def _isolate(loader: Loader, owner: Owner, function: Callable[[], None], strict: bool) -> None:
+    """Call `function`, code of the plugin of `owner`; if it fails, report that and go on.
+
+    Raises:
+        PluginError: it failed, and the mode is strict or the plugin is a file that the user named.
+    """
+    try:
+        run_plugin_code(function)
+    except PluginFailedError as error:
+        if owner.version == FILE:
             if isinstance(error.__cause__, PluginError):
                 raise error.__cause__ from None
-            raise PluginError(f"Plugin file '{file}' fails to register: {error}") from error
-    return loader.plugins()
+            raise PluginError(f"Plugin file '{owner.distribution}' fails to register: {error}") from error
+        plugin = f"'{owner.plugin}' of {owner.distribution} {owner.version}"
+        if strict:
+            raise PluginError(f"Plugin {plugin} failed to load: {error}") from error
+        logger.warning("Plugin %s was not loaded: %s", plugin, error)
+        loader.infos[owner] = PluginInfo(owner, error=str(error), traceback=_traceback(error))
 
 
 def _traceback(error: PluginFailedError) -> str:
@@ -189,102 +173,3 @@ def _import_file(file: Path) -> ModuleType:
         sys.modules.pop(name, None)
         raise PluginError(f"Plugin file '{file}' fails on import: {error}") from error
     return module
-
-
-class Loader:
-    """Registers plugins one by one, each completely or not at all."""
-
-    def __init__(self) -> None:
-        self.manager = pluggy.PluginManager("vila")
-        self.manager.add_hookspecs(hookspecs)
-        self.found: dict[str, dict[str, Registered[Any]]] = {name: {} for name in HOOK_NAMES}
-        self.contested: dict[str, dict[str, str]] = {name: {} for name in HOOK_NAMES}
-        self.infos: list[PluginInfo] = []
-
-    def add(self, owner: Owner, load: Callable[[], object]) -> None:
-        """Import and register one plugin. If that raises, nothing of it stays registered."""
-        plugin = load()
-        _check_hook_api(plugin)
-        try:
-            self.manager.register(plugin, name=str(owner))
-            returned = {
-                hook.name: checked_items(hook, self._call(hook.name, plugin))
-                for hook in HOOKS
-                if self._implements(hook.name, plugin)
-            }
-            _check_hook_names(self.manager, plugin)
-            self._check_collisions(owner, returned)
-        except BaseException:
-            if self.manager.has_plugin(str(owner)):
-                self.manager.unregister(name=str(owner))
-            raise
-        for hook, items in returned.items():
-            self.found[hook].update({item.name: Registered(item, owner) for item in items})
-        self.infos.append(
-            PluginInfo(owner, {hook: tuple(item.name for item in items) for hook, items in returned.items()})
-        )
-
-    def _implementations(self, hook: str, plugin: object) -> list[pluggy.HookImpl]:
-        return [found for found in getattr(self.manager.hook, hook).get_hookimpls() if found.plugin is plugin]
-
-    def _implements(self, hook: str, plugin: object) -> bool:
-        return bool(self._implementations(hook, plugin))
-
-    def _call(self, hook: str, plugin: object) -> object:
-        (implementation,) = self._implementations(hook, plugin)
-        if implementation.wrapper or implementation.hookwrapper:
-            raise PluginError(
-                f"{hook} is a hook wrapper. Make it a plain function: a wrapper could hide a duplicate name."
-            )
-        return implementation.function()
-
-    def _check_collisions(self, owner: Owner, returned: dict[str, list[Named]]) -> None:
-        faults: list[str] = []
-        for hook in HOOKS:
-            for item in returned.get(hook.name, ()):
-                earlier = self.found[hook.name].get(item.name)
-                if earlier is None:
-                    continue
-                message = f"Two plugins register the {hook.kind} '{item.name}': {earlier.owner} and {owner}."
-                if earlier.owner.plugin == "builtins":
-                    faults.append(f"{message} Core's own is kept; rename the other.")
-                else:
-                    only = f"VILA_PLUGINS={earlier.owner.plugin} or VILA_PLUGINS={owner.plugin}"
-                    choice = f"Uninstall one, or load only one: {only}."
-                    self.contested[hook.name][item.name] = f"{message} {choice}"
-                    faults.append(f"{message} {choice}")
-        if faults:
-            raise PluginError(" ".join(faults))
-
-    def plugins(self) -> Plugins:
-        failed = tuple(info.owner.plugin for info in self.infos if info.error is not None)
-        registries = {
-            hook.name.removeprefix("vila_"): Registry(
-                hook.kind, self.found[hook.name], self.contested[hook.name], failed
-            )
-            for hook in HOOKS
-        }
-        return Plugins(infos=tuple(self.infos), **registries)
-
-
-def _check_hook_api(plugin: object) -> None:
-    declared = vars(plugin).get("VILA_HOOK_API", HOOK_API) if isinstance(plugin, ModuleType) else HOOK_API
-    if declared != HOOK_API:
-        raise PluginError(
-            f"The plugin was written for hook API {declared!r}, but vila-core {vila_core.__version__} has hook API "
-            f"{HOOK_API}. Update the plugin (docs/plugins.md lists the changes), or install matching versions."
-        )
-
-
-def _check_hook_names(manager: pluggy.PluginManager, plugin: object) -> None:
-    """Raise for hooks that do not exist, and for functions with the name of a hook that are not marked."""
-    marked = {caller.name for caller in manager.get_hookcallers(plugin) or ()}
-    for name in sorted(marked - set(HOOK_NAMES)):
-        if name in REMOVED_HOOKS:
-            raise PluginError(
-                f"The hook '{name}' was removed in hook API {HOOK_API}, because nothing read it. Delete the function."
-            )
-        raise PluginError(unknown_name("hook", name, HOOK_NAMES))
-    for name in HOOK_NAMES:
-        if isinstance(plugin, ModuleType) and callable(vars(plugin).get(name)) and name not in marked:
-            raise PluginError(f"The function {name} is not marked as a hook. Decorate it with @vila_core.hookimpl.")

@@ -10,7 +10,8 @@ import typer
 from vila_core.cli.options import AsJson, Plugin
 from vila_core.errors import ConfigError, PluginError, unknown_name
 from vila_core.plugins.hookspecs import Named
-from vila_core.plugins.loader import Plugins, load_plugin_file, load_plugins
+from vila_core.plugins.loader import load_plugin_file, load_plugins
+from vila_core.plugins.registration import Plugins
 from vila_core.plugins.registry import Registry
 from vila_eval.cli.arguments import split_names
 from vila_eval.running.selection import checked

@@ -6,7 +6,7 @@ from vila_core.checkpoint.json_files import Section
 from vila_core.config import Config, VilaConfig
 from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.plugins.hookspecs import Component
-from vila_core.plugins.loader import Plugins
+from vila_core.plugins.registration import Plugins
 from vila_core.plugins.registry import Registry
 
 

@@ -36,7 +36,8 @@ from vila_core.checkpoint.tensors.index import WeightIndex, index_folder
 from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.config import PreprocessConfig, ProjectorConfig, S2Config, VilaConfig
 from vila_core.errors import CheckpointError, first_problem
-from vila_core.plugins.loader import Plugins, load_plugins
+from vila_core.plugins.loader import load_plugins
+from vila_core.plugins.registration import Plugins
 
 MODEL_TYPES = ("nvila", "nvila_lite")
 

@@ -34,7 +34,8 @@ from vila_core.config import (
     VisionTowerConfig,
 )
 from vila_core.errors import CheckpointError, ConfigError, first_problem
-from vila_core.plugins.loader import Plugins, load_plugins
+from vila_core.plugins.loader import load_plugins
+from vila_core.plugins.registration import Plugins
 from vila_core.size_limits import MAX_TIME_TOKENS
 
 
