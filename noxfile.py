@@ -30,7 +30,7 @@ SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
 # The triton version is the one that this torch requires on CUDA.
 TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")
 # Triton is needed to run its kernels in its interpreter.
-TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton")
+TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton", "cloudpickle")
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")

@@ -2,23 +2,31 @@
 
     assert_bounded({"empty file": lambda: Image(b"").load(), ...})
 
-All cases run in one forked child, one after another. A case that hangs or kills the child fails alone: a new child
-continues with the next one.
+All cases run in one child, one after another. A case that hangs or kills the child fails alone: a new child continues
+with the next one. Children are forked by a server that only imports libraries (see `libraries.py`) and never computes,
+because a process that ran threads of OpenMP or libav can leave its children waiting for them for ever. The cases are
+pickled by value for it, lambdas and closures too, so what a test patches or caches in its own process is not seen by
+its cases.
 """
 
 import contextlib
+import functools
+import multiprocessing
 import os
 import pickle
 import resource
-import select
 import signal
-import sys
 import time
 import traceback
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import TypeAlias
+from unittest import mock
+
+import cloudpickle
 
 from vila_core.errors import VilaError
 
@@ -26,8 +34,12 @@ SECONDS = 30.0
 """Wall-clock time that one case may take."""
 MEGABYTES = 1024
 """Growth of resident memory that one case may cause."""
+_START_SECONDS = 120.0
+"""Wall-clock time for a child to import the test's module and unpickle the cases."""
 _ADDRESS_SPACE = 8 * 2**30
 """Growth of the address space at which allocations fail, so that a bomb cannot take down the machine."""
+_READY = b"ready"
+_ROOT = Path(__file__).parents[2]
 
 Case: TypeAlias = Callable[[], object]
 
@@ -42,52 +54,76 @@ def assert_bounded(cases: Mapping[str, Case], *, seconds: float = SECONDS, megab
 def find_failures(cases: Mapping[str, Case], *, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> dict[str, str]:
     """Return the fault of each case that fails, by the name of the case."""
     names = list(cases)
+    pickled: bytes = cloudpickle.dumps(list(cases.values()))
     failures: dict[str, str] = {}
     position = 0
     while position < len(names):
-        reports = _run_child([(name, cases[name]) for name in names[position:]], seconds, megabytes)
+        reports = _run_child(pickled, position, len(names) - position, seconds, megabytes)
         failures |= {names[position + index]: fault for index, fault in enumerate(reports) if fault}
         position += len(reports)
     return failures
 
 
-def _run_child(cases: Sequence[tuple[str, Case]], seconds: float, megabytes: int) -> list[str]:
-    """Run cases in a forked child until all are done or one of them ends the child. "" stands for a passed case."""
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _run_cases(cases, writer, megabytes)
-    os.close(writer)
+@functools.cache
+def _server() -> ForkServerContext:
+    """The process that forks the children. It has one thread, and the modules that loading a model imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.fuzz.libraries"])
+    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with mock.patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}):
+        context.Process(target=_do_nothing).start()
+    return context
+
+
+def _do_nothing() -> None: ...
+
+
+def _run_child(pickled: bytes, first: int, count: int, seconds: float, megabytes: int) -> list[str]:
+    """Run cases in a child until all are done or one of them ends the child. "" stands for a passed case."""
+    context = _server()
+    reader, writer = context.Pipe(duplex=False)
+    child = context.Process(target=_run_cases, args=(pickled, first, writer, megabytes), daemon=True)
+    child.start()
+    writer.close()
     reports: list[str] = []
-    with os.fdopen(reader, "rb") as results:
-        while len(reports) < len(cases):
-            ready, _, _ = select.select([results], [], [], seconds)
-            if not ready:
-                os.kill(child, signal.SIGKILL)
+    with reader:
+        if not (reader.poll(_START_SECONDS) and reader.recv_bytes() == _READY):
+            raise RuntimeError("The child does not begin with the cases.")
+        while len(reports) < count:
+            if not reader.poll(seconds):
                 reports.append(f"hangs (more than {seconds:g} s)")
                 break
             try:
-                reports.append(pickle.load(results))  # written by our own child
+                reports.append(reader.recv_bytes().decode())
             except EOFError:
-                reports.append("ends the process")
+                child.join()
+                reports.append(f"ends the process with {_exit_name(child.exitcode)}")
                 break
-    _, status = os.waitpid(child, 0)
-    if reports[-1] == "ends the process" and os.WIFSIGNALED(status):
-        reports[-1] += f" with {signal.Signals(os.WTERMSIG(status)).name}"
+    _kill(child)
     return reports
 
 
-def _run_cases(cases: Sequence[tuple[str, Case]], writer: int, megabytes: int) -> NoReturn:
-    """Report each case through the pipe, unbuffered, then end the child without running pytest's exit code."""
+def _kill(child: ForkServerProcess) -> None:
+    """End the child and what it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid or 0, signal.SIGKILL)
+    child.join()
+
+
+def _exit_name(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+
+
+def _run_cases(pickled: bytes, first: int, writer: Connection, megabytes: int) -> None:
+    """Report each case through the pipe, then end the child."""
+    os.setsid()  # a group of its own, to be killed with all that the cases start
+    cases: list[Case] = pickle.loads(pickled)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     if (virtual := _memory("VmSize")) and (soft == resource.RLIM_INFINITY or soft > virtual + _ADDRESS_SPACE):
         resource.setrlimit(resource.RLIMIT_AS, (virtual + _ADDRESS_SPACE, hard))
-    for _, case in cases:
-        fault = _fault_of(case, megabytes)
-        os.write(writer, pickle.dumps(fault[:2000]))
+    writer.send_bytes(_READY)
+    for case in cases[first:]:
+        writer.send_bytes(_fault_of(case, megabytes)[:2000].encode(errors="backslashreplace"))
     os._exit(0)
 
 

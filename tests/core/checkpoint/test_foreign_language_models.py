@@ -12,7 +12,8 @@ from tests.core.checkpoint.foreign import FOREIGN, replace_language_model
 from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
 import vila_core as vila
-from vila_core.errors import CheckpointError
+from vila_core.checkpoint import open_checkpoint
+from vila_core.errors import CheckpointError, ConfigError
 
 Make = Callable[..., Path]
 Edit = Callable[..., None]
@@ -70,6 +71,12 @@ PICKS_CODE: dict[str, dict[str, object]] = {
     },
     "generation": {"custom_generate": "evil/code", "cache_implementation": "quantized", "assistant_model": "evil/code"},
     "classes": {"tokenizer_class": "LlamaTokenizer", "processor_class": "Evil", "architectures": ["EvilForCausalLM"]},
+}
+
+REFUSED = {
+    *("attention", "attention of a known owner", "attention at a revision", "paged attention"),
+    *("attention by its private name", "attention by its internal name", "attention of a sub-config", "experts"),
+    "per layer",
 }
 
 FAKE_KERNELS = """
@@ -137,7 +144,34 @@ def test_a_checkpoint_never_picks_code(
         text=True,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout == ""  # each is answered: these keys say nothing about the network
+    refused = [line.partition(":")[0] for line in run.stdout.splitlines()]
+    assert refused == [name for name in PICKS_CODE if name in REFUSED]  # the others say nothing about the network
+    assert all("implementation" in line and "expected one of" in line for line in run.stdout.splitlines())
+
+
+@pytest.mark.parametrize("file", ["config.json", "llm/config.json", "vision_tower/config.json"])
+def test_kernels_are_refused_by_name(make_checkpoint: Make, edit: Edit, file: str) -> None:
+    folder = make_checkpoint()
+    for name in ("eager", "sdpa", "flash_attention_2", "paged|sdpa", None, {"": "eager", "text_config": None}):
+        edit(folder / file, attn_implementation=name)
+        open_checkpoint(folder)
+    for name in ("evil/kernel", "flash_attention", "evil/kernel:forward", {"": "evil/kernel"}, ["sdpa"], 5, ""):
+        edit(folder / file, attn_implementation=name)
+        with pytest.raises(CheckpointError, match=f"{file}: 'attn_implementation' is .*expected one of eager, sdpa"):
+            open_checkpoint(folder)
+
+
+def test_failures_of_a_head_are_named(make_foreign: Callable[[str], Path]) -> None:
+    """Architectures scale their scores in the head, with values of the config that may not fit."""
+    model = vila.load(make_foreign("mixtral"), device="cpu")
+    head = model.network.llm._whole[1]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType, reportUnknownVariableType]
+
+    def fail(**_: object) -> None:
+        raise KeyError("scale")
+
+    head.forward = fail  # pyright: ignore[reportUnknownMemberType]
+    with pytest.raises(ConfigError, match="cannot run this 'mixtral': KeyError: 'scale'"):
+        model.generate("Hello", max_new_tokens=2)
 
 
 # ------------------------------------------------------------------------------------------------ wrong values

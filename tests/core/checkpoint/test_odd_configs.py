@@ -41,7 +41,7 @@ ODD: dict[str, object] = {
     "is_encoder_decoder": "no",
     "transformers_version": 5,
     "output_attentions": True,
-    "attn_implementation": "somebody/kernel",
+    "attn_implementation": "flash_attention_2",
     "per_layer_config": {"0": {"hidden_size": 3}},
     "base_model_tp_plan": 3,
     "name_or_path": ["x"],

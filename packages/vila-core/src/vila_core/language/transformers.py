@@ -6,7 +6,7 @@ B batch, T new tokens, D width, V vocabulary
 import copy
 import logging
 from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Self
 
@@ -65,7 +65,8 @@ class TransformersLanguageModel(nn.Module):
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, T]` -> embeddings `[B, T, D]`."""
-        return self._whole[0].get_input_embeddings()(ids)
+        with self._failures_named():
+            return self._whole[0].get_input_embeddings()(ids)
 
     def forward(
         self,
@@ -98,7 +99,7 @@ class TransformersLanguageModel(nn.Module):
     ) -> torch.Tensor:
         """Run the base model on rows with `padding` `[B]` columns of padding at the left."""
         columns = torch.arange((0 if cache is None else cache.length) + embeds.shape[1], device=embeds.device)
-        with _failures_named(f"cannot run this '{self.config.hf_config.get('model_type')}'"):
+        with self._failures_named():
             output = self._whole[0].base_model(
                 inputs_embeds=embeds,
                 attention_mask=None if padding is None else (columns >= padding[:, None]).long(),
@@ -117,8 +118,12 @@ class TransformersLanguageModel(nn.Module):
         model, head = self._whole
         if self._is_tied:  # loading may have given the embedding another parameter
             model.get_output_embeddings().weight = model.get_input_embeddings().weight  # pyright: ignore[reportOptionalMemberAccess]
-        scores = head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
-        return scores.reshape(*hidden.shape[:-1], -1)
+        with self._failures_named():
+            scores = head(inputs_embeds=hidden.reshape(1, -1, hidden.shape[-1]), use_cache=False).logits
+            return scores.reshape(*hidden.shape[:-1], -1)
+
+    def _failures_named(self) -> AbstractContextManager[None]:
+        return _failures_named(f"cannot run this '{self.config.hf_config.get('model_type')}'")
 
     def new_cache(self, batch_size: int, max_length: int) -> TransformersCache:
         """Return an empty cache; it takes sizes, device and dtype from the first tensors."""

@@ -1,16 +1,57 @@
-"""Whether the numbers of a config can be true: within the limits, and in agreement with the weights' headers."""
+"""Whether a config can be true: known kernels, and numbers within limits that agree with the weights' headers."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import cast
 
 from vila_core import size_limits
-from vila_core.checkpoint.json_files import Section
+from vila_core.checkpoint.json_files import Section, read_section
 from vila_core.errors import CheckpointError
 
 LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
+_ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4")
+_EXPERTS = ("eager", "batched_mm", "grouped_mm", "deepgemm", "sonicmoe")
+KERNEL_KEYS = {
+    **dict.fromkeys(("attn_implementation", "_attn_implementation", "_attn_implementation_internal"), _ATTENTION),
+    **dict.fromkeys(
+        ("experts_implementation", "_experts_implementation", "_experts_implementation_internal"), _EXPERTS
+    ),
+}
+"""Key -> the names that transformers itself has. It takes any other name for a repository of code."""
+
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.")
+
+
+def read_config(path: Path) -> Section:
+    """Read the `config.json` of a model or a part of it.
+
+    Raises:
+        CheckpointError: the file cannot be read, or it names a kernel that is not one of transformers' own.
+    """
+    section = read_section(path)
+    for key, value in _kernels(section.values):
+        if not isinstance(value, str) or value.removeprefix("paged|") not in KERNEL_KEYS[key]:
+            raise CheckpointError(
+                f"{section.source}: '{key}' is {str(value)[:100]!r}; expected one of {', '.join(KERNEL_KEYS[key])}. "
+                "The code of a checkpoint is never run: remove the key."
+            )
+    return section
+
+
+def _kernels(value: object) -> Iterator[tuple[str, object]]:
+    """Yield the key and the name of each kernel, at any depth; an object names one for each sub-config."""
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            yield from _kernels(item)
+    elif isinstance(value, dict):
+        for key, item in cast("dict[str, object]", value).items():
+            if key in KERNEL_KEYS and item is not None:
+                named = cast("dict[str, object]", item).values() if isinstance(item, dict) else [item]
+                yield from ((key, name) for name in named if name is not None)
+            else:
+                yield from _kernels(item)
 
 
 def check_sizes(raw: Section) -> None:

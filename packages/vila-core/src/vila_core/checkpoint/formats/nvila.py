@@ -25,7 +25,7 @@ from pydantic import ValidationError
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.config_json import parse_config
 from vila_core.checkpoint.configs.language import read_language_config
-from vila_core.checkpoint.configs.plausible import check_layers
+from vila_core.checkpoint.configs.plausible import check_layers, read_config
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
 from vila_core.checkpoint.formats.model_card import read_license
 from vila_core.checkpoint.formats.nvila_writer import SIDECAR, write_nvila
@@ -79,7 +79,7 @@ def read_nvila(path: Path, format_name: str) -> Checkpoint:
     Raises:
         CheckpointError: a file is missing or damaged, or the configs name something unknown or contradict one another.
     """
-    root = read_section(path / "config.json")
+    root = read_config(path / "config.json")
     require_tokenizer(path)
     weights = WeightIndex(index_folder(path))
     text = _with_defaults(root, "text_config", QWEN2_DEFAULTS)
@@ -151,7 +151,7 @@ def _own_config(path: Path, released: VilaConfig, plugins: Plugins) -> VilaConfi
     """Return the config in `vila_config.json` if it exists and is for the same network."""
     if not (path / SIDECAR).exists():
         return released
-    config = parse_config(read_section(path / SIDECAR), plugins)
+    config = parse_config(read_config(path / SIDECAR), plugins)
     if config.language_model != released.language_model or config.vision_tower != released.vision_tower:
         raise CheckpointError(
             f"{path / SIDECAR} contradicts {path / 'config.json'}. Remove it to go by config.json alone."

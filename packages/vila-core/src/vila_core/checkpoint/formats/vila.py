@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
 from vila_core.checkpoint.configs.encoders import read_encoder
 from vila_core.checkpoint.configs.language import read_language_config
-from vila_core.checkpoint.configs.plausible import check_layers
+from vila_core.checkpoint.configs.plausible import check_layers, read_config
 from vila_core.checkpoint.configs.towers import read_pixel_config, read_tower_config
 from vila_core.checkpoint.formats.model_card import read_license
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, read_max_length, require_tokenizer
@@ -101,11 +101,11 @@ def read_parts(path: Path, format_name: str, index: WeightIndex | None = None) -
             raise CheckpointError(
                 f"{path} has no folder '{part}'. Expected config.json with {', '.join(PARTS)} beside it."
             )
-    root = read_section(path / "config.json")
+    root = read_config(path / "config.json")
     require_tokenizer(path / "llm")
     index = index or WeightIndex(index_parts(path, root))
-    language = read_section(path / "llm" / "config.json")
-    tower = read_section(path / "vision_tower" / "config.json")
+    language = read_config(path / "llm" / "config.json")
+    tower = read_config(path / "vision_tower" / "config.json")
     preprocessor_path = path / "vision_tower" / "preprocessor_config.json"
     preprocessor = read_section(preprocessor_path) if preprocessor_path.exists() else None
     template = read_chat_template(path / "llm")
