@@ -165,7 +165,8 @@ def test_settings_of_other_libraries_get_a_hint(model: vila.Vila, name: str, val
     ("name", "value", "instead"),
     [
         ("torch_dtype", "auto", r"dtype="),
-        ("device_map", "auto", r"device="),
+        ("max_memory", {0: "10GB"}, r"device="),
+        ("device_map", "balanced", r"expected 'auto' or a list of devices"),
         ("conv_mode", "vicuna_v1", r"chat_template="),
         ("cache_dir", "/data", "HF_HOME"),
         ("trust_remote_code", True, "never run"),

@@ -49,7 +49,7 @@ _QUANTIZED = "Weights are not quantized while loading: quantize once with `vila-
 OTHER_NAMES: Mapping[str, str] = {
     "torch_dtype": "Use dtype=, such as dtype='bfloat16'.",
     **dict.fromkeys(("precision", "torch_type"), "Use dtype=, such as dtype='bfloat16'."),
-    **dict.fromkeys(("device_map", "max_memory", "device_id"), "Use device=, such as device='cuda:0'."),
+    **dict.fromkeys(("max_memory", "device_id", "gpu_id"), "Use device=, such as device='cuda:0'."),
     **dict.fromkeys(("conv_mode", "conv_template", "template", "prompt_template"), "Use chat_template=."),
     "cache_dir": "Set the environment variable HF_HOME, or HF_HUB_CACHE, before starting Python.",
     **dict.fromkeys(

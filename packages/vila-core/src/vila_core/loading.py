@@ -1,25 +1,29 @@
 """Loads a model from a checkpoint, and chooses its template, device and dtype."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Unpack
 
 import torch
 from pydantic import ValidationError
 
 from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
-from vila_core.checkpoint import estimate, load_weights, open_adapter, open_checkpoint
+from vila_core.checkpoint import Checkpoint, estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.graph_step import use_graph_step
+from vila_core.language.split import SplitDecoder
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
+from vila_core.placement import DeviceMap, check_device_map, plan_split, require_memory
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_core.tokenizer import Tokenizer
@@ -44,6 +48,7 @@ def load(
     path: str | Path | None = None,
     *,
     device: str | torch.device | None = "auto",
+    device_map: str | Sequence[str | torch.device] | None = None,
     dtype: str | torch.dtype | None = "auto",
     chat_template: str | None = None,
     revision: str | None = None,
@@ -62,6 +67,8 @@ def load(
         path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
             embedded demo model, which only knows drawn shapes.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
+        device_map: "auto" splits a model that is too large for one GPU over as many as it needs; a list of devices
+            splits it over those. The decoder's blocks are split; the rest is on the first device.
         dtype: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"); "auto" uses the checkpoint's dtype, or
             float32 for a small model on a CPU.
         chat_template: name of a registered template; None for the checkpoint's template.
@@ -75,7 +82,7 @@ def load(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, unsafe or does not match its config.
-        ConfigError: an override, device or dtype is unknown or out of range.
+        ConfigError: an override, device or dtype is unknown or out of range, or there is too little memory.
     """
     if path is None:
         warn(
@@ -83,6 +90,39 @@ def load(
             f"-m on the command line. Naming '{EMBEDDED_MODEL}' hides this warning."
         )
     checkpoint = open_checkpoint(path or EMBEDDED_MODEL, revision=revision, token=token, offline=offline)
+    if lora is not None:
+        require_mergeable(checkpoint)
+    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
+    return load_checkpoint(
+        checkpoint,
+        device=device,
+        device_map=device_map,
+        dtype=dtype,
+        chat_template=chat_template,
+        adapter=adapter,
+        limits=limits,
+        progress=progress,
+        overrides=overrides,
+    )
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    *,
+    device: str | torch.device | None = "auto",
+    device_map: str | Sequence[str | torch.device] | None = None,
+    dtype: str | torch.dtype | None = "auto",
+    chat_template: str | None = None,
+    adapter: Adapter | None = None,
+    limits: MediaLimits | None = None,
+    progress: bool | Callable[[int, int], None] = True,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> Vila:
+    """Load a model from an opened checkpoint; the arguments are those of `load`, which see.
+
+    Raises:
+        CheckpointError, ConfigError: as `load` does.
+    """
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
@@ -91,15 +131,15 @@ def load(
     preprocess = override_preprocess(checkpoint.config, overrides)
     config = checkpoint.config.model_copy(update={"preprocess": preprocess, "language_model": language_model})
     template = choose_template(chat_template, config.chat_template, tokenizer)
-    target = choose_device(device)
+    placed = _choose_devices(checkpoint, device, device_map, dtype)
+    target, is_split = placed.devices[0], len(placed.devices) > 1
+    chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
     with torch.device("meta"):
         network = _build(config, tokenizer, checkpoint.path)
         if checkpoint.quantization is not None:
             checkpoint.quantization.replace_modules(network)
-    if lora is not None:
-        require_mergeable(checkpoint)
-    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
-    chosen_dtype = choose_dtype(dtype, config, estimate(checkpoint).parameters, target)
+    if not is_split:
+        require_memory(checkpoint, target, chosen_dtype)
     with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:
         load_weights(
             network,
@@ -107,13 +147,34 @@ def load(
             device=target,
             dtype=chosen_dtype,
             vocab_size=vocab_size,
+            place=placed.device_of if is_split else None,
             adapter=adapter,
             on_read=on_read,
         )
     network.eval().requires_grad_(False)
     if isinstance(network.llm, Decoder):
-        use_graph_step(network.llm, target, chosen_dtype)
+        if is_split:
+            network.llm = SplitDecoder(network.llm, placed.counts)
+        else:
+            use_graph_step(network.llm, target, chosen_dtype)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
+
+
+def _choose_devices(
+    checkpoint: Checkpoint,
+    device: str | torch.device | None,
+    device_map: str | Sequence[str | torch.device] | None,
+    dtype: str | torch.dtype | None,
+) -> DeviceMap:
+    """Return where the parts of the model go. Raises `ConfigError` if they fit nowhere, or for a wrong argument."""
+    if device_map is None:
+        return DeviceMap((choose_device(device),), ())
+    if device not in (None, "auto"):
+        raise ConfigError("Both device and device_map are given. Use device= for one device, device_map= for several.")
+    names = check_device_map(device_map)
+    first = choose_device("auto" if names == "auto" else names[0])
+    chosen_dtype = choose_dtype(dtype, checkpoint.config, estimate(checkpoint).parameters, first)
+    return plan_split(checkpoint, names, chosen_dtype, choose_device)
 
 
 def _build(config: VilaConfig, tokenizer: Tokenizer, path: Path) -> VilaModel:

@@ -50,6 +50,7 @@ def load_weights(
     device: torch.device | str,
     dtype: torch.dtype,
     vocab_size: int | None = None,
+    place: Callable[[str], torch.device] | None = None,
     adapter: "Adapter | None" = None,
     on_read: Callable[[int], None] | None = None,
 ) -> None:
@@ -61,6 +62,7 @@ def load_weights(
         network: its state-dict names are the canonical names.
         checkpoint: an opened checkpoint of the same model.
         device: where parameters go.
+        place: returns the device of the parameter with this name, where that is another one.
         dtype: of all tensors that the network declares as float32; others (integers, scales of quantized weights) keep
             theirs.
         vocab_size: if the network's embedding has this many rows and the checkpoint's fewer, the missing rows become
@@ -91,9 +93,9 @@ def load_weights(
             tensor = _adapt(adapters, name, tensor)
             slot = slots[name]
             tensor = _fill_rows(tensor, slot.tensor.shape[0]) if tensor.shape != slot.tensor.shape else tensor
-            slot.set(tensor, device, dtype)
+            slot.set(tensor, place(name) if place else device, dtype)
             del stored, tensor
-    _reset_buffers(network, device, dtype)
+    _reset_buffers(network, place or (lambda name: device), dtype)
 
 
 @dataclass(frozen=True)
@@ -191,9 +193,9 @@ def _fill_rows(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([tensor, mean.expand(rows - tensor.shape[0], -1)])
 
 
-def _reset_buffers(network: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
-    for module in network.modules():
+def _reset_buffers(network: nn.Module, place: Callable[[str], torch.device], dtype: torch.dtype) -> None:
+    for name, module in network.named_modules():
         if isinstance(module, BufferOwner):
-            module.reset_buffers(device, dtype)
+            module.reset_buffers(place(f"{name}."), dtype)
     left = [name for name, tensor in (*network.named_parameters(), *network.named_buffers()) if tensor.is_meta]
     assert not left, f"still without data after loading: {left[:3]}"
