@@ -54,7 +54,7 @@ def measured(name: str, answers: Mapping[str, str] | Callable[[Question], str]) 
     }
 
 
-# Source: VILA's registry.yaml. MMBench's four tasks share a tag, which is VILA's name for them.
+# Source: VILA's registry.yaml. MMBench's five tasks share a tag, which is VILA's name for them.
 TAGS = {
     "ai2d": "core local regression",
     "ai2d_no_mask": "core local regression",
@@ -64,6 +64,7 @@ TAGS = {
     "gqa": "core local regression",
     "infovqa_test": "submission",
     "infovqa_val": "core local regression",
+    "mmbench_cn_cc": "core submission mmbench",
     "mmbench_cn_dev": "core submission mmbench",
     "mmbench_cn_test": "core submission mmbench",
     "mmbench_en_dev": "core submission mmbench",
@@ -91,7 +92,7 @@ def test_tags_are_those_of_vila() -> None:
 
 def test_tasks_scored_elsewhere_write_a_submission() -> None:
     assert {task.name for task in IMAGE_TASKS if task.metric is None} == {
-        name for name, tags in TAGS.items() if "submission" in tags and not name.endswith("_dev")
+        name for name, tags in TAGS.items() if "submission" in tags and not name.endswith(("_dev", "_cc"))
     }
     assert all((task.metric is None) == (task.submission is not None) for task in IMAGE_TASKS)
 
@@ -124,6 +125,9 @@ PROMPTS = {
     "mmbench_en_dev": "Which shape is it? There are several options:\nA. circle\nB. square\nC. star\n\n"
     "Answer with the option's letter from the given choices directly.",
     "mmbench_cn_test": "这是什么形状? There are several options:\nA. 圆形\nB. 正方形\nC. 星形\n\n"
+    "请直接使用所提供的选项字母作为答案回答。",
+    # mmbench_cn_cc_doc_to_text in lmms_eval/tasks/mmbench/cc_utils.py: no hint
+    "mmbench_cn_cc": "这是什么形状? There are several options:\nA. 圆形\nB. 正方形\nC. 星形\n\n"
     "请直接使用所提供的选项字母作为答案回答。",
 }
 
@@ -364,14 +368,12 @@ def test_vstar_reads_letters_and_texts_by_category(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("language", ["en", "cn"])
-def test_mmbench_counts_a_question_only_if_all_rotations_are_right(language: str) -> None:
-    found = measured(
-        f"mmbench_{language}_dev", {"2000241": "A"}
-    )  # the third rotation of the first question: B is right
+@pytest.mark.parametrize("name", ["mmbench_en_dev", "mmbench_cn_dev", "mmbench_cn_cc"])
+def test_mmbench_counts_a_question_only_if_all_rotations_are_right(name: str) -> None:
+    found = measured(name, {"2000241": "A"})  # the third rotation of the first question: B is right
     assert (found["accuracy"], found["single_pass_accuracy"]) == (0.5, 1.0)
     assert (found["accuracy/object_localization"], found["accuracy/attribute_recognition"]) == (0.0, 1.0)
-    always_a = measured(f"mmbench_{language}_dev", lambda question: "A")
+    always_a = measured(name, lambda question: "A")
     assert (always_a["accuracy"], always_a["single_pass_accuracy"]) == (0.0, 1.0)
 
 

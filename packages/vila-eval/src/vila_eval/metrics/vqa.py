@@ -88,20 +88,24 @@ def vqa_accuracy(
     """Return the mean over annotators of min(n / 3, 1), where n of the others gave the predicted answer; in [0, 1].
 
     With ten answers, 0, 1, 2, 3 and 4 or more matches score 0, 0.3, 0.6, 0.9 and 1. `process` is applied to both sides;
-    use `process_evalai_answer` for TextVQA and VizWiz.
+    use `process_evalai_answer` for TextVQA and VizWiz. An empty prediction (a failed sample) scores 0; in the published
+    code it equals references such as "a" and "the", of which processing leaves nothing.
 
     Source: Antol et al. 2015 (arXiv 1505.00468) and visualqa.org/evaluation. Raises `ConfigError` for fewer than four
     answers, since none could then reach 1.
     """
     answers = _several(answers)
-    return _leave_one_out(process(require_text(prediction, "prediction")), [process(answer) for answer in answers])
+    if not require_text(prediction, "prediction").strip():
+        return 0.0
+    return _leave_one_out(process(prediction), [process(answer) for answer in answers])
 
 
 def published_vqa_accuracy(prediction: str, answers: list[str] | tuple[str, ...]) -> float:
     """Return `vqa_accuracy` as the VQA v2 script computes it: without processing if all annotators agree; in [0, 1].
 
     The reply "Yes" then scores 0 against ten times "yes", so use this for replies that are already processed, or to
-    agree with the script and with VQAv2 in lmms-eval. Source: `evaluate` of `vqaEval.py` in GT-Vision-Lab/VQA (commit
+    agree with that script. lmms-eval's VQAv2 does not agree: 0.7.3 always processes, as `vqa_accuracy` does, and 0.3.0
+    applies EvalAI's processing to the reply first. Source: `evaluate` of `vqaEval.py` in GT-Vision-Lab/VQA (commit
     a013f00).
     Raises `ConfigError` for fewer than four answers.
     """

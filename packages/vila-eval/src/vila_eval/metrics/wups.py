@@ -154,7 +154,7 @@ def nextqa_score(answer: str, question: Question) -> Score:
     said = content_words(require_text(answer, "answer"), lexicon)
     expected = [content_words(reference, lexicon) for reference in require_answers(question.answer)]
     if question.groups["type"] in EXACT_KINDS:
-        right = float(said in expected)
+        right = float(said in expected and bool(answer.strip()))  # an empty answer is not a stop word
         return Score({"wups": right, "wups_0.9": right}, parsed=said)
     best = [max(wups(said, reference, threshold, lexicon) for reference in expected) for threshold in (0.0, 0.9)]
     return Score({"wups": best[0], "wups_0.9": best[1]}, parsed=said)

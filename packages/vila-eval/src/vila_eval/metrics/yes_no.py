@@ -49,6 +49,8 @@ def _label(text: str) -> YesNo:
 def pope_yes_no(reply: str) -> YesNo | None:
     """Return "no" if the first sentence has the word "no" or "not", else "yes"; None for an empty reply.
 
+    "There is no dog." and "It is not there" are "no"; "Nope", "There isn't one" and "unknown" are "yes".
+
     Source: `evaluate.py` of POPE (AoiDragon/POPE), which cuts at the first full stop and removes commas. It knows only
     "No", "no" and "not" between spaces; here case and the kind of white space do not matter, and an empty reply
     (a failed sample) is not a yes.

@@ -12,8 +12,8 @@ comparable; the rules therefore differ. A new benchmark should use `general.extr
 | `mmmu.py`, `mmmu_pro.py`, `mathvista.py` | knowledge; MMMU and MathVista also have open questions |
 | `vila.py` | EgoSchema and CinePile, read as VILA's own code does |
 | `eventbench.py`, `longvideobench.py`, `mvbench.py`, `nextqa.py`, `perceptiontest.py`, `vnbench.py` | videos |
-| `lmms_mcq.py` | lmms-eval's shared reader: Video-MME and MLVU |
-| `videomme.py` | Video-MME's groups |
+| `lmms_mcq.py` | lmms-eval's shared reader: MLVU |
+| `videomme.py` | Video-MME: its own reader, and its groups |
 """
 
 from vila_eval.metrics.choices.ai2d import LEADING_LETTER

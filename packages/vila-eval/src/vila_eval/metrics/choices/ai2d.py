@@ -1,4 +1,7 @@
-"""AI2D: exact match of the leading letter. Source: `flexible-extract` of AI2D in lmms-eval."""
+"""AI2D: exact match of the leading letter. Source: `flexible-extract` of AI2D in lmms-eval 0.3.0 and 0.7.3.
+
+White space that is left after deleting punctuation is stripped here ("- B" is right), and kept there.
+"""
 
 import re
 

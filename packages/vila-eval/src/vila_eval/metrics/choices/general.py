@@ -15,14 +15,23 @@ from vila_eval.metrics.inputs import require_options, require_text
 LONGEST = 4_000
 """Of a longer answer, the first and the last half of this many characters are read."""
 
-_EMPHASIS = "*_`\"'“”‘’"
+_EMPHASIS = "*_`\"'“”‘’«»"
 _THOUGHT = re.compile(r"</\s*think(?:ing)?\s*>|◁/think▷", re.IGNORECASE)
 _UNFINISHED_THOUGHT = re.compile(r"<\s*think(?:ing)?\s*>|◁think▷", re.IGNORECASE)
 _ANSWER_TAG = re.compile(r"<\s*answer\s*>|<\|begin_of_box\|>", re.IGNORECASE)
 _ANSWER_END = re.compile(r"<\s*/\s*answer\s*>|<\|end_of_box\|>", re.IGNORECASE)
+_ANSWER_FIELD = re.compile(
+    r"""["'](?:final|correct|predicted|selected)?[ _]?(?:answer|choice|option|letter|prediction)["']\s*:\s*"""
+    r"""(["'])((?:(?!\1)[^{}]){1,200})\1""",
+    re.IGNORECASE,
+)
+"""The answer in JSON or a Python dictionary."""
+_CONTROL_TOKEN = re.compile(r"<\|[\w-]{1,30}\|>|</?s>")
 _LATEX_TEXT = re.compile(r"\\(?:text(?:bf|it|rm)?|math(?:bf|rm|it)?|boldsymbol|rm|bf)\s*\{([^{}]{0,200})\}")
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{([^{}]{0,200})\}")
-_ALONE = re.compile(r"[\[({【「『\s]*([A-Za-z])[\])}】」』\s]*[.:,;!?。、]?\s*")
+_ALONE = re.compile(
+    r"[\[({【「『\s]*([A-Za-z])[\])}】」』\s]*[.:,;!?。、]?\s*(?:[\[({]?(?<!\w)\1[\])}]?[.,;]?\s*)*", re.IGNORECASE
+)
 _MENTION = re.compile(r"(?<![A-Za-z0-9'’_.+\\-])([A-Za-z])(?![A-Za-z0-9'’_+]|-[A-Za-z])(?!\.[A-Z]\b)")
 _LEADING_END = re.compile(
     r"[\])}】」』>\"”’']*\s*(?:[.):,;\-–—。、:](?=\s|$|[A-Z]?[a-z]|[^\x00-\x7f])|\n|\(|$|"
@@ -30,7 +39,7 @@ _LEADING_END = re.compile(
 )
 _EAST_ASIAN = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _WORD = "[^\\W\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
-_DENIAL = re.compile(r"\b(?:not|neither|nor)\b|n['’]t\b|\bcannot\b")
+_DENIAL = re.compile(r"\b(?:not|neither|nor)\b|n['’]t\b|\bcannot\b|\b(?:no|without)\s+(?:\w+\s+)?\0")
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class _Mention:
     as_option: bool  # "option B"
     bracketed: bool
     leading: bool
+    is_label: bool  # "B: …" or "B) …"
     shared: bool = False  # listed with another letter: "B or C"
 
 
@@ -87,6 +97,9 @@ def _final_answer(text: str) -> str:
     tagged = _ANSWER_TAG.split(text)
     if len(tagged) > 1:
         text = _ANSWER_END.split(tagged[-1])[0]
+    text = _CONTROL_TOKEN.sub(" ", text)
+    if fields := _ANSWER_FIELD.findall(text):
+        text = fields[-1][1]
     text = re.sub(r"\\[()\[\]]|^#+|(?<=\n)#+", "", _LATEX_TEXT.sub(r"\1", text))
     boxed = _BOXED.findall(text)
     return (boxed[-1] if boxed else text).strip().strip(_EMPHASIS).strip()
@@ -103,7 +116,8 @@ def _read(text: str, options: list[str]) -> str | None:
     if announced := [mention for mention in mentions if mention.announced and not mention.denied]:
         return None if announced[-1].shared else announced[-1].letter
     open_mentions = [mention for mention in mentions if not mention.denied and not mention.shared]
-    is_list = len({mention.letter for mention in open_mentions if mention.quoted}) > 1
+    labels = [mention.letter for mention in open_mentions if mention.is_label]
+    is_list = labels[:2] == ["A", "B"] or len({mention.letter for mention in open_mentions if mention.quoted}) > 1
     if open_mentions and open_mentions[0].leading and not is_list:
         return open_mentions[0].letter
     if as_option := {mention.letter for mention in mentions if mention.as_option and not mention.denied}:
@@ -159,6 +173,7 @@ def _mention(text: str, match: re.Match[str], option: str, earlier: list[_Mentio
         leading=starts
         and match.start() < grammar.WINDOW
         and _LEADING_END.match(after[1:] if bracketed else after) is not None,
+        is_label=re.match(r"[:)][ \t]*\w", after) is not None,
     )
 
 
@@ -177,10 +192,15 @@ def _with_lists(text: str, mentions: list[_Mention]) -> list[_Mention]:
     result = list(mentions)
     for index in range(1, len(result)):
         first, second = result[index - 1], result[index]
-        joined = grammar.JOINED.fullmatch(text[first.end : second.start][: grammar.WINDOW])
+        between = text[first.end : second.start]
+        if first.bracketed and second.bracketed and not between.strip("()[] "):
+            between = ")/("
+        joined = grammar.JOINED.fullmatch(between[: grammar.WINDOW])
         if joined is None or first.letter == second.letter or first.quoted:
             continue
         loose = joined["mark"].strip() in ("", ",", ";")
+        if first.denied and "\n" in joined["mark"]:  # "Not A.\nB"
+            continue
         if loose and not grammar.ENDS_LIST.match(text[second.end : second.end + grammar.WINDOW]):
             continue
         if first.denied and not loose:

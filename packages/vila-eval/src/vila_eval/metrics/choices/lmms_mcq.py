@@ -1,4 +1,8 @@
-"""lmms-eval's shared reader of letters, for Video-MME and MLVU. Source: `extract_mcq_answer` of lmms-eval 0.7."""
+"""lmms-eval's shared reader of letters, for MLVU. Source: `extract_mcq_answer` of lmms-eval 0.7.3.
+
+MLVU's own `choice_bench.py` (JUNJIE99/MLVU) reads less: the character before the first ")", or else an answer that is
+the letter alone. lmms-eval 0.3.0 takes the first capital from A to D, as `videomme.py` does.
+"""
 
 from typing import NamedTuple
 

@@ -1,4 +1,7 @@
-"""LongVideoBench. Source: `parse_multi_choice_response` of LongVideoBench in lmms-eval."""
+"""LongVideoBench. Source: `parse_multi_choice_response` of LongVideoBench in lmms-eval 0.3.0 and 0.7.3.
+
+The benchmark's own README names lmms-eval as its evaluation.
+"""
 
 import re
 

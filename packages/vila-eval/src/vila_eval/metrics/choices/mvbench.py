@@ -1,4 +1,8 @@
-"""MVBench. Source: `mcq_acc` of MVBench in lmms-eval."""
+"""MVBench. Source: `mcq_acc` of MVBench in lmms-eval 0.3.0 and 0.7.3.
+
+The benchmark's own `check_ans` (`video_chat2/mvbench.ipynb` of OpenGVLab/Ask-Anything) compares the first word, after
+making the model begin with "Best option:(", and counts an empty answer as right.
+"""
 
 import re
 

@@ -1,4 +1,7 @@
-"""NExT-QA, multiple choice. Source: `parse_multi_choice_response` of NExT-QA in lmms-eval."""
+"""NExT-QA, multiple choice. Source: `parse_multi_choice_response` of NExT-QA in lmms-eval 0.3.0 and 0.7.3.
+
+The benchmark's own `eval_mc.py` (doc-doc/NExT-QA) takes the index of an option, not a text.
+"""
 
 from vila_eval.metrics.choices.parsing import last_choice
 from vila_eval.metrics.choices.scoring import letter_metric

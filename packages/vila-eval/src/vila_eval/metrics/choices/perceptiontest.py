@@ -1,4 +1,7 @@
-"""Perception Test, multiple choice. Source: `perceptiontest_val_process_results_mc` in lmms-eval."""
+"""Perception Test, multiple choice. Source: `perceptiontest_val_process_results_mc` in lmms-eval 0.3.0 and 0.7.3.
+
+The benchmark's own code (google-deepmind/perception_test) takes the index of an option, not a text.
+"""
 
 import re
 

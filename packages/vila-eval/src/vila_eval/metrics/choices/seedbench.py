@@ -1,4 +1,7 @@
-"""SEED-Bench: the first character of the answer. Source: `seed_process_result` in lmms-eval."""
+"""SEED-Bench: the first character of the answer. Source: `seed_process_result` in lmms-eval 0.3.0 and 0.7.3.
+
+The benchmark's own `eval.py` (AILab-CVC/SEED-Bench) compares the likelihoods of the options instead.
+"""
 
 from vila_eval.metrics.choices.scoring import letter_metric
 from vila_eval.metrics.inputs import require_text

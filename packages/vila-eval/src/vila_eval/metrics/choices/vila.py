@@ -1,4 +1,7 @@
-"""EgoSchema and CinePile, as VILA reads them: `parse_choice` of NVlabs/VILA."""
+"""EgoSchema and CinePile, as VILA reads them: `parse_choice` of `llava/eval/mmmu_utils/eval_utils.py` in NVlabs/VILA.
+
+lmms-eval's EgoSchema takes the first of "(B)", "B " and "B.". VILA's code reads no letter in "B. a cat".
+"""
 
 from vila_eval.metrics.choices.parsing import last_bracketed, last_spaced, strip_and_pad
 from vila_eval.metrics.choices.scoring import letter_metric, option_letters

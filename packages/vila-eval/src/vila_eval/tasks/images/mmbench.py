@@ -1,8 +1,8 @@
-"""MMBench in English and Chinese: circular multiple choice. Liu et al. 2023, arXiv:2307.06281.
+"""MMBench in English and Chinese, and CCBench on Chinese culture: circular multiple choice.
 
-`--tasks mmbench` runs all four tasks. The answers of "dev" are public and scored here, by rules. The server scores
-"test"; there, a language model reads the answers that its rules cannot read. Prompts and token limits are those of
-lmms-eval. Columns: README of lmms-lab/MMBench on the hub.
+Liu et al. 2023, arXiv:2307.06281. `--tasks mmbench` runs all five tasks. The answers of "dev" and CCBench are public
+and scored here, by rules. The server scores "test"; there, a language model reads the answers that its rules cannot
+read. Prompts and token limits are those of lmms-eval. Columns: README of lmms-lab/MMBench on the hub.
 """
 
 import io
@@ -30,6 +30,13 @@ COLUMNS = {
     "L2-category": "string: one of six groups of abilities",
     "image": "image",
 }
+CULTURE_COLUMNS = {
+    **{name: COLUMNS[name] for name in ("index", "question", "A", "B", "C", "D", "image")},
+    "answer": "string: a letter",
+    "category": "string: a part of Chinese culture",
+    "source": "string",
+}
+"""CCBench: the configuration "cc"."""
 SERVER_COLUMNS = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
 """Source: the README of open-compass/MMBench."""
 
@@ -40,15 +47,24 @@ INSTRUCTIONS = {"en": LETTER_ONLY, "cn": "请直接使用所提供的选项字�
 
 def ask(language: str, row: Row) -> Question:
     """Ask the hint, the question and the options on separate lines, then, after an empty line, how to answer."""
-    options = [row[name] for name in "ABCD" if _given(row[name])]
     hint = f"{row['hint']} " if _given(row["hint"]) else ""
+    return _ask(row, hint, language, {"l2_category": row["L2-category"], "category": row["category"]})
+
+
+def ask_culture(row: Row) -> Question:
+    """Ask a question of CCBench, which has no hints."""
+    return _ask(row, "", "cn", {"category": row["category"]})
+
+
+def _ask(row: Row, hint: str, language: str, groups: dict[str, str]) -> Question:
+    options = [row[name] for name in "ABCD" if _given(row[name])]
     text = f"{hint}{row['question']} {OPTIONS_FOLLOW}\n{lettered(options)}\n\n{INSTRUCTIONS[language]}"
     return Question(
         id=str(row["index"]),
         prompt=[row["image"], text],
         answer=row["answer"] if _given(row["answer"]) else None,
         options=options,
-        groups={"l2_category": row["L2-category"], "category": row["category"]},
+        groups=groups,
         fields={"index": row["index"], "question": row["question"]},
     )
 
@@ -88,6 +104,7 @@ def _task(language: str, split: str) -> Task:
         HubDataset("lmms-lab/MMBench", split, COLUMNS, config=language, fixture=mmbench),
         partial(ask, language),
         None if is_test else MMBENCH_METRIC,
+        version=1 if name == "mmbench_en_test" else 2,
         tags=("core", "submission", "mmbench"),
         max_new_tokens=1024 if language == "en" else 256,
         submission=Submission(f"{name}.xlsx", write_submission, "https://mmbench.opencompass.org.cn")
@@ -98,4 +115,16 @@ def _task(language: str, split: str) -> Task:
     )
 
 
-MMBENCH = tuple(_task(language, split) for language in ("en", "cn") for split in ("dev", "test"))
+MMBENCH = (
+    *(_task(language, split) for language in ("en", "cn") for split in ("dev", "test")),
+    Task(
+        "mmbench_cn_cc",
+        HubDataset("lmms-lab/MMBench", "test", CULTURE_COLUMNS, config="cc", fixture=mmbench),
+        ask_culture,
+        MMBENCH_METRIC,
+        tags=("core", "submission", "mmbench"),
+        max_new_tokens=256,
+        description="CCBench: Chinese culture, options rotated.",
+        url="https://arxiv.org/abs/2307.06281",
+    ),
+)

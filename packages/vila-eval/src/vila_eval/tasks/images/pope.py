@@ -34,6 +34,8 @@ POPE = Task(
     ),
     ask,
     POPE_METRIC,
+    version=2,
+    max_new_tokens=128,
     tags=("core", "local", "regression"),
     description="Object hallucination: yes or no.",
     url="https://arxiv.org/abs/2305.10355",

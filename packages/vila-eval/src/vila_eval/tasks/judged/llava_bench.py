@@ -37,6 +37,7 @@ LLAVA_IN_THE_WILD = Task(
     ),
     ask,
     LLAVA_BENCH,
+    version=2,
     tags=("core", "openai"),
     max_new_tokens=4096,
     stop=("ASSISTANT:",),

@@ -40,6 +40,7 @@ MMVET = Task(
     ),
     ask,
     MM_VET,
+    version=2,
     tags=("core", "openai"),
     max_new_tokens=1024,
     description="Recognition, OCR, knowledge, generation, spatial awareness and math together; judged.",

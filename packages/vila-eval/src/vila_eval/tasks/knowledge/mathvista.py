@@ -74,6 +74,7 @@ MATHVISTA_TESTMINI = Task(
     HubDataset("AI4Math/MathVista", "testmini", COLUMNS, fixture=mathvista),
     ask,
     MATHVISTA_METRIC,
+    version=2,
     tags=("core", "local"),
     max_new_tokens=128,
     description="Mathematics in images; answers are read by rules, without a judge.",

@@ -60,6 +60,7 @@ CINEPILE = Task(
     ),
     ask,
     VILA_CHOICE,
+    version=2,
     tags=("local", "regression"),
     max_new_tokens=1024,
     has_video=True,

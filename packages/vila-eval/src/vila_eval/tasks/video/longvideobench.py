@@ -69,6 +69,7 @@ LONGVIDEOBENCH_VAL_V = Task(
     _source("validation"),
     ask,
     LONGVIDEOBENCH_CHOICE,
+    version=2,
     tags=("local", "video"),
     has_video=True,
     description="Referring questions about long videos, up to five options.",

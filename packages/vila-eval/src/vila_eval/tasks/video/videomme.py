@@ -173,6 +173,7 @@ def _task(name: str, source: HubDataset | WithSubtitles, frames: int, descriptio
         source,
         ask,
         VIDEO_MME_METRIC,
+        version=2,
         tags=("local", "video", "regression") if f"{name}-{frames}" in REGRESSION else ("local", "video"),
         max_new_tokens=16,
         num_video_frames=frames,
