@@ -3,39 +3,39 @@
     python benchmarks/decode.py [--model nvila-8b] [--weights w4 bf16] [--rows 1 16 64] [--context 300]
                                 [--out results/decode.json]
 
-Random weights of the real shapes. The step is one CUDA graph: embedding, all layers with a cache of `context` tokens
-per row, the head, and the choice of the token (greedy). `limit` is the time of reading all weights (of a tied model the
-embedding, as the head) and the cache once, at the best rate that a kernel reaches in the same run. Times are medians of
-replays. `seam` is the same step as `generate` calls it: `GraphDecodeStep`, then the head and `argmax` in PyTorch.
+Random weights of the real shapes. The step is one CUDA graph: embedding, all layers with a paged cache of `context`
+tokens per row, the head, and the choice of the token (greedy; `sampled`: temperature, top-k and top-p). `limit` is the
+time of reading all weights (of a tied model the embedding, as the head) and the cache once, at the best rate that a
+kernel reaches in the same run. Times are medians of replays. `loop` is a loop that reads every token on the host.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from w4a16 import bytes_per_second
 
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_core.language.fused_step import CacheView, FusedStep
-from vila_core.language.graph_step import GraphDecodeStep
-from vila_core.language.linear_groups import group
-from vila_core.ops.attention import cache_address
-from vila_core.ops.sampling import sample
+from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.paged_graphs import GraphPagedStep
+from vila_core.language.paged_step import RowSampling, StepKind, paged_step
 from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
-from vila_quant.kernels.cuda.w4a16.tune import random_weight, replay_milliseconds
+from vila_quant.kernels.cuda.w4a16.tune import random_weight
 from vila_quant.kernels.kernel import LinearShape
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 
 GPU = torch.device("cuda")
+GREEDY, SAMPLED = StepKind(), StepKind(draws=True, top_k=True, top_p=True)
 GROUP_SIZE = 128
 MAX_LENGTH = 32_768 + 64
 
@@ -64,7 +64,8 @@ class Measurement:
     limit: float
     step: float
     of_limit: float
-    seam: float
+    loop: float
+    sampled: float
     tokens_per_second: float
 
 
@@ -103,56 +104,51 @@ def weight_bytes(decoder: Decoder) -> int:
     return total - (0 if decoder.lm_head is None else decoder.model.embed_tokens.weight.nbytes)
 
 
-def whole_step_milliseconds(decoder: Decoder, step: FusedStep, rows: int, context: int) -> float:
-    """Time a graph that turns the ids of the last tokens into the next ids."""
-    cache = decoder.new_cache(rows, context + 64)
+def paged_step_of(decoder: Decoder, rows: int, context: int) -> GraphPagedStep:
+    """Return a step over pages of random keys and values, with `rows` rows at `context`."""
+    pages = -(-(context + 64) // PAGE_SIZE)
+    dtype = decoder.model.embed_tokens.weight.dtype
+    cache = PagedCache.allocate(decoder.config, rows * pages, device=GPU, dtype=dtype)
     cache.keys.normal_()
     cache.values.normal_()
-    heads = decoder.config.num_key_value_heads
-    view = CacheView(
-        torch.tensor(cache_address(cache.keys, cache.values), device=GPU),
-        torch.zeros(rows * heads, dtype=torch.int32, device=GPU),
-    )
-    embedding = decoder.model.embed_tokens.weight
-    head = group((decoder.model.embed_tokens if decoder.lm_head is None else decoder.lm_head,))
-    if decoder.lm_head is None:
-        tied = nn.Linear(1, 1, bias=False, device="meta")
-        tied.weight = nn.Parameter(embedding, requires_grad=False)
-        head = group((tied,))
-    ids = torch.randint(1000, (rows,), device=GPU)
-    positions = torch.full((rows,), context, device=GPU)
-    zeros = torch.zeros(rows, device=GPU)
-
-    def call() -> Tensor:
-        hidden = step(F.embedding(ids, embedding), positions, view, head)
-        chosen = sample(head(hidden), zeros, zeros.int(), zeros, positions, positions, True)
-        ids.copy_(chosen)
-        return chosen
-
-    took = replay_milliseconds(call, 30)
-    assert 0 <= int(ids.min()) <= int(ids.max()) < decoder.config.vocab_size
-    return took
+    step = paged_step(decoder, cache, rows, pages)
+    assert isinstance(step, GraphPagedStep)
+    order = torch.randperm(rows * pages).view(rows, pages).tolist()
+    for row in range(rows):
+        step.rows.start(row, context, order[row], RowSampling(0.7, 50, 0.9, row))
+    return step
 
 
-def seam_milliseconds(decoder: Decoder, rows: int, context: int) -> float:
-    """Time 20 steps as `generate` makes them, without copying ids to the host."""
-    cache = decoder.new_cache(rows, context + 64)
-    positions = torch.full((1, 1), context, device=GPU)
-    ids = torch.randint(1000, (rows,), device=GPU)
+def step_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: int) -> float:
+    """Return the median time of a replay of the captured step, at the same positions every time."""
+    graph = step.captured(rows, kind).graph
+    times: list[float] = []
+    for repetition in range(33):
+        step.rows.positions.fill_(context)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repetition >= 3:
+            times.append(start.elapsed_time(end))
+    assert 0 <= int(step.rows.ids.min()) <= int(step.rows.ids.max()) < step.rows.seen.shape[1]
+    return statistics.median(times)
 
-    def steps(count: int) -> None:
-        nonlocal ids
-        for _ in range(count):
-            hidden = decoder.decode_step(decoder.embed(ids[:, None]), positions, cache.up_to(context + 1))
-            ids = decoder.logits(hidden[:, -1]).argmax(-1)
 
-    steps(3)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    steps(20)
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 20
+def loop_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: int, count: int = 40) -> float:
+    """Return the time per step of a loop that reads every token on the host, one step late."""
+    step.rows.positions.fill_(context)
+    pending = step.launch(rows, kind)
+    pending.tokens()
+    begin = time.perf_counter()
+    pending = step.launch(rows, kind)
+    for _ in range(count - 1):
+        ahead = step.launch(rows, kind)
+        pending.tokens()
+        pending = ahead
+    pending.tokens()
+    return 1e3 * (time.perf_counter() - begin) / count
 
 
 def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int], rate: float) -> list[Measurement]:
@@ -164,24 +160,24 @@ def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int
     }  # fmt: skip
     config = DecoderConfig.model_validate(settings | MODELS[name])
     decoder = random_decoder(config, weights.partition("-")[0], dtype)
-    step = FusedStep(decoder)
-    decoder.use_step(GraphDecodeStep(decoder))
     measured: list[Measurement] = []
     for context in contexts:
         for count in rows if context == contexts[0] else rows[:1]:
             kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
             limit = 1e3 * (weight_bytes(decoder) + kv * context * count) / rate
-            took = whole_step_milliseconds(decoder, step, count, context)
-            seam = seam_milliseconds(decoder, count, context)
+            step = paged_step_of(decoder, count, context)
+            took = step_milliseconds(step, count, GREEDY, context)
             row = Measurement(
-                name, weights, str(dtype).removeprefix("torch."), count, context, limit, took, limit / took, seam,
+                name, weights, str(dtype).removeprefix("torch."), count, context, limit, took, limit / took,
+                loop_milliseconds(step, count, GREEDY, context), step_milliseconds(step, count, SAMPLED, context),
                 1e3 * count / took,
             )  # fmt: skip
             print(
                 f"{name:>9} {weights:>13} {count:5} {context:8} {limit:8.3f} {took:8.3f} {limit / took:9.3f} "
-                f"{seam:8.3f} {row.tokens_per_second:9.0f}",
+                f"{row.loop:8.3f} {row.sampled:8.3f} {row.tokens_per_second:9.0f}",
                 flush=True,
             )
+            del step
             measured.append(row)
     return measured
 
@@ -200,8 +196,8 @@ def main() -> int:
     torch.manual_seed(0)
     rate = bytes_per_second(torch.empty(3 << 28, dtype=torch.int32, device=GPU).random_())
     print(f"{torch.cuda.get_device_name()}: reads {rate / 1e9:.0f} GB/s; milliseconds")
-    titles = ("model", "weights", "rows", "context", "limit", "step", "of limit", "seam", "tokens/s")
-    print(" ".join(f"{title:>{width}}" for title, width in zip(titles, (9, 13, 5, 8, 8, 8, 9, 8, 9), strict=True)))
+    titles = ("model", "weights", "rows", "context", "limit", "step", "of limit", "loop", "sampled", "tokens/s")
+    print(" ".join(f"{title:>{width}}" for title, width in zip(titles, (9, 13, 5, 8, 8, 8, 9, 8, 8, 9), strict=True)))
     measured: list[Measurement] = []
     for name in args.model:
         for weights in args.weights:

@@ -15,10 +15,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from vila_core.ops.attention import decode_attention_kernel
+from vila_core.ops.filters import floor_kernel, search_kernel
 from vila_core.ops.linear import MATRIX_CHUNK, MATRIX_ROWS, choose, matrix_kernel, vector_kernel
 from vila_core.ops.norm import add_rms_norm_kernel
 from vila_core.ops.rotary import rotate_and_write_kernel
-from vila_core.ops.sampling import argmax_kernel, final_kernel, threshold_kernel
+from vila_core.ops.sampling import argmax_kernel, final_kernel, prepare_kernel
 from vila_core.ops.swiglu import swiglu_kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
@@ -28,14 +29,28 @@ STACK = 0
 
 INTEGERS = {
     "positions_pointer": "*i64", "address_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
-    "top_k_pointer": "*i32", "threshold_pointer": "*i32", "index_pointer": "*i32", "seed_pointer": "*i64",
-    "step_pointer": "*i64", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
+    "wanted_pointer": "*i32", "floor_pointer": "*i32", "earlier_pointer": "*i32", "low_pointer": "*i32",
+    "index_pointer": "*i32", "seed_pointer": "*i64", "chosen_pointer": "*i64", "allowed_pointer": "*i32",
+    "seen_pointer": "*i8", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
 }  # fmt: skip
 FLOATS = (
-    "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "temperature_pointer", "top_p_pointer",
-    "value_pointer",
+    "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "temperature_pointer", "penalty_pointer",
+    "value_pointer", "lowest_pointer", "highest_pointer", "maxima_pointer", "partial_pointer",
 )  # fmt: skip
-ODD = ("tokens", "rows", "layer", "window", "kv_heads", "heads", "blocks", "vocabulary", "page", "table_stride")
+ODD = (
+    "tokens",
+    "rows",
+    "layer",
+    "window",
+    "kv_heads",
+    "heads",
+    "blocks",
+    "vocabulary",
+    "page",
+    "table_stride",
+    "ahead",
+    "words",
+)
 
 
 def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int, **options: int) -> Any:
@@ -102,9 +117,20 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
         {"HAS_BIAS": True, "ROWS": MATRIX_ROWS, "CHUNK": MATRIX_CHUNK},
         {"num_warps": 4, "num_stages": 4},
     ),
-    "threshold": (threshold_kernel, {"BLOCK": 1024}, {"num_warps": 16}),
-    "argmax": (argmax_kernel, {"FILTER": True, "NOISE": True, "BLOCK": 4096}, {"num_warps": 8}),
-    "final": (final_kernel, {"BLOCKS": 64}, {"num_warps": 1}),
+    "penalties": (prepare_kernel, {"PENALIZES": True, "MASKS": True, "BLOCK": 2048}, {"num_warps": 4}),
+    "top-k": (
+        search_kernel,
+        {"PASS": 3, "COUNT": True, "FLOOR": False, "BLOCKS": 128, "BLOCK": 2048},
+        {"num_warps": 4},
+    ),
+    "top-p": (
+        search_kernel,
+        {"PASS": 0, "COUNT": False, "FLOOR": True, "BLOCKS": 128, "BLOCK": 2048},
+        {"num_warps": 4},
+    ),
+    "floor": (floor_kernel, {"LAST": 4, "COUNT": False, "EARLIER": True, "BLOCKS": 128}, {"num_warps": 4}),
+    "argmax": (argmax_kernel, {"FILTER": True, "NOISE": True, "BLOCK": 2048}, {"num_warps": 4}),
+    "final": (final_kernel, {"BLOCKS": 128, "PENALIZES": True}, {"num_warps": 1}),
 }
 
 

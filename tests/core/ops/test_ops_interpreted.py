@@ -140,44 +140,109 @@ for heads, kv_heads, width, slots, positions, window in (
 
 SAMPLING = """
 import math
-from vila_core.ops.sampling import sample
+from vila_core.ops import filters, sampling
+from vila_core.ops.sampling import choose_tokens
 
-rows, vocabulary = 6, 5000
-logits = randn(rows, vocabulary, dtype=F32) * 3
-logits[2, 7] = math.nan
-temperature = torch.tensor([0.0, 0.7, 1.0, 1.5, 0.5, 1.0])
-top_k = torch.tensor([0, 5, 0, 1, 20, 0], dtype=torch.int32)
-top_p = torch.tensor([0.3, 1.0, 0.5, 1.0, 0.9, 1.0])
-seeds = torch.arange(rows) + 2**40
-steps = torch.zeros(rows, dtype=torch.int64)
-greedy = sample(logits, temperature * 0, top_k, top_p, seeds, steps, True)
-clean = logits.nan_to_num(nan=-math.inf)
-assert torch.equal(greedy, clean.argmax(-1))
-kept = [
-    reference.kept_tokens((row / t).double(), int(k), float(p)) if t else row == row.max()
-    for row, t, k, p in zip(clean, temperature.tolist(), top_k, top_p, strict=True)
-]
-for step in range(8):
-    ids = sample(logits, temperature, top_k, top_p, seeds, steps + step)
+filters.BLOCK = sampling.BLOCK = 256  # several blocks of a small vocabulary
+rows, vocabulary = 7, 300
+values = {
+    "temperature": torch.tensor([0.0, 0.7, 1.0, 1.5, 0.5, 1.0, 0.8]),
+    "top_k": torch.tensor([0, 5, 0, 1, 20, 0, 200], dtype=torch.int32),
+    "top_p": torch.tensor([0.3, 1.0, 0.5, 1.0, 0.9, 1.0, 0.999]),
+    "seeds": torch.arange(rows) + 2**40,
+    "penalty": torch.tensor([1.0, 1.3, 1.0, 0.7, 1.0, 2.0, 1.0]),
+}
+allowed = torch.randint(-(2**31), 2**31, (rows, -(-vocabulary // 32)), generator=generator).int()
+allowed[3:] = -1
+seen = torch.rand(rows, vocabulary, generator=generator) < 0.3
+
+class Rows:
+    def __init__(self, positions, *, of=slice(None)):
+        self.ids, self.positions = torch.full((rows,), 7)[of].clone(), positions[of].clone()
+        self.seen = seen[of].clone()
+        self.given = {name: value[of] for name, value in values.items()}
+        self.allowed = allowed[of]
+
+    def choose(self, function, logits, ahead, *flags):
+        v = self.given
+        return function(
+            logits, self.ids, self.positions, v["temperature"], v["top_k"], v["top_p"], v["seeds"], v["penalty"],
+            self.seen, self.allowed, ahead, *flags,
+        )
+
+for dtype, penalizes, masks in ((F32, False, False), (F16, True, False), (torch.bfloat16, False, True)):
+    logits = (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
+    positions = torch.tensor([3, 9, 100, 0, 5, 8, 2])
+    greedy, expected = Rows(positions), Rows(positions)
+    flags = (False, False, False, penalizes, masks)
+    chosen = greedy.choose(choose_tokens, logits, 1, *flags)
+    assert torch.equal(chosen, expected.choose(reference.choose_tokens, logits, 1, *flags))
+    assert torch.equal(greedy.ids, chosen) and torch.equal(greedy.positions, positions + 1)
+    assert torch.equal(greedy.seen, expected.seen)
+    x = logits.float()
+    if penalizes:
+        penalty = values["penalty"][:, None]
+        x = torch.where(seen, torch.where(x < 0, x * penalty, x / penalty), x)
+    if masks:
+        x = x.masked_fill(~reference.allowed_tokens(allowed, vocabulary), -math.inf)
+    kept = [
+        reference.kept_tokens((row / t).double(), int(k), float(p)) if t else row == row.max()
+        for row, t, k, p in zip(x, values["temperature"].tolist(), values["top_k"], values["top_p"], strict=True)
+    ]
+    ids = Rows(positions).choose(choose_tokens, logits, 1, True, True, True, penalizes, masks)
     for row, token in enumerate(ids.tolist()):
-        assert kept[row][token], f"row {row} chose {token}"
-    one = slice(4, 5)
-    alone = sample(logits[one], temperature[one], top_k[one], top_p[one], seeds[one], steps[one] + step)
-    assert alone.item() == ids[4].item(), "a row depends on its batch"
-plain = sample(logits, temperature, top_k * 0, top_p * 0 + 1, seeds, steps, False, True)
-assert torch.equal(plain, sample(logits, temperature, top_k * 0, top_p * 0 + 1, seeds, steps))
-few = torch.tensor([[0.0, 1.0, 2.0]]).expand(1000, 3).contiguous()
-ones = torch.ones(1000)
-ids = sample(few, ones, ones.int() * 0, ones, torch.arange(1000), torch.zeros(1000, dtype=torch.int64), False, True)
-shares = torch.bincount(ids, minlength=3) / 1000
-assert (shares - few[0].softmax(-1)).abs().max() < 0.05, shares
+        assert kept[row][token], f"row {row} chose {token} of {kept[row].sum()}"
+    alone = Rows(positions, of=slice(4, 5))
+    one = alone.choose(choose_tokens, logits[4:5].contiguous(), 1, True, True, True, penalizes, masks)
+    assert one.item() == ids[4].item(), "a row depends on its batch"
+    if masks:
+        later = Rows(positions + 1)
+        first = later.choose(choose_tokens, logits, 0, True, True, True, penalizes, masks)
+        assert torch.equal(first, ids), "noise depends on more than the position of the new token"
+        assert torch.equal(later.positions, positions + 1)
+
+def draw(x, count, k, p):
+    state = torch.zeros(count, dtype=torch.int64)
+    ids = choose_tokens(
+        x.expand(count, -1).contiguous(), state.clone(), state.clone(), torch.full((count,), 0.9),
+        torch.full((count,), k, dtype=torch.int32), torch.full((count,), p), torch.arange(count), torch.ones(count),
+        torch.zeros(count, x.shape[-1], dtype=torch.bool), torch.zeros(count, 1, dtype=torch.int32), 1, True, k > 0,
+        p < 1, False, False,
+    )
+    return torch.bincount(ids, minlength=x.shape[-1]) / count
+
+# Which tokens can be drawn: all that are kept, and no others.
+small = torch.tensor([2.0, 1.0, 1.0, 0.5, -1.0, -5.0])
+for dtype, k, p in (
+    (F16, 2, 1.0), (torch.bfloat16, 4, 0.6), (torch.bfloat16, 0, 0.45), (torch.bfloat16, 0, 1e-6), (F32, 0, 0.9),
+    (torch.bfloat16, 99, 1.0),
+):
+    shares = draw(small.to(dtype), 20, k, p)
+    kept = reference.kept_tokens(small.double() / 0.9, k, p)
+    assert (shares[~kept] == 0).all(), (dtype, k, p, shares)
+    assert (shares[kept & (small > 0.9)] > 0).all(), (dtype, k, p, shares)
+shares = draw(small, 500, 0, 1.0)
+assert (shares - (small / 0.9).softmax(-1)).abs().max() < 0.06, shares
+
+# Logits that cannot be used, and rows that are not in use.
+logits = torch.randn(rows, vocabulary, generator=generator)
+logits[1, 299], logits[2, 0], logits[3] = math.nan, math.inf, 2.5
+logits[4, 17] = -math.inf
+positions = torch.tensor([3, 9, 100, 0, 5, -1, 2])
+for flags in ((False,) * 5, (True, False, False, True, False)):
+    state = Rows(positions)
+    chosen = state.choose(choose_tokens, logits, 1, *flags)
+    assert chosen[1:6].tolist() == [reference.UNUSABLE] * 5 and (chosen[[0, 6]] >= 0).all()
+    assert state.positions.tolist() == [4, 10, 101, 1, 6, -1, 3] and state.ids[5] == 7
+    assert ((0 <= state.ids) & (state.ids < vocabulary)).all()
+    assert torch.equal(state.seen[5], seen[5])
 """
 
 
 STEP = """
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_core.language.fused_step import CacheView, FusedStep
+from vila_core.language.fused_step import AddressedCache, FusedStep
 from vila_core.ops.attention import cache_address
 
 torch.manual_seed(0)
@@ -197,7 +262,7 @@ prompt = randn(2, 70, 64)
 caches = decoder.new_cache(2, 80), exact.new_cache(2, 80)
 for model, cache in zip((decoder, exact), caches, strict=True):
     model(prompt.to(cache.keys.dtype), cache=cache, lengths=lengths)
-view = CacheView(
+view = AddressedCache(
     torch.tensor(cache_address(caches[0].keys, caches[0].values)), torch.zeros(2, dtype=torch.int32)
 )
 step = FusedStep(decoder)

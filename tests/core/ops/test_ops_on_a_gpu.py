@@ -86,24 +86,72 @@ def test_attention(heads: int, kv_heads: int, width: int, dtype: torch.dtype) ->
 
 
 def test_sampling_keeps_the_right_tokens() -> None:
-    from vila_core.ops.sampling import sample
+    from vila_core.ops.sampling import choose_tokens
 
-    rows, vocabulary = 5, 151_936
-    logits = 3 * torch.randn(rows, vocabulary, device=GPU)
-    temperature = torch.tensor([0.0, 0.7, 1.0, 1.5, 1.0], device=GPU)
-    top_k = torch.tensor([0, 5, 0, 50, 0], dtype=torch.int32, device=GPU)
-    top_p = torch.tensor([1.0, 1.0, 0.3, 0.9, 1.0], device=GPU)
-    seeds, steps = torch.arange(rows, device=GPU), torch.zeros(rows, dtype=torch.int64, device=GPU)
-    for step in range(20):
-        ids = sample(logits, temperature, top_k, top_p, seeds, steps + step)
-        for row in range(rows):
-            scaled = logits[row].double() / (temperature[row].item() or 1.0)
-            above = (scaled > scaled[ids[row]]).sum().item()
-            mass = scaled.softmax(-1)[scaled > scaled[ids[row]]].sum().item()
-            assert above == 0 or temperature[row] > 0
-            assert not top_k[row] or above < top_k[row]
-            assert mass < top_p[row] + 1e-4 or top_k[row] > 0
-    assert torch.equal(sample(logits, temperature * 0, top_k, top_p, seeds, steps, True), logits.argmax(-1))
+    rows, vocabulary = 6, 151_936
+    for dtype in (torch.float32, *TOLERANCE):
+        logits = (3 * torch.randn(rows, vocabulary, device=GPU)).to(dtype)
+        temperature = torch.tensor([0.0, 0.7, 1.0, 1.5, 1.0, 0.5], device=GPU)
+        top_k = torch.tensor([0, 5, 0, 50, 0, 3000], dtype=torch.int32, device=GPU)
+        top_p = torch.tensor([1.0, 1.0, 0.3, 0.9, 1.0, 0.99], device=GPU)
+        penalty, seen = torch.ones(rows, device=GPU), torch.zeros(rows, vocabulary, dtype=torch.bool, device=GPU)
+        allowed = torch.full((rows, -(-vocabulary // 32)), -1, dtype=torch.int32, device=GPU)
+        seeds, positions = torch.arange(rows, device=GPU), torch.zeros(rows, dtype=torch.int64, device=GPU)
+        ids = torch.zeros_like(positions)
+        settings = temperature, top_k, top_p, seeds, penalty, seen, allowed, 1
+        kept = [
+            reference.kept_tokens(row.double() / (heat or 1.0), int(k), float(p))
+            for row, heat, k, p in zip(logits, temperature.tolist(), top_k, top_p, strict=True)
+        ]
+        for step in range(20):
+            chosen = choose_tokens(logits, ids, positions, *settings, True, True, True, False, False)
+            assert torch.equal(chosen, ids)
+            assert int(positions[0]) == step + 1
+            assert all(bool(kept[row][token]) for row, token in enumerate(chosen.tolist())), (dtype, chosen)
+            assert chosen[0] == logits[0].argmax()
+        greedy = choose_tokens(logits, ids, positions, *settings, False, False, False, False, False)
+        assert torch.equal(greedy, logits.argmax(-1))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_a_paged_step_follows_the_decoder(dtype: torch.dtype) -> None:
+    from vila_core.language.paged_cache import PagedCache
+    from vila_core.language.paged_graphs import GraphPagedStep
+    from vila_core.language.paged_step import RowSampling, StepKind, TorchPagedStep, paged_step
+
+    torch.manual_seed(0)
+    decoder = Decoder(small_config()).to(GPU)
+    decoder.reset_parameters(std=0.05)
+    decoder = decoder.to(dtype).requires_grad_(False)
+    lengths, sampling = (5, 90, 64, 700, 3), RowSampling(seed=3)
+    prompts = [randn(length, 512, dtype=dtype) for length in lengths]
+
+    def run(kind: type | None) -> tuple[list[list[int]], torch.Tensor]:
+        cache = PagedCache.allocate(decoder.config, 32, device=GPU, dtype=dtype)
+        step = paged_step(decoder, cache, 6, 16)
+        assert isinstance(step, GraphPagedStep)
+        if kind is not None:
+            step = TorchPagedStep(decoder, cache, step.rows)
+        free, tokens = iter(torch.randperm(32).tolist()), []
+        for row, prompt in enumerate(prompts):
+            pages = [next(free) for _ in range(-(-(len(prompt) + 30) // 64))]
+            view = cache.rows(torch.tensor([pages], device=GPU)).up_to(len(prompt))
+            hidden = decoder(prompt[None], positions=torch.arange(len(prompt), device=GPU)[None], cache=view)
+            step.rows.start(row, len(prompt), pages, sampling)
+            tokens.append(step.choose([row], decoder.logits(hidden[:, -1]), StepKind()).tokens())
+        pending = [step.launch(len(prompts), StepKind()) for _ in range(20)]
+        for one in pending:
+            for row, token in zip(tokens, one.tokens(), strict=True):
+                row.append(token)
+        return tokens, pending[-1].logits.clone()
+
+    ours, logits = run(None)
+    plain, expected = run(TorchPagedStep)
+    same = sum(a == b for a, b in zip(sum(ours, []), sum(plain, []), strict=True))
+    assert same >= 0.9 * 21 * len(lengths), f"{same} of {21 * len(lengths)} greedy tokens are the same"
+    if ours == plain:
+        assert_close(logits, expected.double(), 4 * TOLERANCE[dtype], "logits")
 
 
 def small_config(**changes: object) -> DecoderConfig:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from vila_core.language.cache import KVCache
+from vila_core.language.cache import SlotCache
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class AttentionInputs:
 
     mask: torch.Tensor | None = None
     positions: torch.Tensor | None = None
-    cache: KVCache | None = None
+    cache: SlotCache | None = None
     reads_cache: bool = False
 
 
@@ -73,7 +73,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
 
 
 def attention_inputs(
-    num_tokens: int, positions: torch.Tensor | None, cache: KVCache | None, window: int | None, device: torch.device
+    num_tokens: int, positions: torch.Tensor | None, cache: SlotCache | None, window: int | None, device: torch.device
 ) -> AttentionInputs:
     """Work out positions and mask of a forward pass.
 
@@ -92,7 +92,7 @@ def attention_inputs(
         mask = None if window is None or window >= num_tokens else visibility(own, num_tokens, window)
         return AttentionInputs(mask, positions, cache)
     assert cache is not None
-    num_slots = cache.keys.shape[3] if cache.limit is None else cache.limit
+    num_slots = cache.num_slots
     # One new token per row, in equal rows that end where the cache is read to: every slot is visible.
     sees_all = positions.shape == (1, 1) and cache.limit is not None and (window is None or window >= num_slots)
     mask = None if sees_all else visibility(positions, num_slots, window)

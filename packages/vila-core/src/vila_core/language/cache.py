@@ -6,7 +6,7 @@ L layers, B batch, H_kv key/value heads, S slots, T new tokens, D_h head width
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 
@@ -16,6 +16,29 @@ class Cache(Protocol):
 
     def up_to(self, num_slots: int) -> Self:
         """Return the cache for a call in which the longest row then has `num_slots` tokens. Memory is shared."""
+        ...
+
+
+@runtime_checkable
+class SlotCache(Cache, Protocol):
+    """A cache of keys and values by position, which attention writes and reads (see `KVCache`)."""
+
+    @property
+    def limit(self) -> int | None:
+        """How many slots a call reads: exactly the tokens of the longest row after the call; None if unknown."""
+        ...
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots `read` returns."""
+        ...
+
+    def write(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows."""
+        ...
+
+    def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return one layer's keys and values, `[B, H_kv, num_slots, D_h]`."""
         ...
 
 
@@ -52,6 +75,11 @@ class KVCache:
         """Return an empty cache."""
         shape = (num_layers, batch_size, num_key_value_heads, num_slots, head_dim)
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots `read` returns."""
+        return self.keys.shape[3] if self.limit is None else self.limit
 
     def up_to(self, num_slots: int) -> KVCache:
         """Return the cache for a call in which the longest row then has `num_slots` tokens. Memory is shared."""

@@ -13,7 +13,7 @@ from torch import nn
 from vila_core.config import DecoderConfig
 from vila_core.language import DecodeStep
 from vila_core.language.attention import AttentionFunction, AttentionInputs, attention_inputs, sdpa
-from vila_core.language.cache import Cache, KVCache
+from vila_core.language.cache import Cache, KVCache, SlotCache
 from vila_core.language.rope import Rotary, rotate
 
 
@@ -46,7 +46,7 @@ class Decoder(nn.Module):
         lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
-        assert cache is None or isinstance(cache, KVCache), "the decoder fills caches of its own new_cache"
+        assert cache is None or isinstance(cache, SlotCache), "the decoder fills caches of its own new_cache"
         return self.model(embeds, positions, cache, lengths)
 
     def use_step(self, step: DecodeStep) -> None:
@@ -120,7 +120,7 @@ class DecoderModel(nn.Module):
         self.attention: AttentionFunction = sdpa
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor | None, cache: KVCache | None, lengths: torch.Tensor | None
+        self, x: torch.Tensor, positions: torch.Tensor | None, cache: SlotCache | None, lengths: torch.Tensor | None
     ) -> torch.Tensor:
         inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
         assert inputs.positions is not None

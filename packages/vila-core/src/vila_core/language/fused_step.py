@@ -6,7 +6,7 @@ B rows, D width, H query heads, H_kv key/value heads, D_h head width
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ from vila_core.language.linear_groups import LinearGroup, NormFusingGroup, group
 from vila_core.ops.support import refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vila_core.config import DecoderConfig
     from vila_core.language.decoder import Block, Decoder
+    from vila_core.language.paged_cache import PagedCache
 
 HEAD_WIDTHS = (64, 128)
 ROTATIONS = 4096
@@ -51,8 +54,39 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class CacheView:
-    """A cache as the step's attention reads it.
+class AttentionSettings:
+    """What the attention of all layers has in common.
+
+    Attributes:
+        cos, sin: by position, float32 `[S, D_h / 2]`.
+        num_kv_heads: H_kv.
+        window: how many tokens back a token sees, itself included; 0 sees all.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    num_kv_heads: int
+    window: int
+
+
+class CacheView(Protocol):
+    """A cache as the step reads it: writes the new tokens' keys and values, and attends."""
+
+    def attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        positions: Tensor,
+        settings: AttentionSettings,
+        following: Sequence[Tensor | None],
+    ) -> Tensor:
+        """`qkv [B, (H + 2 H_kv) · D_h]` -> `[B, H · D_h]`. `following` are what the next two products read first."""
+        ...
+
+
+@dataclass(frozen=True)
+class AddressedCache:
+    """A `KVCache` that a captured step finds by its address, so that one graph serves any cache.
 
     Attributes:
         address: int64 `[5]` on the GPU, see `ops.attention.cache_address`.
@@ -61,6 +95,51 @@ class CacheView:
 
     address: Tensor
     counters: Tensor
+
+    def attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        positions: Tensor,
+        settings: AttentionSettings,
+        following: Sequence[Tensor | None],
+    ) -> Tensor:
+        from vila_core.ops.attention import decode_attention_at
+
+        return decode_attention_at(
+            self.address, layer, qkv, settings.cos, settings.sin, positions, self.counters,
+            num_kv_heads=settings.num_kv_heads, window=settings.window, following=following,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PagedView:
+    """The pages of some rows.
+
+    Attributes:
+        cache: never moves.
+        table: int32 `[B, pages of a row]` on the GPU.
+        counters: int32 `[B · H_kv]` zeros.
+    """
+
+    cache: PagedCache
+    table: Tensor
+    counters: Tensor
+
+    def attend(
+        self,
+        layer: int,
+        qkv: Tensor,
+        positions: Tensor,
+        settings: AttentionSettings,
+        following: Sequence[Tensor | None],
+    ) -> Tensor:
+        from vila_core.ops.attention import decode_attention_in_pages
+
+        return decode_attention_in_pages(
+            self.cache.keys[layer], self.cache.values[layer], self.table, qkv, settings.cos, settings.sin, positions,
+            self.counters, window=settings.window, following=following,
+        )  # fmt: skip
 
 
 class FusedStep:
@@ -77,7 +156,10 @@ class FusedStep:
         self._norm = decoder.model.norm.weight
         biased = self.config.attention_out_bias or self.config.mlp_bias
         self._fusing = None if biased else _norm_fusing_layers(self.layers)
-        self.cos, self.sin = _rotations(decoder)
+        self.device = decoder.model.embed_tokens.weight.device
+        self._attention = AttentionSettings(
+            *_rotations(decoder), self.config.num_key_value_heads, self.config.sliding_window or 0
+        )
         self._decoder = decoder
         self._weights = _identity(decoder)
 
@@ -105,13 +187,8 @@ class FusedStep:
         return add_rms_norm(change, total, self._norm, eps)[0]
 
     def _attend(self, layer: int, qkv: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
-        from vila_core.ops.attention import decode_attention_at
-
-        return decode_attention_at(
-            cache.address, layer, qkv, self.cos, self.sin, positions, cache.counters,
-            num_kv_heads=self.config.num_key_value_heads, window=self.config.sliding_window or 0,
-            following=(self.layers[layer].o.first_read, self.layers[layer].gate_up.first_read),
-        )  # fmt: skip
+        following = self.layers[layer].o.first_read, self.layers[layer].gate_up.first_read
+        return cache.attend(layer, qkv, positions, self._attention, following)
 
     def _one_row(
         self,

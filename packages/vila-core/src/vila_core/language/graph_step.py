@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.cache import KVCache
-from vila_core.language.fused_step import CacheView, FusedStep, step_refusal
+from vila_core.language.fused_step import AddressedCache, FusedStep, step_refusal
 
 if TYPE_CHECKING:
     from vila_core.language.cache import Cache
@@ -35,7 +35,7 @@ class CapturedStep:
     graph: torch.cuda.CUDAGraph
     embeds: Tensor
     positions: Tensor
-    cache: CacheView
+    cache: AddressedCache
     hidden: Tensor
 
 
@@ -90,12 +90,12 @@ class GraphDecodeStep:
 @torch.no_grad()
 def capture(step: FusedStep, rows: int) -> CapturedStep:
     """Capture `step` for `rows` rows."""
-    device, config = step.cos.device, step.config
+    device, config = step.device, step.config
     embeds = torch.zeros(rows, config.hidden_size, device=device, dtype=step.layers[0].input_norm.dtype)
     positions = torch.full((rows,), -1, device=device)  # nothing is written while the kernels are compiled
     address = torch.zeros(5, dtype=torch.int64, device=device)
     counters = torch.zeros(rows * config.num_key_value_heads, dtype=torch.int32, device=device)
-    cache = CacheView(address, counters)
+    cache = AddressedCache(address, counters)
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

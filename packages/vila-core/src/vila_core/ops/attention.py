@@ -369,6 +369,42 @@ def decode_attention_at(
     )  # fmt: skip
 
 
+def decode_attention_in_pages(
+    keys: Tensor,
+    values: Tensor,
+    table: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    counters: Tensor,
+    *,
+    window: int = 0,
+    following: Sequence[Tensor | None] = (),
+) -> Tensor:
+    """`decode_attention` with one layer of a paged cache, `[pages, H_kv, P, D_h]`, for a captured step.
+
+    Args:
+        keys: of the layer.
+        values: of the layer.
+        table: int32 `[B, pages of a row]`.
+        qkv: see `decode_attention`, as for the other arguments.
+        cos: by position.
+        sin: by position.
+        positions: of the new tokens.
+        counters: zeros.
+        window: how many tokens back a token sees.
+        following: what the next two products read first.
+    """
+    assert keys.stride() == values.stride()
+    assert keys.stride(2) == keys.shape[3]
+    return _launch(
+        qkv, cos, sin, positions, (keys, values), None, table, counters, layer=0,
+        strides=(keys.stride(0), keys.stride(1)), page=keys.shape[2], num_kv_heads=keys.shape[1], window=window,
+        following=following,
+    )  # fmt: skip
+
+
 def cache_address(keys: Tensor, values: Tensor) -> tuple[int, int, int, int, int]:
     """Return what `decode_attention_at` needs to know of a cache `[L, B, H_kv, S, D_h]`."""
     assert keys.stride() == values.stride()

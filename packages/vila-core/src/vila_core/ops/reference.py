@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -86,6 +87,10 @@ def decode_attention(
     return out.view(rows, -1), keys, values
 
 
+UNUSABLE = -1
+"""Stands for the token of a row without usable logits."""
+
+
 def kept_tokens(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Return which tokens of `logits [V]` (divided by the temperature) may be chosen, bool `[V]`.
 
@@ -96,7 +101,93 @@ def kept_tokens(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     if 0 < top_k < len(logits):
         kept = logits >= logits.topk(top_k).values[-1]
     if top_p < 1:
-        probabilities = logits.masked_fill(~kept, -math.inf).softmax(dim=-1)
-        above = torch.stack([probabilities[logits > logit].sum() for logit in logits])
-        kept &= above < top_p
+        descending = logits[kept].sort(descending=True).values
+        probabilities = descending.softmax(dim=-1)
+        count = int((probabilities.cumsum(dim=-1) - probabilities < top_p).sum())
+        kept = logits >= descending[max(count, 1) - 1]
     return kept
+
+
+def carry_information(logits: Tensor) -> Tensor:
+    """Return for each row of `[B, V]` whether a token can be chosen from it, `[B]` bool.
+
+    It cannot if a value is NaN or infinite, or if all are equal: a norm whose input overflows returns zeros.
+    """
+    lowest, highest = logits.aminmax(dim=-1)  # NaN if any value is
+    return (lowest > -torch.inf) & (highest < torch.inf) & ((lowest < highest) | (logits.shape[-1] == 1))
+
+
+def allowed_tokens(bitmask: Tensor, vocabulary: int) -> Tensor:
+    """int32 `[B, ⌈V / 32⌉]`, the lowest bit first -> bool `[B, V]`."""
+    bits = bitmask[..., None] >> torch.arange(32, dtype=torch.int32, device=bitmask.device)
+    return (bits & 1).bool().flatten(1)[:, :vocabulary]
+
+
+def gumbel_noise(seed: int, position: int, vocabulary: int) -> Tensor:
+    """Return `-log(-log(u))` for each token, float32 `[V]`: the same for equal seeds and positions, on any machine."""
+    generator = np.random.Generator(np.random.Philox(key=(position << 64) | seed))
+    return -torch.from_numpy(generator.standard_exponential(vocabulary, dtype=np.float32)).log()
+
+
+def choose_tokens(
+    logits: Tensor,
+    ids: Tensor,
+    positions: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    penalty: Tensor,
+    seen: Tensor,
+    allowed: Tensor,
+    ahead: int,
+    draws: bool,
+    uses_top_k: bool,
+    uses_top_p: bool,
+    penalizes: bool,
+    masks: bool,
+) -> Tensor:
+    """Return a token for each row, int64 `[B]`, and write it to `ids`; `UNUSABLE` where the logits are.
+
+    A row with a negative position is not in use: it is left as it is.
+
+    Args:
+        logits: `[B, V]` contiguous, any floating dtype.
+        ids: int64 `[B]`, written.
+        positions: int64 `[B]`; `ahead` is added.
+        temperature: float32 `[B]`; 0 is greedy.
+        top_k: int32 `[B]`; 0 keeps all tokens.
+        top_p: float32 `[B]`; 1 keeps all tokens.
+        seeds: int64 `[B]`.
+        penalty: float32 `[B]`: positive logits of seen tokens are divided by it, negative ones multiplied (Keskar et
+            al. 2019).
+        seen: bool `[B, V]`: the row's tokens so far; the new one is added if `penalizes`.
+        allowed: int32 `[B, ⌈V / 32⌉]`: a bit for each token, the lowest first.
+        ahead: how far after `positions` the new token is: 1, or 0 for the first one.
+        draws: whether some temperature is above 0.
+        uses_top_k: whether some row uses top-k.
+        uses_top_p: whether some row uses top-p.
+        penalizes: whether some penalty is not 1.
+        masks: whether some row allows some tokens only.
+    """
+    in_use = positions >= 0
+    x = logits.float()
+    usable = carry_information(x) & in_use
+    if penalizes:
+        scaled = torch.where(x < 0, x * penalty[:, None], x / penalty[:, None])
+        x = torch.where(seen, scaled, x)
+    if masks:
+        x = x.masked_fill(~allowed_tokens(allowed, x.shape[1]), -math.inf)
+    chosen = x.argmax(dim=-1)
+    if draws:
+        for row in (usable & (temperature > 0)).nonzero()[:, 0].tolist():
+            heat, position = temperature[row].item(), int(positions[row]) + ahead
+            shifted = (x[row] - x[row].max()) / max(heat, 1e-37)
+            kept = kept_tokens(shifted, int(top_k[row]) if uses_top_k else 0, top_p[row].item() if uses_top_p else 1.0)
+            noise = gumbel_noise(int(seeds[row]), position, x.shape[1]).to(x.device)
+            chosen[row] = (shifted + noise).masked_fill(~kept, -math.inf).argmax()
+    ids.copy_(torch.where(in_use, chosen, ids))
+    if penalizes:
+        seen[in_use, chosen[in_use]] = True
+    positions += in_use * ahead
+    return torch.where(usable, chosen, UNUSABLE)

@@ -1,0 +1,108 @@
+"""A KV cache in pages of a fixed size, so that rows grow, share prefixes and leave without moving others.
+
+L layers, N pages, H_kv key/value heads, P slots of a page, B rows, T new tokens, D_h head width
+
+Slot p of a row is slot p % P of its page `table[b, p // P]`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vila_core.config import DecoderConfig
+
+PAGE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class PagedCache:
+    """The pages of all layers, in two buffers that never move.
+
+    Attributes:
+        keys, values: `[L, N, H_kv, P, D_h]`.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    @torch.inference_mode(False)
+    def allocate(
+        cls,
+        config: DecoderConfig,
+        num_pages: int,
+        *,
+        page_size: int = PAGE_SIZE,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> PagedCache:
+        """Return `num_pages` empty pages of `page_size` slots (for the GPU kernels a multiple of 64)."""
+        shape = (config.num_hidden_layers, num_pages, config.num_key_value_heads, page_size, config.head_dim)
+        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+
+    @property
+    def num_pages(self) -> int:
+        return self.keys.shape[1]
+
+    @property
+    def page_size(self) -> int:
+        return self.keys.shape[3]
+
+    def rows(self, table: Tensor) -> PagedRows:
+        """Return the rows that have the pages `table` (int32 or int64 `[B, pages of a row]`)."""
+        return PagedRows(self, table)
+
+
+@dataclass(frozen=True)
+class PagedRows:
+    """Some rows of a paged cache, for a forward pass in plain PyTorch.
+
+    Attributes:
+        cache: of the pages.
+        table: which pages a row has, int32 or int64 `[B, pages of a row]`; entries that no position needs are any page.
+        limit: see `KVCache`.
+    """
+
+    cache: PagedCache
+    table: Tensor
+    limit: int | None = None
+
+    @property
+    def num_slots(self) -> int:
+        """How many slots `read` returns."""
+        return self.table.shape[1] * self.cache.page_size if self.limit is None else self.limit
+
+    def up_to(self, num_slots: int) -> PagedRows:
+        """Return the rows for a call in which the longest then has `num_slots` tokens. Memory is shared."""
+        held = self.table.shape[1] * self.cache.page_size
+        assert num_slots <= held, f"pages of {held} slots cannot hold {num_slots} tokens"
+        return replace(self, limit=num_slots)
+
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows.
+
+        Values that are not finite are written as 0: the next owner of a page reads what it has not written yet, with
+        a weight of 0, and 0 · NaN is NaN.
+        """
+        positions = positions.expand(len(self.table), -1)
+        pages = self.table.long().gather(1, positions // self.cache.page_size)
+        slots = positions % self.cache.page_size
+        for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
+            finite = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+            buffer[pages, :, slots] = finite.transpose(1, 2).to(buffer.dtype)  # [B, T, H_kv, D_h]
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Return copies of one layer's keys and values, `[B, H_kv, limit, D_h]`."""
+        num_heads, page_size = self.cache.keys.shape[2:4]
+        pages = self.table[:, None, : -(-self.num_slots // page_size)].long()
+        heads = torch.arange(num_heads, device=pages.device)[:, None]
+        keys, values = (
+            buffer[layer][pages, heads].flatten(2, 3)[:, :, : self.num_slots]
+            for buffer in (self.cache.keys, self.cache.values)
+        )
+        return keys, values

@@ -1,0 +1,166 @@
+"""The paged decode step in CUDA graphs, one for each number of rows and kind of step.
+
+B rows, D width, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vila_core.language.fused_step import FusedStep, PagedView
+from vila_core.language.linear_groups import LinearGroup, group
+from vila_core.language.paged_step import StepKind, StepRows
+from vila_core.ops.sampling import choose_tokens
+
+if TYPE_CHECKING:
+    from vila_core.language.decoder import Decoder
+    from vila_core.language.paged_cache import PagedCache
+
+BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""Numbers of rows that have graphs; above, multiples of the last."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A captured step and its results."""
+
+    graph: torch.cuda.CUDAGraph
+    logits: Tensor
+    chosen: Tensor
+
+
+class TokensOnTheWay:
+    """`PendingTokens` that are copied to the host behind the step."""
+
+    def __init__(self, logits: Tensor, chosen: Tensor):
+        self.logits = logits
+        self._on_host = torch.empty(chosen.shape, dtype=chosen.dtype, pin_memory=True)
+        self._on_host.copy_(chosen, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def tokens(self) -> list[int]:
+        self._arrived.synchronize()
+        return self._on_host.tolist()
+
+
+class GraphPagedStep:
+    """A `PagedStep` on an NVIDIA GPU.
+
+    Args:
+        decoder: the language model; its weights stay where they are.
+        cache: its pages, of a multiple of 64 slots.
+        rows: their state.
+    """
+
+    def __init__(self, decoder: Decoder, cache: PagedCache, rows: StepRows):
+        self._decoder = decoder
+        self._cache = cache
+        self._rows = rows
+        self._fused = FusedStep(decoder)
+        self._head = _head(decoder)
+        self._counters = torch.zeros(
+            len(rows.ids) * decoder.config.num_key_value_heads, dtype=torch.int32, device=self._fused.device
+        )
+        self._embeds = torch.zeros(
+            len(rows.ids), decoder.config.hidden_size, dtype=cache.keys.dtype, device=self._fused.device
+        )
+        self._graphs: dict[tuple[int, StepKind | None], Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def rows(self) -> StepRows:
+        return self._rows
+
+    @torch.inference_mode()
+    def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
+        places = torch.tensor(rows, device=logits.device)
+        picked = self._rows.pick(places)
+        chosen = picked.choose(choose_tokens, logits.contiguous(), kind, ahead=0)
+        self._rows.ids[places] = picked.ids
+        if kind.penalizes:
+            self._rows.seen[places] = picked.seen
+        return TokensOnTheWay(logits, chosen)
+
+    @torch.inference_mode()
+    def launch(self, count: int, kind: StepKind) -> TokensOnTheWay:
+        graph = self.captured(count, kind)
+        graph.graph.replay()
+        return TokensOnTheWay(graph.logits[:count], graph.chosen[:count])
+
+    @torch.inference_mode()
+    def hidden(self, embeds: Tensor) -> Tensor:
+        graph = self.captured(len(embeds), None)
+        self._embeds[: len(embeds)] = embeds
+        graph.graph.replay()
+        return graph.logits[: len(embeds)].clone()
+
+    def bucket(self, count: int) -> int:
+        """Return how many rows a step of `count` rows computes."""
+        found = next((bucket for bucket in BUCKETS if bucket >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
+        return min(found, len(self._rows.ids))
+
+    def captured(self, count: int, kind: StepKind | None) -> Graph:
+        """Return the graph for so many rows, captured if it is new; kind None is a step of `hidden`."""
+        assert 0 < count <= len(self._rows.ids)
+        key = self.bucket(count), kind
+        if key not in self._graphs:
+            rows = self._rows.first(key[0])
+            call = self._hidden_step(rows) if kind is None else self._token_step(rows, kind)
+            self._graphs[key] = self._capture(call, rows)
+        return self._graphs[key]
+
+    def _token_step(self, rows: StepRows, kind: StepKind) -> Callable[[], tuple[Tensor, Tensor]]:
+        view = PagedView(self._cache, rows.table, self._counters)
+        embedding = self._decoder.model.embed_tokens.weight
+
+        def step() -> tuple[Tensor, Tensor]:
+            hidden = self._fused(F.embedding(rows.ids, embedding), rows.positions, view, self._head)
+            logits = self._decoder.logits(hidden) if self._head is None else self._head(hidden)
+            return logits, rows.choose(choose_tokens, logits, kind, ahead=1)
+
+        return step
+
+    def _hidden_step(self, rows: StepRows) -> Callable[[], tuple[Tensor, Tensor]]:
+        view = PagedView(self._cache, rows.table, self._counters)
+        embeds = self._embeds[: len(rows.ids)]
+
+        def step() -> tuple[Tensor, Tensor]:
+            hidden = self._fused(embeds, rows.positions, view)
+            return hidden, rows.positions.add_(rows.positions >= 0)
+
+        return step
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _capture(self, call: Callable[[], tuple[Tensor, Tensor]], rows: StepRows) -> Graph:
+        """Compile the kernels of `call` with no row in use, then capture it."""
+        device = self._fused.device
+        in_use = rows.positions.clone()
+        rows.positions.fill_(-1)
+        graph = torch.cuda.CUDAGraph()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            call()
+            stream.synchronize()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+                results = call()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        rows.positions.copy_(in_use)
+        return Graph(graph, *results)
+
+
+def _head(decoder: Decoder) -> LinearGroup | None:
+    """Return the head as a group; None if it is quantized and lacks rows, see `Decoder.logits`."""
+    if decoder.lm_head is None:
+        tied = nn.Linear(1, 1, bias=False, device="meta")
+        tied.weight = nn.Parameter(decoder.model.embed_tokens.weight, requires_grad=False)
+        return group((tied,))
+    return group((decoder.lm_head,)) if type(decoder.lm_head) is nn.Linear else None
