@@ -145,7 +145,7 @@ class StepRows:
         return StepRows(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def choose(self, function: Callable[..., Tensor], logits: Tensor, kind: StepKind, *, ahead: int) -> Tensor:
-        """Choose a token for each row from `logits [R, V]` with `function`: `ops.reference.choose_tokens` or a kernel."""
+        """Choose a token for each row from `logits [R, V]`; `function` is a `choose_tokens` of `ops`."""
         return function(
             logits, self.ids, self.positions, self.temperature, self.top_k, self.top_p, self.seeds, self.penalty,
             self.seen, self.allowed, ahead, kind.draws, kind.top_k, kind.top_p, kind.penalizes, kind.masks,
