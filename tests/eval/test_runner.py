@@ -204,10 +204,10 @@ def test_an_exception_leaves_what_was_answered(tmp_path: Path, model: Echo, monk
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"version": 2}, "task_version is 1 there, 2 here"),
-        ({"max_new_tokens": 99}, "settings.max_new_tokens is 32 there, 99 here"),
-        ({"source": Table(words(4), {"dataset": "revised"})}, "data.dataset is 'table' there, 'revised' here"),
-        ({"source": Table(words(5))}, "rows is 4 there, 5 here"),
+        ({"version": 2}, "task_version was 1 and is 2"),
+        ({"max_new_tokens": 99}, "settings.max_new_tokens was 32 and is 99"),
+        ({"source": Table(words(4), {"dataset": "revised"})}, 'data.dataset was "table" and is "revised"'),
+        ({"source": Table(words(5))}, "rows was 4 and is 5"),
     ],
 )
 @pytest.mark.parametrize("phase", ["all", "predict"])

@@ -94,6 +94,26 @@ def test_intervals_with_few_and_uneven_clusters_cover_the_truth(sizes, share):
     assert coverage(draw, share, 500) > 0.9
 
 
+@pytest.mark.parametrize("clusters", [5, 12])
+@pytest.mark.parametrize("share", [0.5, 0.85])
+def test_intervals_of_macro_averages_with_shared_clusters_cover_the_truth(clusters, share):
+    generator = random.Random(0)
+
+    def draw():
+        groups, names = [[] for _ in range(3)], [[] for _ in range(3)]
+        for number in range(clusters):
+            own = generator.betavariate(4 * share, 4 * (1 - share))
+            for values, clusters_of_group in zip(
+                groups, names, strict=True
+            ):  # each picture has questions in each group
+                size = generator.randint(1, 3)
+                values += [float(generator.random() < own) for _ in range(size)]
+                clusters_of_group += [number] * size
+        return macro_estimate(groups, names)
+
+    assert coverage(draw, share, 400) > 0.9
+
+
 # ------------------------------------------------------------------------------------------------ comparison
 
 
@@ -115,6 +135,19 @@ def test_p_values_are_uniform_without_a_difference():
     generator = random.Random(3)
     p_values = [compare(*([generator.gauss(0, 1) for _ in range(40)] for _ in range(2))).p_value for _ in range(600)]
     assert 0.03 < sum(p < 0.05 for p in p_values) / 600 < 0.07
+
+
+@pytest.mark.parametrize(("n", "differing"), [(10, 0.4), (40, 0.3), (150, 0.4)])
+def test_equal_models_seldom_differ_significantly(n, differing):
+    # Right and wrong answers; the exact sign test up to 25 differing samples, the t test beyond.
+    generator = random.Random(0)
+
+    def p_value():
+        first = [float(generator.random() < 0.6) for _ in range(n)]
+        second = [float(generator.random() < 0.6) if generator.random() < differing else value for value in first]
+        return compare(first, second).p_value
+
+    assert sum(p_value() < 0.05 for _ in range(600)) / 600 < 0.07
 
 
 def test_copies_of_a_sample_are_no_news():

@@ -170,7 +170,7 @@ def test_ranks_go_on_from_answers_of_another_number_of_workers(tmp_path: Path) -
 def test_ranks_start_anew_together(tmp_path: Path) -> None:
     ranks(tmp_path, replace(WORDS, version=2))
     refused = ranks(tmp_path, WORDS)
-    assert all("task_version is 2 there, 1 here" in str(outcomes[0].error) for outcomes in refused.values())
+    assert all("task_version was 2 and is 1" in str(outcomes[0].error) for outcomes in refused.values())
     forced = ranks(tmp_path, WORDS, force=True)
     assert forced[0][0].result is not None
     assert forced[0][0].result.task_version == 1

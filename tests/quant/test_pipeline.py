@@ -223,7 +223,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(lite: Checkpoint, tmp_path: Path
     assert not (work / "layer-001").exists()
     finished = (work / "layer-000" / "record.json").stat().st_mtime_ns
 
-    with pytest.raises(QuantizationError, match=r"unfinished work of another run: .* was .*, and is .*--restart"):
+    with pytest.raises(QuantizationError, match=r"unfinished work of another run: .* was .* and is .*--restart"):
         quantize_model(lite.path, out, options.model_copy(update={"seed": 1}), device="cpu")
     assert (work / "layer-000" / "record.json").stat().st_mtime_ns == finished
 

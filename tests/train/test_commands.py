@@ -87,9 +87,11 @@ def test_the_drawn_world_is_a_dataset() -> None:
         dataset.sample("test", "attribute", -1)
 
 
-def test_scores_have_a_standard_error() -> None:
-    assert Score(80, 100).standard_error == pytest.approx(0.04)
-    assert "| count | 80.0 % | 4.0 | 100 |" in table({"count": Score(80, 100)})
+def test_scores_have_an_interval() -> None:
+    # Newcombe 1998, table I: 81 of 263 and 0 of 20.
+    assert Score(81, 263).interval == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert Score(0, 20).interval == pytest.approx((0, 0.1611), abs=5e-5)
+    assert "| count | 100.0 % | 83.9–100.0 | 20 |" in table({"count": Score(20, 20)})
 
 
 def test_training_runs_all_stages_and_saves_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

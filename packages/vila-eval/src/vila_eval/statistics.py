@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from vila_core.errors import ConfigError
+from vila_core.intervals import wilson_interval
 
 CONFIDENCE = 0.95
 SMALL_SAMPLE = 25
@@ -131,21 +132,14 @@ def _jackknife(
 def _interval(groups: Sequence[Sequence[float]], mean: float, error: float, units: int) -> tuple[float, float] | None:
     is_share = all(0 <= value <= 1 for values in groups for value in values)
     if math.isnan(error):
-        return wilson(mean, 1, t_quantile(1)) if is_share and units == 1 else None
+        return wilson_interval(mean, 1, t_quantile(1)) if is_share and units == 1 else None
     t = t_quantile(units - 1)
     if not is_share:
         return (mean - t * error, mean + t * error) if error > 0 else None
     if len(groups) == 1 and all(value in (0, 1) for value in groups[0]) and units == len(groups[0]):
-        return wilson(mean, units, t_quantile(math.inf))  # a proportion of independent samples
+        return wilson_interval(mean, units)  # a proportion of independent samples
     independent = mean * (1 - mean) / error**2 if error > 0 else math.inf
-    return wilson(mean, min(float(units) if error == 0 else independent, 1e12), t)
-
-
-def wilson(share: float, n: float, z: float) -> tuple[float, float]:
-    """Return Wilson's score interval of a proportion of `n` independent samples, for the quantile `z`."""
-    center = (share + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, center - reach), min(1.0, center + reach)
+    return wilson_interval(mean, min(float(units) if error == 0 else independent, 1e12), t)
 
 
 @lru_cache(maxsize=4096)

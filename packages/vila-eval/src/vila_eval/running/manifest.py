@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from vila_core.settings_changes import describe_changes
 from vila_eval.errors import ResultsError
 from vila_eval.records.schema import RunFacts, TaskResult
 from vila_eval.records.storage import (
@@ -58,11 +58,11 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
     """
     result = read_result(folder) if (folder / RESULTS).exists() else None
     found = read_manifest(folder)
-    differences = list(_differences(_facts(found), _facts(expected))) if found is not None else []
+    differences = describe_changes(_facts(found), _facts(expected)) if found is not None else []
     if result is not None and not differences:
         # a result does not say how many rows the data have; the manifest does
         wanted = {name: value for name, value in _facts(expected).items() if name != "rows"}
-        differences = list(_differences(_facts(result), wanted))
+        differences = describe_changes(_facts(result), wanted)
     if found is None and result is None and any(folder.glob(ANSWERS)):
         differences = [f"it has answers, but no {MANIFEST} that says what they are of"]
     if differences:
@@ -75,25 +75,13 @@ def check_folder(folder: Path, expected: Manifest) -> TaskResult | None:
 
 def _facts(record: RunFacts) -> dict[str, object]:
     """Fields that must match for answers to be reusable. A model is identified by its files, not by its name."""
-    stated = record.model_dump(
+    facts: dict[str, object] = record.model_dump(
         mode="json", include=set(RunFacts.model_fields) - {"model"}, exclude={"settings": {"limit"}}
     )
-    facts = dict(_flat(stated)) | {"model (digest of its files)": record.model.digest}
-    return facts | ({"rows": record.rows} if isinstance(record, Manifest) else {})
-
-
-def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{key}", inner) for key, inner in _flat(value))
-        else:
-            yield name, value
-
-
-def _differences(found: Mapping[str, object], expected: Mapping[str, object]) -> Iterator[str]:
-    for name in dict.fromkeys([*expected, *found]):
-        if found.get(name) != expected.get(name) and name in {*expected, *found}:
-            yield f"{name} is {found.get(name)!r} there, {expected.get(name)!r} here"
+    facts["model (digest of its files)"] = record.model.digest
+    if isinstance(record, Manifest):
+        facts["rows"] = record.rows
+    return facts
 
 
 def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | None) -> Manifest:

@@ -18,6 +18,7 @@ from vila_core.checkpoint.tensors.index import index_folder
 from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.errors import CheckpointError
+from vila_core.settings_changes import describe_changes
 from vila_quant.errors import QuantizationError
 
 MANIFEST = "manifest.json"
@@ -114,12 +115,9 @@ class WorkFolder:
                 entry.unlink()
 
     def _require_same(self, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
-        differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
-        if differing:
-            key = differing[0]
-            difference = f"{key} was {_short(found.get(key))}, and is {_short(stated.get(key))}"
+        if changes := describe_changes(found, stated):
             raise QuantizationError(
-                f"{self.path} holds unfinished work of another run: {difference}. "
+                f"{self.path} holds unfinished work of another run: {changes[0]}. "
                 "Run it as before to continue, or with --restart to start over."
             )
 
@@ -131,8 +129,3 @@ class WorkFolder:
 def digest(manifest: Mapping[str, object]) -> str:
     """Return the SHA-256 of a manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

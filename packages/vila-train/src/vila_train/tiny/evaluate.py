@@ -1,10 +1,11 @@
-"""Exact-match accuracy per task, with its standard error."""
+"""Exact-match accuracy per task, with its 95 % interval."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from vila_core.intervals import wilson_interval
 from vila_core.model import VilaModel
 from vila_train.tiny.forward import exact_matches
 from vila_train.tiny.loop import autocast
@@ -23,9 +24,9 @@ class Score:
         return self.right / self.total
 
     @property
-    def standard_error(self) -> float:
-        """Standard error of the accuracy, from the binomial distribution."""
-        return (self.accuracy * (1 - self.accuracy) / self.total) ** 0.5
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy."""
+        return wilson_interval(self.accuracy, self.total)
 
 
 def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) -> dict[str, Score]:
@@ -42,8 +43,9 @@ def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) 
 
 def table(scores: Mapping[str, Score]) -> str:
     """Return the scores as a Markdown table. The last row is the total."""
-    rows = ["| task | exact match | standard error | n |", "| --- | ---: | ---: | ---: |"]
+    rows = ["| task | exact match | 95 % interval | n |", "| --- | ---: | ---: | ---: |"]
     whole = Score(sum(s.right for s in scores.values()), sum(s.total for s in scores.values()))
     for task, one in [*scores.items(), ("**all**", whole)]:
-        rows.append(f"| {task} | {100 * one.accuracy:.1f} % | {100 * one.standard_error:.1f} | {one.total} |")
+        low, high = one.interval
+        rows.append(f"| {task} | {100 * one.accuracy:.1f} % | {100 * low:.1f}–{100 * high:.1f} | {one.total} |")
     return "\n".join(rows)

@@ -17,6 +17,7 @@ from typing import cast
 from vila_core.checkpoint.json_files import read_json
 from vila_core.errors import ConfigError
 from vila_core.new_file import make_folder, write_file
+from vila_core.settings_changes import describe_changes
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.loop import Stage
 
@@ -83,11 +84,8 @@ class RunFolder:
 
 
 def _require_same(path: Path, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
-    differing = sorted(key for key in {**found, **stated} if found.get(key) != stated.get(key))
-    if differing:
-        key = differing[0]
-        change = "" if key == "stages" else f" was {found.get(key)!r} and is {stated.get(key)!r}"
+    if changes := describe_changes(found, stated):
         raise ConfigError(
-            f"{path} holds a run with other settings: {key}{change or ' differ'}. "
+            f"{path} holds a run with other settings: {changes[0]}. "
             "Run it as before to resume, or choose another folder with --out."
         )
