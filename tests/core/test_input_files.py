@@ -12,7 +12,15 @@ import pytest
 
 from vila_core.errors import CheckpointError, ConfigError, MediaError, VilaError, listed, printable, shown
 from vila_core.file_names import require_file_name
-from vila_core.input_files import Content, check_input, copy_input, open_input, read_input, read_input_text
+from vila_core.input_files import (
+    Content,
+    check_input,
+    copy_input,
+    open_input,
+    open_regular_file,
+    read_input,
+    read_input_text,
+)
 
 LFS_POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"
@@ -51,6 +59,21 @@ def test_special_files_are_refused_without_waiting(kind: str, tmp_path: Path, mo
     make(tmp_path / "file")
     with pytest.raises(MediaError, match=message):
         read_input(tmp_path / "file", max_bytes=100, error=MediaError, advice="Choose another file.")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SPECIAL if kind != "sparse"])
+def test_code_that_handles_os_errors_gets_one(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    SPECIAL[kind][0](tmp_path / "file")
+    with pytest.raises(OSError):
+        open_regular_file(tmp_path / "file")
+
+
+def test_a_regular_file_opens_with_its_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    file, size = open_regular_file(tmp_path / "file")
+    with file:
+        assert (file.read(), size) == (b"abc", 3)
 
 
 @pytest.mark.parametrize("path", ["a\0b", "a" * 5000, "\ud800"])

@@ -1,6 +1,7 @@
 """Files are written completely or not at all."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,30 @@ def test_impossible_paths_are_one_line_errors(tmp_path: Path) -> None:
     assert not list((tmp_path / "folder").iterdir())
     with pytest.raises(OutputError):
         make_folder(Path("/dev/null/x"))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "link to a device", "folder"])
+def test_only_files_are_replaced(kind: str, tmp_path: Path) -> None:
+    path, pipe = tmp_path / "out", tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(pipe)
+        path.symlink_to(pipe if "pipe" in kind else "/dev/null")
+    before = path.lstat()
+    with pytest.raises(OutputError, match=r"it is a (named pipe|device|folder), not a file"):
+        write_file(path, "text")
+    assert path.lstat() == before
+    assert {file.name for file in tmp_path.iterdir()} <= {"out", "pipe"}
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("file")
+    write_file(tmp_path / "link", "new")
+    assert ((tmp_path / "link").read_text(), (tmp_path / "file").read_text()) == ("new", "old")
 
 
 def test_other_errors_of_the_block_pass_through(tmp_path: Path) -> None:

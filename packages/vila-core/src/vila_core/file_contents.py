@@ -1,10 +1,27 @@
-"""What a file really holds, known by its first bytes: what users save in place of the file they wanted."""
+"""What a file really is: a device or folder, or content that users save in place of the file they wanted."""
 
 import re
+import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 
 LFS_PREFIX = b"version https://git-lfs.github.com/spec/"
 _OLD_LFS_PREFIX = b"version https://hawser.github.com/spec/"
+
+_SPECIAL_KINDS: dict[Callable[[int], bool], str] = {
+    stat.S_ISDIR: "a folder",
+    stat.S_ISFIFO: "a named pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def special_kind(mode: int) -> str | None:
+    """Return what is there instead of a regular file, such as "a device", or None. `mode` is that of `os.stat`."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for is_kind, name in _SPECIAL_KINDS.items() if is_kind(mode)), "a special file")
 
 
 @dataclass(frozen=True)

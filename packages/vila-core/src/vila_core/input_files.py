@@ -8,24 +8,15 @@ saved web page) is refused by what it is.
 import errno
 import os
 import shutil
-import stat
-from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
 
 from vila_core.errors import CheckpointError, VilaError
-from vila_core.file_contents import describe_archive, describe_stand_in
+from vila_core.file_contents import describe_archive, describe_stand_in, special_kind
 
 DOWNLOAD_AGAIN = "Download the checkpoint again."
 
-_KINDS: dict[Callable[[int], bool], str] = {
-    stat.S_ISDIR: "a folder",
-    stat.S_ISFIFO: "a named pipe",
-    stat.S_ISSOCK: "a socket",
-    stat.S_ISCHR: "a device",
-    stat.S_ISBLK: "a device",
-}
 _PREFIX_BYTES = 1024
 _UNFINISHED_SUFFIXES = (".part", ".partial", ".incomplete", ".crdownload", ".download", ".aria2")
 
@@ -36,6 +27,37 @@ class Content(Enum):
     ANY = "anything, such as the text of a license"
     PLAIN = "uncompressed text or tensors"
     ARCHIVE = "possibly a compressed file or an archive"
+
+
+class NotRegularError(OSError):
+    """A folder, pipe, device or socket is where a file was expected; `kind` says which."""
+
+    def __init__(self, kind: str):
+        super().__init__(errno.EINVAL, f"it is {kind}, not a regular file")
+        self.kind = kind
+
+
+def open_regular_file(path: str | Path) -> tuple[BinaryIO, int]:
+    """Open a file for reading and return it with its size. It never waits for a pipe or device.
+
+    For code that handles `OSError`; elsewhere, `open_input` has the messages.
+
+    Raises:
+        OSError: the file is missing, cannot be opened, or is not regular (`NotRegularError`).
+    """
+    try:
+        _require_regular(os.stat(path))  # before opening: a device may act on being opened
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as problem:  # a null character, a lone surrogate
+        raise OSError(errno.EINVAL, f"it is not a possible file name: {problem}") from None
+    file = os.fdopen(descriptor, "rb")
+    try:
+        status = os.fstat(descriptor)
+        _require_regular(status)  # the same file as a moment ago?
+    except BaseException:
+        file.close()
+        raise
+    return file, status.st_size
 
 
 def open_input(
@@ -60,13 +82,12 @@ def open_input(
     """
     path = Path(path)
     try:
-        _require_regular(path, os.stat(path), max_bytes, error, advice)
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        file = os.fdopen(descriptor, "rb")
-    except (OSError, ValueError) as problem:  # ValueError: a null character in the name
+        file, size = open_regular_file(path)
+    except OSError as problem:
         raise _cannot_open(path, problem, error, advice) from None
     try:
-        _require_regular(path, os.fstat(descriptor), max_bytes, error, advice)  # the same file as a moment ago?
+        if size > max_bytes:
+            raise error(_too_large(path, size, max_bytes, advice))
         if content is not Content.ANY:
             if os.path.isfile(f"{path}.aria2"):  # the file has its full size from the start
                 raise error(f"'{path}' is an unfinished download ('{path.name}.aria2' lies beside it). Finish it.")
@@ -159,19 +180,18 @@ def find_unfinished(path: Path) -> Path | None:
     return next((file for file in beside if os.path.isfile(file)), None)
 
 
-def _require_regular(path: Path, status: os.stat_result, max_bytes: int, error: type[VilaError], advice: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        what = next((name for is_kind, name in _KINDS.items() if is_kind(status.st_mode)), "not a file")
-        raise error(f"'{path}' is {what}; expected a regular file. {advice}")
-    if status.st_size > max_bytes:
-        raise error(_too_large(path, status.st_size, max_bytes, advice))
+def _require_regular(status: os.stat_result) -> None:
+    if (kind := special_kind(status.st_mode)) is not None:
+        raise NotRegularError(kind)
 
 
 def _too_large(path: Path, size: int, max_bytes: int, advice: str) -> str:
     return f"'{path}' has {size:,} bytes, more than the {max_bytes:,} that such a file may have. {advice}"
 
 
-def _cannot_open(path: Path, problem: OSError | ValueError, error: type[VilaError], advice: str) -> VilaError:
+def _cannot_open(path: Path, problem: OSError, error: type[VilaError], advice: str) -> VilaError:
+    if isinstance(problem, NotRegularError):
+        return error(f"'{path}' is {problem.kind}; expected a regular file. {advice}")
     if isinstance(problem, FileNotFoundError):
         if path.is_symlink():
             return error(f"'{path}' is a symbolic link to '{os.readlink(path)}', which does not exist. {advice}")
@@ -179,8 +199,6 @@ def _cannot_open(path: Path, problem: OSError | ValueError, error: type[VilaErro
         if unfinished is not None:
             return error(f"'{path}' is missing; '{unfinished.name}' is an unfinished download. Finish the download.")
         return error(f"'{path}' is missing. {advice}")
-    if not isinstance(problem, OSError):
-        return error(f"'{path}' is not a possible file name: {problem}.")
     if problem.errno == errno.ELOOP:
         return error(f"'{path}' is a symbolic link that leads back to itself. {advice}")
     return error(f"'{path}' cannot be read: {problem.strerror or problem}.")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_core.errors import OutputError
+from vila_core.file_contents import special_kind
 
 
 @contextmanager
@@ -16,10 +17,12 @@ def new_file(path: Path) -> Generator[Path]:
     """Yield the path of a temporary file beside `path`, which replaces `path` if the block succeeds.
 
     Raises:
-        OutputError: the folder does not exist, is read-only, or the disk is full. No part of the file is left behind.
+        OutputError: the folder does not exist, is read-only, or the disk is full; or `path` is a device, a pipe or a
+            folder, which is not replaced. No part of the file is left behind.
     """
     temporary: Path | None = None
     try:
+        _require_replaceable(path)
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -58,6 +61,15 @@ def cannot_write(path: Path, error: OSError | ValueError) -> OutputError:
         return OutputError(f"'{path}' was not written: the folder '{path.parent}' does not exist. Create it first.")
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return OutputError(f"'{path}' cannot be written: {reason}. Choose another path.")
+
+
+def _require_replaceable(path: Path) -> None:
+    try:
+        kind = special_kind(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if kind is not None:  # /dev/null too: replacing it would break the system
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 
 def umask() -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, BinaryIO, cast
 
 from vila_core.errors import printable
-from vila_eval.data.regular_files import open_regular_file
+from vila_core.input_files import open_regular_file
 from vila_eval.errors import DataError
 
 SLACK_BYTES, RATIO = 256 * 2**20, 32

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from vila_core.input_files import Content, read_input
 from vila_eval.data.decoding import decode_text, refuse_known_formats
-from vila_eval.data.regular_files import read_regular_file
 from vila_eval.errors import DataError
 from vila_eval.texts import one_line
 
@@ -47,7 +47,9 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> list[dict[str, Any]]:
     if suffix not in readers:
         refuse_known_formats(path, b"")
         raise DataError(f"'{path}': expected a .json, .jsonl, .csv or .tsv file.")
-    content = read_regular_file(path, MAX_BYTES, "The data file")
+    content = read_input(
+        path, max_bytes=MAX_BYTES, error=DataError, advice="Give another data file.", content=Content.ANY
+    )
     refuse_known_formats(path, content[:512])
     text = decode_text(content, path)
     del content

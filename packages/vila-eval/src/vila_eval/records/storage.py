@@ -31,8 +31,8 @@ from pydantic import ValidationError
 
 from vila_core.config import Config
 from vila_core.errors import first_problem
+from vila_core.input_files import open_regular_file
 from vila_core.new_file import make_folder, new_file
-from vila_eval.data.regular_files import open_regular_file
 from vila_eval.errors import ResultsError
 from vila_eval.metric import Measure
 from vila_eval.records.schema import FORMAT, SampleRecord, TaskResult

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import MediaError
+from vila_core.input_files import open_regular_file
 from vila_core.media import Image, Video
-from vila_eval.data.regular_files import open_regular_file
 from vila_eval.records.schema import SampleRecord
 from vila_eval.records.storage import PICTURES, write_whole
 from vila_eval.task import Question

@@ -17,10 +17,10 @@ from vila_core.checkpoint.opening import find_folder
 from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
 from vila_core.errors import CheckpointError, ConfigError, MediaError
 from vila_core.file_names import require_file_name
+from vila_core.input_files import open_regular_file
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import is_data_uri, is_url, open_source
-from vila_eval.data.regular_files import open_regular_file
 from vila_eval.records.schema import ModelIdentity, PromptPart
 from vila_eval.texts import escape_surrogates, one_line
 
