@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from w4a16 import bytes_per_second
 
+from vila_core.bench.shapes import language_shape
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
@@ -39,17 +40,7 @@ GREEDY, SAMPLED = StepKind(), StepKind(draws=True, top_k=True, top_p=True)
 GROUP_SIZE = 128
 MAX_LENGTH = 32_768 + 64
 
-MODELS: dict[str, dict[str, object]] = {
-    "nvila-8b": {
-        "vocab_size": 151_648, "hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28,
-        "num_attention_heads": 28, "num_key_value_heads": 4,
-    },
-    "nvila-3b": {
-        "vocab_size": 151_648, "hidden_size": 2048, "intermediate_size": 11_008, "num_hidden_layers": 36,
-        "num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True,
-    },
-}  # fmt: skip
-"""Qwen2-7B and Qwen2.5-3B."""
+MODELS = ("nvila-8b", "nvila-3b")
 
 
 @dataclass(frozen=True)
@@ -154,11 +145,7 @@ def loop_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: 
 def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int], rate: float) -> list[Measurement]:
     """Measure one model with one kind of weights; batches only with the first context."""
     dtype = torch.bfloat16 if weights == "bf16" else getattr(torch, weights.partition("-")[2] or "float16")
-    settings = {
-        "architecture": "qwen2", "head_dim": 128, "max_position_embeddings": 32_768, "attention_bias": True,
-        "rope_theta": 1e6, "max_length": MAX_LENGTH,
-    }  # fmt: skip
-    config = DecoderConfig.model_validate(settings | MODELS[name])
+    config = language_shape(name).model_copy(update={"max_length": MAX_LENGTH})
     decoder = random_decoder(config, weights.partition("-")[0], dtype)
     measured: list[Measurement] = []
     for context in contexts:
@@ -185,7 +172,7 @@ def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--weights", nargs="+", default=["w4", "bf16"], help="w4, w4-bfloat16 or bf16")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--context", type=int, nargs="+", default=[300, 32_768])

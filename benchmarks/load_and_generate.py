@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from random_checkpoint import QWEN2, write_random_checkpoint
+from random_checkpoint import NAMES, write_random_checkpoint
 
 import vila_core as vila
 from vila_core.engine.generate import generate
@@ -113,7 +113,7 @@ def transformers_model(model: vila.Vila) -> torch.nn.Module:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(QWEN2))
+    parser.add_argument("name", choices=NAMES)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "vila-random")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--out", type=Path)
@@ -121,7 +121,7 @@ def main() -> None:
     folder, device = args.folder / args.name, "cuda" if torch.cuda.is_available() else "cpu"
     if not folder.exists():
         print(f"writing {folder} …", flush=True)
-        write_random_checkpoint(args.name, folder, device)
+        write_random_checkpoint(args.name, folder)
     torch.ones(1, device=device).sum().item()  # the device is awake before anything is timed
 
     vila.load(device=device, dtype="bfloat16")  # everything is imported before anything is timed

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import torch
-from random_checkpoint import QWEN2, write_random_checkpoint
+from random_checkpoint import NAMES, write_random_checkpoint
 
 CLAIMS = {"nvila-8b": {"seconds": 180.0, "gpu_bytes": 24e9}}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=sorted(QWEN2), help="whose shapes")
+    parser.add_argument("name", choices=NAMES, help="whose shapes")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the numbers")
     parser.add_argument(
         "--work",
@@ -39,10 +39,9 @@ def main() -> int:
 
     model, quantized = args.work / args.name, args.work / f"{args.name}-awq"
     if args.layers:
-        QWEN2[args.name] = QWEN2[args.name] | {"num_hidden_layers": args.layers}
         model = args.work / f"{args.name}-{args.layers}"
     if not model.exists():
-        write_random_checkpoint(args.name, model, args.device)
+        write_random_checkpoint(args.name, model, args.layers)
     if quantized.exists():
         shutil.rmtree(quantized)
     # The tokenizer's vocabulary is small, but text it can spell.

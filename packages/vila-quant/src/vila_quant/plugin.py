@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
-from vila_core.plugins.lazy import LazyFormat, lazy_object
+from vila_core.plugins.lazy import LazyFormat, LazyQuantizedFormat, lazy_object
 
 if TYPE_CHECKING:
     from vila_core.plugins.hookspecs import CheckpointFormat
@@ -20,7 +20,7 @@ VILA_HOOK_API = 2
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """Formats of quantized checkpoints: AutoAWQ's and TinyChat's."""
     return (
-        LazyFormat("awq", "vila_quant.formats.awq:AwqFormat"),
+        LazyQuantizedFormat("awq", "vila_quant.formats.awq:AwqFormat"),
         LazyFormat("tinychat", "vila_quant.formats.tinychat:TinyChatFormat"),
     )
 

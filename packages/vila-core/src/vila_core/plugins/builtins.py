@@ -111,6 +111,11 @@ def vila_commands() -> Sequence[Command]:
             lazy_object("vila_core.cli.info:describe_model"),
         ),
         Command(
+            "bench",
+            "Measure decoding, first token and prefill, beside the limits of this machine.",
+            lazy_object("vila_core.cli.bench:measure_speed"),
+        ),
+        Command(
             "convert", "Write a checkpoint in another format.", lazy_object("vila_core.cli.convert:convert_checkpoint")
         ),
     )

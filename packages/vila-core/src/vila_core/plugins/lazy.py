@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from vila_core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from vila_core.checkpoint import Checkpoint
+    from vila_core.checkpoint import Checkpoint, Quantization, TensorEntry
     from vila_core.plugins.hookspecs import CheckpointFormat
 
 
@@ -78,6 +78,15 @@ def optional_import(needed_for: str, extra: str, package: str | None = None) -> 
         raise MissingDependencyError(package or error.name or extra, needed_for, extra) from None
 
 
+@runtime_checkable
+class QuantizedFormat(Protocol):
+    """What a checkpoint format for quantized weights may have besides reading and writing folders."""
+
+    def quantization_of(self, entries: Mapping[str, TensorEntry]) -> Quantization:
+        """Return how the weights with these headers are quantized. Raises `CheckpointError`."""
+        ...
+
+
 @dataclass(frozen=True)
 class LazyFormat:
     """A checkpoint format that is imported when it is first used. `target` names its class, "package.module:Class"."""
@@ -97,3 +106,12 @@ class LazyFormat:
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         self._format.write(checkpoint, path, max_shard_bytes=max_shard_bytes)
+
+
+@dataclass(frozen=True)
+class LazyQuantizedFormat(LazyFormat):
+    """The same for a format of quantized weights (see `QuantizedFormat`)."""
+
+    def quantization_of(self, entries: Mapping[str, TensorEntry]) -> Quantization:
+        assert isinstance(self._format, QuantizedFormat)
+        return self._format.quantization_of(entries)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vila_core.checkpoint import Checkpoint, Quantization
+from vila_core.checkpoint import Checkpoint, Quantization, TensorEntry
 from vila_core.checkpoint.formats.nvila import MODEL_TYPES as NVILA_TYPES
 from vila_core.checkpoint.formats.nvila import read_nvila
 from vila_core.checkpoint.formats.nvila_writer import write_nvila
@@ -51,6 +51,10 @@ class AwqFormat:
         layers = find_layers(checkpoint.weights.entries)
         check_awq_config(config, layers)
         return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
+
+    def quantization_of(self, entries: Mapping[str, TensorEntry]) -> Quantization:
+        """Return how the weights with these headers are quantized. Raises `CheckpointError` as `find_layers` does."""
+        return quantization("AWQ", find_layers(entries))
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         """Write a checkpoint with quantized linears (`X.qweight`, `X.qzeros`, `X.scales`) and the config for them.

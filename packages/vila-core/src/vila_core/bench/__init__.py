@@ -1,0 +1,1 @@
+"""`vila bench`: decoding, first token and prefill measured on this machine, beside the limits of its hardware."""
