@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +20,9 @@ from vila_eval.records.schema import (
     RunSettings,
     SampleRecord,
     TaskResult,
+    Timings,
 )
-from vila_eval.records.storage import RESULTS, SAMPLES, write_record, write_records
+from vila_eval.records.storage import RESULTS, SAMPLES, TIMINGS, write_record, write_records
 from vila_eval.report.formatting import (
     format_difference,
     format_error,
@@ -109,6 +111,20 @@ def write_task(
 def open_report(model: Path) -> tuple[str, Page]:
     text = write_report(model).read_text(encoding="utf-8")
     return text, Page(text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "shown"),
+    [("auto", "bfloat16", "bfloat16"), ("auto", "", "auto"), ("float16", "float16", "float16")],
+)
+def test_the_page_shows_the_dtype_that_was_used(asked: str, used: str, shown: str, tmp_path: Path) -> None:
+    folder = write_task(tmp_path / "shapes", [record("s", 0, 1.0)], settings=RunSettings(max_new_tokens=8, dtype=asked))
+    timings = Timings(
+        started="2026-01-01", finished="2026-01-02", answered=1, seconds=1, batch_size=1, workers=1, dtype=used
+    )
+    write_record(folder / TIMINGS, timings)
+    _, page = open_report(tmp_path)
+    assert re.search(rf"dtype\s*{shown}\b", page.text)
 
 
 def test_the_page_shows_the_results(tmp_path: Path) -> None:

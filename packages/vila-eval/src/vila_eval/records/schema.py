@@ -206,7 +206,11 @@ class TaskResult(RunFacts):
 
 
 class Timings(Config):
-    """How long a run took; a resumed run counts only its own work. Dates are ISO 8601 in UTC."""
+    """How long a run took; a resumed run counts only its own work. Dates are ISO 8601 in UTC.
+
+    Attributes:
+        dtype: that of the weights, where the settings may say "auto"; empty in results of older versions.
+    """
 
     started: str
     finished: str
@@ -214,6 +218,7 @@ class Timings(Config):
     seconds: float
     batch_size: int
     workers: int
+    dtype: str = ""
     versions: dict[str, str] = Field(default_factory=dict[str, str])
 
 

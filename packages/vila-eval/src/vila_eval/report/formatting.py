@@ -74,7 +74,7 @@ def format_settings(settings: RunSettings) -> dict[str, str]:
         "video frames": settings.num_video_frames,
         "max tiles": settings.max_tiles,
         "chat template": settings.chat_template,
-        "dtype": settings.dtype,
+        "dtype": None if settings.dtype == "auto" else settings.dtype,
         "limit": settings.limit,
     }
     return {name: str(value) for name, value in given.items() if value is not None}

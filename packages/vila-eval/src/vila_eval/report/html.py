@@ -231,10 +231,15 @@ def _run_facts(sections: Sequence[Section]) -> dict[str, str]:
     versions = [", ".join(f"{name} {number}" for name, number in one.versions.items()) for one in timings]
     facts = {
         "date": sorted({one.finished[:10] for one in timings}),
-        "dtype": list(dict.fromkeys(section.result.settings.dtype for section in sections)),
+        "dtype": list(dict.fromkeys(map(_dtype, sections))),
         "versions": list(dict.fromkeys(versions)),
     }
     return {name: "; ".join(found) for name, found in facts.items() if any(found)}
+
+
+def _dtype(section: Section) -> str:
+    used = section.timings.dtype if section.timings is not None else ""
+    return used or section.result.settings.dtype
 
 
 def _public_source(source: str) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from vila_core.errors import BatchGenerationError, ConfigError, VilaError
+from vila_core.errors import BatchGenerationError, CheckpointError, ConfigError, VilaError
 from vila_eval.errors import describe_exception
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
@@ -55,6 +55,24 @@ class LazyModel:
                 self.error = error
                 raise
         return self._loaded
+
+
+def used_dtype(options: ModelOptions) -> str:
+    """Return the dtype in which `LazyModel` loads the model, such as "bfloat16", without loading it.
+
+    Empty if the checkpoint is gone by now: a finished run is not lost for that.
+    """
+    from vila_core.checkpoint import open_checkpoint
+    from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+    from vila_core.checkpoint.sizes import estimate
+    from vila_core.loading import choose_device, choose_dtype
+
+    try:
+        checkpoint = open_checkpoint(options.path or EMBEDDED_MODEL, revision=options.revision, offline=options.offline)
+    except CheckpointError:
+        return ""
+    parameters, device = estimate(checkpoint).parameters, choose_device(options.device)
+    return str(choose_dtype(options.dtype, checkpoint.config, parameters, device)).removeprefix("torch.")
 
 
 _Batch = list[tuple[SampleRecord, "PreparedPrompt | str"]]

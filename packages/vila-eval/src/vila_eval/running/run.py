@@ -14,7 +14,7 @@ from vila_eval.errors import ResultsError, WorkerError, describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.records.schema import ModelIdentity
 from vila_eval.records.storage import write_metrics, writing
-from vila_eval.running.answering import LazyModel, answer_share, stored_answers
+from vila_eval.running.answering import LazyModel, answer_share, stored_answers, used_dtype
 from vila_eval.running.answers import StoredAnswers, locked, remove_answers
 from vila_eval.running.failures import record_failure
 from vila_eval.running.identity import model_identity
@@ -138,6 +138,7 @@ class Run:
             answered=answered,
             batch_size=self.options.batch_size,
             workers=max(self.options.workers, self.rank.world_size),
+            dtype=used_dtype(self.model) if answered else "",
         )
         samples = stored.merged(job.selected)
         finished = finish_task(job.task, job.manifest, samples, job.folder, self.options, self.progress, ask)

@@ -21,7 +21,7 @@ class Stopwatch:
         self.started = datetime.now(UTC)
         self._begun = time.monotonic()
 
-    def write(self, folder: Path, *, answered: int, batch_size: int, workers: int) -> None:
+    def write(self, folder: Path, *, answered: int, batch_size: int, workers: int, dtype: str) -> None:
         """Write a task's timings, unless this run answered nothing and an earlier run's timings exist."""
         path = folder / TIMINGS
         if not answered and path.exists():
@@ -33,6 +33,7 @@ class Stopwatch:
             seconds=round(time.monotonic() - self._begun, 3),
             batch_size=batch_size,
             workers=workers,
+            dtype=dtype,
             versions=_versions(),
         )
         with writing(path):
