@@ -27,6 +27,7 @@ from vila_core.placement import DeviceMap, check_device_map, plan_split, require
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_core.tokenizer import Tokenizer
+from vila_core.towers.captured import use_fused_tower
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPE_ALIASES = {
@@ -157,6 +158,7 @@ def load_checkpoint(
             network.llm = SplitDecoder(network.llm, placed.counts)
         else:
             use_graph_step(network.llm, target, chosen_dtype)
+    use_fused_tower(network.vision_tower, chosen_dtype)
     return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
 
 

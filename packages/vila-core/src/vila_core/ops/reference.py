@@ -6,7 +6,7 @@ B rows, D width, N outputs, K inputs, H query heads, H_kv key/value heads, D_h h
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -191,3 +191,34 @@ def choose_tokens(
         seen[in_use, chosen[in_use]] = True
     positions += in_use * ahead
     return torch.where(usable, chosen, UNUSABLE)
+
+
+def rows(
+    x: Tensor,
+    added: Tensor | None = None,
+    shift: Tensor | None = None,
+    norm: tuple[Tensor, Tensor, float] | None = None,
+    act: Callable[[Tensor], Tensor] | None = None,
+    quantize: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Return `y`, scales `[M, 1]` and `h` of `ops.rows.process_rows`; y is not rounded to codes.
+
+    `norm` is weight, bias and eps; `quantize` is the largest code and the smallest range.
+    """
+    h = x if added is None else x + added
+    t = h if shift is None else h + shift
+    if norm is not None:
+        t = F.layer_norm(t, t.shape[-1:], norm[0], norm[1], norm[2])
+    if act is not None:
+        t = act(t)
+    if quantize is None:
+        return t, None, h
+    scales = t.abs().amax(-1, keepdim=True).clamp(min=quantize[1]) / quantize[0]
+    return t / scales, scales, h
+
+
+def full_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Attention without a mask: `qkv [N, P, 3 D]` (q, k and v side by side) -> `[N, P, D]`."""
+    q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in qkv.chunk(3, dim=-1))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)

@@ -66,6 +66,9 @@ class ClipTower(VisionTower):
             ConfigError: the pixels have another shape or an integer dtype.
         """
         check_pixels(pixels, self.num_channels, self.config.image_size)
+        features = self._run(pixels)
+        if features is not None:
+            return features
         hidden = self.vision_model.pre_layrnorm(self.vision_model.embeddings(pixels))  # [N, P, D]
         hidden = self.vision_model.encoder(hidden, self.depth)
         return select_tokens(hidden, self.config.select_feature)

@@ -82,6 +82,9 @@ class SiglipTower(VisionTower):
             ConfigError: the pixels have another shape or an integer dtype.
         """
         check_pixels(pixels, self.num_channels, self.config.image_size)
+        features = self._run(pixels)
+        if features is not None:
+            return features
         hidden = self.vision_model.embeddings(pixels)  # [N, P, D]
         hidden = self.vision_model.encoder(hidden, self.depth)
         return select_tokens(hidden, self.config.select_feature)

@@ -5,6 +5,7 @@ N images, P tokens (patches, and prefix tokens if any), D width, H heads, S side
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -172,6 +173,14 @@ def check_pixels(pixels: torch.Tensor, num_channels: int, image_size: int) -> No
         )
 
 
+class TowerRunner(Protocol):
+    """A faster way to run a tower."""
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """`[N, 3, S, S]` -> `[N, P, D]`; None where the tower's own operators are to run."""
+        ...
+
+
 class VisionTower(nn.Module, ABC):
     """Base class of vision towers: `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
 
@@ -184,6 +193,15 @@ class VisionTower(nn.Module, ABC):
     def __init__(self, config: VisionTowerConfig):
         super().__init__()
         self.config = config
+        self._runner: TowerRunner | None = None
+
+    def use_runner(self, runner: "TowerRunner | None") -> None:
+        """Let `runner` encode images from now on, where it can; None: always `forward`'s own operators."""
+        self._runner = runner
+
+    def _run(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """Return the features from the runner; None if there is none, or it does not take these pixels."""
+        return None if self._runner is None else self._runner(pixels)
 
     @abstractmethod
     def forward(self, pixels: torch.Tensor) -> torch.Tensor: ...

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vila_core.plugins.lazy import import_object
-from vila_quant.kernels.kernel import Unavailable
+from vila_quant.kernels.kernel import RowKernel, Unavailable
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +63,10 @@ class LazyEightBitKernel(LazyKernel):
 
     def multiply(self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         return self._kernel.multiply(x, weight, weight_scale, bias)
+
+    @property
+    def row_kernel(self) -> RowKernel | None:
+        return self._kernel if isinstance(self._kernel, RowKernel) else None
 
 
 CPUS, NVIDIA, NVIDIA_FP8 = "x86 and ARM CPUs", "NVIDIA GPUs", "NVIDIA GPUs from sm89"

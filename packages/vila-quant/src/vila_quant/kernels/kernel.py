@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from vila_core.ops.row_settings import RowFormat
     from vila_quant.packing.groupwise import GroupwiseWeight
 
 Scheme = Literal["int4", "int8", "w8a8", "fp8"]
@@ -95,4 +96,25 @@ class EightBitKernel(Kernel, Protocol):
 
     def multiply(self, x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
         """`x [M, K]`, `weight [N, K]`, `weight_scale [N, 1]` float32, `bias [N]` -> `[M, N]` in the dtype of `x`."""
+        ...
+
+    @property
+    def row_kernel(self) -> RowKernel | None:
+        """The same product of rows that are quantized already; None if the kernel has none."""
+        ...
+
+
+@runtime_checkable
+class RowKernel(Protocol):
+    """A product of quantized rows."""
+
+    @property
+    def row_format(self) -> RowFormat:
+        """How the rows are quantized."""
+        ...
+
+    def multiply_rows(
+        self, x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
+        """`x [M, K]`, `x_scale [M, 1]`, `weight [N, K]`, `weight_scale [N, 1]`, `bias [N]` -> `[M, N]` in `dtype`."""
         ...

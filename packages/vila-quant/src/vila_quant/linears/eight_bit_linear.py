@@ -3,11 +3,17 @@
 N outputs, K inputs
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
+from vila_core.ops.row_settings import RowFormat
 from vila_quant.kernels.cpu.pages import large_pages
-from vila_quant.kernels.kernel import EightBitKernel, LinearShape, Scheme
+from vila_quant.kernels.kernel import EightBitKernel, LinearShape, RowKernel, Scheme
 from vila_quant.kernels.registry import choose_eight_bit
 
 
@@ -49,6 +55,41 @@ class EightBitLinear(nn.Module):
         rows = x.reshape(-1, self.shape.inputs)
         y = self.kernel.multiply(rows, self.weight, self.weight_scale, self.bias)
         return y.view(*x.shape[:-1], self.shape.outputs)
+
+    @property
+    def row_format(self) -> RowFormat | None:
+        """How the kernel quantizes its input; None if that cannot be done ahead (see `RowLinear`)."""
+        kernel = self._row_kernel
+        return None if kernel is None else kernel.row_format
+
+    @property
+    def _row_kernel(self) -> RowKernel | None:
+        return None if self.kernel is None else self.kernel.row_kernel
+
+    def joined(self, others: Sequence[nn.Module]) -> Self | None:
+        """Return this linear and `others` as one, of whose weights theirs become parts (see `RowLinear`)."""
+        linears = [self, *(other for other in others if type(other) is type(self))]
+        alike = {(x.shape.inputs, x.shape.scheme, x.row_format, x.bias is None) for x in linears}
+        if len(linears) <= len(others) or len(alike) > 1 or self.kernel is None:
+            return None
+        outputs = [linear.shape.outputs for linear in linears]
+        with torch.device("meta"):
+            whole = type(self)(self.shape.scheme, sum(outputs), self.shape.inputs, bias=self.bias is not None)
+        whole.kernel = self.kernel
+        for name in ("weight", "weight_scale"):
+            whole.register_buffer(name, torch.cat([getattr(linear, name) for linear in linears]))
+            for linear, part in zip(linears, getattr(whole, name).split(outputs), strict=True):
+                linear.register_buffer(name, part)
+        if self.bias is not None:
+            biases = torch.cat([linear.bias.detach() for linear in linears if linear.bias is not None])
+            whole.bias = nn.Parameter(biases, requires_grad=False)
+        return whole
+
+    def multiply_rows(self, x: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """Codes `x [M, K]` with scales `[M, 1]` -> `[M, N]` in `dtype`; only where `row_format` is not None."""
+        kernel = self._row_kernel
+        assert kernel is not None
+        return kernel.multiply_rows(x, scales, self.weight, self.weight_scale, self.bias, dtype)
 
     def extra_repr(self) -> str:
         kernel = "not loaded" if self.kernel is None else self.kernel.name
