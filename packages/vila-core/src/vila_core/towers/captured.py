@@ -110,8 +110,10 @@ def capture(fused: FusedTower, shape: Sequence[int], device: torch.device) -> Ca
 
 def use_fused_tower(tower: VisionTower, dtype: torch.dtype) -> None:
     """Let a SigLIP or CLIP tower run fused if it is on a GPU; warn if it cannot. Other towers are left as they are."""
+    if not isinstance(tower, FusableTower):
+        return
     device = next(tower.parameters()).device
-    if not isinstance(tower, FusableTower) or device.type != "cuda":
+    if device.type != "cuda":
         return
     reason = fused_refusal(tower, device, dtype)
     if reason is None:
