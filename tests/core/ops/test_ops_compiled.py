@@ -14,7 +14,8 @@ from tests.compiled_kernels import SHARED_MEMORY, stack_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vila_core.ops.attention import decode_attention_kernel
+from vila_core.ops.attention import MERGED
+from vila_core.ops.attention_kernel import decode_attention_kernel
 from vila_core.ops.filters import floor_kernel, search_kernel
 from vila_core.ops.linear import MATRIX_CHUNK, MATRIX_ROWS, choose, matrix_kernel, vector_kernel
 from vila_core.ops.norm import add_rms_norm_kernel
@@ -34,8 +35,8 @@ INTEGERS = {
     "seen_pointer": "*i8", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
 }  # fmt: skip
 FLOATS = (
-    "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "temperature_pointer", "penalty_pointer",
-    "value_pointer", "lowest_pointer", "highest_pointer", "maxima_pointer", "partial_pointer",
+    "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "logs_pointer", "temperature_pointer",
+    "penalty_pointer", "value_pointer", "lowest_pointer", "highest_pointer", "maxima_pointer", "partial_pointer",
 )  # fmt: skip
 ODD = (
     "tokens",
@@ -79,7 +80,8 @@ def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int,
 
 def attention_constants(*, group: int, width: int, splits: int, paged: bool, indirect: bool) -> dict[str, Any]:
     return {
-        "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "WIDTH": width, "BLOCK": 64,
+        "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "PARTS": 8 if indirect else 0,
+        "MERGED_QUERIES": triton.next_power_of_2(group), "MERGED": MERGED, "WIDTH": width, "BLOCK": 64,
         "SPLITS": splits, "PAGED": paged, "INDIRECT": indirect, "PREFETCH": indirect,
         "WARPS": 4,
     }  # fmt: skip

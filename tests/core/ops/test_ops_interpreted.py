@@ -86,8 +86,9 @@ for rows, heads, kv_heads, width in ((1, 4, 2, 16), (3, 3, 1, 64)):
 """
 
 ATTENTION = """
+import math
 from vila_core.ops import attention
-from vila_core.ops.attention import cache_address, decode_attention, decode_attention_at
+from vila_core.ops.attention import NewTokens, Slots, attend, attend_in_parts, cache_address, decode_attention
 
 for heads, kv_heads, width, slots, positions, window in (
     (14, 2, 64, 300, (0, 299, 64, -1), 0),
@@ -122,14 +123,25 @@ for heads, kv_heads, width, slots, positions, window in (
         for buffer, cache in zip(wide, (keys, values), strict=True):
             buffer[1] = cache
         address = torch.tensor(cache_address(*wide))
-        indirect = decode_attention_at(
-            address, 1, qkv, cos, sin, places, counters, num_kv_heads=kv_heads, window=window
-        )
+        new = NewTokens(qkv, cos, sin, places, window)
+        indirect = attend(new, Slots(qkv, qkv, kv_heads, address=address, layer=1), counters)
         out = decode_attention(qkv, cos, sin, places, keys, values, counters, None, window)
         name = f"{heads} heads, {positions}, {splits} splits"
         check(out, expected, 1e-3, name)
         check(paged, expected, 1e-3, "paged, " + name)
         check(indirect, expected, 1e-3, "indirect, " + name)
+        for row, position in enumerate(positions):  # alone, with the parts left for the next linear
+            one = slice(row, row + 1)
+            new = NewTokens(qkv[one], cos, sin, places[one], window)
+            split = attend_in_parts(new, Slots(keys[one], values[one], kv_heads), counters)
+            first = max(0, position + 1 - window) // 64 if window else 0
+            blocks = -(-(position + 1) // 64) - first
+            count = blocks if 0 < blocks <= len(split.parts) else 1
+            shares = torch.softmax(split.logs[:, :count].double() * math.log(2), dim=-1) if count > 1 else 1.0
+            merged = split.parts[:count].double().view(count, heads, width).permute(1, 0, 2)
+            merged = (merged * (shares[..., None] if count > 1 else 1.0)).sum(1).view(1, -1)
+            if position >= 0:
+                check(merged, expected[one], 1e-3, f"{count} parts, " + name)
         assert not counters.any()
         for got, elsewhere, wanted in zip((keys, values), wide, expected_caches, strict=True):
             written = wanted.isfinite()
@@ -263,7 +275,7 @@ caches = decoder.new_cache(2, 80), exact.new_cache(2, 80)
 for model, cache in zip((decoder, exact), caches, strict=True):
     model(prompt.to(cache.keys.dtype), cache=cache, lengths=lengths)
 view = AddressedCache(
-    torch.tensor(cache_address(caches[0].keys, caches[0].values)), torch.zeros(2, dtype=torch.int32)
+    torch.tensor(cache_address(caches[0].keys, caches[0].values)), torch.zeros(2, dtype=torch.int32), 1
 )
 step = FusedStep(decoder)
 for number in range(2):

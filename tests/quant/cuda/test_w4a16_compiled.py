@@ -22,7 +22,18 @@ STACK = 144
 """Bytes that a thread may spill. Some of the fastest configurations do: tiles of 128 x 128 with 4 warps the most."""
 
 TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-ODD = ("tokens", "partials", "norm_scale", "eps", "blocks", "units", "whole_tiles", "split_tiles", "steps_per_split")
+ODD = (
+    "tokens",
+    "partials",
+    "norm_scale",
+    "eps",
+    "blocks",
+    "units",
+    "whole_tiles",
+    "split_tiles",
+    "steps_per_split",
+    "window",
+)
 
 
 def compiled(
@@ -50,6 +61,8 @@ def compile_decode(
         "y_pointer": half,
         "next_pointer": "*u8",
         "squares_pointer": "*fp32",
+        "logs_pointer": "*fp32",
+        "position_pointer": "*i64",
         "norm_scale": "fp32",
         "eps": "fp32",
     }
@@ -60,7 +73,8 @@ def compile_decode(
         "COLUMNS": 1 if tokens <= 8 else 2,
         "TILES": config.tiles, "WARPS": config.warps, "SLOTS": config.slots, "AHEAD": min(config.ahead, config.slots),
         "CHAINS": config.chains, "ROUNDS": 3, "SWIGLU": variant == "swiglu",
-        "ADDS": variant == "adding", "PARTIALS": 7 if tokens == 1 and variant in ("normed", "swiglu") else 0,
+        "ADDS": variant in ("adding", "heads"), "HEAD_PARTS": 8 if variant == "heads" else 0, "HEAD_WIDTH": 128,
+        "HEAD_BLOCK": 64, "PARTIALS": 7 if tokens == 1 and variant in ("normed", "swiglu") else 0,
         "PDL": hopper,
         "PREFETCH": 264 if hopper and config.prefetch else 0, "INLINE": True,
     }  # fmt: skip
@@ -93,7 +107,7 @@ def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None
             kernel = compile_decode(config, tokens, torch.float16, 128, capability)
             assert "mma.sync" in kernel.asm["ptx"]
             variants = ["swiglu"] if config.tiles == 2 else []
-            for variant in (*variants, "adding", "normed") if tokens == 1 else variants:
+            for variant in (*variants, "adding", "heads", "normed") if tokens == 1 else variants:
                 other = compile_decode(config, tokens, torch.float16, 128, capability, variant=variant)
                 assert stack_bytes(other, tmp_path) <= STACK, f"{variant} with {config} spills registers"
         elif isinstance(config, TileConfig):

@@ -89,6 +89,36 @@ for config in (DecodeConfig(tiles=1, warps=2, slots=2), DecodeConfig(tiles=2, wa
     check(y, F.silu(gate) * up, 3e-3, "swiglu of the norm")
 """
 
+HEADS = """
+from vila_core.ops.attention import SplitHeads
+from vila_core.ops.reference import rotate
+from vila_quant.kernels.cuda.w4a16.decode import Adding, merges_heads, num_parts
+
+assert not merges_heads(64, 128) and merges_heads(128, 128) and merges_heads(64, 32)
+for columns, head_dim, group_size, position, config in (
+    (384, 128, 128, 300, DecodeConfig(tiles=1, warps=2, slots=2, ahead=1)),
+    (256, 64, 64, 63, DecodeConfig(tiles=2, warps=2, slots=1)),
+    (256, 64, 32, 511, DecodeConfig(tiles=1, warps=4, slots=1)),
+    (256, 128, 64, 512, DecodeConfig(tiles=1, warps=2, slots=1)),
+):
+    weight, _, _, h = inputs(1, 64, columns, group_size, torch.float16)
+    heads, blocks = columns // head_dim, position // 64 + 1
+    count = blocks if blocks <= 8 else 1
+    parts = torch.full((8, columns), torch.nan, dtype=torch.float16)
+    logs = torch.full((heads, 8), torch.nan)
+    parts[:count] = torch.randn(count, columns, generator=generator)
+    shares = torch.ones(heads, 1)
+    if count > 1:
+        logs[:, :count] = 3 * torch.randn(heads, count, generator=generator) - 20
+        shares = (2.0 ** logs[:, :count].double()) / (2.0 ** logs[:, :count].double()).sum(-1, keepdim=True)
+    x = parts[:count].double().view(count, heads, head_dim) * shares.T[..., None]
+    residual, gain = torch.randn(1, 64, generator=generator).half(), torch.rand(64, generator=generator).half()
+    adding = Adding(residual, gain, torch.full_like(h, torch.nan), torch.full((num_parts(weight.packed),), torch.nan))
+    split = SplitHeads(parts, logs, head_dim, torch.tensor([position]), 0)
+    decode(split, weight.packed, None, h, group_size, config, adding=adding, inline=False)
+    check(h, residual.double() + reference.matmul(x.sum(0).view(1, -1), weight), 1e-3, f"{count} parts")
+"""
+
 TILES = """
 for shape, config, with_bias in (
     ((19, 40, 384, 128), TileConfig(block_n=32, block_m=16, block_k=128, warps=4), True),
@@ -118,7 +148,9 @@ for (outputs, columns, group_size), dtype in (
 
 
 @pytest.mark.parametrize(
-    "what", [DECODE, SWIGLU, NORMS, TILES, DEQUANTIZE], ids=["decode", "swiglu", "norms", "tiles", "dequantize"]
+    "what",
+    [DECODE, SWIGLU, NORMS, HEADS, TILES, DEQUANTIZE],
+    ids=["decode", "swiglu", "norms", "heads", "tiles", "dequantize"],
 )
 def test_a_kernel_follows_the_oracle(what: str) -> None:
     pytest.importorskip("triton")

@@ -15,11 +15,10 @@ from vila_core.language.linear_groups import LinearGroup, NormFusingGroup, group
 from vila_core.ops.support import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vila_core.config import DecoderConfig
     from vila_core.language.decoder import Block, Decoder
     from vila_core.language.paged_cache import PagedCache
+    from vila_core.ops.attention import NewTokens, Slots
 
 HEAD_WIDTHS = (64, 128)
 ROTATIONS = 4096
@@ -53,34 +52,18 @@ class Layer:
         return self.qkv, self.o, self.gate_up, self.down
 
 
-@dataclass(frozen=True)
-class AttentionSettings:
-    """What the attention of all layers has in common.
+class CacheView(Protocol):
+    """A cache as the step's attention reads it.
 
     Attributes:
-        cos, sin: by position, float32 `[S, D_h / 2]`.
-        num_kv_heads: H_kv.
-        window: how many tokens back a token sees, itself included; 0 sees all.
+        counters: int32 `[B · H_kv]` zeros.
     """
 
-    cos: Tensor
-    sin: Tensor
-    num_kv_heads: int
-    window: int
+    @property
+    def counters(self) -> Tensor: ...
 
-
-class CacheView(Protocol):
-    """A cache as the step reads it: writes the new tokens' keys and values, and attends."""
-
-    def attend(
-        self,
-        layer: int,
-        qkv: Tensor,
-        positions: Tensor,
-        settings: AttentionSettings,
-        following: Sequence[Tensor | None],
-    ) -> Tensor:
-        """`qkv [B, (H + 2 H_kv) · D_h]` -> `[B, H · D_h]`. `following` are what the next two products read first."""
+    def slots(self, layer: int, like: Tensor) -> Slots:
+        """Return where the keys and values of a layer are; `like` is a tensor of their dtype."""
         ...
 
 
@@ -91,25 +74,17 @@ class AddressedCache:
     Attributes:
         address: int64 `[5]` on the GPU, see `ops.attention.cache_address`.
         counters: int32 `[B · H_kv]` zeros.
+        num_kv_heads: H_kv.
     """
 
     address: Tensor
     counters: Tensor
+    num_kv_heads: int
 
-    def attend(
-        self,
-        layer: int,
-        qkv: Tensor,
-        positions: Tensor,
-        settings: AttentionSettings,
-        following: Sequence[Tensor | None],
-    ) -> Tensor:
-        from vila_core.ops.attention import decode_attention_at
+    def slots(self, layer: int, like: Tensor) -> Slots:
+        from vila_core.ops.attention import Slots  # needs Triton
 
-        return decode_attention_at(
-            self.address, layer, qkv, settings.cos, settings.sin, positions, self.counters,
-            num_kv_heads=settings.num_kv_heads, window=settings.window, following=following,
-        )  # fmt: skip
+        return Slots(like, like, self.num_kv_heads, address=self.address, layer=layer)
 
 
 @dataclass(frozen=True)
@@ -126,20 +101,12 @@ class PagedView:
     table: Tensor
     counters: Tensor
 
-    def attend(
-        self,
-        layer: int,
-        qkv: Tensor,
-        positions: Tensor,
-        settings: AttentionSettings,
-        following: Sequence[Tensor | None],
-    ) -> Tensor:
-        from vila_core.ops.attention import decode_attention_in_pages
+    def slots(self, layer: int, like: Tensor) -> Slots:
+        from vila_core.ops.attention import Slots
 
-        return decode_attention_in_pages(
-            self.cache.keys[layer], self.cache.values[layer], self.table, qkv, settings.cos, settings.sin, positions,
-            self.counters, window=settings.window, following=following,
-        )  # fmt: skip
+        del like
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        return Slots(keys, values, keys.shape[1], self.table)
 
 
 class FusedStep:
@@ -157,9 +124,7 @@ class FusedStep:
         biased = self.config.attention_out_bias or self.config.mlp_bias
         self._fusing = None if biased else _norm_fusing_layers(self.layers)
         self.device = decoder.model.embed_tokens.weight.device
-        self._attention = AttentionSettings(
-            *_rotations(decoder), self.config.num_key_value_heads, self.config.sliding_window or 0
-        )
+        self.cos, self.sin = _rotations(decoder)
         self._decoder = decoder
         self._weights = _identity(decoder)
 
@@ -173,6 +138,7 @@ class FusedStep:
         """`embeds [B, D]`, `positions` int64 `[B]` -> `[B, D]`. `following` reads the result (the head)."""
         if len(embeds) == 1 and self._fusing is not None:
             return self._one_row(self._fusing, embeds, positions, cache, following)
+        from vila_core.ops.attention import attend
         from vila_core.ops.norm import add_rms_norm
 
         eps = self.config.rms_norm_eps
@@ -181,14 +147,16 @@ class FusedStep:
             last = index + 1 == len(self.layers)
             x, total = add_rms_norm(change, total, layer.input_norm, eps)
             qkv = layer.qkv(x, layer.o)  # [B, (H + 2 H_kv) · D_h]
-            heads = self._attend(index, qkv, positions, cache)
+            slots, following_two = cache.slots(index, qkv), (layer.o.first_read, layer.gate_up.first_read)
+            heads = attend(self._new_tokens(qkv, positions), slots, cache.counters, following_two)
             x, total = add_rms_norm(layer.o(heads, layer.gate_up), total, layer.mlp_norm, eps)
             change = layer.down(layer.gate_up.swiglu(x, layer.down), following if last else self.layers[index + 1].qkv)
         return add_rms_norm(change, total, self._norm, eps)[0]
 
-    def _attend(self, layer: int, qkv: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
-        following = self.layers[layer].o.first_read, self.layers[layer].gate_up.first_read
-        return cache.attend(layer, qkv, positions, self._attention, following)
+    def _new_tokens(self, qkv: Tensor, positions: Tensor) -> NewTokens:
+        from vila_core.ops.attention import NewTokens
+
+        return NewTokens(qkv, self.cos, self.sin, positions, self.config.sliding_window or 0)
 
     def _one_row(
         self,
@@ -198,14 +166,17 @@ class FusedStep:
         cache: CacheView,
         following: LinearGroup | None,
     ) -> Tensor:
-        """`__call__` for one row, with all norms but the first and the last in the linears."""
+        """`__call__` for one row: linears do all norms but the first and the last, and merge the attention's parts."""
+        from vila_core.ops.attention import attend, attend_in_parts
         from vila_core.ops.norm import add_rms_norm
 
         eps = self.config.rms_norm_eps
         x, total = add_rms_norm(embeds, None, self.layers[0].input_norm, eps)
         qkv = layers[0].qkv(x, layers[0].o)
         for index, layer in enumerate(layers):
-            heads = self._attend(index, qkv, positions, cache)
+            run = attend_in_parts if layer.o.merges_heads(self.config.head_dim) else attend
+            following_two = layer.o.first_read, layer.gate_up.first_read
+            heads = run(self._new_tokens(qkv, positions), cache.slots(index, qkv), cache.counters, following_two)
             normed = layer.o.add(heads, total, layer.mlp_norm, layer.mlp_norm_scale, eps, layer.gate_up)
             product = layer.gate_up.finish(normed, layer.down, swiglu=True)
             total = normed.total

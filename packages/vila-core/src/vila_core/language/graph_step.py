@@ -95,7 +95,7 @@ def capture(step: FusedStep, rows: int) -> CapturedStep:
     positions = torch.full((rows,), -1, device=device)  # nothing is written while the kernels are compiled
     address = torch.zeros(5, dtype=torch.int64, device=device)
     counters = torch.zeros(rows * config.num_key_value_heads, dtype=torch.int32, device=device)
-    cache = AddressedCache(address, counters)
+    cache = AddressedCache(address, counters, config.num_key_value_heads)
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vila_core.ops.attention import SplitHeads
 
 
 class LinearGroup(Protocol):
@@ -55,8 +58,18 @@ class NormFusingGroup(LinearGroup, Protocol):
         """Return whether the shapes allow it."""
         ...
 
+    def merges_heads(self, head_dim: int) -> bool:
+        """Return whether `add` takes an attention of heads of `head_dim` in parts."""
+        ...
+
     def add(
-        self, x: Tensor, total: Tensor, weight: Tensor, scale: float, eps: float, following: LinearGroup | None
+        self,
+        x: Tensor | SplitHeads,
+        total: Tensor,
+        weight: Tensor,
+        scale: float,
+        eps: float,
+        following: LinearGroup | None,
     ) -> UnfinishedNorm:
         """Return the residual `total + x Wᵀ` and its norm; `weight` is the norm's, divided by `scale`.
 

@@ -5,19 +5,11 @@ B rows, H query heads, H_kv key/value heads, G = H / H_kv, D_h head width, S slo
     out[b, h] = softmax(rotate(q)[b, h] · K[b, h // G]ᵀ / sqrt(D_h)) V[b, h // G]
 
 Slot s of row b is slot s of the row's own buffer, or slot s % P of page `table[b, s // P]`. Rows have lengths of their
-own, read on the device: a captured CUDA graph serves any length. Reference: `reference.decode_attention`.
-
-**Grid** (H_kv · B, splits). The visible slots of a row are divided among as many blocks as there are blocks of `BLOCK`
-slots, at most `splits`; a block serves all queries that share a key/value head. The last block to finish merges the
-parts, in order, so results do not depend on timing. The block that has the last slots writes the new key and value.
-
-**Early launch.** Old keys and values of the first `BLOCK` slots are loaded before the wait for the kernel ahead, which
-computes the new token: slots below the position were written many kernels ago. Blocks without slots bring the weights
-of the next two products into L2 meanwhile.
+own, read on the device: a captured CUDA graph serves any length. Reference: `reference.decode_attention`. How it works:
+`attention_kernel`.
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked. Compile-time constants are in capitals.
-# ruff: noqa: N803, N806, RUF005
 # pyright: reportMissingParameterType=false, reportUnknownParameterType=false, reportOperatorIssue=false, reportCallIssue=false
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
@@ -25,14 +17,13 @@ of the next two products into L2 meanwhile.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vila_core.ops.prefetch import prefetch_into_l2
+from vila_core.ops.attention_kernel import decode_attention_kernel
 from vila_core.ops.support import launches_early
 
 BLOCK = 64
@@ -40,195 +31,87 @@ WARPS = 4
 PREFETCHED_BYTES = 2 << 20
 HEAD_WIDTHS = (64, 128)
 MAX_SPLITS = 64
+MAX_PARTS = 8
+"""Parts that the next linear can merge: the columns of its tensor core product."""
+MERGED = 16
 LOG2_E = 1.4426950408889634
 MULTIPROCESSORS = 132
 """Blocks that fill a large GPU; smaller ones run them in turns."""
 
 
-@triton.jit
-def rotated(low, high, cos, sin, dtype: tl.constexpr):
-    """Return both halves of rotated heads, rounded to `dtype`."""
-    low, high = low.to(tl.float32), high.to(tl.float32)
-    return (low * cos - high * sin).to(dtype), (high * cos + low * sin).to(dtype)
+@dataclass(frozen=True)
+class Slots:
+    """Where one layer's keys and values are.
 
-
-@triton.jit
-def _first_slot(table_pointer, row, slot, table_stride, page, outer_stride, WIDTH: tl.constexpr, PAGED: tl.constexpr):
-    """Return where slot `slot` of the row is, counted from the start of the layer."""
-    if PAGED:
-        index = tl.load(table_pointer + row * table_stride + slot // page)
-        return index.to(tl.int64) * outer_stride + (slot % page) * WIDTH
-    else:
-        return row.to(tl.int64) * outer_stride + slot.to(tl.int64) * WIDTH
-
-
-@triton.jit
-def _load_slots(keys, values, place, visible, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Return keys, as halves `[BLOCK, D_h / 2]`, and values `[BLOCK, D_h]`; zeros where not `visible`."""
-    slot = tl.arange(0, BLOCK)[:, None] * WIDTH
-    half, whole = tl.arange(0, WIDTH // 2)[None, :], tl.arange(0, WIDTH)[None, :]
-    k_pointers = tl.multiple_of(keys + place + slot + half, (16, 16))
-    v_pointers = tl.multiple_of(values + place + slot + whole, (16, 16))
-    k_low = tl.load(k_pointers, mask=visible[:, None], other=0.0)
-    k_high = tl.load(k_pointers + WIDTH // 2, mask=visible[:, None], other=0.0)
-    return k_low, k_high, tl.load(v_pointers, mask=visible[:, None], other=0.0)
-
-
-@triton.jit
-def _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale):
-    """Return the running maximum, sum of weights and weighted values with `BLOCK` more slots."""
-    scores = tl.dot(q_low, tl.trans(k_low)) + tl.dot(q_high, tl.trans(k_high))
-    scores = tl.where(visible[None, :], scores * scale, float("-inf"))
-    larger = tl.maximum(most, tl.max(scores, axis=1))
-    weights = tl.exp2(scores - larger[:, None])
-    shrink = tl.exp2(most - larger)
-    total = total * shrink + tl.sum(weights, axis=1)
-    return larger, total, out * shrink[:, None] + tl.dot(weights.to(v.dtype), v)
-
-
-@triton.jit
-def _merge(
-    parts_pointer, sums_pointer, out_pointer, first_head, count, query, used, splits,
-    WIDTH: tl.constexpr, QUERIES: tl.constexpr, MERGED: tl.constexpr,
-):  # fmt: skip
-    """Add up the parts of one row's queries, split by split."""
-    whole = tl.arange(0, WIDTH)
-    head = first_head + query
-    most = tl.full([QUERIES], -1e30, tl.float32)
-    total = tl.zeros([QUERIES], tl.float32)
-    out = tl.zeros([QUERIES, WIDTH], tl.float32)
-    for start in range(0, count, MERGED):
-        # All loads before the first use: together they take the time of one.
-        parts, sums = (), ()
-        for number in tl.static_range(MERGED):
-            place = head.to(tl.int64) * splits + start + number
-            mask = used & (start + number < count)
-            most_of_part = tl.load(sums_pointer + place * 2, mask=mask, other=-1e30, cache_modifier=".cg")
-            total_of_part = tl.load(sums_pointer + place * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
-            pointers = parts_pointer + place[:, None] * WIDTH + whole[None, :]
-            sums = sums + ((most_of_part, total_of_part),)
-            parts = parts + (tl.load(pointers, mask=mask[:, None], other=0.0, cache_modifier=".cg"),)
-        for number in tl.static_range(MERGED):
-            most_of_part, total_of_part = sums[number]
-            larger = tl.maximum(most, most_of_part)
-            shrink, weight = tl.exp2(most - larger), tl.exp2(most_of_part - larger)
-            total = total * shrink + total_of_part * weight
-            out = out * shrink[:, None] + parts[number] * weight[:, None]
-            most = larger
-    out = out / tl.where(used, total, 1.0)[:, None]
-    pointers = out_pointer + head.to(tl.int64)[:, None] * WIDTH + whole[None, :]
-    tl.store(pointers, out.to(out_pointer.dtype.element_ty), mask=used[:, None])
-
-
-@triton.jit
-def decode_attention_kernel(
-    qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, address_pointer,
-    table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer, next_pointer, after_pointer,
-    next_bytes, after_bytes, qkv_stride, layer, outer_stride, head_stride, table_stride, page, window, kv_heads, scale,
-    GROUP: tl.constexpr, QUERIES: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    PAGED: tl.constexpr, INDIRECT: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr,
-    WARPS: tl.constexpr,
-):  # fmt: skip
-    """See the module. `scale` includes log2(e).
-
-    INDIRECT: addresses of keys and values, and the strides of layers, rows and heads, are read from `address_pointer`.
+    Attributes:
+        keys, values: `[B, H_kv, S, D_h]`, or with a table `[pages, H_kv, P, D_h]`, P a multiple of 64; any tensor of
+            the cache's dtype if there is an address.
+        num_kv_heads: H_kv.
+        table: int32 `[B, pages of a row]`: which pages a row has.
+        address: int64 `[5]` on the GPU (see `cache_address`): of all layers, whose number `layer` is read.
+        layer: with an address.
     """
-    HALF: tl.constexpr = WIDTH // 2
-    dtype: tl.constexpr = keys_pointer.dtype.element_ty
-    row = tl.program_id(0) // kv_heads
-    kv_head = tl.program_id(0) % kv_heads
-    split = tl.program_id(1)
-    position = tl.load(positions_pointer + row).to(tl.int32)
-    start = tl.where(window > 0, tl.maximum(0, position + 1 - window), 0)
-    start = start // BLOCK * BLOCK
-    blocks = tl.cdiv(position + 1 - start, BLOCK)
-    share = tl.cdiv(blocks, SPLITS)
-    count = tl.cdiv(blocks, tl.maximum(share, 1))  # splits that have any slots
-    keys, values = keys_pointer, values_pointer
-    if INDIRECT:
-        keys = tl.load(address_pointer).to(tl.pointer_type(dtype))
-        values = tl.load(address_pointer + 1).to(tl.pointer_type(dtype))
-        skipped = layer * tl.load(address_pointer + 2)
-        keys, values = keys + skipped, values + skipped
-        outer_stride = tl.load(address_pointer + 3)
-        head_stride = tl.load(address_pointer + 4)
-    keys += kv_head.to(tl.int64) * head_stride
-    values += kv_head.to(tl.int64) * head_stride
-    query = tl.arange(0, QUERIES)
-    used = query < GROUP
-    half, whole = tl.arange(0, HALF), tl.arange(0, WIDTH)
-    first_head = (row * kv_heads + kv_head) * GROUP
-    if (split == 0) & (position < 0):
-        if PDL:
-            gdc_wait()
-        pointers = out_pointer + (first_head + query).to(tl.int64)[:, None] * WIDTH + whole[None, :]
-        tl.store(pointers, tl.zeros([QUERIES, WIDTH], out_pointer.dtype.element_ty), mask=used[:, None])
-    if PREFETCH:
-        thread = tl.arange(0, 32 * WARPS)
-        number = (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) + 0 * thread.to(tl.int64)
-        idle = (thread == 0) & (split >= count)
-        prefetch_into_l2(next_pointer + number * next_bytes, next_bytes, idle, PDL)
-        prefetch_into_l2(after_pointer + number * after_bytes, after_bytes, idle, PDL)
-    if split < count:
-        first = start + split * share * BLOCK
-        end = tl.minimum(first + share * BLOCK, position + 1)
-        earliest = tl.where(window > 0, position + 1 - window, 0)
-        slot = first + tl.arange(0, BLOCK)
-        visible = (slot < tl.minimum(end, position)) & (slot >= earliest)
-        place = _first_slot(table_pointer, row, first, table_stride, page, outer_stride, WIDTH, PAGED)
-        k_low, k_high, v = _load_slots(keys, values, place, visible, WIDTH, BLOCK)
-        cos = tl.load(cos_pointer + position.to(tl.int64) * HALF + half)
-        sin = tl.load(sin_pointer + position.to(tl.int64) * HALF + half)
-        if PDL:
-            gdc_wait()
-            gdc_launch_dependents()
-        qkv = qkv_pointer + row.to(tl.int64) * qkv_stride
-        q_pointers = qkv + (kv_head * GROUP + query)[:, None] * WIDTH + half[None, :]
-        q_low = tl.load(q_pointers, mask=used[:, None], other=0.0)
-        q_high = tl.load(q_pointers + HALF, mask=used[:, None], other=0.0)
-        q_low, q_high = rotated(q_low, q_high, cos[None, :], sin[None, :], dtype)
-        most = tl.full([QUERIES], -1e30, tl.float32)
-        total = tl.zeros([QUERIES], tl.float32)
-        out = tl.zeros([QUERIES, WIDTH], tl.float32)
-        if end == position + 1:  # this block has the new token
-            k_new = qkv + (kv_heads * GROUP + kv_head) * WIDTH
-            new_low, new_high = rotated(tl.load(k_new + half), tl.load(k_new + HALF + half), cos, sin, dtype)
-            new_v = tl.load(k_new + kv_heads * WIDTH + whole).to(dtype)
-            there = _first_slot(table_pointer, row, position, table_stride, page, outer_stride, WIDTH, PAGED)
-            tl.store(keys + there + half, new_low)
-            tl.store(keys + there + HALF + half, new_high)
-            tl.store(values + there + whole, new_v)
-            products = q_low.to(tl.float32) * new_low.to(tl.float32)[None, :]
-            products += q_high.to(tl.float32) * new_high.to(tl.float32)[None, :]
-            most = tl.sum(products, axis=1) * scale
-            total = tl.full([QUERIES], 1.0, tl.float32)
-            out = tl.zeros([QUERIES, WIDTH], tl.float32) + new_v.to(tl.float32)[None, :]
-        most, total, out = _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale)
-        for turn in range(1, tl.cdiv(end - first, BLOCK)):
-            now = first + turn * BLOCK
-            slot = now + tl.arange(0, BLOCK)
-            visible = (slot < tl.minimum(end, position)) & (slot >= earliest)
-            place = _first_slot(table_pointer, row, now, table_stride, page, outer_stride, WIDTH, PAGED)
-            k_low, k_high, v = _load_slots(keys, values, place, visible, WIDTH, BLOCK)
-            most, total, out = _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale)
-        head = (first_head + query).to(tl.int64)
-        if count == 1:
-            result = out_pointer + head[:, None] * WIDTH + whole[None, :]
-            tl.store(result, (out / total[:, None]).to(out_pointer.dtype.element_ty), mask=used[:, None])
-        else:
-            part = parts_pointer + (head * SPLITS + split)[:, None] * WIDTH + whole[None, :]
-            tl.store(part, out, mask=used[:, None])
-            tl.store(sums_pointer + (head * SPLITS + split) * 2, most, mask=used)
-            tl.store(sums_pointer + (head * SPLITS + split) * 2 + 1, total, mask=used)
-            tl.debug_barrier()  # every thread has stored its part before one thread says so
-            finished = tl.atomic_add(counters_pointer + tl.program_id(0), 1, sem="acq_rel")
-            tl.debug_barrier()
-            if finished == count - 1:
-                _merge(
-                    parts_pointer, sums_pointer, out_pointer, first_head, count, query, used, SPLITS,
-                    WIDTH, QUERIES, 4 if SPLITS <= 4 else 8,
-                )  # fmt: skip
-                tl.store(counters_pointer + tl.program_id(0), 0)
+
+    keys: Tensor
+    values: Tensor
+    num_kv_heads: int
+    table: Tensor | None = None
+    address: Tensor | None = None
+    layer: int = 0
+
+    def strides(self) -> tuple[int, int]:
+        """Return how far apart rows (or pages) and heads are; (0, 0) if the kernel reads that from the address."""
+        if self.address is not None:
+            return 0, 0
+        assert self.keys.stride() == self.values.stride()
+        assert self.keys.stride(2) == self.keys.shape[3]
+        assert self.keys.stride(3) == 1
+        return self.keys.stride(0), self.keys.stride(1)
+
+    def page(self) -> int:
+        """Return how many slots a page has; 0 without pages."""
+        if self.table is None:
+            return 0
+        page = self.keys.shape[2]
+        assert page % BLOCK == 0, f"pages of {page} slots; the kernel takes multiples of {BLOCK}"
+        return page
+
+
+@dataclass(frozen=True)
+class NewTokens:
+    """One new token of each row.
+
+    Attributes:
+        qkv: `[B, (H + 2 H_kv) · D_h]`, rows contiguous, not rotated.
+        cos, sin: float32 `[S, D_h / 2]`, by position.
+        positions: int64 `[B]`; a row whose position is negative writes nothing and returns zeros.
+        window: how many tokens back a token sees, itself included; 0 sees all.
+    """
+
+    qkv: Tensor
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class SplitHeads:
+    """The attention of one row in parts: `out[h] = Σ_p w[h, p] parts[p, h]`, w the softmax of `logs` to the base 2.
+
+    Attributes:
+        parts: `[P, H · D_h]`, of which the first `parts_left(position, window)` count.
+        logs: float32 `[H, P]`.
+        head_dim: D_h.
+        position: int64 `[1]`, of the token.
+        window: of the attention.
+    """
+
+    parts: Tensor
+    logs: Tensor
+    head_dim: int
+    position: Tensor
+    window: int
 
 
 def num_splits(rows: int, num_kv_heads: int) -> int:
@@ -237,50 +120,59 @@ def num_splits(rows: int, num_kv_heads: int) -> int:
     return min(MAX_SPLITS, 1 << (filling - 1).bit_length())
 
 
+def attend(new: NewTokens, slots: Slots, counters: Tensor, following: Sequence[Tensor | None] = ()) -> Tensor:
+    """Write the new tokens to the cache and attend to it: `[B, H · D_h]`.
+
+    Args:
+        new: the tokens.
+        slots: the cache.
+        counters: int32 `[B · H_kv]` zeros, which the kernel leaves as zeros.
+        following: what the next two products read first, to be prefetched into L2.
+    """
+    return _launch(new, slots, counters, following, parts=0)[0]
+
+
+def attend_in_parts(
+    new: NewTokens, slots: Slots, counters: Tensor, following: Sequence[Tensor | None] = ()
+) -> SplitHeads:
+    """`attend` for one row, without merging the parts if they are few."""
+    parts = min(MAX_PARTS, num_splits(1, slots.num_kv_heads))
+    out, logs = _launch(new, slots, counters, following, parts=parts)
+    return SplitHeads(out, logs, 2 * new.cos.shape[-1], new.positions, new.window)
+
+
 def _launch(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    caches: tuple[Tensor, Tensor],
-    address: Tensor | None,
-    table: Tensor | None,
-    counters: Tensor,
-    *,
-    layer: int,
-    strides: tuple[int, int],
-    page: int,
-    num_kv_heads: int,
-    window: int,
-    following: Sequence[Tensor | None] = (),
-) -> Tensor:
-    rows, width = len(positions), 2 * cos.shape[-1]
-    num_heads = qkv.shape[1] // width - 2 * num_kv_heads
+    new: NewTokens, slots: Slots, counters: Tensor, following: Sequence[Tensor | None], *, parts: int
+) -> tuple[Tensor, Tensor]:
+    qkv, rows, width, kv_heads = new.qkv, len(new.positions), 2 * new.cos.shape[-1], slots.num_kv_heads
+    num_heads = qkv.shape[1] // width - 2 * kv_heads
+    group = num_heads // kv_heads
     assert width in HEAD_WIDTHS, f"heads of {width}; the kernel takes {HEAD_WIDTHS}"
     assert qkv.stride(1) == 1
-    assert len(counters) >= rows * num_kv_heads
-    assert not page or page % BLOCK == 0, f"pages of {page} slots; the kernel takes multiples of {BLOCK}"
-    out = qkv.new_empty(rows, num_heads * width)
-    splits = num_splits(rows, num_kv_heads)
-    parts = qkv.new_empty(rows * num_heads * splits, width, dtype=torch.float32)
+    assert len(counters) >= rows * kv_heads
+    assert rows <= 1 or not parts
+    out = qkv.new_empty(max(parts, rows), num_heads * width)
+    logs = qkv.new_empty(num_heads, parts, dtype=torch.float32)
+    splits = num_splits(rows, kv_heads)
+    unmerged = qkv.new_empty(rows * num_heads * splits, width, dtype=torch.float32)
     sums = qkv.new_empty(rows * num_heads * splits, 2, dtype=torch.float32)
     pdl = launches_early(qkv.device)
     weights = [weight for weight in following if weight is not None] if pdl else []
-    share = [min(PREFETCHED_BYTES, weight.nbytes) // (rows * num_kv_heads * splits) // 16 * 16 for weight in weights]
+    share = [min(PREFETCHED_BYTES, weight.nbytes) // (rows * kv_heads * splits) // 16 * 16 for weight in weights]
     fetched = [weight.view(torch.uint8) for weight in weights] + [out, out]
+    table, address = slots.table, slots.address
     if rows:
-        decode_attention_kernel[(rows * num_kv_heads, splits)](
-            qkv, cos, sin, positions, *caches, positions if address is None else address,
-            positions if table is None else table, parts, sums, counters, out,
-            *fetched[:2], *[*share, 0, 0][:2], qkv.stride(0), layer, *strides,
-            0 if table is None else table.stride(0), page, window, num_kv_heads,
-            LOG2_E / width**0.5,
-            GROUP=num_heads // num_kv_heads, QUERIES=max(16, triton.next_power_of_2(num_heads // num_kv_heads)),
-            WIDTH=width, BLOCK=BLOCK, SPLITS=splits, PAGED=table is not None, INDIRECT=address is not None, PDL=pdl,
-            PREFETCH=bool(weights), WARPS=WARPS,
-            num_warps=WARPS, num_stages=3, **({"launch_pdl": True} if pdl else {}),
+        decode_attention_kernel[(rows * kv_heads, splits)](
+            qkv, new.cos, new.sin, new.positions, slots.keys, slots.values,
+            new.positions if address is None else address, new.positions if table is None else table, unmerged, sums,
+            counters, out, logs, *fetched[:2], *[*share, 0, 0][:2], qkv.stride(0), slots.layer, *slots.strides(),
+            0 if table is None else table.stride(0), slots.page(), new.window, kv_heads, LOG2_E / width**0.5,
+            GROUP=group, QUERIES=max(16, triton.next_power_of_2(group)),
+            MERGED_QUERIES=triton.next_power_of_2(group), MERGED=MERGED, WIDTH=width, BLOCK=BLOCK, SPLITS=splits,
+            PAGED=table is not None, INDIRECT=address is not None, PDL=pdl, PREFETCH=bool(weights), PARTS=parts,
+            WARPS=WARPS, num_warps=WARPS, num_stages=3, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
-    return out
+    return out, logs
 
 
 @torch.library.custom_op("vila::decode_attention", mutates_args=("keys", "values", "counters"))
@@ -295,118 +187,22 @@ def decode_attention(
     table: Tensor | None = None,
     window: int = 0,
 ) -> Tensor:
-    """Write one new token per row to the cache and attend to it and the row's earlier ones: `[B, H · D_h]`.
-
-    Args:
-        qkv: `[B, (H + 2 H_kv) · D_h]`, rows contiguous, not rotated.
-        cos: `[S, D_h / 2]` float32, by position.
-        sin: the same.
-        positions: int64 `[B]`; a row whose position is negative writes nothing and returns zeros.
-        keys: `[B, H_kv, S, D_h]`, or with a table `[pages, H_kv, P, D_h]`, P a multiple of 64.
-        values: as `keys`.
-        counters: int32 `[B · H_kv]` zeros, which the kernel leaves as zeros.
-        table: int32 `[B, pages of a row]`: which pages a row has.
-        window: how many tokens back a token sees, itself included; 0 sees all.
-    """
-    assert keys.stride() == values.stride()
-    assert keys.stride(2) == keys.shape[3]
-    assert keys.stride(3) == 1
-    return _launch(
-        qkv, cos, sin, positions, (keys, values), None, table, counters, layer=0,
-        strides=(keys.stride(0), keys.stride(1)), page=0 if table is None else keys.shape[2],
-        num_kv_heads=keys.shape[1], window=window,
-    )  # fmt: skip
+    """`attend` as an operator of PyTorch; see `NewTokens` and `Slots` for the arguments."""
+    slots = Slots(keys, values, keys.shape[1], table)
+    return attend(NewTokens(qkv, cos, sin, positions, window), slots, counters)
 
 
 @decode_attention.register_fake
-def _(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    counters: Tensor,
-    table: Tensor | None = None,
-    window: int = 0,
-) -> Tensor:
-    del sin, positions, values, counters, table, window
+def _(qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, keys: Tensor, *others: object) -> Tensor:
+    del sin, positions, others
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] - 4 * keys.shape[1] * cos.shape[-1])
 
 
-def decode_attention_at(
-    address: Tensor,
-    layer: int,
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    counters: Tensor,
-    *,
-    num_kv_heads: int,
-    window: int = 0,
-    following: Sequence[Tensor | None] = (),
-) -> Tensor:
-    """`decode_attention` with one layer of a cache whose address the kernel reads from memory.
-
-    A CUDA graph that calls this serves any cache: write `cache_address(cache)` to `address` before a replay.
-
-    Args:
-        address: int64 `[5]` on the GPU.
-        layer: index of the layer.
-        num_kv_heads: H_kv.
-        qkv: see `decode_attention`, as for the other arguments.
-        cos: by position.
-        sin: by position.
-        positions: of the new tokens.
-        counters: zeros.
-        window: how many tokens back a token sees.
-        following: what the next two products read first.
-    """
-    return _launch(
-        qkv, cos, sin, positions, (qkv, qkv), address, None, counters, layer=layer, strides=(0, 0), page=0,
-        num_kv_heads=num_kv_heads, window=window, following=following,
-    )  # fmt: skip
-
-
-def decode_attention_in_pages(
-    keys: Tensor,
-    values: Tensor,
-    table: Tensor,
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    counters: Tensor,
-    *,
-    window: int = 0,
-    following: Sequence[Tensor | None] = (),
-) -> Tensor:
-    """`decode_attention` with one layer of a paged cache, `[pages, H_kv, P, D_h]`, for a captured step.
-
-    Args:
-        keys: of the layer.
-        values: of the layer.
-        table: int32 `[B, pages of a row]`.
-        qkv: see `decode_attention`, as for the other arguments.
-        cos: by position.
-        sin: by position.
-        positions: of the new tokens.
-        counters: zeros.
-        window: how many tokens back a token sees.
-        following: what the next two products read first.
-    """
-    assert keys.stride() == values.stride()
-    assert keys.stride(2) == keys.shape[3]
-    return _launch(
-        qkv, cos, sin, positions, (keys, values), None, table, counters, layer=0,
-        strides=(keys.stride(0), keys.stride(1)), page=keys.shape[2], num_kv_heads=keys.shape[1], window=window,
-        following=following,
-    )  # fmt: skip
-
-
 def cache_address(keys: Tensor, values: Tensor) -> tuple[int, int, int, int, int]:
-    """Return what `decode_attention_at` needs to know of a cache `[L, B, H_kv, S, D_h]`."""
+    """Return the address of a cache `[L, B, H_kv, S, D_h]` for `Slots`.
+
+    A CUDA graph whose kernels read it from memory serves any cache: write it before a replay.
+    """
     assert keys.stride() == values.stride()
     assert keys.stride(3) == keys.shape[4]
     return keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), keys.stride(2)

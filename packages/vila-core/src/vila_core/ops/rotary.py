@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vila_core.ops.attention import rotated
+from vila_core.ops.attention_kernel import rotated
 from vila_core.ops.support import launches_early
 
 

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from vila_core.language.linear_groups import LinearGroup, UnfinishedNorm
+from vila_core.ops.attention import SplitHeads
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, normed, swiglu
+from vila_quant.kernels.cuda.w4a16.decode import merges_heads
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
 if TYPE_CHECKING:
@@ -66,13 +68,26 @@ class W4A16Group:
         """Return whether inputs and outputs are whole units; the linears that add to the residual have no bias."""
         return self.weight.inputs % UNIT_INPUTS == 0 and self.weight.outputs % UNIT_OUTPUTS == 0
 
+    def merges_heads(self, head_dim: int) -> bool:
+        """Return whether `add` takes an attention of heads of `head_dim` in parts."""
+        return merges_heads(head_dim, self.weight.group_size)
+
     def add(
-        self, x: Tensor, total: Tensor, weight: Tensor, scale: float, eps: float, following: LinearGroup | None
+        self,
+        x: Tensor | SplitHeads,
+        total: Tensor,
+        weight: Tensor,
+        scale: float,
+        eps: float,
+        following: LinearGroup | None,
     ) -> UnfinishedNorm:
         """Return the residual `total + x Wᵀ` and its norm."""
         assert self.bias is None
-        packed, group_size = self.weight.packed, self.weight.group_size
-        h, scaled, squares = normed.add(x, packed, total, weight, group_size, _first_read(following))
+        given = (self.weight.packed, total, weight, self.weight.group_size, _first_read(following))
+        if isinstance(x, Tensor):
+            h, scaled, squares = normed.add(x, *given)
+        else:
+            h, scaled, squares = normed.add(x.parts, *given, x.logs, x.position, x.head_dim, x.window)
         return UnfinishedNorm(h, scaled, squares, scale, eps)
 
     def finish(self, x: UnfinishedNorm, following: LinearGroup | None, *, swiglu: bool = False) -> Tensor:

@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from vila_core.ops.attention import SplitHeads
 from vila_quant.kernels.cuda.w4a16.decode import Adding, DecodeConfig, Normed, decode, num_parts
 from vila_quant.kernels.cuda.w4a16.dispatch import choose, launches_early
 
@@ -27,32 +28,46 @@ def _config(outputs: int, inputs: int, device: torch.device) -> DecodeConfig:
 
 @torch.library.custom_op("vila_quant::w4a16_add", mutates_args=(), device_types="cuda")
 def add(
-    x: Tensor, packed: Tensor, residual: Tensor, norm_weight: Tensor, group_size: int, next_packed: Tensor | None
+    x: Tensor,
+    packed: Tensor,
+    residual: Tensor,
+    norm_weight: Tensor,
+    group_size: int,
+    next_packed: Tensor | None,
+    logs: Tensor | None = None,
+    position: Tensor | None = None,
+    head_dim: int = 0,
+    window: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return `h = residual + x Wᵀ` `[1, N]`, `h · norm_weight` `[1, N]` and parts of the sum of h² `[N / 16]`.
 
     Args:
-        x: `[1, K]` contiguous, K a multiple of 128.
+        x: `[1, K]` contiguous, K a multiple of 128; with the arguments from `logs` on, `SplitHeads.parts`.
         packed: the packed weight.
         residual: `[1, N]` contiguous, computed at least two kernels before.
         norm_weight: `[N]`.
         group_size: of the weight.
         next_packed: what the next linear reads first.
+        logs: see `SplitHeads`.
+        position: see `SplitHeads`.
+        head_dim: see `SplitHeads`.
+        window: see `SplitHeads`.
     """
     config = _config(residual.shape[1], x.shape[1], x.device)
     h, scaled = torch.empty_like(residual), torch.empty_like(residual)
     squares = x.new_empty(num_parts(packed), dtype=torch.float32)
     adding = Adding(residual, norm_weight, scaled, squares)
     pdl = launches_early(x.device)
-    decode(x, packed, None, h, group_size, config, next_packed=next_packed, adding=adding, pdl=pdl)
+    heads = x
+    if logs is not None and position is not None:
+        heads = SplitHeads(x, logs, head_dim, position, window)
+    decode(heads, packed, None, h, group_size, config, next_packed=next_packed, adding=adding, pdl=pdl)
     return h, scaled, squares
 
 
 @add.register_fake
-def _(
-    x: Tensor, packed: Tensor, residual: Tensor, norm_weight: Tensor, group_size: int, next_packed: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    del norm_weight, group_size, next_packed
+def _(x: Tensor, packed: Tensor, residual: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
+    del others
     return torch.empty_like(residual), torch.empty_like(residual), x.new_empty(num_parts(packed), dtype=torch.float32)
 
 
@@ -102,9 +117,7 @@ def _(
     packed: Tensor,
     bias: Tensor | None,
     outputs: int,
-    group_size: int,
-    next_packed: Tensor | None,
-    is_swiglu: bool = False,
+    *others: object,
 ) -> Tensor:
-    del squares, scale, eps, packed, bias, group_size, next_packed, is_swiglu
+    del squares, scale, eps, packed, bias, others
     return x.new_empty(1, outputs)
