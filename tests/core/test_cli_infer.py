@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -346,7 +347,7 @@ def test_explain_other_media(
         (["-m", TILES, "--text", "?", "-nf", "0"], "num_video_frames"),
         (["--text", "?", "--temperature", "-1"], "temperature"),
         (["--text", "?", "--json-schema", "answer.py"], "Python files are not executed"),
-        (["--text", "?", "--json-schema", "missing.json"], "cannot be read"),
+        (["--text", "?", "--json-schema", "missing.json"], "is missing"),
         (["--text", "?", "--json", "--stream"], "Got both --json and --stream"),
         (["-m", TILES, "--text", "?", "--conv-mode", "lama_3"], "Did you mean 'llama_3'?"),
         (["-m", TILES, "--text", "?", "--conv-mode", "llama_3"], "contradicts this checkpoint"),
@@ -452,3 +453,32 @@ def test_strip_pieces(pieces: list[str]) -> None:
         yield from pieces
 
     assert "".join(infer.strip_pieces(given())) == "".join(pieces).strip()
+
+
+def test_paths_that_the_system_refuses(run: Run, tmp_path: Path) -> None:
+    loop = tmp_path / "loop.py"
+    loop.symlink_to("loop.py")
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    for arguments, reason in (
+        (["--plugin", loop], "loop"),
+        (["--explain=" + "x" * 5000 + ".png", "--text", "Hi", "--media", WIDE], "File name too long"),
+        (["--text", "Hi", "--json-schema", pipe], "is a named pipe"),
+        (["--text", "Hi", "--json-schema", tmp_path], "is a folder"),
+    ):
+        code, _, errors = run("-m", TILES, *arguments)
+        assert code == 2, errors
+        assert reason in errors
+        assert "Traceback" not in errors
+
+
+def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    script = "from vila_core.cli.main import main; main()"
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, "convert", str(TILES), str(folder / "out"), "--format", "nvila"],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"Wrote {tmp_path}/caf\\udce9/out (nvila).\n"), done.stderr

@@ -16,8 +16,8 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from vila_core.errors import MediaError, VilaError
-from vila_core.media import Image, MediaLimits, Video, open_media
+from vila_core.errors import ConfigError, MediaError, VilaError
+from vila_core.media import FetchPolicy, Image, MediaLimits, Video, open_media
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
 
@@ -626,3 +626,19 @@ def test_files_that_take_minutes_are_refused(data, words):
 
 def test_comments_in_a_portable_header_are_skipped():
     assert Image(b"P2 # a comment\n# another\n 2 1\n255\n10 20").load().getpixel((1, 0)) == (20, 20, 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MediaLimits, {"max_pixels": 0}), (MediaLimits, {"max_pixel": 5}), (MediaLimits, {"fetch": {"timeout_s": "x"}}),
+        (FetchPolicy, {"timeout_s": 1e300}), (FetchPolicy, {"timeout_s": float("inf")}),
+        (FetchPolicy, {"allowed_hosts": iter(int, 1)}), (FetchPolicy, {"allowed_hosts": ["a"] * 20_000}),
+        (FetchPolicy, {"allowed_hosts": [1]}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_config_errors(kind: type, settings: dict[str, object]) -> None:
+    name = list(settings)[-1]
+    with pytest.raises(ConfigError, match=f"{name}|timeout_s"):
+        kind(**settings)

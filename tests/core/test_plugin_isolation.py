@@ -5,10 +5,15 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
-from vila_core.errors import PluginError
+from vila_core.chat import Turn
+from vila_core.cli.commands import LazyCommand
+from vila_core.errors import CheckpointError, PluginError, VilaWarning
+from vila_core.plugins.guards import guarded
+from vila_core.plugins.hookspecs import Command
 from vila_core.plugins.isolation import PluginFailedError, run_plugin_code
 from vila_core.plugins.loader import load_plugin_file
 from vila_core.plugins.registration import Loader
@@ -77,6 +82,10 @@ def test_ctrl_c_still_interrupts() -> None:
         (COMMAND.format(items="(x for x in iter(int, 1))"), "must return a sequence, got generator"),
         (COMMAND.format(items="None"), "must return a sequence, got NoneType"),
         (COMMAND.format(items="[Command('c', 5, print)]"), "help must be a text, got 5"),
+        (COMMAND.format(items=r"[Command('c', '\ud800', print)]"), "help must be a printable text"),
+        (COMMAND.format(items=r"[Command('c', 'a\x1b[31m', print)]"), "help must be a printable text"),
+        (COMMAND.format(items="[Command('c', 'x' * 20000, print)]"), "help must be a printable text"),
+        (COMMAND.format(items="[Command('c' * 300, 'Help.', print)]"), "a name has at most 200 characters"),
         (COMMAND.format(items="[Command('', 'Help.', print)]"), "needs a name"),
         (COMMAND.format(items="[Command(5, 'Help.', print)]"), "needs a name"),
         (COMMAND.format(items=r"[Command('a\nb', 'Help.', print)]"), "a name is one printable line"),
@@ -99,7 +108,7 @@ def test_ctrl_c_still_interrupts() -> None:
             "more than 10,000 items",
         ),
     ],
-    ids=range(22),
+    ids=range(26),
 )
 def test_plugin_files_that_misbehave(tmp_path: Path, source: str, message: str) -> None:
     file = tmp_path / "misbehaving.py"
@@ -116,3 +125,72 @@ def test_a_failed_plugin_leaves_nothing_registered() -> None:
     with pytest.raises(PluginFailedError):
         run_plugin_code(lambda: loader.add(Owner("failing", "test", "0"), lambda: module))
     assert not any(loader.found.values())
+
+
+# ------------------------------------------------------------------------------------------------ registered objects
+
+OWNER = Owner("evil", "somebody-else", "1.0")
+
+
+class Evil:
+    """Stands for any registered object: every method raises or returns `result`."""
+
+    def __init__(self, result: object):
+        self.name, self._result = "evil", result
+
+    def answer(self, *_: object, **__: object) -> Any:
+        if isinstance(self._result, BaseException):
+            raise self._result
+        return self._result
+
+    end_token = splits = property(answer)
+    render = detect = read = write = size = sample = subsets = answer
+
+
+FAULTS = [ValueError("a"), KeyboardInterrupt(), SystemExit(0), GeneratorExit(), StopIteration(), 5, None, object()]
+
+
+@pytest.mark.parametrize("result", FAULTS, ids=lambda result: type(result).__name__)
+def test_what_objects_of_a_plugin_do_is_named(result: object, tmp_path: Path) -> None:
+    template = guarded("vila_chat_templates", Evil(result), OWNER)
+    dataset = guarded("vila_datasets", Evil(result), OWNER)
+    named = "'evil' of somebody-else 1.0"
+    for use in (
+        lambda: template.render([Turn("user", "x")], {}),
+        dataset.subsets,
+        lambda: dataset.sample("train", "all", 3),
+        lambda: dataset.splits,
+    ):
+        with pytest.raises(PluginError, match=named):
+            use()
+    if isinstance(result, BaseException):
+        form = guarded("vila_checkpoint_formats", Evil(result), OWNER)
+        with pytest.raises(PluginError, match=named):
+            form.read(tmp_path)
+        with pytest.warns(VilaWarning, match=f"{named}.*It is left out"):
+            assert form.detect(tmp_path) is False
+
+
+def test_errors_that_a_format_documents_stay() -> None:
+    form = guarded("vila_checkpoint_formats", Evil(CheckpointError("The file is damaged.")), OWNER)
+    with pytest.raises(CheckpointError, match=r"^The file is damaged\.$"):
+        form.read(Path())
+
+
+def test_objects_of_our_own_distributions_are_used_as_they_are() -> None:
+    form = Evil(None)
+    assert guarded("vila_checkpoint_formats", form, Owner("quant", "vila-quant", "1")) is form
+
+
+def test_an_endless_template_is_refused() -> None:
+    template = guarded("vila_chat_templates", Evil("x" * 2_000_000), OWNER)
+    with pytest.raises(PluginError, match="renders 2,000,000 characters"):
+        template.render([Turn("user", "x")], {})
+
+
+@pytest.mark.parametrize("loaded", [None, 5, "text"])
+def test_a_command_that_loads_something_else(loaded: object) -> None:
+    command = LazyCommand(Command("evil", "[/] help", lambda: loaded))  # type: ignore[arg-type, return-value]
+    assert command.help == r"\[/] help"
+    with pytest.raises(PluginError, match=r"The command 'evil' fails: load returned .*expected a typer app"):
+        command.make_context("evil", [])

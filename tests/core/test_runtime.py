@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -279,6 +280,34 @@ def test_unknown_override_setting_template_device_dtype():
         vila.load(NVILA, device="cuda:99")
     with pytest.raises(ConfigError, match="Unknown dtype 'int8'"):
         vila.load(NVILA, dtype="int8")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"path": 5}, {"path": [NVILA]}, {"path": b"x"}, {"lora": 1.5}, {"device": 1.5}, {"device": 2**70},
+        {"dtype": 16},
+        {"chat_template": ["qwen2"]}, {"chat_template": iter(int, 1)}, {"revision": 5}, {"token": True},
+        {"offline": "no"}, {"limits": {}}, {"progress": "yes"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_of_another_type(arguments: dict[str, Any]):
+    (name,) = arguments
+    with pytest.raises(ConfigError, match=f"load: {name} is|Unknown device"):
+        vila.load(**{"path": NVILA, "device": "cpu", **arguments})
+
+
+def test_an_empty_path_is_not_the_embedded_model():
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        vila.load("")
+
+
+def test_a_text_that_cannot_fit_is_not_tokenized():
+    """Tokenizing 10 million characters takes a minute."""
+    model = vila.load("vila-tiny", device="cpu")
+    with pytest.raises(PromptError, match=r"10,000,\d+ characters, but the context is 2,048 tokens\. Shorten"):
+        model.generate("x" * 10_000_000)
 
 
 def test_template_that_contradicts_the_checkpoint():

@@ -30,10 +30,13 @@ VALUES = (
 
 @pytest.fixture(scope="module")
 def quantized(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The embedded model in four bits, by format."""
+    """The embedded model in four bits, by format. Asked once, because compiling the kernels takes half a minute."""
     folder = tmp_path_factory.mktemp("quantized")
     checkpoint = rounded(open_checkpoint(embedded_model()), 128)
-    return {form: convert(checkpoint, folder / form, form).path for form in ("awq", "tinychat")}
+    paths = {form: convert(checkpoint, folder / form, form).path for form in ("awq", "tinychat")}
+    for path in paths.values():
+        answer(path)
+    return paths
 
 
 def answer(folder: Path) -> str:

@@ -5,11 +5,22 @@ The config of a component has its registered `name`. A plugin adds its own confi
 `VisionTowerConfig`, `ProjectorConfig`, `MediaEncoderConfig` or `LanguageModelConfig`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Sized
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
 
 from vila_core import size_limits
+from vila_core.errors import SettingError, first_problem
 
 Width = Annotated[int, Field(gt=0, le=size_limits.MAX_WIDTH)]
 InnerWidth = Annotated[int, Field(gt=0, le=size_limits.MAX_INNER_WIDTH)]
@@ -25,10 +36,35 @@ Mean = Annotated[float, Field(ge=0, le=1)]
 Deviation = Annotated[float, Field(ge=size_limits.MIN_STD, le=size_limits.MAX_STD)]
 
 
+def _check_list(value: object) -> object:
+    if value is not None and not isinstance(value, list | tuple | set | frozenset):  # an iterator may have no end
+        raise ValueError("expected a list")
+    if len(cast("Sized", value or ())) > MAX_NAMES:
+        raise ValueError(f"it has more than {MAX_NAMES:,} entries")
+    return cast("object", value)
+
+
+MAX_NAMES = 10_000
+Names = Annotated[tuple[str, ...], BeforeValidator(_check_list)]
+"""Texts that a user lists."""
+
+
 class Config(BaseModel):
     """Base class: frozen, unknown keys are errors. Validators are built on first use, which keeps imports fast."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
+
+
+class Settings(Config):
+    """Base class of settings that users write in Python: `SettingError` says what is wrong with a value."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise SettingError(cls.__name__, first_problem(error)) from None
 
 
 # ------------------------------------------------------------------------------------------------ vision towers

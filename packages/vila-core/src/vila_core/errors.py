@@ -280,6 +280,14 @@ def _as_number(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+class SettingError(ConfigError):
+    """A setting that a user wrote in Python is unknown or has a wrong value; `problem` says which."""
+
+    def __init__(self, kind: str, problem: ValidationProblem):
+        super().__init__(f"{kind}: {problem.with_value}.")
+        self.problem = problem
+
+
 def first_problem(error: ValidationError) -> ValidationProblem:
     """Return the first problem that pydantic found: `str()` of it is "key: message"."""
     return validation_problems(error)[0]

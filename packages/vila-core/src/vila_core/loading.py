@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Unpack
@@ -16,7 +17,7 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
-from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, unknown_name, warn
+from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.graph_step import use_graph_step
 from vila_core.language.split import SplitDecoder
@@ -42,6 +43,19 @@ DTYPE_ALIASES = {
 }
 SMALL_MODEL = 1_000_000_000
 """With fewer parameters, `dtype="auto"` means float32 on a CPU, where half precision is not faster."""
+
+_PATH = (str, PathLike)
+_TYPES: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "path": (_PATH, "a folder or hub id"),
+    "lora": (_PATH, "a folder or hub id"),
+    "device": ((str, int, torch.device), "auto, cpu, cuda or cuda:N"),
+    "dtype": ((str, torch.dtype), "auto, float32, bfloat16 or float16"),
+    **dict.fromkeys(("chat_template", "revision", "token"), ((str,), "a text")),
+    "offline": ((bool,), "True or False"),
+    "limits": ((MediaLimits,), "vila_core.media.MediaLimits"),
+    "progress": ((bool, Callable), "True, False or a function"),
+}
+_MAY_BE_NONE = ("path", "lora", "device", "dtype", "chat_template", "revision", "token", "limits")
 
 
 @takes_preprocess_settings
@@ -85,12 +99,16 @@ def load(
         CheckpointError: the checkpoint is missing, damaged, unsafe or does not match its config.
         ConfigError: an override, device or dtype is unknown or out of range, or there is too little memory.
     """
+    _check_types(path=path, lora=lora, revision=revision, token=token, offline=offline)
+    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, progress=progress)
     if path is None:
         warn(
             "Using the embedded demo model, which only knows drawn shapes. Name a model: load('owner/name') in Python, "
             f"-m on the command line. Naming '{EMBEDDED_MODEL}' hides this warning."
         )
-    checkpoint = open_checkpoint(path or EMBEDDED_MODEL, revision=revision, token=token, offline=offline)
+    checkpoint = open_checkpoint(
+        EMBEDDED_MODEL if path is None else path, revision=revision, token=token, offline=offline
+    )
     if lora is not None:
         require_mergeable(checkpoint)
     adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
@@ -124,6 +142,7 @@ def load_checkpoint(
     Raises:
         CheckpointError, ConfigError: as `load` does.
     """
+    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, progress=progress)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
@@ -177,6 +196,14 @@ def _choose_devices(
     first = choose_device("auto" if names == "auto" else names[0])
     chosen_dtype = choose_dtype(dtype, checkpoint.config, estimate(checkpoint).parameters, first)
     return plan_split(checkpoint, names, chosen_dtype, choose_device)
+
+
+def _check_types(**arguments: object) -> None:
+    """Check the types of arguments of `load`. Raises `ConfigError`."""
+    for name, value in arguments.items():
+        types, expected = _TYPES[name]
+        if not isinstance(value, types) and not (value is None and name in _MAY_BE_NONE):
+            raise ConfigError(f"load: {name} is {shown(value)}; expected {expected}.")
 
 
 def _build(config: VilaConfig, tokenizer: Tokenizer, path: Path) -> VilaModel:
@@ -259,10 +286,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except (RuntimeError, TypeError):
+    except (RuntimeError, TypeError, ValueError):
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Unknown device '{device}'. Use auto, cpu, cuda or cuda:N.")
+        raise ConfigError(f"Unknown device {shown(str(device))}. Use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). "

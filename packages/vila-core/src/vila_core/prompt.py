@@ -20,6 +20,11 @@ from vila_core.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import PIL.Image
 
+_CHARACTERS_PER_TOKEN = 64
+"""More than any text has; English has 4."""
+_SHORT_CONTEXT = 16_384
+"""Tokens. A text that is too long for a shorter context is tokenized, so that the message can count its tokens."""
+
 
 @dataclass(frozen=True)
 class PreparedMedium:
@@ -80,6 +85,7 @@ def prepare(
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
+    _require_possible_length(text, config.language_model.max_length)
     input_ids = tokenizer.encode(text)
     prepared = [medium for of_part in media for medium in of_part]
     _require_media_tokens(input_ids, prepared, tokenizer)
@@ -91,6 +97,15 @@ def prepare(
         durations[-1] if durations else None,
         time.perf_counter() - started,
     )
+
+
+def _require_possible_length(text: str, context: int) -> None:
+    """Raise `PromptError` for a text that cannot fit, before it is tokenized: 10 million characters take a minute."""
+    limit = max(context, _SHORT_CONTEXT) * _CHARACTERS_PER_TOKEN
+    if len(text) > limit:
+        raise PromptError(
+            f"The prompt has {len(text):,} characters, but the context is {context:,} tokens. Shorten the text."
+        )
 
 
 def _require_alternating_roles(messages: Sequence[Message]) -> None:

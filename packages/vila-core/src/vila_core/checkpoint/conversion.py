@@ -13,6 +13,7 @@ from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergea
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.lora import open_checkpoint
+from vila_core.checkpoint.opening import read_as
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.plugins.hookspecs import CheckpointFormat
@@ -65,7 +66,7 @@ def convert(
     )
     request = describe_conversion(checkpoint, lora, format, max_shard_bytes)
     if is_converted(out, request):
-        return target.read(out)
+        return read_as(target, out)
     if lora is not None:
         require_mergeable(checkpoint)
         from vila_core.checkpoint.lora import open_adapter
@@ -76,7 +77,7 @@ def convert(
     target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
     with contextlib.suppress(OSError):  # only for running the same conversion again
         (out / RECORD).write_text(json.dumps({"conversion": request}) + "\n", encoding="utf-8")
-    return target.read(out)
+    return read_as(target, out)
 
 
 def describe_conversion(
@@ -153,7 +154,7 @@ def save_checkpoint(
     )
     out = Path(out).expanduser()
     target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
-    return target.read(out)
+    return read_as(target, out)
 
 
 def writable_format(name: str) -> CheckpointFormat:

@@ -2,12 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import cast
 
 from vila_core.checkpoint.checkpoint import Checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
 from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
-from vila_core.errors import CheckpointError, shown
+from vila_core.errors import CheckpointError, PluginError, shown
+from vila_core.plugins.hookspecs import CheckpointFormat
 from vila_core.plugins.loader import load_plugins
 from vila_core.plugins.registration import Plugins
 
@@ -45,7 +47,15 @@ def open_checkpoint(
         )
     if not detected:
         raise _unknown_format(path, plugins)
-    return detected[0].read(path)
+    return read_as(detected[0], path)
+
+
+def read_as(form: CheckpointFormat, path: Path) -> Checkpoint:
+    """Read a folder of a known format. Raises `CheckpointError`; `PluginError` if the format returns something else."""
+    checkpoint = cast("object", form.read(path))
+    if not isinstance(checkpoint, Checkpoint):
+        raise PluginError(f"The checkpoint format '{form.name}' read {shown(checkpoint)}; expected a Checkpoint.")
+    return checkpoint
 
 
 def find_folder(

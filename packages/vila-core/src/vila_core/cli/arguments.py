@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vila_core.cli.words import is_text, with_dashes
 from vila_core.errors import ConfigError, GenerationError, MediaError, PromptError
+from vila_core.input_files import read_input_text
 
 if TYPE_CHECKING:
     from vila_core.conversation import Part
     from vila_core.media import Media
+
+MAX_SCHEMA_BYTES = 16 * 2**20
+"""Far more than a schema may have; its own limits follow."""
 
 
 def join_values(arguments: Sequence[str], *, several: Sequence[str], optional: Mapping[str, str]) -> list[str]:
@@ -117,11 +121,12 @@ def read_json_schema(path: Path) -> dict[str, Any]:
             'python -c "import json, your_module; '
             'print(json.dumps(your_module.Main.model_json_schema()))" > schema.json'
         )
+    text = read_input_text(
+        path, max_bytes=MAX_SCHEMA_BYTES, error=GenerationError, advice="Expected a file with a JSON schema."
+    )
     try:
-        schema: object = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GenerationError(f"--json-schema '{path}' cannot be read: {error.strerror}.") from None
-    except ValueError as error:
+        schema: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise GenerationError(f"--json-schema '{path}' is not JSON: {error}.") from None
     if not isinstance(schema, dict):
         raise GenerationError(

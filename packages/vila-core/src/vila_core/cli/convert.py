@@ -9,7 +9,7 @@ import typer
 
 from vila_core.cli.options import LoraPath, Offline, Revision
 from vila_core.cli.progress import BYTES, open_progress
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +52,9 @@ def convert_checkpoint(
 def _read_size(text: str) -> int:
     for unit, factor in UNITS.items():
         number = text.upper().removesuffix(unit)
-        if number != text.upper() and number.strip().isdecimal():
+        if number != text.upper() and number.strip().isdecimal() and len(number) < 20:
             return int(number) * factor
-    raise CheckpointError(f"--max-shard '{text}' is not a size. Write a whole number and a unit: 500MB, 5GB.")
+    raise CheckpointError(f"--max-shard {shown(text)} is not a size. Write a whole number and a unit: 500MB, 5GB.")
 
 
 @dataclass(frozen=True)

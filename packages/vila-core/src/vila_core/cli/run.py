@@ -4,10 +4,12 @@
 | --- | --- |
 | 0 | success |
 | 1 | a negative result, such as `vila doctor` finding that something is missing |
-| 2 | a `VilaError`, or an unknown flag |
+| 2 | a `VilaError`, an unknown flag, or a path that the system refuses |
 | 130 | interrupted with Ctrl-C |
 """
 
+import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +22,7 @@ from typer.main import get_command
 
 from vila_core.cli.help_pages import add_completion, plain_help
 from vila_core.cli.terminal import visible
-from vila_core.errors import VilaError, VilaWarning
+from vila_core.errors import VilaError, VilaWarning, shown
 
 
 def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -37,6 +39,7 @@ def run_command(
     """Build a command, then run it as `run` does."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    _escape_what_cannot_be_encoded()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _print_warning
@@ -52,13 +55,12 @@ def run_command(
         typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
         typer.echo(visible(str(error)), err=True)
         sys.exit(2)
-    except RuntimeError as error:
-        if debug or "home directory" not in str(error):  # pathlib's words for "~name" without such a user
+    except (RuntimeError, OSError) as error:
+        reason = _path_problem(error)
+        if debug or reason is None:
             raise
         typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
-        typer.echo(
-            "A path begins with ~ and the name of a user that does not exist. Write ./~… for such a file.", err=True
-        )
+        typer.echo(visible(reason), err=True)
         sys.exit(2)
     except SystemExit as error:
         if _is_interrupt(error):
@@ -68,6 +70,23 @@ def run_command(
         typer.echo("Stopped. Nothing was written.", err=True)
         sys.exit(130)
     sys.exit(0)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Print file names that are not valid Unicode, and text that the terminal's encoding lacks, with escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _path_problem(error: RuntimeError | OSError) -> str | None:
+    """Return what is wrong with a path of the user, None if the error is about something else."""
+    if isinstance(error, OSError):
+        return None if error.filename is None else f"{error.strerror}: {shown(os.fsdecode(error.filename))}."
+    if "home directory" in str(error):  # pathlib's words for "~name" without such a user
+        return "A path begins with ~ and the name of a user that does not exist. Write ./~… for such a file."
+    if "Symlink loop" in str(error):
+        return f"{shown(str(error), 500)}. Remove the link that leads to itself."
+    return None
 
 
 def _is_interrupt(error: SystemExit) -> bool:

@@ -5,15 +5,18 @@ The defaults suit your own machine. A server should use tighter limits, and `fet
 """
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vila_core.config import Config
+from vila_core.config import Names, Settings
+
+Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
 
 MIB = 1024 * 1024
 
 
-class FetchPolicy(Config):
+class FetchPolicy(Settings):
     """What `vila_core.media.fetch.fetch` may access.
 
     Attributes:
@@ -28,17 +31,17 @@ class FetchPolicy(Config):
         allow_private: allow addresses that are not public (loopback, private networks), for tests and closed networks.
     """
 
-    allowed_hosts: tuple[str, ...] | None = None
+    allowed_hosts: Names | None = None
     max_bytes: PositiveInt = 512 * MIB
-    timeout_s: PositiveFloat = 60.0
-    idle_timeout_s: PositiveFloat = 10.0
+    timeout_s: Seconds = 60.0
+    idle_timeout_s: Seconds = 10.0
     max_redirects: NonNegativeInt = 3
     ca_file: Path | None = None
     allow_http: bool = False
     allow_private: bool = False
 
 
-class MediaLimits(Config):
+class MediaLimits(Settings):
     """Limits on media. Raise one with e.g. `MediaLimits(max_pixels=400_000_000)`.
 
     Attributes:

@@ -15,6 +15,11 @@ from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, Na
 MAX_ITEMS = 10_000
 """Limit on what one hook returns."""
 
+MAX_HELP = 10_000
+"""Limit on the characters of a command's help."""
+MAX_NAME = 200
+"""Limit on the characters of a name."""
+
 
 @dataclass(frozen=True)
 class Hook:
@@ -71,6 +76,8 @@ def _command_fault(item: object) -> str | None:
         return f"expected a vila_core.Command, got {type(item).__name__}"
     if not isinstance(cast(object, item.help), str):
         return f"help must be a text, got {shown(item.help)}"
+    if len(item.help) > MAX_HELP or not all(character.isprintable() or character in "\n\t" for character in item.help):
+        return f"help must be a printable text of at most {MAX_HELP:,} characters, got {shown(item.help)}"
     return None if callable(cast(object, item.load)) else f"load must be callable, got {type(item.load).__name__}"
 
 
@@ -123,6 +130,8 @@ def checked_items(hook: Hook, returned: object) -> list[Named]:
         fault = hook.fault(item)
         if fault is None and not (isinstance(name, str) and name):
             fault = f"every {hook.kind} needs a name (a non-empty string), got {shown(name)}"
+        if fault is None and isinstance(name, str) and len(name) > MAX_NAME:
+            fault = f"a name has at most {MAX_NAME} characters, got {shown(name)}"
         if fault is None and isinstance(name, str) and not (name.isprintable() and name == name.strip()):
             fault = f"a name is one printable line without spaces around it, got {shown(name)}"
         if fault is not None:

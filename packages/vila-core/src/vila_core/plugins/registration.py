@@ -15,6 +15,7 @@ import vila_core
 from vila_core.errors import PluginError, unknown_name
 from vila_core.plugins import hookspecs
 from vila_core.plugins.datasets import Dataset
+from vila_core.plugins.guards import guarded
 from vila_core.plugins.hook_checks import HOOKS, Hook, checked_items
 from vila_core.plugins.hookspecs import (
     HOOK_API,
@@ -158,7 +159,11 @@ class Loader:
 
     def registry(self, hook: Hook) -> Registry[Any]:
         failed = tuple(info.owner.plugin for info in self.infos.values() if info.error is not None)
-        return Registry(hook.kind, self.found[hook.name], self.contested[hook.name], failed)
+        entries = {
+            name: Registered(guarded(hook.name, found.item, found.owner), found.owner)
+            for name, found in self.found[hook.name].items()
+        }
+        return Registry(hook.kind, entries, self.contested[hook.name], failed)
 
     @functools.cached_property
     def plugins(self) -> Plugins:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from vila_core.errors import ConfigError, PluginError, unknown_name
+from vila_core.errors import ConfigError, PluginError, shown, unknown_name
 from vila_core.plugins.hookspecs import Named
 
 T = TypeVar("T", bound=Named)
@@ -51,6 +51,8 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """Return the object called `name`. Raises `ConfigError` if unknown, `PluginError` if two plugins claim it."""
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] (from a user or a config)
+            raise ConfigError(f"The name of a {self.kind} is a text, got {shown(name)}.")
         if name in self.contested:
             raise PluginError(self.contested[name])
         if name not in self.entries:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.cli.arguments import join_values
-from vila_core.errors import ConfigError
+from vila_core.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from vila_eval.options import JudgeOptions, Rank
@@ -33,8 +33,8 @@ def read_frames(given: Sequence[str]) -> list[int] | None:
     """Return the distinct numbers of "8/16/32" or "8,16", or None if nothing was given. Raises `ConfigError`."""
     words = [word.strip() for text in given for word in text.replace("/", ",").split(",") if word.strip()]
     for word in words:
-        if not (word.isdecimal() and int(word) > 0):
-            raise ConfigError(f"--num_video_frames takes whole numbers from 1, such as 8/16/32; got '{word}'.")
+        if not (word.isdecimal() and len(word) < 10 and int(word) > 0):
+            raise ConfigError(f"--num_video_frames takes whole numbers from 1, such as 8/16/32; got {shown(word)}.")
     return list(dict.fromkeys(map(int, words))) or None
 
 

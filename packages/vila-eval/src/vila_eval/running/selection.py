@@ -116,7 +116,13 @@ def _matches(tasks: Registry[Named], tags: Mapping[str, set[str]], given: str) -
         yield from ((task, None) for task in tags[name])
     elif matching := [task for task in tasks.names() if fnmatchcase(task, name)]:
         yield from ((task, None) for task in matching)
-    elif frames.isdecimal() and int(frames) > 0 and stem in tasks and _takes_frames(checked(tasks, stem)):
+    elif (
+        frames.isdecimal()
+        and len(frames) < 10
+        and int(frames) > 0
+        and stem in tasks
+        and _takes_frames(checked(tasks, stem))
+    ):
         yield stem, int(frames)
     else:
         raise ConfigError(_unknown(tasks, tags, given))

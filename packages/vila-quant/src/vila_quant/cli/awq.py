@@ -9,7 +9,7 @@ import typer
 
 from vila_core.cli.option_groups import with_option_groups
 from vila_core.cli.options import AsJson, Device, LoraPath, Offline, Revision
-from vila_core.errors import ConfigError, first_problem
+from vila_core.errors import ConfigError, SettingError, shown
 
 if TYPE_CHECKING:
     from vila_quant.quantizing.options import QuantizationOptions
@@ -107,7 +107,9 @@ class CalibrationOptions:
             "--sequence-length", metavar="T", min=16, help="Tokens per sequence.", rich_help_panel=CALIBRATION
         ),
     ] = 512
-    seed: Annotated[int, typer.Option(help="Seed for the order of samples.", rich_help_panel=CALIBRATION)] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed for the order of samples.", rich_help_panel=CALIBRATION)
+    ] = 0
     conv_mode: Annotated[
         str,
         typer.Option(
@@ -210,8 +212,6 @@ def quantize(
 
 
 def _options(weights: WeightOptions, samples: CalibrationOptions, output: OutputOptions) -> "QuantizationOptions":
-    from pydantic import ValidationError
-
     from vila_quant.quantizing.options import QuantizationOptions
 
     values = {
@@ -232,7 +232,6 @@ def _options(weights: WeightOptions, samples: CalibrationOptions, output: Output
     }
     try:
         return QuantizationOptions.model_validate(values)
-    except ValidationError as error:
-        problem = first_problem(error)
-        flag = problem.path.replace("_", "-")
-        raise ConfigError(f"--{flag}: {problem.message} (got {problem.value!r}).") from None
+    except SettingError as error:
+        flag = error.problem.path.replace("_", "-")
+        raise ConfigError(f"--{flag}: {error.problem.message} (got {shown(error.problem.value)}).") from None

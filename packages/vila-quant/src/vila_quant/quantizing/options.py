@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vila_core.config import Config
+from vila_core.config import Names, Settings
 
 SEQUENCES = {"cuda": 128, "cpu": 16}
 """Default number of calibration sequences: as llm-awq on a GPU, and a few minutes on a laptop's CPU."""
@@ -12,7 +12,7 @@ PICTURE_SHARES = {"cuda": 0.25, "cpu": 0.04}
 """Fraction of built-in samples with an image, which is slow to embed on a CPU."""
 
 
-class QuantizationOptions(Config):
+class QuantizationOptions(Settings):
     """How to quantize a model.
 
     Attributes:
@@ -38,12 +38,12 @@ class QuantizationOptions(Config):
     lm_head: Literal["none", "int8", "int4"] = "none"
     vision: Literal["none", "int8", "fp8"] = "none"
     vision_alpha: float | None = Field(default=None, ge=0, le=1)
-    skip: tuple[str, ...] = ()
+    skip: Names = ()
     search: str = "best"
     calibration: str = "auto"
     sequences: int | None = Field(default=None, ge=1)
     sequence_length: int = Field(default=512, ge=16)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     chat_template: str | None = None
     format: str = "awq"
     search_results: bool = False

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from vila_core.media import Video
+from vila_core.errors import MediaError
+from vila_core.input_files import Content, open_input, read_input
+from vila_core.media import MediaLimits, Video
 from vila_eval.data.sources import DataOptions, HubDataset, Rows
 from vila_eval.fixtures.long_videos import videomme
 from vila_eval.metrics.choices.videomme import DIMENSIONS, VIDEO_MME_METRIC
@@ -22,6 +24,8 @@ INSTRUCTION = (
     "Select the best answer to the following multiple-choice question based on the video{subtitles}. "
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
+MAX_SUBTITLE_BYTES = 2**24
+ADVICE = "Download the dataset again."
 _CLOCKS = re.compile(r"(\d+):(\d+):(\d+)[,.](\d+) --> (\d+):(\d+):(\d+)[,.](\d+)")
 _SPEECH = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
@@ -86,7 +90,8 @@ class SubtitledRows:
         file = self._rows.locate(f"subtitle/{row['videoID']}.srt")
         if not file.exists():
             return row
-        subtitles = parse_subtitles(file.read_text(encoding="utf-8", errors="replace"))
+        data = read_input(file, max_bytes=MAX_SUBTITLE_BYTES, error=MediaError, advice=ADVICE)
+        subtitles = parse_subtitles(data.decode("utf-8", errors="replace"))
         shown = shown_subtitles(subtitles, *count_frames(self._rows.locate(f"data/{row['videoID']}.mp4")), self._frames)
         return {**row, "subtitles": "\n".join(shown)}
 
@@ -132,16 +137,21 @@ def count_frames(path: Path) -> tuple[int, float]:
 
     The sample then fails when its video is read, with the reason.
     """
-    import av
     from av.error import FFmpegError
 
+    from vila_core.media.containers import open_container, video_stream
+
+    size = MediaLimits().max_video_bytes
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
+        with (
+            open_input(path, max_bytes=size, error=MediaError, advice=ADVICE, content=Content.ANY) as file,
+            open_container(file) as container,
+        ):
+            stream = video_stream(container, path.name)
             rate = float(stream.average_rate or 0)
             seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
             return stream.frames or round(seconds * rate), rate
-    except (OSError, IndexError, FFmpegError):
+    except (MediaError, OSError, ValueError, FFmpegError):
         return 0, 0.0
 
 
