@@ -193,7 +193,7 @@ def _tasks(report: CheckReport) -> Table:
     table = _table("task", "measure", "before", "after", "difference", "p", "samples")
     for task in report.tasks:
         factor = 100 if task.unit == "share" else 1
-        spread = "" if task.standard_error is None else f" ± {factor * task.standard_error:.2f}"
+        spread = f" ± {factor * task.standard_error:.2f}" if task.standard_error else ""  # 0: no answer differs
         table.add_row(
             task.task,
             task.measure,
