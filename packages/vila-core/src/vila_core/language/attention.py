@@ -10,8 +10,15 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vila_core.language.cache import SlotCache
+from vila_core.ops.support import refusal
+
+LONG = 4096
+"""From this many tokens on, cuDNN's attention is worth the time it takes to plan for a new length."""
+
+OTHER_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,14 @@ class AttentionInputs:
         positions: of the new tokens, int64 `[B, T]`, or `[1, T]` for equal rows; None if the function needs none.
         cache: where their keys and values are written; None keeps nothing.
         reads_cache: whether they attend to the cache; if not, only to each other.
+        is_tail: whether the new tokens are the last ones of what they attend to, and see all before them.
     """
 
     mask: torch.Tensor | None = None
     positions: torch.Tensor | None = None
     cache: SlotCache | None = None
     reads_cache: bool = False
+    is_tail: bool = False
 
 
 class AttentionFunction(Protocol):
@@ -51,6 +60,8 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInp
         inputs.cache.write(layer, inputs.positions, k, v)
         if inputs.reads_cache:
             k, v = inputs.cache.read(layer)  # [B, H_kv, S, D_h]
+    if inputs.is_tail and q.is_cuda:
+        return attend_as_tail(q, k, v)
     return attend(q, k, v, inputs.mask)
 
 
@@ -63,6 +74,9 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
         # The queries of a group become rows of one head: a plain kernel reads each key once, with or without a mask.
         out = F.scaled_dot_product_attention(q.reshape(batch, groups, -1, head_dim), k, v, attn_mask=mask)
         return out.reshape(q.shape)
+    if mask is None and q.is_cuda and new >= LONG:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *OTHER_BACKENDS], set_priority=True):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
     if grouped and q.is_cuda:
@@ -70,6 +84,16 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
         k, v = k.repeat_interleave(heads // groups, dim=1), v.repeat_interleave(heads // groups, dim=1)
         grouped = False
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def attend_as_tail(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """`q [B, H, T, D_h]` of the last T tokens of `k`, `v` `[B, H_kv, S, D_h]` -> `[B, H, T, D_h]`."""
+    if refusal(q.device, q.dtype) is not None:
+        positions = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device)[None]
+        return attend(q, k, v, visibility(positions, k.shape[2], None))
+    # `scaled_dot_product_attention` aligns queries with the first keys; this operator aligns them with the last, as
+    # torch.nn.attention.bias.causal_lower_right does, whose import takes seconds.
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False)[0]
 
 
 def attention_inputs(
@@ -95,8 +119,11 @@ def attention_inputs(
     num_slots = cache.num_slots
     # One new token per row, in equal rows that end where the cache is read to: every slot is visible.
     sees_all = positions.shape == (1, 1) and cache.limit is not None and (window is None or window >= num_slots)
-    mask = None if sees_all else visibility(positions, num_slots, window)
-    return AttentionInputs(mask, positions, cache, reads_cache=True)
+    # Equal rows of several tokens that end there are its last ones; a GPU has a kernel for that.
+    in_window = window is None or window >= num_slots
+    is_tail = device.type == "cuda" and len(positions) == 1 and num_tokens > 1 and cache.limit is not None and in_window
+    mask = None if sees_all or is_tail else visibility(positions, num_slots, window)
+    return AttentionInputs(mask, positions, cache, reads_cache=True, is_tail=is_tail)
 
 
 def visibility(positions: torch.Tensor, num_slots: int, window: int | None) -> torch.Tensor:

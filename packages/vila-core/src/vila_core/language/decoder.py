@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vila_core.config import DecoderConfig
-from vila_core.language import DecodeStep
+from vila_core.language import DecodeStep, fused_prefill
 from vila_core.language.attention import AttentionFunction, AttentionInputs, attention_inputs, sdpa
 from vila_core.language.cache import Cache, KVCache, SlotCache
 from vila_core.language.rope import Rotary, rotate
@@ -125,6 +125,8 @@ class DecoderModel(nn.Module):
         inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
         assert inputs.positions is not None
         rotation = self.rotary(inputs.positions, x.dtype, lengths)
+        if fused_prefill.takes(x, self.config.head_dim):
+            return fused_prefill.run(self, x, rotation, inputs, self.attention)
         for layer in self.layers:
             x = layer(x, rotation, inputs, self.attention)
         return self.norm(x)
