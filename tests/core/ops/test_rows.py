@@ -128,3 +128,12 @@ def test_rows_fit_every_gpu(width: int, act: str, quantize: str, tmp_path: Path)
         assert stack_bytes(made, tmp_path) == 0, f"sm{capability}: registers spilled"
         assert made.metadata.shared <= shared * 1024
         assert ("griddepcontrol.wait" in made.asm["ptx"]) == (capability >= 90)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(0, [0]), (1, [1]), (7, [4, 2, 1]), (64, [64]), (13, [8, 4, 1])], ids=str
+)
+def test_images_attend_in_groups_of_known_sizes(count: int, expected: list[int]) -> None:
+    from vila_core.ops.full_attention import powers_of_two
+
+    assert powers_of_two(count) == expected
