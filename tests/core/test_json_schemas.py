@@ -5,9 +5,11 @@ import time
 
 import pydantic
 import pytest
+import xgrammar
 
 import vila_core as vila
 from vila_core.child_process import ChildEndedError, ChildFailedError, run_in_child
+from vila_core.engine import grammar
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.schema import read_schema
 from vila_core.errors import GenerationError
@@ -141,3 +143,12 @@ def test_a_schema_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch
     schema = {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(1_500)}}
     with pytest.raises(GenerationError, match=r"too large to compile: it takes more than 1 s.*optional properties"):
         model.generate("x", json_schema=schema)
+
+
+@pytest.mark.parametrize(("tokens", "seconds"), [(1_000, 20.0), (20_000, 20.0), (32_000, 32.0), (151_648, 151.648)])
+def test_a_large_vocabulary_gets_more_time_to_compile(tokens: int, seconds: float) -> None:
+    texts = [str(number).encode() for number in range(tokens)]
+    vocabulary = xgrammar.TokenizerInfo(texts, xgrammar.VocabType.RAW, vocab_size=tokens, stop_token_ids=[0])
+    compiler = grammar._Compiler(vocabulary)
+    assert compiler.max_seconds == pytest.approx(seconds)
+    assert compiler.compile({"enum": ["1", "2"]}) is compiler.compile({"enum": ["1", "2"]})

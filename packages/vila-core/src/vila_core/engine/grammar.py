@@ -26,7 +26,10 @@ _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type"
 _compilers: WeakKeyDictionary[Any, dict[tuple[int, frozenset[int]], "_Compiler"]] = WeakKeyDictionary()
 """Compilers by tokenizer: reading a vocabulary takes longer than the first token. A compiler caches its grammars."""
 COMPILE_SECONDS = 20.0
-"""Limit on the time to compile a schema. xgrammar has none: some small schemas take hours."""
+"""Limit on the time to compile a schema for a small vocabulary. xgrammar has none: some small schemas take hours."""
+TOKENS_PER_LIMIT = 20_000
+"""A larger vocabulary takes so much longer: xgrammar checks each token in each state. With the 152,000 tokens of Qwen2,
+a string with maxLength 200 or more takes 27 s of CPU time, on up to eight cores."""
 _GRAMMARS_KEPT = 32
 
 
@@ -114,6 +117,11 @@ class _Compiler:
         self._compiler = xgrammar.GrammarCompiler(vocabulary, cache_enabled=False)
         self._grammars: dict[str, xgrammar.CompiledGrammar] = {}
 
+    @property
+    def max_seconds(self) -> float:
+        """Limit on the time to compile a schema."""
+        return COMPILE_SECONDS * max(1.0, self._vocabulary.vocab_size / TOKENS_PER_LIMIT)
+
     def compile(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
         """Return the grammar of `schema`.
 
@@ -131,7 +139,7 @@ class _Compiler:
         try:
             if schema == _ANY_JSON or not hasattr(os, "fork"):
                 return self._compile_here(schema)
-            serialized = run_in_child(lambda: self._compile_here(schema).serialize_json().encode(), COMPILE_SECONDS)
+            serialized = run_in_child(lambda: self._compile_here(schema).serialize_json().encode(), self.max_seconds)
             return xgrammar.CompiledGrammar.deserialize_json(serialized.decode(), self._vocabulary)
         except ChildFailedError as error:
             # "[time] /path/file.cc:line: reason"
@@ -139,7 +147,7 @@ class _Compiler:
             raise GenerationError(f"The JSON schema is invalid: {reason}.") from None
         except ChildEndedError:
             raise GenerationError(
-                f"The JSON schema is too large to compile: it takes more than {COMPILE_SECONDS:g} s, or too much "
+                f"The JSON schema is too large to compile: it takes more than {self.max_seconds:.0f} s, or too much "
                 "memory. Use fewer optional properties, shorter lengths and patterns, or fewer levels."
             ) from None
 
