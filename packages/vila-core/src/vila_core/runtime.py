@@ -3,10 +3,9 @@
 Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
 import torch
@@ -19,8 +18,12 @@ from vila_core.config import VilaConfig
 from vila_core.conversation import Prompt
 from vila_core.display import html
 from vila_core.encoders import ExpandedPrompt
+from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Completion, Timings, Usage
-from vila_core.engine.generate import Generated, generate_each, stream
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import EngineInput, MediaEmbeddings, MediaPrompt
+from vila_core.engine.limits import EngineConfig
+from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
@@ -28,7 +31,7 @@ from vila_core.errors import BatchGenerationError, GenerationError, PromptError
 from vila_core.inspection import Inspection
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
-from vila_core.prompt import PreparedPrompt, prepare
+from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 
 OTHER_NAMES = {
@@ -57,21 +60,6 @@ OTHER_NAMES = {
 """Names of other libraries -> what to use instead."""
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """A prompt as the sequence `[T', D]` that the language model reads."""
-
-    prompt: PreparedPrompt
-    expanded: ExpandedPrompt
-    embeds: Tensor
-    seconds: float  # an equal share of what was encoded together
-
-    @property
-    def usage(self) -> Usage:
-        media_tokens = sum(self.expanded.media_lengths)
-        return Usage(prompt_tokens=len(self.embeds), media_tokens=media_tokens, completion_tokens=0)
-
-
 class Vila:
     """A VILA-family model, ready to answer. Made by `vila_core.load`.
 
@@ -89,6 +77,7 @@ class Vila:
         config: VilaConfig,
         limits: MediaLimits,
         checkpoint: Checkpoint | None = None,
+        engine: EngineConfig | None = None,
     ):
         self.network = network
         self.tokenizer = tokenizer
@@ -97,6 +86,7 @@ class Vila:
         self.limits = limits
         self.checkpoint = checkpoint
         self.stop_token_ids = tokenizer.stop_token_ids(template)
+        self._engine_config = engine or EngineConfig()
         self.on_phase: Callable[[str], None] = _ignore
         """Called with what runs now, such as "Encoding 1 image and 1 video (13 tiles)"; programs show it."""
 
@@ -209,7 +199,6 @@ class Vila:
             raise error.errors[0] from None
 
     @takes_generation_settings
-    @torch.inference_mode()
     def complete_batch(
         self, prompts: "Sequence[Prompt | PreparedPrompt]", **settings: Unpack[GenerationSettings]
     ) -> list[Completion]:
@@ -225,14 +214,13 @@ class Vila:
         generation = GenerationConfig.model_validate(settings)
         if isinstance(prompts, str | Mapping):
             raise PromptError("A batch is a list of prompts. For one prompt use generate or complete.")
-        embedded = self._embed([self.prepare(prompt) for prompt in prompts])
-        if not embedded:
-            return []
-        sequences = [one.embeds for one in embedded]
-        answers = generate_each(self.network.llm, sequences, generation, self.tokenizer, self.stop_token_ids)
+        prepared = [self.prepare(prompt) for prompt in prompts]
+        expanded = [self._expand(prompt) for prompt in prepared]
+        inputs = [MediaPrompt(self.network, *one) for one in zip(prepared, expanded, strict=True)]
+        answers = self.engine.answer_all(inputs, generation)
         outcomes = [
-            answer if isinstance(answer, GenerationError) else self._completion(one, answer)
-            for one, answer in zip(embedded, answers, strict=True)
+            answer if isinstance(answer, GenerationError) else self._completion(*of_prompt, answer)
+            for *of_prompt, answer in zip(prepared, expanded, answers, strict=True)
         ]
         completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
         if len(completions) < len(outcomes):
@@ -253,21 +241,32 @@ class Vila:
                 `GenerationError` when the model's values stop being finite in the middle of the answer.
         """
         generation = GenerationConfig.model_validate(settings)
-        with torch.inference_mode():
-            (embedded,) = self._embed([self.prepare(prompt)])
-        return self._pieces(embedded, generation)
+        prepared = self.prepare(prompt)
+        handle = self.engine.submit(MediaPrompt(self.network, prepared, self._expand(prepared)), generation)
+        return self._pieces(handle, self._time_token_stream(prepared))
 
-    def _pieces(self, embedded: _Embedded, generation: GenerationConfig) -> Iterator[str]:
-        times = self._time_token_stream(embedded.prompt)
-        pieces = stream(self.network.llm, embedded.embeds, generation, self.tokenizer, self.stop_token_ids)
-        while True:
-            with torch.inference_mode():  # not held while the caller runs
-                piece = next(pieces, None)
-            text = times.finish() if piece is None else times.push(piece.text)
-            if text:
+    def _pieces(self, handle: Handle, times: TimeTokenStream) -> Iterator[str]:
+        for piece in handle:
+            if text := times.push(piece.text):
                 yield text
-            if piece is None:
-                return
+        if text := times.finish():
+            yield text
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What answers the prompts of all methods, those of other threads too. It is made with the first prompt."""
+        return Engine(self.network.llm, self.tokenizer, self.stop_token_ids, self._engine_config, self._encode)
+
+    @cached_property
+    def _media(self) -> MediaEmbeddings:
+        return MediaEmbeddings(self.network, self._engine_config.media_cache_bytes)
+
+    def _encode(self, prompts: Sequence[tuple[EngineInput, int]]) -> None:
+        """Encode the media of prompts that the engine is about to read, each from a position on."""
+        inputs = [(prompt, start) for prompt, start in prompts if isinstance(prompt, MediaPrompt)]
+        self.on_phase(_encoding_phase([medium for prompt, start in inputs for medium in prompt.media_from(start).values()]))
+        self._media.load(inputs)
+        self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start in inputs):,} tokens)")
 
     def _time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
         """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
@@ -284,16 +283,19 @@ class Vila:
             prompt: as for `generate`.
             num_logits: for how many of the last positions to compute scores.
         """
-        (embedded,) = self._embed([self.prepare(prompt)])
-        hidden = self.network.llm(embedded.embeds[None])[0]
-        prepared, expanded = embedded.prompt, embedded.expanded
+        prepared = self.prepare(prompt)
+        expanded = self._expand(prepared)
+        self.on_phase(_encoding_phase(prepared.media))
+        embeds = self.network.embed(PromptBatch.of([prepared], [expanded], self.device))  # [T', D]
+        self.on_phase(f"Reading the prompt ({len(embeds):,} tokens)")
+        hidden = self.network.llm(embeds[None])[0]
         return Inspection(
             prompt_text=prepared.text,
             input_ids=prepared.input_ids,
             media=prepared.media,
             pixel_values=torch.cat([medium.tiles.pixels for medium in prepared.media]) if prepared.media else None,
-            media_embeddings=[embedded.embeds[block.start : block.stop] for one in expanded.blocks for block in one],
-            inputs_embeds=embedded.embeds,
+            media_embeddings=[embeds[block.start : block.stop] for one in expanded.blocks for block in one],
+            inputs_embeds=embeds,
             last_hidden=hidden,
             logits=self.network.llm.logits(hidden[-num_logits:]),
             token_counts=_token_counts(prepared, expanded),
@@ -314,19 +316,6 @@ class Vila:
         """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""
         return _token_counts(prompt, self._expand(prompt))
 
-    def _embed(self, prompts: Sequence[PreparedPrompt]) -> list[_Embedded]:
-        """Embed prompts together."""
-        started = time.perf_counter()
-        expanded = [self._expand(prompt) for prompt in prompts]
-        if not prompts:
-            return []
-        self.on_phase(_encoding_phase(prompts))
-        batch = PromptBatch.of(prompts, expanded, self.device)
-        embeds = self.network.embed(batch).split(list(batch.lengths))
-        seconds = (time.perf_counter() - started) / len(prompts)
-        self.on_phase(f"Reading the prompt ({sum(batch.lengths):,} tokens)")
-        return [_Embedded(*one, seconds) for one in zip(prompts, expanded, embeds, strict=True)]
-
     def _expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
         """Make room for the media. Raises `PromptError` if no room is left in the context."""
         expanded = self.network.expand(prompt)
@@ -345,15 +334,21 @@ class Vila:
             f"{advice}."
         )
 
-    def _completion(self, embedded: _Embedded, answer: Generated) -> Completion:
-        times = self._time_token_stream(embedded.prompt)
+    def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
+        times = self._time_token_stream(prompt)
         text = times.push(answer.text) + times.finish()
         return Completion(
             parts=(text.strip(),),
             token_ids=answer.token_ids,
             finish_reason=answer.finish_reason,
-            usage=replace(embedded.usage, completion_tokens=len(answer.token_ids)),
-            timings=Timings(embedded.prompt.seconds, embedded.seconds, answer.prefill_seconds, answer.decode_seconds),
+            usage=Usage(
+                prompt_tokens=len(expanded.ids),
+                media_tokens=sum(expanded.media_lengths),
+                completion_tokens=len(answer.token_ids),
+                cached_tokens=answer.cached_tokens,
+            ),
+            timings=Timings(prompt.seconds, answer.encode_seconds, answer.prefill_seconds, answer.decode_seconds),
+            logprobs=answer.logprobs or None,
         )
 
 
@@ -361,9 +356,8 @@ def _ignore(phase: str) -> None:
     pass
 
 
-def _encoding_phase(prompts: Sequence[PreparedPrompt]) -> str:
+def _encoding_phase(media: Sequence[PreparedMedium]) -> str:
     """Return what is encoded, such as "Encoding 2 images (14 tiles)"."""
-    media = [medium for prompt in prompts for medium in prompt.media]
     if not media:
         return "Reading the prompt"
     numbers = Counter(medium.kind for medium in media)

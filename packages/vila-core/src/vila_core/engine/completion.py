@@ -17,12 +17,35 @@ OutputPart = str
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely the model found a token, before temperature, penalties and other limits.
+
+    Attributes:
+        token_id: the chosen token.
+        logprob: its log-probability (natural logarithm).
+        top: the likeliest tokens and their log-probabilities, the likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Usage:
-    """Token counts. `media_tokens` is the part of `prompt_tokens` that comes from images and videos."""
+    """Token counts.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt, with its media.
+        media_tokens: those of images and videos among them.
+        completion_tokens: tokens of the answer.
+        cached_tokens: tokens of the prompt that an earlier prompt began with, so that they were not computed again.
+    """
 
     prompt_tokens: int
     media_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,6 +66,7 @@ class Completion:
         parts: the output in order. Today every part is text.
         token_ids: the generated tokens, without a stop token. The tokens of a stop string are kept; its text is not.
         finish_reason: why the answer ended.
+        logprobs: of each token of `token_ids`; None unless the setting `logprobs` asks for them.
     """
 
     parts: tuple[OutputPart, ...]
@@ -50,6 +74,7 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    logprobs: list[TokenLogprobs] | None = None
 
     @property
     def text(self) -> str:

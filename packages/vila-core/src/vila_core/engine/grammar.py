@@ -1,11 +1,11 @@
 """Guided decoding with xgrammar: allow only tokens that keep the answer valid JSON, or valid under a JSON schema.
 
-B batch, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
+B rows, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 """
 
 import json
 import os
-from collections.abc import Sequence
+import threading
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -18,7 +18,6 @@ from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.tokenizer import Tokenizer
 
-_ALL_TOKENS = -1  # a word of the bitmask with all bits set
 _CONTROL_CHARACTERS = frozenset(range(0x20))
 
 _ANY_JSON = {"anyOf": [{"type": "object", "additionalProperties": True}, {"type": "array", "items": {}}]}
@@ -33,28 +32,24 @@ a string with maxLength 200 or more takes 27 s of CPU time, on up to eight cores
 _GRAMMARS_KEPT = 32
 
 
-class GrammarProcessor:
-    """Masks the logits of tokens that the grammar does not allow next. Each row has its own matcher.
+class Grammar:
+    """Follows one answer, and says which tokens may come next.
 
-    `dead_ends` holds, by row, why no token can follow: such a row is not masked any more.
+    Attributes:
+        dead_end: why no token can follow; None unless it happens.
     """
 
-    def __init__(self, grammar: xgrammar.CompiledGrammar, vocab_size: int, batch_size: int):
-        self.dead_ends: dict[int, GenerationError] = {}
-        self._failed: set[int] = set()
-        self._matchers = [xgrammar.GrammarMatcher(grammar) for _ in range(batch_size)]
-        self._bitmask = xgrammar.allocate_token_bitmask(batch_size, vocab_size)  # [B, W] int32, on the CPU
+    def __init__(self, compiled: xgrammar.CompiledGrammar, vocab_size: int):
+        self.dead_end: GenerationError | None = None
+        self._matcher = xgrammar.GrammarMatcher(compiled)
+        self._vocab_size = vocab_size
+        self._length = 0
 
     @classmethod
-    def for_answers(
-        cls,
-        config: GenerationConfig,
-        tokenizer: Tokenizer,
-        vocab_size: int,
-        stop_token_ids: frozenset[int],
-        batch_size: int,
+    def for_answer(
+        cls, config: GenerationConfig, tokenizer: Tokenizer, vocab_size: int, stop_token_ids: frozenset[int]
     ) -> Self:
-        """Return a processor for `batch_size` answers that enforces the JSON schema of `config`; without one, any JSON.
+        """Return the grammar of the JSON schema of `config`; without one, that of any JSON.
 
         Raises:
             GenerationError: the schema is invalid or cannot be enforced, or there is no stop token to end the answer.
@@ -63,34 +58,31 @@ class GrammarProcessor:
             raise GenerationError(
                 "Guided decoding needs a stop token to end the answer, but there is none. Set stop_token_ids."
             )
-        return cls(
-            _compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size, batch_size
-        )
+        return cls(_compile(config.json_schema, _compiler(tokenizer, vocab_size, stop_token_ids)), vocab_size)
 
-    def __call__(self, logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Logits `[B, V]` -> the same with `-inf` for every token that is not allowed next.
+    def push(self, token_id: int) -> None:
+        """Add a token of the answer. The grammar must have allowed it, or be complete."""
+        self._length += 1
+        if not self._matcher.is_terminated():
+            accepted = self._matcher.accept_token(token_id)
+            assert accepted, f"token {token_id} was chosen although the grammar forbids it"
 
-        `history` has one more token per row than in the last call; a negative one means that the row has failed. Rows
-        that have failed, and rows whose JSON is complete, are not masked.
+    def allowed(self) -> torch.Tensor | None:
+        """Return the tokens that may come next, int32 `[W]` on the CPU; None for all, once the JSON is complete.
+
+        If there is none, `dead_end` is set and all are allowed.
         """
-        xgrammar.reset_token_bitmask(self._bitmask)
-        for row, (matcher, token_ids) in enumerate(zip(self._matchers, history, strict=True)):
-            if row in self._failed or (token_ids and token_ids[-1] < 0):
-                self._failed.add(row)
-                continue
-            if token_ids and not matcher.is_terminated():
-                accepted = matcher.accept_token(token_ids[-1])
-                assert accepted, f"token {token_ids[-1]} was chosen although the grammar forbids it"
-            if not matcher.is_terminated():
-                matcher.fill_next_token_bitmask(self._bitmask, row)
-                if not self._bitmask[row].any():
-                    self._bitmask[row] = _ALL_TOKENS
-                    self._failed.add(row)
-                    self.dead_ends[row] = GenerationError(
-                        f"After {len(token_ids)} tokens of JSON, no token of the vocabulary can follow: the tokenizer "
-                        "lacks a character that the schema requires, or that character is a stop token."
-                    )
-        return logits.masked_fill(~unpack_bits(self._bitmask.to(logits.device), logits.shape[-1]), float("-inf"))
+        if self._matcher.is_terminated():
+            return None
+        words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
+        self._matcher.fill_next_token_bitmask(words, 0)
+        if words.any():
+            return words[0]
+        self.dead_end = GenerationError(
+            f"After {self._length} tokens of JSON, no token of the vocabulary can follow: the tokenizer lacks a "
+            "character that the schema requires, or that character is a stop token."
+        )
+        return None
 
 
 def unpack_bits(bitmask: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -116,6 +108,7 @@ class _Compiler:
         self._vocabulary = vocabulary
         self._compiler = xgrammar.GrammarCompiler(vocabulary, cache_enabled=False)
         self._grammars: dict[str, xgrammar.CompiledGrammar] = {}
+        self._lock = threading.Lock()
 
     @property
     def max_seconds(self) -> float:
@@ -129,11 +122,14 @@ class _Compiler:
             GenerationError: the schema is invalid, or compiling it takes too much time or memory.
         """
         text = json.dumps(schema)
-        if text not in self._grammars:
-            if len(self._grammars) >= _GRAMMARS_KEPT:
-                del self._grammars[next(iter(self._grammars))]
-            self._grammars[text] = self._compile(schema)
-        return self._grammars[text]
+        compiled = self._grammars.get(text)
+        if compiled is None:
+            compiled = self._compile(schema)
+            with self._lock:  # requests come from several threads
+                if len(self._grammars) >= _GRAMMARS_KEPT:
+                    del self._grammars[next(iter(self._grammars))]
+                self._grammars[text] = compiled
+        return compiled
 
     def _compile(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
         try:

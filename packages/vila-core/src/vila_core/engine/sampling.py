@@ -1,13 +1,8 @@
-"""Generation settings, and the sampler that chooses the next token from logits.
+"""Generation settings."""
 
-B batch, V vocabulary
-"""
-
-import math
 from collections.abc import Sized
 from typing import Any, Self, cast
 
-import torch
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from vila_core.config import Config
@@ -19,8 +14,7 @@ MAX_STOPS = 1_000
 """Limit on stop strings and stop tokens: each token of an answer is compared with all of them."""
 MAX_STOP_LENGTH = 1_000
 """Limit on the characters of a stop string."""
-_SMALLEST_TEMPERATURE = 1e-37
-"""Smaller ones are 0 in float32."""
+MAX_TOP_LOGPROBS = 20
 
 
 class GenerationConfig(Config):
@@ -28,7 +22,8 @@ class GenerationConfig(Config):
 
     `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
     `repetition_penalty` counts generated tokens only, since media in a prompt have no token ids. The same `seed` gives
-    the same answer, alone or in a batch. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
+    the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token, and `top_logprobs` those of
+    the likeliest tokens beside it. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
     `json_mode`, which asks for any JSON object or array.
     """
 
@@ -40,6 +35,8 @@ class GenerationConfig(Config):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
     json_mode: bool = False
     json_schema: str | dict[str, Any] | None = None
 
@@ -100,57 +97,3 @@ def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
     if problem.kind == "value_error":
         return f"Generation setting '{problem.path}' is {shown(problem.value)}: {problem.message}."
     return f"Generation setting '{problem.path}' {problem.message}, got {shown(problem.value)}."
-
-
-class Sampler:
-    """Chooses the next token of each row. Each row has its own random generator, so it does not depend on the batch."""
-
-    def __init__(self, config: GenerationConfig, batch_size: int, device: torch.device):
-        self.config = config
-        self._seen: torch.Tensor | None = None  # [B, V] bool, tokens that the repetition penalty counts
-        self._generators = [torch.Generator(device) for _ in range(batch_size)]
-        for generator in self._generators:
-            if config.seed is None:
-                generator.seed()
-            else:
-                generator.manual_seed(config.seed)
-
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits `[B, V]` -> token ids `[B]` int64, without synchronizing with the device."""
-        config = self.config
-        logits = logits.float()
-        if config.repetition_penalty != 1.0:
-            if self._seen is None:
-                self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            logits = penalize_repetition(logits, self._seen, config.repetition_penalty)
-        ids = logits.argmax(dim=-1) if config.temperature == 0 else self._draw(distribution(logits, config))
-        if self._seen is not None:
-            self._seen.scatter_(1, ids[:, None], True)
-        return ids
-
-    def _draw(self, probabilities: torch.Tensor) -> torch.Tensor:
-        # argmax(p / e) with e ~ Exp(1) samples from p. Unlike torch.multinomial, it allows one generator per row.
-        noise = torch.empty_like(probabilities)
-        for row, generator in zip(noise, self._generators, strict=True):
-            row.exponential_(generator=generator)
-        return (probabilities / noise).argmax(dim=-1)
-
-
-def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Divide the positive logits of `seen` tokens by `penalty` and multiply the negative ones (Keskar et al. 2019)."""
-    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
-
-
-def distribution(logits: torch.Tensor, config: GenerationConfig) -> torch.Tensor:
-    """Logits `[B, V]` fp32 -> probabilities after temperature, then top-k, then top-p (the order of transformers)."""
-    # Shift the largest logit to 0 first, so that a tiny temperature does not overflow.
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(config.temperature, _SMALLEST_TEMPERATURE)
-    if 0 < config.top_k < logits.shape[-1]:
-        smallest_kept = logits.topk(config.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < smallest_kept, -math.inf)
-    if config.top_p < 1.0:
-        ascending, order = logits.sort(dim=-1)
-        is_tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p
-        is_tail[:, -1] = False  # the most likely token always stays
-        logits = logits.masked_fill(is_tail.scatter(1, order, is_tail), -math.inf)
-    return logits.softmax(dim=-1)

@@ -20,6 +20,8 @@ class GenerationSettings(TypedDict, total=False):
         seed: makes sampling repeatable, alone or in a batch.
         stop: one or more texts; the answer ends before the first of them.
         stop_token_ids: token ids that end the answer, besides the model's own.
+        logprobs: keep the log-probability of each token (`Completion.logprobs`).
+        top_logprobs: with logprobs, also those of so many likeliest tokens, at most 20.
         json_mode: the answer is a JSON object or array.
         json_schema: the answer is JSON that follows this schema: a dict, JSON text, or a pydantic class.
     """
@@ -32,6 +34,8 @@ class GenerationSettings(TypedDict, total=False):
     seed: int | None
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
+    logprobs: bool
+    top_logprobs: int
     json_mode: bool
     json_schema: str | dict[str, Any] | type[Any] | None
 
@@ -45,6 +49,8 @@ _DEFAULTS: Mapping[str, object] = {
     "seed": None,
     "stop": (),
     "stop_token_ids": (),
+    "logprobs": False,
+    "top_logprobs": 0,
     "json_mode": False,
     "json_schema": None,
 }

@@ -1,0 +1,446 @@
+"""The engine: continuous batching of requests over one model.
+
+Every step, requests join from the queue, prompts are read a chunk at a time, and each answer grows by one token.
+Requests leave as they end. The steps of a request:
+
+    QUEUED     waits for a row and for pages of the KV cache
+    READING    its media are encoded and its prompt goes through the model in chunks, between the steps of the others
+    ANSWERING  it has a row, and gets one token a step
+    ENDED      its full pages are kept for prompts that begin alike
+
+The engine decides who is read and who is answered; a runner (`runner.py`) computes.
+"""
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vila_core.engine.answer import Answer, Generated
+from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.inputs import EngineInput
+from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
+from vila_core.engine.pages import PAGE_SIZE, PagePool
+from vila_core.engine.prefix import PageKeys
+from vila_core.engine.request import Handle, Request, State, cancelled
+from vila_core.engine.runner import PendingStep, Runner, choose_runner
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import GenerationError, PromptError
+from vila_core.language import LanguageModel
+from vila_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vila_core.engine.grammar import Grammar
+
+
+class Engine:
+    """Answers requests with one model. Its methods may be called from any thread.
+
+    Args:
+        llm: the language model.
+        tokenizer: turns tokens into text.
+        stop_token_ids: tokens that end every answer.
+        config: how much it does at once.
+        load: called with prompts that will be read next and the position from which each will be read, so that their
+            media can be encoded together.
+    """
+
+    def __init__(
+        self,
+        llm: LanguageModel,
+        tokenizer: Tokenizer,
+        stop_token_ids: frozenset[int],
+        config: EngineConfig | None = None,
+        load: Callable[[Sequence[tuple[EngineInput, int]]], None] | None = None,
+    ):
+        self.config = config or EngineConfig()
+        self._llm = llm
+        self._tokenizer = tokenizer
+        self._stop_token_ids = stop_token_ids
+        self._load = load
+        self._runner: Runner | None = None
+        self._lock = threading.RLock()
+        self._queue: deque[Request] = deque()
+        self._reading: list[Request] = []
+        self._answering: list[Request] = []
+        self._pending: deque[PendingStep] = deque()
+        self._count = 0
+        self._cached_tokens = 0
+        self._preemptions = 0
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    def submit(self, prompt: EngineInput, config: GenerationConfig) -> Handle:
+        """Put a request into the queue.
+
+        Raises:
+            PromptError: the prompt is empty or leaves no room in the context.
+            GenerationError: the JSON schema cannot be followed, or the KV cache is too small for the request.
+            QueueFullError: `max_queue` requests wait already.
+        """
+        stops = self._stop_token_ids | frozenset(config.stop_token_ids)
+        room = _room(len(prompt), self._llm.config.max_length)
+        answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, room))
+        grammar: Grammar | None = None
+        if config.json_mode or config.json_schema is not None:
+            from vila_core.engine.grammar import Grammar  # imported here because xgrammar is slow to import
+
+            grammar = Grammar.for_answer(config, self._tokenizer, self._llm.config.vocab_size, stops)
+        with self._lock:
+            runner = self._use_runner()
+            self._check_capacity(runner, len(prompt), answer.max_new_tokens)
+            if len(self._queue) >= self.config.max_queue:
+                raise QueueFullError(f"{len(self._queue)} requests wait already, which is the limit. Try again later.")
+            shares = self.config.shares_prefixes and runner.reads_in_chunks and prompt.ids is not None
+            keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
+            seed = random.getrandbits(62) if config.seed is None else config.seed
+            request = Request(self._count, prompt, config, answer, grammar, keys, seed)
+            self._count += 1
+            self._queue.append(request)
+        return Handle(request, self._step_for, self._cancel)
+
+    def answer_all(
+        self, prompts: Sequence[EngineInput], config: GenerationConfig
+    ) -> list[Generated | GenerationError]:
+        """Answer prompts together. An answer that fails gives an error, and the others are completed.
+
+        Raises:
+            PromptError, GenerationError: as `submit` does.
+            MediaError: media of a prompt cannot be encoded.
+        """
+        handles: list[Handle] = []
+        try:
+            for prompt in prompts:
+                while len(self._queue) >= self.config.max_queue:
+                    self.step()
+                handles.append(self.submit(prompt, config))
+            return [_outcome(handle) for handle in handles]
+        finally:
+            for handle in handles:
+                handle.cancel()
+
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing."""
+        with self._lock:
+            pool = PagePool(0) if self._runner is None else self._runner.pool
+            return EngineStats(
+                len(self._queue),
+                len(self._reading),
+                len(self._answering),
+                pool.num_pages,
+                pool.num_used,
+                pool.num_kept,
+                self._cached_tokens,
+                self._preemptions,
+            )
+
+    def clear_cache(self) -> None:
+        """Forget what is kept for prompts that begin alike."""
+        with self._lock:
+            if self._runner is not None:
+                self._runner.pool.clear()
+
+    def _cancel(self, request: Request) -> None:
+        if not request.has_ended:
+            with self._lock:
+                if not request.has_ended:
+                    self._end(request, cancelled())
+
+    # -------------------------------------------------------------------------------------------- steps
+
+    def step(self) -> bool:
+        """Let every request advance; return whether any is left."""
+        with self._lock:
+            return self._step()
+
+    def _step_for(self, request: Request) -> None:
+        """Step until `request` has something new; another thread may have done it meanwhile."""
+        with self._lock:
+            if not request.pieces and not request.has_ended:
+                self._step()
+
+    @torch.inference_mode()
+    def _step(self) -> bool:
+        runner = self._use_runner()
+        try:
+            self._admit(runner)
+            self._read(runner)
+            self._answer(runner)
+            self._collect(runner, keep=1 if self._overlaps(runner) else 0)
+        except Exception as error:
+            self._abandon(_as_error(error))
+        except BaseException:  # Ctrl-C
+            self._abandon(GenerationError("The answer was interrupted."))
+            raise
+        return bool(self._queue or self._reading or self._answering or self._pending)
+
+    def _admit(self, runner: Runner) -> None:
+        """Take requests from the queue while there are rows and pages."""
+        admitted: list[Request] = []
+        coming = {key for request in self._reading if request.keys for key in request.keys.keys}
+        while self._queue and len(self._reading) + len(self._answering) < self.config.max_batch:
+            request = self._queue[0]
+            if not self._get_pages(runner, request, coming):
+                break
+            self._queue.popleft()
+            request.state = State.READING
+            self._reading.append(request)
+            admitted.append(request)
+            coming |= set(request.keys.keys if request.keys else ())
+        if admitted:
+            self._load_media(admitted)
+
+    def _get_pages(self, runner: Runner, request: Request, coming: set[bytes]) -> bool:
+        """Give the request the pages of its prompt, those that are known included; return whether that worked."""
+        tokens = request.num_tokens
+        known = request.keys.keys[: (tokens - 1) // PAGE_SIZE] if request.keys else []
+        found = runner.pool.find(known)
+        # What another request is just computing is worth waiting for.
+        waits = len(found) < len(known) and known[len(found)] in coming
+        taken = None if waits else runner.pool.take(runner.pages_for(tokens + 1) - len(found), found[-1] if found else None)
+        if taken is None:
+            runner.pool.release(found)
+            return False
+        self._cached_tokens += len(found) * PAGE_SIZE
+        request.pages = [*found, *taken]
+        request.length = request.remembered = len(found) * PAGE_SIZE
+        request.cached = min(request.length, len(request.prompt))
+        return True
+
+    def _load_media(self, admitted: Sequence[Request]) -> None:
+        """Encode the media of requests together; if that fails, one by one, so that only the broken one fails."""
+        begin = time.perf_counter()
+        for request in admitted:
+            request.times.admitted = request.times.encoded = begin
+        if self._load is None:
+            return
+        try:
+            self._load([(request.prompt, request.length) for request in admitted])
+        except Exception as error:
+            if len(admitted) == 1:
+                self._end(admitted[0], _as_error(error))
+                return
+            for request in admitted:
+                self._load_media([request])
+            return
+        for request in admitted:
+            request.times.encoded = begin + (time.perf_counter() - begin) / len(admitted)
+
+    def _read(self, runner: Runner) -> None:
+        """Read a chunk of the prompts, shared equally, and choose the first token of those that are complete."""
+        if not self._reading:
+            return
+        whole = not runner.reads_in_chunks
+        budget = self.config.chunk_tokens * (1 if self._answering else 4)
+        share = max(PAGE_SIZE, budget // len(self._reading) // PAGE_SIZE * PAGE_SIZE)
+        complete: list[tuple[Request, Tensor]] = []
+        for request in list(self._reading):
+            end = request.num_tokens if whole else min(request.num_tokens, request.length + share)
+            try:
+                hidden = runner.read(request, self._embed(runner, request, end), end)  # [D]
+            except Exception as error:
+                self._end(request, _as_error(error))
+                continue
+            request.length = end
+            if end == request.num_tokens:
+                complete.append((request, hidden))
+            budget -= share
+            if budget <= 0 and not whole:
+                break
+        if complete:
+            self._start([request for request, _ in complete], torch.stack([hidden for _, hidden in complete]), runner)
+
+    def _embed(self, runner: Runner, request: Request, end: int) -> Tensor:
+        """Return the embeddings of the request's tokens from `length` to `end`, those of its answer included."""
+        start, own = request.length, len(request.prompt)
+        parts: list[Tensor] = []
+        if start < own:
+            parts.append(request.prompt.embed(start, min(end, own)))
+        if end > own:
+            ids = request.answer.token_ids[max(start - own, 0) : end - own]
+            parts.append(self._llm.embed(torch.tensor([ids], device=runner.device))[0])
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _start(self, requests: list[Request], hidden: Tensor, runner: Runner) -> None:
+        """Choose the first token of requests whose prompts have been read, `hidden [n, D]`."""
+        for request in requests:
+            self._reading.remove(request)
+            self._answering.append(request)
+            request.state = State.ANSWERING
+            request.chosen += 1
+        self._pending.append(runner.start(requests, hidden))
+
+    def _answer(self, runner: Runner) -> None:
+        """Launch the step that reads the last token of each answer and chooses the next."""
+        if any(request.grammar is not None for request in self._answering):
+            self._collect(runner)  # which tokens are allowed depends on the last one
+        for request in list(self._answering):
+            if request.state is State.ANSWERING:
+                self._make_room(runner, request)
+        if any(request.chosen >= request.answer.max_new_tokens for request in self._answering):
+            self._collect(runner)  # these end
+        if self._answering:
+            self._pending.append(runner.step(self._answering))
+        for request in self._answering:
+            request.length += 1
+            request.chosen += 1
+
+    def _make_room(self, runner: Runner, request: Request) -> None:
+        """Give the request a page for its next token. Without a free page, the youngest request gives up its own."""
+        while request.state is State.ANSWERING and runner.pages_for(request.length + 1) > len(request.pages):
+            taken = runner.pool.take(1, request.pages[-1] if request.pages else None)
+            if taken is not None:
+                request.pages += taken
+                return
+            self._collect(runner)
+            running = [*self._reading, *self._answering]
+            if running:
+                self._preempt(runner, max(running, key=lambda other: other.number))
+
+    def _preempt(self, runner: Runner, request: Request) -> None:
+        """Send a request back to the queue; later it reads its prompt and its answer so far again."""
+        self._leave(request)
+        self._preemptions += 1
+        request.state = State.QUEUED
+        request.chosen = len(request.answer.token_ids)
+        self._queue.appendleft(request)
+
+    def _overlaps(self, runner: Runner) -> bool:
+        """Whether the next step may be launched before the tokens of the last are known."""
+        return runner.overlaps and all(request.grammar is None for request in self._answering)
+
+    def _collect(self, runner: Runner, keep: int = 0) -> None:
+        """Take in the tokens of all launched steps but the last `keep`."""
+        while len(self._pending) > keep:
+            step = self._pending.popleft()
+            for request, token_id, logprobs in step.tokens():
+                if request.has_ended:
+                    continue
+                if token_id < 0:
+                    self._end(request, _not_finite(step.dtype, len(request.answer.token_ids) + 1))
+                    continue
+                self._push(request, token_id, logprobs, runner)
+
+    def _push(self, request: Request, token_id: int, logprobs: TokenLogprobs | None, runner: Runner) -> None:
+        """Add a token to an answer."""
+        if not request.times.first_token:
+            request.times.first_token = time.perf_counter()
+        self._remember(request, runner)
+        if request.grammar is not None and request.grammar.dead_end is not None:
+            self._end(request, request.grammar.dead_end)
+            return
+        piece = request.answer.push(token_id, logprobs)
+        request.pieces.append(piece)
+        if piece.finish_reason is not None:
+            self._end(request)
+            return
+        if request.grammar is not None:
+            request.grammar.push(token_id)
+        if request.keys is not None:
+            request.keys.push(token_id)
+
+    def _remember(self, request: Request, runner: Runner) -> None:
+        """Let other requests find the full pages. Called when a token has shown that their values are finite."""
+        if request.keys is None:
+            return
+        known = min(len(request.keys.keys), request.num_tokens // PAGE_SIZE)
+        for index in range(request.remembered // PAGE_SIZE, known):
+            runner.pool.keep(request.pages[index], request.keys.keys[index])
+        request.remembered = max(request.remembered, known * PAGE_SIZE)
+
+    # -------------------------------------------------------------------------------------------- ends
+
+    def _end(self, request: Request, error: Exception | None = None) -> None:
+        """Let a request go: with an error, or with the answer that it has."""
+        request.error = error
+        if request.state is State.QUEUED:
+            self._queue.remove(request)
+        else:
+            self._leave(request)
+        request.state = State.ENDED
+        request.times.ended = time.perf_counter()
+
+    def _leave(self, request: Request) -> None:
+        """Take the request's row and pages away."""
+        runner = self._use_runner()
+        if request.state is State.ANSWERING:
+            self._answering.remove(request)
+        else:
+            self._reading.remove(request)
+        runner.leave(request)
+        runner.pool.release(request.pages)
+        request.pages = []
+
+    def _abandon(self, error: Exception) -> None:
+        """End every request: nothing is known of the rows any more. The engine goes on with an empty cache."""
+        for request in [*self._queue, *self._reading, *self._answering]:
+            request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
+        self._queue.clear()
+        self._reading.clear()
+        self._answering.clear()
+        self._pending.clear()
+        self._runner = None
+
+    def _use_runner(self) -> Runner:
+        if self._runner is None:
+            self._runner = choose_runner(self._llm, self.config)
+        return self._runner
+
+    def _check_capacity(self, runner: Runner, prompt: int, answer: int) -> None:
+        """Raise `GenerationError` if the KV cache can never hold the request."""
+        held = runner.pool.num_pages * PAGE_SIZE
+        if runner.pages_for(prompt + answer) > runner.pool.num_pages:
+            raise GenerationError(
+                f"The request needs a KV cache of {prompt + answer:,} tokens ({prompt:,} of the prompt and up to "
+                f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
+                "give the engine more memory (cache_bytes)."
+            )
+
+
+def _outcome(handle: Handle) -> Generated | GenerationError:
+    try:
+        return handle.result()
+    except GenerationError as error:
+        return error
+
+
+def _room(prompt_length: int, max_length: int) -> int:
+    """Return how many tokens may follow a prompt (at least one)."""
+    if prompt_length == 0:
+        raise PromptError("The prompt is empty: expected at least one token.")
+    if prompt_length >= max_length:
+        raise PromptError(
+            f"The prompt has {prompt_length} tokens, media included, but the context holds {max_length}. This leaves "
+            "no room for an answer. Use fewer tiles, fewer video frames or less text."
+        )
+    return max_length - prompt_length
+
+
+def _as_error(error: Exception) -> Exception:
+    """Return what the user sees of an error that ended a request."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return GenerationError(
+            "There is too little memory for this request. Use fewer tiles, fewer video frames, a shorter prompt, or a "
+            "smaller batch."
+        )
+    return error
+
+
+def _not_finite(dtype: torch.dtype, position: int) -> GenerationError:
+    """Return the error of a row that has no usable logits for token `position` (from 1) of its answer."""
+    name = str(dtype).removeprefix("torch.")
+    others = [other for other in ("bfloat16", "float32") if other != name]
+    advice = (
+        "Its weights are damaged: download the checkpoint again."
+        if name == "float32"
+        else f"Its weights are too large for this dtype, or damaged: load it in {' or '.join(others)} (--dtype), or "
+        "download the checkpoint again."
+    )
+    return GenerationError(
+        f"The model computes values that are not finite in {name}, at token {position} of the answer. {advice}"
+    )

@@ -1,0 +1,55 @@
+"""How much an engine does at once, and what it reports."""
+
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from vila_core.config import Config
+from vila_core.engine.pages import PAGE_SIZE
+from vila_core.errors import GenerationError
+
+
+class EngineConfig(Config):
+    """How much an engine does at once.
+
+    Attributes:
+        max_batch: requests that are answered together.
+        max_queue: requests that may wait; one more is refused.
+        chunk_tokens: prompt tokens that are read between two steps of the answers; a larger number reads prompts
+            faster, a smaller one lets answers flow more evenly.
+        cache_bytes: memory of the KV cache; None takes a share of what is free.
+        media_cache_bytes: memory for the tokens of the media seen last.
+        shares_prefixes: whether prompts that begin alike share what was computed for the beginning.
+    """
+
+    max_batch: int = Field(default=64, ge=1, le=1024)
+    max_queue: int = Field(default=1024, ge=1)
+    chunk_tokens: int = Field(default=2048, ge=PAGE_SIZE)
+    cache_bytes: int | None = Field(default=None, ge=1)
+    media_cache_bytes: int = Field(default=256 << 20, ge=0)
+    shares_prefixes: bool = True
+
+
+class QueueFullError(GenerationError):
+    """Too many requests wait. Try again when some have been answered."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing, and how much of its cache is used.
+
+    Attributes:
+        queued, reading, answering: requests in each state.
+        pages: of the KV cache, and of these `pages_used` by requests and `pages_kept` for prompts that begin alike.
+        cached_tokens: prompt tokens that were found in the cache since the start.
+        preemptions: how often a request had to give up its pages and read its prompt again.
+    """
+
+    queued: int
+    reading: int
+    answering: int
+    pages: int
+    pages_used: int
+    pages_kept: int
+    cached_tokens: int
+    preemptions: int

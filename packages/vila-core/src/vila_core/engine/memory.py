@@ -1,0 +1,63 @@
+"""How much memory a KV cache may take."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from vila_core.engine.pages import PAGE_SIZE, pages_of
+
+if TYPE_CHECKING:
+    from vila_core.engine.limits import EngineConfig
+    from vila_core.language.decoder import Decoder
+
+GPU_SHARE = 0.8
+"""Part of the free memory of a GPU that the KV cache takes unless told otherwise. The rest is for activations."""
+HOST_SHARE = 0.25
+"""The same for the main memory, where pages take memory only once they are written."""
+
+
+def num_pages(decoder: "Decoder", engine: "EngineConfig") -> int:
+    """Return how many pages to allocate: as many as the memory allows, at most a full context for each row."""
+    budget = engine.cache_bytes
+    if budget is None:
+        device = decoder.model.embed_tokens.weight.device
+        budget = int(free_bytes(device) * (GPU_SHARE if device.type == "cuda" else HOST_SHARE))
+    return max(1, min(budget // page_bytes(decoder), engine.max_batch * pages_of(decoder.config.max_length)))
+
+
+def page_bytes(decoder: "Decoder") -> int:
+    """Return the size of a page: keys and values of all layers."""
+    config, weight = decoder.config, decoder.model.embed_tokens.weight
+    slot = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.element_size()
+    return 2 * slot * PAGE_SIZE
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the memory that is free on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limits = [_available(), _left_in_group()]
+    known = [limit for limit in limits if limit is not None]
+    return min(known, default=4 << 30)
+
+
+def _available() -> int | None:
+    """Return what Linux says is available to new programs."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def _left_in_group() -> int | None:
+    """Return what the limit of a container leaves."""
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text().strip()
+    except OSError:
+        return None
+    return max(0, int(limit) - int(used)) if limit.isdigit() else None

@@ -1,0 +1,65 @@
+"""Keys of pages: equal exactly if the page, and everything before it, holds the same tokens and media.
+
+The key of a page is a BLAKE2b digest of the key before it and of the page's content, so two prompts share a page only
+if they begin alike. A digest that cannot be forged keeps one user's prompt from being answered from another's.
+"""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from vila_core.engine.pages import PAGE_SIZE
+from vila_core.prompt import DIGEST_BYTES
+
+
+@dataclass(frozen=True)
+class MediaSpan:
+    """Where the tokens of a medium are in a prompt.
+
+    Attributes:
+        places: the positions of its tokens, in order.
+        digest: of its pixels and layout.
+    """
+
+    places: Sequence[int]
+    digest: bytes
+
+
+class PageKeys:
+    """The keys of a growing sequence of tokens.
+
+    Args:
+        ids: the token ids so far; those of media are ignored.
+        media: the media among them.
+    """
+
+    def __init__(self, ids: Sequence[int], media: Sequence[MediaSpan] = ()):
+        self.keys: list[bytes] = []
+        self._rest = array("q", ids)  # ids after the last complete page
+        self._digests: list[tuple[int, bytes]] = []  # the first position of each medium in each of its pages
+        for span in media:
+            for number, place in enumerate(span.places):
+                self._rest[place] = -1 - number
+                page = place // PAGE_SIZE
+                if not number or page != span.places[number - 1] // PAGE_SIZE:
+                    self._digests.append((page, span.digest))
+        self._complete()
+
+    def push(self, token_id: int) -> None:
+        """Add a token."""
+        self._rest.append(token_id)
+        self._complete()
+
+    def _complete(self) -> None:
+        while len(self._rest) >= PAGE_SIZE:
+            key = blake2b(self.keys[-1] if self.keys else bytes(DIGEST_BYTES), digest_size=DIGEST_BYTES)
+            key.update(self._rest[:PAGE_SIZE].tobytes())
+            for digest in self._digests_of(len(self.keys)):
+                key.update(digest)
+            self.keys.append(key.digest())
+            del self._rest[:PAGE_SIZE]
+
+    def _digests_of(self, page: int) -> Iterator[bytes]:
+        while self._digests and self._digests[0][0] == page:
+            yield self._digests.pop(0)[1]

@@ -1,0 +1,168 @@
+"""A request in the engine, and the handle that its submitter holds.
+
+T tokens of the prompt
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from vila_core.engine.answer import Answer, Generated, Piece
+from vila_core.engine.inputs import EngineInput
+from vila_core.engine.prefix import PageKeys
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import GenerationError
+
+if TYPE_CHECKING:
+    from vila_core.engine.grammar import Grammar
+
+
+class State(Enum):
+    """Where a request is on its way."""
+
+    QUEUED = "queued"
+    READING = "reading its prompt"
+    ANSWERING = "answering"
+    ENDED = "ended"
+
+
+@dataclass
+class Times:
+    """When a request passed each point, in seconds of `time.perf_counter`."""
+
+    submitted: float = field(default_factory=time.perf_counter)
+    admitted: float = 0.0
+    encoded: float = 0.0
+    first_token: float = 0.0
+    ended: float = 0.0
+
+
+@dataclass(eq=False)
+class Request:
+    """What the engine knows of a request.
+
+    Attributes:
+        number: requests are numbered as they come.
+        prompt: what the model reads.
+        config: how to answer.
+        answer: the answer so far, as the host knows it.
+        grammar: which tokens may come next; None for all.
+        keys: keys of the pages that the prompt and the answer fill; None if they are not shared.
+        pages: the pages that it holds, in order.
+        length: tokens whose keys and values are, or are being, computed.
+        chosen: tokens of the answer that have been, or are being, chosen; the answer has those that the host has seen.
+        cached: tokens of the prompt that were found in the cache.
+        row: its row in the runner while it is answering.
+        error: why there is no answer.
+    """
+
+    number: int
+    prompt: EngineInput
+    config: GenerationConfig
+    answer: Answer
+    grammar: "Grammar | None"
+    keys: PageKeys | None
+    seed: int
+    state: State = State.QUEUED
+    pages: list[int] = field(default_factory=list[int])
+    length: int = 0
+    chosen: int = 0
+    cached: int = 0
+    remembered: int = 0
+    row: int = -1
+    error: Exception | None = None
+    pieces: deque[Piece] = field(default_factory=deque[Piece])
+    times: Times = field(default_factory=Times)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state is State.ENDED
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the prompt and of the answer so far."""
+        return len(self.prompt) + len(self.answer.token_ids)
+
+    def generated(self) -> Generated:
+        """Return the finished answer, or raise why there is none."""
+        if self.error is not None:
+            raise self.error
+        answer, times = self.answer, self.times
+        assert answer.finish_reason is not None, "the answer has not ended yet"
+        return Generated(
+            answer.token_ids,
+            answer.text,
+            answer.finish_reason,
+            answer.logprobs,
+            self.cached,
+            times.encoded - times.admitted,
+            times.first_token - times.encoded,
+            times.ended - times.first_token,
+        )
+
+
+class Handle:
+    """A submitted request. Iterate over it for the pieces of the answer, or wait for its `result`.
+
+    The engine runs while somebody waits: whoever waits runs it for all, so that requests of several threads are
+    answered together.
+    """
+
+    def __init__(self, request: Request, step: Callable[[Request], None], cancel: Callable[[Request], None]):
+        self._request = request
+        self._step = step
+        self._cancel = cancel
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is a result, or an error."""
+        return self._request.has_ended
+
+    @property
+    def state(self) -> str:
+        """What happens to the request now."""
+        return self._request.state.value
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Yield the pieces of the answer; the last one has a finish reason. An abandoned iterator cancels the request.
+
+        Raises:
+            GenerationError: after any number of pieces, if the answer fails or is cancelled.
+        """
+        try:
+            while True:
+                while self._request.pieces:
+                    yield self._request.pieces.popleft()
+                if self._request.has_ended:
+                    break
+                self._step(self._request)
+        finally:
+            self.cancel()
+        if self._request.error is not None:
+            raise self._request.error
+
+    def result(self) -> Generated:
+        """Return the finished answer.
+
+        Raises:
+            GenerationError: the answer fails or is cancelled.
+        """
+        try:
+            while not self._request.has_ended:
+                self._request.pieces.clear()  # nobody reads them
+                self._step(self._request)
+        finally:
+            self.cancel()
+        return self._request.generated()
+
+    def cancel(self) -> None:
+        """End the request now. One that has ended stays as it is."""
+        self._cancel(self._request)
+
+
+def cancelled() -> GenerationError:
+    """Return the error of a request that was cancelled."""
+    return GenerationError("The request was cancelled before its answer was complete.")

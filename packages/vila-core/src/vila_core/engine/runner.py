@@ -1,0 +1,306 @@
+"""Runners compute what the engine decides: they read chunks of prompts, and let a batch of answers grow by one token.
+
+`PagedRunner` runs a decoder of this package over a paged KV cache. `SeparateRunner` runs any other language model, with
+a cache of its own for each request, which is neither shared nor read in chunks.
+
+R rows, n requests, T tokens of a chunk, D width, V vocabulary
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.memory import num_pages
+from vila_core.engine.pages import PAGE_SIZE, PagePool, pages_of
+from vila_core.errors import GenerationError
+from vila_core.language import LanguageModel
+from vila_core.language.decoder import Decoder
+from vila_core.language.paged_cache import PagedCache
+from vila_core.language.paged_step import (
+    PagedStep,
+    PendingTokens,
+    RowSampling,
+    StepKind,
+    StepRows,
+    TorchPagedStep,
+    paged_step,
+)
+
+if TYPE_CHECKING:
+    from vila_core.engine.limits import EngineConfig
+    from vila_core.engine.request import Request
+    from vila_core.language.cache import Cache
+
+class Runner(Protocol):
+    """Computes for an engine.
+
+    Attributes:
+        device: of the model.
+        pool: the pages of its KV cache.
+        reads_in_chunks: whether a prompt may be read in parts, and its pages be shared.
+        overlaps: whether a step may be launched before the tokens of the last one are known.
+    """
+
+    device: torch.device
+    pool: PagePool
+    reads_in_chunks: bool
+    overlaps: bool
+
+    def pages_for(self, tokens: int) -> int:
+        """Return how many pages a request of so many tokens needs."""
+        ...
+
+    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
+        """Read tokens `request.length` … `end` - 1, `[T, D]`; return the hidden state of the last, `[D]`."""
+        ...
+
+    def start(self, requests: "Sequence[Request]", hidden: Tensor) -> "PendingStep":
+        """Give rows to requests that have been read, and choose their first tokens from `hidden [n, D]`."""
+        ...
+
+    def step(self, requests: "Sequence[Request]") -> "PendingStep":
+        """Read the last token of every request that has a row, and choose the next."""
+        ...
+
+    def leave(self, request: "Request") -> None:
+        """Forget a request, whether it has a row or not."""
+        ...
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """The tokens of a step, which the device may still be computing.
+
+    Attributes:
+        requests: in the order of their rows.
+        chosen: their tokens.
+        dtype: of the model.
+        logprobs: what `_logprobs` made of the logits; None if nobody asked.
+    """
+
+    requests: "Sequence[Request]"
+    chosen: PendingTokens
+    dtype: torch.dtype
+    logprobs: "Logprobs | None" = None
+
+    def tokens(self) -> "Iterator[tuple[Request, int, TokenLogprobs | None]]":
+        """Yield each request with its token (-1 if the logits cannot be used) and, if it asked, its log-probability."""
+        chosen = self.chosen.tokens()
+        for row, (request, token_id) in enumerate(zip(self.requests, chosen, strict=False)):
+            wants = self.logprobs is not None and request.config.logprobs and token_id >= 0
+            yield request, token_id, self.logprobs.of(row, token_id, request.config.top_logprobs) if wants else None
+
+
+@dataclass(frozen=True)
+class Logprobs:
+    """Log-probabilities of a step.
+
+    Attributes:
+        all: `[n, V]`.
+    """
+
+    all: Tensor
+
+    def of(self, row: int, token_id: int, count: int) -> TokenLogprobs:
+        """Return those of the chosen token and of the `count` likeliest."""
+        line = self.all[row]
+        values, ids = line.topk(min(count, len(line)))
+        return TokenLogprobs(token_id, float(line[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
+class RowRunner:
+    """The part that runners share: requests in rows without gaps.
+
+    Args:
+        llm: the language model.
+        step: computes.
+        weight: any of the model's, for its device and dtype.
+    """
+
+    def __init__(self, llm: LanguageModel, step: PagedStep, weight: Tensor):
+        self._llm = llm
+        self._step = step
+        self.device = weight.device
+        self._dtype = weight.dtype
+        self._rows: list[Request] = []
+        self._num_pages: list[int] = []  # pages of each row that the step knows
+
+    def start(self, requests: "Sequence[Request]", hidden: Tensor) -> PendingStep:
+        """See `Runner`."""
+        for request in requests:
+            request.row = len(self._rows)
+            self._rows.append(request)
+            self._num_pages.append(len(request.pages))
+            self._step.rows.start(request.row, request.length, request.pages, _sampling(request))
+            if request.answer.token_ids:  # it had to give up its pages, and comes back
+                self._step.rows.seen[request.row, request.answer.token_ids] = True
+        kind = self._prepare(requests)
+        chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)
+        return self._pending(tuple(requests), chosen)
+
+    def step(self, requests: "Sequence[Request]") -> PendingStep:
+        """See `Runner`."""
+        for row, request in enumerate(self._rows):
+            known = self._num_pages[row]
+            if len(request.pages) > known:
+                self._step.rows.set_pages(row, request.pages[known:], known)
+                self._num_pages[row] = len(request.pages)
+        kind = self._prepare(self._rows)
+        return self._pending(tuple(self._rows), self._step.launch(len(self._rows), kind))
+
+    def leave(self, request: "Request") -> None:
+        """See `Runner`."""
+        if request.row < 0:
+            return
+        last = self._rows.pop()
+        pages = self._num_pages.pop()
+        if last is request:
+            self._step.rows.stop(request.row)
+        else:
+            self._step.rows.move(last.row, request.row)
+            self._rows[request.row], self._num_pages[request.row], last.row = last, pages, request.row
+        request.row = -1
+
+    def _prepare(self, requests: "Sequence[Request]") -> StepKind:
+        """Restrict the rows of requests that follow a grammar; return what the rows need."""
+        masks = False
+        for request in requests:
+            if request.grammar is not None:
+                allowed = request.grammar.allowed()
+                self._step.rows.allow(request.row, _ALL if allowed is None else allowed)
+                masks = True
+        return StepKind.of([_sampling(request) for request in requests], masks=masks)
+
+    def _pending(self, requests: "Sequence[Request]", chosen: PendingTokens) -> PendingStep:
+        wanted = any(request.config.logprobs for request in requests)
+        logprobs = Logprobs(chosen.logits.float().log_softmax(dim=-1)) if wanted else None
+        return PendingStep(requests, chosen, self._dtype, logprobs)
+
+
+_ALL = torch.tensor(-1, dtype=torch.int32)
+"""A mask that allows every token."""
+
+
+def _sampling(request: "Request") -> RowSampling:
+    config = request.config
+    return RowSampling(
+        config.temperature, config.top_k, config.top_p, request.seed, repetition_penalty=config.repetition_penalty
+    )
+
+
+class PagedRunner(RowRunner):
+    """Runs a native decoder over a paged KV cache.
+
+    Args:
+        decoder: the language model.
+        config: how much memory and how many rows.
+
+    Raises:
+        GenerationError: there is too little memory for the cache.
+    """
+
+    def __init__(self, decoder: Decoder, config: "EngineConfig"):
+        weight = decoder.model.embed_tokens.weight
+        pages = num_pages(decoder, config)
+        try:
+            self._cache = PagedCache.allocate(
+                decoder.config, pages, page_size=PAGE_SIZE, device=weight.device, dtype=weight.dtype
+            )
+        except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+            raise GenerationError(
+                f"There is too little memory for a KV cache of {pages * PAGE_SIZE:,} tokens. Give the engine fewer "
+                "cache_bytes."
+            ) from None
+        row_pages = min(pages, pages_of(decoder.config.max_length))
+        super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight)
+        self.pool = PagePool(pages)
+        scaling = decoder.config.rope_scaling
+        # Under dynamic scaling, the angles of all tokens depend on the length of the whole prompt.
+        self.reads_in_chunks = scaling is None or scaling.rope_type != "dynamic"
+        self.overlaps = weight.is_cuda
+
+    def pages_for(self, tokens: int) -> int:
+        """See `Runner`."""
+        return pages_of(tokens)
+
+    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
+        """See `Runner`."""
+        start = request.length
+        table = torch.tensor([request.pages], device=embeds.device)
+        positions = None if start == 0 else torch.arange(start, end, device=embeds.device)[None]
+        return self._llm(embeds[None], positions=positions, cache=self._cache.rows(table).up_to(end))[0, -1]
+
+
+class SeparateRunner(RowRunner):
+    """Runs any language model, with a cache for each request.
+
+    Args:
+        llm: the language model.
+        config: how many rows.
+    """
+
+    def __init__(self, llm: LanguageModel, config: "EngineConfig"):
+        weight = next(llm.parameters())
+        rows = StepRows.allocate(config.max_batch, 1, llm.config.vocab_size, weight.device)
+        super().__init__(llm, SeparateStep(llm, rows, self._cache_of_row), weight)
+        self.pool = PagePool(0)
+        self.reads_in_chunks = False
+        self.overlaps = False
+        self._caches: dict[Request, Cache] = {}
+
+    def pages_for(self, tokens: int) -> int:
+        """See `Runner`: the caches are the requests' own."""
+        del tokens
+        return 0
+
+    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
+        """See `Runner`. `embeds` is the whole prompt."""
+        try:
+            cache = self._llm.new_cache(1, len(request.prompt) + request.answer.max_new_tokens)
+        except (RuntimeError, MemoryError):
+            raise GenerationError(
+                f"There is too little memory for a cache of {len(request.prompt) + request.answer.max_new_tokens:,} "
+                "tokens. Reduce max_new_tokens or the prompt."
+            ) from None
+        self._caches[request] = cache
+        return self._llm(embeds[None], cache=cache)[0, -1]
+
+    def leave(self, request: "Request") -> None:
+        """See `Runner`."""
+        super().leave(request)
+        self._caches.pop(request, None)
+
+    def _cache_of_row(self, row: int) -> "Cache":
+        return self._caches[self._rows[row]]
+
+
+class SeparateStep(TorchPagedStep):
+    """A step of rows that have a cache each.
+
+    Args:
+        llm: the language model.
+        rows: their state.
+        cache_of: the cache of a row.
+    """
+
+    def __init__(self, llm: LanguageModel, rows: StepRows, cache_of: "Callable[[int], Cache]"):
+        super().__init__(llm, None, rows)
+        self._llm = llm
+        self._cache_of = cache_of
+
+    def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
+        positions = self._rows.positions.tolist()
+        hidden = [
+            self._llm.decode_step(one[None], torch.tensor([[positions[row]]], device=embeds.device), self._cache_of(row).up_to(positions[row] + 1))
+            for row, one in zip(live.tolist(), embeds, strict=True)
+        ]
+        return torch.cat(hidden)[:, -1]
+
+
+def choose_runner(llm: LanguageModel, config: "EngineConfig") -> Runner:
+    """Return the runner for a language model."""
+    return PagedRunner(llm, config) if isinstance(llm, Decoder) else SeparateRunner(llm, config)
