@@ -6,18 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.core.answering import generate, generate_each, stream
 from tests.core.steered import SteeredDecoder
 
-from vila_core.engine.generate import (
-    Generated,
-    Piece,
-    decode_one_token,
-    generate,
-    generate_each,
-    pad_right,
-    prefill,
-    stream,
-)
+from vila_core.engine.answer import Generated, Piece
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import EmbeddedPrompt
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError
 from vila_core.language.decoder import Decoder
@@ -159,10 +154,8 @@ SPOILT = {
 def spoil(decoder: Decoder, kind: str, row: int, step: int) -> SteeredDecoder:
     """Return a model whose logits for token `step` (from 0) of `row` cannot be used."""
 
-    def steer(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
-        if len(history[0]) == step:
-            logits[row] = SPOILT[kind](logits[row])
-        return logits
+    def steer(logits: torch.Tensor, history: Sequence[int], number: int) -> torch.Tensor:
+        return SPOILT[kind](logits) if number == row and len(history) == step else logits
 
     return SteeredDecoder(decoder, steer)
 
@@ -175,7 +168,7 @@ def spoil(decoder: Decoder, kind: str, row: int, step: int) -> SteeredDecoder:
         {},
         {"temperature": 1.1, "seed": 4, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2},
         {"json_schema": {"type": "string", "minLength": 9, "maxLength": 12}},
-        {"json_mode": True, "temperature": 1.1, "seed": 4},
+        {"json_mode": True, "temperature": 1.1, "seed": 5},
     ],
     ids=["greedy", "sampled", "schema", "json"],
 )
@@ -234,10 +227,12 @@ def test_the_advice_names_the_other_dtypes(
 
 
 def test_too_little_memory_for_the_cache(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
-    model = copy.deepcopy(decoder)
-    model.config = decoder.config.model_copy(update={"max_length": 10**15})
-    with pytest.raises(GenerationError, match=r"too little memory.*Reduce max_new_tokens"):
-        generate(model, prompts(decoder, [4]), GenerationConfig(max_new_tokens=10**14), tokenizer, end)
+    page = 2 * 2 * 2 * 12 * 64 * 4  # keys and values, layers, heads, width, tokens, bytes
+    engine = Engine(decoder, tokenizer, end, EngineConfig(cache_bytes=3 * page))
+    (prompt,) = prompts(decoder, [100])
+    with pytest.raises(GenerationError, match=r"193 tokens \(100 of the prompt.*memory for 192.*cache_bytes"):
+        engine.submit(EmbeddedPrompt(prompt), GenerationConfig(max_new_tokens=93))
+    engine.submit(EmbeddedPrompt(prompt), GenerationConfig(max_new_tokens=92)).result()
 
 
 def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int]) -> None:
@@ -245,11 +240,11 @@ def test_no_prompts(decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int])
 
 
 def script(answer: Sequence[int], vocab_size: int):
-    """Return a function that makes every row write `answer`, whatever the model computes."""
+    """Return a function that makes every prompt's answer be `answer`, whatever the model computes."""
 
-    def say(logits: torch.Tensor, history: Sequence[Sequence[int]]) -> torch.Tensor:
+    def say(logits: torch.Tensor, history: Sequence[int], number: int) -> torch.Tensor:
         forced = torch.full_like(logits, -1e9)
-        forced[:, answer[len(history[0]) % len(answer)]] = 0.0
+        forced[answer[len(history) % len(answer)]] = 0.0
         assert logits.shape[-1] == vocab_size
         return forced
 
@@ -328,30 +323,3 @@ def test_character_cut_off_by_the_length(decoder: Decoder, tokenizer: Tokenizer,
     answer, _ = say(decoder, tokenizer, end, ids, max_new_tokens=len(ids) - 1)
     assert answer.text == tokenizer.decode(ids[:-1])
     assert answer.text.startswith("ab")
-
-
-def test_padding_on_the_right(decoder: Decoder) -> None:
-    embeds, lengths = pad_right(prompts(decoder, [7, 7]))
-    assert embeds.shape == (2, 7, 48)
-    assert lengths is None
-    embeds, lengths = pad_right(prompts(decoder, [7, 3]))
-    assert lengths is not None
-    assert lengths.tolist() == [7, 3]
-    assert embeds[1, 3:].abs().max() == 0
-
-
-@torch.inference_mode()
-def test_cache_is_allocated_once_and_views_never_copy(decoder: Decoder) -> None:
-    (prompt,) = prompts(decoder, [9])
-    cache = decoder.new_cache(1, 14)
-    shape, address = cache.keys.shape, cache.keys.data_ptr()
-    assert shape == (2, 1, 2, 14, 12)
-    logits = prefill(decoder, prompt[None], cache)
-    for position in range(9, 14):
-        logits = decode_one_token(decoder, logits.argmax(-1), torch.tensor([[position]]), cache.up_to(position + 1))
-    assert (cache.keys.shape, cache.keys.data_ptr()) == (shape, address)
-    keys, _ = cache.up_to(5).read(0)
-    assert keys.shape == (1, 2, 5, 12)
-    assert keys.data_ptr() == address
-    # A used cache can take another prompt without a reset, since slots beyond a row's position are not read.
-    torch.testing.assert_close(prefill(decoder, prompt[None], cache), decoder.logits(decoder(prompt[None])[:, -1]))

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.core.answering import generate, stream
 from tests.core.steered import SteeredDecoder
 
-from vila_core.engine.generate import Generated, generate, stream
-from vila_core.engine.grammar import unpack_bits
+from vila_core.engine.answer import Generated
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.language.decoder import Decoder
+from vila_core.ops.reference import allowed_tokens
 from vila_core.tokenizer import Tokenizer
 
 ANIMAL = {
@@ -71,9 +72,9 @@ def test_schema(
 def always(decoder: Decoder, preferred: Sequence[int]):
     """Return a function that prefers the tokens of `preferred`, the first one most."""
 
-    def prefer(logits: torch.Tensor, _: Sequence[Sequence[int]]) -> torch.Tensor:
+    def prefer(logits: torch.Tensor, history: Sequence[int], number: int) -> torch.Tensor:
         for rank, token_id in enumerate(preferred):
-            logits[:, token_id] += 1000 - rank
+            logits[token_id] += 1000 - rank
         return logits
 
     return prefer
@@ -218,7 +219,7 @@ def test_schemas_that_a_grammar_cannot_enforce(schema: dict[str, object], proble
 
 def test_lowest_bits_come_first() -> None:
     bitmask = torch.tensor([[-(2**31), 5], [-1, 0]], dtype=torch.int32)
-    allowed = unpack_bits(bitmask, 40)
+    allowed = allowed_tokens(bitmask, 40)
     assert allowed.shape == (2, 40)
     assert allowed[0].nonzero().flatten().tolist() == [31, 32, 34]
     assert allowed[1].nonzero().flatten().tolist() == list(range(32))

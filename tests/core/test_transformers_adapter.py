@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from tests.core.answering import generate
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from vila_core.config import TransformersConfig
-from vila_core.engine.generate import generate
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
+from vila_core.language.paged_cache import PagedCache
 from vila_quant.kernels import LinearShape, choose, forced
-from vila_quant.kernels.cpu.compiled.attention import attend
+from vila_quant.kernels.cpu.compiled.attention import attend, write
 from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel, nibbles
 from vila_quant.kernels.cpu.compiled.numbers import exp
 from vila_quant.kernels.cpu.compiled.products import fill_panel, whole_numbers
@@ -276,18 +277,31 @@ def test_exponentials_are_those_of_float32() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [16, 64, 256])
 @pytest.mark.parametrize(("heads", "key_heads", "width", "length"), [(12, 2, 128, 200), (4, 4, 40, 65), (3, 1, 64, 1)])
-def test_attention_is_that_of_pytorch(dtype: torch.dtype, heads: int, key_heads: int, width: int, length: int) -> None:
+def test_attention_is_that_of_pytorch(
+    dtype: torch.dtype, heads: int, key_heads: int, width: int, length: int, size: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
+    lengths, held = torch.tensor([length, max(1, length // 3)]), -(-length // size)
     q = torch.randn(2, heads, 1, width, generator=generator)
-    keys, values = (torch.randn(2, key_heads, length + 3, width, generator=generator).to(dtype) for _ in range(2))
-    k, v = (cache[:, :, :length].float() for cache in (keys, values))
-    expected = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    as_numbers = [
-        cache.numpy() if dtype == torch.float32 else cache.view(torch.uint16).numpy() for cache in (keys, values)
-    ]
-    y = attend(q[:, :, 0].numpy(), *as_numbers, length)
-    torch.testing.assert_close(torch.from_numpy(y), expected[:, :, 0], rtol=1e-4, atol=1e-5)
+    pages = [torch.randn(2 * held + 1, key_heads, size, width, generator=generator).to(dtype) for _ in range(2)]
+    table = torch.randperm(2 * held + 1, generator=generator)[: 2 * held].view(2, held)
+    as_numbers = [cache.numpy() if dtype == torch.float32 else cache.view(torch.uint16).numpy() for cache in pages]
+    y = torch.from_numpy(attend(q[:, :, 0].numpy(), *as_numbers, table.numpy(), lengths.numpy()))
+    for row in range(2):
+        k, v = (cache[table[row]].transpose(0, 1).flatten(1, 2)[:, : lengths[row]].float() for cache in pages)
+        expected = nn.functional.scaled_dot_product_attention(q[row], k, v, enable_gqa=True)
+        torch.testing.assert_close(y[row], expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_values_that_are_not_finite_are_cached_as_zeros() -> None:
+    cache = np.ones((2, 1, 16, 8), np.float32)
+    heads = np.full((1, 1, 8), 3, np.float32)
+    heads[0, 0, :3] = np.nan, np.inf, -np.inf
+    write(cache, np.array([[0, 1]]), np.array([20]), heads)
+    assert cache[1, 0, 3].tolist() == [0, 0, 0, 3, 3, 3, 3, 3]
+    assert cache.sum() == 2 * 16 * 8 - 8 + 15
 
 
 # ------------------------------------------------------------------------------------------------ whole decoders
@@ -377,11 +391,30 @@ def test_in_bf16_it_is_nearer_to_fp32_than_the_decoder_in_pytorch() -> None:
     assert compiled < 0.05
 
 
-def test_padding_and_windows_go_the_decoders_own_way() -> None:
+def test_rows_of_other_lengths() -> None:
     llm = decoder()
     lengths = torch.tensor([7, 4])
     ours, eager = (decode(llm, 2, compiled=compiled, lengths=lengths)[0] for compiled in (True, False))
-    assert torch.equal(ours, eager)
+    torch.testing.assert_close(ours, eager, rtol=2e-3, atol=2e-3)
+
+
+def test_rows_of_a_paged_cache() -> None:
+    llm = decoder()
+    cache = PagedCache.allocate(llm.config, 5, page_size=64, device=CPU, dtype=torch.float32)
+    rows, contiguous = cache.rows(torch.tensor([[3, 0], [1, 4]])), llm.new_cache(2, 128)
+    embeds = torch.randn(2, 70, llm.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    step_of(llm).__dict__.pop("compiled", None)
+    with torch.inference_mode(), pinned(Plan(8, torch.float32)):
+        for one in (rows, contiguous):
+            llm(embeds[:, :62], cache=one)
+        for at in range(62, 70):
+            x, positions = embeds[:, at : at + 1], torch.tensor([[at], [at]])
+            ours, expected = (llm.decode_step(x, positions, one.up_to(at + 1)) for one in (rows, contiguous))
+            torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert step_of(llm).compiled is not None
+
+
+def test_a_full_window_goes_the_decoders_own_way() -> None:
     narrow = decoder(sliding_window=4)
     assert torch.equal(decode(narrow, 1, compiled=True)[0], decode(narrow, 1, compiled=False)[0])
 

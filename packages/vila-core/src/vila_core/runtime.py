@@ -264,7 +264,9 @@ class Vila:
     def _encode(self, prompts: Sequence[tuple[EngineInput, int]]) -> None:
         """Encode the media of prompts that the engine is about to read, each from a position on."""
         inputs = [(prompt, start) for prompt, start in prompts if isinstance(prompt, MediaPrompt)]
-        self.on_phase(_encoding_phase([medium for prompt, start in inputs for medium in prompt.media_from(start).values()]))
+        self.on_phase(
+            _encoding_phase([medium for prompt, start in inputs for medium in prompt.media_from(start).values()])
+        )
         self._media.load(inputs)
         self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start in inputs):,} tokens)")
 

@@ -104,9 +104,7 @@ class Engine:
             self._queue.append(request)
         return Handle(request, self._step_for, self._cancel)
 
-    def answer_all(
-        self, prompts: Sequence[EngineInput], config: GenerationConfig
-    ) -> list[Generated | GenerationError]:
+    def answer_all(self, prompts: Sequence[EngineInput], config: GenerationConfig) -> list[Generated | GenerationError]:
         """Answer prompts together. An answer that fails gives an error, and the others are completed.
 
         Raises:
@@ -202,7 +200,9 @@ class Engine:
         found = runner.pool.find(known)
         # What another request is just computing is worth waiting for.
         waits = len(found) < len(known) and known[len(found)] in coming
-        taken = None if waits else runner.pool.take(runner.pages_for(tokens + 1) - len(found), found[-1] if found else None)
+        taken = (
+            None if waits else runner.pool.take(runner.pages_for(tokens + 1) - len(found), found[-1] if found else None)
+        )
         if taken is None:
             runner.pool.release(found)
             return False

@@ -1,6 +1,6 @@
 """Guided decoding with xgrammar: allow only tokens that keep the answer valid JSON, or valid under a JSON schema.
 
-B rows, V vocabulary of the model, W = ceil(V / 32) words of a bitmask
+V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 """
 
 import json
@@ -83,12 +83,6 @@ class Grammar:
             "character that the schema requires, or that character is a stop token."
         )
         return None
-
-
-def unpack_bits(bitmask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """Words `[B, W]` int32, lowest bit first -> `[B, V]` bool."""
-    bits = torch.arange(32, dtype=torch.int32, device=bitmask.device)
-    return ((bitmask[:, :, None] >> bits) & 1).bool().flatten(1)[:, :vocab_size]
 
 
 def _compile(schema: str | dict[str, Any] | None, compiler: "_Compiler") -> xgrammar.CompiledGrammar:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vila_core.engine.request import Request
     from vila_core.language.cache import Cache
 
+
 class Runner(Protocol):
     """Computes for an engine.
 
@@ -295,7 +296,11 @@ class SeparateStep(TorchPagedStep):
     def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
         positions = self._rows.positions.tolist()
         hidden = [
-            self._llm.decode_step(one[None], torch.tensor([[positions[row]]], device=embeds.device), self._cache_of(row).up_to(positions[row] + 1))
+            self._llm.decode_step(
+                one[None],
+                torch.tensor([[positions[row]]], device=embeds.device),
+                self._cache_of(row).up_to(positions[row] + 1),
+            )
             for row, one in zip(live.tolist(), embeds, strict=True)
         ]
         return torch.cat(hidden)[:, -1]

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vila_core.language.cache import KVCache
 from vila_core.language.decoder import Block, DecoderModel, RMSNorm
-from vila_quant.kernels.cpu.compiled.attention import attend, rotate, write
+from vila_quant.kernels.cpu.compiled.attention import Integers, attend, rotate, write
 from vila_quant.kernels.cpu.compiled.compiler import as_floats, as_numbers, compiled, parallel, prange, share_threads
 from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel, nibbles
 from vila_quant.kernels.cpu.compiled.numbers import Numbers, exp
@@ -71,6 +70,18 @@ class BlockWeights(NamedTuple):
     down: Linear
 
 
+class Pages(NamedTuple):
+    """The cache of a step: keys and values `[L, N, H_kv, P, D_h]`, and for each row its pages and its tokens.
+
+    `table` is int64 `[B, pages of a row]`, `lengths` int64 `[B]`, the new token included.
+    """
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
+    lengths: Tensor
+
+
 class CompiledDecoder:
     """The compiled equivalent of a `DecoderModel`, for one new token of each row."""
 
@@ -104,9 +115,8 @@ class CompiledDecoder:
         )
         return cls(weights, Norm(as_floats(model.norm.weight), model.norm.eps))
 
-    def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], cache: KVCache) -> Tensor:
-        """One token of each row, `x [B, 1, D]` -> `[B, 1, D]`; it takes the last slot of `cache.limit`."""
-        assert cache.limit is not None, "the number of tokens must be known on the host"
+    def __call__(self, x: Tensor, rotation: tuple[Tensor, Tensor], pages: Pages) -> Tensor:
+        """One token of each row, `x [B, 1, D]` -> `[B, 1, D]`; it is the last of its row's `pages.lengths`."""
         share_threads()
         cos, sin = (as_floats(part.flatten(0, 2)) for part in rotation)
         y = decode(
@@ -115,9 +125,10 @@ class CompiledDecoder:
             self._norm,
             cos,
             sin,
-            as_numbers(cache.keys),
-            as_numbers(cache.values),
-            cache.limit - 1,
+            as_numbers(pages.keys),
+            as_numbers(pages.values),
+            pages.table.numpy(),
+            pages.lengths.numpy(),
         )
         return torch.from_numpy(y).to(x.dtype)[:, None]
 
@@ -162,19 +173,34 @@ def _stack_norms(norms: Sequence[RMSNorm | None]) -> Norm:
 
 @compiled
 def decode(
-    x: Floats, blocks: BlockWeights, norm: Norm, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int
+    x: Floats,
+    blocks: BlockWeights,
+    norm: Norm,
+    cos: Floats,
+    sin: Floats,
+    keys: Numbers,
+    values: Numbers,
+    table: Integers,
+    lengths: Integers,
 ) -> Floats:
-    """`x [B, D]`, `cos` and `sin` `[B or 1, D_h]`, a cache `[L, B, H_kv, slots, D_h]` of so many tokens -> `[B, D]`."""
+    """`x [B, D]`, `cos` and `sin` `[B or 1, D_h]`, and the parts of `Pages` -> `[B, D]`."""
     for layer in range(len(keys)):
-        x = decode_block(x, of_layer(blocks, layer), cos, sin, keys[layer], values[layer], length)
+        x = decode_block(x, of_layer(blocks, layer), cos, sin, keys[layer], values[layer], table, lengths)
     return rms_norm(x, norm)
 
 
 @compiled
 def decode_block(
-    x: Floats, block: BlockWeights, cos: Floats, sin: Floats, keys: Numbers, values: Numbers, length: int
+    x: Floats,
+    block: BlockWeights,
+    cos: Floats,
+    sin: Floats,
+    keys: Numbers,
+    values: Numbers,
+    table: Integers,
+    lengths: Integers,
 ) -> Floats:
-    """`x [B, D]` and a layer's cache `[B, H_kv, slots, D_h]` -> `[B, D]`."""
+    """`x [B, D]` and a layer's cache `[N, H_kv, P, D_h]` -> `[B, D]`."""
     heads = (len(x), -1, keys.shape[3])
     a = whole_numbers(rms_norm(x, block.input_norm), group_size(block.q.weight))
     q, k, v = biases(block.q, len(x)), biases(block.k, len(x)), biases(block.v, len(x))
@@ -185,9 +211,9 @@ def decode_block(
         k_heads = rms_norm(k.reshape(-1, keys.shape[3]), block.k_norm).reshape(heads)
     rotate(q_heads, cos, sin)
     rotate(k_heads, cos, sin)
-    write(keys, length, k_heads)
-    write(values, length, v_heads)
-    attended = attend(q_heads, keys, values, length + 1).reshape(q.shape)
+    write(keys, table, lengths, k_heads)
+    write(values, table, lengths, v_heads)
+    attended = attend(q_heads, keys, values, table, lengths).reshape(q.shape)
     y = x + block.o.bias
     add_product(block.o.weight, whole_numbers(attended, group_size(block.o.weight)), y)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from vila_core.language.cache import KVCache
+from vila_core.language.paged_cache import PagedRows
 
 if TYPE_CHECKING:
     from vila_core.language.cache import Cache
     from vila_core.language.decoder import Decoder
-    from vila_quant.linears.compiled_decoder import CompiledDecoder
+    from vila_quant.linears.compiled_decoder import CompiledDecoder, Pages
 
 DTYPES = (torch.bfloat16, torch.float32)
 """Cache dtypes that the compiled code reads."""
@@ -22,8 +23,8 @@ DTYPES = (torch.bfloat16, torch.float32)
 class CompiledDecodeStep:
     """Reads one new token of each row in one compiled call.
 
-    The decoder's own forward runs where the compiled code does not apply: rows of different lengths, a sliding window
-    that is full, another dtype, linears of other kernels, or no numba.
+    The decoder's own forward runs where the compiled code does not apply: a sliding window that is full, another dtype,
+    linears of other kernels, or no numba.
 
     Args:
         decoder: the decoder that this step is for.
@@ -34,19 +35,26 @@ class CompiledDecodeStep:
 
     def __call__(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """`[B, 1, D]` -> hidden states after the final norm, `[B, 1, D]`."""
-        assert isinstance(cache, KVCache)
-        if not self._applies(embeds, positions, cache) or self.compiled is None:
+        pages = self._pages(embeds, positions, cache)
+        if pages is None or self.compiled is None:
             return self._decoder(embeds, positions=positions, cache=cache)
-        return self.compiled(embeds, self._decoder.model.rotary(positions, torch.float32), cache)
+        return self.compiled(embeds, self._decoder.model.rotary(positions, torch.float32), pages)
 
-    def _applies(self, embeds: Tensor, positions: Tensor, cache: KVCache) -> bool:
+    def _pages(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Pages | None:
+        """Return the cache as the compiled code reads it; None if that does not apply."""
+        from vila_quant.linears.compiled_decoder import Pages
+
+        if embeds.dtype not in DTYPES:
+            return None
+        lengths = positions[:, 0].expand(len(embeds)) + 1
         window = self._decoder.config.sliding_window
-        return (
-            positions.shape == (1, 1)
-            and cache.limit is not None
-            and (window is None or window >= cache.limit)
-            and embeds.dtype in DTYPES
-        )
+        if window is not None and window < int(lengths.max()):
+            return None
+        if isinstance(cache, KVCache):  # each row is one large page
+            return Pages(cache.keys, cache.values, torch.arange(len(embeds))[:, None], lengths.contiguous())
+        if isinstance(cache, PagedRows):
+            return Pages(cache.cache.keys, cache.cache.values, cache.table.long(), lengths.contiguous())
+        return None
 
     @cached_property
     def compiled(self) -> CompiledDecoder | None:
