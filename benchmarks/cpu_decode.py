@@ -36,7 +36,9 @@ import vila_core
 from vila_core.checkpoint import open_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig
-from vila_core.engine.generate import prefill, stream
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import EmbeddedPrompt
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.language.decoder import Decoder
 from vila_core.tokenizer import Tokenizer
@@ -169,9 +171,9 @@ def seconds(call: Callable[[], object], clock: Clock) -> float:
 def decode_seconds(llm: Decoder, tokenizer: Tokenizer, tokens: int, clock: Clock = time.perf_counter) -> list[float]:
     """Return the seconds of each decoded token but the first, which prefill gives."""
     embeds = llm.embed(torch.arange(CONTEXT)[None])[0]
-    with torch.inference_mode():
-        pieces = stream(llm, embeds, GenerationConfig(max_new_tokens=tokens), tokenizer, frozenset())
-        moments = [clock() for _ in pieces]
+    engine = Engine(llm, tokenizer, frozenset(), EngineConfig(max_batch=1))
+    pieces = engine.submit(EmbeddedPrompt(embeds), GenerationConfig(max_new_tokens=tokens))
+    moments = [clock() for _ in pieces]
     return [after - before for before, after in pairwise(moments)]
 
 
@@ -179,7 +181,7 @@ def decode_seconds(llm: Decoder, tokenizer: Tokenizer, tokens: int, clock: Clock
 def prefill_seconds(llm: Decoder, tokens: int, clock: Clock) -> float:
     embeds = llm.embed(torch.arange(tokens)[None] % llm.config.vocab_size)
     cache = llm.new_cache(1, tokens)
-    return seconds(lambda: prefill(llm, embeds, cache), clock)
+    return seconds(lambda: llm.logits(llm(embeds, cache=cache)[:, -1]), clock)
 
 
 def bytes_a_token(llm: Decoder, tokens: int) -> int:

@@ -27,7 +27,9 @@ import torch
 from random_checkpoint import NAMES, write_random_checkpoint
 
 import vila_core as vila
-from vila_core.engine.generate import generate
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import EmbeddedPrompt
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.sampling import GenerationConfig
 
 CONTEXT = 300
@@ -149,7 +151,8 @@ def main() -> None:
     }
     mask = torch.ones(1, CONTEXT, dtype=torch.long, device=device)
     with torch.inference_mode():
-        ours = lambda: generate(llm, [embeds], settings, model.tokenizer, frozenset())  # noqa: E731
+        engine = Engine(llm, model.tokenizer, frozenset(), EngineConfig(max_batch=1))
+        ours = lambda: engine.answer_all([EmbeddedPrompt(embeds)], settings)  # noqa: E731
         theirs = lambda: other.generate(inputs_embeds=embeds[None], attention_mask=mask, **kwargs)  # noqa: E731
         got, want = ours()[0].token_ids, theirs()[0].tolist()
         our_seconds = min(seconds(ours) for _ in range(3))

@@ -76,6 +76,7 @@ def test_json_equals_the_completion(run: Run, model: vila.Vila) -> None:
         "prompt_tokens": expected.usage.prompt_tokens,
         "media_tokens": expected.usage.media_tokens,
         "completion_tokens": expected.usage.completion_tokens,
+        "cached_tokens": 0,
     }
     assert set(answer["timings"]) == {"preprocess", "encode", "prefill", "decode"}
 

@@ -301,7 +301,7 @@ def test_info_of_an_adapter_describes_its_base(
         ("", "does not name its base model"),
         ("no/such/base", "is a LoRA adapter of 'no/such/base'.*No folder 'no/such/base'.*pass it as MODEL"),
         ("a\x00b", "null character"),
-        ("~nobody/x", "No folder '~nobody/x'"),
+        ("~no-such-user/x", "No folder '~no-such-user/x'"),
         (3, "'base_model_name_or_path' is 3; expected a string"),
     ],
 )

@@ -68,7 +68,7 @@ def _tile_digests(pixels: "Tensor") -> list[bytes]:
 
 
 def _digest(tile: "NDArray[np.float32]") -> bytes:
-    return blake2b(tile, digest_size=DIGEST_BYTES).digest()
+    return blake2b(tile.data, digest_size=DIGEST_BYTES).digest()
 
 
 @dataclass(frozen=True)

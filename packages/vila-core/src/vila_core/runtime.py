@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
 import torch
-from torch import Tensor
 
 from vila_core.chat import ChatTemplate
 from vila_core.checkpoint import Checkpoint, estimate
@@ -219,8 +218,8 @@ class Vila:
         inputs = [MediaPrompt(self.network, *one) for one in zip(prepared, expanded, strict=True)]
         answers = self.engine.answer_all(inputs, generation)
         outcomes = [
-            answer if isinstance(answer, GenerationError) else self._completion(*of_prompt, answer)
-            for *of_prompt, answer in zip(prepared, expanded, answers, strict=True)
+            answer if isinstance(answer, GenerationError) else self._completion(prompt, room, answer)
+            for prompt, room, answer in zip(prepared, expanded, answers, strict=True)
         ]
         completions = [outcome for outcome in outcomes if isinstance(outcome, Completion)]
         if len(completions) < len(outcomes):

@@ -25,13 +25,14 @@ from vila_core.engine.answer import Answer, Generated
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
-from vila_core.engine.pages import PAGE_SIZE, PagePool
+from vila_core.engine.pages import PagePool
 from vila_core.engine.prefix import PageKeys
 from vila_core.engine.request import Handle, Request, State, cancelled
 from vila_core.engine.runner import PendingStep, Runner, choose_runner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError
 from vila_core.language import LanguageModel
+from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -86,11 +87,7 @@ class Engine:
         stops = self._stop_token_ids | frozenset(config.stop_token_ids)
         room = _room(len(prompt), self._llm.config.max_length)
         answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, room))
-        grammar: Grammar | None = None
-        if config.json_mode or config.json_schema is not None:
-            from vila_core.engine.grammar import Grammar  # imported here because xgrammar is slow to import
-
-            grammar = Grammar.for_answer(config, self._tokenizer, self._llm.config.vocab_size, stops)
+        grammar = self._grammar(config, stops)
         with self._lock:
             runner = self._use_runner()
             self._check_capacity(runner, len(prompt), answer.max_new_tokens)
@@ -103,6 +100,13 @@ class Engine:
             self._count += 1
             self._queue.append(request)
         return Handle(request, self._step_for, self._cancel)
+
+    def _grammar(self, config: GenerationConfig, stops: frozenset[int]) -> "Grammar | None":
+        if not config.json_mode and config.json_schema is None:
+            return None
+        from vila_core.engine.grammar import Grammar  # imported here because xgrammar is slow to import
+
+        return Grammar.for_answer(config, self._tokenizer, self._llm.config.vocab_size, stops)
 
     def answer_all(self, prompts: Sequence[EngineInput], config: GenerationConfig) -> list[Generated | GenerationError]:
         """Answer prompts together. An answer that fails gives an error, and the others are completed.
@@ -170,7 +174,7 @@ class Engine:
             self._read(runner)
             self._answer(runner)
             self._collect(runner, keep=1 if self._overlaps(runner) else 0)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, it ends the requests and not the engine)
             self._abandon(_as_error(error))
         except BaseException:  # Ctrl-C
             self._abandon(GenerationError("The answer was interrupted."))
@@ -221,7 +225,7 @@ class Engine:
             return
         try:
             self._load([(request.prompt, request.length) for request in admitted])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (it ends this request only)
             if len(admitted) == 1:
                 self._end(admitted[0], _as_error(error))
                 return
@@ -243,7 +247,7 @@ class Engine:
             end = request.num_tokens if whole else min(request.num_tokens, request.length + share)
             try:
                 hidden = runner.read(request, self._embed(runner, request, end), end)  # [D]
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 (it ends this request only)
                 self._end(request, _as_error(error))
                 continue
             request.length = end

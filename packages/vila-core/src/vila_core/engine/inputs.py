@@ -6,7 +6,6 @@ T tokens of the prompt, D width, K tokens of a medium
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,7 +81,7 @@ class MediaPrompt:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @cached_property
+    @property
     def media(self) -> Sequence[MediaSpan]:
         """Where the media are."""
         return [MediaSpan(places, one.digest) for places, one in zip(self._places, self._media, strict=True)]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from vila_core.config import Config
-from vila_core.engine.pages import PAGE_SIZE
 from vila_core.errors import GenerationError
+from vila_core.language.paged_cache import PAGE_SIZE
 
 
 class EngineConfig(Config):

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vila_core.engine.pages import PAGE_SIZE, pages_of
+from vila_core.engine.pages import pages_of
+from vila_core.language.paged_cache import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig

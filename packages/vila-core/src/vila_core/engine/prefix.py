@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from vila_core.engine.pages import PAGE_SIZE
+from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.prompt import DIGEST_BYTES
 
 

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.memory import num_pages
-from vila_core.engine.pages import PAGE_SIZE, PagePool, pages_of
+from vila_core.engine.pages import PagePool, pages_of
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PagedCache
+from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
 from vila_core.language.paged_step import (
     PagedStep,
     PendingTokens,
     RowSampling,
     StepKind,
     StepRows,
-    TorchPagedStep,
+    TorchStep,
     paged_step,
 )
 
@@ -92,8 +92,8 @@ class PendingStep:
         """Yield each request with its token (-1 if the logits cannot be used) and, if it asked, its log-probability."""
         chosen = self.chosen.tokens()
         for row, (request, token_id) in enumerate(zip(self.requests, chosen, strict=False)):
-            wants = self.logprobs is not None and request.config.logprobs and token_id >= 0
-            yield request, token_id, self.logprobs.of(row, token_id, request.config.top_logprobs) if wants else None
+            wanted = self.logprobs if request.config.logprobs and token_id >= 0 else None
+            yield request, token_id, wanted and wanted.of(row, token_id, request.config.top_logprobs)
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,7 @@ class SeparateRunner(RowRunner):
     """
 
     def __init__(self, llm: LanguageModel, config: "EngineConfig"):
+        assert isinstance(llm, nn.Module), "a language model is a module"
         weight = next(llm.parameters())
         rows = StepRows.allocate(config.max_batch, 1, llm.config.vocab_size, weight.device)
         super().__init__(llm, SeparateStep(llm, rows, self._cache_of_row), weight)
@@ -279,7 +280,7 @@ class SeparateRunner(RowRunner):
         return self._caches[self._rows[row]]
 
 
-class SeparateStep(TorchPagedStep):
+class SeparateStep(TorchStep):
     """A step of rows that have a cache each.
 
     Args:
@@ -289,8 +290,7 @@ class SeparateStep(TorchPagedStep):
     """
 
     def __init__(self, llm: LanguageModel, rows: StepRows, cache_of: "Callable[[int], Cache]"):
-        super().__init__(llm, None, rows)
-        self._llm = llm
+        super().__init__(llm, rows)
         self._cache_of = cache_of
 
     def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:

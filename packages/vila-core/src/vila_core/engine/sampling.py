@@ -22,8 +22,8 @@ class GenerationConfig(Config):
 
     `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
     `repetition_penalty` counts generated tokens only, since media in a prompt have no token ids. The same `seed` gives
-    the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token, and `top_logprobs` those of
-    the likeliest tokens beside it. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
+    the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token; `top_logprobs` also keeps
+    those of the likeliest tokens. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
     `json_mode`, which asks for any JSON object or array.
     """
 

@@ -43,7 +43,7 @@ class GraphDecodeStep:
     """A `DecodeStep` on an NVIDIA GPU.
 
     Inputs that it is not made for go through the decoder's own forward: more than `MAX_ROWS` rows, or a cache in
-    another dtype.
+    another dtype or in pages (see `paged_graphs`).
 
     Args:
         decoder: the decoder that this step is for.
@@ -58,8 +58,7 @@ class GraphDecodeStep:
 
     def __call__(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """`[B, 1, D]` at `positions` `[B, 1]` or `[1, 1]` -> hidden states after the final norm, `[B, 1, D]`."""
-        assert isinstance(cache, KVCache)
-        if len(embeds) > MAX_ROWS or cache.keys.dtype != embeds.dtype:
+        if not isinstance(cache, KVCache) or len(embeds) > MAX_ROWS or cache.keys.dtype != embeds.dtype:
             return self._decoder(embeds, positions=positions, cache=cache)
         with self._lock:
             step = self._captured(len(embeds), cache)

@@ -8,8 +8,10 @@ Slot p of a row is slot p % P of its page `table[b, p // P]`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from vila_core.config import DecoderConfig
 
 PAGE_SIZE = 64
+"""Tokens of a page, unless told otherwise. The GPU kernels take multiples of 64."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class PagedCache:
     ) -> PagedCache:
         """Return `num_pages` empty pages of `page_size` slots (for the GPU kernels a multiple of 64)."""
         shape = (config.num_hidden_layers, num_pages, config.num_key_value_heads, page_size, config.head_dim)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        return cls(_zeros(shape, device, dtype), _zeros(shape, device, dtype))
 
     @property
     def num_pages(self) -> int:
@@ -106,3 +109,10 @@ class PagedRows:
             for buffer in (self.cache.keys, self.cache.values)
         )
         return keys, values
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return zeros. In the main memory, they take space only once something is written there."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    return torch.from_numpy(np.zeros(prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)

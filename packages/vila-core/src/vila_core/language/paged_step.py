@@ -8,6 +8,7 @@ finds them, so that steps follow one another without waiting for the host: call 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +22,7 @@ from vila_core.ops.reference import UNUSABLE, choose_tokens
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vila_core.language import LanguageModel
     from vila_core.language.decoder import Decoder
     from vila_core.language.paged_cache import PagedCache
 
@@ -198,18 +200,16 @@ class ReadyTokens:
         return self.chosen.tolist()
 
 
-class TorchPagedStep:
-    """A `PagedStep` in plain PyTorch, on any device, for any decoder.
+class TorchStep(ABC):
+    """A `PagedStep` in plain PyTorch, on any device, for any language model.
 
     Args:
-        decoder: the language model.
-        cache: its pages.
+        llm: the language model.
         rows: their state.
     """
 
-    def __init__(self, decoder: Decoder, cache: PagedCache, rows: StepRows):
-        self._decoder = decoder
-        self._cache = cache
+    def __init__(self, llm: LanguageModel, rows: StepRows):
+        self._llm = llm
         self._rows = rows
 
     @property
@@ -223,12 +223,12 @@ class TorchPagedStep:
     @torch.inference_mode()
     def launch(self, count: int, kind: StepKind) -> ReadyTokens:
         live = (self._rows.positions[:count] >= 0).nonzero()[:, 0]
+        found = self._choose(live, self._logits(live), kind, ahead=1) if len(live) else None
+        if found is not None and len(live) == count:
+            return found
         logits = torch.zeros(count, self._rows.seen.shape[1], device=live.device)
         chosen = live.new_full((count,), UNUSABLE)
-        if len(live):
-            found = self._choose(live, self._logits(live), kind, ahead=1)
-            if len(live) == count:
-                return found
+        if found is not None:
             logits[live], chosen[live] = found.logits.float(), found.chosen
         return ReadyTokens(logits, chosen)
 
@@ -241,13 +241,11 @@ class TorchPagedStep:
         return hidden
 
     def _logits(self, live: Tensor) -> Tensor:
-        return self._decoder.logits(self._hidden(live, self._decoder.embed(self._rows.ids[live][:, None])))
+        return self._llm.logits(self._hidden(live, self._llm.embed(self._rows.ids[live][:, None])))
 
+    @abstractmethod
     def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
         """`[n, 1, D]` -> `[n, D]`, for rows in use."""
-        positions = self._rows.positions[live]
-        cache = self._cache.rows(self._rows.table[live]).up_to(int(positions.max()) + 1)
-        return self._decoder(embeds, positions=positions[:, None], cache=cache)[:, -1]
 
     def _choose(self, rows: Tensor, logits: Tensor, kind: StepKind, *, ahead: int) -> ReadyTokens:
         picked = self._rows.pick(rows)
@@ -256,6 +254,25 @@ class TorchPagedStep:
         if kind.penalizes:
             self._rows.seen[rows] = picked.seen
         return ReadyTokens(logits, chosen)
+
+
+class TorchPagedStep(TorchStep):
+    """The step of a decoder over a paged cache.
+
+    Args:
+        decoder: the language model.
+        cache: its pages.
+        rows: their state.
+    """
+
+    def __init__(self, decoder: Decoder, cache: PagedCache, rows: StepRows):
+        super().__init__(decoder, rows)
+        self._cache = cache
+
+    def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
+        positions = self._rows.positions[live]
+        cache = self._cache.rows(self._rows.table[live]).up_to(int(positions.max()) + 1)
+        return self._llm.decode_step(embeds, positions[:, None], cache)[:, -1]
 
 
 def paged_step(decoder: Decoder, cache: PagedCache, max_rows: int, max_pages: int) -> PagedStep:

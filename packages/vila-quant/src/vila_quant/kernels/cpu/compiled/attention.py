@@ -1,6 +1,7 @@
 """Compiled attention of one new token of each row to a cache in pages.
 
-B rows, H query heads, H_kv key/value heads, G = H / H_kv, N pages of P slots, S slots of the longest row, D_h head width
+B rows, H query heads, H_kv key/value heads, G = H / H_kv, N pages of P slots, S slots of the longest row,
+D_h head width
 """
 
 import numpy as np
