@@ -29,7 +29,8 @@ from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
 from vila_core.language.paged_graphs import GraphPagedStep
-from vila_core.language.paged_step import RowSampling, StepKind, paged_step
+from vila_core.language.paged_rows import RowSampling, StepKind
+from vila_core.language.paged_step import paged_step
 from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
 from vila_quant.kernels.cuda.w4a16.tune import random_weight
 from vila_quant.kernels.kernel import LinearShape

@@ -9,7 +9,7 @@ from transformers import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarp
 
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError
-from vila_core.language.paged_step import RowSampling, StepKind, StepRows
+from vila_core.language.paged_rows import RowSampling, StepKind, StepRows
 from vila_core.ops.reference import choose_tokens, kept_tokens
 
 CPU = torch.device("cpu")

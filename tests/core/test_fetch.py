@@ -645,7 +645,8 @@ def test_invalid_certificate_file(tmp_path, server):
 def test_no_other_module_opens_urls():
     """Another way to the network would bypass the guards of the fetcher."""
     ways = re.compile(
-        r"urllib\.request|http\.client|\brequests\.(?:get|post|request|Session)|import requests|from requests|httpx|aiohttp|urlopen|create_connection"
+        r"urllib\.request|http\.client|\brequests\.(?:get|post|request|Session)|import requests|from requests|httpx|"
+        r"aiohttp|urlopen|create_connection"
     )
     sources = Path(vila_core.__file__).parent.rglob("*.py")
     assert [path.name for path in sources if ways.search(path.read_text("utf-8"))] == ["fetch.py"]

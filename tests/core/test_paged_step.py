@@ -8,7 +8,8 @@ import torch
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PagedCache
-from vila_core.language.paged_step import PagedStep, RowSampling, StepKind, paged_step
+from vila_core.language.paged_rows import RowSampling, StepKind
+from vila_core.language.paged_step import PagedStep, paged_step
 
 CPU = torch.device("cpu")
 GREEDY = StepKind()

@@ -118,7 +118,8 @@ def test_sampling_keeps_the_right_tokens() -> None:
 def test_a_paged_step_follows_the_decoder(dtype: torch.dtype) -> None:
     from vila_core.language.paged_cache import PagedCache
     from vila_core.language.paged_graphs import GraphPagedStep
-    from vila_core.language.paged_step import RowSampling, StepKind, TorchPagedStep, paged_step
+    from vila_core.language.paged_rows import RowSampling, StepKind
+    from vila_core.language.paged_step import TorchPagedStep, paged_step
 
     torch.manual_seed(0)
     decoder = Decoder(small_config()).to(GPU)

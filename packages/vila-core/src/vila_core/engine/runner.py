@@ -20,15 +20,8 @@ from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
-from vila_core.language.paged_step import (
-    PagedStep,
-    PendingTokens,
-    RowSampling,
-    StepKind,
-    StepRows,
-    TorchStep,
-    paged_step,
-)
+from vila_core.language.paged_rows import RowSampling, StepKind, StepRows
+from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig

@@ -1,0 +1,140 @@
+"""The rows of a decode step: which token each reads next, where, from which pages, and how its next one is chosen.
+
+R rows, B rows of a step, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+@dataclass(frozen=True)
+class RowSampling:
+    """How to choose a row's tokens; see `GenerationConfig`."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    repetition_penalty: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepKind:
+    """What at least one of the rows needs; the others are not affected."""
+
+    draws: bool = False
+    top_k: bool = False
+    top_p: bool = False
+    penalizes: bool = False
+    masks: bool = False
+
+    @classmethod
+    def of(cls, rows: Iterable[RowSampling], *, masks: bool = False) -> StepKind:
+        """Return the kind for rows with these settings; `masks`: some of them is restricted by `StepRows.allow`."""
+        rows = tuple(rows)
+        drawing = [row for row in rows if row.temperature > 0]
+        return cls(
+            draws=bool(drawing),
+            top_k=any(row.top_k > 0 for row in drawing),
+            top_p=any(row.top_p < 1 for row in drawing),
+            penalizes=any(row.repetition_penalty != 1 for row in rows),
+            masks=masks,
+        )
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """The state of up to R rows. A step of B rows reads the first B, so rows in use should come first.
+
+    Attributes:
+        ids: int64 `[R]`: the token that the row reads next.
+        positions: int64 `[R]`: its position; negative if the row is not in use.
+        table: int32 `[R, pages of a row]`: the row's pages; entries that it does not need yet are any page.
+        temperature, top_p, penalty: float32 `[R]`.
+        top_k: int32 `[R]`.
+        seeds: int64 `[R]`.
+        seen: bool `[R, V]`: tokens that the repetition penalty counts.
+        allowed: int32 `[R, ⌈V / 32⌉]`: a bit for each token that a grammar allows, the lowest first.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    table: Tensor
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seeds: Tensor
+    penalty: Tensor
+    seen: Tensor
+    allowed: Tensor
+
+    @classmethod
+    @torch.inference_mode(False)
+    def allocate(cls, max_rows: int, max_pages: int, vocabulary: int, device: torch.device) -> StepRows:
+        """Return rows that are not in use."""
+
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(max_rows, *shape, dtype=dtype, device=device)
+
+        return cls(
+            ids=zeros(), positions=zeros() - 1, table=zeros(max_pages, dtype=torch.int32),
+            temperature=zeros(dtype=torch.float32), top_k=zeros(dtype=torch.int32),
+            top_p=zeros(dtype=torch.float32) + 1, seeds=zeros(), penalty=zeros(dtype=torch.float32) + 1,
+            seen=zeros(vocabulary, dtype=torch.bool), allowed=zeros(-(-vocabulary // 32), dtype=torch.int32) - 1,
+        )  # fmt: skip
+
+    def start(self, row: int, position: int, pages: Sequence[int], sampling: RowSampling) -> None:
+        """Use `row` for a sequence whose first `position` tokens are in `pages`."""
+        self.set_pages(row, pages)
+        self.positions[row] = position
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = min(sampling.top_k, self.seen.shape[1])
+        self.top_p[row] = sampling.top_p
+        self.seeds[row] = sampling.seed
+        self.penalty[row] = sampling.repetition_penalty
+        self.seen[row] = False
+        self.allowed[row] = -1
+
+    def set_pages(self, row: int, pages: Sequence[int], first: int = 0) -> None:
+        """Set the pages of `row` from its page number `first` on."""
+        given = torch.tensor(pages, dtype=torch.int32, device=self.table.device)
+        self.table[row, first : first + len(pages)] = given
+
+    def allow(self, row: int, bitmask: Tensor) -> None:
+        """Restrict the next token of `row` to those whose bit in int32 `[⌈V / 32⌉]` is set; -1 allows all."""
+        self.allowed[row] = bitmask.to(self.allowed.device)
+
+    def move(self, source: int, target: int) -> None:
+        """Make row `target` what row `source` is, and take `source` out of use."""
+        for field in fields(self):
+            tensor: Tensor = getattr(self, field.name)
+            tensor[target] = tensor[source]
+        self.stop(source)
+
+    def stop(self, row: int) -> None:
+        """Take `row` out of use."""
+        self.positions[row] = -1
+
+    def first(self, count: int) -> StepRows:
+        """Return the first `count` rows; memory is shared."""
+        return StepRows(*(getattr(self, field.name)[:count] for field in fields(self)))
+
+    def pick(self, rows: Tensor) -> StepRows:
+        """Return copies of some rows, int64 `[n]`."""
+        return StepRows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def choose(self, function: Callable[..., Tensor], logits: Tensor, kind: StepKind, *, ahead: int) -> Tensor:
+        """Choose a token for each row from `logits [R, V]`; `function` is a `choose_tokens` of `ops`."""
+        return function(
+            logits, self.ids, self.positions, self.temperature, self.top_k, self.top_p, self.seeds, self.penalty,
+            self.seen, self.allowed, ahead, kind.draws, kind.top_k, kind.top_p, kind.penalizes, kind.masks,
+        )  # fmt: skip
