@@ -290,7 +290,7 @@ def test_unknown_override_setting_template_device_dtype():
         {"chat_template": ["qwen2"]}, {"chat_template": iter(int, 1)}, {"revision": 5}, {"token": True},
         {"offline": "no"}, {"limits": {}}, {"progress": "yes"},
     ],
-    ids=str,
+    ids=lambda values: str(values).partition(" object at ")[0],
 )  # fmt: skip
 def test_arguments_of_another_type(arguments: dict[str, Any]):
     (name,) = arguments
