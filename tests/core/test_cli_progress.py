@@ -28,6 +28,25 @@ def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) ->
     assert clock_time(3723) == "1:02:03"
 
 
+def test_slow_and_single_steps_read_naturally(capsys: pytest.CaptureFixture[str]) -> None:
+    now = 0.0
+    lines = ProgressLines("steps", lambda: now)
+    lines.start("Layers", 6)
+    now = 35.0
+    lines.advance()
+    lines.start("Writing the checkpoint", 1)
+    now = 36.0
+    lines.advance()
+    lines.finish()
+    assert capsys.readouterr().err.splitlines() == [
+        "Layers: 6 steps",
+        "Layers: 1 of 6, 35 s per step, 2:55 left",
+        "Layers: stopped at 1 of 6",
+        "Writing the checkpoint: started",
+        "Writing the checkpoint: done in 0:01",
+    ]
+
+
 def test_phases_of_an_answer() -> None:
     model = vila.load("vila-tiny")
     seen: list[str] = []

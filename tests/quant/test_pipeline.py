@@ -72,7 +72,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, steps: Steps) -> tuple[P
 
 
 def test_every_phase_finishes_its_announced_steps(quantized: tuple[Path, QuantizationReport], steps: Steps) -> None:
-    assert list(steps.stated) == ["Calibration", "Vision tower", "Layers", "Head", "Writing"]
+    assert list(steps.stated) == ["Calibration", "Vision tower", "Layers", "Head", "Writing the checkpoint"]
     assert steps.done == steps.stated
 
 

@@ -82,8 +82,7 @@ def load(
         path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
             embedded demo model, which only knows drawn shapes.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
-        device_map: "auto" splits a model that is too large for one GPU over as many as it needs; a list of devices
-            splits it over those. The decoder's blocks are split; the rest is on the first device.
+        device_map: "auto" splits a model that one GPU cannot hold over several; a list of devices uses those.
         dtype: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"); "auto" uses the checkpoint's dtype, or
             float32 for a small model on a CPU.
         chat_template: name of a registered template; None for the checkpoint's template.
@@ -109,9 +108,10 @@ def load(
     checkpoint = open_checkpoint(
         EMBEDDED_MODEL if path is None else path, revision=revision, token=token, offline=offline
     )
+    adapter = None
     if lora is not None:
         require_mergeable(checkpoint)
-    adapter = None if lora is None else open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
+        adapter = open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
     return load_checkpoint(
         checkpoint,
         device=device,

@@ -39,33 +39,35 @@ class Report:
     is_small: bool
 
 
+ModelName = Annotated[str | None, typer.Argument(metavar="MODEL", help="Folder or hub id; without it, the demo model.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel=MODEL)
+]
+Shapes = Annotated[
+    str | None,
+    typer.Option(
+        "--shapes",
+        metavar="NAME",
+        help="Random weights of these shapes instead: nvila-0.5b, nvila-3b, nvila-8b or vila1.5-40b.",
+        rich_help_panel=MODEL,
+    ),
+]
+Weights = Annotated[
+    str, typer.Option("--weights", metavar="KIND", help="Of --shapes: w4 (4 bits) or bf16.", rich_help_panel=MODEL)
+]
+Context = Annotated[int, typer.Option("--context", metavar="N", min=1, help="Tokens before the decoded ones.")]
+Predict = Annotated[
+    bool, typer.Option("--predict", metavar="", help="Measure nothing: print predicted decode rates of common GPUs.")
+]
+
+
 def measure_speed(
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="Folder or hub id; without it, the demo model.")
-    ] = None,
-    model_option: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="MODEL", help="The same.", rich_help_panel=MODEL)
-    ] = None,
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            "--shapes",
-            metavar="NAME",
-            help="Random weights of these shapes instead: nvila-0.5b, nvila-3b, nvila-8b or vila1.5-40b.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
-    weights: Annotated[
-        str,
-        typer.Option("--weights", metavar="KIND", help="Of --shapes: w4 (4 bits) or bf16.", rich_help_panel=MODEL),
-    ] = "w4",
-    context: Annotated[
-        int, typer.Option("--context", metavar="N", min=1, help="Tokens before the decoded ones.")
-    ] = CONTEXT,
-    predict: Annotated[
-        bool,
-        typer.Option("--predict", metavar="", help="Measure nothing: print predicted decode rates of common GPUs."),
-    ] = False,
+    model: ModelName = None,
+    model_option: ModelOption = None,
+    shapes: Shapes = None,
+    weights: Weights = "w4",
+    context: Context = CONTEXT,
+    predict: Predict = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     revision: Revision = None,

@@ -193,7 +193,8 @@ class ProgressLines:
         self.finish()
         self._running = True
         self._name, self._pace, self._last_line = name, Pace(total, done, self._unit, self._clock), self._clock()
-        self.report(f"{_count(total, self._unit)}" + (f", {_count(done, self._unit)} already done" if done else ""))
+        begun = "started" if total == 1 else _count(total, self._unit)
+        self.report(begun + (f", {_count(done, self._unit)} already done" if done else ""))
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         self._pace.advance(steps)
@@ -243,7 +244,7 @@ class Pace:
         rate = (self.done - self._before) / max(self.seconds, 1e-3)
         if not rate:
             return ""
-        speed = f"{rate / 1e6:.0f} MB/s" if self._unit == BYTES else f"{rate:.1f} {self._unit}/s"
+        speed = f"{rate / 1e6:.0f} MB/s" if self._unit == BYTES else _speed(rate, self._unit)
         return f"{speed}, {clock_time((self.total - self.done) / rate)} left"
 
 
@@ -255,3 +256,8 @@ def clock_time(seconds: float) -> str:
 
 def _count(number: int, unit: str) -> str:
     return f"{number / 1e6:.1f} MB" if unit == BYTES else f"{number} {unit}"
+
+
+def _speed(rate: float, unit: str) -> str:
+    """Return a rate per second, or, if it is slow, the seconds of one unit."""
+    return f"{rate:.1f} {unit}/s" if rate >= 0.2 else f"{1 / rate:.0f} s per {unit.removesuffix('s')}"

@@ -146,10 +146,7 @@ def check(
     if kernel is not None:
         scheme_of(kernel)  # report an unknown name before loading
     source, lora = find_source(against, offline=offline)
-    before, after = (open_checkpoint(path, offline=offline) for path in (source, model))
-    if before.quantization is not None and after.quantization is None:
-        raise ConfigError(f"{model} is not quantized, and {against} is. Swap them: --against takes the original.")
-    _require_same(before, after)
+    before, after = _open_pair(source, model, against, offline=offline)
     # Benchmarks run first, so that an unknown task is reported at once; their answers are kept whatever happens later.
     changes = (
         compare_tasks(against, model, tasks, results, limit=limit, device=device, dtype=dtype, offline=offline)
@@ -178,10 +175,21 @@ def check(
         sizes=sizes_of(before, after),
         layers=[errors.relative for errors in comparison.layers],
         vision=comparison.vision.relative if comparison.vision.power else None,
-        text=Divergence.of([one for one in comparison.prompts if not one.has_media]),
-        multimodal=Divergence.of([one for one in comparison.prompts if one.has_media]),
+        text=comparison.divergence(has_media=False),
+        multimodal=comparison.divergence(has_media=True),
         tasks=changes,
     )
+
+
+def _open_pair(
+    original: str | Path, model: str | Path, against: str | Path, *, offline: bool
+) -> tuple[Checkpoint, Checkpoint]:
+    """Open the original, which the user named `against`, and the quantized model. Raises `ConfigError`."""
+    before, after = (open_checkpoint(path, offline=offline) for path in (original, model))
+    if before.quantization is not None and after.quantization is None:
+        raise ConfigError(f"{model} is not quantized, and {against} is. Swap them: --against takes the original.")
+    _require_same(before, after)
+    return before, after
 
 
 @dataclass
@@ -191,6 +199,10 @@ class _Comparison:
     vision: Errors
     layers: list[Errors]
     prompts: list[Compared]
+
+    def divergence(self, *, has_media: bool) -> Divergence | None:
+        """Return how the next-token distributions differ on the prompts with or without media."""
+        return Divergence.of([one for one in self.prompts if one.has_media == has_media])
 
 
 def _record_original(original: Vila, prompts: Sequence[HeldOutPrompt], progress: Progress) -> list[Record]:

@@ -9,6 +9,7 @@ import resource
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,7 @@ from vila_core.cli.progress import NoProgress, Progress
 from vila_core.errors import CheckpointError
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
+from vila_quant.awq.method import BlockQuantizer
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
@@ -89,60 +91,99 @@ def quantize_model(
         require_new(path)
     check_format(options)
     source, overlay = find_source(model, lora, revision=revision, token=token, offline=offline)
-    checkpoint = open_checkpoint(source)
-    plan = make_plan(checkpoint, options)
-    method = find_method(options.search, plan)
-    adapter = None if overlay is None else open_adapter(overlay, checkpoint, token=token, offline=offline)
-    # Half precision gains nothing on a CPU, and loses digits of the second moments.
-    dtype = torch.float32 if target.type == "cpu" else DTYPES[checkpoint.config.dtype]
+    job = _open_job(source, overlay, options, target, progress, token=token, offline=offline)
     if target.type == "cuda":
         torch.cuda.reset_peak_memory_stats(target)
 
     clock = Clock()
     with clock.phase("calibration"):
-        embedder = _open_embedder(checkpoint, options, target, dtype, adapter)
-        calibration = _calibrate(embedder, options, target, progress)
-        _warn_of_few_tokens(calibration, plan, progress)
-        manifest = _manifest(checkpoint, adapter, options, target, calibration)
+        embedder = _open_embedder(job)
+        calibration = _calibrate(embedder, job)
+        _warn_of_few_tokens(calibration, job.plan, progress)
+        manifest = _manifest(job, calibration)
         if finished is not None:
             return _require_same_run(finished, manifest, path)
         work = WorkFolder(path, manifest, restart=restart)
     with clock.phase("vision"):
-        _quantize_vision(embedder, calibration, options, work, progress)
+        _quantize_vision(embedder, calibration, job, work)
     del embedder
-    reader = TensorReader(checkpoint, adapter, target)
-    with clock.phase("layers"):
-        inputs = calibration.block_inputs(plan.config, target)
-        loop = LayerLoop(plan, options, method, reader, work, target, dtype, progress)
-        hidden = loop.run(calibration.embeds, inputs)
-    with clock.phase("head"):
-        _quantize_head(plan, options, reader, hidden, work, progress)
-    del hidden
+    _quantize_language_model(job, calibration, work, clock)
     with work.finishing():
         with clock.phase("writing"):
-            progress.start("Writing", 1)
-            staged = stage(checkpoint, adapter, plan, options, work, path.name)
-            written = writable_format(options.format).read(staged)
-        report = QuantizationReport(
-            run=work.digest,
-            model=published_name(model),
-            adapter=None if lora is None else published_name(lora),
-            method=method.name,
-            options={**options.model_dump(mode="json"), "search": published_name(options.search)},
-            device=_device_name(target),
-            calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, plan.config.vocab_size)),
-            layers=_layer_reports(plan, work),
-            vision=_branch_reports(work),
-            head_error=_head_error(work),
-            sizes=sizes_of(checkpoint, written),
-            seconds=clock.seconds,
-            peak_memory_bytes=_peak_memory(target),
-            version=vila_quant.__version__,
-        )
-        write_report(report, checkpoint, staged)
+            progress.start("Writing the checkpoint", 1)
+            staged = stage(job.checkpoint, job.adapter, job.plan, options, work, path.name)
+        names = published_name(model), None if lora is None else published_name(lora)
+        report = _report(job, calibration, work, staged, names, clock)
+        write_report(report, job.checkpoint, staged)
         _move_into_place(staged, path)
     progress.advance()
     return report
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run quantizes, how, and where it computes."""
+
+    checkpoint: Checkpoint
+    adapter: Adapter | None
+    plan: Plan
+    options: QuantizationOptions
+    method: BlockQuantizer
+    device: torch.device
+    dtype: torch.dtype
+    progress: Progress
+
+
+def _open_job(
+    source: Path,
+    overlay: str | Path | None,
+    options: QuantizationOptions,
+    device: torch.device,
+    progress: Progress,
+    *,
+    token: str | None,
+    offline: bool,
+) -> _Job:
+    checkpoint = open_checkpoint(source)
+    plan = make_plan(checkpoint, options)
+    method = find_method(options.search, plan)
+    adapter = None if overlay is None else open_adapter(overlay, checkpoint, token=token, offline=offline)
+    # Half precision gains nothing on a CPU, and loses digits of the second moments.
+    dtype = torch.float32 if device.type == "cpu" else DTYPES[checkpoint.config.dtype]
+    return _Job(checkpoint, adapter, plan, options, method, device, dtype, progress)
+
+
+def _quantize_language_model(job: _Job, calibration: Calibration, work: WorkFolder, clock: "Clock") -> None:
+    reader = TensorReader(job.checkpoint, job.adapter, job.device)
+    with clock.phase("layers"):
+        inputs = calibration.block_inputs(job.plan.config, job.device)
+        loop = LayerLoop(job.plan, job.options, job.method, reader, work, job.device, job.dtype, job.progress)
+        hidden = loop.run(calibration.embeds, inputs)
+    with clock.phase("head"):
+        _quantize_head(job, reader, hidden, work)
+
+
+def _report(
+    job: _Job, calibration: Calibration, work: WorkFolder, staged: Path, names: tuple[str, str | None], clock: "Clock"
+) -> QuantizationReport:
+    """Return the report on the checkpoint in `staged`; `names` are those of the model and of its adapter."""
+    options, config = job.options, job.plan.config
+    return QuantizationReport(
+        run=work.digest,
+        model=names[0],
+        adapter=names[1],
+        method=job.method.name,
+        options={**options.model_dump(mode="json"), "search": published_name(options.search)},
+        device=_device_name(job.device),
+        calibration=CalibrationReport.of(calibration, resolve_source(options.calibration, config.vocab_size)),
+        layers=_layer_reports(job.plan, work),
+        vision=_branch_reports(work),
+        head_error=_head_error(work),
+        sizes=sizes_of(job.checkpoint, writable_format(options.format).read(staged)),
+        seconds=clock.seconds,
+        peak_memory_bytes=_peak_memory(job.device),
+        version=vila_quant.__version__,
+    )
 
 
 def _layer_reports(plan: Plan, work: WorkFolder) -> list[LayerReport]:
@@ -187,28 +228,22 @@ class Clock:
         self.seconds[name] = time.perf_counter() - started
 
 
-def _open_embedder(
-    checkpoint: Checkpoint,
-    options: QuantizationOptions,
-    device: torch.device,
-    dtype: torch.dtype,
-    adapter: Adapter | None,
-) -> Embedder:
+def _open_embedder(job: _Job) -> Embedder:
+    checkpoint = job.checkpoint
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
-    template = choose_template(options.chat_template, checkpoint.config.chat_template, tokenizer)
-    return Embedder(checkpoint, tokenizer, template, device, dtype, adapter)
+    template = choose_template(job.options.chat_template, checkpoint.config.chat_template, tokenizer)
+    return Embedder(checkpoint, tokenizer, template, job.device, job.dtype, job.adapter)
 
 
-def _calibrate(
-    embedder: Embedder, options: QuantizationOptions, device: torch.device, progress: Progress
-) -> Calibration:
+def _calibrate(embedder: Embedder, job: _Job) -> Calibration:
+    options, kind = job.options, job.device.type
     source = resolve_source(options.calibration, embedder.config.language_model.vocab_size)
-    samples = read_samples(source, options.seed, PICTURE_SHARES.get(device.type, 0.0))
-    sequences = options.sequences or SEQUENCES.get(device.type, SEQUENCES["cpu"])
-    progress.start("Calibration", sequences)
+    samples = read_samples(source, options.seed, PICTURE_SHARES.get(kind, 0.0))
+    sequences = options.sequences or SEQUENCES.get(kind, SEQUENCES["cpu"])
+    job.progress.start("Calibration", sequences)
     exact = options.sequences is not None
     return collect(
-        samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: progress.advance()
+        samples, embedder, sequences, options.sequence_length, exact=exact, on_sequence=lambda _: job.progress.advance()
     )
 
 
@@ -221,9 +256,8 @@ def _warn_of_few_tokens(calibration: Calibration, plan: Plan, progress: Progress
         )
 
 
-def _quantize_vision(
-    embedder: Embedder, calibration: Calibration, options: QuantizationOptions, work: WorkFolder, progress: Progress
-) -> None:
+def _quantize_vision(embedder: Embedder, calibration: Calibration, job: _Job, work: WorkFolder) -> None:
+    options, progress = job.options, job.progress
     if options.vision == "none" or work.has(VISION_STEP):
         return
     from vila_quant.quantizing.smoothing import BranchLoss, quantize_tower
@@ -254,9 +288,8 @@ def _is_norm(name: str, tensor: Tensor) -> bool:
     return tensor.ndim == 1 and not name.endswith("_scale")
 
 
-def _quantize_head(
-    plan: Plan, options: QuantizationOptions, reader: TensorReader, hidden: Tensor, work: WorkFolder, progress: Progress
-) -> None:
+def _quantize_head(job: _Job, reader: TensorReader, hidden: Tensor, work: WorkFolder) -> None:
+    plan, options, progress = job.plan, job.options, job.progress
     if plan.head == "none" or work.has(HEAD_STEP):
         return
     from vila_quant.quantizing.head import HeadInputs, quantize_head_int4, quantize_head_int8
@@ -273,13 +306,8 @@ def _quantize_head(
     progress.advance()
 
 
-def _manifest(
-    checkpoint: Checkpoint,
-    adapter: Adapter | None,
-    options: QuantizationOptions,
-    device: torch.device,
-    calibration: Calibration,
-) -> dict[str, object]:
+def _manifest(job: _Job, calibration: Calibration) -> dict[str, object]:
+    checkpoint, adapter, options = job.checkpoint, job.adapter, job.options
     files = {entry.file for entry in checkpoint.weights.entries.values()}
     changed = set() if adapter is None else {file for file in adapter.path.iterdir() if file.is_file()}
     stated = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in sorted(files | changed))
@@ -288,7 +316,7 @@ def _manifest(
         "model": str(checkpoint.path),
         "weights": hashlib.sha256(stated.encode()).hexdigest(),
         "adapter": None if adapter is None else str(adapter.path),
-        "device": device.type,  # sums differ in their last bits between devices
+        "device": job.device.type,  # sums differ in their last bits between devices
         "calibration": calibration.digest,
         **options.model_dump(mode="json"),
         "samples": options.calibration,

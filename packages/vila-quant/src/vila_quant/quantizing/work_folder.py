@@ -18,6 +18,7 @@ from vila_core.checkpoint.tensors.index import index_folder
 from vila_core.checkpoint.tensors.memory import MemoryWeights
 from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.errors import CheckpointError
+from vila_core.new_file import new_file
 from vila_core.settings_changes import describe_changes
 from vila_quant.errors import QuantizationError
 
@@ -51,7 +52,8 @@ class WorkFolder:
                 self._clear()
             if (self.path / MANIFEST).exists():
                 self._require_same(read_json(self.path / MANIFEST), stated)
-            self._write_whole(MANIFEST, stated)
+            with new_file(self.path / MANIFEST) as file:
+                write_json(file, stated)
         except Timeout:
             raise QuantizationError(
                 f"Another process is quantizing into {out}. Wait for it, or choose another folder."
@@ -120,10 +122,6 @@ class WorkFolder:
                 f"{self.path} holds unfinished work of another run: {changes[0]}. "
                 "Run it as before to continue, or with --restart to start over."
             )
-
-    def _write_whole(self, name: str, value: Mapping[str, object]) -> None:
-        write_json(self.path / f"{name}.part", value)
-        (self.path / f"{name}.part").replace(self.path / name)
 
 
 def digest(manifest: Mapping[str, object]) -> str:
