@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.core.checkpoint.conftest import build_checkpoint
 from tests.fuzz.bounded import assert_bounded
-from tests.fuzz.test_checkpoints import HOSTILE, SPECIAL, import_libraries
+from tests.fuzz.test_checkpoints import HOSTILE, SPECIAL
 
 import vila_core as vila
 
@@ -35,7 +35,6 @@ def key(module: str, factor: str) -> str:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import_libraries()
     root = tmp_path_factory.mktemp("adapter")
     base = build_checkpoint(root / "base", dtype=torch.float32)
     folder = root / "adapter"

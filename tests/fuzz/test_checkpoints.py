@@ -1,7 +1,6 @@
 """Crafted checkpoints: every file and every config key of a model is replaced by something hostile."""
 
 import gzip
-import importlib
 import json
 import os
 import random
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.core.checkpoint.conftest import build_checkpoint
 from tests.fuzz.bounded import assert_bounded
 
@@ -20,8 +18,6 @@ import vila_core as vila
 from vila_core.checkpoint import convert, open_checkpoint
 from vila_core.checkpoint.description import describe
 from vila_core.checkpoint.embedded import embedded_model
-from vila_core.model import VilaModel
-from vila_core.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -39,22 +35,6 @@ def use(folder: Path) -> None:
     template = None if model.tokenizer.chat_template is None else "Hello"
     if template:
         model.generate(template, max_new_tokens=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports() -> None:
-    import_libraries()
-
-
-def import_libraries() -> None:
-    """Import what loading imports, so that it does not count as the time of a case.
-
-    Nothing is computed: torch's threads do not survive a fork.
-    """
-    checkpoint = open_checkpoint("vila-tiny")
-    with torch.device("meta"):
-        VilaModel(checkpoint.config, Tokenizer.from_folder(checkpoint.tokenizer_path))
-    importlib.import_module("vila_core.loading")
 
 
 # ------------------------------------------------------------------------------------------------ copies
@@ -119,9 +99,9 @@ def test_every_file_as_something_else(source: Path, tmp_path: Path) -> None:
 
         return run
 
-    assert_bounded(
-        {f"{file} as {name}": case(file, make) for file in files_of(source) for name, make in SPECIAL.items()}
-    )
+    pairs = [(file, name) for file in files_of(source) for name in SPECIAL]
+    chosen = random.Random(SEED).sample(pairs, min(len(pairs), 120))
+    assert_bounded({f"{file} as {name}": case(file, SPECIAL[name]) for file, name in chosen})
 
 
 def test_every_file_damaged(source: Path, tmp_path: Path) -> None:
@@ -203,7 +183,7 @@ def test_every_config_key_with_every_hostile_value(source: Path, tmp_path: Path)
 
         return run
 
-    chosen = draw.sample(pairs, min(len(pairs), 400))
+    chosen = draw.sample(pairs, min(len(pairs), 200))
     assert_bounded({f"{file} {path} = {str(value)[:30]!a}": case(file, path, value) for file, path, value in chosen})
 
 

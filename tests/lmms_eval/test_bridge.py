@@ -13,7 +13,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 import vila_core
-from vila_core.errors import ConfigError, GenerationError, MediaError
+from vila_core.errors import ConfigError, GenerationError, MediaError, VilaWarning
 from vila_eval.lmms_eval_bridge.model import VilaKit, as_conversation, generation_settings
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
@@ -157,6 +157,28 @@ def test_rounds_see_the_earlier_answers(tmp_path: Path) -> None:
     samples = sorted(found["samples"]["drawn"], key=lambda sample: sample["doc_id"])
     assert [sample["answers"]["answers"] for sample in samples] == expected
     assert [len(answers) for answers in expected] == [1, 2, 3]
+
+
+def broken(folder: Path) -> str:
+    """A file that lmms-eval passes on by its path, and that is no video."""
+    (folder / "broken.mp4").write_bytes(b"no video" * 100)
+    return str(folder / "broken.mp4")
+
+
+def test_a_sample_that_fails_costs_no_other(tmp_path: Path) -> None:
+    rows = [a_row(case) for case in PICTURES[:3]]
+    rows[1]["media"] = [broken(tmp_path)]
+    write_task(tmp_path, rows)
+    with pytest.warns(VilaWarning, match=r"Sample 1 of drawn failed and gets an empty answer: .*broken\.mp4"):
+        found = evaluate(tmp_path, batch_size=3)
+    answers = [sample["filtered_resps"][0] for sample in found["samples"]["drawn"]]
+    assert answers == [PICTURES[0]["answer"], "", PICTURES[2]["answer"]]
+
+
+def test_a_task_of_which_every_sample_fails_ends_with_the_reason(tmp_path: Path) -> None:
+    write_task(tmp_path, [{**a_row(PICTURES[0]), "media": [broken(tmp_path)]}])
+    with pytest.warns(VilaWarning), pytest.raises(MediaError, match=r"broken\.mp4"):
+        evaluate(tmp_path)
 
 
 def test_likelihoods_are_rejected() -> None:

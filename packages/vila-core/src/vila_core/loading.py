@@ -289,7 +289,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, TypeError, ValueError):
         chosen = None
     if chosen is None or chosen.type not in ("cpu", "cuda"):
-        raise ConfigError(f"Unknown device {shown(str(device))}. Use auto, cpu, cuda or cuda:N.")
+        name = device if isinstance(device, str | int) else str(device)
+        raise ConfigError(f"Unknown device {shown(name)}. Use auto, cpu, cuda or cuda:N.")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). "

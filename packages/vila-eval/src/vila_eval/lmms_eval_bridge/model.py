@@ -15,7 +15,7 @@ from lmms_eval.api.model import lmms
 from rich.progress import Progress
 
 import vila_core
-from vila_core.errors import ConfigError, GenerationError, MediaError
+from vila_core.errors import BatchGenerationError, ConfigError, GenerationError, MediaError, VilaError, warn
 from vila_core.runtime import GenerationSettings
 
 FEW_SHOT_DELIMITER = "\n\n"
@@ -73,19 +73,21 @@ class VilaKit(lmms):
         self.model = vila_core.load(
             pretrained, device=device, dtype=dtype, chat_template=conv_mode, lora=lora, **overrides
         )
+        self._answered = 0
         self.device = self.model.device  # lmms-eval gathers the processes' counts here
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         """Answer each request. Requests with the same settings are answered in batches.
 
+        lmms-eval cannot mark a sample as failed: if its image or video cannot be read, or it is too long, its answer
+        is empty, which scores as wrong, and a warning names the sample and the reason.
+
         Raises:
-            MediaError: an image or video cannot be read, or the model does not support it. lmms-eval cannot mark a
-                sample as failed, and an empty answer would hide the problem.
+            MediaError: the model does not support a task's media.
             GenerationError: a task asks for beam search.
+            VilaError: the first failure, if no sample was answered.
         """
-        return self._answer(
-            [self._messages(request) for request in requests], [request.arguments[2] for request in requests]
-        )
+        return self._answer(requests, [self._messages(request) for request in requests])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Answer each request round by round. The task sees the earlier answers before each round."""
@@ -93,7 +95,7 @@ class VilaKit(lmms):
         asked = {index: self._messages(request) for index, request in enumerate(requests)}
         state: dict[int, object] = {}  # state that the task wants back in the next round
         while asked:
-            results = self._answer(list(asked.values()), [requests[index].arguments[2] for index in asked])
+            results = self._answer([requests[index] for index in asked], list(asked.values()))
             for index, result in zip(asked, results, strict=True):
                 answers[index].append(result.text)
             following = {
@@ -129,22 +131,48 @@ class VilaKit(lmms):
         _, doc_to_messages, _, doc_id, task, split = request.arguments
         return doc_to_messages(self.task_dict[task][split][doc_id], **round_arguments)
 
-    def _answer(
-        self, conversations: Sequence[Messages], generation: Sequence[Mapping[str, Any]]
-    ) -> list[GenerationResult]:
+    def _answer(self, requests: Sequence[Instance], conversations: Sequence[Messages]) -> list[GenerationResult]:
         results: dict[int, GenerationResult] = {}
+        failures: list[VilaError] = []
+        generation = [request.arguments[2] for request in requests]
         with Progress(disable=self.rank > 0) as progress:
             answering = progress.add_task("vila_kit", total=len(conversations))
             for batch in _batches(generation, self.batch_size):
                 prompts = [as_conversation(conversations[index]) for index in batch]
-                completions = self.model.complete_batch(prompts, **generation_settings(generation[batch[0]]))
-                for index, completion in zip(batch, completions, strict=True):
-                    tokens = TokenCounts(
-                        input_tokens=completion.usage.prompt_tokens, output_tokens=completion.usage.completion_tokens
-                    )
-                    results[index] = GenerationResult(completion.text, tokens)
+                settings = generation_settings(generation[batch[0]])
+                for index, outcome in zip(batch, self._complete(prompts, settings), strict=True):
+                    if isinstance(outcome, VilaError):
+                        failures.append(outcome)
+                        _, _, _, doc_id, task, _ = requests[index].arguments
+                        warn(f"Sample {doc_id} of {task} failed and gets an empty answer: {outcome}")
+                    results[index] = _result(outcome)
                 progress.advance(answering, len(batch))
+        self._answered += len(conversations) - len(failures)
+        if failures and not self._answered and self._world_size == 1:  # the other processes would wait for this one
+            raise failures[0]
         return [results[index] for index in range(len(conversations))]
+
+    def _complete(
+        self, prompts: Sequence[Sequence[vila_core.Message]], settings: GenerationSettings
+    ) -> list[vila_core.Completion | VilaError]:
+        """Return each prompt's answer, or why there is none. If the batch fails, its prompts are asked one by one."""
+        try:
+            return list(self.model.complete_batch(prompts, **settings))
+        except BatchGenerationError as error:
+            return list(error.outcomes)
+        except VilaError as error:
+            if len(prompts) == 1:
+                return [error]
+        return [outcome for prompt in prompts for outcome in self._complete([prompt], settings)]
+
+
+def _result(outcome: vila_core.Completion | VilaError) -> GenerationResult:
+    if isinstance(outcome, VilaError):
+        return GenerationResult("", TokenCounts(input_tokens=0, output_tokens=0))
+    usage = outcome.usage
+    return GenerationResult(
+        outcome.text, TokenCounts(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+    )
 
 
 def _batches(generation: Sequence[Mapping[str, Any]], size: int) -> Iterator[list[int]]:
