@@ -187,3 +187,26 @@ def test_a_captured_step_equals_the_decoder(dtype: torch.dtype, window: int | No
             ours = decoder.decode_step(x, positions, caches[0].up_to(end))
             limit = ((plain.double() - expected).norm() / expected.norm()).item()
             assert_close(ours, expected, max(1.5 * limit, TOLERANCE[dtype]), f"{lengths}, step {step}")
+
+
+@torch.inference_mode()
+def test_a_prompt_read_in_a_graph_gives_what_the_decoder_gives() -> None:
+    from vila_core.language.paged_cache import PagedCache
+    from vila_core.language.paged_prefill import prefill_graphs
+
+    torch.manual_seed(0)
+    decoder = Decoder(small_config()).to(GPU)
+    decoder.reset_parameters(std=0.05)
+    decoder = decoder.to(torch.float16).requires_grad_(False)
+    caches = [PagedCache.allocate(decoder.config, 40, device=GPU, dtype=torch.float16) for _ in range(2)]
+    read = prefill_graphs(decoder, caches[0], 20)
+    assert read is not None
+    pages = torch.randperm(40).tolist()
+    for length in (1, 31, 700, 64, 65, 20):
+        prompt = randn(length, 512, dtype=torch.float16)
+        held, pages = pages[: -(-length // 64)], pages[-(-length // 64) :] + pages[: -(-length // 64)]
+        hidden = read(prompt, held)
+        expected = decoder(prompt[None], cache=caches[1].rows(torch.tensor([held], device=GPU)))[0, -1]
+        assert_close(hidden, expected.double(), 2e-3, f"{length} tokens")
+    assert_close(caches[0].keys, caches[1].keys.double(), 2e-3, "keys")
+    assert_close(caches[0].values, caches[1].values.double(), 2e-3, "values")

@@ -28,7 +28,7 @@ from vila_core.ops.support import launches_early
 
 BLOCK = 64
 WARPS = 4
-PREFETCHED_BYTES = 2 << 20
+PREFETCHED_BYTES = 1 << 20
 HEAD_WIDTHS = (64, 128)
 MAX_SPLITS = 64
 MAX_PARTS = 8

@@ -6,9 +6,13 @@ python -m vila_quant.kernels.cuda.w4a16.tune 4608x3584 3584x3584 --gpu "NVIDIA H
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +29,9 @@ from vila_quant.kernels.cuda.w4a16.tiles import TileConfig
 TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 CACHE_BYTES = 256 << 20
 """Weights are measured in turns that take more memory than any cache."""
+
+PREFETCHED = (0, 1 << 20, 2 << 20, 3 << 20, 4 << 20, 6 << 20)
+"""Bytes of the next weight, tried one after the other with the fastest configuration."""
 
 PANEL_ROWS = (4224, 8448, 12672, 1 << 20)
 
@@ -150,6 +157,72 @@ def fastest(
     return sorted(measured, key=lambda pair: pair[0])
 
 
+def compile_candidates(shapes: Sequence[tuple[int, int]], tokens: Sequence[int], dtype: torch.dtype) -> None:
+    """Compile the kernels of all candidates into Triton's cache, in as many processes as there are processors."""
+    work = [(*shape, count, config, dtype) for shape in shapes for count in tokens for config in candidates(count)]
+    workers = min(len(work), os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile, work))
+
+
+def _compile(work: tuple[int, int, int, Config, torch.dtype]) -> None:
+    outputs, inputs, tokens, config, dtype = work
+    device = torch.device("cuda")
+    packed = torch.zeros(
+        outputs // UNIT_OUTPUTS, inputs // UNIT_INPUTS, unit_words(128), dtype=torch.int32, device=device
+    )
+    x = torch.zeros(tokens, inputs, dtype=dtype, device=device)
+    try:
+        for following in (None, packed):
+            run(config, x, packed, None, x.new_empty(tokens, outputs), 128, following)
+    except OutOfResources:
+        return
+
+
+def chain_milliseconds(
+    configs: Sequence[DecodeConfig], weights: Sequence[Sequence[Tensor]], tokens: int, dtype: torch.dtype
+) -> float:
+    """Return the time of layers of linears, each of which prefetches the weight of the next.
+
+    Args:
+        configs: of the linears of a layer.
+        weights: of each linear, for every layer.
+        tokens: M.
+        dtype: of the activations.
+    """
+    layers = list(zip(*weights, strict=True))
+    chain = [(config, packed) for layer in layers for config, packed in zip(configs, layer, strict=True)]
+    x = {
+        packed.shape[1]: torch.randn(tokens, packed.shape[1] * UNIT_INPUTS, device=packed.device) for _, packed in chain
+    }
+    x = {units: given.to(dtype) for units, given in x.items()}
+    y = [given[0].new_empty(tokens, given[0].shape[0] * UNIT_OUTPUTS, dtype=dtype) for given in weights]
+
+    def call() -> None:
+        for number, (config, packed) in enumerate(chain):
+            following = chain[(number + 1) % len(chain)][1]
+            run(config, x[packed.shape[1]], packed, None, y[number % len(configs)], 128, following)
+
+    return replay_milliseconds(call, 7)
+
+
+def tune_prefetch(
+    shapes: Sequence[tuple[int, int]], configs: Sequence[DecodeConfig], tokens: int, dtype: torch.dtype
+) -> list[DecodeConfig]:
+    """Return the configurations with the bytes to prefetch with which a chain of the linears is fastest."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    weights = [[random_weight(outputs, inputs, 128, device) for _ in range(8)] for outputs, inputs in shapes]
+    chosen = list(configs)
+    best = chain_milliseconds(chosen, weights, tokens, dtype)
+    for number in range(len(chosen)):
+        for size in PREFETCHED:
+            tried = [*chosen[:number], replace(chosen[number], prefetch=size), *chosen[number + 1 :]]
+            took = chain_milliseconds(tried, weights, tokens, dtype)
+            if took < 0.998 * best:
+                best, chosen = took, tried
+    return chosen
+
+
 def tune(
     shapes: Sequence[tuple[int, int]],
     gpu: str,
@@ -158,6 +231,7 @@ def tune(
     group_size: int = 128,
 ) -> Table:
     """Return the table of the fastest configurations for weights `(N, K)` on the current GPU."""
+    compile_candidates(shapes, tokens, dtype)
     entries: list[Entry] = []
     device = torch.device("cuda", torch.cuda.current_device())
     for outputs, inputs in shapes:
@@ -167,6 +241,12 @@ def tune(
             took, config = fastest(count, outputs, inputs, weights, dtype, group_size)[0]
             entries.append(Entry(count, outputs, inputs, config))
             print(f"{count:5} tokens, {outputs} x {inputs}: {1e3 * took:8.1f} us with {config}", flush=True)
+    for count in tokens:
+        here = [entry for entry in entries if entry.tokens == count]
+        configs = [entry.config for entry in here if isinstance(entry.config, DecodeConfig)]
+        if len(configs) == len(here):
+            for entry, config in zip(here, tune_prefetch(shapes, configs, count, dtype), strict=True):
+                entries[entries.index(entry)] = replace(entry, config=config)
     return Table(gpu, tuple(entries))
 
 
@@ -176,9 +256,10 @@ def main() -> int:
     parser.add_argument("shapes", nargs="+", help="outputs x inputs of a weight, such as 4608x3584")
     parser.add_argument("--gpu", required=True, help="part of the GPU's name that the table is for")
     parser.add_argument("--out", type=Path, required=True, help="the table, JSON")
+    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="numbers of tokens")
     args = parser.parse_args()
     shapes = [tuple(int(size) for size in shape.split("x")) for shape in args.shapes]
-    tune([(outputs, inputs) for outputs, inputs in shapes], args.gpu).write(args.out)
+    tune([(outputs, inputs) for outputs, inputs in shapes], args.gpu, args.tokens).write(args.out)
     return 0
 
 
