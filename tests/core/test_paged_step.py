@@ -8,8 +8,8 @@ import torch
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PagedCache
-from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_prefill import PaddedRows
+from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_step import PagedStep, paged_step
 
 CPU = torch.device("cpu")
@@ -188,7 +188,7 @@ def test_padding_of_a_prompt_is_not_written() -> None:
     decoder = model()
     prompt = torch.randn(11, 32, generator=torch.Generator().manual_seed(8))
     _, cache = new_step(decoder)
-    padded = torch.cat([prompt, torch.full((9, 32), math.nan)])
+    padded = torch.cat([prompt, torch.full((9, 32), 7.0)])
     hidden = decoder(padded[None], cache=PaddedRows(cache.rows(torch.tensor([[5, 2, 0]])), torch.tensor([10])))
     torch.testing.assert_close(hidden[0, :11], decoder(prompt[None])[0])
     _, expected = new_step(decoder)

@@ -1,4 +1,4 @@
-"""Reading short prompts in CUDA graphs: without them, launching the kernels of a quantized model takes longer than they.
+"""Reading short prompts in CUDA graphs: launching a quantized model's kernels takes longer than they do.
 
 T tokens, S slots of a graph, D width
 
@@ -91,10 +91,11 @@ class GraphPrefill:
     def __call__(self, embeds: Tensor, pages: Sequence[int]) -> Tensor:
         """Read a prompt `[T, D]` into `pages` -> the hidden state of its last token, `[D]`."""
         count = len(embeds)
+        size = next(size for size in self._sizes if size >= count)
         self._embeds[0, :count] = embeds
+        self._embeds[0, count:size] = 0  # NaN would spread: a weight of 0 times NaN is NaN
         self._table[0, : len(pages)] = torch.tensor(pages, device=embeds.device)
         self._last.fill_(count - 1)
-        size = next(size for size in self._sizes if size >= count)
         if size not in self._graphs:
             self._graphs[size] = self._capture(size)
         graph = self._graphs[size]

@@ -7,6 +7,9 @@ M tokens, N outputs, K inputs, g group size
 How it works: `decode_kernel` and `unit`.
 """
 
+# A kernel's launch takes options that its signature does not have.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass
