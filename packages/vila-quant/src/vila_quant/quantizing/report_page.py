@@ -13,7 +13,7 @@ transparent); } body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; m
 h1 { overflow-wrap: anywhere; } .wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 td:first-child, th:first-child { text-align: left; } code { overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } svg text { fill: currentColor; font-size: 12px; text-anchor: middle; }
+svg { width: 100%; min-width: 38rem; height: auto; } svg text { fill: currentColor; font-size: 12px; text-anchor: middle; }
 svg text.tick { text-anchor: end; } svg line { stroke: var(--line); }
 .before { fill: var(--before); color: var(--before); } .after { fill: var(--after); color: var(--after); }
 """
@@ -83,7 +83,8 @@ def loss_plot(layers: Sequence[LayerReport]) -> str:
         marks.append(f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
         marks.append(f'<text class="tick" x="{left - 6}" y="{y + 4:.1f}">{10.0**decade:g}</text>')
     label = "Error by layer, rounded to nearest and as quantized"
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+    drawing = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(marks)}</svg>'
+    return f'<div class="wide">{drawing}</div>'
 
 
 def _head_and_tower(report: QuantizationReport) -> str:
