@@ -13,7 +13,8 @@ transparent); } body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; m
 h1 { overflow-wrap: anywhere; } .wide { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; }
 td, th { padding: .25rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 td:first-child, th:first-child { text-align: left; } code { overflow-wrap: anywhere; }
-svg { width: 100%; min-width: 38rem; height: auto; } svg text { fill: currentColor; font-size: 12px; text-anchor: middle; }
+svg { width: 100%; min-width: 38rem; height: auto; }
+svg text { fill: currentColor; font-size: 12px; text-anchor: middle; }
 svg text.tick { text-anchor: end; } svg line { stroke: var(--line); }
 .before { fill: var(--before); color: var(--before); } .after { fill: var(--after); color: var(--after); }
 """
