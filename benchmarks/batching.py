@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from decode import GPU, MODELS, random_decoder, weight_bytes
@@ -104,11 +105,14 @@ def main() -> None:
     config = language_shape(args.model).model_copy(update={"max_length": 8192})
     decoder = random_decoder(config, args.weights, dtype)
     tokenizer = Tokenizer.from_folder(open_checkpoint(embedded_model()).tokenizer_path)
-    bandwidth = bytes_per_second()
+    bandwidth = bytes_per_second(torch.empty(3 << 28, dtype=torch.int32, device=GPU).random_())
     engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(max_batch=max(args.batches), cache_bytes=16 << 30))
     kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
     found: list[Batch] = []
-    ways = {"greedy": {}, "sampled": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 1}}
+    ways: dict[str, dict[str, Any]] = {
+        "greedy": {},
+        "sampled": {"temperature": 0.7, "top_k": 50, "top_p": 0.9, "seed": 1},
+    }
     for name, settings in ways.items():
         for rows in args.batches:
             whole, decode = measure(

@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from vila_core.engine.grammar import Grammar
 
 
+CHUNKS_AT_ONCE = 4
+"""Chunks that are read in a step while nobody is answered."""
+
+
 class Engine:
     """Answers requests with one model. Its methods may be called from any thread.
 
@@ -174,7 +178,7 @@ class Engine:
             self._read(runner)
             self._answer(runner)
             self._collect(runner, keep=1 if self._overlaps(runner) else 0)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it ends the requests and not the engine)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the requests and not the engine
             self._abandon(_as_error(error))
         except BaseException:  # Ctrl-C
             self._abandon(GenerationError("The answer was interrupted."))
@@ -225,7 +229,7 @@ class Engine:
             return
         try:
             self._load([(request.prompt, request.length) for request in admitted])
-        except Exception as error:  # noqa: BLE001 (it ends this request only)
+        except Exception as error:  # noqa: BLE001 - it ends this request only
             if len(admitted) == 1:
                 self._end(admitted[0], _as_error(error))
                 return
@@ -236,28 +240,50 @@ class Engine:
             request.times.encoded = begin + (time.perf_counter() - begin) / len(admitted)
 
     def _read(self, runner: Runner) -> None:
-        """Read a chunk of the prompts, shared equally, and choose the first token of those that are complete."""
-        if not self._reading:
-            return
-        whole = not runner.reads_in_chunks
-        budget = self.config.chunk_tokens * (1 if self._answering else 4)
-        share = max(PAGE_SIZE, budget // len(self._reading) // PAGE_SIZE * PAGE_SIZE)
+        """Read a part of the prompts, and choose the first token of those that are complete."""
         complete: list[tuple[Request, Tensor]] = []
-        for request in list(self._reading):
-            end = request.num_tokens if whole else min(request.num_tokens, request.length + share)
-            try:
-                hidden = runner.read(request, self._embed(runner, request, end), end)  # [D]
-            except Exception as error:  # noqa: BLE001 (it ends this request only)
-                self._end(request, _as_error(error))
-                continue
-            request.length = end
-            if end == request.num_tokens:
-                complete.append((request, hidden))
-            budget -= share
-            if budget <= 0 and not whole:
-                break
+        for parts in self._share(runner):
+            complete += self._read_parts(runner, parts)
         if complete:
             self._start([request for request, _ in complete], torch.stack([hidden for _, hidden in complete]), runner)
+
+    def _share(self, runner: Runner) -> list[list[tuple[Request, int]]]:
+        """Return which requests are read now, each up to which token, in groups that are read together.
+
+        A chunk of tokens is shared equally. Prompts that are short enough to be read whole from the beginning are
+        padded to one length, so that the weights are read once for all of them.
+        """
+        waiting = self._reading
+        budget = self.config.chunk_tokens * (1 if self._answering else CHUNKS_AT_ONCE)
+        share = max(PAGE_SIZE, budget // max(1, len(waiting)) // PAGE_SIZE * PAGE_SIZE)
+        if not runner.reads_in_chunks:
+            return [[(request, request.num_tokens)] for request in waiting]
+        short = [request for request in waiting if not request.length and request.num_tokens <= share]
+        groups: list[list[tuple[Request, int]]] = []
+        for request in sorted(short, key=lambda request: request.num_tokens):
+            padded = (len(groups[-1]) + 1) * request.num_tokens if groups else 0
+            if groups and padded <= self.config.chunk_tokens and request.num_tokens <= 2 * groups[-1][0][1]:
+                groups[-1].append((request, request.num_tokens))
+            else:
+                groups.append([(request, request.num_tokens)])
+        long = [request for request in waiting if request not in short][: max(1, budget // share)]
+        return groups + [[(request, min(request.num_tokens, request.length + share))] for request in long]
+
+    def _read_parts(self, runner: Runner, parts: Sequence[tuple[Request, int]]) -> list[tuple[Request, Tensor]]:
+        """Read requests together; return those that are complete with the hidden states `[D]` of their last tokens."""
+        try:
+            embeds = [self._embed(runner, request, end) for request, end in parts]
+            hidden = runner.read([request for request, _ in parts], embeds)  # [n, D]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request only
+            if len(parts) == 1:
+                self._end(parts[0][0], _as_error(error))
+                return []
+            return [done for part in parts for done in self._read_parts(runner, [part])]
+        for request, end in parts:
+            request.length = end
+        return [
+            (request, last) for (request, end), last in zip(parts, hidden, strict=True) if end == request.num_tokens
+        ]
 
     def _embed(self, runner: Runner, request: Request, end: int) -> Tensor:
         """Return the embeddings of the request's tokens from `length` to `end`, those of its answer included."""

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vila_core.engine.answer import Answer, Generated, Piece
@@ -15,6 +16,7 @@ from vila_core.engine.inputs import EngineInput
 from vila_core.engine.prefix import PageKeys
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError
+from vila_core.language.paged_rows import RowSampling
 
 if TYPE_CHECKING:
     from vila_core.engine.grammar import Grammar
@@ -80,6 +82,12 @@ class Request:
     @property
     def has_ended(self) -> bool:
         return self.state is State.ENDED
+
+    @cached_property
+    def sampling(self) -> RowSampling:
+        """How its tokens are chosen."""
+        config = self.config
+        return RowSampling(config.temperature, config.top_k, config.top_p, self.seed, config.repetition_penalty)
 
     @property
     def num_tokens(self) -> int:

@@ -7,7 +7,7 @@ R rows, n requests, T tokens of a chunk, D width, V vocabulary
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -20,7 +20,7 @@ from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
-from vila_core.language.paged_rows import RowSampling, StepKind, StepRows
+from vila_core.language.paged_rows import StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
 
 if TYPE_CHECKING:
@@ -48,8 +48,11 @@ class Runner(Protocol):
         """Return how many pages a request of so many tokens needs."""
         ...
 
-    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
-        """Read tokens `request.length` … `end` - 1, `[T, D]`; return the hidden state of the last, `[D]`."""
+    def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
+        """Read the next tokens `[T_i, D]` of each request; return the hidden states of the last ones, `[n, D]`.
+
+        Several requests are read together only from their beginnings.
+        """
         ...
 
     def start(self, requests: "Sequence[Request]", hidden: Tensor) -> "PendingStep":
@@ -122,6 +125,7 @@ class RowRunner:
         self._dtype = weight.dtype
         self._rows: list[Request] = []
         self._num_pages: list[int] = []  # pages of each row that the step knows
+        self._kind: StepKind | None = None  # what the rows need; None when they have changed
 
     def start(self, requests: "Sequence[Request]", hidden: Tensor) -> PendingStep:
         """See `Runner`."""
@@ -129,10 +133,11 @@ class RowRunner:
             request.row = len(self._rows)
             self._rows.append(request)
             self._num_pages.append(len(request.pages))
-            self._step.rows.start(request.row, request.length, request.pages, _sampling(request))
+            self._step.rows.start(request.row, request.length, request.pages, request.sampling)
             if request.answer.token_ids:  # it had to give up its pages, and comes back
                 self._step.rows.seen[request.row, request.answer.token_ids] = True
-        kind = self._prepare(requests)
+        self._kind = None
+        kind = self._restrict(requests, StepKind.of([request.sampling for request in requests]))
         chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)
         return self._pending(tuple(requests), chosen)
 
@@ -143,13 +148,16 @@ class RowRunner:
             if len(request.pages) > known:
                 self._step.rows.set_pages(row, request.pages[known:], known)
                 self._num_pages[row] = len(request.pages)
-        kind = self._prepare(self._rows)
+        if self._kind is None:
+            self._kind = StepKind.of([request.sampling for request in self._rows])
+        kind = self._restrict(self._rows, self._kind)
         return self._pending(tuple(self._rows), self._step.launch(len(self._rows), kind))
 
     def leave(self, request: "Request") -> None:
         """See `Runner`."""
         if request.row < 0:
             return
+        self._kind = None
         last = self._rows.pop()
         pages = self._num_pages.pop()
         if last is request:
@@ -159,15 +167,14 @@ class RowRunner:
             self._rows[request.row], self._num_pages[request.row], last.row = last, pages, request.row
         request.row = -1
 
-    def _prepare(self, requests: "Sequence[Request]") -> StepKind:
-        """Restrict the rows of requests that follow a grammar; return what the rows need."""
-        masks = False
+    def _restrict(self, requests: "Sequence[Request]", kind: StepKind) -> StepKind:
+        """Restrict the next tokens of requests that follow a grammar; return the kind of a step that does so."""
         for request in requests:
             if request.grammar is not None:
                 allowed = request.grammar.allowed()
                 self._step.rows.allow(request.row, _ALL if allowed is None else allowed)
-                masks = True
-        return StepKind.of([_sampling(request) for request in requests], masks=masks)
+                kind = replace(kind, masks=True)
+        return kind
 
     def _pending(self, requests: "Sequence[Request]", chosen: PendingTokens) -> PendingStep:
         wanted = any(request.config.logprobs for request in requests)
@@ -177,13 +184,6 @@ class RowRunner:
 
 _ALL = torch.tensor(-1, dtype=torch.int32)
 """A mask that allows every token."""
-
-
-def _sampling(request: "Request") -> RowSampling:
-    config = request.config
-    return RowSampling(
-        config.temperature, config.top_k, config.top_p, request.seed, repetition_penalty=config.repetition_penalty
-    )
 
 
 class PagedRunner(RowRunner):
@@ -202,7 +202,7 @@ class PagedRunner(RowRunner):
         pages = num_pages(decoder, config)
         try:
             self._cache = PagedCache.allocate(
-                decoder.config, pages, page_size=PAGE_SIZE, device=weight.device, dtype=weight.dtype
+                decoder.config, pages + 1, page_size=PAGE_SIZE, device=weight.device, dtype=weight.dtype
             )
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
             raise GenerationError(
@@ -221,12 +221,26 @@ class PagedRunner(RowRunner):
         """See `Runner`."""
         return pages_of(tokens)
 
-    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
+    def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
         """See `Runner`."""
-        start = request.length
-        table = torch.tensor([request.pages], device=embeds.device)
-        positions = None if start == 0 else torch.arange(start, end, device=embeds.device)[None]
-        return self._llm(embeds[None], positions=positions, cache=self._cache.rows(table).up_to(end))[0, -1]
+        lengths = [len(one) for one in embeds]
+        start, longest = requests[0].length, max(lengths)
+        assert not start or len(requests) == 1, "chunks in the middle of a prompt are read one by one"
+        # Padding is written past the end of a row: to its own pages, and from there on to a page that nobody reads.
+        table = torch.full((len(requests), pages_of(start + longest)), self.pool.num_pages)
+        for row, request in zip(table, requests, strict=True):
+            pages = request.pages[: len(row)]
+            row[: len(pages)] = torch.tensor(pages)
+        cache = self._cache.rows(table.to(self.device)).up_to(start + longest)
+        positions = torch.arange(start, start + longest, device=self.device)[None] if start else None
+        ends = torch.tensor(lengths, device=self.device)
+        hidden = self._llm(
+            nn.utils.rnn.pad_sequence(list(embeds), batch_first=True),
+            positions=positions,
+            cache=cache,
+            lengths=None if min(lengths) == longest else ends,
+        )
+        return hidden[torch.arange(len(embeds), device=self.device), ends - 1]
 
 
 class SeparateRunner(RowRunner):
@@ -252,14 +266,17 @@ class SeparateRunner(RowRunner):
         del tokens
         return 0
 
-    def read(self, request: "Request", embeds: Tensor, end: int) -> Tensor:
-        """See `Runner`. `embeds` is the whole prompt."""
+    def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
+        """See `Runner`. Each of `embeds` is a whole prompt."""
+        return torch.stack([self._read(*one) for one in zip(requests, embeds, strict=True)])
+
+    def _read(self, request: "Request", embeds: Tensor) -> Tensor:
+        tokens = len(request.prompt) + request.answer.max_new_tokens
         try:
-            cache = self._llm.new_cache(1, len(request.prompt) + request.answer.max_new_tokens)
+            cache = self._llm.new_cache(1, tokens)
         except (RuntimeError, MemoryError):
             raise GenerationError(
-                f"There is too little memory for a cache of {len(request.prompt) + request.answer.max_new_tokens:,} "
-                "tokens. Reduce max_new_tokens or the prompt."
+                f"There is too little memory for a cache of {tokens:,} tokens. Reduce max_new_tokens or the prompt."
             ) from None
         self._caches[request] = cache
         return self._llm(embeds[None], cache=cache)[0, -1]
