@@ -9,6 +9,7 @@ from PIL import Image
 import vila_core as vila
 from vila_core import placement
 from vila_core.checkpoint import Checkpoint, open_checkpoint
+from vila_core.cli.infer import main
 from vila_core.config import TransformersConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
@@ -156,3 +157,14 @@ def test_models_of_transformers_are_not_split(checkpoint: Checkpoint) -> None:
     changed = replace(checkpoint, config=checkpoint.config.model_copy(update={"language_model": foreign}))
     with pytest.raises(ConfigError, match="through transformers, which device_map cannot split"):
         plan_split(changed, ["cpu", "cpu"], torch.float32, choose_device)
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "shown"), [("cpu, cpu", 0, "yes"), ("auto", 0, "yes"), ("cpu,tpu", 2, "'tpu'")]
+)
+def test_vila_infer_splits_a_model(names: str, code: int, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["-m", "vila-tiny", "--device-map", names, "Is the circle red?", "--max-new-tokens", "2"])
+    assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert shown in printed.out.lower() + printed.err

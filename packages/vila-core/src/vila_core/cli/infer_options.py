@@ -82,12 +82,26 @@ class ModelOptions:
     revision: Revision = None
     offline: Offline = False
     device: Device = "auto"
+    device_map: Annotated[
+        str | None,
+        _model(
+            "--device-map",
+            metavar="NAMES",
+            help="auto: as many GPUs as the model needs; or those to use, such as cuda:0,cuda:1.",
+        ),
+    ] = None
     dtype: Dtype = "auto"
 
     @property
     def label(self) -> str:
         """The model's name in messages."""
         return self.model_path or "the embedded model"
+
+    @property
+    def _device_map(self) -> str | list[str] | None:
+        if self.device_map in (None, "auto"):
+            return self.device_map
+        return [name.strip() for name in self.device_map.split(",")]
 
     def load(self, overrides: dict[str, Any], on_phase: Callable[[str], None] | None = None) -> "Vila":
         """Load the model with `overrides` of its preprocessing. Raises whatever `vila_core.load` does.
@@ -109,6 +123,7 @@ class ModelOptions:
             self.model_path or EMBEDDED_MODEL,
             progress=report if on_phase is not None else False,
             device=self.device,
+            device_map=self._device_map,
             dtype=self.dtype,
             chat_template=None if self.conv_mode == "auto" else self.conv_mode,
             revision=self.revision,

@@ -16,7 +16,6 @@ ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("--lora", "--adapter", "--adapter-path"), "--lora-path"),
     **dict.fromkeys(("--num-frames", "--nframes", "--frames", "--max-frames"), "--num-video-frames"),
     **dict.fromkeys(("--torch-dtype", "--precision"), "--dtype"),
-    "--device-map": "--device",
     "--local-files-only": "--offline",
     "--schema": "--json-schema",
     "--top-probability": "--top-p",
