@@ -5,7 +5,7 @@
 Random bf16 weights of the real shapes: SigLIP-SO400M at 448 pixels, 3 x 3 patches a token, Qwen2-7B. Three things:
 
 - a PIL image of 448 x 448 in, the first token on the host: `Vila.complete` with one new token, wall clock;
-- the language model alone on prompts of several lengths, with fused operators and without;
+- the language model alone on prompts of several lengths, with fused operators (where they are used) and without;
 - 64 frames of 256 tokens (2 x 2 patches a token): tower, projector and language model, from pixels on the GPU.
 
 Limits are measured in the same run: arithmetic at the rate of a large square bf16 product, weights read once at the
@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -123,7 +123,7 @@ def wall_milliseconds(call: Callable[[], object], repetitions: int = 30) -> floa
 
 
 @contextmanager
-def unfused() -> Iterator[None]:
+def unfused() -> Generator[None]:
     """Let the language model run with PyTorch's operators."""
     with mock.patch.object(fused_prefill, "takes", return_value=False):
         yield

@@ -17,6 +17,12 @@ from vila_core.language.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
+SETTINGS: dict[str, object] = {
+    "architecture": "qwen2", "vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536,
+    "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
+    "max_position_embeddings": 8192, "attention_bias": True, "max_length": 8192,
+}  # fmt: skip
+
 INTERPRETED = """
 import torch
 from vila_core.ops import reference
@@ -81,7 +87,21 @@ def test_operators_fit_every_gpu(tmp_path: Path) -> None:
 
 
 def test_a_cpu_takes_the_decoder_s_own_operators() -> None:
-    assert not fused_prefill.takes(torch.zeros(1, 2, 64, dtype=torch.bfloat16), 64)
+    decoder = Decoder(DecoderConfig.model_validate(SETTINGS))
+    with torch.no_grad():
+        assert not fused_prefill.takes(decoder.model, torch.zeros(1, 2, 512, dtype=torch.bfloat16))
+
+
+def test_hooks_of_a_block_are_noticed() -> None:
+    model = Decoder(DecoderConfig.model_validate(SETTINGS)).model
+    assert not fused_prefill.is_watched(model)
+    for name in ("", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"):
+        part = model.layers[1].get_submodule(name)
+        for register in (part.register_forward_hook, part.register_forward_pre_hook):
+            handle = register(lambda *_: None)
+            assert fused_prefill.is_watched(model), name
+            handle.remove()
+    assert not fused_prefill.is_watched(model)
 
 
 @pytest.mark.cuda
@@ -89,12 +109,7 @@ def test_a_cpu_takes_the_decoder_s_own_operators() -> None:
 @pytest.mark.parametrize("changes", [{}, {"qk_norm": True}, {"sliding_window": 40}], ids=str)
 @torch.inference_mode()
 def test_a_prompt_is_read_whole_or_in_chunks(changes: dict[str, object]) -> None:
-    settings: dict[str, object] = {
-        "architecture": "qwen2", "vocab_size": 1000, "hidden_size": 512, "intermediate_size": 1536,
-        "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64,
-        "max_position_embeddings": 8192, "attention_bias": True, "max_length": 8192,
-    }  # fmt: skip
-    config = DecoderConfig.model_validate(settings | changes)
+    config = DecoderConfig.model_validate(SETTINGS | changes)
     torch.manual_seed(0)
     decoder = Decoder(config).to("cuda")
     decoder.reset_parameters(std=0.05)
@@ -102,14 +117,23 @@ def test_a_prompt_is_read_whole_or_in_chunks(changes: dict[str, object]) -> None
     exact = Decoder(config).to("cuda")
     exact.load_state_dict(decoder.state_dict())
     exact = exact.double()
-    for rows, tokens in ((1, 300), (3, 70), (1, 4096)):
+    calls: list[object] = []
+    for rows, tokens in ((1, 1100), (3, 400), (1, 4096)):
         x = torch.randn(rows, tokens, 512, device="cuda", dtype=torch.bfloat16)
-        assert fused_prefill.takes(x, 64)
+        assert fused_prefill.takes(decoder.model, x)
         expected = exact(x.double())
         whole = decoder(x)
         error = ((whole.double() - expected).norm() / expected.norm()).item()
         assert error < 0.02, f"{rows} x {tokens}: {error:.1e}"
         cache = decoder.new_cache(rows, tokens + 8)
+        read, plain = decoder.new_cache(rows, tokens), decoder.new_cache(rows, tokens)
+        decoder(x, cache=read.up_to(tokens))
+        handle = decoder.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        decoder(x, cache=plain.up_to(tokens))
+        handle.remove()
+        assert calls, "a hook of a block was not called"
+        for ours, theirs in ((read.keys, plain.keys), (read.values, plain.values)):
+            assert ((ours - theirs).float().norm() / theirs.float().norm()).item() < 0.02, f"cache, {tokens}"
         first = decoder(x[:, :64], cache=cache.up_to(64))
         positions = torch.arange(64, tokens, device="cuda")[None]
         rest = decoder(x[:, 64:], positions=positions, cache=cache.up_to(tokens))

@@ -125,7 +125,7 @@ class DecoderModel(nn.Module):
         inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
         assert inputs.positions is not None
         rotation = self.rotary(inputs.positions, x.dtype, lengths)
-        if fused_prefill.takes(x, self.config.head_dim):
+        if fused_prefill.takes(self, x):
             return fused_prefill.run(self, x, rotation, inputs, self.attention)
         for layer in self.layers:
             x = layer(x, rotation, inputs, self.attention)

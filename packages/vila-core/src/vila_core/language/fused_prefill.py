@@ -21,11 +21,31 @@ if TYPE_CHECKING:
     from vila_core.language.decoder import Attention, Block, DecoderModel
 
 HEAD_WIDTHS = (64, 128)
+MIN_TOKENS = 1024
+"""With fewer tokens, launching the kernels takes longer than they do, and these operators take longer to launch."""
 
 
-def takes(x: Tensor, head_dim: int) -> bool:
-    """Return whether the operators can run on embeddings `x`: not in training, and only where Triton runs."""
-    return x.is_cuda and x.dtype in DTYPES and not torch.is_grad_enabled() and _runs_on(x.device, x.dtype, head_dim)
+def takes(model: DecoderModel, x: Tensor) -> bool:
+    """Return whether `run` is to read embeddings `x`: many, not in training, where Triton runs, and without hooks."""
+    return (
+        x.is_cuda
+        and x.shape[0] * x.shape[1] >= MIN_TOKENS
+        and x.dtype in DTYPES
+        and not torch.is_grad_enabled()
+        and _runs_on(x.device, x.dtype, model.config.head_dim)
+        and not is_watched(model)
+    )
+
+
+def is_watched(model: DecoderModel) -> bool:
+    """Return whether a module that `run` does not call has a hook; linears are called."""
+    blocks = [cast("Block", layer) for layer in model.layers]
+    parts = [
+        part
+        for block in blocks
+        for part in (block, block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
+    ]
+    return any(part._forward_hooks or part._forward_pre_hooks for part in parts)  # pyright: ignore[reportPrivateUsage]
 
 
 @cache

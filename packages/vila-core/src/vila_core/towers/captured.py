@@ -46,7 +46,7 @@ class GraphTower:
 
     def __call__(self, pixels: Tensor) -> Tensor | None:
         """`[N, 3, S, S]` -> `[N, P, D]`; None where the tower's own forward is to run: training, hooks, no images."""
-        if torch.is_grad_enabled() or not pixels.is_cuda or not len(pixels):
+        if torch.is_grad_enabled() or not pixels.is_cuda or not len(pixels) or torch.cuda.is_current_stream_capturing():
             return None
         with self._lock:
             features = self._encode(pixels)

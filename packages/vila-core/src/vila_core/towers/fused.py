@@ -5,14 +5,14 @@ N images, P tokens, D width, S side of the image in pixels, p side of a patch, M
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vila_core.config import ViTConfig
+from vila_core.ops.module_state import ModuleState
 from vila_core.ops.row_settings import ACTIVATIONS
 from vila_core.ops.support import refusal
 from vila_core.towers.clip import ClipTower
@@ -48,7 +48,7 @@ class FusedTower:
         self.dtype = layers[0].layer_norm1.weight.dtype
         self._layers = [_fused(layer, _activation_name(tower)) for layer in layers[: tower.depth]]
         self._patches = PatchProduct(tower.vision_model.embeddings.patch_embedding)
-        self._state = State(tower)
+        self._state = ModuleState(tower)
 
     def is_current(self) -> bool:
         """Return whether the tower still has the weights that it had, and nothing watches its layers."""
@@ -113,48 +113,3 @@ class PatchProduct:
         x = self._weight.new_zeros(images * height * width, self._weight.shape[1])
         x[:, :inputs].view(tiles.shape).copy_(tiles)
         return F.linear(x, self._weight, self._bias).view(images, height * width, -1)
-
-
-class State:
-    """What a module consists of: submodules, parameters, buffers and hooks."""
-
-    def __init__(self, root: nn.Module):
-        modules = list(root.modules())
-        self._hooks: list[dict[int, Any]] = [
-            hooks
-            for module in modules[1:]
-            for hooks in (module._forward_hooks, module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
-        ]
-        self._children = [(module._modules, name, child) for module in modules for name, child in _children(module)]  # pyright: ignore[reportPrivateUsage]
-        self._tensors = [
-            (kept, name, tensor, tensor.data_ptr(), _version(tensor))
-            for module in modules
-            for kept in (module._parameters, module._buffers)  # pyright: ignore[reportPrivateUsage]
-            for name, tensor in kept.items()
-            if tensor is not None
-        ]
-
-    def is_current(self) -> bool:
-        """Return whether nothing was replaced or written to, and no submodule has a hook."""
-        return (
-            not any(self._hooks)
-            and all(kept[name] is child for kept, name, child in self._children)
-            and all(
-                kept.get(name) is tensor
-                and tensor.data_ptr() == place
-                and (version is None or _version(tensor) == version)
-                for kept, name, tensor, place, version in self._tensors
-            )
-        )
-
-
-def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, child) for name, child in module._modules.items() if child is not None)  # pyright: ignore[reportPrivateUsage]
-
-
-def _version(tensor: Tensor) -> int | None:
-    """Return how often `tensor` was written to; None if it does not say, since it was made in inference mode."""
-    try:
-        return tensor._version  # pyright: ignore[reportPrivateUsage]
-    except RuntimeError:
-        return None
