@@ -16,6 +16,7 @@ from vila_core.plugins.lazy import lazy_attributes
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
     from vila_core.engine.completion import Completion
+    from vila_core.engine.limits import EngineConfig
     from vila_core.inspection import Inspection
     from vila_core.loading import load
     from vila_core.media import Image, MediaLimits, Video
@@ -30,6 +31,7 @@ __all__ = [
     "Command",
     "Completion",
     "Component",
+    "EngineConfig",
     "Image",
     "Inspection",
     "MediaLimits",
@@ -48,6 +50,7 @@ _HOME = {
     "Command": "plugins.hookspecs",
     "Completion": "engine.completion",
     "Component": "plugins.hookspecs",
+    "EngineConfig": "engine.limits",
     "Image": "media",
     "Inspection": "inspection",
     "MediaLimits": "media",

@@ -17,6 +17,7 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
+from vila_core.engine.limits import EngineConfig
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.graph_step import use_graph_step
@@ -53,9 +54,10 @@ _TYPES: Mapping[str, tuple[tuple[Any, ...], str]] = {
     **dict.fromkeys(("chat_template", "revision", "token"), ((str,), "a text")),
     "offline": ((bool,), "True or False"),
     "limits": ((MediaLimits,), "vila_core.media.MediaLimits"),
+    "engine": ((EngineConfig,), "vila_core.EngineConfig"),
     "progress": ((bool, Callable), "True, False or a function"),
 }
-_MAY_BE_NONE = ("path", "lora", "device", "dtype", "chat_template", "revision", "token", "limits")
+_MAY_BE_NONE = ("path", "lora", "device", "dtype", "chat_template", "revision", "token", "limits", "engine")
 
 
 @takes_preprocess_settings
@@ -71,6 +73,7 @@ def load(
     offline: bool = False,
     lora: str | Path | None = None,
     limits: MediaLimits | None = None,
+    engine: EngineConfig | None = None,
     progress: bool | Callable[[int, int], None] = True,
     **overrides: Unpack[PreprocessSettings],
 ) -> Vila:
@@ -91,6 +94,7 @@ def load(
         offline: use only files in the cache.
         lora: folder or hub id of a LoRA adapter in peft's format, merged into the weights as they load.
         limits: limits on the size of media.
+        engine: how many prompts are answered at once, and the memory for the KV cache.
         progress: show a bar on a terminal or in a notebook if loading takes longer than two seconds (the environment
             variable TQDM_DISABLE=1 turns it off); a function is called with the bytes read and those of all weights.
 
@@ -99,7 +103,8 @@ def load(
         ConfigError: an override, device or dtype is unknown or out of range, or there is too little memory.
     """
     _check_types(path=path, lora=lora, revision=revision, token=token, offline=offline)
-    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, progress=progress)
+    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, engine=engine)
+    _check_types(progress=progress)
     if path is None:
         warn(
             "Using the embedded demo model, which only knows drawn shapes. Name a model: load('owner/name') in Python, "
@@ -120,6 +125,7 @@ def load(
         chat_template=chat_template,
         adapter=adapter,
         limits=limits,
+        engine=engine,
         progress=progress,
         overrides=overrides,
     )
@@ -134,6 +140,7 @@ def load_checkpoint(
     chat_template: str | None = None,
     adapter: Adapter | None = None,
     limits: MediaLimits | None = None,
+    engine: EngineConfig | None = None,
     progress: bool | Callable[[int, int], None] = True,
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Vila:
@@ -142,7 +149,8 @@ def load_checkpoint(
     Raises:
         CheckpointError, ConfigError: as `load` does.
     """
-    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, progress=progress)
+    _check_types(device=device, dtype=dtype, chat_template=chat_template, limits=limits, engine=engine)
+    _check_types(progress=progress)
     tokenizer = Tokenizer.from_folder(checkpoint.tokenizer_path)
     # A LLaMA checkpoint has no embedding rows for the media tokens, so the network adds them.
     vocab_size = max(checkpoint.config.language_model.vocab_size, len(tokenizer))
@@ -178,7 +186,15 @@ def load_checkpoint(
         else:
             use_graph_step(network.llm, target, chosen_dtype)
     use_fused_tower(network.vision_tower, chosen_dtype)
-    return Vila(network, tokenizer, template, config=config, limits=limits or MediaLimits(), checkpoint=checkpoint)
+    return Vila(
+        network,
+        tokenizer,
+        template,
+        config=config,
+        limits=limits or MediaLimits(),
+        checkpoint=checkpoint,
+        engine=engine,
+    )
 
 
 def _choose_devices(

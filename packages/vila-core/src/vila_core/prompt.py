@@ -17,6 +17,7 @@ from vila_core.config import VilaConfig
 from vila_core.conversation import Prompt, as_messages, parts_of
 from vila_core.errors import PromptError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
+from vila_core.prepared_videos import PreparedVideo, PreparedVideos
 from vila_core.preprocess import Tiles, preprocess_images, preprocess_video
 from vila_core.tokenizer import Tokenizer
 
@@ -98,8 +99,11 @@ def prepare(
     limits: MediaLimits,
     *,
     generation_prompt: bool = True,
+    videos: PreparedVideos | None = None,
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
+
+    Videos are taken from `videos` where it has them, and kept there.
 
     Raises:
         PromptError: the prompt is empty or does not fit the template.
@@ -109,10 +113,15 @@ def prepare(
     messages = as_messages(prompt)
     if generation_prompt:
         _require_alternating_roles(messages)
-    loaded = [
-        _load(part, config, limits) for message in messages for part in parts_of(message) if not isinstance(part, str)
-    ]
+    parts = [part for message in messages for part in parts_of(message) if not isinstance(part, str)]
+    if config.preprocess.video_as_images:
+        videos = None
+    loaded = [_load(part, config, limits, videos) for part in parts]
     media = _preprocess(loaded, config)
+    if videos is not None:
+        for part, one, (medium, *_) in zip(parts, loaded, media, strict=True):
+            if isinstance(part, Video) and isinstance(one, VideoFrames):
+                videos.keep(part, PreparedVideo(medium, one.duration))
     turns = _as_turns(messages, media)
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
@@ -121,7 +130,7 @@ def prepare(
     input_ids = tokenizer.encode(text)
     prepared = [medium for of_part in media for medium in of_part]
     _require_media_tokens(input_ids, prepared, tokenizer)
-    durations = [one.duration for one in loaded if isinstance(one, VideoFrames)]
+    durations = [one.duration for one in loaded if isinstance(one, VideoFrames | PreparedVideo)]
     return PreparedPrompt(
         text,
         input_ids,
@@ -158,29 +167,43 @@ def _require_alternating_roles(messages: Sequence[Message]) -> None:
         )
 
 
-def _load(part: Image | Video, config: VilaConfig, limits: MediaLimits) -> "PIL.Image.Image | VideoFrames":
+def _load(
+    part: Image | Video, config: VilaConfig, limits: MediaLimits, videos: PreparedVideos | None
+) -> "PIL.Image.Image | VideoFrames | PreparedVideo":
     if isinstance(part, Image):
         return part.load(limits)
-    return part.load(config.preprocess.num_video_frames, config.preprocess.fps, limits)
+    known = None if videos is None else videos.get(part)
+    return known or part.load(config.preprocess.num_video_frames, config.preprocess.fps, limits)
 
 
-def _preprocess(loaded: "Sequence[PIL.Image.Image | VideoFrames]", config: VilaConfig) -> list[list[PreparedMedium]]:
+def _preprocess(
+    loaded: "Sequence[PIL.Image.Image | VideoFrames | PreparedVideo]", config: VilaConfig
+) -> list[list[PreparedMedium]]:
     """Return the media of each loaded part: one, or one per frame for a video that is given as images."""
     as_images = config.preprocess.video_as_images
-    pictures = [
-        [] if isinstance(one, VideoFrames) and not as_images else one.frames if isinstance(one, VideoFrames) else [one]
-        for one in loaded
-    ]
+    pictures = [_pictures(one, as_images) for one in loaded]
     # Tiling depends on how many images the whole prompt has, so all of them are preprocessed together.
     images = iter(
         preprocess_images([picture for of_part in pictures for picture in of_part], config.pixels, config.preprocess)
     )
-    return [
-        [PreparedMedium("video", preprocess_video(one.frames, config.pixels, config.preprocess))]
-        if isinstance(one, VideoFrames) and not as_images
-        else [PreparedMedium("image", next(images)) for _ in of_part]
-        for one, of_part in zip(loaded, pictures, strict=True)
-    ]
+
+    def media_of(one: "PIL.Image.Image | VideoFrames | PreparedVideo", count: int) -> list[PreparedMedium]:
+        if isinstance(one, PreparedVideo):
+            return [one.medium]
+        if isinstance(one, VideoFrames) and not as_images:
+            return [PreparedMedium("video", preprocess_video(one.frames, config.pixels, config.preprocess))]
+        return [PreparedMedium("image", next(images)) for _ in range(count)]
+
+    return [media_of(one, len(of_part)) for one, of_part in zip(loaded, pictures, strict=True)]
+
+
+def _pictures(one: "PIL.Image.Image | VideoFrames | PreparedVideo", as_images: bool) -> "Sequence[PIL.Image.Image]":
+    """Return the pictures of a loaded part that the image encoder reads."""
+    if isinstance(one, PreparedVideo):
+        return []
+    if isinstance(one, VideoFrames):
+        return one.frames if as_images else []
+    return [one]
 
 
 def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]]) -> list[Turn]:

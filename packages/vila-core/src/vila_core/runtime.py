@@ -30,6 +30,7 @@ from vila_core.errors import BatchGenerationError, GenerationError, PromptError
 from vila_core.inspection import Inspection
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
+from vila_core.prepared_videos import PreparedVideos
 from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 
@@ -86,6 +87,7 @@ class Vila:
         self.checkpoint = checkpoint
         self.stop_token_ids = tokenizer.stop_token_ids(template)
         self._engine_config = engine or EngineConfig()
+        self._videos = PreparedVideos(self._engine_config.video_cache_bytes)
         self.on_phase: Callable[[str], None] = _ignore
         """Called with what runs now, such as "Encoding 1 image and 1 video (13 tiles)"; programs show it."""
 
@@ -311,7 +313,7 @@ class Vila:
         if isinstance(prompt, PreparedPrompt):
             return prompt
         self.on_phase("Preparing the prompt")
-        return prepare(prompt, self.config, self.tokenizer, self.template, self.limits)
+        return prepare(prompt, self.config, self.tokenizer, self.template, self.limits, videos=self._videos)
 
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
         """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""

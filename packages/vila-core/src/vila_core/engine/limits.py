@@ -18,7 +18,8 @@ class EngineConfig(Config):
         chunk_tokens: prompt tokens that are read between two steps of the answers; a larger number reads prompts
             faster, a smaller one lets answers flow more evenly.
         cache_bytes: memory of the KV cache; None takes a share of what is free.
-        media_cache_bytes: memory for the tokens of the media seen last.
+        media_cache_bytes: memory, on the model's device, for the tokens of the media seen last.
+        video_cache_bytes: main memory for the frames of the videos seen last.
         shares_prefixes: whether prompts that begin alike share what was computed for the beginning.
     """
 
@@ -27,6 +28,7 @@ class EngineConfig(Config):
     chunk_tokens: int = Field(default=2048, ge=PAGE_SIZE)
     cache_bytes: int | None = Field(default=None, ge=1)
     media_cache_bytes: int = Field(default=256 << 20, ge=0)
+    video_cache_bytes: int = Field(default=256 << 20, ge=0)
     shares_prefixes: bool = True
 
 

@@ -1,8 +1,10 @@
 """The images and videos of a prompt. Creating one reads nothing; `load` reads and decodes it within limits."""
 
+import hashlib
 import operator
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,6 +154,29 @@ class Video:
         rate = _check_fps_option(fps) if self.fps is None else self.fps
         with open_source(source, "Video", limits) as file:
             return decode_video(file, f"Video {self._describe()}", num_frames, rate, limits)
+
+    def content_key(self) -> tuple[object, ...] | None:
+        """Return what is equal for videos of the same content and options; None if the content may change unnoticed.
+
+        A file is told by its path, size, number and time of change, bytes by their digest.
+        """
+        source = self.source
+        if isinstance(source, bytes):
+            return hashlib.blake2b(source).digest(), self.frames, self.fps
+        if not isinstance(source, str | os.PathLike):
+            return None
+        if isinstance(source, str) and is_data_uri(source):
+            return hashlib.blake2b(source.encode(errors="replace")).digest(), self.frames, self.fps
+        if isinstance(source, str) and is_url(source):
+            return None
+        try:
+            state = os.stat(source)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(state.st_mode):
+            return None
+        identity = os.path.abspath(source), state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns
+        return *identity, self.frames, self.fps
 
     def _spread(self, total: int, num_frames: int, limits: MediaLimits) -> list[int]:
         check_frames(num_frames, 0, f"Video {self._describe()}", limits)
