@@ -83,6 +83,24 @@ def _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale):
 
 
 @triton.jit
+def _new_token(
+    k_new, kv_heads, k_slot, v_slot, q_low, q_high, cos, sin, scale, QUERIES: tl.constexpr, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Write the new key, rotated, and value to their slots; return maximum, sum and values with this token alone."""
+    dtype: tl.constexpr = k_slot.dtype.element_ty
+    half, whole = tl.arange(0, WIDTH // 2), tl.arange(0, WIDTH)
+    low, high = rotated(tl.load(k_new + half), tl.load(k_new + WIDTH // 2 + half), cos, sin, dtype)
+    value = tl.load(k_new + kv_heads * WIDTH + whole).to(dtype)
+    tl.store(k_slot + half, low)
+    tl.store(k_slot + WIDTH // 2 + half, high)
+    tl.store(v_slot + whole, value)
+    products = q_low.to(tl.float32) * low.to(tl.float32)[None, :]
+    products += q_high.to(tl.float32) * high.to(tl.float32)[None, :]
+    out = tl.zeros([QUERIES, WIDTH], tl.float32) + value.to(tl.float32)[None, :]
+    return tl.sum(products, axis=1) * scale, tl.full([QUERIES], 1.0, tl.float32), out
+
+
+@triton.jit
 def _merge(
     parts_pointer, sums_pointer, out_pointer, first_head, count, splits,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, MERGED: tl.constexpr,
@@ -188,18 +206,11 @@ def decode_attention_kernel(
         total = tl.zeros([QUERIES], tl.float32)
         out = tl.zeros([QUERIES, WIDTH], tl.float32)
         if end == position + 1:  # this block has the new token
-            k_new = qkv + (kv_heads * GROUP + kv_head) * WIDTH
-            new_low, new_high = rotated(tl.load(k_new + half), tl.load(k_new + HALF + half), cos, sin, dtype)
-            new_v = tl.load(k_new + kv_heads * WIDTH + whole).to(dtype)
             there = _first_slot(table_pointer, row, position, table_stride, page, outer_stride, WIDTH, PAGED)
-            tl.store(keys + there + half, new_low)
-            tl.store(keys + there + HALF + half, new_high)
-            tl.store(values + there + whole, new_v)
-            products = q_low.to(tl.float32) * new_low.to(tl.float32)[None, :]
-            products += q_high.to(tl.float32) * new_high.to(tl.float32)[None, :]
-            most = tl.sum(products, axis=1) * scale
-            total = tl.full([QUERIES], 1.0, tl.float32)
-            out = tl.zeros([QUERIES, WIDTH], tl.float32) + new_v.to(tl.float32)[None, :]
+            most, total, out = _new_token(
+                qkv + (kv_heads * GROUP + kv_head) * WIDTH, kv_heads, keys + there, values + there, q_low, q_high, cos,
+                sin, scale, QUERIES, WIDTH,
+            )  # fmt: skip
         most, total, out = _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale)
         for turn in range(1, tl.cdiv(end - first, BLOCK)):
             now = first + turn * BLOCK

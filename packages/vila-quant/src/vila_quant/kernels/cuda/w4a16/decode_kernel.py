@@ -65,6 +65,40 @@ def _load_inputs(
 
 
 @triton.jit
+def _of_columns(
+    sums, lane, ONE_TOKEN: tl.constexpr, MERGES: tl.constexpr, TILES: tl.constexpr, WARPS: tl.constexpr
+):  # fmt: skip
+    """Return the sums to keep: MERGES adds up columns; of one token, a row's first two threads keep one output each."""
+    if MERGES:
+        merged = ()
+        for half in tl.static_range(2 * TILES):
+            merged = merged + (_sum_over_quads(sums[2 * half] + sums[2 * half + 1], WARPS),)
+        sums = merged
+    if ONE_TOKEN:  # all columns are the same
+        chosen = ()
+        for tile in tl.static_range(TILES):
+            chosen = chosen + (tl.where((lane & 1) == 1, sums[2 * tile + 1], sums[2 * tile]),)
+        sums = chosen
+    return sums
+
+
+@triton.jit
+def _place(
+    value, first_tile, lane, tokens, outputs, ONE_TOKEN: tl.constexpr, COLUMNS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    """Return token and output of sum `value` of `SIZE` in a thread, and whether it is to be stored."""
+    if ONE_TOKEN:
+        token = 0 * lane
+        output = (first_tile + value) * 16 + (lane >> 2) + 8 * (lane & 1)
+        mask = ((lane & 3) < 2) & (output < outputs) & (value < SIZE)
+    else:
+        token = 8 * (value // 4 % COLUMNS) + 2 * (lane & 3) + value % 2
+        output = (first_tile + value // (4 * COLUMNS)) * 16 + (lane >> 2) + 8 * (value // 2 % 2)
+        mask = (token < tokens) & (output < outputs) & (value < SIZE)
+    return token, output, mask
+
+
+@triton.jit
 def decode_kernel(
     packed_pointer, x_pointer, bias_pointer, y_pointer, next_pointer, residual_pointer, norm_pointer, scaled_pointer,
     squares_pointer, logs_pointer, position_pointer, tokens, outputs, units, x_stride, y_stride, next_bytes, up_offset,
@@ -98,19 +132,10 @@ def decode_kernel(
     for slot in tl.static_range(SLOTS):
         weights = weights + (
             load_weights(
-                units_pointer,
-                up_offset,
-                unit + slot * WARPS,
-                units,
-                lane,
-                first_tile,
-                UNIT_WORDS,
-                TILES,
-                GROUPS,
-                SWIGLU,
-                INLINE,
+                units_pointer, up_offset, unit + slot * WARPS, units, lane, first_tile, UNIT_WORDS, TILES, GROUPS,
+                SWIGLU, INLINE,
             ),
-        )
+        )  # fmt: skip
     if ADDS:  # the residual is at least two kernels old
         place = (block * WRITTEN + unit) * 16 + (lane >> 2) + 8 * (lane & 1)
         is_kept = ((lane & 3) < 2) & (place < outputs) & (unit < TILES)
@@ -178,34 +203,18 @@ def decode_kernel(
         else:
             x = x[1:]
 
-    if MERGES:
-        merged = ()
-        for half in tl.static_range(2 * TILES):
-            merged = merged + (_sum_over_quads(sums[2 * half] + sums[2 * half + 1], WARPS),)
-        sums = merged
-    if ONE_TOKEN:  # all columns are the same: let a row's first two threads store its two outputs
-        chosen = ()
-        for tile in tl.static_range(TILES):
-            chosen = chosen + (tl.where((lane & 1) == 1, sums[2 * tile + 1], sums[2 * tile]),)
-        sums = chosen
     COUNT: tl.constexpr = TILES if ONE_TOKEN else TILES * COLUMNS * 4
     PARTS: tl.constexpr = 2 if SWIGLU else 1
     RESULTS: tl.constexpr = COUNT // PARTS // WARPS if COUNT // PARTS > WARPS else 1
+    sums = _of_columns(sums, lane, ONE_TOKEN, MERGES, TILES, WARPS)
     results = sum_over_warps(sums, COUNT, WARPS, PARTS, INLINE)
     warp = thread >> 5
     inverse = 1.0
     if PARTIALS:
         inverse = norm_scale * tl.rsqrt(_sum_over_lanes(squares, WARPS) / (units * 128) + eps)
     for result in tl.static_range(RESULTS):
-        value = (thread >> 5) + result * WARPS
-        if ONE_TOKEN:
-            token = 0 * lane
-            output = (block * WRITTEN + value) * 16 + (lane >> 2) + 8 * (lane & 1)
-            mask = ((lane & 3) < 2) & (output < outputs) & (value < COUNT // PARTS)
-        else:
-            token = 8 * (value // 4 % COLUMNS) + 2 * (lane & 3) + value % 2
-            output = (block * WRITTEN + value // (4 * COLUMNS)) * 16 + (lane >> 2) + 8 * (value // 2 % 2)
-            mask = (token < tokens) & (output < outputs) & (value < COUNT // PARTS)
+        value = warp + result * WARPS
+        token, output, mask = _place(value, block * WRITTEN, lane, tokens, outputs, ONE_TOKEN, COLUMNS, COUNT // PARTS)
         y = results[result]
         if PARTIALS:
             y *= inverse
