@@ -63,6 +63,15 @@ def test_tokens_beyond_the_embedding_are_refused(tmp_path: Path) -> None:
         vila.load(edited(tmp_path, {"post_processor": processor}))
 
 
+def test_a_post_processor_that_adds_many_tokens_is_refused(tmp_path: Path) -> None:
+    """100 parts of 100 tokens each; 100,000 parts took 1.8 GB."""
+    single = [{"SpecialToken": {"id": "x", "type_id": 0}}] * 100 + [{"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"x": {"id": "x", "ids": [1] * 100, "tokens": ["x"] * 100}}
+    processor = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    with pytest.raises(CheckpointError, match="adds more than 1,000 tokens to each text"):
+        vila.load(edited(tmp_path, {"post_processor": processor}))
+
+
 @pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% for i in range(10**9) %}x{% endfor %}", "{% for"])
 def test_templates_that_fail_are_named_at_load(tmp_path: Path, template: str) -> None:
     with pytest.raises(vila.VilaError, match=r"^Chat template 'auto' "):

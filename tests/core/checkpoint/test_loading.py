@@ -105,6 +105,18 @@ def test_weights_on_a_gpu_are_those_on_the_cpu(make_checkpoint: Make, monkeypatc
 # ------------------------------------------------------------------------------------------------ misfits
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
+def test_weights_of_another_kind_of_number_are_refused(make_checkpoint: Make, dtype: torch.dtype):
+    folder = make_checkpoint()
+    name = "model.norm.weight"
+    change_tensors(
+        folder / "llm" / "model.safetensors", lambda tensors: tensors.update({name: tensors[name].to(dtype)})
+    )
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=rf"1 not floating-point \(llm\.{name} is [A-Z0-9]+\)"):
+        load_weights(empty_network(checkpoint), checkpoint, device="cpu", dtype=torch.float32)
+
+
 def test_missing_extra_and_misshapen_weights_are_listed_in_one_error(make_checkpoint: Make):
     folder = make_checkpoint()
 

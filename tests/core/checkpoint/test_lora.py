@@ -180,6 +180,10 @@ CATASTROPHIC = r"(\w|\w\w|\W)+(\w|\w\w|\W)+\d"
         ({"alpha_pattern": {"q_proj": -1e9}}, "'q_proj' is -1e.09; expected at most"),
         ({"alpha_pattern": {CATASTROPHIC: 3}}, "takes too long to match"),
         ({"rank_pattern": {r"(?:(.+)\1*)+\d": 3}}, "takes too long to match"),
+        (
+            {"rank_pattern": {f"x{number}": 3 for number in range(100_000)}},
+            "100,000 regular expressions. takes too long",
+        ),
         ({"rank_pattern": {"a{99999999}": 3}}, "repeats too often"),
         ({"rank_pattern": {"a{99999999,}": 3}}, "repeats too often"),
         ({"alpha_pattern": {"((a{1,99}){1,99}){ 1, 99 }": 3}}, "repeats too often"),

@@ -32,6 +32,8 @@ MAX_RULES = 100
 """Limit on the steps of a tokenizer, such as replacements."""
 MAX_GROWTH = 64
 """Limit on how many characters the replacements may make of one."""
+MAX_ADDED_TO_TEXT = 1_000
+"""Limit on the tokens that a post-processor adds to each text. Real ones add one or two."""
 PROBE_SECONDS = 10.0
 
 _KNOWN_EXPRESSIONS = frozenset(
@@ -88,6 +90,8 @@ def _check_tokenizer_json(path: Path) -> None:
     rules = [rule for part in parts for rule in _rules(path, part, 0)]
     if len(rules) > MAX_RULES:
         _refuse(path, f"it has {len(rules)} rules, more than the {MAX_RULES} of any real tokenizer")
+    if sum(map(_tokens_added, rules)) > MAX_ADDED_TO_TEXT:
+        _refuse(path, f"its post-processor adds more than {MAX_ADDED_TO_TEXT:,} tokens to each text")
     growth = 1.0
     for rule in rules:
         growth *= _growth(rule)
@@ -140,6 +144,18 @@ def _growth(rule: dict[str, Any]) -> float:
     if isinstance(literal, str) and literal:
         return max(1.0, added / len(literal))
     return max(1.0, added + (rule.get("type") == "Replace"))  # an expression may match the empty text
+
+
+def _tokens_added(rule: dict[str, Any]) -> int:
+    """Return how many tokens a template adds to one text, at most; a part of it may stand for several."""
+    if rule.get("type") != "TemplateProcessing":
+        return 0
+    special = rule.get("special_tokens")
+    named = cast("dict[str, Any]", special).values() if isinstance(special, dict) else ()
+    lists = [cast("dict[str, object]", one).get("ids") for one in named if isinstance(one, dict)]
+    lengths = [len(cast("list[object]", ids)) for ids in lists if isinstance(ids, list)]
+    parts = rule.get("single")
+    return len(cast("list[object]", parts)) * max(lengths, default=0) if isinstance(parts, list) else 0
 
 
 def _expression(rule: dict[str, Any]) -> str | None:

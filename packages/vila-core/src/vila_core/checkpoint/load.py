@@ -142,9 +142,12 @@ def _match(
     missing = [name for name in slots if name not in entries]
     extra = [name for name in entries if name not in slots and not _is_harmless(name, slots, adapters)]
     misshapen: list[str] = []
+    no_numbers: list[str] = []
     for name in entries:
         if name not in slots:
             continue
+        if slots[name].tensor.is_floating_point() and not entries[name].dtype.startswith(("F", "BF")):
+            no_numbers.append(f"{name} is {entries[name].dtype}")
         want = tuple(slots[name].tensor.shape)
         got = entries[name].shape
         if got == want or _fills_rows(name, got, want, vocab_size):
@@ -152,7 +155,12 @@ def _match(
         adapted = tuple(_adapt(adapters, name, torch.empty(got, device="meta")).shape)
         if adapted != want:
             misshapen.append(f"{name} {list(got)}, expected {list(want)}")
-    found = {"missing": missing, "not expected": extra, "of the wrong shape": misshapen}
+    found = {
+        "missing": missing,
+        "not expected": extra,
+        "of the wrong shape": misshapen,
+        "not floating-point": no_numbers,
+    }
     problems = [f"{len(names)} {kind} ({listed(names)})" for kind, names in found.items() if names]
     if problems:
         raise CheckpointError(

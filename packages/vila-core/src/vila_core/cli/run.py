@@ -106,7 +106,12 @@ def _print_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print our own warnings as one line without the place in the code, and others as Python does."""
+    """Print our own warnings as one line without the place in the code, and others as Python does.
+
+    Pillow warns of each strange tag of a picture, which a damaged file has thousands of.
+    """
+    if "PIL" in Path(filename).parts:
+        return
     ours = any(part.startswith("vila_") for part in Path(filename).parts) and category is UserWarning
     if ours or issubclass(category, VilaWarning):
         typer.secho("Warning: ", fg=typer.colors.YELLOW, bold=True, nl=False, err=True)

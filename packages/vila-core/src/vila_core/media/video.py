@@ -31,6 +31,8 @@ _ADVICE = "Convert it to MP4 with H.264 video (ffmpeg -i in -pix_fmt yuv420p out
 
 SMALL_VIDEO_PIXELS = 150_000_000
 """Sampled pixels that any file may have: 600 MB, as Pillow takes four bytes a pixel."""
+MAX_FRAME_PIXELS = 50_000_000
+"""Width x height of a frame. An 8K frame has 33 million; decoding one takes up to 16 bytes a pixel."""
 SMALLEST_FRAME = 10_000
 """Pixels that the smallest frame counts as, for the time that every frame takes."""
 
@@ -148,9 +150,9 @@ class _Reader:
         if name_of_codec not in CODECS:
             raise MediaError(f"{self.name}: its codec ({name_of_codec}) is not supported. {_ADVICE}")
         if self.codec.width and self.codec.height:
-            check_pixels(self.codec.width, self.codec.height, self.name, self.limits)
+            _check_frame(self.codec.width, self.codec.height, self.name, self.limits)
         # libav also checks this if the size changes in the stream.
-        self.codec.options = {"max_pixels": str(self.limits.max_pixels)}
+        self.codec.options = {"max_pixels": str(min(self.limits.max_pixels, MAX_FRAME_PIXELS))}
         self.codec.thread_type = "AUTO"
 
     def close(self) -> None:
@@ -353,8 +355,17 @@ class _Reader:
             return
 
     def to_image(self, frame: "av.VideoFrame") -> "PIL.Image.Image":
-        check_pixels(frame.width, frame.height, self.name, self.limits)
+        _check_frame(frame.width, frame.height, self.name, self.limits)
         return as_displayed(frame.to_image(), frame)
+
+
+def _check_frame(width: int, height: int, name: str, limits: MediaLimits) -> None:
+    check_pixels(width, height, name, limits)
+    if width * height > MAX_FRAME_PIXELS:
+        raise MediaError(
+            f"{name} has frames of {width:,}×{height:,} = {width * height:,} pixels; the limit is "
+            f"{MAX_FRAME_PIXELS:,}. Scale the video down."
+        )
 
 
 def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> None:

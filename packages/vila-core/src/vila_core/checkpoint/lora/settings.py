@@ -60,7 +60,9 @@ class LoraSettings:
             if math.prod(max(1, int(count)) for count in _REPEATS.findall(pattern)) > _MAX_REPEATS:
                 raise CheckpointError(f"{self._source}: '{key}' has {shown(pattern)}, which repeats too often.")
             try:
-                left = max(self._deadline - time.monotonic(), 0.001)
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
                 if regex.match(rf"(.*\.)?({pattern})$", module, timeout=left):
                     return pattern
             except (regex.error, OverflowError, RecursionError, MemoryError):
@@ -69,8 +71,8 @@ class LoraSettings:
                 ) from None
             except TimeoutError:
                 raise CheckpointError(
-                    f"{self._source}: '{key}' has {shown(pattern)}, a regular expression that takes too long to match. "
-                    "Simplify it."
+                    f"{self._source}: '{key}' ({len(patterns):,} regular expressions) takes too long to match, at "
+                    f"{shown(pattern)}. Simplify it."
                 ) from None
         return None
 
