@@ -202,7 +202,7 @@ def test_a_prompt_read_in_a_graph_gives_what_the_decoder_gives() -> None:
     read = prefill_graphs(decoder, caches[0], 20)
     assert read is not None
     pages = torch.randperm(40).tolist()
-    for length in (1, 31, 700, 64, 65, 20):
+    for length in (1, 31, 700, 64, 65, 20, 700, 64, 96, 550, 2):  # a size that comes again is captured
         prompt = randn(length, 512, dtype=torch.float16)
         held, pages = pages[: -(-length // 64)], pages[-(-length // 64) :] + pages[: -(-length // 64)]
         hidden = read(prompt, held)

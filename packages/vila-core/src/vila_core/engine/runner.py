@@ -20,6 +20,7 @@ from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.paged_prefill import prefill_graphs
 from vila_core.language.paged_rows import StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
 
@@ -212,6 +213,7 @@ class PagedRunner(RowRunner):
         row_pages = min(pages, pages_of(decoder.config.max_length))
         super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight)
         self.pool = PagePool(pages)
+        self._graphs = prefill_graphs(decoder, self._cache, row_pages)
         scaling = decoder.config.rope_scaling
         # Under dynamic scaling, the angles of all tokens depend on the length of the whole prompt.
         self.reads_in_chunks = scaling is None or scaling.rope_type != "dynamic"
@@ -226,6 +228,8 @@ class PagedRunner(RowRunner):
         lengths = [len(one) for one in embeds]
         start, longest = requests[0].length, max(lengths)
         assert not start or len(requests) == 1, "chunks in the middle of a prompt are read one by one"
+        if len(requests) == 1 and not start and self._graphs is not None and self._graphs.takes(embeds[0]):
+            return self._graphs(embeds[0], requests[0].pages)[None]
         # Padding is written past the end of a row: to its own pages, and from there on to a page that nobody reads.
         table = torch.full((len(requests), pages_of(start + longest)), self.pool.num_pages)
         for row, request in zip(table, requests, strict=True):

@@ -150,7 +150,7 @@ class GraphPagedStep:
         with torch.cuda.stream(stream):
             call()
             stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 results = call()
         torch.cuda.current_stream(device).wait_stream(stream)
         rows.positions.copy_(in_use)

@@ -75,17 +75,20 @@ class GraphPrefill:
         device = decoder.model.embed_tokens.weight.device
         longest = min(SIZES[-1], max_pages * cache.page_size)
         self._decoder = decoder
+        self._modules = list(decoder.modules())
         self._cache = cache
         self._sizes = [size for size in SIZES if size < longest] + [longest]
         self._embeds = torch.zeros(1, longest, decoder.config.hidden_size, device=device, dtype=cache.keys.dtype)
         self._table = torch.zeros(1, max_pages, dtype=torch.int64, device=device)
         self._last = torch.zeros(1, dtype=torch.int64, device=device)
+        self._seen: set[int] = set()
         self._graphs: dict[int, Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
-    def fits(self, num_tokens: int) -> bool:
-        """Return whether there is a graph for so many tokens."""
-        return num_tokens <= self._sizes[-1]
+    def takes(self, embeds: Tensor) -> bool:
+        """Return whether a prompt `[T, D]` can be read in a graph, which would not call hooks."""
+        watched = (module._forward_hooks or module._forward_pre_hooks for module in self._modules)  # pyright: ignore[reportPrivateUsage]
+        return 0 < len(embeds) <= self._sizes[-1] and embeds.dtype == self._embeds.dtype and not any(watched)
 
     @torch.inference_mode()
     def __call__(self, embeds: Tensor, pages: Sequence[int]) -> Tensor:
@@ -96,6 +99,9 @@ class GraphPrefill:
         self._embeds[0, count:size] = 0  # NaN would spread: a weight of 0 times NaN is NaN
         self._table[0, : len(pages)] = torch.tensor(pages, device=embeds.device)
         self._last.fill_(count - 1)
+        if size not in self._seen:
+            self._seen.add(size)
+            return self._read(size)  # a size that comes only once is not worth a capture
         if size not in self._graphs:
             self._graphs[size] = self._capture(size)
         graph = self._graphs[size]
@@ -112,7 +118,7 @@ class GraphPrefill:
         with torch.cuda.stream(stream):
             self._read(size)
             stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 hidden = self._read(size)
         torch.cuda.current_stream(device).wait_stream(stream)
         return Graph(graph, hidden)
