@@ -3,7 +3,9 @@
 Dimensions: N tiles, H height, W width (pixels).
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -22,6 +24,8 @@ MAX_RESIZED_PIXELS = 100_000_000
 """Limit on the pixels of a picture after its shorter edge is resized, and of its columns while it is padded."""
 MAX_PADDED_PIXELS = 1_000_000_000
 """Limit on the pixels of all padded rows of a picture, which take a few seconds: 31,600 rows of a narrow picture."""
+MAX_THREADS = 8
+"""Threads that resize and normalize the frames of a video or the tiles of a picture."""
 PADDED_AT_ONCE = 4_000_000
 """Pixels of the padded rows that are in memory at a time."""
 
@@ -278,8 +282,17 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
             dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames
         ]
         return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
-    return Tiles(torch.stack([plain_image(frame, pixels, config) for frame in frames]))
+    return Tiles(torch.stack(_in_threads(lambda frame: plain_image(frame, pixels, config), frames)))
 
 
 def _stack(images: Sequence[PILImage.Image], pixels: PixelConfig) -> Tensor:
-    return torch.stack([to_pixels(image, pixels) for image in images])
+    return torch.stack(_in_threads(lambda image: to_pixels(image, pixels), images))
+
+
+def _in_threads(function: Callable[[PILImage.Image], Tensor], images: Sequence[PILImage.Image]) -> list[Tensor]:
+    """Return what `function` makes of each image; resizing and table lookups let other threads run."""
+    threads = min(MAX_THREADS, len(images), os.cpu_count() or 1)
+    if threads < 2:
+        return [function(image) for image in images]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, images))
