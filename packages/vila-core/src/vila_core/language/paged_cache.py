@@ -92,12 +92,19 @@ class PagedRows:
         Values that are not finite are written as 0: the next owner of a page reads what it has not written yet, with
         a weight of 0, and 0 · NaN is NaN.
         """
-        positions = positions.expand(len(self.table), -1)
-        pages = self.table.long().gather(1, positions // self.cache.page_size)
-        slots = positions % self.cache.page_size
+        pages, slots = self._places(positions)
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             finite = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             buffer[pages, :, slots] = finite.transpose(1, 2).to(buffer.dtype)  # [B, T, H_kv, D_h]
+
+    def _places(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the page and the slot in it of each position, `[B, T]`. The layers of a call ask with one tensor."""
+        known: tuple[Tensor, Tensor, Tensor] | None = self.__dict__.get("_known")
+        if known is None or known[0] is not positions:
+            rows = positions.expand(len(self.table), -1)
+            pages = self.table.long().gather(1, rows // self.cache.page_size)
+            self.__dict__["_known"] = known = positions, pages, rows % self.cache.page_size
+        return known[1], known[2]
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         """Return copies of one layer's keys and values, `[B, H_kv, limit, D_h]`."""
