@@ -4,8 +4,7 @@
 
 The video is a file of `--frames` pictures. The first question decodes and resizes it, encodes its frames and reads all
 its tokens; the second asks something else about the same file. Wall-clock time from the call to the first token on the
-host,
-medians of `--rounds` videos. `nvila-lite-8b` has random weights of the real shapes and needs a GPU.
+host, medians of `--rounds` videos. `nvila-lite-8b` has random weights of the real shapes and needs a GPU.
 
 Claim: the second answer begins at least 20 times sooner (on a GPU, for 64 frames of NVILA-Lite-8B).
 """
