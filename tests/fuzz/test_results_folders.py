@@ -144,7 +144,8 @@ def test_damaged_results_are_refused_in_one_line(tmp_path: Path) -> None:
 
         def run() -> None:
             shutil.copytree(tmp_path / "whole", root)
-            (root / "words" / file).unlink(missing_ok=True)
+            if file:
+                (root / "words" / file).unlink(missing_ok=True)
             change(root / "words" / file)
             use(root, tmp_path / "whole")
 
@@ -156,6 +157,9 @@ def test_damaged_results_are_refused_in_one_line(tmp_path: Path) -> None:
         for name, _ in places(Path("x")):
             case(name, file, lambda path, name=name: dict(places(path))[name]())
         case("missing", file, lambda path: None)
+    for name, _ in places(Path("x")):
+        case(f"its folder is {name}", "", lambda path, name=name: (shutil.rmtree(path), dict(places(path))[name]()))
+    case("its folder is a file", "", lambda path: (shutil.rmtree(path), path.write_text("x")))
     for file in ("results.json", "run.json", "samples.jsonl", "timings.json"):
         content = (tmp_path / "whole/words" / file).read_bytes()
         for number, changed in enumerate(mutations(content, 25)):

@@ -98,8 +98,9 @@ def begin(folder: Path, expected: Manifest, *, force: bool, submission: str | No
             return found
         if result is None:
             keep_as_answers(folder)
-            for name in (RESULTS, SAMPLES, *([submission] if submission else [])):
-                (folder / name).unlink(missing_ok=True)
+            with writing(folder):
+                for name in (RESULTS, SAMPLES, *([submission] if submission else [])):
+                    (folder / name).unlink(missing_ok=True)
     except ResultsError:
         if not force:
             raise
