@@ -3,9 +3,13 @@
 import random
 
 import pytest
+import torch
 
+from vila_core.engine import memory
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.pages import PagePool, pages_of
 from vila_core.engine.prefix import MediaSpan, PageKeys
+from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE
 
 
@@ -124,3 +128,21 @@ def test_media_are_part_of_the_keys() -> None:
     assert len({variant[-1] for variant in variants}) == len(variants)
     assert variants[1][0] == variants[4][0]
     assert keys([9] * 200, MediaSpan(range(200), a)) == keys([3] * 200, MediaSpan(range(200), a))
+
+
+def test_how_many_pages_are_allocated(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = memory.page_bytes(decoder)
+    assert page == 2 * 2 * 2 * 12 * PAGE_SIZE * 4  # keys and values, layers, heads, width, tokens, bytes
+    context = pages_of(decoder.config.max_length)
+    for free, expected in ((10**12, 64 * context), (40 * page, 10), (page, 1), (0, 1)):
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
+        assert memory.num_pages(decoder, EngineConfig()) == expected
+    monkeypatch.setattr(memory, "HOST_SPARE_BYTES", 3 * page)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**12)
+    assert memory.num_pages(decoder, EngineConfig()) == context + 3
+    assert memory.num_pages(decoder, EngineConfig(cache_bytes=7 * page)) == 7
+    assert memory.num_pages(decoder, EngineConfig(cache_bytes=10**12, max_batch=2)) == 2 * context
+
+
+def test_free_memory_is_known() -> None:
+    assert 1 << 20 < memory.free_bytes(torch.device("cpu")) < 1 << 50

@@ -17,7 +17,8 @@ class EngineConfig(Config):
         max_queue: requests that may wait; one more is refused.
         chunk_tokens: prompt tokens that are read between two steps of the answers; a larger number reads prompts
             faster, a smaller one lets answers flow more evenly.
-        cache_bytes: memory of the KV cache; None takes a share of what is free.
+        cache_bytes: memory of the KV cache. None takes 80 % of what is free on a GPU; in the main memory, one full
+            context and 256 MB, but at most a quarter of what is free.
         media_cache_bytes: memory, on the model's device, for the tokens of the media seen last.
         video_cache_bytes: main memory for the frames of the videos seen last.
         shares_prefixes: whether prompts that begin alike share what was computed for the beginning.

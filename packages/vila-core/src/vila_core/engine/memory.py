@@ -15,16 +15,22 @@ if TYPE_CHECKING:
 GPU_SHARE = 0.8
 """Part of the free memory of a GPU that the KV cache takes unless told otherwise. The rest is for activations."""
 HOST_SHARE = 0.25
-"""The same for the main memory, where pages take memory only once they are written."""
+"""The same for the main memory, at most: other programs live there, too."""
+HOST_SPARE_BYTES = 256 << 20
+"""What the KV cache takes there besides one full context. A page takes memory only once it is written."""
 
 
 def num_pages(decoder: "Decoder", engine: "EngineConfig") -> int:
-    """Return how many pages to allocate: as many as the memory allows, at most a full context for each row."""
+    """Return how many pages to allocate: as many as the budget allows, at most a full context for each row."""
+    page, context = page_bytes(decoder), pages_of(decoder.config.max_length)
     budget = engine.cache_bytes
     if budget is None:
         device = decoder.model.embed_tokens.weight.device
-        budget = int(free_bytes(device) * (GPU_SHARE if device.type == "cuda" else HOST_SHARE))
-    return max(1, min(budget // page_bytes(decoder), engine.max_batch * pages_of(decoder.config.max_length)))
+        share = GPU_SHARE if device.type == "cuda" else HOST_SHARE
+        budget = int(free_bytes(device) * share)
+        if device.type != "cuda":
+            budget = min(budget, context * page + HOST_SPARE_BYTES)
+    return max(1, min(budget // page, engine.max_batch * context))
 
 
 def page_bytes(decoder: "Decoder") -> int:
