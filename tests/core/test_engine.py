@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EmbeddedPrompt, EngineInput
 from vila_core.engine.limits import EngineConfig, QueueFullError
 from vila_core.engine.prefix import MediaSpan
-from vila_core.engine.request import Handle
+from vila_core.engine.request import Handle, Request
+from vila_core.engine.runner import PagedRunner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, MediaError
 from vila_core.language.decoder import Decoder
@@ -265,6 +267,57 @@ def test_threads_are_answered_together(engine: Engine, decoder: Decoder) -> None
         thread.join()
     assert [answers[n] for n in range(6)] == [answer(engine, prompt, greedy(40)).token_ids for prompt in prompts]
     assert all_pages_are_free(engine)
+
+
+def test_a_thread_that_steps_all_the_time_does_not_keep_others_waiting(engine: Engine, decoder: Decoder) -> None:
+    long = engine.submit(Text(decoder, some_ids(20)), greedy(480))
+    started = threading.Event()
+
+    def read() -> None:
+        for _ in long:
+            started.set()
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    started.wait()
+    assert len(answer(engine, Text(decoder, some_ids(9)), greedy(5)).token_ids) == 5
+    cancelled = engine.submit(Text(decoder, some_ids(9)), greedy(300))
+    cancelled.cancel()
+    assert cancelled.has_ended
+    assert not long.has_ended
+    thread.join()
+    assert len(long.result().token_ids) == 480
+    assert all_pages_are_free(engine)
+
+
+@pytest.mark.parametrize("chunk", [64, 256])
+def test_short_and_long_prompts_do_not_wait_for_each_other(decoder: Decoder, tokenizer: Tokenizer, chunk: int) -> None:
+    config = EngineConfig(cache_bytes=60 * PAGE_BYTES, chunk_tokens=chunk, max_batch=4)
+    engine = Engine(decoder, tokenizer, frozenset(), config)
+    long = [engine.submit(Text(decoder, some_ids(450, seed)), greedy(3)) for seed in range(2)]
+    for seed in range(60):  # short prompts keep coming
+        short = engine.submit(Text(decoder, some_ids(20, seed)), greedy(2))
+        steps = 0
+        while not short.has_ended:
+            engine.step()
+            steps += 1
+        assert steps < 8
+    assert all(handle.has_ended for handle in long)
+
+
+def test_many_short_prompts_are_read_together(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=99 * PAGE_BYTES, max_batch=32))
+    calls: list[int] = []
+    read = PagedRunner.read
+
+    def count(self: PagedRunner, requests: Sequence[Request], embeds: Sequence[torch.Tensor]) -> torch.Tensor:
+        calls.append(len(requests))
+        return read(self, requests, embeds)
+
+    with mock.patch.object(PagedRunner, "read", count):
+        engine.answer_all([Text(decoder, some_ids(40 + n, n)) for n in range(32)], greedy(2))
+    assert sum(calls) == 32
+    assert len(calls) == 2  # a group has at most 2048 tokens, padding included
 
 
 # ------------------------------------------------------------------------------------------------ failures

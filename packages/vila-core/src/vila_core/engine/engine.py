@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -69,7 +70,10 @@ class Engine:
         self._stop_token_ids = stop_token_ids
         self._load = load
         self._runner: Runner | None = None
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # held during a step
+        self._changed = threading.Condition()  # a step has ended
+        self._door = threading.Lock()  # held while a request is put into the inbox
+        self._inbox: deque[Request] = deque()
         self._queue: deque[Request] = deque()
         self._reading: list[Request] = []
         self._answering: list[Request] = []
@@ -91,18 +95,19 @@ class Engine:
         stops = self._stop_token_ids | frozenset(config.stop_token_ids)
         room = _room(len(prompt), self._llm.config.max_length)
         answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, room))
+        runner = self._use_runner()
+        self._check_capacity(runner, len(prompt), answer.max_new_tokens)
         grammar = self._grammar(config, stops)
-        with self._lock:
-            runner = self._use_runner()
-            self._check_capacity(runner, len(prompt), answer.max_new_tokens)
-            if len(self._queue) >= self.config.max_queue:
-                raise QueueFullError(f"{len(self._queue)} requests wait already, which is the limit. Try again later.")
-            shares = self.config.shares_prefixes and runner.reads_in_chunks and prompt.ids is not None
-            keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
-            seed = random.getrandbits(62) if config.seed is None else config.seed
+        shares = self.config.shares_prefixes and runner.reads_in_chunks
+        keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
+        seed = random.getrandbits(62) if config.seed is None else config.seed
+        with self._door:
+            waiting = len(self._queue) + len(self._inbox)
+            if waiting >= self.config.max_queue:
+                raise QueueFullError(f"{waiting} requests wait already, which is the limit. Try again later.")
             request = Request(self._count, prompt, config, answer, grammar, keys, seed)
             self._count += 1
-            self._queue.append(request)
+            self._inbox.append(request)
         return Handle(request, self._step_for, self._cancel)
 
     def _grammar(self, config: GenerationConfig, stops: frozenset[int]) -> "Grammar | None":
@@ -122,7 +127,7 @@ class Engine:
         handles: list[Handle] = []
         try:
             for prompt in prompts:
-                while len(self._queue) >= self.config.max_queue:
+                while len(self._queue) + len(self._inbox) >= self.config.max_queue:
                     self.step()
                 handles.append(self.submit(prompt, config))
             return [_outcome(handle) for handle in handles]
@@ -132,18 +137,17 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """Return what the engine is doing."""
-        with self._lock:
-            pool = PagePool(0) if self._runner is None else self._runner.pool
-            return EngineStats(
-                len(self._queue),
-                len(self._reading),
-                len(self._answering),
-                pool.num_pages,
-                pool.num_used,
-                pool.num_kept,
-                self._cached_tokens,
-                self._preemptions,
-            )
+        pool = PagePool(0) if self._runner is None else self._runner.pool
+        return EngineStats(
+            len(self._queue) + len(self._inbox),
+            len(self._reading),
+            len(self._answering),
+            pool.num_pages,
+            pool.num_used,
+            pool.num_kept,
+            self._cached_tokens,
+            self._preemptions,
+        )
 
     def clear_cache(self) -> None:
         """Forget what is kept for prompts that begin alike."""
@@ -152,10 +156,11 @@ class Engine:
                 self._runner.pool.clear()
 
     def _cancel(self, request: Request) -> None:
-        if not request.has_ended:
-            with self._lock:
-                if not request.has_ended:
-                    self._end(request, cancelled())
+        """End a request; if another thread is in the middle of a step, that thread does it."""
+        request.is_cancelled = True
+        while not request.has_ended:
+            if not self._step_if_free(self._drop_cancelled):
+                self._wait(request)
 
     # -------------------------------------------------------------------------------------------- steps
 
@@ -165,19 +170,57 @@ class Engine:
             return self._step()
 
     def _step_for(self, request: Request) -> None:
-        """Step until `request` has something new; another thread may have done it meanwhile."""
-        with self._lock:
+        """Step until `request` has something new. If another thread steps, wait for that."""
+
+        def step() -> None:
             if not request.pieces and not request.has_ended:
                 self._step()
+
+        if not self._step_if_free(step):
+            self._wait(request)
+
+    def _step_if_free(self, step: Callable[[], None]) -> bool:
+        """Call `step` unless another thread is stepping; return whether it was called.
+
+        Nobody queues for the lock: a thread that steps again and again would rarely let the others have it.
+        """
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            step()
+        finally:
+            self._lock.release()
+            with self._changed:
+                self._changed.notify_all()
+        return True
+
+    def _wait(self, request: Request) -> None:
+        """Wait until another thread has stepped."""
+        with self._changed:
+            if not request.pieces and not request.has_ended:
+                self._changed.wait(timeout=0.05)
+
+    def _receive(self) -> None:
+        """Take in the requests that were submitted meanwhile."""
+        while self._inbox:
+            self._queue.append(self._inbox.popleft())
+
+    def _drop_cancelled(self) -> None:
+        self._receive()
+        for request in [*self._queue, *self._reading, *self._answering]:
+            if request.is_cancelled:
+                self._end(request, cancelled())
 
     @torch.inference_mode()
     def _step(self) -> bool:
         runner = self._use_runner()
         try:
+            self._receive()
             self._admit(runner)
             self._read(runner)
             self._answer(runner)
             self._collect(runner, keep=1 if self._overlaps(runner) else 0)
+            self._drop_cancelled()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the requests and not the engine
             self._abandon(_as_error(error))
         except BaseException:  # Ctrl-C
@@ -187,8 +230,11 @@ class Engine:
 
     def _admit(self, runner: Runner) -> None:
         """Take requests from the queue while there are rows and pages."""
+        if not self._queue:
+            return
         admitted: list[Request] = []
-        coming = {key for request in self._reading if request.keys for key in request.keys.keys}
+        unknown = [request for request in (*self._reading, *self._answering) if not request.times.first_token]
+        coming = {key for request in unknown if request.keys for key in request.keys.keys}
         while self._queue and len(self._reading) + len(self._answering) < self.config.max_batch:
             request = self._queue[0]
             if not self._get_pages(runner, request, coming):
@@ -250,24 +296,23 @@ class Engine:
     def _share(self, runner: Runner) -> list[list[tuple[Request, int]]]:
         """Return which requests are read now, each up to which token, in groups that are read together.
 
-        A chunk of tokens is shared equally. Prompts that are short enough to be read whole from the beginning are
-        padded to one length, so that the weights are read once for all of them.
+        Short prompts are read whole, in the order in which they came. Long ones share what is left equally, which is
+        at least half, so that neither kind waits for the other.
         """
-        waiting = self._reading
-        budget = self.config.chunk_tokens * (1 if self._answering else CHUNKS_AT_ONCE)
-        share = max(PAGE_SIZE, budget // max(1, len(waiting)) // PAGE_SIZE * PAGE_SIZE)
         if not runner.reads_in_chunks:
-            return [[(request, request.num_tokens)] for request in waiting]
-        short = [request for request in waiting if not request.length and request.num_tokens <= share]
-        groups: list[list[tuple[Request, int]]] = []
-        for request in sorted(short, key=lambda request: request.num_tokens):
-            padded = (len(groups[-1]) + 1) * request.num_tokens if groups else 0
-            if groups and padded <= self.config.chunk_tokens and request.num_tokens <= 2 * groups[-1][0][1]:
-                groups[-1].append((request, request.num_tokens))
-            else:
-                groups.append([(request, request.num_tokens)])
-        long = [request for request in waiting if request not in short][: max(1, budget // share)]
-        return groups + [[(request, min(request.num_tokens, request.length + share))] for request in long]
+            return [[(request, request.num_tokens)] for request in self._reading]
+        chunk = self.config.chunk_tokens
+        budget = chunk * (1 if self._answering else CHUNKS_AT_ONCE)
+        short = [one for one in self._reading if not one.length and one.num_tokens <= chunk // 2]
+        long = [one for one in self._reading if one.length or one.num_tokens > chunk // 2]
+        totals = accumulate(request.num_tokens for request in short)
+        now = [one for one, total in zip(short, totals, strict=True) if total <= (budget // 2 if long else budget)]
+        left = budget - sum(request.num_tokens for request in now)
+        share = max(PAGE_SIZE, left // max(1, len(long)) // PAGE_SIZE * PAGE_SIZE)
+        parts = [
+            (request, min(request.num_tokens, request.length + share)) for request in long[: max(1, left // share)]
+        ]
+        return [*_groups(now, chunk), *([part] for part in parts)]
 
     def _read_parts(self, runner: Runner, parts: Sequence[tuple[Request, int]]) -> list[tuple[Request, Tensor]]:
         """Read requests together; return those that are complete with the hidden states `[D]` of their last tokens."""
@@ -408,6 +453,7 @@ class Engine:
 
     def _abandon(self, error: Exception) -> None:
         """End every request: nothing is known of the rows any more. The engine goes on with an empty cache."""
+        self._receive()
         for request in [*self._queue, *self._reading, *self._answering]:
             request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
         self._queue.clear()
@@ -417,9 +463,11 @@ class Engine:
         self._runner = None
 
     def _use_runner(self) -> Runner:
-        if self._runner is None:
-            self._runner = choose_runner(self._llm, self.config)
-        return self._runner
+        runner = self._runner
+        if runner is None:
+            with self._lock:
+                runner = self._runner = self._runner or choose_runner(self._llm, self.config)
+        return runner
 
     def _check_capacity(self, runner: Runner, prompt: int, answer: int) -> None:
         """Raise `GenerationError` if the KV cache can never hold the request."""
@@ -430,6 +478,21 @@ class Engine:
                 f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
                 "give the engine more memory (cache_bytes)."
             )
+
+
+def _groups(requests: Sequence[Request], chunk: int) -> list[list[tuple[Request, int]]]:
+    """Return requests that are read whole in groups of similar lengths, padded to at most `chunk` tokens together.
+
+    The weights are read once for a group, at most half of which is padding.
+    """
+    groups: list[list[tuple[Request, int]]] = []
+    for request in sorted(requests, key=lambda request: request.num_tokens):
+        tokens = request.num_tokens
+        if groups and (len(groups[-1]) + 1) * tokens <= chunk and tokens <= 2 * groups[-1][0][1]:
+            groups[-1].append((request, tokens))
+        else:
+            groups.append([(request, tokens)])
+    return groups
 
 
 def _outcome(handle: Handle) -> Generated | GenerationError:

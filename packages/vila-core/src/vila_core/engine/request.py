@@ -57,8 +57,12 @@ class Request:
         length: tokens whose keys and values are, or are being, computed.
         chosen: tokens of the answer that have been, or are being, chosen; the answer has those that the host has seen.
         cached: tokens of the prompt that were found in the cache.
+        remembered: tokens in pages that others can find.
         row: its row in the runner while it is answering.
         error: why there is no answer.
+        is_cancelled: whether it is to end before its next token.
+        pieces: of the answer, not yet read.
+        times: when it passed each point.
     """
 
     number: int
@@ -76,6 +80,7 @@ class Request:
     remembered: int = 0
     row: int = -1
     error: Exception | None = None
+    is_cancelled: bool = False
     pieces: deque[Piece] = field(default_factory=deque[Piece])
     times: Times = field(default_factory=Times)
 
