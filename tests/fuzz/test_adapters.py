@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -83,21 +84,24 @@ def test_every_setting_with_every_hostile_value(adapter: Path, tmp_path: Path) -
     )
 
 
+TENSORS = {
+    "scalar": torch.tensor(1.0), "vector": torch.ones(32), "empty": torch.empty(0), "rank 0": torch.empty(0, 32),
+    "no columns": torch.empty(4, 0), "three dimensions": torch.ones(4, 32, 1), "other width": torch.ones(4, 31),
+    "large rank": torch.ones(5000, 32), "integers": torch.ones(4, 32, dtype=torch.int64),
+    "booleans": torch.ones(4, 32, dtype=torch.bool), "complex": torch.ones(4, 32, dtype=torch.complex64),
+    "NaN": torch.full((4, 32), math.nan), "infinite": torch.full((4, 32), math.inf),
+    "huge": torch.full((4, 32), 3e38),
+    "float8": torch.ones(4, 32).to(torch.float8_e4m3fn), "float64": torch.full((4, 32), 1e300, dtype=torch.float64),
+    "ten dimensions": torch.ones([1] * 10), "transposed": torch.ones(32, 4),
+}  # fmt: skip
+
+
+def replace_tensor(name: str, kind: str, folder: Path) -> None:
+    """By the name of the tensor, because not every type can be pickled."""
+    save_file(load_file(folder / FACTORS) | {name: TENSORS[kind]}, folder / FACTORS)
+
+
 def test_every_tensor_as_something_else(adapter: Path, tmp_path: Path) -> None:
-    tensors = {
-        "scalar": torch.tensor(1.0), "vector": torch.ones(32), "empty": torch.empty(0), "rank 0": torch.empty(0, 32),
-        "no columns": torch.empty(4, 0), "three dimensions": torch.ones(4, 32, 1), "other width": torch.ones(4, 31),
-        "large rank": torch.ones(5000, 32), "integers": torch.ones(4, 32, dtype=torch.int64),
-        "booleans": torch.ones(4, 32, dtype=torch.bool), "complex": torch.ones(4, 32, dtype=torch.complex64),
-        "NaN": torch.full((4, 32), math.nan), "infinite": torch.full((4, 32), math.inf),
-        "huge": torch.full((4, 32), 3e38),
-        "float8": torch.ones(4, 32).to(torch.float8_e4m3fn), "float64": torch.full((4, 32), 1e300, dtype=torch.float64),
-        "ten dimensions": torch.ones([1] * 10), "transposed": torch.ones(32, 4),
-    }  # fmt: skip
-
-    def replaced(name: str, tensor: torch.Tensor) -> Callable[[Path], object]:
-        return lambda folder: save_file(load_file(folder / FACTORS) | {name: tensor}, folder / FACTORS)
-
     names = [
         key(TARGETS[0], "A"), key(TARGETS[0], "B"), f"base_model.model.{TARGETS[0]}.lora_magnitude_vector",
         f"base_model.model.{TARGETS[0]}.lora_B.bias", f"base_model.model.{TARGETS[0]}.bias", "", "x" * 10_000,
@@ -106,9 +110,9 @@ def test_every_tensor_as_something_else(adapter: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert_bounded(
         {
-            f"{name[-40:]} as {kind}": changed(adapter, tmp_path / "copy", replaced(name, tensor))
+            f"{name[-40:]} as {kind}": changed(adapter, tmp_path / "copy", partial(replace_tensor, name, kind))
             for name in names
-            for kind, tensor in tensors.items()
+            for kind in TENSORS
         }
     )
 
