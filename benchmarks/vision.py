@@ -25,6 +25,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 from w4a16 import SQUARE, operations_per_second
 
 import vila_core
+from vila_core.bench.shapes import SIGLIP_SO400M_448
 from vila_core.config import SiglipConfig
 from vila_core.towers.captured import use_fused_tower
 from vila_core.towers.siglip import SiglipTower
@@ -34,16 +35,7 @@ from vila_quant.quantizing.smoothing import BRANCHES, TowerMode, quantize_linear
 
 GPU = torch.device("cuda")
 TILES = (1, 8, 64)
-CONFIG = SiglipConfig(
-    image_size=448,
-    patch_size=14,
-    hidden_size=1152,
-    intermediate_size=4304,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    select_layer=-1,
-    select_feature="cls_patch",
-)
+CONFIG = SIGLIP_SO400M_448.model_copy(update={"select_layer": -1, "select_feature": "cls_patch"})
 TOLERANCE = {"bf16": 0.05, "fp8": 0.2, "int8": 0.1}
 """Relative error of the features after 27 layers."""
 

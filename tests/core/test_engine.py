@@ -26,7 +26,7 @@ from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
 PAGE_BYTES = 2 * 2 * 2 * 12 * PAGE_SIZE * 4
-"""Of `decoder`: keys and values, layers, heads, width, tokens, bytes of a number."""
+"""Bytes of a page of `decoder`: keys and values, layers, heads, width, tokens, bytes of a number."""
 
 
 class Text(EmbeddedPrompt):

@@ -1,9 +1,9 @@
 """Keeps the videos prepared last, so that a second question about one neither decodes nor resizes it again."""
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vila_core.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from vila_core.media import Video
@@ -26,30 +26,15 @@ class PreparedVideos:
     """
 
     def __init__(self, max_bytes: int):
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[object, PreparedVideo] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._kept = RecentlyUsed[PreparedVideo](max_bytes)
 
     def get(self, video: "Video") -> PreparedVideo | None:
         """Return what was kept of a video with the same content and options."""
         key = video.content_key()
-        with self._lock:
-            found = self._kept.get(key) if key is not None else None
-            if found is not None:
-                self._kept.move_to_end(key)
-            return found
+        return None if key is None else self._kept.get(key)
 
     def keep(self, video: "Video", prepared: PreparedVideo) -> None:
         """Keep a prepared video; those used longest ago go, if there is no room."""
-        key, nbytes = video.content_key(), prepared.medium.tiles.pixels.nbytes
-        if key is None or nbytes > self._max_bytes:
-            return
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = prepared
-            self._bytes += nbytes
-            while self._bytes > self._max_bytes:
-                _, oldest = self._kept.popitem(last=False)
-                self._bytes -= oldest.medium.tiles.pixels.nbytes
+        key = video.content_key()
+        if key is not None:
+            self._kept.keep(key, prepared, prepared.medium.tiles.pixels.nbytes)

@@ -16,7 +16,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from vila_core.engine.answer import Answer, Generated
 from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.failures import as_error, check_capacity, not_finite, room
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
 from vila_core.engine.pages import PagePool
@@ -31,17 +31,14 @@ from vila_core.engine.prefix import PageKeys
 from vila_core.engine.request import Handle, Request, State, cancelled
 from vila_core.engine.runner import PendingStep, Runner, choose_runner
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError, PromptError
+from vila_core.engine.sharing import share
+from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vila_core.engine.grammar import Grammar
-
-
-CHUNKS_AT_ONCE = 4
-"""Chunks that are read in a step while nobody is answered."""
 
 
 class Engine:
@@ -93,10 +90,10 @@ class Engine:
             QueueFullError: `max_queue` requests wait already.
         """
         stops = self._stop_token_ids | frozenset(config.stop_token_ids)
-        room = _room(len(prompt), self._llm.config.max_length)
-        answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, room))
+        most = room(len(prompt), self._llm.config.max_length)
+        answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, most))
         runner = self._use_runner()
-        self._check_capacity(runner, len(prompt), answer.max_new_tokens)
+        check_capacity(runner, len(prompt), answer.max_new_tokens)
         grammar = self._grammar(config, stops)
         shares = self.config.shares_prefixes and runner.reads_in_chunks
         keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
@@ -160,7 +157,7 @@ class Engine:
         request.is_cancelled = True
         while not request.has_ended:
             if not self._step_if_free(self._drop_cancelled):
-                self._wait(request)
+                self._wait(lambda: request.has_ended)
 
     # -------------------------------------------------------------------------------------------- steps
 
@@ -172,12 +169,15 @@ class Engine:
     def _step_for(self, request: Request) -> None:
         """Step until `request` has something new. If another thread steps, wait for that."""
 
+        def has_news() -> bool:
+            return bool(request.pieces) or request.has_ended
+
         def step() -> None:
-            if not request.pieces and not request.has_ended:
+            if not has_news():
                 self._step()
 
         if not self._step_if_free(step):
-            self._wait(request)
+            self._wait(has_news)
 
     def _step_if_free(self, step: Callable[[], None]) -> bool:
         """Call `step` unless another thread is stepping; return whether it was called.
@@ -194,10 +194,10 @@ class Engine:
                 self._changed.notify_all()
         return True
 
-    def _wait(self, request: Request) -> None:
-        """Wait until another thread has stepped."""
+    def _wait(self, is_over: Callable[[], bool]) -> None:
+        """Wait until another thread has stepped, unless the reason for waiting is over."""
         with self._changed:
-            if not request.pieces and not request.has_ended:
+            if not is_over():
                 self._changed.wait(timeout=0.05)
 
     def _receive(self) -> None:
@@ -222,7 +222,7 @@ class Engine:
             self._collect(runner, keep=1 if self._overlaps(runner) else 0)
             self._drop_cancelled()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the requests and not the engine
-            self._abandon(_as_error(error))
+            self._abandon(as_error(error))
         except BaseException:  # Ctrl-C
             self._abandon(GenerationError("The answer was interrupted."))
             raise
@@ -277,7 +277,7 @@ class Engine:
             self._load([(request.prompt, request.length) for request in admitted])
         except Exception as error:  # noqa: BLE001 - it ends this request only
             if len(admitted) == 1:
-                self._end(admitted[0], _as_error(error))
+                self._end(admitted[0], as_error(error))
                 return
             for request in admitted:
                 self._load_media([request])
@@ -288,31 +288,16 @@ class Engine:
     def _read(self, runner: Runner) -> None:
         """Read a part of the prompts, and choose the first token of those that are complete."""
         complete: list[tuple[Request, Tensor]] = []
-        for parts in self._share(runner):
+        for parts in self._parts(runner):
             complete += self._read_parts(runner, parts)
         if complete:
             self._start([request for request, _ in complete], torch.stack([hidden for _, hidden in complete]), runner)
 
-    def _share(self, runner: Runner) -> list[list[tuple[Request, int]]]:
-        """Return which requests are read now, each up to which token, in groups that are read together.
-
-        Short prompts are read whole, in the order in which they came. Long ones share what is left equally, which is
-        at least half, so that neither kind waits for the other.
-        """
+    def _parts(self, runner: Runner) -> list[list[tuple[Request, int]]]:
+        """Return which requests are read now, each up to which token, in groups that are read together."""
         if not runner.reads_in_chunks:
             return [[(request, request.num_tokens)] for request in self._reading]
-        chunk = self.config.chunk_tokens
-        budget = chunk * (1 if self._answering else CHUNKS_AT_ONCE)
-        short = [one for one in self._reading if not one.length and one.num_tokens <= chunk // 2]
-        long = [one for one in self._reading if one.length or one.num_tokens > chunk // 2]
-        totals = accumulate(request.num_tokens for request in short)
-        now = [one for one, total in zip(short, totals, strict=True) if total <= (budget // 2 if long else budget)]
-        left = budget - sum(request.num_tokens for request in now)
-        share = max(PAGE_SIZE, left // max(1, len(long)) // PAGE_SIZE * PAGE_SIZE)
-        parts = [
-            (request, min(request.num_tokens, request.length + share)) for request in long[: max(1, left // share)]
-        ]
-        return [*_groups(now, chunk), *([part] for part in parts)]
+        return share(self._reading, self.config.chunk_tokens, others_wait=bool(self._answering))
 
     def _read_parts(self, runner: Runner, parts: Sequence[tuple[Request, int]]) -> list[tuple[Request, Tensor]]:
         """Read requests together; return those that are complete with the hidden states `[D]` of their last tokens."""
@@ -321,7 +306,7 @@ class Engine:
             hidden = runner.read([request for request, _ in parts], embeds)  # [n, D]
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request only
             if len(parts) == 1:
-                self._end(parts[0][0], _as_error(error))
+                self._end(parts[0][0], as_error(error))
                 return []
             return [done for part in parts for done in self._read_parts(runner, [part])]
         for request, end in parts:
@@ -360,7 +345,7 @@ class Engine:
         if any(request.chosen >= request.answer.max_new_tokens for request in self._answering):
             self._collect(runner)  # these end
         if self._answering:
-            self._pending.append(runner.step(self._answering))
+            self._pending.append(runner.step())
         for request in self._answering:
             request.length += 1
             request.chosen += 1
@@ -397,7 +382,7 @@ class Engine:
                 if request.has_ended:
                     continue
                 if token_id < 0:
-                    self._end(request, _not_finite(step.dtype, len(request.answer.token_ids) + 1))
+                    self._end(request, not_finite(step.dtype, len(request.answer.token_ids) + 1))
                     continue
                 self._push(request, token_id, logprobs, runner)
 
@@ -452,7 +437,7 @@ class Engine:
         request.pages = []
 
     def _abandon(self, error: Exception) -> None:
-        """End every request: nothing is known of the rows any more. The engine goes on with an empty cache."""
+        """End every request, since the state of the rows is unknown. The engine goes on with an empty cache."""
         self._receive()
         for request in [*self._queue, *self._reading, *self._answering]:
             request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
@@ -469,71 +454,9 @@ class Engine:
                 runner = self._runner = self._runner or choose_runner(self._llm, self.config)
         return runner
 
-    def _check_capacity(self, runner: Runner, prompt: int, answer: int) -> None:
-        """Raise `GenerationError` if the KV cache can never hold the request."""
-        held = runner.pool.num_pages * PAGE_SIZE
-        if runner.pages_for(prompt + answer) > runner.pool.num_pages:
-            raise GenerationError(
-                f"The request needs a KV cache of {prompt + answer:,} tokens ({prompt:,} of the prompt and up to "
-                f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
-                "give the engine more memory (cache_bytes)."
-            )
-
-
-def _groups(requests: Sequence[Request], chunk: int) -> list[list[tuple[Request, int]]]:
-    """Return requests that are read whole in groups of similar lengths, padded to at most `chunk` tokens together.
-
-    The weights are read once for a group, at most half of which is padding.
-    """
-    groups: list[list[tuple[Request, int]]] = []
-    for request in sorted(requests, key=lambda request: request.num_tokens):
-        tokens = request.num_tokens
-        if groups and (len(groups[-1]) + 1) * tokens <= chunk and tokens <= 2 * groups[-1][0][1]:
-            groups[-1].append((request, tokens))
-        else:
-            groups.append([(request, tokens)])
-    return groups
-
 
 def _outcome(handle: Handle) -> Generated | GenerationError:
     try:
         return handle.result()
     except GenerationError as error:
         return error
-
-
-def _room(prompt_length: int, max_length: int) -> int:
-    """Return how many tokens may follow a prompt (at least one)."""
-    if prompt_length == 0:
-        raise PromptError("The prompt is empty: expected at least one token.")
-    if prompt_length >= max_length:
-        raise PromptError(
-            f"The prompt has {prompt_length} tokens, media included, but the context holds {max_length}. This leaves "
-            "no room for an answer. Use fewer tiles, fewer video frames or less text."
-        )
-    return max_length - prompt_length
-
-
-def _as_error(error: Exception) -> Exception:
-    """Return what the user sees of an error that ended a request."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return GenerationError(
-            "There is too little memory for this request. Use fewer tiles, fewer video frames, a shorter prompt, or a "
-            "smaller batch."
-        )
-    return error
-
-
-def _not_finite(dtype: torch.dtype, position: int) -> GenerationError:
-    """Return the error of a row that has no usable logits for token `position` (from 1) of its answer."""
-    name = str(dtype).removeprefix("torch.")
-    others = [other for other in ("bfloat16", "float32") if other != name]
-    advice = (
-        "Its weights are damaged: download the checkpoint again."
-        if name == "float32"
-        else f"Its weights are too large for this dtype, or damaged: load it in {' or '.join(others)} (--dtype), or "
-        "download the checkpoint again."
-    )
-    return GenerationError(
-        f"The model computes values that are not finite in {name}, at token {position} of the answer. {advice}"
-    )

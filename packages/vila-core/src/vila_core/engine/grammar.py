@@ -70,7 +70,7 @@ class Grammar:
     def allowed(self) -> torch.Tensor | None:
         """Return the tokens that may come next, int32 `[W]` on the CPU; None for all, once the JSON is complete.
 
-        If there is none, `dead_end` is set and all are allowed.
+        If no token may come next, this sets `dead_end` and allows all.
         """
         if self._matcher.is_terminated():
             return None

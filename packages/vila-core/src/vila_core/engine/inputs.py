@@ -4,7 +4,6 @@ T tokens of the prompt, D width, K tokens of a medium
 """
 
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from vila_core.engine.prefix import MediaSpan
 from vila_core.prompt import PreparedMedium
+from vila_core.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from vila_core.encoders import ExpandedPrompt
@@ -128,9 +128,7 @@ class MediaEmbeddings:
 
     def __init__(self, network: "VilaModel", max_bytes: int):
         self._network = network
-        self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._bytes = 0
+        self._kept = RecentlyUsed[Tensor](max_bytes)
 
     def load(self, prompts: Sequence[tuple[EngineInput, int]]) -> None:
         """Encode the media that each prompt needs from a position on. Those of all prompts are encoded together."""
@@ -141,28 +139,15 @@ class MediaEmbeddings:
 
     def encode(self, media: Sequence[PreparedMedium]) -> Mapping[bytes, Tensor]:
         """Return the tokens of media, `[K_i, D]` by digest."""
-        missing = {medium.digest: medium for medium in media if medium.digest not in self._kept}
-        tokens = {medium.digest: self._kept[medium.digest] for medium in media if medium.digest not in missing}
+        by_digest = {medium.digest: medium for medium in media}
+        kept = {digest: self._kept.get(digest) for digest in by_digest}
+        tokens = {digest: known for digest, known in kept.items() if known is not None}
+        missing = {digest: medium for digest, medium in by_digest.items() if digest not in tokens}
         if missing:
-            tokens |= zip(missing, self._network.encode(list(missing.values())), strict=True)
-        for digest in tokens:
-            self._keep(digest, tokens[digest])
+            made = self._network.encode(list(missing.values()))
+            for digest, of_medium in zip(missing, made, strict=True):
+                tokens[digest] = of_medium
+                if of_medium.nbytes <= self._kept.max_bytes:
+                    # A copy: otherwise a small part keeps the memory of all that were encoded together.
+                    self._kept.keep(digest, of_medium.clone(), of_medium.nbytes)
         return tokens
-
-    def clear(self) -> None:
-        """Forget all tokens."""
-        self._kept.clear()
-        self._bytes = 0
-
-    def _keep(self, digest: bytes, tokens: Tensor) -> None:
-        if digest in self._kept:
-            self._kept.move_to_end(digest)
-            return
-        if tokens.nbytes > self._max_bytes:
-            return
-        # A copy: otherwise a small part keeps the memory of all that were encoded together.
-        self._kept[digest] = tokens.clone()
-        self._bytes += tokens.nbytes
-        while self._bytes > self._max_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= oldest.nbytes

@@ -100,7 +100,7 @@ class Request:
         return len(self.prompt) + len(self.answer.token_ids)
 
     def generated(self) -> Generated:
-        """Return the finished answer, or raise why there is none."""
+        """Return the finished answer, or raise the error that ended the request."""
         if self.error is not None:
             raise self.error
         answer, times = self.answer, self.times

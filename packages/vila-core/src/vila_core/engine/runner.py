@@ -60,7 +60,7 @@ class Runner(Protocol):
         """Give rows to requests that have been read, and choose their first tokens from `hidden [n, D]`."""
         ...
 
-    def step(self, requests: "Sequence[Request]") -> "PendingStep":
+    def step(self) -> "PendingStep":
         """Read the last token of every request that has a row, and choose the next."""
         ...
 
@@ -77,7 +77,7 @@ class PendingStep:
         requests: in the order of their rows.
         chosen: their tokens.
         dtype: of the model.
-        logprobs: what `_logprobs` made of the logits; None if nobody asked.
+        logprobs: log-probabilities of all tokens; None if nobody asked.
     """
 
     requests: "Sequence[Request]"
@@ -142,7 +142,7 @@ class RowRunner:
         chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)
         return self._pending(tuple(requests), chosen)
 
-    def step(self, requests: "Sequence[Request]") -> PendingStep:
+    def step(self) -> PendingStep:
         """See `Runner`."""
         for row, request in enumerate(self._rows):
             known = self._num_pages[row]

@@ -158,7 +158,7 @@ class Video:
     def content_key(self) -> tuple[object, ...] | None:
         """Return what is equal for videos of the same content and options; None if the content may change unnoticed.
 
-        A file is told by its path, size, number and time of change, bytes by their digest.
+        A file is recognized by its path, device, inode, size and time of modification; bytes, by their digest.
         """
         source = self.source
         if isinstance(source, bytes):

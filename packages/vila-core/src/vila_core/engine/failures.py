@@ -1,0 +1,55 @@
+"""Why a request cannot be answered, in words for the user."""
+
+import torch
+
+from vila_core.engine.runner import Runner
+from vila_core.errors import GenerationError, PromptError
+from vila_core.language.paged_cache import PAGE_SIZE
+
+
+def check_capacity(runner: Runner, prompt: int, answer: int) -> None:
+    """Raise `GenerationError` if the KV cache can never hold the request."""
+    held = runner.pool.num_pages * PAGE_SIZE
+    if runner.pages_for(prompt + answer) > runner.pool.num_pages:
+        raise GenerationError(
+            f"The request needs a KV cache of {prompt + answer:,} tokens ({prompt:,} of the prompt and up to "
+            f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
+            "give the engine more memory (cache_bytes)."
+        )
+
+
+def room(prompt_length: int, max_length: int) -> int:
+    """Return how many tokens may follow a prompt (at least one)."""
+    if prompt_length == 0:
+        raise PromptError("The prompt is empty: expected at least one token.")
+    if prompt_length >= max_length:
+        raise PromptError(
+            f"The prompt has {prompt_length} tokens, media included, but the context holds {max_length}. This leaves "
+            "no room for an answer. Use fewer tiles, fewer video frames or less text."
+        )
+    return max_length - prompt_length
+
+
+def as_error(error: Exception) -> Exception:
+    """Return what the user sees of an error that ended a request."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return GenerationError(
+            "There is too little memory for this request. Use fewer tiles, fewer video frames, a shorter prompt, or a "
+            "smaller batch."
+        )
+    return error
+
+
+def not_finite(dtype: torch.dtype, position: int) -> GenerationError:
+    """Return the error of a row that has no usable logits for token `position` (from 1) of its answer."""
+    name = str(dtype).removeprefix("torch.")
+    others = [other for other in ("bfloat16", "float32") if other != name]
+    advice = (
+        "Its weights are damaged: download the checkpoint again."
+        if name == "float32"
+        else f"Its weights are too large for this dtype, or damaged: load it in {' or '.join(others)} (--dtype), or "
+        "download the checkpoint again."
+    )
+    return GenerationError(
+        f"The model computes values that are not finite in {name}, at token {position} of the answer. {advice}"
+    )

@@ -1,0 +1,47 @@
+"""How the requests that are being read share a step."""
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+from vila_core.engine.request import Request
+from vila_core.language.paged_cache import PAGE_SIZE
+
+CHUNKS_AT_ONCE = 4
+"""Chunks that are read in a step while nobody is answered."""
+
+
+def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[list[tuple[Request, int]]]:
+    """Return which requests are read now, each up to which token, in groups that are read together.
+
+    Short prompts are read whole, in the order in which they came. Long ones share what is left equally, which is at
+    least half, so that neither kind waits for the other.
+
+    Args:
+        reading: the requests.
+        chunk: tokens to read.
+        others_wait: whether other requests are being answered and wait for this; if not, more is read.
+    """
+    budget = chunk * (1 if others_wait else CHUNKS_AT_ONCE)
+    short = [one for one in reading if not one.length and one.num_tokens <= chunk // 2]
+    long = [one for one in reading if one.length or one.num_tokens > chunk // 2]
+    totals = accumulate(request.num_tokens for request in short)
+    now = [one for one, total in zip(short, totals, strict=True) if total <= (budget // 2 if long else budget)]
+    left = budget - sum(request.num_tokens for request in now)
+    each = max(PAGE_SIZE, left // max(1, len(long)) // PAGE_SIZE * PAGE_SIZE)
+    parts = [(request, min(request.num_tokens, request.length + each)) for request in long[: max(1, left // each)]]
+    return [*_groups(now, chunk), *([part] for part in parts)]
+
+
+def _groups(requests: Sequence[Request], chunk: int) -> list[list[tuple[Request, int]]]:
+    """Return requests that are read whole in groups of similar lengths, padded to at most `chunk` tokens together.
+
+    The weights are read once for a group, at most half of which is padding.
+    """
+    groups: list[list[tuple[Request, int]]] = []
+    for request in sorted(requests, key=lambda request: request.num_tokens):
+        tokens = request.num_tokens
+        if groups and (len(groups[-1]) + 1) * tokens <= chunk and tokens <= 2 * groups[-1][0][1]:
+            groups[-1].append((request, tokens))
+        else:
+            groups.append([(request, tokens)])
+    return groups
