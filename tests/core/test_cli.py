@@ -59,7 +59,7 @@ finally:
     print([name for name in heavy if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert all(f" {command} " in done.stdout for command in ("plugins", "doctor", "info", "convert"))
+    assert all(f" {command} " in done.stdout for command in ("plugins", "doctor", "info", "convert", "export"))
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -110,7 +110,7 @@ def test_replaced_programs_name_the_new_ones(capsys: pytest.CaptureFixture[str])
         assert advice in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "infer", "chat", "info", "convert", "doctor", "plugins"])
+@pytest.mark.parametrize("command", ["", "infer", "chat", "info", "convert", "export", "doctor", "plugins"])
 def test_help_pages_are_plain(command: str, run: Run) -> None:
     code, out, _ = run(*command.split(), "-h")
     assert code == 0

@@ -232,6 +232,7 @@ def test_options_of_programs(name: str, tmp_path: Path) -> None:
 POSITIONAL: dict[str, tuple[str, tuple[str, ...]]] = {
     "vila-infer": ("vila_core.cli.infer:main", ("{}", "What?", "--max-new-tokens=2")),
     "vila info": ("vila_core.cli.main:main", ("info", "{}", "--offline")),
+    "vila export": ("vila_core.cli.main:main", ("export", "tensorrt-llm", "{}")),
     "vila convert": ("vila_core.cli.main:main", ("convert", "vila-tiny", "{}", "--format=nvila")),
     "vila-eval show": ("vila_eval.cli.main:main", ("show", "{}")),
     "vila-eval compare": ("vila_eval.cli.main:main", ("compare", "{}", "folder")),

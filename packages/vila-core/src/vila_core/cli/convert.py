@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
+MaxShard = Annotated[
+    str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")
+]
+
 
 def convert_checkpoint(
     source: Annotated[str, typer.Argument(metavar="IN", help="Folder or hub id, in any readable format.")],
@@ -26,9 +30,7 @@ def convert_checkpoint(
     lora: LoraPath = None,
     revision: Revision = None,
     offline: Offline = False,
-    max_shard: Annotated[
-        str | None, typer.Option("--max-shard", metavar="SIZE", help="Largest file, such as 5GB or 500MB.")
-    ] = None,
+    max_shard: MaxShard = None,
 ) -> None:
     """Write a checkpoint in another format. Tensors are copied unchanged; OUT is written completely or not at all.
 
@@ -37,7 +39,7 @@ def convert_checkpoint(
     from vila_core.checkpoint import convert, open_checkpoint
     from vila_core.checkpoint.conversion import describe_conversion, is_converted
 
-    limit = None if max_shard is None else _read_size(max_shard)
+    limit = None if max_shard is None else read_size(max_shard)
     checkpoint = open_checkpoint(source, revision=revision, offline=offline)
     if is_converted(out.expanduser(), describe_conversion(checkpoint, lora, format, limit)):
         typer.echo(f"{out} is already complete: the result of this conversion. Nothing was written.")
@@ -49,7 +51,8 @@ def convert_checkpoint(
     typer.echo(f"Wrote {written.path} ({written.format}).")
 
 
-def _read_size(text: str) -> int:
+def read_size(text: str) -> int:
+    """Return the bytes that a `--max-shard` names. Raises `CheckpointError` for anything else."""
     for unit, factor in UNITS.items():
         number = text.upper().removesuffix(unit)
         if number != text.upper() and number.strip().isdecimal() and len(number) < 20:

@@ -29,7 +29,9 @@ vila chat -m Efficient-Large-Model/NVILA-8B [dim]# a conversation[/dim]
 
 vila info Efficient-Large-Model/NVILA-Lite-2B [dim]# parts, memory[/dim]
 
-vila convert my-run nvila-model --format nvila [dim]# for SGLang[/dim]
+vila convert my-run nvila-model --format nvila [dim]# another format[/dim]
+
+vila export sglang nvila-model -m my-run [dim]# for SGLang or TensorRT-LLM[/dim]
 
 vila plugins --json [dim]# what is installed[/dim]
 """

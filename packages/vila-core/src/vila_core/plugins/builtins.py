@@ -118,4 +118,9 @@ def vila_commands() -> Sequence[Command]:
         Command(
             "convert", "Write a checkpoint in another format.", lazy_object("vila_core.cli.convert:convert_checkpoint")
         ),
+        Command(
+            "export",
+            "Write a folder that SGLang or TensorRT-LLM serves.",
+            lazy_object("vila_core.cli.export:export_checkpoint"),
+        ),
     )

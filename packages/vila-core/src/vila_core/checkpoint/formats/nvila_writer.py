@@ -43,7 +43,7 @@ def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> Non
             the target is not empty, or the disk is full.
     """
     config = checkpoint.config
-    model_type, architecture, config_class, processor_class, code = _require_design(config)
+    model_type, architecture, config_class, processor_class, code = require_design(config)
     token_ids = {token: _token_id(checkpoint.tokenizer_path, token) for token in MEDIA_TOKENS.values()}
     entries = checkpoint.weights.entries
     unknown = [name for name in entries if name.partition(".")[0] not in PARTS]
@@ -80,7 +80,7 @@ def write_nvila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> Non
                 writer.write(name, chunks)
 
 
-def _require_design(config: VilaConfig) -> tuple[str, str, str, str, str]:
+def require_design(config: VilaConfig) -> tuple[str, str, str, str, str]:
     """Return the model type of `config`'s design and the names of its classes and repository.
 
     Raises:
