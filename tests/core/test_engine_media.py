@@ -115,7 +115,7 @@ def test_the_videos_used_longest_ago_go() -> None:
     prepared = {}
     for number in range(3):
         medium = mock.Mock()
-        medium.tiles.pixels.nbytes = 40
+        medium.tiles.values.nbytes = 40
         prepared[number] = PreparedVideo(medium, None)
     videos = PreparedVideos(100)
     for number, one in prepared.items():

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import vila_core as vila
 from vila_core.config import ProjectorConfig, S2Config
 from vila_core.model import VilaModel
-from vila_core.preprocess import WHOLE, TileLayout, Tiles
 from vila_core.projectors import build_projector
 from vila_core.prompt import PreparedMedium, PreparedPrompt
+from vila_core.tiles import WHOLE, TileLayout, Tiles
 from vila_train.labels import IGNORE_INDEX, expand_labels
 from vila_train.loss import causal_cross_entropy, soft_cross_entropy
 

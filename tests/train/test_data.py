@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import vila_core as vila
-from vila_core.preprocess import normalize, preprocess_image
+from vila_core.preprocess import preprocess_image
+from vila_core.tiles import normalize
 from vila_core.tokenizer import Tokenizer
 from vila_train.labels import IGNORE_INDEX
 from vila_train.tiny.data import Encoder, drawn_samples, make_shard, to_bytes

@@ -4,7 +4,7 @@ Dimensions: N tiles, P patches, D_v tower width, S tokens per tile, D language m
 T tokens of a prompt (T' with media in place), L = sum of T' over a batch, K media tokens of a batch, B prompts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 from vila_core.config import LanguageModelConfig, MediaEncoderConfig, ProjectorConfig, VilaConfig, VisionTowerConfig
 from vila_core.encoders import BlockLayout, ExpandedPrompt, expand
 from vila_core.plugins.loader import load_plugins
-from vila_core.preprocess import TileLayout
 from vila_core.prompt import PreparedMedium, PreparedPrompt
+from vila_core.tiles import TileLayout, Tiles
 from vila_core.towers import s2
 
 if TYPE_CHECKING:
@@ -110,17 +110,30 @@ class VilaModel(nn.Module):
 
     def encode(self, media: Sequence[PreparedMedium]) -> list[Tensor]:
         """Return the media tokens of each medium, `[K_i, D]`: vision tower, projector, media encoder."""
-        weight = next(self.vision_tower.parameters())
-        pixels = torch.cat([medium.tiles.pixels for medium in media])  # [N, 3, H, W]
         # Training keeps all activations anyway, so splitting would save nothing.
-        at_once = len(pixels) if torch.is_grad_enabled() else TILES_AT_ONCE
-        chunks = (chunk.to(weight.device, weight.dtype) for chunk in pixels.split(at_once))
+        at_once = sum(len(medium.tiles) for medium in media) if torch.is_grad_enabled() else TILES_AT_ONCE
+        return self.media_tokens(self.tile_tokens([medium.tiles for medium in media], at_once), media)
+
+    def tile_tokens(self, tiles: Sequence[Tiles], at_once: int = TILES_AT_ONCE) -> Tensor:
+        """Return what each of N tiles becomes on its own: `[N, S, D]`, or features `[N, P, D_v]` under dynamic S2.
+
+        Args:
+            tiles: of several media.
+            at_once: how many go through the vision tower together.
+        """
+        weight = next(self.vision_tower.parameters())
+        made: list[Tensor] = []
+        for parts in _split(tiles, at_once):
+            features = self.features(torch.cat([part.pixels_on(weight.device, weight.dtype) for part in parts]))
+            made.append(features if self.config.dynamic_s2 is not None else self.mm_projector(features))
+        return torch.cat(made)
+
+    def media_tokens(self, tiles: Tensor, media: Sequence[PreparedMedium]) -> list[Tensor]:
+        """Return the media tokens of each medium, `[K_i, D]`, from the `tile_tokens` of all."""
         if self.config.dynamic_s2 is None:
-            projected = torch.cat([self.mm_projector(self.features(chunk)) for chunk in chunks])  # [N, S, D]
-            tokens = projected.split([len(medium.tiles.pixels) for medium in media])  # [N_i, S, D] each
+            tokens = list(tiles.split([len(medium.tiles) for medium in media]))  # [N_i, S, D] each
         else:
-            features = torch.cat([self.features(chunk) for chunk in chunks])  # [N, P, D_v]
-            tokens = self.project_scales(features, media)  # [N_i, S, D] each, or [1, S_i, D] where scales were merged
+            tokens = self.project_scales(tiles, media)  # [N_i, S, D] each, or [1, S_i, D] where scales were merged
         return [self._encode_blocks(medium, of_medium) for medium, of_medium in zip(media, tokens, strict=True)]
 
     def _encode_blocks(self, medium: PreparedMedium, tokens: Tensor) -> Tensor:
@@ -170,7 +183,7 @@ class VilaModel(nn.Module):
     def _block_layout(self, medium: PreparedMedium) -> BlockLayout:
         """Return the layout of the block behind each placeholder of `medium`."""
         layout, tokens = medium.tiles.layout, self.tokens_per_tile
-        frames = 1 if layout.kind != "whole" else len(medium.tiles.pixels)
+        frames = 1 if layout.kind != "whole" else len(medium.tiles)
         if layout.kind == "merged":
             assert self.config.dynamic_s2 is not None, "only dynamic S2 merges tiles"
             rows, columns = s2.merged_board(layout.grid, self.config.dynamic_s2)
@@ -230,6 +243,22 @@ def _initializes(func: Callable[..., Any]) -> bool:
     return in_place and (module == nn.init.__name__ or func.__name__ in ("normal_", "uniform_"))
 
 
+def _split(tiles: Sequence[Tiles], at_once: int) -> Iterator[list[Tiles]]:
+    """Yield the tiles in groups of `at_once`, in order; the last group may be smaller."""
+    group, room = list[Tiles](), at_once
+    for one in tiles:
+        start = 0
+        while start < len(one):
+            part = one.part(start, start + room)
+            group.append(part)
+            start, room = start + len(part), room - len(part)
+            if not room:
+                yield group
+                group, room = [], at_once
+    if group:
+        yield group
+
+
 def _features(tower: Callable[[Tensor], Tensor], pixels: Tensor, config: VilaConfig) -> Tensor:
     return tower(pixels) if config.s2 is None else s2.multiscale(tower, pixels, config.s2)
 
@@ -237,4 +266,4 @@ def _features(tower: Callable[[Tensor], Tensor], pixels: Tensor, config: VilaCon
 def _pictures(medium: PreparedMedium) -> Sequence[TileLayout]:
     """Return the layout of each picture that dynamic S2 projects: the whole of a merged image, else every tile."""
     layout = medium.tiles.layout
-    return [layout] if layout.kind == "merged" else [layout] * len(medium.tiles.pixels)
+    return [layout] if layout.kind == "merged" else [layout] * len(medium.tiles)

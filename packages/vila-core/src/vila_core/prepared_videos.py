@@ -37,4 +37,4 @@ class PreparedVideos:
         """Keep a prepared video; those used longest ago go, if there is no room."""
         key = video.content_key()
         if key is not None:
-            self._kept.keep(key, prepared, prepared.medium.tiles.pixels.nbytes)
+            self._kept.keep(key, prepared, prepared.medium.tiles.values.nbytes)

@@ -1,4 +1,4 @@
-"""Turn images and video frames into normalized tiles, exactly as the reference does (`llava/mm_utils.py`).
+"""Turn images and video frames into tiles, exactly as the reference does (`llava/mm_utils.py`).
 
 Dimensions: N tiles, H height, W width (pixels).
 """
@@ -6,18 +6,15 @@ Dimensions: N tiles, H height, W width (pixels).
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 from torch import Tensor
 
 from vila_core.config import PixelConfig, PreprocessConfig
 from vila_core.errors import ConfigError, MediaError
+from vila_core.tiles import WHOLE, Normalization, TileLayout, Tiles
 
 RESAMPLE = {"bicubic": PILImage.Resampling.BICUBIC, "bilinear": PILImage.Resampling.BILINEAR}
 MAX_RESIZED_PIXELS = 100_000_000
@@ -25,54 +22,13 @@ MAX_RESIZED_PIXELS = 100_000_000
 MAX_PADDED_PIXELS = 1_000_000_000
 """Limit on the pixels of all padded rows of a picture, which take a few seconds: 31,600 rows of a narrow picture."""
 MAX_THREADS = 8
-"""Threads that resize and normalize the frames of a video or the tiles of a picture."""
+"""Threads that resize the frames of a video or the tiles of a picture."""
 PADDED_AT_ONCE = 4_000_000
 """Pixels of the padded rows that are in memory at a time."""
 
 
-@dataclass(frozen=True)
-class TileLayout:
-    """How the tiles of one medium belong together.
-
-    Attributes:
-        kind: "whole": each tile is a complete picture or frame; "separate": dynamic tiling, with one `<image>` per tile
-            in the prompt; "merged": dynamic S2, where the tiles of all scales become one picture.
-        rows, columns: the grid that the whole picture was cut into ("merged": at the last scale).
-    """
-
-    kind: Literal["whole", "separate", "merged"] = "whole"
-    rows: int = 1
-    columns: int = 1
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(rows, columns)."""
-        return self.rows, self.columns
-
-
-WHOLE = TileLayout()
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """One medium, ready for the vision tower.
-
-    Attributes:
-        pixels: float32 `[N, 3, H, W]`. For a video, N counts the frames (and their tiles).
-        layout: how the tiles belong together.
-    """
-
-    pixels: Tensor
-    layout: TileLayout = WHOLE
-
-    @property
-    def num_placeholders(self) -> int:
-        """How many media tokens stand for this medium in the prompt."""
-        return len(self.pixels) if self.layout.kind == "separate" else 1
-
-
-def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
-    """Return `image` (RGB) resized, cropped and normalized according to `config`, float32 `[3, H, W]`.
+def to_bytes(image: PILImage.Image, config: PixelConfig) -> Tensor:
+    """Return `image` (RGB) resized and cropped according to `config`, uint8 `[3, H, W]`, not yet normalized.
 
     Raises:
         MediaError: the picture is so narrow that resizing its shorter edge would make it too large.
@@ -93,44 +49,11 @@ def to_pixels(image: PILImage.Image, config: PixelConfig) -> Tensor:
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
         image = image.crop((left, top, left + config.size, top + config.size))
-    return torch.from_numpy(_normalized_bytes(np.asarray(image).transpose(2, 0, 1), config))
-
-
-def normalize(pixels: Tensor, config: PixelConfig) -> Tensor:
-    """Return bytes as the vision tower reads them: uint8 `[..., 3, H, W]` -> `(x / 255 - mean) / std`, float32.
-
-    The roundings follow the reference: scale in float64, then compute in float32.
-    """
-    return _normalized(pixels, config.mean, config.std)
-
-
-def _normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    scaled = (pixels.double() * (1 / 255)).float()
-    means, deviations = (
-        torch.cat([torch.full((1, 1, 1), value, device=pixels.device) for value in channels])  # filled on the device
-        for channels in (mean, std)
-    )
-    return (scaled - means) / deviations
-
-
-def _normalized_bytes(pixels: NDArray[np.uint8], config: PixelConfig) -> NDArray[np.float32]:
-    """`normalize` of one image `[3, H, W]`, by a table: 30 times as fast on a CPU."""
-    table = _table_of_bytes(tuple(config.mean), tuple(config.std))
-    out = np.empty(pixels.shape, np.float32)
-    for channel, values, of_channel in zip(pixels, table, out, strict=True):
-        np.take(values, channel, out=of_channel, mode="clip")
-    return out
-
-
-@lru_cache(maxsize=8)
-def _table_of_bytes(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float32]:
-    """Return the normalized value of each byte in each channel, `[3, 256]`."""
-    every_byte = torch.arange(256, dtype=torch.uint8).expand(len(mean), 1, 256)
-    return _normalized(every_byte, mean, std)[:, 0].numpy()
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # the memory stays as it is: pixel by pixel
 
 
 def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig) -> Tensor:
-    """Return one picture without tiling, `[3, H, W]`.
+    """Return one picture without tiling, uint8 `[3, H, W]`.
 
     Raises:
         ConfigError: `image_aspect_ratio` is "pad", but the tower's preprocessor defines no mean color.
@@ -145,7 +68,7 @@ def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessCo
             )
         color = tuple(int(mean * 255) for mean in pixels.mean)
         image = resize_padded(image, color, pixels.size, RESAMPLE[pixels.resample])
-    return to_pixels(image, pixels)
+    return to_bytes(image, pixels)
 
 
 def resize_padded(
@@ -246,11 +169,11 @@ def preprocess_image(image: PILImage.Image, pixels: PixelConfig, config: Preproc
     """Return one image as tiles. `tile` allows tiling if `image_aspect_ratio` asks for it."""
     if tile and config.image_aspect_ratio == "dynamic":
         tiles, grid = dynamic_tiles(image, pixels, min_tiles=config.min_tiles, max_tiles=config.max_tiles)
-        return Tiles(_stack(tiles, pixels), TileLayout("separate", *grid))
+        return Tiles(_stack(tiles, pixels), TileLayout("separate", *grid), Normalization.of(pixels))
     if tile and config.image_aspect_ratio == "dynamic_s2":
         tiles, grid = dynamic_s2_tiles(image, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)
-        return Tiles(_stack(tiles, pixels), TileLayout("merged", *grid))
-    return Tiles(plain_image(image, pixels, config)[None])
+        return Tiles(_stack(tiles, pixels), TileLayout("merged", *grid), Normalization.of(pixels))
+    return _whole(plain_image(image, pixels, config)[None], pixels)
 
 
 def preprocess_images(images: Sequence[PILImage.Image], pixels: PixelConfig, config: PreprocessConfig) -> list[Tiles]:
@@ -276,21 +199,25 @@ def preprocess_video(frames: Sequence[PILImage.Image], pixels: PixelConfig, conf
                 f"The frames of a video need different numbers of tiles ({sorted(counts)}). "
                 "Use frames of one size, or video_max_tiles=1."
             )
-        return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
+        return _whole(torch.cat([_stack(tiles, pixels) for tiles in tiled]), pixels)
     if config.video_max_tiles > 1 and config.image_aspect_ratio == "dynamic_s2":
         tiled = [
             dynamic_s2_tiles(frame, pixels, scales=config.s2_scales, max_tiles=config.max_tiles)[0] for frame in frames
         ]
-        return Tiles(torch.cat([_stack(tiles, pixels) for tiles in tiled]))
-    return Tiles(torch.stack(_in_threads(lambda frame: plain_image(frame, pixels, config), frames)))
+        return _whole(torch.cat([_stack(tiles, pixels) for tiles in tiled]), pixels)
+    return _whole(torch.stack(_in_threads(lambda frame: plain_image(frame, pixels, config), frames)), pixels)
+
+
+def _whole(values: Tensor, pixels: PixelConfig) -> Tiles:
+    return Tiles(values, WHOLE, Normalization.of(pixels))
 
 
 def _stack(images: Sequence[PILImage.Image], pixels: PixelConfig) -> Tensor:
-    return torch.stack(_in_threads(lambda image: to_pixels(image, pixels), images))
+    return torch.stack(_in_threads(lambda image: to_bytes(image, pixels), images))
 
 
 def _in_threads(function: Callable[[PILImage.Image], Tensor], images: Sequence[PILImage.Image]) -> list[Tensor]:
-    """Return what `function` makes of each image; resizing and table lookups let other threads run."""
+    """Return what `function` makes of each image; resizing lets other threads run."""
     threads = min(MAX_THREADS, len(images), os.cpu_count() or 1)
     if threads < 2:
         return [function(image) for image in images]

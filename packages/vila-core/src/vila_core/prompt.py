@@ -5,10 +5,8 @@ Dimensions: T tokens.
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -18,18 +16,12 @@ from vila_core.conversation import Prompt, as_messages, parts_of
 from vila_core.errors import PromptError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.prepared_videos import PreparedVideo, PreparedVideos
-from vila_core.preprocess import Tiles, preprocess_images, preprocess_video
+from vila_core.preprocess import preprocess_images, preprocess_video
+from vila_core.tiles import Tiles
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
     import PIL.Image
-    from numpy.typing import NDArray
-    from torch import Tensor
-
-DIGEST_BYTES = 20
-THREADED_TILES = 8
-"""From so many tiles on, threads pay."""
 
 _CHARACTERS_PER_TOKEN = 64
 """More than any text has; English has 4."""
@@ -52,24 +44,7 @@ class PreparedMedium:
     @cached_property
     def digest(self) -> bytes:
         """A digest of what the network reads: media with the same digest become the same tokens."""
-        pixels = self.tiles.pixels
-        whole = blake2b(f"{self.kind} {self.tiles.layout} {tuple(pixels.shape)}".encode(), digest_size=DIGEST_BYTES)
-        for part in _tile_digests(pixels):
-            whole.update(part)
-        return whole.digest()
-
-
-def _tile_digests(pixels: "Tensor") -> list[bytes]:
-    """Return a digest of each tile. The tiles of a video are hashed in threads: hashing holds no lock."""
-    tiles = pixels.contiguous().numpy()
-    if len(tiles) < THREADED_TILES:
-        return [_digest(tile) for tile in tiles]
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(_digest, tiles))
-
-
-def _digest(tile: "NDArray[np.float32]") -> bytes:
-    return blake2b(tile.data, digest_size=DIGEST_BYTES).digest()
+        return self.tiles.digest(self.kind)
 
 
 @dataclass(frozen=True)

@@ -365,7 +365,7 @@ def _encoding_phase(media: Sequence[PreparedMedium]) -> str:
         return "Reading the prompt"
     numbers = Counter(medium.kind for medium in media)
     kinds = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
-    tiles = sum(len(medium.tiles.pixels) for medium in media)
+    tiles = sum(len(medium.tiles) for medium in media)
     return f"Encoding {kinds} ({tiles} tile{'s'[: tiles != 1]})"
 
 

@@ -88,7 +88,7 @@ def _first_token(model: Vila, work: Work, limits: Limits) -> Measurement:
         start = time.perf_counter()
         answers.append(model.complete(prompt, max_new_tokens=1))
         times.append(time.perf_counter() - start)
-    tiles = sum(len(medium.tiles.pixels) for medium in model.prepare(_picture_prompt(0)).media)
+    tiles = sum(len(medium.tiles) for medium in model.prepare(_picture_prompt(0)).media)
     usage = answers[-1].usage
     limit = work.image_seconds(tiles, usage.media_tokens, usage.prompt_tokens, limits)
     return Measurement("first token", statistics.median(times[1:]), limit, usage.prompt_tokens, 1)

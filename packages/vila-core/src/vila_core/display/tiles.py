@@ -13,8 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
     from vila_core.config import PixelConfig, VilaConfig
-    from vila_core.preprocess import Tiles
     from vila_core.prompt import PreparedMedium
+    from vila_core.tiles import Tiles
 
 CELL = 144
 """Longest side of a drawn tile, pixels."""
@@ -39,7 +39,7 @@ class Part:
         """The tiles in words."""
         if self.tiles is None:
             return ""
-        count, _, height, width = self.tiles.pixels.shape
+        count, _, height, width = self.tiles.values.shape
         text = f"{count} {self.unit}{'s'[: count != 1]} of {width}×{height} px"
         if count == 1 or self.unit == "frame":
             return text
@@ -65,7 +65,7 @@ def read_parts(media: "Sequence[PreparedMedium]", token_counts: Mapping[str, int
 
 def _blocks(tiles: "Tiles", config: "VilaConfig") -> tuple[tuple[int, int], ...]:
     """Return (tiles, columns) per block: the scales of dynamic S2, the tiles and their thumbnail, or rows of frames."""
-    count, layout = len(tiles.pixels), tiles.layout
+    count, layout = len(tiles), tiles.layout
     in_grid = layout.rows * layout.columns
     scales = config.preprocess.s2_scales
     if layout.kind == "merged" and scales:
@@ -91,7 +91,7 @@ def draw_parts(parts: Sequence[Part], config: "VilaConfig") -> Image.Image:
 
 def _draw_part(part: Part, pixels: "PixelConfig") -> Image.Image:
     assert part.tiles is not None
-    height, width = part.tiles.pixels.shape[2:]
+    height, width = part.tiles.values.shape[2:]
     scale = min(1.0, CELL / max(height, width)) if max(height, width) > CELL else max(1, CELL // max(height, width))
     cell = (max(1, round(width * scale)), max(1, round(height * scale)))
     pictures = [Image.fromarray(picture).resize(cell) for picture in _to_bytes(part.tiles, pixels)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from vila_core.language.paged_cache import PAGE_SIZE
-from vila_core.prompt import DIGEST_BYTES
+from vila_core.tiles import DIGEST_BYTES
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vila_core.model import PromptBatch, VilaModel
-from vila_core.preprocess import Tiles, normalize
 from vila_core.prompt import PreparedMedium
+from vila_core.tiles import Tiles, normalize
 from vila_train.labels import IGNORE_INDEX
 
 

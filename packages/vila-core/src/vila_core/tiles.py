@@ -1,0 +1,167 @@
+"""Pictures as the vision tower gets them: resized bytes, which are normalized on the tower's device.
+
+Dimensions: N tiles, H height, W width (pixels).
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vila_core.config import PixelConfig
+
+DIGEST_BYTES = 20
+THREADED_TILES = 8
+"""From so many tiles on, threads pay."""
+
+Channels = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """How the tiles of one medium belong together.
+
+    Attributes:
+        kind: "whole": each tile is a complete picture or frame; "separate": dynamic tiling, with one `<image>` per tile
+            in the prompt; "merged": dynamic S2, where the tiles of all scales become one picture.
+        rows, columns: the grid that the whole picture was cut into ("merged": at the last scale).
+    """
+
+    kind: Literal["whole", "separate", "merged"] = "whole"
+    rows: int = 1
+    columns: int = 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.rows, self.columns
+
+
+WHOLE = TileLayout()
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Of bytes: `(x / 255 - mean) / std` in each channel."""
+
+    mean: Channels
+    std: Channels
+
+    @classmethod
+    def of(cls, config: PixelConfig) -> "Normalization":
+        """Return what a preprocessor's settings say."""
+        return cls(config.mean, config.std)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One medium, ready for the vision tower.
+
+    Attributes:
+        values: `[N, 3, H, W]`: uint8, a quarter of the memory, or float32 that is already normalized. For a video, N
+            counts the frames (and their tiles).
+        layout: how the tiles belong together.
+        normalization: of uint8 values; None for float32.
+    """
+
+    values: Tensor
+    layout: TileLayout = WHOLE
+    normalization: Normalization | None = None
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def pixels(self) -> Tensor:
+        """The normalized values, float32 `[N, 3, H, W]`. They are computed each time."""
+        return self.pixels_on(self.values.device, torch.float32)
+
+    def pixels_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the normalized values on `device`, rounded from float32 to `dtype`. Bytes travel there as bytes."""
+        values = self.values.to(device)
+        return values.to(dtype) if self.normalization is None else _look_up(values, self.normalization, dtype)
+
+    def part(self, start: int, stop: int) -> "Tiles":
+        """Return some of the tiles. Memory is shared."""
+        return Tiles(self.values[start:stop], self.layout, self.normalization)
+
+    @property
+    def num_placeholders(self) -> int:
+        """How many media tokens stand for this medium in the prompt."""
+        return len(self) if self.layout.kind == "separate" else 1
+
+    def digest(self, kind: str) -> bytes:
+        """Return a digest of all that the network reads of a medium of this kind: its values, as what, and how many."""
+        values = self.values.permute(0, 2, 3, 1).contiguous()  # the order of a picture's bytes in memory
+        head = f"{kind} {self.layout} {self.normalization} {values.dtype} {tuple(values.shape)}"
+        whole = blake2b(head.encode(), digest_size=DIGEST_BYTES)
+        for part in _digests(values.numpy()):
+            whole.update(part)
+        return whole.digest()
+
+
+def _digests(tiles: NDArray[np.generic]) -> list[bytes]:
+    """Return a digest of each tile. The tiles of a video are hashed in threads: hashing holds no lock."""
+    if len(tiles) < THREADED_TILES:
+        return [_digest(tile) for tile in tiles]
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(_digest, tiles))
+
+
+def _digest(tile: NDArray[np.generic]) -> bytes:
+    return blake2b(tile.data, digest_size=DIGEST_BYTES).digest()
+
+
+def normalize(pixels: Tensor, config: PixelConfig) -> Tensor:
+    """Return bytes as the vision tower reads them: uint8 `[..., 3, H, W]` -> `(x / 255 - mean) / std`, float32.
+
+    The roundings follow the reference: scale in float64, then compute in float32.
+    """
+    return _normalized(pixels, config.mean, config.std)
+
+
+def _normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    scaled = (pixels.double() * (1 / 255)).float()
+    means, deviations = (
+        torch.cat([torch.full((1, 1, 1), value, device=pixels.device) for value in channels])  # filled on the device
+        for channels in (mean, std)
+    )
+    return (scaled - means) / deviations
+
+
+def _look_up(values: Tensor, normalization: Normalization, dtype: torch.dtype) -> Tensor:
+    """`normalize` of bytes `[N, 3, H, W]`, by a table: 30 times as fast on a CPU, and the same numbers everywhere."""
+    if values.device.type == "cpu":
+        return _take(values.numpy(), _table(normalization, values.device, torch.float32).numpy()).to(dtype)
+    return _gather(values, _table(normalization, values.device, dtype))
+
+
+def _take(values: NDArray[np.uint8], table: NDArray[np.float32]) -> Tensor:
+    """Look up bytes `[N, 3, H, W]` on a CPU: numpy is faster there."""
+    out = np.empty(values.shape, np.float32)
+    for tile, of_tile in zip(values, out, strict=True):
+        for channel, numbers, of_channel in zip(tile, table, of_tile, strict=True):
+            np.take(numbers, channel, out=of_channel, mode="clip")
+    return torch.from_numpy(out)
+
+
+def _gather(values: Tensor, table: Tensor) -> Tensor:
+    """Look up bytes `[N, 3, H, W]` on any device."""
+    channels = torch.arange(0, table.numel(), table.shape[1], dtype=torch.int32, device=values.device)
+    places = values.to(torch.int32) + channels[:, None, None]
+    return table.flatten().index_select(0, places.contiguous().flatten()).view(values.shape)
+
+
+@lru_cache(maxsize=16)
+def _table(normalization: Normalization, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the normalized value of each byte in each channel, `[3, 256]`."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        every_byte = torch.arange(256, dtype=torch.uint8).expand(len(normalization.mean), 1, 256)
+        return _normalized(every_byte, normalization.mean, normalization.std)[:, 0].to(device, dtype)
