@@ -37,7 +37,6 @@ import vila_core
 from vila_core.config import DecoderConfig, PreprocessConfig, ProjectorConfig, VilaConfig
 from vila_core.language import fused_prefill
 from vila_core.language.decoder import Decoder
-from vila_core.language.graph_step import use_graph_step
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.projectors import Projector, build_projector
@@ -86,7 +85,6 @@ def random_model() -> Vila:
     network = network.to(DTYPE).to_empty(device=GPU).eval().requires_grad_(False)
     fill(network)
     assert isinstance(network.llm, Decoder)
-    use_graph_step(network.llm, GPU, DTYPE)
     use_fused_tower(network.vision_tower, DTYPE)
     return Vila(network, tiny.tokenizer, tiny.template, config=config, limits=MediaLimits())
 

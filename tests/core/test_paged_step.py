@@ -1,12 +1,14 @@
 """Decoding over a paged cache in plain PyTorch: rows that come and go, grow, and share pages."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
+from vila_core.language.fused_step import warn_if_not_captured
 from vila_core.language.paged_cache import PagedCache
 from vila_core.language.paged_prefill import PaddedRows
 from vila_core.language.paged_rows import RowSampling, StepKind
@@ -195,3 +197,15 @@ def test_padding_of_a_prompt_is_not_written() -> None:
     decoder(prompt[None], cache=expected.rows(torch.tensor([[5, 2]])))
     torch.testing.assert_close(cache.keys, expected.keys)
     torch.testing.assert_close(cache.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({}, "not float32"), ({"head_dim": 80}, "heads of 64 or 128, not 80"), ({"qk_norm": True}, "Qwen3")],
+)
+def test_a_gpu_that_decodes_without_graphs_says_why(changes: dict[str, object], reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"slower path, without CUDA graphs: .*{reason}"):
+        warn_if_not_captured(config(**{"head_dim": 64} | changes), torch.device("cuda"), torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_not_captured(config(**changes), CPU, torch.float32)

@@ -29,7 +29,7 @@ STACK = 0
 """Bytes that a thread may spill."""
 
 INTEGERS = {
-    "positions_pointer": "*i64", "address_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
+    "positions_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
     "wanted_pointer": "*i32", "floor_pointer": "*i32", "earlier_pointer": "*i32", "low_pointer": "*i32",
     "index_pointer": "*i32", "seed_pointer": "*i64", "chosen_pointer": "*i64", "allowed_pointer": "*i32",
     "seen_pointer": "*i8", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
@@ -41,7 +41,6 @@ FLOATS = (
 ODD = (
     "tokens",
     "rows",
-    "layer",
     "window",
     "kv_heads",
     "heads",
@@ -78,12 +77,11 @@ def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int,
     )
 
 
-def attention_constants(*, group: int, width: int, splits: int, paged: bool, indirect: bool) -> dict[str, Any]:
+def attention_constants(*, group: int, width: int, splits: int, paged: bool, parts: bool) -> dict[str, Any]:
     return {
-        "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "PARTS": 8 if indirect else 0,
+        "GROUP": group, "QUERIES": max(16, triton.next_power_of_2(group)), "PARTS": 8 if parts else 0,
         "MERGED_QUERIES": triton.next_power_of_2(group), "MERGED": MERGED, "WIDTH": width, "BLOCK": 64,
-        "SPLITS": splits, "PAGED": paged, "INDIRECT": indirect, "PREFETCH": indirect,
-        "WARPS": 4,
+        "SPLITS": splits, "PAGED": paged, "PREFETCH": parts, "WARPS": 4,
     }  # fmt: skip
 
 
@@ -101,14 +99,14 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "norm": (add_rms_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"num_warps": 8}),
     "swiglu": (swiglu_kernel, {"BLOCK": 1024}, {"num_warps": 4}),
     "rotary": (rotate_and_write_kernel, {"WIDTH": 128}, {"num_warps": 1}),
-    "attention of a graph": (
+    "attention, one row": (
         decode_attention_kernel,
-        attention_constants(group=7, width=128, splits=64, paged=False, indirect=True),
+        attention_constants(group=7, width=128, splits=64, paged=True, parts=True),
         {"num_warps": 4, "num_stages": 3},
     ),
     "attention, pages": (
         decode_attention_kernel,
-        attention_constants(group=8, width=64, splits=2, paged=True, indirect=False),
+        attention_constants(group=8, width=64, splits=2, paged=True, parts=False),
         {"num_warps": 4, "num_stages": 3},
     ),
     "linear": (vector_kernel, vector_constants(3584, both=False)[0], {"num_warps": 2}),
@@ -147,7 +145,7 @@ def test_a_kernel_fits_every_gpu(name: str, tmp_path: Path) -> None:
         assert ("griddepcontrol.wait" in made.asm["ptx"]) == (capability >= 90)
 
 
-@pytest.mark.parametrize("name", ["attention of a graph", "attention, pages", "linear", "linear, wide"])
+@pytest.mark.parametrize("name", ["attention, one row", "attention, pages", "linear", "linear, wide"])
 def test_weights_and_caches_are_read_16_bytes_at_a_time(name: str) -> None:
     kernel, constants, options = KERNELS[name]
     ptx = compiled(kernel, constants | {"PDL": False}, "bf16", 80, **options).asm["ptx"]

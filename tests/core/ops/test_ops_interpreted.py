@@ -88,7 +88,7 @@ for rows, heads, kv_heads, width in ((1, 4, 2, 16), (3, 3, 1, 64)):
 ATTENTION = """
 import math
 from vila_core.ops import attention
-from vila_core.ops.attention import NewTokens, Slots, attend, attend_in_parts, cache_address, decode_attention
+from vila_core.ops.attention import NewTokens, Slots, attend_in_parts, decode_attention
 
 for heads, kv_heads, width, slots, positions, window in (
     (14, 2, 64, 300, (0, 299, 64, -1), 0),
@@ -119,21 +119,14 @@ for heads, kv_heads, width, slots, positions, window in (
             for slot in range(slots):
                 pool[table[:, slot // 64].long(), :, slot % 64] = cache[:, :, slot]
         paged = decode_attention(qkv, cos, sin, places, *pools, counters, table, window)
-        wide = [torch.full((3, *shape), torch.nan, dtype=F16) for _ in range(2)]
-        for buffer, cache in zip(wide, (keys, values), strict=True):
-            buffer[1] = cache
-        address = torch.tensor(cache_address(*wide))
-        new = NewTokens(qkv, cos, sin, places, window)
-        indirect = attend(new, Slots(qkv, qkv, kv_heads, address=address, layer=1), counters)
         out = decode_attention(qkv, cos, sin, places, keys, values, counters, None, window)
         name = f"{heads} heads, {positions}, {splits} splits"
         check(out, expected, 1e-3, name)
         check(paged, expected, 1e-3, "paged, " + name)
-        check(indirect, expected, 1e-3, "indirect, " + name)
         for row, position in enumerate(positions):  # alone, with the parts left for the next linear
             one = slice(row, row + 1)
             new = NewTokens(qkv[one], cos, sin, places[one], window)
-            split = attend_in_parts(new, Slots(keys[one], values[one], kv_heads), counters)
+            split = attend_in_parts(new, Slots(keys[one], values[one]), counters)
             first = max(0, position + 1 - window) // 64 if window else 0
             blocks = -(-(position + 1) // 64) - first
             count = blocks if 0 < blocks <= len(split.parts) else 1
@@ -143,11 +136,10 @@ for heads, kv_heads, width, slots, positions, window in (
             if position >= 0:
                 check(merged, expected[one], 1e-3, f"{count} parts, " + name)
         assert not counters.any()
-        for got, elsewhere, wanted in zip((keys, values), wide, expected_caches, strict=True):
+        for got, wanted in zip((keys, values), expected_caches, strict=True):
             written = wanted.isfinite()
             assert torch.equal(got.isfinite(), written)
             check(got[written], wanted[written], 1e-3, "cache, " + name)
-            assert torch.equal(elsewhere[1][written], got[written])
 """
 
 SAMPLING = """
@@ -254,8 +246,8 @@ for flags in ((False,) * 5, (True, False, False, True, False)):
 STEP = """
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_core.language.fused_step import AddressedCache, FusedStep
-from vila_core.ops.attention import cache_address
+from vila_core.language.fused_step import FusedStep, PagedView
+from vila_core.language.paged_cache import PagedCache
 
 torch.manual_seed(0)
 config = DecoderConfig.model_validate({
@@ -271,16 +263,18 @@ exact.load_state_dict({name: tensor.double() for name, tensor in decoder.state_d
 exact = exact.double().requires_grad_(False)
 lengths = torch.tensor([70, 3])
 prompt = randn(2, 70, 64)
-caches = decoder.new_cache(2, 80), exact.new_cache(2, 80)
+table = torch.tensor([[3, 0], [1, 2]], dtype=torch.int32)
+caches = [
+    PagedCache.allocate(config, 4, device=prompt.device, dtype=dtype) for dtype in (F16, torch.float64)
+]
 for model, cache in zip((decoder, exact), caches, strict=True):
-    model(prompt.to(cache.keys.dtype), cache=cache, lengths=lengths)
-view = AddressedCache(
-    torch.tensor(cache_address(caches[0].keys, caches[0].values)), torch.zeros(2, dtype=torch.int32), 1
-)
+    model(prompt.to(cache.keys.dtype), cache=cache.rows(table).up_to(70), lengths=lengths)
+view = PagedView(caches[0], table, torch.zeros(2, dtype=torch.int32))
 step = FusedStep(decoder)
 for number in range(2):
     x, positions = randn(2, 64), lengths + number
-    expected = exact.decode_step(x.double()[:, None], positions[:, None], caches[1].up_to(71 + number))[:, 0]
+    rows = caches[1].rows(table).up_to(71 + number)
+    expected = exact.decode_step(x.double()[:, None], positions[:, None], rows)[:, 0]
     check(step(x, positions, view), expected, 3e-3, f"step {number}")
 """
 

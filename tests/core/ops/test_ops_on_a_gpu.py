@@ -160,36 +160,6 @@ def small_config(**changes: object) -> DecoderConfig:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("window", [None, 40])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_a_captured_step_equals_the_decoder(dtype: torch.dtype, window: int | None) -> None:
-    from vila_core.language.graph_step import GraphDecodeStep
-
-    torch.manual_seed(0)
-    decoder = Decoder(small_config(sliding_window=window)).to(GPU)
-    decoder.reset_parameters(std=0.05)
-    exact = Decoder(small_config(sliding_window=window)).to(GPU)
-    exact.load_state_dict(decoder.state_dict())
-    decoder, exact = decoder.to(dtype), exact.to(dtype).double()
-    decoder.use_step(GraphDecodeStep(decoder))
-    for rows, lengths in ((1, (70,)), (3, (5, 90, 64)), (1, (2000,))):
-        prompt = randn(rows, max(lengths), 512, dtype=dtype)
-        caches = decoder.new_cache(rows, max(lengths) + 8), exact.new_cache(rows, max(lengths) + 8)
-        of_rows = torch.tensor(lengths, device=GPU)
-        decoder(prompt, cache=caches[0], lengths=of_rows)
-        exact(prompt.double(), cache=caches[1], lengths=of_rows)
-        for step in range(3):
-            x = randn(rows, 1, 512, dtype=dtype)
-            positions = (of_rows + step)[:, None]
-            end = max(lengths) + step + 1
-            expected = exact.decode_step(x.double(), positions, caches[1].up_to(end))
-            plain = decoder(x, positions=positions, cache=caches[0].up_to(end))
-            ours = decoder.decode_step(x, positions, caches[0].up_to(end))
-            limit = ((plain.double() - expected).norm() / expected.norm()).item()
-            assert_close(ours, expected, max(1.5 * limit, TOLERANCE[dtype]), f"{lengths}, step {step}")
-
-
-@torch.inference_mode()
 def test_a_prompt_read_in_a_graph_gives_what_the_decoder_gives() -> None:
     from vila_core.language.paged_cache import PagedCache
     from vila_core.language.paged_prefill import prefill_graphs

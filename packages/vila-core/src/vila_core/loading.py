@@ -20,7 +20,7 @@ from vila_core.display.loading_bar import loading_bar
 from vila_core.engine.limits import EngineConfig
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
-from vila_core.language.graph_step import use_graph_step
+from vila_core.language.fused_step import warn_if_not_captured
 from vila_core.language.split import SplitDecoder
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
@@ -184,7 +184,7 @@ def load_checkpoint(
         if is_split:
             network.llm = SplitDecoder(network.llm, placed.counts)
         else:
-            use_graph_step(network.llm, target, chosen_dtype)
+            warn_if_not_captured(network.llm.config, target, chosen_dtype)
     use_fused_tower(network.vision_tower, chosen_dtype)
     return Vila(
         network,

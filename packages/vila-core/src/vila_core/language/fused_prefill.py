@@ -50,7 +50,7 @@ def is_watched(model: DecoderModel) -> bool:
 
 @cache
 def _runs_on(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    # Loading a model warns where Triton is missing (see `use_graph_step`).
+    # Loading a model warns where Triton is missing (see `warn_if_not_captured`).
     return head_dim in HEAD_WIDTHS and refusal(device, dtype) is None
 
 

@@ -5,8 +5,9 @@ B rows, D width, H query heads, H_kv key/value heads, D_h head width
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +37,13 @@ def step_refusal(config: DecoderConfig, device: torch.device, dtype: torch.dtype
     return refusal(device, dtype)
 
 
+def warn_if_not_captured(config: DecoderConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Warn if a decoder is on a GPU and its steps cannot be captured in CUDA graphs."""
+    reason = step_refusal(config, device, dtype)
+    if reason is not None and device.type == "cuda":
+        warnings.warn(f"Decoding takes the slower path, without CUDA graphs: {reason}.", stacklevel=2)
+
+
 @dataclass(frozen=True)
 class Layer:
     """One block's weights."""
@@ -52,44 +60,9 @@ class Layer:
         return self.qkv, self.o, self.gate_up, self.down
 
 
-class CacheView(Protocol):
-    """A cache as the step's attention reads it.
-
-    Attributes:
-        counters: int32 `[B · H_kv]` zeros.
-    """
-
-    @property
-    def counters(self) -> Tensor: ...
-
-    def slots(self, layer: int, like: Tensor) -> Slots:
-        """Return where the keys and values of a layer are; `like` is a tensor of their dtype."""
-        ...
-
-
-@dataclass(frozen=True)
-class AddressedCache:
-    """A `KVCache` that a captured step finds by its address, so that one graph serves any cache.
-
-    Attributes:
-        address: int64 `[5]` on the GPU, see `ops.attention.cache_address`.
-        counters: int32 `[B · H_kv]` zeros.
-        num_kv_heads: H_kv.
-    """
-
-    address: Tensor
-    counters: Tensor
-    num_kv_heads: int
-
-    def slots(self, layer: int, like: Tensor) -> Slots:
-        from vila_core.ops.attention import Slots  # needs Triton
-
-        return Slots(like, like, self.num_kv_heads, address=self.address, layer=layer)
-
-
 @dataclass(frozen=True)
 class PagedView:
-    """The pages of some rows.
+    """The pages of some rows, as the step's attention reads them.
 
     Attributes:
         cache: never moves.
@@ -101,19 +74,18 @@ class PagedView:
     table: Tensor
     counters: Tensor
 
-    def slots(self, layer: int, like: Tensor) -> Slots:
-        from vila_core.ops.attention import Slots
+    def slots(self, layer: int) -> Slots:
+        """Return where the keys and values of a layer are."""
+        from vila_core.ops.attention import Slots  # needs Triton
 
-        del like
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        return Slots(keys, values, keys.shape[1], self.table)
+        return Slots(self.cache.keys[layer], self.cache.values[layer], self.table)
 
 
 class FusedStep:
     """Embeddings of one new token per row -> hidden states after the final norm.
 
     Args:
-        decoder: its weights are read where they are; `is_current` says whether they still are there.
+        decoder: its weights are read where they are.
     """
 
     def __init__(self, decoder: Decoder):
@@ -125,15 +97,9 @@ class FusedStep:
         self._fusing = None if biased else _norm_fusing_layers(self.layers)
         self.device = decoder.model.embed_tokens.weight.device
         self.cos, self.sin = _rotations(decoder)
-        self._decoder = decoder
-        self._weights = _identity(decoder)
-
-    def is_current(self) -> bool:
-        """Return whether the decoder still has the weights that it had."""
-        return self._weights == _identity(self._decoder)
 
     def __call__(
-        self, embeds: Tensor, positions: Tensor, cache: CacheView, following: LinearGroup | None = None
+        self, embeds: Tensor, positions: Tensor, cache: PagedView, following: LinearGroup | None = None
     ) -> Tensor:
         """`embeds [B, D]`, `positions` int64 `[B]` -> `[B, D]`. `following` reads the result (the head)."""
         if len(embeds) == 1 and self._fusing is not None:
@@ -147,7 +113,7 @@ class FusedStep:
             last = index + 1 == len(self.layers)
             x, total = add_rms_norm(change, total, layer.input_norm, eps)
             qkv = layer.qkv(x, layer.o)  # [B, (H + 2 H_kv) · D_h]
-            slots, following_two = cache.slots(index, qkv), (layer.o.first_read, layer.gate_up.first_read)
+            slots, following_two = cache.slots(index), (layer.o.first_read, layer.gate_up.first_read)
             heads = attend(self._new_tokens(qkv, positions), slots, cache.counters, following_two)
             x, total = add_rms_norm(layer.o(heads, layer.gate_up), total, layer.mlp_norm, eps)
             change = layer.down(layer.gate_up.swiglu(x, layer.down), following if last else self.layers[index + 1].qkv)
@@ -163,7 +129,7 @@ class FusedStep:
         layers: list[FusingLayer],
         embeds: Tensor,
         positions: Tensor,
-        cache: CacheView,
+        cache: PagedView,
         following: LinearGroup | None,
     ) -> Tensor:
         """`__call__` for one row: linears do all norms but the first and the last, and merge the attention's parts."""
@@ -176,7 +142,7 @@ class FusedStep:
         for index, layer in enumerate(layers):
             run = attend_in_parts if layer.o.merges_heads(self.config.head_dim) else attend
             following_two = layer.o.first_read, layer.gate_up.first_read
-            heads = run(self._new_tokens(qkv, positions), cache.slots(index, qkv), cache.counters, following_two)
+            heads = run(self._new_tokens(qkv, positions), cache.slots(index), cache.counters, following_two)
             normed = layer.o.add(heads, total, layer.mlp_norm, layer.mlp_norm_scale, eps, layer.gate_up)
             product = layer.gate_up.finish(normed, layer.down, swiglu=True)
             total = normed.total
@@ -215,12 +181,6 @@ def _norm_fusing_layers(layers: list[Layer]) -> list[FusingLayer] | None:
         input_norm, mlp_norm = layer.input_norm / input_scale, layer.mlp_norm / mlp_scale
         made.append(FusingLayer(input_norm, input_scale, qkv, o, mlp_norm, mlp_scale, gate_up, down))
     return made
-
-
-def _identity(decoder: Decoder) -> tuple[int, ...]:
-    """Return numbers that change when a module is replaced or a weight moves."""
-    modules = [id(module) for module in decoder.model.modules()]
-    return (*modules, *(parameter.data_ptr() for parameter in decoder.model.parameters()))
 
 
 def _layer(block: Block) -> Layer:

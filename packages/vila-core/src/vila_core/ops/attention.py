@@ -44,25 +44,20 @@ class Slots:
     """Where one layer's keys and values are.
 
     Attributes:
-        keys, values: `[B, H_kv, S, D_h]`, or with a table `[pages, H_kv, P, D_h]`, P a multiple of 64; any tensor of
-            the cache's dtype if there is an address.
-        num_kv_heads: H_kv.
+        keys, values: `[B, H_kv, S, D_h]`, or with a table `[pages, H_kv, P, D_h]`, P a multiple of 64.
         table: int32 `[B, pages of a row]`: which pages a row has.
-        address: int64 `[5]` on the GPU (see `cache_address`): of all layers, whose number `layer` is read.
-        layer: with an address.
     """
 
     keys: Tensor
     values: Tensor
-    num_kv_heads: int
     table: Tensor | None = None
-    address: Tensor | None = None
-    layer: int = 0
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.keys.shape[1]
 
     def strides(self) -> tuple[int, int]:
-        """Return how far apart rows (or pages) and heads are; (0, 0) if the kernel reads that from the address."""
-        if self.address is not None:
-            return 0, 0
+        """Return how far apart rows (or pages) and heads are."""
         assert self.keys.stride() == self.values.stride()
         assert self.keys.stride(2) == self.keys.shape[3]
         assert self.keys.stride(3) == 1
@@ -160,17 +155,17 @@ def _launch(
     weights = [weight for weight in following if weight is not None] if pdl else []
     share = [min(PREFETCHED_BYTES, weight.nbytes) // (rows * kv_heads * splits) // 16 * 16 for weight in weights]
     fetched = [weight.view(torch.uint8) for weight in weights] + [out, out]
-    table, address = slots.table, slots.address
+    table = slots.table
     if rows:
         decode_attention_kernel[(rows * kv_heads, splits)](
             qkv, new.cos, new.sin, new.positions, slots.keys, slots.values,
-            new.positions if address is None else address, new.positions if table is None else table, unmerged, sums,
-            counters, out, logs, *fetched[:2], *[*share, 0, 0][:2], qkv.stride(0), slots.layer, *slots.strides(),
+            new.positions if table is None else table, unmerged, sums, counters, out, logs, *fetched[:2],
+            *[*share, 0, 0][:2], qkv.stride(0), *slots.strides(),
             0 if table is None else table.stride(0), slots.page(), new.window, kv_heads, LOG2_E / width**0.5,
             GROUP=group, QUERIES=max(16, triton.next_power_of_2(group)),
             MERGED_QUERIES=triton.next_power_of_2(group), MERGED=MERGED, WIDTH=width, BLOCK=BLOCK, SPLITS=splits,
-            PAGED=table is not None, INDIRECT=address is not None, PDL=pdl, PREFETCH=bool(weights), PARTS=parts,
-            WARPS=WARPS, num_warps=WARPS, num_stages=3, **({"launch_pdl": True} if pdl else {}),
+            PAGED=table is not None, PDL=pdl, PREFETCH=bool(weights), PARTS=parts, WARPS=WARPS, num_warps=WARPS,
+            num_stages=3, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return out, logs
 
@@ -188,21 +183,10 @@ def decode_attention(
     window: int = 0,
 ) -> Tensor:
     """`attend` as an operator of PyTorch; see `NewTokens` and `Slots` for the arguments."""
-    slots = Slots(keys, values, keys.shape[1], table)
-    return attend(NewTokens(qkv, cos, sin, positions, window), slots, counters)
+    return attend(NewTokens(qkv, cos, sin, positions, window), Slots(keys, values, table), counters)
 
 
 @decode_attention.register_fake
 def _(qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, keys: Tensor, *others: object) -> Tensor:
     del sin, positions, others
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] - 4 * keys.shape[1] * cos.shape[-1])
-
-
-def cache_address(keys: Tensor, values: Tensor) -> tuple[int, int, int, int, int]:
-    """Return the address of a cache `[L, B, H_kv, S, D_h]` for `Slots`.
-
-    A CUDA graph whose kernels read it from memory serves any cache: write it before a replay.
-    """
-    assert keys.stride() == values.stride()
-    assert keys.stride(3) == keys.shape[4]
-    return keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), keys.stride(2)

@@ -136,19 +136,15 @@ def _merge(
 
 @triton.jit
 def decode_attention_kernel(
-    qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, address_pointer,
-    table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer, logs_pointer, next_pointer,
-    after_pointer, next_bytes, after_bytes, qkv_stride, layer, outer_stride, head_stride, table_stride, page, window,
+    qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, table_pointer,
+    parts_pointer, sums_pointer, counters_pointer, out_pointer, logs_pointer, next_pointer,
+    after_pointer, next_bytes, after_bytes, qkv_stride, outer_stride, head_stride, table_stride, page, window,
     kv_heads, scale,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, MERGED_QUERIES: tl.constexpr, MERGED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    PAGED: tl.constexpr, INDIRECT: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr,
-    PARTS: tl.constexpr, WARPS: tl.constexpr,
+    PAGED: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr, PARTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
-    """See the module. `scale` includes log2(e). PARTS: 0, or for one row how many parts may be left unmerged.
-
-    INDIRECT: addresses of keys and values, and the strides of layers, rows and heads, are read from `address_pointer`.
-    """
+    """See the module. `scale` includes log2(e). PARTS: 0, or for one row how many parts may be left unmerged."""
     HALF: tl.constexpr = WIDTH // 2
     dtype: tl.constexpr = keys_pointer.dtype.element_ty
     row = tl.program_id(0) // kv_heads
@@ -159,16 +155,8 @@ def decode_attention_kernel(
     blocks = tl.cdiv(position + 1 - start, BLOCK)
     share = tl.cdiv(blocks, SPLITS)
     count = tl.cdiv(blocks, tl.maximum(share, 1))  # splits that have any slots
-    keys, values = keys_pointer, values_pointer
-    if INDIRECT:
-        keys = tl.load(address_pointer).to(tl.pointer_type(dtype))
-        values = tl.load(address_pointer + 1).to(tl.pointer_type(dtype))
-        skipped = layer * tl.load(address_pointer + 2)
-        keys, values = keys + skipped, values + skipped
-        outer_stride = tl.load(address_pointer + 3)
-        head_stride = tl.load(address_pointer + 4)
-    keys += kv_head.to(tl.int64) * head_stride
-    values += kv_head.to(tl.int64) * head_stride
+    keys = keys_pointer + kv_head.to(tl.int64) * head_stride
+    values = values_pointer + kv_head.to(tl.int64) * head_stride
     query = tl.arange(0, QUERIES)
     used = query < GROUP
     half, whole = tl.arange(0, HALF), tl.arange(0, WIDTH)
