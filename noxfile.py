@@ -33,8 +33,9 @@ TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton", "cloudpickle")
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
+SERVE_TEST_TOOLS = ("openai", "schemathesis")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
-PLANNED = ("vila-serve",)  # distributions that do nothing yet
+PLANNED = ()  # distributions that do nothing yet
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions
 TOOLS = (
     *(
@@ -50,7 +51,7 @@ TOOLS = (
         "nbclient",
         "ipykernel",
     ),
-    *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *LMMS_EVAL_IMPORTS),
+    *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *SERVE_TEST_TOOLS, *LMMS_EVAL_IMPORTS),
 )
 
 
@@ -78,12 +79,20 @@ def demo(session: nox.Session) -> None:
         session.error("\n".join(wrong))
 
 
+@nox.session(requires=["core"])
+def serve(session: nox.Session) -> None:
+    """Serve the embedded model, or another: `nox -s serve -- --model-path MODEL --port 8000`."""
+    share_core(session)
+    session.install(*TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve")
+    session.run("vila-serve", *session.posargs)
+
+
 @nox.session(python=PYTHONS, requires=["core"])
 def tests(session: nox.Session) -> None:
     """Run the tests on every Python found among 3.11-3.13. `nox -s tests -- tests/core -k media` runs some of them."""
     if session.python == OWN_PYTHON:
         share_core(session)
-    session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS)
+    session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *SERVE_TEST_TOOLS)
     arguments = session.posargs or ["-n", "auto"]
     session.run(
         "pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"}

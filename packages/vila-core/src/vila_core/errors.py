@@ -96,6 +96,10 @@ class PromptError(VilaError):
     """A prompt is empty, too long, or its parts do not fit together."""
 
 
+class PromptTooLongError(PromptError):
+    """A prompt leaves no room for an answer in the context."""
+
+
 class GenerationError(VilaError):
     """Generation settings are out of range, a schema cannot be followed, or the model produces NaN or infinity."""
 
@@ -228,15 +232,17 @@ class ValidationProblem:
 
 def validation_problems(error: ValidationError) -> list[ValidationProblem]:
     """Return the problems that pydantic found, at least one."""
-    return [
-        ValidationProblem(
-            ".".join(map(str, problem["loc"])),
-            _in_plain_words(problem["type"], problem["msg"], problem.get("ctx", {})),
-            problem["input"],
-            problem["type"],
-        )
-        for problem in error.errors()
-    ]
+    return [read_problem(problem) for problem in error.errors()]
+
+
+def read_problem(problem: Mapping[str, Any]) -> ValidationProblem:
+    """Return an entry of pydantic's list of errors as a `ValidationProblem`."""
+    return ValidationProblem(
+        ".".join(map(str, problem["loc"])),
+        _in_plain_words(problem["type"], problem["msg"], problem.get("ctx", {})),
+        problem["input"],
+        problem["type"],
+    )
 
 
 _PLAIN_WORDS = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
 from vila_core.config import VilaConfig
 from vila_core.conversation import Prompt, as_messages, parts_of
-from vila_core.errors import PromptError
+from vila_core.errors import PromptError, PromptTooLongError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.prepared_videos import PreparedVideo, PreparedVideos
 from vila_core.preprocess import preprocess_images, preprocess_video
@@ -119,7 +119,7 @@ def _require_possible_length(text: str, context: int) -> None:
     """Raise `PromptError` for a text that cannot fit, before it is tokenized: 10 million characters take a minute."""
     limit = max(context, _SHORT_CONTEXT) * _CHARACTERS_PER_TOKEN
     if len(text) > limit:
-        raise PromptError(
+        raise PromptTooLongError(
             f"The prompt has {len(text):,} characters, but the context is {context:,} tokens. Shorten the text."
         )
 

@@ -26,7 +26,7 @@ from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.errors import BatchGenerationError, GenerationError, PromptError
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError
 from vila_core.inspection import Inspection
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
@@ -243,8 +243,17 @@ class Vila:
         """
         generation = GenerationConfig.model_validate(settings)
         prepared = self.prepare(prompt)
-        handle = self.engine.submit(MediaPrompt(self.network, prepared, self._expand(prepared)), generation)
-        return self._pieces(handle, self._time_token_stream(prepared))
+        return self._pieces(self.submit(prepared, generation), self.time_token_stream(prepared))
+
+    def submit(self, prompt: "Prompt | PreparedPrompt", config: GenerationConfig) -> Handle:
+        """Put a prompt into the engine's queue. For servers, which step the engine themselves.
+
+        Raises:
+            PromptError, MediaError, GenerationError: as `generate` does.
+            QueueFullError: too many prompts wait already.
+        """
+        prepared = self.prepare(prompt)
+        return self.engine.submit(MediaPrompt(self.network, prepared, self._expand(prepared)), config)
 
     def _pieces(self, handle: Handle, times: TimeTokenStream) -> Iterator[str]:
         for piece in handle:
@@ -271,7 +280,7 @@ class Vila:
         self._media.load(inputs)
         self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start in inputs):,} tokens)")
 
-    def _time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
+    def time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
         """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
         times, seconds = self.config.time_tokens, prompt.video_duration
         if times is None or seconds is None:
@@ -332,13 +341,13 @@ class Vila:
             by_kind[part.partition(" ")[0]] += tokens if part != "text" else 0
         largest = by_kind.most_common(1)[0][0]
         advice = {"video": "Reduce num_video_frames", "image": "Reduce max_tiles"}.get(largest, "Shorten the text")
-        raise PromptError(
+        raise PromptTooLongError(
             f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. "
             f"{advice}."
         )
 
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
-        times = self._time_token_stream(prompt)
+        times = self.time_token_stream(prompt)
         text = times.push(answer.text) + times.finish()
         return Completion(
             parts=(text.strip(),),

@@ -1,3 +1,3 @@
-"""Serving for VILA Kit. Nothing is here yet: the README of this distribution says what will be."""
+"""Serving for VILA Kit: an OpenAI-compatible server and a chat page."""
 
 __version__ = "0.1.0"

@@ -4,7 +4,6 @@ import sys
 from typing import NoReturn
 
 INSTEAD = {
-    "serve": "Serving is not available yet. To try a model in the terminal, use: vila chat -m MODEL",
     "run": "VILA's launcher for Slurm has no replacement here. Start a program on several GPUs with torchrun or srun.",
     "upload": "To publish a checkpoint, use the hub's own program: hf upload OWNER/NAME FOLDER",
     **dict.fromkeys(("ask", "generate", "predict", "inference"), "To ask a model, use: vila infer"),
@@ -16,7 +15,7 @@ INSTEAD = {
     "version": "To print the version, use: vila --version",
     **{
         name: f"It needs the distribution vila-{name}: python -m pip install -e packages/vila-{name} in a clone."
-        for name in ("eval", "quant", "train")
+        for name in ("eval", "quant", "serve", "train")
     },
 }
 """Subcommands that do not exist -> what to use instead."""

@@ -164,7 +164,10 @@ class Engine:
     def step(self) -> bool:
         """Let every request advance; return whether any is left."""
         with self._lock:
-            return self._step()
+            is_any_left = self._step()
+        with self._changed:
+            self._changed.notify_all()
+        return is_any_left
 
     def _step_for(self, request: Request) -> None:
         """Step until `request` has something new. If another thread steps, wait for that."""

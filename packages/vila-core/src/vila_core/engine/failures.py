@@ -3,7 +3,7 @@
 import torch
 
 from vila_core.engine.runner import Runner
-from vila_core.errors import GenerationError, PromptError
+from vila_core.errors import GenerationError, PromptError, PromptTooLongError
 from vila_core.language.paged_cache import PAGE_SIZE
 
 
@@ -23,7 +23,7 @@ def room(prompt_length: int, max_length: int) -> int:
     if prompt_length == 0:
         raise PromptError("The prompt is empty: expected at least one token.")
     if prompt_length >= max_length:
-        raise PromptError(
+        raise PromptTooLongError(
             f"The prompt has {prompt_length} tokens, media included, but the context holds {max_length}. This leaves "
             "no room for an answer. Use fewer tiles, fewer video frames or less text."
         )

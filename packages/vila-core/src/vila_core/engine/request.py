@@ -157,6 +157,16 @@ class Handle:
         if self._request.error is not None:
             raise self._request.error
 
+    def take(self) -> list[Piece]:
+        """Return the pieces that have not been read yet, without waiting; `result` has the error of an answer that fails.
+
+        For programs in which one thread steps the engine for all.
+        """
+        pieces: list[Piece] = []
+        while self._request.pieces:
+            pieces.append(self._request.pieces.popleft())
+        return pieces
+
     def result(self) -> Generated:
         """Return the finished answer.
 

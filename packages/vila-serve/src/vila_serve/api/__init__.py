@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI's chat completions and responses, models, health and metrics."""

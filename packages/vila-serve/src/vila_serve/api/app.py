@@ -1,0 +1,94 @@
+"""The application: routes, limits, the key, and the life of the engine's thread."""
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from vila_core import Vila
+from vila_serve import __version__
+from vila_serve.answering import Answering
+from vila_serve.api import chat_completions, status
+from vila_serve.api.admission import Admission
+from vila_serve.api.bodies import RequestBodies
+from vila_serve.api.conversation import Media
+from vila_serve.api.errors import install_handlers
+from vila_serve.api.inline_media import InlineMedia
+from vila_serve.api.keys import ApiKey
+from vila_serve.api.request_ids import RequestIds
+from vila_serve.api.service import Service
+from vila_serve.api.token_texts import TokenTexts
+from vila_serve.observability.metrics import Metrics
+from vila_serve.settings import ServeSettings
+
+ANSWER_PATHS = chat_completions.PATHS
+"""Routes whose requests are counted and limited."""
+
+
+def create_app(model: Vila, settings: ServeSettings | None = None, media: Media | None = None) -> FastAPI:
+    """Return the application that serves `model`.
+
+    Args:
+        model: a loaded model.
+        settings: how to serve it; None for the environment's.
+        media: opens images and videos; None for `data:` URIs only.
+    """
+    settings = settings or ServeSettings.read()
+    service = _service(model, settings, media)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        service.answering.start()
+        yield
+        service.admission.is_closing = True
+        await service.answering.stop()
+
+    app = FastAPI(
+        title="VILA Kit",
+        summary="An OpenAI-compatible API for a VILA-family vision-language model.",
+        version=__version__,
+        lifespan=life,
+        redoc_url=None,
+    )
+    app.state.service = service
+    install_handlers(app)
+    app.include_router(chat_completions.router(service))
+    app.include_router(status.router(service))
+    _add_layers(app, service)
+    return app
+
+
+def _service(model: Vila, settings: ServeSettings, media: Media | None) -> Service:
+    answering = Answering(model, max_context=settings.max_context)
+    preprocess = model.config.preprocess
+    return Service(
+        model=model,
+        settings=settings,
+        answering=answering,
+        media=media or InlineMedia(model.limits, preprocess.num_video_frames, preprocess.fps),
+        admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
+        metrics=Metrics(answering.stats, (*ANSWER_PATHS, *status.PATHS)),
+        token_texts=TokenTexts(model.tokenizer),
+        created=int(time.time()),
+    )
+
+
+def _add_layers(app: FastAPI, service: Service) -> None:
+    """Put the layers around the routes. The last one is the outermost."""
+    settings = service.settings
+    app.add_middleware(
+        RequestBodies,
+        paths=ANSWER_PATHS,
+        admission=service.admission,
+        max_bytes=settings.max_request_bytes,
+        timeout=settings.body_timeout,
+    )
+    if settings.api_key is not None:
+        app.add_middleware(ApiKey, key=settings.api_key.get_secret_value())
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(RequestIds, observe=service.metrics.request_ended)

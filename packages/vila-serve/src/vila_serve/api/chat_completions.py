@@ -1,0 +1,215 @@
+"""POST /v1/chat/completions, and /chat/completions for clients of VILA's own server."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.completion import Usage as TokenCounts
+from vila_core.errors import GenerationError
+from vila_serve.answering import Delta, Ending, RunningAnswer
+from vila_serve.api.bodies import JsonRoute
+from vila_serve.api.conversation import read_conversation
+from vila_serve.api.documentation import ERRORS, STREAM
+from vila_serve.api.errors import ApiError, failed_answer
+from vila_serve.api.event_stream import DONE, EventStream, event, unless_client_leaves
+from vila_serve.api.generation import generation_configs
+from vila_serve.api.schemas.chat import (
+    AnswerMessage,
+    ChatCompletion,
+    ChatCompletionRequest,
+    Choice,
+    ChoiceLogprobs,
+    CompletionTokensDetails,
+    PromptTokensDetails,
+    Usage,
+)
+from vila_serve.api.service import FINGERPRINT, Service
+
+PATHS = ("/v1/chat/completions", "/chat/completions")
+CLIENT_LEFT = 499
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes."""
+    routes = APIRouter(route_class=JsonRoute, tags=["chat"])
+
+    async def create_chat_completion(request: Request, body: ChatCompletionRequest) -> Response:
+        """Continue a conversation of texts, images and videos."""
+        response = await unless_client_leaves(request, answer_chat(service, body))
+        return Response(status_code=CLIENT_LEFT) if response is None else response
+
+    for path in PATHS:
+        routes.add_api_route(
+            path,
+            create_chat_completion,
+            methods=["POST"],
+            response_class=JSONResponse,
+            responses={200: {"model": ChatCompletion, "content": STREAM}, **ERRORS},
+            operation_id="create_chat_completion" + ("" if path.startswith("/v1") else "_without_version"),
+        )
+    return routes
+
+
+async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response:
+    """Answer a request. Raises `ApiError`, or a `VilaError` about the request."""
+    service.check_model(body.model)
+    configs = generation_configs(body, service.settings)
+    _check_tools(body, service)
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "'stream_options' needs 'stream': true.", param="stream_options")
+    conversation = await read_conversation(
+        body.messages, service.media, service.model.template, service.settings.max_media
+    )
+    answers = await service.answer(conversation, configs)
+    if body.stream:
+        return EventStream(_ChatStream(service, body, answers).events())
+    try:
+        choices = await asyncio.gather(*(_choice(service, index, answer) for index, answer in enumerate(answers)))
+    except GenerationError as error:
+        raise failed_answer(error) from error
+    finally:
+        for answer in answers:
+            answer.cancel()
+            service.metrics.answer_ended(answer)
+    completion = ChatCompletion(
+        id=_new_id(),
+        created=int(time.time()),
+        model=body.model,
+        choices=choices,
+        usage=usage_of(answers),
+        system_fingerprint=FINGERPRINT,
+    )
+    return JSONResponse(completion.model_dump(exclude={"choices": {"__all__": {"message": {"tool_calls"}}}}))
+
+
+def _check_tools(body: ChatCompletionRequest, service: Service) -> None:
+    if body.tools and body.tool_choice != "none":
+        raise ApiError(
+            400,
+            f"The model's chat template '{service.model.template.name}' does not support tools.",
+            param="tools",
+            code="tools_not_supported",
+        )
+
+
+async def _choice(service: Service, index: int, answer: RunningAnswer) -> Choice:
+    """Wait for an answer."""
+    text, logprobs = "", list[TokenLogprobs]()
+    async for delta in answer:
+        text += delta.text
+        logprobs += delta.logprobs
+    assert answer.ending is not None
+    return Choice(
+        index=index,
+        message=AnswerMessage(content=text),
+        logprobs=_logprobs(service, logprobs) if logprobs else None,
+        finish_reason=answer.ending.finish_reason,
+    )
+
+
+def _logprobs(service: Service, logprobs: Sequence[TokenLogprobs]) -> ChoiceLogprobs:
+    return ChoiceLogprobs(content=[service.token_texts.entry(one) for one in logprobs])
+
+
+def usage_of(answers: Sequence[RunningAnswer]) -> Usage:
+    """Return the token counts of answers to one prompt."""
+    counts: list[TokenCounts] = [answer.ending.usage for answer in answers if answer.ending is not None]
+    prompt = answers[0].prompt
+    answered = sum(one.completion_tokens for one in counts)
+    return Usage(
+        prompt_tokens=prompt.prompt_tokens,
+        completion_tokens=answered,
+        total_tokens=prompt.prompt_tokens + answered,
+        prompt_tokens_details=PromptTokensDetails(
+            cached_tokens=counts[0].cached_tokens if counts else 0,
+            text_tokens=prompt.prompt_tokens - prompt.media_tokens,
+            image_tokens=prompt.media_tokens,
+        ),
+        completion_tokens_details=CompletionTokensDetails(),
+    )
+
+
+def _new_id() -> str:
+    return f"chatcmpl-{uuid.uuid4().hex}"
+
+
+class _ChatStream:
+    """The events of a streamed answer: the role, pieces of text, the reason for the end, the token counts."""
+
+    def __init__(self, service: Service, body: ChatCompletionRequest, answers: Sequence[RunningAnswer]):
+        self._service = service
+        self._answers = answers
+        self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
+        self._head: dict[str, Any] = {
+            "id": _new_id(),
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": FINGERPRINT,
+        }
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Yield the events. An answer that fails ends the stream with an error event."""
+        try:
+            for index in range(len(self._answers)):
+                yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+            async for index, news in merged(self._answers):
+                yield self._of_news(index, news)
+            if self._has_usage:
+                yield event({**self._head, "choices": [], "usage": usage_of(self._answers).model_dump()})
+        except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it
+            yield event(failed_answer(error).body)
+        finally:
+            for answer in self._answers:
+                answer.cancel()
+                self._service.metrics.answer_ended(answer)
+        yield DONE
+
+    def _of_news(self, index: int, news: Delta | Ending) -> bytes:
+        if isinstance(news, Ending):
+            return self._chunk(index, {}, news.finish_reason)
+        logprobs = _logprobs(self._service, news.logprobs).model_dump() if news.logprobs else None
+        return self._chunk(index, {"content": news.text}, logprobs=logprobs)
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+        return event({**self._head, "choices": [choice], **({"usage": None} if self._has_usage else {})})
+
+
+async def merged(answers: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Delta | Ending]]:
+    """Yield what several answers gain, with their numbers, as it comes. Raises the error of an answer that fails."""
+    arrived: asyncio.Queue[tuple[int, Delta | Ending | Exception]] = asyncio.Queue()
+
+    async def read(index: int, answer: RunningAnswer) -> None:
+        try:
+            async for delta in answer:
+                arrived.put_nowait((index, delta))
+            assert answer.ending is not None
+            arrived.put_nowait((index, answer.ending))
+        except Exception as error:  # noqa: BLE001 - raised below
+            arrived.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(read(index, answer)) for index, answer in enumerate(answers)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, news = await arrived.get()
+            if isinstance(news, Exception):
+                raise news
+            num_running -= isinstance(news, Ending)
+            yield index, news
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,119 @@
+"""From the messages of a request to the conversation that the model reads."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import Any, Protocol, TypeVar
+
+from vila_core import Image, Message, Video
+from vila_core.chat import ChatTemplate, Role, SeparatorTemplate
+from vila_serve.api.errors import ApiError
+from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, SystemMessage, ToolMessage
+from vila_serve.api.schemas.parts import (
+    AnyPart,
+    ImagePart,
+    InputImagePart,
+    InputVideoPart,
+    RefusalPart,
+    TextPart,
+    VideoPart,
+)
+
+Part = str | Image | Video
+Result = TypeVar("Result")
+
+
+class Media(Protocol):
+    """Opens the images and videos that clients send."""
+
+    async def open_image(self, url: str, detail: str | None = None) -> Image:
+        """Return the image at a `data:` URI or, if allowed, an https address. Raises `MediaError`."""
+        ...
+
+    async def open_video(self, url: str, frames: int | None = None, fps: float | None = None) -> Video:
+        """Return the video at a `data:` URI or, if allowed, an https address. Raises `MediaError`."""
+        ...
+
+
+async def read_conversation(
+    messages: Sequence[ChatMessage], media: Media, template: ChatTemplate, max_media: int
+) -> list[Message]:
+    """Open the media of a request and return its conversation.
+
+    Neighboring messages of the same role become one, since models are trained on turns.
+
+    Raises:
+        ApiError: there are too many media, or the model's template has no room for a system message or a tool.
+        MediaError: a medium cannot be opened.
+    """
+    _check_template(messages, template)
+    parts = [(_role(message), part) for message in messages for part in message.content or ()]
+    num_media = sum(not isinstance(part, TextPart | RefusalPart) for _, part in parts)
+    if num_media > max_media:
+        raise ApiError(
+            400,
+            f"The request has {num_media} images and videos; this server takes at most {max_media}.",
+            param="messages",
+        )
+    opened = await _all_or_nothing([_open(part, media) for _, part in parts])
+    turns: list[tuple[Role, list[Part]]] = []
+    remaining = iter(opened)
+    for message in messages:
+        role = _role(message)
+        own = [next(remaining) for _ in message.content or ()]
+        if turns and turns[-1][0] == role:
+            turns[-1][1].extend(["\n", *own])
+        else:
+            turns.append((role, own or [""]))
+    return [Message(role, content) for role, content in turns]
+
+
+def _check_template(messages: Sequence[ChatMessage], template: ChatTemplate) -> None:
+    if isinstance(template, SeparatorTemplate) and any(isinstance(message, SystemMessage) for message in messages):
+        raise ApiError(
+            400,
+            f"The model's chat template '{template.name}' has a fixed system prompt and no room for a system message. "
+            "Put the instructions at the beginning of the first user message.",
+            param="messages",
+        )
+    for index, message in enumerate(messages):
+        if isinstance(message, ToolMessage) or (isinstance(message, AssistantMessage) and message.tool_calls):
+            raise ApiError(
+                400,
+                f"The model's chat template '{template.name}' does not support tools.",
+                param=f"messages[{index}]",
+                code="tools_not_supported",
+            )
+
+
+def _role(message: ChatMessage) -> Role:
+    return "system" if isinstance(message, SystemMessage) else "user" if message.role == "tool" else message.role
+
+
+async def _open(part: AnyPart, media: Media) -> Part:
+    if isinstance(part, TextPart):
+        return part.text
+    if isinstance(part, RefusalPart):
+        return part.refusal
+    if isinstance(part, ImagePart):
+        return await media.open_image(part.image_url.url, part.image_url.detail)
+    if isinstance(part, InputImagePart):
+        if part.image_url is None:
+            raise ApiError(400, "An 'input_image' needs 'image_url'; this server keeps no files.", param="input")
+        return await media.open_image(part.image_url, part.detail)
+    if isinstance(part, InputVideoPart):
+        return await media.open_video(part.video_url, part.frames, part.fps)
+    assert isinstance(part, VideoPart)
+    inner = part.video_url
+    frames = inner.frames if part.frames is None else part.frames
+    return await media.open_video(inner.url, frames, inner.fps if part.fps is None else part.fps)
+
+
+async def _all_or_nothing(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Run coroutines together. If one fails or this is cancelled, cancel the others."""
+    tasks: list[asyncio.Task[Result]] = [asyncio.create_task(one) for one in work]
+    gathered: Awaitable[list[Result]] = asyncio.gather(*tasks)
+    try:
+        return await gathered
+    finally:
+        for task in tasks:
+            task.cancel()

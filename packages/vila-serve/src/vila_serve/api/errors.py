@@ -1,0 +1,183 @@
+"""Errors as OpenAI's API reports them: `{"error": {"message", "type", "param", "code"}}` with a matching status.
+
+No message holds a traceback, a path or an inner address: an unexpected error is logged with the id of its request, and
+the client gets that id only.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from vila_core.engine.limits import QueueFullError
+from vila_core.errors import (
+    GenerationError,
+    MediaError,
+    PromptError,
+    PromptTooLongError,
+    VilaError,
+    printable,
+    read_problem,
+    shown,
+)
+from vila_serve.request_id import request_id
+
+log = logging.getLogger(__name__)
+
+INVALID, AUTHENTICATION, RATE, SERVER = (
+    "invalid_request_error",
+    "authentication_error",
+    "rate_limit_error",
+    "server_error",
+)
+_WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
+
+
+class ApiError(Exception):
+    """An error for the client.
+
+    Args:
+        status: of the response.
+        message: one line.
+        kind: OpenAI's "type".
+        param: the field of the request that is wrong.
+        code: a word that programs can test.
+        headers: of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What the client gets."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    @property
+    def response(self) -> JSONResponse:
+        """The response."""
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def busy(retry_after: int) -> ApiError:
+    """Return the error of a request that would have to wait behind too many others."""
+    return ApiError(
+        429,
+        f"The server is busy: its queue is full. Try again in {retry_after} s.",
+        kind=RATE,
+        code="rate_limit_exceeded",
+        headers={"retry-after": str(retry_after)},
+    )
+
+
+def internal_error() -> ApiError:
+    """Return the error for a client when anything unexpected happened."""
+    return ApiError(
+        500, f"The server failed to answer. Its log says why under request {request_id.get()}.", kind=SERVER
+    )
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return what the client gets of an error in the handling of its request. Unexpected ones are logged here."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        return busy(1)
+    if isinstance(error, PromptTooLongError):
+        return ApiError(400, str(error), param="messages", code="context_length_exceeded")
+    if isinstance(error, PromptError):
+        return ApiError(400, str(error), param="messages")
+    if isinstance(error, MediaError):
+        return ApiError(400, str(error), param="messages", code="invalid_media")
+    if isinstance(error, GenerationError):
+        return ApiError(400, str(error))
+    log.error("A request failed.", exc_info=error)
+    return internal_error()
+
+
+def failed_answer(error: Exception) -> ApiError:
+    """Return what the client gets when an answer fails that had begun: the reason lies in the model or the machine."""
+    log.error("An answer failed: %s", error, exc_info=None if isinstance(error, VilaError) else error)
+    return internal_error()
+
+
+def validation_error(problems: Sequence[Mapping[str, Any]], body: object) -> ApiError:
+    """Return the error for a body that does not fit its schema.
+
+    Args:
+        problems: as pydantic lists them (`ValidationError.errors()`).
+        body: what was sent.
+    """
+    problem = read_problem(problems[0])
+    param = _as_path([part for part in problems[0]["loc"] if part != "body"], body)
+    if problem.kind == "extra_forbidden":
+        return ApiError(400, printable(f"Unknown field '{param}'."), param=param, code="unknown_parameter")
+    if not param:
+        return ApiError(400, f"The body {_sentence(problem.message)}.")
+    if problem.kind == "missing":
+        return ApiError(400, f"The field '{param}' is missing.", param=param, code="missing_required_parameter")
+    got = "" if isinstance(problem.value, dict | list) else f", got {shown(problem.value)}"
+    return ApiError(400, printable(f"'{param}' {_sentence(problem.message)}{got}."), param=param, code="invalid_value")
+
+
+def _sentence(message: str) -> str:
+    """Return a message as the end of a sentence whose subject is the field."""
+    return message if message.startswith(("must ", "is ", "has ")) else f"is not valid: {message.rstrip('.')}"
+
+
+def _as_path(location: Sequence[str | int], body: object) -> str:
+    """Return the place of a problem as OpenAI writes it: `messages[0].content[1].type`.
+
+    Pydantic's location also holds names of the alternatives that it tried; they are not in the body, and left out.
+    """
+    path, current = "", body
+    for index, part in enumerate(location):
+        is_last = index == len(location) - 1
+        if isinstance(part, int) and isinstance(current, list):
+            path += f"[{part}]"
+            entries = cast("list[object]", current)
+            current = entries[part] if part < len(entries) else None
+        elif isinstance(current, dict) and (part in current or is_last):
+            path += f".{part}" if path else str(part)
+            current = cast("dict[object, object]", current).get(part)
+    return path
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Let `app` report every error in OpenAI's form."""
+
+    async def on_error(request: Request, error: Exception) -> JSONResponse:
+        return as_api_error(error).response
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return validation_error(error.errors(), error.body).response
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = _WORDS.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, headers=error.headers).response
+
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ApiError, on_error)
+    app.add_exception_handler(VilaError, on_error)

@@ -1,0 +1,94 @@
+"""From the fields of a request to the settings of its answer."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import GenerationError
+from vila_serve.api.errors import ApiError
+from vila_serve.api.schemas.chat import (
+    ChatCompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    ResponseFormat,
+)
+from vila_serve.settings import ServeSettings
+
+SEEDS = 2**63
+SMALLEST_TOP_P = 1e-6
+"""OpenAI allows 0, which keeps the likeliest token."""
+
+
+def generation_configs(request: ChatCompletionRequest, settings: ServeSettings) -> list[GenerationConfig]:
+    """Return the settings of each of the `n` answers. They differ in their seeds: `seed`, `seed` + 1, …
+
+    Raises:
+        ApiError: a value is out of range, or two fields contradict each other.
+    """
+    count = request.n or 1
+    if count > settings.max_choices:
+        raise ApiError(400, f"'n' is {count}; this server gives at most {settings.max_choices} answers.", param="n")
+    if request.top_logprobs and not request.logprobs:
+        raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    top_p = settings.default_top_p if request.top_p is None else request.top_p
+    values: dict[str, Any] = {
+        "max_new_tokens": _max_new_tokens(request, settings),
+        "temperature": settings.default_temperature if request.temperature is None else request.temperature,
+        "top_p": max(top_p, SMALLEST_TOP_P),
+        "top_k": request.top_k or 0,
+        "stop": tuple(request.stop or ()),
+        "stop_token_ids": tuple(request.stop_token_ids or ()),
+        "logprobs": bool(request.logprobs),
+        "top_logprobs": request.top_logprobs or 0,
+        **_penalties(request),
+        **json_settings(request.response_format),
+    }
+    first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
+    config = as_config({**values, "seed": first % SEEDS})
+    return [config.model_copy(update={"seed": (first + index) % SEEDS}) for index in range(count)]
+
+
+def as_config(values: Mapping[str, Any]) -> GenerationConfig:
+    """Return checked settings. Raises `ApiError`."""
+    try:
+        return GenerationConfig.model_validate(values)
+    except GenerationError as error:
+        param = "response_format" if "json_schema" in str(error) else None
+        raise ApiError(
+            400, str(error).replace("Generation setting 'json_schema'", "The JSON schema"), param=param
+        ) from None
+
+
+def _max_new_tokens(request: ChatCompletionRequest, settings: ServeSettings) -> int:
+    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    wanted = settings.default_max_tokens if asked is None else asked
+    return wanted if settings.max_tokens is None else min(wanted, settings.max_tokens)
+
+
+def _penalties(request: ChatCompletionRequest) -> dict[str, Any]:
+    """Return the penalties that a request sets. Zeros and empty objects are left out, since they mean nothing."""
+    given: dict[str, Any] = {
+        "repetition_penalty": request.repetition_penalty,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+        "logit_bias": _biases(request.logit_bias or {}),
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+def _biases(biases: Mapping[str, float]) -> dict[int, float]:
+    wrong = next((key for key in biases if not (key.isascii() and key.isdigit() and len(key) <= 10)), None)
+    if wrong is not None:
+        raise ApiError(400, f"'logit_bias' maps token ids to numbers, but {wrong[:40]!r} is no id.", param="logit_bias")
+    return {int(key): value for key, value in biases.items()}
+
+
+def json_settings(response_format: ResponseFormat | None) -> dict[str, Any]:
+    """Return the generation settings of a response format."""
+    if isinstance(response_format, JsonObjectFormat):
+        return {"json_mode": True}
+    if isinstance(response_format, JsonSchemaFormat):
+        schema = response_format.json_schema.schema_
+        return {"json_schema": {} if schema is None else schema}
+    return {}

@@ -1,0 +1,135 @@
+"""Loads the model and runs the server until it is told to stop."""
+
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+import vila_core
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.errors import ConfigError, warn
+from vila_core.language.paged_cache import PAGE_SIZE
+from vila_serve.api.app import create_app
+from vila_serve.settings import ServeSettings
+
+MAX_HEADER_BYTES = 32 * 1024
+KEEP_ALIVE_SECONDS = 30
+
+
+def bind(settings: ServeSettings) -> socket.socket:
+    """Return a socket bound to the host and port of the settings; it does not listen yet.
+
+    Raises:
+        ConfigError: the port is taken or not allowed, or the host is no address of this machine.
+    """
+    host, port = settings.host, settings.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise ConfigError(
+            f"The host {host!r} (--host, VILA_HOST) is unknown. Use 127.0.0.1 for this machine only, or 0.0.0.0."
+        ) from None
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ConfigError(_why_not_bound(error, host, port)) from None
+    return bound
+
+
+def _why_not_bound(error: OSError, host: str, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"Port {port} of {host} is taken by another program. Choose another with --port (VILA_PORT); 0 finds one."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"Port {port} needs the rights of an administrator. Choose one from 1024 on with --port (VILA_PORT)."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"The host {host!r} (--host, VILA_HOST) is not an address of this machine. Use 127.0.0.1 or 0.0.0.0."
+    return f"The server cannot listen on {host}, port {port}: {error.strerror}."
+
+
+def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], None] = False) -> vila_core.Vila:
+    """Load the model of the settings, and answer once, so that the first client need not wait for that.
+
+    Raises:
+        CheckpointError, ConfigError: as `vila_core.load` does.
+    """
+    devices = None if settings.device_map in (None, "auto") else settings.device_map.split(",")
+    model = vila_core.load(
+        settings.model_path or EMBEDDED_MODEL,
+        device=settings.device,
+        device_map=devices or settings.device_map,
+        dtype=settings.dtype,
+        chat_template=None if settings.conv_mode == "auto" else settings.conv_mode,
+        revision=settings.revision,
+        offline=settings.offline,
+        lora=settings.lora_path,
+        engine=vila_core.EngineConfig(
+            max_batch=settings.max_batch,
+            max_queue=settings.max_batch + settings.max_queue,
+            cache_bytes=settings.cache_bytes,
+        ),
+        progress=progress,
+    )
+    model.generate("Hello", max_new_tokens=1)
+    held = model.engine.stats().pages * PAGE_SIZE
+    context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
+    if held < context:
+        warn(
+            f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "
+            "refused. Give it more memory with --cache-bytes, or use a smaller or quantized model."
+        )
+    return model
+
+
+def serve(model: vila_core.Vila, settings: ServeSettings, bound: socket.socket) -> None:
+    """Serve `model` on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
+
+    Raises:
+        ConfigError: another program has taken the port meanwhile.
+    """
+    _log_to_stderr(settings.log_level)
+    config = uvicorn.Config(
+        create_app(model, settings),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=settings.shutdown_timeout,
+    )
+    try:
+        bound.listen(config.backlog)
+    except OSError as error:
+        raise ConfigError(_why_not_bound(error, settings.host, bound.getsockname()[1])) from None
+    # After a graceful stop, uvicorn raises the signal again.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
+    uvicorn.Server(config).run(sockets=[bound])
+
+
+def address_of(bound: socket.socket) -> str:
+    """Return the URL of a socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(0)
+
+
+def _log_to_stderr(level: str) -> None:
+    logging.captureWarnings(True)
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
