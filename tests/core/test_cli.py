@@ -77,7 +77,6 @@ def test_unknown_command(run: Run) -> None:
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
-        ("serve", "vila chat"),
         ("run", "torchrun"),
         ("upload", "hf upload"),
         ("ask", "vila infer"),

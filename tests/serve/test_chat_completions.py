@@ -378,5 +378,5 @@ def test_the_models_are_listed(client: openai.OpenAI):
     (listed,) = client.models.list().data
     assert (listed.id, listed.object) == ("vila-tiny", "model")
     assert client.models.retrieve("vila-tiny").id == "vila-tiny"
-    with pytest.raises(openai.NotFoundError, match="'other' does not exist. This server serves 'vila-tiny'"):
+    with pytest.raises(openai.NotFoundError, match=r"'other' does not exist\. This server serves 'vila-tiny'"):
         client.models.retrieve("other")
