@@ -16,7 +16,7 @@ from vila_core.projectors import build_projector
 from vila_core.prompt import PreparedMedium, PreparedPrompt
 from vila_core.tiles import WHOLE, TileLayout, Tiles
 from vila_train.labels import IGNORE_INDEX, expand_labels
-from vila_train.loss import causal_cross_entropy, soft_cross_entropy
+from vila_train.loss import TimeTokens, cross_entropy_sum
 
 
 @pytest.fixture
@@ -50,7 +50,8 @@ def test_splice_and_loss(golden: Path, tensors: dict[str, torch.Tensor], variant
         torch.testing.assert_close(embeds, get("eval_right.inputs_embeds"), atol=2e-5, rtol=1e-4)
         assert torch.equal(padded, get("eval_right.labels"))
         hidden = network.llm(embeds, lengths=get("eval_right.attention_mask").sum(-1))
-        loss = causal_cross_entropy(network.llm.logits(hidden), padded)
+        logits, padded = network.llm.logits(hidden)[:, :-1].flatten(0, 1), padded[:, 1:].flatten()
+        loss = cross_entropy_sum(logits, padded) / (padded != IGNORE_INDEX).sum()
     assert loss.item() == pytest.approx(recorded["eval_right.loss_unpacked"], abs=1e-5)
 
 
@@ -69,16 +70,17 @@ def test_soft_cross_entropy(golden: Path, tensors: dict[str, torch.Tensor]):
     recorded = json.loads((golden / "embed_merge.json").read_text())
     time_tokens = torch.tensor(recorded["soft_tokens"])
     for std in (1.0, 0.5):
-        loss = soft_cross_entropy(tensors["softce.logits"], tensors["softce.targets"], time_tokens, std=std)
+        logits, labels = tensors["softce.logits"][:, :-1].flatten(0, 1), tensors["softce.targets"][:, 1:].flatten()
+        logits, labels = logits[labels != IGNORE_INDEX], labels[labels != IGNORE_INDEX]
+        loss = cross_entropy_sum(logits, labels, TimeTokens(time_tokens, std)) / len(labels)
         assert loss.item() == pytest.approx(recorded[f"soft_cross_entropy std={std}"], abs=1e-6)
 
 
-def test_soft_cross_entropy_without_time_tokens():
+def test_cross_entropy_without_time_tokens_among_the_labels():
     torch.manual_seed(0)
-    logits, labels = torch.randn(2, 5, 7), torch.randint(0, 4, (2, 5))
-    assert soft_cross_entropy(logits, labels, torch.tensor([5, 6])).item() == pytest.approx(
-        F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item()
-    )
+    logits, labels = torch.randn(10, 7), torch.randint(0, 4, (10,))
+    soft = cross_entropy_sum(logits, labels, TimeTokens(torch.tensor([5, 6])))
+    assert soft.item() == pytest.approx(F.cross_entropy(logits, labels, reduction="sum").item())
 
 
 def test_projection_of_merged_scales(golden: Path):

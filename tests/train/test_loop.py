@@ -9,7 +9,8 @@ import torch
 
 from vila_core.errors import VilaError
 from vila_core.model import VilaModel
-from vila_train.tiny.loop import Record, Stage, TrainingError, learning_rate, run_stage
+from vila_train.errors import TrainingError
+from vila_train.tiny.loop import Record, Stage, learning_rate, run_stage
 from vila_train.tiny.pools import Pool
 from vila_train.tiny.recipes import Draw, StageConfig, tiny_stages
 

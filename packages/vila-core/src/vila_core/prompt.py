@@ -57,6 +57,7 @@ class PreparedPrompt:
         media: the media in the order of their tokens. With `video_as_images`, each video frame is an image.
         video_duration: seconds of the last video, which time tokens refer to; None without a video or a frame rate.
         seconds: how long preparation took.
+        turns: the conversation as text, with media tokens in place of media.
     """
 
     text: str
@@ -64,6 +65,7 @@ class PreparedPrompt:
     media: list[PreparedMedium] = field(default_factory=list[PreparedMedium])
     video_duration: float | None = None
     seconds: float = 0.0
+    turns: Sequence[Turn] = ()
 
 
 def prepare(
@@ -112,6 +114,7 @@ def prepare(
         prepared,
         durations[-1] if durations else None,
         time.perf_counter() - started,
+        turns,
     )
 
 

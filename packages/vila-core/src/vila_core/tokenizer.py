@@ -88,15 +88,23 @@ class Tokenizer:
         Raises:
             PromptError: the text is not valid Unicode: an undecodable byte, or half of a surrogate pair.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            around = text[max(0, error.start - 20) : error.start + 20]
-            raise PromptError(
-                f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8."
-            ) from None
-        with _reported_as_damage("The tokenizer of this checkpoint fails on this text"):
+        _require_unicode(text)
+        with _reported_as_damage(_FAILS):
             return list(self.hf(text, verbose=False).input_ids)  # `Vila` checks the length
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of `text` as `encode` does, and the characters `[start, end)` that each comes from.
+
+        Added special tokens come from none: their span is empty.
+
+        Raises:
+            PromptError: the text is not valid Unicode.
+            CheckpointError: the tokenizer cannot say where its tokens come from.
+        """
+        _require_unicode(text)
+        with _reported_as_damage(_FAILS):
+            encoded = self.hf(text, verbose=False, return_offsets_mapping=True)
+        return list(encoded.input_ids), [(start, end) for start, end in encoded.offset_mapping]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`."""
@@ -160,6 +168,18 @@ class Tokenizer:
         return token_id
 
 
+def _require_unicode(text: str) -> None:
+    """Raise `PromptError` for undecodable bytes and halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise PromptError(
+            f"The text is not valid Unicode: {text[error.start]!a} in {around!a}. Write it in UTF-8."
+        ) from None
+
+
+_FAILS = "The tokenizer of this checkpoint fails on this text"
 _PROBE = "The quick brown fox: 1, 2, 3?"
 
 

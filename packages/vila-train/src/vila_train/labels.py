@@ -1,10 +1,11 @@
 """Token ids and training labels of a conversation: only the assistant's messages are trained on.
 
-As in the reference (`llava/utils/tokenizer.py: preprocess_conversation`), the labels come from matching the tokens
-against the same conversation with its answers removed: every token that does not match belongs to an answer.
+The reference (`llava/utils/tokenizer.py: preprocess_conversation`) matches tokens against the same conversation with
+its answers removed, which mislabels a token of an answer that equals the next token of the template. Here labels are
+the tokens that the characters of an answer become.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 
 from vila_core.chat import SENTINEL_TOKEN, ChatTemplate, Turn
@@ -20,25 +21,52 @@ def tokenize_with_labels(
 ) -> tuple[list[int], list[int]]:
     """Return the T token ids of a complete conversation and its T labels: the token id in answers, -100 elsewhere.
 
-    The end token of an answer is labelled too. If a conversation cannot be matched, all labels are -100.
+    The token after an answer, which ends it, is labelled too. If the template does not keep the answers as they are
+    (a separator template drops an empty one), all labels are -100.
 
     Raises:
         PromptError: the template cannot render the conversation.
     """
     turns = [replace(turn, text=turn.text.strip()) for turn in turns]
     unanswered = [replace(turn, text=SENTINEL_TOKEN) if turn.role == "assistant" else turn for turn in turns]
-    ids, skeleton = (
-        tokenizer.encode(
-            template.render(some, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt)
-        )
+    text, skeleton = (
+        template.render(some, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt)
         for some in (turns, unanswered)
     )
-    # SentencePiece puts an empty token before the sentinel; the second attempt removes it too.
-    for tokens_before in (0, 1):
-        labels = _match(ids, _cut_answers(skeleton, tokenizer.sentinel_token_id, tokens_before))
-        if labels is not None:
-            return ids, labels
-    return ids, [IGNORE_INDEX] * len(ids)
+    ids, spans = tokenizer.encode_with_spans(text)
+    labels = [IGNORE_INDEX] * len(ids)
+    for answer in _answer_spans(text, skeleton, [turn.text for turn in turns if turn.role == "assistant"]):
+        for position in _tokens_of(answer, spans):
+            labels[position] = ids[position]
+    return ids, labels
+
+
+def _answer_spans(text: str, skeleton: str, answers: Sequence[str]) -> list[range]:
+    """Return the characters of each answer in `text`, which is `skeleton` with answers in place of the sentinels.
+
+    Empty if it is not.
+    """
+    pieces = skeleton.split(SENTINEL_TOKEN)
+    answers = answers[len(answers) - len(pieces) + 1 :]  # a template may drop a first turn that is not the user's
+    spans: list[range] = []
+    place = 0
+    for piece, answer in zip(pieces, [*answers, ""], strict=False):
+        start = place + len(piece)
+        if not text.startswith(piece, place) or not text.startswith(answer, start):
+            return []
+        place = start + len(answer)
+        spans.append(range(start, place))
+    return spans[:-1] if place == len(text) and len(spans) == len(pieces) else []
+
+
+def _tokens_of(answer: range, spans: Sequence[tuple[int, int]]) -> Iterator[int]:
+    """Yield the positions of the tokens that have a character of `answer`, and of the token after them."""
+    for position, (start, end) in enumerate(spans):
+        if start < answer.stop and end > answer.start and start < end:
+            yield position
+        elif start >= answer.stop and start < end:
+            yield position
+            return
 
 
 def expand_labels(
@@ -55,23 +83,3 @@ def expand_labels(
     of_text = iter([label for token, label in zip(ids, labels, strict=True) if token not in media_ids])
     in_blocks = {position for blocks in expanded.blocks for block in blocks for position in block}
     return [IGNORE_INDEX if position in in_blocks else next(of_text) for position in range(len(expanded.ids))]
-
-
-def _cut_answers(skeleton: list[int], sentinel: int, tokens_before: int) -> list[int]:
-    """Return `skeleton` without each sentinel, the end token after it, and `tokens_before` tokens before it."""
-    cut: set[int] = set()
-    for position, token in enumerate(skeleton[:-1]):
-        if token == sentinel:
-            cut.update(range(max(position - tokens_before, 0), position + 2))
-    return [token for position, token in enumerate(skeleton) if position not in cut]
-
-
-def _match(ids: list[int], skeleton: list[int]) -> list[int] | None:
-    """Return the labels, or None if `skeleton` is not a subsequence of `ids`."""
-    labels, matched = [IGNORE_INDEX] * len(ids), 0
-    for position, token in enumerate(ids):
-        if matched < len(skeleton) and token == skeleton[matched]:
-            matched += 1
-        else:
-            labels[position] = token
-    return labels if matched == len(skeleton) else None

@@ -1,39 +1,145 @@
 """The training loss: cross-entropy over the labelled tokens, with soft targets for time tokens.
 
-Dimensions: B batch, T tokens, V vocabulary, L labelled tokens, K time tokens.
+Losses are sums. The mean is taken over the labelled tokens of the whole global batch, so that accumulation, packing and
+the number of ranks do not change it.
+
+Dimensions: T tokens, V vocabulary, L labelled tokens, K time tokens, D width.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vila_train.labels import IGNORE_INDEX
 
-
-def causal_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss of predicting each label from the tokens before it: `[B, T, V]`, `[B, T]` -> fp32 scalar."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+LOGITS_AT_ONCE = 2**26
+"""Logits that exist at the same time: 256 MB in fp32."""
 
 
-def soft_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, time_token_ids: torch.Tensor, *, std: float = 1.0
-) -> torch.Tensor:
-    """Return the `causal_cross_entropy` with soft targets for time tokens (LITA, arXiv 2403.19046).
+@dataclass(frozen=True)
+class TimeTokens:
+    """Time tokens and the width of their targets (LITA, arXiv 2403.19046).
 
-    The target of time token t is proportional to exp(-(t - t')² / 2 std²) over all time tokens t'. Hard and soft tokens
-    share one denominator, the number of labelled tokens.
+    Attributes:
+        ids: their ids in order of time, int64 `[K]`.
+        std: standard deviation of a target, in time tokens.
+    """
+
+    ids: Tensor
+    std: float = 1.0
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor, time_tokens: TimeTokens | None = None) -> Tensor:
+    """Return the summed loss of logits `[L, V]` and labels `[L]`, an fp32 (or fp64) scalar.
+
+    The target of time token t is proportional to exp(-(t - t')² / 2 std²) over all time tokens t'.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if time_tokens is None:
+        return F.cross_entropy(logits, labels, reduction="sum")
+    is_time = torch.isin(labels, time_tokens.ids)
+    hard = F.cross_entropy(logits[~is_time], labels[~is_time], reduction="sum")
+    distance = labels[is_time, None] - time_tokens.ids  # [L_time, K]
+    target = torch.softmax(-(distance.to(logits.dtype) ** 2) / (2 * time_tokens.std**2), dim=-1)
+    return hard - (target * logits[is_time].log_softmax(dim=-1)[:, time_tokens.ids]).sum()
+
+
+def next_tokens(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hidden states `[L, D]` that predict labelled tokens, and these labels `[L]`.
 
     Args:
-        logits: `[B, T, V]`.
-        labels: `[B, T]` int64, -100 for tokens without a label.
-        time_token_ids: `[K]` int64, in order of time.
-        std: standard deviation of the target, in time tokens.
+        hidden: `[T, D]`, of sequences one after another.
+        labels: int64 `[T]`, `IGNORE_INDEX` where nothing is predicted, such as at the first token of a sequence.
     """
-    logits, labels = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten()
-    labelled = labels != IGNORE_INDEX
-    logits, labels = logits[labelled], labels[labelled]  # [L, V], [L]
-    is_time = torch.isin(labels, time_token_ids)
-    hard = F.cross_entropy(logits[~is_time], labels[~is_time], reduction="sum")
-    distance = labels[is_time, None] - time_token_ids  # [L_time, K]
-    target = torch.softmax(-(distance.float() ** 2) / (2 * std**2), dim=-1)
-    soft = -(target * logits[is_time].log_softmax(dim=-1)[:, time_token_ids]).sum()
-    return (hard + soft) / max(len(labels), 1)
+    labelled = labels[1:] != IGNORE_INDEX
+    return hidden[:-1][labelled], labels[1:][labelled]
+
+
+def chunked_cross_entropy(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    labels: Tensor,
+    time_tokens: TimeTokens | None = None,
+    *,
+    vocab_size: int,
+) -> Tensor:
+    """Return `cross_entropy_sum` of `head(hidden)` without ever holding all logits.
+
+    Gradients are computed chunk by chunk together with the loss, so that no chunk's logits are kept or computed twice.
+
+    Args:
+        head: hidden states `[n, D]` to logits `[n, V]`.
+        hidden: `[L, D]`.
+        labels: int64 `[L]`.
+        time_tokens: for soft targets.
+        vocab_size: V, which decides the size of a chunk.
+    """
+    chunk = max(LOGITS_AT_ONCE // vocab_size, 1)
+    if not torch.is_grad_enabled():
+        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
+        return sum((cross_entropy_sum(head(x), y, time_tokens) for x, y in parts), _zero(hidden))
+
+    def loss_of(of_chunk: Tensor, its_labels: Tensor) -> Tensor:
+        return cross_entropy_sum(head(of_chunk), its_labels, time_tokens)
+
+    parameters = _leaves(loss_of(hidden[:1].detach(), labels[:1])) if len(hidden) else []
+    return _ChunkedLoss.apply(loss_of, chunk, labels, hidden, *parameters)  # pyright: ignore[reportReturnType]
+
+
+def _leaves(output: Tensor) -> list[Tensor]:
+    """Return the trainable tensors that `output` was computed from, in a fixed order."""
+    found: dict[Tensor, None] = {}
+    seen: set[Any] = set()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):  # it accumulates the gradient of a leaf
+            found[node.variable] = None
+        waiting += [parent for parent, _ in node.next_functions]
+    return list(found)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Computes the gradients in `forward`; `backward` scales them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss_of: Callable[[Tensor, Tensor], Tensor],
+        chunk: int,
+        labels: Tensor,
+        hidden: Tensor,
+        *parameters: Tensor,
+    ) -> Tensor:
+        total = _zero(hidden)
+        of_hidden = torch.empty_like(hidden)
+        sums = [torch.zeros_like(parameter, dtype=total.dtype) for parameter in parameters]
+        for start in range(0, len(hidden), chunk):
+            stop = start + chunk
+            with torch.enable_grad():
+                x = hidden[start:stop].detach().requires_grad_()
+                loss = loss_of(x, labels[start:stop])
+            of_x, *of_parameters = torch.autograd.grad(loss, [x, *parameters])
+            total += loss.detach()
+            of_hidden[start:stop] = of_x
+            for of_all, of_chunk in zip(sums, of_parameters, strict=True):
+                of_all += of_chunk
+        ctx.gradients = [of_hidden, *(of_all.to(p.dtype) for of_all, p in zip(sums, parameters, strict=True))]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Any) -> Any:
+        (scale,) = outputs
+        return None, None, None, *(gradient.mul_(scale.to(gradient.dtype)) for gradient in ctx.gradients)
+
+
+def _zero(hidden: Tensor) -> Tensor:
+    """Return the 0 of a sum of losses: fp32, or fp64 for fp64."""
+    return hidden.new_zeros((), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)

@@ -5,18 +5,23 @@ B batch, T new tokens, S keys, H query heads, H_kv key/value heads, D_h head wid
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cache
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vila_core.language.cache import SlotCache
+from vila_core.language.packed import PackedSequences
 from vila_core.ops.support import refusal
 
 LONG = 12_288
 """From this many tokens on, cuDNN's attention is worth the 40 ms that it takes to plan for a new length."""
+
+VARLEN_DTYPES = (torch.float16, torch.bfloat16)
 
 OTHER_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
@@ -31,6 +36,8 @@ class AttentionInputs:
         cache: where their keys and values are written; None keeps nothing.
         reads_cache: whether they attend to the cache; if not, only to each other.
         is_tail: whether the new tokens are the last ones of what they attend to, and see all before them.
+        packed: where the sequences of a packed row begin; `mask` and `cache` are then None.
+        window: how many tokens back a token of a packed row sees, itself included; None sees all.
     """
 
     mask: torch.Tensor | None = None
@@ -38,6 +45,8 @@ class AttentionInputs:
     cache: SlotCache | None = None
     reads_cache: bool = False
     is_tail: bool = False
+    packed: PackedSequences | None = None
+    window: int | None = None
 
 
 class AttentionFunction(Protocol):
@@ -55,6 +64,8 @@ class AttentionFunction(Protocol):
 
 def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInputs, layer: int) -> torch.Tensor:
     """Attend with PyTorch's scaled dot product attention; see `AttentionFunction`."""
+    if inputs.packed is not None:
+        return attend_packed(q, k, v, inputs.packed, inputs.window)
     if inputs.cache is not None:
         assert inputs.positions is not None, "a cache is addressed by positions"
         inputs.cache.write(layer, inputs.positions, k, v)
@@ -94,6 +105,51 @@ def attend_as_tail(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.T
     # `scaled_dot_product_attention` aligns queries with the first keys; this operator aligns them with the last, as
     # torch.nn.attention.bias.causal_lower_right does, whose import takes seconds.
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True, False)[0]
+
+
+def attend_packed(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedSequences, window: int | None
+) -> torch.Tensor:
+    """Attend within each sequence, causally.
+
+    `q [1, H, T, D_h]`, `k`, `v` `[1, H_kv, T, D_h]` -> `[1, H, T, D_h]`. On a GPU in 16 bits, one kernel reads all
+    sequences; elsewhere they are attended to one by one. A token sees the `window` last tokens, itself included.
+    """
+    if q.is_cuda and q.dtype in VARLEN_DTYPES:
+        return _attend_varlen(q, k, v, packed, window)
+    out: list[torch.Tensor] = []
+    for q_one, k_one, v_one in zip(*(x.split(packed.lengths, dim=2) for x in (q, k, v)), strict=True):
+        length = q_one.shape[2]
+        own = torch.arange(length, device=q.device)[None]
+        mask = None if window is None or window >= length else visibility(own, length, window)
+        out.append(attend(q_one, k_one, v_one, mask))
+    return torch.cat(out, dim=2)
+
+
+def _attend_varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedSequences, window: int | None
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn  # imported here because it takes a second
+
+    groups: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if _varlen_takes_groups():
+            groups["enable_gqa"] = True
+        else:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [T, H, D_h], [T, H_kv, D_h] twice
+    longest, back = max(packed.lengths), -1 if window is None else window - 1
+    out = varlen_attn(q, k, v, packed.bounds, packed.bounds, longest, longest, window_size=(back, 0), **groups)
+    assert isinstance(out, torch.Tensor)
+    return out.transpose(0, 1)[None]
+
+
+@cache
+def _varlen_takes_groups() -> bool:
+    """Whether this PyTorch (2.12 and later) attends with fewer key/value heads than query heads."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 def attention_inputs(

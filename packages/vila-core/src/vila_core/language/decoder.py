@@ -14,6 +14,7 @@ from vila_core.config import DecoderConfig
 from vila_core.language import DecodeStep, fused_prefill
 from vila_core.language.attention import AttentionFunction, AttentionInputs, attention_inputs, sdpa
 from vila_core.language.cache import Cache, KVCache, SlotCache
+from vila_core.language.packed import PackedSequences, packed_rotation
 from vila_core.language.rope import Rotary, rotate
 
 
@@ -44,10 +45,14 @@ class Decoder(nn.Module):
         positions: torch.Tensor | None = None,
         cache: Cache | None = None,
         lengths: torch.Tensor | None = None,
+        packed: PackedSequences | None = None,
     ) -> torch.Tensor:
-        """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
+        """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`.
+
+        With `packed`, the one row `[1, T, D]` holds several sequences, none of which sees another.
+        """
         assert cache is None or isinstance(cache, SlotCache), "the decoder fills caches of its own new_cache"
-        return self.model(embeds, positions, cache, lengths)
+        return self.model(embeds, positions, cache, lengths, packed)
 
     def use_step(self, step: DecodeStep) -> None:
         """Let `step` read new tokens from now on, instead of `forward`."""
@@ -120,11 +125,21 @@ class DecoderModel(nn.Module):
         self.attention: AttentionFunction = sdpa
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor | None, cache: SlotCache | None, lengths: torch.Tensor | None
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None,
+        cache: SlotCache | None,
+        lengths: torch.Tensor | None,
+        packed: PackedSequences | None = None,
     ) -> torch.Tensor:
-        inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
-        assert inputs.positions is not None
-        rotation = self.rotary(inputs.positions, x.dtype, lengths)
+        if packed is None:
+            inputs = attention_inputs(x.shape[1], positions, cache, self.config.sliding_window, x.device)
+            assert inputs.positions is not None
+            rotation = self.rotary(inputs.positions, x.dtype, lengths)
+        else:
+            assert positions is cache is None, "a packed row starts all its sequences"
+            inputs = AttentionInputs(packed=packed, window=self.config.sliding_window)
+            rotation = packed_rotation(self.rotary, packed, x.dtype)
         if fused_prefill.takes(self, x):
             return fused_prefill.run(self, x, rotation, inputs, self.attention)
         for layer in self.layers:

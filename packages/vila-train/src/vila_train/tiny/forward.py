@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prompt import PreparedMedium
 from vila_core.tiles import Tiles, normalize
 from vila_train.labels import IGNORE_INDEX
+from vila_train.loss import cross_entropy_sum
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,8 @@ def answer_loss(network: VilaModel, batches: Sequence[Batch]) -> Tensor:
     """Return the mean cross-entropy over the answer tokens of all batches: every answer token has the same weight."""
     total = torch.zeros((), device=batches[0].ids.device)
     for batch, hidden in zip(batches, hidden_states(network, batches), strict=True):
-        logits = network.llm.logits(hidden[:, :-1]).float()  # [B, T - 1, V]
-        total = total + F.cross_entropy(
-            logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-        )
+        logits = network.llm.logits(hidden[:, :-1])  # [B, T - 1, V]
+        total = total + cross_entropy_sum(logits.flatten(0, 1), batch.labels[:, 1:].flatten())
     count = sum((batch.labels[:, 1:] != IGNORE_INDEX).sum() for batch in batches)
     return total / count
 

@@ -15,18 +15,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vila_core.errors import VilaError
 from vila_core.input_files import Content, check_input
 from vila_core.model import VilaModel
 from vila_core.new_file import new_file
+from vila_train.errors import TrainingError
 from vila_train.tiny.forward import Batch, answer_loss
 from vila_train.tiny.pools import Pool, join
 from vila_train.tiny.recipes import StageConfig
-
-
-class TrainingError(VilaError):
-    """Training cannot continue with this configuration."""
-
 
 Record = dict[str, object]
 Log = Callable[[Record], None]

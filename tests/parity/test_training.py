@@ -1,0 +1,186 @@
+"""Losses, gradients and AdamW steps of training, against the reference's packed training.
+
+The reference mislabels some tokens (quirk 26), so its own labels are used here; `test_labels` compares labels.
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.parity.conftest import recordings
+
+import vila_core as vila
+from vila_core.chat import Message
+from vila_core.media import MediaLimits
+from vila_core.model import VilaModel
+from vila_train.labels import expand_labels
+from vila_train.loss import TimeTokens
+from vila_train.packing import PackedRow, packed_loss
+from vila_train.samples import Encoder, TrainingSample
+
+STAGES = {"align": ("P",), "stage1.5": ("P", "V"), "pretrain": ("P", "L"), "sft": ("P", "V", "L")}
+PARTS = {"V": "vision_tower", "P": "mm_projector", "L": "llm"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recorded training run."""
+
+    record: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    checkpoint: Path
+    inputs: Path
+
+
+def find_runs(config: pytest.Config) -> list[tuple[str, Path]]:
+    files = [file for home in recordings(config) for file in sorted((home / "training").glob("*.json"))]
+    return [(file.stem, file) for file in files if not file.stem.startswith("instances")]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "run_file" in metafunc.fixturenames:
+        runs = find_runs(metafunc.config)
+        metafunc.parametrize("run_file", [file for _, file in runs], ids=[name for name, _ in runs])
+
+
+def open_run(file: Path) -> Run:
+    record = json.loads(file.read_text())
+    homes = [file.parent.parent, *(file.parent.parent.parent / name for name in ("golden", "golden2"))]
+    variant = record["checkpoint"].removeprefix("../golden/").removesuffix("/checkpoint")
+    checkpoint = next(path for home in homes if (path := home / variant / "checkpoint").exists())
+    inputs = next(path for home in homes if (path := home / "inputs").exists())
+    return Run(record, load_file(file.with_suffix(".safetensors")), checkpoint, inputs)
+
+
+def messages_of(instance: dict[str, Any], inputs: Path) -> list[Message]:
+    """Return an instance as the reference reads it: media first, then the text of the first message."""
+    images = instance.get("image", [])
+    media: list[Any] = [vila.Image(inputs / name) for name in ([images] if isinstance(images, str) else images)]
+    if "video" in instance:
+        media.append(vila.Video(inputs / instance["video"]))
+    messages: list[Message] = []
+    for turn in instance["conversations"]:
+        text = turn["value"].replace("<image>", "").replace("<video>", "").strip()
+        role = {"human": "user", "gpt": "assistant"}[turn["from"]]
+        messages.append(Message(role, [*media, text]))
+        media = []
+    return messages
+
+
+def open_model(run: Run) -> vila.Vila:
+    settings = {key: value for key, value in run.record["data_args"].items() if key != "image_aspect_ratio"}
+    as_images = run.record["media_semantics"] == "head"
+    model = vila.load(
+        run.checkpoint, dtype="float32", device="cpu", chat_template=run.record["conversation_mode"],
+        image_aspect_ratio=run.record["data_args"]["image_aspect_ratio"], video_as_images=as_images, **settings,
+    )  # fmt: skip
+    rows = {name.removeprefix("time_rows."): value for name, value in run.tensors.items() if "time_rows." in name}
+    with torch.no_grad():
+        for name, values in rows.items():
+            weight = model.network.llm.get_parameter(
+                {"embed_tokens": "model.embed_tokens.weight"}.get(name, f"{name}.weight")
+            )
+            weight[608:708] = values
+    return model
+
+
+def encode(run: Run, model: vila.Vila) -> list[TrainingSample]:
+    """Return the recorded samples with the reference's labels."""
+    network, tokenizer = model.network, model.tokenizer
+    encoder = Encoder(network, tokenizer, model.template, MediaLimits())
+    samples: list[TrainingSample] = []
+    for recorded in run.record["samples"]:
+        sample = encoder.encode(recorded["id"], messages_of(recorded["instance"], run.inputs))
+        assert sample.prompt.input_ids == recorded["input_ids"], recorded["id"]
+        media_ids = tokenizer.media_token_ids.values()
+        labels = expand_labels(recorded["input_ids"], recorded["labels"], media_ids, sample.expanded)
+        samples.append(replace(sample, labels=labels))
+    return samples
+
+
+def time_tokens_of(run: Run) -> TimeTokens | None:
+    if "time_token_ids" not in run.record:
+        return None
+    first, last = run.record["time_token_ids"]
+    return TimeTokens(torch.arange(first, last + 1), run.record.get("soft_ce_std", 1.0))
+
+
+def name_in_reference(name: str) -> str:
+    return name.replace("vision_tower.", "vision_tower.vision_tower.", 1) if name.startswith("vision_tower.") else name
+
+
+def test_training_steps(run_file: Path):
+    run = open_run(run_file)
+    model = open_model(run)
+    network, time_tokens = model.network, time_tokens_of(run)
+    samples = encode(run, model)
+    row = PackedRow.of(samples, torch.device("cpu"))
+    assert list(row.batch.lengths) == [length for length in run.record["packed_seqlens"] if length > 1]
+    assert row.num_labels == run.record["n_label_tokens"]
+    start = {name: parameter.detach().clone() for name, parameter in network.named_parameters()}
+    for stage, recorded in run.record["stages"].items():
+        trained = [PARTS[part] for part in STAGES[stage]]
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name.split(".")[0] in trained)
+            parameter.grad = None
+        loss = mean_loss(network, row, time_tokens)
+        assert loss.item() == pytest.approx(recorded["loss"], abs=2e-5), stage
+        loss.backward()
+        check_gradients(network, recorded, run, stage)
+        check_step(network, recorded, run, stage, lambda: mean_loss(network, row, time_tokens))
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(start[name])
+
+
+def mean_loss(network: VilaModel, row: PackedRow, time_tokens: TimeTokens | None) -> torch.Tensor:
+    return packed_loss(network, row, time_tokens) / row.num_labels
+
+
+def check_gradients(network: VilaModel, recorded: dict[str, Any], run: Run, stage: str) -> None:
+    gradients = {
+        name_in_reference(name): parameter.grad
+        for name, parameter in network.named_parameters()
+        if parameter.grad is not None
+    }
+    for name, norm in recorded["grad_norms"].items():
+        assert gradients[name].norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6), (stage, name)
+    total = torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item()
+    assert total == pytest.approx(recorded["total_grad_norm"], rel=1e-4), stage
+    for key, expected in run.tensors.items():
+        if not key.startswith("grad."):
+            continue
+        name = key.removeprefix("grad.").removesuffix("_rows")
+        if name in gradients:
+            torch.testing.assert_close(
+                rows_of(gradients[name], key, run), expected, atol=5e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def rows_of(tensor: torch.Tensor, key: str, run: Run) -> torch.Tensor:
+    """Return the rows of a tensor that were recorded: `rows [::7] of reshape(-1,432)`."""
+    if not key.endswith("_rows"):
+        return tensor
+    stated = run.record["rows"][key.removesuffix("_rows")]
+    step = int(stated.split("[::")[1].split("]")[0])
+    return tensor.reshape(-1, tensor.shape[-1])[::step]
+
+
+def check_step(network: VilaModel, recorded: dict[str, Any], run: Run, stage: str, loss: Any) -> None:
+    """Compare one AdamW step, and the loss after it."""
+    if "loss_after_step" not in recorded:
+        return
+    parameters = {name: p for name, p in network.named_parameters() if p.grad is not None}
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    torch.optim.AdamW(parameters.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0).step()
+    for key, expected in run.tensors.items():
+        name = key.removeprefix("adamw_delta.").removesuffix("_rows")
+        if stage == "align" and key.startswith("adamw_delta.") and name in parameters:
+            delta = rows_of(parameters[name].detach() - before[name], key, run)
+            certain = rows_of(parameters[name].grad, key, run).abs() > 1e-6  # others may flip
+            torch.testing.assert_close(delta[certain], expected[certain], atol=2e-5, rtol=0)
+    assert loss().item() == pytest.approx(recorded["loss_after_step"], abs=2e-4), stage
