@@ -124,7 +124,7 @@ def step_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: 
         end.synchronize()
         if repetition >= 3:
             times.append(start.elapsed_time(end))
-    assert 0 <= int(step.rows.ids.min()) <= int(step.rows.ids.max()) < step.rows.seen.shape[1]
+    assert 0 <= int(step.rows.ids.min()) <= int(step.rows.ids.max()) < step.rows.vocabulary
     return statistics.median(times)
 
 

@@ -194,15 +194,24 @@ def test_settings_belong_to_their_requests(engine: Engine, decoder: Decoder) -> 
         GenerationConfig(max_new_tokens=12, temperature=1.3, seed=1, top_k=3),
         GenerationConfig(max_new_tokens=12, temperature=1.3, seed=2, top_p=0.5),
         GenerationConfig(max_new_tokens=12, repetition_penalty=1.5),
+        GenerationConfig(max_new_tokens=12, presence_penalty=1.5, logit_bias={7: 3}),
         GenerationConfig(max_new_tokens=40, stop_token_ids=[0], json_schema={"enum": ["yes", "no"]}),
     ]
     handles = [engine.submit(Text(decoder, ids), config) for config in configs]
     together = [handle.result() for handle in handles]
-    assert together[5].text in ('"yes"', '"no"')
+    assert together[6].text in ('"yes"', '"no"')
     assert len({tuple(one.token_ids) for one in together}) >= 5
     assert [answer(engine, Text(decoder, ids), config).token_ids for config in configs] == [
         one.token_ids for one in together
     ]
+
+
+def test_a_bias_for_a_token_that_does_not_exist(engine: Engine, decoder: Decoder) -> None:
+    last = decoder.config.vocab_size - 1
+    forced = answer(engine, Text(decoder, some_ids(9)), GenerationConfig(max_new_tokens=3, logit_bias={last: 100}))
+    assert forced.token_ids == [last] * 3
+    with pytest.raises(GenerationError, match=rf"names token {last + 1}, but the vocabulary has"):
+        engine.submit(Text(decoder, some_ids(9)), GenerationConfig(logit_bias={last + 1: 1}))
 
 
 def test_a_full_queue_refuses(decoder: Decoder, tokenizer: Tokenizer) -> None:
@@ -245,7 +254,8 @@ def test_an_abandoned_stream_is_cancelled(engine: Engine, decoder: Decoder) -> N
 def test_pages_that_run_out_send_the_youngest_back(decoder: Decoder, tokenizer: Tokenizer) -> None:
     engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=6 * PAGE_BYTES))
     prompts = [Text(decoder, some_ids(50 + n, n)) for n in range(4)]
-    config = GenerationConfig(max_new_tokens=150, temperature=0.8, seed=3, repetition_penalty=1.1)
+    penalties = {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2, "logit_bias": {5: 2}}
+    config = GenerationConfig(max_new_tokens=150, temperature=0.8, seed=3, **penalties)
     outcomes = engine.answer_all(prompts, config)
     assert engine.stats().preemptions > 0
     assert all_pages_are_free(engine)
@@ -427,6 +437,8 @@ def soak(decoder: Decoder, tokenizer: Tokenizer, steps: int, seed: int) -> None:
                 seed=step,
                 top_k=chance.choice([0, 5]),
                 repetition_penalty=chance.choice([1.0, 1.2]),
+                presence_penalty=chance.choice([0.0, 0.5]),
+                frequency_penalty=chance.choice([0.0, 0.4]),
                 json_mode=chance.random() < 0.1,
             )
             handles.append((ids, config, engine.submit(Text(decoder, ids), config)))

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -47,13 +48,14 @@ def test_greedy_is_the_argmax_of_a_forward_without_cache(
     [
         {},
         {"repetition_penalty": 1.3},
+        {"presence_penalty": 0.8, "frequency_penalty": 0.3, "logit_bias": {5: 1.5}},
         {"temperature": 0.8, "seed": 5},
         {"temperature": 1.5, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1, "seed": 17},
     ],
-    ids=["greedy", "penalty", "sampled", "everything"],
+    ids=["greedy", "repetition", "penalties and a bias", "sampled", "everything"],
 )
 def test_batch_of_ragged_prompts_equals_one_by_one(
-    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, float]
+    decoder: Decoder, tokenizer: Tokenizer, end: frozenset[int], settings: dict[str, Any]
 ) -> None:
     config = GenerationConfig(max_new_tokens=30, **settings)
     batch = prompts(decoder)

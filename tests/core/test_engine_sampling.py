@@ -25,9 +25,9 @@ class Rows:
     def __init__(self, config: GenerationConfig, rows: int, vocab_size: int, seeds: Sequence[int] | None = None):
         self._rows = StepRows.allocate(rows, 1, vocab_size, CPU)
         settings = config.temperature, config.top_k, config.top_p
-        sampling = [
-            RowSampling(*settings, seed, config.repetition_penalty) for seed in seeds or [config.seed or 0] * rows
-        ]
+        penalties = config.repetition_penalty, config.presence_penalty, config.frequency_penalty
+        biases = tuple(config.logit_bias.items())
+        sampling = [RowSampling(*settings, seed, *penalties, biases) for seed in seeds or [config.seed or 0] * rows]
         for row, one in enumerate(sampling):
             self._rows.start(row, 5, [0], one)
         self._kind = StepKind.of(sampling)
@@ -80,6 +80,74 @@ def test_tokens_that_were_chosen_are_penalized() -> None:
     assert logits[0, 0] == 5.0
 
 
+def openai_penalties(logits: torch.Tensor, answer: Sequence[int], presence: float, frequency: float) -> torch.Tensor:
+    """`mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence` (OpenAI's guide, "Frequency and
+    presence penalties"), for one row `[V]`."""
+    changed = logits.clone()
+    for token_id in range(len(logits)):
+        count = list(answer).count(token_id)
+        changed[token_id] = logits[token_id] - count * frequency - float(count > 0) * presence
+    return changed
+
+
+@pytest.mark.parametrize("frequency", [-2.0, 0.0, 0.3, 2.0])
+@pytest.mark.parametrize("presence", [-1.0, 0.0, 0.7, 2.0])
+def test_presence_and_frequency_penalties_are_those_of_openai(presence: float, frequency: float) -> None:
+    logits = some_logits(3, 11, scale=1.0)
+    rows = Rows(GenerationConfig(presence_penalty=presence, frequency_penalty=frequency), 3, 11)
+    answers: list[list[int]] = [[], [], []]
+    for _ in range(25):
+        expected = [
+            int(openai_penalties(row, answer, presence, frequency).argmax())
+            for row, answer in zip(logits, answers, strict=True)
+        ]
+        assert rows(logits).tolist() == expected
+        for answer, token_id in zip(answers, expected, strict=True):
+            answer.append(token_id)
+
+
+def test_all_penalties_together_come_in_their_order() -> None:
+    """The repetition penalty scales the model's logits; the others are added to the result."""
+    config = GenerationConfig(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={2: 1.0})
+    rows = Rows(config, 1, 3)
+    logits = torch.tensor([[4.0, 3.0, -0.5]])
+    assert [rows(logits).item() for _ in range(6)] == [0, 1, 0, 0, 0, 1]
+    # 4, 3, 0.5 -> 1.25, 3, 0.5 -> 1.25, 0.75, 0.5 -> 1, .75, .5 -> .75, .75, .5 (the first of equals) -> .5, .75, .5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_bias_bans_and_forces_tokens(temperature: float) -> None:
+    logits = some_logits(2, 11)
+    best = logits.argmax(-1).tolist()
+    banned = Rows(GenerationConfig(temperature=temperature, logit_bias=dict.fromkeys(best, -100)), 2, 11)
+    forced = Rows(GenerationConfig(temperature=temperature, logit_bias={5: 100}), 2, 11)
+    for _ in range(20):
+        assert not set(best) & set(banned(logits).tolist())
+        assert forced(logits).tolist() == [5, 5]
+
+
+def test_penalties_of_one_row_leave_the_others_alone() -> None:
+    """A row that another request with a bias has left, beside a row with penalties."""
+    logits = some_logits(2, 11)
+    rows = StepRows.allocate(2, 1, 11, CPU)
+    rows.start(0, 5, [0], RowSampling(logit_bias=((3, 100.0),), presence_penalty=2.0))
+    rows.start(0, 5, [0], RowSampling())
+    penalized = RowSampling(presence_penalty=2.0, frequency_penalty=2.0)
+    rows.start(1, 5, [0], penalized)
+    kind = StepKind.of([RowSampling(), penalized])
+    chosen = [rows.choose(choose_tokens, logits, kind, ahead=1).tolist() for _ in range(4)]
+    assert [row[0] for row in chosen] == [int(logits[0].argmax())] * 4
+    assert len({row[1] for row in chosen}) > 1
+
+
+def test_a_biased_token_that_a_grammar_forbids_stays_forbidden() -> None:
+    rows = StepRows.allocate(1, 1, 11, CPU)
+    sampling = RowSampling(logit_bias=((3, 100.0),))
+    rows.start(0, 5, [0], sampling)
+    rows.allow(0, torch.tensor([0b10000], dtype=torch.int32))
+    assert rows.choose(choose_tokens, some_logits(1, 11), StepKind.of([sampling], masks=True), ahead=1).tolist() == [4]
+
+
 def test_draws_follow_the_distribution() -> None:
     config = GenerationConfig(temperature=0.8, top_k=6, seed=12)
     logits = some_logits(1, 11, scale=1.0)
@@ -127,6 +195,22 @@ def test_half_precision_logits_are_sampled_in_fp32(dtype: torch.dtype) -> None:
         ({"top_p": 1.1}, r"'top_p' must be 1 or less, got 1.1"),
         ({"repetition_penalty": 0.0}, r"'repetition_penalty' must be 0.01 or more, got 0.0"),
         ({"repetition_penalty": 1e30}, r"'repetition_penalty' must be 100 or less"),
+        ({"presence_penalty": 2.1}, r"'presence_penalty' must be 2 or less, got 2.1"),
+        ({"presence_penalty": -2.5}, r"'presence_penalty' must be -2 or more, got -2.5"),
+        ({"frequency_penalty": float("nan")}, "'frequency_penalty'"),
+        ({"frequency_penalty": "much"}, r"'frequency_penalty' must be a number, got 'much'"),
+        ({"frequency_penalty": None}, "'frequency_penalty'"),
+        ({"logit_bias": {5: 101}}, r"'logit_bias.5' must be 100 or less, got 101"),
+        ({"logit_bias": {5: float("-inf")}}, "'logit_bias.5'"),
+        ({"logit_bias": {5: float("nan")}}, "'logit_bias.5'"),
+        ({"logit_bias": {5: None}}, "'logit_bias.5'"),
+        ({"logit_bias": {-1: 1}}, "token ids cannot be negative"),
+        ({"logit_bias": {2**40: 1}}, "token ids have at most 31 bits"),
+        ({"logit_bias": {"cat": 1}}, "'logit_bias.cat"),
+        ({"logit_bias": [5, 1]}, "expected a dict of token ids and numbers"),
+        ({"logit_bias": 5}, "expected a dict of token ids and numbers"),
+        ({"logit_bias": dict.fromkeys(range(1001), 1)}, "has 1,001 entries; the limit is 1,000"),
+        ({"suppress_tokens": [1]}, "banned with logit_bias"),
         ({"temperature": 1e300}, r"'temperature' must be 1000000 or less"),
         ({"top_p": float("nan")}, "'top_p'"),
         ({"max_new_tokens": -(10**30)}, "'max_new_tokens'"),
@@ -180,6 +264,11 @@ def test_settings_at_their_limits() -> None:
         stop="x",
         json_schema='{"type": "object"}',
         json_mode=True,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"7": -100, 0: 100},
     )
+    assert config.logit_bias == {7: -100, 0: 100}
+    assert GenerationConfig(logit_bias=None).logit_bias == {}
     assert config.stop == ("x",)
     assert GenerationConfig.model_validate(config.model_dump()) == config

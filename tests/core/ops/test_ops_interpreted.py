@@ -155,15 +155,18 @@ values = {
     "top_p": torch.tensor([0.3, 1.0, 0.5, 1.0, 0.9, 1.0, 0.999]),
     "seeds": torch.arange(rows) + 2**40,
     "penalty": torch.tensor([1.0, 1.3, 1.0, 0.7, 1.0, 2.0, 1.0]),
+    "presence": torch.tensor([0.0, 0.0, 2.0, -1.0, 0.3, 0.0, 0.0]),
+    "frequency": torch.tensor([0.0, 0.0, 0.0, 0.4, -2.0, 1.5, 0.0]),
 }
 allowed = torch.randint(-(2**31), 2**31, (rows, -(-vocabulary // 32)), generator=generator).int()
 allowed[3:] = -1
-seen = torch.rand(rows, vocabulary, generator=generator) < 0.3
+counts = (torch.randint(10, (rows, vocabulary), generator=generator) - 6).clamp(min=0).int()
+bias = torch.randn(rows, vocabulary, generator=generator) * (torch.arange(rows) > 3)[:, None]
 
 class Rows:
     def __init__(self, positions, *, of=slice(None)):
         self.ids, self.positions = torch.full((rows,), 7)[of].clone(), positions[of].clone()
-        self.seen = seen[of].clone()
+        self.counts, self.bias = counts[of].clone(), bias[of].clone()
         self.given = {name: value[of] for name, value in values.items()}
         self.allowed = allowed[of]
 
@@ -171,7 +174,7 @@ class Rows:
         v = self.given
         return function(
             logits, self.ids, self.positions, v["temperature"], v["top_k"], v["top_p"], v["seeds"], v["penalty"],
-            self.seen, self.allowed, ahead, *flags,
+            v["presence"], v["frequency"], self.counts, self.bias, self.allowed, ahead, *flags,
         )
 
 for dtype, penalizes, masks in ((F32, False, False), (F16, True, False), (torch.bfloat16, False, True)):
@@ -182,11 +185,12 @@ for dtype, penalizes, masks in ((F32, False, False), (F16, True, False), (torch.
     chosen = greedy.choose(choose_tokens, logits, 1, *flags)
     assert torch.equal(chosen, expected.choose(reference.choose_tokens, logits, 1, *flags))
     assert torch.equal(greedy.ids, chosen) and torch.equal(greedy.positions, positions + 1)
-    assert torch.equal(greedy.seen, expected.seen)
+    assert torch.equal(greedy.counts, expected.counts)
     x = logits.float()
     if penalizes:
-        penalty = values["penalty"][:, None]
-        x = torch.where(seen, torch.where(x < 0, x * penalty, x / penalty), x)
+        penalty, presence, frequency = (values[name][:, None] for name in ("penalty", "presence", "frequency"))
+        x = torch.where(counts > 0, torch.where(x < 0, x * penalty, x / penalty), x)
+        x = x - counts * frequency - (counts > 0) * presence + bias
     if masks:
         x = x.masked_fill(~reference.allowed_tokens(allowed, vocabulary), -math.inf)
     kept = [
@@ -210,7 +214,8 @@ def draw(x, count, k, p):
     ids = choose_tokens(
         x.expand(count, -1).contiguous(), state.clone(), state.clone(), torch.full((count,), 0.9),
         torch.full((count,), k, dtype=torch.int32), torch.full((count,), p), torch.arange(count), torch.ones(count),
-        torch.zeros(count, x.shape[-1], dtype=torch.bool), torch.zeros(count, 1, dtype=torch.int32), 1, True, k > 0,
+        torch.zeros(count), torch.zeros(count), torch.zeros(count, x.shape[-1], dtype=torch.int32),
+        torch.zeros(count, x.shape[-1]), torch.zeros(count, 1, dtype=torch.int32), 1, True, k > 0,
         p < 1, False, False,
     )
     return torch.bincount(ids, minlength=x.shape[-1]) / count
@@ -239,7 +244,7 @@ for flags in ((False,) * 5, (True, False, False, True, False)):
     assert chosen[1:6].tolist() == [reference.UNUSABLE] * 5 and (chosen[[0, 6]] >= 0).all()
     assert state.positions.tolist() == [4, 10, 101, 1, 6, -1, 3] and state.ids[5] == 7
     assert ((0 <= state.ids) & (state.ids < vocabulary)).all()
-    assert torch.equal(state.seen[5], seen[5])
+    assert torch.equal(state.counts[5], counts[5])
 """
 
 

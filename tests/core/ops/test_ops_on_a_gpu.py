@@ -94,11 +94,13 @@ def test_sampling_keeps_the_right_tokens() -> None:
         temperature = torch.tensor([0.0, 0.7, 1.0, 1.5, 1.0, 0.5], device=GPU)
         top_k = torch.tensor([0, 5, 0, 50, 0, 3000], dtype=torch.int32, device=GPU)
         top_p = torch.tensor([1.0, 1.0, 0.3, 0.9, 1.0, 0.99], device=GPU)
-        penalty, seen = torch.ones(rows, device=GPU), torch.zeros(rows, vocabulary, dtype=torch.bool, device=GPU)
+        penalty, none = torch.ones(rows, device=GPU), torch.zeros(rows, device=GPU)
+        counts = torch.zeros(rows, vocabulary, dtype=torch.int32, device=GPU)
+        penalties = penalty, none, none, counts, torch.zeros(rows, vocabulary, device=GPU)
         allowed = torch.full((rows, -(-vocabulary // 32)), -1, dtype=torch.int32, device=GPU)
         seeds, positions = torch.arange(rows, device=GPU), torch.zeros(rows, dtype=torch.int64, device=GPU)
         ids = torch.zeros_like(positions)
-        settings = temperature, top_k, top_p, seeds, penalty, seen, allowed, 1
+        settings = temperature, top_k, top_p, seeds, *penalties, allowed, 1
         kept = [
             reference.kept_tokens(row.double() / (heat or 1.0), int(k), float(p))
             for row, heat, k, p in zip(logits, temperature.tolist(), top_k, top_p, strict=True)

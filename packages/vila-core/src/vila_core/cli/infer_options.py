@@ -164,6 +164,8 @@ class AnswerOptions:
     top_p: Annotated[float, _answer("--top-p", help="Nucleus sampling.")] = 1.0
     top_k: Annotated[int, _answer("--top-k", help="0 is off.")] = 0
     repetition_penalty: Annotated[float, _answer("--repetition-penalty", help="1 is off.")] = 1.0
+    presence_penalty: Annotated[float, _answer("--presence-penalty", help="-2 to 2; 0 is off.")] = 0.0
+    frequency_penalty: Annotated[float, _answer("--frequency-penalty", help="-2 to 2; 0 is off.")] = 0.0
     seed: Annotated[int | None, _answer(help="Makes sampling repeatable.")] = None
     stop: Annotated[
         list[str] | None, _answer("--stop", metavar="TEXT…", help="End the answer before any of these texts.")
@@ -183,6 +185,8 @@ class AnswerOptions:
             "top_p": self.top_p,
             "top_k": self.top_k,
             "repetition_penalty": self.repetition_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
             "seed": self.seed,
             "stop": tuple(self.stop or ()),
             "json_mode": self.json_mode,

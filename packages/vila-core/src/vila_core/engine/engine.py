@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vila_core.engine.answer import Answer, Generated
 from vila_core.engine.completion import TokenLogprobs
-from vila_core.engine.failures import as_error, check_capacity, not_finite, room
+from vila_core.engine.failures import as_error, check_biases, check_capacity, not_finite, room
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
 from vila_core.engine.pages import PagePool
@@ -86,9 +86,11 @@ class Engine:
 
         Raises:
             PromptError: the prompt is empty or leaves no room in the context.
-            GenerationError: the JSON schema cannot be followed, or the KV cache is too small for the request.
+            GenerationError: the JSON schema cannot be followed, `logit_bias` names a token that does not exist, or the
+                KV cache is too small for the request.
             QueueFullError: `max_queue` requests wait already.
         """
+        check_biases(config, self._llm.config.vocab_size)
         stops = self._stop_token_ids | frozenset(config.stop_token_ids)
         most = room(len(prompt), self._llm.config.max_length)
         answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, most))

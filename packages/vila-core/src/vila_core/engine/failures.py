@@ -3,6 +3,7 @@
 import torch
 
 from vila_core.engine.runner import Runner
+from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError, PromptTooLongError
 from vila_core.language.paged_cache import PAGE_SIZE
 
@@ -15,6 +16,16 @@ def check_capacity(runner: Runner, prompt: int, answer: int) -> None:
             f"The request needs a KV cache of {prompt + answer:,} tokens ({prompt:,} of the prompt and up to "
             f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
             "give the engine more memory (cache_bytes)."
+        )
+
+
+def check_biases(config: GenerationConfig, vocab_size: int) -> None:
+    """Raise `GenerationError` if `logit_bias` names a token that the model does not have."""
+    unknown = [token_id for token_id in config.logit_bias if token_id >= vocab_size]
+    if unknown:
+        raise GenerationError(
+            f"Generation setting 'logit_bias' names token {unknown[0]}, but the vocabulary has {vocab_size:,} tokens "
+            f"(0 to {vocab_size - 1})."
         )
 
 

@@ -92,7 +92,10 @@ class Request:
     def sampling(self) -> RowSampling:
         """How its tokens are chosen."""
         config = self.config
-        return RowSampling(config.temperature, config.top_k, config.top_p, self.seed, config.repetition_penalty)
+        return RowSampling(
+            config.temperature, config.top_k, config.top_p, self.seed, config.repetition_penalty,
+            config.presence_penalty, config.frequency_penalty, tuple(config.logit_bias.items()),
+        )  # fmt: skip
 
     @property
     def num_tokens(self) -> int:

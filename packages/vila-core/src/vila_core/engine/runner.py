@@ -134,9 +134,9 @@ class RowRunner:
             request.row = len(self._rows)
             self._rows.append(request)
             self._num_pages.append(len(request.pages))
-            self._step.rows.start(request.row, request.length, request.pages, request.sampling)
-            if request.answer.token_ids:  # it had to give up its pages, and comes back
-                self._step.rows.seen[request.row, request.answer.token_ids] = True
+            # It has answered already if it had to give up its pages.
+            answered = request.answer.token_ids
+            self._step.rows.start(request.row, request.length, request.pages, request.sampling, answered)
         self._kind = None
         kind = self._restrict(requests, StepKind.of([request.sampling for request in requests]))
         chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)

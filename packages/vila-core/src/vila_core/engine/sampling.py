@@ -1,7 +1,7 @@
 """Generation settings."""
 
 from collections.abc import Sized
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
@@ -15,16 +15,23 @@ MAX_STOPS = 1_000
 MAX_STOP_LENGTH = 1_000
 """Limit on the characters of a stop string."""
 MAX_TOP_LOGPROBS = 20
+MAX_BIASES = 1_000
+"""Limit on the tokens of `logit_bias`."""
 
 
 class GenerationConfig(Config):
     """How to generate. Values are validated on construction; `GenerationError` says what is wrong.
 
     `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
-    `repetition_penalty` counts generated tokens only, since media in a prompt have no token ids. The same `seed` gives
-    the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token; `top_logprobs` also keeps
-    those of the likeliest tokens. `json_schema` is a JSON schema, as text or parsed; it takes precedence over
-    `json_mode`, which asks for any JSON object or array.
+    Penalties count generated tokens only, since media in a prompt have no token ids. `repetition_penalty` is that of
+    transformers: positive logits of tokens in the answer are divided by it, negative ones multiplied (Keskar et al.
+    2019, section 4.1). From the result, `presence_penalty` is subtracted once for each token in the answer, and
+    `frequency_penalty` as often as it is there, and `logit_bias` (token id -> number) is added: these three are
+    OpenAI's (API reference, chat completions). Grammars, temperature, top-k and top-p come after that.
+
+    The same `seed` gives the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token;
+    `top_logprobs` also keeps those of the likeliest tokens. `json_schema` is a JSON schema, as text or parsed; it takes
+    precedence over `json_mode`, which asks for any JSON object or array.
     """
 
     max_new_tokens: int = Field(default=512, ge=1)
@@ -32,6 +39,9 @@ class GenerationConfig(Config):
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100, allow_inf_nan=False)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict[int, float])
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -80,6 +90,23 @@ class GenerationConfig(Config):
         if any(token_id >= 2**31 for token_id in ids):
             raise ValueError("token ids have at most 31 bits")
         return ids
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _check_biases(cls, given: object) -> object:
+        if given is None:
+            return {}
+        if not isinstance(given, dict):
+            raise ValueError("expected a dict of token ids and numbers, such as {1234: -100}")
+        if len(cast("Sized", given)) > MAX_BIASES:
+            raise ValueError(f"it has {len(cast('Sized', given)):,} entries; the limit is {MAX_BIASES:,}")
+        return cast("object", given)
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_biased_ids(cls, biases: dict[int, float]) -> dict[int, float]:
+        cls._check_stop_token_ids(tuple(biases))
+        return biases
 
     @field_validator("json_schema", mode="before")
     @classmethod

@@ -17,6 +17,9 @@ class GenerationSettings(TypedDict, total=False):
         top_k: sample among the k likeliest tokens only; 0 (default) is off.
         top_p: sample among the likeliest tokens that together have this probability; 1 (default) is off.
         repetition_penalty: above 1 makes tokens of the answer so far less likely; 1 (default) is off.
+        presence_penalty: -2 to 2; is subtracted from the scores of tokens in the answer so far; 0 (default) is off.
+        frequency_penalty: -2 to 2; the same for each time that a token is there.
+        logit_bias: token id -> -100 to 100, added to its score; -100 bans the token, 100 forces it.
         seed: makes sampling repeatable, alone or in a batch.
         stop: one or more texts; the answer ends before the first of them.
         stop_token_ids: token ids that end the answer, besides the model's own.
@@ -31,6 +34,9 @@ class GenerationSettings(TypedDict, total=False):
     top_k: int
     top_p: float
     repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
     seed: int | None
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
@@ -46,6 +52,9 @@ _DEFAULTS: Mapping[str, object] = {
     "top_k": 0,
     "top_p": 1.0,
     "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "logit_bias": {},
     "seed": None,
     "stop": (),
     "stop_token_ids": (),
@@ -73,9 +82,9 @@ OTHER_NAMES: Mapping[str, str] = {
     ),
     "eos_token_id": "Token ids that end an answer are set with stop_token_ids.",
     "random_seed": "The seed is set with seed.",
+    "no_repeat_ngram_size": "Repetition is reduced with repetition_penalty, presence_penalty or frequency_penalty.",
     **dict.fromkeys(
-        ("presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
-        "Repetition is reduced with repetition_penalty.",
+        ("bad_words_ids", "suppress_tokens", "sequence_bias"), "Tokens are banned with logit_bias={id: -100}."
     ),
     **dict.fromkeys(
         ("response_format", "guided_json", "schema"), "Structured answers are set with json_schema, or json_mode=True."

@@ -85,7 +85,7 @@ class GraphPagedStep:
         chosen = picked.choose(choose_tokens, logits.contiguous(), kind, ahead=0)
         self._rows.ids[places] = picked.ids
         if kind.penalizes:
-            self._rows.seen[places] = picked.seen
+            self._rows.counts[places] = picked.counts
         return TokensOnTheWay(logits, chosen)
 
     @torch.inference_mode()

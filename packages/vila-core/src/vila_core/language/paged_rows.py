@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RowSampling:
-    """How to choose a row's tokens; see `GenerationConfig`."""
+    """How to choose a row's tokens; see `GenerationConfig`. `logit_bias` holds pairs of a token id and a number."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether there is a penalty or a bias."""
+        penalties = self.repetition_penalty != 1, self.presence_penalty != 0, self.frequency_penalty != 0
+        return any(penalties) or bool(self.logit_bias)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class StepKind:
             draws=bool(drawing),
             top_k=any(row.top_k > 0 for row in drawing),
             top_p=any(row.top_p < 1 for row in drawing),
-            penalizes=any(row.repetition_penalty != 1 for row in rows),
+            penalizes=any(row.changes_logits for row in rows),
             masks=masks,
         )
 
@@ -59,10 +68,12 @@ class StepRows:
         ids: int64 `[R]`: the token that the row reads next.
         positions: int64 `[R]`: its position; negative if the row is not in use.
         table: int32 `[R, pages of a row]`: the row's pages; entries that it does not need yet are any page.
-        temperature, top_p, penalty: float32 `[R]`.
+        temperature, top_p: float32 `[R]`.
         top_k: int32 `[R]`.
         seeds: int64 `[R]`.
-        seen: bool `[R, V]`: tokens that the repetition penalty counts.
+        penalty, presence, frequency: float32 `[R]`: the repetition, presence and frequency penalties.
+        counts: int32 `[R, V]`: how often each token is in the answer so far, if the row has penalties.
+        bias: float32 `[R, V]`: what is added to the logits.
         allowed: int32 `[R, ⌈V / 32⌉]`: a bit for each token that a grammar allows, the lowest first.
     """
 
@@ -74,7 +85,10 @@ class StepRows:
     top_p: Tensor
     seeds: Tensor
     penalty: Tensor
-    seen: Tensor
+    presence: Tensor
+    frequency: Tensor
+    counts: Tensor
+    bias: Tensor
     allowed: Tensor
 
     @classmethod
@@ -89,20 +103,41 @@ class StepRows:
             ids=zeros(), positions=zeros() - 1, table=zeros(max_pages, dtype=torch.int32),
             temperature=zeros(dtype=torch.float32), top_k=zeros(dtype=torch.int32),
             top_p=zeros(dtype=torch.float32) + 1, seeds=zeros(), penalty=zeros(dtype=torch.float32) + 1,
-            seen=zeros(vocabulary, dtype=torch.bool), allowed=zeros(-(-vocabulary // 32), dtype=torch.int32) - 1,
+            presence=zeros(dtype=torch.float32), frequency=zeros(dtype=torch.float32),
+            counts=zeros(vocabulary, dtype=torch.int32), bias=zeros(vocabulary, dtype=torch.float32),
+            allowed=zeros(-(-vocabulary // 32), dtype=torch.int32) - 1,
         )  # fmt: skip
 
-    def start(self, row: int, position: int, pages: Sequence[int], sampling: RowSampling) -> None:
-        """Use `row` for a sequence whose first `position` tokens are in `pages`."""
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self.counts.shape[1]
+
+    def start(
+        self, row: int, position: int, pages: Sequence[int], sampling: RowSampling, answer: Sequence[int] = ()
+    ) -> None:
+        """Use `row` for a sequence whose first `position` tokens are in `pages`; penalties count those of `answer`."""
         self.set_pages(row, pages)
         self.positions[row] = position
         self.temperature[row] = sampling.temperature
-        self.top_k[row] = min(sampling.top_k, self.seen.shape[1])
+        self.top_k[row] = min(sampling.top_k, self.vocabulary)
         self.top_p[row] = sampling.top_p
         self.seeds[row] = sampling.seed
         self.penalty[row] = sampling.repetition_penalty
-        self.seen[row] = False
+        self.presence[row] = sampling.presence_penalty
+        self.frequency[row] = sampling.frequency_penalty
+        self.bias[row] = 0  # other rows of a step may have penalties, and all rows are then computed alike
+        if sampling.changes_logits:
+            self._start_penalties(row, sampling, answer)
         self.allowed[row] = -1
+
+    def _start_penalties(self, row: int, sampling: RowSampling, answer: Sequence[int]) -> None:
+        device = self.counts.device
+        answered = torch.tensor(answer, dtype=torch.int64, device=device)
+        self.counts[row] = torch.bincount(answered, minlength=self.vocabulary)
+        if sampling.logit_bias:
+            ids, biases = zip(*sampling.logit_bias, strict=True)
+            self.bias[row, torch.tensor(ids, device=device)] = torch.tensor(biases, device=device)
 
     def set_pages(self, row: int, pages: Sequence[int], first: int = 0) -> None:
         """Set the pages of `row` from its page number `first` on."""
@@ -136,5 +171,6 @@ class StepRows:
         """Choose a token for each row from `logits [R, V]`; `function` is a `choose_tokens` of `ops`."""
         return function(
             logits, self.ids, self.positions, self.temperature, self.top_k, self.top_p, self.seeds, self.penalty,
-            self.seen, self.allowed, ahead, kind.draws, kind.top_k, kind.top_p, kind.penalizes, kind.masks,
+            self.presence, self.frequency, self.counts, self.bias, self.allowed, ahead,
+            kind.draws, kind.top_k, kind.top_p, kind.penalizes, kind.masks,
         )  # fmt: skip

@@ -101,7 +101,7 @@ class TorchStep(ABC):
         found = self._choose(live, self._logits(live), kind, ahead=1) if len(live) else None
         if found is not None and len(live) == count:
             return found
-        logits = torch.zeros(count, self._rows.seen.shape[1], device=live.device)
+        logits = torch.zeros(count, self._rows.vocabulary, device=live.device)
         chosen = live.new_full((count,), UNUSABLE)
         if found is not None:
             logits[live], chosen[live] = found.logits.float(), found.chosen
@@ -127,7 +127,7 @@ class TorchStep(ABC):
         chosen = picked.choose(choose_tokens, logits, kind, ahead=ahead)
         self._rows.ids[rows], self._rows.positions[rows] = picked.ids, picked.positions
         if kind.penalizes:
-            self._rows.seen[rows] = picked.seen
+            self._rows.counts[rows] = picked.counts
         return ReadyTokens(logits, chosen)
 
 

@@ -138,7 +138,10 @@ def choose_tokens(
     top_p: Tensor,
     seeds: Tensor,
     penalty: Tensor,
-    seen: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    counts: Tensor,
+    bias: Tensor,
     allowed: Tensor,
     ahead: int,
     draws: bool,
@@ -159,15 +162,18 @@ def choose_tokens(
         top_k: int32 `[B]`; 0 keeps all tokens.
         top_p: float32 `[B]`; 1 keeps all tokens.
         seeds: int64 `[B]`.
-        penalty: float32 `[B]`: positive logits of seen tokens are divided by it, negative ones multiplied (Keskar et
-            al. 2019).
-        seen: bool `[B, V]`: the row's tokens so far; the new one is added if `penalizes`.
+        penalty: float32 `[B]`: positive logits of tokens in the answer are divided by it, negative ones multiplied
+            (Keskar et al. 2019; transformers' `repetition_penalty`).
+        presence: float32 `[B]`: then subtracted from the logits of tokens in the answer (OpenAI's `presence_penalty`).
+        frequency: float32 `[B]`: the same as often as they are there (OpenAI's `frequency_penalty`).
+        counts: int32 `[B, V]`: how often each token is in the answer; the new one is added if `penalizes`.
+        bias: float32 `[B, V]`: added to the logits (OpenAI's `logit_bias`).
         allowed: int32 `[B, ⌈V / 32⌉]`: a bit for each token, the lowest first.
         ahead: how far after `positions` the new token is: 1, or 0 for the first one.
         draws: whether some temperature is above 0.
         uses_top_k: whether some row uses top-k.
         uses_top_p: whether some row uses top-p.
-        penalizes: whether some penalty is not 1.
+        penalizes: whether some row has a penalty or a bias.
         masks: whether some row allows some tokens only.
     """
     in_use = positions >= 0
@@ -175,7 +181,7 @@ def choose_tokens(
     usable = carry_information(x) & in_use
     if penalizes:
         scaled = torch.where(x < 0, x * penalty[:, None], x / penalty[:, None])
-        x = torch.where(seen, scaled, x)
+        x = torch.where(counts > 0, scaled - presence[:, None] - counts * frequency[:, None], x) + bias
     if masks:
         x = x.masked_fill(~allowed_tokens(allowed, x.shape[1]), -math.inf)
     chosen = x.argmax(dim=-1)
@@ -188,7 +194,7 @@ def choose_tokens(
             chosen[row] = (shifted + noise).masked_fill(~kept, -math.inf).argmax()
     ids.copy_(torch.where(in_use, chosen, ids))
     if penalizes:
-        seen[in_use, chosen[in_use]] = True
+        counts[in_use, chosen[in_use]] += 1
     positions += in_use * ahead
     return torch.where(usable, chosen, UNUSABLE)
 

@@ -1,4 +1,4 @@
-"""Sampling on the device: greedy, temperature, top-k, top-p, penalties and grammars, each row with its own settings.
+"""Sampling on the device: temperature, top-k, top-p, penalties, biases and grammars, each row with its own settings.
 
 B rows, V vocabulary, N blocks of a row
 
@@ -35,10 +35,11 @@ NO_TOKEN = tl.constexpr(UNUSABLE)
 
 @triton.jit
 def prepare_kernel(
-    logits_pointer, penalty_pointer, seen_pointer, allowed_pointer, ready_pointer, maxima_pointer, vocabulary, words,
+    logits_pointer, penalty_pointer, presence_pointer, frequency_pointer, counts_pointer, bias_pointer, allowed_pointer,
+    ready_pointer, maxima_pointer, vocabulary, words,
     PENALIZES: tl.constexpr, MASKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Write logits with penalties and masks applied (if any are), and the largest of each block."""
+    """Write logits with penalties, biases and masks applied (if any are), and the largest of each block."""
     row = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = column < vocabulary
@@ -48,8 +49,12 @@ def prepare_kernel(
     x = load_logits(logits_pointer, row, column, vocabulary)
     if PENALIZES:
         penalty = tl.load(penalty_pointer + row)
-        seen = tl.load(seen_pointer + row * vocabulary + column, mask=inside, other=0)
-        x = tl.where(seen != 0, tl.where(x < 0, x * penalty, x / penalty), x)
+        presence = tl.load(presence_pointer + row)
+        frequency = tl.load(frequency_pointer + row)
+        count = tl.load(counts_pointer + row * vocabulary + column, mask=inside, other=0)
+        bias = tl.load(bias_pointer + row * vocabulary + column, mask=inside, other=0.0)
+        scaled = tl.where(x < 0, x * penalty, x / penalty)
+        x = tl.where(count > 0, scaled - presence - count * frequency, x) + bias
     if MASKS:
         word = tl.load(allowed_pointer + row * words + column // 32, mask=inside, other=0)
         x = tl.where(((word >> (column % 32)) & 1) != 0, x, float("-inf"))
@@ -101,7 +106,7 @@ def argmax_kernel(
 
 @triton.jit
 def final_kernel(
-    value_pointer, index_pointer, lowest_pointer, highest_pointer, positions_pointer, seen_pointer, ids_pointer,
+    value_pointer, index_pointer, lowest_pointer, highest_pointer, positions_pointer, counts_pointer, ids_pointer,
     chosen_pointer, blocks, vocabulary, ahead, BLOCKS: tl.constexpr, PENALIZES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Choose the best of the blocks' tokens, of equal ones the first, and advance the row."""
@@ -124,10 +129,11 @@ def final_kernel(
         tl.store(ids_pointer + row, best)
         tl.store(positions_pointer + row, position + ahead)
         if PENALIZES:
-            tl.store(seen_pointer + row * vocabulary + best, 1)
+            place = counts_pointer + row * vocabulary + best
+            tl.store(place, tl.load(place) + 1)
 
 
-@torch.library.custom_op("vila::choose_tokens", mutates_args=("ids", "positions", "seen"))
+@torch.library.custom_op("vila::choose_tokens", mutates_args=("ids", "positions", "counts"))
 def choose_tokens(
     logits: Tensor,
     ids: Tensor,
@@ -137,7 +143,10 @@ def choose_tokens(
     top_p: Tensor,
     seeds: Tensor,
     penalty: Tensor,
-    seen: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    counts: Tensor,
+    bias: Tensor,
     allowed: Tensor,
     ahead: int,
     draws: bool,
@@ -153,18 +162,17 @@ def choose_tokens(
     if not rows:
         return chosen
     assert logits.is_contiguous()
-    assert seen.shape[1] == vocabulary
+    assert counts.shape[1] == bias.shape[1] == vocabulary
     maxima, value, lowest, highest = (logits.new_empty(rows, blocks, dtype=torch.float32) for _ in range(4))
     index = logits.new_empty(rows, blocks, dtype=torch.int32)
     pdl = launches_early(logits.device)
     launch = {"launch_pdl": True} if pdl else {}
     changes, filters = penalizes or masks, draws and (uses_top_k or uses_top_p)
     ready = logits.new_empty(logits.shape, dtype=torch.float32) if changes else logits
-    seen = seen.view(torch.int8)
     if changes or filters:
         prepare_kernel[(blocks, rows)](
-            logits, penalty, seen, allowed, ready, maxima, vocabulary, allowed.shape[1], PENALIZES=penalizes,
-            MASKS=masks, BLOCK=BLOCK, PDL=pdl, num_warps=4, **launch,
+            logits, penalty, presence, frequency, counts, bias, allowed, ready, maxima, vocabulary, allowed.shape[1],
+            PENALIZES=penalizes, MASKS=masks, BLOCK=BLOCK, PDL=pdl, num_warps=4, **launch,
         )  # fmt: skip
     floor = None
     if filters:
@@ -174,7 +182,7 @@ def choose_tokens(
         vocabulary, ahead, FILTER=filters, NOISE=draws, BLOCK=BLOCK, PDL=pdl, num_warps=4, **launch,
     )  # fmt: skip
     final_kernel[(rows,)](
-        value, index, lowest, highest, positions, seen, ids, chosen, blocks, vocabulary, ahead,
+        value, index, lowest, highest, positions, counts, ids, chosen, blocks, vocabulary, ahead,
         BLOCKS=triton.next_power_of_2(blocks), PENALIZES=penalizes, PDL=pdl, num_warps=1, **launch,
     )  # fmt: skip
     return chosen
