@@ -41,7 +41,7 @@ class GenerationConfig(Config):
     repetition_penalty: float = Field(default=1.0, ge=0.01, le=100, allow_inf_nan=False)
     presence_penalty: float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict[int, float])
+    logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default={})
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
