@@ -33,7 +33,7 @@ TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton", "cloudpickle")
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
-SERVE_TEST_TOOLS = ("openai", "schemathesis")
+SERVE_TEST_TOOLS = ("openai", "schemathesis", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 PLANNED = ()  # distributions that do nothing yet
 OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions

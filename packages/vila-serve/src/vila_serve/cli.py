@@ -136,6 +136,12 @@ def serve(
     log_level: Annotated[
         str | None, _other("--log-level", metavar="NAME", help="critical, error, warning, info or debug (info).")
     ] = None,
+    log_format: Annotated[
+        str | None, _other("--log-format", metavar="NAME", help="text, or json: one object per line (text).")
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None, _other("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector that gets the traces.")
+    ] = None,
     plugin: Plugin = None,
     version: Annotated[bool, version_option(vila_serve.__version__)] = False,
     debug: Debug = False,
@@ -145,7 +151,8 @@ def serve(
         return
     load_plugin_files(plugin or ())
     given: dict[str, Any] = {**asdict(network), **asdict(model), **asdict(limits)}
-    given |= {"workers": workers, "log_level": log_level}
+    given |= {"workers": workers, "log_level": log_level, "log_format": log_format}
+    given |= {"otlp_endpoint": otlp_endpoint}
     given |= {"allow_domains": given.pop("allow_domain"), "cors_origins": given.pop("cors_origin")}
     _run({name: value for name, value in given.items() if value is not None})
 

@@ -1,7 +1,6 @@
 """Loads the model and runs the server until it is told to stop."""
 
 import errno
-import logging
 import signal
 import socket
 import sys
@@ -16,6 +15,7 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.errors import ConfigError, warn
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_serve.api.app import create_app
+from vila_serve.observability.logs import log_to_stderr
 from vila_serve.settings import ServeSettings
 
 MAX_HEADER_BYTES = 32 * 1024
@@ -97,7 +97,7 @@ def serve(model: vila_core.Vila, settings: ServeSettings, bound: socket.socket) 
     Raises:
         ConfigError: another program has taken the port meanwhile.
     """
-    _log_to_stderr(settings.log_level)
+    log_to_stderr(settings.log_level, settings.log_format)
     config = uvicorn.Config(
         create_app(model, settings),
         http="h11",
@@ -128,8 +128,3 @@ def address_of(bound: socket.socket) -> str:
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(0)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.captureWarnings(True)
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")

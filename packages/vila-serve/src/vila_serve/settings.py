@@ -12,6 +12,7 @@ from vila_core.errors import ConfigError, ValidationProblem, shown, unknown_name
 PREFIX = "VILA_"
 MIB = 1024 * 1024
 LogLevel = Literal["critical", "error", "warning", "info", "debug"]
+LogFormat = Literal["text", "json"]
 
 OTHER_NAMES = {
     "model": "Use model_path (VILA_MODEL_PATH, --model-path).",
@@ -76,6 +77,9 @@ class ServeSettings(BaseSettings):
         page: serve the chat page, if vila-serve is installed with the extra `page`.
         workers: VILA_WORKERS of VILA's own server; one process answers all requests here.
         log_level: least severe messages of the log.
+        log_format: text for people, json for log collectors: one object per line.
+        otlp_endpoint: OpenTelemetry collector that gets a trace of each request, such as
+            http://localhost:4318/v1/traces. It needs the extra `tracing`.
     """
 
     model_config = SettingsConfigDict(
@@ -113,6 +117,8 @@ class ServeSettings(BaseSettings):
     page: bool = True
     workers: int = Field(default=1, ge=1, le=1)
     log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+")
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None = None) -> Self:

@@ -30,6 +30,7 @@ class Generated:
         cached_tokens: tokens of the prompt that were found in the cache.
         encode_seconds, prefill_seconds, decode_seconds: the time until the media were encoded, from there to the first
             token, and from there to the end. Requests that run together share the machine, so their times overlap.
+        queue_seconds: how long the request waited before that.
     """
 
     token_ids: list[int]
@@ -40,6 +41,7 @@ class Generated:
     encode_seconds: float = 0.0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
+    queue_seconds: float = 0.0
 
 
 class Answer:

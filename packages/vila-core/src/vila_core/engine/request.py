@@ -117,6 +117,7 @@ class Request:
             times.encoded - times.admitted,
             times.first_token - times.encoded,
             times.ended - times.first_token,
+            times.admitted - times.submitted,
         )
 
 

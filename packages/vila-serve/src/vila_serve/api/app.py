@@ -21,6 +21,7 @@ from vila_serve.api.request_ids import RequestIds
 from vila_serve.api.service import Service
 from vila_serve.api.token_texts import TokenTexts
 from vila_serve.observability.metrics import Metrics
+from vila_serve.observability.tracing import TraceRequests, Tracing
 from vila_serve.settings import ServeSettings
 
 ANSWER_PATHS = chat_completions.PATHS
@@ -36,7 +37,8 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
         media: opens images and videos; None for `data:` URIs only.
     """
     settings = settings or ServeSettings.read()
-    service = _service(model, settings, media)
+    tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
+    service = _service(model, settings, media, tracing)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
@@ -44,6 +46,8 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
         yield
         service.admission.is_closing = True
         await service.answering.stop()
+        if tracing is not None:
+            tracing.shut_down()
 
     app = FastAPI(
         title="VILA Kit",
@@ -53,14 +57,15 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
         redoc_url=None,
     )
     app.state.service = service
+    app.state.tracing = tracing
     install_handlers(app)
     app.include_router(chat_completions.router(service))
     app.include_router(status.router(service))
-    _add_layers(app, service)
+    _add_layers(app, service, tracing)
     return app
 
 
-def _service(model: Vila, settings: ServeSettings, media: Media | None) -> Service:
+def _service(model: Vila, settings: ServeSettings, media: Media | None, tracing: Tracing | None) -> Service:
     answering = Answering(model, max_context=settings.max_context)
     preprocess = model.config.preprocess
     return Service(
@@ -69,13 +74,15 @@ def _service(model: Vila, settings: ServeSettings, media: Media | None) -> Servi
         answering=answering,
         media=media or InlineMedia(model.limits, preprocess.num_video_frames, preprocess.fps),
         admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
-        metrics=Metrics(answering.stats, (*ANSWER_PATHS, *status.PATHS)),
+        metrics=Metrics(
+            answering.stats, (*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)
+        ),
         token_texts=TokenTexts(model.tokenizer),
         created=int(time.time()),
     )
 
 
-def _add_layers(app: FastAPI, service: Service) -> None:
+def _add_layers(app: FastAPI, service: Service, tracing: Tracing | None) -> None:
     """Put the layers around the routes. The last one is the outermost."""
     settings = service.settings
     app.add_middleware(
@@ -91,4 +98,6 @@ def _add_layers(app: FastAPI, service: Service) -> None:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    if tracing is not None:
+        app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(RequestIds, observe=service.metrics.request_ended)

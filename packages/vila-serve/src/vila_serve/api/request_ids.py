@@ -46,6 +46,7 @@ class RequestIds:
             await internal_error().response(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - begin
-            log.info("%s %s %d %.3f s", scope["method"], scope["path"], status, seconds)
+            data = {"method": scope["method"], "path": scope["path"], "status": status, "seconds": round(seconds, 4)}
+            log.info("%s %s %d %.3f s", *data.values(), extra={"data": data})
             self._observe(scope["method"], scope["path"], status, seconds)
             request_id.reset(token)

@@ -40,16 +40,23 @@ class EngineCollector(Collector):
         )
 
 
+AnswerObserver = Callable[[RunningAnswer], None]
+
+
 class Metrics:
     """Counts requests, answers and tokens.
 
     Args:
         stats: what the engine is doing.
         paths: the routes that are named in the metrics; all others count as "other".
+        observers: called with each answer that has ended, too.
     """
 
-    def __init__(self, stats: Callable[[], EngineStats], paths: Collection[str]):
+    def __init__(
+        self, stats: Callable[[], EngineStats], paths: Collection[str], observers: Collection[AnswerObserver] = ()
+    ):
         self.registry = CollectorRegistry()
+        self._observers = tuple(observers)
         self._paths = frozenset(paths)
         self.registry.register(EngineCollector(stats))
         self._requests = Counter(
@@ -57,6 +64,12 @@ class Metrics:
         )
         self._request_seconds = Histogram(
             "vila_request_seconds", "Time of a request.", ["path"], buckets=_SECONDS, registry=self.registry
+        )
+        self._queue_seconds = Histogram(
+            "vila_queue_seconds",
+            "Time that a prompt waited before it was read.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self._first_token = Histogram(
             "vila_time_to_first_token_seconds",
@@ -81,15 +94,18 @@ class Metrics:
         self._request_seconds.labels(path).observe(seconds)
 
     def answer_ended(self, answer: RunningAnswer) -> None:
-        """Count an answer, complete or not."""
+        """Count an answer: complete, cancelled, or failed."""
+        for observer in self._observers:
+            observer(answer)
         ending = answer.ending
         if answer.first_arrival is not None:
             self._first_token.observe(answer.first_arrival - answer.submitted)
         self._prompt_tokens.labels("media").inc(answer.prompt.media_tokens)
         self._prompt_tokens.labels("text").inc(answer.prompt.prompt_tokens - answer.prompt.media_tokens)
         if ending is None:
-            self._answers.labels("cancelled").inc()
+            self._answers.labels("cancelled" if answer.is_cancelled else "failed").inc()
             return
+        self._queue_seconds.observe(answer.handle.result().queue_seconds)
         self._answers.labels(ending.finish_reason).inc()
         self._answer_tokens.inc(ending.usage.completion_tokens)
         if ending.usage.completion_tokens > 1:
