@@ -58,7 +58,7 @@ def run_in_child(function: Callable[[], bytes], seconds: float) -> bytes:
 def _answer(function: Callable[[], bytes], writer: int) -> NoReturn:
     """Write the result or the message to `writer` and end the process, without Python's exit handlers."""
     try:
-        _limit_memory()
+        limit_memory(MAX_GROWTH)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             outcome = _RESULT + function()
@@ -70,13 +70,14 @@ def _answer(function: Callable[[], bytes], writer: int) -> NoReturn:
         os._exit(0)
 
 
-def _limit_memory() -> None:
+def limit_memory(growth: int) -> None:
+    """Let this process add at most `growth` bytes to its address space, where the system can limit that."""
     import resource  # not on Windows
 
     with suppress(OSError, ValueError, IndexError), open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = used + MAX_GROWTH
+        limit = used + growth
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 

@@ -92,6 +92,29 @@ class MediaError(VilaError):
     """An image or video cannot be read, or exceeds a limit."""
 
 
+class MediaLimitError(MediaError):
+    """An image or video exceeds a limit.
+
+    Attributes:
+        limit: the field of `MediaLimits` or `FetchPolicy`, or the name of a limit that cannot be changed.
+    """
+
+    def __init__(self, message: str, limit: str):
+        super().__init__(message)
+        self.limit = limit
+
+    def __reduce__(self) -> tuple[type[MediaLimitError], tuple[str, str]]:
+        return MediaLimitError, (str(self), self.limit)
+
+
+class DataUriError(MediaError):
+    """A `data:` URI is not of the form `data:<type>;base64,<text>`, or of another type than expected."""
+
+
+class FetchError(MediaError):
+    """A URL is refused, or cannot be fetched."""
+
+
 class PromptError(VilaError):
     """A prompt is empty, too long, or its parts do not fit together."""
 

@@ -16,12 +16,12 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, cast
 
-from vila_core.errors import MediaError
+from vila_core.errors import FetchError, MediaError, MediaLimitError
 from vila_core.media.addresses import is_public
 from vila_core.media.limits import MIB, FetchPolicy
 from vila_core.media.urls import Target, parse_url, resolve_redirect, shorten_url
@@ -34,20 +34,33 @@ _RAISE_BYTES = (
 )
 _LENGTH = re.compile("[0-9]{1,18}")
 _REDIRECTS = (301, 302, 303, 307, 308)
+_POLL_S = 0.2
+"""How often a fetch looks whether it was cancelled, while it waits for data."""
 
 
-def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[bytes]:
+def fetch(
+    url: str,
+    policy: FetchPolicy,
+    max_bytes: int | None = None,
+    *,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> IO[bytes]:
     """Return the body of `url` as a seekable file, positioned at its start: in memory if small, else a temporary file.
 
-    `max_bytes` can only lower the limit of the policy.
+    Args:
+        url: https, unless the policy allows http.
+        policy: what may be contacted, and limits.
+        max_bytes: lowers the limit of the policy.
+        is_cancelled: whether the body is no longer needed. The fetch then ends with an error within a second.
 
     Raises:
-        MediaError: the URL is refused, its host is not allowed or not public, there are too many redirects, or the
-            response is not 200, too large, too slow or incomplete.
+        FetchError: the URL is refused, its host is not allowed or not public, there are too many redirects, or the
+            response is not 200 or incomplete.
+        MediaLimitError: the response is too large or too slow.
     """
     limit = policy.max_bytes if max_bytes is None else min(policy.max_bytes, max_bytes)
     name = shorten_url(url)
-    deadline = _Deadline(policy, name)
+    deadline = _Deadline(policy, name, is_cancelled)
     target = parse_url(url, policy, name)
     for _ in range(policy.max_redirects + 1):
         addresses = _resolve(target, policy, deadline, name)
@@ -56,18 +69,18 @@ def fetch(url: str, policy: FetchPolicy, max_bytes: int | None = None) -> IO[byt
             if answer.status in _REDIRECTS:
                 location = answer.getheader("Location")
                 if not location:
-                    raise MediaError(f"URL {name} redirects without a location. Use the final URL.")
+                    raise FetchError(f"URL {name} redirects without a location. Use the final URL.")
                 target = resolve_redirect(target, location, policy, name)
                 continue
             return _read_body(answer, limit, deadline, name)
-    raise MediaError(f"URL {name}: more than {policy.max_redirects} redirects. Use the final URL.")
+    raise FetchError(f"URL {name}: more than {policy.max_redirects} redirects. Use the final URL.")
 
 
 # ------------------------------------------------------------------------------------------------ addresses
 
 
 def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
-    """Resolve the host once and return its addresses. Raises `MediaError` unless all of them are public."""
+    """Resolve the host once and return its addresses. Raises `FetchError` unless all of them are public."""
     found: list[str] = []
     failure: list[OSError] = []
 
@@ -81,12 +94,13 @@ def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: s
     # getaddrinfo has no timeout; with a daemon thread we can stop waiting
     thread = threading.Thread(target=look_up, daemon=True, name="vila-resolve")
     thread.start()
-    thread.join(deadline.remaining())
-    deadline.check()
+    while thread.is_alive():
+        thread.join(min(deadline.remaining(), _POLL_S))
+        deadline.check()
     if failure or not found:
-        raise MediaError(f"URL {name}: the host cannot be found. Check its spelling and your network.")
+        raise FetchError(f"URL {name}: the host cannot be found. Check its spelling and your network.")
     if not policy.allow_private and not all(is_public(address) for address in found):
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: the host is not on the public internet, so it is not fetched. "
             "Download the file and use its path."
         )
@@ -99,16 +113,20 @@ def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: s
 class _Deadline:
     """The time left for the whole fetch."""
 
-    def __init__(self, policy: FetchPolicy, name: str):
+    def __init__(self, policy: FetchPolicy, name: str, is_cancelled: Callable[[], bool]):
         self._end = time.monotonic() + policy.timeout_s
         self._policy = policy
         self._name = name
+        self._is_cancelled = is_cancelled
 
     def check(self) -> None:
+        if self._is_cancelled():
+            raise FetchError(f"URL {self._name}: the fetch was cancelled.")
         if time.monotonic() >= self._end:
-            raise MediaError(
+            raise MediaLimitError(
                 f"URL {self._name} took longer than {self._policy.timeout_s:g} s. "
-                "Raise FetchPolicy.timeout_s, or download the file."
+                "Raise FetchPolicy.timeout_s, or download the file.",
+                "timeout_s",
             )
 
     def remaining(self) -> float:
@@ -131,8 +149,16 @@ class _TimedReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        self._connection.settimeout(self._deadline.next_wait())
-        return self._connection.recv_into(buffer)
+        wait = self._deadline.next_wait()
+        end = time.monotonic() + wait
+        while True:
+            self._connection.settimeout(min(wait, _POLL_S))
+            try:
+                return self._connection.recv_into(buffer)
+            except TimeoutError:
+                self._deadline.check()
+                if time.monotonic() >= end:
+                    raise
 
 
 class _TimedSocket:
@@ -170,11 +196,11 @@ def _connect(
         except (MediaError, OSError, ValueError):
             connection.close()
             deadline.check()
-            raise MediaError(
+            raise FetchError(
                 f"URL {name}: no valid TLS connection. The host's certificate must be valid for its name."
             ) from None
     deadline.check()
-    raise MediaError(f"URL {name}: no connection to the host. Check the URL and your network.")
+    raise FetchError(f"URL {name}: no connection to the host. Check the URL and your network.")
 
 
 def _open_socket(address: str, port: int, deadline: _Deadline) -> socket.socket | None:
@@ -197,7 +223,7 @@ def _tls_context(policy: FetchPolicy) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(policy.ca_file) if policy.ca_file else None)
     except OSError:
-        raise MediaError(
+        raise FetchError(
             f"FetchPolicy.ca_file '{policy.ca_file}' is not a readable file of PEM certificates."
         ) from None
 
@@ -219,18 +245,20 @@ def _request(connection: socket.socket, target: Target, deadline: _Deadline, nam
     except TimeoutError:
         raise _too_slow(deadline, name) from None
     except (OSError, http.client.HTTPException, ValueError):
-        raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.") from None
+        raise FetchError(f"URL {name}: the response is not valid HTTP. Check the URL.") from None
 
 
 def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline, name: str) -> IO[bytes]:
     if answer.status != 200:
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: the host answered with status {answer.status}, not 200. "
             "Check that the URL opens in a private browser window."
         )
     _check_framing(answer.headers, name)
     if answer.length is not None and answer.length > limit:
-        raise MediaError(f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}")
+        raise MediaLimitError(
+            f"URL {name}: {answer.length:,} bytes are more than the limit of {limit:,}. {_RAISE_BYTES}", "max_bytes"
+        )
     body = cast(IO[bytes], SpooledTemporaryFile(max_size=32 * MIB))  # noqa: SIM115 - handed to the caller
     try:
         for piece in _stream_body(answer, limit, deadline, name):
@@ -243,23 +271,23 @@ def _read_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadline
 
 
 def _check_framing(headers: http.client.HTTPMessage, name: str) -> None:
-    """Raise `MediaError` unless the headers say in one way where the body ends, and that it is not compressed.
+    """Raise `FetchError` unless the headers say in one way where the body ends, and that it is not compressed.
 
     Two programs that read such headers differently see different bodies, and a compressed body can be a bomb. Source:
     RFC 9112, section 6.
     """
     lengths, codings = headers.get_all("Content-Length", []), headers.get_all("Transfer-Encoding", [])
     if any((coding or "identity").lower() != "identity" for coding in headers.get_all("Content-Encoding", [])):
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: the host sent a compressed response, which was not requested. "
             "Download the file and use its path."
         )
     if codings and [coding.lower() for coding in codings] != ["chunked"]:
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: the host sent a transfer encoding other than 'chunked'. Download the file and use its path."
         )
     if len(lengths) + len(codings) > 1 or not all(_LENGTH.fullmatch(length) for length in lengths):
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: the host did not send one valid Content-Length. Download the file and use its path."
         )
 
@@ -274,23 +302,25 @@ def _stream_body(answer: http.client.HTTPResponse, limit: int, deadline: _Deadli
         except TimeoutError:
             raise _too_slow(deadline, name) from None
         except (OSError, http.client.HTTPException, ValueError):
-            raise MediaError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from None
+            raise FetchError(f"URL {name}: the connection broke after {received:,} bytes. Try again.") from None
         left = getattr(answer, "chunk_left", None)  # http.client takes sizes such as "-5"
         if isinstance(left, int) and left < 0:
-            raise MediaError(f"URL {name}: the response is not valid HTTP. Check the URL.")
+            raise FetchError(f"URL {name}: the response is not valid HTTP. Check the URL.")
         if not piece:
             break
         received += len(piece)
         if received > limit:
-            raise MediaError(f"URL {name}: more than the limit of {limit:,} bytes. {_RAISE_BYTES}")
+            raise MediaLimitError(f"URL {name}: more than the limit of {limit:,} bytes. {_RAISE_BYTES}", "max_bytes")
         yield piece
         deadline.check()
     if announced is not None and received < announced:
-        raise MediaError(f"URL {name}: the connection ended after {received:,} of {announced:,} bytes. Try again.")
+        raise FetchError(f"URL {name}: the connection ended after {received:,} of {announced:,} bytes. Try again.")
 
 
-def _too_slow(deadline: _Deadline, name: str) -> MediaError:
+def _too_slow(deadline: _Deadline, name: str) -> MediaLimitError:
     deadline.check()
-    return MediaError(
-        f"URL {name}: the host stopped sending data. Try again, raise FetchPolicy.idle_timeout_s, or download the file."
+    return MediaLimitError(
+        f"URL {name}: the host stopped sending data. Try again, raise FetchPolicy.idle_timeout_s, or download the "
+        "file.",
+        "idle_timeout_s",
     )

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
-from vila_core.errors import MediaError
+from vila_core.errors import MediaError, MediaLimitError
 from vila_core.media import jpeg, png
 from vila_core.media.limits import MediaLimits
 from vila_core.media.orientation import ORIENTATION_TAG, orient
@@ -85,17 +85,19 @@ def _refuse_slow_files(head: bytes, file: IO[bytes], name: str) -> None:
         if not PORTABLE_HEADER.match(start):
             raise MediaError(f"{name}: the header is damaged. Check that the file is complete.")
         if head[:2] in (b"P1", b"P2", b"P3") and size > MAX_PLAIN_BYTES:
-            raise MediaError(
+            raise MediaLimitError(
                 f"{name} has pixels written as text, {size:,} bytes of them; the limit is {MAX_PLAIN_BYTES:,}. "
-                "Save it as PNG."
+                "Save it as PNG.",
+                "MAX_PLAIN_BYTES",
             )
     if head[:2] == b"BM" and len(head) >= 34:
         width, height = struct.unpack_from("<ii", head, 18)
         compression = int.from_bytes(head[30:34], "little")
         if compression in (1, 2) and abs(width * height) > MAX_RUN_LENGTH_PIXELS:
-            raise MediaError(
+            raise MediaLimitError(
                 f"{name} is a run-length encoded BMP with {abs(width * height):,} pixels; the limit is "
-                f"{MAX_RUN_LENGTH_PIXELS:,}. Save it as PNG."
+                f"{MAX_RUN_LENGTH_PIXELS:,}. Save it as PNG.",
+                "MAX_RUN_LENGTH_PIXELS",
             )
 
 
@@ -184,7 +186,8 @@ def convert_array(array: "np.ndarray", name: str, limits: MediaLimits) -> "PIL.I
     elif array.dtype != np.uint8:
         _require_bytes(array, name)
         array = array.astype(np.uint8)
-    return PIL.Image.fromarray(np.ascontiguousarray(array)).convert("RGB")
+    image = PIL.Image.fromarray(np.ascontiguousarray(array))
+    return image if image.mode == "RGB" else image.convert("RGB")  # converting RGB to RGB copies it
 
 
 def _require_bytes(array: "np.ndarray", name: str) -> None:
@@ -216,12 +219,15 @@ def check_pixels(width: int, height: int, name: str, limits: MediaLimits) -> Non
     if width <= 0 or height <= 0:
         raise MediaError(f"{name} is {width}×{height}: it has no pixels. Use a picture of at least 1×1.")
     if max(width, height) > MAX_SIDE:
-        raise MediaError(f"{name} is {width:,}×{height:,}; no side may be longer than {MAX_SIDE:,} pixels. Crop it.")
+        raise MediaLimitError(
+            f"{name} is {width:,}×{height:,}; no side may be longer than {MAX_SIDE:,} pixels. Crop it.", "MAX_SIDE"
+        )
     if width * height > limits.max_pixels:
-        raise MediaError(
+        raise MediaLimitError(
             f"{name} is {width:,}×{height:,} = {width * height:,} pixels, "
             f"more than the limit of {limits.max_pixels:,}. "
-            "Make it smaller, or raise the limit with MediaLimits(max_pixels=…)."
+            "Make it smaller, or raise the limit with MediaLimits(max_pixels=…).",
+            "max_pixels",
         )
 
 

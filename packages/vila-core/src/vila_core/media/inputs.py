@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
     ImageSource = ByteSource | bytearray | memoryview | np.ndarray | PIL.Image.Image
-    VideoSource = ImageSource | Sequence["ImageSource | Image"]
+    VideoSource = ImageSource | VideoFrames | Sequence["ImageSource | Image"]
 
 MAX_FPS = 1_000_000
 _DEFAULT_LIMITS = MediaLimits()
@@ -85,15 +85,16 @@ class Image:
 
 
 class Video:
-    """One video: a path, https URL, `data:` URI, bytes of a file, folder of frames, array [T, H, W, 3] or list of
-    frames.
+    """One video: a path, https URL, `data:` URI, bytes of a file, folder of frames, array [T, H, W, 3], list of frames,
+    or the `VideoFrames` that loading another gave.
 
     `frames` and `fps` override the model's settings. `frames` is the number of frames to sample; with `fps`, that many
     per second are sampled, at most `frames`.
 
     A folder contains image files, sorted by name with numbers by value. Folders and arrays are sampled by count. A
     list of frames (each anything that `Image` accepts) is used unchanged, unless `frames` is given. These sources have
-    no timestamps; for them, `fps` is the rate at which the frames were recorded.
+    no timestamps; for them, `fps` is the rate at which the frames were recorded. `VideoFrames` are used unchanged, with
+    their timestamps.
 
     Raises:
         MediaError: the source has another type, or `frames` or `fps` is out of range.
@@ -104,7 +105,11 @@ class Video:
     def __init__(self, source: "VideoSource", frames: int | None = None, fps: float | None = None):
         self.frames = None if frames is None else _check_frames_option(frames)
         self.fps = None if fps is None else _check_fps_option(fps)
-        if isinstance(source, (list, tuple)):
+        if isinstance(source, VideoFrames):
+            if frames is not None or fps is not None:
+                raise MediaError("Video got sampled frames, and frames or fps. Sample as you wish: Video(…).load(…).")
+            self.source = source
+        elif isinstance(source, (list, tuple)):
             self.source = tuple(frame if isinstance(frame, Image) else Image(frame) for frame in source)
         else:
             checked = _check_source(source, "Video")
@@ -142,6 +147,9 @@ class Video:
         """
         num_frames = _check_frames_option(num_frames) if self.frames is None else self.frames
         source = self.source
+        if isinstance(source, VideoFrames):
+            check_frames(len(source.frames), _count_pixels(source), f"Video {self._describe()}", limits)
+            return source
         if isinstance(source, tuple):
             indices = list(range(len(source))) if self.frames is None else self._spread(len(source), num_frames, limits)
             return self._load_frames(len(source), source.__getitem__, indices, limits)
@@ -231,6 +239,8 @@ class Video:
     def _describe(self) -> str:
         if isinstance(self.source, tuple):
             return f"(a list of {len(self.source)} frames)"
+        if isinstance(self.source, VideoFrames):
+            return f"({len(self.source.frames)} sampled frames)"
         return _describe(self.source)
 
 
@@ -307,6 +317,11 @@ def _describe(source: "ByteSource | np.ndarray | PIL.Image.Image") -> str:
     if _is_array(source):
         return f"(array {list(source.shape)} of {source.dtype})"
     return f"(PIL {source.mode} {source.width}×{source.height})"
+
+
+def _count_pixels(sampled: VideoFrames) -> int:
+    """Return the number of pixels of all frames; repeated frames share theirs."""
+    return sum(frame.width * frame.height for frame in {id(frame): frame for frame in sampled.frames}.values())
 
 
 def _natural_order(name: str) -> tuple[list[tuple[int, str]], str]:

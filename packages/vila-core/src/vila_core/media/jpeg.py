@@ -9,7 +9,7 @@ import re
 import struct
 from typing import IO
 
-from vila_core.errors import MediaError
+from vila_core.errors import MediaLimitError
 
 KEPT_APPLICATION_DATA = (0xE0, 0xEE)
 """JFIF and Adobe segments, which define the color space. EXIF (0xE1) is kept once."""
@@ -32,7 +32,7 @@ def without_metadata(file: IO[bytes], name: str) -> IO[bytes]:
     Pillow joins EXIF segments in quadratic time. What follows the picture (a phone's motion video) is left out too.
 
     Raises:
-        MediaError: the file has more scans than `MAX_SCANS` or `MAX_SCANNED_PIXELS` allow, or too many segments.
+        MediaLimitError: the file has more scans than `MAX_SCANS` or `MAX_SCANNED_PIXELS` allow, or too many segments.
     """
     data = file.read()
     kept, place, has_exif, pixels, scans = [data[:2]], 2, False, 0, 0
@@ -43,7 +43,7 @@ def without_metadata(file: IO[bytes], name: str) -> IO[bytes]:
             break
         marker, start = found[1][0], found.start()
         if count > MAX_SEGMENTS:
-            raise MediaError(f"{name} has over {MAX_SEGMENTS:,} segments. Save it again.")
+            raise MediaLimitError(f"{name} has over {MAX_SEGMENTS:,} segments. Save it again.", "MAX_SEGMENTS")
         if marker == END_OF_IMAGE:
             kept.append(data[start : start + 2])
             break
@@ -56,9 +56,10 @@ def without_metadata(file: IO[bytes], name: str) -> IO[bytes]:
             height, width = struct.unpack_from(">HH", data, start + 5)
             pixels = max(pixels, height * width)
         if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
-            raise MediaError(
+            raise MediaLimitError(
                 f"{name} has {scans:,} progressive scans or more, each of which takes as long as the whole picture. "
-                "Save it again as a baseline JPEG."
+                "Save it again as a baseline JPEG.",
+                "MAX_SCANS",
             )
         is_exif = marker == EXIF and data.startswith(b"Exif\0", start + 4) and not has_exif
         if is_exif or marker in KEPT_APPLICATION_DATA or not (0xE0 <= marker <= 0xEF or marker == COMMENT):

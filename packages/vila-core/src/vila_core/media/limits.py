@@ -4,24 +4,45 @@ Every limit is checked before the work it bounds: bytes before more is read, pix
 The defaults suit your own machine. A server should use tighter limits, and `fetch=None` or a list of allowed hosts.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from vila_core.config import Names, Settings
 
 Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
 
+Port = Annotated[int, Field(gt=0, lt=65536)]
+
 MIB = 1024 * 1024
+_HOST = re.compile(r"\.?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[?[0-9a-f:.]*:[0-9a-f:.]*\]?")
+
+
+def _check_hosts(hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return the hosts in lower case and without a final dot."""
+    return None if hosts is None else tuple(_check_host(host) for host in hosts)
+
+
+def _check_host(text: str) -> str:
+    host = text.lower().removesuffix(".")
+    if host.startswith("*."):
+        raise ValueError(f"has {text!r}: write it with a leading dot, {host[1:]!r}, for all subdomains")
+    if not host.isascii():
+        raise ValueError(f"has {text!r}: write the host in its xn-- form")
+    if not _HOST.fullmatch(host) or ".." in host:
+        raise ValueError(f"has {text!r}: expected a host such as 'example.org', without scheme, port or path")
+    return host.strip("[]")
 
 
 class FetchPolicy(Settings):
     """What `vila_core.media.fetch.fetch` may access.
 
     Attributes:
-        allowed_hosts: hosts that may be contacted; a leading dot (`.example.org`) allows subdomains. None for all
-            public hosts.
+        allowed_hosts: hosts that may be contacted; a leading dot (`.example.org`) allows all subdomains, but not the
+            domain itself. None for all public hosts.
+        allowed_ports: ports that may be contacted. None for all.
         max_bytes: size limit of one response body.
         timeout_s: total time limit, including redirects.
         idle_timeout_s: time limit for each wait for data.
@@ -31,7 +52,8 @@ class FetchPolicy(Settings):
         allow_private: allow addresses that are not public (loopback, private networks), for tests and closed networks.
     """
 
-    allowed_hosts: Names | None = None
+    allowed_hosts: Annotated[Names | None, AfterValidator(_check_hosts)] = None
+    allowed_ports: tuple[Port, ...] | None = None
     max_bytes: PositiveInt = 512 * MIB
     timeout_s: Seconds = 60.0
     idle_timeout_s: Seconds = 10.0

@@ -8,7 +8,7 @@ import re
 import stat
 from typing import IO
 
-from vila_core.errors import MediaError
+from vila_core.errors import DataUriError, FetchError, MediaError, MediaLimitError
 from vila_core.input_files import Content, open_input
 from vila_core.media.limits import MediaLimits
 from vila_core.media.signatures import Kind
@@ -88,7 +88,7 @@ def open_source(source: ByteSource, kind: Kind, limits: MediaLimits) -> IO[bytes
     )
     if isinstance(source, str) and is_url(source):
         if limits.fetch is None:
-            raise MediaError(f"{name}: URLs are disabled here. Send the file itself.")
+            raise FetchError(f"{name}: URLs are disabled here. Send the file itself.")
         from vila_core.media.fetch import fetch  # imports ssl, which only URLs need
 
         return fetch(source, limits.fetch, limit)
@@ -104,9 +104,10 @@ def _check_bytes(size: int, name: str, limit: int, field: str) -> None:
     if size == 0:
         raise MediaError(f"{name} is empty (0 bytes). Check how it was written or downloaded.")
     if size > limit:
-        raise MediaError(
+        raise MediaLimitError(
             f"{name} has {size:,} bytes, more than the limit of {limit:,}. "
-            f"Raise it with MediaLimits({field}=…), or use a smaller file."
+            f"Raise it with MediaLimits({field}=…), or use a smaller file.",
+            field,
         )
 
 
@@ -138,9 +139,9 @@ def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) ->
     media_type, *parameters = header[len("data:") :].lower().split(";")
     known = ", ".join(_DATA_TYPES[kind])
     if end < 0 or not parameters or parameters[-1].strip() != "base64":
-        raise MediaError(f"{name}: a data: URI must have the form data:<type>;base64,<text>.")
+        raise DataUriError(f"{name}: a data: URI must have the form data:<type>;base64,<text>.")
     if media_type.strip() not in _DATA_TYPES[kind]:
-        raise MediaError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
+        raise DataUriError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
     if "%" in text:  # a program that builds URLs escapes + / = and line ends
         for escape, character in _ESCAPES.items():
             text = text.replace(escape, character).replace(escape.lower(), character)
@@ -148,4 +149,6 @@ def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) ->
     try:
         return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
     except (binascii.Error, ValueError):
-        raise MediaError(f"{name}: the text after the comma is not valid base64. Check that it is complete.") from None
+        raise DataUriError(
+            f"{name}: the text after the comma is not valid base64. Check that it is complete."
+        ) from None

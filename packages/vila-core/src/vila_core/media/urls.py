@@ -4,7 +4,7 @@ import ipaddress
 import re
 from dataclasses import dataclass
 
-from vila_core.errors import MediaError
+from vila_core.errors import FetchError
 from vila_core.media.limits import FetchPolicy
 
 _URL = re.compile(r"(https?)://([^/?#]*)([^?#]*)(\?[^#]*)?(#.*)?", re.IGNORECASE)
@@ -44,28 +44,28 @@ def parse_url(url: str, policy: FetchPolicy, name: str) -> Target:
     """Parse a URL; messages call it `name`.
 
     Raises:
-        MediaError: the URL is not https, is malformed, has a user name, or its host is not allowed.
+        FetchError: the URL is not https, is malformed, has a user name, or its host is not allowed.
     """
     if len(url) > _MAX_URL:
-        raise MediaError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
+        raise FetchError(f"URL {name} is {len(url)} characters long. At most {_MAX_URL} are accepted.")
     if not _URL_CHARACTERS.fullmatch(url):
-        raise MediaError(
+        raise FetchError(
             f"URL {name} has characters that are not allowed in a URL "
             "(a space, a backslash, a control character or a non-ASCII character). "
             "Percent-encode the path and write the host in its xn-- form."
         )
     match = _URL.fullmatch(url)
     if not match:
-        raise MediaError(
+        raise FetchError(
             f"URL {name} is not an https URL. Use https://host/path, or download the file and use its path."
         )
     scheme, authority, path, query = match[1].lower(), match[2], match[3] or "/", match[4] or ""
     if scheme == "http" and not policy.allow_http:
-        raise MediaError(
+        raise FetchError(
             f"URL {name} is plain http; only https is fetched. Use https, or download the file and use its path."
         )
     if "@" in authority:
-        raise MediaError(
+        raise FetchError(
             f"URL {name} contains a user name or password, which is not allowed. Remove everything before the '@'."
         )
     parts = _AUTHORITY.fullmatch(authority)
@@ -74,12 +74,14 @@ def parse_url(url: str, policy: FetchPolicy, name: str) -> Target:
         or not _is_host(parts[1])
         or not 0 < (port := int(parts[2] or (443 if scheme == "https" else 80))) < 65536
     ):
-        raise MediaError(f"URL {name} has no valid host and port. Use https://host/path.")
+        raise FetchError(f"URL {name} has no valid host and port. Use https://host/path.")
     host = parts[1].lower().strip("[]")
     if policy.allowed_hosts is not None and not _is_allowed(host, policy.allowed_hosts):
-        raise MediaError(
+        raise FetchError(
             f"URL {name}: its host is not in the list of allowed hosts. Ask to have it added, or send the file itself."
         )
+    if policy.allowed_ports is not None and port not in policy.allowed_ports:
+        raise FetchError(f"URL {name}: its port is not allowed. Use {_either(policy.allowed_ports)}.")
     return Target(scheme, host, port, path + query)
 
 
@@ -105,20 +107,35 @@ def _is_address(text: str) -> bool:
 
 
 def _is_allowed(host: str, allowed: tuple[str, ...]) -> bool:
+    """Return whether a host in lower case is an entry, or a subdomain of one with a leading dot."""
     host = host.removesuffix(".")
-    return any(host == entry.lower() or (entry.startswith(".") and host.endswith(entry.lower())) for entry in allowed)
+    return any(host == entry or (entry.startswith(".") and host.endswith(entry)) for entry in allowed)
+
+
+def _either(ports: tuple[int, ...]) -> str:
+    return " or ".join(map(str, ports))
 
 
 def resolve_redirect(target: Target, location: str, policy: FetchPolicy, name: str) -> Target:
-    """Return the target of a redirect, checked like any URL. Raises `MediaError` if it is refused."""
+    """Return the target of a redirect, checked like any URL. Source: RFC 3986, section 4.2.
+
+    Raises:
+        FetchError: it is refused, or leads from https to plain http.
+    """
     origin = f"{target.scheme}://{target.host_header}"
+    path = target.path.partition("?")[0]
     if location.startswith("//"):
         location = f"{target.scheme}:{location}"
     elif location.startswith("/"):
         location = origin + location
-    elif "://" not in location.partition("?")[0]:
-        location = origin + target.path.partition("?")[0].rpartition("/")[0] + "/" + location
+    elif location.startswith(("?", "#")):
+        location = origin + path + location
+    elif ":" not in re.split("[/?#]", location)[0]:  # else it has a scheme
+        location = origin + path.rpartition("/")[0] + "/" + location
     try:
-        return parse_url(location, policy, name)
-    except MediaError:
-        raise MediaError(f"URL {name} redirects to a URL that is refused. Use the final https URL.") from None
+        following = parse_url(location, policy, name)
+    except FetchError:
+        raise FetchError(f"URL {name} redirects to a URL that is refused. Use the final https URL.") from None
+    if target.scheme == "https" and following.scheme == "http":
+        raise FetchError(f"URL {name} redirects from https to plain http. Use the final https URL.")
+    return following

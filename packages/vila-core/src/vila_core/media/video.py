@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from typing import IO, TYPE_CHECKING
 
-from vila_core.errors import MediaError
+from vila_core.errors import MediaError, MediaLimitError
 from vila_core.media.containers import CODECS, open_container, video_stream
 from vila_core.media.images import check_pixels
 from vila_core.media.limits import MediaLimits
@@ -212,9 +212,10 @@ class _Reader:
     def check_length(self, frames: int, ticks: int) -> None:
         seconds = max(self.seconds(ticks), frames / 1000)  # without timestamps, assume at most 1000 fps
         if seconds > self.limits.max_video_seconds:
-            raise MediaError(
+            raise MediaLimitError(
                 f"{self.name} is longer than the limit of {self.limits.max_video_seconds:,.0f} s. "
-                "Cut it, or raise the limit with MediaLimits(max_video_seconds=…)."
+                "Cut it, or raise the limit with MediaLimits(max_video_seconds=…).",
+                "max_video_seconds",
             )
 
     def seconds(self, ticks: int) -> float:
@@ -244,9 +245,10 @@ class _Reader:
         """Raise `MediaError` if the frames of a small file would take very much memory."""
         size = self.file.seek(0, os.SEEK_END)
         if pixels > max(SMALL_VIDEO_PIXELS, self.limits.max_pixels_per_byte * size):
-            raise MediaError(
+            raise MediaLimitError(
                 f"{self.name}: the sampled frames have {pixels:,} pixels in total, too many for a video of "
-                f"{size:,} bytes. Sample fewer frames, or raise the limit with MediaLimits(max_pixels_per_byte=…)."
+                f"{size:,} bytes. Sample fewer frames, or raise the limit with MediaLimits(max_pixels_per_byte=…).",
+                "max_pixels_per_byte",
             )
 
     def rate(self, timeline: _Timeline) -> float:
@@ -339,10 +341,11 @@ class _Reader:
         """Count the pixels of a decoded frame. Raises `MediaError` if a small file takes very much decoding."""
         self.work_left -= max(pixels, SMALLEST_FRAME)
         if self.work_left < 0:
-            raise MediaError(
+            raise MediaLimitError(
                 f"{self.name} decodes to more pixels than a video of its size should, over "
                 f"{self.limits.max_pixels_per_byte:,} per byte. Encode it again, sample fewer frames, or raise the "
-                "limit with MediaLimits(max_pixels_per_byte=…)."
+                "limit with MediaLimits(max_pixels_per_byte=…).",
+                "max_pixels_per_byte",
             )
 
     def packets(self) -> "Iterator[av.Packet[VideoStream]]":
@@ -362,22 +365,25 @@ class _Reader:
 def _check_frame(width: int, height: int, name: str, limits: MediaLimits) -> None:
     check_pixels(width, height, name, limits)
     if width * height > MAX_FRAME_PIXELS:
-        raise MediaError(
+        raise MediaLimitError(
             f"{name} has frames of {width:,}×{height:,} = {width * height:,} pixels; the limit is "
-            f"{MAX_FRAME_PIXELS:,}. Scale the video down."
+            f"{MAX_FRAME_PIXELS:,}. Scale the video down.",
+            "MAX_FRAME_PIXELS",
         )
 
 
 def check_frames(count: int, pixels: int, name: str, limits: MediaLimits) -> None:
     """Raise `MediaError` if the number of frames, or of pixels in all frames, is over the limits."""
     if count > limits.max_frames:
-        raise MediaError(
+        raise MediaLimitError(
             f"{name}: {count:,} frames are more than the limit of {limits.max_frames:,}. "
-            "Use fewer, or raise it with MediaLimits(max_frames=…)."
+            "Use fewer, or raise it with MediaLimits(max_frames=…).",
+            "max_frames",
         )
     if pixels > limits.max_video_pixels:
-        raise MediaError(
+        raise MediaLimitError(
             f"{name}: the sampled frames have {pixels:,} pixels in total, "
             f"more than the limit of {limits.max_video_pixels:,}. "
-            "Use fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…)."
+            "Use fewer or smaller frames, or raise it with MediaLimits(max_video_pixels=…).",
+            "max_video_pixels",
         )
