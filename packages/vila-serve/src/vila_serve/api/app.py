@@ -1,5 +1,6 @@
 """The application: routes, limits, the key, and the life of the engine's thread."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,11 +16,11 @@ from vila_serve.api.admission import Admission
 from vila_serve.api.bodies import RequestBodies
 from vila_serve.api.conversation import Media
 from vila_serve.api.errors import install_handlers
-from vila_serve.api.inline_media import InlineMedia
 from vila_serve.api.keys import ApiKey
 from vila_serve.api.request_ids import RequestIds
 from vila_serve.api.service import Service
 from vila_serve.api.token_texts import TokenTexts
+from vila_serve.media import MediaDoor, server_limits
 from vila_serve.observability.metrics import Metrics
 from vila_serve.observability.tracing import TraceRequests, Tracing
 from vila_serve.settings import ServeSettings
@@ -34,18 +35,27 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     Args:
         model: a loaded model.
         settings: how to serve it; None for the environment's.
-        media: opens images and videos; None for `data:` URIs only.
+        media: opens images and videos; None for a `MediaDoor` as the settings say. A door is started and closed here.
+
+    Raises:
+        ConfigError: one of the settings' `allow_domains` is not a host.
     """
     settings = settings or ServeSettings.read()
     tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
+    media = media or open_door(model, settings)
+    door = media if isinstance(media, MediaDoor) else None
     service = _service(model, settings, media, tracing)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         service.answering.start()
+        if door is not None:
+            door.start()
         yield
         service.admission.is_closing = True
         await service.answering.stop()
+        if door is not None:
+            await asyncio.to_thread(door.close)
         if tracing is not None:
             tracing.shut_down()
 
@@ -65,14 +75,20 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     return app
 
 
-def _service(model: Vila, settings: ServeSettings, media: Media | None, tracing: Tracing | None) -> Service:
-    answering = Answering(model, max_context=settings.max_context)
+def open_door(model: Vila, settings: ServeSettings) -> MediaDoor:
+    """Return the door for media; the caller starts and closes it. Raises `ConfigError` for a wrong allowed domain."""
     preprocess = model.config.preprocess
+    limits = server_limits(settings.allow_domains, preprocess.num_video_frames)
+    return MediaDoor(limits, preprocess.num_video_frames, preprocess.fps)
+
+
+def _service(model: Vila, settings: ServeSettings, media: Media, tracing: Tracing | None) -> Service:
+    answering = Answering(model, max_context=settings.max_context)
     return Service(
         model=model,
         settings=settings,
         answering=answering,
-        media=media or InlineMedia(model.limits, preprocess.num_video_frames, preprocess.fps),
+        media=media,
         admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
         metrics=Metrics(
             answering.stats, (*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)

@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 
 from vila_core import Image, Message, Video
 from vila_core.chat import ChatTemplate, Role, SeparatorTemplate
+from vila_core.errors import MediaError
 from vila_serve.api.errors import ApiError
 from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, SystemMessage, ToolMessage
 from vila_serve.api.schemas.parts import (
@@ -42,11 +43,15 @@ async def read_conversation(
     Neighboring messages of the same role become one, since models are trained on turns.
 
     Raises:
-        ApiError: there are too many media, or the model's template has no room for a system message or a tool.
-        MediaError: a medium cannot be opened.
+        ApiError: there are too many media, one cannot be opened, or the model's template has no room for a system
+            message or a tool.
     """
     _check_template(messages, template)
-    parts = [(_role(message), part) for message in messages for part in message.content or ()]
+    parts = [
+        (f"messages[{index}].content[{place}]", part)
+        for index, message in enumerate(messages)
+        for place, part in enumerate(message.content or ())
+    ]
     num_media = sum(not isinstance(part, TextPart | RefusalPart) for _, part in parts)
     if num_media > max_media:
         raise ApiError(
@@ -54,7 +59,7 @@ async def read_conversation(
             f"The request has {num_media} images and videos; this server takes at most {max_media}.",
             param="messages",
         )
-    opened = await _all_or_nothing([_open(part, media) for _, part in parts])
+    opened = await _all_or_nothing([_open_at(place, part, media) for place, part in parts])
     turns: list[tuple[Role, list[Part]]] = []
     remaining = iter(opened)
     for message in messages:
@@ -87,6 +92,14 @@ def _check_template(messages: Sequence[ChatMessage], template: ChatTemplate) -> 
 
 def _role(message: ChatMessage) -> Role:
     return "system" if isinstance(message, SystemMessage) else "user" if message.role == "tool" else message.role
+
+
+async def _open_at(place: str, part: AnyPart, media: Media) -> Part:
+    """Return an opened part. An error says which part it is."""
+    try:
+        return await _open(part, media)
+    except MediaError as error:
+        raise ApiError(400, f"{place}: {error}", param=place, code="invalid_media") from None
 
 
 async def _open(part: AnyPart, media: Media) -> Part:
