@@ -32,7 +32,7 @@ from vila_core.language.paged_graphs import GraphPagedStep
 from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_step import paged_step
 from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
-from vila_quant.kernels.cuda.w4a16.tune import random_weight
+from vila_quant.kernels.cuda.w4a16.timing import random_weight
 from vila_quant.kernels.kernel import LinearShape
 from vila_quant.linears.groupwise_linear import GroupwiseLinear
 

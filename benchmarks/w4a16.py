@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS, unit_words
-from vila_quant.kernels.cuda.w4a16.tune import random_weight, replay_milliseconds
+from vila_quant.kernels.cuda.w4a16.timing import random_weight, replay_milliseconds
 
 SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944)}
 """N and K."""

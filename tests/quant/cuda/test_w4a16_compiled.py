@@ -14,9 +14,10 @@ from tests.compiled_kernels import SHARED_MEMORY, stack_bytes
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from vila_quant.kernels.cuda.w4a16 import dispatch
+from vila_quant.kernels.cuda.w4a16 import tables
 from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig, decode_kernel
-from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, dequantize_kernel, tile_kernel
+from vila_quant.kernels.cuda.w4a16.dequantize_kernel import UNITS, dequantize_kernel
+from vila_quant.kernels.cuda.w4a16.tiles import TileConfig, tile_kernel
 
 STACK = 144
 """Bytes that a thread may spill. Some of the fastest configurations do: tiles of 128 x 128 with 4 warps the most."""
@@ -95,8 +96,8 @@ def compile_tiles(config: TileConfig, dtype: torch.dtype, group_size: int, capab
     return compiled(tile_kernel, types, constants, capability, options)
 
 
-def chosen_configs(capability: int) -> list[tuple[int, dispatch.Config]]:
-    table = dispatch.table_for("NVIDIA H100 80GB HBM3" if capability == 90 else "some other GPU")
+def chosen_configs(capability: int) -> list[tuple[int, tables.Config]]:
+    table = tables.shipped("NVIDIA H100 80GB HBM3" if capability == 90 else "some other GPU")
     return sorted({(entry.tokens, entry.config) for entry in table.entries}, key=repr)
 
 
@@ -124,15 +125,19 @@ def test_the_chosen_kernels_fit_the_gpu(capability: int, tmp_path: Path) -> None
 @pytest.mark.parametrize("group_size", [32, 64])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_other_types_and_groups_compile(dtype: torch.dtype, group_size: int, tmp_path: Path) -> None:
-    half = f"*{TYPES[dtype]}"
     kernels = [
         compile_decode(DecodeConfig(), 1, dtype, group_size, 80),
         compile_decode(DecodeConfig(tiles=2, slots=1), 16, dtype, group_size, 80),
         compile_tiles(TileConfig(64, 64, 64, 1, 4, 3), dtype, group_size, 80),
         compiled(
             dequantize_kernel,
-            {"packed_pointer": "*i32", "w_pointer": half},
-            {"GROUPS": 128 // group_size, "BLOCK_N": 64, "BLOCK_K": 128, "INLINE": True},
+            {"packed_pointer": "*i32", "w_pointer": "*i32"},
+            {
+                "IS_FP16": dtype == torch.float16,
+                "GROUPS": 128 // group_size,
+                "UNITS_OF_BLOCK": UNITS,
+                "INLINE": True,
+            },
             80,
             {"num_warps": 4},
         ),

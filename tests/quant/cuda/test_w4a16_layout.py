@@ -1,14 +1,10 @@
-"""The packed layout of four-bit weights for NVIDIA GPUs, and the table that picks a kernel."""
-
-from pathlib import Path
+"""The packed layout of four-bit weights for NVIDIA GPUs."""
 
 import pytest
 import torch
 
 from vila_core.errors import ConfigError
-from vila_quant.kernels.cuda.w4a16 import W4Weight, dispatch, reference
-from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
-from vila_quant.kernels.cuda.w4a16.tiles import TileConfig
+from vila_quant.kernels.cuda.w4a16 import W4Weight, reference
 
 
 @pytest.mark.parametrize(
@@ -64,24 +60,3 @@ def test_what_cannot_be_packed_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         W4Weight.pack(codes, scales, zeros)
-
-
-def test_a_table_gives_the_nearest_shape(tmp_path: Path) -> None:
-    few, many, wide = DecodeConfig(), TileConfig(), DecodeConfig(tiles=2)
-    entries = (dispatch.Entry(1, 100, 100, few), dispatch.Entry(64, 100, 100, many), dispatch.Entry(1, 9000, 100, wide))
-    dispatch.Table("A GPU", entries).write(tmp_path / "table.json")
-    table = dispatch.Table.read(tmp_path / "table.json")
-    assert table.entries == entries
-    assert table.choose(1, 200, 100) == few
-    assert table.choose(1, 8000, 128) == wide
-    assert table.choose(2, 8000, 100) == many
-    assert table.choose(10**6, 100, 100) == many
-
-
-def test_every_gpu_has_a_table() -> None:
-    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090", "Orin"):
-        table = dispatch.table_for(name)
-        assert not table.gpu or table.gpu in name
-        for tokens in (1, 16):
-            assert isinstance(table.choose(tokens, 4096, 4096), DecodeConfig)
-        assert not isinstance(table.choose(17, 4096, 4096), DecodeConfig)

@@ -72,6 +72,23 @@ def stream_word_pair(pointer, valid, INLINE: tl.constexpr):
 
 
 @triton.jit
+def store_words(pointer, words, valid, INLINE: tl.constexpr):
+    """Store four consecutive int32 words where `valid`, `pointer` aligned to 16 bytes."""
+    if INLINE:
+        tl.inline_asm_elementwise(
+            "{ .reg .pred p; setp.ne.b32 p, $6, 0; @p st.global.v4.b32 [$1], {$2,$3,$4,$5}; mov.b32 $0, 0; }",
+            "=r,l,r,r,r,r,r",
+            [pointer, words[0], words[1], words[2], words[3], valid.to(tl.int32)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
+    else:
+        for word in tl.static_range(4):
+            tl.store(pointer + word, words[word], mask=valid)
+
+
+@triton.jit
 def take_bits(word, mask: tl.constexpr, others: tl.constexpr, INLINE: tl.constexpr):
     """`(word & mask) | others`, one instruction."""
     if INLINE:

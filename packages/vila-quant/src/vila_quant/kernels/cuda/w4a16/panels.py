@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
+from vila_quant.kernels.cuda.w4a16.dequantize_kernel import UNITS, dequantize_kernel
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
-from vila_quant.kernels.cuda.w4a16.tiles import dequantize_kernel
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def dequantize(packed: Tensor, group_size: int, out: Tensor, *, inline: bool = T
     assert out.shape[0] >= blocks * UNIT_OUTPUTS
     assert out.shape[1] == units * UNIT_INPUTS
     assert out.is_contiguous()
-    dequantize_kernel[(units, triton.cdiv(blocks, 2))](
-        packed, out, blocks, units, out.stride(0), GROUPS=UNIT_INPUTS // group_size, BLOCK_N=64, BLOCK_K=128,
-        INLINE=inline, num_warps=4,  # pyright: ignore[reportCallIssue]
+    dequantize_kernel[(triton.cdiv(units, UNITS), blocks)](
+        packed, out.view(torch.int32), units, out.stride(0) // 2, IS_FP16=out.dtype == torch.float16,
+        GROUPS=UNIT_INPUTS // group_size, UNITS_OF_BLOCK=UNITS, INLINE=inline,
+        num_warps=4,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return out[: blocks * UNIT_OUTPUTS]

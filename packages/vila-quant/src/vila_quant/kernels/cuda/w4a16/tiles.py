@@ -58,7 +58,7 @@ def _scaled_numbers(a, one, minus, scale, dtype: tl.constexpr, INLINE: tl.conste
 
 
 @triton.jit
-def _twice(number, dtype: tl.constexpr):
+def twice(number, dtype: tl.constexpr):
     """Return a word with `number` in both halves."""
     low = number.to(dtype).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
     return low | (low << 16)
@@ -67,13 +67,13 @@ def _twice(number, dtype: tl.constexpr):
 @triton.jit
 def load_numbers(
     packed_pointer, first_block, blocks, step, units, dtype: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    GROUPS: tl.constexpr, WARPS: tl.constexpr, NATURAL: tl.constexpr, INLINE: tl.constexpr,
+    GROUPS: tl.constexpr, WARPS: tl.constexpr, INLINE: tl.constexpr,
 ):  # fmt: skip
     """Return the weights `[BLOCK_N, BLOCK_K]` of outputs from `32 · first_block` on and inputs from `step · BLOCK_K`
     on.
 
-    Inputs are in their natural order, or in the order of the MMA operand, see `permute_tokens`: then each thread holds
-    after unpacking just what its tensor core wants, and nothing moves between threads.
+    Inputs are in the order of the MMA operand, see `permute_tokens`: each thread holds after unpacking just what its
+    tensor core wants, and nothing moves between threads.
     """
     TILES: tl.constexpr = BLOCK_N // 16
     LOW_TILES: tl.constexpr = WARPS if TILES > WARPS else TILES  # one of these for each warp
@@ -112,23 +112,23 @@ def load_numbers(
     high_scale, high_minus = halves(high, tl.float16)
     shape: tl.constexpr = (HIGH_TILES, HALVES, LOW_TILES, 8, 4, 2, 2)
     one = tl.full(shape, 0x3C003C00 if dtype == tl.float16 else 0x3F803F80, tl.int32)
-    low_scale = tl.broadcast_to(_twice(low_scale, dtype), shape)
-    high_scale = tl.broadcast_to(_twice(high_scale, dtype), shape)
+    low_scale = tl.broadcast_to(twice(low_scale, dtype), shape)
+    high_scale = tl.broadcast_to(twice(high_scale, dtype), shape)
     if dtype == tl.float16:
         a0 = take_bits(codes, 0x000F000F, 0x64006400, INLINE)  # 1024 + q
         a1 = take_bits(codes, 0x00F000F0, 0x64006400, INLINE)  # 1024 + 16 q
         a2 = take_bits(codes >> 8, 0x000F000F, 0x64006400, INLINE)
         a3 = take_bits(codes >> 8, 0x00F000F0, 0x64006400, INLINE)
-        low_minus = tl.broadcast_to(_twice(low_minus, dtype), shape)
-        high_minus = tl.broadcast_to(_twice(high_minus.to(tl.float32) + 960.0, dtype), shape)
+        low_minus = tl.broadcast_to(twice(low_minus, dtype), shape)
+        high_minus = tl.broadcast_to(twice(high_minus.to(tl.float32) + 960.0, dtype), shape)
         high_one = tl.full(shape, 0x2C002C00, tl.int32)  # 1 / 16
     else:
         a0 = take_bits(codes, 0x000F000F, 0x43004300, INLINE)  # 128 + q
         a1 = take_bits(codes >> 4, 0x000F000F, 0x43004300, INLINE)
         a2 = take_bits(codes >> 8, 0x000F000F, 0x43004300, INLINE)
         a3 = take_bits(codes >> 12, 0x000F000F, 0x43004300, INLINE)
-        low_minus = tl.broadcast_to(_twice(low_minus.to(tl.float32) + 896.0, dtype), shape)
-        high_minus = tl.broadcast_to(_twice(high_minus.to(tl.float32) + 896.0, dtype), shape)
+        low_minus = tl.broadcast_to(twice(low_minus.to(tl.float32) + 896.0, dtype), shape)
+        high_minus = tl.broadcast_to(twice(high_minus.to(tl.float32) + 896.0, dtype), shape)
         high_one = one
     n0, n1 = _scaled_numbers(a0, one, low_minus, low_scale, dtype, INLINE)
     n2, n3 = _scaled_numbers(a2, one, low_minus, low_scale, dtype, INLINE)
@@ -137,10 +137,7 @@ def load_numbers(
     lower = tl.join(tl.join(n0, n2), tl.join(n1, n3))  # … pair, odd
     upper = tl.join(tl.join(m0, m2), tl.join(m1, m3))
     numbers = tl.join(lower, upper)  # high tile, half, low tile, row, quad, step // 2, step % 2, pair, odd, high row
-    if NATURAL:
-        numbers = tl.permute(numbers, (0, 2, 9, 3, 1, 5, 4, 6, 7, 8))
-    else:
-        numbers = tl.permute(numbers, (0, 2, 9, 3, 1, 5, 6, 7, 4, 8))
+    numbers = tl.permute(numbers, (0, 2, 9, 3, 1, 5, 6, 7, 4, 8))
     return tl.reshape(numbers, (BLOCK_N, BLOCK_K))
 
 
@@ -188,7 +185,7 @@ def tile_kernel(
         x = tl.load(x_pointers + step * BLOCK_K)
         first_block = tile_n * (BLOCK_N // 32)
         w = load_numbers(
-            packed_pointer, first_block, blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, False, INLINE
+            packed_pointer, first_block, blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, WARPS, INLINE
         )
         total = settled(tl.dot(w, tl.trans(x), total), INLINE)
     if PDL:
@@ -230,29 +227,6 @@ def add_kernel(
     tl.store(y_pointer + token.to(tl.int64) * y_stride + output, total.to(y_pointer.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def dequantize_kernel(
-    packed_pointer,
-    w_pointer,
-    blocks,
-    units,
-    w_stride,
-    GROUPS: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    INLINE: tl.constexpr,
-):
-    """Write one block of the weight, `[padded N, padded K]`, in the dtype of `w`."""
-    dtype: tl.constexpr = w_pointer.dtype.element_ty
-    tile_n, step = tl.program_id(1), tl.program_id(0)
-    w = load_numbers(
-        packed_pointer, tile_n * (BLOCK_N // 32), blocks, step, units, dtype, BLOCK_N, BLOCK_K, GROUPS, 4, True, INLINE
-    )
-    output = (tile_n * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-    place = output[:, None] * w_stride + step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-    tl.store(w_pointer + place, w, mask=output[:, None] < blocks * 32)
-
-
 def multiply_tiles(
     x: Tensor,
     packed: Tensor,
@@ -287,7 +261,7 @@ def multiply_tiles(
     x = permute_tokens(x, pdl=pdl)
     tiles = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n) * triton.cdiv(tokens, config.block_m)
     steps = units * UNIT_INPUTS // config.block_k
-    split_tiles, splits = leftover(tiles, steps, config, multiprocessors)
+    split_tiles, splits = leftover(tiles, steps, config.splits, config.resident * multiprocessors)
     whole_tiles = tiles - split_tiles
     size = config.block_m * config.block_n
     parts = x.new_empty(max(1, splits * split_tiles * size), dtype=torch.float32)
@@ -300,20 +274,45 @@ def multiply_tiles(
         0, PDL=pdl, INLINE=inline, num_warps=config.warps, num_stages=config.stages, **launch,
     )  # fmt: skip
     if split_tiles:
-        step = min(size, 1024)
-        add_kernel[(split_tiles, size // step)](
-            parts, given, y, tokens, outputs, whole_tiles, split_tiles, y.stride(0), SPLITS=splits, HAS_BIAS=bias is not
-            None, BLOCK_N=config.block_n, BLOCK_M=config.block_m, BLOCK=step, PDL=pdl, num_warps=4, **launch,
-        )  # fmt: skip
+        add_parts(parts, bias, y, whole_tiles, split_tiles, splits, config.block_n, config.block_m, pdl=pdl)
 
 
-def leftover(tiles: int, steps: int, config: TileConfig, multiprocessors: int) -> tuple[int, int]:
-    """Return how many of the tiles are split along K, and into how many parts; (0, 1) if none."""
-    wave = config.resident * multiprocessors
+def add_parts(
+    parts: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    whole_tiles: int,
+    split_tiles: int,
+    splits: int,
+    block_n: int,
+    block_m: int,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Write the tiles of `y [M, N]` from `whole_tiles` on, sums of `parts [splits, split_tiles, block_m, block_n]`."""
+    launch = {"launch_pdl": True} if pdl else {}
+    step = min(block_m * block_n, 1024)
+    add_kernel[(split_tiles, block_m * block_n // step)](
+        parts, y if bias is None else bias, y, y.shape[0], y.shape[1], whole_tiles, split_tiles, y.stride(0),
+        SPLITS=splits, HAS_BIAS=bias is not None, BLOCK_N=block_n, BLOCK_M=block_m, BLOCK=step, PDL=pdl,
+        num_warps=4, **launch,
+    )  # fmt: skip
+
+
+def leftover(tiles: int, steps: int, splits: int, wave: int, waves: int = 1) -> tuple[int, int]:
+    """Return how many of the tiles are split along K, and into how many parts; (0, 1) if none.
+
+    Args:
+        tiles: in all.
+        steps: of a tile along K.
+        splits: parts at most.
+        wave: how many tiles the GPU works on at a time; 0: all tiles count as left over.
+        waves: over how many waves the parts may spread.
+    """
     left = tiles % wave if wave else tiles
-    most = min(config.splits, steps, max(1, wave // left) if wave and left else steps)
-    splits = -(-steps // -(-steps // most))  # no part is empty
-    return (left, splits) if left and splits > 1 else (0, 1)
+    most = min(splits, steps, max(1, waves * wave // left) if wave and left else steps)
+    parts = -(-steps // -(-steps // most))  # none is empty
+    return (left, parts) if left and parts > 1 else (0, 1)
 
 
 def permute_tokens(x: Tensor, *, pdl: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ from vila_quant.kernels.cuda.w4a16.fragments import (
 
 
 @triton.jit
-def _numbers(word, minus_low, minus_high, dtype: tl.constexpr, INLINE: tl.constexpr):
+def numbers(word, minus_low, minus_high, dtype: tl.constexpr, INLINE: tl.constexpr):
     """Return the A operand in a word of codes: four words of two numbers `q - zero`."""
     if dtype == tl.float16:
         low, high = word, word >> 8
@@ -61,8 +61,8 @@ def _numbers(word, minus_low, minus_high, dtype: tl.constexpr, INLINE: tl.conste
 
 
 @triton.jit
-def _offsets(low, high, dtype: tl.constexpr, INLINE: tl.constexpr):
-    """Return what `_numbers` adds to the codes of the low and of the high row, from the words with their scales."""
+def offsets(low, high, dtype: tl.constexpr, INLINE: tl.constexpr):
+    """Return what `numbers` adds to the codes of the low and of the high row, from the words with their scales."""
     if dtype == tl.float16:
         minus_low = (low & -65536) | ((low >> 16) & 0xFFFF)  # -(1024 + zero), twice
         minus_high = (high & -65536) | ((high >> 16) & 0xFFFF)
@@ -181,12 +181,12 @@ def multiply_unit(
         for group in tl.static_range(GROUPS):
             scale_low = scales[2 * (TILES * group + tile)]
             scale_high = scales[2 * (TILES * group + tile) + 1]
-            minus_low, minus_high = _offsets(scale_low, scale_high, dtype, INLINE)
+            minus_low, minus_high = offsets(scale_low, scale_high, dtype, INLINE)
             chains = ()
             for _ in tl.static_range(CHAINS * COLUMNS):
                 chains = chains + ((zero, zero, zero, zero),)
             for step in tl.static_range(steps):
-                a = _numbers(codes[8 * tile + group * steps + step], minus_low, minus_high, dtype, INLINE)
+                a = numbers(codes[8 * tile + group * steps + step], minus_low, minus_high, dtype, INLINE)
                 for column in tl.static_range(COLUMNS):
                     b0 = x[16 * column + 2 * (group * steps + step)]
                     b1 = x[16 * column + 2 * (group * steps + step) + 1]

@@ -1,0 +1,150 @@
+"""Time products on a GPU, for `tune` and the benchmarks."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from vila_quant.kernels.cuda.w4a16 import dispatch
+from vila_quant.kernels.cuda.w4a16.candidates import candidates
+from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
+from vila_quant.kernels.cuda.w4a16.dispatch import run, runs_on
+from vila_quant.kernels.cuda.w4a16.layout import CODE_WORDS, UNIT_INPUTS, UNIT_OUTPUTS, unit_words
+from vila_quant.kernels.cuda.w4a16.tables import Config
+
+CACHE_BYTES = 256 << 20
+"""Weights are measured in turns that take more memory than any cache."""
+
+CHAIN_LAYERS = 8
+
+Shape = tuple[int, int]
+"""Outputs and inputs."""
+
+
+def random_weight(outputs: int, inputs: int, group_size: int, device: torch.device) -> Tensor:
+    """Return a packed weight of random codes, with scales that keep the size of activations."""
+    blocks, units = -(-outputs // UNIT_OUTPUTS), -(-inputs // UNIT_INPUTS)
+    packed = torch.empty(blocks, units, unit_words(group_size), dtype=torch.int32, device=device)
+    packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
+    scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * inputs) ** 0.5
+    zeros = torch.randint(16, scales.shape, device=device)
+    packed[..., CODE_WORDS:] = torch.stack((scales.half(), (-1024.0 - zeros).half()), dim=-1).view(torch.int32)[..., 0]
+    return packed
+
+
+def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> float:
+    """Capture `call` in a CUDA graph and return the median time of a replay."""
+    call()
+    stream = torch.cuda.Stream()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        call()
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            call()
+    times: list[float] = []
+    for repetition in range(repetitions + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if repetition >= 3:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+class GpuTimer:
+    """Times products of random weights on a GPU. See `tune.Timer`."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float16, group_size: int = 128) -> None:
+        self.device, self.dtype, self.group_size = device, dtype, group_size
+        self.gpu = torch.cuda.get_device_name(device)
+        self._weights: tuple[Shape, list[Tensor]] | None = None
+        self._layers: tuple[tuple[Shape, ...], list[list[Tensor]]] | None = None
+
+    def runs(self, config: Config) -> bool:
+        return runs_on(config, self.device)
+
+    def chosen(self, tokens: int, shape: Shape) -> Config:
+        return dispatch.choose(tokens, *shape, self.device)
+
+    def prepare(self, shapes: Sequence[Shape], tokens: Sequence[int]) -> None:
+        """Compile the kernels into Triton's cache, in as many processes as there are processors (at most 16)."""
+        work = [
+            (shape, count, config, self.dtype, self.group_size, self.device.index or 0)
+            for shape in shapes
+            for count in tokens
+            for config in candidates(count)
+            if self.runs(config)
+        ]
+        workers = min(len(work), os.cpu_count() or 1, 16)
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            list(pool.map(_compile, work, chunksize=4))
+
+    @torch.inference_mode()
+    def product(self, tokens: int, shape: Shape, config: Config) -> float | None:
+        if self._weights is None or self._weights[0] != shape:
+            self._weights = None  # frees the memory of the shape before
+            one = random_weight(*shape, self.group_size, self.device)
+            self._weights = shape, [one.clone() for _ in range(triton.cdiv(CACHE_BYTES, one.nbytes))]
+        weights = self._weights[1]
+        x = torch.randn(tokens, weights[0].shape[1] * UNIT_INPUTS, device=self.device).to(self.dtype)
+        y = x.new_empty(tokens, shape[0])
+
+        def call() -> None:
+            for packed in weights:
+                run(config, x, packed, None, y, self.group_size)
+
+        try:
+            return replay_milliseconds(call, 5) / len(weights)
+        except OutOfResources:
+            return None
+
+    @torch.inference_mode()
+    def chain(self, tokens: int, shapes: Sequence[Shape], configs: Sequence[DecodeConfig]) -> float:
+        if self._layers is None or self._layers[0] != tuple(shapes):
+            self._weights = self._layers = None
+            self._layers = (
+                tuple(shapes),
+                [
+                    [random_weight(*shape, self.group_size, self.device) for shape in shapes]
+                    for _ in range(CHAIN_LAYERS)
+                ],
+            )
+        linears = [pair for layer in self._layers[1] for pair in zip(configs, layer, strict=True)]
+        x = {
+            packed.shape[1]: torch.randn(tokens, packed.shape[1] * UNIT_INPUTS, device=self.device)
+            for _, packed in linears
+        }
+        x = {units: given.to(self.dtype) for units, given in x.items()}
+        y = [torch.empty(tokens, outputs, dtype=self.dtype, device=self.device) for outputs, _ in shapes]
+
+        def call() -> None:
+            for number, (config, packed) in enumerate(linears):
+                following = linears[(number + 1) % len(linears)][1]
+                place = y[number % len(shapes)]
+                run(config, x[packed.shape[1]], packed, None, place, self.group_size, following)
+
+        return replay_milliseconds(call, 7) / CHAIN_LAYERS
+
+
+def _compile(work: tuple[Shape, int, Config, torch.dtype, int, int]) -> None:
+    (outputs, inputs), tokens, config, dtype, group_size, index = work
+    torch.cuda.set_device(index)
+    device = torch.device("cuda", index)
+    packed = random_weight(outputs, inputs, group_size, device)
+    x = torch.zeros(tokens, packed.shape[1] * UNIT_INPUTS, dtype=dtype, device=device)
+    try:
+        for following in (None, packed):
+            run(config, x, packed, None, x.new_empty(tokens, outputs), group_size, following)
+    except OutOfResources:
+        return
