@@ -6,10 +6,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from starlette.types import ASGIApp
 
 from vila_serve.replicas.affinity import affinity_key
-from vila_serve.replicas.front import Front, ReplicaDiedError, ReplicasFullError
+from vila_serve.replicas.front import ReplicaDiedError, ReplicasFullError, create_front
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
+from vila_serve.replicas.metrics import merge
+from vila_serve.settings import ServeSettings
 
 JSON = ResponseStart(200, ((b"content-type", b"application/json"),))
 EVENTS = ResponseStart(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))
@@ -37,8 +40,24 @@ class ScriptedReplicas:
         finally:
             self.ended += 1
 
+    async def metrics(self) -> dict[str, str]:
+        text = "# HELP vila_answers_total Answers.\n# TYPE vila_answers_total counter\nvila_answers_total{{reason=\"stop\"}} {}\n"
+        return {"one": text.format(3), "two": text.format(4)}
 
-def ask(front: Front, body: bytes = b"{}", *, leaves_after: float | None = None, chunks: int = 1) -> list[Any]:
+
+def front(replicas: ScriptedReplicas, **settings: Any) -> ASGIApp:
+    return create_front(replicas, ServeSettings(replicas=2, **settings))
+
+
+def ask(
+    app: ASGIApp,
+    body: bytes = b"{}",
+    *,
+    path: str = "/v1/chat/completions",
+    key: str = "key",
+    leaves_after: float | None = None,
+    chunks: int = 1,
+) -> list[Any]:
     """Send one request to the front; return the ASGI messages of its answer."""
     sent: list[Any] = []
     size = -(-len(body) // chunks) or 1
@@ -57,10 +76,11 @@ def ask(front: Front, body: bytes = b"{}", *, leaves_after: float | None = None,
         sent.append(message)
 
     scope = {
-        "type": "http", "method": "POST", "path": "/v1/chat/completions", "query_string": b"a=1",
-        "headers": [(b"authorization", b"Bearer key")], "client": ["127.0.0.1", 5000],
+        "type": "http", "method": "POST" if path.startswith("/v1/chat") else "GET", "path": path,
+        "query_string": b"a=1", "client": ["127.0.0.1", 5000],
+        "headers": [(b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json")],
     }  # fmt: skip
-    asyncio.run(asyncio.wait_for(front(scope, receive, send), 10))
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 15))
     return sent
 
 
@@ -70,17 +90,20 @@ def body_of(sent: list[Any]) -> bytes:
 
 def test_a_request_and_its_answer_arrive_whole():
     replicas = ScriptedReplicas([JSON, b'{"a":', b"1}"])
-    sent = ask(Front(replicas, max_body_bytes=1000), b'{"model": "m"}', chunks=3)
+    sent = ask(front(replicas), b'{"model": "m"}', chunks=3)
     assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
-    assert (sent[0]["status"], sent[0]["headers"], body_of(sent)) == (200, list(JSON.headers), b'{"a":1}')
+    assert (sent[0]["status"], body_of(sent)) == (200, b'{"a":1}')
+    assert JSON.headers[0] in sent[0]["headers"]
     (request,) = replicas.requests
     assert (request.method, request.path, request.query) == ("POST", "/v1/chat/completions", b"a=1")
     assert (request.body, request.client) == (b'{"model": "m"}', ("127.0.0.1", 5000))
-    assert request.headers == ((b"authorization", b"Bearer key"),)
+    assert dict(request.headers)[b"authorization"] == b"Bearer key"
+    assert dict(request.headers)[b"content-length"] == b"14"
+    assert dict(request.headers)[b"x-request-id"] == dict(sent[0]["headers"])[b"x-request-id"]
 
 
 def test_a_stream_is_sent_part_by_part():
-    sent = ask(Front(ScriptedReplicas([EVENTS, b"data: 1\n\n", b"data: 2\n\n"]), max_body_bytes=1000))
+    sent = ask(front(ScriptedReplicas([EVENTS, b"data: 1\n\n", b"data: 2\n\n"])))
     assert [message.get("body") for message in sent[1:]] == [b"data: 1\n\n", b"data: 2\n\n", b""]
 
 
@@ -91,14 +114,14 @@ def test_a_stream_is_sent_part_by_part():
 )
 def test_another_replica_answers_what_a_dead_one_did_not_finish(first: Script):
     replicas = ScriptedReplicas(first, [JSON, b"{}"])
-    sent = ask(Front(replicas, max_body_bytes=1000))
+    sent = ask(front(replicas))
     assert (sent[0]["status"], body_of(sent), len(replicas.requests)) == (200, b"{}", 2)
     assert replicas.requests[0] == replicas.requests[1]
 
 
 def test_a_stream_that_has_begun_ends_with_an_error_event():
     replicas = ScriptedReplicas([EVENTS, b"data: 1\n\n", ReplicaDiedError()], [JSON])
-    sent = ask(Front(replicas, max_body_bytes=1000))
+    sent = ask(front(replicas))
     events = body_of(sent).decode().strip().split("\n\n")
     assert events[0] == "data: 1"
     error = json.loads(events[1].removeprefix("data: "))["error"]
@@ -111,30 +134,62 @@ def test_a_stream_that_has_begun_ends_with_an_error_event():
 
 
 def test_when_every_attempt_fails_the_client_is_told_to_try_again():
-    sent = ask(Front(ScriptedReplicas(*[[ReplicaDiedError()]] * 3), max_body_bytes=1000))
+    sent = ask(front(ScriptedReplicas(*[[ReplicaDiedError()]] * 3)))
     assert sent[0]["status"] == 503
     assert dict(sent[0]["headers"])[b"retry-after"] == b"5"
     assert json.loads(body_of(sent))["error"]["type"] == "server_error"
 
 
 def test_full_replicas_are_status_429():
-    sent = ask(Front(ScriptedReplicas([ReplicasFullError()]), max_body_bytes=1000))
+    sent = ask(front(ScriptedReplicas([ReplicasFullError()])))
     assert sent[0]["status"] == 429
     assert dict(sent[0]["headers"])[b"retry-after"] == b"5"
 
 
-@pytest.mark.parametrize(("size", "status"), [(10, 200), (11, 413), (5000, 413)])
+@pytest.mark.parametrize(("size", "status"), [(1024, 200), (1025, 413), (5000, 413)])
 @pytest.mark.parametrize("chunks", [1, 4])
 def test_a_long_body_is_refused(size: int, status: int, chunks: int):
     replicas = ScriptedReplicas([JSON, b"{}"])
-    sent = ask(Front(replicas, max_body_bytes=10), b"x" * size, chunks=chunks)
+    sent = ask(front(replicas, max_request_bytes=1024), b'"' + b"x" * (size - 2) + b'"', chunks=chunks)
     assert sent[0]["status"] == status
     assert len(replicas.requests) == (status == 200)
 
 
+def test_the_key_is_asked_for_before_a_replica_sees_anything():
+    replicas = ScriptedReplicas([JSON, b"{}"])
+    guarded = front(replicas, api_key="secret")
+    assert ask(guarded, key="wrong")[0]["status"] == 401
+    assert ask(guarded, path="/metrics", key="wrong")[0]["status"] == 401
+    assert replicas.requests == []
+    assert ask(guarded, key="secret")[0]["status"] == 200
+
+
+def test_routes_that_only_read_are_answered_by_a_replica_or_say_that_none_does(monkeypatch: pytest.MonkeyPatch):
+    assert ask(front(ScriptedReplicas([JSON, b"[]"])), path="/v1/models")[0]["status"] == 200
+    monkeypatch.setattr("vila_serve.replicas.front.STATUS_SECONDS", 0.2)
+    late = ask(front(ScriptedReplicas([JSON, b"[]"], delay=5)), path="/health")
+    assert late[0]["status"] == 503
+    assert json.loads(body_of(late))["error"]["message"] == "No replica answers now."
+
+
+def test_metrics_name_the_replica():
+    sent = ask(front(ScriptedReplicas()), path="/metrics")
+    text = body_of(sent).decode()
+    assert 'vila_answers_total{reason="stop",replica="one"} 3.0' in text
+    assert 'vila_answers_total{reason="stop",replica="two"} 4.0' in text
+    assert text.count("# TYPE vila_answers_total counter") == 1
+
+
+def test_merged_metrics_keep_histograms():
+    text = "# HELP t Time.\n# TYPE t histogram\nt_bucket{le=\"1.0\"} 2.0\nt_bucket{le=\"+Inf\"} 3.0\nt_count 3.0\nt_sum 4.0\n"
+    merged = merge({"a": text, "b": text}).decode()
+    assert 't_bucket{le="+Inf",replica="b"} 3.0' in merged
+    assert merged.count("# TYPE t histogram") == 1
+
+
 def test_a_client_that_leaves_ends_its_request():
     replicas = ScriptedReplicas([EVENTS, *[b"data: x\n\n"] * 1000], delay=0.01)
-    ask(Front(replicas, max_body_bytes=1000), leaves_after=0.1)
+    ask(front(replicas), leaves_after=0.1)
     assert replicas.ended == 1
     assert len(replicas.scripts) == 0
 
@@ -149,7 +204,7 @@ def test_the_front_agrees_to_startup_and_shutdown():
         async def send(message: Any) -> None:
             sent.append(message["type"])
 
-        await Front(ScriptedReplicas(), max_body_bytes=1)({"type": "lifespan"}, receive, send)
+        await front(ScriptedReplicas())({"type": "lifespan"}, receive, send)
         return sent
 
     assert asyncio.run(run()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

@@ -15,6 +15,8 @@ from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from vila_core import Vila
     from vila_serve.settings import ServeSettings
 
@@ -105,6 +107,9 @@ class ModelOptions:
 class LimitOptions:
     """How much the server does at once."""
 
+    replicas: Annotated[
+        int | None, _limit("--replicas", metavar="N", help="Processes with a model each; needs Ray (1).")
+    ] = None
     max_batch: Annotated[int | None, _limit("--max-batch", help="Requests answered together (64).")] = None
     max_queue: Annotated[int | None, _limit("--max-queue", help="Requests that may wait for that (128).")] = None
     max_context: Annotated[
@@ -163,12 +168,23 @@ def _run(given: dict[str, Any]) -> None:
     settings = ServeSettings.read(
         {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     )
-    from vila_serve import server  # imported here because of torch, after the settings have been checked
+    # imported here because of torch, after the settings have been checked
+    from vila_serve import server
+    from vila_serve.api.app import create_app
 
     bound = server.bind(settings)
+    if settings.replicas > 1:
+        server.serve_replicas(settings, bound, lambda: _announce(settings, settings.model_path or "vila-tiny", bound))
+        return
     served = _load(settings)
-    typer.echo(f"Serving {settings.model_name or served.name} at {server.address_of(bound)}/v1", err=True)
-    server.serve(served, settings, bound)
+    _announce(settings, served.name, bound)
+    server.serve(create_app(served, settings), settings, bound)
+
+
+def _announce(settings: "ServeSettings", name: str, bound: "socket") -> None:
+    from vila_serve import server
+
+    typer.echo(f"Serving {settings.model_name or name} at {server.address_of(bound)}/v1", err=True)
 
 
 def _load(settings: "ServeSettings") -> "Vila":

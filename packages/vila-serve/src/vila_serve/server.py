@@ -1,18 +1,22 @@
 """Loads the model and runs the server until it is told to stop."""
 
 import errno
+import importlib.util
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
 import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 import vila_core
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
-from vila_core.errors import ConfigError, warn
+from vila_core.errors import ConfigError, MissingDependencyError, warn
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_serve.api.app import create_app
 from vila_serve.observability.logs import log_to_stderr
@@ -91,15 +95,37 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
     return model
 
 
-def serve(model: vila_core.Vila, settings: ServeSettings, bound: socket.socket) -> None:
-    """Serve `model` on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
+def serve_replicas(settings: ServeSettings, bound: socket.socket, announce: Callable[[], None]) -> None:
+    """Start the replicas of the settings and serve them on a bound socket, as `serve` does.
+
+    Raises:
+        ConfigError: the replicas do not start.
+        MissingDependencyError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingDependencyError("ray", "--replicas", "vila-serve[ray]")
+    from vila_serve.replicas.run import start_replicas  # imported here because Ray is an extra, and slow to import
+
+    with start_replicas(partial(build_app, settings), settings) as front:
+        announce()
+        serve(front, settings, bound)
+
+
+def build_app(settings: ServeSettings) -> FastAPI:
+    """Load the model of the settings and return its application. A replica calls this in its process."""
+    log_to_stderr(settings.log_level, settings.log_format)
+    return create_app(load_model(settings), settings)
+
+
+def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
+    """Serve an application on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
 
     Raises:
         ConfigError: another program has taken the port meanwhile.
     """
     log_to_stderr(settings.log_level, settings.log_format)
     config = uvicorn.Config(
-        create_app(model, settings),
+        app,
         http="h11",
         ws="none",
         lifespan="on",

@@ -57,7 +57,8 @@ class ServeSettings(BaseSettings):
         revision: branch, tag or commit of a hub id.
         offline: only use what is in the hub's cache.
         device, device_map, dtype: as in `vila_core.load`.
-        max_batch: requests that are answered together.
+        replicas: how many processes with a model each answer the requests, on this machine or a Ray cluster.
+        max_batch: requests that are answered together, by each replica.
         max_queue: requests that may wait for that; one more is refused with status 429.
         max_context: most tokens of a prompt with its answer; None for the model's context.
         max_tokens: longest answer that a request gets, whatever it asks for; None for what the context holds.
@@ -97,6 +98,7 @@ class ServeSettings(BaseSettings):
     device: str = "auto"
     device_map: str | None = None
     dtype: str = "auto"
+    replicas: int = Field(default=1, ge=1, le=1000)
     max_batch: int = Field(default=64, ge=1, le=1024)
     max_queue: int = Field(default=128, ge=0, le=100_000)
     max_context: int | None = Field(default=None, ge=2)
@@ -149,7 +151,7 @@ def _explain(problem: ValidationProblem, given: Mapping[str, Any]) -> str:
     if name == "workers":
         return (
             f"{label} is {shown(problem.value)}, but one process answers all requests here, many at a time "
-            "(--max-batch). Remove it."
+            "(--max-batch). Remove it, or use --replicas."
         )
     got = "" if name == "api_key" else f", got {shown(problem.value)}"
     joint = " " if problem.message.startswith(("must ", "is ")) else ": "

@@ -1,24 +1,30 @@
-"""The front: an ASGI application that reads requests, gives them to replicas, and sends on what they answer."""
+"""The front: an ASGI application that gives requests to replicas, and sends on what they answer."""
 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vila_serve.api.admission import Admission
+from vila_serve.api.app import ANSWER_PATHS
+from vila_serve.api.bodies import RequestBodies
+from vila_serve.api.errors import RATE, SERVER, ApiError
+from vila_serve.api.keys import ApiKey
+from vila_serve.api.request_ids import RequestIds
 from vila_serve.replicas.affinity import affinity_key
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+from vila_serve.replicas.metrics import FrontMetrics, merge
+from vila_serve.request_id import request_id
+from vila_serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-UNAVAILABLE = "The replica that answered this request stopped. Try again."
-FULL = "Too many requests wait already. Try again later."
-TOO_LARGE = "The request body has more than {limit:,} bytes, which is the limit."
+STATUS_SECONDS = 10.0
+"""How long a route that only reads waits for a replica."""
 
 
 class ReplicaDiedError(Exception):
@@ -36,6 +42,26 @@ class Replicas(Protocol):
         """Yield the start of a response, then its body. Raises `ReplicaDiedError` and `ReplicasFullError`."""
         ...
 
+    async def metrics(self) -> Mapping[str, str]:
+        """Return the text at /metrics of each replica that answers, by its name."""
+        ...
+
+
+def create_front(replicas: Replicas, settings: ServeSettings) -> ASGIApp:
+    """Return the front with the same layers as a single server: request ids, the key, limits on bodies and requests."""
+    metrics = FrontMetrics()
+    most = settings.replicas * (settings.max_batch + settings.max_queue)
+    bodies: ASGIApp = RequestBodies(
+        Front(replicas, metrics),
+        paths=ANSWER_PATHS,
+        admission=Admission(most, settings.max_buffered_bytes),
+        max_bytes=settings.max_request_bytes,
+        timeout=settings.body_timeout,
+    )
+    if settings.api_key is not None:
+        bodies = ApiKey(bodies, settings.api_key.get_secret_value())
+    return RequestIds(bodies, metrics.request_ended)
+
 
 class Front:
     """Gives each request to a replica.
@@ -45,64 +71,68 @@ class Front:
 
     Args:
         replicas: who answers.
-        max_body_bytes: longer requests are refused with status 413.
+        metrics: of the front.
         attempts: how many replicas may die under one request.
     """
 
-    def __init__(self, replicas: Replicas, *, max_body_bytes: int, attempts: int = 3):
+    def __init__(self, replicas: Replicas, metrics: FrontMetrics, *, attempts: int = 3):
         self._replicas = replicas
-        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
         self._attempts = attempts
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request (ASGI)."""
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
-            return
-        if scope["type"] != "http":
+        elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
-            return
-        body = await _read_body(receive, self._max_body_bytes)
-        if body is None:
-            await _send_error(send, 413, TOO_LARGE.format(limit=self._max_body_bytes), "invalid_request_error")
-            return
+        elif scope["path"] == "/metrics":
+            await _send(send, 200, self._metrics.render() + merge(await self._replicas.metrics()), b"text/plain")
+        else:
+            await self._forward(scope, receive, send)
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Give a request to a replica. Bodies of routes that take none are not read."""
+        is_question = scope["path"] in ANSWER_PATHS and scope["method"] == "POST"
+        body = (await receive())["body"] if is_question else b""  # `RequestBodies` gives it in one piece
+        own_id = (b"x-request-id", str(request_id.get()).encode())
+        headers = [(bytes(k), bytes(v)) for k, v in scope["headers"] if k not in (b"x-request-id", b"content-length")]
         request = HttpRequest(
             method=scope["method"],
             path=scope["path"],
             query=scope["query_string"],
-            headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+            headers=(*headers, own_id, (b"content-length", str(len(body)).encode())),
             body=body,
             client=tuple(scope["client"]) if scope.get("client") else None,
             affinity=affinity_key(body),
         )
-        await self._answer_while_connected(request, receive, send)
-
-    async def _answer_while_connected(self, request: HttpRequest, receive: Receive, send: Send) -> None:
-        """Answer, and stop if the client goes away."""
         answer = asyncio.create_task(self._answer(request, send))
         gone = asyncio.create_task(_disconnection(receive))
+        timeout = None if is_question else STATUS_SECONDS
         try:
-            await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({answer, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            is_late = not answer.done() and not gone.done()
             for task in (answer, gone):
-                if not task.done():
-                    task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await task
-        if not answer.cancelled():
-            answer.result()
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
+        if is_late:
+            await _send_error(send, ApiError(503, "No replica answers now.", kind=SERVER))
 
     async def _answer(self, request: HttpRequest, send: Send) -> None:
         for attempt in range(self._attempts):
             response = Response(send)
             try:
-                async with aclosing(self._replicas.answer(request)) as parts:
+                async with aclosing(self._replicas.answer(request)) as parts:  # pyright: ignore[reportArgumentType]
                     async for part in parts:
                         await response.add(part)
                 await response.end()
                 return
             except ReplicasFullError:
-                await _send_error(send, 429, FULL, "rate_limit_error", {b"retry-after": b"5"})
+                full = ApiError(429, "Too many requests wait already. Try again later.", kind=RATE)
+                full.headers["retry-after"] = "5"
+                await _send_error(send, full)
                 return
             except ReplicaDiedError:
                 log.warning("A replica died while it answered %s %s.", request.method, request.path)
@@ -110,7 +140,7 @@ class Front:
                     await response.break_off()
                     return
             await asyncio.sleep(0.1 * attempt)
-        await _send_error(send, 503, UNAVAILABLE, "server_error", {b"retry-after": b"5"})
+        await _send_error(send, _stopped())
 
 
 class Response:
@@ -143,31 +173,19 @@ class Response:
 
     async def break_off(self) -> None:
         """End a stream whose replica died with an error event."""
-        event = b"data: " + json.dumps(_error(UNAVAILABLE, "server_error")).encode() + b"\n\n"
+        event = b"data: " + json.dumps(_stopped().body).encode() + b"\n\n"
         await self._send({"type": "http.response.body", "body": event, "more_body": False})
 
     async def _send_start(self) -> None:
         if self._start is None:
-            raise RuntimeError("a replica answered without a status")
+            raise ReplicaDiedError
         headers = [*self._start.headers]
         await self._send({"type": "http.response.start", "status": self._start.status, "headers": headers})
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes | None:
-    """Return the body, or None if it is longer than `limit` bytes."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            return None
-        parts.append(part)
-        if not message.get("more_body", False):
-            return b"".join(parts)
+def _stopped() -> ApiError:
+    message = "The replica that answered this request stopped. Try again."
+    return ApiError(503, message, kind=SERVER, headers={"retry-after": "5"})
 
 
 async def _disconnection(receive: Receive) -> None:
@@ -179,19 +197,20 @@ async def _disconnection(receive: Receive) -> None:
 async def _lifespan(receive: Receive, send: Send) -> None:
     """Agree to everything: the replicas have been started before."""
     while True:
-        message = await receive()
+        message: Message = await receive()
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
 
 
-async def _send_error(send: Send, status: int, text: str, kind: str, headers: dict[bytes, bytes] | None = None) -> None:
-    body = json.dumps(_error(text, kind)).encode()
-    fields = {b"content-type": b"application/json", b"content-length": str(len(body)).encode(), **(headers or {})}
-    await send({"type": "http.response.start", "status": status, "headers": list(fields.items())})
+async def _send_error(send: Send, error: ApiError) -> None:
+    headers = {name.encode(): value.encode() for name, value in error.headers.items()}
+    await _send(send, error.status, json.dumps(error.body).encode(), b"application/json", headers)
+
+
+async def _send(
+    send: Send, status: int, body: bytes, kind: bytes, headers: Mapping[bytes, bytes] | None = None
+) -> None:
+    fields = {b"content-type": kind, b"content-length": str(len(body)).encode(), **(headers or {})}
+    await send({"type": "http.response.start", "status": status, "headers": [*fields.items()]})
     await send({"type": "http.response.body", "body": body, "more_body": False})
-
-
-def _error(text: str, kind: str) -> dict[str, Any]:
-    """Return OpenAI's error object."""
-    return {"error": {"message": text, "type": kind, "param": None, "code": None}}

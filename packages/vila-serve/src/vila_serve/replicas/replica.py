@@ -6,7 +6,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from fastapi import FastAPI
+from ray import serve
 
+from vila_serve.api.service import Service
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 
 Message = MutableMapping[str, Any]
@@ -27,6 +29,11 @@ class Replica:
     async def __del__(self) -> None:
         """Let the application finish what runs. Ray calls this when it stops a replica."""
         await self._lifespan.aclose()
+
+    async def metrics(self) -> tuple[str, str]:
+        """Return the name of this replica and the text at its /metrics."""
+        service: Service = self._app.state.service
+        return serve.get_replica_context().replica_tag, service.metrics.render().decode()
 
     async def answer(self, request: HttpRequest) -> AsyncIterator[ResponseStart | bytes]:
         """Yield the start of the response, then the parts of its body as the application sends them."""
