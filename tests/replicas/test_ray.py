@@ -1,140 +1,144 @@
-"""Real replicas under Ray Serve: routing by media, a killed replica, and cancelled requests."""
+"""The whole server with two replicas under Ray Serve: answers, routing by media, and a replica killed under load."""
 
-import asyncio
-import json
+import base64
 import os
+import re
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
+import openai
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
 
-from vila_serve.replicas.front import Front
-from vila_serve.replicas.run import start_replicas
+import vila_core as vila
 
-
-def build_app() -> FastAPI:
-    """Return an application that says which process answers, slowly if asked to."""
-    app = FastAPI()
-
-    @app.post("/who")
-    async def who(request: Request) -> dict[str, int]:
-        await asyncio.sleep((await request.json()).get("seconds", 0))
-        return {"pid": os.getpid()}
-
-    @app.post("/stream")
-    async def stream(request: Request) -> StreamingResponse:
-        log = Path((await request.json())["log"])
-
-        async def events() -> Any:
-            try:
-                for number in range(100):
-                    yield f"data: {number} {os.getpid()}\n\n"
-                    await asyncio.sleep(0.1)
-            finally:
-                log.write_text("ended")
-
-        return StreamingResponse(events(), media_type="text/event-stream")
-
-    return app
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+REPLICA = b"ServeReplica:vila:replica"
 
 
 @pytest.fixture(scope="module")
-def front() -> Iterator[Front]:
-    with start_replicas(build_app, 2, max_requests=8, max_body_bytes=10_000) as front:
-        yield front
+def address() -> Iterator[str]:
+    """Start the server as users do, and return its address."""
+    command = [sys.executable, "-c", "from vila_serve.cli import main; main()", "--replicas", "2", "--port", "0"]
+    process = subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    lines: list[str] = []
+    found: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        if match := re.search(r"at (http://\S+)/v1", line):
+            found.append(match[1])
+            break
+    assert found, "".join(lines)
+    threading.Thread(target=process.stderr.read, daemon=True).start()
+    wait_until(lambda: httpx.get(f"{found[0]}/health").status_code == 200)
+    yield found[0]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
 
 
-async def post(front: Front, path: str, content: Any, *, leaves_after: float | None = None) -> list[Any]:
-    """Send a request to the front; return the ASGI messages of the answer."""
-    sent: list[Any] = []
-    incoming = [{"type": "http.request", "body": json.dumps(content).encode()}]
-
-    async def receive() -> Any:
-        if incoming:
-            return incoming.pop()
-        await asyncio.sleep(leaves_after or 600)
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    scope = {
-        "type": "http", "method": "POST", "path": path, "query_string": b"", "client": None,
-        "headers": [(b"content-type", b"application/json")],
-    }  # fmt: skip
-    await front(scope, receive, send)
-    return sent
+@pytest.fixture(scope="module")
+def client(address: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0, timeout=120)
 
 
-def question(image: int, **fields: Any) -> dict[str, Any]:
-    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}}
-    return {"messages": [{"role": "user", "content": [part]}], **fields}
+def wait_until(is_so: Any, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            if is_so():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError("it took too long")
 
 
-async def who(front: Front, content: dict[str, Any]) -> int:
-    sent = await post(front, "/who", content)
-    assert sent[0]["status"] == 200, sent
-    return json.loads(sent[1]["body"])["pid"]
+def ask(client: openai.OpenAI, name: str, text: str, **fields: Any) -> Any:
+    data = base64.b64encode((MEDIA / name).read_bytes()).decode()
+    image: Any = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    content: Any = [image, {"type": "text", "text": text}]
+    return client.chat.completions.create(
+        model="vila-tiny", messages=[{"role": "user", "content": content}], temperature=0, **fields
+    )
 
 
-def test_the_same_image_reaches_the_same_replica(front: Front):
-    async def run() -> list[list[int]]:
-        return [[await who(front, question(image)) for image in range(20)] for _ in range(2)]
-
-    first, second = asyncio.run(run())
-    assert first == second
-    assert len(set(first)) == 2
-
-
-def test_no_request_is_lost_when_a_replica_is_killed(front: Front):
-    async def run() -> tuple[int, list[int], list[int]]:
-        victim = await who(front, question(0))
-        requests = [asyncio.create_task(who(front, question(image % 20, seconds=1))) for image in range(14)]
-        await asyncio.sleep(0.4)
-        os.kill(victim, signal.SIGKILL)
-        answered = await asyncio.gather(*requests)
-        pids: set[int] = set()
-        deadline = time.monotonic() + 60
-        while len(pids) < 2 and time.monotonic() < deadline:  # the service recovers by itself
-            pids = {await who(front, question(image)) for image in range(20)}
-        return victim, answered, sorted(pids)
-
-    victim, answered, pids = asyncio.run(run())
-    assert len(answered) == 14
-    assert victim not in answered
-    assert len(pids) == 2
-    assert victim not in pids
+def replica_pids() -> set[int]:
+    pids: set[int] = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().find(REPLICA) >= 0:
+                pids.add(int(folder.name))
+        except OSError:
+            continue
+    return pids
 
 
-def test_a_stream_of_a_killed_replica_ends_with_an_error_event(front: Front, tmp_path: Path):
-    async def run() -> list[Any]:
-        request = asyncio.create_task(post(front, "/stream", question(1, log=str(tmp_path / "log"))))
-        await asyncio.sleep(0.1)
-        victim = await who(front, question(1))
-        await asyncio.sleep(0.5)
-        os.kill(victim, signal.SIGKILL)
-        return await request
-
-    sent = asyncio.run(run())
-    assert sent[0]["status"] == 200
-    events = b"".join(message.get("body", b"") for message in sent[1:]).decode().strip().split("\n\n")
-    assert events[0].startswith("data: 0 ")
-    assert json.loads(events[-1].removeprefix("data: "))["error"]["type"] == "server_error"
+def answers_by_replica(address: str) -> dict[str, float]:
+    text = httpx.get(f"{address}/metrics").text
+    counts: dict[str, float] = {}
+    for match in re.finditer(r'vila_answers_total\{.*replica="([^"]+)"\} (\S+)', text):
+        counts[match[1]] = counts.get(match[1], 0) + float(match[2])
+    return counts
 
 
-def test_a_client_that_leaves_ends_the_answer_in_the_replica(front: Front, tmp_path: Path):
-    log = tmp_path / "log"
+def images() -> list[str]:
+    return sorted(path.name for path in MEDIA.glob("*.png"))
 
-    async def run() -> None:
-        await post(front, "/stream", question(2, log=str(log)), leaves_after=1)
-        deadline = time.monotonic() + 8  # the whole answer takes ten seconds
-        while not log.exists() and time.monotonic() < deadline:
-            await asyncio.sleep(0.1)
 
-    asyncio.run(run())
-    assert log.exists()
+def test_answers_are_those_of_the_model(client: openai.OpenAI):
+    model = vila.load("vila-tiny", device="cpu")
+    for name in images():
+        expected = model.generate([vila.Image(MEDIA / name), "What is in the picture?"], temperature=0.0)
+        assert ask(client, name, "What is in the picture?").choices[0].message.content == expected
+
+
+def test_a_stream_passes_through(client: openai.OpenAI):
+    chunks = [*ask(client, images()[0], "What is in the picture?", stream=True)]
+    whole = ask(client, images()[0], "What is in the picture?").choices[0].message.content
+    assert len(chunks) > 3
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+
+
+def test_questions_about_one_image_reach_one_replica(client: openai.OpenAI, address: str):
+    before = answers_by_replica(address)
+    for number in range(6):
+        ask(client, images()[0], f"What is in the picture? {number}", max_tokens=2)
+    after = answers_by_replica(address)
+    gained = sorted(after.get(name, 0) - before.get(name, 0) for name in after)
+    assert gained[-1] == 6
+    assert sum(gained) == 6
+
+
+def test_no_request_is_unanswered_when_a_replica_is_killed(client: openai.OpenAI):
+    before = replica_pids()
+    assert len(before) == 2
+    names = images()
+
+    def work(number: int) -> str:
+        return ask(client, names[number % len(names)], f"What is in the picture? {number}").choices[0].message.content
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = [threads.submit(work, number) for number in range(64)]
+        time.sleep(1)
+        os.kill(min(before), signal.SIGKILL)
+        assert all(answer.result(timeout=120) for answer in answers)
+    wait_until(lambda: len(replica_pids()) == 2 and min(before) not in replica_pids())
+    assert work(0)
+
+
+def test_errors_are_those_of_one_server(client: openai.OpenAI, address: str):
+    with pytest.raises(openai.NotFoundError, match="vila-tiny"):
+        client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "Hi"}])
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(model="vila-tiny", messages=[])
+    response = httpx.get(f"{address}/nowhere")
+    assert response.status_code == 404
+    assert response.headers["x-request-id"]

@@ -17,6 +17,11 @@ from vila_serve.settings import ServeSettings
 JSON = ResponseStart(200, ((b"content-type", b"application/json"),))
 EVENTS = ResponseStart(200, ((b"content-type", b"text/event-stream; charset=utf-8"),))
 
+ANSWERS = """# HELP vila_answers_total Answers.
+# TYPE vila_answers_total counter
+vila_answers_total{{reason="stop"}} {}
+"""
+
 Script = list[ResponseStart | bytes | Exception]
 
 
@@ -41,8 +46,7 @@ class ScriptedReplicas:
             self.ended += 1
 
     async def metrics(self) -> dict[str, str]:
-        text = "# HELP vila_answers_total Answers.\n# TYPE vila_answers_total counter\nvila_answers_total{{reason=\"stop\"}} {}\n"
-        return {"one": text.format(3), "two": text.format(4)}
+        return {"one": ANSWERS.format(3), "two": ANSWERS.format(4)}
 
 
 def front(replicas: ScriptedReplicas, **settings: Any) -> ASGIApp:
@@ -181,7 +185,9 @@ def test_metrics_name_the_replica():
 
 
 def test_merged_metrics_keep_histograms():
-    text = "# HELP t Time.\n# TYPE t histogram\nt_bucket{le=\"1.0\"} 2.0\nt_bucket{le=\"+Inf\"} 3.0\nt_count 3.0\nt_sum 4.0\n"
+    text = (
+        '# HELP t Time.\n# TYPE t histogram\nt_bucket{le="1.0"} 2.0\nt_bucket{le="+Inf"} 3.0\nt_count 3.0\nt_sum 4.0\n'
+    )
     merged = merge({"a": text, "b": text}).decode()
     assert 't_bucket{le="+Inf",replica="b"} 3.0' in merged
     assert merged.count("# TYPE t histogram") == 1

@@ -16,7 +16,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.types import ASGIApp
 
 from vila_core.errors import ConfigError
-from vila_serve.replicas.front import create_front, ReplicaDiedError, ReplicasFullError
+from vila_serve.replicas.front import ReplicaDiedError, ReplicasFullError, create_front
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 from vila_serve.replicas.replica import Replica
 from vila_serve.replicas.routing import AffinityRouter
