@@ -35,8 +35,13 @@ QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
 SERVE_TEST_TOOLS = ("openai", "schemathesis", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
-PLANNED = ()  # distributions that do nothing yet
-OWN_SESSIONS = ("timm", "lmms_eval", "interop", "docs")  # folders of tests that need packages of other sessions
+OWN_SESSIONS = (
+    "timm",
+    "lmms_eval",
+    "interop",
+    "docs",
+    "replicas",
+)  # folders of tests that need packages of other sessions
 TOOLS = (
     *(
         "nox",
@@ -121,7 +126,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Check the types in strict mode."""
     share_core(session)
-    session.install(*TESTED_SET, "--no-deps", "timm")
+    session.install(*TESTED_SET, "--no-deps", "timm", "ray")
     session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
 
@@ -144,6 +149,14 @@ def timm(session: nox.Session) -> None:
     session.install(*TESTED_SET, "--no-deps", "torchvision")
     session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
     session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
+def replicas(session: nox.Session) -> None:
+    """Test a server of two replicas under Ray Serve."""
+    share_core(session)
+    session.install(*TESTED_SET, "packages/vila-core", "packages/vila-serve[ray]", "openai", "httpx2", "pytest")
+    session.run("pytest", "tests/replicas", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(requires=["core"])
@@ -208,8 +221,7 @@ def isolated(session: nox.Session, distribution: str) -> None:
         session.install(*TESTED_SET, f"packages/{distribution}")
         programs = Path(session.bin).resolve()
     try_distribution(session, distribution, programs)
-    if distribution not in PLANNED:
-        follow_readme(session, distribution)
+    follow_readme(session, distribution)
 
 
 @nox.session(requires=["core"])
@@ -260,7 +272,9 @@ def constraints(session: nox.Session) -> None:
     report = Path(session.create_tmp()) / "resolved.json"
     local = [f"packages/{name}" for name in DISTRIBUTIONS[1:]]
     resolve = ("pip", "install", "--quiet", "--upgrade", "--dry-run", "--ignore-installed", "--report", str(report))
-    session.run("python", "-m", *resolve, *TORCH_PINS, "packages/vila-core[timm]", *local, *TOOLS)
+    session.run(
+        "python", "-m", *resolve, *TORCH_PINS, "packages/vila-core[timm]", "packages/vila-serve[ray]", *local, *TOOLS
+    )
     packages = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
     pins = {package["name"].lower().replace("_", "-"): package["version"].split("+")[0] for package in packages}
     lines = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in DISTRIBUTIONS]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import openai
 import pytest
 
@@ -38,7 +38,7 @@ def address() -> Iterator[str]:
             break
     assert found, "".join(lines)
     threading.Thread(target=process.stderr.read, daemon=True).start()
-    wait_until(lambda: httpx.get(f"{found[0]}/health").status_code == 200)
+    wait_until(lambda: httpx2.get(f"{found[0]}/health").status_code == 200)
     yield found[0]
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
@@ -55,7 +55,7 @@ def wait_until(is_so: Any, seconds: float = 60) -> None:
         try:
             if is_so():
                 return
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             pass
         time.sleep(0.2)
     raise AssertionError("it took too long")
@@ -82,7 +82,7 @@ def replica_pids() -> set[int]:
 
 
 def answers_by_replica(address: str) -> dict[str, float]:
-    text = httpx.get(f"{address}/metrics").text
+    text = httpx2.get(f"{address}/metrics").text
     counts: dict[str, float] = {}
     for match in re.finditer(r'vila_answers_total\{.*replica="([^"]+)"\} (\S+)', text):
         counts[match[1]] = counts.get(match[1], 0) + float(match[2])
@@ -139,6 +139,6 @@ def test_errors_are_those_of_one_server(client: openai.OpenAI, address: str):
         client.chat.completions.create(model="gpt-4", messages=[{"role": "user", "content": "Hi"}])
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(model="vila-tiny", messages=[])
-    response = httpx.get(f"{address}/nowhere")
+    response = httpx2.get(f"{address}/nowhere")
     assert response.status_code == 404
     assert response.headers["x-request-id"]

@@ -162,9 +162,9 @@ class Handle:
             raise self._request.error
 
     def take(self) -> list[Piece]:
-        """Return the pieces that have not been read yet, without waiting; `result` has the error of an answer that fails.
+        """Return the pieces that have not been read yet, without waiting.
 
-        For programs in which one thread steps the engine for all.
+        `result` has the error of an answer that fails. For programs in which one thread steps the engine for all.
         """
         pieces: list[Piece] = []
         while self._request.pieces:

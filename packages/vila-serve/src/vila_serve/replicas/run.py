@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ OBJECT_STORE_BYTES = 100 * 2**20
 class RayReplicas:
     """Replicas behind a handle of Ray Serve."""
 
-    def __init__(self, handle: "DeploymentHandle"):
+    def __init__(self, handle: "DeploymentHandle[Any]"):
         self._handle = handle.options(stream=True)
         self._all = handle
 
@@ -59,7 +59,7 @@ class RayReplicas:
 
 
 @contextmanager
-def start_replicas(build: Callable[[], FastAPI], settings: ServeSettings) -> Iterator[ASGIApp]:
+def start_replicas(build: Callable[[], FastAPI], settings: ServeSettings) -> Generator[ASGIApp]:
     """Start `settings.replicas` replicas, yield the front before them, and stop them at the end of the block.
 
     Uses the cluster named by `RAY_ADDRESS`, or starts Ray on this machine. Its GPUs are shared out evenly.
@@ -76,13 +76,14 @@ def start_replicas(build: Callable[[], FastAPI], settings: ServeSettings) -> Ite
     _quieten()
     ray.init(include_dashboard=False, log_to_driver=level <= logging.INFO, logging_level=logging.ERROR, **local)
     held = settings.max_batch + settings.max_queue  # more go to another replica
-    deployment = serve.deployment(
+    router: Any = AffinityRouter  # Ray's annotation allows names only
+    deployment: Any = serve.deployment(
         Replica,
         name="replica",
         num_replicas=settings.replicas,
         max_ongoing_requests=held,
         max_queued_requests=settings.replicas * held,
-        request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
+        request_router_config=RequestRouterConfig(request_router_class=router),
         health_check_period_s=2,
         health_check_timeout_s=30,
         graceful_shutdown_timeout_s=settings.shutdown_timeout,
