@@ -137,7 +137,9 @@ def test_n_answers_use_successive_seeds(client: openai.OpenAI, model: vila_core.
 def test_without_a_seed_answers_differ(client: openai.OpenAI):
     asked: dict[str, Any] = {"temperature": 2, "top_p": 1, "max_tokens": 16}
     texts = {
-        client.chat.completions.create(model="vila-tiny", messages=[user("Tell me.")], **asked)
+        client.chat.completions.create(
+            model="vila-tiny", messages=[user(image_part("scene.png"), "What is in the picture?")], **asked
+        )
         .choices[0]
         .message.content
         for _ in range(4)
@@ -370,6 +372,7 @@ def test_fields_without_effect_are_accepted(client: openai.OpenAI):
         stop=[],
         tools=[],
         n=1,
+        extra_body={"functions": None, "function_call": None, "audio": None, "of_the_future": None},
     )
     assert answer.choices[0].message.content == "HINT"
 

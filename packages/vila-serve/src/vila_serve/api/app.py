@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from vila_core import Vila
 from vila_serve import __version__
 from vila_serve.answering import Answering
-from vila_serve.api import chat_completions, status
+from vila_serve.api import chat_completions, responses, status
 from vila_serve.api.admission import Admission
 from vila_serve.api.bodies import RequestBodies
 from vila_serve.api.conversation import Media
@@ -25,7 +25,7 @@ from vila_serve.observability.metrics import Metrics
 from vila_serve.observability.tracing import TraceRequests, Tracing
 from vila_serve.settings import ServeSettings
 
-ANSWER_PATHS = chat_completions.PATHS
+ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH)
 """Routes whose requests are counted and limited."""
 
 
@@ -70,6 +70,7 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     app.state.tracing = tracing
     install_handlers(app)
     app.include_router(chat_completions.router(service))
+    app.include_router(responses.router(service))
     app.include_router(status.router(service))
     _add_layers(app, service, tracing)
     return app

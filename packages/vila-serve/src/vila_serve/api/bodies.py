@@ -19,7 +19,7 @@ MAX_VALUES = 1_000_000
 """Limit on the values in a body. Each takes about 60 bytes once it is parsed, and as little as 2 before."""
 THREAD_BYTES = 1_000_000
 """Bodies from this size on are parsed in a thread."""
-DRAIN_SECONDS = 5.0
+DRAIN_SECONDS = 2.0
 """How long the rest of a refused body is read, so that the client sees the response and no broken connection."""
 _JSON = "vila.json"
 
@@ -110,6 +110,7 @@ class _Body:
             if message["type"] == "http.disconnect":
                 raise _ClientLeftError
             part: bytes = message.get("body", b"")
+            self.is_complete = not message.get("more_body", False)
             self.num_bytes += len(part)
             self._admission.bytes += len(part)
             if self.num_bytes > self._max_bytes:
@@ -117,8 +118,7 @@ class _Body:
             if self._admission.bytes > self._admission.max_bytes:
                 raise busy(self._admission.retry_after)
             self._parts.append(part)
-            if not message.get("more_body", False):
-                self.is_complete = True
+            if self.is_complete:
                 return
 
     def join(self) -> bytes:

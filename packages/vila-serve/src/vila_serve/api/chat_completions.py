@@ -17,7 +17,7 @@ from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, failed_answer
-from vila_serve.api.event_stream import DONE, EventStream, event, unless_client_leaves
+from vila_serve.api.event_stream import CLIENT_LEFT, DONE, EventStream, event, unless_client_leaves
 from vila_serve.api.generation import generation_configs
 from vila_serve.api.schemas.chat import (
     AnswerMessage,
@@ -32,7 +32,6 @@ from vila_serve.api.schemas.chat import (
 from vila_serve.api.service import FINGERPRINT, Service
 
 PATHS = ("/v1/chat/completions", "/chat/completions")
-CLIENT_LEFT = 499
 
 
 def router(service: Service) -> APIRouter:
@@ -59,6 +58,7 @@ def router(service: Service) -> APIRouter:
 async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response:
     """Answer a request. Raises `ApiError`, or a `VilaError` about the request."""
     service.check_model(body.model)
+    service.check_length(len(body.messages))
     configs = generation_configs(body, service.settings)
     _check_tools(body, service)
     if body.stream_options is not None and not body.stream:

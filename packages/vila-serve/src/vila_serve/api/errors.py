@@ -109,7 +109,7 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, MediaError):
         return ApiError(400, str(error), param="messages", code="invalid_media")
     if isinstance(error, GenerationError):
-        return ApiError(400, str(error))
+        return ApiError(400, str(error), param="response_format" if "schema" in str(error) else None)
     log.error("A request failed.", exc_info=error)
     return internal_error()
 
@@ -147,18 +147,22 @@ def _sentence(message: str) -> str:
 def _as_path(location: Sequence[str | int], body: object) -> str:
     """Return the place of a problem as OpenAI writes it: `messages[0].content[1].type`.
 
-    Pydantic's location also holds names of the alternatives that it tried; they are not in the body, and left out.
+    Pydantic's location also has the name of each alternative that it chose, which is the object's type or role, before
+    the fields of the object. It is left out.
     """
-    path, current = "", body
+    path, current, is_chosen = "", body, False
     for index, part in enumerate(location):
-        is_last = index == len(location) - 1
         if isinstance(part, int) and isinstance(current, list):
-            path += f"[{part}]"
+            path, is_chosen = f"{path}[{part}]", False
             entries = cast("list[object]", current)
             current = entries[part] if part < len(entries) else None
-        elif isinstance(current, dict) and (part in current or is_last):
-            path += f".{part}" if path else str(part)
-            current = cast("dict[object, object]", current).get(part)
+        elif isinstance(current, dict):
+            fields = cast("dict[object, object]", current)
+            if not is_chosen and part in (fields.get("type"), fields.get("role")):
+                is_chosen = True
+            elif part in fields or index == len(location) - 1:
+                path, is_chosen = f"{path}.{part}" if path else str(part), False
+                current = fields.get(part)
     return path
 
 

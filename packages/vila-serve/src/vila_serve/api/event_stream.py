@@ -13,6 +13,8 @@ KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event, a comment is sent, so that proxies keep the connection open."""
 STALL_SECONDS = 120.0
 """A client that takes nothing for so long is given up."""
+CLIENT_LEFT = 499
+"""Status in the log and the metrics; nobody receives it."""
 DONE = b"data: [DONE]\n\n"
 Result = TypeVar("Result")
 

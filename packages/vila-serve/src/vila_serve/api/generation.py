@@ -31,11 +31,9 @@ def generation_configs(request: ChatCompletionRequest, settings: ServeSettings) 
         raise ApiError(400, f"'n' is {count}; this server gives at most {settings.max_choices} answers.", param="n")
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
-    top_p = settings.default_top_p if request.top_p is None else request.top_p
+    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     values: dict[str, Any] = {
-        "max_new_tokens": _max_new_tokens(request, settings),
-        "temperature": settings.default_temperature if request.temperature is None else request.temperature,
-        "top_p": max(top_p, SMALLEST_TOP_P),
+        **sampling_settings(settings, max_tokens=asked, temperature=request.temperature, top_p=request.top_p),
         "top_k": request.top_k or 0,
         "stop": tuple(request.stop or ()),
         "stop_token_ids": tuple(request.stop_token_ids or ()),
@@ -49,21 +47,25 @@ def generation_configs(request: ChatCompletionRequest, settings: ServeSettings) 
     return [config.model_copy(update={"seed": (first + index) % SEEDS}) for index in range(count)]
 
 
-def as_config(values: Mapping[str, Any]) -> GenerationConfig:
-    """Return checked settings. Raises `ApiError`."""
+def as_config(values: Mapping[str, Any], schema_field: str = "response_format") -> GenerationConfig:
+    """Return checked settings. Raises `ApiError`; `schema_field` is the field that holds a JSON schema."""
     try:
         return GenerationConfig.model_validate(values)
     except GenerationError as error:
-        param = "response_format" if "json_schema" in str(error) else None
-        raise ApiError(
-            400, str(error).replace("Generation setting 'json_schema'", "The JSON schema"), param=param
-        ) from None
+        message = str(error).replace("Generation setting 'json_schema'", "The JSON schema")
+        raise ApiError(400, message, param=schema_field if "schema" in message else None) from None
 
 
-def _max_new_tokens(request: ChatCompletionRequest, settings: ServeSettings) -> int:
-    asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
-    wanted = settings.default_max_tokens if asked is None else asked
-    return wanted if settings.max_tokens is None else min(wanted, settings.max_tokens)
+def sampling_settings(
+    settings: ServeSettings, *, max_tokens: int | None, temperature: float | None, top_p: float | None
+) -> dict[str, Any]:
+    """Return the generation settings that every request has; None takes the server's default."""
+    length = settings.default_max_tokens if max_tokens is None else max_tokens
+    return {
+        "max_new_tokens": length if settings.max_tokens is None else min(length, settings.max_tokens),
+        "temperature": settings.default_temperature if temperature is None else temperature,
+        "top_p": max(settings.default_top_p if top_p is None else top_p, SMALLEST_TOP_P),
+    }
 
 
 def _penalties(request: ChatCompletionRequest) -> dict[str, Any]:

@@ -57,6 +57,18 @@ class Service:
                 code="model_not_found",
             )
 
+    def check_length(self, num_messages: int) -> None:
+        """Raise `ApiError` for more messages than the context has tokens: rendering them would take long."""
+        context = self.answering.max_context
+        if num_messages > context:
+            raise ApiError(
+                400,
+                f"The request has {num_messages:,} messages, but the context holds {context:,} tokens. Send the latest "
+                "messages only.",
+                param="messages",
+                code="context_length_exceeded",
+            )
+
     async def answer(self, messages: Sequence[Message], configs: Sequence[GenerationConfig]) -> list[RunningAnswer]:
         """Start one answer to a conversation for each of `configs`. Raises as `Answering` does."""
         prompt = await self.answering.prepare(messages)

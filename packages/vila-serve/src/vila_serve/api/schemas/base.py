@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20
@@ -14,6 +14,18 @@ class Schema(BaseModel):
     """Base class: unknown fields are errors, and values are not converted (a number is not the text of one)."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+
+class RequestSchema(Schema):
+    """Base class of requests. A field of OpenAI's API that is not known here may be null, as some clients send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown_nulls(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        fields = cast("dict[object, object]", values)
+        return {name: value for name, value in fields.items() if value is not None or name in cls.model_fields}
 
 
 class AnySchema(BaseModel):

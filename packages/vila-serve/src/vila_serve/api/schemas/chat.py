@@ -9,6 +9,7 @@ from vila_serve.api.schemas.base import (
     MAX_TOP_LOGPROBS,
     AnySchema,
     Metadata,
+    RequestSchema,
     Schema,
     Stops,
     without_nulls,
@@ -135,7 +136,7 @@ class StreamOptions(Schema):
     include_obfuscation: bool | None = None
 
 
-class ChatCompletionRequest(Schema):
+class ChatCompletionRequest(RequestSchema):
     """A conversation to continue.
 
     `top_k`, `repetition_penalty`, `stop_token_ids`, `use_cache` and `num_beams` are not part of OpenAI's API; the last

@@ -1,0 +1,386 @@
+"""Requests that cannot be answered: the status, OpenAI's error object, and nothing of the inside of the server."""
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+import pytest
+from tests.serve.conftest import RunningServer, image_part, text_part, user
+
+CHAT = "/v1/chat/completions"
+INSIDE = re.compile(r"Traceback|/work|/usr|/home|/tmp|\.py\b|site-packages|0x[0-9a-f]{6}|vila_core|vila_serve|pydantic")
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "vila-tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4, **fields}
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    """Return the error object, after checking what every error has."""
+    found = response.json()["error"]
+    assert set(found) == {"message", "type", "param", "code"}
+    assert found["message"]
+    assert not INSIDE.search(response.text), response.text
+    assert response.headers["x-request-id"]
+    return found
+
+
+def said(content: Any, role: str = "user") -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content}]}
+
+
+WRONG = [
+    # what is sent, the field that is named, a part of the message
+    ({"messages": []}, "messages", "1 or more"),
+    ({"messages": None}, "messages", "list"),
+    ({"messages": "Hello"}, "messages", "list"),
+    ({"messages": {"role": "user"}}, "messages", "list"),
+    ({"messages": [None]}, "messages[0]", ""),
+    ({"messages": ["Hello"]}, "messages[0]", ""),
+    ({"messages": [{"content": "Hello"}]}, "messages[0]", "role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
+    ({"messages": [{"role": "boss", "content": "Hello"}]}, "messages[0]", "role"),
+    ({"messages": [{"role": "function", "name": "f", "content": "Hello"}]}, "messages[0]", "role"),
+    (said(None), "messages[0].content", "list"),
+    (said(5), "messages[0].content", "list"),
+    (said(""), "messages", "empty"),
+    (said("   \n"), "messages", "empty"),
+    (said([]), "messages", "empty"),
+    (said(["Hello"]), "messages[0].content[0]", ""),
+    (said([{"text": "Hello"}]), "messages[0].content[0]", "type"),
+    (said([{"type": "text"}]), "messages[0].content[0].text", "missing"),
+    (said([{"type": "text", "text": None}]), "messages[0].content[0].text", "text"),
+    (said([{"type": "text", "text": 7}]), "messages[0].content[0].text", "text"),
+    (said([text_part("a"), {"type": "image"}]), "messages[0].content[1]", "image_url"),
+    (said([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]), "messages[0].content[0]", "text"),
+    (said([{"type": "file", "file": {"file_id": "x"}}]), "messages[0].content[0]", "text"),
+    (said([{"type": "image_url"}]), "messages[0].content[0].image_url", "missing"),
+    (said([{"type": "image_url", "image_url": "data:image/png;base64,AA=="}]), "messages[0].content[0].image_url", ""),
+    (said([{"type": "image_url", "image_url": {}}]), "messages[0].content[0].image_url.url", "missing"),
+    (said([{"type": "image_url", "image_url": {"url": ""}}]), "messages[0].content[0].image_url.url", "1 or more"),
+    (said([{"type": "image_url", "image_url": {"url": "x", "detail": "huge"}}]), "", "detail"),
+    (said([{"type": "video_url", "video_url": {"url": "x"}, "frames": 0}]), "messages[0].content[0].frames", "1 or"),
+    (said([{"type": "video_url", "video_url": {"url": "x"}, "frames": 10**9}]), "messages[0].content[0].frames", ""),
+    (said([{"type": "video_url", "video_url": {"url": "x"}, "fps": -1}]), "messages[0].content[0].fps", "more than"),
+    ({"messages": [{"role": "assistant", "content": "Hi"}]}, "messages", "assistant"),
+    ({"messages": [user("Hi"), {"role": "assistant", "content": "Hi"}]}, "messages", "end with"),
+    ({"messages": [user("Hi"), {"role": "system", "content": "Be brief."}]}, "messages", "system"),
+    ({"messages": [{"role": "tool", "tool_call_id": "1", "content": "4"}]}, "messages[0]", "tools"),
+    ({"model": None}, "model", "text"),
+    ({"model": 5}, "model", "text"),
+    ({"temperature": -0.1}, "temperature", "0 or more"),
+    ({"temperature": 2.1}, "temperature", "2 or less"),
+    ({"temperature": "0"}, "temperature", "number"),
+    ({"temperature": True}, "temperature", "number"),
+    ({"temperature": [1]}, "temperature", "number"),
+    ({"top_p": 1.5}, "top_p", "1 or less"),
+    ({"max_tokens": 0}, "max_tokens", "1 or more"),
+    ({"max_tokens": -1}, "max_tokens", "1 or more"),
+    ({"max_tokens": 1.5}, "max_tokens", "whole number"),
+    ({"max_tokens": "many"}, "max_tokens", "whole number"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "1 or more"),
+    ({"n": 0}, "n", "1 or more"),
+    ({"n": 9}, "n", "at most 8"),
+    ({"n": 1000}, "n", "128"),
+    ({"seed": 2**63}, "seed", "less than"),
+    ({"seed": 1.5}, "seed", "whole number"),
+    ({"stop": ""}, "stop", "1 or more"),
+    ({"stop": ["a"] * 65}, "stop", "64 or fewer"),
+    ({"stop": ["a", None]}, "stop[1]", "text"),
+    ({"stop": {"a": 1}}, "stop", "list"),
+    ({"logprobs": 5}, "logprobs", "true or false"),
+    ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20 or less"),
+    ({"presence_penalty": 2.5}, "presence_penalty", "2 or less"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "-2 or more"),
+    ({"logit_bias": {"5": 101}}, "logit_bias.5", "100 or less"),
+    ({"logit_bias": {"cat": 1}}, "logit_bias", "cat"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias", "-1"),
+    ({"logit_bias": [5]}, "logit_bias", "JSON object"),
+    ({"response_format": "json"}, "response_format", ""),
+    ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}},
+        "response_format",
+        "strange",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}},
+        "response_format",
+        "itself",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": []}}}},
+        "response_format",
+        "",
+    ),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+    ({"stream": "yes"}, "stream", "true or false"),
+    ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage", "Unknown field"),
+    ({"modalities": ["text", "audio"]}, "modalities[1]", "text"),
+    ({"audio": {"voice": "alloy"}}, "audio", "Unknown field"),
+    ({"functions": [{"name": "f"}]}, "functions", "Unknown field"),
+    ({"web_search_options": {}}, "web_search_options", "Unknown field"),
+    ({"prompt": "Hello"}, "prompt", "Unknown field"),
+    ({"num_beams": 4}, "num_beams", "must be 1"),
+    ({"top_k": -1}, "top_k", "0 or more"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "does not support tools"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
+    ({"\u202eevil\n": 1}, None, "Unknown field"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "part"), WRONG, ids=lambda value: str(value)[:60])
+def test_a_wrong_field_is_named(http: httpx2.Client, fields: dict[str, Any], param: str | None, part: str):
+    response = http.post(CHAT, json=body(**fields))
+    found = error_of(response)
+    assert response.status_code == 400
+    assert found["type"] == "invalid_request_error"
+    assert part in found["message"]
+    if param:
+        assert found["param"] == param
+    assert "\u202e" not in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_errors_come_before_a_stream_begins(client: openai.OpenAI, stream: bool):
+    with pytest.raises(openai.BadRequestError, match="context") as caught:
+        client.chat.completions.create(
+            model="vila-tiny", messages=[{"role": "user", "content": "word " * 3000}], stream=stream
+        )
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "", "VILA-TINY", "vila-tiny ", "../vila-tiny", "NVILA-8B", "x" * 5000])
+def test_an_unknown_model_names_the_known_one(client: openai.OpenAI, name: str):
+    with pytest.raises(openai.NotFoundError, match="This server serves 'vila-tiny'") as caught:
+        client.chat.completions.create(model=name, messages=[user("Hi")])
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "../../etc/passwd",
+        "http://127.0.0.1:1/x.png",
+        "https://example.org/x.png",
+        "data:image/png;base64,",
+        "data:image/png;base64,!!!!",
+        "data:image/png;base64,aGVsbG8gd29ybGQ=",
+        "data:text/plain;base64,aGVsbG8gd29ybGQ=",
+        "data:video/mp4;base64,aGVsbG8gd29ybGQ=",
+        "data:image/svg+xml;base64,PHN2Zy8+",
+        "data:,hello",
+        "data:image/png,hello",
+        "nonsense",
+        "\x00",
+    ],
+)
+def test_media_that_cannot_be_opened(http: httpx2.Client, uri: str):
+    response = http.post(CHAT, json=body(messages=[user({"type": "image_url", "image_url": {"url": uri}}, "What?")]))
+    found = error_of(response)
+    assert response.status_code == 400
+    assert "passwd" not in found["message"]
+    video = http.post(CHAT, json=body(messages=[user({"type": "video_url", "video_url": {"url": uri}}, "What?")]))
+    error_of(video)
+    assert video.status_code == 400
+
+
+def test_too_many_media(http: httpx2.Client):
+    response = http.post(CHAT, json=body(messages=[user(*[image_part("word.png")] * 65, "What?")]))
+    assert response.status_code == 400
+    assert "65 images and videos; this server takes at most 64" in error_of(response)["message"]
+
+
+def test_a_prompt_over_the_context_gives_the_counts(http: httpx2.Client):
+    response = http.post(CHAT, json=body(messages=[user(*[image_part("word.png")] * 60, "What?")]))
+    found = error_of(response)
+    assert (response.status_code, found["code"]) == (400, "context_length_exceeded")
+    assert re.search(r"has 2\d\d\d tokens .*image 60: 37.*the context is 2048", found["message"])
+
+
+@pytest.mark.parametrize("roles", [("user", "assistant"), ("user",)], ids=["turns", "one role"])
+def test_a_history_of_ten_thousand_messages(http: httpx2.Client, roles: tuple[str, ...]):
+    messages = [{"role": roles[index % len(roles)], "content": "Hello"} for index in range(10_001)]
+    response = http.post(CHAT, json=body(messages=messages))
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "context_length_exceeded"
+
+
+DEEP = 5000
+BODIES = [
+    (b"", 400, "empty"),
+    (b"{", 400, "not valid JSON"),
+    (b'{"model": "vila-tiny", "messages": [{"role": "us', 400, "not valid JSON"),
+    (b"nonsense", 400, "not valid JSON"),
+    (b"\xff\xfe{}", 400, "not valid JSON"),
+    (b'{"model": "\xff"}', 400, "not valid JSON"),
+    (b'{"model": "\\ud800"}', 400, "not valid JSON"),
+    (b'{"temperature": NaN}', 400, "not valid JSON"),
+    (b'{"temperature": 1e999, "model": "a", "messages": []}', 400, ""),
+    (b'{"seed": ' + b"9" * 100_000 + b"}", 400, ""),
+    (b"{}{}", 400, "not valid JSON"),
+    (b"{}", 400, "missing"),
+    (b"[]", 400, "JSON object"),
+    (b"null", 400, ""),
+    (b'"Hello"', 400, "JSON object"),
+    (b"5", 400, "JSON object"),
+    (b"[" * DEEP + b"]" * DEEP, 400, "nests too deeply"),
+    (b'{"metadata": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", 400, "nests too deeply"),
+    (b"[" + b"[]," * 1_000_000 + b"[]]", 400, "JSON values"),
+    (b'{"model": "' + b"x" * 4_000_000 + b'"}', 413, "4,000,000 bytes"),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "part"), BODIES, ids=[repr(data[:30]) for data, _, _ in BODIES])
+def test_a_body_that_is_no_request(http: httpx2.Client, data: bytes, status: int, part: str):
+    response = http.post(CHAT, content=data, headers={"content-type": "application/json"})
+    assert response.status_code == status
+    assert part in error_of(response)["message"]
+    assert len(response.content) < 1000
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"])
+def test_a_body_that_is_not_said_to_be_json(http: httpx2.Client, kind: str | None):
+    """A web page can send such a request to a server on its visitor's machine without asking the browser first."""
+    headers = {} if kind is None else {"content-type": kind}
+    response = http.post(CHAT, content=json.dumps(body()).encode(), headers=headers)
+    assert response.status_code == 415
+    assert "application/json" in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json"])
+def test_other_ways_to_say_json(http: httpx2.Client, kind: str):
+    response = http.post(CHAT, content=json.dumps(body()).encode(), headers={"content-type": kind})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/v1", 404),
+        ("POST", "/v1/completions", 404),
+        ("POST", "/v1/embeddings", 404),
+        ("GET", CHAT, 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/../../etc/passwd", 404),
+        ("GET", "/v1/models/..%2f..%2fetc%2fpasswd", 404),
+        ("GET", "/%00", 404),
+    ],
+)
+def test_addresses_without_a_route(http: httpx2.Client, method: str, path: str, status: int):
+    response = http.request(method, path, json={} if method == "POST" else None)
+    error_of(response)
+    assert response.status_code == status
+
+
+def test_ids_of_requests(http: httpx2.Client):
+    ids = {http.get("/health").headers["x-request-id"] for _ in range(3)}
+    assert len(ids) == 3
+    assert http.get("/health", headers={"x-request-id": "trace-12345"}).headers["x-request-id"] == "trace-12345"
+    for harmful in ("a b c d e f", "x" * 500, "<script>alert(1)</script>", "short"):
+        assert http.get("/health", headers={"x-request-id": harmful}).headers["x-request-id"] != harmful
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unexpected_error_shows_nothing(
+    serve_with: Callable[..., RunningServer], stream: bool, monkeypatch: pytest.MonkeyPatch
+):
+    server = serve_with()
+    service = server.app.state.service
+
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("a secret in /home/someone/.ssh at 0x7f0012345678")
+
+    monkeypatch.setattr(type(service.answering), "prepare", fail)
+    response = httpx2.post(f"{server.url}{CHAT}", json=body(stream=stream), timeout=30)
+    found = error_of(response)
+    assert response.status_code == 500
+    assert found["type"] == "server_error"
+    assert "secret" not in response.text
+    assert response.headers["x-request-id"] in found["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_fails_midway(
+    serve_with: Callable[..., RunningServer], stream: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """The status has been sent when a stream fails, so an event says so."""
+    server = serve_with()
+    engine = server.app.state.service.model.engine
+    original, steps = engine._answer, []
+
+    def fail(runner: Any) -> None:
+        steps.append(1)
+        if len(steps) == 3:
+            raise RuntimeError("a secret in /home/someone at 0x7f0012345678")
+        original(runner)
+
+    monkeypatch.setattr(engine, "_answer", fail)
+    asked = body(stream=stream, max_tokens=64, messages=[user(image_part("scene.png"), "What is in the picture?")])
+    response = httpx2.post(f"{server.url}{CHAT}", json=asked, timeout=30)
+    assert "secret" not in response.text
+    if stream:
+        events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+        assert events[-1] == "[DONE]"
+        assert json.loads(events[-2])["error"]["type"] == "server_error"
+    else:
+        assert response.status_code == 500
+        assert error_of(response)["type"] == "server_error"
+    monkeypatch.undo()
+    assert httpx2.post(f"{server.url}{CHAT}", json=body(), timeout=30).status_code == 200
+
+
+def raw(server: RunningServer, data: bytes, *, then_close: bool = False) -> bytes:
+    """Send bytes and return the first of the response."""
+    address = urlsplit(server.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=20) as connection:
+        connection.sendall(data)
+        return b"" if then_close else connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\n" + b"".join(b"x-%d: y\r\n" % number for number in range(20_000)) + b"\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}",
+    ],
+    ids=["many headers", "a long header", "a long path", "TLS", "negative length", "two lengths"],
+)
+def test_requests_that_are_no_http(server: RunningServer, http: httpx2.Client, data: bytes):
+    try:
+        response = raw(server, data)
+    except (ConnectionResetError, BrokenPipeError):
+        response = b""
+    assert response[:12] in (b"", b"HTTP/1.1 400", b"HTTP/1.1 431")
+    assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("length", [str(10**6), str(10**9), str(10**30)])
+def test_a_large_body_is_refused_by_its_length(server: RunningServer, length: str):
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+    if int(length) > 4_000_000:
+        assert raw(server, head.encode() + b"{")[:12] in (b"HTTP/1.1 413", b"HTTP/1.1 400")
+
+
+def test_half_a_request_leaves_nothing(server: RunningServer, http: httpx2.Client):
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1000\r\n\r\n"
+    for _ in range(50):
+        raw(server, head.encode() + b'{"model": "vila-tiny", "messages": [{"role"', then_close=True)
+    assert http.post(CHAT, json=body()).status_code == 200
+    admission = server.app.state.service.admission
+    assert (admission.requests, admission.bytes) == (0, 0)

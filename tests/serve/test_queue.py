@@ -1,0 +1,277 @@
+"""Requests that wait, leave, or meet the end of the server."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from tests.serve.conftest import MEDIA, RunningServer, image_part, user
+
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": "vila-tiny", "messages": [user("Tell me a long story.")], **fields}
+
+
+ENDLESS = {
+    "temperature": 0,
+    "max_tokens": 1900,
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {"name": "long", "schema": {"type": "array", "items": {"type": "integer"}, "minItems": 900}},
+    },
+}
+"""An answer that cannot end early."""
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def is_idle(server: RunningServer) -> bool:
+    service = server.app.state.service
+    stats = service.answering.stats()
+    return stats.queued + stats.reading + stats.answering + service.admission.requests == 0
+
+
+def test_a_stream_ends_when_its_client_leaves(server: RunningServer):
+    before = time.monotonic()
+    with httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=30) as response:
+        for _, line in zip(range(8), response.iter_lines(), strict=False):
+            assert not line or line.startswith("data: {")
+        assert not is_idle(server)
+    wait_until(lambda: is_idle(server))
+    assert time.monotonic() - before < 20
+
+
+def test_an_answer_ends_when_its_client_leaves(server: RunningServer):
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(f"{server.url}{CHAT}", json=body(**ENDLESS, n=3), timeout=0.5)
+    wait_until(lambda: is_idle(server))
+
+
+def test_a_client_that_leaves_while_its_prompt_is_prepared(
+    serve_with: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
+):
+    server = serve_with()
+    answering = server.app.state.service.answering
+    original, is_preparing = answering._prepare, threading.Event()
+
+    def slow(messages: Any) -> Any:
+        is_preparing.set()
+        time.sleep(1.0)
+        return original(messages)
+
+    monkeypatch.setattr(answering, "_prepare", slow)
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(f"{server.url}{CHAT}", json=body(**ENDLESS), timeout=0.3)
+    assert is_preparing.is_set()
+    time.sleep(1.2)
+    wait_until(lambda: is_idle(server))
+
+
+def test_a_full_queue_is_said_with_a_time_to_wait(serve_with: Callable[..., RunningServer]):
+    server = serve_with(max_batch=1, max_queue=1)
+    first = [httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=30) for _ in "ab"]
+    opened = [one.__enter__() for one in first]
+    try:
+        wait_until(lambda: server.app.state.service.admission.requests == 2)
+        refused = httpx2.post(f"{server.url}{CHAT}", json=body(), timeout=30)
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+        assert httpx2.get(f"{server.url}/ready").status_code == 503
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+            pytest.raises(openai.RateLimitError),
+        ):
+            client.chat.completions.create(model="vila-tiny", messages=[user("Hello")])
+    finally:
+        for one in first:
+            one.__exit__(None, None, None)
+    assert all(one.status_code == 200 for one in opened)
+    wait_until(lambda: is_idle(server))
+    assert httpx2.get(f"{server.url}/ready").status_code == 200
+    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=30).status_code == 200
+
+
+def test_all_bodies_together_are_limited(serve_with: Callable[..., RunningServer]):
+    server = serve_with(max_buffered_bytes=20_000)
+    large = body(messages=[user("word " * 6000)])
+    response = httpx2.post(f"{server.url}{CHAT}", json=large, timeout=30)
+    assert response.status_code == 429
+    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=30).status_code == 200
+
+
+def test_a_request_that_trickles_in_is_ended(serve_with: Callable[..., RunningServer]):
+    server = serve_with(body_timeout=0.5)
+
+    def trickle() -> Any:
+        for _ in range(100):
+            yield b" "
+            time.sleep(0.2)
+
+    begin = time.monotonic()
+    try:
+        response = httpx2.post(
+            f"{server.url}{CHAT}", content=trickle(), headers={"content-type": "application/json"}, timeout=60
+        )
+        assert response.status_code == 408
+    except httpx2.TransportError:
+        pass  # the server closed the connection while the client was still writing
+    assert time.monotonic() - begin < 15
+    wait_until(lambda: is_idle(server))
+
+
+QUESTIONS = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
+
+
+def test_many_clients_get_their_own_answers(server: RunningServer):
+    """Images of all kinds, streamed and not, with clients that leave in between; each answer is the right one."""
+    images = [case for case in QUESTIONS if not case["media"][0].endswith(".mp4")]
+
+    async def ask(client: openai.AsyncOpenAI, number: int) -> None:
+        case = images[number % len(images)]
+        asked: dict[str, Any] = {
+            "model": "vila-tiny",
+            "temperature": 0,
+            "messages": [user(*map(image_part, case["media"]), case["text"])],
+        }
+        if number % 7 == 3:
+            stream = await client.chat.completions.create(**asked, stream=True)
+            await anext(aiter(stream))
+            await stream.close()
+        elif number % 2:
+            stream = await client.chat.completions.create(**asked, stream=True)
+            text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+            assert text == case["answer"]
+        else:
+            answer = await client.chat.completions.create(**asked)
+            assert answer.choices[0].message.content == case["answer"]
+
+    async def ask_all() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:
+            await asyncio.gather(*(ask(client, number) for number in range(64)))
+
+    asyncio.run(ask_all())
+    wait_until(lambda: is_idle(server))
+
+
+def test_the_loop_answers_while_prompts_are_prepared(server: RunningServer, http: httpx2.Client):
+    """/health answers at once while large histories are tokenized and long answers run."""
+    with ThreadPoolExecutor(4) as threads:
+        asked = body(messages=[user("word " * 200_000)])
+        running = [threads.submit(httpx2.post, f"{server.url}{CHAT}", json=asked, timeout=60) for _ in range(4)]
+        times = []
+        while not all(one.done() for one in running):
+            begin = time.monotonic()
+            assert http.get("/health").status_code == 200
+            times.append(time.monotonic() - begin)
+        assert all(one.result().status_code == 400 for one in running)
+    assert max(times) < 2.0
+
+
+# ------------------------------------------------------------------------------------------------ the program
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the program in a process of its own."""
+    program = [sys.executable, "-c", "from vila_serve.cli import main; main()", *arguments]
+    return subprocess.Popen(
+        program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
+    )
+
+
+def address_in(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("Serving"):
+            return line.split()[-1].removesuffix("/v1")
+    raise AssertionError("the server did not start")
+
+
+def test_the_program_finishes_what_runs(tmp_path: Path):
+    """SIGTERM in the middle of a stream: the stream is completed, no request is taken on, the exit code is 0."""
+    process = start(VILA_PORT="0", VILA_MODEL_NAME="mine")
+    try:
+        url = address_in(process)
+        wait_until(lambda: _answers(url))
+        asked = {**body(**ENDLESS, stream=True), "model": "mine", "max_tokens": 200}
+        with httpx2.stream("POST", f"{url}{CHAT}", json=asked, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] in ("stop", "length")
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--port", "99999"], {}, "--port must be 65535 or less, got 99999."),
+        ([], {"VILA_PORT": "http"}, "VILA_PORT must be a whole number, got 'http'."),
+        ([], {"VILA_MAX_BATCH": "0"}, "VILA_MAX_BATCH must be 1 or more, got '0'."),
+        (["--max-context", "1"], {}, "--max-context must be 2 or more, got 1."),
+        (["--host", "no.such.host.invalid"], {}, "The host 'no.such.host.invalid'"),
+        (["--host", "192.0.2.1"], {}, "is not an address of this machine"),
+        (["--workers", "4"], {}, "one process answers all requests"),
+        ([], {"VILA_WORKERS": "2"}, "VILA_WORKERS is '2', but one process"),
+        (["--log-level", "loud"], {}, "--log-level must be 'critical', 'error', 'warning', 'info' or 'debug'"),
+        (["--model-path", "/no/such/folder"], {}, "No folder '/no/such/folder'"),
+        ([], {"VILA_MODEL_PATH": "/no/such/folder"}, "No folder '/no/such/folder'"),
+        (["--conv-mode", "vicuna"], {}, "vicuna_v1"),
+        (["--dtype", "int3"], {}, "Unknown dtype 'int3'"),
+        (["--device", "tpu"], {}, "Unknown device 'tpu'"),
+        (["--cache-bytes", "0"], {}, "--cache-bytes must be more than 0, got 0."),
+    ],
+)
+def test_wrong_settings_are_named_in_one_line(
+    arguments: list[str], environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
+    from vila_serve.cli import main
+
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["--port", "0", *arguments] if "--port" not in arguments and "VILA_PORT" not in environment else arguments)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("Error: ")
+    assert message in last
+
+
+def test_a_taken_port_is_said_before_the_model_is_loaded(server: RunningServer, capsys: Any):
+    from vila_serve.cli import main
+
+    port = server.url.rpartition(":")[2]
+    with pytest.raises(SystemExit):
+        main(["--port", port, "--model-path", "/no/such/folder"])
+    assert f"Port {port} of 127.0.0.1 is taken by another program" in capsys.readouterr().err
