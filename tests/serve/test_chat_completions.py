@@ -135,19 +135,45 @@ def test_n_answers_use_successive_seeds(client: openai.OpenAI, model: vila_core.
 
 
 def test_without_a_seed_answers_differ(client: openai.OpenAI):
-    asked: dict[str, Any] = {"temperature": 2, "top_p": 1, "max_tokens": 16}
-    texts = {
-        client.chat.completions.create(
-            model="vila-tiny", messages=[user(image_part("scene.png"), "What is in the picture?")], **asked
-        )
-        .choices[0]
-        .message.content
-        for _ in range(4)
-    }
-    assert len(texts) > 1
+    numbers: Any = {"schema": {"type": "array", "items": {"type": "integer"}, "minItems": 8}, "name": "numbers"}
+    answer = client.chat.completions.create(
+        model="vila-tiny",
+        messages=[user("Tell me.")],
+        response_format={"type": "json_schema", "json_schema": numbers},
+        temperature=2,
+        top_p=1,
+        max_tokens=12,
+        n=6,
+    )
+    assert len({choice.message.content for choice in answer.choices}) > 1
 
 
 SCENE = "A pink diamond (top), a green moon (left), a yellow circle (bottom right)."
+
+
+@pytest.mark.parametrize(
+    "penalties",
+    [
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": -2},
+        {"logit_bias": {"300": 100}},
+        {"presence_penalty": 2, "frequency_penalty": 1, "logit_bias": {"5": -100, "6": 3.5}},
+    ],
+    ids=str,
+)
+def test_penalties_are_those_of_the_library(client: openai.OpenAI, model: vila_core.Vila, penalties: Any):
+    asked: dict[str, Any] = {"temperature": 1, "top_p": 1, "seed": 3, "max_tokens": 20}
+    messages = [user(image_part("scene.png"), "What is in the picture?")]
+    answer = client.chat.completions.create(model="vila-tiny", messages=messages, **asked, **penalties)
+    biases = {int(token): value for token, value in penalties.get("logit_bias", {}).items()}
+    direct = model.generate(
+        [vila_core.Image(MEDIA / "scene.png"), "What is in the picture?"],
+        temperature=1,
+        seed=3,
+        max_new_tokens=20,
+        **{**penalties, "logit_bias": biases},
+    )
+    assert answer.choices[0].message.content == direct
 
 
 @pytest.mark.parametrize(
@@ -264,7 +290,7 @@ def test_json_mode(client: openai.OpenAI):
         model="vila-tiny",
         temperature=1.5,
         seed=3,
-        max_tokens=400,
+        max_tokens=60,
         messages=[user("Describe it as JSON.")],
         response_format={"type": "json_object"},
     )

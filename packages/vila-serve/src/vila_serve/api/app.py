@@ -15,6 +15,7 @@ from vila_serve.api import chat_completions, responses, status
 from vila_serve.api.admission import Admission
 from vila_serve.api.bodies import RequestBodies
 from vila_serve.api.conversation import Media
+from vila_serve.api.documentation import document
 from vila_serve.api.errors import install_handlers
 from vila_serve.api.keys import ApiKey
 from vila_serve.api.request_ids import RequestIds
@@ -72,6 +73,7 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     app.include_router(chat_completions.router(service))
     app.include_router(responses.router(service))
     app.include_router(status.router(service))
+    document(app)
     _add_layers(app, service, tracing)
     return app
 
