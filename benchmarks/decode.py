@@ -1,7 +1,7 @@
 """One decode step of a language model on a GPU, from token id to token id, beside the time of reading its weights.
 
-    python benchmarks/decode.py [--model nvila-8b] [--weights w4 bf16] [--rows 1 16 64] [--context 300]
-                                [--out results/decode.json]
+    python benchmarks/decode.py [--model nvila-8b] [--weights w4 bf16] [--cache auto fp8] [--rows 1 16 64]
+                                [--context 300] [--out results/decode.json]
 
 Random weights of the real shapes. The step is one CUDA graph: embedding, all layers with a paged cache of `context`
 tokens per row, the head, and the choice of the token (greedy; `sampled`: temperature, top-k and top-p). `limit` is the
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from w4a16 import bytes_per_second
 from vila_core.bench.shapes import language_shape
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.paged_cache import PAGE_SIZE, PagedCache, bytes_of_slot
 from vila_core.language.paged_graphs import GraphPagedStep
 from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_step import paged_step
@@ -51,6 +52,7 @@ class Measurement:
     model: str
     weights: str
     dtype: str
+    cache: str
     rows: int
     context: int
     limit: float
@@ -96,13 +98,19 @@ def weight_bytes(decoder: Decoder) -> int:
     return total - (0 if decoder.lm_head is None else decoder.model.embed_tokens.weight.nbytes)
 
 
-def paged_step_of(decoder: Decoder, rows: int, context: int) -> GraphPagedStep:
+def paged_step_of(decoder: Decoder, rows: int, context: int, *, in_8_bits: bool = False) -> GraphPagedStep:
     """Return a step over pages of random keys and values, with `rows` rows at `context`."""
     pages = -(-(context + 64) // PAGE_SIZE)
     dtype = decoder.model.embed_tokens.weight.dtype
-    cache = PagedCache.allocate(decoder.config, rows * pages, device=GPU, dtype=dtype)
-    cache.keys.normal_()
-    cache.values.normal_()
+    cache = PagedCache.allocate(decoder.config, rows * pages, device=GPU, dtype=dtype, in_8_bits=in_8_bits)
+    if cache.scales is None:
+        cache.keys.normal_()
+        cache.values.normal_()
+    else:
+        cache.keys.random_(0, 127)  # codes that are numbers
+        cache.values.random_(0, 127)
+        for scales in cache.scales:
+            scales.fill_(1 / 128)
     step = paged_step(decoder, cache, rows, pages)
     assert isinstance(step, GraphPagedStep)
     order = torch.randperm(rows * pages).view(rows, pages).tolist()
@@ -143,26 +151,28 @@ def loop_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: 
     return 1e3 * (time.perf_counter() - begin) / count
 
 
-def measure(name: str, weights: str, rows: Sequence[int], contexts: Sequence[int], rate: float) -> list[Measurement]:
+def measure(
+    name: str, weights: str, caches: Sequence[str], rows: Sequence[int], contexts: Sequence[int], rate: float
+) -> list[Measurement]:
     """Measure one model with one kind of weights; batches only with the first context."""
     dtype = torch.bfloat16 if weights == "bf16" else getattr(torch, weights.partition("-")[2] or "float16")
     config = language_shape(name).model_copy(update={"max_length": MAX_LENGTH})
     decoder = random_decoder(config, weights.partition("-")[0], dtype)
     measured: list[Measurement] = []
-    for context in contexts:
+    for context, cache in product(contexts, caches):
         for count in rows if context == contexts[0] else rows[:1]:
-            kv = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+            kv = bytes_of_slot(config, dtype, in_8_bits=cache == "fp8")
             limit = 1e3 * (weight_bytes(decoder) + kv * context * count) / rate
-            step = paged_step_of(decoder, count, context)
+            step = paged_step_of(decoder, count, context, in_8_bits=cache == "fp8")
             took = step_milliseconds(step, count, GREEDY, context)
             row = Measurement(
-                name, weights, str(dtype).removeprefix("torch."), count, context, limit, took, limit / took,
+                name, weights, str(dtype).removeprefix("torch."), cache, count, context, limit, took, limit / took,
                 loop_milliseconds(step, count, GREEDY, context), step_milliseconds(step, count, SAMPLED, context),
                 1e3 * count / took,
             )  # fmt: skip
             print(
-                f"{name:>9} {weights:>13} {count:5} {context:8} {limit:8.3f} {took:8.3f} {limit / took:9.3f} "
-                f"{row.loop:8.3f} {row.sampled:8.3f} {row.tokens_per_second:9.0f}",
+                f"{name:>9} {weights:>13} {cache:>5} {count:5} {context:8} {limit:8.3f} {took:8.3f} "
+                f"{limit / took:9.3f} {row.loop:8.3f} {row.sampled:8.3f} {row.tokens_per_second:9.0f}",
                 flush=True,
             )
             del step
@@ -175,6 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--weights", nargs="+", default=["w4", "bf16"], help="w4, w4-bfloat16 or bf16")
+    parser.add_argument("--cache", nargs="+", choices=("auto", "fp8"), default=["auto"], help="format of the KV cache")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--context", type=int, nargs="+", default=[300, 32_768])
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
@@ -184,12 +195,26 @@ def main() -> int:
     torch.manual_seed(0)
     rate = bytes_per_second(torch.empty(3 << 28, dtype=torch.int32, device=GPU).random_())
     print(f"{torch.cuda.get_device_name()}: reads {rate / 1e9:.0f} GB/s; milliseconds")
-    titles = ("model", "weights", "rows", "context", "limit", "step", "of limit", "loop", "sampled", "tokens/s")
-    print(" ".join(f"{title:>{width}}" for title, width in zip(titles, (9, 13, 5, 8, 8, 8, 9, 8, 8, 9), strict=True)))
+    titles = (
+        "model",
+        "weights",
+        "cache",
+        "rows",
+        "context",
+        "limit",
+        "step",
+        "of limit",
+        "loop",
+        "sampled",
+        "tokens/s",
+    )
+    print(
+        " ".join(f"{title:>{width}}" for title, width in zip(titles, (9, 13, 5, 5, 8, 8, 8, 9, 8, 8, 9), strict=True))
+    )
     measured: list[Measurement] = []
     for name in args.model:
         for weights in args.weights:
-            measured += measure(name, weights, args.rows, args.context, rate)
+            measured += measure(name, weights, args.cache, args.rows, args.context, rate)
             torch.cuda.empty_cache()
     if args.out:
         report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bytes_per_second": rate}

@@ -73,3 +73,13 @@ def test_as_right_as_the_model_it_was_made_from(samples: list[Sample], alone: li
     assert low - 0.03 <= ours <= high, (
         f"{ours:.3f} in four bits, {right / SAMPLES:.3f} ({low:.3f} to {high:.3f}) before"
     )
+
+
+def test_answers_with_a_cache_in_8_bits(samples: list[Sample]) -> None:
+    """Unquantized weights: what differs is the cache."""
+    prompts = [list(sample.prompt) for sample in samples[:48]]
+    usual, in_8_bits = (
+        vila.load("vila-tiny", device="cpu", engine=engine).generate_batch(prompts, max_new_tokens=16)
+        for engine in (vila.EngineConfig(), vila.EngineConfig(kv_cache_dtype="fp8"))
+    )
+    assert sum(one == other for one, other in zip(usual, in_8_bits, strict=True)) >= 46

@@ -18,6 +18,7 @@ from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.display.loading_bar import loading_bar
 from vila_core.engine.limits import EngineConfig
+from vila_core.engine.runner import require_cache_dtype
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.fused_step import warn_if_not_captured
@@ -166,6 +167,7 @@ def load_checkpoint(
         network = _build(config, tokenizer, checkpoint.path)
         if checkpoint.quantization is not None:
             checkpoint.quantization.replace_modules(network)
+    require_cache_dtype(network.llm, engine or EngineConfig(), is_split=is_split)
     if not is_split:
         require_memory(checkpoint, target, chosen_dtype)
     with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:

@@ -29,7 +29,7 @@ from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
 from vila_core.engine.pages import PagePool
 from vila_core.engine.prefix import PageKeys
 from vila_core.engine.request import Handle, Request, State, cancelled
-from vila_core.engine.runner import PendingStep, Runner, choose_runner
+from vila_core.engine.runner import PendingStep, Runner, choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.sharing import share
 from vila_core.errors import GenerationError
@@ -51,6 +51,9 @@ class Engine:
         config: how much it does at once.
         load: called with prompts that will be read next and the position from which each will be read, so that their
             media can be encoded together.
+
+    Raises:
+        ConfigError: the language model cannot have the KV cache that `config` asks for.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Engine:
         load: Callable[[Sequence[tuple[EngineInput, int]]], None] | None = None,
     ):
         self.config = config or EngineConfig()
+        require_cache_dtype(llm, self.config)
         self._llm = llm
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids

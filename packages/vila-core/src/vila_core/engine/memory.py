@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from vila_core.engine.pages import pages_of
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.paged_cache import PAGE_SIZE, bytes_of_slot
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig
@@ -22,7 +22,7 @@ HOST_SPARE_BYTES = 256 << 20
 
 def num_pages(decoder: "Decoder", engine: "EngineConfig") -> int:
     """Return how many pages to allocate: as many as the budget allows, at most a full context for each row."""
-    page, context = page_bytes(decoder), pages_of(decoder.config.max_length)
+    page, context = page_bytes(decoder, engine), pages_of(decoder.config.max_length)
     budget = engine.cache_bytes
     if budget is None:
         device = decoder.model.embed_tokens.weight.device
@@ -33,11 +33,10 @@ def num_pages(decoder: "Decoder", engine: "EngineConfig") -> int:
     return max(1, min(budget // page, engine.max_batch * context))
 
 
-def page_bytes(decoder: "Decoder") -> int:
+def page_bytes(decoder: "Decoder", engine: "EngineConfig") -> int:
     """Return the size of a page: keys and values of all layers."""
-    config, weight = decoder.config, decoder.model.embed_tokens.weight
-    slot = config.num_hidden_layers * config.num_key_value_heads * config.head_dim * weight.element_size()
-    return 2 * slot * PAGE_SIZE
+    dtype = decoder.model.embed_tokens.weight.dtype
+    return PAGE_SIZE * bytes_of_slot(decoder.config, dtype, in_8_bits=engine.kv_cache_dtype == "fp8")
 
 
 def free_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.memory import num_pages
 from vila_core.engine.pages import PagePool, pages_of
-from vila_core.errors import GenerationError
+from vila_core.errors import ConfigError, GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
@@ -203,7 +203,12 @@ class PagedRunner(RowRunner):
         pages = num_pages(decoder, config)
         try:
             self._cache = PagedCache.allocate(
-                decoder.config, pages + 1, page_size=PAGE_SIZE, device=weight.device, dtype=weight.dtype
+                decoder.config,
+                pages + 1,
+                page_size=PAGE_SIZE,
+                device=weight.device,
+                dtype=weight.dtype,
+                in_8_bits=config.kv_cache_dtype == "fp8",
             )
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
             raise GenerationError(
@@ -323,3 +328,13 @@ class SeparateStep(TorchStep):
 def choose_runner(llm: LanguageModel, config: "EngineConfig") -> Runner:
     """Return the runner for a language model."""
     return PagedRunner(llm, config) if isinstance(llm, Decoder) else SeparateRunner(llm, config)
+
+
+def require_cache_dtype(llm: LanguageModel, config: "EngineConfig", *, is_split: bool = False) -> None:
+    """Raise `ConfigError` if the language model, or its parts on several devices, cannot have the cache asked for."""
+    if config.kv_cache_dtype != "auto" and (is_split or not isinstance(llm, Decoder)):
+        kind = "is split over several devices" if is_split else f"({type(llm).__name__}) keeps a cache of its own"
+        raise ConfigError(
+            f"kv_cache_dtype={config.kv_cache_dtype!r} needs a native decoder on one device, but this language model "
+            f"{kind}. Leave kv_cache_dtype at 'auto'."
+        )

@@ -68,7 +68,7 @@ def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, inputs: AttentionInp
         return attend_packed(q, k, v, inputs.packed, inputs.window)
     if inputs.cache is not None:
         assert inputs.positions is not None, "a cache is addressed by positions"
-        inputs.cache.write(layer, inputs.positions, k, v)
+        k, v = inputs.cache.write(layer, inputs.positions, k, v)
         if inputs.reads_cache:
             k, v = inputs.cache.read(layer)  # [B, H_kv, S, D_h]
     if inputs.is_tail and q.is_cuda:

@@ -33,8 +33,13 @@ class SlotCache(Cache, Protocol):
         """How many slots `read` returns."""
         ...
 
-    def write(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows."""
+    def write(
+        self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows.
+
+        Returns what new tokens should attend to: in a cache of fewer bits, what later tokens will read there.
+        """
         ...
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,13 +91,16 @@ class KVCache:
         assert num_slots <= self.keys.shape[3], f"a cache of {self.keys.shape[3]} slots cannot hold {num_slots} tokens"
         return replace(self, limit=num_slots)
 
-    def write(self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def write(
+        self, layer: int, positions: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows."""
         for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
             if len(positions) == 1:
                 buffer.index_copy_(2, positions[0], new.to(buffer.dtype))
             else:
                 buffer.scatter_(2, positions[:, None, :, None].expand_as(new), new.to(buffer.dtype))
+        return keys, values
 
     def read(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return one layer's keys and values, views `[B, H_kv, limit, D_h]`."""

@@ -78,7 +78,7 @@ class PagedView:
         """Return where the keys and values of a layer are."""
         from vila_core.ops.attention import Slots  # needs Triton
 
-        return Slots(self.cache.keys[layer], self.cache.values[layer], self.table)
+        return Slots(self.cache.keys[layer], self.cache.values[layer], self.table, self.cache.scales_of(layer))
 
 
 class FusedStep:

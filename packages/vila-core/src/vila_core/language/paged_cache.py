@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vila_core.ops.eight_bits import SCALE_BYTES, dequantize, quantize
+
 if TYPE_CHECKING:
     from vila_core.config import DecoderConfig
 
@@ -27,11 +29,15 @@ class PagedCache:
     """The pages of all layers, in two buffers that never move.
 
     Attributes:
-        keys, values: `[L, N, H_kv, P, D_h]`.
+        keys, values: `[L, N, H_kv, P, D_h]`; in 8 bits uint8, the codes of `ops.eight_bits`.
+        dtype: of the numbers that are written and read.
+        scales: of keys and values in 8 bits, bfloat16 `[L, N, H_kv, P]`; None if they keep their dtype.
     """
 
     keys: Tensor
     values: Tensor
+    dtype: torch.dtype
+    scales: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     @torch.inference_mode(False)
@@ -43,10 +49,16 @@ class PagedCache:
         page_size: int = PAGE_SIZE,
         device: torch.device,
         dtype: torch.dtype,
+        in_8_bits: bool = False,
     ) -> PagedCache:
         """Return `num_pages` empty pages of `page_size` slots (for the GPU kernels a multiple of 64)."""
         shape = (config.num_hidden_layers, num_pages, config.num_key_value_heads, page_size, config.head_dim)
-        return cls(_zeros(shape, device, dtype), _zeros(shape, device, dtype))
+        kept = torch.uint8 if in_8_bits else dtype
+        keys, values = _zeros(shape, device, kept), _zeros(shape, device, kept)
+        if not in_8_bits:
+            return cls(keys, values, dtype)
+        scales = _zeros(shape[:-1], device, torch.bfloat16), _zeros(shape[:-1], device, torch.bfloat16)
+        return cls(keys, values, dtype, scales)
 
     @property
     def num_pages(self) -> int:
@@ -55,6 +67,10 @@ class PagedCache:
     @property
     def page_size(self) -> int:
         return self.keys.shape[3]
+
+    def scales_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Return the scales of one layer's keys and values, `[N, H_kv, P]`."""
+        return None if self.scales is None else (self.scales[0][layer], self.scales[1][layer])
 
     def rows(self, table: Tensor) -> PagedRows:
         """Return the rows that have the pages `table` (int32 or int64 `[B, pages of a row]`)."""
@@ -86,16 +102,23 @@ class PagedRows:
         assert num_slots <= held, f"pages of {held} slots cannot hold {num_slots} tokens"
         return replace(self, limit=num_slots)
 
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write `keys` and `values` `[B, H_kv, T, D_h]` to slots `positions` `[B, T]`, or `[1, T]` for equal rows.
 
         Values that are not finite are written as 0: the next owner of a page reads what it has not written yet, with
         a weight of 0, and 0 · NaN is NaN.
         """
         pages, slots = self._places(positions)
+        scales = self.cache.scales_of(layer)
+        if scales is not None:
+            return (
+                _write_codes(self.cache.keys[layer], scales[0], pages, slots, keys),
+                _write_codes(self.cache.values[layer], scales[1], pages, slots, values),
+            )
         for buffer, new in ((self.cache.keys[layer], keys), (self.cache.values[layer], values)):
             finite = new.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
             buffer[pages, :, slots] = finite.transpose(1, 2).to(buffer.dtype)  # [B, T, H_kv, D_h]
+        return keys, values
 
     def _places(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the page and the slot in it of each position, `[B, T]`. The layers of a call ask with one tensor."""
@@ -111,11 +134,28 @@ class PagedRows:
         num_heads, page_size = self.cache.keys.shape[2:4]
         pages = self.table[:, None, : -(-self.num_slots // page_size)].long()
         heads = torch.arange(num_heads, device=pages.device)[:, None]
-        keys, values = (
-            buffer[layer][pages, heads].flatten(2, 3)[:, :, : self.num_slots]
-            for buffer in (self.cache.keys, self.cache.values)
-        )
-        return keys, values
+        keys, values = (buffer[layer][pages, heads] for buffer in (self.cache.keys, self.cache.values))
+        scales = self.cache.scales_of(layer)
+        if scales is not None:
+            keys, values = (
+                dequantize(codes, of_layer[pages, heads], self.cache.dtype)
+                for codes, of_layer in zip((keys, values), scales, strict=True)
+            )
+        return keys.flatten(2, 3)[:, :, : self.num_slots], values.flatten(2, 3)[:, :, : self.num_slots]
+
+
+def bytes_of_slot(config: DecoderConfig, dtype: torch.dtype, *, in_8_bits: bool) -> int:
+    """Return the bytes of one token's keys and values in all layers."""
+    head = config.head_dim + SCALE_BYTES if in_8_bits else config.head_dim * dtype.itemsize
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head
+
+
+def _write_codes(codes: Tensor, scales: Tensor, pages: Tensor, slots: Tensor, new: Tensor) -> Tensor:
+    """Write `new [B, H_kv, T, D_h]` in 8 bits to `pages` and `slots` `[B, T]`; return what was written."""
+    of_new, scales_of_new, written = quantize(new)
+    codes[pages, :, slots] = of_new.transpose(1, 2)
+    scales[pages, :, slots] = scales_of_new.transpose(1, 2)
+    return written
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:

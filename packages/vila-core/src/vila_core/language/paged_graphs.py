@@ -69,7 +69,7 @@ class GraphPagedStep:
             len(rows.ids) * decoder.config.num_key_value_heads, dtype=torch.int32, device=self._fused.device
         )
         self._embeds = torch.zeros(
-            len(rows.ids), decoder.config.hidden_size, dtype=cache.keys.dtype, device=self._fused.device
+            len(rows.ids), decoder.config.hidden_size, dtype=cache.dtype, device=self._fused.device
         )
         self._graphs: dict[tuple[int, StepKind | None], Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()

@@ -45,10 +45,10 @@ class PaddedRows:
     def up_to(self, num_slots: int) -> Self:
         raise AssertionError("a prompt is read from its start, so the cache is not read")
 
-    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Write `[1, H_kv, T, D_h]`; instead of padding, the last token is written again."""
+    def write(self, layer: int, positions: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write `[1, H_kv, T, D_h]`; instead of padding, the last token is written again, and returned."""
         token = torch.minimum(torch.arange(positions.shape[1], device=positions.device), self.last)
-        self.rows.write(layer, positions[:, token], keys[:, :, token], values[:, :, token])
+        return self.rows.write(layer, positions[:, token], keys[:, :, token], values[:, :, token])
 
     def read(self, layer: int) -> tuple[Tensor, Tensor]:
         raise AssertionError("a prompt is read from its start, so the cache is not read")
@@ -78,7 +78,7 @@ class GraphPrefill:
         self._modules = list(decoder.modules())
         self._cache = cache
         self._sizes = [size for size in SIZES if size < longest] + [longest]
-        self._embeds = torch.zeros(1, longest, decoder.config.hidden_size, device=device, dtype=cache.keys.dtype)
+        self._embeds = torch.zeros(1, longest, decoder.config.hidden_size, device=device, dtype=cache.dtype)
         self._table = torch.zeros(1, max_pages, dtype=torch.int64, device=device)
         self._last = torch.zeros(1, dtype=torch.int64, device=device)
         self._seen: set[int] = set()

@@ -28,6 +28,7 @@ from vila_core.ops.support import launches_early
 
 BLOCK = 64
 WARPS = 4
+STAGES = 3
 PREFETCHED_BYTES = 1 << 20
 HEAD_WIDTHS = (64, 128)
 MAX_SPLITS = 64
@@ -45,12 +46,15 @@ class Slots:
 
     Attributes:
         keys, values: `[B, H_kv, S, D_h]`, or with a table `[pages, H_kv, P, D_h]`, P a multiple of 64.
+            In 8 bits, uint8 codes of `eight_bits`.
         table: int32 `[B, pages of a row]`: which pages a row has.
+        scales: of keys and values in 8 bits, bfloat16, one for each head of a slot.
     """
 
     keys: Tensor
     values: Tensor
     table: Tensor | None = None
+    scales: tuple[Tensor, Tensor] | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -61,6 +65,8 @@ class Slots:
         assert self.keys.stride() == self.values.stride()
         assert self.keys.stride(2) == self.keys.shape[3]
         assert self.keys.stride(3) == 1
+        for scales in self.scales or ():
+            assert [stride * self.keys.shape[3] for stride in scales.stride()] == list(self.keys.stride()[:3])
         return self.keys.stride(0), self.keys.stride(1)
 
     def page(self) -> int:
@@ -155,22 +161,23 @@ def _launch(
     weights = [weight for weight in following if weight is not None] if pdl else []
     share = [min(PREFETCHED_BYTES, weight.nbytes) // (rows * kv_heads * splits) // 16 * 16 for weight in weights]
     fetched = [weight.view(torch.uint8) for weight in weights] + [out, out]
-    table = slots.table
+    table, scales = slots.table, slots.scales
+    assert (scales is not None) == (slots.keys.dtype == torch.uint8)
     if rows:
         decode_attention_kernel[(rows * kv_heads, splits)](
-            qkv, new.cos, new.sin, new.positions, slots.keys, slots.values,
+            qkv, new.cos, new.sin, new.positions, slots.keys, slots.values, *(scales or (logs, logs)),
             new.positions if table is None else table, unmerged, sums, counters, out, logs, *fetched[:2],
-            *[*share, 0, 0][:2], qkv.stride(0), *slots.strides(),
-            0 if table is None else table.stride(0), slots.page(), new.window, kv_heads, LOG2_E / width**0.5,
-            GROUP=group, QUERIES=max(16, triton.next_power_of_2(group)),
-            MERGED_QUERIES=triton.next_power_of_2(group), MERGED=MERGED, WIDTH=width, BLOCK=BLOCK, SPLITS=splits,
-            PAGED=table is not None, PDL=pdl, PREFETCH=bool(weights), PARTS=parts, WARPS=WARPS, num_warps=WARPS,
-            num_stages=3, **({"launch_pdl": True} if pdl else {}),
+            *[*share, 0, 0][:2], qkv.stride(0), *slots.strides(), 0 if table is None else table.stride(0),
+            slots.page(), new.window, kv_heads, LOG2_E / width**0.5, GROUP=group,
+            QUERIES=max(16, triton.next_power_of_2(group)), MERGED_QUERIES=triton.next_power_of_2(group),
+            MERGED=MERGED, WIDTH=width, BLOCK=BLOCK, SPLITS=splits, PAGED=table is not None,
+            QUANTIZED=scales is not None, INLINE=qkv.is_cuda, PDL=pdl, PREFETCH=bool(weights), PARTS=parts,
+            WARPS=WARPS, num_warps=WARPS, num_stages=STAGES,
+            **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return out, logs
 
 
-@torch.library.custom_op("vila::decode_attention", mutates_args=("keys", "values", "counters"))
 def decode_attention(
     qkv: Tensor,
     cos: Tensor,
@@ -181,12 +188,36 @@ def decode_attention(
     counters: Tensor,
     table: Tensor | None = None,
     window: int = 0,
+    scales: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """`attend` as an operator of PyTorch; see `NewTokens` and `Slots` for the arguments."""
-    return attend(NewTokens(qkv, cos, sin, positions, window), Slots(keys, values, table), counters)
+    """`attend` as an operator of PyTorch, for `torch.compile`; see `NewTokens` and `Slots` for the arguments."""
+    key_scales, value_scales = scales or (None, None)
+    return _decode_attention(
+        qkv, cos, sin, positions, keys, values, key_scales, value_scales, counters, table, window
+    )  # fmt: skip
 
 
-@decode_attention.register_fake
+@torch.library.custom_op(
+    "vila::decode_attention", mutates_args=("keys", "values", "key_scales", "value_scales", "counters")
+)
+def _decode_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_scales: Tensor | None,
+    value_scales: Tensor | None,
+    counters: Tensor,
+    table: Tensor | None,
+    window: int,
+) -> Tensor:
+    scales = None if key_scales is None or value_scales is None else (key_scales, value_scales)
+    return attend(NewTokens(qkv, cos, sin, positions, window), Slots(keys, values, table, scales), counters)
+
+
+@_decode_attention.register_fake
 def _(qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, keys: Tensor, *others: object) -> Tensor:
     del sin, positions, others
     return qkv.new_empty(qkv.shape[0], qkv.shape[1] - 4 * keys.shape[1] * cos.shape[-1])

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.eight_bits_kernel import CODES_PER_NUMBER, decoded, quantized
 from vila_core.ops.prefetch import prefetch_into_l2
 
 
@@ -59,41 +60,79 @@ def _first_slot(table_pointer, row, slot, table_stride, page, outer_stride, WIDT
 
 
 @triton.jit
-def _load_slots(keys, values, place, visible, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Return keys, as halves `[BLOCK, D_h / 2]`, and values `[BLOCK, D_h]`; zeros where not `visible`."""
+def _load_slots(
+    keys, values, key_scales, value_scales, place, visible, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+):  # fmt: skip
+    """Return keys, as halves `[BLOCK, D_h / 2]`, and values `[BLOCK, D_h]`, in 8 bits with scales; zeros if hidden."""
     slot = tl.arange(0, BLOCK)[:, None] * WIDTH
     half, whole = tl.arange(0, WIDTH // 2)[None, :], tl.arange(0, WIDTH)[None, :]
     k_pointers = tl.multiple_of(keys + place + slot + half, (16, 16))
     v_pointers = tl.multiple_of(values + place + slot + whole, (16, 16))
-    k_low = tl.load(k_pointers, mask=visible[:, None], other=0.0)
-    k_high = tl.load(k_pointers + WIDTH // 2, mask=visible[:, None], other=0.0)
-    return k_low, k_high, tl.load(v_pointers, mask=visible[:, None], other=0.0)
+    k_low = tl.load(k_pointers, mask=visible[:, None], other=0)
+    k_high = tl.load(k_pointers + WIDTH // 2, mask=visible[:, None], other=0)
+    v = tl.load(v_pointers, mask=visible[:, None], other=0)
+    if QUANTIZED:
+        scale = place // WIDTH + tl.arange(0, BLOCK)
+        k_scale = tl.load(key_scales + scale, mask=visible, other=0.0)
+        return k_low, k_high, v, k_scale, tl.load(value_scales + scale, mask=visible, other=0.0)
+    else:
+        return k_low, k_high, v
 
 
 @triton.jit
-def _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale):
+def _attend(
+    q_low, q_high, slots, visible, most, total, out, scale, QUANTIZED: tl.constexpr, INLINE: tl.constexpr
+):  # fmt: skip
     """Return the running maximum, sum of weights and weighted values with `BLOCK` more slots."""
+    dtype: tl.constexpr = q_low.dtype
+    k_low, k_high, v = slots[0], slots[1], slots[2]
+    if QUANTIZED:
+        k_low, k_high, v = decoded(k_low, dtype, INLINE), decoded(k_high, dtype, INLINE), decoded(v, dtype, INLINE)
     scores = tl.dot(q_low, tl.trans(k_low)) + tl.dot(q_high, tl.trans(k_high))
+    if QUANTIZED:
+        scores *= (slots[3].to(tl.float32) * CODES_PER_NUMBER)[None, :]
     scores = tl.where(visible[None, :], scores * scale, float("-inf"))
     larger = tl.maximum(most, tl.max(scores, axis=1))
     weights = tl.exp2(scores - larger[:, None])
     shrink = tl.exp2(most - larger)
     total = total * shrink + tl.sum(weights, axis=1)
-    return larger, total, out * shrink[:, None] + tl.dot(weights.to(v.dtype), v)
+    if QUANTIZED:
+        # The largest scale of the block is applied afterwards: weights times scales might be too small for fp16.
+        v_scale = slots[4].to(tl.float32)
+        largest = tl.maximum(tl.max(v_scale, axis=0), 1.2e-38)
+        added = tl.dot((weights * (v_scale / largest)[None, :]).to(dtype), v) * (largest * CODES_PER_NUMBER)
+        return larger, total, out * shrink[:, None] + added
+    else:
+        return larger, total, out * shrink[:, None] + tl.dot(weights.to(dtype), v)
 
 
 @triton.jit
 def _new_token(
-    k_new, kv_heads, k_slot, v_slot, q_low, q_high, cos, sin, scale, QUERIES: tl.constexpr, WIDTH: tl.constexpr
+    k_new, kv_heads, k_slot, v_slot, k_scale_slot, v_scale_slot, q_low, q_high, cos, sin, scale,
+    QUERIES: tl.constexpr, WIDTH: tl.constexpr, QUANTIZED: tl.constexpr,
 ):  # fmt: skip
     """Write the new key, rotated, and value to their slots; return maximum, sum and values with this token alone."""
-    dtype: tl.constexpr = k_slot.dtype.element_ty
+    dtype: tl.constexpr = q_low.dtype
     half, whole = tl.arange(0, WIDTH // 2), tl.arange(0, WIDTH)
     low, high = rotated(tl.load(k_new + half), tl.load(k_new + WIDTH // 2 + half), cos, sin, dtype)
     value = tl.load(k_new + kv_heads * WIDTH + whole).to(dtype)
-    tl.store(k_slot + half, low)
-    tl.store(k_slot + WIDTH // 2 + half, high)
-    tl.store(v_slot + whole, value)
+    if QUANTIZED:
+        low, high, value = low.to(tl.float32), high.to(tl.float32), value.to(tl.float32)
+        given_low, given_high, given_value = low, high, value
+        code_low, code_high, k_bits, low, high = quantized(low, high)
+        v_code, _, v_bits, value, _ = quantized(value, value)
+        tl.store(k_slot + half, code_low)
+        tl.store(k_slot + WIDTH // 2 + half, code_high)
+        tl.store(v_slot + whole, v_code)
+        tl.store(k_scale_slot, k_bits.to(tl.float32, bitcast=True).to(tl.bfloat16))
+        tl.store(v_scale_slot, v_bits.to(tl.float32, bitcast=True).to(tl.bfloat16))
+        # What is not finite is written as 0, but must show in the result.
+        low, high, value = low + given_low * 0.0, high + given_high * 0.0, value + given_value * 0.0
+    else:
+        tl.store(k_slot + half, low)
+        tl.store(k_slot + WIDTH // 2 + half, high)
+        tl.store(v_slot + whole, value)
     products = q_low.to(tl.float32) * low.to(tl.float32)[None, :]
     products += q_high.to(tl.float32) * high.to(tl.float32)[None, :]
     out = tl.zeros([QUERIES, WIDTH], tl.float32) + value.to(tl.float32)[None, :]
@@ -136,17 +175,18 @@ def _merge(
 
 @triton.jit
 def decode_attention_kernel(
-    qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, table_pointer,
-    parts_pointer, sums_pointer, counters_pointer, out_pointer, logs_pointer, next_pointer,
-    after_pointer, next_bytes, after_bytes, qkv_stride, outer_stride, head_stride, table_stride, page, window,
-    kv_heads, scale,
+    qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, key_scales_pointer,
+    value_scales_pointer, table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer, logs_pointer,
+    next_pointer, after_pointer, next_bytes, after_bytes, qkv_stride, outer_stride, head_stride, table_stride, page,
+    window, kv_heads, scale,
     GROUP: tl.constexpr, QUERIES: tl.constexpr, MERGED_QUERIES: tl.constexpr, MERGED: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    PAGED: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr, PARTS: tl.constexpr, WARPS: tl.constexpr,
+    PAGED: tl.constexpr, QUANTIZED: tl.constexpr, INLINE: tl.constexpr, PDL: tl.constexpr, PREFETCH: tl.constexpr,
+    PARTS: tl.constexpr, WARPS: tl.constexpr,
 ):  # fmt: skip
     """See the module. `scale` includes log2(e). PARTS: 0, or for one row how many parts may be left unmerged."""
     HALF: tl.constexpr = WIDTH // 2
-    dtype: tl.constexpr = keys_pointer.dtype.element_ty
+    dtype: tl.constexpr = out_pointer.dtype.element_ty
     row = tl.program_id(0) // kv_heads
     kv_head = tl.program_id(0) % kv_heads
     split = tl.program_id(1)
@@ -157,6 +197,8 @@ def decode_attention_kernel(
     count = tl.cdiv(blocks, tl.maximum(share, 1))  # splits that have any slots
     keys = keys_pointer + kv_head.to(tl.int64) * head_stride
     values = values_pointer + kv_head.to(tl.int64) * head_stride
+    key_scales = key_scales_pointer + kv_head.to(tl.int64) * (head_stride // WIDTH)
+    value_scales = value_scales_pointer + kv_head.to(tl.int64) * (head_stride // WIDTH)
     query = tl.arange(0, QUERIES)
     used = query < GROUP
     half, whole = tl.arange(0, HALF), tl.arange(0, WIDTH)
@@ -179,7 +221,7 @@ def decode_attention_kernel(
         slot = first + tl.arange(0, BLOCK)
         visible = (slot < tl.minimum(end, position)) & (slot >= earliest)
         place = _first_slot(table_pointer, row, first, table_stride, page, outer_stride, WIDTH, PAGED)
-        k_low, k_high, v = _load_slots(keys, values, place, visible, WIDTH, BLOCK)
+        slots = _load_slots(keys, values, key_scales, value_scales, place, visible, WIDTH, BLOCK, QUANTIZED)
         cos = tl.load(cos_pointer + position.to(tl.int64) * HALF + half)
         sin = tl.load(sin_pointer + position.to(tl.int64) * HALF + half)
         if PDL:
@@ -196,17 +238,18 @@ def decode_attention_kernel(
         if end == position + 1:  # this block has the new token
             there = _first_slot(table_pointer, row, position, table_stride, page, outer_stride, WIDTH, PAGED)
             most, total, out = _new_token(
-                qkv + (kv_heads * GROUP + kv_head) * WIDTH, kv_heads, keys + there, values + there, q_low, q_high, cos,
-                sin, scale, QUERIES, WIDTH,
+                qkv + (kv_heads * GROUP + kv_head) * WIDTH, kv_heads, keys + there, values + there,
+                key_scales + there // WIDTH, value_scales + there // WIDTH, q_low, q_high, cos, sin, scale, QUERIES,
+                WIDTH, QUANTIZED,
             )  # fmt: skip
-        most, total, out = _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale)
+        most, total, out = _attend(q_low, q_high, slots, visible, most, total, out, scale, QUANTIZED, INLINE)
         for turn in range(1, tl.cdiv(end - first, BLOCK)):
             now = first + turn * BLOCK
             slot = now + tl.arange(0, BLOCK)
             visible = (slot < tl.minimum(end, position)) & (slot >= earliest)
             place = _first_slot(table_pointer, row, now, table_stride, page, outer_stride, WIDTH, PAGED)
-            k_low, k_high, v = _load_slots(keys, values, place, visible, WIDTH, BLOCK)
-            most, total, out = _attend(q_low, q_high, k_low, k_high, v, visible, most, total, out, scale)
+            slots = _load_slots(keys, values, key_scales, value_scales, place, visible, WIDTH, BLOCK, QUANTIZED)
+            most, total, out = _attend(q_low, q_high, slots, visible, most, total, out, scale, QUANTIZED, INLINE)
         head = (first_head + query).to(tl.int64)
         if count == 1:
             result = out_pointer + head[:, None] * WIDTH + whole[None, :]

@@ -38,12 +38,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotate_and_write(
-    qkv: Tensor, cos: Tensor, sin: Tensor, positions: Tensor, keys: Tensor, values: Tensor
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    rounded: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rotate queries and keys of one token per row, and write keys and values to slot `positions[b]` of row b.
 
     `qkv [B, (H + 2 H_kv) · D_h]`, `cos`, `sin` `[S, D_h / 2]`, `positions [B]`, `keys`, `values` `[B, H_kv, S, D_h]` ->
-    queries `[B, H, D_h]` and the new caches. A row whose position is negative writes nothing.
+    queries `[B, H, D_h]` and the new caches. A row whose position is negative writes nothing. `rounded` is applied to
+    new keys and values `[H_kv, D_h]`: what a cache in 8 bits makes of them.
     """
     (rows, num_kv_heads, _, width) = keys.shape
     heads = qkv.view(rows, -1, width)
@@ -54,8 +61,8 @@ def rotate_and_write(
     keys, values = keys.clone(), values.clone()
     for row in range(rows):
         if positions[row] >= 0:
-            keys[row, :, positions[row]] = rotate(k, *angle)[row]
-            values[row, :, positions[row]] = v[row]
+            keys[row, :, positions[row]] = rounded(rotate(k, *angle)[row])
+            values[row, :, positions[row]] = rounded(v[row])
     return rotate(q, *angle), keys, values
 
 
@@ -67,12 +74,13 @@ def decode_attention(
     keys: Tensor,
     values: Tensor,
     window: int | None = None,
+    rounded: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`rotate_and_write`, then each row attends to its slots up to its position: `[B, H · D_h]` and the new caches.
 
     A row whose position is negative returns zeros.
     """
-    q, keys, values = rotate_and_write(qkv, cos, sin, positions, keys, values)
+    q, keys, values = rotate_and_write(qkv, cos, sin, positions, keys, values, rounded)
     (rows, num_heads, width), num_kv_heads = q.shape, keys.shape[1]
     out = torch.zeros_like(q)
     for row in range(rows):

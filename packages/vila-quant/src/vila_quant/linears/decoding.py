@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,13 @@ class CompiledDecodeStep:
         if isinstance(cache, KVCache):  # each row is one large page
             return Pages(cache.keys, cache.values, torch.arange(len(embeds))[:, None], lengths.contiguous())
         if isinstance(cache, PagedRows):
+            if cache.cache.scales is not None:
+                warnings.warn(
+                    "The compiled decode step does not read a KV cache in 8 bits: decoding takes the slower path. "
+                    "Leave kv_cache_dtype at 'auto' on a CPU.",
+                    stacklevel=2,
+                )
+                return None
             return Pages(cache.cache.keys, cache.cache.values, cache.table.long(), lengths.contiguous())
         return None
 
