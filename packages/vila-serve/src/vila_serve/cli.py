@@ -13,6 +13,7 @@ from vila_core.cli.option_groups import with_option_groups
 from vila_core.cli.options import MODEL, OTHER, Debug, Plugin, name_embedded_model, version_option
 from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
+from vila_serve.contract.command import check_contract
 
 if TYPE_CHECKING:
     from socket import socket
@@ -33,6 +34,8 @@ vila-serve --port 8000
 vila-serve --model-path Efficient-Large-Model/NVILA-8B --host 0.0.0.0
 
 VILA_API_KEY=… vila-serve -m runs/nvila-8b-awq --max-batch 32 --max-context 8192
+
+vila-serve contract --base-url http://localhost:8000/v1 [dim]# check any server of OpenAI's API[/dim]
 
 vila-serve --allow-domain upload.wikimedia.org [dim]# images by https address, from there only[/dim]
 """
@@ -160,6 +163,9 @@ def serve(
     given |= {"otlp_endpoint": otlp_endpoint}
     given |= {"allow_domains": given.pop("allow_domain"), "cors_origins": given.pop("cors_origin")}
     _run({name: value for name, value in given.items() if value is not None})
+
+
+app.command("contract")(check_contract)
 
 
 def _run(given: dict[str, Any]) -> None:
