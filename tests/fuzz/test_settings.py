@@ -238,6 +238,7 @@ POSITIONAL: dict[str, tuple[str, tuple[str, ...]]] = {
     "vila-eval compare": ("vila_eval.cli.main:main", ("compare", "{}", "folder")),
     "vila-eval report": ("vila_eval.cli.main:main", ("report", "{}")),
     "vila-quant kernels": ("vila_quant.cli.main:main", ("kernels", "{}")),
+    "vila-quant tune": ("vila_quant.cli.main:main", ("tune", "{}")),
     "vila-quant check": ("vila_quant.cli.main:main", ("check", "{}", "--against=vila-tiny")),
 }
 

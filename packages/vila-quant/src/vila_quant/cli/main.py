@@ -24,6 +24,8 @@ vila-quant awq Efficient-Large-Model/NVILA-8B nvila-8b-awq --calibration photos/
 vila-quant check my-fine-tune-awq --against my-fine-tune [dim]# what quantization lost[/dim]
 
 vila-quant kernels my-fine-tune-awq [dim]# which kernel runs each layer, and why[/dim]
+
+vila-quant tune my-fine-tune-awq [dim]# faster four-bit kernels on a GPU without a table of its own[/dim]
 """
 
 
@@ -38,6 +40,11 @@ COMMANDS = (
         "kernels",
         "Show which kernel runs each layer on this machine, and why.",
         lazy_object("vila_quant.cli.kernels:list_kernels"),
+    ),
+    Command(
+        "tune",
+        "Measure the fastest settings of the four-bit kernels on this GPU.",
+        lazy_object("vila_quant.cli.tune:tune_kernels"),
     ),
 )
 

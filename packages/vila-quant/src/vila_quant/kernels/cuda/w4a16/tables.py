@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from vila_core.checkpoint.json_files import read_json
 from vila_core.errors import ConfigError, VilaError, warn
@@ -153,6 +154,54 @@ def tuned_file(gpu: str, environment: Mapping[str, str] = os.environ) -> Path:
     named = environment.get("VILA_QUANT_CACHE")
     folder = Path(named) if named else Path(environment.get("XDG_CACHE_HOME") or "~/.cache") / "vila-quant"
     return folder.expanduser() / "w4a16" / f"{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
+
+
+def check_writable(path: Path, *, is_cache: bool = False) -> None:
+    """Make the folder of a table and check that the table can be written there.
+
+    Args:
+        path: of the table.
+        is_cache: an existing file there was written by `save` and is replaced even if it is broken.
+
+    Raises:
+        ConfigError: it cannot be written, or something that is not a table is there.
+    """
+    advice = "Set VILA_QUANT_CACHE or use --output." if is_cache else "Give another file with --output."
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. {advice}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, prefix=path.name):
+            pass
+    except OSError as problem:
+        raise ConfigError(f"Cannot write {path}: {problem.strerror or problem}. {advice}") from None
+    if path.exists() and not is_cache:
+        try:
+            Table.read(path)
+        except VilaError:
+            raise ConfigError(f"{path} exists and is not a table of kernels. {advice}") from None
+
+
+def save(table: Table, path: Path) -> None:
+    """Write a table, with the entries for other shapes that a table of the same GPU at `path` has. All or nothing.
+
+    Raises:
+        ConfigError: the disk is full, or the folder is gone.
+    """
+    try:
+        older = Table.read(path) if path.exists() else table
+    except VilaError:
+        older = table
+    kept = (entry for entry in older.entries if older.gpu == table.gpu and not table.has(entry.outputs, entry.inputs))
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        Table(table.gpu, (*table.entries, *kept)).write(new)
+        new.replace(path)
+    except OSError as problem:
+        raise ConfigError(f"Cannot write {path}: {problem.strerror or problem}.") from None
+    finally:
+        new.unlink(missing_ok=True)
+    tuned.cache_clear()
 
 
 @cache

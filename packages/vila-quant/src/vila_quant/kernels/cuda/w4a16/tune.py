@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vila_core.cli.progress import NoProgress, Progress
+from vila_core.errors import ConfigError
 from vila_quant.kernels.cuda.w4a16.candidates import PREFETCHED, TOKENS, candidates
 from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
 from vila_quant.kernels.cuda.w4a16.tables import Config, Entry, Table
@@ -62,6 +63,9 @@ def tune(shapes: Sequence[Shape], timer: Timer, progress: Progress | None = None
         shapes: in the order in which a layer calls them.
         timer: times products.
         progress: receives the progress.
+
+    Raises:
+        ConfigError: no kernel fits the GPU.
     """
     progress = NoProgress() if progress is None else progress
     progress.start("compiling", 1)
@@ -96,6 +100,8 @@ def _fastest(tokens: int, shape: Shape, timer: Timer) -> tuple[list[Config], Gai
         took = timer.product(tokens, shape, config) if timer.runs(config) and config != now else None
         if took is not None:
             measured.append((took, config))
+    if not measured:
+        raise ConfigError(f"No kernel for {tokens} tokens and a weight of {shape[0]} x {shape[1]} fits {timer.gpu}.")
     measured.sort(key=lambda pair: pair[0])
     after, best = measured[0]
     before = after if before is None else before
