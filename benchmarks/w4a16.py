@@ -1,6 +1,7 @@
 """Four-bit linears on a GPU: ours and bf16 cuBLAS beside the time of reading the weights, all measured in one run.
 
-    python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--out results/w4a16.json]
+    python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--out results/w4a16.json] [--plot w4a16.svg]
+    python benchmarks/w4a16.py --report results/w4a16.json --plot docs/assets/w4a16.svg    # draws what was measured
 
 The linears of Qwen2-7B (NVILA-8B's language model): fused qkv, o, fused gate and up, down; 28 layers, each with its own
 random weights, one CUDA graph, each linear's input the output of the one before. `limit` is the larger of two times:
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 import triton
@@ -31,12 +33,24 @@ SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "dow
 
 LAYERS = 28
 GROUP_SIZE = 128
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024, 4096)
+TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 SQUARE = 8192
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
 """Bound on the relative error of one linear, from the rounding of its weights and its result."""
 
 GPU = torch.device("cuda")
+
+
+class Report(TypedDict):
+    """What was measured, and where."""
+
+    device: str
+    torch: str
+    triton: str
+    dtype: str
+    bytes_per_second: float
+    bf16_operations_per_second: float
+    rows: list[dict[str, float]]
 
 
 @triton.jit
@@ -137,56 +151,91 @@ def _tokens(tokens: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(tokens, SHAPES["qkv"][1], device=GPU, generator=generator).to(dtype)
 
 
+def draw(report: Report, file: Path) -> None:
+    """Draw times as multiples of their limits."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    mpl.rcParams["svg.fonttype"] = "none"
+    mpl.rcParams["svg.hashsalt"] = "w4a16"
+    from matplotlib import pyplot as plt
+
+    tokens = [row["tokens"] for row in report["rows"]]
+    figure, axes = plt.subplots(figsize=(7, 3.2), constrained_layout=True)
+    for key, label in (("bf16_ms", "bf16 cuBLAS"), ("ours_ms", f"ours, 4 bits, {report['dtype']}")):
+        axes.plot(tokens, [row[key] / row["limit_ms"] for row in report["rows"]], marker="o", markersize=4, label=label)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(tokens, [f"{int(count):,}" for count in tokens])
+    axes.set_ylim(0)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("time / limit")
+    axes.set_title(f"Linears of NVILA-8B's language model, {report['device']}", fontsize=10)
+    axes.legend(fontsize=8)
+    axes.tick_params(labelsize=8)
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def measure(tokens: Sequence[int], dtype: torch.dtype) -> Report:
+    """Time our linears and cuBLAS for each number of tokens, and print the times."""
+    torch.manual_seed(0)
+    weights = Weights.random()
+    read_rate, arithmetic_rate = bytes_per_second(weights.buffer), operations_per_second()
+    elements = LAYERS * sum(n * k for n, k in SHAPES.values())
+    cublas = cublas_milliseconds(tokens)
+    torch.cuda.empty_cache()
+    linears = quantized_linears(weights)
+    rows: list[dict[str, float]] = []
+    print(
+        f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, "
+        f"multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16"
+    )
+    print(f"{'M':>5} {'limit':>8} {'ours':>8} {'bf16':>8}   ours/limit  ours/bf16   error")
+    for count in tokens:
+        x = _tokens(count, dtype)
+        error = max(relative_errors(weights, count, dtype).values())
+        ours = replay_milliseconds(lambda x=x: run_chain(x, linears))
+        limit = 1e3 * max(weights.buffer.nbytes / read_rate, 2 * count * elements / arithmetic_rate)
+        row = {"tokens": count, "limit_ms": limit, "ours_ms": ours, "bf16_ms": cublas[count], "error": error}
+        rows.append(row | {"of_limit": ours / limit, "of_bf16": ours / cublas[count]})
+        print(
+            f"{count:5} {limit:8.3f} {ours:8.3f} {cublas[count]:8.3f} {ours / limit:12.2f} "
+            f"{ours / cublas[count]:10.2f}   {error:.1e}",
+            flush=True,
+        )
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "dtype": str(dtype).removeprefix("torch."),
+        "bytes_per_second": read_rate,
+        "bf16_operations_per_second": arithmetic_rate,
+        "rows": rows,
+    }
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="values of M")
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of the activations")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--plot", type=Path, help="draw the numbers into this .svg or .png")
+    parser.add_argument("--report", type=Path, help="numbers of an earlier run: measure nothing, draw these")
     args = parser.parse_args()
-    if not torch.cuda.is_available():
+    if args.report:
+        report: Report = json.loads(args.report.read_text())
+    elif torch.cuda.is_available():
+        report = measure(args.tokens, getattr(torch, args.dtype))
+    else:
         parser.error("there is no CUDA GPU here")
-    torch.manual_seed(0)
-    dtype = getattr(torch, args.dtype)
-    weights = Weights.random()
-    read_rate, arithmetic_rate = bytes_per_second(weights.buffer), operations_per_second()
-    elements = LAYERS * sum(n * k for n, k in SHAPES.values())
-    cublas = cublas_milliseconds(args.tokens)
-    torch.cuda.empty_cache()
-    linears = quantized_linears(weights)
-    rows: list[dict[str, float]] = []
-    failed = False
-    print(
-        f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, "
-        f"multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16"
-    )
-    print(f"{'M':>5} {'limit':>8} {'ours':>8} {'bf16':>8}   ours/limit  ours/bf16   error")
-    for tokens in args.tokens:
-        x = _tokens(tokens, dtype)
-        error = max(relative_errors(weights, tokens, dtype).values())
-        failed |= not error < TOLERANCE[dtype]
-        ours = replay_milliseconds(lambda x=x: run_chain(x, linears))
-        limit = 1e3 * max(weights.buffer.nbytes / read_rate, 2 * tokens * elements / arithmetic_rate)
-        row = {"tokens": tokens, "limit_ms": limit, "ours_ms": ours, "bf16_ms": cublas[tokens], "error": error}
-        rows.append(row | {"of_limit": ours / limit, "of_bf16": ours / cublas[tokens]})
-        print(
-            f"{tokens:5} {limit:8.3f} {ours:8.3f} {cublas[tokens]:8.3f} {ours / limit:12.2f} "
-            f"{ours / cublas[tokens]:10.2f}   {error:.1e}",
-            flush=True,
-        )
     if args.out:
-        report = {
-            "device": torch.cuda.get_device_name(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "dtype": args.dtype,
-            "bytes_per_second": read_rate,
-            "bf16_operations_per_second": arithmetic_rate,
-            "rows": rows,
-        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=2) + "\n")
-    return 1 if failed else 0
+    if args.plot:
+        draw(report, args.plot)
+    tolerance = TOLERANCE[getattr(torch, report["dtype"])]
+    return 0 if all(row["error"] < tolerance for row in report["rows"]) else 1
 
 
 if __name__ == "__main__":
