@@ -41,6 +41,16 @@ def test_a_split_model_answers_like_one_on_one_device(one: vila.Vila, count: int
     torch.testing.assert_close(*seen, rtol=0, atol=0)
 
 
+def test_a_split_model_shares_prefixes_and_reads_prompts_in_chunks(one: vila.Vila) -> None:
+    engine = vila.EngineConfig(chunk_tokens=64)
+    split = vila.load("vila-tiny", device_map=["cpu", "cpu"], engine=engine)
+    long = "one two three four five six seven eight nine ten " * 20
+    for question in ("Which number is first?", "Which number is last?"):
+        assert split.generate(long + question, max_new_tokens=8) == one.generate(long + question, max_new_tokens=8)
+    assert split.engine.stats().cached_tokens >= 64
+    assert split.engine.stats().pages_used == 0
+
+
 def test_a_list_of_one_device_does_not_split() -> None:
     assert isinstance(vila.load("vila-tiny", device_map=["cpu"]).network.llm, Decoder)
 
@@ -49,7 +59,7 @@ def test_everything_a_segment_computes_with_moves_to_its_device(one: vila.Vila) 
     decoder = Decoder(one.network.llm.config).eval()  # pyright: ignore[reportArgumentType]
     decoder.model.layers[2:4].to("meta")
     segment = Segment(decoder, 2, 2, torch.device("meta"))
-    cache = segment.new_cache(3, 20)
+    cache = segment.part.new_cache(3, 20)
     assert cache.keys.device.type == "meta"
     assert cache.keys.shape[0] == 2
     lengths = torch.tensor([5, 7, 2])

@@ -131,7 +131,7 @@ def test_media_are_part_of_the_keys() -> None:
 
 
 def test_how_many_pages_are_allocated(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = memory.page_bytes(decoder)
+    page = memory.page_bytes(decoder, EngineConfig())
     assert page == 2 * 2 * 2 * 12 * PAGE_SIZE * 4  # keys and values, layers, heads, width, tokens, bytes
     context = pages_of(decoder.config.max_length)
     for free, expected in ((10**12, 64 * context), (40 * page, 10), (page, 1), (0, 1)):

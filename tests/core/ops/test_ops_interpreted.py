@@ -365,10 +365,57 @@ for number in range(2):
 """
 
 
+EXCHANGE = """
+from vila_core.ops import exchange
+exchange.PATIENCE = 3
+for world, width in ((2, 64), (3, 200)):
+    peers = exchange.new_peers([torch.device("cpu")] * world, 4, width, F16)
+    positions = torch.tensor([7, -1, 0])
+    for number in range(1, 5):
+        parts, total, weight = [randn(3, width) for _ in range(world)], randn(3, width), randn(width)
+        results = []
+        for peer in peers:  # one after the other, so each finds what the others write as if it had come
+            for other, part in enumerate(parts):
+                if other != peer.rank:
+                    peer.inbox[number % 2, other, :3] = part
+                    peer.flags[other, :3] = number
+            results.append(peer(parts[peer.rank], total, weight, 1e-6, positions))
+        used = [0, 2]
+        for peer in peers:
+            assert peer.counts.tolist() == [number, 0, number, 0]
+            for other, part in enumerate(parts):
+                if other != peer.rank:
+                    assert torch.equal(peer.inbox[number % 2, other, used], part[used])
+                    assert peer.flags[other, 3] == 0
+        exact = total.double() + sum(part.double() for part in parts)
+        for y, h in results:
+            assert torch.equal(y[used], results[0][0][used]) and torch.equal(h[used], results[0][1][used])
+            check(h[used], exact[used], 1e-3, f"h {world} {width}")
+            normed = reference.add_rms_norm(exact[used], None, weight.double(), 1e-6)[0]
+            check(y[used], normed, 2e-3, f"y {world} {width}")
+    assert not any(peer.failed.item() for peer in peers)
+    y, h = peers[1](parts[1], total, weight, 1e-6, positions)  # nobody else comes
+    assert y[used].isnan().all() and h[used].isnan().all() and peers[1].failed.item() == 1
+    peers[1].flags[:] = 99
+    assert peers[1](parts[1], total, weight, 1e-6, positions)[0][used].isnan().all()  # it stays failed
+"""
+
+
 @pytest.mark.parametrize(
     "what",
-    [NORM, SWIGLU, LINEAR, ROTARY, ATTENTION, EIGHT_BITS, ATTENTION_IN_8_BITS, SAMPLING, STEP],
-    ids=["norm", "swiglu", "linear", "rotary", "attention", "8 bits", "attention in 8 bits", "sampling", "step"],
+    [NORM, SWIGLU, LINEAR, ROTARY, ATTENTION, EIGHT_BITS, ATTENTION_IN_8_BITS, SAMPLING, STEP, EXCHANGE],
+    ids=[
+        "norm",
+        "swiglu",
+        "linear",
+        "rotary",
+        "attention",
+        "8 bits",
+        "attention in 8 bits",
+        "sampling",
+        "step",
+        "exchange",
+    ],
 )
 def test_an_operator_follows_the_oracle(what: str) -> None:
     pytest.importorskip("triton")

@@ -21,14 +21,17 @@ from vila_core.engine.limits import EngineConfig
 from vila_core.engine.runner import require_cache_dtype
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
+from vila_core.language.divided import DividedDecoder
 from vila_core.language.fused_step import warn_if_not_captured
 from vila_core.language.split import SplitDecoder
+from vila_core.language.tensor_parallel import TensorParallelDecoder
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.placement import DeviceMap, check_device_map, plan_split, require_memory
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
+from vila_core.tensor_placement import plan_shares
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.captured import use_fused_tower
 
@@ -86,7 +89,9 @@ def load(
         path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
             embedded demo model, which only knows drawn shapes.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
-        device_map: "auto" splits a model that one GPU cannot hold over several; a list of devices uses those.
+        device_map: "auto" splits a model that one GPU cannot hold by layers, over as few GPUs as hold it; a list of
+            devices uses those. "tensor" lets all GPUs compute every token together, which decodes faster; "tensor:" and
+            their names, such as "tensor:cuda:0,cuda:1", uses those.
         dtype: "float32", "bfloat16" or "float16" (or "fp32", "bf16", "fp16"); "auto" uses the checkpoint's dtype, or
             float32 for a small model on a CPU.
         chat_template: name of a registered template; None for the checkpoint's template.
@@ -183,10 +188,9 @@ def load_checkpoint(
         )
     network.eval().requires_grad_(False)
     if isinstance(network.llm, Decoder):
+        warn_if_not_captured(network.llm.config, target, chosen_dtype)
         if is_split:
-            network.llm = SplitDecoder(network.llm, placed.counts)
-        else:
-            warn_if_not_captured(network.llm.config, target, chosen_dtype)
+            network.llm = divide(network.llm, placed)
     use_fused_tower(network.vision_tower, chosen_dtype)
     return Vila(
         network,
@@ -197,6 +201,13 @@ def load_checkpoint(
         checkpoint=checkpoint,
         engine=engine,
     )
+
+
+def divide(decoder: Decoder, placed: DeviceMap) -> DividedDecoder:
+    """Return `decoder`, whose blocks lie where `placed` says, as one that runs on several devices."""
+    if placed.shares_blocks:
+        return TensorParallelDecoder(decoder, placed.devices)
+    return SplitDecoder(decoder, placed.counts)
 
 
 def _choose_devices(
@@ -210,10 +221,12 @@ def _choose_devices(
         return DeviceMap((choose_device(device),), ())
     if device not in (None, "auto"):
         raise ConfigError("Both device and device_map are given. Use device= for one device, device_map= for several.")
-    names = check_device_map(device_map)
-    first = choose_device("auto" if names == "auto" else names[0])
+    chosen = check_device_map(device_map)
+    first = choose_device("auto" if chosen.names == "auto" or not chosen.names else chosen.names[0])
     chosen_dtype = choose_dtype(dtype, checkpoint.config, estimate(checkpoint).parameters, first)
-    return plan_split(checkpoint, names, chosen_dtype, choose_device)
+    if chosen.shares_blocks:
+        return plan_shares(checkpoint, chosen.names, chosen_dtype, choose_device)
+    return plan_split(checkpoint, chosen.names, chosen_dtype, choose_device)
 
 
 def _check_types(**arguments: object) -> None:

@@ -42,10 +42,14 @@ class Need:
 
 @dataclass(frozen=True)
 class DeviceMap:
-    """Devices in order, and for each decoder block the place of its device; the rest is on the first device."""
+    """Devices in order, and for each decoder block the place of its device; the rest is on the first device.
+
+    If `shares_blocks`, blocks are only loaded there: then each is divided among all devices.
+    """
 
     devices: tuple[torch.device, ...]
     blocks: tuple[int, ...]
+    shares_blocks: bool = False
 
     @property
     def counts(self) -> tuple[tuple[torch.device, int], ...]:
@@ -63,11 +67,11 @@ def estimate_need(checkpoint: Checkpoint, dtype: torch.dtype) -> Need:
     packed = {} if checkpoint.quantization is None else checkpoint.quantization.packed
     config = checkpoint.config.language_model
     cached_tokens = min(config.max_length, CACHED_TOKENS)
-    cache = estimate(checkpoint).cache_bytes(_name(dtype), cached_tokens) or 0
+    cache = estimate(checkpoint).cache_bytes(name_dtype(dtype), cached_tokens) or 0
     count = config.num_hidden_layers if isinstance(config, DecoderConfig) else 0
     blocks, rest = [cache // count] * count if count else [], 0 if count else cache
     for name, entry in checkpoint.weights.entries.items():
-        size = entry.nbytes if name in packed else entry.numel * DTYPE_BYTES[_name(dtype)]
+        size = entry.nbytes if name in packed else entry.numel * DTYPE_BYTES[name_dtype(dtype)]
         found = _BLOCK.match(name)
         if found is not None and int(found[1]) < count:
             blocks[int(found[1])] += size
@@ -91,11 +95,11 @@ def free_bytes(device: torch.device) -> int | None:
 
 def require_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
     """Raise `ConfigError` if the weights do not fit on `device`."""
-    free, need = free_bytes(device), estimate(checkpoint).weight_bytes(_name(dtype))
+    free, need = free_bytes(device), estimate(checkpoint).weight_bytes(name_dtype(dtype))
     if free is not None and need > free:
         split = ", or split it over several GPUs with device_map='auto'" if torch.cuda.device_count() > 1 else ""
         raise ConfigError(
-            f"{_does_not_fit(checkpoint, need, dtype)}, but {device} has {_gib(free)} free. {ADVICE}{split}."
+            f"{_does_not_fit(checkpoint, need, dtype)}, but {device} has {name_size(free)} free. {ADVICE}{split}."
         )
 
 
@@ -104,16 +108,28 @@ ADVICE = "Free memory, choose a smaller dtype (--dtype), or quantize the model (
 DeviceNames = Literal["auto"] | Sequence[str | torch.device]
 
 
-def check_device_map(device_map: object) -> DeviceNames:
-    """Return `device_map` if it is "auto" or a list of devices, else raise `ConfigError`."""
+@dataclass(frozen=True)
+class DeviceChoice:
+    """What a user has asked for: devices that hold some of the layers each, or (`shares_blocks`) a share of each."""
+
+    names: DeviceNames
+    shares_blocks: bool = False
+
+
+def check_device_map(device_map: object) -> DeviceChoice:
+    """Return what `device_map` asks for. Raises `ConfigError` if it is not a device map."""
     if device_map == "auto":
-        return "auto"
+        return DeviceChoice("auto")
+    if isinstance(device_map, str) and device_map.partition(":")[0] == "tensor":
+        names = [name.strip() for name in device_map.removeprefix("tensor").removeprefix(":").split(",")]
+        return DeviceChoice([name for name in names if name], shares_blocks=True)
     if isinstance(device_map, list | tuple):
         devices = cast("Sequence[object]", device_map)
         if devices and all(isinstance(device, str | torch.device) for device in devices):
-            return cast("Sequence[str | torch.device]", devices)
+            return DeviceChoice(cast("Sequence[str | torch.device]", devices))
     raise ConfigError(
-        f"device_map is {shown(device_map)}; expected 'auto' or a list of devices such as ['cuda:0', 'cuda:1']. "
+        f"device_map is {shown(device_map)}; expected 'auto' or a list of devices such as ['cuda:0', 'cuda:1'] to "
+        "split the model by layers, or 'tensor' or 'tensor:cuda:0,cuda:1' for tensor parallelism. "
         "For one device use device=."
     )
 
@@ -197,20 +213,22 @@ def _require_total(
 ) -> None:
     sizes = {device: size for device in devices if (size := free(device)) is not None}
     if len(sizes) == len(set(devices)) and need.total > sum(sizes.values()):
-        found = ", ".join(f"{device} {_gib(size)}" for device, size in sizes.items())
+        found = ", ".join(f"{device} {name_size(size)}" for device, size in sizes.items())
         raise ConfigError(
             f"{_does_not_fit(checkpoint, need.total, dtype)} with a cache of {need.cached_tokens:,} tokens, but "
-            f"{_gib(sum(sizes.values()))} are free ({found}). {ADVICE}."
+            f"{name_size(sum(sizes.values()))} are free ({found}). {ADVICE}."
         )
 
 
 def _does_not_fit(checkpoint: Checkpoint, need: int, dtype: torch.dtype) -> str:
-    return f"{name_checkpoint(checkpoint.path)} needs {_gib(need)} in {_name(dtype)}"
+    return f"{name_checkpoint(checkpoint.path)} needs {name_size(need)} in {name_dtype(dtype)}"
 
 
-def _name(dtype: torch.dtype) -> str:
+def name_dtype(dtype: torch.dtype) -> str:
+    """Return the name without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 
-def _gib(size: int) -> str:
+def name_size(size: int) -> str:
+    """Return bytes for people."""
     return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"

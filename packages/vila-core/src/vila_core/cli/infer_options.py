@@ -87,7 +87,8 @@ class ModelOptions:
         _model(
             "--device-map",
             metavar="NAMES",
-            help="auto: as many GPUs as the model needs; or those to use, such as cuda:0,cuda:1.",
+            help="auto: as many GPUs as the model needs, by layers; or those to use, such as cuda:0,cuda:1; "
+            "tensor, or tensor:cuda:0,cuda:1: GPUs that compute every token together.",
         ),
     ] = None
     dtype: Dtype = "auto"
@@ -99,7 +100,7 @@ class ModelOptions:
 
     @property
     def _device_map(self) -> str | list[str] | None:
-        if self.device_map in (None, "auto"):
+        if self.device_map in (None, "auto") or self.device_map.startswith("tensor"):
             return self.device_map
         return [name.strip() for name in self.device_map.split(",")]
 

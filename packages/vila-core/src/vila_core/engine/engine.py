@@ -34,6 +34,7 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.sharing import share
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
+from vila_core.language.divided import current
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
@@ -224,12 +225,13 @@ class Engine:
     def _step(self) -> bool:
         runner = self._use_runner()
         try:
-            self._receive()
-            self._admit(runner)
-            self._read(runner)
-            self._answer(runner)
-            self._collect(runner, keep=1 if self._overlaps(runner) else 0)
-            self._drop_cancelled()
+            with current(runner.device):
+                self._receive()
+                self._admit(runner)
+                self._read(runner)
+                self._answer(runner)
+                self._collect(runner, keep=1 if self._overlaps(runner) else 0)
+                self._drop_cancelled()
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the requests and not the engine
             self._abandon(as_error(error))
         except BaseException:  # Ctrl-C

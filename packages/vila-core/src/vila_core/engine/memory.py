@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from vila_core.engine.pages import pages_of
+from vila_core.language.divided import parts_of
 from vila_core.language.paged_cache import PAGE_SIZE, bytes_of_slot
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig
-    from vila_core.language.decoder import Decoder
+    from vila_core.language.divided import NativeDecoder
 
 GPU_SHARE = 0.8
 """Part of the free memory of a GPU that the KV cache takes unless told otherwise. The rest is for activations."""
@@ -20,23 +21,39 @@ HOST_SPARE_BYTES = 256 << 20
 """What the KV cache takes there besides one full context. A page takes memory only once it is written."""
 
 
-def num_pages(decoder: "Decoder", engine: "EngineConfig") -> int:
-    """Return how many pages to allocate: as many as the budget allows, at most a full context for each row."""
-    page, context = page_bytes(decoder, engine), pages_of(decoder.config.max_length)
-    budget = engine.cache_bytes
-    if budget is None:
-        device = decoder.model.embed_tokens.weight.device
-        share = GPU_SHARE if device.type == "cuda" else HOST_SHARE
-        budget = int(free_bytes(device) * share)
-        if device.type != "cuda":
-            budget = min(budget, context * page + HOST_SPARE_BYTES)
-    return max(1, min(budget // page, engine.max_batch * context))
+def num_pages(decoder: "NativeDecoder", engine: "EngineConfig") -> int:
+    """Return how many pages to allocate: as many as the budget allows, at most a full context for each row.
+
+    A decoder on several devices needs room for every page on each of them.
+    """
+    context = pages_of(decoder.config.max_length)
+    pages = page_bytes_by_device(decoder, engine)
+    if engine.cache_bytes is not None:
+        allowed = engine.cache_bytes // page_bytes(decoder, engine)
+    else:
+        allowed = min(_budget(device, size, context) // size for device, size in pages.items())
+    return max(1, min(allowed, engine.max_batch * context))
 
 
-def page_bytes(decoder: "Decoder", engine: "EngineConfig") -> int:
-    """Return the size of a page: keys and values of all layers."""
-    dtype = decoder.model.embed_tokens.weight.dtype
-    return PAGE_SIZE * bytes_of_slot(decoder.config, dtype, in_8_bits=engine.kv_cache_dtype == "fp8")
+def _budget(device: torch.device, page: int, context: int) -> int:
+    """Return how many bytes the cache may take on a device, where a page takes `page` and a context has so many."""
+    if device.type == "cuda":
+        return int(free_bytes(device) * GPU_SHARE)
+    return min(int(free_bytes(device) * HOST_SHARE), context * page + HOST_SPARE_BYTES)
+
+
+def page_bytes(decoder: "NativeDecoder", engine: "EngineConfig") -> int:
+    """Return the size of a page: keys and values of all layers and heads."""
+    return sum(page_bytes_by_device(decoder, engine).values())
+
+
+def page_bytes_by_device(decoder: "NativeDecoder", engine: "EngineConfig") -> dict[torch.device, int]:
+    """Return the size of a page on each device: keys and values of the layers and heads that lie there."""
+    pages: dict[torch.device, int] = {}
+    for part in parts_of(decoder):
+        slot = bytes_of_slot(part.config, part.dtype, in_8_bits=engine.kv_cache_dtype == "fp8")
+        pages[part.device] = pages.get(part.device, 0) + PAGE_SIZE * slot
+    return pages
 
 
 def free_bytes(device: torch.device) -> int:

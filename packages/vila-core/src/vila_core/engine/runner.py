@@ -19,7 +19,8 @@ from vila_core.engine.pages import PagePool, pages_of
 from vila_core.errors import ConfigError, GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.divided import NativeDecoder, embedding, new_pages
+from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.language.paged_prefill import prefill_graphs
 from vila_core.language.paged_rows import StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
@@ -188,7 +189,7 @@ _ALL = torch.tensor(-1, dtype=torch.int32)
 
 
 class PagedRunner(RowRunner):
-    """Runs a native decoder over a paged KV cache.
+    """Runs a native decoder over a paged KV cache, also on several devices.
 
     Args:
         decoder: the language model.
@@ -198,18 +199,11 @@ class PagedRunner(RowRunner):
         GenerationError: there is too little memory for the cache.
     """
 
-    def __init__(self, decoder: Decoder, config: "EngineConfig"):
-        weight = decoder.model.embed_tokens.weight
+    def __init__(self, decoder: NativeDecoder, config: "EngineConfig"):
+        weight = embedding(decoder)
         pages = num_pages(decoder, config)
         try:
-            self._cache = PagedCache.allocate(
-                decoder.config,
-                pages + 1,
-                page_size=PAGE_SIZE,
-                device=weight.device,
-                dtype=weight.dtype,
-                in_8_bits=config.kv_cache_dtype == "fp8",
-            )
+            self._cache = new_pages(decoder, pages + 1, in_8_bits=config.kv_cache_dtype == "fp8")
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
             raise GenerationError(
                 f"There is too little memory for a KV cache of {pages * PAGE_SIZE:,} tokens. Give the engine fewer "
@@ -327,7 +321,7 @@ class SeparateStep(TorchStep):
 
 def choose_runner(llm: LanguageModel, config: "EngineConfig") -> Runner:
     """Return the runner for a language model."""
-    return PagedRunner(llm, config) if isinstance(llm, Decoder) else SeparateRunner(llm, config)
+    return PagedRunner(llm, config) if isinstance(llm, NativeDecoder) else SeparateRunner(llm, config)
 
 
 def require_cache_dtype(llm: LanguageModel, config: "EngineConfig", *, is_split: bool = False) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,12 @@ from vila_core.language.linear_groups import LinearGroup, NormFusingGroup, group
 from vila_core.ops.support import refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vila_core.config import DecoderConfig
     from vila_core.language.decoder import Block, Decoder
     from vila_core.language.paged_cache import PagedCache
+    from vila_core.language.rope import Rotary
     from vila_core.ops.attention import NewTokens, Slots
 
 HEAD_WIDTHS = (64, 128)
@@ -81,43 +84,76 @@ class PagedView:
         return Slots(self.cache.keys[layer], self.cache.values[layer], self.table, self.cache.scales_of(layer))
 
 
-class FusedStep:
-    """Embeddings of one new token per row -> hidden states after the final norm.
+class Adder(Protocol):
+    """Adds what a block has computed to the hidden states, and norms them."""
+
+    def __call__(
+        self, change: Tensor, total: Tensor | None, weight: Tensor, eps: float, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`change`, `total` `[B, D]` -> the norm of their sum times `weight`, and the sum."""
+        ...
+
+
+class FusedLayers:
+    """Neighboring blocks on one device: hidden states of one new token per row -> hidden states after them.
 
     Args:
-        decoder: its weights are read where they are.
+        config: of a decoder of these blocks.
+        blocks: their weights are read where they are.
+        rotary: of the decoder.
+        norm: weight of the final norm on the same device; None where other blocks follow.
+        add: adds the results of attention and MLP, where they are not complete (see `exchange`).
     """
 
-    def __init__(self, decoder: Decoder):
-        self.config = decoder.config
-        blocks = [cast("Block", block) for block in decoder.model.layers]
+    def __init__(
+        self,
+        config: DecoderConfig,
+        blocks: Sequence[Block],
+        rotary: Rotary,
+        norm: Tensor | None,
+        add: Adder | None = None,
+    ):
+        self.config = config
         self.layers = [_layer(block) for block in blocks]
-        self._norm = decoder.model.norm.weight
-        biased = self.config.attention_out_bias or self.config.mlp_bias
-        self._fusing = None if biased else _norm_fusing_layers(self.layers)
-        self.device = decoder.model.embed_tokens.weight.device
-        self.cos, self.sin = _rotations(decoder)
+        self._norm = norm
+        biased = config.attention_out_bias or config.mlp_bias
+        self._fusing = None if biased or add is not None else _norm_fusing_layers(self.layers)
+        self._add = add or _add_on_one_device
+        self.device = blocks[0].input_layernorm.weight.device
+        self.cos, self.sin = _rotations(config, rotary, self.device)
 
     def __call__(
         self, embeds: Tensor, positions: Tensor, cache: PagedView, following: LinearGroup | None = None
     ) -> Tensor:
         """`embeds [B, D]`, `positions` int64 `[B]` -> `[B, D]`. `following` reads the result (the head)."""
         if len(embeds) == 1 and self._fusing is not None:
-            return self._one_row(self._fusing, embeds, positions, cache, following)
-        from vila_core.ops.attention import attend
-        from vila_core.ops.norm import add_rms_norm
+            change, total = self._one_row(self._fusing, embeds, positions, cache, following)
+        else:
+            change, total = self._rows(embeds, positions, cache, following)
+        return change + total if self._norm is None else self._add(change, total, self._norm, self._eps, positions)[0]
 
-        eps = self.config.rms_norm_eps
+    @property
+    def _eps(self) -> float:
+        return self.config.rms_norm_eps
+
+    def _rows(
+        self, embeds: Tensor, positions: Tensor, cache: PagedView, following: LinearGroup | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the last MLP adds, and what it adds it to."""
+        from vila_core.ops.attention import attend
+
         change, total = embeds, None
         for index, layer in enumerate(self.layers):
             last = index + 1 == len(self.layers)
-            x, total = add_rms_norm(change, total, layer.input_norm, eps)
+            add = self._add if index else _add_on_one_device  # embeddings are complete
+            x, total = add(change, total, layer.input_norm, self._eps, positions)
             qkv = layer.qkv(x, layer.o)  # [B, (H + 2 H_kv) · D_h]
             slots, following_two = cache.slots(index), (layer.o.first_read, layer.gate_up.first_read)
             heads = attend(self._new_tokens(qkv, positions), slots, cache.counters, following_two)
-            x, total = add_rms_norm(layer.o(heads, layer.gate_up), total, layer.mlp_norm, eps)
+            x, total = self._add(layer.o(heads, layer.gate_up), total, layer.mlp_norm, self._eps, positions)
             change = layer.down(layer.gate_up.swiglu(x, layer.down), following if last else self.layers[index + 1].qkv)
-        return add_rms_norm(change, total, self._norm, eps)[0]
+        assert total is not None
+        return change, total
 
     def _new_tokens(self, qkv: Tensor, positions: Tensor) -> NewTokens:
         from vila_core.ops.attention import NewTokens
@@ -131,12 +167,12 @@ class FusedStep:
         positions: Tensor,
         cache: PagedView,
         following: LinearGroup | None,
-    ) -> Tensor:
-        """`__call__` for one row: linears do all norms but the first and the last, and merge the attention's parts."""
+    ) -> tuple[Tensor, Tensor]:
+        """`_rows` for one row: linears do all norms but the first and the last, and merge the attention's parts."""
         from vila_core.ops.attention import attend, attend_in_parts
         from vila_core.ops.norm import add_rms_norm
 
-        eps = self.config.rms_norm_eps
+        eps = self._eps
         x, total = add_rms_norm(embeds, None, self.layers[0].input_norm, eps)
         qkv = layers[0].qkv(x, layers[0].o)
         for index, layer in enumerate(layers):
@@ -147,12 +183,33 @@ class FusedStep:
             product = layer.gate_up.finish(normed, layer.down, swiglu=True)
             total = normed.total
             if index + 1 == len(layers):
-                return add_rms_norm(layer.down(product, following), total, self._norm, eps)[0]
+                return layer.down(product, following), total
             after = layers[index + 1]
             normed = layer.down.add(product, total, after.input_norm, after.input_norm_scale, eps, after.qkv)
             qkv = after.qkv.finish(normed, after.o)
             total = normed.total
         raise AssertionError("a decoder has layers")
+
+
+class FusedStep(FusedLayers):
+    """Embeddings of one new token per row -> hidden states after the final norm.
+
+    Args:
+        decoder: its weights are read where they are.
+    """
+
+    def __init__(self, decoder: Decoder):
+        blocks = [cast("Block", block) for block in decoder.model.layers]
+        super().__init__(decoder.config, blocks, decoder.model.rotary, decoder.model.norm.weight)
+
+
+def _add_on_one_device(
+    change: Tensor, total: Tensor | None, weight: Tensor, eps: float, positions: Tensor
+) -> tuple[Tensor, Tensor]:
+    from vila_core.ops.norm import add_rms_norm
+
+    del positions
+    return add_rms_norm(change, total, weight, eps)
 
 
 @dataclass(frozen=True)
@@ -195,14 +252,13 @@ def _layer(block: Block) -> Layer:
     )
 
 
-def _rotations(decoder: Decoder) -> tuple[Tensor, Tensor]:
+def _rotations(config: DecoderConfig, rotary: Rotary, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return cosines and sines of every position, float32 `[S, D_h / 2]`."""
-    config, device = decoder.config, decoder.model.embed_tokens.weight.device
     slots, half = config.max_length, config.head_dim // 2
     cos = torch.empty(slots, half, device=device)
     sin = torch.empty_like(cos)
     for start in range(0, slots, ROTATIONS):
         positions = torch.arange(start, min(start + ROTATIONS, slots), device=device)[None]
-        for table, values in zip((cos, sin), decoder.model.rotary(positions, torch.float32), strict=True):
+        for table, values in zip((cos, sin), rotary(positions, torch.float32), strict=True):
             table[start : start + ROTATIONS] = values[0, 0, :, :half]
     return cos, sin

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vila_core.language.capturing import capture
 from vila_core.language.fused_step import FusedStep, PagedView
 from vila_core.language.linear_groups import LinearGroup, group
 from vila_core.language.paged_rows import StepKind, StepRows
@@ -64,7 +65,7 @@ class GraphPagedStep:
         self._cache = cache
         self._rows = rows
         self._fused = FusedStep(decoder)
-        self._head = _head(decoder)
+        self._head = head_of(decoder)
         self._counters = torch.zeros(
             len(rows.ids) * decoder.config.num_key_value_heads, dtype=torch.int32, device=self._fused.device
         )
@@ -80,13 +81,7 @@ class GraphPagedStep:
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
-        places = torch.tensor(rows, device=logits.device)
-        picked = self._rows.pick(places)
-        chosen = picked.choose(choose_tokens, logits.contiguous(), kind, ahead=0)
-        self._rows.ids[places] = picked.ids
-        if kind.penalizes:
-            self._rows.counts[places] = picked.counts
-        return TokensOnTheWay(logits, chosen)
+        return choose_first(self._rows, rows, logits, kind)
 
     @torch.inference_mode()
     def launch(self, count: int, kind: StepKind) -> TokensOnTheWay:
@@ -101,15 +96,10 @@ class GraphPagedStep:
         graph.graph.replay()
         return graph.logits[: len(embeds)].clone()
 
-    def bucket(self, count: int) -> int:
-        """Return how many rows a step of `count` rows computes."""
-        found = next((bucket for bucket in BUCKETS if bucket >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
-        return min(found, len(self._rows.ids))
-
     def captured(self, count: int, kind: StepKind | None) -> Graph:
         """Return the graph for so many rows, captured if it is new; kind None is a step of `hidden`."""
         assert 0 < count <= len(self._rows.ids)
-        key = self.bucket(count), kind
+        key = bucket(count, len(self._rows.ids)), kind
         if key not in self._graphs:
             rows = self._rows.first(key[0])
             call = self._hidden_step(rows) if kind is None else self._token_step(rows, kind)
@@ -137,27 +127,30 @@ class GraphPagedStep:
 
         return step
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _capture(self, call: Callable[[], tuple[Tensor, Tensor]], rows: StepRows) -> Graph:
-        """Compile the kernels of `call` with no row in use, then capture it."""
-        device = self._fused.device
-        in_use = rows.positions.clone()
-        rows.positions.fill_(-1)
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            call()
-            stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                results = call()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        rows.positions.copy_(in_use)
+        with rows.unused():
+            graph, results = capture(call, self._fused.device, self._pool)
         return Graph(graph, *results)
 
 
-def _head(decoder: Decoder) -> LinearGroup | None:
+def bucket(count: int, most: int) -> int:
+    """Return how many rows, `most` at most, a step of `count` rows computes."""
+    found = next((size for size in BUCKETS if size >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
+    return min(found, most)
+
+
+def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
+    """Choose the first tokens of the rows `places` from the logits `[n, V]` of their prompts."""
+    index = torch.tensor(places, device=logits.device)
+    picked = rows.pick(index)
+    chosen = picked.choose(choose_tokens, logits.contiguous(), kind, ahead=0)
+    rows.ids[index] = picked.ids
+    if kind.penalizes:
+        rows.counts[index] = picked.counts
+    return TokensOnTheWay(logits, chosen)
+
+
+def head_of(decoder: Decoder) -> LinearGroup | None:
     """Return the head as a group; None if it is quantized and lacks rows, see `Decoder.logits`."""
     if decoder.lm_head is None:
         tied = nn.Linear(1, 1, bias=False, device="meta")

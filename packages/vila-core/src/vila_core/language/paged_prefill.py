@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Self
 import torch
 from torch import Tensor
 
+from vila_core.language.capturing import capture
+from vila_core.language.divided import DividedDecoder, DividedPages, NativeDecoder, embedding
 from vila_core.language.fused_step import step_refusal
 
 if TYPE_CHECKING:
@@ -108,29 +110,19 @@ class GraphPrefill:
         graph.graph.replay()
         return graph.hidden.clone()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _capture(self, size: int) -> Graph:
-        device = self._last.device
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            self._read(size)
-            stream.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                hidden = self._read(size)
-        torch.cuda.current_stream(device).wait_stream(stream)
-        return Graph(graph, hidden)
+        return Graph(*capture(lambda: self._read(size), self._last.device, self._pool))
 
     def _read(self, size: int) -> Tensor:
         cache = PaddedRows(self._cache.rows(self._table), self._last)
         return self._decoder(self._embeds[:, :size], cache=cache)[0].index_select(0, self._last)[0]
 
 
-def prefill_graphs(decoder: Decoder, cache: PagedCache, max_pages: int) -> GraphPrefill | None:
-    """Return graphs for short prompts; None where a step is not captured either."""
-    weight = decoder.model.embed_tokens.weight
+def prefill_graphs(decoder: NativeDecoder, cache: PagedCache | DividedPages, max_pages: int) -> GraphPrefill | None:
+    """Return graphs for short prompts; None on several devices, and where a step is not captured either."""
+    if isinstance(decoder, DividedDecoder) or isinstance(cache, DividedPages):
+        return None
+    weight = embedding(decoder)
     if step_refusal(decoder.config, weight.device, weight.dtype) is not None:
         return None
     return GraphPrefill(decoder, cache, max_pages)

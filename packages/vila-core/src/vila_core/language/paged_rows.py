@@ -5,7 +5,8 @@ R rows, B rows of a step, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,16 @@ class StepRows:
     def stop(self, row: int) -> None:
         """Take `row` out of use."""
         self.positions[row] = -1
+
+    @contextmanager
+    def unused(self) -> Generator[None]:
+        """Take all rows out of use for a while: a step then writes nothing to a cache."""
+        in_use = self.positions.clone()
+        self.positions.fill_(-1)
+        try:
+            yield
+        finally:
+            self.positions.copy_(in_use)
 
     def first(self, count: int) -> StepRows:
         """Return the first `count` rows; memory is shared."""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from vila_core.language.divided import DividedDecoder, DividedPages, NativeDecoder, embedding, parts_of
 from vila_core.language.fused_step import step_refusal
 from vila_core.language.paged_rows import StepKind, StepRows
 from vila_core.ops.reference import UNUSABLE, choose_tokens
 
 if TYPE_CHECKING:
     from vila_core.language import LanguageModel
-    from vila_core.language.decoder import Decoder
     from vila_core.language.paged_cache import PagedCache
 
 GPU_PAGE_SIZE = 64
@@ -140,7 +140,7 @@ class TorchPagedStep(TorchStep):
         rows: their state.
     """
 
-    def __init__(self, decoder: Decoder, cache: PagedCache, rows: StepRows):
+    def __init__(self, decoder: NativeDecoder, cache: PagedCache | DividedPages, rows: StepRows):
         super().__init__(decoder, rows)
         self._cache = cache
 
@@ -150,8 +150,8 @@ class TorchPagedStep(TorchStep):
         return self._llm.decode_step(embeds, positions[:, None], cache)[:, -1]
 
 
-def paged_step(decoder: Decoder, cache: PagedCache, max_rows: int, max_pages: int) -> PagedStep:
-    """Return the fastest step for a decoder on its device: captured in CUDA graphs, or in plain PyTorch.
+def paged_step(decoder: NativeDecoder, cache: PagedCache | DividedPages, max_rows: int, max_pages: int) -> PagedStep:
+    """Return the fastest step for a decoder on its devices: captured in CUDA graphs, or in plain PyTorch.
 
     Args:
         decoder: the language model, in the dtype of the cache.
@@ -159,11 +159,17 @@ def paged_step(decoder: Decoder, cache: PagedCache, max_rows: int, max_pages: in
         max_rows: R.
         max_pages: how many pages a row may have.
     """
-    weight = decoder.model.embed_tokens.weight
+    weight = embedding(decoder)
     rows = StepRows.allocate(max_rows, max_pages, decoder.config.vocab_size, weight.device)
-    reason = step_refusal(decoder.config, weight.device, weight.dtype)
-    if reason is None and cache.page_size % GPU_PAGE_SIZE == 0:
-        from vila_core.language.paged_graphs import GraphPagedStep  # needs Triton
+    reasons = [step_refusal(part.config, part.device, part.dtype) for part in parts_of(decoder)]
+    if any(reasons) or cache.page_size % GPU_PAGE_SIZE:
+        return TorchPagedStep(decoder, cache, rows)
+    if isinstance(decoder, DividedDecoder):
+        from vila_core.language.divided_graphs import DividedGraphStep  # needs Triton
 
-        return GraphPagedStep(decoder, cache, rows)
-    return TorchPagedStep(decoder, cache, rows)
+        assert isinstance(cache, DividedPages)
+        return DividedGraphStep(decoder, cache, rows)
+    from vila_core.language.paged_graphs import GraphPagedStep
+
+    assert not isinstance(cache, DividedPages)
+    return GraphPagedStep(decoder, cache, rows)
