@@ -17,10 +17,10 @@ import pytest
 
 import vila_core
 import vila_core.media.fetch
-from vila_core.errors import MediaError
+from vila_core.errors import ConfigError, MediaError, MediaLimitError
 from vila_core.media import Image, MediaLimits, Video
 from vila_core.media.fetch import FetchPolicy, fetch, is_public
-from vila_core.media.urls import shorten_url
+from vila_core.media.urls import parse_url, resolve_redirect, shorten_url
 
 LOOPBACK = FetchPolicy(allow_http=True, allow_private=True, timeout_s=5, idle_timeout_s=2)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/png\r\n"
@@ -384,6 +384,91 @@ def test_refused_redirects(server, location):
     assert server.asked == ["/"]
 
 
+@pytest.mark.parametrize(
+    "location",
+    ["file:/etc/passwd", "data:image/png;base64,AAAA", "http:127.0.0.1/b", "javascript:alert(1)", "a:b", "mailto:x@y"],
+)
+def test_a_redirect_with_another_scheme_is_no_path(server, location):
+    server.answers["/"] = redirect(location)
+    assert "redirects to a URL that is refused" in refusal(server.base + "/")
+    assert server.asked == ["/"]
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("?b=2", "/dir/a?b=2"),
+        ("b", "/dir/b"),
+        ("./b:c/../d", "/dir/./b:c/../d"),
+        ("/b?c=http://x/", "/b?c=http://x/"),
+        ("b?c=http://x/", "/dir/b?c=http://x/"),
+        ("b#top", "/dir/b"),
+    ],
+)
+def test_relative_redirects(server, location, expected):
+    server.answers["/dir/a"] = lambda connection: connection.sendall(
+        redirect(location) if len(server.asked) == 1 else whole(b"there")
+    )
+    for path in ("/dir/b", "/b", "/dir/./b:c/../d"):
+        server.answers[path] = whole(b"there")
+    assert fetch(server.base + "/dir/a?a=1", LOOPBACK).read() == b"there"
+    assert server.asked == ["/dir/a?a=1", expected]
+
+
+@pytest.mark.parametrize("location", ["http://example.org/b", "http://example.org:443/b", "HTTP://EXAMPLE.ORG"])
+def test_a_redirect_from_https_to_plain_http(location):
+    """Even where plain http is allowed: who asks for https wants to know whom it talks to."""
+    target = parse_url("https://example.org/a", LOOPBACK, "'x'")
+    with pytest.raises(MediaError, match="from https to plain http"):
+        resolve_redirect(target, location, LOOPBACK, "'x'")
+    plain = parse_url("http://example.org/a", LOOPBACK, "'x'")
+    assert resolve_redirect(plain, "https://example.org/b", LOOPBACK, "'x'").scheme == "https"
+    assert resolve_redirect(target, "//example.org/b", LOOPBACK, "'x'").scheme == "https"
+
+
+def test_allowed_ports(server, monkeypatch):
+    asked = resolve_to(monkeypatch, "127.0.0.1")
+    policy = FetchPolicy(allowed_ports=(443, 8443))
+    for port in (":80", ":22", ":1", ":65535", ":444", ":08"):
+        assert "its port is not allowed. Use 443 or 8443" in refusal(f"https://example.org{port}/", policy)
+    assert not asked
+    for port in ("", ":443", ":8443", ":0443"):
+        assert "public" in refusal(f"https://example.org{port}/", policy)
+    server.answers["/"] = redirect("http://example.org:22/")
+    only = LOOPBACK.model_copy(update={"allowed_ports": (server.port,)})
+    assert "redirects to a URL that is refused" in refusal(server.base + "/", only)
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [
+        ("*.example.org", "'.example.org'"),
+        ("https://example.org", "without scheme, port or path"),
+        ("example.org:443", "without scheme, port or path"),
+        ("example.org/a", "without scheme, port or path"),
+        ("user@example.org", "without scheme, port or path"),
+        ("bücher.example", "xn--"),
+        ("", "expected a host"),
+        (".", "expected a host"),
+        ("..", "expected a host"),
+        ("*", "expected a host"),
+        ("a b", "expected a host"),
+        ("example..org", "expected a host"),
+        ("example.org\n", "expected a host"),
+    ],
+)
+def test_allowed_hosts_that_would_match_nothing(host, advice):
+    with pytest.raises(ConfigError, match=re.escape(advice)):
+        FetchPolicy(allowed_hosts=("good.example", host))
+
+
+def test_allowed_hosts_may_be_addresses_and_in_capitals(server):
+    policy = LOOPBACK.model_copy(update={"allowed_hosts": FetchPolicy(allowed_hosts=("127.0.0.1",)).allowed_hosts})
+    server.answers["/"] = whole(b"x")
+    assert fetch(server.base + "/", policy).read() == b"x"
+    assert FetchPolicy(allowed_hosts=("[::1]", "::1", "Example.ORG.")).allowed_hosts == ("::1", "::1", "example.org")
+
+
 def test_redirect_without_a_target(server):
     server.answers["/"] = b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"
     assert "redirects without a location" in refusal(server.base + "/")
@@ -469,6 +554,33 @@ def test_idle_timeout(server):
     start = time.monotonic()
     assert "stopped sending data" in refusal(server.base + "/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.3}))
     assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("head", [b"", OK + b"Content-Length: 10\r\n\r\nabc"])
+def test_cancelling(server, head):
+    server.answers["/"] = lambda connection: (connection.sendall(head), connection.recv(1))
+    cancelled = threading.Event()
+    threading.Timer(0.3, cancelled.set).start()
+    start = time.monotonic()
+    with pytest.raises(MediaError, match="cancelled"):
+        fetch(server.base + "/", LOOPBACK.model_copy(update={"timeout_s": 30}), is_cancelled=cancelled.is_set)
+    assert time.monotonic() - start < 1.9, "before the idle timeout"
+
+
+def test_limits_have_names(server):
+    server.answers["/large"] = whole(b"x" * 1000)
+    server.answers["/endless"] = OK + b"\r\n" + b"x" * 1000
+    server.answers["/slow"] = drip(OK + b"\r\n")
+    server.answers["/silent"] = lambda connection: connection.recv(1)
+    for path, changes, limit in (
+        ("/large", {"max_bytes": 10}, "max_bytes"),
+        ("/endless", {"max_bytes": 10}, "max_bytes"),
+        ("/slow", {"timeout_s": 0.3}, "timeout_s"),
+        ("/silent", {"idle_timeout_s": 0.3}, "idle_timeout_s"),
+    ):
+        with pytest.raises(MediaLimitError) as error:
+            fetch(server.base + path, LOOPBACK.model_copy(update=changes))
+        assert error.value.limit == limit
 
 
 def test_incomplete_body(server):

@@ -232,6 +232,20 @@ def test_list_of_frames_is_not_sampled(folder):
     assert Video(tuple(mixed), fps=2).load(8).timestamps == [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]
 
 
+def test_sampled_frames_are_a_video():
+    sampled = Video(draw_video()).load(4, 0.0)
+    again = Video(sampled)
+    assert again.load(99, 5.0) is sampled
+    assert again.size == (64, 48)
+    assert not again.is_remote
+    assert again.content_key() is None
+    assert "4 sampled frames" in repr(again)
+    assert "more than the limit of 3" in message(sampled, 4, limits=MediaLimits(max_frames=3))
+    assert "pixels in total" in message(sampled, 4, limits=MediaLimits(max_video_pixels=4 * 64 * 48 - 1))
+    with pytest.raises(MediaError, match="sampled frames"):
+        Video(sampled, frames=2)
+
+
 def test_array_and_picture():
     array = np.stack([numbered(i) for i in range(10)])
     assert seen(Video(array).load(4).frames) == [0, 3, 6, 9]

@@ -145,9 +145,10 @@ def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) ->
     if "%" in text:  # a program that builds URLs escapes + / = and line ends
         for escape, character in _ESCAPES.items():
             text = text.replace(escape, character).replace(escape.lower(), character)
-    _check_bytes(len(text) * 3 // 4, name, limit, field)
     try:
-        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
+        digits = text.encode("ascii").translate(None, b" \t\r\n\f\v")
+        _check_bytes(len(digits) * 3 // 4 - digits.count(b"=", -2), name, limit, field)
+        return base64.b64decode(digits, validate=True)
     except (binascii.Error, ValueError):
         raise DataUriError(
             f"{name}: the text after the comma is not valid base64. Check that it is complete."

@@ -82,7 +82,8 @@ def open_door(model: Vila, settings: ServeSettings) -> MediaDoor:
     """Return the door for media; the caller starts and closes it. Raises `ConfigError` for a wrong allowed domain."""
     preprocess = model.config.preprocess
     limits = server_limits(settings.allow_domains, preprocess.num_video_frames)
-    return MediaDoor(limits, preprocess.num_video_frames, preprocess.fps)
+    tile_size = model.config.pixels.size if preprocess.image_aspect_ratio == "dynamic" else None
+    return MediaDoor(limits, preprocess.num_video_frames, preprocess.fps, tile_size=tile_size)
 
 
 def _service(model: Vila, settings: ServeSettings, media: Media, tracing: Tracing | None) -> Service:

@@ -19,6 +19,7 @@ class DecodeLimits(Settings):
         memory_bytes: address space that a process may add to what it starts with.
         image_seconds, video_seconds: how long decoding may take before the process is killed.
         max_fetches: URLs that are fetched at the same time.
+        max_decoded_bytes: pixels that all requests together may hold in memory; beyond, media are refused for now.
         jobs_per_worker: after so many, a process is replaced, in case a library leaks memory.
     """
 
@@ -26,7 +27,8 @@ class DecodeLimits(Settings):
     memory_bytes: int = Field(default=2048 * MIB, ge=128 * MIB)
     image_seconds: PositiveFloat = 20.0
     video_seconds: PositiveFloat = 60.0
-    max_fetches: PositiveInt = 16
+    max_fetches: PositiveInt = 8
+    max_decoded_bytes: PositiveInt = 4096 * MIB
     jobs_per_worker: PositiveInt = 1000
 
 
@@ -41,7 +43,7 @@ def server_limits(allow_domains: Sequence[str] = (), num_frames: int = 0) -> Med
     Raises:
         ConfigError: one of `allow_domains` is not a host.
     """
-    image_bytes, video_bytes = 32 * MIB, 256 * MIB
+    image_bytes, video_bytes = 32 * MIB, 128 * MIB
     policy = FetchPolicy(
         allowed_hosts=tuple(allow_domains),
         allowed_ports=(HTTPS_PORT,),

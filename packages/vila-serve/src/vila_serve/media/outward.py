@@ -40,11 +40,15 @@ def failed_fetch(kind: Kind) -> str:
     return f"The {kind} could not be fetched from its URL. Check the URL, or send the {kind} itself as a data: URI."
 
 
+def _size(count: int) -> str:
+    return f"{count // MIB:,} MiB" if count % MIB == 0 else f"{count:,} bytes"
+
+
 def over_limit(kind: Kind, limit: str, limits: MediaLimits) -> str:
     """Return the message for a medium over a limit, by the name of the limit."""
     media_bytes = limits.max_image_bytes if kind == "image" else limits.max_video_bytes
     if limit in ("max_image_bytes", "max_video_bytes", "max_bytes"):
-        return f"The {kind} is too large: this server takes at most {media_bytes / MIB:,.0f} MiB."
+        return f"The {kind} is too large: this server takes at most {_size(media_bytes)}."
     if limit in ("timeout_s", "idle_timeout_s"):
         return failed_fetch(kind)
     words = {

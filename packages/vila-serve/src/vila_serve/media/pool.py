@@ -4,11 +4,11 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event
-from typing import TypeVar
+from typing import IO, TypeGuard, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 from vila_core.media import VideoFrames
 from vila_serve.media.limits import DecodeLimits
 from vila_serve.media.messages import Decoded, Failed, Job
-from vila_serve.media.process import CancelledJobError, DecodingProcess, ProcessFailedError, TooSlowError
+from vila_serve.media.process import (
+    CancelledJobError,
+    DecodingProcess,
+    NotStartedError,
+    ProcessFailedError,
+    TooSlowError,
+)
 from vila_serve.media.shared_files import read_file, write_file
 
 log = logging.getLogger(__name__)
@@ -60,7 +66,7 @@ class DecodePool:
     def start(self) -> None:
         """Start all processes, so that no request has to wait for that."""
         for _ in range(self._limits.workers):
-            self._idle.put(self._usable(self._idle.get()))
+            self._put_back(self._idle.get())
 
     def close(self) -> None:
         """End all processes and their jobs."""
@@ -70,7 +76,7 @@ class DecodePool:
             if (process := self._idle.get()) is not None:
                 process.kill()
 
-    async def decode(self, job: Job, content: Iterable[bytes | memoryview]) -> tuple[Decoded, Pictures]:
+    async def decode(self, job: Job, content: bytes | IO[bytes]) -> tuple[Decoded, Pictures]:
         """Decode a medium. If this is cancelled, the work stops.
 
         Returns:
@@ -78,38 +84,52 @@ class DecodePool:
 
         Raises:
             DecodingFailedError: there are no pictures.
+            RuntimeError: no process can be started.
         """
-        return await run_cancellable(
-            self._threads, lambda is_cancelled: self._decode(job, list(content), _after(is_cancelled, CANCEL_SECONDS))
-        )
 
-    def _decode(
-        self, job: Job, content: Sequence[bytes | memoryview], is_cancelled: Callable[[], bool]
-    ) -> tuple[Decoded, Pictures]:
-        given = write_file(content)
-        process = self._usable(self._idle.get())
+        def work(is_cancelled: Callable[[], bool]) -> tuple[Decoded, Pictures]:
+            with os.fdopen(write_file([content]), "rb") if isinstance(content, bytes) else content as file:
+                return self._decode(job, file, _after(is_cancelled, CANCEL_SECONDS))
+
+        return await run_cancellable(self._threads, work)
+
+    def _decode(self, job: Job, content: IO[bytes], is_cancelled: Callable[[], bool]) -> tuple[Decoded, Pictures]:
+        process = self._idle.get()
         try:
-            outcome, file = process.decode(job, given, lambda: is_cancelled() or self._is_closed)
+            process = process if self._is_usable(process) else DecodingProcess(self._limits.memory_bytes)
+            outcome, file = process.decode(job, content.fileno(), lambda: is_cancelled() or self._is_closed)
             if isinstance(outcome, Failed):
                 raise DecodingFailedError(f"{outcome.problem}: {outcome.detail}", outcome)
             assert file is not None  # as `DecodingProcess.decode` says
             return outcome, _read_pictures(outcome, file)
         except ProcessFailedError as error:
-            process.kill()
+            if process is not None:
+                process.kill()
+            if isinstance(error, NotStartedError):
+                raise RuntimeError(f"A process that decodes media does not start: {error}.") from None
             if not isinstance(error, CancelledJobError):
-                log.error("The process that decoded a medium was replaced: %s.", error)
+                log.error("The process that decoded a medium is replaced: %s.", error)
             raise DecodingFailedError(str(error), is_too_slow=isinstance(error, TooSlowError)) from None
         finally:
-            os.close(given)
-            self._idle.put(None if self._is_closed else self._usable(process))
+            self._put_back(process)
 
-    def _usable(self, process: DecodingProcess | None) -> DecodingProcess:
-        """Return the process, or a new one if it has ended or done many jobs."""
+    def _is_usable(self, process: DecodingProcess | None) -> TypeGuard[DecodingProcess]:
+        return process is not None and process.is_alive and process.jobs < self._limits.jobs_per_worker
+
+    def _put_back(self, process: DecodingProcess | None) -> None:
+        """Make a process available, or a new one if it has ended or done many jobs."""
+        if self._is_usable(process):
+            self._idle.put(process)
+            return
         if process is not None:
-            if process.is_alive and process.jobs < self._limits.jobs_per_worker:
-                return process
             process.kill()
-        return DecodingProcess(self._limits.memory_bytes)
+        following = None
+        try:
+            if not self._is_closed:
+                following = DecodingProcess(self._limits.memory_bytes)
+        except OSError as error:  # no memory or processes left at this moment: the next job tries again
+            log.error("A process that decodes media cannot be started: %s.", error)
+        self._idle.put(following)
 
 
 def _read_pictures(decoded: Decoded, file: int) -> Pictures:

@@ -26,6 +26,10 @@ class ProcessFailedError(Exception):
     """The process ended or was ended before it replied; the message says why, for the log."""
 
 
+class NotStartedError(ProcessFailedError):
+    """It ended before its first job: the fault is not the medium's."""
+
+
 class TooSlowError(ProcessFailedError):
     """It took longer than the job allows."""
 
@@ -69,11 +73,15 @@ class DecodingProcess:
 
     def wait_until_ready(self, is_cancelled: Callable[[], bool] = lambda: False) -> None:
         """Wait until the libraries are imported. Raises `ProcessFailedError`."""
-        if not self._is_ready:
-            _, file = self._receive(START_SECONDS, is_cancelled)
-            if file is not None:
-                os.close(file)
-            self._is_ready = True
+        if self._is_ready:
+            return
+        try:
+            self._receive(START_SECONDS, is_cancelled)
+        except CancelledJobError:
+            raise
+        except ProcessFailedError as error:
+            raise NotStartedError(str(error)) from None
+        self._is_ready = True
 
     def decode(
         self, job: Job, content: int, is_cancelled: Callable[[], bool] = lambda: False
@@ -115,7 +123,7 @@ class DecodingProcess:
         try:
             self._channel.settimeout(_MESSAGE_SECONDS)
             text, file = receive(self._channel)
-        except EOFError:
+        except (EOFError, ConnectionError):
             raise self._ended() from None
         except (OSError, ValueError) as error:
             raise ProcessFailedError(f"its reply cannot be read: {error}") from None

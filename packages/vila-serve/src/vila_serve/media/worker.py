@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import av.logging
 import PIL.Image
@@ -52,6 +53,8 @@ def _set_limits(memory_bytes: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, in the middle of a library too
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(OSError):  # if the machine is out of memory, this process ends, not the server
+        Path("/proc/self/oom_score_adj").write_text("1000")
     limit_memory(memory_bytes)
 
 

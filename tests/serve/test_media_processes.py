@@ -1,0 +1,357 @@
+"""Decoding processes that hang, crash, run out of memory or lie fail their own request only."""
+
+import asyncio
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import PIL.Image
+import pytest
+from tests.serve.media_files import encoded, uri, video
+
+from vila_core.errors import MediaError
+from vila_core.media.limits import MIB
+from vila_serve.media import DecodeLimits, MediaDoor, process, server_limits
+from vila_serve.media.messages import Decoded, Job, Reply, receive, send
+from vila_serve.media.pool import _read_pictures
+from vila_serve.media.process import ProcessFailedError
+from vila_serve.media.shared_files import read_file, write_file
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+SMALL = uri(encoded())
+
+
+@pytest.fixture
+def open_door() -> Iterator[Callable[..., MediaDoor]]:
+    doors: list[MediaDoor] = []
+
+    def open_one(**limits: float) -> MediaDoor:
+        doors.append(MediaDoor(server_limits(), 8, decoding=DecodeLimits(**{"workers": 1, **limits})))
+        doors[-1].start()
+        asyncio.run(doors[-1].open_image(SMALL))  # has imported its libraries
+        return doors[-1]
+
+    yield open_one
+    for door in doors:
+        door.close()
+    assert not workers()
+
+
+def workers() -> list[int]:
+    """The ids of this process's decoding processes."""
+    found: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if parent == os.getpid() and b"vila_serve.media.worker" in command:
+            found.append(int(folder.name))
+    return found
+
+
+def refusal(door: MediaDoor, url: str = SMALL) -> str:
+    with pytest.raises(MediaError) as caught:
+        asyncio.run(door.open_image(url))
+    return str(caught.value)
+
+
+def test_a_process_that_died_is_replaced(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door()
+    (worker,) = workers()
+    os.kill(worker, signal.SIGKILL)
+    os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
+    asyncio.run(door.open_image(SMALL))
+    assert worker not in workers()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_crash_fails_one_request(open_door: Callable[..., MediaDoor], how: signal.Signals) -> None:
+    door = open_door()
+    (worker,) = workers()
+
+    async def crash() -> str:
+        os.kill(worker, signal.SIGSTOP)
+        task = asyncio.create_task(door.open_image(SMALL))
+        following = asyncio.create_task(door.open_image(SMALL))
+        await asyncio.sleep(0.3)
+        assert not task.done()
+        os.kill(worker, how)
+        os.kill(worker, signal.SIGCONT)
+        with pytest.raises(MediaError) as caught:
+            await task
+        assert (await following).size == (8, 6)
+        return str(caught.value)
+
+    message = asyncio.run(crash())
+    assert message.startswith("The image cannot be read")
+    assert how.name not in message
+    assert len(workers()) == 1
+    assert worker not in workers()
+
+
+def test_a_hang_fails_one_request_in_time(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door(image_seconds=0.5)
+    (worker,) = workers()
+    os.kill(worker, signal.SIGSTOP)
+    started = time.monotonic()
+    assert "takes too long to decode" in refusal(door)
+    assert time.monotonic() - started < 10
+    assert worker not in workers()
+
+
+def test_a_process_ends_itself_if_the_server_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's own timer runs in C code too."""
+    monkeypatch.setattr(process, "_KEPT_VARIABLES", ())
+    script = (
+        "import signal, time, vila_serve.media.worker as w; w._set_limits(1 << 30);"
+        "signal.setitimer(signal.ITIMER_REAL, 0.2); time.sleep(60)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGALRM
+
+
+def test_memory_is_limited(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door(memory_bytes=128 * MIB)
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (7900, 8000), 7).save(buffer, "PNG")  # 62 MB, 250 MB as RGB
+    assert "cannot be read" in refusal(door, uri(buffer.getvalue()))
+    asyncio.run(door.open_image(SMALL))
+    (worker,) = workers()
+    limits = Path(f"/proc/{worker}/limits").read_text()
+    assert int(re.search(r"Max address space +([0-9]+)", limits)[1]) < 2048 * MIB
+    assert Path(f"/proc/{worker}/oom_score_adj").read_text().strip() == "1000"
+
+
+def test_cancelled_work_stops(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door(image_seconds=600)
+    (worker,) = workers()
+
+    async def cancel() -> None:
+        os.kill(worker, signal.SIGSTOP)
+        task = asyncio.create_task(door.open_image(SMALL))
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(door.open_image(SMALL), 60)
+
+    asyncio.run(cancel())
+    assert worker not in workers()
+
+
+def test_cancelled_requests_in_the_queue_are_never_decoded(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door()
+    (worker,) = workers()
+
+    async def cancel() -> None:
+        os.kill(worker, signal.SIGSTOP)
+        tasks = [asyncio.create_task(door.open_image(SMALL)) for _ in range(20)]
+        await asyncio.sleep(0.3)
+        for task in tasks[1:]:
+            task.cancel()
+        os.kill(worker, signal.SIGCONT)
+        assert (await tasks[0]).size == (8, 6)
+        await door.open_image(SMALL)
+
+    asyncio.run(cancel())
+    assert workers() == [worker]
+    (idle,) = [door._pool._idle.get_nowait()]
+    assert idle is not None
+    assert idle.jobs == 3
+    door._pool._idle.put(idle)
+
+
+def test_processes_are_never_more_than_allowed(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door(workers=2)
+
+    async def ask() -> int:
+        tasks = [asyncio.create_task(door.open_image(uri(encoded("PNG", 300, 300)))) for _ in range(20)]
+        most = 0
+        while not all(task.done() for task in tasks):
+            most = max(most, len(workers()))
+            await asyncio.sleep(0.01)
+        assert all(task.result().size == (300, 300) for task in tasks)
+        return most
+
+    assert asyncio.run(ask()) <= 2
+
+
+def test_a_process_is_replaced_after_many_jobs(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door(jobs_per_worker=3)
+    before = workers()
+    for _ in range(3):
+        asyncio.run(door.open_image(SMALL))
+    assert workers() != before
+
+
+def test_the_event_loop_never_waits(open_door: Callable[..., MediaDoor]) -> None:
+    door = open_door()
+    (worker,) = workers()
+
+    async def tick() -> int:
+        os.kill(worker, signal.SIGSTOP)
+        image = asyncio.create_task(door.open_image(uri(encoded("PNG", 1000, 1000))))
+        clip = asyncio.create_task(door.open_video(uri(video(), "video/mp4")))
+        ticks = 0
+        while ticks < 20:
+            await asyncio.sleep(0.005)
+            ticks += 1
+        assert not image.done()
+        assert not clip.done()
+        os.kill(worker, signal.SIGCONT)
+        await image
+        await clip
+        return ticks
+
+    assert asyncio.run(tick()) == 20
+
+
+def test_processes_are_light_and_know_no_secrets(
+    open_door: Callable[..., MediaDoor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("VILA_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "https_proxy"):
+        monkeypatch.setenv(name, "hunter2")
+    open_door()
+    (worker,) = workers()
+    assert b"hunter2" not in Path(f"/proc/{worker}/environ").read_bytes()
+    assert "torch" not in Path(f"/proc/{worker}/maps").read_text()
+    files = [os.readlink(link) for link in Path(f"/proc/{worker}/fd").iterdir()]
+    assert not [file for file in files if not file.startswith(("/dev/", "socket:", "anon_inode:", "pipe:"))]
+    assert sum(file.startswith("socket:") for file in files) == 1
+
+
+def test_processes_end_with_the_server() -> None:
+    script = (
+        "import asyncio, os, signal;"
+        "from vila_serve.media import *; door = MediaDoor(server_limits(), 8, decoding=DecodeLimits(workers=1));"
+        f"asyncio.run(door.open_image({SMALL!r}));"
+        "print(door._pool._idle.get().pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120, check=False)
+    worker = Path(f"/proc/{int(ended.stdout)}")
+    deadline = time.monotonic() + 20
+    while worker.exists() and b"vila_serve" in (worker / "cmdline").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_process_that_does_not_start_is_no_fault_of_the_medium(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    door = MediaDoor(server_limits(), 8, decoding=DecodeLimits(workers=1))
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="does not start"):
+                asyncio.run(door.open_image(SMALL))
+        monkeypatch.setattr(sys, "executable", "/no/such/program")
+        for _ in range(3):
+            with pytest.raises((RuntimeError, OSError)):
+                asyncio.run(door.open_image(SMALL))
+        monkeypatch.undo()
+        assert asyncio.run(door.open_image(SMALL)).size == (8, 6)
+    finally:
+        door.close()
+
+
+# ------------------------------------------------------------------------------------------------ processes that lie
+
+
+def test_files_of_processes_cannot_change() -> None:
+    file = write_file([b"abc", b"def"])
+    assert bytes(read_file(file)) == b"abcdef"
+    with pytest.raises(OSError, match="not permitted"):
+        os.write(file, b"x")
+    with pytest.raises(OSError, match="not permitted"):
+        os.ftruncate(file, 1)
+    os.close(file)
+
+
+def test_files_that_could_change_are_refused(tmp_path: Path) -> None:
+    changeable = os.memfd_create("a", os.MFD_ALLOW_SEALING)
+    os.write(changeable, bytes(12))
+    unsealable = os.memfd_create("b")
+    os.write(unsealable, bytes(12))
+    (tmp_path / "file").write_bytes(bytes(12))
+    on_disk = os.open(tmp_path / "file", os.O_RDWR)
+    reader, writer = os.pipe()
+    for file in (changeable, unsealable, on_disk, reader):
+        with pytest.raises(ProcessFailedError):
+            _read_pictures(Decoded(sizes=((2, 2),), order=(0,), indices=(0,)), file)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sizes": ((2, 3),)},
+        {"sizes": ((2, 2), (2, 2))},
+        {"sizes": ((2**31, 2**31),)},
+        {"sizes": ()},
+        {"order": (1,)},
+        {"order": ()},
+        {"order": (0, 0)},
+        {"indices": (0, 1)},
+        {"timestamps": (0.0, 1.0)},
+        {"order": (), "indices": ()},
+    ],
+    ids=str,
+)
+def test_replies_that_do_not_fit_their_pixels(changes: dict[str, tuple[int, ...]]) -> None:
+    decoded = Decoded.model_validate({"sizes": ((2, 2),), "order": (0,), "indices": (0,), **changes})
+    with pytest.raises(ProcessFailedError):
+        _read_pictures(decoded, write_file([bytes(12)]))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\x02{]",
+        b"\0\0\0\x02{}",
+        b"\0",
+        b"\0\0\0\x05null",
+        b'\0\0\0\x0d{"decoded":1}',
+        b"\0\0\0\x02[]",
+        b"\0\0\0\0",
+    ],
+)
+def test_nonsense_from_a_process(data: bytes) -> None:
+    worker = process.DecodingProcess.__new__(process.DecodingProcess)
+    worker._channel, theirs = socket.socketpair()
+    worker._process = subprocess.Popen([sys.executable, "-c", "pass"])
+    worker._is_ready, worker.jobs = True, 0
+    with theirs:
+        theirs.sendall(data)
+        theirs.shutdown(socket.SHUT_WR)
+        job = Job(kind="image", is_data_uri=False, limits=server_limits(), seconds=5)
+        file = write_file([b"x"])
+        with pytest.raises(ProcessFailedError):
+            worker.decode(job, file)
+        os.close(file)
+        worker.kill()
+
+
+def test_messages_carry_one_file() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        files = [write_file([b"x"]) for _ in range(3)]
+        text = Reply().model_dump_json().encode()
+        socket.send_fds(ours, [len(text).to_bytes(4, "big") + text], files)
+        before = len(os.listdir("/proc/self/fd"))
+        _, kept = receive(theirs)
+        assert kept is not None
+        os.close(kept)
+        assert len(os.listdir("/proc/self/fd")) == before
+        send(ours, Reply())
+        assert receive(theirs) == (text, None)
+        for file in files:
+            os.close(file)
