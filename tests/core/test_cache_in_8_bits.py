@@ -109,7 +109,7 @@ def test_attention_beside_fp64(spread: float) -> None:
     got, _, _ = reference.decode_attention(
         *given, quantize(keys)[2].double(), quantize(values)[2].double(), rounded=lambda x: quantize(x)[2]
     )
-    assert relative_error(got, expected) < 0.06 * spread
+    assert relative_error(got, expected) < 0.05
 
 
 @pytest.mark.parametrize("window", [None, 40])
