@@ -18,7 +18,7 @@ from vila_core.checkpoint.json_files import read_section
 from vila_core.checkpoint.tensors.headers import read_header
 from vila_core.cli.main import main
 from vila_core.config import DecoderConfig
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, ConfigError
 from vila_core.language.decoder import Decoder
 from vila_quant.formats.awq import AwqFormat
 from vila_quant.formats.layers import find_layers
@@ -69,6 +69,16 @@ def test_a_quantized_folder_loads_like_any_other_and_answers(awq_tiny: Checkpoin
 
 def test_reading_back_gives_the_same_tensors(awq_tiny: Checkpoint, whole_tiny: Checkpoint) -> None:
     assert same(awq_tiny, rounded(whole_tiny, 128))
+
+
+def test_a_quantized_model_is_split_by_layers_and_not_divided_further(awq_tiny: Checkpoint) -> None:
+    one, two = (vila.load(awq_tiny.path, device_map=device_map) for device_map in (["cpu"], ["cpu", "cpu"]))
+    questions = ["Hello", "What is a circle?", "Is the circle red?"]
+    answers = one.generate_batch(questions, max_new_tokens=12)
+    assert two.generate_batch(questions, max_new_tokens=12) == answers
+    assert [two.generate(question, max_new_tokens=12) for question in questions] == answers
+    with pytest.raises(ConfigError, match=r"is quantized \(.*4 bits.*\), and device_map='tensor' divides unquantized"):
+        vila.load(awq_tiny.path, device_map="tensor:cpu,cpu")
 
 
 def test_the_folder_of_the_language_model_is_a_checkpoint_by_itself(awq_tiny: Checkpoint) -> None:

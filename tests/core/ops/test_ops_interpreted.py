@@ -366,6 +366,7 @@ for number in range(2):
 
 
 EXCHANGE = """
+from vila_core.errors import GenerationError
 from vila_core.ops import exchange
 exchange.PATIENCE = 3
 for world, width in ((2, 64), (3, 200)):
@@ -396,6 +397,13 @@ for world, width in ((2, 64), (3, 200)):
     assert not any(peer.failed.item() for peer in peers)
     y, h = peers[1](parts[1], total, weight, 1e-6, positions)  # nobody else comes
     assert y[used].isnan().all() and h[used].isnan().all() and peers[1].failed.item() == 1
+    exchange.require_meeting(peers[:1])
+    try:
+        exchange.require_meeting(peers)
+    except GenerationError as error:
+        assert "cpu waited in vain" in str(error)
+    else:
+        raise AssertionError("a GPU that did not come is an error")
     peers[1].flags[:] = 99
     assert peers[1](parts[1], total, weight, 1e-6, positions)[0][used].isnan().all()  # it stays failed
 """

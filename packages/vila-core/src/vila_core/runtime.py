@@ -28,6 +28,7 @@ from vila_core.engine.settings import GenerationSettings, takes_generation_setti
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError
 from vila_core.inspection import Inspection
+from vila_core.language.divided import current
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
@@ -298,9 +299,11 @@ class Vila:
         prepared = self.prepare(prompt)
         expanded = self._expand(prepared)
         self.on_phase(_encoding_phase(prepared.media))
-        embeds = self.network.embed(PromptBatch.of([prepared], [expanded], self.device))  # [T', D]
-        self.on_phase(f"Reading the prompt ({len(embeds):,} tokens)")
-        hidden = self.network.llm(embeds[None])[0]
+        with current(self.device):
+            embeds = self.network.embed(PromptBatch.of([prepared], [expanded], self.device))  # [T', D]
+            self.on_phase(f"Reading the prompt ({len(embeds):,} tokens)")
+            hidden = self.network.llm(embeds[None])[0]
+            logits = self.network.llm.logits(hidden[-num_logits:])
         return Inspection(
             prompt_text=prepared.text,
             input_ids=prepared.input_ids,
@@ -309,7 +312,7 @@ class Vila:
             media_embeddings=[embeds[block.start : block.stop] for one in expanded.blocks for block in one],
             inputs_embeds=embeds,
             last_hidden=hidden,
-            logits=self.network.llm.logits(hidden[-num_logits:]),
+            logits=logits,
             token_counts=_token_counts(prepared, expanded),
             config=self.config,
         )

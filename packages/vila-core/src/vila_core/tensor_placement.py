@@ -41,6 +41,12 @@ def plan_shares(
             f"{model} runs its language model through transformers, which device_map='tensor' cannot divide. "
             "Use device=."
         )
+    packed = {} if checkpoint.quantization is None else checkpoint.quantization.packed
+    if checkpoint.quantization is not None and any(name.startswith("llm.model.layers.") for name in packed):
+        raise ConfigError(
+            f"{model} is quantized ({checkpoint.quantization.method}), and device_map='tensor' divides unquantized "
+            f"weights only. {BY_LAYERS}."
+        )
     devices = [choose(name) for name in names] or [choose(f"cuda:{number}") for number in _all_gpus(config)]
     part_config(config, len(devices))
     _require_alike(devices)

@@ -25,7 +25,7 @@ from vila_core.language.paged_graphs import TokensOnTheWay, bucket, choose_first
 from vila_core.language.paged_rows import StepKind, StepRows
 from vila_core.language.split import SplitDecoder
 from vila_core.language.tensor_parallel import Shard, TensorParallelDecoder
-from vila_core.ops.exchange import new_peers
+from vila_core.ops.exchange import Peer, new_peers, require_meeting
 from vila_core.ops.sampling import choose_tokens
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ class DividedGraphStep:
         self._decoder = decoder.decoder
         self._rows = rows
         self._works_together = isinstance(decoder, TensorParallelDecoder)
+        self._peers = _peers(decoder, len(rows.ids))
         self._parts = [
             PartGraphs(layers, pages, rows)
-            for layers, pages in zip(_layers(decoder, len(rows.ids)), cache.parts, strict=True)
+            for layers, pages in zip(_layers(decoder, self._peers), cache.parts, strict=True)
         ]
         self._head = head_of(self._decoder)
         self._embedding = embedding(decoder)
@@ -63,12 +64,12 @@ class DividedGraphStep:
         return choose_first(self._rows, rows, logits, kind)
 
     @torch.inference_mode()
-    def launch(self, count: int, kind: StepKind) -> TokensOnTheWay:
+    def launch(self, count: int, kind: StepKind) -> TokensOfPeers:
         size = bucket(count, len(self._rows.ids))
         choice = self._choice(size, kind)
         choice.hidden.copy_(self._run(F.embedding(self._rows.ids[:size], self._embedding)))
         choice.graph.replay()
-        return TokensOnTheWay(choice.logits[:count], choice.chosen[:count])
+        return TokensOfPeers(choice.logits[:count], choice.chosen[:count], self._peers)
 
     @torch.inference_mode()
     def hidden(self, embeds: Tensor) -> Tensor:
@@ -115,6 +116,20 @@ class DividedGraphStep:
         return self._choices[count, kind]
 
 
+class TokensOfPeers(TokensOnTheWay):
+    """Tokens of a step whose GPUs may have waited in vain for each other."""
+
+    def __init__(self, logits: Tensor, chosen: Tensor, peers: Sequence[Peer]):
+        super().__init__(logits, chosen)
+        self._peers = peers
+
+    def tokens(self) -> list[int]:
+        tokens = super().tokens()
+        if min(tokens) < 0:
+            require_meeting(self._peers)
+        return tokens
+
+
 @dataclass(frozen=True)
 class Choice:
     """A graph from hidden states to tokens."""
@@ -153,7 +168,9 @@ class PartGraphs:
         view = PagedView(self._cache, self._table[:count], self._counters)
         embeds, positions = self._embeds[:count], self._positions[:count]
         positions.fill_(-1)  # nothing is written to the cache, and no GPU waits for another
-        self._graphs[count] = capture(lambda: self._layers(embeds, positions, view), self._layers.device, self._pool)
+        graph, hidden = capture(lambda: self._layers(embeds, positions, view), self._layers.device, self._pool)
+        graph.replay()  # the first launch may allocate memory, which must not happen while a GPU waits
+        self._graphs[count] = graph, hidden
 
     def receive(self, embeds: Tensor, rows: StepRows) -> None:
         """Take the inputs `[B, D]` of the first B rows from another GPU."""
@@ -169,7 +186,15 @@ class PartGraphs:
         return hidden
 
 
-def _layers(decoder: DividedDecoder, most_rows: int) -> list[FusedLayers]:
+def _peers(decoder: DividedDecoder, most_rows: int) -> list[Peer]:
+    """Return what GPUs that work together add up their results with."""
+    if not isinstance(decoder, TensorParallelDecoder):
+        return []
+    weight = embedding(decoder)
+    return new_peers([part.device for part in decoder.parts], most_rows, weight.shape[1], weight.dtype)
+
+
+def _layers(decoder: DividedDecoder, peers: Sequence[Peer]) -> list[FusedLayers]:
     """Return the blocks of each part of `decoder`."""
     norm = decoder.decoder.model.norm.weight
     if isinstance(decoder, SplitDecoder):
@@ -184,8 +209,6 @@ def _layers(decoder: DividedDecoder, most_rows: int) -> list[FusedLayers]:
             for segment in decoder.segments
         ]
     assert isinstance(decoder, TensorParallelDecoder)
-    devices = [part.device for part in decoder.parts]
-    peers = new_peers(devices, most_rows, decoder.config.hidden_size, norm.dtype)
     shards = [cast("Shard", shard) for shard in decoder.shards]
     return [
         FusedLayers(

@@ -33,10 +33,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.errors import GenerationError
 from vila_core.ops.support import launches_early
 
-PATIENCE = 20_000_000
-"""Looks at a flag, each about a microsecond."""
+PATIENCE = 5_000_000
+"""Looks at a flag, each about a microsecond. A GPU comes late if the host is held up between two launches."""
 WARPS = 8
 
 
@@ -142,6 +143,16 @@ class Peer:
             BLOCK=triton.next_power_of_2(width), PDL=pdl, num_warps=WARPS, **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
         return y, h
+
+
+def require_meeting(peers: Sequence[Peer]) -> None:
+    """Raise `GenerationError` if a GPU has waited in vain. The exchange is then of no use any more."""
+    waited = [str(peer.failed.device) for peer in peers if peer.failed.item()]
+    if waited:
+        raise GenerationError(
+            f"{' and '.join(waited)} waited in vain for the results of the other GPUs. Ask again. If that does not "
+            "help, split the model by layers: device_map='auto'."
+        )
 
 
 @torch.inference_mode(False)
