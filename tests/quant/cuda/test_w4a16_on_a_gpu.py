@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from vila_core.errors import ConfigError
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, normed, reference, swiglu
 from vila_quant.kernels.cuda.w4a16.candidates import candidates
+from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
 from vila_quant.kernels.cuda.w4a16.dispatch import run, runs_on
+from vila_quant.kernels.cuda.w4a16.timing import GpuTimer
 
 RandomWeight = Callable[..., W4Weight]
 
@@ -140,3 +142,15 @@ def test_norms_between_linears(dtype: torch.dtype, random_weight: RandomWeight) 
     y = normed.matmul(scaled, squares, 2.0, 1e-6, second.packed, None, 2304, 128, None, True)
     error = ((y.double() - expected).norm() / expected.norm()).item()
     assert error < 6 * TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+def test_tuning_times_products_and_chains() -> None:
+    timer = GpuTimer(torch.device("cuda", torch.cuda.current_device()))
+    shapes = [(96, 256), (256, 96)]
+    for tokens in (1, 40, 300):
+        took = timer.product(tokens, shapes[1], timer.chosen(tokens, shapes[1]))
+        assert took is not None
+        assert 0 < took < 1
+    config = timer.chosen(1, shapes[0])
+    assert isinstance(config, DecodeConfig)
+    assert 0 < timer.chain(1, shapes, [config, config]) < 1

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing import get_context
 
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.errors import OutOfResources
+from triton.errors import TritonError
 
 from vila_quant.kernels.cuda.w4a16 import dispatch
 from vila_quant.kernels.cuda.w4a16.candidates import candidates
@@ -24,6 +26,10 @@ CACHE_BYTES = 256 << 20
 """Weights are measured in turns that take more memory than any cache."""
 
 CHAIN_LAYERS = 8
+
+MAX_PROCESSES = 16
+PROCESS_BYTES = 1 << 30
+"""GPU memory that a process which compiles kernels may take."""
 
 Shape = tuple[int, int]
 """Outputs and inputs."""
@@ -78,7 +84,10 @@ class GpuTimer:
         return dispatch.choose(tokens, *shape, self.device)
 
     def prepare(self, shapes: Sequence[Shape], tokens: Sequence[int]) -> None:
-        """Compile the kernels into Triton's cache, in as many processes as there are processors (at most 16)."""
+        """Compile the kernels into Triton's cache, in as many processes as there are processors and memory for.
+
+        What is not compiled here is compiled when it is timed.
+        """
         work = [
             (shape, count, config, self.dtype, self.group_size, self.device.index or 0)
             for shape in shapes
@@ -86,8 +95,9 @@ class GpuTimer:
             for config in candidates(count)
             if self.runs(config)
         ]
-        workers = min(len(work), os.cpu_count() or 1, 16)
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        room = torch.cuda.mem_get_info(self.device)[0] // PROCESS_BYTES
+        workers = max(1, min(len(work), os.cpu_count() or 1, MAX_PROCESSES, room))
+        with suppress(BrokenProcessPool), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(_compile, work, chunksize=4))
 
     @torch.inference_mode()
@@ -106,7 +116,7 @@ class GpuTimer:
 
         try:
             return replay_milliseconds(call, 5) / len(weights)
-        except OutOfResources:
+        except TritonError:  # too little shared memory, or the compiler gives up
             return None
 
     @torch.inference_mode()
@@ -146,5 +156,5 @@ def _compile(work: tuple[Shape, int, Config, torch.dtype, int, int]) -> None:
     try:
         for following in (None, packed):
             run(config, x, packed, None, x.new_empty(tokens, outputs), group_size, following)
-    except OutOfResources:
+    except TritonError:  # too little shared memory, or the compiler gives up
         return
