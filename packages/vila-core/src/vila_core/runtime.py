@@ -361,6 +361,8 @@ class Vila:
                 media_tokens=sum(expanded.media_lengths),
                 completion_tokens=len(answer.token_ids),
                 cached_tokens=answer.cached_tokens,
+                drafted_tokens=answer.drafted_tokens,
+                accepted_tokens=answer.accepted_tokens,
             ),
             timings=Timings(prompt.seconds, answer.encode_seconds, answer.prefill_seconds, answer.decode_seconds),
             logprobs=answer.logprobs or None,

@@ -168,6 +168,9 @@ class AnswerOptions:
     presence_penalty: Annotated[float, _answer("--presence-penalty", help="-2 to 2; 0 is off.")] = 0.0
     frequency_penalty: Annotated[float, _answer("--frequency-penalty", help="-2 to 2; 0 is off.")] = 0.0
     seed: Annotated[int | None, _answer(help="Makes sampling repeatable.")] = None
+    prompt_lookup_num_tokens: Annotated[
+        int, _answer("--prompt-lookup", metavar="TOKENS", help="Draft so many tokens from the prompt; 0 is off.")
+    ] = 0
     stop: Annotated[
         list[str] | None, _answer("--stop", metavar="TEXT…", help="End the answer before any of these texts.")
     ] = None
@@ -189,6 +192,7 @@ class AnswerOptions:
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "seed": self.seed,
+            "prompt_lookup_num_tokens": self.prompt_lookup_num_tokens,
             "stop": tuple(self.stop or ()),
             "json_mode": self.json_mode,
             "json_schema": read_json_schema(self.json_schema) if self.json_schema else None,

@@ -28,6 +28,7 @@ class Generated:
     Attributes:
         token_ids, text, finish_reason, logprobs: see `Completion`.
         cached_tokens: tokens of the prompt that were found in the cache.
+        drafted_tokens, accepted_tokens: see `Usage`.
         encode_seconds, prefill_seconds, decode_seconds: the time until the media were encoded, from there to the first
             token, and from there to the end. Requests that run together share the machine, so their times overlap.
         queue_seconds: how long the request waited before that.
@@ -42,6 +43,8 @@ class Generated:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     queue_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Answer:

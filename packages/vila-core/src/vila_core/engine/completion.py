@@ -40,12 +40,16 @@ class Usage:
         media_tokens: those of images and videos among them.
         completion_tokens: tokens of the answer.
         cached_tokens: tokens of the prompt that an earlier prompt began with, so that they were not computed again.
+        drafted_tokens: tokens drafted by prompt lookup, and of these `accepted_tokens` that the model chose too: each
+            saves a step.
     """
 
     prompt_tokens: int
     media_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)

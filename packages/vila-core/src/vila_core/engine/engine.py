@@ -23,9 +23,10 @@ from torch import Tensor
 
 from vila_core.engine.answer import Answer, Generated
 from vila_core.engine.completion import TokenLogprobs
-from vila_core.engine.failures import as_error, check_biases, check_capacity, not_finite, room
+from vila_core.engine.failures import as_error, check_biases, check_capacity, check_drafting, not_finite, room
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
+from vila_core.engine.lookup import PromptLookup
 from vila_core.engine.pages import PagePool
 from vila_core.engine.prefix import PageKeys
 from vila_core.engine.request import Handle, Request, State, cancelled
@@ -83,6 +84,8 @@ class Engine:
         self._count = 0
         self._cached_tokens = 0
         self._preemptions = 0
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
 
     # -------------------------------------------------------------------------------------------- requests
 
@@ -102,6 +105,9 @@ class Engine:
         runner = self._use_runner()
         check_capacity(runner, len(prompt), answer.max_new_tokens)
         grammar = self._grammar(config, stops)
+        lookup = PromptLookup.of(prompt, config, stops)
+        if lookup is not None:
+            check_drafting(runner, self._llm)
         shares = self.config.shares_prefixes and runner.reads_in_chunks
         keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
         seed = random.getrandbits(62) if config.seed is None else config.seed
@@ -109,7 +115,7 @@ class Engine:
             waiting = len(self._queue) + len(self._inbox)
             if waiting >= self.config.max_queue:
                 raise QueueFullError(f"{waiting} requests wait already, which is the limit. Try again later.")
-            request = Request(self._count, prompt, config, answer, grammar, keys, seed)
+            request = Request(self._count, prompt, config, answer, grammar, keys, seed, lookup=lookup)
             self._count += 1
             self._inbox.append(request)
         return Handle(request, self._step_for, self._cancel)
@@ -151,6 +157,8 @@ class Engine:
             pool.num_kept,
             self._cached_tokens,
             self._preemptions,
+            self._drafted_tokens,
+            self._accepted_tokens,
         )
 
     def clear_cache(self) -> None:
@@ -348,18 +356,45 @@ class Engine:
 
     def _answer(self, runner: Runner) -> None:
         """Launch the step that reads the last token of each answer and chooses the next."""
-        if any(request.grammar is not None for request in self._answering):
-            self._collect(runner)  # which tokens are allowed depends on the last one
+        if any(request.needs_last_token for request in self._answering):
+            self._collect(runner)
         for request in list(self._answering):
             if request.state is State.ANSWERING:
                 self._make_room(runner, request)
         if any(request.chosen >= request.answer.max_new_tokens for request in self._answering):
             self._collect(runner)  # these end
-        if self._answering:
-            self._pending.append(runner.step())
-        for request in self._answering:
+        if not self._answering:
+            return
+        drafts = self._draft(runner)
+        step = runner.step(drafts)
+        self._pending.append(step)
+        for request in step.requests:
             request.length += 1
             request.chosen += 1
+        for request, draft in drafts.items():
+            self._count_draft(request, len(draft), step.requests.count(request) - 1)
+
+    def _draft(self, runner: Runner) -> dict[Request, list[int]]:
+        """Return what the next tokens of requests may be, as far as pages without users are left for them."""
+        drafts: dict[Request, list[int]] = {}
+        for request in self._answering:
+            left = request.answer.max_new_tokens - request.chosen - 1
+            draft = request.lookup.draft(left) if request.lookup is not None and left > 0 else []
+            missing = runner.pages_for(request.length + 1 + len(draft)) - len(request.pages)
+            if missing > 0 and runner.pool.num_available >= missing + len(self._answering):
+                request.pages += runner.pool.take(missing, request.pages[-1]) or []
+            draft = draft[: len(request.pages) * PAGE_SIZE - request.length - 1]
+            if draft:
+                drafts[request] = draft
+        return drafts
+
+    def _count_draft(self, request: Request, drafted: int, accepted: int) -> None:
+        assert request.lookup is not None, "only a lookup drafts"
+        request.lookup.learn(drafted, accepted)
+        request.drafted += drafted
+        request.accepted += accepted
+        self._drafted_tokens += drafted
+        self._accepted_tokens += accepted
 
     def _make_room(self, runner: Runner, request: Request) -> None:
         """Give the request a page for its next token. Without a free page, the youngest request gives up its own."""
@@ -383,7 +418,7 @@ class Engine:
 
     def _overlaps(self, runner: Runner) -> bool:
         """Whether the next step may be launched before the tokens of the last are known."""
-        return runner.overlaps and all(request.grammar is None for request in self._answering)
+        return runner.overlaps and not any(request.needs_last_token for request in self._answering)
 
     def _collect(self, runner: Runner, keep: int = 0) -> None:
         """Take in the tokens of all launched steps but the last `keep`."""
@@ -414,6 +449,8 @@ class Engine:
             request.grammar.push(token_id)
         if request.keys is not None:
             request.keys.push(token_id)
+        if request.lookup is not None:
+            request.lookup.push(token_id)
 
     def _remember(self, request: Request, runner: Runner) -> None:
         """Let other requests find the full pages. Called when a token has shown that their values are finite."""

@@ -6,6 +6,7 @@ V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 import json
 import os
 import threading
+from collections.abc import Sequence
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -72,17 +73,39 @@ class Grammar:
 
         If no token may come next, this sets `dead_end` and allows all.
         """
-        if self._matcher.is_terminated():
-            return None
-        words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
-        self._matcher.fill_next_token_bitmask(words, 0)
-        if words.any():
-            return words[0]
+        words = self._allowed()
+        if words is None or words.any():
+            return words
         self.dead_end = GenerationError(
             f"After {self._length} tokens of JSON, no token of the vocabulary can follow: the tokenizer lacks a "
             "character that the schema requires, or that character is a stop token."
         )
         return None
+
+    def allowed_along(self, draft: Sequence[int]) -> list[torch.Tensor | None]:
+        """Return `allowed()`, and what it would be after each beginning of `draft` that the grammar allows."""
+        found = [self.allowed()]
+        accepted = 0
+        for token_id in () if self.dead_end is not None else draft:
+            if not self._matcher.is_terminated():
+                if not self._matcher.accept_token(token_id):
+                    break
+                accepted += 1
+            words = self._allowed()
+            if words is not None and not words.any():
+                break  # if the answer gets there, `allowed` says why it cannot continue
+            found.append(words)
+        if accepted:
+            self._matcher.rollback(accepted)
+        return found
+
+    def _allowed(self) -> torch.Tensor | None:
+        """Return the tokens that may come next, perhaps none, int32 `[W]`; None for all."""
+        if self._matcher.is_terminated():
+            return None
+        words = xgrammar.allocate_token_bitmask(1, self._vocab_size)
+        self._matcher.fill_next_token_bitmask(words, 0)
+        return words[0]
 
 
 def _compile(schema: str | dict[str, Any] | None, compiler: "_Compiler") -> xgrammar.CompiledGrammar:

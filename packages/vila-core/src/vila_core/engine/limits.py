@@ -51,6 +51,8 @@ class EngineStats:
         pages: of the KV cache, and of these `pages_used` by requests and `pages_kept` for prompts that begin alike.
         cached_tokens: prompt tokens that were found in the cache since the start.
         preemptions: how often a request had to give up its pages and read its prompt again.
+        drafted_tokens: tokens drafted by prompt lookup since the start, and of these `accepted_tokens` that the model
+            chose too.
     """
 
     queued: int
@@ -61,3 +63,5 @@ class EngineStats:
     pages_kept: int
     cached_tokens: int
     preemptions: int
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0

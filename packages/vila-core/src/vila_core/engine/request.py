@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.engine.answer import Answer, Generated, Piece
 from vila_core.engine.inputs import EngineInput
+from vila_core.engine.lookup import PromptLookup
 from vila_core.engine.prefix import PageKeys
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError
@@ -58,6 +59,8 @@ class Request:
         chosen: tokens of the answer that have been, or are being, chosen; the answer has those that the host has seen.
         cached: tokens of the prompt that were found in the cache.
         remembered: tokens in pages that others can find.
+        lookup: drafts the next tokens; None if nobody asked for that.
+        drafted, accepted: tokens that were drafted, and of these those that the model chose too.
         row: its row in the runner while it is answering.
         error: why there is no answer.
         is_cancelled: whether it is to end before its next token.
@@ -78,6 +81,9 @@ class Request:
     chosen: int = 0
     cached: int = 0
     remembered: int = 0
+    lookup: PromptLookup | None = None
+    drafted: int = 0
+    accepted: int = 0
     row: int = -1
     error: Exception | None = None
     is_cancelled: bool = False
@@ -96,6 +102,11 @@ class Request:
             config.temperature, config.top_k, config.top_p, self.seed, config.repetition_penalty,
             config.presence_penalty, config.frequency_penalty, tuple(config.logit_bias.items()),
         )  # fmt: skip
+
+    @property
+    def needs_last_token(self) -> bool:
+        """Whether a step for it can only be launched when its last token is known."""
+        return self.grammar is not None or self.lookup is not None
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +129,8 @@ class Request:
             times.first_token - times.encoded,
             times.ended - times.first_token,
             times.admitted - times.submitted,
+            self.drafted,
+            self.accepted,
         )
 
 

@@ -6,7 +6,7 @@ a cache of its own for each request, which is neither shared nor read in chunks.
 R rows, n requests, T tokens of a chunk, D width, V vocabulary
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,7 +23,8 @@ from vila_core.language.divided import NativeDecoder, embedding, new_pages
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.language.paged_prefill import prefill_graphs
 from vila_core.language.paged_rows import StepKind, StepRows
-from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
+from vila_core.language.paged_step import PagedStep, PendingTokens, ReadyTokens, TorchStep, paged_step
+from vila_core.language.read_ahead import TokensAhead
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig
@@ -39,12 +40,14 @@ class Runner(Protocol):
         pool: the pages of its KV cache.
         reads_in_chunks: whether a prompt may be read in parts, and its pages be shared.
         overlaps: whether a step may be launched before the tokens of the last one are known.
+        checks_drafts: whether `step` takes drafts.
     """
 
     device: torch.device
     pool: PagePool
     reads_in_chunks: bool
     overlaps: bool
+    checks_drafts: bool
 
     def pages_for(self, tokens: int) -> int:
         """Return how many pages a request of so many tokens needs."""
@@ -61,8 +64,13 @@ class Runner(Protocol):
         """Give rows to requests that have been read, and choose their first tokens from `hidden [n, D]`."""
         ...
 
-    def step(self) -> "PendingStep":
-        """Read the last token of every request that has a row, and choose the next."""
+    def step(self, drafts: "Mapping[Request, Sequence[int]]") -> "PendingStep":
+        """Read the last token of every request that has a row, and choose the next.
+
+        Args:
+            drafts: what the next tokens of some requests may be. Such a request gets as many tokens as the draft is
+                right about, and one more. The last token of every request must be known.
+        """
         ...
 
     def leave(self, request: "Request") -> None:
@@ -75,7 +83,7 @@ class PendingStep:
     """The tokens of a step, which the device may still be computing.
 
     Attributes:
-        requests: in the order of their rows.
+        requests: in the order of their rows; one that gets several tokens comes as often.
         chosen: their tokens.
         dtype: of the model.
         logprobs: log-probabilities of all tokens; None if nobody asked.
@@ -143,7 +151,7 @@ class RowRunner:
         chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)
         return self._pending(tuple(requests), chosen)
 
-    def step(self) -> PendingStep:
+    def step(self, drafts: "Mapping[Request, Sequence[int]]") -> PendingStep:
         """See `Runner`."""
         for row, request in enumerate(self._rows):
             known = self._num_pages[row]
@@ -152,8 +160,33 @@ class RowRunner:
                 self._num_pages[row] = len(request.pages)
         if self._kind is None:
             self._kind = StepKind.of([request.sampling for request in self._rows])
+        if drafts:
+            return self._check(drafts, self._kind)
         kind = self._restrict(self._rows, self._kind)
         return self._pending(tuple(self._rows), self._step.launch(len(self._rows), kind))
+
+    def _check(self, drafts: "Mapping[Request, Sequence[int]]", kind: StepKind) -> PendingStep:
+        """Read the last token of every request and its draft; let it go on by what the model chooses itself."""
+        rows = self._step.rows
+        ids: list[list[int]] = []
+        masks: list[Tensor] = []
+        for request in self._rows:
+            draft = drafts.get(request, ())
+            allowed: Sequence[Tensor | None] = [None] * (1 + len(draft))
+            if request.grammar is not None:
+                allowed = request.grammar.allowed_along(draft)
+                kind = replace(kind, masks=True)
+            ids.append([request.answer.token_ids[-1], *draft[: len(allowed) - 1]])
+            masks += [(_ALL if one is None else one).expand(rows.allowed.shape[1]) for one in allowed]
+        starts = [request.length for request in self._rows]
+        ahead = TokensAhead(ids, starts, torch.stack(masks) if kind.masks else None)
+        found = self._step.read_ahead(ahead, kind)
+        chosen = found.tokens()
+        agreed = ahead.agreed(chosen)
+        rows.advance([[chosen[place] for place in places] for places in agreed], penalizes=kind.penalizes)
+        index = torch.tensor([place for places in agreed for place in places], device=self.device)
+        requests = [request for request, places in zip(self._rows, agreed, strict=True) for _ in places]
+        return self._pending(requests, ReadyTokens(found.logits[index], found.chosen[index]))
 
     def leave(self, request: "Request") -> None:
         """See `Runner`."""
@@ -217,6 +250,7 @@ class PagedRunner(RowRunner):
         # Under dynamic scaling, the angles of all tokens depend on the length of the whole prompt.
         self.reads_in_chunks = scaling is None or scaling.rope_type != "dynamic"
         self.overlaps = weight.is_cuda
+        self.checks_drafts = self.reads_in_chunks
 
     def pages_for(self, tokens: int) -> int:
         """See `Runner`."""
@@ -262,6 +296,7 @@ class SeparateRunner(RowRunner):
         self.pool = PagePool(0)
         self.reads_in_chunks = False
         self.overlaps = False
+        self.checks_drafts = False
         self._caches: dict[Request, Cache] = {}
 
     def pages_for(self, tokens: int) -> int:
@@ -306,15 +341,14 @@ class SeparateStep(TorchStep):
         super().__init__(llm, rows)
         self._cache_of = cache_of
 
-    def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
-        positions = self._rows.positions.tolist()
+    def _hidden(self, rows: Tensor, positions: Tensor, embeds: Tensor) -> Tensor:
         hidden = [
             self._llm.decode_step(
                 one[None],
-                torch.tensor([[positions[row]]], device=embeds.device),
-                self._cache_of(row).up_to(positions[row] + 1),
+                torch.tensor([[position]], device=embeds.device),
+                self._cache_of(row).up_to(position + 1),
             )
-            for row, one in zip(live.tolist(), embeds, strict=True)
+            for row, position, one in zip(rows.tolist(), positions.tolist(), embeds, strict=True)
         ]
         return torch.cat(hidden)[:, -1]
 

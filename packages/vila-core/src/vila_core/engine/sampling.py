@@ -15,6 +15,9 @@ MAX_STOPS = 1_000
 MAX_STOP_LENGTH = 1_000
 """Limit on the characters of a stop string."""
 MAX_TOP_LOGPROBS = 20
+MAX_DRAFT = 64
+"""Limit on the tokens of a draft."""
+MAX_NGRAM = 16
 MAX_BIASES = 1_000
 """Limit on the tokens of `logit_bias`."""
 
@@ -28,6 +31,10 @@ class GenerationConfig(Config):
     2019, section 4.1). From the result, `presence_penalty` is subtracted once for each token in the answer, and
     `frequency_penalty` as often as it is there, and `logit_bias` (token id -> number) is added: these three are
     OpenAI's (API reference, chat completions). Grammars, temperature, top-k and top-p come after that.
+
+    With `prompt_lookup_num_tokens` above 0, each step drafts up to so many tokens by looking up the last ones (at most
+    `max_matching_ngram_size`) in the prompt and the answer, and the model checks them together. The answer is the same
+    as without, greedy or sampled, but comes in fewer steps where it repeats something. See `engine/lookup.py`.
 
     The same `seed` gives the same answer, alone or in a batch. `logprobs` keeps the log-probability of each token;
     `top_logprobs` also keeps those of the likeliest tokens. `json_schema` is a JSON schema, as text or parsed; it takes
@@ -43,6 +50,8 @@ class GenerationConfig(Config):
     frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
     logit_bias: dict[int, Annotated[float, Field(ge=-100, le=100)]] = Field(default={})
     seed: int | None = Field(default=None, ge=0, lt=2**63)
+    prompt_lookup_num_tokens: int = Field(default=0, ge=0, le=MAX_DRAFT)
+    max_matching_ngram_size: int = Field(default=3, ge=1, le=MAX_NGRAM)
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False

@@ -21,6 +21,9 @@ class GenerationSettings(TypedDict, total=False):
         frequency_penalty: -2 to 2; the same for each time that a token is there.
         logit_bias: token id -> -100 to 100, added to its score; -100 bans the token, 100 forces it.
         seed: makes sampling repeatable, alone or in a batch.
+        prompt_lookup_num_tokens: draft so many tokens at once from the prompt and the answer so far, for answers that
+            repeat much of them; the answer stays the same. 0 (default) is off, 10 is common.
+        max_matching_ngram_size: with it, how many tokens are looked up at most (default 3).
         stop: one or more texts; the answer ends before the first of them.
         stop_token_ids: token ids that end the answer, besides the model's own.
         logprobs: keep the log-probability of each token (`Completion.logprobs`).
@@ -38,6 +41,8 @@ class GenerationSettings(TypedDict, total=False):
     frequency_penalty: float
     logit_bias: Mapping[int, float]
     seed: int | None
+    prompt_lookup_num_tokens: int
+    max_matching_ngram_size: int
     stop: str | Sequence[str]
     stop_token_ids: Sequence[int]
     logprobs: bool
@@ -56,6 +61,8 @@ _DEFAULTS: Mapping[str, object] = {
     "frequency_penalty": 0.0,
     "logit_bias": {},
     "seed": None,
+    "prompt_lookup_num_tokens": 0,
+    "max_matching_ngram_size": 3,
     "stop": (),
     "stop_token_ids": (),
     "logprobs": False,
@@ -81,6 +88,14 @@ OTHER_NAMES: Mapping[str, str] = {
         "The texts that end an answer are set with stop, such as stop=['\\n'].",
     ),
     "eos_token_id": "Token ids that end an answer are set with stop_token_ids.",
+    **dict.fromkeys(
+        ("prompt_lookup_tokens", "num_speculative_tokens", "speculative_config", "prompt_lookup_max", "ngram"),
+        "Speculative decoding by prompt lookup is set with prompt_lookup_num_tokens, such as 10.",
+    ),
+    **dict.fromkeys(
+        ("assistant_model", "draft_model", "num_assistant_tokens", "speculative_model"),
+        "Draft models are not supported; prompt_lookup_num_tokens drafts from the prompt.",
+    ),
     "random_seed": "The seed is set with seed.",
     "no_repeat_ngram_size": "Repetition is reduced with repetition_penalty, presence_penalty or frequency_penalty.",
     **dict.fromkeys(

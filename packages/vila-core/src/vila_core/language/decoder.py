@@ -58,6 +58,11 @@ class Decoder(nn.Module):
         """Let `step` read new tokens from now on, instead of `forward`."""
         self._step = step
 
+    @property
+    def has_own_step(self) -> bool:
+        """Whether new tokens are read by a step of `use_step`, which rounds otherwise than `forward`."""
+        return self._step is not None
+
     def decode_step(self, embeds: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
         """One new token of each row, `[B, 1, D]` -> hidden states `[B, 1, D]`."""
         if self._step is not None:

@@ -17,6 +17,8 @@ from vila_core.language.capturing import capture
 from vila_core.language.fused_step import FusedStep, PagedView
 from vila_core.language.linear_groups import LinearGroup, group
 from vila_core.language.paged_rows import StepKind, StepRows
+from vila_core.language.paged_step import ReadyTokens
+from vila_core.language.read_ahead import TokensAhead, read_as_chunks
 from vila_core.ops.sampling import choose_tokens
 
 if TYPE_CHECKING:
@@ -88,6 +90,14 @@ class GraphPagedStep:
         graph = self.captured(count, kind)
         graph.graph.replay()
         return TokensOnTheWay(graph.logits[:count], graph.chosen[:count])
+
+    @torch.inference_mode()
+    def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
+        # The captured attention reads and writes one token of each row, in any order: drafts are read as prompts are.
+        hidden = read_as_chunks(self._decoder, self._cache, self._rows.table[: len(ahead.ids)], ahead)
+        logits = self._decoder.logits(hidden).contiguous()
+        picked = ahead.pick(self._rows, penalizes=kind.penalizes)
+        return ReadyTokens(logits, picked.choose(choose_tokens, logits, kind, ahead=1))
 
     @torch.inference_mode()
     def hidden(self, embeds: Tensor) -> Tensor:

@@ -149,6 +149,16 @@ class StepRows:
         """Restrict the next token of `row` to those whose bit in int32 `[⌈V / 32⌉]` is set; -1 allows all."""
         self.allowed[row] = bitmask.to(self.allowed.device)
 
+    def advance(self, tokens: Sequence[Sequence[int]], *, penalizes: bool) -> None:
+        """Let the first rows go on by the `tokens` of each, at least one, of which all but the last have been read."""
+        device = self.ids.device
+        self.ids[: len(tokens)] = torch.tensor([max(ids[-1], 0) for ids in tokens], device=device)
+        self.positions[: len(tokens)] += torch.tensor([len(ids) for ids in tokens], device=device)
+        if penalizes:
+            pairs = [(row, token_id) for row, ids in enumerate(tokens) for token_id in ids if token_id >= 0]
+            rows, chosen = torch.tensor(pairs, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+            self.counts.index_put_((rows, chosen), torch.ones_like(rows, dtype=torch.int32), accumulate=True)
+
     def move(self, source: int, target: int) -> None:
         """Make row `target` what row `source` is, and take `source` out of use."""
         for field in fields(self):

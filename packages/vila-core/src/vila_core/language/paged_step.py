@@ -19,6 +19,7 @@ from torch import Tensor
 from vila_core.language.divided import DividedDecoder, DividedPages, NativeDecoder, embedding, parts_of
 from vila_core.language.fused_step import step_refusal
 from vila_core.language.paged_rows import StepKind, StepRows
+from vila_core.language.read_ahead import TokensAhead, read_as_chunks
 from vila_core.ops.reference import UNUSABLE, choose_tokens
 
 if TYPE_CHECKING:
@@ -54,6 +55,13 @@ class PagedStep(Protocol):
 
     def launch(self, count: int, kind: StepKind) -> PendingTokens:
         """Read the next token of each of the first `count` rows, and choose the one after it."""
+        ...
+
+    def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
+        """Read several tokens of each of the first rows, and choose the one after each of them.
+
+        The rows stay as they are; `StepRows.advance` lets them go on.
+        """
         ...
 
     def hidden(self, embeds: Tensor) -> Tensor:
@@ -111,16 +119,29 @@ class TorchStep(ABC):
     def hidden(self, embeds: Tensor) -> Tensor:
         live = (self._rows.positions[: len(embeds)] >= 0).nonzero()[:, 0]
         hidden = torch.zeros_like(embeds)
-        hidden[live] = self._hidden(live, embeds[live][:, None])
+        hidden[live] = self._hidden(live, self._rows.positions[live], embeds[live][:, None])
         self._rows.positions[live] += 1
         return hidden
 
+    @torch.inference_mode()
+    def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
+        logits = self._llm.logits(self._hidden_ahead(ahead))
+        picked = ahead.pick(self._rows, penalizes=kind.penalizes)
+        return ReadyTokens(logits, picked.choose(choose_tokens, logits, kind, ahead=1))
+
+    def _hidden_ahead(self, ahead: TokensAhead) -> Tensor:
+        """Read several tokens of each row -> `[n, D]`, every token as if it were a row."""
+        device = self._rows.ids.device
+        embeds = self._llm.embed(ahead.flat_ids(device)[:, None])
+        return self._hidden(ahead.rows(device), ahead.positions(device), embeds)
+
     def _logits(self, live: Tensor) -> Tensor:
-        return self._llm.logits(self._hidden(live, self._llm.embed(self._rows.ids[live][:, None])))
+        embeds = self._llm.embed(self._rows.ids[live][:, None])
+        return self._llm.logits(self._hidden(live, self._rows.positions[live], embeds))
 
     @abstractmethod
-    def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
-        """`[n, 1, D]` -> `[n, D]`, for rows in use."""
+    def _hidden(self, rows: Tensor, positions: Tensor, embeds: Tensor) -> Tensor:
+        """Read a token of rows in use at `positions [n]`: `[n, 1, D]` -> `[n, D]`."""
 
     def _choose(self, rows: Tensor, logits: Tensor, kind: StepKind, *, ahead: int) -> ReadyTokens:
         picked = self._rows.pick(rows)
@@ -142,11 +163,18 @@ class TorchPagedStep(TorchStep):
 
     def __init__(self, decoder: NativeDecoder, cache: PagedCache | DividedPages, rows: StepRows):
         super().__init__(decoder, rows)
+        self._decoder = decoder
         self._cache = cache
 
-    def _hidden(self, live: Tensor, embeds: Tensor) -> Tensor:
-        positions = self._rows.positions[live]
-        cache = self._cache.rows(self._rows.table[live]).up_to(int(positions.max()) + 1)
+    def _hidden_ahead(self, ahead: TokensAhead) -> Tensor:
+        # Chunks read the cache once for each row. A decoder with a step of its own would choose other tokens.
+        if self._decoder.has_own_step or ahead.mostly_padding:
+            return super()._hidden_ahead(ahead)
+        return read_as_chunks(self._decoder, self._cache, self._rows.table[: len(ahead.ids)], ahead)
+
+    def _hidden(self, rows: Tensor, positions: Tensor, embeds: Tensor) -> Tensor:
+        # A row may come several times: every layer writes all keys and values before it reads any.
+        cache = self._cache.rows(self._rows.table[rows]).up_to(int(positions.max()) + 1)
         return self._llm.decode_step(embeds, positions[:, None], cache)[:, -1]
 
 
