@@ -22,8 +22,8 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.divided import NativeDecoder, embedding, new_pages
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.language.paged_prefill import prefill_graphs
-from vila_core.language.paged_rows import StepKind, StepRows
-from vila_core.language.paged_step import PagedStep, PendingTokens, ReadyTokens, TorchStep, paged_step
+from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
+from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
 from vila_core.language.read_ahead import TokensAhead
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from vila_core.language.capturing import capture
 from vila_core.language.fused_step import FusedStep, PagedView
 from vila_core.language.linear_groups import LinearGroup, group
-from vila_core.language.paged_rows import StepKind, StepRows
-from vila_core.language.paged_step import ReadyTokens
+from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead, read_as_chunks
 from vila_core.ops.sampling import choose_tokens
 

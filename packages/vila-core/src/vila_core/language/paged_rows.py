@@ -195,3 +195,14 @@ class StepRows:
             self.presence, self.frequency, self.counts, self.bias, self.allowed, ahead,
             kind.draws, kind.top_k, kind.top_p, kind.penalizes, kind.masks,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadyTokens:
+    """Tokens that have been computed."""
+
+    logits: Tensor
+    chosen: Tensor
+
+    def tokens(self) -> list[int]:
+        return self.chosen.tolist()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from vila_core.language.divided import DividedDecoder, DividedPages, NativeDecoder, embedding, parts_of
 from vila_core.language.fused_step import step_refusal
-from vila_core.language.paged_rows import StepKind, StepRows
+from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead, read_as_chunks
 from vila_core.ops.reference import UNUSABLE, choose_tokens
 
@@ -70,17 +69,6 @@ class PagedStep(Protocol):
         For inputs that are not tokens. Advances the positions of the rows, and chooses nothing.
         """
         ...
-
-
-@dataclass(frozen=True)
-class ReadyTokens:
-    """Tokens that have been computed."""
-
-    logits: Tensor
-    chosen: Tensor
-
-    def tokens(self) -> list[int]:
-        return self.chosen.tolist()
 
 
 class TorchStep(ABC):
