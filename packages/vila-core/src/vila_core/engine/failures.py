@@ -6,7 +6,7 @@ from vila_core.engine.runner import Runner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError, PromptTooLongError
 from vila_core.language import LanguageModel
-from vila_core.language.decoder import Decoder
+from vila_core.language.divided import NativeDecoder
 from vila_core.language.paged_cache import PAGE_SIZE
 
 
@@ -35,7 +35,7 @@ def check_drafting(runner: Runner, llm: LanguageModel) -> None:
     """Raise `GenerationError` if drafts cannot be checked with this model."""
     if runner.checks_drafts:
         return
-    kind = "with dynamic rotary scaling" if isinstance(llm, Decoder) else f"of type {type(llm).__name__}"
+    kind = "with dynamic rotary scaling" if isinstance(llm, NativeDecoder) else f"of type {type(llm).__name__}"
     raise GenerationError(
         f"prompt_lookup_num_tokens is not available for a language model {kind}: it reads new tokens one by one. Leave "
         "the setting out."

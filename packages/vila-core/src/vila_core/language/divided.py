@@ -121,6 +121,11 @@ class DividedDecoder(nn.Module, ABC):
     ) -> Tensor:
         """Embeddings `[B, T, D]` -> hidden states after the final norm `[B, T, D]`."""
 
+    @property
+    def has_own_step(self) -> bool:
+        """See `Decoder`: none of the parts has."""
+        return False
+
     def decode_step(self, embeds: Tensor, positions: Tensor, cache: Cache) -> Tensor:
         """One new token of each row, `[B, 1, D]` -> hidden states `[B, 1, D]`."""
         return self(embeds, positions=positions, cache=cache)

@@ -21,8 +21,9 @@ from vila_core.language.capturing import capture
 from vila_core.language.decoder import Block
 from vila_core.language.divided import DividedDecoder, DividedPages, embedding
 from vila_core.language.fused_step import FusedLayers, PagedView
-from vila_core.language.paged_graphs import TokensOnTheWay, bucket, choose_first, head_of
-from vila_core.language.paged_rows import StepKind, StepRows
+from vila_core.language.paged_graphs import TokensOnTheWay, bucket, choose_ahead, choose_first, head_of
+from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
+from vila_core.language.read_ahead import TokensAhead
 from vila_core.language.split import SplitDecoder
 from vila_core.language.tensor_parallel import Shard, TensorParallelDecoder
 from vila_core.ops.exchange import Peer, new_peers, require_meeting
@@ -42,6 +43,8 @@ class DividedGraphStep:
     """
 
     def __init__(self, decoder: DividedDecoder, cache: DividedPages, rows: StepRows):
+        self._whole = decoder
+        self._cache = cache
         self._decoder = decoder.decoder
         self._rows = rows
         self._works_together = isinstance(decoder, TensorParallelDecoder)
@@ -70,6 +73,10 @@ class DividedGraphStep:
         choice.hidden.copy_(self._run(F.embedding(self._rows.ids[:size], self._embedding)))
         choice.graph.replay()
         return TokensOfPeers(choice.logits[:count], choice.chosen[:count], self._peers)
+
+    @torch.inference_mode()
+    def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
+        return choose_ahead(self._whole, self._cache, self._rows, ahead, kind)
 
     @torch.inference_mode()
     def hidden(self, embeds: Tensor) -> Tensor:

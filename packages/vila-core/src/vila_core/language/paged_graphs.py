@@ -22,6 +22,7 @@ from vila_core.ops.sampling import choose_tokens
 
 if TYPE_CHECKING:
     from vila_core.language.decoder import Decoder
+    from vila_core.language.divided import DividedPages, NativeDecoder
     from vila_core.language.paged_cache import PagedCache
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -92,11 +93,7 @@ class GraphPagedStep:
 
     @torch.inference_mode()
     def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
-        # The captured attention reads and writes one token of each row, in any order: drafts are read as prompts are.
-        hidden = read_as_chunks(self._decoder, self._cache, self._rows.table[: len(ahead.ids)], ahead)
-        logits = self._decoder.logits(hidden).contiguous()
-        picked = ahead.pick(self._rows, penalizes=kind.penalizes)
-        return ReadyTokens(logits, picked.choose(choose_tokens, logits, kind, ahead=1))
+        return choose_ahead(self._decoder, self._cache, self._rows, ahead, kind)
 
     @torch.inference_mode()
     def hidden(self, embeds: Tensor) -> Tensor:
@@ -146,6 +143,18 @@ def bucket(count: int, most: int) -> int:
     """Return how many rows, `most` at most, a step of `count` rows computes."""
     found = next((size for size in BUCKETS if size >= count), -(-count // BUCKETS[-1]) * BUCKETS[-1])
     return min(found, most)
+
+
+def choose_ahead(
+    decoder: NativeDecoder, cache: PagedCache | DividedPages, rows: StepRows, ahead: TokensAhead, kind: StepKind
+) -> ReadyTokens:
+    """See `PagedStep.read_ahead`.
+
+    The captured attention reads and writes one token of each row, in any order, so drafts are read as prompts are.
+    """
+    logits = decoder.logits(read_as_chunks(decoder, cache, rows.table[: len(ahead.ids)], ahead)).contiguous()
+    picked = ahead.pick(rows, penalizes=kind.penalizes)
+    return ReadyTokens(logits, picked.choose(choose_tokens, logits, kind, ahead=1))
 
 
 def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from vila_core.language.decoder import Decoder
+    from vila_core.language.divided import DividedPages, NativeDecoder
     from vila_core.language.paged_cache import PagedCache
     from vila_core.language.paged_rows import StepRows
 
@@ -106,7 +106,9 @@ class PaddedTokens:
         return cls(padded.gather(1, index), positions, (steps <= last[:, None]).flatten().nonzero()[:, 0])
 
 
-def read_as_chunks(decoder: Decoder, cache: PagedCache, table: Tensor, ahead: TokensAhead) -> Tensor:
+def read_as_chunks(
+    decoder: NativeDecoder, cache: PagedCache | DividedPages, table: Tensor, ahead: TokensAhead
+) -> Tensor:
     """Read tokens of rows with pages `table [B, pages of a row]` in one forward pass -> hidden states `[n, D]`."""
     padded = PaddedTokens.of(ahead, table.device)
     limit = max(start + len(ids) for start, ids in zip(ahead.starts, ahead.ids, strict=True))
