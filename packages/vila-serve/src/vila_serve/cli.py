@@ -125,6 +125,10 @@ class LimitOptions:
         int | None, _limit("--max-request-bytes", help="Largest request, media included (67,108,864).")
     ] = None
     cache_bytes: Annotated[int | None, _limit("--cache-bytes", help="Memory of the KV cache.")] = None
+    kv_cache_dtype: Annotated[
+        str | None,
+        _limit("--kv-cache-dtype", metavar="NAME", help="auto, or fp8: nearly twice the tokens in its memory (auto)."),
+    ] = None
     shutdown_timeout: Annotated[
         int | None, _limit("--shutdown-timeout", metavar="SECONDS", help="For running requests at the end (60).")
     ] = None

@@ -81,6 +81,7 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
             max_batch=settings.max_batch,
             max_queue=settings.max_batch + settings.max_queue,
             cache_bytes=settings.cache_bytes,
+            kv_cache_dtype=settings.kv_cache_dtype,
         ),
         progress=progress,
     )
@@ -90,7 +91,8 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
     if held < context:
         warn(
             f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "
-            "refused. Give it more memory with --cache-bytes, or use a smaller or quantized model."
+            "refused. Give it more memory with --cache-bytes, or use --kv-cache-dtype fp8, or a smaller or quantized "
+            "model."
         )
     return model
 

@@ -65,6 +65,7 @@ class ServeSettings(BaseSettings):
         max_choices: most answers (`n`) of one request.
         max_media: most images and videos of one request.
         cache_bytes: memory of the KV cache; None as in `vila_core.EngineConfig`.
+        kv_cache_dtype: "auto" or "fp8", as in `vila_core.EngineConfig`.
         default_max_tokens, default_temperature, default_top_p: for requests that do not set them. The defaults are
             those of VILA's own server.
         api_key: what clients must send as `Authorization: Bearer KEY` on every route but /health; None lets all in.
@@ -106,6 +107,7 @@ class ServeSettings(BaseSettings):
     max_choices: int = Field(default=8, ge=1, le=128)
     max_media: int = Field(default=64, ge=0, le=10_000)
     cache_bytes: PositiveInt | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     default_max_tokens: PositiveInt = 512
     default_temperature: float = Field(default=0.2, ge=0, le=2)
     default_top_p: float = Field(default=0.9, gt=0, le=1)
