@@ -254,7 +254,7 @@ def docs(session: nox.Session) -> None:
     share_core(session)
     # ruff formats the signatures of the API reference.
     site = ("mkdocs-material", "mkdocstrings-python", "ruff")
-    tools = ("pytest", "pytest-xdist", "sybil", "nbclient", "ipykernel")
+    tools = ("pytest", "pytest-xdist", "sybil", "nbclient", "ipykernel", "openai")
     session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, *site, *tools)
     if session.posargs == ["serve"]:
         session.run("mkdocs", "serve")

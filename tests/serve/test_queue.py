@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +19,9 @@ import httpx2
 import openai
 import pytest
 from tests.serve.conftest import MEDIA, RunningServer, image_part, user
+
+from vila_core.errors import VilaWarning
+from vila_serve.settings import ServeSettings
 
 CHAT = "/v1/chat/completions"
 
@@ -266,6 +271,39 @@ def test_wrong_settings_are_named_in_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("Error: ")
     assert message in last
+
+
+def test_lists_of_the_environment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VILA_ALLOW_DOMAIN", "a.example, .b.example")
+    monkeypatch.setenv("VILA_CORS_ORIGINS", "https://a.example")
+    settings = ServeSettings.read()
+    assert settings.allow_domains == ("a.example", ".b.example")
+    assert settings.cors_origins == ("https://a.example",)
+    assert ServeSettings.read({"allow_domains": "c.example"}).allow_domains == ("c.example",)
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("VILA_MODEL", "Use model_path"),
+        ("VILA_MAX_MODEL_LEN", "Use max_context"),
+        ("VILA_MAXBATCH", "Did you mean VILA_MAX_BATCH?"),
+        ("VILA_APIKEY", "Did you mean VILA_API_KEY?"),
+        ("VILA_PORTS", "Did you mean VILA_PORT?"),
+    ],
+)
+def test_a_misspelled_variable_is_said(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(variable, "7")
+    with pytest.warns(VilaWarning, match=f"{variable} is not a setting of the server. {re.escape(hint)}"):
+        ServeSettings.read()
+
+
+def test_variables_of_other_programs_are_left_alone(monkeypatch: pytest.MonkeyPatch):
+    for name in ("VILA_PLUGINS", "VILA_STRICT_PLUGINS", "VILA_EVAL_CACHE", "VILA_QUANT_CACHE", "VILA_JUDGE_API_KEY"):
+        monkeypatch.setenv(name, "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ServeSettings.read()
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(server: RunningServer, capsys: Any):

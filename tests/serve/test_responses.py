@@ -19,6 +19,10 @@ def question(name: str, text: str) -> dict[str, Any]:
     return {"role": "user", "content": [image, {"type": "input_text", "text": text}]}
 
 
+def question_with(url: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url, "detail": "auto"}]}
+
+
 def ask(client: openai.OpenAI, *messages: Any, **fields: Any) -> Any:
     return client.responses.create(model="vila-tiny", temperature=0, input=list(messages), **fields)
 
@@ -155,6 +159,11 @@ def test_the_stream_helper_of_the_openai_package(client: openai.OpenAI):
         ({"max_output_tokens": 0}, 400, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}}, 400, "text.format"),
         ({"input": "word " * 5000}, 400, None),
+        (
+            {"instructions": "Be brief.", "input": [question_with("file:///etc/passwd")]},
+            400,
+            "input[0].content[0]",
+        ),
     ],
     ids=lambda value: str(value)[:50],
 )

@@ -1,5 +1,6 @@
 """Settings of the server: from the command line, then the environment (`VILA_PORT` is `port`), then the defaults."""
 
+import difflib
 import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -7,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from vila_core.errors import ConfigError, ValidationProblem, shown, unknown_name, validation_problems
+from vila_core.errors import ConfigError, ValidationProblem, shown, unknown_name, validation_problems, warn
 
 PREFIX = "VILA_"
 MIB = 1024 * 1024
@@ -132,7 +133,8 @@ class ServeSettings(BaseSettings):
             ConfigError: a setting is unknown or out of range. The message names the setting, where it came from, the
                 value and what is allowed.
         """
-        given = given or {}
+        _warn_about_misspelled_variables()
+        given = {**_singular_variables(), **(given or {})}
         if "api_key" not in given and os.environ.get(f"{PREFIX}API_KEY") == "":
             raise ConfigError(f"{PREFIX}API_KEY is empty, which would let everybody in. Set a key, or unset it.")
         for name in given:
@@ -162,3 +164,21 @@ def _explain(problem: ValidationProblem, given: Mapping[str, Any]) -> str:
 
 def _environment() -> set[str]:
     return {name.upper() for name in os.environ}
+
+
+def _singular_variables() -> dict[str, str]:
+    """Return lists whose variable is named as their option: VILA_ALLOW_DOMAIN for --allow-domain."""
+    names = {f"{PREFIX}{name.upper().removesuffix('S')}": name for name in ("allow_domains", "cors_origins")}
+    return {name: os.environ[variable] for variable, name in names.items() if os.environ.get(variable)}
+
+
+def _warn_about_misspelled_variables() -> None:
+    """Warn about variables that look like settings but are none: a server that ignores them has other limits."""
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX).lower()
+        if variable == name or name in (*ServeSettings.model_fields, "allow_domain", "cors_origin"):
+            continue
+        nearest = difflib.get_close_matches(name, ServeSettings.model_fields, n=1, cutoff=0.8)
+        if name in OTHER_NAMES or nearest:
+            hint = OTHER_NAMES.get(name) or f"Did you mean {PREFIX}{nearest[0].upper()}?"
+            warn(f"The environment variable {variable} is not a setting of the server. {hint}")

@@ -36,21 +36,27 @@ class Media(Protocol):
 
 
 async def read_conversation(
-    messages: Sequence[ChatMessage], media: Media, template: ChatTemplate, max_media: int
+    messages: Sequence[ChatMessage],
+    media: Media,
+    template: ChatTemplate,
+    max_media: int,
+    places: Sequence[str] | None = None,
 ) -> list[Message]:
     """Open the media of a request and return its conversation.
 
-    Neighboring messages of the same role become one, since models are trained on turns.
+    Neighboring messages of the same role become one, since models are trained on turns. `places` name the messages in
+    errors, as fields of the request.
 
     Raises:
         ApiError: there are too many media, one cannot be opened, or the model's template has no room for a system
             message or a tool.
     """
     _check_template(messages, template)
+    places = places or [f"messages[{index}]" for index in range(len(messages))]
     parts = [
-        (f"messages[{index}].content[{place}]", part)
-        for index, message in enumerate(messages)
-        for place, part in enumerate(message.content or ())
+        (f"{place}.content[{index}]", part)
+        for place, message in zip(places, messages, strict=True)
+        for index, part in enumerate(message.content or ())
     ]
     num_media = sum(not isinstance(part, TextPart | RefusalPart) for _, part in parts)
     if num_media > max_media:

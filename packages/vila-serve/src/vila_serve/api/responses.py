@@ -54,11 +54,13 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
     service.check_model(body.model)
     service.check_length(len(body.input))
     config = _config(service, body)
+    instructions = _instructions(body)
     conversation = await read_conversation(
-        [*_instructions(body), *map(_as_chat_message, body.input)],
+        [*instructions, *map(_as_chat_message, body.input)],
         service.media,
         service.model.template,
         service.settings.max_media,
+        [*("instructions" for _ in instructions), *(f"input[{index}]" for index in range(len(body.input)))],
     )
     (answer,) = await service.answer(conversation, [config])
     growing = _GrowingResponse(service, body, config, answer)
