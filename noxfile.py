@@ -25,6 +25,7 @@ DISTRIBUTIONS = ("vila-core", "vila-train", "vila-quant", "vila-serve", "vila-ev
 PYTHONS = ("3.11", "3.12", "3.13")
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python of all sessions but `tests`
 TESTED_SET = ("-c", "constraints.txt")
+PAGE_SET = ("-c", "constraints-page.txt")  # for environments with Gradio, which needs an older Pillow
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
 # The triton version is the one that this torch requires on CUDA.
@@ -39,6 +40,7 @@ OWN_SESSIONS = (
     "timm",
     "lmms_eval",
     "interop",
+    "page",
     "docs",
     "replicas",
 )  # folders of tests that need packages of other sessions
@@ -88,7 +90,7 @@ def demo(session: nox.Session) -> None:
 def serve(session: nox.Session) -> None:
     """Serve the embedded model, or another: `nox -s serve -- --model-path MODEL --port 8000`."""
     share_core(session)
-    session.install(*TESTED_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve")
+    session.install(*PAGE_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve[page]")
     session.run("vila-serve", *session.posargs)
 
 
@@ -193,6 +195,14 @@ def interop(session: nox.Session) -> None:
 
 
 @nox.session(requires=["core"])
+def page(session: nox.Session) -> None:
+    """Test the chat page, in headless Chromium if it is installed."""
+    share_core(session)
+    session.install(*PAGE_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve[page]", "pytest", "selenium")
+    session.run("pytest", "tests/page", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
 def bench(session: nox.Session) -> None:
     """Run a benchmark, such as benchmarks/decode.py: `nox -s bench -- decode --help`. Without a name, list them."""
     scripts = {path.stem: path for path in sorted(Path("benchmarks").glob("*.py"))}
@@ -269,17 +279,32 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def constraints(session: nox.Session) -> None:
     """Resolve all dependencies again and write them to constraints.txt. Run the checks before you commit it."""
-    report = Path(session.create_tmp()) / "resolved.json"
     local = [f"packages/{name}" for name in DISTRIBUTIONS[1:]]
-    resolve = ("pip", "install", "--quiet", "--upgrade", "--dry-run", "--ignore-installed", "--report", str(report))
-    session.run(
-        "python", "-m", *resolve, *TORCH_PINS, "packages/vila-core[timm]", "packages/vila-serve[ray]", *local, *TOOLS
+    head = "# The versions that the checks run with.\n"
+    pin(
+        session,
+        "constraints.txt",
+        head,
+        *TORCH_PINS,
+        "packages/vila-core[timm]",
+        "packages/vila-serve[ray]",
+        *local,
+        *TOOLS,
     )
+    head = "# The versions that the chat page is tested and built with: Gradio needs an older Pillow.\n"
+    page = ("packages/vila-core", "packages/vila-serve[page,tracing]", "pytest", "selenium", "hatchling")
+    pin(session, "constraints-page.txt", head, *TORCH_PINS, *page)
+
+
+def pin(session: nox.Session, file: str, head: str, *requirements: str) -> None:
+    """Write the newest versions that fit together to a file of constraints."""
+    report = Path(session.create_tmp()) / "resolved.json"
+    resolve = ("pip", "install", "--quiet", "--upgrade", "--dry-run", "--ignore-installed", "--report", str(report))
+    session.run("python", "-m", *resolve, *requirements)
     packages = [item["metadata"] for item in json.loads(report.read_text(encoding="utf-8"))["install"]]
     pins = {package["name"].lower().replace("_", "-"): package["version"].split("+")[0] for package in packages}
     lines = [f"{name}=={version}" for name, version in sorted(pins.items()) if name not in DISTRIBUTIONS]
-    head = "# The versions that the checks run with. Written by `nox -s constraints`.\n"
-    Path("constraints.txt").write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+    Path(file).write_text(head + "# Written by `nox -s constraints`.\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 @nox.session(venv_backend="none")

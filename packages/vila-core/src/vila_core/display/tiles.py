@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def _draw_part(part: Part, pixels: "PixelConfig") -> Image.Image:
     height, width = part.tiles.values.shape[2:]
     scale = min(1.0, CELL / max(height, width)) if max(height, width) > CELL else max(1, CELL // max(height, width))
     cell = (max(1, round(width * scale)), max(1, round(height * scale)))
-    pictures = [Image.fromarray(picture).resize(cell) for picture in _to_bytes(part.tiles, pixels)]
+    pictures = [picture.resize(cell) for picture in tile_pictures(part.tiles, pixels)]
     across = max(columns for _, columns in part.blocks)
     rows = [-(-count // columns) for count, columns in part.blocks]
     title = f"{part.name}: {part.description}, {part.tokens:,} tokens".replace("×", "x")  # Pillow's font lacks the sign
@@ -117,11 +116,11 @@ def _draw_part(part: Part, pixels: "PixelConfig") -> Image.Image:
     return sheet
 
 
-def _to_bytes(tiles: "Tiles", pixels: "PixelConfig") -> npt.NDArray[np.uint8]:
-    """Undo the normalization: float32 `[N, 3, H, W]` -> uint8 `[N, H, W, 3]`."""
+def tile_pictures(tiles: "Tiles", pixels: "PixelConfig") -> list[Image.Image]:
+    """Return the N tiles as pictures: the normalization is undone."""
     values = tiles.pixels.float().cpu().numpy().transpose(0, 2, 3, 1)
     values = (values * np.asarray(pixels.std, np.float32) + np.asarray(pixels.mean, np.float32)) * 255
-    return values.round().clip(0, 255).astype(np.uint8)
+    return [Image.fromarray(one) for one in values.round().clip(0, 255).astype(np.uint8)]
 
 
 def _draw_budget(parts: Sequence[Part], context: int, width: int) -> Image.Image:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from importlib.util import find_spec
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -75,6 +76,10 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     app.include_router(status.router(service))
     document(app)
     _add_layers(app, service, tracing)
+    if settings.page and ("page" in settings.model_fields_set or find_spec("gradio") is not None):
+        from vila_serve.page.page import add_page  # imported here because of gradio, which takes seconds
+
+        add_page(app, service)
     return app
 
 

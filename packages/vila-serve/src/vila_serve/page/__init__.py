@@ -1,0 +1,1 @@
+"""The chat page at `/`. It needs the extra `vila-serve[page]`."""

@@ -1,0 +1,149 @@
+"""The conversation as the page keeps it, and as the model reads it.
+
+The page sends the whole conversation with each question, so that the server keeps none. A message is a dict with "role"
+and "content", a list of parts: `{"type": "text", "text": …}` or `{"type": "file", "file": {"path": …}}`.
+"""
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vila_core import Image, Message, Video
+from vila_core.errors import MediaError
+
+PageMessage = dict[str, Any]
+MIME_TYPES = {
+    **{f".{name}": f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "bmp", "avif", "tiff")},
+    ".jpg": "image/jpeg",
+    ".tif": "image/tiff",
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".webm": "video/webm",
+    ".mov": "video/quicktime",
+    ".mkv": "video/x-matroska",
+    ".avi": "video/x-msvideo",
+}
+"""By the ending of a file's name."""
+ENDINGS = tuple(MIME_TYPES)
+
+
+class Media(Protocol):
+    """Opens images and videos within the server's limits."""
+
+    async def open_image(self, url: str, detail: str | None = None) -> Image:
+        """Return the image at a `data:` URI."""
+        ...
+
+    async def open_video(self, url: str, frames: int | None = None, fps: float | None = None) -> Video:
+        """Return the video at a `data:` URI."""
+        ...
+
+
+def mime_type_of(path: Path) -> str:
+    """Return the type of a file by its name; the decoder looks at its contents."""
+    return MIME_TYPES.get(path.suffix.lower(), "application/octet-stream")
+
+
+def user_message(text: str, files: Sequence[str]) -> PageMessage:
+    """Return a message of the user with files above its text."""
+    parts: list[dict[str, Any]] = [
+        {"type": "file", "file": {"path": path, "mime_type": mime_type_of(Path(path))}} for path in files
+    ]
+    return {"role": "user", "content": [*parts, *([text_part(text)] if text else [])]}
+
+
+def assistant_message(text: str) -> PageMessage:
+    """Return a message of the model."""
+    return {"role": "assistant", "content": [text_part(text)]}
+
+
+def text_part(text: str) -> dict[str, Any]:
+    """Return text as a part. As a plain string, Gradio would remove its indentation."""
+    return {"type": "text", "text": text}
+
+
+def in_turns(history: Sequence[PageMessage]) -> list[PageMessage]:
+    """Return the conversation with one message per turn: Gradio may split a message with files."""
+    turns: list[PageMessage] = []
+    for message in history:
+        role = "assistant" if message["role"] == "assistant" else "user"
+        content = message["content"]
+        parts = [text_part(content)] if isinstance(content, str) else list(content)
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += parts
+        else:
+            turns.append({"role": role, "content": parts})
+    return turns
+
+
+def up_to_question(history: Sequence[PageMessage], index: int) -> list[PageMessage]:
+    """Return the conversation up to the question that the message `index` belongs to; its answer is left out."""
+    end = min(index, len(history) - 1)
+    while end >= 0 and history[end]["role"] == "assistant":
+        end -= 1
+    while end + 1 < len(history) and history[end + 1]["role"] == "user":
+        end += 1
+    return list(history[: end + 1])
+
+
+def with_text(history: Sequence[PageMessage], text: str) -> list[PageMessage]:
+    """Return the conversation with another text in its last question."""
+    turns = in_turns(history)
+    files = paths_of(turns[-1])
+    return [*turns[:-1], user_message(text, files)]
+
+
+def paths_of(message: PageMessage) -> list[str]:
+    """Return the files of a message."""
+    return [part["file"]["path"] for part in message["content"] if part.get("type") == "file"]
+
+
+def text_of(message: PageMessage) -> str:
+    """Return the text of a message."""
+    return "\n".join(part["text"] for part in message["content"] if part.get("type") == "text")
+
+
+async def read_history(
+    history: Sequence[PageMessage], system_prompt: str, media: Media, folders: Sequence[Path], frames: int
+) -> list[Message]:
+    """Return the conversation as the model reads it.
+
+    Args:
+        history: ends with a question.
+        system_prompt: empty for none.
+        media: opens the files.
+        folders: where files may lie.
+        frames: per video.
+
+    Raises:
+        MediaError: a file is elsewhere, gone, or of another kind, or cannot be opened.
+    """
+    messages = [Message("system", [system_prompt])] if system_prompt.strip() else []
+    for turn in in_turns(history):
+        content: list[str | Image | Video] = []
+        for part in turn["content"]:
+            if part.get("type") == "text":
+                content.append(part["text"])
+            elif part.get("type") == "file":
+                content.append(await _open(Path(part["file"]["path"]), media, folders, frames))
+        messages.append(Message(turn["role"], content))
+    return messages
+
+
+async def _open(path: Path, media: Media, folders: Sequence[Path], frames: int) -> Image | Video:
+    resolved, ending = path.resolve(), path.suffix.lower()
+    if not any(resolved.is_relative_to(folder) for folder in folders) or not resolved.is_file():
+        raise MediaError("A file of this conversation is not on the server any more. Add it again.")
+    if ending not in ENDINGS:
+        raise MediaError(f"'{path.name[:80]}' is neither an image nor a video. Known endings: {' '.join(ENDINGS)}.")
+    mime_type = mime_type_of(resolved)
+    url = await asyncio.to_thread(_as_data_uri, resolved, mime_type)
+    if mime_type.startswith("video/"):
+        return await media.open_video(url, frames)
+    return await media.open_image(url)
+
+
+def _as_data_uri(path: Path, mime_type: str) -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,394 @@
+"""The chat page: its parts, and what happens when the user does something."""
+
+# gradio is not installed where the types are checked.
+# pyright: reportUnknownParameterType=false
+
+import contextlib
+import html
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+
+from vila_core.chat import SeparatorTemplate
+from vila_core.plugins.lazy import optional_import
+from vila_serve.page.history import (
+    ENDINGS,
+    PageMessage,
+    assistant_message,
+    in_turns,
+    paths_of,
+    text_of,
+    up_to_question,
+    user_message,
+    with_text,
+)
+from vila_serve.page.routes import PageRoute
+from vila_serve.page.texts import ENGLISH, LANGUAGES, Texts, language_of
+from vila_serve.page.turn import Choices, Turns
+
+with optional_import("The chat page", "vila-serve[page]", "gradio"):
+    import gradio as gr  # pyright: ignore[reportMissingImports] - installed with the extra only
+    from gradio.themes import Base  # pyright: ignore[reportMissingImports]
+
+if TYPE_CHECKING:
+    from vila_serve.api.service import Service
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE / "examples"
+QUESTIONS = (
+    ("What is in the picture?", ("scene.png",)),
+    ("What color is the highest bar?", ("chart.png",)),
+    ("Which picture has more objects?", ("pair-1.png", "pair-2.png")),
+    ("Which way does the yellow moon move?", ("motion.mp4",)),
+)
+"""What the page offers to try. The embedded model can answer them, and understands English only."""
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans SC", "PingFang SC", "Microsoft YaHei", "sans-serif")
+MONOSPACED = ("ui-monospace", "SF Mono", "Consolas", "monospace")
+KEEP_SECONDS = 24 * 60 * 60
+"""Uploaded files are deleted after a day."""
+MAX_STORED_BYTES = 2 << 30
+MAX_ANSWER = 4096
+MAX_FRAMES = 64
+TOGGLE_THEME = """() => {
+    const dark = document.body.classList.toggle("dark");
+    localStorage.setItem("vila-theme", dark ? "dark" : "light");
+}"""
+ON_LOAD = """() => {
+    const chosen = localStorage.getItem("vila-theme");
+    if (chosen) document.body.classList.toggle("dark", chosen === "dark");
+}"""
+HEAD = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+
+Update = dict[str, Any]
+Labels = Callable[[Texts], Update]
+"""The properties of a part of the page in a language."""
+
+
+def add_page(app: FastAPI, service: "Service") -> None:
+    """Serve the chat page at `/` of `app`. Call it after all other routes have been added.
+
+    Raises:
+        MissingDependencyError: the extra `page` is not installed.
+    """
+    uploads = Path(tempfile.mkdtemp(prefix="vila-serve-"))  # for this user only
+    # Gradio takes the folder for uploads, and whether to report usage, from the environment only.
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    settings = service.settings
+    max_upload = settings.max_request_bytes * 3 // 4  # as much as a request holds in base64
+    holder = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gr.mount_gradio_app(
+        holder,
+        build_page(service, uploads),
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[str(EXAMPLES)],
+        max_file_size=max_upload,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        show_error=True,
+        theme=_theme(),
+        css_paths=HERE / "style.css",
+        head=HEAD,
+    )
+    app.router.routes.append(
+        PageRoute(
+            holder,
+            uploads=uploads,
+            folders=[EXAMPLES],
+            max_upload_bytes=max_upload,
+            max_stored_bytes=max(MAX_STORED_BYTES, 4 * max_upload),
+        )
+    )
+    outer = app.router.lifespan_context
+
+    @contextlib.asynccontextmanager
+    async def life(running: FastAPI) -> AsyncGenerator[Any]:
+        try:
+            async with outer(running) as state, holder.router.lifespan_context(holder):
+                yield state
+        finally:
+            shutil.rmtree(uploads, ignore_errors=True)
+
+    app.router.lifespan_context = life
+
+
+def _theme() -> Base:
+    return Base(
+        primary_hue="teal", neutral_hue="zinc", radius_size="lg", spacing_size="md", font=FONTS, font_mono=MONOSPACED
+    )
+
+
+def build_page(service: "Service", uploads: Path) -> gr.Blocks:
+    """Return the page, which answers with the server's engine.
+
+    Args:
+        service: of the server.
+        uploads: where Gradio keeps what users upload.
+    """
+    turns = Turns(service, [uploads, EXAMPLES])
+    with gr.Blocks(title=f"{service.model_name} · VILA Kit", fill_width=True, delete_cache=(600, KEEP_SECONDS)) as page:
+        parts = _Parts.build(service)
+        _Events(parts, turns).connect(page)
+    page.queue(default_concurrency_limit=None, max_size=4 * (service.settings.max_batch + service.settings.max_queue))
+    return page
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The parts of the page.
+
+    Attributes:
+        labeled: parts with texts, and their properties in a language.
+        choices: the inputs of `Choices`, in the order of its fields.
+    """
+
+    language: gr.Radio
+    theme: gr.Button
+    new_chat: gr.Button
+    chat: gr.Chatbot
+    box: gr.MultimodalTextbox
+    status: gr.HTML
+    seen: gr.HTML
+    choices: Sequence[Any]
+    labeled: Sequence[tuple[Any, Labels]]
+
+    @classmethod
+    def build(cls, service: "Service") -> "_Parts":
+        texts, labeled = ENGLISH, list[tuple[Any, Labels]]()
+
+        def label(part: Any, labels: Labels) -> Any:
+            labeled.append((part, labels))
+            return part
+
+        with gr.Row(elem_id="top"):
+            name = html.escape(service.model_name)
+            gr.HTML(f"<h1>VILA Kit</h1><p>{name}</p>", elem_id="name", container=False)
+            new_chat = label(
+                gr.Button(texts.new_chat, size="sm", elem_id="new-chat"), lambda texts: {"value": texts.new_chat}
+            )
+            language = gr.Radio(
+                [(one.name, code) for code, one in LANGUAGES.items()],
+                value=texts.code,
+                show_label=False,
+                container=False,
+                elem_id="language",
+            )
+            theme = gr.Button("◐", size="sm", elem_id="theme")
+        with gr.Row(elem_id="main"):
+            with gr.Column(elem_id="conversation", scale=5, min_width=320):
+                chat = label(
+                    gr.Chatbot(
+                        show_label=False,
+                        container=False,
+                        height=None,
+                        placeholder=texts.welcome,
+                        examples=[
+                            {"text": text, "files": [str(EXAMPLES / name) for name in files]}
+                            for text, files in QUESTIONS
+                        ],
+                        editable="user",
+                        buttons=["copy"],
+                        feedback_options=None,
+                        elem_id="chat",
+                    ),
+                    lambda texts: {"placeholder": texts.welcome},
+                )
+                status = gr.HTML("", elem_id="status", container=False)
+                box = label(
+                    gr.MultimodalTextbox(
+                        placeholder=texts.ask,
+                        show_label=False,
+                        container=False,
+                        sources="upload",
+                        file_count="multiple",
+                        file_types=list(ENDINGS),
+                        max_lines=8,
+                        autofocus=True,
+                        stop_btn=False,
+                        elem_id="box",
+                    ),
+                    lambda texts: {"placeholder": texts.ask},
+                )
+            with gr.Column(elem_id="side", scale=2, min_width=300):
+                with label(gr.Accordion(texts.seen, open=True), lambda texts: {"label": texts.seen}):
+                    seen = gr.HTML(_note(texts.seen_empty), elem_id="seen", container=False)
+                with label(gr.Accordion(texts.settings, open=False), lambda texts: {"label": texts.settings}):
+                    choices = _choices(service, label)
+        return cls(language, theme, new_chat, chat, box, status, seen, choices, labeled)
+
+
+def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[Any]:
+    """Make the inputs of `Choices`."""
+    texts, settings, model = ENGLISH, service.settings, service.model
+    longest = min(settings.max_tokens or MAX_ANSWER, MAX_ANSWER, model.config.language_model.max_length)
+    # Such a template has a fixed system prompt.
+    has_system = not isinstance(model.template, SeparatorTemplate)
+    return [
+        label(
+            gr.Textbox(
+                label=texts.system_prompt,
+                placeholder=texts.system_prompt_hint,
+                lines=2,
+                max_lines=8,
+                visible=has_system,
+            ),
+            lambda texts: {"label": texts.system_prompt, "placeholder": texts.system_prompt_hint},
+        ),
+        label(
+            gr.Slider(1, longest, min(settings.default_max_tokens, longest), step=1, label=texts.max_tokens),
+            lambda texts: {"label": texts.max_tokens},
+        ),
+        label(
+            gr.Slider(
+                0, 2, settings.default_temperature, step=0.05, label=texts.temperature, info=texts.temperature_hint
+            ),
+            lambda texts: {"label": texts.temperature, "info": texts.temperature_hint},
+        ),
+        label(
+            gr.Slider(0.05, 1, settings.default_top_p, step=0.05, label=texts.top_p),
+            lambda texts: {"label": texts.top_p},
+        ),
+        label(
+            gr.Number(None, precision=0, label=texts.seed, info=texts.seed_hint),
+            lambda texts: {"label": texts.seed, "info": texts.seed_hint},
+        ),
+        label(
+            gr.Slider(
+                1,
+                max(MAX_FRAMES, model.config.preprocess.num_video_frames),
+                model.config.preprocess.num_video_frames,
+                step=1,
+                label=texts.frames,
+                info=texts.frames_hint,
+            ),
+            lambda texts: {"label": texts.frames, "info": texts.frames_hint},
+        ),
+        label(
+            gr.Textbox(
+                label=texts.schema,
+                info=texts.schema_hint,
+                placeholder='{"type": "object", "properties": {…}}',
+                lines=4,
+                max_lines=12,
+                elem_id="schema",
+            ),
+            lambda texts: {"label": texts.schema, "info": texts.schema_hint},
+        ),
+    ]
+
+
+class _Events:
+    """What happens when the user does something."""
+
+    def __init__(self, parts: _Parts, turns: Turns):
+        self._parts = parts
+        self._turns = turns
+
+    def connect(self, page: gr.Blocks) -> None:
+        """Connect the parts of the page."""
+        parts, private = self._parts, {"api_visibility": "private", "show_progress": "hidden"}
+        answer_inputs = [parts.chat, parts.language, *parts.choices]
+        answer_outputs = [parts.chat, parts.box, parts.status, parts.seen]
+        begin_outputs = [parts.chat, parts.box, parts.status]
+        begun = [
+            parts.box.submit(self.ask, [parts.box, parts.chat, parts.language], begin_outputs, **private),
+            parts.chat.example_select(self.try_example, parts.chat, begin_outputs, **private),
+            parts.chat.retry(self.retry, parts.chat, begin_outputs, **private),
+            parts.chat.edit(self.edit, parts.chat, begin_outputs, **private),
+        ]
+        answers = [
+            one.success(self.answer, answer_inputs, answer_outputs, concurrency_id="answer", **private) for one in begun
+        ]
+        parts.box.stop(self.stop, [parts.language], [parts.box, parts.status], cancels=answers, **private)
+        new = parts.new_chat.click(self.start_over, [parts.language], answer_outputs, cancels=answers, **private)
+        new.then(fn=None, js="() => document.querySelector('#box textarea')?.focus()", **private)
+        labeled = [part for part, _ in parts.labeled]
+        parts.language.change(self.translate, [parts.language, parts.chat], [*labeled, parts.seen], **private)
+        parts.theme.click(fn=None, js=TOGGLE_THEME, **private)
+        page.load(self.greet, None, parts.language, js=ON_LOAD, **private)
+
+    # -------------------------------------------------------------------------------------------- questions
+
+    async def ask(self, message: Update, history: list[PageMessage], language: str) -> tuple[Any, Any, str]:
+        """Put what the box holds into the conversation."""
+        texts = LANGUAGES[language]
+        text, files = str(message.get("text") or ""), list(message.get("files") or [])
+        if not text.strip():
+            raise gr.Error(texts.empty, title="", print_exception=False)
+        return [*in_turns(history), user_message(text, files)], self._busy_box(), ""
+
+    async def try_example(self, history: list[PageMessage], selected: gr.SelectData) -> tuple[Any, Any, str]:
+        """Ask one of the questions that the empty page offers."""
+        text, files = QUESTIONS[int(selected.index) % len(QUESTIONS)]
+        message = user_message(text, [str(EXAMPLES / name) for name in files])
+        return [*in_turns(history), message], self._busy_box(), ""
+
+    async def retry(self, history: list[PageMessage], retried: gr.RetryData) -> tuple[Any, Any, str]:
+        """Take the answer back, to ask for another one."""
+        return in_turns(up_to_question(history, _index(retried.index))), self._busy_box(), ""
+
+    async def edit(self, history: list[PageMessage], edited: gr.EditData) -> tuple[Any, Any, str]:
+        """Change a question, and take back what came after it."""
+        kept = up_to_question(history, _index(edited.index))
+        return with_text(kept, str(edited.value)), self._busy_box(), ""
+
+    async def answer(self, history: list[PageMessage], language: str, *choices: Any) -> AsyncIterator[tuple[Any, ...]]:
+        """Stream the answer to the last question. If there is none, the question goes back into the box."""
+        texts, turns = LANGUAGES[language], in_turns(history)
+        if not turns or turns[-1]["role"] != "user":
+            return
+        async for shown in self._turns.answer(turns, Choices(*choices), texts):
+            if shown.error is not None:
+                question = {"text": text_of(turns[-1]), "files": paths_of(turns[-1])}
+                box = gr.update(value=question, submit_btn=True, stop_btn=False)
+                yield turns[:-1], box, _note(shown.error, "error"), gr.skip()
+                return
+            conversation = gr.skip() if shown.text is None else [*turns, assistant_message(shown.text)]
+            yield (
+                conversation,
+                gr.skip(),
+                gr.skip() if shown.status is None else _note(shown.status),
+                gr.skip() if shown.seen is None else shown.seen,
+            )
+        yield gr.skip(), gr.update(submit_btn=True, stop_btn=False), gr.skip(), gr.skip()
+
+    async def stop(self, language: str) -> tuple[Any, str]:
+        """Show that the answer was stopped; the event that calls this has cancelled it."""
+        return gr.update(submit_btn=True, stop_btn=False), _note(LANGUAGES[language].stopped)
+
+    async def start_over(self, language: str) -> tuple[Any, ...]:
+        """Empty the page."""
+        return [], gr.update(value=None, submit_btn=True, stop_btn=False), "", _note(LANGUAGES[language].seen_empty)
+
+    def _busy_box(self) -> Any:
+        return gr.update(value=None, submit_btn=False, stop_btn=True)
+
+    # -------------------------------------------------------------------------------------------- language
+
+    async def greet(self, request: gr.Request) -> str:
+        """Choose the language that the browser prefers."""
+        return language_of(request.headers.get("accept-language"))
+
+    async def translate(self, language: str, history: list[PageMessage]) -> list[Any]:
+        """Show the page in another language."""
+        texts = LANGUAGES[language]
+        updates = [gr.update(**labels(texts)) for _, labels in self._parts.labeled]
+        return [*updates, gr.skip() if history else _note(texts.seen_empty)]
+
+
+def _index(index: int | tuple[int, int] | list[int]) -> int:
+    return index if isinstance(index, int) else int(index[0])
+
+
+def _note(text: str, kind: str = "quiet") -> str:
+    return f'<p class="{kind}">{html.escape(text)}</p>'

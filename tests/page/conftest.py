@@ -1,0 +1,145 @@
+"""A server with the embedded model and the chat page on loopback, and a client that speaks as the page does."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+import vila_core
+from vila_serve.api.app import create_app
+from vila_serve.server import address_of, bind
+from vila_serve.settings import ServeSettings
+
+MEDIA = Path(__file__).parents[2] / "examples" / "media"
+API = "/gradio_api"
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server in a thread of this process."""
+
+    url: str
+    app: Any
+
+    @property
+    def running(self) -> int:
+        """Requests in the engine."""
+        stats = self.app.state.service.answering.stats()
+        return stats.queued + stats.reading + stats.answering
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[RunningServer]:
+    """Serve an application on a free port of loopback."""
+    bound = bind(ServeSettings(port=0))
+    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=20)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield RunningServer(address_of(bound), app)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=40)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+@pytest.fixture(scope="session")
+def model() -> vila_core.Vila:
+    return vila_core.load("vila-tiny")
+
+
+@pytest.fixture(scope="session")
+def server(model: vila_core.Vila) -> Iterator[RunningServer]:
+    with serving(create_app(model, ServeSettings(max_request_bytes=8_000_000))) as started:
+        yield started
+
+
+@pytest.fixture
+def serve_with(model: vila_core.Vila) -> Iterator[Callable[..., RunningServer]]:
+    """Start another server of the same model with these settings."""
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(serving(create_app(model, ServeSettings(**settings))))
+
+
+class PageClient:
+    """Speaks to the page's routes as its scripts do."""
+
+    def __init__(self, url: str, **options: Any):
+        self.http = httpx2.Client(base_url=url, timeout=60, **options)
+        self.session = f"s{time.monotonic_ns()}"
+
+    def config(self) -> dict[str, Any]:
+        """Return Gradio's description of the page."""
+        return self.http.get("/config").json()
+
+    def component(self, kind: str) -> dict[str, Any]:
+        return next(one for one in self.config()["components"] if one["type"] == kind)
+
+    def function(self, kind: str, event: str) -> int:
+        """Return the number of the function that an event of a part calls."""
+        number = self.component(kind)["id"]
+        return next(one["id"] for one in self.config()["dependencies"] if [number, event] in map(list, one["targets"]))
+
+    def answering_function(self) -> int:
+        """Return the number of the function that streams an answer to a submitted question."""
+        before = self.function("multimodaltextbox", "submit")
+        return next(one["id"] for one in self.config()["dependencies"] if one.get("trigger_after") == before)
+
+    def upload(self, *files: tuple[str, bytes]) -> httpx2.Response:
+        return self.http.post(f"{API}/upload", files=[("files", (name, content)) for name, content in files])
+
+    def join(self, function: int, data: list[Any], **fields: Any) -> httpx2.Response:
+        body = {"fn_index": function, "data": data, "session_hash": self.session, **fields}
+        return self.http.post(f"{API}/queue/join", json=body)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Yield the messages of the functions that this session has called, until all have ended."""
+        with self.http.stream("GET", f"{API}/queue/data", params={"session_hash": self.session}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    event = json.loads(line.removeprefix("data:"))
+                    yield event
+                    if event["msg"] == "close_stream":
+                        return
+
+    def call(self, function: int, data: list[Any]) -> dict[str, Any]:
+        """Call a function and return its last message."""
+        assert self.join(function, data).status_code == 200
+        return [event for event in self.events() if event["msg"] == "process_completed"][-1]
+
+    def ask(self, text: str, files: list[str] | None = None, **choices: Any) -> httpx2.Response:
+        """Start an answer to a conversation with one question."""
+        parts: list[dict[str, Any]] = [
+            {"type": "file", "file": {"path": path, "meta": {"_type": "gradio.FileData"}}} for path in files or []
+        ]
+        history = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        values = {
+            "system_prompt": None,
+            "max_tokens": 32,
+            "temperature": 0,
+            "top_p": 1,
+            "seed": None,
+            "frames": 8,
+            "schema": None,
+            **choices,
+        }
+        return self.join(self.answering_function(), [history, "en", *values.values()])
+
+
+@pytest.fixture
+def page(server: RunningServer) -> Iterator[PageClient]:
+    client = PageClient(server.url)
+    yield client
+    client.http.close()
