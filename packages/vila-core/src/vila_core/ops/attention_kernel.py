@@ -174,6 +174,52 @@ def _merge(
 
 
 @triton.jit
+def _store(
+    out_pointer, logs_pointer, parts_pointer, sums_pointer, counters_pointer, first_head, split, count, blocks, most,
+    total, out, GROUP: tl.constexpr, QUERIES: tl.constexpr, MERGED_QUERIES: tl.constexpr, MERGED: tl.constexpr,
+    WIDTH: tl.constexpr, SPLITS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Store a split's result: the whole row's, or a part; the last split to finish merges more than PARTS parts."""
+    query, whole = tl.arange(0, QUERIES), tl.arange(0, WIDTH)
+    used = query < GROUP
+    head = (first_head + query).to(tl.int64)
+    if count == 1:
+        result = out_pointer + head[:, None] * WIDTH + whole[None, :]
+        tl.store(result, (out / total[:, None]).to(out_pointer.dtype.element_ty), mask=used[:, None])
+    elif blocks <= PARTS:  # as `parts_left` says
+        width = tl.num_programs(0).to(tl.int64) * (GROUP * WIDTH)  # of one part
+        result = out_pointer + split * width + head[:, None] * WIDTH + whole[None, :]
+        tl.store(result, (out / total[:, None]).to(out_pointer.dtype.element_ty), mask=used[:, None])
+        tl.store(logs_pointer + head * PARTS + split, most + tl.log2(total), mask=used)
+    else:
+        part = parts_pointer + (head * SPLITS + split)[:, None] * WIDTH + whole[None, :]
+        tl.store(part, out, mask=used[:, None])
+        tl.store(sums_pointer + (head * SPLITS + split) * 2, most, mask=used)
+        tl.store(sums_pointer + (head * SPLITS + split) * 2 + 1, total, mask=used)
+        tl.debug_barrier()  # every thread has stored its part before one thread says so
+        finished = tl.atomic_add(counters_pointer + tl.program_id(0), 1, sem="acq_rel")
+        tl.debug_barrier()
+        if finished == count - 1:
+            _merge(
+                parts_pointer, sums_pointer, out_pointer, first_head, count, SPLITS, GROUP, WIDTH, MERGED_QUERIES,
+                4 if SPLITS <= 4 else MERGED,
+            )  # fmt: skip
+            tl.store(counters_pointer + tl.program_id(0), 0)
+
+
+@triton.jit
+def _prefetch(
+    next_pointer, after_pointer, next_bytes, after_bytes, split, idle, WARPS: tl.constexpr, PDL: tl.constexpr
+):  # fmt: skip
+    """Bring this block's share of what the next two products read first into L2, if the block is `idle`."""
+    thread = tl.arange(0, 32 * WARPS)
+    number = (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) + 0 * thread.to(tl.int64)
+    chosen = (thread == 0) & idle
+    prefetch_into_l2(next_pointer + number * next_bytes, next_bytes, chosen, PDL)
+    prefetch_into_l2(after_pointer + number * after_bytes, after_bytes, chosen, PDL)
+
+
+@triton.jit
 def decode_attention_kernel(
     qkv_pointer, cos_pointer, sin_pointer, positions_pointer, keys_pointer, values_pointer, key_scales_pointer,
     value_scales_pointer, table_pointer, parts_pointer, sums_pointer, counters_pointer, out_pointer, logs_pointer,
@@ -209,11 +255,7 @@ def decode_attention_kernel(
         pointers = out_pointer + (first_head + query).to(tl.int64)[:, None] * WIDTH + whole[None, :]
         tl.store(pointers, tl.zeros([QUERIES, WIDTH], out_pointer.dtype.element_ty), mask=used[:, None])
     if PREFETCH:
-        thread = tl.arange(0, 32 * WARPS)
-        number = (split * tl.num_programs(0) + tl.program_id(0)).to(tl.int64) + 0 * thread.to(tl.int64)
-        idle = (thread == 0) & (split >= count)
-        prefetch_into_l2(next_pointer + number * next_bytes, next_bytes, idle, PDL)
-        prefetch_into_l2(after_pointer + number * after_bytes, after_bytes, idle, PDL)
+        _prefetch(next_pointer, after_pointer, next_bytes, after_bytes, split, split >= count, WARPS, PDL)
     if split < count:
         first = start + split * share * BLOCK
         end = tl.minimum(first + share * BLOCK, position + 1)
@@ -250,26 +292,7 @@ def decode_attention_kernel(
             place = _first_slot(table_pointer, row, now, table_stride, page, outer_stride, WIDTH, PAGED)
             slots = _load_slots(keys, values, key_scales, value_scales, place, visible, WIDTH, BLOCK, QUANTIZED)
             most, total, out = _attend(q_low, q_high, slots, visible, most, total, out, scale, QUANTIZED, INLINE)
-        head = (first_head + query).to(tl.int64)
-        if count == 1:
-            result = out_pointer + head[:, None] * WIDTH + whole[None, :]
-            tl.store(result, (out / total[:, None]).to(out_pointer.dtype.element_ty), mask=used[:, None])
-        elif blocks <= PARTS:  # as `parts_left` says
-            width = tl.num_programs(0).to(tl.int64) * (GROUP * WIDTH)  # of one part
-            result = out_pointer + split * width + head[:, None] * WIDTH + whole[None, :]
-            tl.store(result, (out / total[:, None]).to(out_pointer.dtype.element_ty), mask=used[:, None])
-            tl.store(logs_pointer + head * PARTS + split, most + tl.log2(total), mask=used)
-        else:
-            part = parts_pointer + (head * SPLITS + split)[:, None] * WIDTH + whole[None, :]
-            tl.store(part, out, mask=used[:, None])
-            tl.store(sums_pointer + (head * SPLITS + split) * 2, most, mask=used)
-            tl.store(sums_pointer + (head * SPLITS + split) * 2 + 1, total, mask=used)
-            tl.debug_barrier()  # every thread has stored its part before one thread says so
-            finished = tl.atomic_add(counters_pointer + tl.program_id(0), 1, sem="acq_rel")
-            tl.debug_barrier()
-            if finished == count - 1:
-                _merge(
-                    parts_pointer, sums_pointer, out_pointer, first_head, count, SPLITS, GROUP, WIDTH, MERGED_QUERIES,
-                    4 if SPLITS <= 4 else MERGED,
-                )  # fmt: skip
-                tl.store(counters_pointer + tl.program_id(0), 0)
+        _store(
+            out_pointer, logs_pointer, parts_pointer, sums_pointer, counters_pointer, first_head, split, count, blocks,
+            most, total, out, GROUP, QUERIES, MERGED_QUERIES, MERGED, WIDTH, SPLITS, PARTS,
+        )  # fmt: skip
