@@ -1,7 +1,8 @@
 """One decode step of a language model on a GPU, from token id to token id, beside the time of reading its weights.
 
     python benchmarks/decode.py [--model nvila-8b] [--weights w4 bf16] [--cache auto fp8] [--rows 1 16 64]
-                                [--context 300] [--out results/decode.json]
+                                [--context 300] [--out results/decode.json] [--plot results/decode.svg]
+    python benchmarks/decode.py --drawn results/decode.json --plot docs/assets/decode.svg
 
 Random weights of the real shapes. The step is one CUDA graph: embedding, all layers with a paged cache of `context`
 tokens per row, the head, and the choice of the token (greedy; `sampled`: temperature, top-k and top-p). `limit` is the
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -180,6 +182,37 @@ def measure(
     return measured
 
 
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Draw each step beside its limit."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    mpl.rcParams["svg.fonttype"] = "none"
+    mpl.rcParams["svg.hashsalt"] = "decode"
+    from matplotlib import pyplot as plt
+
+    rows = report["rows"]
+    places = range(len(rows))
+    figure, axes = plt.subplots(figsize=(7, 0.8 + 0.36 * len(rows)), constrained_layout=True)
+    bars = axes.barh(places, [row["step"] for row in rows], height=0.6, color="tab:blue", label="step")
+    axes.bar_label(bars, [f"{row['of_limit']:.2f}" for row in rows], fontsize=8, padding=3)
+    axes.barh(places, [row["limit"] for row in rows], height=0.6, color="tab:orange", label="limit")
+    axes.set_yticks(
+        places,
+        [
+            f"{row['model']} {row['weights']}{', fp8 cache' if row['cache'] == 'fp8' else ''}, "
+            f"{row['rows']} row{'s'[: row['rows'] > 1]}, {row['context']:,} tokens"
+            for row in rows
+        ],
+    )
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel("milliseconds of a step (numbers: limit / step)")
+    axes.set_title(f"A decode step, {report['device']}", fontsize=10)
+    axes.legend(fontsize=8, loc="lower right")
+    figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
 @torch.inference_mode()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,7 +222,12 @@ def main() -> int:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--context", type=int, nargs="+", default=[300, 32_768])
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    parser.add_argument("--plot", type=Path, help="draw the numbers into this .svg or .png")
+    parser.add_argument("--drawn", type=Path, help="draw this JSON file instead of measuring")
     args = parser.parse_args()
+    if args.drawn:
+        draw(json.loads(args.drawn.read_text()), args.plot)
+        return 0
     if not torch.cuda.is_available():
         parser.error("there is no CUDA GPU here")
     torch.manual_seed(0)
@@ -216,10 +254,13 @@ def main() -> int:
         for weights in args.weights:
             measured += measure(name, weights, args.cache, args.rows, args.context, rate)
             torch.cuda.empty_cache()
+    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bytes_per_second": rate}
+    report |= {"rows": [asdict(row) for row in measured]}
     if args.out:
-        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "bytes_per_second": rate}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report | {"rows": [asdict(row) for row in measured]}, indent=2) + "\n")
+        args.out.write_text(json.dumps(report, indent=2) + "\n")
+    if args.plot:
+        draw(report, args.plot)
     return 0
 
 
