@@ -7,9 +7,11 @@ from typing import Any
 
 import openai
 import pytest
-from tests.serve.conftest import MEDIA, RunningServer, data_uri, image_part, text_part, user
+from tests.serve.conftest import MEDIA, RunningServer, data_uri, image_part, running, text_part, user
 
 import vila_core
+from vila_serve.api.app import create_app
+from vila_serve.settings import ServeSettings
 
 QUESTIONS = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
 GREEDY: dict[str, Any] = {"model": "vila-tiny", "temperature": 0}
@@ -409,3 +411,35 @@ def test_the_models_are_listed(client: openai.OpenAI):
     assert client.models.retrieve("vila-tiny").id == "vila-tiny"
     with pytest.raises(openai.NotFoundError, match=r"'other' does not exist\. This server serves 'vila-tiny'"):
         client.models.retrieve("other")
+
+
+def test_low_detail_is_one_tile():
+    """For a model that cuts images into tiles; the others have one tile anyway."""
+    tiled = vila_core.load("vila-tiny", image_aspect_ratio="dynamic", max_tiles=6, progress=False)
+    used: dict[str, int] = {}
+    with (
+        running(create_app(tiled, ServeSettings())) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x") as asked,
+    ):
+        for detail in ("low", "high", "auto"):
+            part = image_part("chart.png", detail=detail)
+            answer = asked.chat.completions.create(**GREEDY, messages=[user(part, "What is it?")], max_tokens=2)
+            assert answer.usage is not None
+            assert answer.usage.prompt_tokens_details is not None
+            used[detail] = answer.usage.prompt_tokens_details.image_tokens or 0
+    assert used["low"] < used["high"] == used["auto"]
+
+
+@pytest.mark.parametrize(
+    "text", ["/etc/hostname.png", "~/cat.jpg", "https://example.org/cat.png", "data:image/png;base64,AA"]
+)
+def test_a_text_of_a_stranger_is_not_looked_up_as_a_path(
+    client: openai.OpenAI, text: str, monkeypatch: pytest.MonkeyPatch
+):
+    """In Python, a text that names a file is warned about, for which the file system is asked."""
+
+    def fail(text: str) -> None:
+        raise AssertionError(text)
+
+    monkeypatch.setattr("vila_core.conversation._warn_about_a_path", fail)
+    assert client.chat.completions.create(**GREEDY, messages=[{"role": "user", "content": text}], max_tokens=2).choices

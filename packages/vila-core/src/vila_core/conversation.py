@@ -46,9 +46,14 @@ def as_messages(prompt: Prompt) -> list[Message]:
     if any(are_messages) and not all(are_messages):
         raise PromptError("A prompt is either a list of strings and media or a list of Messages, not both.")
     messages = [_as_message(item) for item in items] if any(are_messages) else [Message("user", _as_parts(items))]
+    return require_content(messages)
+
+
+def require_content(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation whose parts are strings, `Image`s and `Video`s. Raises `PromptError` if it is empty."""
     if not any(isinstance(part, Image | Video) or part.strip() for message in messages for part in parts_of(message)):
         raise PromptError("The prompt is empty. Give at least a text, an image or a video.")
-    return messages
+    return list(messages)
 
 
 def parts_of(message: Message) -> list[Part]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
 from vila_core.config import VilaConfig
-from vila_core.conversation import Prompt, as_messages, parts_of
+from vila_core.conversation import Prompt, as_messages, parts_of, require_content
 from vila_core.errors import PromptError, PromptTooLongError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.prepared_videos import PreparedVideo, PreparedVideos
@@ -77,17 +77,19 @@ def prepare(
     *,
     generation_prompt: bool = True,
     videos: PreparedVideos | None = None,
+    conversation: Sequence[Message] | None = None,
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
 
-    Videos are taken from `videos` where it has them, and kept there.
+    Videos are taken from `videos` where it has them, and kept there. With `conversation`, whose parts are strings,
+    `Image`s and `Video`s, `prompt` is not read: no text is looked up as a path.
 
     Raises:
         PromptError: the prompt is empty or does not fit the template.
         MediaError: a medium cannot be read or exceeds `limits`.
     """
     started = time.perf_counter()
-    messages = as_messages(prompt)
+    messages = as_messages(prompt) if conversation is None else require_content(conversation)
     if generation_prompt:
         _require_alternating_roles(messages)
     parts = [part for message in messages for part in parts_of(message) if not isinstance(part, str)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Unpack
 
 import torch
 
-from vila_core.chat import ChatTemplate
+from vila_core.chat import ChatTemplate, Message
 from vila_core.checkpoint import Checkpoint, estimate
 from vila_core.checkpoint.description import count, name_checkpoint, name_family
 from vila_core.config import VilaConfig
@@ -326,6 +326,15 @@ class Vila:
             return prompt
         self.on_phase("Preparing the prompt")
         return prepare(prompt, self.config, self.tokenizer, self.template, self.limits, videos=self._videos)
+
+    def prepare_untrusted(self, conversation: Sequence[Message]) -> PreparedPrompt:
+        """Do as `prepare` for messages that strangers wrote, whose parts are strings, `Image`s and `Video`s.
+
+        `prepare` warns when a text names an existing file, for which it looks in the file system; this does not.
+        """
+        return prepare(
+            (), self.config, self.tokenizer, self.template, self.limits, videos=self._videos, conversation=conversation
+        )
 
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
         """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""

@@ -206,7 +206,7 @@ class Answering:
         return await self._in_thread(lambda: self._prepare(messages))
 
     def _prepare(self, messages: Sequence[Message]) -> ReadyPrompt:
-        prepared = self.model.prepare(messages)
+        prepared = self.model.prepare_untrusted(messages)
         counts = self.model.count_tokens(prepared)
         total, text = sum(counts.values()), counts["text"]
         if total >= self.max_context:

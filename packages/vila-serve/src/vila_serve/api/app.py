@@ -16,6 +16,7 @@ from vila_serve.api import chat_completions, responses, status
 from vila_serve.api.admission import Admission
 from vila_serve.api.bodies import RequestBodies
 from vila_serve.api.conversation import Media
+from vila_serve.api.detail import OneTileForLowDetail
 from vila_serve.api.documentation import document
 from vila_serve.api.errors import install_handlers
 from vila_serve.api.keys import ApiKey
@@ -97,7 +98,7 @@ def _service(model: Vila, settings: ServeSettings, media: Media, tracing: Tracin
         model=model,
         settings=settings,
         answering=answering,
-        media=media,
+        media=_with_detail(media, model),
         admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
         metrics=Metrics(
             answering.stats, (*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)
@@ -105,6 +106,12 @@ def _service(model: Vila, settings: ServeSettings, media: Media, tracing: Tracin
         token_texts=TokenTexts(model.tokenizer),
         created=int(time.time()),
     )
+
+
+def _with_detail(media: Media, model: Vila) -> Media:
+    """Let images of low detail be one tile, if the model cuts images into tiles."""
+    tiles = model.config.preprocess.image_aspect_ratio in ("dynamic", "dynamic_s2")
+    return OneTileForLowDetail(media, model.config.pixels.size) if tiles else media
 
 
 def _add_layers(app: FastAPI, service: Service, tracing: Tracing | None) -> None:
