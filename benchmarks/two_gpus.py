@@ -6,7 +6,7 @@
 Claim: VILA-1.5-40B's shapes in bf16 on two GPUs, split by layers, decode at no less than 0.70 of that limit, batch 1.
 `--by heads` measures tensor parallelism, whose GPUs read their shares at the same time: the limit is the same, and what
 it reaches is more than 1 if it decodes faster than any split by layers. The script exits with 1 below 0.70. Weights are
-random. `--devices cpu cpu --layers 2` tries it without GPUs.
+random. `--model nvila-0.5b --devices cpu cpu --layers 2` tries it without GPUs.
 """
 
 import argparse
