@@ -211,6 +211,13 @@ def test_refused_urls_open_no_connection(url, monkeypatch):
     assert len(text) < 400
 
 
+@pytest.mark.parametrize("user", ["user", "user:hunter2", "", ":", "a@b", "example.org:443", "%40"])
+def test_user_names_are_refused_by_name(user):
+    text = refusal(f"https://{user}@example.org/a.png", FetchPolicy())
+    assert "contains a user name or password" in text
+    assert "hunter2" not in text
+
+
 def test_messages_contain_no_query_or_password():
     assert shorten_url("https://user:hunter2@example.org/a/b/c.png?token=secret") == "'https://example.org/…/c.png'"
     assert "secret" not in refusal("http://example.org/a.png?token=secret", FetchPolicy())

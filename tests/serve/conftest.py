@@ -16,7 +16,7 @@ import uvicorn
 
 import vila_core
 from vila_serve.api.app import create_app
-from vila_serve.server import address_of, bind
+from vila_serve.server import address_of, bind, http_config
 from vila_serve.settings import ServeSettings
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
@@ -34,8 +34,7 @@ class RunningServer:
 def running(app: Any) -> Iterator[RunningServer]:
     """Serve an application on a free port of loopback."""
     bound = bind(ServeSettings(port=0))
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(app, ServeSettings(shutdown_timeout=5)))
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     thread.start()
     while not server.started:

@@ -119,14 +119,9 @@ def build_app(settings: ServeSettings) -> FastAPI:
     return create_app(load_model(settings), settings)
 
 
-def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
-    """Serve an application on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
-
-    Raises:
-        ConfigError: another program has taken the port meanwhile.
-    """
-    log_to_stderr(settings.log_level, settings.log_format)
-    config = uvicorn.Config(
+def http_config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+    """Return how uvicorn serves an application: with limits on headers, and without a word on the software."""
+    return uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -138,6 +133,16 @@ def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_timeout,
     )
+
+
+def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
+    """Serve an application on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
+
+    Raises:
+        ConfigError: another program has taken the port meanwhile.
+    """
+    log_to_stderr(settings.log_level, settings.log_format)
+    config = http_config(app, settings)
     try:
         bound.listen(config.backlog)
     except OSError as error:

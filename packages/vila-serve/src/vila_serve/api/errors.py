@@ -37,6 +37,10 @@ INVALID, AUTHENTICATION, RATE, SERVER = (
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
 
 
+MAX_MESSAGE, MAX_PARAM = 1000, 200
+"""Most characters of what the client gets: names of fields that it sent may be of any length."""
+
+
 class ApiError(Exception):
     """An error for the client.
 
@@ -70,12 +74,18 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, Any]:
         """What the client gets."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _shortened(self.param, MAX_PARAM)
+        message = _shortened(self.message, MAX_MESSAGE)
+        return {"error": {"message": message, "type": self.kind, "param": param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
         """The response."""
         return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[1 - most // 2 :]}"
 
 
 def busy(retry_after: int) -> ApiError:
