@@ -53,9 +53,8 @@ async def main() -> None:
     print(f"{'pixels':>12} {'here, ms':>10} {'door, ms':>10} {'more, ms':>10} {'ratio':>7}")
     for width, height in SIZES:
         here, there = await measure(door, photo(width, height))
-        print(
-            f"{width:>6}x{height:<5} {1e3 * here:>10.2f} {1e3 * there:>10.2f} {1e3 * (there - here):>10.2f} {there / here:>7.2f}"
-        )
+        size, more = f"{width}x{height}", 1e3 * (there - here)
+        print(f"{size:>12} {1e3 * here:>10.2f} {1e3 * there:>10.2f} {more:>10.2f} {there / here:>7.2f}")
     door.close()
 
 

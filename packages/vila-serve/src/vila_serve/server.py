@@ -119,7 +119,7 @@ def build_app(settings: ServeSettings) -> FastAPI:
     return create_app(load_model(settings), settings)
 
 
-def http_config(app: FastAPI, settings: ServeSettings) -> uvicorn.Config:
+def http_config(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
     """Return how uvicorn serves an application: with limits on headers, and without a word on the software."""
     return uvicorn.Config(
         app,
