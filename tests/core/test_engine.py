@@ -352,8 +352,8 @@ def test_a_request_that_fails_harms_no_other(engine: Engine, decoder: Decoder) -
 def test_media_that_cannot_be_encoded_fail_their_own_request(decoder: Decoder, tokenizer: Tokenizer) -> None:
     bad = Text(decoder, some_ids(9, 7))
 
-    def load(prompts: Sequence[tuple[EngineInput, int]]) -> None:
-        if any(prompt is bad for prompt, _ in prompts):
+    def load(prompts: Sequence[tuple[EngineInput, int, int]], max_tiles: int) -> None:
+        if any(prompt is bad for prompt, *_ in prompts):
             raise MediaError("This picture is broken.")
 
     engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=9 * PAGE_BYTES), load)

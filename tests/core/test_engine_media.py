@@ -23,15 +23,15 @@ def model() -> vila.Vila:
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many media each call of the encoder gets."""
+    """How many parts of media each call of the vision tower gets."""
     calls: list[int] = []
-    encode = VilaModel.encode
+    tile_tokens = VilaModel.tile_tokens
 
-    def count(self: VilaModel, media: Sequence[Any]) -> Any:
-        calls.append(len(media))
-        return encode(self, media)
+    def count(self: VilaModel, tiles: Sequence[Any], *at_once: int) -> Any:
+        calls.append(len(tiles))
+        return tile_tokens(self, tiles, *at_once)
 
-    monkeypatch.setattr(VilaModel, "encode", count)
+    monkeypatch.setattr(VilaModel, "tile_tokens", count)
     return calls
 
 

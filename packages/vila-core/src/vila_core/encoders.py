@@ -33,6 +33,15 @@ class MediaEncoder(nn.Module):
         """The texts that `layout` may contain."""
         return [text for text in (self.config.start_tokens, self.config.end_tokens) if text is not None]
 
+    @property
+    def frame_group(self) -> int | None:
+        """How many consecutive frames become tokens together, whatever the other frames are; None: all of them.
+
+        A long block is computed in parts that are multiples of it. An encoder with a `forward` of its own says so
+        itself.
+        """
+        return 1 if type(self).forward is MediaEncoder.forward else None
+
     def layout(self, frames: int, tokens_per_frame: int) -> BlockLayout:
         """Return the layout of the block of `frames` frames."""
         start, end = self.config.start_tokens, self.config.end_tokens
@@ -59,6 +68,12 @@ class TSPVideoEncoder(MediaEncoder):
     @property
     def texts(self) -> Sequence[str]:
         return [*super().texts, *([] if self.config.sep_tokens is None else [self.config.sep_tokens])]
+
+    @property
+    def frame_group(self) -> int | None:
+        """With one pool size, the frames that are pooled together. Every further size reads all frames again."""
+        own = type(self).forward is TSPVideoEncoder.forward
+        return self.config.pool_sizes[0][0] if own and len(self.config.pool_sizes) == 1 else None
 
     def layout(self, frames: int, tokens_per_frame: int) -> BlockLayout:
         """Return the layout of the block of `frames` frames.

@@ -5,7 +5,7 @@ T tokens of a prompt (T' with media in place), L = sum of T' over a batch, K med
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 PartConfig = VisionTowerConfig | ProjectorConfig | MediaEncoderConfig | LanguageModelConfig
 TILES_AT_ONCE = 64
 """Tiles that go through the vision tower together. It bounds the memory that a long video needs."""
+TILES_OF_PART = 8
+"""Tiles whose tokens the engine computes, keeps and reads as one. As many as have a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,20 @@ class VilaModel(nn.Module):
         else:
             tokens = self.project_scales(tiles, media)  # [N_i, S, D] each, or [1, S_i, D] where scales were merged
         return [self._encode_blocks(medium, of_medium) for medium, of_medium in zip(media, tokens, strict=True)]
+
+    def parts(self, medium: PreparedMedium) -> list[PreparedMedium]:
+        """Split a medium into parts that become tokens whatever the others are, of about `TILES_OF_PART` tiles."""
+        layout, count = medium.tiles.layout, len(medium.tiles)
+        together = {"separate": 1, "whole": self._encoder(medium.kind).frame_group, "merged": None}[layout.kind]
+        if together is None:
+            return [medium]
+        size = max(1, TILES_OF_PART // together) * together
+        return [replace(medium, tiles=medium.tiles.part(start, start + size)) for start in range(0, count, size)]
+
+    def num_tokens(self, medium: PreparedMedium) -> int:
+        """Return how many media tokens a medium, or a part of one, becomes. Nothing is encoded."""
+        of_block = sum(part for part in self._block_layout(medium) if isinstance(part, int))
+        return of_block * medium.tiles.num_placeholders
 
     def _encode_blocks(self, medium: PreparedMedium, tokens: Tensor) -> Tensor:
         """`[N, S, D]` of one medium -> the media tokens of its blocks, `[K_i, D]`."""

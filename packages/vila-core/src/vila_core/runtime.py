@@ -20,8 +20,9 @@ from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.engine import Engine
-from vila_core.engine.inputs import EngineInput, MediaEmbeddings, MediaPrompt
+from vila_core.engine.inputs import EngineInput, MediaPrompt
 from vila_core.engine.limits import EngineConfig
+from vila_core.engine.media import MediaEmbeddings
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
@@ -32,7 +33,7 @@ from vila_core.language.divided import current
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
-from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
+from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 
 OTHER_NAMES = {
@@ -272,14 +273,14 @@ class Vila:
     def _media(self) -> MediaEmbeddings:
         return MediaEmbeddings(self.network, self._engine_config.media_cache_bytes)
 
-    def _encode(self, prompts: Sequence[tuple[EngineInput, int]]) -> None:
-        """Encode the media of prompts that the engine is about to read, each from a position on."""
-        inputs = [(prompt, start) for prompt, start in prompts if isinstance(prompt, MediaPrompt)]
-        self.on_phase(
-            _encoding_phase([medium for prompt, start in inputs for medium in prompt.media_from(start).values()])
-        )
-        self._media.load(inputs)
-        self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start in inputs):,} tokens)")
+    def _encode(self, prompts: Sequence[tuple[EngineInput, int, int]], max_tiles: int) -> None:
+        """Encode media of prompts for the engine; see `LoadMedia`."""
+        inputs = [(prompt, start, end) for prompt, start, end in prompts if isinstance(prompt, MediaPrompt)]
+        if missing := [prompt.missing(start) for prompt, start, _ in inputs if prompt.missing(start)]:
+            kinds = [kind for parts in missing for _, kind in dict.fromkeys((p.number, p.medium.kind) for p in parts)]
+            self.on_phase(_encoding_phase(kinds, sum(len(part.medium.tiles) for parts in missing for part in parts)))
+            self._media.load([prompt.missing(start, end) for prompt, start, end in inputs], max_tiles)
+        self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start, _ in inputs):,} tokens)")
 
     def time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
         """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
@@ -298,7 +299,9 @@ class Vila:
         """
         prepared = self.prepare(prompt)
         expanded = self._expand(prepared)
-        self.on_phase(_encoding_phase(prepared.media))
+        if prepared.media:
+            kinds = [medium.kind for medium in prepared.media]
+            self.on_phase(_encoding_phase(kinds, sum(len(medium.tiles) for medium in prepared.media)))
         with current(self.device):
             embeds = self.network.embed(PromptBatch.of([prepared], [expanded], self.device))  # [T', D]
             self.on_phase(f"Reading the prompt ({len(embeds):,} tokens)")
@@ -382,14 +385,11 @@ def _ignore(phase: str) -> None:
     pass
 
 
-def _encoding_phase(media: Sequence[PreparedMedium]) -> str:
-    """Return what is encoded, such as "Encoding 2 images (14 tiles)"."""
-    if not media:
-        return "Reading the prompt"
-    numbers = Counter(medium.kind for medium in media)
-    kinds = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
-    tiles = sum(len(medium.tiles) for medium in media)
-    return f"Encoding {kinds} ({tiles} tile{'s'[: tiles != 1]})"
+def _encoding_phase(kinds: Sequence[str], tiles: int) -> str:
+    """Return what is encoded, such as "Encoding 2 images (14 tiles)", from the kind of each medium."""
+    numbers = Counter(kinds)
+    media = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
+    return f"Encoding {media} ({tiles} tile{'s'[: tiles != 1]})"
 
 
 def _token_counts(prompt: PreparedPrompt, expanded: ExpandedPrompt) -> dict[str, int]:

@@ -29,8 +29,9 @@ class Generated:
         token_ids, text, finish_reason, logprobs: see `Completion`.
         cached_tokens: tokens of the prompt that were found in the cache.
         drafted_tokens, accepted_tokens: see `Usage`.
-        encode_seconds, prefill_seconds, decode_seconds: the time until the media were encoded, from there to the first
-            token, and from there to the end. Requests that run together share the machine, so their times overlap.
+        encode_seconds, prefill_seconds, decode_seconds: the time in which media were encoded, the rest of the time to
+            the first token, and from there to the end. Requests that run together share the machine, so their times
+            overlap.
         queue_seconds: how long the request waited before that.
     """
 

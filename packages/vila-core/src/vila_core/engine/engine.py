@@ -4,7 +4,7 @@ Every step, requests join from the queue, prompts are read a chunk at a time, an
 Requests leave as they end. The steps of a request:
 
     QUEUED     waits for a row and for pages of the KV cache
-    READING    its media are encoded and its prompt goes through the model in chunks, between the steps of the others
+    READING    its media and its prompt go through the model in chunks, between the steps of the others
     ANSWERING  it has a row, and gets one token a step
     ENDED      its full pages are kept for prompts that begin alike
 
@@ -32,7 +32,7 @@ from vila_core.engine.prefix import PageKeys
 from vila_core.engine.request import Handle, Request, State, cancelled
 from vila_core.engine.runner import PendingStep, Runner, choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.sharing import share
+from vila_core.engine.sharing import CHUNKS_AT_ONCE, share
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.divided import current
@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     from vila_core.engine.grammar import Grammar
 
 
+LoadMedia = Callable[[Sequence[tuple[EngineInput, int, int]], int], None]
+"""Encodes media of prompts, together at most so many tiles. Each prompt comes with the positions from which and up to
+which it is read next, and is not read past media that are still to be encoded then."""
+TILE_CHUNKS_AT_ONCE = 8
+"""Times `chunk_tiles` that are encoded in a step while nobody is answered."""
+
+
 class Engine:
     """Answers requests with one model. Its methods may be called from any thread.
 
@@ -51,8 +58,7 @@ class Engine:
         tokenizer: turns tokens into text.
         stop_token_ids: tokens that end every answer.
         config: how much it does at once.
-        load: called with prompts that will be read next and the position from which each will be read, so that their
-            media can be encoded together.
+        load: encodes media together (see `LoadMedia`).
 
     Raises:
         ConfigError: the language model cannot have the KV cache that `config` asks for.
@@ -64,7 +70,7 @@ class Engine:
         tokenizer: Tokenizer,
         stop_token_ids: frozenset[int],
         config: EngineConfig | None = None,
-        load: Callable[[Sequence[tuple[EngineInput, int]]], None] | None = None,
+        load: LoadMedia | None = None,
     ):
         self.config = config or EngineConfig()
         require_cache_dtype(llm, self.config)
@@ -251,7 +257,6 @@ class Engine:
         """Take requests from the queue while there are rows and pages."""
         if not self._queue:
             return
-        admitted: list[Request] = []
         unknown = [request for request in (*self._reading, *self._answering) if not request.times.first_token]
         coming = {key for request in unknown if request.keys for key in request.keys.keys}
         while self._queue and len(self._reading) + len(self._answering) < self.config.max_batch:
@@ -260,11 +265,9 @@ class Engine:
                 break
             self._queue.popleft()
             request.state = State.READING
+            request.times.admitted = time.perf_counter()
             self._reading.append(request)
-            admitted.append(request)
             coming |= set(request.keys.keys if request.keys else ())
-        if admitted:
-            self._load_media(admitted)
 
     def _get_pages(self, runner: Runner, request: Request, coming: set[bytes]) -> bool:
         """Give the request the pages of its prompt, those that are known included; return whether that worked."""
@@ -285,27 +288,34 @@ class Engine:
         request.cached = min(request.length, len(request.prompt))
         return True
 
-    def _load_media(self, admitted: Sequence[Request]) -> None:
-        """Encode the media of requests together; if that fails, one by one, so that only the broken one fails."""
+    def _encode(self, runner: Runner, reading: Sequence[Request]) -> None:
+        """Encode media of requests together; if that fails, one by one, so that only the broken one fails.
+
+        What is encoded is about to be read: the media of a long prompt are neither all in memory at once, nor do
+        others wait for all of them.
+        """
+        waiting = [request for request in reading if request.length < len(request.prompt)]
+        if self._load is None or not waiting:
+            return
         begin = time.perf_counter()
-        for request in admitted:
-            request.times.admitted = request.times.encoded = begin
-        if self._load is None:
-            return
+        at_once = 1 if self._answering else CHUNKS_AT_ONCE
+        ahead = self.config.chunk_tokens * at_once if runner.reads_in_chunks else self._llm.config.max_length
+        tiles = self.config.chunk_tiles * (1 if self._answering else TILE_CHUNKS_AT_ONCE)
         try:
-            self._load([(request.prompt, request.length) for request in admitted])
+            self._load([(request.prompt, request.length, request.length + ahead) for request in waiting], tiles)
         except Exception as error:  # noqa: BLE001 - it ends this request only
-            if len(admitted) == 1:
-                self._end(admitted[0], as_error(error))
-                return
-            for request in admitted:
-                self._load_media([request])
+            if len(waiting) == 1:
+                self._end(waiting[0], as_error(error))
+            else:
+                for request in waiting:
+                    self._encode(runner, [request])
             return
-        for request in admitted:
-            request.times.encoded = begin + (time.perf_counter() - begin) / len(admitted)
+        for request in waiting:
+            request.times.encoding += (time.perf_counter() - begin) / len(waiting)
 
     def _read(self, runner: Runner) -> None:
         """Read a part of the prompts, and choose the first token of those that are complete."""
+        self._encode(runner, self._reading)
         complete: list[tuple[Request, Tensor]] = []
         for parts in self._parts(runner):
             complete += self._read_parts(runner, parts)
@@ -315,7 +325,7 @@ class Engine:
     def _parts(self, runner: Runner) -> list[list[tuple[Request, int]]]:
         """Return which requests are read now, each up to which token, in groups that are read together."""
         if not runner.reads_in_chunks:
-            return [[(request, request.num_tokens)] for request in self._reading]
+            return [[(one, one.num_tokens)] for one in self._reading if one.readable == one.num_tokens]
         return share(self._reading, self.config.chunk_tokens, others_wait=bool(self._answering))
 
     def _read_parts(self, runner: Runner, parts: Sequence[tuple[Request, int]]) -> list[tuple[Request, Tensor]]:
@@ -330,6 +340,7 @@ class Engine:
             return [done for part in parts for done in self._read_parts(runner, [part])]
         for request, end in parts:
             request.length = end
+            request.prompt.release(end)
         return [
             (request, last) for (request, end), last in zip(parts, hidden, strict=True) if end == request.num_tokens
         ]
@@ -466,6 +477,7 @@ class Engine:
     def _end(self, request: Request, error: Exception | None = None) -> None:
         """Let a request go: with an error, or with the answer that it has."""
         request.error = error
+        request.prompt.release(len(request.prompt))
         if request.state is State.QUEUED:
             self._queue.remove(request)
         else:
@@ -488,6 +500,7 @@ class Engine:
         """End every request, since the state of the rows is unknown. The engine goes on with an empty cache."""
         self._receive()
         for request in [*self._queue, *self._reading, *self._answering]:
+            request.prompt.release(len(request.prompt))
             request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
         self._queue.clear()
         self._reading.clear()

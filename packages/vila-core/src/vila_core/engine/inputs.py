@@ -1,19 +1,19 @@
 """What a request gives the language model to read: text and media, embedded piece by piece.
 
-T tokens of the prompt, D width, K tokens of a medium
+T tokens of the prompt, D width
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from vila_core.engine.media import MediaPart
 from vila_core.engine.prefix import MediaSpan
 from vila_core.prompt import PreparedMedium
-from vila_core.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from vila_core.encoders import ExpandedPrompt
@@ -40,8 +40,16 @@ class EngineInput(Protocol):
         """T."""
         ...
 
+    def ready(self, start: int) -> int:
+        """Return up to which token `embed` can read from `start` on: T, unless media are still to be encoded."""
+        ...
+
     def embed(self, start: int, end: int) -> Tensor:
         """Return the embeddings of tokens `start` … `end` - 1, `[end - start, D]`."""
+        ...
+
+    def release(self, end: int) -> None:
+        """Forget the media tokens before `end`, which have been read."""
         ...
 
 
@@ -57,13 +65,21 @@ class EmbeddedPrompt:
     def __len__(self) -> int:
         return len(self._embeds)
 
+    def ready(self, start: int) -> int:
+        """See `EngineInput`."""
+        del start
+        return len(self)
+
     def embed(self, start: int, end: int) -> Tensor:
         """Return a part of the prompt, `[end - start, D]`."""
         return self._embeds[start:end]
 
+    def release(self, end: int) -> None:
+        """See `EngineInput`: there is nothing to forget."""
+
 
 class MediaPrompt:
-    """A prepared prompt. `MediaEmbeddings.load` must have encoded the media before their tokens are read.
+    """A prepared prompt. `MediaEmbeddings.load` encodes its media, part by part.
 
     Args:
         network: embeds the text.
@@ -73,42 +89,54 @@ class MediaPrompt:
 
     def __init__(self, network: "VilaModel", prompt: "PreparedPrompt", expanded: "ExpandedPrompt"):
         self.ids = expanded.ids
+        places = _places_by_medium(expanded)
+        self.media: Sequence[MediaSpan] = [
+            MediaSpan(of_medium, one.digest) for of_medium, one in zip(places, prompt.media, strict=True)
+        ]
         self._network = network
-        self._media = prompt.media
-        self._places = _places_by_medium(expanded)
-        self._tokens: dict[int, Tensor] = {}
+        self._parts = [
+            part
+            for number, (medium, span) in enumerate(zip(prompt.media, self.media, strict=True))
+            for part in _parts(network, number, medium, span)
+            if part.places
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def media(self) -> Sequence[MediaSpan]:
-        """Where the media are."""
-        return [MediaSpan(places, one.digest) for places, one in zip(self._places, self._media, strict=True)]
+    def missing(self, start: int, end: int | None = None) -> list[MediaPart]:
+        """Return the parts of media that have tokens in `start` … `end` - 1 (None: the end) and are not encoded."""
+        stop = len(self) if end is None else end
+        return [
+            part for part in self._parts if part.tokens is None and part.places[-1] >= start and part.places[0] < stop
+        ]
 
-    def media_from(self, start: int) -> dict[int, PreparedMedium]:
-        """Return the media that have tokens at `start` or later, by number."""
-        return {
-            number: medium
-            for number, (medium, places) in enumerate(zip(self._media, self._places, strict=True))
-            if places and places[-1] >= start
-        }
-
-    def hold(self, tokens: Mapping[int, Tensor]) -> None:
-        """Keep the tokens of media, `[K_i, D]` by number, until they are replaced."""
-        self._tokens = dict(tokens)
+    def ready(self, start: int) -> int:
+        """See `EngineInput`."""
+        missing = next(iter(self.missing(start)), None)
+        return len(self) if missing is None else max(start, missing.places[0])
 
     def embed(self, start: int, end: int) -> Tensor:
         """Return the embeddings of a part of the prompt, `[end - start, D]`."""
-        llm = self._network.llm
         ids = torch.tensor([self.ids[start:end]], device=next(self._network.parameters()).device)
-        embeds = llm.embed(ids)[0]
-        for number, places in enumerate(self._places):
-            first, last = bisect_left(places, start), bisect_left(places, end)
+        embeds = self._network.llm.embed(ids)[0]
+        places: list[int] = []
+        tokens: list[Tensor] = []
+        for part in self._parts:
+            first, last = bisect_left(part.places, start), bisect_left(part.places, end)
             if first < last:
-                index = torch.tensor(places[first:last], device=embeds.device) - start
-                embeds = embeds.index_copy(0, index, self._tokens[number][first:last].to(embeds.dtype))
-        return embeds
+                assert part.tokens is not None, "media are encoded before they are read"
+                places += part.places[first:last]
+                tokens.append(part.tokens[first:last].to(embeds.dtype))
+        if not places:
+            return embeds
+        return embeds.index_copy(0, torch.tensor(places, device=embeds.device) - start, torch.cat(tokens))
+
+    def release(self, end: int) -> None:
+        """See `EngineInput`."""
+        for part in self._parts:
+            if part.places[-1] < end:
+                part.tokens = part.encoding = None
 
 
 def _places_by_medium(expanded: "ExpandedPrompt") -> list[list[int]]:
@@ -118,36 +146,13 @@ def _places_by_medium(expanded: "ExpandedPrompt") -> list[list[int]]:
     return [places[start:end] for start, end in pairwise([0, *ends])]
 
 
-class MediaEmbeddings:
-    """Encodes media, and keeps the tokens of those used last.
-
-    Args:
-        network: its vision tower, projector and encoders.
-        max_bytes: how much is kept.
-    """
-
-    def __init__(self, network: "VilaModel", max_bytes: int):
-        self._network = network
-        self._kept = RecentlyUsed[Tensor](max_bytes)
-
-    def load(self, prompts: Sequence[tuple[EngineInput, int]]) -> None:
-        """Encode the media that each prompt needs from a position on. Those of all prompts are encoded together."""
-        needed = [(prompt, prompt.media_from(start)) for prompt, start in prompts if isinstance(prompt, MediaPrompt)]
-        tokens = self.encode([medium for _, media in needed for medium in media.values()])
-        for prompt, media in needed:
-            prompt.hold({number: tokens[medium.digest] for number, medium in media.items()})
-
-    def encode(self, media: Sequence[PreparedMedium]) -> Mapping[bytes, Tensor]:
-        """Return the tokens of media, `[K_i, D]` by digest."""
-        by_digest = {medium.digest: medium for medium in media}
-        kept = {digest: self._kept.get(digest) for digest in by_digest}
-        tokens = {digest: known for digest, known in kept.items() if known is not None}
-        missing = {digest: medium for digest, medium in by_digest.items() if digest not in tokens}
-        if missing:
-            made = self._network.encode(list(missing.values()))
-            for digest, of_medium in zip(missing, made, strict=True):
-                tokens[digest] = of_medium
-                if of_medium.nbytes <= self._kept.max_bytes:
-                    # A copy: otherwise a small part keeps the memory of all that were encoded together.
-                    self._kept.keep(digest, of_medium.clone(), of_medium.nbytes)
-        return tokens
+def _parts(network: "VilaModel", number: int, medium: PreparedMedium, span: MediaSpan) -> list[MediaPart]:
+    """Return the parts of a medium whose tokens have the places of `span`."""
+    parts = network.parts(medium)
+    ends = list(accumulate(map(network.num_tokens, parts)))
+    if ends[-1] != len(span.places):  # an encoder of a plugin that counts its frames in its own way
+        parts, ends = [medium], [len(span.places)]
+    return [
+        MediaPart(number, (span.digest, index), part, span.places[start:end])
+        for index, (part, (start, end)) in enumerate(zip(parts, pairwise([0, *ends]), strict=True))
+    ]

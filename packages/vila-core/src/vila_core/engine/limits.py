@@ -18,6 +18,7 @@ class EngineConfig(Config):
         max_queue: requests that may wait; one more is refused.
         chunk_tokens: prompt tokens that are read between two steps of the answers; a larger number reads prompts
             faster, a smaller one lets answers flow more evenly.
+        chunk_tiles: tiles of images and videos that are encoded between two steps of the answers, likewise.
         cache_bytes: memory of the KV cache. None takes 80 % of what is free on a GPU; in the main memory, one full
             context and 256 MB, but at most a quarter of what is free.
         kv_cache_dtype: "auto" keeps keys and values in the model's dtype; "fp8" in 8 bits (e4m3, with a scale for each
@@ -31,6 +32,7 @@ class EngineConfig(Config):
     max_batch: int = Field(default=64, ge=1, le=1024)
     max_queue: int = Field(default=1024, ge=1)
     chunk_tokens: int = Field(default=2048, ge=PAGE_SIZE)
+    chunk_tiles: int = Field(default=8, ge=1)
     cache_bytes: int | None = Field(default=None, ge=1)
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     media_cache_bytes: int = Field(default=256 << 20, ge=0)

@@ -34,11 +34,11 @@ class State(Enum):
 
 @dataclass
 class Times:
-    """When a request passed each point, in seconds of `time.perf_counter`."""
+    """When a request passed each point, in seconds of `time.perf_counter`; `encoding` is a number of seconds."""
 
     submitted: float = field(default_factory=time.perf_counter)
     admitted: float = 0.0
-    encoded: float = 0.0
+    encoding: float = 0.0
     first_token: float = 0.0
     ended: float = 0.0
 
@@ -113,6 +113,13 @@ class Request:
         """Tokens of the prompt and of the answer so far."""
         return len(self.prompt) + len(self.answer.token_ids)
 
+    @property
+    def readable(self) -> int:
+        """Up to which token it can be read now: all, unless media are still to be encoded."""
+        own = len(self.prompt)
+        ready = self.prompt.ready(self.length) if self.length < own else own
+        return self.num_tokens if ready == own else ready
+
     def generated(self) -> Generated:
         """Return the finished answer, or raise the error that ended the request."""
         if self.error is not None:
@@ -125,8 +132,8 @@ class Request:
             answer.finish_reason,
             answer.logprobs,
             self.cached,
-            times.encoded - times.admitted,
-            times.first_token - times.encoded,
+            times.encoding,
+            times.first_token - times.admitted - times.encoding,
             times.ended - times.first_token,
             times.admitted - times.submitted,
             self.drafted,

@@ -8,13 +8,15 @@ from vila_core.language.paged_cache import PAGE_SIZE
 
 CHUNKS_AT_ONCE = 4
 """Chunks that are read in a step while nobody is answered."""
+WORTH_READING = 256
+"""Tokens of a prompt that are read before its next media are encoded; reading fewer takes as long."""
 
 
 def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[list[tuple[Request, int]]]:
     """Return which requests are read now, each up to which token, in groups that are read together.
 
     Short prompts are read whole, in the order in which they came. Long ones share what is left equally, which is at
-    least half, so that neither kind waits for the other.
+    least half, so that neither kind waits for the other. Nothing is read past media that are still to be encoded.
 
     Args:
         reading: the requests.
@@ -22,13 +24,19 @@ def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[
         others_wait: whether other requests are being answered and wait for this; if not, more is read.
     """
     budget = chunk * (1 if others_wait else CHUNKS_AT_ONCE)
-    short = [one for one in reading if not one.length and one.num_tokens <= chunk // 2]
-    long = [one for one in reading if one.length or one.num_tokens > chunk // 2]
+    short: list[Request] = []
+    ends: dict[Request, int] = {}  # of the long ones
+    for one, end in ((one, one.readable) for one in reading):
+        if end == one.num_tokens and not one.length and end <= chunk // 2:
+            short.append(one)
+        elif end == one.num_tokens or end - one.length >= min(WORTH_READING, chunk):
+            ends[one] = end
+    long = list(ends)
     totals = accumulate(request.num_tokens for request in short)
     now = [one for one, total in zip(short, totals, strict=True) if total <= (budget // 2 if long else budget)]
     left = budget - sum(request.num_tokens for request in now)
     each = max(PAGE_SIZE, left // max(1, len(long)) // PAGE_SIZE * PAGE_SIZE)
-    parts = [(request, min(request.num_tokens, request.length + each)) for request in long[: max(1, left // each)]]
+    parts = [(request, min(ends[request], request.length + each)) for request in long[: max(1, left // each)]]
     return [*_groups(now, chunk), *([part] for part in parts)]
 
 
