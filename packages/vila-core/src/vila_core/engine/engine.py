@@ -265,7 +265,7 @@ class Engine:
                 break
             self._queue.popleft()
             request.state = State.READING
-            request.times.admitted = time.perf_counter()
+            request.times.admitted = request.times.admitted or time.perf_counter()  # a preempted one comes back
             self._reading.append(request)
             coming |= set(request.keys.keys if request.keys else ())
 
