@@ -2,10 +2,12 @@
 
     python benchmarks/ttft.py [--out results/ttft.json] [--plot docs/assets/ttft.svg]
 
-Random bf16 weights of the real shapes: SigLIP-SO400M at 448 pixels, 3 x 3 patches a token, Qwen2-7B. Three things:
+Random bf16 weights of the real shapes: SigLIP-SO400M at 448 pixels, 3 x 3 patches a token, Qwen2-7B. Four things:
 
 - a PIL image of 448 x 448 in, the first token on the host: `Vila.complete` with one new token, wall clock;
-- the language model alone on prompts of several lengths, with fused operators (where they are used) and without;
+- the language model alone on prompts of several lengths, as the engine reads them (short ones in CUDA graphs, long
+  ones with fused operators) and with PyTorch's operators;
+- the rest of a prompt of which most is known, such as a second question about a video;
 - 64 frames of 256 tokens (2 x 2 patches a token): tower, projector and language model, from pixels on the GPU.
 
 Limits are measured in the same run: arithmetic at the rate of a large square bf16 product, weights read once at the
@@ -37,6 +39,9 @@ import vila_core
 from vila_core.config import DecoderConfig, PreprocessConfig, ProjectorConfig, VilaConfig
 from vila_core.language import fused_prefill
 from vila_core.language.decoder import Decoder
+from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.paged_prefill import NextTokens, prefill_graphs
+from vila_core.language.paged_step import paged_step
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.projectors import Projector, build_projector
@@ -45,7 +50,8 @@ from vila_core.towers.captured import use_fused_tower
 
 GPU = torch.device("cuda")
 DTYPE = torch.bfloat16
-PROMPT_LENGTHS = (144, 512, 4096, 16_384)
+PROMPT_LENGTHS = (144, 512, 1024, 2048, 4096, 16_384)
+REST_LENGTHS = (24, 200)
 FRAMES, TOKENS_PER_FRAME = 64, 256
 QUESTION = "What is in this picture?"
 
@@ -127,54 +133,102 @@ def unfused() -> Generator[None]:
         yield
 
 
-def measure_prefill(decoder: Decoder, tokens: int, rates: tuple[float, float]) -> dict[str, float]:
+class Reader:
+    """Reads prompts as the engine does, into pages of its own."""
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self._num_pages = -(-(max(PROMPT_LENGTHS) + max(REST_LENGTHS)) // PAGE_SIZE)
+        self._cache = PagedCache.allocate(decoder.config, self._num_pages, device=GPU, dtype=DTYPE)
+        step = paged_step(decoder, self._cache, 1, self._num_pages)
+        self._graphs = prefill_graphs(decoder, self._cache, self._num_pages, step)
+
+    def __call__(self, embeds: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """`[T, D]` from position `start` on -> the hidden state of the last token, `[1, D]`."""
+        pages = list(range(-(-(start + len(embeds)) // PAGE_SIZE)))
+        prompts = [NextTokens(embeds, start, pages)]
+        if self._graphs is not None and self._graphs.takes(prompts):
+            return self._graphs(prompts)
+        return self.launched(embeds, start)
+
+    def launched(self, embeds: torch.Tensor, start: int = 0) -> torch.Tensor:
+        """The same, kernel by kernel."""
+        end = start + len(embeds)
+        rows = self._cache.rows(torch.arange(-(-end // PAGE_SIZE), device=GPU)[None]).up_to(end)
+        positions = torch.arange(start, end, device=GPU)[None] if start else None
+        return self._decoder(embeds[None], positions=positions, cache=rows)[:, -1]
+
+
+def measure_prefill(decoder: Decoder, reader: Reader, tokens: int, rates: tuple[float, float]) -> dict[str, float]:
     """Measure the language model on one prompt: GPU time, and wall clock with its launches."""
-    embeds = torch.randn(1, tokens, decoder.config.hidden_size, device=GPU, dtype=DTYPE)
-    cache = decoder.new_cache(1, tokens)
+    embeds = torch.randn(tokens, decoder.config.hidden_size, device=GPU, dtype=DTYPE)
     work = language_work(decoder, tokens)
     limit = 1e3 * max(work[0] / rates[0], work[1] / rates[1])
 
     def read() -> torch.Tensor:
-        return decoder.logits(decoder(embeds, cache=cache.up_to(tokens))[:, -1]).argmax(-1)
+        return decoder.logits(reader(embeds)).argmax(-1)
 
     row = {"tokens": tokens, "limit_ms": limit, "ours_ms": milliseconds(read), "ours_wall_ms": wall_milliseconds(read)}
-    fused = decoder(embeds).float()
+    ours = reader(embeds).float()
     with unfused():
-        row["unfused_ms"] = milliseconds(read)
-        plain = decoder(embeds).float()
-    row["difference"] = ((fused - plain).norm() / plain.norm()).item()
+        row["unfused_ms"] = milliseconds(lambda: decoder.logits(reader.launched(embeds)).argmax(-1))
+        plain = reader.launched(embeds).float()
+    row["difference"] = ((ours - plain).norm() / plain.norm()).item()
     return row
 
 
-def measure_image(model: Vila, rates: tuple[float, float]) -> dict[str, float]:
+def measure_rest(decoder: Decoder, reader: Reader, tokens: int, rates: tuple[float, float]) -> dict[str, float]:
+    """Measure the last `tokens` of a prompt whose others are in the cache."""
+    known = max(PROMPT_LENGTHS)
+    embeds = torch.randn(tokens, decoder.config.hidden_size, device=GPU, dtype=DTYPE)
+    reader(torch.randn(known, decoder.config.hidden_size, device=GPU, dtype=DTYPE))
+    config, (operations, weights) = decoder.config, language_work(decoder, tokens)
+    operations += 4 * tokens * known * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    cached = 4 * known * config.num_key_value_heads * config.head_dim * config.num_hidden_layers
+    return {
+        "tokens": tokens,
+        "known": known,
+        "limit_ms": 1e3 * max(operations / rates[0], (weights + cached) / rates[1]),
+        "ours_wall_ms": wall_milliseconds(lambda: decoder.logits(reader(embeds, known)).argmax(-1)),
+        "launched_wall_ms": wall_milliseconds(lambda: decoder.logits(reader.launched(embeds, known)).argmax(-1)),
+    }
+
+
+def measure_image(model: Vila, reader: Reader, rates: tuple[float, float]) -> dict[str, float]:
     """Measure one image and its parts."""
-    network = model.network
-    assert isinstance(network.llm, Decoder)
+    network, decoder = model.network, model.network.llm
+    assert isinstance(decoder, Decoder)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (448, 448, 3), np.uint8))
     prompt = [image, QUESTION]
     prepared = model.prepare(prompt)
     batch = network.batch([prepared])
     tokens = len(batch.ids)
-    pixels = prepared.media[0].tiles.pixels.to(GPU, DTYPE)
+    tiles = prepared.media[0].tiles
+    pixels = tiles.pixels_on(GPU, DTYPE)
     features = network.features(pixels)
-    embeds = network.embed(batch)[None]
-    cache = network.llm.new_cache(1, tokens)
+    embeds = network.embed(batch)
 
     def read() -> torch.Tensor:
-        return network.llm.logits(network.llm(embeds, cache=cache.up_to(tokens))[:, -1]).argmax(-1)
+        return decoder.logits(reader(embeds)).argmax(-1)
+
+    def first_token() -> None:
+        model.engine.clear_cache()
+        vars(model).pop("_media", None)  # what was encoded before
+        model.complete(prompt, max_new_tokens=1)
 
     tower = operations(CONFIG) * (CONFIG.num_hidden_layers - 1) / CONFIG.num_hidden_layers
     tower_bytes = sum(parameter.nbytes for parameter in network.vision_tower.parameters())
-    language = language_work(network.llm, tokens)
+    language = language_work(decoder, tokens)
     both = max((tower + language[0]) / rates[0], (tower_bytes + language[1]) / rates[1])
     by_stage = max(tower / rates[0], tower_bytes / rates[1]) + max(language[0] / rates[0], language[1] / rates[1])
     return {
         "tokens": tokens,
         "limit_ms": 1e3 * both,
         "limit_by_stage_ms": 1e3 * by_stage,
-        "first_token_ms": wall_milliseconds(lambda: model.complete(prompt, max_new_tokens=1)),
+        "first_token_ms": wall_milliseconds(first_token),
         "prepare_ms": wall_milliseconds(lambda: model.prepare(prompt)),
-        "upload_ms": wall_milliseconds(lambda: prepared.media[0].tiles.pixels.to(GPU, DTYPE)),
+        "digest_ms": wall_milliseconds(lambda: tiles.digest("image")),
+        "upload_ms": wall_milliseconds(lambda: tiles.pixels_on(GPU, DTYPE)),
         "tower_ms": milliseconds(lambda: network.features(pixels)),
         "projector_ms": milliseconds(lambda: network.mm_projector(features)),
         "prefill_ms": milliseconds(read),
@@ -259,11 +313,15 @@ def main() -> int:
     model = random_model()
     decoder = model.network.llm
     assert isinstance(decoder, Decoder)
-    image = measure_image(model, rates)
+    reader = Reader(decoder)
+    image = measure_image(model, reader, rates)
     print("one image: " + ", ".join(f"{name} {value:.2f}" for name, value in image.items()), flush=True)
-    prefill = [measure_prefill(decoder, tokens, rates) for tokens in PROMPT_LENGTHS]
+    prefill = [measure_prefill(decoder, reader, tokens, rates) for tokens in PROMPT_LENGTHS]
     for row in prefill:
         print("prompt: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
+    rest = [measure_rest(decoder, reader, tokens, rates) for tokens in REST_LENGTHS]
+    for row in rest:
+        print("rest: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()), flush=True)
     video = measure_video(model, rates)
     print("64 frames: " + ", ".join(f"{name} {value:.1f}" for name, value in video.items()), flush=True)
     if args.out:
@@ -276,6 +334,7 @@ def main() -> int:
             "bytes_per_second": rates[1],
             "image": image,
             "prefill": prefill,
+            "rest": rest,
             "video": video,
         }
         args.out.parent.mkdir(parents=True, exist_ok=True)

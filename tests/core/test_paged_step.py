@@ -10,7 +10,6 @@ from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
 from vila_core.language.fused_step import warn_if_not_captured
 from vila_core.language.paged_cache import PagedCache
-from vila_core.language.paged_prefill import PaddedRows
 from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_step import PagedStep, paged_step
 
@@ -184,19 +183,6 @@ def test_inputs_need_not_be_tokens() -> None:
     torch.testing.assert_close(hidden[1], decoder(prompt[None])[0, -1])
     assert not hidden[0].any()
     assert step.rows.positions.tolist()[:2] == [-1, 9]
-
-
-def test_padding_of_a_prompt_is_not_written() -> None:
-    decoder = model()
-    prompt = torch.randn(11, 32, generator=torch.Generator().manual_seed(8))
-    _, cache = new_step(decoder)
-    padded = torch.cat([prompt, torch.full((9, 32), 7.0)])
-    hidden = decoder(padded[None], cache=PaddedRows(cache.rows(torch.tensor([[5, 2, 0]])), torch.tensor([10])))
-    torch.testing.assert_close(hidden[0, :11], decoder(prompt[None])[0])
-    _, expected = new_step(decoder)
-    decoder(prompt[None], cache=expected.rows(torch.tensor([[5, 2]])))
-    torch.testing.assert_close(cache.keys, expected.keys)
-    torch.testing.assert_close(cache.values, expected.values)
 
 
 @pytest.mark.parametrize(

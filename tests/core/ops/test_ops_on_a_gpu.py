@@ -208,23 +208,44 @@ def small_config(**changes: object) -> DecoderConfig:
 
 
 @torch.inference_mode()
-def test_a_prompt_read_in_a_graph_gives_what_the_decoder_gives() -> None:
+def test_prompts_read_in_graphs_give_what_the_decoder_gives() -> None:
     from vila_core.language.paged_cache import PagedCache
-    from vila_core.language.paged_prefill import prefill_graphs
+    from vila_core.language.paged_prefill import NextTokens, prefill_graphs
+    from vila_core.language.paged_step import paged_step
 
     torch.manual_seed(0)
-    decoder = Decoder(small_config()).to(GPU)
-    decoder.reset_parameters(std=0.05)
-    decoder = decoder.to(torch.float16).requires_grad_(False)
-    caches = [PagedCache.allocate(decoder.config, 40, device=GPU, dtype=torch.float16) for _ in range(2)]
-    read = prefill_graphs(decoder, caches[0], 20)
-    assert read is not None
-    pages = torch.randperm(40).tolist()
-    for length in (1, 31, 700, 64, 65, 20, 700, 64, 96, 550, 2):  # a size that comes again is captured
-        prompt = randn(length, 512, dtype=torch.float16)
-        held, pages = pages[: -(-length // 64)], pages[-(-length // 64) :] + pages[: -(-length // 64)]
-        hidden = read(prompt, held)
-        expected = decoder(prompt[None], cache=caches[1].rows(torch.tensor([held], device=GPU)))[0, -1]
-        assert_close(hidden, expected.double(), 2e-3, f"{length} tokens")
-    assert_close(caches[0].keys, caches[1].keys.double(), 2e-3, "keys")
-    assert_close(caches[0].values, caches[1].values.double(), 2e-3, "values")
+    for changes in ({}, {"sliding_window": 100}):
+        decoder = Decoder(small_config(**changes)).to(GPU)
+        decoder.reset_parameters(std=0.05)
+        decoder = decoder.to(torch.float16).requires_grad_(False)
+        caches = [PagedCache.allocate(decoder.config, 80, device=GPU, dtype=torch.float16) for _ in range(2)]
+        read = prefill_graphs(decoder, caches[0], 40, paged_step(decoder, caches[0], 4, 40))
+        assert read is not None
+        pages = torch.randperm(80).tolist()
+        # (tokens that are there already, new ones) of each prompt; what comes again is captured
+        for prompts in (
+            [(0, 1)], [(0, 31)], [(0, 700)], [(0, 64)], [(64, 65)], [(0, 20)], [(0, 700)], [(0, 64)], [(100, 30)],
+            [(1500, 20)], [(1999, 40)], [(0, 9), (0, 40), (0, 3)], [(0, 60), (0, 1)], [(70, 20), (0, 33), (640, 1)],
+            [(0, 40)] * 20, [(0, 30)] * 32, [(0, 1)], [(1000, 1000)],
+        ):  # fmt: skip
+            given: list[NextTokens] = []
+            expected: list[torch.Tensor] = []
+            for start, count in prompts:
+                whole = randn(start + count, 512, dtype=torch.float16)
+                held, pages = (
+                    pages[: -(-len(whole) // 64)],
+                    pages[-(-len(whole) // 64) :] + pages[: -(-len(whole) // 64)],
+                )
+                rows = [cache.rows(torch.tensor([held], device=GPU)) for cache in caches]
+                if start:
+                    for row in rows:
+                        decoder(whole[None, :start], cache=row.up_to(start))
+                positions = torch.arange(start, len(whole), device=GPU)[None] if start else None
+                hidden = decoder(whole[None, start:], positions=positions, cache=rows[1].up_to(len(whole)))
+                given.append(NextTokens(whole[start:], start, held))
+                expected.append(hidden[0, -1])
+            assert read.takes(given), prompts
+            assert_close(read(given), torch.stack(expected).double(), 3e-3, f"{prompts} {changes}")
+        assert_close(caches[0].keys, caches[1].keys.double(), 3e-3, "keys")
+        assert_close(caches[0].values, caches[1].values.double(), 3e-3, "values")
+        assert not read.takes([NextTokens(randn(2049, 512, dtype=torch.float16), 0, pages)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from vila_core.engine.media import MediaPart
 from vila_core.engine.prefix import MediaSpan
 from vila_core.prompt import PreparedMedium
+from vila_core.uploads import upload
 
 if TYPE_CHECKING:
     from vila_core.encoders import ExpandedPrompt
@@ -118,8 +119,8 @@ class MediaPrompt:
 
     def embed(self, start: int, end: int) -> Tensor:
         """Return the embeddings of a part of the prompt, `[end - start, D]`."""
-        ids = torch.tensor([self.ids[start:end]], device=next(self._network.parameters()).device)
-        embeds = self._network.llm.embed(ids)[0]
+        device = next(self._network.parameters()).device
+        embeds = self._network.llm.embed(upload(self.ids[start:end], device)[None])[0]
         places: list[int] = []
         tokens: list[Tensor] = []
         for part in self._parts:
@@ -130,7 +131,7 @@ class MediaPrompt:
                 tokens.append(part.tokens[first:last].to(embeds.dtype))
         if not places:
             return embeds
-        return embeds.index_copy(0, torch.tensor(places, device=embeds.device) - start, torch.cat(tokens))
+        return embeds.index_copy(0, upload(places, device) - start, torch.cat(tokens))
 
     def release(self, end: int) -> None:
         """See `EngineInput`."""

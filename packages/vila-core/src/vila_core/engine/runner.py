@@ -21,10 +21,11 @@ from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import NativeDecoder, embedding, new_pages
 from vila_core.language.paged_cache import PAGE_SIZE
-from vila_core.language.paged_prefill import prefill_graphs
+from vila_core.language.paged_prefill import NextTokens, prefill_graphs
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
 from vila_core.language.read_ahead import TokensAhead
+from vila_core.uploads import upload
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig
@@ -245,7 +246,7 @@ class PagedRunner(RowRunner):
         row_pages = min(pages, pages_of(decoder.config.max_length))
         super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight)
         self.pool = PagePool(pages)
-        self._graphs = prefill_graphs(decoder, self._cache, row_pages)
+        self._graphs = prefill_graphs(decoder, self._cache, row_pages, self._step)
         scaling = decoder.config.rope_scaling
         # Under dynamic scaling, the angles of all tokens depend on the length of the whole prompt.
         self.reads_in_chunks = scaling is None or scaling.rope_type != "dynamic"
@@ -261,16 +262,20 @@ class PagedRunner(RowRunner):
         lengths = [len(one) for one in embeds]
         start, longest = requests[0].length, max(lengths)
         assert not start or len(requests) == 1, "chunks in the middle of a prompt are read one by one"
-        if len(requests) == 1 and not start and self._graphs is not None and self._graphs.takes(embeds[0]):
-            return self._graphs(embeds[0], requests[0].pages)[None]
+        if self._graphs is not None:
+            prompts = [
+                NextTokens(one, request.length, request.pages) for request, one in zip(requests, embeds, strict=True)
+            ]
+            if self._graphs.takes(prompts):
+                return self._graphs(prompts)
         # Padding is written past the end of a row: to its own pages, and from there on to a page that nobody reads.
         table = torch.full((len(requests), pages_of(start + longest)), self.pool.num_pages)
         for row, request in zip(table, requests, strict=True):
             pages = request.pages[: len(row)]
             row[: len(pages)] = torch.tensor(pages)
-        cache = self._cache.rows(table.to(self.device)).up_to(start + longest)
+        cache = self._cache.rows(upload(table, self.device)).up_to(start + longest)
         positions = torch.arange(start, start + longest, device=self.device)[None] if start else None
-        ends = torch.tensor(lengths, device=self.device)
+        ends = upload(lengths, self.device)
         hidden = self._llm(
             nn.utils.rnn.pad_sequence(list(embeds), batch_first=True),
             positions=positions,

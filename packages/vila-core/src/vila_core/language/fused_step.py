@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vila_core.language.paged_cache import PagedCache
     from vila_core.language.rope import Rotary
     from vila_core.ops.attention import NewTokens, Slots
+    from vila_core.ops.ragged_attention import RaggedTokens
 
 HEAD_WIDTHS = (64, 128)
 ROTATIONS = 4096
@@ -154,6 +155,34 @@ class FusedLayers:
             change = layer.down(layer.gate_up.swiglu(x, layer.down), following if last else self.layers[index + 1].qkv)
         assert total is not None
         return change, total
+
+    def read(self, embeds: Tensor, new: RaggedTokens, cache: PagedCache, last: Tensor, *, long: bool = True) -> Tensor:
+        """Read several new tokens of each row, one row after the other.
+
+        Args:
+            embeds: `[N, D]`.
+            new: which tokens they are.
+            cache: where their keys and values are written.
+            last: int64 `[rows]`: which of the N tokens is the last of each row.
+            long: whether some see many others (see `ops.ragged_attention.attend`).
+
+        Returns:
+            their hidden states after the final norm, `[rows, D]`.
+        """
+        from vila_core.ops.norm import add_rms_norm
+        from vila_core.ops.ragged_attention import attend
+
+        eps, window = self.config.rms_norm_eps, self.config.sliding_window or 0
+        change, total = embeds, None
+        for index, layer in enumerate(self.layers):
+            x, total = add_rms_norm(change, total, layer.input_norm, eps)
+            keys, values = cache.keys[index], cache.values[index]
+            heads = attend(layer.qkv(x), self.cos, self.sin, new, keys, values, window, long=long)
+            x, total = add_rms_norm(layer.o(heads), total, layer.mlp_norm, eps)
+            change = layer.down(layer.gate_up.swiglu(x))
+        assert total is not None, "a decoder has layers"
+        assert self._norm is not None, "a whole decoder ends with a norm"
+        return add_rms_norm(change.index_select(0, last), total.index_select(0, last), self._norm, eps)[0]
 
     def _new_tokens(self, qkv: Tensor, positions: Tensor) -> NewTokens:
         from vila_core.ops.attention import NewTokens

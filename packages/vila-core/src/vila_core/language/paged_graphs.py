@@ -19,6 +19,7 @@ from vila_core.language.linear_groups import LinearGroup, group
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead, read_as_chunks
 from vila_core.ops.sampling import choose_tokens
+from vila_core.uploads import upload
 
 if TYPE_CHECKING:
     from vila_core.language.decoder import Decoder
@@ -80,6 +81,11 @@ class GraphPagedStep:
     @property
     def rows(self) -> StepRows:
         return self._rows
+
+    @property
+    def fused(self) -> FusedStep:
+        """The decoder's layers, whose linears are grouped; grouping them again would copy weights in four bits."""
+        return self._fused
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
@@ -159,7 +165,7 @@ def choose_ahead(
 
 def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
     """Choose the first tokens of the rows `places` from the logits `[n, V]` of their prompts."""
-    index = torch.tensor(places, device=logits.device)
+    index = upload(places, logits.device)
     picked = rows.pick(index)
     chosen = picked.choose(choose_tokens, logits.contiguous(), kind, ahead=0)
     rows.ids[index] = picked.ids

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from vila_core.uploads import upload
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -119,18 +121,19 @@ class StepRows:
     ) -> None:
         """Use `row` for a sequence whose first `position` tokens are in `pages`; penalties count those of `answer`."""
         self.set_pages(row, pages)
-        self.positions[row] = position
-        self.temperature[row] = sampling.temperature
-        self.top_k[row] = min(sampling.top_k, self.vocabulary)
-        self.top_p[row] = sampling.top_p
-        self.seeds[row] = sampling.seed
-        self.penalty[row] = sampling.repetition_penalty
-        self.presence[row] = sampling.presence_penalty
-        self.frequency[row] = sampling.frequency_penalty
-        self.bias[row] = 0  # other rows of a step may have penalties, and all rows are then computed alike
+        # `fill_` and not assignments, which would copy a number from the host and wait for the GPU.
+        self.positions[row].fill_(position)
+        self.temperature[row].fill_(sampling.temperature)
+        self.top_k[row].fill_(min(sampling.top_k, self.vocabulary))
+        self.top_p[row].fill_(sampling.top_p)
+        self.seeds[row].fill_(sampling.seed)
+        self.penalty[row].fill_(sampling.repetition_penalty)
+        self.presence[row].fill_(sampling.presence_penalty)
+        self.frequency[row].fill_(sampling.frequency_penalty)
+        self.bias[row].zero_()  # other rows of a step may have penalties, and all rows are then computed alike
         if sampling.changes_logits:
             self._start_penalties(row, sampling, answer)
-        self.allowed[row] = -1
+        self.allowed[row].fill_(-1)
 
     def _start_penalties(self, row: int, sampling: RowSampling, answer: Sequence[int]) -> None:
         device = self.counts.device
@@ -142,12 +145,11 @@ class StepRows:
 
     def set_pages(self, row: int, pages: Sequence[int], first: int = 0) -> None:
         """Set the pages of `row` from its page number `first` on."""
-        given = torch.tensor(pages, dtype=torch.int32, device=self.table.device)
-        self.table[row, first : first + len(pages)] = given
+        self.table[row, first : first + len(pages)] = upload(pages, self.table.device, torch.int32)
 
     def allow(self, row: int, bitmask: Tensor) -> None:
         """Restrict the next token of `row` to those whose bit in int32 `[⌈V / 32⌉]` is set; -1 allows all."""
-        self.allowed[row] = bitmask.to(self.allowed.device)
+        self.allowed[row] = upload(bitmask, self.allowed.device)
 
     def advance(self, tokens: Sequence[Sequence[int]], *, penalizes: bool) -> None:
         """Let the first rows go on by the `tokens` of each, at least one, of which all but the last have been read."""
@@ -168,7 +170,7 @@ class StepRows:
 
     def stop(self, row: int) -> None:
         """Take `row` out of use."""
-        self.positions[row] = -1
+        self.positions[row].fill_(-1)
 
     @contextmanager
     def unused(self) -> Generator[None]:

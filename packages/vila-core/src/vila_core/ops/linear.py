@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.prefill import silu_multiply
 from vila_core.ops.support import launches_early
 from vila_core.ops.swiglu import swiglu
 
@@ -244,4 +245,6 @@ def swiglu_linear(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """`x [M, K]`, weights `[N, K]` -> `silu(x gateᵀ) · (x upᵀ)`, `[M, N]`."""
     if len(x) == 1 and x.shape[1] % 8 == 0:
         return torch.ops.vila.small_linear(x, [gate, up], [], True)
+    if len(x) > MAX_TOKENS:
+        return silu_multiply(F.linear(x, gate), F.linear(x, up))
     return swiglu(linear(x, (gate, up), (None, None)))

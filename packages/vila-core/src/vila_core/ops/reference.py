@@ -95,6 +95,41 @@ def decode_attention(
     return out.view(rows, -1), keys, values
 
 
+def ragged_attention(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rows: Sequence[tuple[int, int, Sequence[int]]],
+    keys: Tensor,
+    values: Tensor,
+    window: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New tokens of rows one after the other, `[N, (H + 2 H_kv) · D_h]` -> `[N, H · D_h]` and the new caches.
+
+    Args:
+        qkv: not rotated.
+        cos: by position, `[positions, D_h / 2]`.
+        sin: the same.
+        rows: of each, the position of its first new token, how many there are, and its pages.
+        keys: `[pages, H_kv, P, D_h]`.
+        values: the same.
+        window: how many tokens back a token sees, itself included.
+    """
+    page = keys.shape[2]
+    keys, values, out, first = keys.clone(), values.clone(), list[Tensor](), 0
+    for start, count, pages in rows:
+        for position, new in enumerate(qkv[first : first + count], start):
+            held = [
+                cache[list(pages)].transpose(0, 1).flatten(1, 2)[None] for cache in (keys, values)
+            ]  # [1, H_kv, S, D_h]
+            attended, *changed = decode_attention(new[None], cos, sin, torch.tensor([position]), *held, window=window)
+            out.append(attended)
+            for cache, of_row in zip((keys, values), changed, strict=True):
+                cache[pages[position // page], :, position % page] = of_row[0, :, position]
+        first += count
+    return torch.cat(out), keys, values
+
+
 UNUSABLE = -1
 """Stands for the token of a row without usable logits."""
 
