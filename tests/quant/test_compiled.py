@@ -414,6 +414,26 @@ def test_rows_of_a_paged_cache() -> None:
     assert step_of(llm).compiled is not None
 
 
+def test_a_cache_in_8_bits_goes_the_decoders_own_way_and_says_so() -> None:
+    llm = decoder()
+    caches = [
+        PagedCache.allocate(llm.config, 3, page_size=64, device=CPU, dtype=torch.float32, in_8_bits=in_8_bits)
+        for in_8_bits in (False, True)
+    ]
+    embeds = torch.randn(1, 10, llm.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    steps: list[Tensor] = []
+    with torch.inference_mode(), pinned(Plan(8, torch.float32)):
+        for cache in caches:
+            rows = cache.rows(torch.tensor([[2, 0]]))
+            llm(embeds[:, :9], cache=rows)
+            if cache.scales is None:
+                steps.append(llm.decode_step(embeds[:, 9:], torch.tensor([[9]]), rows.up_to(10)))
+            else:
+                with pytest.warns(UserWarning, match="does not read a KV cache in 8 bits"):
+                    steps.append(llm.decode_step(embeds[:, 9:], torch.tensor([[9]]), rows.up_to(10)))
+    assert 0 < relative_error(steps[1], steps[0]) < 0.1
+
+
 def test_a_full_window_goes_the_decoders_own_way() -> None:
     narrow = decoder(sliding_window=4)
     assert torch.equal(decode(narrow, 1, compiled=True)[0], decode(narrow, 1, compiled=False)[0])
