@@ -320,6 +320,12 @@ def test_image_bombs(door: MediaDoor, content: bytes) -> None:
     )
 
 
+@pytest.mark.parametrize(("width", "height"), [(1_000_001, 1), (1, 1_000_001)])
+def test_sides_are_limited_too(door: MediaDoor, width: int, height: int) -> None:
+    """A picture of a million rows takes gigabytes for pointers to them."""
+    assert "shape or an encoding that this server does not take" in refusal(door, uri(png_bomb(width, height)))
+
+
 def test_pixels_are_counted_before_decoding(door: MediaDoor) -> None:
     assert "at most 4,000,000 (width times height)" in refusal(door, uri(png_bomb(2001, 2000)))
     assert asyncio.run(door.open_image(uri(encoded_flat(2000, 2000)))).size == (2000, 2000)

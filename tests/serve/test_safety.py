@@ -250,3 +250,12 @@ def test_answers_about_media_are_those_of_vila_core(server: RunningServer, http:
         asked = body(messages=[user(kind(uri(content, media_type)), "What is it?")], temperature=0, max_tokens=16)
         answer = http.post(CHAT, json=asked).json()["choices"][0]["message"]["content"]
         assert answer == model.generate([own(content), "What is it?"], max_new_tokens=16)
+
+
+def test_the_tests_that_the_documentation_names_exist() -> None:
+    root = Path(__file__).parents[2]
+    names = set(re.findall(r"`(test_\w+)`", (root / "docs" / "serving-safety.md").read_text("utf-8")))
+    files = [*(root / "tests" / "serve").glob("test_*.py"), root / "tests" / "core" / "test_fetch.py"]
+    defined = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)}
+    assert len(names) > 20
+    assert names - defined == set()
