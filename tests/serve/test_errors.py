@@ -101,6 +101,9 @@ WRONG = [
     ({"frequency_penalty": -3}, "frequency_penalty", "-2 or more"),
     ({"logit_bias": {"5": 101}}, "logit_bias.5", "100 or less"),
     ({"logit_bias": {"cat": 1}}, "logit_bias", "cat"),
+    ({"logit_bias": {"1024": 1}}, "logit_bias", "the vocabulary has 1,024 tokens"),
+    ({"logit_bias": {str(token): 1 for token in range(1001)}}, "logit_bias", "1000 or fewer"),
+    ({"logit_bias": {str(2**31): 1}}, "logit_bias", "31 bits"),
     ({"logit_bias": {"-1": 1}}, "logit_bias", "-1"),
     ({"logit_bias": [5]}, "logit_bias", "JSON object"),
     ({"response_format": "json"}, "response_format", ""),
@@ -207,6 +210,14 @@ def test_a_prompt_over_the_context_gives_the_counts(http: httpx2.Client):
     found = error_of(response)
     assert (response.status_code, found["code"]) == (400, "context_length_exceeded")
     assert re.search(r"has 2\d\d\d tokens .*image 60: 37.*the context is 2048", found["message"])
+
+
+def test_a_message_of_many_small_parts(http: httpx2.Client):
+    response = http.post(CHAT, json=body(messages=[{"role": "user", "content": [text_part("a")] * 50_000}]))
+    assert response.status_code == 400
+    assert error_of(response)["code"] == "context_length_exceeded"
+    small = [text_part("Hel"), text_part("lo")]
+    assert http.post(CHAT, json=body(messages=[{"role": "user", "content": small}])).status_code == 200
 
 
 @pytest.mark.parametrize("roles", [("user", "assistant"), ("user",)], ids=["turns", "one role"])

@@ -53,24 +53,11 @@ async def read_conversation(
     """
     _check_template(messages, template)
     places = places or [f"messages[{index}]" for index in range(len(messages))]
-    parts = [
-        (f"{place}.content[{index}]", part)
-        for place, message in zip(places, messages, strict=True)
-        for index, part in enumerate(message.content or ())
-    ]
-    num_media = sum(not isinstance(part, TextPart | RefusalPart) for _, part in parts)
-    if num_media > max_media:
-        raise ApiError(
-            400,
-            f"The request has {num_media} images and videos; this server takes at most {max_media}.",
-            param="messages",
-        )
-    opened = await _all_or_nothing([_open_at(place, part, media) for place, part in parts])
+    opened = iter(await _open_media(messages, places, media, max_media))
     turns: list[tuple[Role, list[Part]]] = []
-    remaining = iter(opened)
     for message in messages:
         role = _role(message)
-        own = [next(remaining) for _ in message.content or ()]
+        own = [next(opened) if (text := _text_of(part)) is None else text for part in message.content or ()]
         if turns and turns[-1][0] == role:
             turns[-1][1].extend(["\n", *own])
         else:
@@ -100,7 +87,31 @@ def _role(message: ChatMessage) -> Role:
     return "system" if isinstance(message, SystemMessage) else "user" if message.role == "tool" else message.role
 
 
-async def _open_at(place: str, part: AnyPart, media: Media) -> Part:
+async def _open_media(
+    messages: Sequence[ChatMessage], places: Sequence[str], media: Media, max_media: int
+) -> list[Image | Video]:
+    """Open the images and videos of all messages together. Raises `ApiError`."""
+    parts = [
+        (f"{place}.content[{index}]", part)
+        for place, message in zip(places, messages, strict=True)
+        for index, part in enumerate(message.content or ())
+        if _text_of(part) is None
+    ]
+    if len(parts) > max_media:
+        raise ApiError(
+            400,
+            f"The request has {len(parts)} images and videos; this server takes at most {max_media}.",
+            param="messages",
+        )
+    return await _all_or_nothing([_open_at(place, part, media) for place, part in parts])
+
+
+def _text_of(part: AnyPart) -> str | None:
+    """Return the text of a part, None for an image or a video."""
+    return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else None
+
+
+async def _open_at(place: str, part: AnyPart, media: Media) -> Image | Video:
     """Return an opened part. An error says which part it is."""
     try:
         return await _open(part, media)
@@ -108,11 +119,7 @@ async def _open_at(place: str, part: AnyPart, media: Media) -> Part:
         raise ApiError(400, f"{place}: {error}", param=place, code="invalid_media") from None
 
 
-async def _open(part: AnyPart, media: Media) -> Part:
-    if isinstance(part, TextPart):
-        return part.text
-    if isinstance(part, RefusalPart):
-        return part.refusal
+async def _open(part: AnyPart, media: Media) -> Image | Video:
     if isinstance(part, ImagePart):
         return await media.open_image(part.image_url.url, part.image_url.detail)
     if isinstance(part, InputImagePart):

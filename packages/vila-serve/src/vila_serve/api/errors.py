@@ -5,6 +5,7 @@ the client gets that id only.
 """
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -34,6 +35,7 @@ INVALID, AUTHENTICATION, RATE, SERVER = (
     "rate_limit_error",
     "server_error",
 )
+_SETTING = re.compile(r"Generation setting '(\w+)'")
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
 
 
@@ -119,9 +121,18 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, MediaError):
         return ApiError(400, str(error), param="messages", code="invalid_media")
     if isinstance(error, GenerationError):
-        return ApiError(400, str(error), param="response_format" if "schema" in str(error) else None)
+        return wrong_setting(error)
     log.error("A request failed.", exc_info=error)
     return internal_error()
+
+
+def wrong_setting(error: GenerationError, schema_field: str = "response_format") -> ApiError:
+    """Return the error for a setting that the engine refuses; `schema_field` is the field that holds a JSON schema."""
+    message = str(error).replace("Generation setting 'json_schema'", "The JSON schema")
+    if found := _SETTING.match(message):
+        param = {"max_new_tokens": "max_tokens"}.get(found[1], found[1])
+        return ApiError(400, f"'{param}'{message[found.end() :]}", param=param, code="invalid_value")
+    return ApiError(400, message, param=schema_field if "schema" in message else None)
 
 
 def failed_answer(error: Exception) -> ApiError:

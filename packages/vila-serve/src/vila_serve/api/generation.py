@@ -6,7 +6,7 @@ from typing import Any
 
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError
-from vila_serve.api.errors import ApiError
+from vila_serve.api.errors import ApiError, wrong_setting
 from vila_serve.api.schemas.chat import (
     ChatCompletionRequest,
     JsonObjectFormat,
@@ -52,8 +52,7 @@ def as_config(values: Mapping[str, Any], schema_field: str = "response_format") 
     try:
         return GenerationConfig.model_validate(values)
     except GenerationError as error:
-        message = str(error).replace("Generation setting 'json_schema'", "The JSON schema")
-        raise ApiError(400, message, param=schema_field if "schema" in message else None) from None
+        raise wrong_setting(error, schema_field) from None
 
 
 def sampling_settings(

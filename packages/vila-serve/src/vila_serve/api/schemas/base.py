@@ -7,7 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 MAX_STOPS = 64
 MAX_TOP_LOGPROBS = 20
-MAX_BIASES = 1024
+MAX_BIASES = 1000
 
 
 class Schema(BaseModel):
