@@ -259,3 +259,36 @@ def test_the_tests_that_the_documentation_names_exist() -> None:
     defined = {name for file in files for name in re.findall(r"^def (test_\w+)", file.read_text("utf-8"), re.MULTILINE)}
     assert len(names) > 20
     assert names - defined == set()
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/responses"])
+def test_pixels_are_freed_before_the_answer_ends(
+    path: str, server: RunningServer, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = server.app.state.service.media._held
+    seen: list[int] = []
+    submit = type(server.app.state.service.model).submit
+
+    def look(*arguments: Any, **options: Any) -> Any:
+        seen.append(held.bytes)
+        return submit(*arguments, **options)
+
+    monkeypatch.setattr(type(server.app.state.service.model), "submit", look)
+    steps: list[int] = []
+    engine = server.app.state.service.model.engine
+    answer = engine._answer
+
+    def step(runner: Any) -> None:
+        steps.append(held.bytes)
+        answer(runner)
+
+    monkeypatch.setattr(engine, "_answer", step)
+    url = uri(encoded("PNG", 64, 64))
+    if path == CHAT:
+        asked = body(messages=[user(image(url), "What?")], max_tokens=8)
+    else:
+        parts = [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "What?"}]
+        asked = {"model": "vila-tiny", "input": [{"role": "user", "content": parts}], "max_output_tokens": 16}
+    assert http.post(path, json=asked).status_code == 200
+    assert seen == [64 * 64 * 3], "the test counts the pixels"
+    assert steps[-1] == 0

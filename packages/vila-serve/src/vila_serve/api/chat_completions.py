@@ -67,6 +67,7 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
         body.messages, service.media, service.model.template, service.settings.max_media
     )
     answers = await service.answer(conversation, configs)
+    del conversation  # its pixels are no longer needed, and may be many
     if body.stream:
         return EventStream(_ChatStream(service, body, answers).events())
     try:
