@@ -217,7 +217,7 @@ def test_the_program_finishes_what_runs(tmp_path: Path):
     try:
         url = address_in(process)
         wait_until(lambda: _answers(url))
-        asked = {**body(**ENDLESS, stream=True), "model": "mine", "max_tokens": 200}
+        asked = {**body(**ENDLESS, stream=True), "model": "mine", "max_tokens": 80}
         with httpx2.stream("POST", f"{url}{CHAT}", json=asked, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
