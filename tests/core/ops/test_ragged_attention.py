@@ -111,9 +111,9 @@ def test_the_kernels_fit_every_gpu(tmp_path: Path) -> None:
     for capability, shared in SHARED_MEMORY.items():
         for kernel, constants, warps in (
             (place_kernel, {"WIDTH": 128, "HEADS": 32, "KV_HEADS": 4, "PDL": False}, 4),
-            (ragged_attention_kernel, {**attention, "ROWS": 64, "SPLITS": 16}, 4),
-            (ragged_attention_kernel, {**attention, "ROWS": 128, "SPLITS": 1}, 8),
-            (merge_kernel, {**attention, "ROWS": 64, "SPLITS": 16}, 4),
+            (ragged_attention_kernel, {**attention, "ROWS": 64, "IN_PARTS": True}, 4),
+            (ragged_attention_kernel, {**attention, "ROWS": 128, "IN_PARTS": False}, 8),
+            (merge_kernel, {**attention, "ROWS": 64}, 4),
         ):
             names = list(kernel.arg_names)
             types = {name: "*bf16" if name.endswith("_pointer") else "i32" for name in names} | kinds

@@ -131,8 +131,8 @@ def place_kernel(
 @triton.jit
 def ragged_attention_kernel(
     qkv_pointer, blocks_pointer, table_pointer, keys_pointer, values_pointer, parts_pointer, sums_pointer, out_pointer,
-    qkv_stride, outer_stride, head_stride, table_stride, page, window, tokens, kv_heads, scale,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+    qkv_stride, outer_stride, head_stride, table_stride, page, window, tokens, kv_heads, splits, scale,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, IN_PARTS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """See the module. `scale` includes log2(e)."""
@@ -156,7 +156,7 @@ def ragged_attention_kernel(
     own = position + token
     end = tl.where(count > 0, position + count, 0)
     start = first_block(position, window, BLOCK)
-    share = tl.cdiv(tl.cdiv(end - start, BLOCK), SPLITS) * BLOCK
+    share = tl.cdiv(tl.cdiv(end - start, BLOCK), splits) * BLOCK
     begin = start + split * share
     stop = tl.minimum(begin + share, end)
     keys, values = (
@@ -182,7 +182,7 @@ def ragged_attention_kernel(
         total = total * shrink + tl.sum(weights, axis=1)
         out = out * shrink[:, None] + tl.dot(weights.to(dtype), v)
         most = larger
-    if SPLITS == 1:
+    if not IN_PARTS:
         out = out / tl.where(used, total, 1.0)[:, None]
         place = number * (kv_heads * GROUP * WIDTH) + head * WIDTH
         tl.store(out_pointer + place[:, None] + whole[None, :], out.to(dtype), mask=used[:, None])
@@ -196,9 +196,8 @@ def ragged_attention_kernel(
 
 @triton.jit
 def merge_kernel(
-    blocks_pointer, parts_pointer, sums_pointer, out_pointer, window, tokens, kv_heads,
-    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
-    PDL: tl.constexpr,
+    blocks_pointer, parts_pointer, sums_pointer, out_pointer, window, tokens, kv_heads, splits,
+    GROUP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Add up the parts of a query block; grid (query blocks · H_kv,)."""
     block, kv_head = tl.program_id(0) // kv_heads, tl.program_id(0) % kv_heads
@@ -215,7 +214,7 @@ def merge_kernel(
     end = tl.where(count > 0, position + count, 0)
     start = first_block(position, window, BLOCK)
     blocks = tl.cdiv(end - start, BLOCK)
-    parts = tl.where(count > 0, tl.cdiv(blocks, tl.maximum(tl.cdiv(blocks, SPLITS), 1)), 0)
+    parts = tl.where(count > 0, tl.cdiv(blocks, tl.maximum(tl.cdiv(blocks, splits), 1)), 0)
     most = tl.full([ROWS], -1e30, tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, WIDTH], tl.float32)
@@ -279,12 +278,12 @@ def attend(
     grid = len(new.blocks) * kv_heads
     ragged_attention_kernel[(grid, splits)](
         qkv, new.blocks, new.table, keys, values, parts, sums, out, qkv.stride(0), *strides, new.table.stride(0), page,
-        window, tokens, kv_heads, LOG2_E / width**0.5, GROUP=group, WIDTH=width, ROWS=rows, BLOCK=BLOCK, SPLITS=splits,
-        PDL=pdl, num_warps=rows // 16, num_stages=2, **launch,
+        window, tokens, kv_heads, splits, LOG2_E / width**0.5, GROUP=group, WIDTH=width, ROWS=rows, BLOCK=BLOCK,
+        IN_PARTS=splits > 1, PDL=pdl, num_warps=rows // 16, num_stages=2, **launch,
     )  # fmt: skip
     if splits > 1:
         merge_kernel[(grid,)](
-            new.blocks, parts, sums, out, window, tokens, kv_heads, GROUP=group, WIDTH=width, ROWS=rows, BLOCK=BLOCK,
-            SPLITS=splits, PDL=pdl, num_warps=4, **launch,
+            new.blocks, parts, sums, out, window, tokens, kv_heads, splits, GROUP=group, WIDTH=width, ROWS=rows,
+            BLOCK=BLOCK, PDL=pdl, num_warps=4, **launch,
         )  # fmt: skip
     return out
