@@ -61,10 +61,10 @@ def test_a_hostile_row_is_stored_and_the_others_are_answered(kind: str, tmp_path
 
 
 def test_surrogates_in_an_answer_are_escaped(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(prompts: Any, **settings: Any) -> Any:
-        return [Completion((LONE,), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for _ in prompts]
+    def answer(prompt: str) -> Completion:
+        return Completion((LONE,), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0))
 
-    monkeypatch.setattr(model, "complete_batch", answer)
+    monkeypatch.setattr(model, "answer", answer)
     (outcome,) = run(tmp_path, hostile("fine"))
     assert outcome.error is None
     samples = read_records(SampleRecord, tmp_path / "vila-tiny/words/samples.jsonl")

@@ -2,18 +2,17 @@
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
-import torch
 
 from vila_core.cli.progress import NoProgress
 from vila_core.engine.completion import Completion, Timings, Usage
-from vila_core.errors import GenerationError, PromptError
+from vila_core.errors import GenerationError, PromptError, VilaError
 from vila_core.media import Image, Video
 from vila_core.prompt import PreparedPrompt
 from vila_eval.data.sources import DataOptions
@@ -54,8 +53,7 @@ class Echo:
     """A model that answers with the last word of the prompt, and remembers what it was asked."""
 
     def __init__(self) -> None:
-        self.batches: list[list[str]] = []
-        self.failure: type[Exception] = GenerationError
+        self.prompts: list[str] = []
 
     def prepare(self, prompt: Sequence[str | Image | Video]) -> PreparedPrompt:
         for part in prompt:
@@ -68,20 +66,22 @@ class Echo:
             raise PromptError("It is too long.")
         return {"text": 5}
 
-    def complete_batch(self, prepared: Sequence[PreparedPrompt], **settings: object) -> list[Completion]:
-        prompts = [prompt.text for prompt in prepared]
-        self.batches.append(prompts)
-        if len(prompts) > 1 and any("together" in prompt for prompt in prompts):
-            raise self.failure("One of them breaks the batch.")
-        if any("alone" in prompt for prompt in prompts):
-            raise self.failure("It breaks alone, too.")
-        return [
-            Completion((prompt.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0)) for prompt in prompts
-        ]
+    def complete_each(
+        self, prompts: Iterable[PreparedPrompt | None], *, at_once: int, **settings: object
+    ) -> Iterator[Completion | VilaError]:
+        for prompt in prompts:
+            if prompt is not None:
+                self.prompts.append(prompt.text)
+                yield self.answer(prompt.text)
+
+    def answer(self, prompt: str) -> Completion | VilaError:
+        if "alone" in prompt:
+            return GenerationError("It breaks alone, too.")
+        return Completion((prompt.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0))
 
     @property
     def asked(self) -> int:
-        return sum(map(len, self.batches))
+        return len(self.prompts)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_a_run_writes_samples_in_order_results_and_merged_metrics(tmp_path: Path
     assert (outcome.result.headline.value, outcome.result.headline.n, outcome.result.counts.samples) == (0.8, 5, 5)
     assert [(one.id, one.index, one.answer) for one in samples(tmp_path)] == [(str(i), i, f"word{i}") for i in range(5)]
     assert [one.values for one in samples(tmp_path)][2:4] == [{"exact_match": 1.0}, {"exact_match": 0.0}]
-    assert model.batches == [["say word0", "say word1"], ["say word2", "say word3"], ["say word4"]]
+    assert model.prompts == ["say word0", "say word1", "say word2", "say word3", "say word4"]
     folder = tmp_path / "vila-tiny" / "words"
     assert {path.name for path in folder.iterdir()} == {"samples.jsonl", "results.json", "timings.json", "run.json"}
     timings = json.loads((folder / "timings.json").read_text())
@@ -150,8 +150,7 @@ def test_several_questions_of_a_row_follow_one_another(tmp_path: Path, model: Ec
         ("1-0", 3, "left"),
         ("1-1", 4, "middle"),
     ]
-    # Two rows per batch give six questions, and the model answers two at a time.
-    assert [len(batch) for batch in model.batches] == [2, 2, 2, 2, 1]
+    assert model.prompts == [f"say word{i} {part}" for i in range(3) for part in ("left", "middle", "right")]
 
 
 def interrupted(folder: Path, rows: Sequence[Mapping[str, Any]], torn: str = "") -> Path:
@@ -169,9 +168,9 @@ def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(
     tmp_path: Path, model: Echo, torn: str
 ) -> None:
     file = interrupted(tmp_path, words(7), torn)
-    model.batches.clear()
+    model.prompts.clear()
     run(tmp_path, task(words(7)), phase="predict")
-    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]]
+    assert model.prompts == ["say word2", "say word3", "say word4", "say word5", "say word6"]
     assert [json.loads(line)["sample"]["row"] for line in file.read_text().splitlines()] == list(range(7))
     assert [one.answer for one in samples(tmp_path)] == [f"word{i}" for i in range(7)]
 
@@ -192,10 +191,8 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, model: 
 
 
 def test_an_exception_leaves_what_was_answered(tmp_path: Path, model: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = model.complete_batch
-    monkeypatch.setattr(
-        model, "complete_batch", lambda prompts, **_: answer(prompts) if prompts[0].text != "say word4" else 1 / 0
-    )
+    answer = model.answer
+    monkeypatch.setattr(model, "answer", lambda prompt: answer(prompt) if prompt != "say word4" else 1 / 0)
     (outcome,) = run(tmp_path, task(words(6)))
     assert outcome.error is not None
     assert outcome.error.startswith("ZeroDivisionError: division by zero (test_runner.py, line")
@@ -257,11 +254,11 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_a_limit_may_be_raised_and_what_is_answered_is_not_asked_again(tmp_path: Path, model: Echo, phase: str) -> None:
     (short,) = run(tmp_path / "a", task(words(7)), limit=3, phase=phase)
     assert (short.result is not None) == (phase == "all")
-    model.batches.clear()
+    model.prompts.clear()
     (longer,) = run(tmp_path / "a", task(words(7)))
     assert longer.result is not None
     assert (longer.result.settings.limit, longer.result.counts.samples) == (None, 7)
-    assert model.batches == [["say word2", "say word3"], ["say word4", "say word5"], ["say word6"]], (
+    assert model.prompts == ["say word2", "say word3", "say word4", "say word5", "say word6"], (
         "a batch is computed whole"
     )
     run(tmp_path / "b", task(words(7)))
@@ -284,9 +281,9 @@ def test_a_lower_limit_scores_the_first_rows_and_keeps_the_answers_to_the_others
     assert model.asked == asked
     run(tmp_path / "b", task(rows), limit=3)
     assert files(tmp_path / "a") == files(tmp_path / "b")
-    model.batches.clear()
+    model.prompts.clear()
     (whole,) = run(tmp_path / "a", task(rows))
-    assert model.batches == []
+    assert model.prompts == []
     run(tmp_path / "b", task(rows))
     assert files(tmp_path / "a") == files(tmp_path / "b")
     assert whole.result is not None
@@ -302,10 +299,10 @@ def test_limits_of_rows_that_belong_together_and_of_several_questions_a_row(tmp_
     asked: list[int] = []
     for limit in (1, 2, 6, 2, None):
         run(tmp_path / "a", paired, limit=limit)
-        asked.append(len({prompt for batch in model.batches for prompt in batch}))
+        asked.append(len(set(model.prompts)))
         run(tmp_path / f"{limit}", paired, limit=limit, force=True)
         assert files(tmp_path / "a") == files(tmp_path / f"{limit}"), limit
-        model.batches.clear()
+        model.prompts.clear()
     assert asked == [4, 8, 8, 0, 0]  # of whole batches: rows 0 and 4; 0, 1, 3 and 4; 2, 3, 4 and 5
 
 
@@ -334,9 +331,9 @@ def test_answers_to_other_prompts_are_not_used_again(tmp_path: Path, model: Echo
     run(tmp_path, task(words(4)), phase="predict")
     changed = words(4)
     changed[2] = {"text": "say again", "answer": "again"}
-    model.batches.clear()
+    model.prompts.clear()
     run(tmp_path, task(changed))
-    assert model.batches == [["say again", "say word3"]]
+    assert model.prompts == ["say again", "say word3"]
     assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "again", "word3"]
 
 
@@ -352,13 +349,11 @@ def test_a_sample_that_cannot_be_read_fails_with_its_reason_and_counts_as_wrong(
     failed = samples(tmp_path)[1]
     assert "missing.png' does not exist" in str(failed.error)
     assert (failed.answer, failed.values, failed.prompt[0].digest) == ("", {"exact_match": 0.0}, None)
-    assert model.batches == [["say word0"], ["say word2", "say word3"]]
+    assert model.prompts == ["say word0", "say word2", "say word3"]
 
 
-@pytest.mark.parametrize("failure", [GenerationError, torch.cuda.OutOfMemoryError])
-def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo, failure: type[Exception]) -> None:
-    model.failure = failure
-    rows = [*words(2), {"text": "not together word2", "answer": "word2"}, {"text": "not even alone", "answer": "alone"}]
+def test_a_prompt_that_fails_leaves_its_batch_whole(tmp_path: Path, model: Echo) -> None:
+    rows = [*words(2), {"text": "say word2", "answer": "word2"}, {"text": "not even alone", "answer": "alone"}]
     run(tmp_path, task(rows), batch_size=4)
     assert [one.answer for one in samples(tmp_path)] == ["word0", "word1", "word2", ""]
     assert [one.error is None for one in samples(tmp_path)] == [True, True, True, False]
@@ -367,7 +362,7 @@ def test_a_batch_that_fails_is_answered_one_by_one(tmp_path: Path, model: Echo, 
 
 def test_a_prompt_that_is_too_long_fails_and_leaves_its_batch_whole(tmp_path: Path, model: Echo) -> None:
     run(tmp_path, task([*words(2), {"text": "too long", "answer": "long"}, *words(1)]), batch_size=4)
-    assert model.batches == [["say word0", "say word1", "say word0"]]
+    assert model.prompts == ["say word0", "say word1", "say word0"]
     assert [one.error for one in samples(tmp_path)] == [None, None, "It is too long.", None]
 
 
@@ -431,12 +426,12 @@ def test_ctrl_c_does_not_wait_for_what_is_read_ahead(
         assert "say word3" not in prompt, "the rest of the batch is not read any more"
         return prepare(prompt)
 
-    def interrupted(prompts: Sequence[PreparedPrompt], **settings: object) -> list[Completion]:
+    def interrupted(prompt: str) -> Completion:
         assert reading.wait(30)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "prepare", slowly)
-    monkeypatch.setattr(model, "complete_batch", interrupted)
+    monkeypatch.setattr(model, "answer", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, task(words(4)))
     assert not go_on.is_set()

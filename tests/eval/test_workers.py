@@ -46,13 +46,12 @@ class Echo:
     def count_tokens(self, prompt: Any) -> dict[str, int]:
         return {"text": 5}
 
-    def complete_batch(self, prompts: list[Any], **settings: object) -> list[Any]:
+    def complete_each(self, prompts: Any, **settings: object) -> Any:
         from vila_core.engine.completion import Completion, Timings, Usage
 
-        return [
-            Completion((prompt.text.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0))
-            for prompt in prompts
-        ]
+        for prompt in prompts:
+            if prompt is not None:
+                yield Completion((prompt.text.split()[-1],), [7], "stop", Usage(5, 0, 1), Timings(0, 0, 0, 0))
 
 
 @dataclass

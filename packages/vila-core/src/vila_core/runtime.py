@@ -3,8 +3,9 @@
 Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
 
@@ -21,13 +22,13 @@ from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EngineInput, MediaPrompt
-from vila_core.engine.limits import EngineConfig
+from vila_core.engine.limits import EngineConfig, QueueFullError
 from vila_core.engine.media import MediaEmbeddings
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError, VilaError
 from vila_core.inspection import Inspection
 from vila_core.language.divided import current
 from vila_core.media import MediaLimits
@@ -231,6 +232,71 @@ class Vila:
         return completions
 
     @takes_generation_settings
+    def complete_each(
+        self,
+        prompts: "Iterable[Prompt | PreparedPrompt | None]",
+        *,
+        at_once: int = 16,
+        **settings: Unpack[GenerationSettings],
+    ) -> Iterator[Completion | VilaError]:
+        """Yield the completion of each prompt in order, or the error that it ended with. For many prompts: as soon as
+        an answer ends, another prompt joins the others.
+
+        Args:
+            prompts: each as for `generate`, taken from the iterable as they are needed. None stands for "none is ready
+                yet"; the others are answered meanwhile.
+            at_once: how many are answered at the same time.
+
+        Raises:
+            GenerationError: a setting is out of range.
+        """
+        return self._complete_each(prompts, GenerationConfig.model_validate(settings), at_once)
+
+    def _complete_each(
+        self, prompts: "Iterable[Prompt | PreparedPrompt | None]", generation: GenerationConfig, at_once: int
+    ) -> Iterator[Completion | VilaError]:
+        running: deque[_Running | VilaError] = deque()
+        try:
+            for prompt in prompts:
+                if prompt is not None:
+                    while sum(not _has_ended(one) for one in running) >= at_once:
+                        self.engine.step()
+                    running.append(self._start(prompt, generation))
+                elif not all(_has_ended(one) for one in running):
+                    self.engine.step()
+                while running and _has_ended(running[0]):
+                    yield self._finish(running.popleft())
+            while running:
+                yield self._finish(running.popleft())
+        finally:
+            for one in running:
+                if isinstance(one, _Running):
+                    one.handle.cancel()
+
+    def _start(self, prompt: "Prompt | PreparedPrompt", generation: GenerationConfig) -> "_Running | VilaError":
+        """Put a prompt into the engine's queue; return the error if it cannot be answered."""
+        try:
+            prepared = self.prepare(prompt)
+            expanded = self._expand(prepared)
+            while True:
+                try:
+                    handle = self.engine.submit(MediaPrompt(self.network, prepared, expanded), generation)
+                    return _Running(prepared, expanded, handle)
+                except QueueFullError:  # other threads have filled it
+                    self.engine.step()
+        except VilaError as error:
+            return error
+
+    def _finish(self, running: "_Running | VilaError") -> Completion | VilaError:
+        """Wait for an answer."""
+        if isinstance(running, VilaError):
+            return running
+        try:
+            return self._completion(running.prompt, running.expanded, running.handle.result())
+        except VilaError as error:
+            return error
+
+    @takes_generation_settings
     def stream(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> Iterator[str]:
         """Yield the answer piece by piece.
 
@@ -379,6 +445,19 @@ class Vila:
             timings=Timings(prompt.seconds, answer.encode_seconds, answer.prefill_seconds, answer.decode_seconds),
             logprobs=answer.logprobs or None,
         )
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A prompt that is being answered."""
+
+    prompt: PreparedPrompt
+    expanded: ExpandedPrompt
+    handle: Handle
+
+
+def _has_ended(running: _Running | VilaError) -> bool:
+    return isinstance(running, VilaError) or running.handle.has_ended
 
 
 def _ignore(phase: str) -> None:

@@ -1,15 +1,16 @@
-"""Answering one worker's share of a task: batch by batch, while a thread prepares the next batch."""
+"""Answering one worker's share of a task: prompt after prompt joins the model's batch, while a thread prepares more."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from vila_core.errors import BatchGenerationError, CheckpointError, ConfigError, VilaError
+from vila_core.errors import CheckpointError, ConfigError, VilaError
 from vila_eval.errors import describe_exception
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
@@ -75,6 +76,9 @@ def used_dtype(options: ModelOptions) -> str:
     return str(choose_dtype(options.dtype, checkpoint.config, parameters, device)).removeprefix("torch.")
 
 
+NOT_READY_S = 0.001
+"""How long a batch that is not prepared yet is waited for before the model goes on with what it has."""
+
 _Batch = list[tuple[SampleRecord, "PreparedPrompt | str"]]
 """Samples to answer together, each with its prompt, or with the reason why there is none."""
 
@@ -84,15 +88,16 @@ def answer_share(
 ) -> int:
     """Answer a worker's share of a task: those of its batches that have an unanswered question.
 
-    A batch is always computed as a whole, so that answers do not depend on where an earlier run stopped. A sample whose
-    media cannot be read or whose prompt is too long is recorded as failed, with the reason; the others are answered.
+    A batch is always asked as a whole, wherever an earlier run stopped. Its questions join those of the batch before as
+    answers end, and are written together. A sample whose media cannot be read or whose prompt is too long is recorded
+    as failed, with the reason; the others are answered.
 
     Args:
         job: the task.
         stored: the answers so far; new ones are added.
         model: the model that answers.
         rank: which worker this is.
-        batch_size: questions computed together.
+        batch_size: questions of a batch, and how many are answered at the same time.
         advance: called with the number of newly completed rows.
 
     Returns:
@@ -118,9 +123,10 @@ def answer_share(
 
     with AnswerFile(job.folder, rank.rank) as file, _thread() as (pool, stopped):
         stored.update()  # now that nobody else writes this worker's part
-        for batch in _one_ahead(pool, prepare, job.batches(batch_size, rank.rank, rank.world_size)):
+        batches = _one_ahead(pool, prepare, job.batches(batch_size, rank.rank, rank.world_size))
+        for answers in _answer(model, job, batches, batch_size):
             before = len(stored.complete)
-            records = [record for record in _answer(model.get(), job, batch, batch_size) if not stored.has(record)]
+            records = [record for record in answers if not stored.has(record)]
             file.append(records)
             stored.update()  # read back: this run scores what a resumed run would score
             answered += len(records)
@@ -168,13 +174,16 @@ def _thread() -> Generator[tuple[ThreadPoolExecutor, threading.Event]]:
 
 def _one_ahead(
     pool: ThreadPoolExecutor, prepare: Callable[[Sequence[int]], _Batch], batches: Sequence[Sequence[int]]
-) -> Generator[_Batch]:
+) -> Generator[_Batch | None]:
     """Yield the batches that are not empty, in order; while one is computed, `pool` prepares the next.
 
-    Without a batch being computed, this thread prepares: so it also loads the model, and Ctrl-C takes effect at once.
+    None says that the next is not ready yet. Without a batch being computed, this thread prepares: so it also loads the
+    model, and Ctrl-C takes effect at once.
     """
     upcoming: Future[_Batch] | None = None
     for rows, following in zip_longest(batches, batches[1:]):
+        while upcoming is not None and wait([upcoming], timeout=NOT_READY_S).not_done:
+            yield None
         batch = prepare(rows) if upcoming is None else upcoming.result()
         upcoming = None
         if batch:
@@ -204,39 +213,48 @@ def _prepare(model: Vila, question: Question) -> PreparedPrompt | str:
     return prepared
 
 
-def _answer(model: Vila, job: Job, batch: _Batch, batch_size: int) -> list[SampleRecord]:
-    """Return the samples of a batch, answered or failed."""
-    prompts = [prompt for _, prompt in batch if not isinstance(prompt, str)]
-    # A row may give several questions: more prompts than fit the batch size are computed in several steps.
-    completions = iter(
-        [
-            completion
-            for start in range(0, len(prompts), batch_size)
-            for completion in _complete(model, job, prompts[start : start + batch_size])
-        ]
-    )
-    return [_with_answer(record, prompt if isinstance(prompt, str) else next(completions)) for record, prompt in batch]
+def _answer(
+    model: LazyModel, job: Job, batches: Iterator[_Batch | None], batch_size: int
+) -> Generator[list[SampleRecord]]:
+    """Yield the samples of each batch, answered or failed, in order."""
+    first = next(batches, None)
+    if first is None:
+        return
+    asked: deque[_Batch] = deque()
+    prompts = _prompts(chain([first], batches), asked)
+    found: deque[Completion | VilaError] = deque()
+    for completion in model.get().complete_each(prompts, at_once=batch_size, **job.generation):
+        found.append(completion)
+        while asked and len(found) >= _num_prompts(asked[0]):
+            yield _with_answers(asked.popleft(), found)
+    while asked:  # batches without a prompt
+        yield _with_answers(asked.popleft(), found)
 
 
-def _complete(model: Vila, job: Job, prompts: Sequence[PreparedPrompt]) -> list[Completion | str]:
-    """Return each prompt's answer, or why there is none. If the batch fails, its prompts are answered one by one."""
-    import torch
-
-    try:
-        return list(model.complete_batch(prompts, **job.generation))
-    except BatchGenerationError as error:
-        return [one_line(str(outcome)) if isinstance(outcome, VilaError) else outcome for outcome in error.outcomes]
-    except VilaError as error:
-        reason = one_line(str(error))
-    except torch.cuda.OutOfMemoryError as error:
-        reason = f"The GPU has too little memory for this prompt: {one_line(str(error))}"
-    if len(prompts) == 1:
-        return [reason]
-    torch.cuda.empty_cache()
-    return [one for prompt in prompts for one in _complete(model, job, [prompt])]
+def _prompts(batches: Iterable[_Batch | None], asked: deque[_Batch]) -> Generator[PreparedPrompt | None]:
+    """Yield the prompts of batches, and None while the next batch is not ready; add each batch to `asked`."""
+    for batch in batches:
+        if batch is None:
+            yield None
+            continue
+        asked.append(batch)
+        yield from (prompt for _, prompt in batch if not isinstance(prompt, str))
 
 
-def _with_answer(record: SampleRecord, outcome: Completion | str) -> SampleRecord:
+def _num_prompts(batch: _Batch) -> int:
+    return sum(not isinstance(prompt, str) for _, prompt in batch)
+
+
+def _with_answers(batch: _Batch, completions: deque[Completion | VilaError]) -> list[SampleRecord]:
+    """Return the samples of a batch with the first of `completions`, which are removed."""
+    return [
+        _with_answer(record, prompt if isinstance(prompt, str) else completions.popleft()) for record, prompt in batch
+    ]
+
+
+def _with_answer(record: SampleRecord, outcome: Completion | VilaError | str) -> SampleRecord:
+    if isinstance(outcome, VilaError):
+        outcome = one_line(str(outcome))
     if isinstance(outcome, str):
         return record.model_copy(update={"error": outcome})
     return record.model_copy(
