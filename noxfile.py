@@ -35,6 +35,7 @@ TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "trit
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
 SERVE_TEST_TOOLS = ("openai", "schemathesis", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
+PAGE_TEST_TOOLS = ("pytest", "selenium", "pyyaml", "hatchling")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 OWN_SESSIONS = (
     "timm",
@@ -208,7 +209,7 @@ def interop(session: nox.Session) -> None:
 def page(session: nox.Session) -> None:
     """Test the chat page, in headless Chromium if it is installed."""
     share_core(session)
-    session.install(*PAGE_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve[page]", "pytest", "selenium")
+    session.install(*PAGE_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve[page]", *PAGE_TEST_TOOLS)
     session.run("pytest", "tests/page", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -302,7 +303,7 @@ def constraints(session: nox.Session) -> None:
         *TOOLS,
     )
     head = "# The versions that the chat page is tested and built with: Gradio needs an older Pillow.\n"
-    page = ("packages/vila-core", "packages/vila-serve[page,tracing]", "pytest", "selenium", "hatchling")
+    page = ("packages/vila-core", "packages/vila-quant[cpu]", "packages/vila-serve[page,tracing]", *PAGE_TEST_TOOLS)
     pin(session, "constraints-page.txt", head, *TORCH_PINS, *page)
 
 

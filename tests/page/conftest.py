@@ -62,7 +62,7 @@ def model() -> vila_core.Vila:
 
 @pytest.fixture(scope="session")
 def server(model: vila_core.Vila) -> Iterator[RunningServer]:
-    with serving(create_app(model, ServeSettings(max_request_bytes=8_000_000))) as started:
+    with serving(create_app(model, ServeSettings(max_request_bytes=8_000_000, default_max_tokens=1800))) as started:
         yield started
 
 

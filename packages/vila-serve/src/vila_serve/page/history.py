@@ -78,21 +78,19 @@ def in_turns(history: Sequence[PageMessage]) -> list[PageMessage]:
     return turns
 
 
+def one_by_one(turns: Sequence[PageMessage]) -> list[PageMessage]:
+    """Return a conversation with one message per part, as Gradio shows it best."""
+    return [{"role": turn["role"], "content": [part]} for turn in turns for part in turn["content"]]
+
+
 def up_to_question(history: Sequence[PageMessage], index: int) -> list[PageMessage]:
-    """Return the conversation up to the question that the message `index` belongs to; its answer is left out."""
+    """Return the messages up to the question that the message `index` belongs to; its answer is left out."""
     end = min(index, len(history) - 1)
     while end >= 0 and history[end]["role"] == "assistant":
         end -= 1
     while end + 1 < len(history) and history[end + 1]["role"] == "user":
         end += 1
     return list(history[: end + 1])
-
-
-def with_text(history: Sequence[PageMessage], text: str) -> list[PageMessage]:
-    """Return the conversation with another text in its last question."""
-    turns = in_turns(history)
-    files = paths_of(turns[-1])
-    return [*turns[:-1], user_message(text, files)]
 
 
 def paths_of(message: PageMessage) -> list[str]:

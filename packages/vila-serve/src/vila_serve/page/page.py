@@ -22,11 +22,11 @@ from vila_serve.page.history import (
     PageMessage,
     assistant_message,
     in_turns,
+    one_by_one,
     paths_of,
     text_of,
     up_to_question,
     user_message,
-    with_text,
 )
 from vila_serve.page.routes import PageRoute
 from vila_serve.page.texts import ENGLISH, LANGUAGES, Texts, language_of
@@ -99,6 +99,7 @@ def add_page(app: FastAPI, service: "Service") -> None:
         theme=_theme(),
         css_paths=HERE / "style.css",
         head=HEAD,
+        js=ON_LOAD,
     )
     app.router.routes.append(
         PageRoute(
@@ -196,7 +197,6 @@ class _Parts:
                             {"text": text, "files": [str(EXAMPLES / name) for name in files]}
                             for text, files in QUESTIONS
                         ],
-                        editable="user",
                         buttons=["copy"],
                         feedback_options=None,
                         elem_id="chat",
@@ -259,7 +259,7 @@ def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[An
             lambda texts: {"label": texts.top_p},
         ),
         label(
-            gr.Number(None, precision=0, label=texts.seed, info=texts.seed_hint),
+            gr.Textbox(label=texts.seed, info=texts.seed_hint, max_lines=1),
             lambda texts: {"label": texts.seed, "info": texts.seed_hint},
         ),
         label(
@@ -304,18 +304,22 @@ class _Events:
             parts.box.submit(self.ask, [parts.box, parts.chat, parts.language], begin_outputs, **private),
             parts.chat.example_select(self.try_example, parts.chat, begin_outputs, **private),
             parts.chat.retry(self.retry, parts.chat, begin_outputs, **private),
-            parts.chat.edit(self.edit, parts.chat, begin_outputs, **private),
         ]
         answers = [
             one.success(self.answer, answer_inputs, answer_outputs, concurrency_id="answer", **private) for one in begun
         ]
-        parts.box.stop(self.stop, [parts.language], [parts.box, parts.status], cancels=answers, **private)
-        new = parts.new_chat.click(self.start_over, [parts.language], answer_outputs, cancels=answers, **private)
+        # A function of an event that cancels others would not be called, so that it is another event.
+        for event in (parts.box.stop, parts.new_chat.click, parts.chat.undo):
+            event(None, None, None, cancels=answers, **private)
+        # Gradio's own `edit` fails for questions with files, and after the first answer.
+        parts.chat.undo(self.edit, parts.chat, begin_outputs, **private)
+        parts.box.stop(self.stop, [parts.language], [parts.box, parts.status], **private)
+        new = parts.new_chat.click(self.start_over, [parts.language], answer_outputs, **private)
         new.then(fn=None, js="() => document.querySelector('#box textarea')?.focus()", **private)
         labeled = [part for part, _ in parts.labeled]
         parts.language.change(self.translate, [parts.language, parts.chat], [*labeled, parts.seen], **private)
         parts.theme.click(fn=None, js=TOGGLE_THEME, **private)
-        page.load(self.greet, None, parts.language, js=ON_LOAD, **private)
+        page.load(self.greet, None, parts.language, **private)
 
     # -------------------------------------------------------------------------------------------- questions
 
@@ -325,22 +329,22 @@ class _Events:
         text, files = str(message.get("text") or ""), list(message.get("files") or [])
         if not text.strip():
             raise gr.Error(texts.empty, title="", print_exception=False)
-        return [*in_turns(history), user_message(text, files)], self._busy_box(), ""
+        return one_by_one([*in_turns(history), user_message(text, files)]), self._busy_box(), ""
 
     async def try_example(self, history: list[PageMessage], selected: gr.SelectData) -> tuple[Any, Any, str]:
         """Ask one of the questions that the empty page offers."""
         text, files = QUESTIONS[int(selected.index) % len(QUESTIONS)]
         message = user_message(text, [str(EXAMPLES / name) for name in files])
-        return [*in_turns(history), message], self._busy_box(), ""
+        return one_by_one([*in_turns(history), message]), self._busy_box(), ""
 
     async def retry(self, history: list[PageMessage], retried: gr.RetryData) -> tuple[Any, Any, str]:
         """Take the answer back, to ask for another one."""
-        return in_turns(up_to_question(history, _index(retried.index))), self._busy_box(), ""
+        return one_by_one(up_to_question(history, _index(retried.index))), self._busy_box(), ""
 
-    async def edit(self, history: list[PageMessage], edited: gr.EditData) -> tuple[Any, Any, str]:
-        """Change a question, and take back what came after it."""
-        kept = up_to_question(history, _index(edited.index))
-        return with_text(kept, str(edited.value)), self._busy_box(), ""
+    async def edit(self, history: list[PageMessage], undone: gr.UndoData) -> tuple[Any, Any, str]:
+        """Take the last question back into the box, with its files, to change it."""
+        turns = in_turns(up_to_question(history, _index(undone.index)))
+        return one_by_one(turns[:-1]), _box_with(turns[-1]), ""
 
     async def answer(self, history: list[PageMessage], language: str, *choices: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Stream the answer to the last question. If there is none, the question goes back into the box."""
@@ -349,11 +353,9 @@ class _Events:
             return
         async for shown in self._turns.answer(turns, Choices(*choices), texts):
             if shown.error is not None:
-                question = {"text": text_of(turns[-1]), "files": paths_of(turns[-1])}
-                box = gr.update(value=question, submit_btn=True, stop_btn=False)
-                yield turns[:-1], box, _note(shown.error, "error"), gr.skip()
+                yield one_by_one(turns[:-1]), _box_with(turns[-1]), _note(shown.error, "error"), gr.skip()
                 return
-            conversation = gr.skip() if shown.text is None else [*turns, assistant_message(shown.text)]
+            conversation = gr.skip() if shown.text is None else one_by_one([*turns, assistant_message(shown.text)])
             yield (
                 conversation,
                 gr.skip(),
@@ -384,6 +386,12 @@ class _Events:
         texts = LANGUAGES[language]
         updates = [gr.update(**labels(texts)) for _, labels in self._parts.labeled]
         return [*updates, gr.skip() if history else _note(texts.seen_empty)]
+
+
+def _box_with(question: PageMessage) -> Any:
+    """Return the box with a question in it, to be sent again."""
+    value = {"text": text_of(question), "files": paths_of(question)}
+    return gr.update(value=value, submit_btn=True, stop_btn=False)
 
 
 def _index(index: int | tuple[int, int] | list[int]) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError, VilaError
+from vila_core.errors import GenerationError, VilaError, shown
 from vila_serve.answering import Ending, RunningAnswer
 from vila_serve.page.history import PageMessage, read_history
 from vila_serve.page.seen import seen_html
@@ -35,7 +36,7 @@ class Choices:
     max_tokens: float
     temperature: float
     top_p: float
-    seed: float | None
+    seed: str | None
     frames: float
     schema: str | None
 
@@ -45,10 +46,18 @@ class Choices:
             "max_new_tokens": int(self.max_tokens) if limit is None else min(int(self.max_tokens), limit),
             "temperature": self.temperature,
             "top_p": self.top_p,
-            "seed": secrets.randbelow(SEEDS) if self.seed is None else int(self.seed) % SEEDS,
+            "seed": self._seed(),
             **({"json_schema": self.schema} if self.schema and self.schema.strip() else {}),
         }
         return GenerationConfig.model_validate(values)
+
+    def _seed(self) -> int:
+        text = "" if self.seed is None else str(self.seed).strip()
+        if not text:
+            return secrets.randbelow(SEEDS)
+        if not re.fullmatch(r"-?[0-9]{1,40}", text):
+            raise GenerationError(f"The seed is {shown(text)}; it must be a whole number, or empty.")
+        return int(text) % SEEDS
 
 
 @dataclass(frozen=True)
@@ -94,8 +103,8 @@ class Turns:
                 yield Shown(error=texts.busy.format(seconds=service.admission.retry_after))
                 return
             try:
-                async for shown in self._answer(history, choices, texts, begin, number):
-                    yield shown
+                async for news in self._answer(history, choices, texts, begin, number):
+                    yield news
             finally:
                 service.admission.leave(0, time.perf_counter() - begin)
         except QueueFullError:
