@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tiles import DIGEST_BYTES
 
@@ -36,14 +38,13 @@ class PageKeys:
 
     def __init__(self, ids: Sequence[int], media: Sequence[MediaSpan] = ()):
         self.keys: list[bytes] = []
-        self._rest = array("q", ids)  # ids after the last complete page
-        self._digests: list[tuple[int, bytes]] = []  # the first position of each medium in each of its pages
+        self._digests: list[tuple[int, bytes]] = []  # each medium in each of its pages
+        codes = np.array(ids, dtype=np.int64)
         for span in media:
-            for number, place in enumerate(span.places):
-                self._rest[place] = -1 - number
-                page = place // PAGE_SIZE
-                if not number or page != span.places[number - 1] // PAGE_SIZE:
-                    self._digests.append((page, span.digest))
+            places = np.array(span.places, dtype=np.int64)
+            codes[places] = -1 - np.arange(len(places))
+            self._digests += [(int(page), span.digest) for page in np.unique(places // PAGE_SIZE)]
+        self._rest = array("q", codes.tobytes())  # ids after the last complete page
         self._complete()
 
     def push(self, token_id: int) -> None:
