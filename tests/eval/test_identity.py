@@ -103,6 +103,13 @@ def test_a_files_digest_is_the_sha256_of_its_bytes(tmp_path: Path) -> None:
     assert media_digest(Image(tmp_path / "missing.png")) is None
 
 
+def test_a_loaded_videos_digest_is_of_its_frames() -> None:
+    frames = [PIL.Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    video = Video(frames).load(2)
+    assert media_digest(Video(video)) == media_digest(Video(video)) is not None
+    assert media_digest(Video(video)) != media_digest(Video(Video(frames[::-1]).load(2)))
+
+
 def test_digests_of_pixels_and_frames(tmp_path: Path) -> None:
     dark, light = np.zeros((4, 6, 3), np.uint8), np.full((4, 6, 3), 9, np.uint8)
     assert media_digest(Image(dark)) == media_digest(Image(dark.copy()))

@@ -18,7 +18,7 @@ from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
 from vila_core.errors import CheckpointError, ConfigError, MediaError
 from vila_core.file_names import require_file_name
 from vila_core.input_files import open_regular_file
-from vila_core.media import IMAGE_SUFFIXES, Image, Video
+from vila_core.media import IMAGE_SUFFIXES, Image, Video, VideoFrames
 from vila_core.media.limits import MediaLimits
 from vila_core.media.sources import is_data_uri, is_url, open_source
 from vila_eval.records.schema import ModelIdentity, PromptPart
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vila_eval.records.schema import RunSettings
     from vila_eval.task import Part, Task
 
-    Source = ByteSource | np.ndarray | PIL.Image.Image | tuple[Image, ...]
+    Source = ByteSource | np.ndarray | PIL.Image.Image | VideoFrames | tuple[Image, ...]
 
 SMALL_FILE = 8 * 1024 * 1024
 """Model files up to this size are read completely."""
@@ -172,6 +172,8 @@ def media_digest(medium: Image | Video) -> str | None:
 def _source_digest(source: Source, kind: str) -> str:
     if isinstance(source, tuple):
         return _joined(_source_digest(frame.source, "Image") for frame in source)
+    if isinstance(source, VideoFrames):
+        return _joined(_pixels_digest(frame) for frame in source.frames)
     if isinstance(source, bytes):
         return hashlib.sha256(source).hexdigest()
     if isinstance(source, str) and is_url(source):
