@@ -18,7 +18,7 @@ from tests.serve.media_files import encoded, uri, video
 
 from vila_core.errors import MediaError
 from vila_core.media.limits import MIB
-from vila_serve.media import DecodeLimits, MediaDoor, process, server_limits
+from vila_serve.media import DecodeLimits, MediaDoor, process, server_limits, worker
 from vila_serve.media.messages import Decoded, Job, Reply, receive, send
 from vila_serve.media.pool import _read_pictures
 from vila_serve.media.process import ProcessFailedError
@@ -355,3 +355,15 @@ def test_messages_carry_one_file() -> None:
         assert receive(theirs) == (text, None)
         for file in files:
             os.close(file)
+
+
+@pytest.mark.parametrize("text", ["{path}", "file://{path}", " {path}", "https://example.org/a.png", "data{path}", ""])
+def test_processes_open_no_paths_either(text: str, tmp_path: Path) -> None:
+    """Even if the door let a path through as a `data:` URI."""
+    (tmp_path / "a.png").write_bytes(encoded())
+    content = write_file([text.replace("{path}", str(tmp_path / "a.png")).encode()])
+    job = Job(kind="image", is_data_uri=True, limits=server_limits(["example.org"]), seconds=5)
+    reply, pixels = worker._answer(job, content)
+    assert pixels is None
+    assert reply.failed is not None
+    assert reply.failed.problem == "data_uri"
