@@ -395,3 +395,8 @@ def test_the_log_has_one_line_per_refusal(door: MediaDoor, caplog: pytest.LogCap
         assert message.isprintable()
         (record,) = caplog.records
         assert record.getMessage().isprintable(), record.getMessage()
+
+
+def test_far_too_long_uris_are_not_even_copied(door: MediaDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(door._pool), "decode", lambda *_: pytest.fail("the text went to a process"))
+    assert "too large" in refusal(door, "data:image/png;base64," + "A" * (5 * MAX_BYTES))
