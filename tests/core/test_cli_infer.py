@@ -77,6 +77,8 @@ def test_json_equals_the_completion(run: Run, model: vila.Vila) -> None:
         "media_tokens": expected.usage.media_tokens,
         "completion_tokens": expected.usage.completion_tokens,
         "cached_tokens": 0,
+        "drafted_tokens": 0,
+        "accepted_tokens": 0,
     }
     assert set(answer["timings"]) == {"preprocess", "encode", "prefill", "decode"}
 
