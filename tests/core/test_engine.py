@@ -366,6 +366,37 @@ def test_media_that_cannot_be_encoded_fail_their_own_request(decoder: Decoder, t
     assert all_pages_are_free(engine)
 
 
+@pytest.mark.parametrize("broken", ["_allowed", "push"])
+def test_a_grammar_that_fails_harms_no_other(
+    decoder: Decoder, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    engine = Engine(decoder, tokenizer, frozenset({0}), EngineConfig(cache_bytes=40 * PAGE_BYTES, max_batch=8))
+    expected = answer(engine, Text(decoder, some_ids(20)), greedy(30))
+    plain = engine.submit(Text(decoder, some_ids(20)), greedy(30))
+    guided = engine.submit(Text(decoder, some_ids(9)), GenerationConfig(max_new_tokens=60, json_mode=True))
+    for _ in range(3):
+        engine.step()
+    grammar = guided._request.grammar
+    assert grammar is not None
+    monkeypatch.setattr(grammar, broken, mock.Mock(side_effect=RuntimeError("it is lost")))
+    with pytest.raises((GenerationError, RuntimeError), match="it is lost"):
+        guided.result()
+    assert plain.result().token_ids == expected.token_ids
+    assert all_pages_are_free(engine)
+
+
+def test_text_that_fails_harms_no_other(engine: Engine, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = answer(engine, Text(decoder, some_ids(20)), greedy(30))
+    sound, broken = (engine.submit(Text(decoder, some_ids(20)), greedy(30)) for _ in range(2))
+    engine.step()
+    detokenizer = broken._request.answer._detokenizer
+    monkeypatch.setattr(detokenizer, "push", mock.Mock(side_effect=ValueError("no such token")))
+    with pytest.raises(ValueError, match="no such token"):
+        broken.result()
+    assert sound.result().token_ids == expected.token_ids
+    assert all_pages_are_free(engine)
+
+
 def test_after_an_interrupt_the_engine_goes_on(decoder: Decoder, tokenizer: Tokenizer) -> None:
     def interrupt(logits: torch.Tensor, history: Sequence[int], number: int) -> torch.Tensor:
         if number == 1 and len(history) == 3:

@@ -441,7 +441,11 @@ class Engine:
                 if token_id < 0:
                     self._end(request, not_finite(step.dtype, len(request.answer.token_ids) + 1))
                     continue
-                self._push(request, token_id, logprobs, runner)
+                try:
+                    self._push(request, token_id, logprobs, runner)
+                except Exception as error:  # noqa: BLE001 - of its text or grammar: it ends this request only
+                    if not request.has_ended:
+                        self._end(request, as_error(error))
 
     def _push(self, request: Request, token_id: int, logprobs: TokenLogprobs | None, runner: Runner) -> None:
         """Add a token to an answer."""

@@ -73,7 +73,11 @@ class Grammar:
 
         If no token may come next, this sets `dead_end` and allows all.
         """
-        words = self._allowed()
+        try:
+            words = self._allowed()
+        except Exception as error:  # noqa: BLE001 - it ends this answer, and not those of the same step
+            self.dead_end = GenerationError(f"The grammar failed after {self._length} tokens of JSON: {error}.")
+            return None
         if words is None or words.any():
             return words
         self.dead_end = GenerationError(
