@@ -34,7 +34,8 @@ TORCH_PINS = ("torch==2.13.0", "triton==3.7.1", "torchvision==0.28.0")
 TEST_TOOLS = ("hatchling", "pytest", "pytest-xdist", "peft", "matplotlib", "triton", "cloudpickle")
 QUANT_EXTRAS = ("numba",)  # extras of vila-quant
 EVAL_EXTRAS = ("nltk", "pycocoevalcap", "tensorboard")  # extras of vila-eval that its tests need
-SERVE_TEST_TOOLS = ("openai", "schemathesis", "opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
+SERVE_EXTRAS = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")  # extras of vila-serve
+SERVE_TEST_TOOLS = ("openai", "schemathesis", *SERVE_EXTRAS)
 PAGE_TEST_TOOLS = ("pytest", "selenium", "pyyaml", "hatchling")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
 OWN_SESSIONS = (
@@ -132,7 +133,7 @@ def types(session: nox.Session) -> None:
     """Check the types in strict mode."""
     share_core(session)
     session.install(*TESTED_SET, "--no-deps", "timm", "ray")
-    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, "basedpyright", "nox")
+    session.install(*TESTED_SET, *EDITABLE, *QUANT_EXTRAS, *SERVE_EXTRAS, "basedpyright", "nox")
     session.run("basedpyright", *session.posargs)
 
 
