@@ -16,7 +16,6 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
-from vila_core.language.paged_prefill import PaddedRows
 from vila_core.ops import reference
 from vila_core.ops.eight_bits import dequantize, quantize
 from vila_core.tokenizer import Tokenizer
@@ -146,20 +145,6 @@ def test_hidden_states_do_not_depend_on_how_a_prompt_is_read(chunks: tuple[int, 
             expected = torch.cat(parts, dim=1)
     # Rounding to codes may turn differences of the last digit into those of a code, in few places.
     assert relative_error(torch.cat(parts, dim=1), expected) < 3e-3
-
-
-def test_padding_of_a_prompt_is_not_written() -> None:
-    decoder, prompt = model(), randn(11, 128)
-    caches = [
-        PagedCache.allocate(decoder.config, 6, page_size=8, device=CPU, dtype=torch.float32, in_8_bits=True)
-        for _ in range(2)
-    ]
-    padded = torch.cat([prompt, torch.full((9, 128), 7.0)])
-    hidden = decoder(padded[None], cache=PaddedRows(caches[0].rows(torch.tensor([[5, 2, 0]])), torch.tensor([10])))
-    expected = decoder(prompt[None], cache=caches[1].rows(torch.tensor([[5, 2]])))
-    torch.testing.assert_close(hidden[0, :11], expected[0])
-    assert not caches[0].keys[:, 0].any()
-    assert not caches[0].scales_of(0)[0][0].any()  # pyright: ignore[reportOptionalSubscript]
 
 
 # ------------------------------------------------------------------------------------------------ the engine

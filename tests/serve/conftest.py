@@ -22,6 +22,16 @@ from vila_serve.settings import ServeSettings
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 
 
+LEFT_TO_THE_COLLECTOR = "ignore:(?s).*Response.aiter_raw:pytest.PytestUnraisableExceptionWarning"
+"""httpx leaves the generator of a response that is closed early to the garbage collector, which runs in any thread."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.filterwarnings(LEFT_TO_THE_COLLECTOR))
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A server in a thread of this process."""
