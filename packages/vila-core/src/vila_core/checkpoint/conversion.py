@@ -5,14 +5,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_mergeable
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts
 from vila_core.checkpoint.formats.tokenizer_files import read_chat_template, require_tokenizer
 from vila_core.checkpoint.json_files import read_json
-from vila_core.checkpoint.lora import open_checkpoint
+from vila_core.checkpoint.lora import merge_adapter, open_checkpoint
 from vila_core.checkpoint.opening import read_as
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
@@ -68,12 +67,7 @@ def convert(
     if is_converted(out, request):
         return read_as(target, out)
     if lora is not None:
-        require_mergeable(checkpoint)
-        from vila_core.checkpoint.lora import open_adapter
-        from vila_core.checkpoint.tensors.lora import MergedWeights
-
-        adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
-        checkpoint = replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
+        checkpoint = merge_adapter(checkpoint, lora, token=token, offline=offline)
     target.write(checkpoint, out, max_shard_bytes=max_shard_bytes)
     with contextlib.suppress(OSError):  # only for running the same conversion again
         (out / RECORD).write_text(json.dumps({"conversion": request}) + "\n", encoding="utf-8")

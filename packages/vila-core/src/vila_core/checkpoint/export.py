@@ -6,16 +6,14 @@ tensorrt_llm/_torch/models/{modeling_vila,modeling_multimodal_encoder}.py.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
-from vila_core.checkpoint.checkpoint import Checkpoint, require_mergeable, require_unquantized
+from vila_core.checkpoint.checkpoint import Checkpoint, require_unquantized
 from vila_core.checkpoint.formats.nvila_writer import require_design, write_nvila
 from vila_core.checkpoint.formats.vila_writer import PARTS, fill_vila
 from vila_core.checkpoint.json_files import read_json
-from vila_core.checkpoint.lora import open_adapter, open_checkpoint
+from vila_core.checkpoint.lora import merge_adapter, open_checkpoint
 from vila_core.checkpoint.new_folder import new_folder, write_json
-from vila_core.checkpoint.tensors.lora import MergedWeights
 from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.config import BasicImageEncoderConfig, BasicVideoEncoderConfig, DecoderConfig, VilaConfig
 from vila_core.errors import CheckpointError, shown
@@ -80,9 +78,7 @@ def export(
     )
     require_unquantized(checkpoint)
     if lora is not None:
-        require_mergeable(checkpoint)
-        adapter = open_adapter(lora, checkpoint, offline=offline)
-        checkpoint = replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
+        checkpoint = merge_adapter(checkpoint, lora, offline=offline)
     path = Path(out).expanduser()
     _WRITERS[engine](checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
     return path

@@ -6,9 +6,12 @@ L layers, B batch, H_kv key/value heads, S slots, T new tokens, D_h head width
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import torch
+
+if TYPE_CHECKING:
+    from vila_core.config import DecoderConfig
 
 
 class Cache(Protocol):
@@ -67,18 +70,10 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        num_layers: int,
-        batch_size: int,
-        num_key_value_heads: int,
-        num_slots: int,
-        head_dim: int,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
+        cls, config: DecoderConfig, batch_size: int, num_slots: int, *, device: torch.device, dtype: torch.dtype
     ) -> KVCache:
-        """Return an empty cache."""
-        shape = (num_layers, batch_size, num_key_value_heads, num_slots, head_dim)
+        """Return an empty cache for a decoder of this config."""
+        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, num_slots, config.head_dim)
         return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
 
     @property

@@ -85,16 +85,7 @@ class Decoder(nn.Module):
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Return an empty cache on the model's device, in its dtype."""
         weight = self.model.embed_tokens.weight
-        config = self.config
-        return KVCache.allocate(
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_length,
-            config.head_dim,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        return KVCache.allocate(self.config, batch_size, max_length, device=weight.device, dtype=weight.dtype)
 
     @torch.no_grad()
     def reset_parameters(self, std: float = 0.02, generator: torch.Generator | None = None) -> None:

@@ -34,16 +34,7 @@ class Part:
 
     def new_cache(self, batch_size: int, max_length: int) -> KVCache:
         """Return an empty cache for the part."""
-        config = self.config
-        return KVCache.allocate(
-            config.num_hidden_layers,
-            batch_size,
-            config.num_key_value_heads,
-            max_length,
-            config.head_dim,
-            device=self.device,
-            dtype=self.dtype,
-        )
+        return KVCache.allocate(self.config, batch_size, max_length, device=self.device, dtype=self.dtype)
 
     def new_pages(self, num_pages: int, *, in_8_bits: bool) -> PagedCache:
         """Return empty pages for the part."""

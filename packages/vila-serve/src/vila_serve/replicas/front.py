@@ -3,10 +3,11 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
 from typing import Protocol
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vila_serve.api.admission import Admission
@@ -23,6 +24,7 @@ from vila_serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
+RETRY = {"retry-after": "5"}
 STATUS_SECONDS = 10.0
 """How long a route that only reads waits for a replica."""
 
@@ -87,7 +89,8 @@ class Front:
         elif scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
         elif scope["path"] == "/metrics":
-            await _send(send, 200, self._metrics.render() + merge(await self._replicas.metrics()), b"text/plain")
+            text = self._metrics.render() + merge(await self._replicas.metrics())
+            await Response(text, headers={"content-type": "text/plain"})(scope, receive, send)
         else:
             await self._forward(scope, receive, send)
 
@@ -106,7 +109,11 @@ class Front:
             client=tuple(scope["client"]) if scope.get("client") else None,
             affinity=affinity_key(body),
         )
-        answer = asyncio.create_task(self._answer(request, send))
+
+        async def refuse(error: ApiError) -> None:
+            await error.response(scope, receive, send)
+
+        answer = asyncio.create_task(self._answer(request, send, refuse))
         gone = asyncio.create_task(_disconnection(receive))
         timeout = None if is_question else STATUS_SECONDS
         try:
@@ -118,11 +125,11 @@ class Front:
                 with suppress(asyncio.CancelledError):
                     await task
         if is_late:
-            await _send_error(send, ApiError(503, "No replica answers now.", kind=SERVER))
+            await refuse(ApiError(503, "No replica answers now.", kind=SERVER))
 
-    async def _answer(self, request: HttpRequest, send: Send) -> None:
+    async def _answer(self, request: HttpRequest, send: Send, refuse: Callable[[ApiError], Awaitable[None]]) -> None:
         for attempt in range(self._attempts):
-            response = Response(send)
+            response = Relay(send)
             try:
                 async with aclosing(self._replicas.answer(request)) as parts:  # pyright: ignore[reportArgumentType]
                     async for part in parts:
@@ -130,9 +137,8 @@ class Front:
                 await response.end()
                 return
             except ReplicasFullError:
-                full = ApiError(429, "Too many requests wait already. Try again later.", kind=RATE)
-                full.headers["retry-after"] = "5"
-                await _send_error(send, full)
+                message = "Too many requests wait already. Try again later."
+                await refuse(ApiError(429, message, kind=RATE, headers=RETRY))
                 return
             except ReplicaDiedError:
                 log.warning("A replica died while it answered %s %s.", request.method, request.path)
@@ -140,10 +146,10 @@ class Front:
                     await response.break_off()
                     return
             await asyncio.sleep(0.1 * attempt)
-        await _send_error(send, _stopped())
+        await refuse(_stopped())
 
 
-class Response:
+class Relay:
     """Sends on a response: a stream of events part by part, anything else when it is complete."""
 
     def __init__(self, send: Send):
@@ -185,7 +191,7 @@ class Response:
 
 def _stopped() -> ApiError:
     message = "The replica that answered this request stopped. Try again."
-    return ApiError(503, message, kind=SERVER, headers={"retry-after": "5"})
+    return ApiError(503, message, kind=SERVER, headers=RETRY)
 
 
 async def _disconnection(receive: Receive) -> None:
@@ -201,16 +207,3 @@ async def _lifespan(receive: Receive, send: Send) -> None:
         await send({"type": f"{message['type']}.complete"})
         if message["type"] == "lifespan.shutdown":
             return
-
-
-async def _send_error(send: Send, error: ApiError) -> None:
-    headers = {name.encode(): value.encode() for name, value in error.headers.items()}
-    await _send(send, error.status, json.dumps(error.body).encode(), b"application/json", headers)
-
-
-async def _send(
-    send: Send, status: int, body: bytes, kind: bytes, headers: Mapping[bytes, bytes] | None = None
-) -> None:
-    fields = {b"content-type": kind, b"content-length": str(len(body)).encode(), **(headers or {})}
-    await send({"type": "http.response.start", "status": status, "headers": [*fields.items()]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -47,6 +47,22 @@ def open_checkpoint(
     return replace(checkpoint, weights=AdaptedWeights(checkpoint, Path(adapter)), adapter=Path(adapter))
 
 
+def merge_adapter(
+    checkpoint: Checkpoint, lora: str | Path, *, token: str | None = None, offline: bool = False
+) -> Checkpoint:
+    """Return `checkpoint` with the LoRA adapter in the folder or hub id `lora` merged into its weights.
+
+    Raises:
+        CheckpointError: the weights are quantized, or the adapter is damaged or of another model.
+    """
+    from vila_core.checkpoint.lora.adapter_files import open_adapter
+    from vila_core.checkpoint.tensors.lora import MergedWeights
+
+    require_mergeable(checkpoint)
+    adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
+    return replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
+
+
 @dataclass(frozen=True)
 class AdaptedWeights:
     """The weights of a checkpoint with an adapter merged in, which is read with the first tensor."""
