@@ -1,58 +1,27 @@
 """A server with the embedded model and the chat page on loopback, and a client that speaks as the page does."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-import uvicorn
+from tests.running_server import RunningServer, running
 
 import vila_core
 from vila_serve.api.app import create_app
-from vila_serve.server import address_of, bind
 from vila_serve.settings import ServeSettings
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
 API = "/gradio_api"
 
 
-@dataclass(frozen=True)
-class RunningServer:
-    """A server in a thread of this process."""
-
-    url: str
-    app: Any
-
-    @property
-    def running(self) -> int:
-        """Requests in the engine."""
-        stats = self.app.state.service.answering.stats()
-        return stats.queued + stats.reading + stats.answering
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[RunningServer]:
-    """Serve an application on a free port of loopback."""
-    bound = bind(ServeSettings(port=0))
-    config = uvicorn.Config(app, http="h11", ws="none", log_config=None, timeout_graceful_shutdown=20)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield RunningServer(address_of(bound), app)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=40)
-        assert not thread.is_alive(), "the server did not stop"
+def serving(model: vila_core.Vila, **settings: Any) -> AbstractContextManager[RunningServer]:
+    """Serve the page of a model; its long answers get time to finish at the end."""
+    return running(create_app(model, ServeSettings(**settings)), shutdown_timeout=20)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +31,7 @@ def model() -> vila_core.Vila:
 
 @pytest.fixture(scope="session")
 def server(model: vila_core.Vila) -> Iterator[RunningServer]:
-    with serving(create_app(model, ServeSettings(max_request_bytes=8_000_000, default_max_tokens=1800))) as started:
+    with serving(model, max_request_bytes=8_000_000, default_max_tokens=1800) as started:
         yield started
 
 
@@ -70,7 +39,7 @@ def server(model: vila_core.Vila) -> Iterator[RunningServer]:
 def serve_with(model: vila_core.Vila) -> Iterator[Callable[..., RunningServer]]:
     """Start another server of the same model with these settings."""
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(serving(create_app(model, ServeSettings(**settings))))
+        yield lambda **settings: stack.enter_context(serving(model, **settings))
 
 
 class PageClient:

@@ -17,7 +17,8 @@ from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from tests.page.conftest import MEDIA, RunningServer
+from tests.page.conftest import MEDIA
+from tests.running_server import RunningServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -152,7 +153,7 @@ def test_a_long_answer_streams_and_can_be_stopped(open_page: Callable[..., Brows
     page.one("#box .stop-button").click()
     wait(lambda: page.status == "Stopped", 20)
     assert "Error" not in page.one("#conversation").text
-    wait(lambda: server.running == 0, 20)
+    wait(lambda: server.requests == 0, 20)
     kept = page.texts("bot")[-1]
     time.sleep(1)
     assert page.texts("bot")[-1] == kept

@@ -13,12 +13,11 @@ from urllib.parse import quote
 
 import httpx2
 import pytest
-from tests.page.conftest import API, MEDIA, PageClient, RunningServer, serving
+from tests.page.conftest import API, MEDIA, PageClient, serving
+from tests.running_server import RunningServer
 
-from vila_serve.api.app import create_app
 from vila_serve.page import page as page_module
 from vila_serve.page import routes
-from vila_serve.settings import ServeSettings
 
 KEY = "a-key-that-nobody-guesses"
 QUESTIONS = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
@@ -147,12 +146,12 @@ def test_an_abandoned_answer_is_cancelled(page: PageClient, server: RunningServe
     schema = json.dumps({"type": "array", "items": {"enum": ["a"]}, "minItems": 900})
     page.ask("Hello", schema=schema, max_tokens=1500)
     for event in page.events():
-        if event["msg"] == "process_generating" and server.running:
+        if event["msg"] == "process_generating" and server.requests:
             break
     deadline = time.monotonic() + 30
-    while server.running and time.monotonic() < deadline:
+    while server.requests and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert server.running == 0
+    assert server.requests == 0
     assert server.app.state.service.admission.requests == 0
 
 
@@ -363,7 +362,7 @@ def test_the_page_needs_the_key(keyed: RunningServer, path: str, headers: dict[s
 
 @pytest.fixture(scope="session")
 def keyed(model: Any) -> Any:
-    with serving(create_app(model, ServeSettings(api_key=KEY))) as started:
+    with serving(model, api_key=KEY) as started:
         yield started
 
 

@@ -1,22 +1,17 @@
 """A server with the embedded model on loopback, started once for all tests of this folder, and its clients."""
 
 import base64
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-import uvicorn
+from tests.running_server import RunningServer, running
 
 import vila_core
 from vila_serve.api.app import create_app
-from vila_serve.server import address_of, bind, http_config
 from vila_serve.settings import ServeSettings
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
@@ -30,32 +25,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.filterwarnings(LEFT_TO_THE_COLLECTOR))
-
-
-@dataclass(frozen=True)
-class RunningServer:
-    """A server in a thread of this process."""
-
-    url: str
-    app: Any
-
-
-@contextmanager
-def running(app: Any) -> Iterator[RunningServer]:
-    """Serve an application on a free port of loopback."""
-    bound = bind(ServeSettings(port=0))
-    server = uvicorn.Server(http_config(app, ServeSettings(shutdown_timeout=5)))
-    thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
-    try:
-        yield RunningServer(address_of(bound), app)
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        assert not thread.is_alive(), "the server did not stop"
 
 
 @pytest.fixture(scope="session")

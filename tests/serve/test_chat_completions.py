@@ -7,7 +7,8 @@ from typing import Any
 
 import openai
 import pytest
-from tests.serve.conftest import MEDIA, RunningServer, data_uri, image_part, running, text_part, user
+from tests.running_server import RunningServer, running
+from tests.serve.conftest import MEDIA, data_uri, image_part, text_part, user
 
 import vila_core
 from vila_serve.api.app import create_app

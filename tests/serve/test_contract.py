@@ -8,7 +8,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from tests.serve.conftest import RunningServer, running
+from tests.running_server import RunningServer, running
 
 from vila_serve.cli import main
 from vila_serve.contract.checks import CHECKS

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
-from tests.serve.conftest import RunningServer, image_part, text_part, user
+from tests.running_server import RunningServer
+from tests.serve.conftest import image_part, text_part, user
 
 CHAT = "/v1/chat/completions"
 INSIDE = re.compile(r"Traceback|/work|/usr|/home|/tmp|\.py\b|site-packages|0x[0-9a-f]{6}|vila_core|vila_serve|pydantic")

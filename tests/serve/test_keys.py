@@ -6,7 +6,8 @@ from collections.abc import Callable
 import httpx2
 import openai
 import pytest
-from tests.serve.conftest import RunningServer, user
+from tests.running_server import RunningServer
+from tests.serve.conftest import user
 
 from vila_core.errors import ConfigError
 from vila_serve.settings import ServeSettings

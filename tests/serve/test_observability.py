@@ -12,7 +12,8 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from tests.serve.conftest import RunningServer, running, user
+from tests.running_server import RunningServer, running
+from tests.serve.conftest import user
 
 import vila_core
 from vila_serve.api import app as application

@@ -7,7 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
-from tests.serve.conftest import RunningServer
+from tests.running_server import RunningServer
 
 ROUTES = {
     ("POST", "/v1/chat/completions"),

@@ -18,7 +18,8 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from tests.serve.conftest import MEDIA, RunningServer, image_part, user
+from tests.running_server import RunningServer
+from tests.serve.conftest import MEDIA, image_part, user
 
 from vila_core.errors import VilaWarning
 from vila_serve.settings import ServeSettings

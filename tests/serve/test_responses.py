@@ -7,7 +7,8 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from tests.serve.conftest import MEDIA, RunningServer, data_uri
+from tests.running_server import RunningServer
+from tests.serve.conftest import MEDIA, data_uri
 
 import vila_core
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.serve.conftest import RunningServer, user
+from tests.running_server import RunningServer
+from tests.serve.conftest import user
 from tests.serve.media_files import encoded, gif_bomb, png_bomb, sound, uri, video
 
 CHAT = "/v1/chat/completions"

@@ -51,7 +51,7 @@ WHOLE = TileLayout()
 
 @dataclass(frozen=True)
 class Normalization:
-    """Of bytes: `(x / 255 - mean) / std` in each channel."""
+    """How bytes become pixels: `(x / 255 - mean) / std` in each channel."""
 
     mean: Channels
     std: Channels

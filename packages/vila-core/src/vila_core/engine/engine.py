@@ -501,7 +501,7 @@ class Engine:
         request.pages = []
 
     def _abandon(self, error: Exception) -> None:
-        """End every request, since the state of the rows is unknown. The engine goes on with an empty cache."""
+        """End every request, since the state of the rows is unknown. The engine continues with an empty cache."""
         self._receive()
         for request in [*self._queue, *self._reading, *self._answering]:
             request.prompt.release(len(request.prompt))

@@ -16,7 +16,7 @@ from torch import Tensor
 from vila_core.ops.support import refusal
 
 SCALE_BYTES = 2
-"""Of a bfloat16, which holds every power of two."""
+"""A scale is a bfloat16, which holds every power of two."""
 SMALLEST_EXPONENT = 1
 """Biased exponent of the smallest scale, 2^-126: the smallest number of which every float32 unit keeps all digits."""
 

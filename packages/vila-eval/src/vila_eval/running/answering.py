@@ -77,7 +77,7 @@ def used_dtype(options: ModelOptions) -> str:
 
 
 NOT_READY_S = 0.001
-"""How long a batch that is not prepared yet is waited for before the model goes on with what it has."""
+"""How long to wait for a batch that is still being prepared before the model continues with what it has."""
 
 _Batch = list[tuple[SampleRecord, "PreparedPrompt | str"]]
 """Samples to answer together, each with its prompt, or with the reason why there is none."""

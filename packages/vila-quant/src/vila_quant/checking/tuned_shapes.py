@@ -39,7 +39,7 @@ def named_shapes(name: str) -> TunedShapes:
 
 
 def shapes_of_checkpoint(checkpoint: Checkpoint) -> TunedShapes:
-    """Return the shapes of a checkpoint's four-bit layers; if there are none, of those that `awq` would quantize.
+    """Return the shapes of a checkpoint's four-bit layers; without any, those of the layers that `awq` would quantize.
 
     Raises:
         ConfigError: there are no such layers.

@@ -63,7 +63,7 @@ def tune_kernels(
 
 
 def open_timer(device: str, dtype: str, group_size: int) -> "Timer":
-    """Return what times products on the GPU. Raises `ConfigError` if there is none that can run the kernels."""
+    """Return a timer of products on the GPU. Raises `ConfigError` if no GPU here can run the kernels."""
     import torch
 
     from vila_core.loading import choose_device

@@ -4,7 +4,7 @@ import math
 
 MAX_RETRY_AFTER = 60
 _WEIGHT = 0.1
-"""Of the newest request in the average time of a request."""
+"""Weight of the newest request in the moving average of request times."""
 
 
 class Admission:

@@ -35,7 +35,7 @@ class ApiKey:
 
 
 def _key_of(authorization: str) -> bytes:
-    """Return the key in an Authorization header, empty if there is none."""
+    """Return the key in an Authorization header; empty bytes without one."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode("latin-1", "replace")

@@ -209,7 +209,7 @@ class ChoiceLogprobs(Schema):
 
 
 class PromptTokensDetails(Schema):
-    """Of the prompt's tokens, those found in the cache and those of text and of images and videos."""
+    """Tokens of the prompt by kind: found in the cache, text, images and videos."""
 
     cached_tokens: int
     text_tokens: int
@@ -218,7 +218,7 @@ class PromptTokensDetails(Schema):
 
 
 class CompletionTokensDetails(Schema):
-    """Of the answer's tokens, those of kinds that this server does not produce."""
+    """Tokens of the answer of kinds that this server does not produce."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0

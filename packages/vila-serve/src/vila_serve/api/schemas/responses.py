@@ -111,7 +111,7 @@ class IncompleteDetails(Schema):
 
 
 class InputTokensDetails(Schema):
-    """Of the prompt's tokens, those found in the cache."""
+    """How many tokens of the prompt were found in the cache."""
 
     cached_tokens: int
     cache_write_tokens: int = 0

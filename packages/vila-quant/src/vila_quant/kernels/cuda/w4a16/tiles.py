@@ -227,6 +227,17 @@ def add_kernel(
     tl.store(y_pointer + token.to(tl.int64) * y_stride + output, total.to(y_pointer.dtype.element_ty), mask=mask)
 
 
+def sizes(x: Tensor, packed: Tensor, y: Tensor) -> tuple[int, int, int, int]:
+    """Return tokens, outputs, blocks and units of a product, after checking that its operands fit one another."""
+    tokens, outputs = y.shape
+    blocks, units, _ = packed.shape
+    assert x.shape == (tokens, units * UNIT_INPUTS)
+    assert x.stride(1) == 1
+    assert y.stride(1) == 1
+    assert y.dtype == x.dtype
+    return tokens, outputs, blocks, units
+
+
 def multiply_tiles(
     x: Tensor,
     packed: Tensor,
@@ -252,12 +263,7 @@ def multiply_tiles(
         pdl: whether a kernel may start before the one ahead of it ends (programmatic dependent launch, from sm90).
         inline: whether to use PTX instructions; False is for the interpreter.
     """
-    tokens, outputs = y.shape
-    blocks, units, _ = packed.shape
-    assert x.shape == (tokens, units * UNIT_INPUTS)
-    assert x.stride(1) == 1
-    assert y.stride(1) == 1
-    assert y.dtype == x.dtype
+    tokens, outputs, blocks, units = sizes(x, packed, y)
     x = permute_tokens(x, pdl=pdl)
     tiles = triton.cdiv(blocks * UNIT_OUTPUTS, config.block_n) * triton.cdiv(tokens, config.block_m)
     steps = units * UNIT_INPUTS // config.block_k

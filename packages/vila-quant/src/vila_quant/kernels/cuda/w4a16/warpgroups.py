@@ -23,7 +23,7 @@ import triton
 from torch import Tensor
 
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
-from vila_quant.kernels.cuda.w4a16.tiles import add_parts, leftover
+from vila_quant.kernels.cuda.w4a16.tiles import add_parts, leftover, sizes
 
 BLOCK_N = 128
 """Outputs of a tile."""
@@ -85,12 +85,7 @@ def multiply_warpgroups(
 
     from vila_quant.kernels.cuda.w4a16.warpgroup_kernel import warpgroup_kernel
 
-    tokens, outputs = y.shape
-    blocks, units, _ = packed.shape
-    assert x.shape == (tokens, units * UNIT_INPUTS)
-    assert x.stride(1) == 1
-    assert y.stride(1) == 1
-    assert y.dtype == x.dtype
+    tokens, outputs, blocks, units = sizes(x, packed, y)
     if y.stride(0) % ROW_ELEMENTS:
         aligned = y.new_empty(tokens, -(-outputs // ROW_ELEMENTS) * ROW_ELEMENTS)[:, :outputs]
         multiply_warpgroups(x, packed, bias, aligned, group_size, config, multiprocessors=multiprocessors, pdl=pdl)
