@@ -1,0 +1,84 @@
+"""What training reports while it runs: the hook `vila_callbacks` registers classes of this type."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from vila_train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """A run begins or resumes.
+
+    Attributes:
+        config: resolved.
+        folder: of the run.
+        first_step: optimizer steps done before; not 0 for a resumed run.
+        total_steps: optimizer steps of the whole run.
+        world_size: ranks.
+        trained_parameters, parameters: how many.
+    """
+
+    config: TrainConfig
+    folder: Path
+    first_step: int
+    total_steps: int
+    world_size: int
+    trained_parameters: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """An optimizer step, over all ranks.
+
+    Attributes:
+        step: from 1.
+        loss: mean over the labelled tokens of the step.
+        gradient_norm: before clipping.
+        learning_rates: by part.
+        tokens: all tokens, media included.
+        labelled_tokens: tokens that the loss counts.
+        padding: share of the room of the step's rows that holds no token.
+        samples: that were trained on.
+        skipped: samples skipped so far, by reason.
+        seconds: of the step.
+        data_seconds: of it, waiting for data.
+        model_flops: forward and backward floating-point operations of the model, without recomputation.
+        mfu: `model_flops` per second over the peak of all GPUs; None on a CPU or an unknown GPU.
+        memory_bytes: peak of this rank's GPU memory; None on a CPU.
+    """
+
+    step: int
+    loss: float
+    gradient_norm: float
+    learning_rates: Mapping[str, float]
+    tokens: int
+    labelled_tokens: int
+    padding: float
+    samples: int
+    skipped: Mapping[str, int]
+    seconds: float
+    data_seconds: float
+    model_flops: float
+    mfu: float | None
+    memory_bytes: int | None
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Receives what happens, on rank 0 only. An exception in a callback is reported once and does not stop training."""
+
+    def on_start(self, start: RunStart) -> None: ...
+
+    def on_step(self, record: StepRecord) -> None: ...
+
+    def on_evaluation(self, step: int, scores: Mapping[str, float]) -> None: ...
+
+    def on_checkpoint(self, step: int, folder: Path) -> None: ...
+
+    def on_end(self, step: int, reason: str) -> None:
+        """The run ended: `reason` is "finished", "stopped" or the error's message."""
+        ...

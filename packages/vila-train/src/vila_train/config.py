@@ -1,0 +1,213 @@
+"""The configuration of a training run: one frozen tree, written beside the results as YAML.
+
+Recipes are functions that return a `TrainConfig`; `--set a.b=c` changes one value of it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from vila_core.config import Config, Settings
+
+Ratio = Annotated[float, Field(ge=0, lt=1)]
+Part = Literal["vision_tower", "projector", "language_model"]
+"""The parts of a model that are tuned or frozen together."""
+
+PARTS: dict[Part, str] = {"vision_tower": "vision_tower", "projector": "mm_projector", "language_model": "llm"}
+"""The attribute of `VilaModel` that holds each part."""
+
+
+class NewModel(Config):
+    """A model put together from a language model and a vision tower, with a new projector: how NVILA's align starts.
+
+    Attributes:
+        language_model: folder or hub id of a Qwen2, Qwen3, Llama or Mistral model, with its tokenizer.
+        vision_tower: folder or hub id of a SigLIP, CLIP or InternViT model.
+        projector: registered name, as in `mm_projector_type` of VILA's configs.
+    """
+
+    language_model: str
+    vision_tower: str
+    projector: str = "mlp_downsample"
+
+
+class ModelConfig(Config):
+    """The model that training starts from, and how it sees images.
+
+    Attributes:
+        path: checkpoint folder or hub id. None: the embedded vila-tiny, or `new`.
+        new: put a new model together instead.
+        chat_template: registered name; None: the checkpoint's own.
+        image_aspect_ratio: "resize", "pad", "dynamic" or "dynamic_s2"; None: as in the checkpoint.
+        s2_scales: sizes of dynamic S2 in pixels, ascending; None: as in the checkpoint.
+        max_tiles: most tiles of an image; None: as in the checkpoint.
+        num_video_frames: frames of a video whose sample names no number; None: as in the checkpoint.
+        num_time_tokens: time tokens to add to the vocabulary.
+    """
+
+    path: str | None = None
+    new: NewModel | None = None
+    chat_template: str | None = None
+    image_aspect_ratio: str | None = None
+    s2_scales: tuple[PositiveInt, ...] | None = None
+    max_tiles: PositiveInt | None = None
+    num_video_frames: PositiveInt | None = None
+    num_time_tokens: NonNegativeInt = 0
+
+
+class DataConfig(Config):
+    """Which samples, in which order, and how they are packed.
+
+    Attributes:
+        mixture: datasets by name, such as "coco_captions+my_data*3"; see `vila_train.data.mixture`.
+        registries: YAML files that define more datasets.
+        max_length: limit on the tokens of a sample, media included.
+        too_long: what happens to a longer one: "truncate" drops its last turns, "drop" skips it, "error" stops.
+        packing: put several samples into a row. If not, each row is one sample.
+        row_length: tokens of a packed row; None: `max_length`.
+        samples_per_step: samples of an optimizer step on average: the reference's global batch size.
+        rows_per_step: rows of an optimizer step, on all ranks together. None: as many as hold `samples_per_step`,
+            measured on the first samples when a run starts, and written down there.
+        lanes: independent streams of rows, which are divided among the ranks. The order of samples depends on the
+            number of lanes, but not on the number of ranks, which has to divide it. None: `rows_per_step`.
+        lookahead: samples that each lane chooses from to fill a row.
+        workers: loading processes per rank; 0 loads in the training process.
+    """
+
+    mixture: str
+    registries: tuple[Path, ...] = ()
+    max_length: PositiveInt = 4096
+    too_long: Literal["truncate", "drop", "error"] = "truncate"
+    packing: bool = True
+    row_length: PositiveInt | None = None
+    samples_per_step: PositiveInt = 128
+    rows_per_step: PositiveInt | None = None
+    lanes: PositiveInt | None = None
+    lookahead: PositiveInt = 32
+    workers: NonNegativeInt = 4
+
+
+class OptimizerConfig(Config):
+    """AdamW with a linear warm-up.
+
+    Attributes:
+        learning_rate: of all parts that have no rate of their own.
+        part_learning_rates: by part.
+        betas, eps, weight_decay: of AdamW; weights with fewer than two dimensions do not decay.
+        warmup_ratio: share of the steps.
+        schedule: after the warm-up; "cosine" and "linear" end at zero.
+        clip_norm: limit on the norm of all gradients; 0: none.
+    """
+
+    learning_rate: PositiveFloat
+    part_learning_rates: dict[Part, PositiveFloat] = Field(default_factory=dict)
+    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_ratio: Ratio = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: NonNegativeFloat = 1.0
+
+
+class AdapterConfig(Config):
+    """Train small additions instead of all weights (with peft). The defaults are those of VILA's LoRA scripts.
+
+    Attributes:
+        method: "lora", "dora", "qlora" (LoRA on 4-bit NF4 weights) or "norms" (only the normalization layers).
+        parts: what gets adapters. Other tuned parts are trained in full.
+        rank, alpha, dropout: of LoRA.
+        targets: names of linear layers; empty: all of a part.
+    """
+
+    method: Literal["lora", "dora", "qlora", "norms"] = "lora"
+    parts: tuple[Literal["vision_tower", "language_model"], ...] = ("language_model",)
+    rank: PositiveInt = 64
+    alpha: PositiveFloat = 16.0
+    dropout: Ratio = 0.05
+    targets: tuple[str, ...] = ()
+
+
+class ComputeConfig(Config):
+    """How a step is computed.
+
+    Attributes:
+        precision: "bf16" computes in bfloat16 on fp32 master weights; "fp32" in fp32.
+        activation_checkpointing: "none"; "full" recomputes each layer; "linears" keeps only attention.
+        compile: compile each layer with `torch.compile`.
+        fp8: linear layers of the language model in 8 bits (E4M3 forward, E5M2 gradients).
+        ring, ulysses: ranks that share a sequence. Only 1 yet; the other ranks of the mesh are data-parallel ("dp").
+    """
+
+    precision: Literal["bf16", "fp32"] = "bf16"
+    activation_checkpointing: Literal["none", "full", "linears"] = "full"
+    compile: bool = False
+    fp8: bool = False
+    ring: Literal[1] = 1
+    ulysses: Literal[1] = 1
+
+
+class SavingConfig(Config):
+    """Checkpoints to resume from.
+
+    Attributes:
+        every: steps between them; None: only at the end.
+        keep: how many of the newest are kept.
+    """
+
+    every: PositiveInt | None = 200
+    keep: PositiveInt = 2
+
+
+class LoggingConfig(Config):
+    """What is reported.
+
+    Attributes:
+        every: steps between records.
+        callbacks: registered names, such as "tensorboard", "wandb" or "trackio".
+    """
+
+    every: PositiveInt = 1
+    callbacks: tuple[str, ...] = ("tensorboard",)
+
+
+class EvaluationConfig(Config):
+    """Evaluation inside the loop.
+
+    Attributes:
+        tasks: registered evaluation tasks; empty: none.
+        every: steps between evaluations; None: only after the last step.
+        limit: samples of each task.
+    """
+
+    tasks: tuple[str, ...] = ()
+    every: PositiveInt | None = None
+    limit: PositiveInt | None = None
+
+
+class TrainConfig(Settings):
+    """One stage of training.
+
+    Attributes:
+        name: of the stage.
+        tune: the parts that are trained; the others are frozen.
+        epochs: passes over the mixture.
+        max_steps: stop after this many optimizer steps, whatever `epochs` says.
+        seed: of the order of samples, of new weights and of dropout.
+        soft_time_tokens: standard deviation of the targets of time tokens (LITA), in tokens; None: hard targets.
+    """
+
+    name: str
+    model: ModelConfig = ModelConfig()
+    tune: tuple[Part, ...]
+    data: DataConfig
+    optimizer: OptimizerConfig
+    adapter: AdapterConfig | None = None
+    compute: ComputeConfig = ComputeConfig()
+    saving: SavingConfig = SavingConfig()
+    logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = None
+    seed: NonNegativeInt = 0
+    soft_time_tokens: PositiveFloat | None = None

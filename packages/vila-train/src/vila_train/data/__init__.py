@@ -1,0 +1,1 @@
+"""Training data: readers of datasets, the registry that names them, and mixtures."""
