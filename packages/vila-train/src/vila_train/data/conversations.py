@@ -9,7 +9,20 @@ from vila_train.errors import TrainingError
 
 
 class SampleError(TrainingError):
-    """A sample cannot be used. It is skipped, counted and named; the run goes on."""
+    """A sample cannot be used. It is skipped, counted and named; the run goes on.
+
+    Attributes:
+        reason: what is wrong in a few words, the same for all samples with this fault, which are counted together.
+        sample: the name of the sample; empty where only the caller knows it.
+    """
+
+    def __init__(self, message: str, reason: str = "damaged", sample: str = ""):
+        super().__init__(message)
+        self.reason = reason
+        self.sample = sample
+
+    def __reduce__(self) -> tuple[type["SampleError"], tuple[str, str, str]]:
+        return type(self), (str(self), self.reason, self.sample)
 
 
 @dataclass(frozen=True)
@@ -20,10 +33,12 @@ class Conversation:
         name: unique in a mixture, such as "coco_captions/1234"; it says in messages which sample it is.
         messages: with roles "system", "user" and "assistant"; parts are texts, `Image`s and `Video`s in order,
             and media are not decoded yet.
+        is_document: running text with pictures, in one message: all of its text is learned, without a chat template.
     """
 
     name: str
     messages: Sequence[Message]
+    is_document: bool = False
 
 
 class ConversationSource(Protocol):

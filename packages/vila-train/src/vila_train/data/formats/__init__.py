@@ -1,0 +1,1 @@
+"""What the records of each format mean: readers that turn one record into messages."""

@@ -1,0 +1,124 @@
+"""Pieces of a large file by their place, read without a shared position, and cached indexes of such places.
+
+An index is an array of whole numbers, kept in a file beside the data, or in the user's cache folder if that folder is
+read-only. It is used while the data has the same size and time of modification.
+
+N records
+"""
+
+import contextlib
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from vila_core.errors import OutputError
+from vila_core.input_files import Content, open_input, open_regular_file
+from vila_core.new_file import make_folder, new_file
+from vila_train.errors import DatasetError
+
+VERSION = 1
+"""Of the indexes' layout; an index of another version is made anew."""
+
+Index = npt.NDArray[np.int64]
+
+
+class SpanFile:
+    """A file whose bytes several processes read, also ones that were forked while it was open.
+
+    Args:
+        path: of the file. It is opened on first use.
+        content: what it may hold; see `open_input`.
+    """
+
+    def __init__(self, path: Path, content: Content = Content.PLAIN):
+        self.path, self.content = path, content
+        self._file: BinaryIO | None = None
+
+    def __getstate__(self) -> tuple[Path, Content]:
+        return self.path, self.content
+
+    def __setstate__(self, state: tuple[Path, Content]) -> None:
+        self.__init__(*state)
+
+    @property
+    def file(self) -> BinaryIO:
+        """The open file. Raises `DatasetError` if it is missing or holds something else than its name says."""
+        if self._file is None:
+            self._file = open_input(
+                self.path, max_bytes=sys.maxsize, error=DatasetError, advice="Check the path.", content=self.content
+            )
+        return self._file
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer at the end of the file. Raises `OSError`."""
+        if sys.platform == "win32":  # processes are not forked there, so none shares the position
+            self.file.seek(start)
+            return self.file.read(length)
+        return os.pread(self.file.fileno(), length, start)
+
+
+def cached_index(path: Path, kind: str, columns: int, build: Callable[[], Index]) -> Index:
+    """Return the index of a data file, from its cache or newly made.
+
+    Args:
+        path: of the data file.
+        kind: of the index, part of its file's name.
+        columns: of the index.
+        build: makes the index, `[N, columns]`.
+
+    Raises:
+        DatasetError: the data file is missing or unreadable.
+    """
+    try:
+        file, size = open_regular_file(path)
+    except OSError as error:
+        raise DatasetError(f"'{path}' cannot be read: {error.strerror or error}. Check the path.") from None
+    with file:
+        state = np.array([VERSION, size, os.fstat(file.fileno()).st_mtime_ns], dtype=np.int64)
+    places = index_files(path, kind)
+    for place in places:
+        if (found := _read(place, state, columns)) is not None:
+            return found
+    index = build()
+    for place in places:
+        try:
+            _write(place, state, index)
+            break
+        except OutputError:  # a read-only folder, a full disk: the next place, or none
+            continue
+    return index
+
+
+def index_files(path: Path, kind: str) -> list[Path]:
+    """Return where the index of `path` may lie: beside it, and in the cache folder."""
+    digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:32]
+    places = [path.with_name(f".{path.name[:120]}.{kind}.npy")]
+    with contextlib.suppress(RuntimeError):  # no home directory
+        places.append(Path.home() / ".cache" / "vila-train" / f"{digest}.{kind}.npy")
+    return places
+
+
+def _read(place: Path, state: Index, columns: int) -> Index | None:
+    """Return the index in a file, mapped into memory; None if there is none for data of this state."""
+    try:
+        open_regular_file(place)[0].close()
+        values: Index = np.load(place, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    head = len(state)
+    if values.dtype != np.int64 or values.ndim != 1 or len(values) < head or (len(values) - head) % columns:
+        return None
+    return values[head:].reshape(-1, columns) if np.array_equal(values[:head], state) else None
+
+
+def _write(place: Path, state: Index, index: Index) -> None:
+    if place.parent.name == "vila-train":
+        make_folder(place.parent)
+    with new_file(place) as temporary, temporary.open("wb") as file:
+        np.save(file, np.concatenate([state, index.ravel()]))
