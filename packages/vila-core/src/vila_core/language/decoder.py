@@ -189,13 +189,22 @@ class Attention(nn.Module):
         inputs: AttentionInputs,
         attention: AttentionFunction,
     ) -> torch.Tensor:
+        q, k, v = self.heads(x, rotation)
+        return self.merge(attention(q, k, v, inputs, self.layer))
+
+    def heads(
+        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`[B, T, D]` -> rotated queries `[B, H, T, D_h]`, rotated keys and values `[B, H_kv, T, D_h]`."""
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, T, D_h], [B, H_kv, T, D_h] twice
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
-        out = attention(q, k, v, inputs, self.layer)  # [B, H, T, D_h]
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return rotate(q, *rotation), rotate(k, *rotation), v
+
+    def merge(self, out: torch.Tensor) -> torch.Tensor:
+        """What each head found, `[B, H, T, D_h]` -> `[B, T, D]`."""
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -20,6 +20,9 @@ from vila_core.errors import CheckpointError, listed
 _FACTORS = re.compile(
     r"(.*)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(?:\.(weight|bias))?"
 )
+_KINDS = ("LORA", "LN_TUNING")
+_WRAPPERS = (".modules_to_save.", ".ln_tuning_layers.", ".base_layer.", ".original_module.")
+"""What peft puts into the names of tensors that were trained in full."""
 _UNSUPPORTED = (
     "alora_invocation_tokens",
     "arrow_config",
@@ -124,9 +127,9 @@ def _set_scale(factors: LoraFactors, key: str, settings: LoraSettings, module: s
 
 def _require_supported(config: Section) -> None:
     kind = config.string("peft_type", "LORA")
-    if kind.upper() != "LORA":
+    if kind.upper() not in _KINDS:
         raise CheckpointError(
-            f"{config.source}: 'peft_type' is '{kind}'; only LORA (with rsLoRA and DoRA) can be merged."
+            f"{config.source}: 'peft_type' is '{kind}'; only LORA (with rsLoRA and DoRA) and LN_TUNING can be merged."
         )
     for key in _UNSUPPORTED:
         if config.values.get(key):
@@ -155,9 +158,10 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def _replace(adapter: Adapter, key: str, tensor: torch.Tensor, known: Mapping[str, TensorEntry]) -> list[str]:
     """Add a tensor that was trained in full; return what is wrong with it."""
-    name = _canonical(
-        key.replace(".modules_to_save.", ".").replace(".base_layer.", ".").replace(".original_module.", "."), known
-    )
+    plain = key
+    for wrapper in _WRAPPERS:
+        plain = plain.replace(wrapper, ".")
+    name = _canonical(plain, known)
     if name is None:
         return [f"{key} matches no weight"]
     if not tensor.is_floating_point():

@@ -1,0 +1,318 @@
+"""How a step is computed: recomputation, compiled layers and 8-bit linears change no values; operations are counted."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tests.train.mixed_rows import mixed_row
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import vila_core as vila
+from vila_core.model import VilaModel
+from vila_train import adapters, compute
+from vila_train.compute.fp8 import Fp8Linear, fp8_refusal, quantize_rows, use_fp8
+from vila_train.compute.layers import repeated_layers
+from vila_train.compute.peak import named_peak
+from vila_train.config import AdapterConfig, ComputeConfig
+from vila_train.errors import TrainingError
+from vila_train.packing import PackedRow, packed_loss
+
+
+def load() -> VilaModel:
+    return vila.load("vila-tiny", dtype="float32", device="cpu").network
+
+
+@pytest.fixture(scope="module")
+def row() -> PackedRow:
+    return mixed_row(vila.load("vila-tiny", dtype="float32", device="cpu"))
+
+
+def step(network: VilaModel, row: PackedRow) -> tuple[float, dict[str, torch.Tensor]]:
+    network.zero_grad()
+    loss = packed_loss(network, row) / row.num_labels
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+
+
+def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Return the relative error of all gradients together."""
+    assert found.keys() == expected.keys()
+    total = sum(float((found[name] - tensor).square().sum()) for name, tensor in expected.items())
+    return (total / sum(float(tensor.square().sum()) for tensor in expected.values())) ** 0.5
+
+
+# ------------------------------------------------------------------------------------------------ recomputation
+
+
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4, dropout=0.3), AdapterConfig(method="dora", rank=4)])
+@pytest.mark.parametrize("recomputed", ["none", "full", "linears"])
+def test_recomputation_changes_nothing(recomputed: str, adapter: AdapterConfig | None, row: PackedRow):
+    results: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for setting in ("none", recomputed):
+        network = load()
+        network.requires_grad_(True)
+        torch.manual_seed(0)
+        if adapter is not None:
+            adapters.install(network, adapter)
+        compute.prepare(network, ComputeConfig(activation_checkpointing=setting))  # pyright: ignore[reportArgumentType]
+        network.train()
+        torch.manual_seed(0)  # of dropout
+        results.append(step(network, row))
+    assert results[1][0] == results[0][0]
+    assert difference(results[1][1], results[0][1]) < 1e-6
+
+
+def kept_bytes(network: VilaModel, row: PackedRow) -> int:
+    """Return the size of what is kept for the backward pass."""
+    kept: dict[int, int] = {}
+    own = {parameter.data_ptr() for parameter in network.parameters()}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        packed_loss(network, row)
+    return sum(kept.values())
+
+
+def test_recomputation_keeps_less(row: PackedRow):
+    sizes: dict[str, int] = {}
+    for setting in ("none", "linears", "full"):
+        network = load()
+        network.requires_grad_(True)
+        compute.prepare(network, ComputeConfig(activation_checkpointing=setting))  # pyright: ignore[reportArgumentType]
+        sizes[setting] = kept_bytes(network, row)
+    assert sizes["full"] < sizes["linears"] < 0.7 * sizes["none"]
+
+
+class CountAttention(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts forward passes of attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "scaled_dot_product" in func.name() and "backward" not in func.name()
+        return func(*args, **(kwargs or {}))
+
+
+def test_attention_is_computed_once(row: PackedRow):
+    counts: dict[str, int] = {}
+    for setting in ("none", "linears", "full"):
+        network = load()
+        network.requires_grad_(False)
+        network.llm.requires_grad_(True)
+        compute.prepare(network, ComputeConfig(activation_checkpointing=setting))  # pyright: ignore[reportArgumentType]
+        with CountAttention() as counter:
+            step(network, row)
+        counts[setting] = counter.count
+    assert counts["linears"] == counts["none"]
+    assert counts["full"] > counts["none"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recomputed", ["none", "full", "linears"])
+@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4, dropout=0.0)])
+def test_compiled_layers_agree(recomputed: str, adapter: AdapterConfig | None, row: PackedRow):
+    results: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for config in (
+        ComputeConfig(activation_checkpointing="none"),
+        ComputeConfig(activation_checkpointing=recomputed, compile=True),  # pyright: ignore[reportArgumentType]
+    ):
+        network = load()
+        network.requires_grad_(True)
+        torch.manual_seed(0)
+        if adapter is not None:
+            adapters.install(network, adapter)
+        compute.prepare(network, config)
+        results.append(step(network, row))
+    assert results[1][0] == pytest.approx(results[0][0], abs=1e-5)
+    assert difference(results[1][1], results[0][1]) < 1e-4
+
+
+def test_names_and_values_stay(row: PackedRow):
+    network = load()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    compute.prepare(network, ComputeConfig(activation_checkpointing="linears"))
+    use_fp8(network)
+    after = network.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {name for name, _ in network.named_parameters()} == {name for name, _ in load().named_parameters()}
+
+
+def test_layers_are_those_of_tower_and_language_model(new_micro_network: Callable[[], VilaModel]):
+    network = new_micro_network()
+    layers = repeated_layers(network)
+    assert [type(layer).__name__ for layer in layers] == ["EncoderLayer"] * 2 + ["Block"] * 2
+    adapters.install(network, AdapterConfig(rank=2))
+    assert repeated_layers(network) == layers
+
+
+# ------------------------------------------------------------------------------------------------ 8 bits
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 64])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_8_bit_linear_is_near_the_exact_one(tokens: int, bias: bool):
+    torch.manual_seed(0)
+    exact = nn.Linear(96, 64, bias=bias)
+    quantized = Fp8Linear.of(exact)
+    x = torch.randn(2, tokens, 96) * torch.logspace(-6, 6, tokens)[:, None]  # rows of very different sizes
+    results: list[tuple[torch.Tensor, ...]] = []
+    for linear in (exact, quantized):
+        exact.zero_grad()
+        own = x.clone().requires_grad_()
+        y = linear(own)
+        (y * torch.linspace(-1, 1, 64)).sum().backward()
+        assert own.grad is not None
+        results.append((y.detach(), own.grad, exact.weight.grad.clone()))
+    for found, expected in zip(results[1], results[0], strict=True):
+        by_row = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        assert by_row.max() < 0.08  # E4M3 rounds to 1/16, E5M2 to 1/8
+    assert torch.equal(results[1][2], results[0][2])  # gradients of weights are in full precision
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_rows_keep_their_largest_value(dtype: torch.dtype):
+    x = torch.tensor([[1e-30, -2e-30, 0.0], [0.0, 0.0, 0.0], [3e4, -1e5, 7.0], [1.0, 0.5, -0.25]])
+    quantized, scale = quantize_rows(x, dtype)
+    restored = quantized.float() * scale
+    assert torch.isfinite(restored).all()
+    assert torch.allclose(restored.abs().amax(1), x.abs().amax(1), rtol=1e-6)
+    assert torch.equal(restored[3], x[3])
+
+
+def test_training_in_8_bits_follows_training_in_full(row: PackedRow):
+    losses: list[list[float]] = []
+    for in_8_bits in (False, True):
+        network = load()
+        network.requires_grad_(True)
+        if in_8_bits:
+            use_fp8(network)
+            assert sum(isinstance(module, Fp8Linear) for module in network.modules()) % 7 == 0
+        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
+        of_run: list[float] = []
+        for _ in range(5):
+            loss, _ = step(network, row)
+            optimizer.step()
+            of_run.append(loss)
+        losses.append(of_run)
+    exact, found = losses
+    assert exact[-1] < 0.8 * exact[0]
+    assert found == pytest.approx(exact, rel=0.08)
+
+
+def test_adapters_stay_in_full_precision(row: PackedRow):
+    network = load()
+    adapters.install(network, AdapterConfig(rank=4, dropout=0.0))
+    use_fp8(network)
+    kinds = {name: type(m) for name, m in network.llm.named_modules() if isinstance(m, nn.Linear)}
+    assert all(kind is (nn.Linear if ".lora_" in name else Fp8Linear) for name, kind in kinds.items())
+    _, gradients = step(network, row)
+    assert gradients
+    assert all(".lora_" in name for name in gradients)
+
+
+def test_fp8_is_refused_on_a_cpu():
+    with pytest.raises(TrainingError, match=r"need an NVIDIA GPU.*'cpu'.*Set compute\.fp8=false"):
+        compute.prepare(load(), ComputeConfig(fp8=True))
+
+
+@pytest.mark.parametrize(("capability", "refused"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False)])
+def test_fp8_needs_a_gpu_with_8_bit_products(
+    capability: tuple[int, int], refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    reason = fp8_refusal(torch.device("cuda"))
+    assert (reason is not None) is refused
+    if reason is not None:
+        assert f"Some GPU is sm{capability[0]}{capability[1]}" in reason
+
+
+def test_fp8_refuses_widths_that_do_not_fit(new_micro_network: Callable[[], VilaModel]):
+    network = new_micro_network()
+    network.llm.model.layers[1].mlp.up_proj = nn.Linear(32, 40)
+    with pytest.raises(TrainingError, match="up_proj has 32 and 40"):
+        use_fp8(network)
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+def counted(network: VilaModel, row: PackedRow) -> tuple[float, float]:
+    """Return torch's count of operations of products with weights, and of attention, in a training step."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        packed_loss(network, row).backward()
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(count for operator, count in counts.items() if "bmm" in str(operator))
+    return counter.get_total_flops() - attention, attention
+
+
+TUNED = {
+    "all": ("vision_tower", "mm_projector", "llm"),
+    "projector": ("mm_projector",),
+    "tower and projector": ("vision_tower", "mm_projector"),
+    "projector and language model": ("mm_projector", "llm"),
+}
+
+
+@pytest.mark.parametrize("tuned", TUNED)
+def test_products_are_those_that_torch_counts(tuned: str, row: PackedRow):
+    network = load()
+    network.requires_grad_(False)
+    for part in TUNED[tuned]:
+        getattr(network, part).requires_grad_(True)
+    products, attention = counted(network, row)
+    flops = compute.ModelFlops.of(network)
+    own = flops.of_row(row)
+    tiles = sum(len(medium.tiles) for medium in row.batch.media)
+    of_tower = flops.tower.attention * tiles * (3 if "vision_tower" in TUNED[tuned] else 1)
+    of_layers = 3 * flops.pair * sum(length * (length + 1) / 2 for length in row.batch.lengths)
+    assert own - of_tower - of_layers == pytest.approx(products, rel=0.03)
+    # Torch counts the masked half too.
+    assert of_tower + 3 * flops.pair * sum(length**2 for length in row.batch.lengths) == pytest.approx(attention)
+
+
+def test_frozen_weights_cost_less(row: PackedRow):
+    full = load()
+    full.requires_grad_(True)
+    adapted = load()
+    adapted.requires_grad_(False)
+    adapters.install(adapted, AdapterConfig(rank=4, dropout=0.0))
+    products, _ = counted(adapted, row)
+    of_all, of_adapters = compute.row_flops(full, row), compute.row_flops(adapted, row)
+    assert of_adapters < 0.72 * of_all
+    flops = compute.ModelFlops.of(adapted)
+    assert flops.layers.step(sum(row.batch.lengths)) < products < of_adapters * 1.1
+
+
+def test_recomputation_is_not_counted(row: PackedRow):
+    network = load()
+    before = compute.row_flops(network, row)
+    compute.prepare(network, ComputeConfig(activation_checkpointing="full"))
+    use_fp8(network)
+    assert compute.row_flops(network, row) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "teraflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H200", 989.4), ("NVIDIA H100 PCIe", 756.0), ("NVIDIA H20", 148.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0), ("NVIDIA A10G", None), ("NVIDIA A10", 125.0), ("NVIDIA L4", 121.0),
+        ("NVIDIA L40S", 362.0), ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Some GPU", None),
+    ],
+)  # fmt: skip
+def test_peaks_are_found_by_name(name: str, teraflops: float | None):
+    assert named_peak(name) == (None if teraflops is None else teraflops * 1e12)
+
+
+def test_a_cpu_has_no_peak():
+    assert compute.peak_flops(torch.device("cpu")) is None
