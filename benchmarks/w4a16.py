@@ -1,12 +1,14 @@
-"""Four-bit linears on a GPU: ours and bf16 cuBLAS beside the time of reading the weights, all measured in one run.
+"""Four-bit linears on a GPU: ours and cuBLAS beside the time of reading the weights, all measured in one run.
 
-    python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--out results/w4a16.json] [--plot w4a16.svg]
+    python benchmarks/w4a16.py [--tokens 1 4 16 64] [--dtype float16] [--cublas bfloat16 float16]
+                               [--out results/w4a16.json] [--plot results/w4a16.svg]
     python benchmarks/w4a16.py --report results/w4a16.json --plot docs/assets/w4a16.svg    # draws what was measured
 
 The linears of Qwen2-7B (NVILA-8B's language model): fused qkv, o, fused gate and up, down; 28 layers, each with its own
-random weights, one CUDA graph, each linear's input the output of the one before. `limit` is the larger of two times:
-reading the weights once at the best rate that a kernel reaches in this run, and the arithmetic at the rate of a large
-bf16 product. Times are medians of replays.
+random weights, one CUDA graph, each linear's input the output of the one before. Weights are normal numbers, ours
+rounded to four bits. `limit` is the larger of two times: reading the weights once at the best rate that a kernel
+reaches in this run, and the arithmetic at the rate of a large bf16 product. Times are medians of replays. Ours and
+cuBLAS take turns, since large products run at the card's power limit.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch import Tensor
 
 from vila_quant.kernels.cuda.w4a16 import W4Weight, matmul, reference
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS, unit_words
-from vila_quant.kernels.cuda.w4a16.timing import random_weight, replay_milliseconds
+from vila_quant.kernels.cuda.w4a16.timing import milliseconds_in_turns, random_weight, replay_milliseconds
 
 SHAPES = {"qkv": (4608, 3584), "o": (3584, 3584), "gate_up": (37888, 3584), "down": (3584, 18944)}
 """N and K."""
@@ -35,6 +37,7 @@ LAYERS = 28
 GROUP_SIZE = 128
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 SQUARE = 8192
+KEYS = {"bfloat16": "bf16", "float16": "fp16"}
 TOLERANCE = {torch.float16: 2e-3, torch.bfloat16: 8e-3}
 """Bound on the relative error of one linear, from the rounding of its weights and its result."""
 
@@ -137,18 +140,30 @@ def relative_errors(weights: Weights, tokens: int, dtype: torch.dtype) -> dict[s
     return errors
 
 
-def cublas_milliseconds(tokens: Sequence[int]) -> dict[int, float]:
-    """Time the same chain with bf16 weights."""
+def dense_linears(dtype: torch.dtype) -> list[Callable[[Tensor], Tensor]]:
+    """Return the same linears with normal weights in `dtype`, on cuBLAS."""
     shapes = list(SHAPES.values()) * LAYERS
-    dense = [torch.randn(n, k, device=GPU, dtype=torch.bfloat16) / k**0.5 for n, k in shapes]
-    linears = [lambda x, w=w: x @ w.T for w in dense]
-    inputs = {m: _tokens(m, torch.bfloat16) for m in tokens}
-    return {m: replay_milliseconds(lambda x=x: run_chain(x, linears)) for m, x in inputs.items()}
+    dense = [torch.randn(n, k, device=GPU, dtype=dtype) / k**0.5 for n, k in shapes]
+    return [lambda x, w=w: x @ w.T for w in dense]
 
 
 def _tokens(tokens: int, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator(GPU).manual_seed(tokens)
     return torch.randn(tokens, SHAPES["qkv"][1], device=GPU, generator=generator).to(dtype)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The linears of one kind, in order."""
+
+    key: str
+    dtype: torch.dtype
+    linears: Sequence[Callable[[Tensor], Tensor]]
+
+    def call(self, tokens: int) -> Callable[[], Tensor]:
+        """Return a call of the linears with so many tokens."""
+        x = _tokens(tokens, self.dtype)
+        return lambda: run_chain(x, self.linears)
 
 
 def draw(report: Report, file: Path) -> None:
@@ -176,33 +191,39 @@ def draw(report: Report, file: Path) -> None:
     figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
-def measure(tokens: Sequence[int], dtype: torch.dtype) -> Report:
-    """Time our linears and cuBLAS for each number of tokens, and print the times."""
+def measure(tokens: Sequence[int], dtype: torch.dtype, cublas: Sequence[str]) -> Report:
+    """Time our linears and cuBLAS for each number of tokens, and print the times.
+
+    Args:
+        tokens: values of M.
+        dtype: of our activations.
+        cublas: dtypes of cuBLAS's weights and activations, "bfloat16" first.
+    """
     torch.manual_seed(0)
     weights = Weights.random()
     read_rate, arithmetic_rate = bytes_per_second(weights.buffer), operations_per_second()
     elements = LAYERS * sum(n * k for n, k in SHAPES.values())
-    cublas = cublas_milliseconds(tokens)
-    torch.cuda.empty_cache()
-    linears = quantized_linears(weights)
+    chains = [
+        _Chain("ours_ms", dtype, quantized_linears(weights)),
+        *(_Chain(f"{KEYS[kind]}_ms", getattr(torch, kind), dense_linears(getattr(torch, kind))) for kind in cublas),
+    ]
     rows: list[dict[str, float]] = []
     print(
         f"{torch.cuda.get_device_name()}: reads {read_rate / 1e9:.0f} GB/s, "
         f"multiplies {arithmetic_rate / 1e12:.0f} TFLOP/s in bf16"
     )
-    print(f"{'M':>5} {'limit':>8} {'ours':>8} {'bf16':>8}   ours/limit  ours/bf16   error")
+    keys = [chain.key for chain in chains]
+    print(f"{'M':>5}", *(f"{key:>8}" for key in ("limit_ms", *keys)), "ours/limit ours/bf16   error")
     for count in tokens:
-        x = _tokens(count, dtype)
         error = max(relative_errors(weights, count, dtype).values())
-        ours = replay_milliseconds(lambda x=x: run_chain(x, linears))
+        took = dict(zip(keys, milliseconds_in_turns([chain.call(count) for chain in chains]), strict=True))
         limit = 1e3 * max(weights.buffer.nbytes / read_rate, 2 * count * elements / arithmetic_rate)
-        row = {"tokens": count, "limit_ms": limit, "ours_ms": ours, "bf16_ms": cublas[count], "error": error}
-        rows.append(row | {"of_limit": ours / limit, "of_bf16": ours / cublas[count]})
-        print(
-            f"{count:5} {limit:8.3f} {ours:8.3f} {cublas[count]:8.3f} {ours / limit:12.2f} "
-            f"{ours / cublas[count]:10.2f}   {error:.1e}",
-            flush=True,
+        of_limit, of_bf16 = took["ours_ms"] / limit, took["ours_ms"] / took["bf16_ms"]
+        rows.append(
+            {"tokens": count, "limit_ms": limit, **took, "error": error, "of_limit": of_limit, "of_bf16": of_bf16}
         )
+        numbers = " ".join(f"{number:8.3f}" for number in (limit, *took.values()))
+        print(f"{count:5} {numbers} {of_limit:10.2f} {of_bf16:9.3f}   {error:.1e}", flush=True)
     return {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
@@ -219,14 +240,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS, help="values of M")
     parser.add_argument("--dtype", choices=("float16", "bfloat16"), default="float16", help="of the activations")
+    parser.add_argument(
+        "--cublas", nargs="+", choices=tuple(KEYS), default=["bfloat16"], help="dtypes of cuBLAS; 13 GB for each"
+    )
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     parser.add_argument("--plot", type=Path, help="draw the numbers into this .svg or .png")
     parser.add_argument("--report", type=Path, help="numbers of an earlier run: measure nothing, draw these")
     args = parser.parse_args()
+    if args.cublas[0] != "bfloat16":
+        parser.error("bfloat16 comes first: it is what ours is compared with")
     if args.report:
         report: Report = json.loads(args.report.read_text())
     elif torch.cuda.is_available():
-        report = measure(args.tokens, getattr(torch, args.dtype))
+        report = measure(args.tokens, getattr(torch, args.dtype), args.cublas)
     else:
         parser.error("there is no CUDA GPU here")
     if args.out:

@@ -17,7 +17,7 @@ from vila_quant.checking.kernel_choices import NVILA_8B
 from vila_quant.checking.tuned_shapes import fused_shapes, named_shapes
 from vila_quant.cli import tune as command
 from vila_quant.cli.main import app
-from vila_quant.kernels.cuda.w4a16 import tables
+from vila_quant.kernels.cuda.w4a16 import W4Weight, reference, tables, timing
 from vila_quant.kernels.cuda.w4a16.candidates import TOKENS, candidates
 from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
 from vila_quant.kernels.cuda.w4a16.tables import Config, Entry, Table, tuned_file
@@ -272,3 +272,36 @@ def test_linears_of_the_same_activations_are_one_product() -> None:
     assert fused_shapes(other).group_size == 64
     with pytest.raises(ConfigError, match="no four-bit layers"):
         fused_shapes({LinearShape.eight_bit("w8a8", 32, 64): ("vision.fc1",)})
+
+
+def test_calls_are_timed_in_turns_that_first_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of two calls takes 10 or 20 ms, and three times as long for 40 ms after the other."""
+    clock, last, changed = 0.0, None, 0.0
+    turns: list[object] = []
+
+    def replays(graph: float, repetitions: int) -> list[float]:
+        nonlocal clock, last, changed
+        if graph != last:
+            last, changed = graph, clock
+            turns.append(graph)
+        times: list[float] = []
+        for _ in range(repetitions):
+            times.append(graph * (3 if clock - changed < 40 else 1))
+            clock += times[-1]
+        return times
+
+    monkeypatch.setattr(timing, "captured", lambda call: call())
+    monkeypatch.setattr(timing, "replays_milliseconds", replays)
+    assert timing.milliseconds_in_turns([lambda: 10.0, lambda: 20.0], rounds=3, milliseconds=400) == [10, 20]
+    assert turns == [10, 20, 10, 20, 10, 20]  # the second round begins with the call that ended the first
+
+
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_random_weights_are_normal_numbers_that_keep_the_size_of_activations(group_size: int) -> None:
+    torch.manual_seed(0)
+    packed = timing.random_weight(64, 1024, group_size, torch.device("cpu"))
+    w = reference.dequantize(W4Weight(packed, 64, 1024, group_size), torch.float32)
+    assert w.std().item() * 1024**0.5 == pytest.approx(1, abs=0.03)
+    assert abs(w.mean().item()) * 1024**0.5 < 0.05
+    kurtosis = ((w - w.mean()) ** 4).mean() / w.var() ** 2
+    assert kurtosis.item() == pytest.approx(3, abs=0.3)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from itertools import pairwise
 from multiprocessing import get_context
 
 import torch
@@ -27,6 +28,9 @@ CACHE_BYTES = 256 << 20
 
 CHAIN_LAYERS = 8
 
+CODE_DEVIATION = 2.8
+"""Standard deviation of the codes of normal numbers: the largest of a group of 128 are 2.7 deviations from the mean."""
+
 MAX_PROCESSES = 16
 PROCESS_BYTES = 1 << 30
 """GPU memory that a process which compiles kernels may take."""
@@ -36,18 +40,25 @@ Shape = tuple[int, int]
 
 
 def random_weight(outputs: int, inputs: int, group_size: int, device: torch.device) -> Tensor:
-    """Return a packed weight of random codes, with scales that keep the size of activations."""
+    """Return the packed weight of a matrix of normal numbers, rounded to four bits, that keeps the size of activations.
+
+    What the numbers are matters: the more bits change from one to the next, the more power a product takes.
+    """
     blocks, units = -(-outputs // UNIT_OUTPUTS), -(-inputs // UNIT_INPUTS)
-    packed = torch.empty(blocks, units, unit_words(group_size), dtype=torch.int32, device=device)
-    packed[..., :CODE_WORDS].random_(-(2**31), 2**31 - 1)
-    scales = (0.5 + torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)) / (44 * inputs) ** 0.5
-    zeros = torch.randint(16, scales.shape, device=device)
+    packed = torch.zeros(blocks, units, unit_words(group_size), dtype=torch.int32, device=device)
+    codes = packed[..., :CODE_WORDS]
+    for bit in range(0, 32, 4):
+        code = torch.randn(codes.shape, device=device).mul_(CODE_DEVIATION).add_(7.5).round_().clamp_(0, 15)
+        codes |= code.int() << bit
+    factors = 0.9 + 0.2 * torch.rand_like(packed[..., CODE_WORDS:], dtype=torch.float32)
+    scales = factors / (CODE_DEVIATION * inputs**0.5)
+    zeros = torch.randint(7, 9, scales.shape, device=device)
     packed[..., CODE_WORDS:] = torch.stack((scales.half(), (-1024.0 - zeros).half()), dim=-1).view(torch.int32)[..., 0]
     return packed
 
 
-def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> float:
-    """Capture `call` in a CUDA graph and return the median time of a replay."""
+def captured(call: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Return a CUDA graph of `call`, which has run twice."""
     call()
     stream = torch.cuda.Stream()
     graph = torch.cuda.CUDAGraph()
@@ -56,16 +67,53 @@ def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> fl
         stream.synchronize()
         with torch.cuda.graph(graph, stream=stream):
             call()
-    times: list[float] = []
-    for repetition in range(repetitions + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    return graph
+
+
+def replays_milliseconds(graph: torch.cuda.CUDAGraph, repetitions: int) -> list[float]:
+    """Return the times of replays, one after the other without a pause."""
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(repetitions + 1)]
+    events[0].record()
+    for event in events[1:]:
         graph.replay()
-        end.record()
-        end.synchronize()
-        if repetition >= 3:
-            times.append(start.elapsed_time(end))
-    return statistics.median(times)
+        event.record()
+    events[-1].synchronize()
+    return [start.elapsed_time(end) for start, end in pairwise(events)]
+
+
+def replay_milliseconds(call: Callable[[], object], repetitions: int = 15) -> float:
+    """Capture `call` in a CUDA graph and return the median time of a replay."""
+    graph = captured(call)
+    times: list[float] = []
+    for _ in range(repetitions + 3):
+        times += replays_milliseconds(graph, 1)
+    return statistics.median(times[3:])
+
+
+def milliseconds_in_turns(
+    calls: Sequence[Callable[[], object]], rounds: int = 5, milliseconds: float = 160
+) -> list[float]:
+    """Return the median time of a replay of each of `calls`, which are timed in turns.
+
+    Large products bring the GPU to its power limit, which lowers the clock for what comes next. In turns, all find the
+    same. A turn lasts about so many milliseconds; the replays in its first half warm up and do not count.
+
+    Args:
+        calls: each is captured in a CUDA graph.
+        rounds: turns of each.
+        milliseconds: of a turn.
+    """
+    graphs = [captured(call) for call in calls]
+    counts: list[int] = []
+    for graph in graphs:
+        replays_milliseconds(graph, 1)
+        counts.append(max(1, round(milliseconds / 2 / replays_milliseconds(graph, 1)[0])))
+    times: list[list[float]] = [[] for _ in graphs]
+    for turn in range(rounds):
+        for number in range(len(graphs)):
+            own = (turn + number) % len(graphs)
+            times[own] += replays_milliseconds(graphs[own], 2 * counts[own])[counts[own] :]
+    return [statistics.median(own) for own in times]
 
 
 class GpuTimer:
