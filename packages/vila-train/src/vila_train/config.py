@@ -36,24 +36,30 @@ class ModelConfig(Config):
     """The model that training starts from, and how it sees images.
 
     Attributes:
-        path: checkpoint folder or hub id. None: the embedded vila-tiny, or `new`.
+        path: checkpoint folder or hub id. None: `new`, or the embedded vila-tiny.
         new: put a new model together instead.
         chat_template: registered name; None: the checkpoint's own.
+        projector: replace the projector by one of this type, with new weights unless it is the checkpoint's own.
         image_aspect_ratio: "resize", "pad", "dynamic" or "dynamic_s2"; None: as in the checkpoint.
-        s2_scales: sizes of dynamic S2 in pixels, ascending; None: as in the checkpoint.
+        s2_scales: sizes of dynamic S2 in pixels, ascending; empty: no dynamic S2; None: as in the checkpoint.
         max_tiles: most tiles of an image; None: as in the checkpoint.
         num_video_frames: frames of a video whose sample names no number; None: as in the checkpoint.
-        num_time_tokens: time tokens to add to the vocabulary.
+        temporal_pool: pool this many frames into one (LongVILA's TSP encoder); None: as in the checkpoint.
+        num_time_tokens: time tokens of the vocabulary, added where they are missing; 0: as in the checkpoint.
+        max_length: context of the trained model in tokens; None: as in the checkpoint.
     """
 
     path: str | None = None
     new: NewModel | None = None
     chat_template: str | None = None
-    image_aspect_ratio: str | None = None
+    projector: str | None = None
+    image_aspect_ratio: Literal["resize", "pad", "dynamic", "dynamic_s2"] | None = None
     s2_scales: tuple[PositiveInt, ...] | None = None
     max_tiles: PositiveInt | None = None
     num_video_frames: PositiveInt | None = None
+    temporal_pool: PositiveInt | None = None
     num_time_tokens: NonNegativeInt = 0
+    max_length: PositiveInt | None = None
 
 
 class DataConfig(Config):

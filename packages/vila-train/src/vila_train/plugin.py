@@ -10,6 +10,7 @@ from vila_core.plugins.lazy import lazy_object
 
 if TYPE_CHECKING:
     from vila_core.plugins.datasets import Dataset
+    from vila_train.recipes import Recipe
 
 VILA_HOOK_API = 2
 
@@ -23,7 +24,15 @@ def vila_datasets() -> Sequence[Dataset]:
 
 
 @hookimpl
+def vila_recipes() -> Sequence[Recipe]:
+    """The published stages of NVILA, NVILA-Lite and VILA-1.5, and vila-tiny."""
+    from vila_train.recipes import RECIPES
+
+    return RECIPES
+
+
+@hookimpl
 def vila_commands() -> Sequence[Command]:
     """`vila train`."""
-    help = "Train models: the embedded one from scratch, and the world it learns."
+    help = "Train and fine-tune models, from a recipe or on data of your own."
     return (Command("train", help, lazy_object("vila_train.cli:app")),)

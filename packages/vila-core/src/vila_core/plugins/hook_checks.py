@@ -71,6 +71,12 @@ def _dataset_fault(item: object) -> str | None:
     return f"expected a dataset (an object with name, splits, subsets, size and sample), got {shown(item)}"
 
 
+def _recipe_fault(item: object) -> str | None:
+    if isclass(item) or not callable(getattr(item, "build", None)):
+        return f"expected a recipe (an object with name, summary and build), got {shown(item)}"
+    return None if isinstance(getattr(item, "summary", None), str) else "every recipe needs a summary (a text)"
+
+
 def _command_fault(item: object) -> str | None:
     if not isinstance(item, Command):
         return f"expected a vila_core.Command, got {type(item).__name__}"
@@ -107,6 +113,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),
     Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
     Hook("vila_datasets", "dataset", _dataset_fault),
+    Hook("vila_recipes", "recipe", _recipe_fault),
     Hook("vila_tasks", "task", _any_named),
     Hook("vila_metrics", "metric", _any_named),
     Hook("vila_commands", "command", _command_fault),

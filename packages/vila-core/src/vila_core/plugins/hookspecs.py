@@ -33,7 +33,7 @@ HOOK_API = 2
 2: `CheckpointFormat.write` takes `max_shard_bytes`; the unused hooks in `REMOVED_HOOKS` are gone.
 """
 
-REMOVED_HOOKS = ("vila_trainers", "vila_recipes", "vila_serving_backends")
+REMOVED_HOOKS = ("vila_trainers", "vila_serving_backends")
 """Hooks of API 1 that nothing read."""
 
 hookspec = pluggy.HookspecMarker("vila")
@@ -113,6 +113,20 @@ class Kernel(Protocol):
     def multiply(self) -> Callable[..., Any]: ...
 
 
+@runtime_checkable
+class Recipe(Protocol):
+    """A named configuration of a training run; `vila_train.recipes.Recipe` is the full interface."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
+
+    @property
+    def build(self) -> Callable[..., Any]: ...
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand of `vila`: `load()` returns a typer app or a function for typer."""
@@ -179,6 +193,12 @@ def vila_kernels() -> Sequence[Kernel]:
 @hookspec
 def vila_datasets() -> Sequence[Dataset]:
     """Datasets for training, quantization and evaluation."""
+    return ()
+
+
+@hookspec
+def vila_recipes() -> Sequence[Recipe]:
+    """Recipes of training. Full interface: `vila_train.recipes.Recipe`."""
     return ()
 
 

@@ -26,6 +26,7 @@ from vila_core.plugins.hookspecs import (
     Kernel,
     Named,
     Quantizer,
+    Recipe,
 )
 from vila_core.plugins.registry import Owner, Registered, Registry
 
@@ -60,6 +61,7 @@ class Plugins:
     quantizers: Registry[Quantizer]
     kernels: Registry[Kernel]
     datasets: Registry[Dataset]
+    recipes: Registry[Recipe]
     tasks: Registry[Named]
     metrics: Registry[Named]
     commands: Registry[Command]

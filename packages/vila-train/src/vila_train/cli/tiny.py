@@ -1,38 +1,18 @@
-"""The program `vila-train`, also `vila train`: train vila-tiny and show the world it learns."""
+"""Commands for vila-tiny: train it, show the world that it learns, and test it."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import vila_train
-from vila_core.cli.options import Debug, Device, version_option
+from vila_core.cli.options import Device
 
-HELP = """
-Train VILA-family models.
-
-[bold]Examples[/bold]
-
-vila-train tiny --out runs/vila-tiny [dim]# train the embedded model from scratch, on one GPU[/dim]
-
-vila-train world --sheet world.png [dim]# see what it learns from[/dim]
-
-vila-train report --sheet answers.png [dim]# test it on unseen samples[/dim]
-"""
-
-app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode="rich", help=HELP)
+if TYPE_CHECKING:
+    from vila_train.recipes.tiny import TinyConfig
 
 
-@app.callback()
-def main_options(
-    version: Annotated[bool, version_option(vila_train.__version__)] = False,
-    debug: Debug = False,
-) -> None:
-    """Options of the program itself."""
-
-
-@app.command()
 def tiny(
     out: Annotated[Path, typer.Option(help="Folder for the log, the saved states and the checkpoint.")],
     scratch: Annotated[
@@ -51,6 +31,25 @@ def tiny(
     stage: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Run only this stage (repeatable).")] = None,
 ) -> None:
     """Train vila-tiny and test it on combinations that it never saw. If interrupted, the same command resumes."""
+    from vila_train.recipes.tiny import TinyConfig
+
+    run_tiny(
+        TinyConfig(
+            seed=seed,
+            scale=scale,
+            device=device,
+            compile=compile_layers,
+            workers=workers,
+            scratch=scratch,
+            init=init,
+            stages=tuple(stage or ()),
+        ),
+        out,
+    )
+
+
+def run_tiny(config: TinyConfig, out: Path) -> None:
+    """Train vila-tiny in the folder `out`, and print its scores."""
     from vila_train.tiny.evaluate import table
     from vila_train.tiny.recipes import choose_stages
     from vila_train.tiny.run_folder import SCORES
@@ -58,25 +57,24 @@ def tiny(
 
     options = TinyOptions(
         out=out,
-        scratch=scratch or out / "scratch",
-        seed=seed,
-        scale=scale,
-        device=device,
-        compile=compile_layers,
-        workers=workers,
-        init=init,
+        scratch=config.scratch or out / "scratch",
+        seed=config.seed,
+        scale=config.scale,
+        device=config.device,
+        compile=config.compile,
+        workers=config.workers,
+        init=config.init,
     )
     if (out / SCORES).exists():
         typer.echo(f"{out} is already complete.", err=True)
     try:
-        scores = train_tiny(options, choose_stages(stage or ()))
+        scores = train_tiny(options, choose_stages(config.stages))
     except KeyboardInterrupt:
         typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
         raise typer.Exit(130) from None
     typer.echo(table(scores))
 
 
-@app.command()
 def world(
     sheet: Annotated[Path, typer.Option(help="Output picture (.png, .jpg or .webp).")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
@@ -94,7 +92,6 @@ def world(
     typer.echo(f"Wrote {sheet}.")
 
 
-@app.command()
 def report(
     model: Annotated[
         str | None, typer.Option("--model-path", "-m", help="Folder or hub id (default: the embedded model).")
@@ -127,14 +124,3 @@ def report(
         write_file(out, text + "\n")
     if sheet is not None:
         save_picture(draw_sheet(answers), sheet)
-
-
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run `vila-train`."""
-    from vila_core.cli.run import run
-
-    run(app, "vila-train", arguments)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,26 @@
+"""`vila-train export`: the model of a run, complete or not."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    format: Annotated[
+        str, typer.Option("--format", metavar="NAME", help="vila, or nvila (which SGLang serves).")
+    ] = "vila",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: bfloat16).")
+    ] = None,
+) -> None:
+    """Write the newest checkpoint of a run as a model that `vila`, `vila-quant` and `vila-serve` read.
+
+    Adapters are merged into the weights.
+    """
+    from vila_train.loop import export as export_run
+
+    export_run(run.expanduser(), out.expanduser(), format=format, dtype=dtype)
+    typer.echo(f"Wrote {out}.")

@@ -1,0 +1,39 @@
+"""vila-tiny, the embedded demo model, whose stages are in `vila_train.tiny.recipes`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from vila_core.config import Settings
+
+
+class TinyConfig(Settings):
+    """All stages of vila-tiny, on data that is drawn for them.
+
+    Attributes:
+        name: of the recipe.
+        seed: random seed of the weights and batches.
+        scale: factor on the numbers of steps and samples, below 1 for a trial.
+        device: "cuda", "cuda:1", "cpu", or "auto" for a GPU if there is one.
+        compile: compile the layers.
+        workers: rendering processes; None: one per CPU core, minus one.
+        scratch: folder for rendered samples, 45 GB at scale 1; None: OUT/scratch.
+        init: checkpoint to start from; None: random weights.
+        stages: run only these; empty: all.
+    """
+
+    name: str = "vila-tiny"
+    seed: NonNegativeInt = 0
+    scale: Annotated[float, Field(ge=0.0001, le=100)] = 1.0
+    device: str = "cuda"
+    compile: bool = True
+    workers: PositiveInt | None = None
+    scratch: Path | None = None
+    init: Path | None = None
+    stages: tuple[str, ...] = ()
+
+
+def tiny() -> TinyConfig:
+    """All stages, as the embedded model was trained."""
+    return TinyConfig()

@@ -1,0 +1,66 @@
+"""Where a stage begins: the model of an earlier run, or one that the user names."""
+
+from pathlib import Path
+
+from vila_core.errors import ConfigError
+from vila_train.config import TrainConfig
+
+MODEL, RUN = "model", "run.yaml"
+"""Of a run's folder: the trained model, which is written last, and the configuration."""
+TINY_MODEL, TINY_RUN, TINY_SCORES = "vila-tiny", "run.json", "scores.json"
+"""The same of a run of the recipe vila-tiny; its scores are written last."""
+
+
+def trained_model(run: Path) -> Path:
+    """Return the model that a complete run has written.
+
+    Raises:
+        ConfigError: the folder is not that of a run, or the run is not complete.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"--stage-from: there is no folder '{run}'. Give the --out folder of an earlier run.")
+    if (run / RUN).is_file():
+        model, is_complete = run / MODEL, (run / MODEL / "config.json").is_file()
+    elif (run / TINY_RUN).is_file():
+        model, is_complete = run / TINY_MODEL, (run / TINY_SCORES).is_file()
+    elif (run / "config.json").is_file():
+        raise ConfigError(f"--stage-from: '{run}' is a model, not the folder of a run. Use --model {run}")
+    else:
+        raise ConfigError(
+            f"--stage-from: '{run}' is not the folder of a run: it has no {RUN}. Give --out of an earlier run."
+        )
+    if not is_complete:
+        raise ConfigError(
+            f"--stage-from: the run in '{run}' is not complete. Run it to its end with the same command, or write its "
+            f"newest checkpoint as a model with `vila-train export {run} MODEL` and use --model MODEL."
+        )
+    return model
+
+
+def start_from(config: TrainConfig, model: str | None = None, run: Path | None = None) -> TrainConfig:
+    """Return `config` with the model that it starts from.
+
+    Args:
+        config: of a stage.
+        model: folder or hub id. For a stage that builds a new model, its language model.
+        run: folder of an earlier stage, whose trained model is taken.
+
+    Raises:
+        ConfigError: both or neither are given where one is needed, or the earlier stage is not complete.
+    """
+    if model is not None and run is not None:
+        raise ConfigError("Got both --model and --stage-from. Give one: --stage-from takes the model of a run.")
+    if run is not None:
+        update = {"path": str(trained_model(run)), "new": None}
+    elif model is not None and config.model.new is not None:
+        update = {"new": config.model.new.model_copy(update={"language_model": model})}
+    elif model is not None:
+        update = {"path": model}
+    elif config.model.path is None and config.model.new is None:
+        raise ConfigError(
+            f"'{config.name}' starts from a trained model: name it with --model MODEL, or --stage-from RUN for the "
+            "result of an earlier stage."
+        )
+    else:
+        update = {}
+    return config.model_copy(update={"model": config.model.model_copy(update=update)})
