@@ -3,6 +3,7 @@
 M rows, N outputs, K inputs, g group size, L layers, B batch
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from vila_quant.kernels.cpu.compiled.attention import attend, write
 from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel, nibbles
 from vila_quant.kernels.cpu.compiled.numbers import exp
 from vila_quant.kernels.cpu.compiled.products import fill_panel, whole_numbers
-from vila_quant.kernels.cpu.crossover import Plan, pinned
+from vila_quant.kernels.cpu.compiled.tiles import TILE, WORTH_A_TILE
+from vila_quant.kernels.cpu.crossover import NEVER, Plan, pinned
 from vila_quant.kernels.cpu.pages import LARGE_PAGE, large_pages
 from vila_quant.linears.decoding import CompiledDecodeStep
 from vila_quant.linears.eight_bit_linear import EightBitLinear
@@ -70,6 +72,35 @@ def test_few_rows_and_panels_are_the_product(
                 assert relative_error(y, exact) < (allowed if rows < 8 else panel_error)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rows_in_tiles_are_the_rows_one_by_one(shape: LinearShape) -> None:
+    kernel, weight = CompiledKernel(), random_weight(shape)
+    packed = kernel.pack(weight, CPU, torch.float32)
+    rows = {1, WORTH_A_TILE - 1, WORTH_A_TILE, TILE - 1, TILE, TILE + 1, 2 * TILE + WORTH_A_TILE, 3 * TILE + 1, 100}
+    for count in sorted(rows):
+        x = random_rows(count, shape.inputs, torch.float32)
+        x[:: count // 3 + 1] *= 1e-3  # rows have their own scales
+        with pinned(Plan(NEVER, torch.float32)):
+            together = kernel.multiply(x, packed, shape)
+            alone = torch.cat([kernel.multiply(x[i : i + 1], packed, shape) for i in range(count)])
+        assert torch.equal(together, alone), f"{count} rows"
+        assert relative_error(together, exact_product(x, weight)) < 2e-4
+
+
+def test_a_row_that_is_not_finite_in_a_tile_harms_no_other() -> None:
+    shape = LinearShape(64, 128, 128)
+    kernel = CompiledKernel()
+    packed = kernel.pack(random_weight(shape), CPU, torch.float32)
+    x = random_rows(TILE, 128, torch.float32)
+    with pinned(Plan(NEVER, torch.float32)):
+        expected = kernel.multiply(x, packed, shape)
+        x[3, 5], x[4, 6] = torch.nan, torch.inf
+        y = kernel.multiply(x, packed, shape)
+    assert y[3:5].isnan().all()
+    others = [row for row in range(TILE) if row not in (3, 4)]
+    assert torch.equal(y[others], expected[others])
+
+
 def test_hand_computed_numbers() -> None:
     # One group of 32 inputs: q = 0 … 15 twice, scale 1/2, zero 3. With x = 0 … 31 the product is Σ (q - 3) / 2 · x.
     q = torch.arange(32, dtype=torch.uint8).remainder(16).expand(16, 32).contiguous()
@@ -89,9 +120,10 @@ def test_the_largest_sums_fit() -> None:
         weight = GroupwiseWeight(
             torch.full((16, 128), q, dtype=torch.uint8), torch.ones(16, 1), torch.full((16, 1), float(zero)), 4
         )
-        for sign in (1.0, -1.0):
-            y = kernel.multiply(torch.full((1, 128), sign), kernel.pack(weight, CPU, torch.float32), shape)
-            torch.testing.assert_close(y, torch.full((1, 16), sign * 128 * (q - zero)), rtol=1e-6, atol=0)
+        for sign, rows in itertools.product((1.0, -1.0), (1, TILE)):
+            with pinned(Plan(NEVER, torch.float32)):
+                y = kernel.multiply(torch.full((rows, 128), sign), kernel.pack(weight, CPU, torch.float32), shape)
+            torch.testing.assert_close(y, torch.full((rows, 16), sign * 128 * (q - zero)), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -30,7 +30,7 @@ from vila_quant.kernels import LinearShape, choose, choose_eight_bit, forced
 from vila_quant.kernels.builtin import KERNELS
 from vila_quant.kernels.cpu import int4pack
 from vila_quant.kernels.cpu.compiled.kernel import CompiledKernel
-from vila_quant.kernels.cpu.crossover import CROSSOVERS, Plan, measured_plan, pinned
+from vila_quant.kernels.cpu.crossover import CROSSOVERS, NEVER, Plan, measured_plan, pinned
 from vila_quant.kernels.cpu.int4pack import BlockLayout, CpuInt4PackKernel, block_layout
 from vila_quant.kernels.cuda.tinygemm import TinygemmKernel, dequantize_words, pack_words, unpack_words
 from vila_quant.kernels.cuda.w4a16.kernel import W4A16Kernel
@@ -183,7 +183,7 @@ def test_a_cpu_with_an_unknown_layout_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_the_measured_plan_is_measured_once() -> None:
     first = measured_plan(CpuInt4PackKernel(), 64, 32, BF16, torch.get_num_threads())
-    assert first.panels_from in CROSSOVERS
+    assert first.panels_from in (*CROSSOVERS, NEVER)
     assert measured_plan(CpuInt4PackKernel(), 64, 32, BF16, torch.get_num_threads()) is first
 
 

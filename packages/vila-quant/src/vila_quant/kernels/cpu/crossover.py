@@ -1,7 +1,7 @@
 """Two ways to multiply on a CPU, and the number of rows from which the second is faster, measured on this machine.
 
-With few rows, memory is the limit, so weights are unpacked while they are read, again for each row. With many rows, the
-weight is dequantized once, a panel at a time, and multiplied like any matrix.
+With few rows, memory is the limit, so weights are unpacked while they are multiplied. With many rows, the weight can be
+dequantized once, a panel at a time, and multiplied like any matrix, which is faster on some CPUs.
 
 M rows, N outputs, K inputs, g group size
 """
@@ -20,8 +20,11 @@ from torch import Tensor
 from vila_quant.kernels.kernel import LinearShape
 from vila_quant.packing.groupwise import GroupwiseWeight
 
-CROSSOVERS = (8, 16, 32, 64)
+CROSSOVERS = (8, 16, 32, 64, 256)
 """Numbers of rows from which panels may be used; below the first, they never are."""
+
+NEVER = 1 << 40
+"""More rows than there are."""
 
 MEASURED_WEIGHTS = 1 << 19
 """Number of weights of the layer that is timed."""
@@ -44,7 +47,7 @@ class TwoWays(Protocol):
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]: ...
 
-    def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+    def unpacking(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
         """`x [M, K]` -> `[M, N]`, in the dtype of `x`."""
         ...
 
@@ -56,10 +59,10 @@ class TwoWays(Protocol):
 def multiply(kernel: TwoWays, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
     """`x [M, K]` -> `[M, N]`, with the method that is faster for M rows."""
     if len(x) < CROSSOVERS[0]:
-        return kernel.few_rows(x, packed, shape)
+        return kernel.unpacking(x, packed, shape)
     plan = _pinned.get() or measured_plan(kernel, shape.inputs, shape.group_size, x.dtype, torch.get_num_threads())
     if len(x) < plan.panels_from:
-        return kernel.few_rows(x, packed, shape)
+        return kernel.unpacking(x, packed, shape)
     return kernel.panels(x, packed, shape, plan.panel_dtype)
 
 
@@ -90,12 +93,12 @@ def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dt
         x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).to(dtype)
         exact_enough = (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.bfloat16)
         best = min(exact_enough, key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
-        for rows in CROSSOVERS[:-1]:
+        for rows in CROSSOVERS:
             if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(
-                kernel.few_rows, x[:rows], packed, shape
+                kernel.unpacking, x[:rows], packed, shape
             ):
                 return Plan(rows, best)
-    return Plan(CROSSOVERS[-1], best)
+    return Plan(NEVER, best)
 
 
 def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vila_quant.kernels.cpu import crossover
 from vila_quant.kernels.cpu.compiled.compiler import as_floats, as_numbers, share_threads
-from vila_quant.kernels.cpu.compiled.products import Nibbles, byte_product, fill_panel, nibble_product
+from vila_quant.kernels.cpu.compiled.products import Nibbles, byte_product, fill_panel
+from vila_quant.kernels.cpu.compiled.tiles import nibble_product
 from vila_quant.kernels.cpu.compiled.vectors import ROWS, WORD
 from vila_quant.kernels.cpu.pages import large_pages
 from vila_quant.kernels.kernel import LinearShape
@@ -58,7 +59,7 @@ class CompiledKernel:
     def multiply(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
         return crossover.multiply(self, x, packed, shape)
 
-    def few_rows(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
+    def unpacking(self, x: Tensor, packed: Sequence[Tensor], shape: LinearShape) -> Tensor:
         share_threads()
         y = torch.from_numpy(nibble_product(as_floats(x), nibbles(packed)))
         return y[:, : shape.outputs].to(x.dtype)

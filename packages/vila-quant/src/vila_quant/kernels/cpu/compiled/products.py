@@ -44,14 +44,6 @@ class Activations(NamedTuple):
 
 
 @compiled
-def nibble_product(x: Floats, weight: Nibbles) -> Floats:
-    """`x [M, K]`, `weight [N, K]` -> `[M, N]`."""
-    y = np.zeros((len(x), len(weight.words) * ROWS), np.float32)
-    add_product(weight, whole_numbers(x, group_size(weight)), y)
-    return y
-
-
-@compiled
 def byte_product(x: Floats, weight: NDArray[np.int8], scales: Floats, group_size: int) -> Floats:
     """`x [M, K]`, `weight [N, K]` int8, `scales [N]` -> `[M, N]`; groups are of activations, a multiple of 32."""
     y = np.empty((len(x), len(weight)), np.float32)
