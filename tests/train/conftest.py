@@ -1,15 +1,17 @@
 """Fixtures: a network with a few thousand parameters, and the tokenizer of the embedded model."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
-from vila_core.checkpoint import open_checkpoint
+from vila_core.checkpoint import open_checkpoint, save_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig, PixelConfig, ProjectorConfig, SiglipConfig, VilaConfig
 from vila_core.model import VilaModel
 from vila_core.plugins.loader import load_plugins
+from vila_core.projectors import reset_parameters
 from vila_core.tokenizer import Tokenizer
 from vila_train.tiny.data import Encoder, drawn_samples, make_shard
 from vila_train.tiny.pools import Pool
@@ -36,8 +38,7 @@ def micro_pools(micro_encoder: Encoder) -> dict[str, Pool]:
     }
 
 
-@pytest.fixture
-def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
+def micro_config(tokenizer: Tokenizer) -> VilaConfig:
     tower = SiglipConfig(
         image_size=MICRO_SIZE,
         patch_size=8,
@@ -60,13 +61,18 @@ def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
         attention_bias=True,
         tie_word_embeddings=True,
     )
-    config = VilaConfig(
+    return VilaConfig(
         vision_tower=tower,
         projector=ProjectorConfig(name="mlp_downsample_2x2_fix", in_size=32, out_size=32),
         language_model=decoder,
         pixels=PixelConfig(size=MICRO_SIZE),
         dtype="float32",
     )
+
+
+@pytest.fixture
+def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
+    config = micro_config(tokenizer)
 
     def build() -> VilaModel:
         torch.manual_seed(3)
@@ -76,3 +82,15 @@ def new_micro_network(tokenizer: Tokenizer) -> Callable[[], VilaModel]:
         return network
 
     return build
+
+
+@pytest.fixture(scope="session")
+def micro_checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The network of `new_micro_network` as a checkpoint, in fp32."""
+    torch.manual_seed(3)
+    network = VilaModel(micro_config(tokenizer), tokenizer)
+    network.llm.reset_parameters()
+    reset_parameters(network.mm_projector)
+    folder = tmp_path_factory.mktemp("micro") / "checkpoint"
+    save_checkpoint(network.state_dict(), network.config, open_checkpoint(embedded_model()).tokenizer_path, folder)
+    return folder

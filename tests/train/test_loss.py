@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from vila_train import loss
-from vila_train.labels import IGNORE_INDEX
-from vila_train.loss import TimeTokens, chunked_cross_entropy, cross_entropy_sum, next_tokens
+from vila_train.loss import TimeTokens, chunked_cross_entropy, cross_entropy_sum
 
 TOKENS, WIDTH, VOCAB = 23, 8, 40
 
@@ -81,14 +80,6 @@ def test_no_labels_give_a_loss_of_zero():
     total = chunked_cross_entropy(head, hidden, torch.empty(0, dtype=torch.int64), vocab_size=VOCAB)
     total.backward()
     assert total.item() == 0
-
-
-def test_next_tokens_pairs_each_label_with_the_state_before_it():
-    hidden = torch.arange(6.0)[:, None]
-    labels = torch.tensor([IGNORE_INDEX, 7, IGNORE_INDEX, IGNORE_INDEX, 8, 9])
-    states, chosen = next_tokens(hidden, labels)
-    assert states[:, 0].tolist() == [0, 3, 4]
-    assert chosen.tolist() == [7, 8, 9]
 
 
 def test_half_precision_sums_in_fp32():

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vila_train.labels import IGNORE_INDEX
-
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at the same time: 256 MB in fp32."""
 
@@ -46,17 +44,6 @@ def cross_entropy_sum(logits: Tensor, labels: Tensor, time_tokens: TimeTokens | 
     distance = labels[is_time, None] - time_tokens.ids  # [L_time, K]
     target = torch.softmax(-(distance.to(logits.dtype) ** 2) / (2 * time_tokens.std**2), dim=-1)
     return hard - (target * logits[is_time].log_softmax(dim=-1)[:, time_tokens.ids]).sum()
-
-
-def next_tokens(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hidden states `[L, D]` that predict labelled tokens, and these labels `[L]`.
-
-    Args:
-        hidden: `[T, D]`, of sequences one after another.
-        labels: int64 `[T]`, `IGNORE_INDEX` where nothing is predicted, such as at the first token of a sequence.
-    """
-    labelled = labels[1:] != IGNORE_INDEX
-    return hidden[:-1][labelled], labels[1:][labelled]
 
 
 def chunked_cross_entropy(

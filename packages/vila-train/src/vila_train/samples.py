@@ -3,15 +3,21 @@
 Dimensions: T tokens with media in place.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from vila_core.chat import ChatTemplate, Message
+from vila_core.chat import ChatTemplate, Message, Turn
+from vila_core.conversation import parts_of
 from vila_core.encoders import ExpandedPrompt
+from vila_core.errors import PromptTooLongError
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
+from vila_train.data.conversations import Conversation, SampleError
+from vila_train.errors import TrainingError
 from vila_train.labels import IGNORE_INDEX, expand_labels, tokenize_with_labels
 
 
@@ -40,6 +46,11 @@ class TrainingSample:
         """How many tokens are predicted. The first token never is."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its pixels."""
+        return sum(medium.tiles.values.nbytes for medium in self.prompt.media)
+
 
 @dataclass(frozen=True)
 class Encoder:
@@ -60,20 +71,107 @@ class Encoder:
             MediaError: a medium cannot be read.
             PromptError: the conversation does not fit the template.
         """
+        prompt = self._prepare(messages, self.template)
+        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template)
+        return self._sample(name, prompt, ids, labels)
+
+    def fit(
+        self, conversation: Conversation, max_length: int, too_long: Literal["truncate", "drop", "error"]
+    ) -> TrainingSample:
+        """`encode` a conversation or document into at most `max_length` tokens.
+
+        Args:
+            conversation: of a dataset.
+            max_length: in tokens, media included.
+            too_long: what happens to a longer one: "truncate" keeps as many of its first turns as fit, or of a
+                document's first texts and pictures.
+
+        Raises:
+            SampleError: it is too long and is dropped, its first turn alone is too long, or nothing in it is learned.
+            TrainingError: it is too long and that is an error.
+            MediaError, PromptError: as `encode` does.
+        """
+        name = conversation.name
+        sample = self._encode_or_none(conversation, max_length)
+        if sample is None and too_long == "truncate":
+            shorter = _beginnings(conversation)
+            # The longest that fits. Each attempt loads the media again, so there should be few.
+            fitting = bisect_left(shorter, True, key=lambda one: self._encode_or_none(one, max_length) is None)
+            sample = self._encode_or_none(shorter[fitting - 1], max_length) if fitting else None
+        if sample is None:
+            message = f"{name} has more than data.max_length = {max_length:,} tokens."
+            if too_long == "error":
+                raise TrainingError(f"{message} Raise the limit, or set data.too_long to truncate or drop.")
+            raise SampleError(message, "too long", name)
+        if not sample.num_labels:
+            raise SampleError(f"{name} has no answer to learn from.", "no answer", name)
+        return sample
+
+    def encode_document(self, name: str, messages: Sequence[Message]) -> TrainingSample:
+        """Return running text with media, all of whose text is learned, as far as it follows something.
+
+        It ends with the tokenizer's end token; there is no chat template.
+
+        Raises:
+            MediaError: a medium cannot be read.
+            PromptError: the document is empty.
+        """
+        prompt = self._prepare(messages, _Document())
+        return self._sample(name, prompt, prompt.input_ids, prompt.input_ids)
+
+    def _encode_or_none(self, conversation: Conversation, max_length: int) -> TrainingSample | None:
+        """Return None for a conversation that is too long."""
+        encode = self.encode_document if conversation.is_document else self.encode
+        try:
+            sample = encode(conversation.name, conversation.messages)
+        except PromptTooLongError:
+            return None
+        return sample if len(sample) <= max_length else None
+
+    def _prepare(self, messages: Sequence[Message], template: ChatTemplate) -> PreparedPrompt:
         config = self.network.config
         preprocess = config.preprocess.model_copy(update={"tile_all": True})
-        prompt = prepare(
+        return prepare(
             messages,
             config.model_copy(update={"preprocess": preprocess}),
             self.tokenizer,
-            self.template,
+            template,
             self.limits,
             generation_prompt=False,
+            conversation=messages,
         )
-        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template)
-        return self._sample(name, prompt, ids, labels)
 
     def _sample(self, name: str, prompt: PreparedPrompt, ids: Sequence[int], labels: Sequence[int]) -> TrainingSample:
         expanded = self.network.expand(prompt)
         media_ids = self.tokenizer.media_token_ids.values()
         return TrainingSample(name, prompt, expanded, expand_labels(ids, labels, media_ids, expanded))
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A template that adds nothing to the text but an end token."""
+
+    name: str = "document"
+    end_token: str | None = None
+
+    def render(
+        self,
+        turns: Sequence[Turn],
+        special_tokens: Mapping[str, str],
+        *,
+        generation_prompt: bool = True,
+        system_prompt: bool = True,
+    ) -> str:
+        return "".join(turn.text for turn in turns) + special_tokens.get("eos_token", "")
+
+
+def _beginnings(conversation: Conversation) -> list[Conversation]:
+    """Return the beginnings of a conversation that end with an answer, or of a document, shortest first."""
+    messages = conversation.messages
+    if conversation.is_document:
+        parts = [part for message in messages for part in parts_of(message)]
+        shorter = [[Message(messages[0].role, parts[:end])] for end in range(1, len(parts))]
+    else:
+        ends = [index + 1 for index, message in enumerate(messages[:-1]) if message.role == "assistant"]
+        shorter = [messages[:end] for end in ends]
+    return [replace(conversation, messages=some) for some in shorter]

@@ -1,6 +1,6 @@
 """Packed rows: several samples one after another, each with its own positions and attention.
 
-Dimensions: S samples of a row, T tokens of all of them with media in place, D width.
+Dimensions: S samples of a row, T tokens of all of them with media in place, L labelled tokens, D width.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.packed import PackedSequences
 from vila_core.model import PromptBatch, VilaModel
 from vila_train.labels import IGNORE_INDEX
-from vila_train.loss import TimeTokens, chunked_cross_entropy, next_tokens
+from vila_train.loss import TimeTokens, chunked_cross_entropy
 from vila_train.samples import TrainingSample
 
 
@@ -25,23 +25,40 @@ class PackedRow:
         batch: their ids and media.
         labels: int64 `[T]`; `IGNORE_INDEX` at the first token of each sample, which nothing before it predicts.
         names: of the samples.
+        predicting: int64 `[L]`, the positions before the labelled tokens.
+        targets: int64 `[L]`, the labelled tokens.
     """
 
     batch: PromptBatch
     labels: Tensor
     names: Sequence[str]
+    predicting: Tensor
+    targets: Tensor
 
     @classmethod
     def of(cls, samples: Sequence[TrainingSample], device: torch.device) -> "PackedRow":
         """Return `samples` as a row on `device`."""
         batch = PromptBatch.of([sample.prompt for sample in samples], [sample.expanded for sample in samples], device)
         labels = [label for sample in samples for label in (IGNORE_INDEX, *sample.labels[1:])]
-        return cls(batch, torch.tensor(labels, device=device), [sample.name for sample in samples])
+        labelled = [place for place, label in enumerate(labels) if label != IGNORE_INDEX]
+        # Made here and not by the network: the number of labelled tokens would have to come back from the GPU.
+        return cls(
+            batch,
+            torch.tensor(labels, device=device),
+            [sample.name for sample in samples],
+            torch.tensor([place - 1 for place in labelled], dtype=torch.int64, device=device),
+            torch.tensor([labels[place] for place in labelled], dtype=torch.int64, device=device),
+        )
 
     @property
     def num_labels(self) -> int:
-        """How many tokens are predicted."""
-        return int((self.labels != IGNORE_INDEX).sum())
+        """L: how many tokens are predicted."""
+        return len(self.targets)
+
+    @property
+    def num_tokens(self) -> int:
+        """T."""
+        return len(self.labels)
 
 
 def packed_loss(network: VilaModel, row: PackedRow, time_tokens: TimeTokens | None = None) -> Tensor:
@@ -50,9 +67,9 @@ def packed_loss(network: VilaModel, row: PackedRow, time_tokens: TimeTokens | No
     Divide it by the number of labelled tokens of the global batch.
     """
     embeds = network.embed(row.batch)  # [T, D]
-    hidden, labels = next_tokens(hidden_states(network, embeds, row.batch.lengths), row.labels)
+    hidden = hidden_states(network, embeds, row.batch.lengths)[row.predicting]  # [L, D]
     vocab_size = network.config.language_model.vocab_size
-    return chunked_cross_entropy(network.llm.logits, hidden, labels, time_tokens, vocab_size=vocab_size)
+    return chunked_cross_entropy(network.llm.logits, hidden, row.targets, time_tokens, vocab_size=vocab_size)
 
 
 def hidden_states(network: VilaModel, embeds: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -1,0 +1,270 @@
+"""Checkpoints to resume from: trained weights and optimizer state in shards, and where the data stand.
+
+OUT/checkpoints/step-00000200/      written under another name, and renamed when everything is on disk
+    *.distcp, .metadata             torch.distributed.checkpoint: readable by any number of ranks
+    state.json                      step, lanes, counts, and the checksum of each file
+
+Frozen weights are not saved: they are those that the run started from.
+"""
+
+import shutil
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+
+from vila_core.checkpoint.json_files import read_json
+from vila_core.config import Config
+from vila_core.errors import CheckpointError, OutputError, first_problem, warn
+from vila_core.new_file import cannot_write, make_folder, write_file
+from vila_train.errors import TrainingError
+from vila_train.packing.lanes import LaneState
+from vila_train.parallel.world import World
+
+STATE = "state.json"
+PARTIAL = ".part"
+_CHUNK = 1 << 24
+
+
+class Progress(Config):
+    """What a resumed run needs besides tensors.
+
+    Attributes:
+        step: optimizer steps done.
+        lanes: where each lane stands that has given a row.
+        skipped: samples skipped so far, by reason.
+        files: CRC-32 of each file of the checkpoint.
+    """
+
+    step: int
+    lanes: Mapping[int, LaneState]
+    skipped: Mapping[str, int]
+    files: Mapping[str, int] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Attributes:
+        folder: holds them.
+        keep: how many of the newest stay.
+        world: all ranks write and read together.
+    """
+
+    folder: Path
+    keep: int
+    world: World
+
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+        """Write a checkpoint completely or not at all, then delete the oldest. Return its folder.
+
+        Raises:
+            OutputError: it cannot be written. Earlier checkpoints are intact.
+        """
+        target = self.folder / f"step-{progress.step:08}"
+        partial = self.folder / f".{target.name}{PARTIAL}"
+        problem = self._agree(_failure(lambda: self._prepare(partial)))
+        if problem is None:
+            problem = self._agree(_failure(lambda: self._write(partial, network, optimizer, progress)))
+        if problem is None and self.world.is_first:
+            problem = _failure(lambda: self._finish(partial, target))
+        problem = self._agree(problem)
+        if problem is not None:
+            if self.world.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise OutputError(f"The checkpoint of step {progress.step:,} was not saved. {self._intact()} {problem}")
+        return target
+
+    def _prepare(self, partial: Path) -> None:
+        if self.world.is_first:
+            make_folder(self.folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+
+    def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        tensors = {**trained_weights(network), **_optimizer_tensors(network, optimizer)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # without a process group: that there is none
+            save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
+        if self.world.is_first:
+            files = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
+            complete = progress.model_copy(update={"files": files})
+            write_file(partial / STATE, complete.model_dump_json(indent=1) + "\n")
+
+    def _finish(self, partial: Path, target: Path) -> None:
+        shutil.rmtree(target, ignore_errors=True)  # a damaged one, or one of a run whose end was lost
+        partial.rename(target)
+        for old in self.complete()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def complete(self) -> list[Path]:
+        """Return the folders of all checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-" + "[0-9]" * 8))
+
+    def newest(self) -> tuple[Path, Progress] | None:
+        """Return the newest intact checkpoint, None if there is none. Damaged ones are named in a warning.
+
+        Raises:
+            TrainingError: all of them are damaged.
+        """
+        found = self.world.share(self._newest() if self.world.is_first else None)
+        if isinstance(found, str):
+            raise TrainingError(found)
+        return found
+
+    def _newest(self) -> tuple[Path, Progress] | str | None:
+        problem = None
+        for folder in reversed(self.complete()):
+            try:
+                return folder, read_progress(folder)
+            except CheckpointError as error:
+                problem = str(error)
+                warn(f"{problem} The checkpoint before it is used.")
+        if problem is not None:
+            return f"{problem} No other checkpoint is left in {self.folder}. Delete the run's folder to start again."
+        return None
+
+    def load(self, folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Fill the trained weights and the optimizer from a checkpoint, on any number of ranks.
+
+        Raises:
+            TrainingError: its tensors are not those of this model.
+        """
+        weights = trained_weights(network)
+        stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+        if missing := [name for name in weights if name not in stored]:
+            raise TrainingError(f"{folder} has no weight {missing[0]}. It is a checkpoint of another run.")
+        states = _empty_optimizer_tensors(network, optimizer, stored)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                load_tensors({**weights, **states}, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        except (CheckpointException, RuntimeError, ValueError) as error:
+            raise TrainingError(f"{folder} cannot be loaded: {_reason(error)}") from error
+        _set_optimizer_tensors(network, optimizer, states)
+
+    def _agree(self, problem: str | None) -> str | None:
+        """Return the first problem of any rank."""
+        return next((one for one in self.world.gather(problem) if one is not None), None)
+
+    def _intact(self) -> str:
+        complete = self.complete()
+        return f"The one before is intact: {complete[-1]}." if complete else "There is no earlier one."
+
+
+def read_progress(folder: Path) -> Progress:
+    """Return the state of the checkpoint in `folder`, all of whose files are intact.
+
+    Raises:
+        CheckpointError: a file is missing, incomplete or changed.
+    """
+    try:
+        progress = Progress.model_validate(read_json(folder / STATE))
+    except ValidationError as error:
+        raise CheckpointError(f"{folder / STATE} is damaged: {first_problem(error)}.") from None
+    for name, checksum in progress.files.items():
+        file = folder / name
+        try:
+            found = _checksum(file)
+        except OSError as error:
+            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
+        if found != checksum:
+            raise CheckpointError(f"{file} is damaged: its checksum differs.")
+    return progress
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ tensors
+
+
+def parameter_name(name: str) -> str:
+    """Return the name of a parameter without what compiling and activation checkpointing add to it."""
+    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+
+
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights of `network` by name, which share its memory."""
+    return {
+        f"model.{parameter_name(name)}": parameter.detach()
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _named_states(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, Any]]:
+    return {
+        parameter_name(name): (parameter, optimizer.state.get(parameter, {}))
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def _optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's tensors by name. A weight that never had a gradient has none."""
+    return {
+        f"optimizer.{kind}.{name}": tensor
+        for name, (_, state) in _named_states(network, optimizer).items()
+        for kind, tensor in state.items()
+    }
+
+
+def _empty_optimizer_tensors(
+    network: nn.Module, optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return tensors for what is stored of AdamW's state, in the layout of the weights on this rank."""
+    tensors: dict[str, Tensor] = {}
+    for name, (parameter, _) in _named_states(network, optimizer).items():
+        for kind in ("exp_avg", "exp_avg_sq"):
+            if (key := f"optimizer.{kind}.{name}") in stored:
+                tensors[key] = torch.zeros_like(parameter)
+        if (key := f"optimizer.step.{name}") in stored:
+            device = parameter.device if optimizer.defaults["fused"] else "cpu"
+            tensors[key] = torch.zeros((), device=device)
+    return tensors
+
+
+def _set_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, (parameter, _) in _named_states(network, optimizer).items():
+        state = {kind: tensors.get(f"optimizer.{kind}.{name}") for kind in ("step", "exp_avg", "exp_avg_sq")}
+        if state["step"] is not None:
+            optimizer.state[parameter] = state
+
+
+# ------------------------------------------------------------------------------------------------ failures
+
+
+def _failure(action: Any) -> str | None:
+    """Return why `action` fails to write, None if it does not."""
+    try:
+        action()
+    except (OSError, OutputError, CheckpointException, RuntimeError) as error:
+        return _reason(error)
+    return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of an error for people; torch wraps those of each rank."""
+    if isinstance(error, CheckpointException):
+        inner: Sequence[Any] = [*error.failures.values()]
+        return _reason(inner[0][0] if isinstance(inner[0], tuple) else inner[0]) if inner else str(error)
+    cause = next((one for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)), None)
+    return str(cannot_write(Path(str(cause.filename or "checkpoint")), cause)) if cause is not None else str(error)

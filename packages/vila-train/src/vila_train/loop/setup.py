@@ -1,0 +1,93 @@
+"""Puts together what a run trains and what it reads."""
+
+import torch
+
+from vila_core.errors import ConfigError
+from vila_core.media import MediaLimits
+from vila_core.model import VilaModel
+from vila_train.config import TrainConfig
+from vila_train.loop.loader import FittingEncoder
+from vila_train.loop.optimizer import freeze
+from vila_train.loop.step import Trainee
+from vila_train.loss import TimeTokens
+from vila_train.models import OpenedModel
+from vila_train.packing.lanes import Order
+from vila_train.parallel.fsdp import shard
+from vila_train.parallel.mesh import make_mesh
+from vila_train.parallel.world import World
+from vila_train.samples import Encoder
+
+
+def needs_group(config: TrainConfig) -> bool:
+    """Return whether weights are sharded even on one rank: sharding is also what keeps fp32 weights beside bf16."""
+    return config.compute.precision == "bf16"
+
+
+def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Trainee:
+    """Freeze, adapt, prepare and shard the network, in place.
+
+    Raises:
+        ConfigError: soft targets are asked of a model without time tokens.
+        TrainingError: adapters or settings do not fit the model.
+    """
+    from vila_train.compute import prepare
+
+    network = opened.network
+    freeze(network, config)
+    if config.adapter is not None:
+        from vila_train.adapters import install
+
+        install(network, config.adapter)
+    is_sharded = world.size > 1 or needs_group(config)
+    if config.compute.precision == "bf16":
+        _round_frozen(network)
+    if not is_sharded:
+        network.to(world.device)
+    prepare(network, config.compute)
+    trainee = Trainee(
+        network, _time_tokens(opened, config, world.device), always_sees=is_sharded or _learns_to_see(network)
+    )
+    if is_sharded:
+        shard(trainee, make_mesh(world, config.compute), config.compute, world.device)
+    return trainee
+
+
+def _round_frozen(network: VilaModel) -> None:
+    """Keep weights that are not trained in bf16 only."""
+    for parameter in network.parameters():
+        if not parameter.requires_grad and parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _learns_to_see(network: VilaModel) -> bool:
+    """Return whether vision tower or projector is trained."""
+    parts = (network.vision_tower, network.mm_projector)
+    return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+
+def _time_tokens(opened: OpenedModel, config: TrainConfig, device: torch.device) -> TimeTokens | None:
+    if config.soft_time_tokens is None:
+        return None
+    stated = opened.network.config.time_tokens
+    if stated is None:
+        raise ConfigError(
+            "soft_time_tokens needs a model with time tokens, and this one has none. "
+            "Add some with model.num_time_tokens, or remove soft_time_tokens."
+        )
+    ids = [opened.tokenizer.encode(stated.format.format(t=t)) for t in range(stated.count)]
+    return TimeTokens(torch.tensor([only for (only,) in ids], device=device), config.soft_time_tokens)
+
+
+def make_encoder(opened: OpenedModel, config: TrainConfig) -> FittingEncoder:
+    """Return what encodes samples in the loading processes. It needs shapes only, so it has no copy of the weights."""
+    with torch.device("meta"):
+        network = VilaModel(opened.network.config, opened.tokenizer)
+    _ = network.tokens_per_tile  # worked out once, not in each process
+    return FittingEncoder(Encoder(network, opened.tokenizer, opened.template, MediaLimits()), config.data)
+
+
+def open_order(config: TrainConfig) -> Order:
+    """Return the samples of the mixture in the order of `config.seed`. Raises `TrainingError` as the mixture does."""
+    from vila_train.data.mixture import open_mixture
+
+    return open_mixture(config.data, config.seed)

@@ -1,0 +1,261 @@
+"""`train`: runs one stage from its configuration to the exported model."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from vila_train.callbacks import Callback, RunStart, StepRecord
+from vila_train.checkpoints import Checkpoints, Progress
+from vila_train.compute.flops import ModelFlops
+from vila_train.compute.peak import peak_flops
+from vila_train.config import TrainConfig
+from vila_train.errors import TrainingError
+from vila_train.loop.exporting import export_model
+from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
+from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
+from vila_train.loop.reporting import Reporter, StepCounts, add_counts
+from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order
+from vila_train.loop.step import train_step
+from vila_train.loop.stopping import StopRequest, explain_memory, fail_step, stop_request
+from vila_train.models import open_model
+from vila_train.packing.lanes import LaneConfig, Order, SampleEncoder
+from vila_train.parallel.mesh import mesh_shape, require_divisible
+from vila_train.parallel.world import World, join_world
+from vila_train.plan import Plan, make_plan, row_length
+from vila_train.run_folder import RunFolder, open_run
+
+
+class Stopped(KeyboardInterrupt):
+    """The run was asked to stop, and has saved a checkpoint. Programs exit with code 130."""
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    callbacks: Sequence[Callback] = (),
+    *,
+    order: Order | None = None,
+    device: str = "auto",
+    accept_changes: bool = False,
+) -> Path:
+    """Run a stage, or resume it, and return the folder of the exported model.
+
+    Under `torchrun` or `accelerate launch`, every process calls this.
+
+    Args:
+        config: the stage.
+        out: folder of the run; the same call resumes it.
+        callbacks: receive what happens, on rank 0.
+        order: the samples; None: those of `config.data.mixture`.
+        device: "auto" is the GPU of this process if there is one.
+        accept_changes: resume a run that was started with another configuration.
+
+    Raises:
+        ConfigError: `out` holds another run, or the number of ranks does not fit.
+        TrainingError: training cannot continue; the message says why.
+        OutputError: a file cannot be written.
+        Stopped: after Ctrl-C or SIGTERM.
+    """
+    with join_world(device, group=needs_group(config)) as world, _own_random_numbers(world):
+        mesh_shape(world.size, config.compute)
+        folder = world.first(lambda: open_run(out, config, accept_changes=accept_changes))
+        if folder.model.exists():
+            return folder.model
+        with stop_request() as request:
+            run = Run(config, folder, world, callbacks, order)
+            try:
+                run.advance(request)
+                run.export()
+            except BaseException as error:
+                run.end("stopped" if isinstance(error, KeyboardInterrupt) else str(error))
+                raise
+        run.end("finished")
+        return folder.model
+
+
+class Run:
+    """A run in progress: the model, the optimizer, the data, and how far they are.
+
+    Args:
+        config: the stage.
+        folder: of the run.
+        world: this rank.
+        callbacks: receive what happens, on rank 0.
+        order: the samples; None: those of the mixture.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        world: World,
+        callbacks: Sequence[Callback],
+        order: Order | None = None,
+    ):
+        self._config, self._folder, self._world = config, folder, world
+        self._reporter = Reporter(callbacks if world.is_first else ())
+        self._opened = open_model(config.model, config.seed)
+        order = open_order(config) if order is None else order
+        encode = make_encoder(self._opened, config)
+        self._plan = world.first(lambda: _plan(config, folder, order, encode, world.size))
+        require_divisible(world.size, self._plan.rows_per_step, self._plan.lanes)
+        self._row_length = row_length(config)
+        self._trainee = build_trainee(self._opened, config, world)
+        self._flops = ModelFlops.of(self._opened.network)
+        self._optimizer = make_optimizer(self._opened.network, config.optimizer, world.device)
+        self._checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
+        progress = self._resume()
+        self.step, self._saved = progress.step, progress.step
+        self._lanes, self._skipped = dict(progress.lanes), Counter(progress.skipped)
+        self._loader = self._load(order, encode)
+
+    def _resume(self) -> Progress:
+        """Return where the run stands, with model and optimizer as they were then."""
+        found = self._checkpoints.newest()
+        if found is None:
+            return Progress(step=0, lanes={}, skipped={})
+        path, progress = found
+        self._checkpoints.load(path, self._opened.network, self._optimizer)
+        self._world.first(lambda: self._folder.forget_after(progress.step))
+        return progress
+
+    def _load(self, order: Order, encode: SampleEncoder) -> RowLoader:
+        data, plan, world = self._config.data, self._plan, self._world
+        lanes = own_lanes(world, plan.lanes)
+        config = LaneConfig(plan.lanes, self._row_length, data.lookahead, data.packing)
+        first = self.step * plan.rows_per_step % plan.lanes
+        rounds = LaneRounds(order, encode, config, lanes, self._lanes, first)
+        return RowLoader(rounds, world, plan.rows_per_step, data.workers, len(lanes))
+
+    def advance(self, request: StopRequest) -> None:
+        """Train until the last step, or until `request`, and save a checkpoint then.
+
+        Raises:
+            Stopped: it was requested.
+            TrainingError, OutputError: as `train` does.
+        """
+        network, every = self._opened.network, self._config.saving.every
+        trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        everything = sum(p.numel() for p in network.parameters())
+        total = self._plan.total_steps
+        self._reporter.start(
+            RunStart(self._config, self._folder.path, self.step, total, self._world.size, trained, everything)
+        )
+        while self.step < total:
+            if self._advance(request):
+                self.save()
+                raise Stopped
+            if every is not None and self.step % every == 0:
+                self.save()
+        self.save()
+
+    def _advance(self, request: StopRequest) -> bool:
+        """Do one step. Return whether the run is to stop before it."""
+        started = time.perf_counter()
+        loaded, own = self._next_rows(request)
+        counts = add_counts(self._world.gather(own))
+        if counts.stop:
+            return True
+        if counts.problem is not None:
+            raise TrainingError(counts.problem)
+        rows = [one.row.to(self._world.device) for one in loaded]
+        flops = self._world.sum(torch.tensor(sum(map(self._flops.of_row, rows)), dtype=torch.float64))
+        factor = rate_factor(self._config.optimizer, self.step, self._plan.total_steps)
+        rates = set_learning_rates(self._optimizer, factor)
+        with explain_memory(self._config):
+            result = train_step(
+                self._trainee,
+                rows,
+                self._optimizer,
+                clip_norm=self._config.optimizer.clip_norm,
+                seed=f"{self._config.seed}/{self.step}",
+                numbers=range(self._world.rank, self._plan.rows_per_step, self._world.size),
+                labels=counts.labels,
+            )
+            loss, norm = torch.stack([result.loss, result.gradient_norm]).tolist()  # waits for the GPU, only here
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            fail_step(self.step + 1, result, loaded, self._folder, self._world)
+        self._complete(loaded, counts)
+        self._report(counts, loss, norm, rates, float(flops), time.perf_counter() - started)
+        return False
+
+    def _next_rows(self, request: StopRequest) -> tuple[list[LoadedRow], StepCounts]:
+        if request.requested:
+            return [], StepCounts(stop=True)
+        try:
+            rows = self._loader.next_step()
+        except TrainingError as error:
+            return [], StepCounts(problem=str(error))
+        return rows, StepCounts.of(rows, self._row_length, self._loader.seconds, stop=request.requested)
+
+    def _complete(self, loaded: Sequence[LoadedRow], counts: StepCounts) -> None:
+        """Note that a step is done."""
+        self.step += 1
+        self._lanes.update((one.lane, one.state) for one in loaded)
+        self._skipped.update(one.reason for one in counts.skipped)
+        self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped)) if counts.skipped else None
+
+    def _report(
+        self, counts: StepCounts, loss: float, norm: float, rates: Mapping[str, float], flops: float, seconds: float
+    ) -> None:
+        if self.step % self._config.logging.every and self.step != self._plan.total_steps:
+            return
+        device = self._world.device
+        peak = peak_flops(device)
+        record = StepRecord(
+            step=self.step,
+            loss=loss,
+            gradient_norm=norm,
+            learning_rates=rates,
+            tokens=counts.tokens,
+            labelled_tokens=counts.labels,
+            padding=1 - counts.tokens / counts.room,
+            samples=counts.samples,
+            skipped=dict(self._skipped),
+            seconds=seconds,
+            data_seconds=counts.seconds,
+            model_flops=flops,
+            mfu=None if peak is None else flops / seconds / (peak * self._world.size),
+            memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+        )
+        self._reporter.step(record)
+
+    def save(self) -> None:
+        """Save a checkpoint, unless that of this step is there. Raises `OutputError`."""
+        if self._saved == self.step:
+            return
+        lanes = {number: state for of_rank in self._world.gather(self._lanes) for number, state in of_rank.items()}
+        progress = Progress(step=self.step, lanes=lanes, skipped=self._skipped)
+        path = self._checkpoints.save(self._opened.network, self._optimizer, progress)
+        self._saved = self.step
+        self._reporter.checkpoint(self.step, path)
+
+    def export(self) -> None:
+        """Write the trained model."""
+        export_model(self._opened, self._folder.model, self._world)
+
+    def end(self, reason: str) -> None:
+        """Stop loading, and report why the run ended."""
+        self._loader.close()
+        self._reporter.end(self.step, reason)
+
+
+def _plan(config: TrainConfig, folder: RunFolder, order: Order, encode: SampleEncoder, world_size: int) -> Plan:
+    """Return the plan that was made when the run started."""
+    plan = folder.plan
+    if plan is None:
+        plan = make_plan(config, order, encode, world_size)
+        folder.save_plan(plan)
+    return plan
+
+
+@contextmanager
+def _own_random_numbers(world: World) -> Generator[None]:
+    """Restore the random generators at the end."""
+    with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+        yield

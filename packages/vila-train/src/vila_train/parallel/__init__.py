@@ -1,0 +1,1 @@
+"""Training on several processes: who takes part, the device mesh, and sharded weights."""

@@ -1,0 +1,232 @@
+"""The loop in one process: what is trained, at which rate, what is saved and what is exported."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.train.loop_runs import ALL, Mixed, Recorder, micro_config, run
+
+import vila_core as vila
+from vila_core.errors import ConfigError, VilaWarning
+from vila_train.callbacks import StepRecord
+from vila_train.config import PARTS, OptimizerConfig
+from vila_train.errors import TrainingError
+from vila_train.loop import training
+from vila_train.loop.optimizer import rate_factor
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return vila.load(folder, device="cpu", dtype="float32").network.state_dict()
+
+
+def changed_parts(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.fixture(scope="module")
+def finished(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    return out, run(micro_config(micro_checkpoint, max_steps=30), out)
+
+
+def test_the_loss_falls(finished: tuple[Path, Recorder]):
+    losses = [*finished[1].losses.values()]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_a_run_reports_its_steps(finished: tuple[Path, Recorder]):
+    recorder = finished[1]
+    assert [record.step for record in recorder.records] == [*range(1, 31)]
+    assert recorder.checkpoints == [*range(2, 31, 2)]
+    assert recorder.ends == [(30, "finished")]
+    assert recorder.start is not None
+    assert (recorder.start.first_step, recorder.start.total_steps, recorder.start.world_size) == (0, 30, 1)
+    assert recorder.start.trained_parameters == recorder.start.parameters > 10_000
+    for record in recorder.records:
+        assert 0 <= record.padding < 0.5
+        assert 0 < record.labelled_tokens < record.tokens <= 4 * 128
+        assert record.samples >= 4
+        assert 0 <= record.data_seconds <= record.seconds
+        assert record.model_flops > 0
+        assert record.mfu is record.memory_bytes is None
+
+
+def test_skipped_samples_are_counted_and_named(finished: tuple[Path, Recorder]):
+    out, recorder = finished
+    lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    names = {reason: {line["name"] for line in lines if line["reason"] == reason} for reason in ("damaged", "too long")}
+    assert names == {"damaged": {"mixed/12", "mixed/25", "mixed/38"}, "too long": {"mixed/7"}}
+    assert sum(recorder.records[-1].skipped.values()) == len(lines)
+    assert "more than data.max_length = 128 tokens" in (out / "skipped.jsonl").read_text()
+
+
+def test_the_exported_model_is_read_by_vila_load(finished: tuple[Path, Recorder], micro_checkpoint: Path):
+    model = vila.load(finished[0] / "model", device="cpu")
+    assert changed_parts(weights(micro_checkpoint), model.network.state_dict()) == {
+        "llm",
+        "vision_tower",
+        "mm_projector",
+    }
+    assert isinstance(model.generate("red?", max_new_tokens=2), str)
+
+
+def test_a_finished_run_is_not_run_again(finished: tuple[Path, Recorder], micro_checkpoint: Path):
+    again = run(micro_config(micro_checkpoint, max_steps=30), finished[0])
+    assert again.start is None
+
+
+def test_the_last_checkpoints_are_kept(finished: tuple[Path, Recorder]):
+    kept = sorted(path.name for path in (finished[0] / "checkpoints").iterdir())
+    assert kept == ["step-00000028", "step-00000030"]
+
+
+@pytest.mark.parametrize("tune", [("projector",), ("vision_tower", "projector"), ("projector", "language_model"), ALL])
+def test_only_tuned_parts_change(micro_checkpoint: Path, tmp_path: Path, tune: tuple[str, ...]):
+    recorder = run(micro_config(micro_checkpoint, tune=tune, max_steps=3), tmp_path / "run")
+    before = weights(micro_checkpoint)
+    assert changed_parts(before, weights(tmp_path / "run/model")) == {PARTS[part] for part in tune}  # pyright: ignore
+    assert recorder.start is not None
+    expected = sum(
+        value.numel()
+        for name, value in before.items()
+        if name.split(".")[0] in {PARTS[part] for part in tune}  # pyright: ignore
+    )
+    assert recorder.start.trained_parameters == expected
+    assert set(recorder.records[0].learning_rates) == set(tune)
+
+
+def test_frozen_parts_compute_without_dropout(micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    modes: dict[str, bool] = {}
+    original = training.build_trainee
+
+    def build(opened: Any, config: Any, world: Any) -> Any:
+        trainee = original(opened, config, world)
+        modes.update({part: opened.network.get_submodule(name).training for part, name in PARTS.items()})
+        return trainee
+
+    monkeypatch.setattr(training, "build_trainee", build)
+    run(micro_config(micro_checkpoint, tune=("projector",), max_steps=1), tmp_path / "run")
+    assert modes == {"vision_tower": False, "projector": True, "language_model": False}
+
+
+def test_parts_have_their_own_rates(micro_checkpoint: Path, tmp_path: Path):
+    rates = {"learning_rate": 1e-3, "part_learning_rates": {"projector": 1e-2}, "warmup_ratio": 0.5}
+    records = run(micro_config(micro_checkpoint, optimizer=rates, max_steps=4), tmp_path / "run").records
+    for record, factor in zip(records, (0.5, 1.0, 1.0, 0.5), strict=True):
+        assert record.learning_rates == pytest.approx(
+            {"projector": 1e-2 * factor, "language_model": 1e-3 * factor, "vision_tower": 1e-3 * factor}
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("cosine", 0.0, [1, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4))]),
+        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
+        ("constant", 0.5, [0.5, 1, 1, 1]),
+        ("cosine", 0.03, [1, 1, 0.75, 0.25]),  # at least one step of warm-up
+    ],
+)
+def test_schedules(schedule: Any, warmup: float, expected: list[float]):
+    config = OptimizerConfig(learning_rate=1, schedule=schedule, warmup_ratio=warmup)
+    assert [rate_factor(config, step, 4) for step in range(4)] == pytest.approx(expected)
+
+
+def test_a_callback_that_fails_is_reported_once(micro_checkpoint: Path, tmp_path: Path):
+    def fail(step: int) -> None:
+        raise RuntimeError("no connection")
+
+    with pytest.warns(VilaWarning, match="The callback Recorder failed: RuntimeError: no connection") as caught:
+        recorder = run(micro_config(micro_checkpoint, max_steps=3), tmp_path / "run", after=fail)
+    assert len(caught) == 1
+    assert recorder.ends == [(3, "finished")]
+
+
+def test_records_every_few_steps(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, **{"logging.every": 4, "max_steps": 6})
+    assert [record.step for record in run(config, tmp_path / "run").records] == [4, 6]
+
+
+# ------------------------------------------------------------------------------------------------ the folder
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("optimizer.learning_rate", 1.0), ("seed", 4), ("data.row_length", 256), ("max_steps", 9)]
+)
+def test_a_folder_of_another_run_is_refused(micro_checkpoint: Path, tmp_path: Path, name: str, value: Any):
+    out = tmp_path / "run"
+    run(micro_config(micro_checkpoint, max_steps=1), out)
+    before = (out / "run.yaml").read_text()
+    with pytest.raises(ConfigError, match=f"holds a run with other settings: {name} was .* and is {value}"):
+        run(micro_config(micro_checkpoint, **{"max_steps": 1, name: value}), out)
+    assert (out / "run.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(("name", "value"), [("data.workers", 1), ("saving.keep", 5), ("logging.every", 3)])
+def test_settings_that_change_no_weight_may_change(micro_checkpoint: Path, tmp_path: Path, name: str, value: Any):
+    out = tmp_path / "run"
+    run(micro_config(micro_checkpoint, max_steps=1), out)
+    run(micro_config(micro_checkpoint, **{"max_steps": 1, name: value}), out)
+
+
+def test_a_folder_with_other_files_is_refused(micro_checkpoint: Path, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        run(micro_config(micro_checkpoint), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_a_loss_that_is_not_finite_names_the_samples(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0})
+    with pytest.raises(TrainingError, match=r"not finite, in the row of mixed/\d+.*failed-step-\d+") as error:
+        run(config, tmp_path / "run")
+    (folder,) = (tmp_path / "run").glob("failed-step-*")
+    rows = [json.loads(line) for line in (folder / "rank-0.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row in rows:
+        assert len(row["ids"]) == len(row["labels"]) == sum(row["lengths"])
+        assert all(name.startswith("mixed/") for name in row["names"])
+    assert any(name in str(error.value) for row in rows for name in row["names"])
+
+
+def test_too_little_memory_suggests_settings(micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*arguments: object, **settings: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training, "train_step", fail)
+    with pytest.raises(TrainingError, match=r"too little memory.*activation_checkpointing=full"):
+        run(micro_config(micro_checkpoint), tmp_path / "run")
+
+
+class Empty(Mixed):
+    def __len__(self) -> int:
+        return 0
+
+
+def test_an_empty_mixture_is_an_error(micro_checkpoint: Path, tmp_path: Path):
+    with pytest.raises(TrainingError, match="'mixed' has no samples"):
+        run(micro_config(micro_checkpoint), tmp_path / "run", order=Empty())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_mixture_of_damaged_samples_is_an_error(micro_checkpoint: Path, tmp_path: Path, workers: int):
+    config = micro_config(micro_checkpoint, **{"data.workers": workers})
+    with pytest.raises(TrainingError, match=r"None of \d+ samples in succession can be used"):
+        run(config, tmp_path / "run", order=Mixed(damaged=1))
+
+
+@pytest.mark.parametrize("policy", ["truncate", "drop", "error"])
+def test_samples_that_are_too_long(micro_checkpoint: Path, tmp_path: Path, policy: str):
+    config = micro_config(micro_checkpoint, **{"data.too_long": policy, "data.max_length": 64, "max_steps": 4})
+    if policy == "error":
+        with pytest.raises(TrainingError, match=r"has more than data\.max_length = 64 tokens"):
+            run(config, tmp_path / "run")
+        return
+    records: list[StepRecord] = run(config, tmp_path / "run").records
+    assert records[-1].skipped["too long"] > 0
+    assert all(record.tokens <= 4 * 64 for record in records)
