@@ -18,6 +18,7 @@ _KEYS: dict[Format, tuple[set[str], ...]] = {
     "mmc4": ({"text_list", "image_info"},),
     "m3it": ({"instruction", "outputs"},),
     "flan": ({"inputs", "targets"},),
+    "texts": ({"texts", "images"},),
     "qa": ({"question", "answer"}, {"prompt", "answer"}),
     "video": ({"video_id", "captions"}, {"video_path", "captions"}, {"video_id", "q", "a"}, {"video", "caption"}),
 }

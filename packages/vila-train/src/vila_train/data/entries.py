@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, PositiveInt
 from vila_core.config import Config
 from vila_train.data.placement import Placement
 
-Format = Literal["llava", "chat", "qa", "mmc4", "webdataset", "m3it", "flan", "video"]
+Format = Literal["llava", "chat", "qa", "texts", "mmc4", "webdataset", "m3it", "flan", "video"]
 """How the records of a dataset are to be understood; see `vila_train.data.formats`."""
 
 
@@ -29,8 +29,11 @@ class DatasetEntry(Config):
         media_suffix: added to names of media that have none, such as ".mp4".
         placement: where media go among the texts of LLaVA's conversations; see `vila_train.data.placement`.
         max_images: of an MMC4 document; the reference keeps 6.
+        choose_images: which images of a longer MMC4 document: the first, as the reference, or the most similar to
+            their sentences.
         learn: what is learned from captions in webdataset: the caption as the "answer" to its image, or as a "document"
             without a chat template.
+        split: of tables that have several.
         columns: names of a table's columns in other datasets, by the names that the format expects.
         subsets: files that `vila-train prune` wrote, by the names that stand after the `@` in a mixture.
         samples: how many there should be; `vila-train data check` compares.
@@ -44,7 +47,9 @@ class DatasetEntry(Config):
     media_suffix: str = ""
     placement: Placement = "auto"
     max_images: PositiveInt = 6
+    choose_images: Literal["first", "similarity"] = "first"
     learn: Literal["answer", "document"] = "answer"
+    split: str = "train"
     columns: dict[str, str] = Field(default_factory=dict)
     subsets: dict[str, str] = Field(default_factory=dict)
     samples: PositiveInt | None = None

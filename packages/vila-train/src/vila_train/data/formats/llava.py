@@ -46,11 +46,20 @@ class LlavaReader:
 def turns_in(record: Mapping[str, object], key: str) -> list[Mapping[str, object]]:
     """Return the list of turns of a record. Raises `SampleError` if it is missing, empty, or not a list of objects."""
     turns = record.get(key)
+    if isinstance(turns, Mapping):  # some tables hold a list of objects as an object of lists
+        turns = _as_rows(cast("Mapping[str, object]", turns))
     if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in cast("list[object]", turns)):
         raise SampleError(f"'{key}' is {shown(turns)}; expected a list of messages.", "no messages")
     if not turns:
         raise SampleError("it has no messages.", "empty conversation")
     return cast("list[Mapping[str, object]]", turns)
+
+
+def _as_rows(columns: Mapping[str, object]) -> list[dict[str, object]]:
+    lists = [cast("list[object]", values) for values in columns.values() if isinstance(values, list)]
+    if len(lists) < len(columns) or len({len(values) for values in lists}) > 1:
+        raise SampleError("its messages are an object; expected a list.", "no messages")
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
 def videos_of(record: Mapping[str, object], media: MediaFolder) -> list[Video]:

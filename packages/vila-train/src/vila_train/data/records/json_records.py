@@ -19,7 +19,7 @@ from vila_train.errors import DatasetError
 MAX_RECORD_BYTES = 64 * 1024 * 1024
 """Of one sample: a document with several embedded pictures has a few megabytes."""
 CHUNK_BYTES = 16 * 1024 * 1024
-_SHORT_LINE = 64
+_SHORT_LINE = 8
 """A line of white space up to this length is an empty line; a longer one is a damaged sample."""
 
 
@@ -98,12 +98,10 @@ class JsonRecords:
         stops = np.concatenate(ends) if ends else np.zeros(0, np.int64)
         starts = np.concatenate([np.zeros(1, np.int64), stops[:-1] + 1]) if len(stops) else stops
         lines = np.arange(1, len(stops) + 1, dtype=np.int64)
-        empty = [
-            number
-            for number in np.flatnonzero(stops - starts <= _SHORT_LINE)
-            if not self._file.read(int(starts[number]), int(stops[number] - starts[number])).strip()
-        ]
-        return np.delete(np.stack([starts, stops, lines], axis=1), empty, axis=0)
+        kept = stops > starts
+        for number in np.flatnonzero(kept & (stops - starts <= _SHORT_LINE)):
+            kept[number] = bool(self._file.read(int(starts[number]), int(stops[number] - starts[number])).strip())
+        return np.stack([starts, stops, lines], axis=1)[kept]
 
     def _find_elements(self) -> Index:
         """Return the elements of the list.
