@@ -1,11 +1,33 @@
-"""What training reports while it runs: the hook `vila_callbacks` registers classes of this type."""
+"""What training reports while it runs, and to whom. The hook `vila_callbacks` registers a `CallbackFactory` for each.
 
-from collections.abc import Mapping
+from vila_core import hookimpl
+from vila_train.callbacks import CallbackFactory, NoCallback
+
+class Echo(NoCallback):
+    def on_end(self, step, reason):
+        print(f"ended after step {step}: {reason}")
+
+@hookimpl
+def vila_callbacks():
+    return [CallbackFactory("echo", "says how the run ended", Echo)]
+
+Select it with `--set logging.callbacks=[tensorboard,echo]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
-from vila_train.config import TrainConfig
+from vila_core.errors import PluginError, shown
+
+if TYPE_CHECKING:
+    from vila_train.config import TrainConfig
+
+ALWAYS = ("log", "console", "loss_plot")
+"""Callbacks of every run."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +88,16 @@ class StepRecord:
     mfu: float | None
     memory_bytes: int | None
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all ranks per second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    @property
+    def data_share(self) -> float:
+        """Share of the step's time that was spent waiting for data."""
+        return min(self.data_seconds / max(self.seconds, 1e-9), 1.0)
+
 
 @runtime_checkable
 class Callback(Protocol):
@@ -82,3 +114,66 @@ class Callback(Protocol):
     def on_end(self, step: int, reason: str) -> None:
         """The run ended: `reason` is "finished", "stopped" or the error's message."""
         ...
+
+
+class NoCallback:
+    """Ignores everything: a base for callbacks that want only some of it."""
+
+    def on_start(self, start: RunStart) -> None:
+        pass
+
+    def on_step(self, record: StepRecord) -> None:
+        pass
+
+    def on_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        pass
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        pass
+
+    def on_end(self, step: int, reason: str) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class CallbackFactory:
+    """A callback that `logging.callbacks` can name.
+
+    Attributes:
+        name: in `logging.callbacks`.
+        summary: one line on what it does.
+        build: makes the callback for one run, before the model is loaded; heavy imports belong here. Raises
+            `MissingDependencyError` for a package that is not installed.
+    """
+
+    name: str
+    summary: str
+    build: Callable[[], Callback]
+
+
+def open_callbacks(config: TrainConfig) -> list[Callback]:
+    """Return the callbacks of a run: those of every run, and those that `config.logging.callbacks` names.
+
+    Raises:
+        ConfigError: a name is unknown.
+        MissingDependencyError: the package of a tracker is not installed.
+        PluginError: a plugin's factory fails, or returns something else.
+    """
+    from vila_core.plugins.loader import load_plugins
+
+    from vila_train.tracking import FACTORIES
+
+    registry = load_plugins().callbacks
+    own = {factory.name: factory for factory in FACTORIES}  # whatever VILA_PLUGINS selects
+    names = dict.fromkeys((*ALWAYS, *config.logging.callbacks))
+    factories = [own[name] if name in own else registry.get(name) for name in names]
+    callbacks: list[Callback] = []
+    for factory in factories:
+        built = cast("object", factory.build())
+        if not isinstance(built, Callback):
+            raise PluginError(
+                f"The callback '{factory.name}' of {registry.owner(factory.name)} built {shown(built)}; expected an "
+                "object with on_start, on_step, on_evaluation, on_checkpoint and on_end."
+            )
+        callbacks.append(built)
+    return callbacks

@@ -10,6 +10,7 @@ from vila_core.plugins.lazy import lazy_object
 
 if TYPE_CHECKING:
     from vila_core.plugins.datasets import Dataset
+    from vila_train.callbacks import CallbackFactory
     from vila_train.recipes import Recipe
 
 VILA_HOOK_API = 2
@@ -29,6 +30,14 @@ def vila_recipes() -> Sequence[Recipe]:
     from vila_train.recipes import RECIPES
 
     return RECIPES
+
+
+@hookimpl
+def vila_callbacks() -> Sequence[CallbackFactory]:
+    """Logs, plots and experiment trackers."""
+    from vila_train.tracking import FACTORIES
+
+    return FACTORIES
 
 
 @hookimpl

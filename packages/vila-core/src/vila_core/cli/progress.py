@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from vila_core.cli.terminal import can_redraw
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import ProgressColumn, TaskID
@@ -76,12 +78,12 @@ def open_progress(unit: str = "steps", phases: Sequence[str] = (), *, lines: boo
     Args:
         unit: what steps are, in the plural; `BYTES` shows sizes.
         phases: names of all phases, if known: a second bar shows how many are done.
-        lines: whether to print lines if standard error is not a terminal.
+        lines: whether to print lines if standard error is not a terminal, or one that cannot move its cursor.
     """
-    if not sys.stderr.isatty() and not lines:
+    if not can_redraw() and not lines:
         yield NoProgress()
         return
-    if not sys.stderr.isatty():
+    if not can_redraw():
         printed = ProgressLines(unit)
         try:
             yield printed
@@ -105,7 +107,7 @@ def show_phases(first: str) -> Generator[Callable[[str], None]]:
 
     The last name stays no longer than the `with` block.
     """
-    if not sys.stderr.isatty():
+    if not can_redraw():
         yield lambda phase: None
         return
     from rich.console import Console

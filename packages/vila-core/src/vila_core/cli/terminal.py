@@ -4,6 +4,7 @@ On a terminal, control characters could move the cursor, change the title or hid
 Text for a pipe or file is written unchanged: another program reads it.
 """
 
+import os
 import sys
 
 from vila_core.errors import printable
@@ -17,3 +18,8 @@ def visible(text: str) -> str:
 def echo_answer(text: str, *, newline: bool = True) -> None:
     """Print an answer at once: unchanged to a pipe or file, with visible control characters to a terminal."""
     print(visible(text) if sys.stdout.isatty() else text, end="\n" if newline else "", flush=True)
+
+
+def can_redraw() -> bool:
+    """Return whether standard error is a terminal that can move its cursor, as bars and spinners need."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")

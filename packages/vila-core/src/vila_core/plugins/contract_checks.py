@@ -18,7 +18,7 @@ from vila_core.chat import Turn
 from vila_core.config import Config
 from vila_core.errors import PluginError
 from vila_core.plugins import builtins
-from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component
+from vila_core.plugins.hookspecs import CallbackFactory, CheckpointFormat, Command, Component
 from vila_core.plugins.loader import ENTRY_POINT_GROUP
 from vila_core.plugins.registration import CORE, Loader
 from vila_core.plugins.registry import Owner, Registered
@@ -42,6 +42,7 @@ def check_plugin(plugin: ModuleType | str) -> dict[str, tuple[str, ...]]:
             - names are unique, are not taken by core, and are the same on a second call;
             - importing the module and calling its hooks imports nothing heavy;
             - config types are frozen and have the component's name, and factories take one config;
+            - factories of callbacks take no argument;
             - formats reject folders of other formats without raising, and `write` takes `max_shard_bytes`;
             - chat templates render a conversation.
     """
@@ -134,6 +135,13 @@ def _command_faults(command: Command) -> Iterator[str]:
         yield f"load must take no argument: {error}"
 
 
+def _callback_faults(factory: CallbackFactory) -> Iterator[str]:
+    try:
+        inspect.signature(factory.build).bind()
+    except TypeError as error:
+        yield f"build must take no argument (on_start gets the run): {error}"
+
+
 def _template_faults(template: ChatTemplate) -> Iterator[str]:
     special_tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     try:
@@ -172,6 +180,7 @@ _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
     "vila_language_models": _component_faults,
     "vila_chat_templates": _template_faults,
     "vila_checkpoint_formats": _format_faults,
+    "vila_callbacks": _callback_faults,
     "vila_commands": _command_faults,
 }
 

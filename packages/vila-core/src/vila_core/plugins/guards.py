@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vila_core.errors import PluginError, VilaError, shown, warn
-from vila_core.plugins.hookspecs import CheckpointFormat, Component
+from vila_core.plugins.hookspecs import CallbackFactory, CheckpointFormat, Component
 from vila_core.plugins.isolation import PluginFailedError, run_plugin_code
 
 if TYPE_CHECKING:
@@ -167,6 +167,21 @@ def _names(what: str, found: object) -> Sequence[str]:
     return cast("list[str]", names)
 
 
+@dataclass(frozen=True)
+class GuardedCallbackFactory:
+    """A factory of callbacks. What its callbacks raise later is reported by training, which goes on."""
+
+    item: CallbackFactory
+    owner: Owner
+
+    @property
+    def name(self) -> str:
+        return self.item.name
+
+    def build(self) -> Any:
+        return call_plugin(f"The callback '{self.name}' of {self.owner}", lambda: self.item.build())
+
+
 def _guarded_component(component: Component, owner: Owner) -> Component:
     def build(*given: Any) -> Any:
         return call_plugin(f"'{component.name}' of {owner}", lambda: component.build(*given))
@@ -178,6 +193,7 @@ _GUARDS: Mapping[str, Callable[[Any, Owner], Any]] = {
     "vila_chat_templates": GuardedTemplate,
     "vila_checkpoint_formats": GuardedFormat,
     "vila_datasets": GuardedDataset,
+    "vila_callbacks": GuardedCallbackFactory,
     **dict.fromkeys(
         ("vila_vision_towers", "vila_projectors", "vila_media_encoders", "vila_language_models"), _guarded_component
     ),

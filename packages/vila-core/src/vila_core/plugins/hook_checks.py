@@ -114,6 +114,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_kernels", "kernel", _with_methods("a kernel", "refusal", "pack", "multiply")),
     Hook("vila_datasets", "dataset", _dataset_fault),
     Hook("vila_recipes", "recipe", _recipe_fault),
+    Hook("vila_callbacks", "callback", _with_methods("a callback factory", "build")),
     Hook("vila_tasks", "task", _any_named),
     Hook("vila_metrics", "metric", _any_named),
     Hook("vila_commands", "command", _command_fault),

@@ -127,6 +127,17 @@ class Recipe(Protocol):
     def build(self) -> Callable[..., Any]: ...
 
 
+@runtime_checkable
+class CallbackFactory(Protocol):
+    """Makes an object that is told how training goes; `vila_train.callbacks.CallbackFactory` is the full interface."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def build(self) -> Callable[[], Any]: ...
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand of `vila`: `load()` returns a typer app or a function for typer."""
@@ -199,6 +210,12 @@ def vila_datasets() -> Sequence[Dataset]:
 @hookspec
 def vila_recipes() -> Sequence[Recipe]:
     """Recipes of training. Full interface: `vila_train.recipes.Recipe`."""
+    return ()
+
+
+@hookspec
+def vila_callbacks() -> Sequence[CallbackFactory]:
+    """Callbacks of training, which `logging.callbacks` names. `build()` returns a `vila_train.callbacks.Callback`."""
     return ()
 
 

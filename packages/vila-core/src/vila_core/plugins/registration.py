@@ -20,6 +20,7 @@ from vila_core.plugins.hook_checks import HOOKS, Hook, checked_items
 from vila_core.plugins.hookspecs import (
     HOOK_API,
     REMOVED_HOOKS,
+    CallbackFactory,
     CheckpointFormat,
     Command,
     Component,
@@ -62,6 +63,7 @@ class Plugins:
     kernels: Registry[Kernel]
     datasets: Registry[Dataset]
     recipes: Registry[Recipe]
+    callbacks: Registry[CallbackFactory]
     tasks: Registry[Named]
     metrics: Registry[Named]
     commands: Registry[Command]

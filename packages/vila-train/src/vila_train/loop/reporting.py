@@ -99,7 +99,7 @@ class Reporter:
         for callback in self._callbacks:
             try:
                 call(callback)
-            except Exception as error:  # noqa: BLE001 - whatever a plugin does, training goes on
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin does, training goes on
                 name = type(callback).__name__
                 self._failed[name] += 1
                 if self._failed[name] == 1:

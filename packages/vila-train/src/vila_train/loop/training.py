@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vila_train.callbacks import Callback, RunStart, StepRecord
+from vila_train.callbacks import Callback, RunStart, StepRecord, open_callbacks
 from vila_train.checkpoints import Checkpoints, Progress
 from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
@@ -50,7 +50,7 @@ def train(
     Args:
         config: the stage.
         out: folder of the run; the same call resumes it.
-        callbacks: receive what happens, on rank 0.
+        callbacks: receive what happens, on rank 0, besides those of `config.logging`.
         order: the samples; None: those of `config.data.mixture`.
         device: "auto" is the GPU of this process if there is one.
         accept_changes: resume a run that was started with another configuration.
@@ -66,8 +66,10 @@ def train(
         folder = world.first(lambda: open_run(out, config, accept_changes=accept_changes))
         if folder.model.exists():
             return folder.model
+        reporting: list[Callback] = []
+        world.first(lambda: reporting.extend(open_callbacks(config)))
         with stop_request() as request:
-            run = Run(config, folder, world, callbacks, order)
+            run = Run(config, folder, world, [*reporting, *callbacks], order)
             try:
                 run.advance(request)
                 run.export()

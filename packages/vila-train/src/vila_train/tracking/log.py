@@ -1,0 +1,73 @@
+"""OUT/log.jsonl, one record per step, and OUT/evaluation.jsonl, one per evaluation.
+
+A resumed run does the steps after its checkpoint again, so their records are removed first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from vila_core.new_file import cannot_write, write_file
+from vila_train.callbacks import NoCallback, RunStart, StepRecord
+
+LOG, EVALUATION = "log.jsonl", "evaluation.jsonl"
+
+
+class JsonLog(NoCallback):
+    """Appends to both files; each line is there as soon as its step is done."""
+
+    def __init__(self) -> None:
+        self._folder = Path()
+        self._file: TextIO | None = None
+
+    def on_start(self, start: RunStart) -> None:
+        """Open the log. Raises `OutputError`."""
+        self._folder = start.folder
+        for name in (LOG, EVALUATION):
+            forget_after(self._folder / name, start.first_step)
+        try:
+            self._file = (self._folder / LOG).open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise cannot_write(self._folder / LOG, error) from error
+
+    def on_step(self, record: StepRecord) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(as_json(record)) + "\n")
+
+    def on_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
+        with (self._folder / EVALUATION).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "scores": dict(scores)}) + "\n")
+
+    def on_end(self, step: int, reason: str) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def as_json(record: StepRecord) -> dict[str, Any]:
+    """Return the fields of a record."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step`, and half a line that a killed run left."""
+    if path.exists():
+        kept = [record for record in read_lines(path) if record["step"] <= step]
+        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file with a step in each line; damaged lines are left out."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(cast("dict[str, Any]", record).get("step"), int):
+                yield cast("dict[str, Any]", record)
