@@ -15,7 +15,7 @@ from tests.train.loop_runs import Mixed, micro_config, run
 from vila_core.errors import ConfigError, MissingDependencyError, PluginError, VilaWarning
 from vila_core.plugins.loader import load_plugin_file, load_plugins
 from vila_core.testing import check_plugin
-from vila_train.callbacks import ALWAYS, Callback, NoCallback, RunStart, StepRecord, open_callbacks
+from vila_train.callbacks import Callback, NoCallback, RunStart, StepRecord
 from vila_train.config import DataConfig, OptimizerConfig, TrainConfig
 from vila_train.loop import train
 from vila_train.tracking import FACTORIES
@@ -23,6 +23,7 @@ from vila_train.tracking.console import Console, Totals, step_note
 from vila_train.tracking.log import JsonLog
 from vila_train.tracking.loss_plot import Axis, LossPlot, draw_run, smooth, thin
 from vila_train.tracking.memory import MemoryReport
+from vila_train.tracking.opening import ALWAYS, open_callbacks
 from vila_train.tracking.scalars import evaluation_scalars, step_scalars
 from vila_train.tracking.tensorboard import TensorBoard
 from vila_train.tracking.trackio import Trackio

@@ -19,15 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
-
-from vila_core.errors import PluginError, shown
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from vila_train.config import TrainConfig
-
-ALWAYS = ("log", "console", "loss_plot")
-"""Callbacks of every run."""
 
 
 @dataclass(frozen=True)
@@ -149,31 +144,3 @@ class CallbackFactory:
     name: str
     summary: str
     build: Callable[[], Callback]
-
-
-def open_callbacks(config: TrainConfig) -> list[Callback]:
-    """Return the callbacks of a run: those of every run, and those that `config.logging.callbacks` names.
-
-    Raises:
-        ConfigError: a name is unknown.
-        MissingDependencyError: the package of a tracker is not installed.
-        PluginError: a plugin's factory fails, or returns something else.
-    """
-    from vila_core.plugins.loader import load_plugins
-
-    from vila_train.tracking import FACTORIES
-
-    registry = load_plugins().callbacks
-    own = {factory.name: factory for factory in FACTORIES}  # whatever VILA_PLUGINS selects
-    names = dict.fromkeys((*ALWAYS, *config.logging.callbacks))
-    factories = [own[name] if name in own else registry.get(name) for name in names]
-    callbacks: list[Callback] = []
-    for factory in factories:
-        built = cast("object", factory.build())
-        if not isinstance(built, Callback):
-            raise PluginError(
-                f"The callback '{factory.name}' of {registry.owner(factory.name)} built {shown(built)}; expected an "
-                "object with on_start, on_step, on_evaluation, on_checkpoint and on_end."
-            )
-        callbacks.append(built)
-    return callbacks

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from vila_train.callbacks import Callback, RunStart, StepRecord, open_callbacks
+from vila_train.callbacks import Callback, RunStart, StepRecord
 from vila_train.checkpoints import Checkpoints, Progress
 from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
@@ -28,6 +28,7 @@ from vila_train.parallel.mesh import mesh_shape, require_divisible
 from vila_train.parallel.world import World, join_world
 from vila_train.plan import Plan, make_plan, row_length
 from vila_train.run_folder import RunFolder, open_run
+from vila_train.tracking.opening import open_callbacks
 
 
 class Stopped(KeyboardInterrupt):
