@@ -4,6 +4,7 @@ The reference mislabels some tokens (quirk 26), so its own labels are used here;
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import vila_core as vila
 from vila_core.chat import Message
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
+from vila_train.data.formats.llava import LlavaReader
+from vila_train.data.media_files import MediaFolder
 from vila_train.labels import expand_labels
 from vila_train.loss import TimeTokens
 from vila_train.packing import PackedRow, packed_loss
@@ -56,19 +59,9 @@ def open_run(file: Path) -> Run:
     return Run(record, load_file(file.with_suffix(".safetensors")), checkpoint, inputs)
 
 
-def messages_of(instance: dict[str, Any], inputs: Path) -> list[Message]:
-    """Return an instance as the reference reads it: media first, then the text of the first message."""
-    images = instance.get("image", [])
-    media: list[Any] = [vila.Image(inputs / name) for name in ([images] if isinstance(images, str) else images)]
-    if "video" in instance:
-        media.append(vila.Video(inputs / instance["video"]))
-    messages: list[Message] = []
-    for turn in instance["conversations"]:
-        text = turn["value"].replace("<image>", "").replace("<video>", "").strip()
-        role = {"human": "user", "gpt": "assistant"}[turn["from"]]
-        messages.append(Message(role, [*media, text]))
-        media = []
-    return messages
+def messages_of(instance: dict[str, Any], inputs: Path) -> Sequence[Message]:
+    """Return an instance as a dataset gives it: media first, then the text of the first message."""
+    return LlavaReader(MediaFolder(inputs)).read(instance)
 
 
 def open_model(run: Run) -> vila.Vila:

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("sft", "Fine-tune a model on data of your own.", lazy_object("vila_train.cli.sft:sft")),
     Command("list", "List the recipes.", lazy_object("vila_train.cli.recipes:list_recipes")),
     Command("show", "Print the settings of a recipe as YAML.", lazy_object("vila_train.cli.recipes:show")),
+    Command("data", "List, check and prepare training data.", lazy_object("vila_train.cli.data:app")),
     Command(
         "export",
         "Write the model of a run, also of one that is not complete.",

@@ -21,7 +21,7 @@ from vila_train.data.media_files import MediaFolder
 from vila_train.data.records.json_records import JsonRecords
 from vila_train.data.records.tables import TableRecords
 from vila_train.data.records.tar_records import TarRecords
-from vila_train.data.sources import JoinedRecords, Reader, Records, RecordSource
+from vila_train.data.sources import JoinedRecords, JoinedSource, Reader, Records, RecordSource, joined
 from vila_train.errors import DatasetError
 
 MAX_FILES = 1_000_000
@@ -29,7 +29,7 @@ _EXPECTED = "Expected JSON (a list), JSON Lines, webdataset (tar), parquet, or a
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
-def open_dataset(name: str, entry: DatasetEntry, base: Path) -> RecordSource:
+def open_dataset(name: str, entry: DatasetEntry, base: Path) -> RecordSource | JoinedSource:
     """Return the conversations of a dataset. Its samples are found (or their cached places read) on first use.
 
     Args:
@@ -46,12 +46,21 @@ def open_dataset(name: str, entry: DatasetEntry, base: Path) -> RecordSource:
         raise DatasetError(f"Dataset '{name}' has files of several kinds: {listed(sorted(set(kinds.values())))}.")
     kind = kinds[files[0]]
     if kind == "table":
-        records: Records = TableRecords(files, entry.split, entry.columns)
-    else:
-        parts = [TarRecords(file) if kind == "tar" else JsonRecords(file) for file in files]
-        records = parts[0] if len(parts) == 1 else JoinedRecords(parts)
-    format = entry.format or ("webdataset" if kind == "tar" else detect_format(records, files[0]))
-    if (format == "webdataset") != (kind == "tar"):
+        return _source(name, entry, base, files, TableRecords(files, entry.split, entry.columns))
+    groups: dict[Path, list[Path]] = {}
+    for file in files:  # media lie beside each file, unless there is a folder for all
+        groups.setdefault(file.parent if entry.media is None else base, []).append(file)
+    make = TarRecords if kind == "tar" else JsonRecords
+    sources = [_source(name, entry, base, some, joined([make(file) for file in some])) for some in groups.values()]
+    return sources[0] if len(sources) == 1 else JoinedSource(name, sources)
+
+
+def _source(name: str, entry: DatasetEntry, base: Path, files: Sequence[Path], records: Records) -> RecordSource:
+    is_archive = isinstance(records, TarRecords) or (
+        isinstance(records, JoinedRecords) and isinstance(records.files[0], TarRecords)
+    )
+    format = entry.format or ("webdataset" if is_archive else detect_format(records, files[0]))
+    if (format == "webdataset") != is_archive:
         raise DatasetError(f"Dataset '{name}': the format '{format}' does not fit '{files[0]}'. {_EXPECTED}")
     folder = (files[0] if files[0].is_dir() else files[0].parent) if entry.media is None else base / entry.media
     reader = _READERS[format](entry, MediaFolder(folder, entry.media_suffix))
@@ -66,7 +75,7 @@ _READERS: dict[Format, Callable[[DatasetEntry, MediaFolder], Reader]] = {
     "texts": lambda entry, media: TextsReader(media),
     "mmc4": lambda entry, media: Mmc4Reader(media, entry.max_images, entry.choose_images),
     "webdataset": lambda entry, media: WebdatasetReader(entry.learn == "document", entry.placement),
-    "m3it": lambda entry, media: M3itReader(),
+    "m3it": lambda entry, media: M3itReader(media),
     "flan": lambda entry, media: FlanReader(),
     "video": lambda entry, media: VideoReader(media),
 }
@@ -103,12 +112,12 @@ def _find_files(base: Path, pattern: str, name: str, split: str) -> Sequence[Pat
             return _files_in(path, name, split)
         if os.path.exists(path) or not glob.has_magic(pattern):
             return [path]
-        found = sorted(glob.glob(str(path), recursive=True))[:MAX_FILES]
+        found = sorted(glob.glob(pattern, root_dir=base, recursive=True))[:MAX_FILES]
     except (OSError, ValueError) as error:
         raise DatasetError(f"Dataset '{name}': '{path}' cannot be read: {error}.") from None
     if not found:
         raise DatasetError(f"Dataset '{name}': no file matches '{path}'.")
-    return [Path(file) for file in found]
+    return [base / file for file in found]
 
 
 def _files_in(folder: Path, name: str, split: str) -> Sequence[Path]:

@@ -21,6 +21,7 @@ from vila_train.data.conversations import ConversationSource
 from vila_train.data.entries import DatasetEntry, RegistryFile
 from vila_train.data.names import MAX_ITEMS, Item, is_path, parse_mixture
 from vila_train.data.opening import open_dataset
+from vila_train.data.public_sets import public_sets
 from vila_train.data.sources import RegisteredSource, Subset
 from vila_train.data.subsets import read_subset
 from vila_train.errors import DatasetError
@@ -110,6 +111,11 @@ class Registry:
         return sorted({*self.datasets, *self.mixtures, *load_plugins().datasets.names()})
 
     def _unknown(self, name: str) -> str:
+        if name in public_sets():
+            return (
+                f"'{name}' is a public data set. Download a copy, run vila-train data prepare {name} FOLDER, and pass "
+                "--registry with the file that it writes (data.registries)."
+            )
         return (
             f"{unknown_name('dataset', name, self.names())} There is no such file either. "
             "Datasets of your own are defined in a YAML file (data.registries)."

@@ -5,7 +5,8 @@ N samples
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
 
@@ -61,7 +62,10 @@ class RecordSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Conversation:
-        name = f"{self.name}/{index}"
+        return self.read(index, f"{self.name}/{index}")
+
+    def read(self, index: int, name: str) -> Conversation:
+        """Return conversation `index` under another name. Raises `SampleError`."""
         try:
             return Conversation(name, self.reader.read(self.records[index]), self.is_document)
         except (SampleError, MediaError, PromptError) as error:
@@ -94,6 +98,37 @@ class JoinedRecords:
     def __getitem__(self, number: int) -> Mapping[str, object]:
         file = bisect_right(self.ends, number)
         return self.files[file][number - (self.ends[file - 1] if file else 0)]
+
+
+def joined(files: Sequence[Records]) -> Records:
+    """Return the records of one or several files."""
+    return files[0] if len(files) == 1 else JoinedRecords(files)
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """The conversations of several sources, one after the other.
+
+    Attributes:
+        name: of the dataset.
+        sources: of its folders.
+    """
+
+    name: str
+    sources: Sequence[RecordSource]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """For each source, the number of samples in it and those before."""
+        return list(accumulate(map(len, self.sources)))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> Conversation:
+        number = bisect_right(self.ends, index)
+        first = self.ends[number - 1] if number else 0
+        return self.sources[number].read(index - first, f"{self.name}/{index}")
 
 
 @dataclass(frozen=True)
@@ -170,8 +205,3 @@ class RegisteredSource:
             return Conversation(name, check_turns(messages))
         except VilaError as error:
             raise as_sample_error(name, error) from None
-
-
-def renamed(source: RecordSource, name: str) -> RecordSource:
-    """Return a source under another name."""
-    return replace(source, name=name)
