@@ -96,7 +96,8 @@ def _call(function: Function, *args: Any) -> Any:
 
 
 def _recompute(function: Function, *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
+    learns = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in args)
+    if not learns:  # in a frozen tower, `checkpoint` would keep the inputs of all layers
         return function(*args, **kwargs)
     return checkpoint(function, *args, use_reentrant=False, **kwargs)
 
