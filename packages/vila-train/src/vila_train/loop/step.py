@@ -16,7 +16,8 @@ from vila_core.model import VilaModel
 from vila_core.prompt import PreparedMedium
 from vila_core.tiles import Normalization, Tiles
 from vila_train.loss import TimeTokens
-from vila_train.packing import PackedRow, packed_loss
+from vila_train.packing import PackedRow
+from vila_train.packing.rows import embedded_loss
 from vila_train.parallel.fsdp import accumulates_locally, exchange_gradients
 
 
@@ -38,11 +39,12 @@ class Trainee(nn.Module):
 
     def forward(self, row: PackedRow) -> Tensor:
         """Return the summed loss over the labelled tokens of a row."""
-        loss = packed_loss(self.network, row, self._time_tokens)
-        if row.batch.media or not self._always_sees:
-            return loss
-        (tokens,) = self.network.encode([self._blank(row.labels.device)])
-        return loss + 0 * tokens.sum().to(loss.dtype)
+        embeds = self.network.embed(row.batch)  # [T, D]
+        if self._always_sees and not row.batch.media:
+            # Between embedding and language model, as real tiles: ranks gather layers in one order, in both directions.
+            (tokens,) = self.network.encode([self._blank(row.labels.device)])
+            embeds = embeds + 0 * tokens.sum().to(embeds.dtype)
+        return embedded_loss(self.network, embeds, row, self._time_tokens)
 
     def _blank(self, device: torch.device) -> PreparedMedium:
         pixels = self.network.config.pixels

@@ -66,7 +66,11 @@ def packed_loss(network: VilaModel, row: PackedRow, time_tokens: TimeTokens | No
 
     Divide it by the number of labelled tokens of the global batch.
     """
-    embeds = network.embed(row.batch)  # [T, D]
+    return embedded_loss(network, network.embed(row.batch), row, time_tokens)
+
+
+def embedded_loss(network: VilaModel, embeds: Tensor, row: PackedRow, time_tokens: TimeTokens | None = None) -> Tensor:
+    """Return `packed_loss` of a row that is embedded already, `[T, D]`."""
     hidden = hidden_states(network, embeds, row.batch.lengths)[row.predicting]  # [L, D]
     vocab_size = network.config.language_model.vocab_size
     return chunked_cross_entropy(network.llm.logits, hidden, row.targets, time_tokens, vocab_size=vocab_size)

@@ -1,0 +1,260 @@
+"""Checkpoints to resume from: complete or not there, and the one before when the newest is damaged."""
+
+import os
+import re
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.train.loop_runs import in_processes, largest_difference, micro_config, run
+
+from vila_core.errors import OutputError, VilaWarning
+from vila_train import checkpoints
+from vila_train.errors import TrainingError
+
+FULL = OSError(28, "No space left on device", "somewhere/__0_0.distcp")
+
+
+@pytest.fixture(scope="module")
+def begun(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
+    """The folder of a run after 4 of 6 steps, with two checkpoints; and the losses of all steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    losses = run(micro_config(micro_checkpoint), folder / "whole").losses
+
+    def stop(step: int) -> None:
+        if step == 5:
+            os._exit(0)
+
+    in_processes(micro_config(micro_checkpoint), folder / "run", folder / "losses", after=stop)
+    assert names(folder / "run") == ["step-00000002", "step-00000004"]
+    return folder / "run", losses
+
+
+@pytest.fixture
+def copy(begun: tuple[Path, dict[int, float]], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(begun[0], tmp_path / "run"))
+
+
+def names(out: Path) -> list[str]:
+    return sorted(path.name for path in (out / "checkpoints").iterdir())
+
+
+def newest(out: Path) -> Path:
+    return max((out / "checkpoints").glob("step-*"))
+
+
+def resume(checkpoint: Path, out: Path) -> Any:
+    return run(micro_config(checkpoint), out)
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def cut_short(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def one_bit(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def empty(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(b"")
+
+
+def no_tensors(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.unlink()
+
+
+def no_metadata(folder: Path) -> None:
+    (folder / ".metadata").unlink()
+
+
+def damaged_metadata(folder: Path) -> None:
+    (folder / ".metadata").write_bytes(b"\x80\x04.")
+
+
+def no_state(folder: Path) -> None:
+    (folder / "state.json").unlink()
+
+
+def half_a_state(folder: Path) -> None:
+    text = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(text[: len(text) // 2])
+
+
+def another_state(folder: Path) -> None:
+    (folder / "state.json").write_text('{"step": "four", "lanes": {}, "skipped": {}}')
+
+
+def nothing(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGES = [
+    cut_short,
+    one_bit,
+    empty,
+    no_tensors,
+    no_metadata,
+    damaged_metadata,
+    no_state,
+    half_a_state,
+    another_state,
+    nothing,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
+def test_a_damaged_checkpoint_is_passed_over(
+    micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path, damage: Callable[[Path], None]
+):
+    damage(newest(copy))
+    with pytest.warns(VilaWarning, match="The checkpoint before it is used") as caught:
+        recorder = resume(micro_checkpoint, copy)
+    assert "step-00000004" in str(caught[0].message)
+    assert recorder.losses == {step: loss for step, loss in begun[1].items() if step > 2}
+
+
+def test_only_damaged_checkpoints_are_an_error(micro_checkpoint: Path, copy: Path):
+    for folder in (copy / "checkpoints").iterdir():
+        one_bit(folder)
+    with pytest.warns(VilaWarning), pytest.raises(TrainingError, match=r"is damaged.* No other checkpoint is left"):
+        resume(micro_checkpoint, copy)
+
+
+def test_what_a_killed_run_left_is_removed(micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path):
+    partial = copy / "checkpoints/.step-00000006.part"
+    partial.mkdir()
+    (partial / "__0_0.distcp").write_bytes(b"half")
+    assert resume(micro_checkpoint, copy).losses == {step: begun[1][step] for step in (5, 6)}
+    assert names(copy) == ["step-00000004", "step-00000006"]
+
+
+def test_no_checkpoint_starts_from_the_beginning(
+    micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path
+):
+    shutil.rmtree(copy / "checkpoints")
+    assert resume(micro_checkpoint, copy).losses == begun[1]
+
+
+def test_skipped_samples_are_not_counted_twice(
+    micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path
+):
+    resume(micro_checkpoint, copy)
+    expected = (begun[0].parent / "whole/skipped.jsonl").read_text()
+    assert (copy / "skipped.jsonl").read_text() == expected
+
+
+# ------------------------------------------------------------------------------------------------ full disks
+
+
+@pytest.mark.parametrize("place", ["tensors", "state", "rename", "folder"])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    micro_checkpoint: Path,
+    begun: tuple[Path, dict[int, float]],
+    copy: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+):
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise FULL
+
+    target = {"tensors": "save_tensors", "state": "write_file", "folder": "make_folder"}
+    with monkeypatch.context() as patch:
+        if place == "rename":
+            patch.setattr(Path, "rename", fail)
+        else:
+            patch.setattr(checkpoints, target[place], fail)
+        with pytest.raises(OutputError, match=r"step 6 was not saved\. The one before is intact.*the disk is full"):
+            resume(micro_checkpoint, copy)
+    assert names(copy) == ["step-00000002", "step-00000004"]
+    assert resume(micro_checkpoint, copy).losses == {step: begun[1][step] for step in (5, 6)}
+
+
+@pytest.mark.parametrize("size", [1, 20_000, 300_000])
+def test_a_limit_on_the_size_of_files(
+    micro_checkpoint: Path, copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], size: int
+):
+    """The system refuses to write more into a file, as a full disk does, at another place of the file each time."""
+
+    def limit() -> None:
+        original = checkpoints.save_tensors
+
+        def write(tensors: Any, **settings: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            try:
+                original(tensors, **settings)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+        checkpoints.save_tensors = write
+
+    config = micro_config(micro_checkpoint)
+    assert in_processes(config, copy, tmp_path / "losses", before=limit) == [1]
+    message = capfd.readouterr().err
+    assert re.search(r"OutputError: The checkpoint of step 6 was not saved\. The one before is intact", message)
+    assert "File too large" in message
+    assert names(copy) == ["step-00000002", "step-00000004"]
+
+
+def test_all_ranks_hear_of_a_full_disk(micro_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """Only rank 1 cannot write."""
+
+    def fill() -> None:
+        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+        original = FileSystemWriter.write_data
+
+        def write_data(self: Any, plan: Any, planner: Any) -> Any:
+            if os.environ["RANK"] == "1":
+                raise FULL
+            return original(self, plan, planner)
+
+        FileSystemWriter.write_data = write_data
+
+    config = micro_config(micro_checkpoint)
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2, before=fill) == [1, 1]
+    assert capfd.readouterr().err.count("OutputError: The checkpoint of step 2 was not saved. There is no earlier") == 2
+    assert names(tmp_path / "run") == []
+
+
+# ------------------------------------------------------------------------------------------------ how many
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, [6]), (2, [4, 6]), (10, [2, 4, 6])])
+def test_the_newest_are_kept(micro_checkpoint: Path, tmp_path: Path, keep: int, expected: list[int]):
+    config = micro_config(micro_checkpoint, **{"saving.keep": keep})
+    run(config, tmp_path / "run")
+    assert names(tmp_path / "run") == [f"step-{step:08}" for step in expected]
+
+
+def test_frozen_weights_are_not_saved(micro_checkpoint: Path, tmp_path: Path):
+    sizes: list[int] = []
+    for index, tune in enumerate([("projector",), ("vision_tower", "projector", "language_model")]):
+        run(micro_config(micro_checkpoint, tune=tune, max_steps=1), tmp_path / f"{index}")
+        sizes.append(sum(file.stat().st_size for file in newest(tmp_path / f"{index}").glob("*.distcp")))
+    assert sizes[0] < sizes[1] / 4
+
+
+def test_a_resumed_run_has_the_optimizer_of_the_one_before(
+    micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path
+):
+    """Without its moments, the next losses differ by far more than rounding."""
+    losses = resume(micro_checkpoint, copy).losses
+    assert losses == {step: begun[1][step] for step in (5, 6)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "_set_optimizer_tensors", lambda *arguments: None)
+        shutil.copytree(begun[0], copy.parent / "again")
+        again = resume(micro_checkpoint, copy.parent / "again").losses
+    assert largest_difference([again[6]], [losses[6]]) > 1e-4

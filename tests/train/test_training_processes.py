@@ -1,0 +1,245 @@
+"""Runs in processes of their own: killed and resumed, asked to stop, and on two ranks with sharded weights."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.nn.functional as F
+from tests.train.loop_runs import (
+    Mixed,
+    in_processes,
+    kill_at,
+    largest_difference,
+    micro_config,
+    read_losses,
+    run,
+    send_at,
+)
+from torch import nn
+
+import vila_core as vila
+from vila_core.errors import ConfigError
+from vila_train import models
+from vila_train.loop import training
+from vila_train.parallel.mesh import mesh_shape, require_divisible
+
+STEPS = 12
+LORA = {"method": "lora", "parts": ("vision_tower", "language_model"), "rank": 2, "dropout": 0.3}
+
+# ------------------------------------------------------------------------------------------------ killed and resumed
+
+
+def with_dropout() -> None:
+    """Let the projector of each opened model drop some of its outputs while it is trained."""
+    original = models.open_model
+
+    def open_model(*arguments: Any) -> models.OpenedModel:
+        opened = original(*arguments)
+        drop = lambda module, args, out: F.dropout(out, 0.2, training=module.training)  # noqa: E731
+        projector = opened.network.mm_projector
+        assert isinstance(projector, nn.Module)
+        projector.register_forward_hook(drop)
+        return opened
+
+    training.open_model = open_model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, float]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    config = micro_config(micro_checkpoint, max_steps=STEPS)
+    assert in_processes(config, folder / "run", folder / "losses", before=with_dropout) == [0]
+    return read_losses(folder / "losses")
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "workers"),
+    [
+        ((1,), 0),
+        ((5,), 2),
+        pytest.param((2,), 1, marks=pytest.mark.slow),
+        pytest.param((3, 4, 7, 11), 3, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_killed_run_goes_on_bit_by_bit(
+    micro_checkpoint: Path, tmp_path: Path, uninterrupted: dict[int, Any], killed_at: tuple[int, ...], workers: int
+):
+    """Kill after these steps, and resume with the same command each time: an epoch has 40 samples, about 3 steps."""
+    config = micro_config(micro_checkpoint, **{"max_steps": STEPS, "data.workers": workers})
+    for step in killed_at:
+        codes = in_processes(config, tmp_path / "run", tmp_path / "losses", before=with_dropout, after=kill_at(step))
+        assert codes == [-signal.SIGKILL]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", before=with_dropout) == [0]
+    assert read_losses(tmp_path / "losses") == uninterrupted
+
+
+@pytest.mark.slow
+def test_fifty_losses_after_a_kill_in_the_middle_of_an_epoch(micro_checkpoint: Path, tmp_path: Path):
+    changes = {"max_steps": 70, "saving.every": 7, "data.workers": 2, "adapter": LORA}
+    config, order = micro_config(micro_checkpoint, **changes), Mixed(count=400)
+    assert in_processes(config, tmp_path / "whole", tmp_path / "expected", order=order) == [0]
+    codes = in_processes(config, tmp_path / "run", tmp_path / "losses", order=order, after=kill_at(17))
+    assert codes == [-signal.SIGKILL]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", order=order) == [0]
+    assert read_losses(tmp_path / "losses") == read_losses(tmp_path / "expected")
+
+
+def test_the_dropout_of_adapters_is_resumed(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, adapter=LORA, max_steps=5)
+    assert in_processes(config, tmp_path / "whole", tmp_path / "expected") == [0]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", after=kill_at(3)) == [-signal.SIGKILL]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses") == [0]
+    assert read_losses(tmp_path / "losses") == read_losses(tmp_path / "expected")
+
+
+def kill_while_saving(save: int) -> Callable[[], None]:
+    """Return what lets its process be killed in the middle of its checkpoint number `save`."""
+
+    def before() -> None:
+        from vila_train import checkpoints
+
+        original, saved = checkpoints.save_tensors, []
+
+        def write(tensors: Any, **settings: Any) -> None:
+            original(tensors, **settings)
+            saved.append(1)
+            if len(saved) == save:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        checkpoints.save_tensors = write
+
+    return before
+
+
+def test_a_kill_while_saving_leaves_the_checkpoint_before(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint)
+    assert in_processes(config, tmp_path / "whole", tmp_path / "expected") == [0]
+    codes = in_processes(config, tmp_path / "run", tmp_path / "losses", before=kill_while_saving(2))
+    assert codes == [-signal.SIGKILL]
+    folders = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert folders == [".step-00000004.part", "step-00000002"]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses") == [0]
+    assert read_losses(tmp_path / "losses") == read_losses(tmp_path / "expected")
+    assert not [*(tmp_path / "run/checkpoints").glob(".*")]
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
+def test_a_stopped_run_saves_and_goes_on(micro_checkpoint: Path, tmp_path: Path, number: int, workers: int):
+    config = micro_config(micro_checkpoint, **{"data.workers": workers, "saving.every": None})
+    expected = run(config, tmp_path / "whole").losses
+    codes = in_processes(config, tmp_path / "run", tmp_path / "losses", after=send_at(3, number))
+    assert codes == [130]
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000003"]
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses") == [0]
+    assert {step: loss for step, (loss, _) in read_losses(tmp_path / "losses").items()} == expected
+
+
+# ------------------------------------------------------------------------------------------------ ranks
+
+
+@pytest.fixture(scope="module")
+def one_rank(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    recorder = run(micro_config(micro_checkpoint, max_steps=STEPS), folder / "run")
+    return folder / "run", {record.step: (record.loss, record.gradient_norm) for record in recorder.records}
+
+
+def require_equal(found: dict[int, Any], expected: dict[int, Any], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for step, (loss, norm) in expected.items():
+        assert found[step][0] == pytest.approx(loss, rel=tolerance)
+        assert found[step][1] == pytest.approx(norm, rel=10 * tolerance)
+
+
+@pytest.mark.parametrize("workers", [2, pytest.param(0, marks=pytest.mark.slow)])
+def test_two_ranks_give_the_losses_of_one(
+    micro_checkpoint: Path, tmp_path: Path, one_rank: tuple[Path, dict[int, Any]], workers: int
+):
+    config = micro_config(micro_checkpoint, **{"max_steps": STEPS, "data.workers": workers})
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2) == [0, 0]
+    require_equal(read_losses(tmp_path / "losses"), one_rank[1], 1e-5)
+    ours, theirs = (vila.load(folder / "model", device="cpu").network for folder in (tmp_path / "run", one_rank[0]))
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        assert (a - b).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize(("first", "second"), [(2, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    micro_checkpoint: Path, tmp_path: Path, one_rank: tuple[Path, dict[int, Any]], first: int, second: int
+):
+    config = micro_config(micro_checkpoint, max_steps=STEPS)
+    stop = send_at(5, signal.SIGTERM)
+    codes = in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=first, after=stop)
+    assert codes == [130] * first
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=second) == [0] * second
+    require_equal(read_losses(tmp_path / "losses"), one_rank[1], 1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tune": ("projector", "language_model"), "optimizer.clip_norm": 0.05},
+        {"adapter": LORA},
+        pytest.param({"tune": ("projector",)}, marks=pytest.mark.slow),
+        pytest.param({"tune": ("vision_tower", "projector"), "data.rows_per_step": 2}, marks=pytest.mark.slow),
+        pytest.param({"compute.activation_checkpointing": "full"}, marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_two_ranks_with_other_settings(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
+    config = micro_config(micro_checkpoint, **{"max_steps": 3, **changes})
+    records = run(config, tmp_path / "one").records
+    assert in_processes(config, tmp_path / "two", tmp_path / "losses", ranks=2) == [0, 0]
+    expected = {record.step: (record.loss, record.gradient_norm) for record in records}
+    require_equal(read_losses(tmp_path / "losses"), expected, 1e-5)
+
+
+def test_bf16_keeps_master_weights(micro_checkpoint: Path, tmp_path: Path):
+    """One rank without fellows: sharding with a group of one."""
+    config = micro_config(micro_checkpoint, **{"compute.precision": "bf16", "max_steps": 4})
+    expected = run(micro_config(micro_checkpoint, max_steps=4), tmp_path / "fp32").losses
+    found = run(config, tmp_path / "bf16").losses
+    assert largest_difference([*found.values()], [*expected.values()]) < 0.05
+    assert [*found.values()] != [*expected.values()]
+    assert vila.load(tmp_path / "bf16/model", device="cpu", dtype="float32").network.config.dtype == "float32"
+
+
+# ------------------------------------------------------------------------------------------------ numbers of ranks
+
+
+@pytest.mark.parametrize(
+    ("world", "rows", "lanes", "working"),
+    [
+        (3, 4, 4, "1, 2, 4"),
+        (4, 6, 12, "1, 2, 3, 6"),
+        (8, 12, 4, "1, 2, 4"),
+        (2, 5, 5, "1, 5"),
+        (16, 8, 32, "1, 2, 4, 8"),
+    ],
+)
+def test_the_numbers_of_ranks_that_work_are_named(world: int, rows: int, lanes: int, working: str):
+    with pytest.raises(ConfigError, match=rf"{world} ranks cannot share {rows} rows .*that work: {working}\."):
+        require_divisible(world, rows, lanes)
+
+
+@pytest.mark.parametrize(("world", "rows", "lanes"), [(1, 7, 3), (2, 4, 6), (8, 8, 64)])
+def test_numbers_of_ranks_that_work(world: int, rows: int, lanes: int):
+    require_divisible(world, rows, lanes)
+
+
+def test_a_wrong_number_of_ranks_stops_all_of_them(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, **{"data.rows_per_step": 3, "data.lanes": 3})
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2) == [1, 1]
+
+
+def test_the_mesh_has_names(micro_checkpoint: Path):
+    compute = micro_config(micro_checkpoint).compute
+    assert mesh_shape(6, compute) == (6, 1, 1)
+    shared = compute.model_copy(update={"ring": 2, "ulysses": 2})
+    assert mesh_shape(8, shared) == (2, 2, 2)
+    with pytest.raises(ConfigError, match=r"ring x ulysses = 2 x 2 .* Use 4, 8, 12"):
+        mesh_shape(6, shared)
