@@ -4,10 +4,31 @@ from pathlib import Path
 
 import typer
 
+from vila_core.new_file import make_folder, write_file
 from vila_train.config import TrainConfig
-from vila_train.settings import write_config
 
 
 def show_dry_run(config: TrainConfig, page: Path) -> None:
-    """Print what a run would do."""
-    typer.echo(write_config(config), nl=False)
+    """Print the settings, the data, and what a run will need; write its first samples to the HTML file `page`.
+
+    Raises:
+        VilaError: the model or the data cannot be opened, no sample can be used, or the page cannot be written.
+    """
+    from vila_train.dry_run.measuring import measure
+    from vila_train.dry_run.page import draw_page
+    from vila_train.dry_run.report import describe
+    from vila_train.settings import write_config
+
+    settings = write_config(config)
+    measured = measure(config)
+    report = describe(measured)
+    typer.echo(settings)
+    for title, facts in report.items():
+        typer.echo(f"{title}")
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            typer.echo(f"  {name:<{width}}  {value}")
+        typer.echo()
+    make_folder(page.parent)
+    write_file(page, draw_page(config.name, settings, report, measured))
+    typer.echo(f"Nothing was trained. The first samples, with what is learned of them, are in {page}.")

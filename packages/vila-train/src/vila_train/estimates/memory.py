@@ -264,7 +264,12 @@ class Suggestion:
     gpu_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.settings} needs about {self.gpu_bytes / 1e9:.1f} GB"
+        return f"{self.settings} needs about {gigabytes(self.gpu_bytes)}"
+
+
+def gigabytes(count: int) -> str:
+    """Return a number of bytes as text."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def suggest(network: VilaModel, config: TrainConfig, load: RowLoad, *, world_size: int = 1) -> Sequence[Suggestion]:

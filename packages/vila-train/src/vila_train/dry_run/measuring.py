@@ -1,0 +1,185 @@
+"""Reads and encodes the first samples of a run, and estimates what its steps need. No weights are read."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vila_core.errors import ConfigError, MediaError, PromptError
+from vila_core.model import VilaModel
+from vila_train.compute import ModelFlops
+from vila_train.config import TrainConfig
+from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.mixture import Mixture, open_mixture
+from vila_train.errors import TrainingError
+from vila_train.estimates.memory import MemoryEstimate, RowLoad, Suggestion, estimate_memory, suggest
+from vila_train.loop.loader import FittingEncoder
+from vila_train.loop.optimizer import freeze
+from vila_train.loop.setup import make_encoder
+from vila_train.models import OpenedModel, open_model
+from vila_train.packing import PackedRow, pack
+from vila_train.plan import Plan, make_plan, row_length
+from vila_train.samples import TrainingSample
+
+SAMPLES = 128
+"""How many samples are encoded."""
+MESSAGES = 5
+"""Skipped samples whose messages are kept."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample of the run and its conversation."""
+
+    conversation: Conversation
+    sample: TrainingSample
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a dry run finds.
+
+    Attributes:
+        config: of the run.
+        opened: its model, without weights.
+        mixture: its data.
+        encoded: samples in the order of the run.
+        rows: their packing, as indices into `encoded`.
+        skipped: samples that cannot be used, by reason.
+        messages: of some of them.
+        plan: rows per step, and steps.
+        world_size: ranks.
+        load: of the largest row.
+        memory: on each GPU.
+        suggestions: settings that need less memory.
+        flops: of the whole run, as far as these samples tell.
+        trained, parameters: weights.
+    """
+
+    config: TrainConfig
+    opened: OpenedModel
+    mixture: Mixture
+    encoded: Sequence[Encoded]
+    rows: Sequence[Sequence[int]]
+    skipped: Counter[str]
+    messages: Sequence[str]
+    plan: Plan
+    world_size: int
+    load: RowLoad
+    memory: MemoryEstimate
+    suggestions: Sequence[Suggestion]
+    flops: float
+    trained: int
+    parameters: int
+
+
+def measure(config: TrainConfig) -> Measured:
+    """Return what a run with `config` would do.
+
+    Raises:
+        ConfigError, CheckpointError: the model does not open, or its context is too short.
+        TrainingError: the data does not open, or none of the first samples can be used.
+    """
+    opened = open_model(config.model, config.seed, weights=False)
+    context = opened.network.config.language_model.max_length
+    if config.data.max_length > context:
+        raise ConfigError(
+            f"data.max_length is {config.data.max_length:,}, but the model's context is {context:,} tokens. Lower it, "
+            "or raise model.max_length if the language model has more positions."
+        )
+    mixture = open_mixture(config.data, config.seed)
+    encode = make_encoder(opened, config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    encoded, skipped, messages = _encode(mixture, encode)
+    capacity = row_length(config)
+    lengths = [len(one.sample) for one in encoded]
+    rows = pack(lengths, capacity) if config.data.packing else [[index] for index in range(len(lengths))]
+    plan = make_plan(config, mixture, _Remembered(encoded, encode), world_size)
+    network = opened.network
+    parameters = sum(p.numel() for p in network.parameters())
+    trained = _as_trained(network, config)
+    load = _largest(encoded, rows, -(-plan.rows_per_step // world_size), capacity)
+    adapter = config.adapter
+    return Measured(
+        config=config,
+        opened=opened,
+        mixture=mixture,
+        encoded=encoded,
+        rows=rows,
+        skipped=skipped,
+        messages=messages,
+        plan=plan,
+        world_size=world_size,
+        load=load,
+        memory=estimate_memory(network, config.compute, load, world_size=world_size, adapter=adapter),
+        suggestions=suggest(network, config, load, world_size=world_size),
+        flops=_flops(network, encoded, config.epochs, mixture, plan),
+        trained=trained,
+        parameters=parameters,
+    )
+
+
+def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Counter[str], list[str]]:
+    encoded: list[Encoded] = []
+    skipped: Counter[str] = Counter()
+    messages: list[str] = []
+    for place in range(min(len(mixture), SAMPLES)):
+        try:
+            conversation = mixture.conversation(0, place)
+            encoded.append(Encoded(conversation, encode(conversation)))
+        except (SampleError, MediaError, PromptError) as error:
+            skipped[error.reason if isinstance(error, SampleError) else type(error).__name__] += 1
+            if len(messages) < MESSAGES:
+                messages.append(str(error))
+    if not encoded:
+        raise TrainingError(f"None of the first {sum(skipped.values())} samples can be used: {messages[0]}")
+    return encoded, skipped, messages
+
+
+class _Remembered:
+    """Encodes samples, except for those that are encoded already."""
+
+    def __init__(self, encoded: Sequence[Encoded], encode: FittingEncoder):
+        self._known = {one.conversation.name: one.sample for one in encoded}
+        self._encode = encode
+
+    def __call__(self, conversation: Conversation) -> TrainingSample:
+        known = self._known.get(conversation.name)
+        return self._encode(conversation) if known is None else known
+
+
+def _as_trained(network: VilaModel, config: TrainConfig) -> int:
+    """Freeze and adapt the network without weights. Return the number of weights that are trained."""
+    freeze(network, config)
+    if config.adapter is not None:
+        from vila_train.adapters import install
+
+        method = "lora" if config.adapter.method == "qlora" else config.adapter.method  # 4 bits need a GPU
+        with torch.device("meta"):
+            install(network, config.adapter.model_copy(update={"method": method}))
+    return sum(p.numel() for p in network.parameters() if p.requires_grad)
+
+
+def _largest(encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], per_rank: int, capacity: int) -> RowLoad:
+    """Return the most that a rank computes at once: a full row, and as many tiles and labels as any row has."""
+    samples = [[encoded[index].sample for index in row] for row in rows]
+    tokens = max(sum(len(sample) for sample in row) for row in samples)
+    return RowLoad(
+        tokens=min(capacity, tokens) if len(rows) == 1 else capacity,
+        tiles=max(sum(_tiles(sample) for sample in row) for row in samples),
+        labels=max(sum(sample.num_labels for sample in row) for row in samples),
+        rows=per_rank,
+    )
+
+
+def _tiles(sample: TrainingSample) -> int:
+    return sum(len(medium.tiles) for medium in sample.prompt.media)
+
+
+def _flops(network: VilaModel, encoded: Sequence[Encoded], epochs: float, mixture: Mixture, plan: Plan) -> float:
+    counted = ModelFlops.of(network)
+    of_samples = sum(counted.of_row(PackedRow.of([one.sample], torch.device("cpu"))) for one in encoded)
+    samples = min(epochs * len(mixture), plan.total_steps * plan.rows_per_step * plan.samples_per_row)
+    return of_samples / len(encoded) * samples

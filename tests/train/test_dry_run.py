@@ -1,0 +1,149 @@
+"""`vila-train run`, `sft` and `--dry-run` from the command line, on the embedded model."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+from typer.testing import CliRunner
+
+import vila_core as vila
+from vila_core.errors import VilaError
+from vila_train.cli import app
+
+TEXT = "<script>alert('x')</script> & \"quotes\" </pre>"
+
+
+def write_data(folder: Path, count: int = 12, **changes: object) -> Path:
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for index in range(count):
+        PIL.Image.new("RGB", (64 + index, 48), (index * 20 % 256, 0, 0)).save(folder / f"{index}.png")
+        turns = [{"from": "human", "value": f"<image>\nWhat is {TEXT}?"}, {"from": "gpt", "value": f"A red {index}."}]
+        lines.append(json.dumps({"id": str(index), "image": f"{index}.png", "conversations": turns, **changes}))
+    path = folder / "my.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, str] = {"learned": "", "context": "", "media": ""}
+        self._kind: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._kind = dict(attrs).get("class") if tag == "span" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._kind in self.text:
+            self.text[self._kind] += data
+
+
+def test_a_dry_run_shows_data_memory_and_label_masks(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    result = run("sft", "--model", "vila-tiny", "--data", data, "--lora", "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0, result.output
+    for text in ("12 samples per epoch", "12 images and videos, 12 tiles", "padding", "at the peak", "1 x H100"):
+        assert text in result.output
+    assert "method: lora" in result.output
+    assert not (tmp_path / "run").exists()
+    page = (tmp_path / "run-dry-run.html").read_text(encoding="utf-8")
+    parsed = Tags()
+    parsed.feed(page)
+    names = [tag for tag, _ in parsed.tags]
+    assert "script" not in names
+    assert "link" not in names
+    assert names.count("img") == 12
+    sources = [value for _, attributes in parsed.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert all(value is not None and value.startswith("data:image/png;base64,") for value in sources)
+    assert "A red 3." in parsed.text["learned"]
+    assert "What is" not in parsed.text["learned"]
+    assert TEXT in parsed.text["context"]
+    assert "image 1: " in parsed.text["media"]
+
+
+def test_skipped_samples_are_counted_and_named(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    (tmp_path / "data" / "3.png").unlink()
+    (tmp_path / "data" / "4.png").write_bytes(b"no picture")
+    result = run("sft", "-m", "vila-tiny", "-d", data, "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "Samples (the first 10)" in result.output
+    assert re.search(r"skipped +(1|2) ", result.output)
+    assert "Skipped: " in (tmp_path / "run-dry-run.html").read_text(encoding="utf-8")
+
+
+def test_a_stage_runs_and_the_next_starts_from_it(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    small = ["-s", "max_steps=1", "-s", "compute.precision=fp32", "-s", "data.workers=0", "-s", "data.max_length=512"]
+    small += ["-s", "data.samples_per_step=4"]
+    done = run("run", "nvila-lite-stage1.5", "--model", "vila-tiny", "--data", data, "--out", tmp_path / "a", *small)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "a" / "model" / "config.json").exists()
+    assert "name: nvila-lite-stage1.5" in (tmp_path / "a" / "run.yaml").read_text()
+    text = ["run", "nvila-lite-sft", "--stage-from", tmp_path / "a", "--data", data, "--out", tmp_path / "b", *small]
+    done = run(*text)
+    assert done.exit_code == 0, done.output
+    before, after = (vila.load(tmp_path / name / "model", device="cpu").network.state_dict() for name in ("a", "b"))
+    assert any(not before[name].equal(after[name]) for name in before)
+    refused = run(*text, "-s", "optimizer.learning_rate=1e-3")
+    assert isinstance(refused.exception, VilaError)
+    assert "optimizer.learning_rate was 2e-05 and is 0.001" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nvila-stf"], "Did you mean 'nvila-sft'"),
+        (["run", "nvila-sft"], "--model MODEL, or --stage-from RUN"),
+        (["run", "nvila-sft", "-m", "vila-tiny", "--stage-from", "x"], "Give one"),
+        (["run", "nvila-sft", "--stage-from", "none"], "there is no folder 'none'"),
+        (["run", "none.yaml"], "none.yaml"),
+        (
+            ["run", "nvila-sft", "-m", "vila-tiny", "-s", "max_length=3", "--dry-run"],
+            "Did you mean 'model.max_length' or",
+        ),
+        (["run", "nvila-sft", "-m", "vila-tiny", "-d", "DATA", "--dry-run"], "the model's context is 2,048 tokens"),
+        (["run", "vila-tiny", "--model", "x"], "leave out --model"),
+        (["run", "vila-tiny", "-s", "scale=0"], "scale"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--adapter", "lorra"], "Did you mean 'lora'"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--lora", "--adapter", "dora"], "Got both --lora"),
+        (["sft", "-m", "no/such/model", "-d", "DATA"], "No folder"),
+        (["sft", "-m", "vila-tiny", "-d", "none.jsonl", "--dry-run"], "none.jsonl"),
+        (["sft", "-m", "vila-tiny", "-d", "no_such_set", "--dry-run"], "no_such_set"),
+        (["sft", "-m", "vila-tiny", "-d", "EMPTY", "--dry-run"], "empty"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--epochs", "0"], "epochs must be more than 0"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--registry", "none.yaml", "--dry-run"], "none.yaml"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--plugin", "none.py"], "none.py"),
+        (["show", "nope"], "Unknown recipe 'nope'"),
+    ],
+)
+def test_wrong_commands_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+):
+    data = write_data(tmp_path / "data", 3)
+    (tmp_path / "data" / "empty.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    places = {"DATA": str(data), "EMPTY": str(tmp_path / "data" / "empty.jsonl")}
+    result = run(*[places.get(argument, argument) for argument in arguments])
+    assert isinstance(result.exception, VilaError), result.output
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_no_usable_sample_is_an_error(tmp_path: Path):
+    data = write_data(tmp_path / "data", 3, image="none.png")
+    result = run("sft", "-m", "vila-tiny", "-d", data, "--dry-run", "--out", tmp_path / "run")
+    assert isinstance(result.exception, VilaError)
+    assert "None of the first 3 samples can be used" in str(result.exception)
