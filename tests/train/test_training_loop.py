@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from tests.train.loop_runs import ALL, Mixed, Recorder, micro_config, run
 
 import vila_core as vila
-from vila_core.errors import ConfigError, VilaWarning
+from vila_core.errors import CheckpointError, ConfigError, VilaWarning
 from vila_train.callbacks import StepRecord
 from vila_train.config import PARTS, OptimizerConfig
 from vila_train.errors import TrainingError
-from vila_train.loop import training
+from vila_train.loop import export, training
 from vila_train.loop.optimizer import rate_factor
 
 
@@ -150,6 +151,56 @@ def test_records_every_few_steps(micro_checkpoint: Path, tmp_path: Path):
     assert [record.step for record in run(config, tmp_path / "run").records] == [4, 6]
 
 
+# ------------------------------------------------------------------------------------------------ exports
+
+
+def test_the_model_of_an_unfinished_run_is_exported(
+    finished: tuple[Path, Recorder], micro_checkpoint: Path, tmp_path: Path
+):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "model")
+    assert export(out, tmp_path / "model") == tmp_path / "model"
+    expected = weights(finished[0] / "model")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "model").items())
+
+
+def test_formats_and_dtypes_of_exports(finished: tuple[Path, Recorder], tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"'nvila' .* cannot represent this model: the projector"):
+        export(finished[0], tmp_path / "nvila", format="nvila")
+    export(finished[0], tmp_path / "model", dtype="bfloat16")
+    exported, expected = weights(tmp_path / "model"), weights(finished[0] / "model")
+    assert all(torch.equal(exported[name], expected[name].bfloat16().float()) for name in expected)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "norms"])
+def test_adapters_are_merged_into_the_exported_model(micro_checkpoint: Path, tmp_path: Path, method: str):
+    adapter = {"method": method, "parts": ("vision_tower", "language_model"), "rank": 4, "dropout": 0.1}
+    config = micro_config(micro_checkpoint, adapter=adapter, max_steps=4, **{"optimizer.learning_rate": 0.03})
+    recorder = run(config, tmp_path / "run")
+    before, after = weights(micro_checkpoint), weights(tmp_path / "run/model")
+    assert before.keys() == after.keys()
+    assert changed_parts(before, after) == {"llm", "vision_tower", "mm_projector"}
+    assert recorder.start is not None
+    assert recorder.start.trained_parameters < 0.6 * recorder.start.parameters
+    export(tmp_path / "run", tmp_path / "again")
+    again = weights(tmp_path / "again")
+    assert all(torch.allclose(again[name], after[name], atol=1e-6) for name in after)
+
+
+def test_what_cannot_be_exported(finished: tuple[Path, Recorder], micro_checkpoint: Path, tmp_path: Path):
+    with pytest.raises(ConfigError, match="is not the folder of a training run"):
+        export(tmp_path, tmp_path / "model")
+    with pytest.raises(ConfigError, match="Unknown dtype 'int8'"):
+        export(finished[0], tmp_path / "model", dtype="int8")
+    with pytest.raises(CheckpointError, match="exists and is not empty"):
+        export(finished[0], finished[0] / "model")
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    with pytest.raises(TrainingError, match="has no checkpoint yet"):
+        export(tmp_path / "run", tmp_path / "model")
+
+
 # ------------------------------------------------------------------------------------------------ the folder
 
 
@@ -199,7 +250,8 @@ def test_too_little_memory_suggests_settings(micro_checkpoint: Path, tmp_path: P
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training, "train_step", fail)
-    with pytest.raises(TrainingError, match=r"too little memory.*activation_checkpointing=full"):
+    message = r"too little memory .*need about \d+\.\d GB on each GPU\. Of others: .*activation_checkpointing=.* needs"
+    with pytest.raises(TrainingError, match=message):
         run(micro_config(micro_checkpoint), tmp_path / "run")
 
 

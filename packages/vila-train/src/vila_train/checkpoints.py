@@ -142,18 +142,24 @@ class Checkpoints:
         Raises:
             TrainingError: its tensors are not those of this model.
         """
-        weights = trained_weights(network)
-        stored = FileSystemReader(folder).read_metadata().state_dict_metadata
-        if missing := [name for name in weights if name not in stored]:
-            raise TrainingError(f"{folder} has no weight {missing[0]}. It is a checkpoint of another run.")
-        states = _empty_optimizer_tensors(network, optimizer, stored)
+        states = _empty_optimizer_tensors(network, optimizer, _stored(folder))
+        self._load(folder, {**trained_weights(network), **states})
+        _set_optimizer_tensors(network, optimizer, states)
+
+    def load_weights(self, folder: Path, network: nn.Module) -> None:
+        """Fill the trained weights from a checkpoint. Raises `TrainingError` as `load` does."""
+        self._load(folder, trained_weights(network))
+
+    def _load(self, folder: Path, tensors: dict[str, Tensor]) -> None:
+        stored = _stored(folder)
+        if missing := [name for name in tensors if name not in stored]:
+            raise TrainingError(f"{folder} has no tensor {missing[0]}. It is a checkpoint of another run.")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                load_tensors({**weights, **states}, checkpoint_id=folder, no_dist=not dist.is_initialized())
+                load_tensors(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise TrainingError(f"{folder} cannot be loaded: {_reason(error)}") from error
-        _set_optimizer_tensors(network, optimizer, states)
 
     def _agree(self, problem: str | None) -> str | None:
         """Return the first problem of any rank."""
@@ -183,6 +189,11 @@ def read_progress(folder: Path) -> Progress:
         if found != checksum:
             raise CheckpointError(f"{file} is damaged: its checksum differs.")
     return progress
+
+
+def _stored(folder: Path) -> Mapping[str, Any]:
+    """Return what the checkpoint in `folder` says of its tensors, by name."""
+    return FileSystemReader(folder).read_metadata().state_dict_metadata
 
 
 def _checksum(file: Path) -> int:

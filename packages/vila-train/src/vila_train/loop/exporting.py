@@ -1,5 +1,6 @@
 """Writes the trained model in a format that everything else reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -7,14 +8,65 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vila_core.checkpoint import save_checkpoint
+from vila_core.errors import ConfigError
 from vila_core.loading import DTYPES
-from vila_train.checkpoints import parameter_name
-from vila_train.models import OpenedModel
+from vila_train.checkpoints import Checkpoints, parameter_name
+from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
+from vila_train.errors import TrainingError
+from vila_train.loop.setup import adapt
+from vila_train.models import OpenedModel, open_model
 from vila_train.parallel.world import World
+from vila_train.run_folder import RunFolder, read_config
+
+
+def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = None) -> Path:
+    """Write the newest checkpoint of a run, complete or not, as a model to the new folder `out`. Return `out`.
+
+    What adapters have learned is merged into the weights.
+
+    Args:
+        run: folder of the run.
+        out: a folder that does not exist yet.
+        format: a registered format that can be written, such as "vila" or "nvila".
+        dtype: "bfloat16", "float32" or "float16"; None: as in the checkpoint that training started from.
+
+    Raises:
+        ConfigError: `run` is not the folder of a run, or the dtype is unknown.
+        TrainingError: it has no intact checkpoint.
+        CheckpointError: the model cannot be written.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConfigError(f"Unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
+    config = in_full_precision(read_config(run))
+    world = World(0, 1, torch.device("cpu"))
+    checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
+    found = checkpoints.newest()
+    if found is None:
+        raise TrainingError(f"{run} has no checkpoint yet. Run it longer, or lower saving.every.")
+    opened = open_model(config.model, config.seed)
+    adapt(opened.network, config)
+    checkpoints.load_weights(found[0], opened.network)
+    export_model(opened, out, world, adapter=config.adapter, format=format, dtype=dtype)
+    return out
+
+
+def in_full_precision(config: TrainConfig) -> TrainConfig:
+    """Return `config` for the same weights on a CPU: the weights under adapters are not quantized."""
+    adapter = config.adapter
+    if adapter is not None and adapter.method == "qlora":
+        adapter = adapter.model_copy(update={"method": "lora"})
+    compute = ComputeConfig(precision="fp32", activation_checkpointing="none")
+    return config.model_copy(update={"adapter": adapter, "compute": compute})
 
 
 def export_model(
-    opened: OpenedModel, out: Path, world: World, *, format: str = "vila", dtype: str | None = None
+    opened: OpenedModel,
+    out: Path,
+    world: World,
+    *,
+    adapter: AdapterConfig | None = None,
+    format: str = "vila",
+    dtype: str | None = None,
 ) -> None:
     """Write the model to the new folder `out`, completely or not at all. All ranks call this.
 
@@ -22,29 +74,43 @@ def export_model(
         opened: with the trained network.
         out: a folder that does not exist yet.
         world: rank 0 writes; the others give it their shards.
-        format: a registered format that can be written, such as "vila" or "nvila".
-        dtype: "bfloat16", "float32" or "float16"; None: as in the checkpoint that training started from.
+        adapter: that the network has.
+        format: as for `export`.
+        dtype: as for `export`.
 
     Raises:
         CheckpointError: it cannot be written.
     """
     stored = DTYPES[dtype or opened.network.config.dtype]
-    tensors = gather_weights(opened.network, stored, world)
-    if world.is_first:
-        save_checkpoint(
-            tensors,
-            opened.network.config,
-            opened.tokenizer_path,
-            out,
-            format=format,
-            base=opened.base,
-            dtype=stored,
-        )
-    world.gather(None)
+    weights = gather_weights(opened.network, None if adapter else stored, world)
+    world.first(lambda: _write(opened, weights, out, stored, adapter, format))
 
 
-def gather_weights(network: nn.Module, dtype: torch.dtype, world: World) -> dict[str, Tensor]:
-    """Return all weights in main memory on rank 0, one gathered at a time; nothing on other ranks."""
+def _write(
+    opened: OpenedModel,
+    weights: Mapping[str, Tensor],
+    out: Path,
+    stored: torch.dtype,
+    adapter: AdapterConfig | None,
+    format: str,
+) -> None:
+    if adapter is not None and adapter.method != "norms":
+        from vila_train.adapters import merged_tensors
+
+        weights = merged_tensors(opened.network, weights)
+    save_checkpoint(
+        weights, opened.network.config, opened.tokenizer_path, out, format=format, base=opened.base, dtype=stored
+    )
+
+
+def gather_weights(network: nn.Module, dtype: torch.dtype | None, world: World) -> dict[str, Tensor]:
+    """Return all weights in main memory on rank 0, one gathered at a time; nothing on other ranks.
+
+    Args:
+        network: in shards or not.
+        dtype: they are rounded to it as they arrive; None keeps them.
+        world: all ranks call this.
+    """
     weights: dict[str, Tensor] = {}
     for name, tensor in network.state_dict().items():
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

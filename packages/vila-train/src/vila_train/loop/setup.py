@@ -33,11 +33,7 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
     from vila_train.compute import prepare
 
     network = opened.network
-    freeze(network, config)
-    if config.adapter is not None:
-        from vila_train.adapters import install
-
-        install(network, config.adapter)
+    adapt(network, config)
     is_sharded = world.size > 1 or needs_group(config)
     if config.compute.precision == "bf16":
         _round_frozen(network)
@@ -50,6 +46,15 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
     if is_sharded:
         shard(trainee, make_mesh(world, config.compute), config.compute, world.device)
     return trainee
+
+
+def adapt(network: VilaModel, config: TrainConfig) -> None:
+    """Freeze what is not trained, and add adapters, in place. Raises `TrainingError` if they do not fit the model."""
+    freeze(network, config)
+    if config.adapter is not None:
+        from vila_train.adapters import install
+
+        install(network, config.adapter)
 
 
 def _round_frozen(network: VilaModel) -> None:

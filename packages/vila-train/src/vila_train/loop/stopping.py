@@ -12,8 +12,11 @@ import torch
 from vila_core.errors import listed
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
+from vila_train.estimates.memory import RowLoad, estimate_memory, suggest
 from vila_train.loop.loader import LoadedRow
+from vila_train.loop.setup import adapt
 from vila_train.loop.step import StepResult
+from vila_train.models import open_model
 from vila_train.parallel.world import World
 from vila_train.run_folder import RunFolder
 
@@ -81,27 +84,36 @@ def _tokens(row: LoadedRow) -> dict[str, list[int]]:
 
 
 @contextmanager
-def explain_memory(config: TrainConfig) -> Generator[None]:
-    """Raise `TrainingError` with advice if the block runs out of memory."""
+def explain_memory(config: TrainConfig, rows: Sequence[LoadedRow], world: World) -> Generator[None]:
+    """Raise `TrainingError` with advice if the block, which computes `rows`, runs out of memory."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TrainingError(f"There is too little memory for a step. {'; '.join(memory_advice(config))}.") from error
+        raise _too_little_memory(config, rows, world) from error
     except RuntimeError as error:
         if "not enough memory" not in str(error):  # PyTorch's allocator on a CPU
             raise
-        raise TrainingError(f"There is too little memory for a step. {'; '.join(memory_advice(config))}.") from error
+        raise _too_little_memory(config, rows, world) from error
 
 
-def memory_advice(config: TrainConfig) -> list[str]:
-    """Return the settings that save memory and are not used yet, the best first."""
-    compute, length = config.compute, config.data.row_length or config.data.max_length
-    advice = {
-        "Set compute.activation_checkpointing=full": compute.activation_checkpointing != "full",
-        "set compute.precision=bf16": compute.precision != "bf16",
-        f"set data.row_length={length // 2}, with data.max_length at most that": length >= 1024,
-        "train an adapter (--lora)": config.adapter is None,
-        "use more GPUs: weights, gradients and optimizer are divided among them": True,
-    }
-    chosen = [text for text, applies in advice.items() if applies]
-    return [chosen[0][0].upper() + chosen[0][1:], *chosen[1:]]
+def _too_little_memory(config: TrainConfig, rows: Sequence[LoadedRow], world: World) -> TrainingError:
+    advice = memory_advice(config, rows, world)
+    return TrainingError(f"There is too little memory for a step on {world.device}. {advice} The same command resumes.")
+
+
+def memory_advice(config: TrainConfig, rows: Sequence[LoadedRow], world: World) -> str:
+    """Return settings that need less memory for rows like these, with estimates."""
+    network = open_model(config.model, config.seed, weights=False).network
+    adapt(network, config)
+    load = RowLoad(
+        tokens=max(one.row.num_tokens for one in rows),
+        tiles=max(sum(medium.tiles for medium in one.row.media) for one in rows),
+        labels=max(one.row.num_labels for one in rows),
+        rows=len(rows),
+    )
+    need = estimate_memory(network, config.compute, load, world_size=world.size, adapter=config.adapter)
+    found = [str(one) for one in suggest(network, config, load, world_size=world.size)]
+    if config.adapter is None and "language_model" in config.tune:
+        found.append("an adapter (--lora) needs no gradients and optimizer for most weights")
+    estimated = f"These settings need about {need.gpu_bytes / 1e9:.1f} GB on each GPU."
+    return f"{estimated} Of others: {'; '.join(found)}." if found else estimated

@@ -15,7 +15,7 @@ from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
-from vila_train.loop.exporting import export_model
+from vila_train.loop.exporting import export, export_model
 from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
 from vila_train.loop.reporting import Reporter, StepCounts, add_counts
@@ -170,7 +170,7 @@ class Run:
         flops = self._world.sum(torch.tensor(sum(map(self._flops.of_row, rows)), dtype=torch.float64))
         factor = rate_factor(self._config.optimizer, self.step, self._plan.total_steps)
         rates = set_learning_rates(self._optimizer, factor)
-        with explain_memory(self._config):
+        with explain_memory(self._config, loaded, self._world):
             result = train_step(
                 self._trainee,
                 rows,
@@ -240,7 +240,11 @@ class Run:
 
     def export(self) -> None:
         """Write the trained model."""
-        export_model(self._opened, self._folder.model, self._world)
+        adapter, target = self._config.adapter, self._folder.model
+        if adapter is None or adapter.method != "qlora":
+            export_model(self._opened, target, self._world, adapter=adapter)
+        else:  # what it learned is merged into the weights that are not in 4 bits
+            self._world.first(lambda: export(self._folder.path, target))
 
     def end(self, reason: str) -> None:
         """Stop loading, and report why the run ended."""
