@@ -17,7 +17,8 @@ import random
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,7 @@ from vila_core.plugins.loader import load_plugins
 from vila_core.tokenizer import Tokenizer
 from vila_train.config import DataConfig
 from vila_train.data.checking import load_media
+from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.loop.loader import FittingEncoder, LaneRounds, LoadedRow, LoadingFailed
 from vila_train.packing.lanes import LaneConfig
@@ -101,10 +103,8 @@ class Counting:
     def __init__(self, encode: FittingEncoder):
         self.encode = encode
 
-    def __call__(self, conversation: object) -> TrainingSample:
-        from dataclasses import replace
-
-        sample = self.encode(conversation)  # pyright: ignore[reportArgumentType]
+    def __call__(self, conversation: Conversation) -> TrainingSample:
+        sample = self.encode(conversation)
         return replace(sample, name=f"{len(sample.prompt.media)} {count_tokens(sample)}")
 
 
@@ -203,7 +203,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def print_report(record: dict[str, object]) -> None:
+def print_report(record: Mapping[str, object]) -> None:
     """Print the results for people."""
     print(f"{record['machine']}; {record['shapes']}; pictures of {record['sizes']}")
     stages = record["milliseconds_per_sample"]

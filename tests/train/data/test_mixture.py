@@ -166,6 +166,8 @@ def test_unknown_names(registry: Path):
         open_named("b@x", registry)
     with pytest.raises(DatasetError, match="is a mixture"):
         open_named("both@x", registry)
+    with pytest.raises(DatasetError, match="hf download owner/name --repo-type dataset"):
+        open_named("owner/name", registry)
     with pytest.raises(ConfigError, match="Unknown subset"):
         open_named("drawn-world@x", registry)
 

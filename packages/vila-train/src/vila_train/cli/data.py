@@ -139,6 +139,7 @@ def prepare(
     from vila_core.cli.progress import open_progress
     from vila_train.data.preparing import prepare_public_set
 
+    typer.echo(f"Looking for {name} in {folder}, and indexing its files …", err=True)
     with open_progress("samples") as progress:
         prepared = prepare_public_set(
             name, folder.expanduser(), samples or None, decode, lambda n: progress.start(name, n), progress.advance

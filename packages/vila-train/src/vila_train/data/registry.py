@@ -8,6 +8,7 @@ mixtures:
   my_sft: [my_captions*2, other_set]
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -28,6 +29,7 @@ from vila_train.errors import DatasetError
 from vila_train.yaml_files import read_yaml
 
 _IN_NAMES = "+*@"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,13 @@ class Registry:
                 f"'{name}' is a public data set. Download a copy, run vila-train data prepare {name} FOLDER, and pass "
                 "--registry with the file that it writes (data.registries)."
             )
-        return (
-            f"{unknown_name('dataset', name, self.names())} There is no such file either. "
-            "Datasets of your own are defined in a YAML file (data.registries)."
+        hint = (
+            f"A dataset of the Hugging Face hub is downloaded first: "
+            f"hf download {name} --repo-type dataset --local-dir FOLDER."
+            if _HUB_ID.fullmatch(name)
+            else "Datasets of your own are defined in a YAML file (--registry)."
         )
+        return f"{unknown_name('dataset', name, self.names())} There is no such file either. {hint}"
 
 
 def open_registry(files: Sequence[Path]) -> Registry:

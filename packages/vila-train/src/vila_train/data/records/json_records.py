@@ -4,6 +4,7 @@ Finding them reads the file once, at about 1 GB/s for lines and 100 MB/s for a l
 """
 
 import re
+from array import array
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -109,11 +110,10 @@ class JsonRecords:
         Raises:
             DatasetError: the list is not closed, brackets do not match, or something follows it.
         """
-        places = _Elements(self.path).find(self._chunks())
-        if len(places) == 1 and not self._file.read(places[0][0], places[0][1] - places[0][0]).strip():
-            places = []
-        numbers = np.arange(1, len(places) + 1, dtype=np.int64)
-        return np.column_stack([np.array(places, dtype=np.int64).reshape(-1, 2), numbers])
+        places = np.array(_Elements(self.path).find(self._chunks()), dtype=np.int64).reshape(-1, 2)
+        if len(places) == 1 and not self._file.read(int(places[0, 0]), int(places[0, 1] - places[0, 0])).strip():
+            places = places[:0]
+        return np.column_stack([places, np.arange(1, len(places) + 1, dtype=np.int64)])
 
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
@@ -128,13 +128,13 @@ class _Elements:
 
     def __init__(self, path: Path):
         self.path = path
-        self.places: list[tuple[int, int]] = []
+        self.places = array("q")
         self._open = bytearray()
         self._start = 0
         self._ended = False
 
-    def find(self, chunks: Iterator[bytes]) -> list[tuple[int, int]]:
-        """Return start and end of each element."""
+    def find(self, chunks: Iterator[bytes]) -> "array[int]":
+        """Return start and end of each element, in turn."""
         rest, base = b"", 0
         for chunk in chain(chunks, [b""]):
             data = rest + chunk
@@ -144,7 +144,7 @@ class _Elements:
                 raise self._damaged(base, "a string does not end")
         if not self._ended:
             raise DatasetError(
-                f"'{self.path}' is not complete: it ends inside the list, after {len(self.places):,} samples. "
+                f"'{self.path}' is not complete: it ends inside the list, after {len(self.places) // 2:,} samples. "
                 "Download it again, or save it as JSON Lines (one sample per line)."
             )
         return self.places
@@ -180,10 +180,10 @@ class _Elements:
             self._open.pop()
 
     def _close_element(self, end: int) -> None:
-        self.places.append((self._start, end - 1))
+        self.places.extend((self._start, end - 1))
         self._start = end
 
     def _damaged(self, place: int, problem: str) -> DatasetError:
         return DatasetError(
-            f"'{self.path}' is not valid JSON: {problem} (near byte {place:,}, sample {len(self.places) + 1:,})."
+            f"'{self.path}' is not valid JSON: {problem} (near byte {place:,}, sample {len(self.places) // 2 + 1:,})."
         )

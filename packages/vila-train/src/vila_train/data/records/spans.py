@@ -10,9 +10,10 @@ import contextlib
 import hashlib
 import os
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from vila_train.errors import DatasetError
 VERSION = 1
 """Of the indexes' layout; an index of another version is made anew."""
 
+MAX_OPEN = 64
+"""Files that are kept open: a data set may have thousands, and systems often allow 1024."""
+
 Index = npt.NDArray[np.int64]
 
 
@@ -32,9 +36,11 @@ class SpanFile:
     """A file whose bytes several processes read, also ones that were forked while it was open.
 
     Args:
-        path: of the file. It is opened on first use.
+        path: of the file. It is opened on first use; of all such files, the last `MAX_OPEN` stay open.
         content: what it may hold; see `open_input`.
     """
+
+    _open: ClassVar[OrderedDict[int, "SpanFile"]] = OrderedDict()
 
     def __init__(self, path: Path, content: Content = Content.PLAIN):
         self.path, self.content = path, content
@@ -53,7 +59,19 @@ class SpanFile:
             self._file = open_input(
                 self.path, max_bytes=sys.maxsize, error=DatasetError, advice="Check the path.", content=self.content
             )
+            self._open[id(self)] = self
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+        else:
+            self._open.move_to_end(id(self))
         return self._file
+
+    def close(self) -> None:
+        """Close the file. It is opened again when it is needed."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._open.pop(id(self), None)
 
     def read(self, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer at the end of the file. Raises `OSError`."""
