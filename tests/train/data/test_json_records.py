@@ -14,7 +14,18 @@ from vila_train.data.records.json_records import JsonRecords
 from vila_train.data.records.spans import index_files
 from vila_train.errors import DatasetError
 
-TEXTS = ["plain", 'a "quoted" one', "br[ack]{et}s, commas", "\\", "ü – 猫", '\\"}]', ""]
+TEXTS = [
+    "\\\\",
+    '\\\\"',
+    "ends with \\",
+    "plain",
+    'a "quoted" one',
+    "br[ack]{et}s, commas",
+    "\\",
+    "ü – 猫",
+    '\\"}]',
+    "",
+]
 SAMPLES = [{"n": n, "text": text} for n, text in enumerate(TEXTS)]
 
 
@@ -124,14 +135,23 @@ def test_too_long_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         ("[", "not complete"),
         ('[{"a": 1}] [2]', "something follows the list"),
         ('[{"a": 1}]}', "something follows the list"),
-        ('[{"a": [1}]', "closes nothing"),
-        ('[{"a": 1]}', "closes nothing"),
+        ('[{"a": [1}]', "not complete"),
+        ('[{"a": 1}, "b\\"]', "not complete"),
         ('\xff\xfe[\x00'.encode("latin-1"), "UTF-16"),
     ],
 )  # fmt: skip
 def test_damaged_files(tmp_path: Path, data: str | bytes, problem: str):
     with pytest.raises(DatasetError, match=problem):
         len(records_of(tmp_path, data))
+
+
+def test_brackets_that_do_not_match_damage_their_own_sample(tmp_path: Path):
+    records = records_of(tmp_path, '[{"a": [1}], {"a": 2}, {"a": [3})], {"a": 4}]'.replace(")", ""))
+    assert records[1] == {"a": 2}
+    assert records[3] == {"a": 4}
+    for number in (0, 2):
+        with pytest.raises(SampleError, match="not valid JSON"):
+            records[number]
 
 
 def test_list_with_elements_that_are_no_objects(tmp_path: Path):

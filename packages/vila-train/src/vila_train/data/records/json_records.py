@@ -1,15 +1,13 @@
 """Samples of a JSON list (`.json`) or of JSON Lines (`.jsonl`), found by their place: the file is not held in memory.
 
-Finding them reads the file once, at about 1 GB/s for lines and 100 MB/s for a list; the places are cached.
+Finding them reads the file once, at several hundred MB/s for lines and about 100 for a list; the places are cached.
 """
 
-import re
-from array import array
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError
@@ -108,82 +106,86 @@ class JsonRecords:
         """Return the elements of the list.
 
         Raises:
-            DatasetError: the list is not closed, brackets do not match, or something follows it.
+            DatasetError: the list is not closed, or something follows it.
         """
-        places = np.array(_Elements(self.path).find(self._chunks()), dtype=np.int64).reshape(-1, 2)
+        places = _Elements(self.path).find(self._chunks())
         if len(places) == 1 and not self._file.read(int(places[0, 0]), int(places[0, 1] - places[0, 0])).strip():
             places = places[:0]
         return np.column_stack([places, np.arange(1, len(places) + 1, dtype=np.int64)])
 
 
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_IN_LIST = re.compile(rb'(?:[^"{}\[\],]|' + _STRING + rb')*+(["{}\[\],])', re.DOTALL)
-_INSIDE = re.compile(rb'(?:[^"{}\[\]]|' + _STRING + rb')*+(["{}\[\]])', re.DOTALL)
-"""What is skipped, and the character after it that matters. A quote matters if its string is not complete."""
-_OPENERS = {ord("}"): ord("{"), ord("]"): ord("[")}
+_DEPTH = np.zeros(256, np.int8)
+_DEPTH[[ord("["), ord("{")]], _DEPTH[[ord("]"), ord("}")]] = 1, -1
+_MATTERS = _DEPTH != 0
+_MATTERS[ord(",")] = True
 
 
 class _Elements:
-    """Finds the elements of a JSON list by its brackets and strings, in one pass and without parsing them."""
+    """Finds the elements of a JSON list by its brackets, commas and strings, without parsing them.
+
+    State between chunks: how deep the brackets are open, and whether a string or an escape goes on.
+    """
 
     def __init__(self, path: Path):
         self.path = path
-        self.places = array("q")
-        self._open = bytearray()
-        self._start = 0
+        self._bounds: list[Index] = []
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
         self._ended = False
 
-    def find(self, chunks: Iterator[bytes]) -> "array[int]":
-        """Return start and end of each element, in turn."""
-        rest, base = b"", 0
-        for chunk in chain(chunks, [b""]):
-            data = rest + chunk
-            done = self._read(data, base)
-            rest, base = data[done:], base + done
-            if len(rest) > MAX_RECORD_BYTES:
-                raise self._damaged(base, "a string does not end")
+    def find(self, chunks: Iterator[bytes]) -> Index:
+        """Return start and end of each element, `[N, 2]`."""
+        base = 0
+        for chunk in chunks:
+            self._read(chunk, base)
+            base += len(chunk)
+        bounds = np.concatenate(self._bounds) if self._bounds else np.zeros(0, np.int64)
         if not self._ended:
             raise DatasetError(
-                f"'{self.path}' is not complete: it ends inside the list, after {len(self.places) // 2:,} samples. "
+                f"'{self.path}' is not complete: it ends inside the list, after {max(len(bounds) - 1, 0):,} samples. "
                 "Download it again, or save it as JSON Lines (one sample per line)."
             )
-        return self.places
+        return np.stack([bounds[:-1] + 1, bounds[1:]], axis=1)
 
-    def _read(self, data: bytes, base: int) -> int:
-        """Read the complete tokens of `data`, which is at `base` in the file, and return how many bytes they are."""
-        place = 0
-        while True:
-            if self._ended:
-                if data[place:].strip():
-                    raise self._damaged(base + place, "something follows the list")
-                return len(data)
-            found = (_IN_LIST if len(self._open) == 1 else _INSIDE).match(data, place)
-            if found is None or found[1] == b'"':
-                # No token, or one whose string goes on in the next chunk. What was skipped may end within a string.
-                return place
-            place = found.end()
-            self._token(data[place - 1], base + place)
+    def _read(self, chunk: bytes, base: int) -> None:
+        """Add the brackets of the list and the commas between its elements, `base` bytes into the file."""
+        if self._ended:
+            self._require_nothing(chunk, base)
+            return
+        values = np.frombuffer(chunk, np.uint8)
+        quotes = self._quotes(values)
+        places = np.flatnonzero(_MATTERS[values])
+        places = places[(np.searchsorted(quotes, places) + self._in_string) % 2 == 0]
+        self._in_string = bool((len(quotes) + self._in_string) % 2)
+        found = values[places]
+        depth = self._depth + np.cumsum(_DEPTH[found], dtype=np.int64)
+        self._depth = int(depth[-1]) if len(depth) else self._depth
+        ends = np.flatnonzero(depth <= 0)
+        if len(ends):
+            places, found, depth = places[: ends[0] + 1], found[: ends[0] + 1], depth[: ends[0] + 1]
+            self._ended = True
+            self._require_nothing(chunk[int(places[-1]) + 1 :], base + int(places[-1]) + 1)
+        is_comma = found == ord(",")
+        is_start = (depth == 1) & (_DEPTH[found] == 1)
+        self._bounds.append(places[(is_comma & (depth == 1)) | is_start | (depth == 0)] + base)
 
-    def _token(self, character: int, end: int) -> None:
-        if character == ord(","):
-            self._close_element(end)
-        elif character in b"{[":
-            self._open.append(character)
-            if len(self._open) == 1:
-                self._start = end
-        else:
-            if not self._open or self._open[-1] != _OPENERS[character]:
-                raise self._damaged(end, f"a {chr(character)!r} closes nothing")
-            if len(self._open) == 1:
-                self._close_element(end)
-                self._ended = True
-            self._open.pop()
+    def _quotes(self, values: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+        """Return the places of quotes that begin or end a string: those without an odd number of backslashes before."""
+        slashes = np.flatnonzero(values == ord("\\"))
+        if self._is_escaped and len(slashes) and slashes[0] == 0:
+            slashes = slashes[1:]  # the first character is escaped itself
+        numbers = np.arange(len(slashes))
+        starts = np.ones(len(slashes), bool)
+        starts[1:] = np.diff(slashes) > 1
+        in_run = numbers - np.maximum.accumulate(np.where(starts, numbers, 0))
+        escaped = np.zeros(len(values) + 1, bool)
+        escaped[slashes[in_run % 2 == 0] + 1] = True
+        escaped[0] = self._is_escaped
+        self._is_escaped = bool(escaped[-1])
+        quotes = np.flatnonzero(values == ord('"'))
+        return quotes[~escaped[quotes]]
 
-    def _close_element(self, end: int) -> None:
-        self.places.extend((self._start, end - 1))
-        self._start = end
-
-    def _damaged(self, place: int, problem: str) -> DatasetError:
-        return DatasetError(
-            f"'{self.path}' is not valid JSON: {problem} (near byte {place:,}, sample {len(self.places) // 2 + 1:,})."
-        )
+    def _require_nothing(self, rest: bytes, place: int) -> None:
+        if rest.strip():
+            raise DatasetError(f"'{self.path}' is not valid JSON: something follows the list (byte {place:,}).")
