@@ -229,6 +229,7 @@ def measure_image(model: Vila, reader: Reader, rates: tuple[float, float]) -> di
         "prepare_ms": wall_milliseconds(lambda: model.prepare(prompt)),
         "digest_ms": wall_milliseconds(lambda: tiles.digest("image")),
         "upload_ms": wall_milliseconds(lambda: tiles.pixels_on(GPU, DTYPE)),
+        "encode_ms": milliseconds(lambda: network.tile_tokens([tiles])),
         "tower_ms": milliseconds(lambda: network.features(pixels)),
         "projector_ms": milliseconds(lambda: network.mm_projector(features)),
         "prefill_ms": milliseconds(read),

@@ -10,6 +10,10 @@ import PIL.Image
 import pytest
 
 import vila_core as vila
+from vila_core import runtime
+from vila_core.engine.media import MediaEmbeddings
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import PromptError
 from vila_core.model import VilaModel
 from vila_core.prepared_videos import PreparedVideo, PreparedVideos
 
@@ -50,6 +54,55 @@ def test_a_picture_is_encoded_once(model: vila.Vila, encoded: list[int]) -> None
 def test_pictures_of_a_batch_are_encoded_together_and_each_once(model: vila.Vila, encoded: list[int]) -> None:
     model.generate_batch([[picture(seed % 3), f"Question {seed}?"] for seed in range(7)], max_new_tokens=4)
     assert encoded == [3]
+
+
+@pytest.fixture
+def beside_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encode pictures while prompts are prepared, as on a GPU."""
+    monkeypatch.setattr(runtime, "_works_beside_the_host", lambda device: True)
+
+
+@pytest.mark.usefixtures("beside_the_host")
+def test_a_picture_that_is_encoded_early_is_encoded_once(model: vila.Vila, encoded: list[int]) -> None:
+    for question in ("What is it?", "Which color is it?"):
+        model.generate([picture(1), question], max_new_tokens=4)
+    assert encoded == [1]
+    list(model.stream([picture(2), "What is it?"], max_new_tokens=4))
+    assert encoded == [1, 1]
+    model.generate([picture(3), picture(4), picture(3), "What are these?"], max_new_tokens=4)
+    assert encoded == [1, 1, 3]
+    model.generate_batch([[picture(seed), "What is it?"] for seed in (5, 6)], max_new_tokens=4)
+    assert encoded == [1, 1, 3, 2], "pictures of several prompts are encoded together"
+
+
+@pytest.mark.usefixtures("beside_the_host")
+def test_answers_do_not_depend_on_when_pictures_are_encoded(model: vila.Vila, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [[picture(7), "?"], [picture(8), picture(7), "Compare."], ["Hello!"], [picture(7), "Say more."]]
+    early = [model.generate(prompt, max_new_tokens=8) for prompt in prompts]
+    monkeypatch.undo()
+    late = vila.load("vila-tiny", device="cpu")
+    assert [late.generate(prompt, max_new_tokens=8) for prompt in prompts] == early
+
+
+@pytest.mark.usefixtures("beside_the_host")
+def test_nothing_is_encoded_early_beside_other_answers(model: vila.Vila, encoded: list[int]) -> None:
+    waiting = model.submit([picture(1), "Describe it."], GenerationConfig(max_new_tokens=4))
+    with mock.patch.object(MediaEmbeddings, "begin") as begin:
+        model.generate([picture(2), "What is it?"], max_new_tokens=2)
+        assert not begin.called
+    assert waiting.result().token_ids
+    assert sum(encoded) == 2
+
+
+@pytest.mark.usefixtures("beside_the_host")
+def test_prompts_that_end_before_the_engine_lose_nothing(model: vila.Vila, encoded: list[int]) -> None:
+    expected = vila.load("vila-tiny", device="cpu").generate([picture(1), "What is it?"], max_new_tokens=4)
+    encoded.clear()
+    with pytest.raises(PromptError):
+        model.generate([picture(1), "word " * 40_000], max_new_tokens=4)
+    with mock.patch.object(MediaEmbeddings, "begin", side_effect=RuntimeError("out of memory")):
+        assert model.generate([picture(1), "What is it?"], max_new_tokens=4) == expected
+    assert encoded == [1, 1]
 
 
 def test_the_tokens_used_longest_ago_go(encoded: list[int]) -> None:

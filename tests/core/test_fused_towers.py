@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from vila_core.config import ClipConfig, SiglipConfig, VisionTowerConfig
+from vila_core.config import ClipConfig, ProjectorConfig, SiglipConfig, VisionTowerConfig
+from vila_core.projectors import build_projector
+from vila_core.tiles import Normalization
 from vila_core.towers.captured import BUCKETS, use_fused_tower
 from vila_core.towers.clip import ClipTower
 from vila_core.towers.fused import fused_refusal
@@ -144,3 +146,48 @@ def test_a_captured_tower_on_a_gpu(config: VisionTowerConfig, dtype: torch.dtype
     tower.vision_model.encoder.layers[0].mlp.fc2.bias.add_(1)
     expected = exact(pixels)
     assert ((tower(pixels).float() - expected).norm() / expected.norm()).item() < 0.02, "the graph has old weights"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@torch.no_grad()
+def test_a_graph_reads_bytes_and_projects_features_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        image_size=224, patch_size=14, hidden_size=256, intermediate_size=1024, num_hidden_layers=3,
+        num_attention_heads=4, select_layer=-2,
+    )  # fmt: skip
+    tower = random_tower(config, torch.bfloat16)
+    use_fused_tower(tower, torch.bfloat16)
+    with torch.device("cuda"):
+        projector = build_projector(ProjectorConfig(name="mlp_downsample", in_size=256, out_size=96))
+    projector = projector.to(torch.bfloat16).eval().requires_grad_(False)
+    table = Normalization((0.5, 0.4, 0.3), (0.5, 0.6, 0.7)).table(torch.device("cuda"), torch.bfloat16)
+
+    def parts(*counts: int) -> list[torch.Tensor]:
+        pictures = [torch.randint(0, 256, (count, 224, 224, 3), dtype=torch.uint8) for count in counts]
+        return [picture.permute(0, 3, 1, 2) for picture in pictures]
+
+    def close(tokens: torch.Tensor | None, wanted: torch.Tensor) -> bool:
+        assert tokens is not None
+        return tokens.shape == wanted.shape and ((tokens - wanted).norm() / wanted.norm()).item() < 0.02
+
+    def expected(values: list[torch.Tensor]) -> torch.Tensor:
+        return projector(tower(table(torch.cat(values).cuda())))
+
+    for values in (parts(1), parts(2, 3), parts(1), [parts(1)[0].contiguous()]):
+        for _ in range(2):
+            assert close(tower.encode_bytes(values, table, projector), expected(values))
+    assert close(tower.encode_bytes(values, table, None), tower(table(values[0].cuda())))
+    before = expected(values)
+    projector.layers[-1].bias.add_(3)  # pyright: ignore[reportIndexIssue]
+    tower.vision_model.encoder.layers[0].mlp.fc2.bias.add_(1)
+    assert not close(expected(values), before)
+    assert close(tower.encode_bytes(values, table, projector), expected(values)), "the graph has old weights"
+    for watched in (projector, projector.layers[-1], tower, tower.vision_model.encoder.layers[0]):  # pyright: ignore[reportIndexIssue]
+        handle = watched.register_forward_hook(lambda *_: None)
+        assert tower.encode_bytes(values, table, projector) is None, "a hook must see the modules run"
+        handle.remove()
+    assert close(tower.encode_bytes(values, table, projector), expected(values))
+    assert tower.encode_bytes(parts(BUCKETS[-1] + 1), table, projector) is None
+    assert tower.encode_bytes([values[0][..., :-14]], table, projector) is None

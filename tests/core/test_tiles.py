@@ -1,5 +1,6 @@
 """Pictures as bytes: normalization on the device, and digests that tell apart all that the network reads."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -34,7 +35,7 @@ def test_bytes_are_normalized_as_the_reference_does(config: PixelConfig, dtype: 
     wanted = normalize(EVERY_BYTE, config).to(dtype)
     tiles = Tiles(EVERY_BYTE, normalization=normalization)
     assert torch.equal(tiles.pixels_on(torch.device("cpu"), dtype), wanted)
-    table = module._table(normalization, torch.device("cpu"), dtype)
+    table = normalization.table(torch.device("cpu"), dtype).values
     for values in (EVERY_BYTE, EVERY_BYTE.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)):
         on_a_gpu = module._gather(values, table)
         assert torch.equal(on_a_gpu, wanted)
@@ -110,11 +111,19 @@ def test_the_same_picture_has_the_same_digest_whatever_its_memory_layout() -> No
     assert tiles.digest("image") == other.digest("image") == of(SIGLIP)
 
 
-def test_many_tiles_are_hashed_in_threads_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = Tiles(torch.randint(0, 256, (20, 3, 8, 8), dtype=torch.uint8), normalization=Normalization.of(SIGLIP))
-    threaded = tiles.digest("video")
-    monkeypatch.setattr(module, "THREADED_TILES", 99)
-    assert tiles.digest("video") == threaded
+def test_threads_hash_the_parts_of_a_picture_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HASHED_AT_ONCE", 1000)
+    monkeypatch.setattr(module, "THREADED_BYTES", 1000)
+    tiles = Tiles(torch.randint(0, 256, (5, 3, 17, 19), dtype=torch.uint8), normalization=Normalization.of(SIGLIP))
+    changed = replace(tiles, values=tiles.values.clone())
+    changed.values[-1, -1, -1, -1] ^= 1  # in the last part, which is shorter
+    digests: list[tuple[bytes, bytes]] = []
+    with ThreadPoolExecutor(3) as threads:
+        for pool in (threads, None):
+            monkeypatch.setattr(module, "hash_threads", lambda pool=pool: pool)
+            digests.append((tiles.digest("video"), changed.digest("video")))
+    assert digests[0] == digests[1]
+    assert digests[0][0] != digests[0][1]
 
 
 def test_answers_are_those_of_normalized_pixels(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from vila_core.config import LanguageModelConfig, MediaEncoderConfig, ProjectorConfig, VilaConfig, VisionTowerConfig
 from vila_core.encoders import BlockLayout, ExpandedPrompt, expand
 from vila_core.plugins.loader import load_plugins
+from vila_core.projectors import is_capturable
 from vila_core.prompt import PreparedMedium, PreparedPrompt
-from vila_core.tiles import TileLayout, Tiles
+from vila_core.tiles import PixelTable, TileLayout, Tiles
 from vila_core.towers import s2
 
 if TYPE_CHECKING:
@@ -123,12 +124,28 @@ class VilaModel(nn.Module):
             tiles: of several media.
             at_once: how many go through the vision tower together.
         """
+        made = [self._tokens_together(parts) for parts in _split(tiles, at_once)]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    def _tokens_together(self, tiles: Sequence[Tiles]) -> Tensor:
+        """`tile_tokens` of tiles that go through the vision tower together."""
         weight = next(self.vision_tower.parameters())
-        made: list[Tensor] = []
-        for parts in _split(tiles, at_once):
-            features = self.features(torch.cat([part.pixels_on(weight.device, weight.dtype) for part in parts]))
-            made.append(features if self.config.dynamic_s2 is not None else self.mm_projector(features))
-        return torch.cat(made)
+        projector = None if self.config.dynamic_s2 is not None else self.mm_projector
+        table = self._common_table(tiles, weight)
+        if table is not None and (projector is None or is_capturable(projector, weight.device)):
+            tokens = self.vision_tower.encode_bytes([one.values for one in tiles], table, projector)
+            if tokens is not None:
+                return tokens
+        features = self.features(torch.cat([one.pixels_on(weight.device, weight.dtype) for one in tiles]))
+        return features if projector is None else projector(features)
+
+    def _common_table(self, tiles: Sequence[Tiles], weight: Tensor) -> PixelTable | None:
+        """Return what normalizes all tiles, which are bytes that the tower reads at one scale; None if they are not."""
+        normalizations = {one.normalization for one in tiles}
+        normalization = normalizations.pop()
+        if normalizations or normalization is None or self.config.s2 is not None or not weight.is_cuda:
+            return None
+        return normalization.table(weight.device, weight.dtype)
 
     def media_tokens(self, tiles: Tensor, media: Sequence[PreparedMedium]) -> list[Tensor]:
         """Return the media tokens of each medium, `[K_i, D]`, from the `tile_tokens` of all."""

@@ -35,7 +35,7 @@ def to_bytes(image: PILImage.Image, config: PixelConfig) -> Tensor:
     """
     resample = RESAMPLE[config.resample]
     if config.resize == "square":
-        image = image.resize((config.size, config.size), resample)
+        image = resized(image, (config.size, config.size), resample)
     else:
         short = min(image.size)
         if config.size**2 * max(image.size) > short * MAX_RESIZED_PIXELS:
@@ -43,13 +43,19 @@ def to_bytes(image: PILImage.Image, config: PixelConfig) -> Tensor:
                 f"The image is {image.width}x{image.height}, too narrow for a tower that resizes the shorter edge "
                 f"to {config.size} pixels. Crop it, or use image_aspect_ratio 'pad' or 'resize'."
             )
-        image = image.resize(
-            (int(config.size * image.width / short), int(config.size * image.height / short)), resample
-        )
+        size = int(config.size * image.width / short), int(config.size * image.height / short)
+        image = resized(image, size, resample)
     if config.crop:
         left, top = (image.width - config.size) // 2, (image.height - config.size) // 2
         image = image.crop((left, top, left + config.size, top + config.size))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # the memory stays as it is: pixel by pixel
+
+
+def resized(
+    image: PILImage.Image, size: tuple[int, int], resample: PILImage.Resampling = RESAMPLE["bicubic"]
+) -> PILImage.Image:
+    """Return `image` with `size` (width, height): itself if it has that size, of which Pillow would make a copy."""
+    return image if image.size == size else image.resize(size, resample)
 
 
 def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessConfig) -> Tensor:
@@ -59,7 +65,7 @@ def plain_image(image: PILImage.Image, pixels: PixelConfig, config: PreprocessCo
         ConfigError: `image_aspect_ratio` is "pad", but the tower's preprocessor defines no mean color.
     """
     if config.image_aspect_ratio == "resize":
-        image = image.resize((pixels.size, pixels.size))
+        image = resized(image, (pixels.size, pixels.size))
     elif config.image_aspect_ratio == "pad":
         if not pixels.can_pad:
             raise ConfigError(
@@ -133,7 +139,7 @@ def closest_aspect_ratio(
 
 def split_into_tiles(image: PILImage.Image, columns: int, rows: int, tile_size: int) -> Iterator[PILImage.Image]:
     """Resize `image` to the grid and yield its tiles row by row."""
-    image = image.resize((columns * tile_size, rows * tile_size))
+    image = resized(image, (columns * tile_size, rows * tile_size))
     for row in range(rows):
         for column in range(columns):
             left, top = column * tile_size, row * tile_size
@@ -147,7 +153,7 @@ def dynamic_tiles(
     columns, rows = closest_aspect_ratio(*image.size, aspect_ratios(min_tiles, max_tiles), pixels.size)
     tiles = list(split_into_tiles(image, columns, rows, pixels.size))
     if len(tiles) > 1:
-        tiles.append(image.resize((pixels.size, pixels.size)))
+        tiles.append(resized(image, (pixels.size, pixels.size)))
     return tiles, (rows, columns)
 
 

@@ -95,6 +95,17 @@ def build_projector(config: ProjectorConfig) -> Projector:
     raise ConfigError(unknown_name("projector", config.name, PROJECTOR_NAMES))
 
 
+CAPTURABLE = (Projector, Downsample, nn.Sequential, nn.Linear, nn.LayerNorm, nn.GELU, nn.Identity)
+"""Modules that launch their kernels without reading a result."""
+
+
+def is_capturable(projector: nn.Module, device: torch.device) -> bool:
+    """Return whether a CUDA graph on `device` can hold the projector: one of this module, with 16-bit weights."""
+    if any(type(module) not in CAPTURABLE for module in projector.modules()):
+        return False
+    return all(weight.device == device and weight.dtype.itemsize == 2 for weight in projector.parameters())
+
+
 @torch.no_grad()
 def reset_parameters(projector: Projector) -> None:
     """Initialize for training from scratch, with PyTorch's default for each layer."""

@@ -4,7 +4,8 @@ Dimensions: T tokens.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
@@ -17,7 +18,7 @@ from vila_core.errors import PromptError, PromptTooLongError
 from vila_core.media import Image, MediaLimits, Video, VideoFrames
 from vila_core.prepared_videos import PreparedVideo, PreparedVideos
 from vila_core.preprocess import preprocess_images, preprocess_video
-from vila_core.tiles import Tiles
+from vila_core.tiles import THREADED_BYTES, Tiles, hash_threads
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ class PreparedMedium:
     @cached_property
     def digest(self) -> bytes:
         """A digest of what the network reads: media with the same digest become the same tokens."""
-        return self.tiles.digest(self.kind)
+        coming: Future[bytes] | None = self.__dict__.pop("_coming", None)
+        return self.tiles.digest(self.kind) if coming is None else coming.result()
+
+    def start_digest(self) -> None:
+        """Compute the digest of a small medium in a thread, if there are threads."""
+        if self.tiles.values.nbytes < THREADED_BYTES and (threads := hash_threads()) is not None:
+            self.__dict__["_coming"] = threads.submit(self.tiles.digest, self.kind)
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,13 @@ def prepare(
     generation_prompt: bool = True,
     videos: PreparedVideos | None = None,
     conversation: Sequence[Message] | None = None,
+    on_media: Callable[[Sequence[PreparedMedium]], None] | None = None,
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
 
     Videos are taken from `videos` where it has them, and kept there. With `conversation`, whose parts are strings,
-    `Image`s and `Video`s, `prompt` is not read: no text is looked up as a path.
+    `Image`s and `Video`s, `prompt` is not read: no text is looked up as a path. `on_media` is given the media before
+    the text is rendered.
 
     Raises:
         PromptError: the prompt is empty or does not fit the template.
@@ -101,13 +110,15 @@ def prepare(
         for part, one, (medium, *_) in zip(parts, loaded, media, strict=True):
             if isinstance(part, Video) and isinstance(one, VideoFrames):
                 videos.keep(part, PreparedVideo(medium, one.duration))
+    prepared = [medium for of_part in media for medium in of_part]
+    if on_media is not None:
+        on_media(prepared)
     turns = _as_turns(messages, media)
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
     _require_possible_length(text, config.language_model.max_length)
     input_ids = tokenizer.encode(text)
-    prepared = [medium for of_part in media for medium in of_part]
     _require_media_tokens(input_ids, prepared, tokenizer)
     durations = [one.duration for one in loaded if isinstance(one, VideoFrames | PreparedVideo)]
     return PreparedPrompt(

@@ -5,6 +5,7 @@ Dimensions: T' tokens with media spliced in, D language model width, V vocabular
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Unpack
@@ -34,7 +35,7 @@ from vila_core.language.divided import current
 from vila_core.media import MediaLimits
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
-from vila_core.prompt import PreparedPrompt, prepare
+from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 
 OTHER_NAMES = {
@@ -218,7 +219,8 @@ class Vila:
         generation = GenerationConfig.model_validate(settings)
         if isinstance(prompts, str | Mapping):
             raise PromptError("A batch is a list of prompts. For one prompt use generate or complete.")
-        prepared = [self.prepare(prompt) for prompt in prompts]
+        prepare = self._prepare_and_encode if len(prompts) == 1 else self.prepare  # several are encoded together
+        prepared = [prepare(prompt) for prompt in prompts]
         expanded = [self._expand(prompt) for prompt in prepared]
         inputs = [MediaPrompt(self.network, *one) for one in zip(prepared, expanded, strict=True)]
         answers = self.engine.answer_all(inputs, generation)
@@ -310,7 +312,7 @@ class Vila:
                 `GenerationError` when the model's values stop being finite in the middle of the answer.
         """
         generation = GenerationConfig.model_validate(settings)
-        prepared = self.prepare(prompt)
+        prepared = self._prepare_and_encode(prompt)
         return self._pieces(self.submit(prepared, generation), self.time_token_stream(prepared))
 
     def submit(self, prompt: "Prompt | PreparedPrompt", config: GenerationConfig) -> Handle:
@@ -320,7 +322,7 @@ class Vila:
             PromptError, MediaError, GenerationError: as `generate` does.
             QueueFullError: too many prompts wait already.
         """
-        prepared = self.prepare(prompt)
+        prepared = self._prepare_and_encode(prompt)
         return self.engine.submit(MediaPrompt(self.network, prepared, self._expand(prepared)), config)
 
     def _pieces(self, handle: Handle, times: TimeTokenStream) -> Iterator[str]:
@@ -391,10 +393,29 @@ class Vila:
 
         Every method that takes a prompt also takes a prepared one.
         """
+        return self._prepare(prompt, None)
+
+    def _prepare(
+        self,
+        prompt: "Prompt | PreparedPrompt",
+        on_media: Callable[[Sequence[PreparedMedium]], None] | None,
+    ) -> PreparedPrompt:
         if isinstance(prompt, PreparedPrompt):
             return prompt
         self.on_phase("Preparing the prompt")
-        return prepare(prompt, self.config, self.tokenizer, self.template, self.limits, videos=self._videos)
+        return prepare(
+            prompt, self.config, self.tokenizer, self.template, self.limits, videos=self._videos, on_media=on_media
+        )
+
+    def _prepare_and_encode(self, prompt: "Prompt | PreparedPrompt") -> PreparedPrompt:
+        """`prepare` a prompt that is answered next. A GPU without other work encodes its picture meanwhile."""
+
+        def begin(media: Sequence[PreparedMedium]) -> None:
+            # What fails here is done, and fails, again in the engine's step, which knows which request to end.
+            with suppress(Exception):
+                self.engine.while_idle(lambda: self._media.begin(media))
+
+        return self._prepare(prompt, begin if _works_beside_the_host(self.device) else None)
 
     def prepare_untrusted(self, conversation: Sequence[Message]) -> PreparedPrompt:
         """Do as `prepare` for messages that strangers wrote, whose parts are strings, `Image`s and `Video`s.
@@ -458,6 +479,10 @@ class _Running:
 
 def _has_ended(running: _Running | VilaError) -> bool:
     return isinstance(running, VilaError) or running.handle.has_ended
+
+
+def _works_beside_the_host(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _ignore(phase: str) -> None:

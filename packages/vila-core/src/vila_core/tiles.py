@@ -4,8 +4,9 @@ Dimensions: N tiles, H height, W width (pixels).
 """
 
 import hashlib
+import os
 import timeit
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -20,8 +21,13 @@ from vila_core.config import PixelConfig
 from vila_core.uploads import upload
 
 DIGEST_BYTES = 20
-THREADED_TILES = 8
-"""From so many tiles on, threads pay."""
+HASHED_AT_ONCE = 1 << 20
+"""Bytes that one thread hashes at a time, in 0.8 ms: several times what it takes to wake a thread."""
+THREADED_BYTES = 8 << 20
+"""Tiles of so many bytes are hashed by several threads."""
+MAX_HASH_THREADS = 8
+SAMPLED = 509
+"""About so many values are in a sample of tiles."""
 
 Channels = tuple[float, float, float]
 
@@ -61,6 +67,27 @@ class Normalization:
         """Return what a preprocessor's settings say."""
         return cls(config.mean, config.std)
 
+    def table(self, device: torch.device, dtype: torch.dtype) -> "PixelTable":
+        """Return what normalizes bytes on `device`, the same object each time."""
+        return _table(self, device, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelTable:
+    """The normalized value of each byte: 30 times as fast as `normalize` on a CPU, and the same numbers everywhere.
+
+    Attributes:
+        values: of each byte in each channel, `[3, 256]`.
+    """
+
+    values: Tensor
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Look up bytes `[N, 3, H, W]` on the table's device."""
+        if given.device.type == "cpu" and self.values.dtype == torch.float32:
+            return _take(given.numpy(), self.values.numpy())  # numpy is faster there
+        return _gather(given, self.values)
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -88,7 +115,24 @@ class Tiles:
     def pixels_on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Return the normalized values on `device`, rounded from float32 to `dtype`. Bytes travel there as bytes."""
         values = upload(self.values, device)
-        return values.to(dtype) if self.normalization is None else _look_up(values, self.normalization, dtype)
+        if self.normalization is None:
+            return values.to(dtype)
+        on_cpu = values.device.type == "cpu"
+        return self.normalization.table(values.device, torch.float32 if on_cpu else dtype)(values).to(dtype)
+
+    def sample(self) -> bytes:
+        """Return a few of the values: tiles that differ in them are different, and this takes no time."""
+        flat = self.values.permute(0, 2, 3, 1).reshape(-1)
+        chosen = flat[:: max(1, len(flat) // SAMPLED)]
+        return f"{self.layout} {self.normalization} {tuple(self.values.shape)}".encode() + chosen.numpy().tobytes()
+
+    def is_same(self, other: "Tiles") -> bool:
+        """Return whether these are the same tiles in memory, which are not compared."""
+        return (
+            self.values.data_ptr() == other.values.data_ptr()
+            and (self.values.shape, self.values.stride()) == (other.values.shape, other.values.stride())
+            and (self.layout, self.normalization) == (other.layout, other.normalization)
+        )
 
     def part(self, start: int, stop: int) -> "Tiles":
         """Return some of the tiles. Memory is shared."""
@@ -109,16 +153,28 @@ class Tiles:
         return whole.digest()
 
 
-def _digests(tiles: NDArray[np.generic]) -> list[bytes]:
-    """Return a digest of each tile. The tiles of a video are hashed in threads: hashing holds no lock."""
-    if len(tiles) < THREADED_TILES:
-        return [_digest(tile) for tile in tiles]
-    with ThreadPoolExecutor() as threads:
-        return list(threads.map(_digest, tiles))
+def _digests(values: NDArray[np.generic]) -> Iterator[bytes]:
+    """Return digests of the bytes of `values`, a part each. Threads share them: hashing holds no lock."""
+    whole = values.reshape(-1).view(np.uint8).data
+    parts = [whole[start : start + HASHED_AT_ONCE] for start in range(0, len(whole), HASHED_AT_ONCE)]
+    name = _fastest_hash()
+
+    def digest(part: memoryview) -> bytes:
+        return hashlib.new(name, part).digest()[:DIGEST_BYTES]
+
+    threads = hash_threads() if len(whole) >= THREADED_BYTES else None
+    return map(digest, parts) if threads is None else threads.map(digest, parts)
 
 
-def _digest(tile: NDArray[np.generic]) -> bytes:
-    return hashlib.new(_fastest_hash(), tile.data).digest()[:DIGEST_BYTES]
+@cache
+def hash_threads() -> ThreadPoolExecutor | None:
+    """Return threads that are kept, since starting one takes as long as hashing; None on a single processor."""
+    threads = min(MAX_HASH_THREADS, os.cpu_count() or 1)
+    return ThreadPoolExecutor(threads, "digest") if threads > 1 else None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=hash_threads.cache_clear)  # threads do not survive a fork
 
 
 @cache
@@ -149,15 +205,8 @@ def _normalized(pixels: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return (scaled - means) / deviations
 
 
-def _look_up(values: Tensor, normalization: Normalization, dtype: torch.dtype) -> Tensor:
-    """`normalize` of bytes `[N, 3, H, W]`, by a table: 30 times as fast on a CPU, and the same numbers everywhere."""
-    if values.device.type == "cpu":
-        return _take(values.numpy(), _table(normalization, values.device, torch.float32).numpy()).to(dtype)
-    return _gather(values, _table(normalization, values.device, dtype))
-
-
 def _take(values: NDArray[np.uint8], table: NDArray[np.float32]) -> Tensor:
-    """Look up bytes `[N, 3, H, W]` on a CPU: numpy is faster there."""
+    """Look up bytes `[N, 3, H, W]` in a table `[3, 256]`."""
     out = np.empty(values.shape, np.float32)
     for tile, of_tile in zip(values, out, strict=True):
         for channel, numbers, of_channel in zip(tile, table, of_tile, strict=True):
@@ -173,8 +222,8 @@ def _gather(values: Tensor, table: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _table(normalization: Normalization, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return the normalized value of each byte in each channel, `[3, 256]`."""
+def _table(normalization: Normalization, device: torch.device, dtype: torch.dtype) -> PixelTable:
     with torch.inference_mode(False), torch.device("cpu"):
         every_byte = torch.arange(256, dtype=torch.uint8).expand(len(normalization.mean), 1, 256)
-        return _normalized(every_byte, normalization.mean, normalization.std)[:, 0].to(device, dtype)
+        values = _normalized(every_byte, normalization.mean, normalization.std)[:, 0]
+        return PixelTable(values.to(device, dtype))

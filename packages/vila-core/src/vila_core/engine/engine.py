@@ -173,6 +173,17 @@ class Engine:
             if self._runner is not None:
                 self._runner.pool.clear()
 
+    def while_idle(self, call: Callable[[], None]) -> None:
+        """Call `call`, which may use the model, if there is no request; else do nothing."""
+
+        @torch.inference_mode()
+        def run() -> None:
+            if not (self._inbox or self._queue or self._reading or self._answering or self._pending):
+                with current(self._use_runner().device):
+                    call()
+
+        self._step_if_free(run)
+
     def _cancel(self, request: Request) -> None:
         """End a request; if another thread is in the middle of a step, that thread does it."""
         request.is_cancelled = True

@@ -120,18 +120,20 @@ class MediaPrompt:
     def embed(self, start: int, end: int) -> Tensor:
         """Return the embeddings of a part of the prompt, `[end - start, D]`."""
         device = next(self._network.parameters()).device
-        embeds = self._network.llm.embed(upload(self.ids[start:end], device)[None])[0]
         places: list[int] = []
         tokens: list[Tensor] = []
         for part in self._parts:
             first, last = bisect_left(part.places, start), bisect_left(part.places, end)
             if first < last:
                 assert part.tokens is not None, "media are encoded before they are read"
-                places += part.places[first:last]
-                tokens.append(part.tokens[first:last].to(embeds.dtype))
+                places += [place - start for place in part.places[first:last]]
+                tokens.append(part.tokens[first:last])
+        ids, where = upload([*self.ids[start:end], *places], device).split([end - start, len(places)])
+        embeds = self._network.llm.embed(ids[None])[0]
         if not places:
             return embeds
-        return embeds.index_copy(0, upload(places, device) - start, torch.cat(tokens))
+        of_media = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+        return embeds.index_copy(0, where, of_media.to(embeds.dtype))
 
     def release(self, end: int) -> None:
         """See `EngineInput`."""

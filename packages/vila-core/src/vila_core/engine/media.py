@@ -3,6 +3,7 @@
 N tiles, S tokens of a tile, D width, K media tokens of a part
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from vila_core.recently_used import RecentlyUsed
 
 if TYPE_CHECKING:
     from vila_core.model import VilaModel
+
+BEGUN_TILES = 8
+"""Tiles that are encoded before their prompt is complete, at most: as many as have a CUDA graph."""
+SAMPLES = 10_000
 
 PartKey = tuple[bytes, int]
 """The digest of a medium and the number of one of its parts."""
@@ -74,6 +79,8 @@ class MediaEmbeddings:
         self._network = network
         self._kept = RecentlyUsed[Tensor](max_bytes)
         self._running: WeakValueDictionary[PartKey, Encoding] = WeakValueDictionary()
+        self._begun: list[Encoding] = []
+        self._samples: dict[bytes, None] = {}  # of parts that were ever encoded here, the oldest first
 
     def load(self, prompts: Sequence[Sequence[MediaPart]], max_tiles: int) -> None:
         """Encode at most `max_tiles` tiles of the parts that prompts wait for; those of all prompts together.
@@ -94,6 +101,27 @@ class MediaEmbeddings:
             if part.key in made:
                 part.tokens, part.encoding = made[part.key], None
 
+    def begin(self, media: Sequence[PreparedMedium]) -> None:
+        """Encode the media of a prompt before `load` asks for them, if they are few and certainly not known.
+
+        Their digests are not needed for that. What is not asked for is forgotten with the next call.
+        """
+        parts = [part for medium in media for part in self._network.parts(medium)]
+        is_known = any(_sample(part) in self._samples for part in parts)
+        is_small = 0 < sum(len(part.tiles) for part in parts) <= BEGUN_TILES
+        self._begun = [Encoding(part) for part in parts] if is_small and not is_known else []
+        if self._begun:
+            for medium in media:
+                medium.start_digest()
+            self._advance({one: one.left for one in self._begun})
+
+    def _take_begun(self, medium: PreparedMedium) -> Encoding | None:
+        """Return the encoding of these very tiles that `begin` made, if any."""
+        for index, one in enumerate(self._begun):
+            if one.medium.kind == medium.kind and one.medium.tiles.is_same(medium.tiles):
+                return self._begun.pop(index)
+        return None
+
     def _find(self, part: MediaPart) -> bool:
         """Give the part its tokens if they are known, else its place among what is being encoded."""
         if part.tokens is None:
@@ -102,8 +130,12 @@ class MediaEmbeddings:
             part.encoding = None
             return True
         if part.encoding is None:
-            part.encoding = self._running.get(part.key) or Encoding(part.medium)
+            begun = self._take_begun(part.medium)
+            part.encoding = self._running.get(part.key) or begun or Encoding(part.medium)
             self._running[part.key] = part.encoding
+            self._samples[_sample(part.medium)] = None
+            if len(self._samples) > SAMPLES:
+                del self._samples[next(iter(self._samples))]
         return False
 
     def _advance(self, allotted: dict[Encoding, int]) -> None:
@@ -119,13 +151,22 @@ class MediaEmbeddings:
         complete = {key: one for key, one in encodings.items() if not one.left}
         if not complete:
             return {}
-        tiles = torch.cat([made for one in complete.values() for made in one.tiles])
+        parts = [made for one in complete.values() for made in one.tiles]
+        tiles = parts[0] if len(parts) == 1 else torch.cat(parts)
         tokens = self._network.media_tokens(tiles, [one.medium for one in complete.values()])
         # Copies: otherwise a small part keeps the memory of all that were encoded together.
-        made = {key: of_part.clone() for key, of_part in zip(complete, tokens, strict=True)}
+        made = {
+            key: of_part if of_part.nbytes == of_part.untyped_storage().nbytes() else of_part.clone()
+            for key, of_part in zip(complete, tokens, strict=True)
+        }
         for key, of_part in made.items():
             self._kept.keep(key, of_part, of_part.nbytes)
         return made
+
+
+def _sample(medium: PreparedMedium) -> bytes:
+    """Return what is different only for different media."""
+    return hashlib.blake2b(medium.kind.encode() + medium.tiles.sample(), digest_size=16).digest()
 
 
 def allot(prompts: Sequence[Sequence[Encoding]], max_tiles: int) -> dict[Encoding, int]:

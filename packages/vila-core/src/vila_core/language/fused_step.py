@@ -104,6 +104,7 @@ class FusedLayers:
         rotary: of the decoder.
         norm: weight of the final norm on the same device; None where other blocks follow.
         add: adds the results of attention and MLP, where they are not complete (see `exchange`).
+        join: whether the weights of q, k and v may be moved next to one another (see `linear_groups.group`).
     """
 
     def __init__(
@@ -113,9 +114,11 @@ class FusedLayers:
         rotary: Rotary,
         norm: Tensor | None,
         add: Adder | None = None,
+        *,
+        join: bool = False,
     ):
         self.config = config
-        self.layers = [_layer(block) for block in blocks]
+        self.layers = [_layer(block, join=join) for block in blocks]
         self._norm = norm
         biased = config.attention_out_bias or config.mlp_bias
         self._fusing = None if biased or add is not None else _norm_fusing_layers(self.layers)
@@ -224,12 +227,12 @@ class FusedStep(FusedLayers):
     """Embeddings of one new token per row -> hidden states after the final norm.
 
     Args:
-        decoder: its weights are read where they are.
+        decoder: q, k and v of a block become parts of one tensor; other weights are read where they are.
     """
 
     def __init__(self, decoder: Decoder):
         blocks = [cast("Block", block) for block in decoder.model.layers]
-        super().__init__(decoder.config, blocks, decoder.model.rotary, decoder.model.norm.weight)
+        super().__init__(decoder.config, blocks, decoder.model.rotary, decoder.model.norm.weight, join=True)
 
 
 def _add_on_one_device(
@@ -269,11 +272,11 @@ def _norm_fusing_layers(layers: list[Layer]) -> list[FusingLayer] | None:
     return made
 
 
-def _layer(block: Block) -> Layer:
+def _layer(block: Block, *, join: bool) -> Layer:
     attention, mlp = block.self_attn, block.mlp
     return Layer(
         block.input_layernorm.weight,
-        group((attention.q_proj, attention.k_proj, attention.v_proj)),
+        group((attention.q_proj, attention.k_proj, attention.v_proj), join=join),
         group((attention.o_proj,)),
         block.post_attention_layernorm.weight,
         group((mlp.gate_proj, mlp.up_proj)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
@@ -93,19 +94,33 @@ class GroupableLinear(Protocol):
 
 @dataclass(frozen=True)
 class DenseGroup:
-    """Linears with 16-bit weights."""
+    """Linears with 16-bit weights.
+
+    Attributes:
+        weights, biases: of each.
+        joined: all weights side by side, of which `weights` are parts, and their biases; None if they lie apart.
+    """
 
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
+    joined: tuple[Tensor, Tensor | None] | None = None
+
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], *, join: bool) -> DenseGroup:
+        """Return the group. With `join`, on a GPU, the parameters of several linears become parts of one tensor."""
+        joined = _join(linears) if join and len(linears) > 1 else None
+        return cls(tuple(linear.weight for linear in linears), tuple(linear.bias for linear in linears), joined)
 
     @property
     def first_read(self) -> Tensor:
-        return self.weights[0]
+        return self.weights[0] if self.joined is None else self.joined[0]
 
     def __call__(self, x: Tensor, following: LinearGroup | None = None) -> Tensor:
-        from vila_core.ops.linear import linear  # needs Triton
+        from vila_core.ops.linear import MAX_TOKENS, linear  # needs Triton
 
         del following
+        if self.joined is not None and len(x) > MAX_TOKENS:
+            return linear(x, self.joined[:1], self.joined[1:])
         return linear(x, self.weights, self.biases)
 
     def swiglu(self, x: Tensor, following: LinearGroup | None = None) -> Tensor:
@@ -137,11 +152,53 @@ class SeparateLinears:
         return swiglu(self(x, following))
 
 
-def group(linears: Sequence[nn.Module]) -> LinearGroup:
-    """Return linears of the same input as one group; the modules must outlive it."""
+@torch.no_grad()
+def _join(linears: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None] | None:
+    """Let the weights of `linears` lie side by side in one tensor: one product takes less time than several.
+
+    Returns:
+        the weights and biases of all; None if they must stay where they are.
+    """
+    weights = [linear.weight for linear in linears]
+    biases = [parameter for linear in linears for name, parameter in linear.named_parameters() if name == "bias"]
+    kinds = {(weight.device, weight.dtype, weight.shape[1]) for weight in weights}
+    uses = {(parameter.requires_grad, parameter.is_inference()) for parameter in (*weights, *biases)}
+    if len(kinds) > 1 or len(uses) > 1 or len(biases) not in (0, len(weights)):
+        return None
+    if weights[0].requires_grad or not weights[0].is_cuda:
+        return None
+    try:
+        with torch.inference_mode(weights[0].is_inference()):  # what was made in this mode stays so
+            return _side_by_side(weights), _side_by_side(biases) if biases else None
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _side_by_side(parameters: Sequence[Tensor]) -> Tensor:
+    """Return one tensor of which the parameters are parts, one after another; it is made if they are not yet."""
+    first = parameters[0]
+    places = accumulate((parameter.nbytes for parameter in parameters), initial=first.data_ptr())
+    are_neighbors = all(
+        parameter.data_ptr() == place and parameter.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        for parameter, place in zip(parameters, places, strict=False)
+    )
+    rows = [len(parameter) for parameter in parameters]
+    if are_neighbors and all(parameter.is_contiguous() for parameter in parameters):
+        return first.detach().as_strided((sum(rows), *first.shape[1:]), first.stride())
+    joined = torch.cat([parameter.detach() for parameter in parameters])
+    for parameter, part in zip(parameters, joined.split(rows), strict=True):
+        parameter.data = part
+    return joined
+
+
+def group(linears: Sequence[nn.Module], *, join: bool = False) -> LinearGroup:
+    """Return linears of the same input as one group; the modules must outlive it.
+
+    With `join`, 16-bit weights are moved next to one another, which nobody else may hold.
+    """
     first, *others = linears
     if type(first) is nn.Linear and all(type(other) is nn.Linear for other in others):
         dense = [linear for linear in linears if isinstance(linear, nn.Linear)]
-        return DenseGroup(tuple(linear.weight for linear in dense), tuple(linear.bias for linear in dense))
+        return DenseGroup.of(dense, join=join)
     found = first.grouped(others) if isinstance(first, GroupableLinear) else None
     return SeparateLinears(tuple(linears)) if found is None else found

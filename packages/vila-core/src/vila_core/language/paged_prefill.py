@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from vila_core.language.capturing import capture
 from vila_core.language.divided import DividedDecoder, DividedPages, NativeDecoder
 from vila_core.language.paged_step import PagedStep, TorchStep
-from vila_core.uploads import upload
+from vila_core.uploads import upload_into
 
 if TYPE_CHECKING:
     from vila_core.language.decoder import Decoder
@@ -117,6 +117,38 @@ def pack(prompts: Sequence[tuple[int, int, Sequence[int]]], size: int, *, page: 
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the numbers of a graph are in one tensor, for `RaggedTokens` and which tokens are the last ones.
+
+    Attributes:
+        tokens, prompts, blocks: how many there may be.
+        pages: of a row.
+    """
+
+    tokens: int
+    prompts: int
+    blocks: int
+    pages: int
+
+    @property
+    def end(self) -> int:
+        """Numbers of 64 bits."""
+        return self._start_of_halves + -(-(4 * self.blocks + self.prompts * self.pages) // 2)
+
+    @property
+    def _start_of_halves(self) -> int:
+        # An even number: kernels are compiled for pointers to multiples of 16 bytes.
+        return 2 * self.tokens + self.prompts + self.prompts % 2
+
+    def parts(self, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return positions, slots and last tokens, int64, and blocks and page tables, int32, in int64 `numbers`."""
+        positions, slots, last = numbers.split([self.tokens, self.tokens, len(numbers) - 2 * self.tokens])
+        halves = numbers[self._start_of_halves : self.end].view(torch.int32)
+        blocks, table = halves[: 4 * self.blocks], halves[4 * self.blocks :][: self.prompts * self.pages]
+        return positions, slots, last[: self.prompts], blocks.view(-1, 4), table.view(self.prompts, self.pages)
+
+
+@dataclass(frozen=True)
 class Graph:
     """A captured pass and the hidden states of last tokens, `[prompts, D]`."""
 
@@ -135,26 +167,26 @@ class GraphPrefill:
     """
 
     def __init__(self, decoder: Decoder, cache: PagedCache, max_pages: int, fused: FusedStep):
-        from vila_core.ops.ragged_attention import RaggedTokens, block_tokens  # needs Triton
+        from vila_core.ops.ragged_attention import block_tokens  # needs Triton
 
         device, config = decoder.model.embed_tokens.weight.device, decoder.config
-        self._modules = list(decoder.modules())
+        # Hooks are put into these dicts, which stay.
+        self._hooks: list[dict[int, Any]] = [
+            hooks
+            for module in decoder.modules()
+            for hooks in (module._forward_hooks, module._forward_pre_hooks)  # pyright: ignore[reportPrivateUsage]
+        ]
         self._fused = fused
         self._cache = cache
+        self._max_pages = max_pages
         group = config.num_attention_heads // config.num_key_value_heads
         self._block_tokens = {
             (size, long): block_tokens(size, group, long=long) for size in SIZES for long in (False, True)
         }
-        most_blocks = max(-(-size // tokens) for (size, _), tokens in self._block_tokens.items()) + MAX_PROMPTS
+        kinds = [Kind(SIZES[-1], MAX_PROMPTS, long) for long in (False, True)]
         with torch.inference_mode(False):
             self._embeds = torch.zeros(SIZES[-1], config.hidden_size, device=device, dtype=cache.dtype)
-            self._new = RaggedTokens(
-                torch.full((SIZES[-1],), -1, device=device),
-                torch.full((SIZES[-1],), -1, device=device),
-                torch.zeros(most_blocks, 4, dtype=torch.int32, device=device),
-                torch.zeros(MAX_PROMPTS, max_pages, dtype=torch.int32, device=device),
-            )
-            self._last = torch.zeros(MAX_PROMPTS, dtype=torch.int64, device=device)
+            self._numbers = torch.zeros(max(self._layout(kind).end for kind in kinds), dtype=torch.int64, device=device)
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graph | None] = {}
         self._pool = torch.cuda.graph_pool_handle()
@@ -166,7 +198,7 @@ class GraphPrefill:
         fits = 0 < tokens <= SIZES[-1] and (longest <= LONG_CONTEXT or tokens <= SHORT_CHUNK)
         if not fits or len(prompts) > MAX_PROMPTS or any(one.embeds.dtype != self._embeds.dtype for one in prompts):
             return False
-        return not any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)  # pyright: ignore[reportPrivateUsage]
+        return not any(self._hooks)
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[NextTokens]) -> Tensor:
@@ -186,46 +218,42 @@ class GraphPrefill:
             return None
         if kind not in self._graphs:
             try:
-                self._graphs[kind] = Graph(*capture(lambda: self._read(kind), self._last.device, self._pool))
+                self._graphs[kind] = Graph(*capture(lambda: self._read(kind), self._embeds.device, self._pool))
             except torch.OutOfMemoryError:
                 message = f"Prompts of {kind.size} tokens are read without a CUDA graph: too little GPU memory is left."
                 warnings.warn(message, stacklevel=2)
                 self._graphs[kind] = None
         return self._graphs[kind]
 
+    def _layout(self, kind: Kind) -> Layout:
+        """Return where the numbers are that the graph of a kind reads."""
+        blocks = -(-kind.size // self._block_tokens[kind.size, kind.long])
+        return Layout(kind.size, kind.prompts, blocks + (0 if kind.prompts == 1 else kind.prompts), self._max_pages)
+
     def _fill(self, prompts: Sequence[NextTokens], kind: Kind) -> None:
-        """Put the prompts where the graphs find them. Nothing waits for the GPU."""
-        page, device, size = self._cache.page_size, self._last.device, kind.size
-        tokens = sum(len(prompt.embeds) for prompt in prompts)
-        layout = [(prompt.start, len(prompt.embeds), prompt.pages) for prompt in prompts]
-        packed = pack(layout, size, page=page, block=self._block_tokens[size, kind.long])
+        """Put the prompts where the graphs find them, with one copy from the host. Nothing waits for the GPU."""
+        page, tokens = self._cache.page_size, sum(len(prompt.embeds) for prompt in prompts)
+        given = [(prompt.start, len(prompt.embeds), prompt.pages) for prompt in prompts]
+        packed = pack(given, kind.size, page=page, block=self._block_tokens[kind.size, kind.long])
+        layout = self._layout(kind)
+        numbers = torch.zeros(layout.end, dtype=torch.int64)
+        positions, slots, last, blocks, table = (part.numpy() for part in layout.parts(numbers))
+        positions[:], slots[:], last[: len(prompts)] = packed.positions, packed.slots, packed.last
+        blocks.reshape(-1)[: len(packed.blocks)] = packed.blocks
+        for row, (start, count, pages) in zip(table, given, strict=False):
+            used = -(-(start + count) // page)
+            row[:used] = pages[:used]
+        upload_into(self._numbers[: layout.end], numbers)
         torch.cat([prompt.embeds for prompt in prompts], out=self._embeds[:tokens])
-        self._embeds[tokens:size].zero_()  # what was there need not be finite
-        numbers = upload([*packed.positions, *packed.slots, *packed.last], device, torch.int64)
-        self._new.positions[:size] = numbers[:size]
-        self._new.slots[:size] = numbers[size : 2 * size]
-        self._last[: len(prompts)] = numbers[2 * size :]
-        tables = [
-            [*prompt.pages[: -(-(start + count) // page)]]
-            for prompt, (start, count, _) in zip(prompts, layout, strict=True)
-        ]
-        numbers = upload([*packed.blocks, *(one for table in tables for one in table)], device, torch.int32)
-        blocks = len(packed.blocks) // 4
-        self._new.blocks[:blocks] = numbers[: 4 * blocks].view(-1, 4)
-        self._new.blocks[blocks:].zero_()
-        of_tables = numbers[4 * blocks :].split([len(table) for table in tables])
-        for row, table in zip(self._new.table, of_tables, strict=False):
-            row[: len(table)] = table
+        if tokens < kind.size:
+            self._embeds[tokens : kind.size].zero_()  # what was there need not be finite
 
     def _read(self, kind: Kind) -> Tensor:
         from vila_core.ops.ragged_attention import RaggedTokens
 
-        size = kind.size
-        blocks = -(-size // self._block_tokens[size, kind.long]) + (0 if kind.prompts == 1 else kind.prompts)
-        new = RaggedTokens(
-            self._new.positions[:size], self._new.slots[:size], self._new.blocks[:blocks], self._new.table
-        )
-        return self._fused.read(self._embeds[:size], new, self._cache, self._last[: kind.prompts], long=kind.long)
+        positions, slots, last, blocks, table = self._layout(kind).parts(self._numbers)
+        new = RaggedTokens(positions, slots, blocks, table)
+        return self._fused.read(self._embeds[: kind.size], new, self._cache, last, long=kind.long)
 
 
 def prefill_graphs(

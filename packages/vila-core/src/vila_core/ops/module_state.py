@@ -29,16 +29,19 @@ class ModuleState:
 
     def is_current(self) -> bool:
         """Return whether nothing was replaced or written to, and no submodule has a hook."""
-        return (
-            not any(self._hooks)
-            and all(kept[name] is child for kept, name, child in self._children)
-            and all(
-                kept.get(name) is tensor
-                and tensor.data_ptr() == place
-                and (version is None or _version(tensor) == version)
-                for kept, name, tensor, place, version in self._tensors
-            )
-        )
+        # Plain loops: this runs for every picture, and generators take three times as long.
+        for hooks in self._hooks:
+            if hooks:
+                return False
+        for kept, name, child in self._children:
+            if kept[name] is not child:
+                return False
+        for kept, name, tensor, place, version in self._tensors:
+            if kept.get(name) is not tensor or tensor.data_ptr() != place:
+                return False
+            if version is not None and tensor._version != version:  # pyright: ignore[reportPrivateUsage]
+                return False
+        return True
 
 
 def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -5,6 +5,8 @@ N images, P tokens, D width, S side of the image in pixels, p side of a patch, M
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,6 +24,8 @@ from vila_core.towers.vit import EncoderLayer, select_tokens
 
 FusableTower = SiglipTower | ClipTower
 
+FIRST_LAYERS = 4
+"""Layers that `FusedTower.begin` runs."""
 ALIGNED = 8
 """cuBLAS is slow where a row of 16-bit numbers is not a multiple of this."""
 
@@ -31,6 +35,21 @@ def fused_refusal(tower: FusableTower, device: torch.device, dtype: torch.dtype)
     if _activation_name(tower) not in ACTIVATIONS:
         return f"it has no activation '{_activation_name(tower)}'"
     return refusal(device, dtype)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Hidden states between two layers.
+
+    Attributes:
+        h: `[M, D]`.
+        pending: what is still to be added to them.
+        images: N.
+    """
+
+    h: Tensor
+    pending: Tensor | None
+    images: int
 
 
 class FusedTower:
@@ -56,13 +75,24 @@ class FusedTower:
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode images on the tower's device, any floating dtype."""
+        return self.finish(self.begin(pixels))
+
+    def begin(self, pixels: Tensor) -> Hidden:
+        """Run the first layers. They are launched, as a graph of their own, in a fraction of the time of all."""
         hidden = self._embed(pixels)
-        images, _, width = hidden.shape
-        h, pending = hidden.view(-1, width), None
-        for layer in self._layers:
-            h, pending = layer(h, pending, images)
-        h = h if pending is None else h.add_(pending)
-        return select_tokens(h.view(images, -1, width), self._tower.config.select_feature)
+        return self._run(Hidden(hidden.view(-1, hidden.shape[-1]), None, len(hidden)), self._layers[:FIRST_LAYERS])
+
+    def finish(self, hidden: Hidden) -> Tensor:
+        """Run the other layers, which may overwrite `hidden`, and return the features."""
+        last = self._run(hidden, self._layers[FIRST_LAYERS:])
+        h = last.h if last.pending is None else last.h.add_(last.pending)
+        return select_tokens(h.view(last.images, -1, h.shape[-1]), self._tower.config.select_feature)
+
+    def _run(self, hidden: Hidden, layers: Sequence[FusedLayer]) -> Hidden:
+        h, pending = hidden.h, hidden.pending
+        for layer in layers:
+            h, pending = layer(h, pending, hidden.images)
+        return Hidden(h, pending, hidden.images)
 
     def _embed(self, pixels: Tensor) -> Tensor:
         embeddings = self._tower.vision_model.embeddings

@@ -4,7 +4,7 @@ N images, P tokens (patches, and prefix tokens if any), D width, H heads, S side
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -180,6 +180,15 @@ class TowerRunner(Protocol):
         """`[N, 3, S, S]` -> `[N, P, D]`; None where the tower's own operators are to run."""
         ...
 
+    def encode_bytes(
+        self,
+        values: Sequence[torch.Tensor],
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        after: nn.Module | None,
+    ) -> torch.Tensor | None:
+        """See `VisionTower.encode_bytes`."""
+        ...
+
 
 class VisionTower(nn.Module, ABC):
     """Base class of vision towers: `forward(pixels [N, 3, S, S]) -> features [N, P, D]` in the weights' dtype.
@@ -202,6 +211,25 @@ class VisionTower(nn.Module, ABC):
     def _run(self, pixels: torch.Tensor) -> torch.Tensor | None:
         """Return the features from the runner; None if there is none, or it does not take these pixels."""
         return None if self._runner is None else self._runner(pixels)
+
+    def encode_bytes(
+        self,
+        values: Sequence[torch.Tensor],
+        pixels: Callable[[torch.Tensor], torch.Tensor],
+        after: nn.Module | None,
+    ) -> torch.Tensor | None:
+        """Encode bytes in the main memory with few launches; None if there is no runner that can.
+
+        Args:
+            values: uint8 `[N_i, 3, S, S]`, which are encoded together.
+            pixels: makes the tower's input of bytes on its device. The same object each time.
+            after: what reads the features. It must launch its kernels without reading a result, and lie on the tower's
+                device.
+
+        Returns:
+            what `after`, if given, makes of the features `[N, P, D]`.
+        """
+        return None if self._runner is None else self._runner.encode_bytes(values, pixels, after)
 
     @abstractmethod
     def forward(self, pixels: torch.Tensor) -> torch.Tensor: ...
