@@ -14,6 +14,7 @@ from vila_core.model import VilaModel
 from vila_train import adapters, compute
 from vila_train.compute.fp8 import Fp8Linear, fp8_refusal, quantize_rows, use_fp8
 from vila_train.compute.layers import repeated_layers
+from vila_train.compute.lora import add_in_place
 from vila_train.compute.peak import named_peak
 from vila_train.config import AdapterConfig, ComputeConfig
 from vila_train.errors import TrainingError
@@ -46,8 +47,15 @@ def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 # ------------------------------------------------------------------------------------------------ recomputation
 
 
-@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4, dropout=0.3), AdapterConfig(method="dora", rank=4)])
-@pytest.mark.parametrize("recomputed", ["none", "full", "linears"])
+@pytest.mark.parametrize(
+    ("recomputed", "adapter"),
+    [
+        ("full", None),
+        ("linears", None),
+        ("linears", AdapterConfig(rank=4, dropout=0.3)),
+        ("full", AdapterConfig(method="dora", rank=4)),
+    ],
+)
 def test_recomputation_changes_nothing(recomputed: str, adapter: AdapterConfig | None, row: PackedRow):
     results: list[tuple[float, dict[str, torch.Tensor]]] = []
     for setting in ("none", recomputed):
@@ -116,8 +124,10 @@ def test_attention_is_computed_once(row: PackedRow):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recomputed", ["none", "full", "linears"])
-@pytest.mark.parametrize("adapter", [None, AdapterConfig(rank=4, dropout=0.0)])
+@pytest.mark.parametrize(
+    ("recomputed", "adapter"),
+    [("none", None), ("linears", None), ("linears", AdapterConfig(rank=4, dropout=0.0))],
+)
 def test_compiled_layers_agree(recomputed: str, adapter: AdapterConfig | None, row: PackedRow):
     results: list[tuple[float, dict[str, torch.Tensor]]] = []
     for config in (
@@ -152,6 +162,40 @@ def test_layers_are_those_of_tower_and_language_model(new_micro_network: Callabl
     assert [type(layer).__name__ for layer in layers] == ["EncoderLayer"] * 2 + ["Block"] * 2
     adapters.install(network, AdapterConfig(rank=2))
     assert repeated_layers(network) == layers
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.mark.parametrize(("dropout", "projector"), [(0.0, False), (0.0, True), (0.3, True)])
+def test_sums_in_place_equal_those_of_peft(dropout: float, projector: bool, row: PackedRow):
+    results: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for in_place in (False, True):
+        network = load()
+        network.requires_grad_(False)
+        network.mm_projector.requires_grad_(projector)
+        torch.manual_seed(0)
+        adapters.install(network, AdapterConfig(rank=4, dropout=dropout, parts=("language_model", "vision_tower")))
+        for name, parameter in network.named_parameters():
+            if ".lora_B." in name:
+                nn.init.normal_(parameter, std=0.05)
+        if in_place:
+            add_in_place(network)
+        network.train()
+        torch.manual_seed(0)  # of dropout
+        results.append(step(network, row))
+    assert results[1][0] == pytest.approx(results[0][0], abs=1e-5)
+    assert difference(results[1][1], results[0][1]) < 1e-5
+
+
+def test_adapters_in_fp32_work_on_weights_in_16_bits(row: PackedRow):
+    network = load()
+    network.requires_grad_(False).to(torch.bfloat16)
+    adapters.install(network, AdapterConfig(rank=4, dropout=0.0))
+    compute.prepare(network, ComputeConfig(activation_checkpointing="none"))
+    _, gradients = step(network, row)
+    assert gradients
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
 
 
 # ------------------------------------------------------------------------------------------------ 8 bits
@@ -198,13 +242,13 @@ def test_training_in_8_bits_follows_training_in_full(row: PackedRow):
             assert sum(isinstance(module, Fp8Linear) for module in network.modules()) % 7 == 0
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.0)
         of_run: list[float] = []
-        for _ in range(5):
+        for _ in range(3):
             loss, _ = step(network, row)
             optimizer.step()
             of_run.append(loss)
         losses.append(of_run)
     exact, found = losses
-    assert exact[-1] < 0.8 * exact[0]
+    assert exact[-1] < 0.9 * exact[0]
     assert found == pytest.approx(exact, rel=0.08)
 
 

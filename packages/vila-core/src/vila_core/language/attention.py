@@ -131,13 +131,11 @@ def _attend_varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn  # imported here because it takes a second
 
-    groups: dict[str, Any] = {}
-    if q.shape[1] != k.shape[1]:
-        if _varlen_takes_groups():
-            groups["enable_gqa"] = True
-        else:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [T, H, D_h], [T, H_kv, D_h] twice
+    # PyTorch 2.11 does not check the number of heads; its kernel takes groups, forwards and backwards.
+    grouped = q.shape[1] != k.shape[1] and _varlen_takes_groups()
+    groups: dict[str, Any] = {"enable_gqa": True} if grouped else {}
+    # Squeezed, not indexed: the gradient of an index is a copy into zeros.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # [T, H, D_h], [T, H_kv, D_h] twice
     longest, back = max(packed.lengths), -1 if window is None else window - 1
     out = varlen_attn(q, k, v, packed.bounds, packed.bounds, longest, longest, window_size=(back, 0), **groups)
     assert isinstance(out, torch.Tensor)
@@ -146,7 +144,7 @@ def _attend_varlen(
 
 @cache
 def _varlen_takes_groups() -> bool:
-    """Whether this PyTorch (2.12 and later) attends with fewer key/value heads than query heads."""
+    """Whether this PyTorch (2.12 and later) wants to be told of fewer key/value heads than query heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

@@ -189,19 +189,16 @@ class Attention(nn.Module):
         inputs: AttentionInputs,
         attention: AttentionFunction,
     ) -> torch.Tensor:
-        q, k, v = self.heads(x, rotation)
-        return self.merge(attention(q, k, v, inputs, self.layer))
+        q, k, v = self.unrotated(x)
+        return self.merge(attention(rotate(q, *rotation), rotate(k, *rotation), v, inputs, self.layer))
 
-    def heads(
-        self, x: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[B, T, D]` -> rotated queries `[B, H, T, D_h]`, rotated keys and values `[B, H_kv, T, D_h]`."""
+    def unrotated(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`[B, T, D]` -> queries `[B, H, T, D_h]`, keys and values `[B, H_kv, T, D_h]`, without positions."""
         heads = (*x.shape[:2], -1, self.head_dim)
         q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        return rotate(q, *rotation), rotate(k, *rotation), v
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:
         """What each head found, `[B, H, T, D_h]` -> `[B, T, D]`."""

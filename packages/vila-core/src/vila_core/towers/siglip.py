@@ -34,7 +34,8 @@ class SiglipEmbeddings(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embedding(pixels.to(self.patch_embedding.weight.dtype)).flatten(2).transpose(1, 2)
-        return patches + self.position_embedding.weight
+        # Contiguous, or else all layers compute on rows with gaps between their numbers.
+        return (patches + self.position_embedding.weight).contiguous()
 
 
 class AttentionPoolingHead(nn.Module):

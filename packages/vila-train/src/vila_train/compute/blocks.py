@@ -1,12 +1,14 @@
-"""Recompute activations in the backward pass instead of keeping them, and compile layers.
+"""Recompute activations in the backward pass instead of keeping them, and fuse what lies between products.
 
 A block of the decoder is computed in two segments, with attention between them:
 
     x -> norm, projections, rotary -> q, k, v -> attention -> o -> projection, norm, MLP -> x
 
 "full" keeps only x. "linears" keeps q, k, v, o and what attention keeps, and recomputes both segments, so that
-attention, whose cost grows with the square of the length, runs once. Segments are compiled without attention, whose
-inputs (lengths of sequences) differ with each row.
+attention, whose cost grows with the square of the length, runs once.
+
+Compiled are the functions between products (`fused`), not whole layers: their graphs are small, so that the first step
+waits seconds, not minutes, and no adapter or sharded weight is traced.
 
 Dimensions as in `vila_core.language.decoder`.
 """
@@ -14,7 +16,7 @@ Dimensions as in `vila_core.language.decoder`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from vila_core.language.attention import AttentionFunction, AttentionInputs, sdpa
 from vila_core.language.decoder import Block
 from vila_core.model import VilaModel
+from vila_train.compute.fused import Fused
 from vila_train.compute.layers import repeated_layers
 
 Recomputed = Literal["none", "full", "linears"]
@@ -36,31 +39,18 @@ def prepare_layers(network: VilaModel, recomputed: Recomputed, *, compiled: bool
         network: the model; it may have adapters.
         recomputed: what is computed again in the backward pass. Layers other than the decoder's have no segments:
             "linears" recomputes them in full.
-        compiled: compile layers with `torch.compile`, for any number of tokens.
+        compiled: compile what lies between the products of the decoder's layers.
     """
     if recomputed == "none" and not compiled:
         return
-    compile = partial(torch.compile, dynamic=True) if compiled else _as_it_is
-    before, after = compile(before_attention), compile(after_attention)
+    fused = Fused.compiled() if compiled else Fused()
     for layer in repeated_layers(network):
+        forward: Function = layer.forward
         if isinstance(layer, Block):
-            forward: Function = Segments(layer, before, after, recomputed == "linears")
-        else:
-            forward = compile(layer.forward)
+            forward = Segments(layer, fused, recomputed == "linears")
         if recomputed == "full" or (recomputed == "linears" and not isinstance(layer, Block)):
             forward = partial(_recompute, forward)
         layer.forward = forward
-
-
-def before_attention(block: Block, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`[B, T, D]` -> rotated q `[B, H, T, D_h]`, rotated k and v `[B, H_kv, T, D_h]`."""
-    return block.self_attn.heads(block.input_layernorm(x), (cos, sin))
-
-
-def after_attention(block: Block, x: Tensor, attended: Tensor) -> Tensor:
-    """`x [B, T, D]` and `attended [B, H, T, D_h]` -> `[B, T, D]`."""
-    x = x + block.self_attn.merge(attended)
-    return x + block.mlp(block.post_attention_layernorm(x))
 
 
 @dataclass(frozen=True)
@@ -69,13 +59,12 @@ class Segments:
 
     Attributes:
         block: whose parameters are used.
-        before, after: `before_attention` and `after_attention`, perhaps compiled.
-        recomputed: whether both are computed again in the backward pass.
+        fused: what lies between products.
+        recomputed: whether both segments are computed again in the backward pass.
     """
 
     block: Block
-    before: Function
-    after: Function
+    fused: Fused
     recomputed: bool
 
     def __call__(
@@ -86,9 +75,21 @@ class Segments:
         attention: AttentionFunction = sdpa,
     ) -> Tensor:
         call = _recompute if self.recomputed else _call
-        q, k, v = call(self.before, self.block, x, *rotation)
+        q, k, v = call(self._before, x, *rotation)
         attended = attention(q, k, v, inputs, self.block.self_attn.layer)
-        return call(self.after, self.block, x, attended)
+        return call(self._after, x, attended)
+
+    def _before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[B, T, D]` -> rotated q `[B, H, T, D_h]`, rotated k and v `[B, H_kv, T, D_h]`."""
+        norm, attention = self.block.input_layernorm, self.block.self_attn
+        q, k, v = attention.unrotated(self.fused.norm(x, norm.weight, norm.eps))
+        return self.fused.rotate(q, cos, sin), self.fused.rotate(k, cos, sin), v
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """`x [B, T, D]` and `attended [B, H, T, D_h]` -> `[B, T, D]`."""
+        norm, mlp = self.block.post_attention_layernorm, self.block.mlp
+        x, hidden = self.fused.add_norm(x, self.block.self_attn.merge(attended), norm.weight, norm.eps)
+        return x + cast("Tensor", mlp.down_proj(self.fused.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
 
 
 def _call(function: Function, *args: Any) -> Any:
@@ -100,7 +101,3 @@ def _recompute(function: Function, *args: Any, **kwargs: Any) -> Any:
     if not learns:  # in a frozen tower, `checkpoint` would keep the inputs of all layers
         return function(*args, **kwargs)
     return checkpoint(function, *args, use_reentrant=False, **kwargs)
-
-
-def _as_it_is(function: Function) -> Function:
-    return function

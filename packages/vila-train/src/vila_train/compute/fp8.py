@@ -10,6 +10,7 @@ the other operand can follow, so it stays in 16 bits (as in torchao's "rowwise_w
 Dimensions: T tokens, O outputs, I inputs.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,8 @@ MIN_CAPABILITY = (8, 9)
 MULTIPLE = 16
 """Inputs and outputs of a product of 8-bit matrices are multiples of this."""
 
+Quantize = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+
 
 def fp8_refusal(device: torch.device) -> str | None:
     """Return why `device` has no 8-bit products; None if it has."""
@@ -35,12 +38,17 @@ def fp8_refusal(device: torch.device) -> str | None:
     return None
 
 
-def use_fp8(network: VilaModel) -> None:
+def use_fp8(network: VilaModel, *, compiled: bool = False) -> None:
     """Let the linears of the language model's layers compute in 8 bits; not adapters, and not the head.
+
+    Args:
+        network: the model; it may have adapters.
+        compiled: compile the quantization of rows.
 
     Raises:
         TrainingError: a width is not a multiple of 16.
     """
+    quantize = compiled_quantization() if compiled else quantize_rows
     for layer in repeated_layers(cast("nn.Module", network.llm)):
         for name, module in [*layer.named_modules()]:
             if type(module) is not nn.Linear or ".lora_" in name:
@@ -51,27 +59,32 @@ def use_fp8(network: VilaModel) -> None:
                     f"{module.in_features} and {module.out_features}. Set compute.fp8=false."
                 )
             parent, _, child = name.rpartition(".")
-            setattr(layer.get_submodule(parent), child, Fp8Linear.of(module))
+            setattr(layer.get_submodule(parent), child, Fp8Linear.of(module, quantize))
 
 
 class Fp8Linear(nn.Linear):
     """A linear that multiplies in 8 bits. Its parameters are ordinary ones."""
 
+    quantize: Quantize
+
     @classmethod
-    def of(cls, linear: nn.Linear) -> "Fp8Linear":
-        """Return an 8-bit linear with the parameters of `linear`."""
+    def of(cls, linear: nn.Linear, quantize: Quantize | None = None) -> "Fp8Linear":
+        """Return an 8-bit linear with the parameters of `linear`; `quantize` is `quantize_rows`, perhaps compiled."""
         bias = cast("nn.Parameter | None", linear.bias)
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=bias is not None)
+        made.quantize = quantize or quantize_rows
         made.weight = linear.weight
         made.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., I]` -> `[..., O]`."""
-        y = cast("Tensor", _Fp8Product.apply(input.flatten(0, -2), self.weight)).unflatten(0, input.shape[:-1])
+        rows = input if input.ndim == 2 else input.flatten(0, -2)
+        y = cast("Tensor", _Fp8Product.apply(rows, self.weight, self.quantize))
         bias = cast("Tensor | None", self.bias)
-        return y if bias is None else y + bias.to(y.dtype)
+        y = y if bias is None else y + bias.to(y.dtype)
+        return y if input.ndim == 2 else y.view(*input.shape[:-1], -1)
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -80,6 +93,22 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = x.abs().amax(dim=-1, keepdim=True).float() / largest
     scale = torch.where(scale > 0, scale, 1.0)
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+
+
+def compiled_quantization() -> Quantize:
+    """Return `quantize_rows`, compiled once for each dtype and any size."""
+    by_dtype = {
+        dtype: torch.compile(_quantization_to(dtype), dynamic=True)
+        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+    }
+    return lambda x, dtype: by_dtype[dtype](x)
+
+
+def _quantization_to(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+        return quantize_rows(x, dtype)
+
+    return quantize
 
 
 def multiply_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -93,17 +122,35 @@ def multiply_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype:
     return product.to(dtype)
 
 
+def forward_product(x: Tensor, weight: Tensor, quantize: Quantize, dtype: torch.dtype) -> Tensor:
+    """Return `x Wᵀ`, `[T, O]` in `dtype`."""
+    # Detached, because a function is compiled again for tensors with gradients.
+    rows, columns = quantize(x.detach(), torch.float8_e4m3fn), quantize(weight.detach(), torch.float8_e4m3fn)
+    return multiply_rows(*rows, *columns, dtype)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor, quantize: Quantize, dtype: torch.dtype) -> Tensor:
+    """Return `dy W`, `[T, I]` in `dtype`."""
+    rows = quantize(gradient.detach().contiguous(), torch.float8_e5m2)
+    columns = quantize(weight.detach().t().contiguous(), torch.float8_e4m3fn)
+    return multiply_rows(*rows, *columns, dtype)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which `x` is multiplied: that of autocast, if it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
 class _Fp8Product(torch.autograd.Function):
     """`x Wᵀ` of `x [T, I]` and `W [O, I]`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        learns = weight.requires_grad
-        ctx.save_for_backward(x.to(dtype) if learns else None, weight)
-        ctx.input_dtype = x.dtype
-        rows, columns = quantize_rows(x, torch.float8_e4m3fn), quantize_rows(weight, torch.float8_e4m3fn)
-        return multiply_rows(*rows, *columns, dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, quantize: Quantize) -> Tensor:
+        dtype = product_dtype(x)
+        ctx.save_for_backward(x.to(dtype) if weight.requires_grad else None, weight)
+        ctx.input_dtype, ctx.quantize = x.dtype, quantize
+        return forward_product(x, weight, quantize, dtype)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:
@@ -111,9 +158,7 @@ class _Fp8Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            columns = quantize_rows(weight.t().contiguous(), torch.float8_e4m3fn)
-            rows = quantize_rows(gradient.contiguous(), torch.float8_e5m2)
-            of_x = multiply_rows(*rows, *columns, ctx.input_dtype)
+            of_x = input_gradient(gradient, weight, ctx.quantize, ctx.input_dtype)
         if ctx.needs_input_grad[1]:
             of_weight = (gradient.to(x.dtype).t() @ x).to(weight.dtype)
-        return of_x, of_weight
+        return of_x, of_weight, None

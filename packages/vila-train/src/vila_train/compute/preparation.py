@@ -3,6 +3,7 @@
 from vila_core.model import VilaModel
 from vila_train.compute.blocks import prepare_layers
 from vila_train.compute.fp8 import fp8_refusal, use_fp8
+from vila_train.compute.lora import add_in_place
 from vila_train.config import ComputeConfig
 from vila_train.errors import TrainingError
 
@@ -20,5 +21,6 @@ def prepare(network: VilaModel, config: ComputeConfig) -> None:
         reason = fp8_refusal(device)
         if reason is not None:
             raise TrainingError(f"compute.fp8 cannot be used here: {reason}. Set compute.fp8=false.")
-        use_fp8(network)
+        use_fp8(network, compiled=config.compile)
+    add_in_place(network)
     prepare_layers(network, config.activation_checkpointing, compiled=config.compile)
