@@ -24,10 +24,12 @@ from typing import TYPE_CHECKING, Any, cast
 from vila_core.errors import PluginError, VilaError
 from vila_core.media import Image, Video
 from vila_core.media.sources import is_data_uri, is_url
+from vila_core.plugins.lazy import lazy_function
 from vila_eval.errors import describe_exception
 from vila_eval.texts import escape_all, escape_surrogates
 
 if TYPE_CHECKING:
+    from vila_core.runtime import Vila
     from vila_eval.data.sources import Rows, Source
     from vila_eval.metric import AnyMetric, Submission
 
@@ -35,6 +37,8 @@ Row = Mapping[str, Any]
 """A dataset row, by column. Images are `vila_core.Image`s and videos `vila_core.Video`s, not decoded yet."""
 
 Part = str | Image | Video
+
+_open_evaluator = lazy_function("vila_eval.running.in_training:open_evaluator")
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,25 @@ class Task:
     submission: Submission | None = None
     description: str = ""
     url: str = ""
+
+    def evaluator(
+        self, cache: Path, *, limit: int | None = None, mirror: Path | None = None, offline: bool = False
+    ) -> Callable[[Vila], Mapping[str, float]]:
+        """Open the data, and return a function that scores a loaded model and returns its measures by name.
+
+        For evaluation inside training: nothing is written, and nothing is resumed.
+
+        Args:
+            cache: folder for downloads.
+            limit: number of rows; None: all.
+            mirror: folder with copies of hub repositories, as `--data-dir` of `vila-eval`.
+            offline: download nothing.
+
+        Raises:
+            ConfigError: the task needs a judge, or its answers are scored elsewhere.
+            DataError: the data is missing, empty, or has other columns.
+        """
+        return _open_evaluator(self, cache, limit=limit, mirror=mirror, offline=offline)
 
 
 def as_questions(task: Task, rows: Rows, index: int) -> list[Question]:

@@ -178,17 +178,25 @@ class LoggingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """Evaluation inside the loop.
+    """Evaluation inside the loop, by the network that is being trained.
 
     Attributes:
-        tasks: registered evaluation tasks; empty: none.
+        tasks: registered evaluation tasks, such as "pope"; empty: none. vila-eval brings them.
+        mixture: datasets on which to compute the loss; None: none. Their first samples are always the same ones.
         every: steps between evaluations; None: only after the last step.
-        limit: samples of each task.
+        limit: rows of each task, and samples of `mixture`; None: all.
+        data: folder with copies of the tasks' hub repositories, as `vila-eval --data`.
+        cache: folder for downloads of tasks.
+        offline: download nothing.
     """
 
     tasks: tuple[str, ...] = ()
+    mixture: str | None = None
     every: PositiveInt | None = None
     limit: PositiveInt | None = None
+    data: Path | None = None
+    cache: Path = Path("~/.cache/vila-eval")
+    offline: bool = False
 
 
 class TrainConfig(Settings):

@@ -12,7 +12,7 @@ If a sibling distribution reads the objects, the docstring names the sibling's f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vila_core.checkpoint import Checkpoint
     from vila_core.config import Config
     from vila_core.plugins.datasets import Dataset
+    from vila_core.runtime import Vila
 
 HOOK_API = 2
 """Version of the hooks; incremented when a change breaks plugins.
@@ -138,6 +139,27 @@ class CallbackFactory(Protocol):
     def build(self) -> Callable[[], Any]: ...
 
 
+@runtime_checkable
+class EvaluationTask(Protocol):
+    """A task that can score a loaded model, as training asks between its steps; `vila_eval.Task` is one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def evaluator(
+        self, cache: Path, *, limit: int | None = None, mirror: Path | None = None, offline: bool = False
+    ) -> Callable[[Vila], Mapping[str, float]]:
+        """Open the data, and return a function that scores a model and returns its measures by name.
+
+        Args:
+            cache: folder for downloads.
+            limit: number of rows; None: all.
+            mirror: folder with copies of hub repositories.
+            offline: download nothing.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Command:
     """A subcommand of `vila`: `load()` returns a typer app or a function for typer."""
@@ -221,7 +243,7 @@ def vila_callbacks() -> Sequence[CallbackFactory]:
 
 @hookspec
 def vila_tasks() -> Sequence[Named]:
-    """Evaluation tasks. Full interface: `vila_eval.task.Task`."""
+    """Evaluation tasks. Full interface: `vila_eval.task.Task`. Training uses those that are `EvaluationTask`s."""
     return ()
 
 

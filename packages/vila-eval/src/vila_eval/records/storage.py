@@ -271,10 +271,13 @@ def merged_metrics(results: Mapping[str, TaskResult]) -> dict[str, dict[str, flo
 
     The measure of a group is called "name/dimension=value".
     """
-    return {name: {_label(measure): measure.value for measure in result.measures} for name, result in results.items()}
+    return {
+        name: {measure_label(measure): measure.value for measure in result.measures} for name, result in results.items()
+    }
 
 
-def _label(measure: Measure) -> str:
+def measure_label(measure: Measure) -> str:
+    """Return the name of a measure in `metrics.json`."""
     return measure.name if measure.group is None else f"{measure.name}/{'='.join(measure.group)}"
 
 

@@ -15,6 +15,7 @@ from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
+from vila_train.evaluation.evaluator import Evaluator
 from vila_train.loop.exporting import export, export_model
 from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
@@ -105,6 +106,7 @@ class Run:
         self._opened = open_model(config.model, config.seed)
         order = open_order(config) if order is None else order
         encode = make_encoder(self._opened, config)
+        self._evaluator = Evaluator.open(config, encode)
         self._plan = world.first(lambda: _plan(config, folder, order, encode, world.size))
         require_divisible(world.size, self._plan.rows_per_step, self._plan.lanes)
         self._row_length = row_length(config)
@@ -153,6 +155,8 @@ class Run:
             if self._advance(request):
                 self.save()
                 raise Stopped
+            if self._evaluator.is_due(self.step, total):
+                self._evaluate()
             if every is not None and self.step % every == 0:
                 self.save()
         self.save()
@@ -227,6 +231,12 @@ class Run:
             memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         )
         self._reporter.step(record)
+
+    def _evaluate(self) -> None:
+        world = self._world
+        scores = self._evaluator.scores(self._opened, self._trainee, world.device, here=world.is_first)
+        world.share(None)  # the others wait here, and not in the next step's exchange of gradients
+        self._reporter.evaluation(self.step, scores)
 
     def save(self) -> None:
         """Save a checkpoint, unless that of this step is there. Raises `OutputError`."""

@@ -1,0 +1,1 @@
+"""Evaluation of the network that is being trained."""
