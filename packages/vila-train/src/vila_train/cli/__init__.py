@@ -40,6 +40,9 @@ COMMANDS = (
     Command("show", "Print the settings of a recipe as YAML.", lazy_object("vila_train.cli.recipes:show")),
     Command("data", "List, check and prepare training data.", lazy_object("vila_train.cli.data:app")),
     Command(
+        "prune", "Choose the samples that teach the most, with two models.", lazy_object("vila_train.cli.prune:prune")
+    ),
+    Command(
         "export",
         "Write the model of a run, also of one that is not complete.",
         lazy_object("vila_train.cli.export:export"),
