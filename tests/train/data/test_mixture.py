@@ -63,7 +63,8 @@ def test_grammar(text: str, items: list[Item]):
 @pytest.mark.parametrize(
     "text",
     ["", "  ", "+", "a+", "+a", "a++b", "*2", "@x", "a*", "a*x", "a*-1", "a*0", "a*nan", "a*inf", "a*1e3", "a*1_0",
-     "a*10001", "a*2*3", "a@", "a@x@y", "a*٣", "a*2.", "a*" + "9" * 400],
+     "a*10001", "a*2*3", "a@", "a@x@y", "a*٣", "a*2.", "a*" + "9" * 400, "a+" * 20_000, "a+" * 9000,
+     "a" * 100_000 + "*x"],
 )  # fmt: skip
 def test_grammar_refuses(text: str):
     with pytest.raises(DatasetError, match="mixture"):

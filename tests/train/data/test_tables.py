@@ -60,6 +60,23 @@ def test_messages_with_images_beside_them(folder: Path):
     assert (picture.size, text) == ((8, 6), "What?")
 
 
+def test_images_inside_messages(folder: Path):
+    part = {"type": datasets.Value("string"), "text": datasets.Value("string"), "image": datasets.Image()}
+    features = datasets.Features({"messages": [{"role": datasets.Value("string"), "content": [part]}]})
+    content = [
+        {"type": "image", "text": None, "image": str(folder / "a.png")},
+        {"type": "text", "text": "What?", "image": None},
+    ]
+    answer = [{"type": "text", "text": "Yes.", "image": None}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    table = datasets.Dataset.from_dict({"messages": [messages]}, features=features)
+    table.save_to_disk(str(folder / "saved"))
+    source = open_dataset("set", DatasetEntry(path=("saved",)), folder)
+    picture: Any
+    picture, text = source[0].messages[0].content  # pyright: ignore
+    assert (picture.size, text) == ((8, 6), "What?")
+
+
 def test_texts_and_renamed_columns(folder: Path):
     rows = [{"texts": [{"user": "What?", "assistant": "Yes."}], "images": ["a.png"]}]
     assert outline(open_table(folder, rows)[0], folder)[0] == ("user", ["<image a.png>", "What?"])

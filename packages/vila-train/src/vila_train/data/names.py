@@ -21,6 +21,8 @@ from vila_train.errors import DatasetError
 
 MAX_ITEMS = 10_000
 MAX_WEIGHT = 10_000
+MAX_PLUSES = 8
+"""In the name of a file."""
 
 _MARK = re.compile("([*@])")
 _WEIGHT = re.compile(r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
@@ -45,10 +47,10 @@ def parse_mixture(text: str) -> list[Item]:
     """Return the items of a mixture's text. Raises `DatasetError` if it cannot be read."""
     if not text.strip():
         raise DatasetError("The mixture is empty. Name a dataset or a file, such as 'my_data.jsonl'.")
-    pieces = _split(text)
-    if len(pieces) > MAX_ITEMS:
-        raise DatasetError(f"The mixture has {len(pieces):,} items; the limit is {MAX_ITEMS:,}.")
-    return [_parse_item(piece.strip(), text) for piece in pieces]
+    count = text.count("+") + 1
+    if count > MAX_ITEMS:
+        raise DatasetError(f"The mixture has {count:,} items; the limit is {MAX_ITEMS:,}.")
+    return [_parse_item(piece.strip(), text) for piece in _split(text)]
 
 
 def is_path(text: str) -> bool:
@@ -65,7 +67,7 @@ def _split(text: str) -> list[str]:
     joined: list[str] = []
     start = 0
     while start < len(pieces):
-        ends = range(len(pieces), start + 1, -1)
+        ends = range(min(start + MAX_PLUSES + 1, len(pieces)), start + 1, -1)
         end = next((end for end in ends if _path_in("+".join(pieces[start:end]), pieces[end - 1])), start + 1)
         joined.append("+".join(pieces[start:end]))
         start = end

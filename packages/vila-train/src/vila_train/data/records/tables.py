@@ -93,6 +93,11 @@ def _encoded(feature: Any, library: Any) -> Any:
         return None if inner is None else type(feature)(inner)
     if isinstance(feature, library.Video) and feature.decode:
         return library.Video(decode=False)
+    if isinstance(feature, dict):
+        inside = cast("dict[str, Any]", feature)
+        changed = {name: _encoded(inner, library) for name, inner in inside.items()}
+        if any(inner is not None for inner in changed.values()):
+            return {name: inside[name] if inner is None else inner for name, inner in changed.items()}
     return None
 
 
