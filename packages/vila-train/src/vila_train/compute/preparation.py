@@ -1,5 +1,7 @@
 """Apply a `ComputeConfig` to a network."""
 
+import torch
+
 from vila_core.model import VilaModel
 from vila_train.compute.blocks import prepare_layers
 from vila_train.compute.fp8 import fp8_refusal, use_fp8
@@ -8,16 +10,21 @@ from vila_train.config import ComputeConfig
 from vila_train.errors import TrainingError
 
 
-def prepare(network: VilaModel, config: ComputeConfig) -> None:
+def prepare(network: VilaModel, config: ComputeConfig, device: torch.device | None = None) -> None:
     """Let `network` compute as `config` says, in place. Names and values of its parameters stay.
 
     Call it after adapters are installed and before parameters are sharded.
+
+    Args:
+        network: the model.
+        config: how it computes.
+        device: where it will compute; None: where its parameters are.
 
     Raises:
         TrainingError: the device has no 8-bit products, or a layer's size does not suit them.
     """
     if config.fp8:
-        device = next(network.llm.parameters()).device  # pyright: ignore[reportAttributeAccessIssue]
+        device = device or next(network.parameters()).device
         reason = fp8_refusal(device)
         if reason is not None:
             raise TrainingError(f"compute.fp8 cannot be used here: {reason}. Set compute.fp8=false.")

@@ -39,7 +39,7 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
         _round_frozen(network)
     if not is_sharded:
         network.to(world.device)
-    prepare(network, config.compute)
+    prepare(network, config.compute, world.device)
     trainee = Trainee(
         network, _time_tokens(opened, config, world.device), always_sees=is_sharded or _learns_to_see(network)
     )
