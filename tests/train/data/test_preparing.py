@@ -122,6 +122,16 @@ def test_a_registry_keeps_its_other_sets(tmp_path: Path):
     assert list(read_registry(registry).datasets) == ["sharegpt4v_pretrain", "sharegpt4v_sft"]  # pyright: ignore
 
 
+def test_files_are_indexed_by_several_processes(tmp_path: Path):
+    publish("coyo_25m", tmp_path)
+    prepared = prepare_public_set("coyo_25m", tmp_path, None, decode=False, processes=2)
+    assert prepared.findings.usable == 3
+    assert len(list(tmp_path.glob(".*.members.npy"))) == 2
+    (tmp_path / "00002.tar").write_bytes(b"x" * 2000)
+    with pytest.raises(DatasetError, match=r"00002.tar' is not a tar archive"):
+        prepare_public_set("coyo_25m", tmp_path, None, decode=False, processes=2)
+
+
 def test_evenly_spread_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     save_lines(tmp_path / "cot_data" / "part.jsonl", [{"inputs": f"{n}", "targets": "Ho"} for n in range(100)])
     small = public_sets()["vflan"].model_copy(update={"evenly": 10})

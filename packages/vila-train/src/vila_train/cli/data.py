@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,6 +132,9 @@ def prepare(
     folder: Annotated[Path, typer.Argument(help="Folder that it was downloaded to.")],
     samples: Samples = 10_000,
     decode: Decode = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Processes that index files (default: one per CPU core).")
+    ] = None,
 ) -> None:
     """Find a downloaded public data set, check it, and write a registry into its folder. Nothing is downloaded.
 
@@ -142,7 +146,13 @@ def prepare(
     typer.echo(f"Looking for {name} in {folder}, and indexing its files …", err=True)
     with open_progress("samples") as progress:
         prepared = prepare_public_set(
-            name, folder.expanduser(), samples or None, decode, lambda n: progress.start(name, n), progress.advance
+            name,
+            folder.expanduser(),
+            samples or None,
+            decode,
+            workers or os.cpu_count() or 1,
+            lambda total: progress.start(name, total),
+            progress.advance,
         )
     findings = prepared.findings
     expected = prepared.entry.samples

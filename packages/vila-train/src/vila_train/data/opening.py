@@ -29,13 +29,16 @@ _EXPECTED = "Expected JSON (a list), JSON Lines, webdataset (tar), parquet, or a
 _SAVED_BY_DATASETS = ("dataset_dict.json", "state.json")
 
 
-def open_dataset(name: str, entry: DatasetEntry, base: Path) -> RecordSource | JoinedSource:
+def open_dataset(
+    name: str, entry: DatasetEntry, base: Path, build: Callable[[Sequence[Records]], None] = lambda files: None
+) -> RecordSource | JoinedSource:
     """Return the conversations of a dataset. Its samples are found (or their cached places read) on first use.
 
     Args:
         name: of the dataset, for the names of its samples.
         entry: what it is.
         base: the folder that its paths are relative to.
+        build: called with the records of its files before they are looked at, to index them.
 
     Raises:
         DatasetError: a file is missing, or holds nothing that is known.
@@ -47,18 +50,19 @@ def open_dataset(name: str, entry: DatasetEntry, base: Path) -> RecordSource | J
     kind = kinds[files[0]]
     if kind == "table":
         return _source(name, entry, base, files, TableRecords(files, entry.split, entry.columns))
+    make = TarRecords if kind == "tar" else JsonRecords
+    records = {file: make(file) for file in files}
+    build([*records.values()])
     groups: dict[Path, list[Path]] = {}
     for file in files:  # media lie beside each file, unless there is a folder for all
         groups.setdefault(file.parent if entry.media is None else base, []).append(file)
-    make = TarRecords if kind == "tar" else JsonRecords
-    sources = [_source(name, entry, base, some, joined([make(file) for file in some])) for some in groups.values()]
+    sources = [_source(name, entry, base, some, joined([records[file] for file in some])) for some in groups.values()]
     return sources[0] if len(sources) == 1 else JoinedSource(name, sources)
 
 
 def _source(name: str, entry: DatasetEntry, base: Path, files: Sequence[Path], records: Records) -> RecordSource:
-    is_archive = isinstance(records, TarRecords) or (
-        isinstance(records, JoinedRecords) and isinstance(records.files[0], TarRecords)
-    )
+    """Return the conversations of files whose media lie in one folder."""
+    is_archive = kind_of_file(files[0]) == "tar"
     format = entry.format or ("webdataset" if is_archive else detect_format(records, files[0]))
     if (format == "webdataset") != is_archive:
         raise DatasetError(f"Dataset '{name}': the format '{format}' does not fit '{files[0]}'. {_EXPECTED}")

@@ -1,7 +1,9 @@
 """`vila-train data prepare`: a downloaded public data set becomes an entry of a registry, after a check."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from vila_train.data.entries import DatasetEntry
 from vila_train.data.opening import open_dataset
 from vila_train.data.public_sets import find_public_set
 from vila_train.data.registry import read_registry
+from vila_train.data.sources import Records
 from vila_train.data.subsets import write_subset
 from vila_train.errors import DatasetError
 
@@ -42,6 +45,7 @@ def prepare_public_set(
     folder: Path,
     limit: int | None,
     decode: bool,
+    processes: int = 1,
     start: Callable[[int], None] = lambda total: None,
     on_sample: Callable[[], None] = lambda: None,
 ) -> Prepared:
@@ -52,6 +56,7 @@ def prepare_public_set(
         folder: that it was downloaded to.
         limit: check at most so many samples; None checks all.
         decode: load media too.
+        processes: that index files at the same time.
         start: called with the number of samples to check, before they are.
         on_sample: called after each.
 
@@ -61,7 +66,7 @@ def prepare_public_set(
     """
     public = find_public_set(name)
     entry = public.locate(name, folder)
-    source = open_dataset(name, entry, folder)
+    source = open_dataset(name, entry, folder, build=lambda files: build_indexes(files, processes))
     start(len(source) if limit is None else min(limit, len(source)))
     findings = check_source(source, limit, decode, on_sample)
     if not findings.usable:
@@ -72,6 +77,18 @@ def prepare_public_set(
     others = dict(read_registry(registry).datasets) if registry.exists() else {}
     write_registry(registry, {**others, name: entry})
     return Prepared(entry, registry, findings, (name, *(f"{name}@{subset}" for subset in entry.subsets)))
+
+
+def build_indexes(files: Sequence[Records], processes: int) -> None:
+    """Find the samples of files in several processes; their indexes are then read from the cache.
+
+    Raises `DatasetError` if a file is damaged.
+    """
+    if min(processes, len(files)) < 2:
+        return
+    with ProcessPoolExecutor(min(processes, len(files)), mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(len, files, chunksize=1):
+            pass
 
 
 def _keep_evenly(name: str, entry: DatasetEntry, folder: Path, source: ConversationSource, count: int) -> DatasetEntry:
