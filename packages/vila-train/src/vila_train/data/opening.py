@@ -21,7 +21,7 @@ from vila_train.data.media_files import MediaFolder
 from vila_train.data.records.json_records import JsonRecords
 from vila_train.data.records.tables import TableRecords
 from vila_train.data.records.tar_records import TarRecords
-from vila_train.data.sources import JoinedRecords, JoinedSource, Reader, Records, RecordSource, joined
+from vila_train.data.sources import JoinedSource, Reader, Records, RecordSource, joined
 from vila_train.errors import DatasetError
 
 MAX_FILES = 1_000_000
