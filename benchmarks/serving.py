@@ -1,54 +1,54 @@
 """Clients of `vila-serve` beside the bare engine: throughput, time to the first token, errors and memory.
 
-    python benchmarks/serving.py [--model-path MODEL] [--clients 1 8 32 64] [--seconds 20] [--tokens 64]
-                                 [--out results/serving.json] [--plot results/serving.png] [--short]
+    python benchmarks/serving.py [--model-path MODEL | --shapes nvila-8b --pictures 512] [--clients 1 8 32 64]
+                                 [--seconds 20] [--tokens 64] [--rounds 1] [--cancel-each 0] [--client-processes 1]
+                                 [--out results/serving.json] [--plot results/serving.svg] [--short]
 
-Each client asks about a bundled image, streams the answer, checks it, and asks again. Answers have `--tokens` tokens,
-since a logit bias keeps the tokens that would end them away. The bare engine answers the same prompts in this process
-first, as many at a time as there are clients (`Vila.complete_batch`); its texts are what the clients must get. Then
-the server runs in a process of its own, on the same machine as the clients.
+A process loads a model, measures its bare engine and then serves it (`serving_server.py`); clients in other processes
+ask it (`serving_clients.py`). Each sends a picture with a question, streams the answer, checks it, and asks again.
+Answers have `--tokens` tokens, since a logit bias keeps the tokens that would end them away. The clients of the bare
+engine do the same without HTTP: PNG in, text out. Its texts for the bundled pictures are what the server's clients
+must get. With `--pictures`, that many other pictures are asked about instead, which are new to the engine in each row;
+their answers are not checked. `--shapes` takes random 4-bit weights of a real model's shapes.
 
-`of one` is the throughput over that of one client, `of engine` that over the bare engine's at the same number.
-`first` is the time from sending a request to its first piece of text. `memory` is the server's resident memory after
-the row. A wrong answer or an error is counted, not hidden; the exit code is 1 if there is any.
+`of one` is the throughput over that of the first row; `of engine` the throughput over the bare engine's at the same
+number of clients. `first` is the time from sending a request to its first piece of text, and `first of engine` the
+bare engine's median over the server's. `memory` is the server's resident memory after the row. A wrong answer or an
+error is counted, not hidden; the exit code is 1 if there is any.
+
+Ten minutes with 64 clients, a tenth of whose requests are given up after the first token:
+
+    python benchmarks/serving.py --clients 1 64 --rounds 20 --seconds 30 --cancel-each 10 --plot results/load.svg
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
-import gc
-import itertools
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import httpx2
-import torch
+from serving_clients import Load, Question, Task, bundled_questions, new_questions, run_clients
 
-import vila_core
-
-MEDIA = Path(__file__).parents[1] / "examples" / "media"
-QUESTIONS = (
-    ("scene.png", "What is in the picture?"),
-    ("chart.png", "What color is the highest bar?"),
-    ("word.png", "What word is written?"),
-    ("pair-1.png", "How many objects are there?"),
-)
+START_SECONDS = 1.0
+"""In which the processes of the clients prepare."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One number of clients. Rates are tokens per second of all together; times are in milliseconds."""
+    """A number of clients for some time. Rates are tokens per second of all together; times are in milliseconds."""
 
     clients: int
     requests: int
+    cancelled: int
     errors: int
     wrong: int
     rate: float
@@ -57,219 +57,177 @@ class Row:
     of_engine: float
     first_p50: float
     first_p95: float
+    engine_first_p50: float
+    engine_first_p95: float
     memory_mb: float
 
 
-@dataclass
-class Load:
-    """What the clients of one row have seen."""
+class Server:
+    """The process of `serving_server.py`."""
 
-    firsts: list[float] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    wrong: int = 0
-    tokens: int = 0
-    requests: int = 0
+    def __init__(self, options: argparse.Namespace):
+        program = [sys.executable, str(Path(__file__).with_name("serving_server.py")), "--device", options.device]
+        for name in ("model_path", "shapes", "seconds", "tokens", "pictures"):
+            value = getattr(options, name)
+            program += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        program += ["--clients", *map(str, options.clients)]
+        self._process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
+        self.model = self._next("model")
+        self.engine: dict[int, Any] = {clients: self._next("engine") for clients in options.clients}
+        self.port: int = self._next("serving")["port"]
 
+    def _next(self, kind: str) -> dict[str, Any]:
+        assert self._process.stdout is not None, "stdout is a pipe"
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("The server did not start.")
+        found: dict[str, Any] = json.loads(line)
+        assert found["kind"] == kind, line
+        return found
 
-def measure_engine(options: argparse.Namespace) -> tuple[dict[int, float], list[str], list[int]]:
-    """Return tokens per second of the bare engine by number of prompts, the texts, and the tokens to keep away."""
-    model = vila_core.load(options.model_path or "vila-tiny", device=options.device, progress=False)
-    prompts = [[vila_core.Image(MEDIA / name), text] for name, text in QUESTIONS]
-    stops = sorted(model.stop_token_ids)
-    settings: Any = {"max_new_tokens": options.tokens, "logit_bias": dict.fromkeys(stops, -100)}
-    texts = [model.generate(prompt, **settings) for prompt in prompts]
-    rates: dict[int, float] = {}
-    for clients in options.clients:
-        end, tokens, begin = time.perf_counter() + options.seconds / 2, 0, time.perf_counter()
-        while time.perf_counter() < end:
-            batch = [prompts[index % len(prompts)] for index in range(clients)]
-            answers = model.complete_batch(batch, **settings)
-            tokens += sum(answer.usage.completion_tokens for answer in answers)
-        rates[clients] = tokens / (time.perf_counter() - begin)
-    del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return rates, texts, stops
+    @property
+    def resident_mb(self) -> float:
+        """Its resident memory."""
+        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
-
-def requests_of(model: str, options: argparse.Namespace, stops: list[int]) -> list[bytes]:
-    """Return the body of a request for each question."""
-    bodies: list[bytes] = []
-    for name, text in QUESTIONS:
-        uri = "data:image/png;base64," + base64.b64encode((MEDIA / name).read_bytes()).decode()
-        content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": text}]
-        body = {
-            "model": model,
-            "messages": [{"role": "user", "content": content}],
-            "temperature": 0,
-            "max_tokens": options.tokens,
-            "logit_bias": {str(token): -100 for token in stops},
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        bodies.append(json.dumps(body).encode())
-    return bodies
+    def stop(self) -> None:
+        """Let it finish, as SIGTERM does."""
+        self._process.terminate()
+        self._process.wait(timeout=90)
 
 
-async def ask(http: httpx2.AsyncClient, body: bytes, expected: str, load: Load) -> None:
-    """Send one request and take note of what comes."""
-    begin, first, text, tokens = time.perf_counter(), 0.0, "", 0
-    try:
-        async with http.stream("POST", "/v1/chat/completions", content=body) as response:
-            if response.status_code != 200:
-                load.errors.append(f"status {response.status_code}: {(await response.aread())[:200]!r}")
-                return
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    load.errors.append(str(chunk["error"]))
-                    return
-                tokens = chunk["usage"]["completion_tokens"] if chunk.get("usage") else tokens
-                piece = chunk["choices"][0]["delta"].get("content") if chunk["choices"] else None
-                if piece:
-                    first = first or time.perf_counter() - begin
-                    text += piece
-    except httpx2.TransportError as error:
-        load.errors.append(f"{type(error).__name__}: {error}")
-        return
-    load.requests += 1
-    load.tokens += tokens
-    load.firsts.append(first)
-    load.wrong += text != expected
-
-
-async def run_clients(url: str, clients: int, seconds: float, bodies: list[bytes], texts: list[str]) -> Load:
-    """Let clients ask for some seconds; return what they saw."""
-    load, end = Load(), time.perf_counter() + seconds
-    limits = httpx2.Limits(max_connections=clients, max_keepalive_connections=clients)
-    headers = {"content-type": "application/json"}
-
-    async with httpx2.AsyncClient(base_url=url, timeout=120, headers=headers, limits=limits) as http:
-
-        async def client(number: int) -> None:
-            for turn in itertools.count(number):
-                await ask(http, bodies[turn % len(bodies)], texts[turn % len(texts)], load)
-                if time.perf_counter() >= end:
-                    return
-
-        await asyncio.gather(*(client(number) for number in range(clients)))
-    return load
-
-
-def start_server(options: argparse.Namespace) -> tuple[subprocess.Popen[str], str]:
-    """Start the server in a process; return it with its address."""
-    program = [
-        sys.executable,
-        "-c",
-        "from vila_serve.cli import main; main()",
-        "--port",
-        "0",
-        "--device",
-        options.device,
-    ]
-    program += ["--no-page", "--log-level", "warning"]
-    program += [] if options.model_path is None else ["--model-path", options.model_path]
-    server = subprocess.Popen(program, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    for line in server.stderr:
-        if line.startswith("Serving"):
-            url = line.split()[-1].removesuffix("/v1")
-            break
-    else:
-        raise SystemExit("The server did not start.")
-    for _ in range(600):
-        try:
-            if httpx2.get(f"{url}/ready").status_code == 200:
-                return server, url
-        except httpx2.TransportError:
-            time.sleep(0.1)
-    raise SystemExit("The server did not become ready.")
-
-
-def resident_mb(process: int) -> float:
-    """Return the resident memory of a process."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
-
-
-def measure(options: argparse.Namespace) -> tuple[list[Row], list[str]]:
-    """Measure all rows; return them with the errors."""
-    engine, texts, stops = measure_engine(options)
-    server, url = start_server(options)
+def measure(options: argparse.Namespace) -> tuple[list[Row], list[str], str]:
+    """Measure all rows; return them with the errors and the name of the device."""
+    context = multiprocessing.get_context("spawn")
+    server = Server(options)
     rows: list[Row] = []
     errors: list[str] = []
+    print(f"{server.model['device']}\n{HEAD}", flush=True)
     try:
-        name = httpx2.get(f"{url}/v1/models").json()["data"][0]["id"]
-        bodies = requests_of(name, options, stops)
-        asyncio.run(run_clients(url, min(8, max(options.clients)), min(3.0, options.seconds), bodies, texts))  # warm
-        for clients in options.clients:
-            begin = time.perf_counter()
-            load = asyncio.run(run_clients(url, clients, options.seconds, bodies, texts))
-            rate = load.tokens / (time.perf_counter() - begin)
-            times = sorted(load.firsts) or [float("nan")]
-            first = [1000 * times[min(int(part * len(times)), len(times) - 1)] for part in (0.5, 0.95)]
-            row = Row(
-                clients,
-                load.requests,
-                len(load.errors),
-                load.wrong,
-                rate,
-                engine[clients],
-                rate / rows[0].rate if rows else 1.0,
-                rate / engine[clients],
-                *first,
-                resident_mb(server.pid),
-            )
-            rows.append(row)
-            errors += load.errors
-            print(line_of(row), flush=True)
+        with ProcessPoolExecutor(options.client_processes, context) as pool:
+            _ask(server, pool, options, min(8, max(options.clients)), min(3.0, options.seconds), seed=1)  # warms up
+            turns = [(clients, number) for clients in options.clients for number in range(options.rounds)]
+            for index, (clients, _) in enumerate(turns):
+                load, seconds = _ask(server, pool, options, clients, options.seconds, seed=2 + index)
+                rows.append(row_of(load, seconds, server, clients, rows))
+                errors += load.errors
+                print(line_of(rows[-1]), flush=True)
     finally:
-        server.terminate()
-        server.wait(timeout=90)
-    return rows, errors
+        server.stop()
+    return rows, errors, server.model["device"]
 
 
-HEAD = "clients  requests  errors  wrong  tokens/s  engine  of one  of engine  first p50  p95 ms  memory MB"
+def _ask(
+    server: Server, pool: ProcessPoolExecutor, options: argparse.Namespace, clients: int, seconds: float, seed: int
+) -> tuple[Load, float]:
+    """Let clients in several processes ask for some seconds; return what they saw, and how long it took."""
+    fields = {
+        "model": server.model["name"],
+        "temperature": 0,
+        "max_tokens": options.tokens,
+        "logit_bias": {str(token): -100 for token in server.model["stops"]},
+    }
+    bundled = [
+        replace(one, expected=text) for one, text in zip(bundled_questions(), server.model["texts"], strict=True)
+    ]
+    questions: Sequence[Question] = new_questions(options.pictures, seed) if options.pictures else bundled
+    processes = min(options.client_processes, clients)
+    task = Task(server.port, 0, (), time.time() + START_SECONDS, seconds, fields, options.cancel_each)
+    tasks = [
+        replace(
+            task,
+            clients=len(range(number, clients, processes)),
+            questions=tuple(questions[number::processes] if options.pictures else questions),
+        )
+        for number in range(processes)
+    ]
+    load = Load()
+    for found in pool.map(run_clients, tasks):
+        load.add(found)
+    return load, load.ended - task.begin
 
 
-def line_of(row: Row) -> str:
-    return (
-        f"{row.clients:7}  {row.requests:8}  {row.errors:6}  {row.wrong:5}  {row.rate:8.0f}  {row.engine_rate:6.0f}  "
-        f"{row.of_one:5.2f}x  {row.of_engine:9.2f}  {row.first_p50:9.0f}  {row.first_p95:6.0f}  {row.memory_mb:9.0f}"
+def row_of(load: Load, seconds: float, server: Server, clients: int, rows: Sequence[Row]) -> Row:
+    """Return the row of what clients saw in some seconds."""
+    engine = server.engine[clients]
+    rate = load.tokens / seconds
+    return Row(
+        clients,
+        load.requests,
+        load.cancelled,
+        len(load.errors),
+        load.wrong,
+        rate,
+        engine["rate"],
+        rate / rows[0].rate if rows else 1.0,
+        rate / engine["rate"],
+        *percentiles(load.firsts),
+        *percentiles(engine["firsts"]),
+        server.resident_mb,
     )
 
 
-def plot(rows: list[Row], path: Path) -> None:
-    """Draw throughput and time to the first token over the number of clients."""
+def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
+    """Return the median and the 95th percentile in milliseconds."""
+    times = sorted(seconds) or [float("nan")]
+    return 1000 * times[len(times) // 2], 1000 * times[min(int(0.95 * len(times)), len(times) - 1)]
+
+
+HEAD = (
+    "clients  requests  given up  errors  wrong  tokens/s  engine  of one  of engine  first p50  p95 ms  engine p50  "
+    "p95 ms  first of engine  memory MB"
+)
+
+
+def line_of(row: Row) -> str:
+    counts = f"{row.clients:7}  {row.requests:8}  {row.cancelled:8}  {row.errors:6}  {row.wrong:5}"
+    rates = f"{row.rate:8.0f}  {row.engine_rate:6.0f}  {row.of_one:5.2f}x  {row.of_engine:9.2f}"
+    firsts = f"{row.first_p50:9.1f}  {row.first_p95:6.1f}  {row.engine_first_p50:10.1f}  {row.engine_first_p95:6.1f}"
+    return f"{counts}  {rates}  {firsts}  {row.engine_first_p50 / row.first_p50:15.2f}  {row.memory_mb:9.0f}"
+
+
+def plot(rows: Sequence[Row], path: Path, title: str, rounds: int) -> None:
+    """Draw throughput and time to the first token over the number of clients; with rounds, over time."""
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.hashsalt"] = "vila"
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-    clients = [row.clients for row in rows]
-    left.plot(clients, [row.rate for row in rows], "o-", label="server")
-    left.plot(clients, [row.engine_rate for row in rows], "s--", label="bare engine")
-    left.set(xlabel="clients", ylabel="tokens per second", xscale="log")
-    left.legend()
-    right.plot(clients, [row.first_p50 for row in rows], "o-", label="p50")
-    right.plot(clients, [row.first_p95 for row in rows], "s--", label="p95")
-    right.set(xlabel="clients", ylabel="time to the first token, ms", xscale="log")
-    right.legend()
+    most = max(row.clients for row in rows)
+    shown = [row for row in rows if row.clients == most] if rounds > 1 else list(rows)
+    where = list(range(1, len(shown) + 1)) if rounds > 1 else [row.clients for row in shown]
+    axis: dict[str, Any] = {"xlabel": f"round with {most} clients"} if rounds > 1 else {"xlabel": "clients"}
+    left.plot(where, [row.rate for row in shown], "o-", label="server")
+    left.plot(where, [row.engine_rate for row in shown], "s--", label="bare engine")
+    left.set(ylabel="tokens per second", ylim=(0, None), **axis)
+    right.plot(where, [row.first_p50 for row in shown], "o-", color="C0", label="server, p50")
+    right.plot(where, [row.first_p95 for row in shown], "o:", color="C0", label="server, p95")
+    right.plot(where, [row.engine_first_p50 for row in shown], "s--", color="C1", label="bare engine, p50")
+    right.plot(where, [row.engine_first_p95 for row in shown], "s:", color="C1", label="bare engine, p95")
+    right.set(ylabel="time to the first token, ms", ylim=(0, None), **axis)
+    for one in (left, right):
+        one.legend(fontsize="small")
+        one.grid(alpha=0.3)
+    figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-path")
+    parser.add_argument("--shapes", help="random 4-bit weights of these shapes instead, such as nvila-8b")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--client-processes", type=int, default=1)
+    parser.add_argument("--pictures", type=int, default=0, help="ask about so many new pictures; 0: the bundled ones")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--rounds", type=int, default=1, help="rows per number of clients")
+    parser.add_argument("--cancel-each", type=int, default=0, help="give up each so many-th request; 0: none")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -277,17 +235,19 @@ def main() -> None:
     options = parser.parse_args()
     if options.short:
         options.clients, options.seconds, options.tokens = [1, 16], 1.0, 8
-    print(HEAD)
-    rows, errors = measure(options)
-    memory = [row.memory_mb for row in rows]
-    print(f"memory: {min(memory):.0f} to {max(memory):.0f} MB, median {statistics.median(memory):.0f}")
+    rows, errors, device = measure(options)
+    most = [row.memory_mb for row in rows if row.clients == max(options.clients)]
+    spread = (max(most) - min(most)) / statistics.median(most)
+    print(
+        f"memory with {max(options.clients)} clients: {min(most):.0f} to {max(most):.0f} MB, a spread of {spread:.1%}"
+    )
     for error in errors[:5]:
         print(f"error: {error}")
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     if options.plot is not None:
-        plot(rows, options.plot)
+        plot(rows, options.plot, f"{options.shapes or options.model_path or 'vila-tiny'} on {device}", options.rounds)
     sys.exit(1 if errors or any(row.wrong for row in rows) else 0)
 
 

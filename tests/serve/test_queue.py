@@ -78,10 +78,10 @@ def test_a_client_that_leaves_while_its_prompt_is_prepared(
     answering = server.app.state.service.answering
     original, is_preparing = answering._prepare, threading.Event()
 
-    def slow(messages: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
         is_preparing.set()
         time.sleep(1.0)
-        return original(messages)
+        return original(*arguments)
 
     monkeypatch.setattr(answering, "_prepare", slow)
     with pytest.raises(httpx2.TimeoutException):

@@ -6,14 +6,15 @@ separator templates come from `llava/conversation.py` in NVlabs/VILA; Jinja temp
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from vila_core.errors import PromptError, warn
+from vila_core.errors import CheckpointError, PromptError, warn
 
 if TYPE_CHECKING:
     from vila_core.media import Image, Video
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 
 IMAGE_TOKEN = "<image>"
 VIDEO_TOKEN = "<vila/video>"
@@ -22,19 +23,32 @@ MEDIA_TOKENS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A call of a function that the assistant asks for. `arguments` are JSON values by name."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation. `content` is text, a medium, or a sequence of both in order.
 
+    An assistant's message may have `tool_calls`; messages of the role tool with the results follow it.
+
     Raises:
-        PromptError: `role` is not system, user or assistant.
+        PromptError: `role` is unknown, or a message that is not the assistant's has tool calls.
     """
 
     role: Role
     content: "str | Image | Video | Sequence[str | Image | Video]"
+    tool_calls: Sequence[ToolCall] = ()
 
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise PromptError(f"Unknown role '{self.role}'. Expected one of: {', '.join(get_args(Role))}.")
+        if self.tool_calls and self.role != "assistant":
+            raise PromptError(f"Only messages of the assistant have tool calls, not those of the {self.role}.")
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Turn:
 
     role: Role
     text: str
+    tool_calls: Sequence[ToolCall] = ()
 
 
 class ChatTemplate(Protocol):
@@ -149,13 +164,45 @@ class JinjaTemplate:
         *,
         generation_prompt: bool = True,
         system_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
+        """See `ChatTemplate`. `tools` are in OpenAI's form: `{"type": "function", "function": {"name": …}}`."""
         from vila_core.templating.render import render_chat
 
-        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        messages = [_as_variables(turn) for turn in turns]
         if not system_prompt:
             messages = [{"role": "system", "content": ""}, *messages]
-        return render_chat(self.name, self.source, messages, special_tokens, generation_prompt=generation_prompt)
+        return render_chat(
+            self.name, self.source, messages, special_tokens, tools=tools, generation_prompt=generation_prompt
+        )
+
+    @property
+    def takes_tools(self) -> bool:
+        """Whether it lists tools, and asks the model to call them as `<tool_call>{…}</tool_call>`, as Hermes' and
+        Qwen2.5's templates do."""
+        return _takes_tools(self)
+
+
+@lru_cache(maxsize=16)
+def _takes_tools(template: JinjaTemplate) -> bool:
+    probe = {"type": "function", "function": {"name": "probe_of_tools", "description": "", "parameters": {}}}
+    special_tokens = {"bos_token": "", "eos_token": "", "unk_token": "", "pad_token": ""}
+    try:
+        text = template.render([Turn("user", "question")], special_tokens, tools=[probe])
+    except (PromptError, CheckpointError):
+        return False
+    return "probe_of_tools" in text and "<tool_call>" in text
+
+
+def _as_variables(turn: Turn) -> dict[str, Any]:
+    """Return a turn as transformers gives it to a template."""
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.tool_calls:
+        message["tool_calls"] = [
+            {"type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+            for call in turn.tool_calls
+        ]
+    return message
 
 
 _VICUNA_SYSTEM = (

@@ -84,7 +84,7 @@ def _is_message(item: object) -> bool:
 
 def _as_message(item: object) -> Message:
     if isinstance(item, Message):
-        return Message(item.role, _as_content(item.content))
+        return Message(item.role, _as_content(item.content), item.tool_calls)
     fields = cast("Mapping[str, Any]", item)
     if "role" not in fields or "content" not in fields:
         keys = ", ".join(repr(key) for key in fields)

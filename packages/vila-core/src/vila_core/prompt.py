@@ -4,14 +4,14 @@ Dimensions: T tokens.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
-from vila_core.chat import MEDIA_TOKENS, ChatTemplate, Message, Turn
+from vila_core.chat import MEDIA_TOKENS, ChatTemplate, JinjaTemplate, Message, ToolCall, Turn
 from vila_core.config import VilaConfig
 from vila_core.conversation import Prompt, as_messages, parts_of, require_content
 from vila_core.errors import PromptError, PromptTooLongError
@@ -86,15 +86,16 @@ def prepare(
     videos: PreparedVideos | None = None,
     conversation: Sequence[Message] | None = None,
     on_media: Callable[[Sequence[PreparedMedium]], None] | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
 
     Videos are taken from `videos` where it has them, and kept there. With `conversation`, whose parts are strings,
     `Image`s and `Video`s, `prompt` is not read: no text is looked up as a path. `on_media` is given the media before
-    the text is rendered.
+    the text is rendered. `tools` are JSON values in OpenAI's form.
 
     Raises:
-        PromptError: the prompt is empty or does not fit the template.
+        PromptError: the prompt is empty or does not fit the template, or the template has no tools.
         MediaError: a medium cannot be read or exceeds `limits`.
     """
     started = time.perf_counter()
@@ -116,7 +117,7 @@ def prepare(
     turns = _as_turns(messages, media)
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
-    text = template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
+    text = _render(template, turns, tools, tokenizer, generation_prompt=generation_prompt)
     _require_possible_length(text, config.language_model.max_length)
     input_ids = tokenizer.encode(text)
     _require_media_tokens(input_ids, prepared, tokenizer)
@@ -131,6 +132,35 @@ def prepare(
     )
 
 
+def _render(
+    template: ChatTemplate,
+    turns: Sequence[Turn],
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer,
+    *,
+    generation_prompt: bool,
+) -> str:
+    if not tools and not any(turn.tool_calls or turn.role == "tool" for turn in turns):
+        return template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt)
+    if not isinstance(template, JinjaTemplate) or not template.takes_tools:
+        raise PromptError(
+            f"Chat template '{template.name}' does not support tools. Leave out the tools, their calls and results."
+        )
+    tools = cast("list[dict[str, Any]]", _clean([*tools]))
+    return template.render(turns, tokenizer.special_tokens, generation_prompt=generation_prompt, tools=tools)
+
+
+def _clean(value: object) -> object:
+    """Return a JSON value whose texts have no media tokens."""
+    if isinstance(value, str):
+        return _without_media_tokens(value)
+    if isinstance(value, list):
+        return [_clean(one) for one in cast("list[object]", value)]
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(one) for key, one in cast("Mapping[object, object]", value).items()}
+    return value
+
+
 def _require_possible_length(text: str, context: int) -> None:
     """Raise `PromptError` for a text that cannot fit, before it is tokenized: 10 million characters take a minute."""
     limit = max(context, _SHORT_CONTEXT) * _CHARACTERS_PER_TOKEN
@@ -141,19 +171,31 @@ def _require_possible_length(text: str, context: int) -> None:
 
 
 def _require_alternating_roles(messages: Sequence[Message]) -> None:
-    """Raise `PromptError` unless the model can answer: models are trained on questions and answers in turn."""
-    roles = [message.role for message in messages]
-    start = 1 if roles[0] == "system" else 0
-    for index, role in enumerate(roles[start:]):
-        expected = ("user", "assistant")[index % 2]
-        if role != expected:
+    """Raise `PromptError` unless the model can answer: models are trained on questions and answers in turn.
+
+    The results of tools stand in place of a question.
+    """
+    start = 1 if messages[0].role == "system" else 0
+    expected = "user"
+    for index, message in enumerate(messages[start:], start):
+        before = messages[index - 1] if index else None
+        if message.role == "tool" and before is not None and (before.role == "tool" or before.tool_calls):
+            expected = "assistant"
+            continue
+        if message.role == "tool":
             raise PromptError(
-                f"Message {start + index + 1} is from the {role}, but user and assistant take turns, starting with the "
+                f"Message {index + 1} is the result of a tool, but the message before it has no tool calls."
+            )
+        if message.role != expected:
+            raise PromptError(
+                f"Message {index + 1} is from the {message.role}, but user and assistant take turns, starting with the "
                 "user; only the first message may be from the system. Join consecutive messages of the same role."
             )
-    if roles[-1] != "user":
+        expected = "assistant" if expected == "user" else "user"
+    last = messages[-1].role
+    if last not in ("user", "tool"):
         raise PromptError(
-            f"The conversation ends with a message from the {roles[-1]}; it must end with one from the user, which the "
+            f"The conversation ends with a message from the {last}; it must end with one from the user, which the "
             "model answers."
         )
 
@@ -209,7 +251,8 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
                 pieces.append(_without_media_tokens("".join(_without_media_tokens(str(part)) for part in parts)))
             else:
                 pieces += ["".join(map(_media_tokens, next(remaining))) for _ in parts]
-        turns.append(Turn(message.role, "".join(pieces).strip()))
+        calls = [ToolCall(call.name, cast("Any", _clean(call.arguments))) for call in message.tool_calls]
+        turns.append(Turn(message.role, "".join(pieces).strip(), calls))
     return turns
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
@@ -417,13 +417,26 @@ class Vila:
 
         return self._prepare(prompt, begin if _works_beside_the_host(self.device) else None)
 
-    def prepare_untrusted(self, conversation: Sequence[Message]) -> PreparedPrompt:
+    def prepare_untrusted(
+        self, conversation: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> PreparedPrompt:
         """Do as `prepare` for messages that strangers wrote, whose parts are strings, `Image`s and `Video`s.
 
         `prepare` warns when a text names an existing file, for which it looks in the file system; this does not.
+
+        Args:
+            conversation: the messages.
+            tools: functions that the model may call, in OpenAI's form, for chat templates that list them.
         """
         return prepare(
-            (), self.config, self.tokenizer, self.template, self.limits, videos=self._videos, conversation=conversation
+            (),
+            self.config,
+            self.tokenizer,
+            self.template,
+            self.limits,
+            videos=self._videos,
+            conversation=conversation,
+            tools=tools,
         )
 
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:

@@ -6,10 +6,10 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vila_core import Message, Vila
 from vila_core.engine.answer import Piece
@@ -23,6 +23,9 @@ from vila_core.prompt import PreparedPrompt
 
 Result = TypeVar("Result")
 MAX_THREADS = 8
+SECONDS_PER_EVENT = 0.0003
+"""Each running answer makes the others' tokens wait that much longer for the event loop: so many events per second
+leave the engine's thread most of the interpreter. A single answer gets each token at once."""
 log = logging.getLogger(__name__)
 
 
@@ -57,8 +60,8 @@ class RunningAnswer:
 
     Attributes:
         prompt: what is answered.
-        submitted, first_arrival: when it was submitted and when the first token came, in seconds of
-            `time.perf_counter`.
+        submitted, first_arrival, last_delivery: when it was submitted, when the first token came, and when the engine's
+            thread last passed tokens on, in seconds of `time.perf_counter`.
         ending: how the answer ended; None until then.
     """
 
@@ -66,6 +69,7 @@ class RunningAnswer:
         self.prompt = prompt
         self.submitted = time.perf_counter()
         self.first_arrival: float | None = None
+        self.last_delivery = 0.0
         self.ending: Ending | None = None
         self.handle = handle
         self.is_cancelled = False
@@ -196,17 +200,17 @@ class Answering:
 
     # -------------------------------------------------------------------------------------------- requests
 
-    async def prepare(self, messages: Sequence[Message]) -> ReadyPrompt:
-        """Decode and tile the media, render the template and tokenize, in a thread.
+    async def prepare(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> ReadyPrompt:
+        """Decode and tile the media, render the template and tokenize, in a thread. `tools` are in OpenAI's form.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
             PromptError, MediaError: as `Vila.prepare` does.
         """
-        return await self._in_thread(lambda: self._prepare(messages))
+        return await self._in_thread(lambda: self._prepare(messages, tools))
 
-    def _prepare(self, messages: Sequence[Message]) -> ReadyPrompt:
-        prepared = self.model.prepare_untrusted(messages)
+    def _prepare(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> ReadyPrompt:
+        prepared = self.model.prepare_untrusted(messages, tools)
         counts = self.model.count_tokens(prepared)
         total, text = sum(counts.values()), counts["text"]
         if total >= self.max_context:
@@ -269,15 +273,24 @@ class Answering:
             answer.handle.cancel()
 
     def _deliver(self, answers: Sequence[RunningAnswer]) -> None:
-        """Pass what a step has produced to the event loop, in one call."""
+        """Pass what a step has produced to the event loop, in one call.
+
+        The first tokens of an answer and its end are passed on at once, the others after a while that depends on how
+        many answers are running: several tokens then make one event.
+        """
         news: list[tuple[RunningAnswer, list[Piece], bool]] = []
+        now = time.perf_counter()
+        due = now - SECONDS_PER_EVENT * len(answers)
         for answer in answers:
             if answer.is_cancelled:
                 answer.handle.cancel()
             has_ended = answer.handle.has_ended  # before the pieces are taken: those of the last step come first
+            if answer.last_delivery > due and not has_ended:
+                continue
             pieces = answer.handle.take()
             if pieces or has_ended:
                 news.append((answer, pieces, has_ended))
+                answer.last_delivery = now
             if has_ended:
                 with self._lock:
                     self._answers.discard(answer)

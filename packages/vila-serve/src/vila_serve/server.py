@@ -24,6 +24,9 @@ from vila_serve.settings import ServeSettings
 
 MAX_HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 30
+SWITCH_SECONDS = 0.0005
+"""After so long, a thread that computes lets another one run. Python's 5 ms are as long as a step of the engine, whose
+thread would wait that long for the event loop, and the event loop for it after each write to a socket."""
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -142,6 +145,7 @@ def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
         ConfigError: another program has taken the port meanwhile.
     """
     log_to_stderr(settings.log_level, settings.log_format)
+    sys.setswitchinterval(SWITCH_SECONDS)
     config = http_config(app, settings)
     try:
         bound.listen(config.backlog)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from jinja2 import Template
 from jinja2.exceptions import SecurityError, TemplateError, UndefinedError
@@ -21,12 +23,13 @@ MAX_REASON = 300
 def render_chat(
     name: str,
     source: str,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     special_tokens: Mapping[str, str],
     *,
     generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Render `source` with the variables that transformers gives a chat template.
+    """Render `source` with the variables that transformers gives a chat template. `tools` are JSON values.
 
     Raises:
         CheckpointError: the template is not valid Jinja.
@@ -36,13 +39,15 @@ def render_chat(
     variables = {
         **special_tokens,
         "messages": messages,
-        "tools": None,
+        "tools": [*tools] or None,
         "documents": None,
         "add_generation_prompt": generation_prompt,
     }
-    num_characters = len(source) + sum(len(text) for message in messages for text in message.values())
+    others = [message["tool_calls"] for message in messages if "tool_calls" in message]
+    num_characters = len(source) + sum(len(message["content"]) for message in messages)
+    num_characters += len(json.dumps([*tools, *others], ensure_ascii=False)) if tools or others else 0
     try:
-        with spending(Budget(len(messages), num_characters)):
+        with spending(Budget(len(messages) + len(tools), num_characters)):
             return template.render(variables)
     except TemplateLimitError as error:
         raise PromptError(f"Chat template '{name}' is refused: {_reason(error)}") from None

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,14 +11,15 @@ from fastapi.responses import JSONResponse
 
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.completion import Usage as TokenCounts
+from vila_core.engine.limits import QueueFullError
 from vila_core.errors import GenerationError
 from vila_serve.answering import Delta, Ending, RunningAnswer
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
-from vila_serve.api.errors import ApiError, failed_answer
+from vila_serve.api.errors import ApiError, failed_answer, wrong_setting
 from vila_serve.api.event_stream import CLIENT_LEFT, DONE, EventStream, event, unless_client_leaves
-from vila_serve.api.generation import generation_configs
+from vila_serve.api.generation import as_config, generation_configs
 from vila_serve.api.schemas.chat import (
     AnswerMessage,
     ChatCompletion,
@@ -26,10 +27,13 @@ from vila_serve.api.schemas.chat import (
     Choice,
     ChoiceLogprobs,
     CompletionTokensDetails,
+    FinishReason,
     PromptTokensDetails,
+    ToolCall,
     Usage,
 )
 from vila_serve.api.service import FINGERPRINT, Service
+from vila_serve.api.tools import ToolCallReader, ToolUse, tool_use
 
 PATHS = ("/v1/chat/completions", "/chat/completions")
 
@@ -60,18 +64,25 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
     service.check_model(body.model)
     service.check_length(len(body.messages))
     configs = generation_configs(body, service.settings)
-    _check_tools(body, service)
+    use = tool_use(body, service.model.template)
+    if use.schema is not None:
+        configs = [as_config({**dict(config), "json_schema": use.schema}, "tools") for config in configs]
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "'stream_options' needs 'stream': true.", param="stream_options")
     conversation = await read_conversation(
         body.messages, service.media, service.model.template, service.settings.max_media
     )
-    answers = await service.answer(conversation, configs)
+    try:
+        answers = await service.answer(conversation, configs, use.declarations)
+    except GenerationError as error:
+        if use.schema is None or isinstance(error, QueueFullError):
+            raise
+        raise wrong_setting(error, "tools") from None
     del conversation  # its pixels are no longer needed, and may be many
     if body.stream:
-        return EventStream(_ChatStream(service, body, answers).events())
+        return EventStream(_ChatStream(service, body, answers, use).events())
     try:
-        choices = await asyncio.gather(*(_choice(service, index, answer) for index, answer in enumerate(answers)))
+        choices = await asyncio.gather(*(_choice(service, index, answer, use) for index, answer in enumerate(answers)))
     except GenerationError as error:
         raise failed_answer(error) from error
     finally:
@@ -86,32 +97,32 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
         usage=usage_of(answers),
         system_fingerprint=FINGERPRINT,
     )
-    return JSONResponse(completion.model_dump(exclude={"choices": {"__all__": {"message": {"tool_calls"}}}}))
+    without_calls = {
+        index: {"message": {"tool_calls"}} for index, choice in enumerate(choices) if choice.message.tool_calls is None
+    }
+    return JSONResponse(completion.model_dump(exclude={"choices": without_calls}))
 
 
-def _check_tools(body: ChatCompletionRequest, service: Service) -> None:
-    if body.tools and body.tool_choice != "none":
-        raise ApiError(
-            400,
-            f"The model's chat template '{service.model.template.name}' does not support tools.",
-            param="tools",
-            code="tools_not_supported",
-        )
-
-
-async def _choice(service: Service, index: int, answer: RunningAnswer) -> Choice:
+async def _choice(service: Service, index: int, answer: RunningAnswer, use: ToolUse) -> Choice:
     """Wait for an answer."""
-    text, logprobs = "", list[TokenLogprobs]()
+    reader = ToolCallReader(use)
+    parts, logprobs = list[tuple[str, list[ToolCall]]](), list[TokenLogprobs]()
     async for delta in answer:
-        text += delta.text
+        parts.append(reader.push(delta.text))
         logprobs += delta.logprobs
+    parts.append(reader.finish())
+    text, calls = "".join(text for text, _ in parts), [call for _, calls in parts for call in calls]
     assert answer.ending is not None
     return Choice(
         index=index,
-        message=AnswerMessage(content=text),
+        message=AnswerMessage(content=text or None, tool_calls=calls) if calls else AnswerMessage(content=text),
         logprobs=_logprobs(service, logprobs) if logprobs else None,
-        finish_reason=answer.ending.finish_reason,
+        finish_reason=_finish_reason(answer.ending, reader),
     )
+
+
+def _finish_reason(ending: Ending, reader: ToolCallReader) -> FinishReason:
+    return "tool_calls" if reader.num_calls and ending.finish_reason == "stop" else ending.finish_reason
 
 
 def _logprobs(service: Service, logprobs: Sequence[TokenLogprobs]) -> ChoiceLogprobs:
@@ -143,9 +154,10 @@ def _new_id() -> str:
 class _ChatStream:
     """The events of a streamed answer: the role, pieces of text, the reason for the end, the token counts."""
 
-    def __init__(self, service: Service, body: ChatCompletionRequest, answers: Sequence[RunningAnswer]):
+    def __init__(self, service: Service, body: ChatCompletionRequest, answers: Sequence[RunningAnswer], use: ToolUse):
         self._service = service
         self._answers = answers
+        self._readers = [ToolCallReader(use) for _ in answers]
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head: dict[str, Any] = {
             "id": _new_id(),
@@ -161,7 +173,8 @@ class _ChatStream:
             for index in range(len(self._answers)):
                 yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
             async for index, news in merged(self._answers):
-                yield self._of_news(index, news)
+                for part in self._of_news(index, news):
+                    yield part
             if self._has_usage:
                 yield event({**self._head, "choices": [], "usage": usage_of(self._answers).model_dump()})
         except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it
@@ -172,11 +185,18 @@ class _ChatStream:
                 self._service.metrics.answer_ended(answer)
         yield DONE
 
-    def _of_news(self, index: int, news: Delta | Ending) -> bytes:
+    def _of_news(self, index: int, news: Delta | Ending) -> Iterator[bytes]:
+        reader = self._readers[index]
+        before = reader.num_calls
+        text, calls = reader.finish() if isinstance(news, Ending) else reader.push(news.text)
+        chosen = [] if isinstance(news, Ending) else news.logprobs
+        logprobs = _logprobs(self._service, chosen).model_dump() if chosen else None
+        if text or logprobs:
+            yield self._chunk(index, {"content": text}, logprobs=logprobs)
+        for number, call in enumerate(calls, before):
+            yield self._chunk(index, {"tool_calls": [{"index": number, **call.model_dump()}]})
         if isinstance(news, Ending):
-            return self._chunk(index, {}, news.finish_reason)
-        logprobs = _logprobs(self._service, news.logprobs).model_dump() if news.logprobs else None
-        return self._chunk(index, {"content": news.text}, logprobs=logprobs)
+            yield self._chunk(index, {}, _finish_reason(news, reader))
 
     def _chunk(
         self,

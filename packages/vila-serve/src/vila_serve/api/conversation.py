@@ -5,10 +5,10 @@ from collections.abc import Awaitable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from vila_core import Image, Message, Video
-from vila_core.chat import ChatTemplate, Role, SeparatorTemplate
+from vila_core.chat import ChatTemplate, Role, SeparatorTemplate, ToolCall
 from vila_core.errors import MediaError
 from vila_serve.api.errors import ApiError
-from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, SystemMessage, ToolMessage
+from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, SystemMessage
 from vila_serve.api.schemas.parts import (
     AnyPart,
     ImagePart,
@@ -18,6 +18,7 @@ from vila_serve.api.schemas.parts import (
     TextPart,
     VideoPart,
 )
+from vila_serve.api.tools import check_tool_messages, read_arguments
 
 Part = str | Image | Video
 Result = TypeVar("Result")
@@ -54,15 +55,16 @@ async def read_conversation(
     _check_template(messages, template)
     places = places or [f"messages[{index}]" for index in range(len(messages))]
     opened = iter(await _open_media(messages, places, media, max_media))
-    turns: list[tuple[Role, list[Part]]] = []
+    turns: list[tuple[Role, list[Part], list[ToolCall]]] = []
     for message in messages:
         role = _role(message)
         own = [next(opened) if (text := _text_of(part)) is None else text for part in message.content or ()]
-        if turns and turns[-1][0] == role:
+        if turns and turns[-1][0] == role != "tool":
             turns[-1][1].extend(["\n", *own])
+            turns[-1][2].extend(_tool_calls(message))
         else:
-            turns.append((role, own or [""]))
-    return [Message(role, content) for role, content in turns]
+            turns.append((role, own or [""], _tool_calls(message)))
+    return [Message(*turn) for turn in turns]
 
 
 def _check_template(messages: Sequence[ChatMessage], template: ChatTemplate) -> None:
@@ -73,18 +75,16 @@ def _check_template(messages: Sequence[ChatMessage], template: ChatTemplate) -> 
             "Put the instructions at the beginning of the first user message.",
             param="messages",
         )
-    for index, message in enumerate(messages):
-        if isinstance(message, ToolMessage) or (isinstance(message, AssistantMessage) and message.tool_calls):
-            raise ApiError(
-                400,
-                f"The model's chat template '{template.name}' does not support tools.",
-                param=f"messages[{index}]",
-                code="tools_not_supported",
-            )
+    check_tool_messages(messages, template)
+
+
+def _tool_calls(message: ChatMessage) -> list[ToolCall]:
+    calls = message.tool_calls or () if isinstance(message, AssistantMessage) else ()
+    return [ToolCall(call.function.name, read_arguments(call, "messages")) for call in calls]
 
 
 def _role(message: ChatMessage) -> Role:
-    return "system" if isinstance(message, SystemMessage) else "user" if message.role == "tool" else message.role
+    return "system" if isinstance(message, SystemMessage) else message.role
 
 
 async def _open_media(

@@ -1,7 +1,8 @@
 """What the routes share: the model, its engine, and the door for media."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vila_core import Message, Vila
 from vila_core.engine.sampling import GenerationConfig
@@ -69,9 +70,14 @@ class Service:
                 code="context_length_exceeded",
             )
 
-    async def answer(self, messages: Sequence[Message], configs: Sequence[GenerationConfig]) -> list[RunningAnswer]:
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        configs: Sequence[GenerationConfig],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[RunningAnswer]:
         """Start one answer to a conversation for each of `configs`. Raises as `Answering` does."""
-        prompt = await self.answering.prepare(messages)
+        prompt = await self.answering.prepare(messages, tools)
         answers: list[RunningAnswer] = []
         try:
             for config in configs:
