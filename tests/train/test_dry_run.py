@@ -114,6 +114,7 @@ def test_a_stage_runs_and_the_next_starts_from_it(tmp_path: Path):
             "Did you mean 'model.max_length' or",
         ),
         (["run", "nvila-sft", "-m", "vila-tiny", "-d", "DATA", "--dry-run"], "the model's context is 2,048 tokens"),
+        (["run", "nvila-sft", "-m", "vila-tiny", "-d", "DATA"], "the model's context is 2,048 tokens"),
         (["run", "vila-tiny", "--model", "x"], "leave out --model"),
         (["run", "vila-tiny", "-s", "scale=0"], "scale"),
         (["sft", "-m", "vila-tiny", "-d", "DATA", "--adapter", "lorra"], "Did you mean 'lora'"),
@@ -147,3 +148,14 @@ def test_no_usable_sample_is_an_error(tmp_path: Path):
     result = run("sft", "-m", "vila-tiny", "-d", data, "--dry-run", "--out", tmp_path / "run")
     assert isinstance(result.exception, VilaError)
     assert "None of the first 3 samples can be used" in str(result.exception)
+
+
+def test_a_run_that_never_started_may_change(tmp_path: Path):
+    """An empty data file stops a run before its first step. The right one needs no other folder."""
+    (tmp_path / "empty.jsonl").write_text("")
+    small = ["-s", "max_steps=1", "-s", "compute.precision=fp32", "-s", "data.workers=0", "-o", tmp_path / "run"]
+    failed = run("sft", "-m", "vila-tiny", "-d", tmp_path / "empty.jsonl", *small)
+    assert isinstance(failed.exception, VilaError)
+    assert (tmp_path / "run" / "run.yaml").exists()
+    done = run("sft", "-m", "vila-tiny", "-d", write_data(tmp_path / "data"), *small)
+    assert done.exit_code == 0, done.output

@@ -12,6 +12,8 @@ from vila_core.plugins.loader import load_plugins
 from vila_core.testing import check_plugin
 from vila_train import plugin
 from vila_train.config import TrainConfig
+from vila_train.data.names import parse_mixture
+from vila_train.data.public_sets import public_sets
 from vila_train.recipes import RECIPES
 from vila_train.recipes.tiny import TinyConfig
 from vila_train.settings import build_recipe, change, read_config, write_config
@@ -62,6 +64,12 @@ def test_a_recipe_has_the_values_of_the_reference(name: str):
 def test_every_recipe_is_in_the_table():
     assert {recipe.name for recipe in RECIPES} == {*TABLE, "vila-tiny"}
     assert all(len(recipe.summary) < 80 for recipe in RECIPES)
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.name != "vila-tiny"], ids=lambda r: r.name)
+def test_the_mixtures_of_recipes_are_public_sets(recipe):
+    names = [item.name for item in parse_mixture(recipe.build().data.mixture)]
+    assert set(names) <= set(public_sets())
 
 
 def test_the_first_stages_name_parts_and_how_they_see():
@@ -154,3 +162,9 @@ def test_vila_tiny_has_settings_of_its_own():
     assert change(build_recipe("vila-tiny"), ["scale=0.5", "stages=align,sft"]) == TinyConfig(
         scale=0.5, stages=("align", "sft")
     )
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys, vila_train.cli; print([m for m in ('torch', 'pydantic', 'yaml') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

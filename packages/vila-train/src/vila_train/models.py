@@ -18,7 +18,7 @@ from vila_core.loading import choose_template
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
 from vila_train.added_tokens import add_time_tokens
-from vila_train.config import ModelConfig
+from vila_train.config import ModelConfig, TrainConfig
 from vila_train.model_changes import changed
 from vila_train.new_model import open_parts
 
@@ -85,6 +85,18 @@ def open_model(config: ModelConfig, seed: int, *, weights: bool = True) -> Opene
         _load(network, checkpoint, vocab_size, seed if is_new else None)
     base = None if config.new is not None else checkpoint
     return OpenedModel(network, tokenizer, template, tokenizer_path, base, is_new, files)
+
+
+def require_context(config: TrainConfig) -> None:
+    """Raise `ConfigError` if samples may be longer than the context of the model. No weights are read."""
+    model = config.model
+    checkpoint = open_parts(model.new) if model.new is not None else open_checkpoint(model.path or EMBEDDED_MODEL)
+    context = changed(checkpoint.config, model).language_model.max_length
+    if config.data.max_length > context:
+        raise ConfigError(
+            f"data.max_length is {config.data.max_length:,}, but the model's context is {context:,} tokens. Lower it, "
+            "or raise model.max_length if the language model has more positions."
+        )
 
 
 def _build(config: VilaConfig, tokenizer: Tokenizer, path: Path) -> VilaModel:

@@ -100,7 +100,7 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
     """
     make_folder(path)
     if (path / RUN).exists():
-        if not accept_changes:
+        if not accept_changes and (path / PLAN).exists():  # without a plan, no step was done
             _require_same(path, config)
     elif any(path.iterdir()):
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")

@@ -10,7 +10,7 @@ INSTEAD = {
     **dict.fromkeys(("quantize", "awq"), "To quantize a model, use: vila quant awq MODEL OUT"),
     **dict.fromkeys(("evaluate", "benchmark", "bench"), "To evaluate a model, use: vila eval"),
     **dict.fromkeys(("finetune", "sft"), "To fine-tune a model, use: vila train sft --model MODEL --data my.jsonl"),
-    **dict.fromkeys(("pretrain", "align"), "To run a stage of training, use: vila train run RECIPE (see vila train list)"),
+    **dict.fromkeys(("pretrain", "align"), "To run a stage of training, use: vila train run. Stages: vila train list"),
     **dict.fromkeys(("download", "pull"), "Models are downloaded when first used, or with: hf download OWNER/NAME"),
     **dict.fromkeys(("list", "ls"), "To list plugins, use: vila plugins. Downloaded models: hf cache ls"),
     "version": "To print the version, use: vila --version",

@@ -91,7 +91,10 @@ def with_data(config: TrainConfig, mixtures: Sequence[str], registries: Sequence
 
 def start(config: TrainConfig, out: Path | None, dry_run: bool, accept_changes: bool) -> None:
     """Train in the folder `out`, or only say what would be done."""
+    from vila_train.models import require_context
+
     folder = (out or Path("runs") / config.name).expanduser()
+    require_context(config)
     if dry_run:
         from vila_train.dry_run import show_dry_run
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vila_core.errors import ConfigError, MediaError, PromptError
+from vila_core.errors import MediaError, PromptError
 from vila_core.model import VilaModel
 from vila_train.compute import ModelFlops
 from vila_train.config import TrainConfig
@@ -79,16 +79,10 @@ def measure(config: TrainConfig) -> Measured:
     """Return what a run with `config` would do.
 
     Raises:
-        ConfigError, CheckpointError: the model does not open, or its context is too short.
+        ConfigError, CheckpointError: the model does not open.
         TrainingError: the data does not open, or none of the first samples can be used.
     """
     opened = open_model(config.model, config.seed, weights=False)
-    context = opened.network.config.language_model.max_length
-    if config.data.max_length > context:
-        raise ConfigError(
-            f"data.max_length is {config.data.max_length:,}, but the model's context is {context:,} tokens. Lower it, "
-            "or raise model.max_length if the language model has more positions."
-        )
     mixture = open_mixture(config.data, config.seed)
     encode = make_encoder(opened, config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
