@@ -160,6 +160,15 @@ def test_registered_datasets():
     assert again.messages[1] == conversation.messages[1]
 
 
+def test_names_have_precedence_over_files(registry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "both", "drawn-world"):
+        write_questions(tmp_path / name, 3)
+    assert [part.size for part in open_named("a+both+./both", registry).parts] == [10, 10, 7, 3]
+    assert open_named("drawn-world", registry).parts[0].size > 3
+    assert open_mixture(DataConfig(mixture="both"), 0).parts[0].size == 3, "without the registry"
+
+
 def test_unknown_names(registry: Path):
     with pytest.raises(DatasetError, match=r"Unknown dataset 'bath'. Known: .*both.* Did you mean 'both'"):
         open_named("a+bath", registry)

@@ -8,7 +8,8 @@
 | `a@subset` | a part of `a`: of a registered dataset, or a subset file by its name in the registry or its path |
 | `my/data.jsonl` | a data file, its format found out by content |
 
-`a@subset*2` and `a*2@subset` are the same. A text that is the path of a file is taken as that file, even with a `+`.
+`a@subset*2` and `a*2@subset` are the same. A text that is the path of a file is taken as that file, even with a `+`;
+of a dataset and a file with the same name, the dataset is meant, and `./name` is the file.
 """
 
 import math

@@ -65,7 +65,7 @@ class Registry:
 
     def _expand(self, items: Sequence[Item], within: tuple[str, ...]) -> Iterator[Item]:
         for item in items:
-            if item.name not in self.mixtures or is_path(item.name):
+            if item.name not in self.mixtures:
                 yield item
                 continue
             if item.name in within:
@@ -77,7 +77,7 @@ class Registry:
                 yield replace(one, weight=one.weight * item.weight)
 
     def open(self, item: Item) -> ConversationSource:
-        """Return the conversations of an item that is no mixture.
+        """Return the conversations of an item that is no mixture. A name has precedence over a file of that name.
 
         Raises:
             DatasetError: the name is unknown, or its files are missing or damaged.
@@ -86,12 +86,12 @@ class Registry:
         if item.name in self.datasets:
             named = self.datasets[item.name]
             return self._part(open_dataset(item.name, named.entry, named.base), item, named)
+        if item.name in load_plugins().datasets:
+            return RegisteredSource(item.name, () if item.subset is None else (item.subset,))
         if is_path(item.name):
             path = Path(item.name).expanduser()
             entry = DatasetEntry(path=(str(path),))
             return self._part(open_dataset(item.name, entry, Path()), item, Named(entry, Path()))
-        if item.name in load_plugins().datasets:
-            return RegisteredSource(item.name, () if item.subset is None else (item.subset,))
         raise DatasetError(self._unknown(item.name))
 
     def _part(self, source: ConversationSource, item: Item, named: Named) -> ConversationSource:
