@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -18,10 +18,12 @@ from vila_serve.api.errors import ApiError, busy
 MAX_VALUES = 1_000_000
 """Limit on the values in a body. Each takes about 60 bytes once it is parsed, and as little as 2 before."""
 THREAD_BYTES = 1_000_000
-"""Bodies from this size on are parsed in a thread."""
+"""Bodies from this size on are parsed, and read otherwise, in a thread."""
 DRAIN_SECONDS = 2.0
 """How long the rest of a refused body is read, so that the client sees the response and no broken connection."""
 _JSON = "vila.json"
+_SIZE = "vila.body_bytes"
+Result = TypeVar("Result")
 
 
 class _ClientLeftError(Exception):
@@ -66,6 +68,7 @@ class RequestBodies:
         begin = time.perf_counter()
         try:
             scope[_JSON] = await self._read(body, Headers(scope=scope), receive)
+            scope[_SIZE] = body.num_bytes
             await self._app(scope, _replay(body.join(), receive), send)
         except _RefusedError as refused:
             await _refuse(refused.error, body, scope, receive, send)
@@ -137,9 +140,17 @@ class _Body:
 
 
 async def _parse(body: bytes) -> Any:
-    if len(body) < THREAD_BYTES:
-        return parse_json(body)
-    return await asyncio.to_thread(parse_json, body)
+    return await _work(len(body), lambda: parse_json(body))
+
+
+async def with_body(scope: Scope, work: Callable[[Any], Result]) -> Result:
+    """Return what `work` makes of the parsed body of a request that `RequestBodies` has read."""
+    return await _work(scope[_SIZE], lambda: work(scope[_JSON]))
+
+
+async def _work(num_bytes: int, work: Callable[[], Result]) -> Result:
+    """Call `work`, which reads so many bytes: in a thread if they are many."""
+    return work() if num_bytes < THREAD_BYTES else await asyncio.to_thread(work)
 
 
 def parse_json(body: bytes) -> Any:

@@ -12,24 +12,18 @@ from typing import Any
 MEDIA_PARTS = ("image_url", "video_url", "input_image", "input_video")
 
 
-def affinity_key(body: bytes) -> str:
-    """Return the key of a request body: equal keys for requests that should share a replica.
+def affinity_key(request: Any) -> str:
+    """Return the key of a request's JSON value: equal keys for requests that should share a replica.
 
     It is made of the first medium of the conversation. Without media, of the messages up to the first of the user, so
-    that the turns of a conversation stay together. Anything that is not a conversation gets the key of its bytes.
+    that the turns of a conversation stay together. Anything that is not a conversation gets the key of the whole value.
     """
-    try:
-        request = json.loads(body)
-    except (ValueError, RecursionError):  # the replica will answer with the error
-        return _digest(body)
-    if not isinstance(request, dict):
-        return _digest(body)
-    messages = request.get("messages", request.get("input"))
+    messages = request.get("messages", request.get("input")) if isinstance(request, dict) else None
     if not isinstance(messages, list):
-        return _digest(body)
+        return _digest(request)
     for medium in _media(messages):
-        return _digest(json.dumps(medium, sort_keys=True).encode())
-    return _digest(json.dumps(_beginning(messages), sort_keys=True).encode())
+        return _digest(medium)
+    return _digest(_beginning(messages))
 
 
 def _media(messages: list[Any]) -> Iterator[Any]:
@@ -51,5 +45,5 @@ def _beginning(messages: list[Any]) -> list[Any]:
     return messages
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vila_serve.api.admission import Admission
 from vila_serve.api.app import ANSWER_PATHS
-from vila_serve.api.bodies import RequestBodies
+from vila_serve.api.bodies import RequestBodies, with_body
 from vila_serve.api.errors import RATE, SERVER, ApiError
 from vila_serve.api.keys import ApiKey
 from vila_serve.api.request_ids import RequestIds
@@ -107,7 +107,7 @@ class Front:
             headers=(*headers, own_id, (b"content-length", str(len(body)).encode())),
             body=body,
             client=tuple(scope["client"]) if scope.get("client") else None,
-            affinity=affinity_key(body),
+            affinity=await with_body(scope, affinity_key) if is_question else "",
         )
 
         async def refuse(error: ApiError) -> None:
