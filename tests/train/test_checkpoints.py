@@ -229,6 +229,24 @@ def test_all_ranks_hear_of_a_full_disk(micro_checkpoint: Path, tmp_path: Path, c
     assert names(tmp_path / "run") == []
 
 
+def test_ranks_without_a_common_folder_are_told(
+    micro_checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    def hide() -> None:
+        """Remove what rank 1 has written, as if it were on another machine."""
+        original = checkpoints.save_tensors
+
+        def write(tensors: Any, checkpoint_id: Path, **settings: Any) -> None:
+            original(tensors, checkpoint_id=checkpoint_id, **settings)
+            (checkpoint_id / "__1_0.distcp").unlink(missing_ok=True)
+
+        checkpoints.save_tensors = write
+
+    config = micro_config(micro_checkpoint)
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2, before=hide) == [1, 1]
+    assert "choose --out on a file system that they share" in capfd.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ how many
 
 

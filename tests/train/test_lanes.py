@@ -14,7 +14,7 @@ import pytest
 from vila_core.chat import Message
 from vila_core.errors import MediaError, MediaLimitError, PromptError
 from vila_train.data.conversations import Conversation, SampleError
-from vila_train.errors import TrainingError
+from vila_train.errors import DatasetError, TrainingError
 from vila_train.packing.lanes import BAD_SAMPLES, Lane, LaneConfig, LaneState, choose
 
 # ------------------------------------------------------------------------------------------------ one row
@@ -195,6 +195,9 @@ def test_long_samples_are_not_read_far_ahead(row_length: int, length: int, expec
         (MediaError("not a picture"), "unreadable medium"),
         (MediaLimitError("too large", "max_pixels"), "unreadable medium"),
         (PromptError("more images than tokens"), "does not fit the template"),
+        (KeyError("messages"), "unexpected KeyError"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "unexpected UnicodeDecodeError"),
+        (OSError(5, "Input/output error"), "unexpected OSError"),
     ],
 )
 def test_bad_samples_are_named_with_the_next_row(failure: Exception, reason: str):
@@ -226,6 +229,15 @@ def test_only_bad_samples_are_an_error(size: int, lanes: int):
 def test_a_few_good_samples_are_enough():
     order = Numbers([10] * 60, lambda index: SampleError("bad") if index else None)
     assert names(islice(lane(order, lookahead=1), 5)) == [["numbers/0"]] * 5
+
+
+@pytest.mark.parametrize(
+    "failure", [DatasetError("the archive is gone"), TrainingError("stop"), MemoryError("no room")]
+)
+def test_what_concerns_all_samples_is_an_error(failure: Exception):
+    order = Numbers([10] * 5, lambda index: failure if index == 2 else None)
+    with pytest.raises(type(failure), match=str(failure)):
+        next(lane(order))
 
 
 def test_a_sample_longer_than_a_row_is_an_error():

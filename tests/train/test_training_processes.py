@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 import vila_core as vila
 from vila_core.errors import ConfigError
 from vila_train import models
+from vila_train.errors import TrainingError
 from vila_train.loop import training
 from vila_train.parallel.mesh import mesh_shape, require_divisible
 
@@ -125,6 +127,33 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(micro_checkpoint: Path
     assert in_processes(config, tmp_path / "run", tmp_path / "losses") == [0]
     assert read_losses(tmp_path / "losses") == read_losses(tmp_path / "expected")
     assert not [*(tmp_path / "run/checkpoints").glob(".*")]
+
+
+def test_a_kill_before_the_export_leaves_the_rest(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, max_steps=2)
+
+    def before() -> None:
+        training.export_model = lambda *arguments, **settings: os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", before=before) == [-signal.SIGKILL]
+    assert run(config, tmp_path / "run").records == []
+    assert isinstance(vila.load(tmp_path / "run/model", device="cpu"), vila.Vila)
+
+
+@dataclass(frozen=True)
+class Deadly(Mixed):
+    """Kills the process that loads some sample."""
+
+    def conversation(self, epoch: int, position: int) -> Any:
+        if (epoch, position) == (1, 5):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().conversation(epoch, position)
+
+
+def test_the_end_of_a_loading_process_is_reported(micro_checkpoint: Path, tmp_path: Path):
+    config = micro_config(micro_checkpoint, **{"data.workers": 2})
+    with pytest.raises(TrainingError, match=r"A loading process ended .*killed.* lower data\.workers"):
+        run(config, tmp_path / "run", order=Deadly())
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])

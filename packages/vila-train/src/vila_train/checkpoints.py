@@ -99,6 +99,7 @@ class Checkpoints:
             warnings.simplefilter("ignore")  # without a process group: that there is none
             save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
         if self.world.is_first:
+            _require_all_files(partial)
             files = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
             complete = progress.model_copy(update={"files": files})
             write_file(partial / STATE, complete.model_dump_json(indent=1) + "\n")
@@ -194,6 +195,17 @@ def read_progress(folder: Path) -> Progress:
 def _stored(folder: Path) -> Mapping[str, Any]:
     """Return what the checkpoint in `folder` says of its tensors, by name."""
     return FileSystemReader(folder).read_metadata().state_dict_metadata
+
+
+def _require_all_files(folder: Path) -> None:
+    """Raise `OutputError` unless the files of all ranks are in `folder`."""
+    stored = FileSystemReader(folder).read_metadata().storage_data or {}
+    for name in sorted({info.relative_path for info in stored.values()}):
+        if not (folder / name).exists():
+            raise OutputError(
+                f"{name} of another rank is not in {folder}. All nodes need to write to one folder: choose --out on a "
+                "file system that they share."
+            )
 
 
 def _checksum(file: Path) -> int:

@@ -8,7 +8,7 @@ and the rows of a rank's own lanes in turn are its share.
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -128,7 +128,7 @@ class RowLoader:
         """Return the rows of this rank's next step; `seconds` is how long that took.
 
         Raises:
-            TrainingError: a lane cannot go on, or a loading process ended.
+            TrainingError: a lane cannot go on.
         """
         started = time.perf_counter()
         while len(self._rows) < self._share:
@@ -141,13 +141,7 @@ class RowLoader:
         """Return one row of each lane of this rank."""
         rows: list[LoadedRow] = []
         for _ in range(max(self._workers, 1)):
-            try:
-                loaded = next(self._rounds)
-            except RuntimeError as error:
-                raise TrainingError(
-                    f"A loading process ended ({error}). If the machine ran out of memory, lower data.workers or "
-                    "data.lookahead."
-                ) from error
+            loaded = next(self._rounds)
             if isinstance(loaded, LoadingFailed):
                 raise TrainingError(loaded.message)
             rows += loaded
@@ -156,6 +150,19 @@ class RowLoader:
     def close(self) -> None:
         """End the loading processes."""
         del self._rounds, self._loader
+
+
+@contextlib.contextmanager
+def explain_ended_process() -> Generator[None]:
+    """Raise `TrainingError` if a loading process ends. PyTorch's handler of SIGCHLD may raise anywhere in the block."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            f"A loading process ended ({error}). If the machine is out of memory, lower data.workers or data.lookahead."
+        ) from error
 
 
 def _prepare_worker(worker: int) -> None:

@@ -22,6 +22,7 @@ class StepCounts:
         room: tokens that its rows could hold.
         samples: of its rows.
         skipped: samples that its lanes could not use since the step before.
+        flops: model operations of its rows.
         seconds: that it waited for data.
         stop: whether it was asked to stop.
         problem: why it has no rows.
@@ -31,13 +32,16 @@ class StepCounts:
     tokens: int = 0
     room: int = 0
     samples: int = 0
+    flops: float = 0.0
     skipped: Sequence[Skipped] = ()
     seconds: float = 0.0
     stop: bool = False
     problem: str | None = None
 
     @classmethod
-    def of(cls, rows: Sequence[LoadedRow], row_length: int, seconds: float, *, stop: bool) -> "StepCounts":
+    def of(
+        cls, rows: Sequence[LoadedRow], row_length: int, flops: float, seconds: float, *, stop: bool
+    ) -> "StepCounts":
         """Return the counts of the rows of one rank."""
         return cls(
             labels=sum(one.row.num_labels for one in rows),
@@ -45,6 +49,7 @@ class StepCounts:
             room=len(rows) * row_length,
             samples=sum(len(one.row.names) for one in rows),
             skipped=[skipped for one in rows for skipped in one.skipped],
+            flops=flops,
             seconds=seconds,
             stop=stop,
         )
@@ -57,6 +62,7 @@ def add_counts(counts: Sequence[StepCounts]) -> StepCounts:
         tokens=sum(one.tokens for one in counts),
         room=sum(one.room for one in counts),
         samples=sum(one.samples for one in counts),
+        flops=sum(one.flops for one in counts),
         skipped=[skipped for one in counts for skipped in one.skipped],
         seconds=max(one.seconds for one in counts),
         stop=any(one.stop for one in counts),

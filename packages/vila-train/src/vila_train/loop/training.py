@@ -17,13 +17,14 @@ from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
 from vila_train.evaluation.evaluator import Evaluator
 from vila_train.loop.exporting import export, export_model
-from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
+from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, explain_ended_process, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
 from vila_train.loop.reporting import Reporter, StepCounts, add_counts
 from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order
 from vila_train.loop.step import train_step
 from vila_train.loop.stopping import StopRequest, explain_memory, fail_step, stop_request
 from vila_train.models import open_model
+from vila_train.packing import PackedRow
 from vila_train.packing.lanes import LaneConfig, Order, SampleEncoder
 from vila_train.parallel.mesh import mesh_shape, require_divisible
 from vila_train.parallel.world import World, join_world
@@ -152,7 +153,9 @@ class Run:
             RunStart(self._config, self._folder.path, self.step, total, self._world.size, trained, everything)
         )
         while self.step < total:
-            if self._advance(request):
+            with explain_ended_process():
+                is_stopped = self._advance(request)
+            if is_stopped:
                 self.save()
                 raise Stopped
             if self._evaluator.is_due(self.step, total):
@@ -164,14 +167,12 @@ class Run:
     def _advance(self, request: StopRequest) -> bool:
         """Do one step. Return whether the run is to stop before it."""
         started = time.perf_counter()
-        loaded, own = self._next_rows(request)
+        loaded, rows, own = self._next_rows(request)
         counts = add_counts(self._world.gather(own))
         if counts.stop:
             return True
         if counts.problem is not None:
             raise TrainingError(counts.problem)
-        rows = [one.row.to(self._world.device) for one in loaded]
-        flops = self._world.sum(torch.tensor(sum(map(self._flops.of_row, rows)), dtype=torch.float64))
         factor = rate_factor(self._config.optimizer, self.step, self._plan.total_steps)
         rates = set_learning_rates(self._optimizer, factor)
         with explain_memory(self._config, loaded, self._world):
@@ -188,17 +189,20 @@ class Run:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             fail_step(self.step + 1, result, loaded, self._folder, self._world)
         self._complete(loaded, counts)
-        self._report(counts, loss, norm, rates, float(flops), time.perf_counter() - started)
+        self._report(counts, loss, norm, rates, time.perf_counter() - started)
         return False
 
-    def _next_rows(self, request: StopRequest) -> tuple[list[LoadedRow], StepCounts]:
+    def _next_rows(self, request: StopRequest) -> tuple[list[LoadedRow], list[PackedRow], StepCounts]:
+        """Return the next rows of this rank, in main memory and on the device, and their counts."""
         if request.requested:
-            return [], StepCounts(stop=True)
+            return [], [], StepCounts(stop=True)
         try:
-            rows = self._loader.next_step()
+            loaded = self._loader.next_step()
         except TrainingError as error:
-            return [], StepCounts(problem=str(error))
-        return rows, StepCounts.of(rows, self._row_length, self._loader.seconds, stop=request.requested)
+            return [], [], StepCounts(problem=str(error))
+        rows = [one.row.to(self._world.device) for one in loaded]
+        flops, seconds = sum(map(self._flops.of_row, rows)), self._loader.seconds
+        return loaded, rows, StepCounts.of(loaded, self._row_length, flops, seconds, stop=request.requested)
 
     def _complete(self, loaded: Sequence[LoadedRow], counts: StepCounts) -> None:
         """Note that a step is done."""
@@ -207,9 +211,7 @@ class Run:
         self._skipped.update(one.reason for one in counts.skipped)
         self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped)) if counts.skipped else None
 
-    def _report(
-        self, counts: StepCounts, loss: float, norm: float, rates: Mapping[str, float], flops: float, seconds: float
-    ) -> None:
+    def _report(self, counts: StepCounts, loss: float, norm: float, rates: Mapping[str, float], seconds: float) -> None:
         if self.step % self._config.logging.every and self.step != self._plan.total_steps:
             return
         device = self._world.device
@@ -226,8 +228,8 @@ class Run:
             skipped=dict(self._skipped),
             seconds=seconds,
             data_seconds=counts.seconds,
-            model_flops=flops,
-            mfu=None if peak is None else flops / seconds / (peak * self._world.size),
+            model_flops=counts.flops,
+            mfu=None if peak is None else counts.flops / seconds / (peak * self._world.size),
             memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
         )
         self._reporter.step(record)

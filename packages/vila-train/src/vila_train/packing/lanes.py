@@ -163,8 +163,13 @@ class Lane:
             conversation = self._order.conversation(epoch, place)
             name = conversation.name
             sample = self._encode(conversation)
-        except (SampleError, MediaError, PromptError) as error:
-            self._skip((isinstance(error, SampleError) and error.sample) or name, error)
+        except SampleError as error:
+            self._skip(error.sample or name, error)
+            return
+        except (TrainingError, MemoryError):
+            raise
+        except Exception as error:  # noqa: BLE001 - the reader of a plugin may raise anything for a damaged sample
+            self._skip(name, error)
             return
         if len(sample) > self._config.row_length:
             raise TrainingError(
@@ -174,7 +179,7 @@ class Lane:
         self._bad = 0
         self._waiting.append((position, sample))
 
-    def _skip(self, name: str, error: SampleError | MediaError | PromptError) -> None:
+    def _skip(self, name: str, error: Exception) -> None:
         self._skipped.append(Skipped(name, reason_of(error), str(error)))
         self._bad += 1
         limit = max(-(-len(self._order) // self._config.lanes), BAD_SAMPLES)
@@ -185,11 +190,13 @@ class Lane:
             )
 
 
-def reason_of(error: SampleError | MediaError | PromptError) -> str:
+def reason_of(error: Exception) -> str:
     """Return what is wrong with a sample in a few words, the same for all samples with this fault."""
     if isinstance(error, SampleError):
         return error.reason
-    return "unreadable medium" if isinstance(error, MediaError) else "does not fit the template"
+    if isinstance(error, MediaError):
+        return "unreadable medium"
+    return "does not fit the template" if isinstance(error, PromptError) else f"unexpected {type(error).__name__}"
 
 
 def choose(lengths: Sequence[int], capacity: int) -> list[int]:
