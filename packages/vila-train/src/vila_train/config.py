@@ -75,8 +75,9 @@ class DataConfig(Config):
         samples_per_step: samples of an optimizer step on average: the reference's global batch size.
         rows_per_step: rows of an optimizer step, on all ranks together. None: as many as hold `samples_per_step`,
             measured on the first samples when a run starts, and written down there.
-        lanes: independent streams of rows, which are divided among the ranks. The order of samples depends on the
-            number of lanes, but not on the number of ranks, which has to divide it. None: `rows_per_step`.
+        lanes: independent streams of rows, which are divided among the ranks and their loading processes. The order of
+            samples depends on the number of lanes, but not on the number of ranks, which has to divide it and
+            `rows_per_step`. None: `rows_per_step`, or a multiple (32 or more) for a large data set.
         lookahead: samples that each lane chooses from to fill a row.
         workers: loading processes per rank; 0 loads in the training process.
     """
