@@ -49,6 +49,7 @@ def config() -> TrainConfig:
         ("data.registries=a.yaml,b.yaml", "data.registries", (Path("a.yaml"), Path("b.yaml"))),
         ("max_steps=100", "max_steps", 100),
         ("max_steps=none", "max_steps", None),
+        ("compute.activation_checkpointing=none", "compute.activation_checkpointing", "none"),
         ("adapter.rank=8", "adapter", AdapterConfig(rank=8)),
         ("adapter={method: dora, rank: 4}", "adapter", AdapterConfig(method="dora", rank=4)),
         ("optimizer.part_learning_rates.vision_tower=2e-6", "optimizer.part_learning_rates", {"vision_tower": 2e-6}),

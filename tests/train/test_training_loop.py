@@ -165,6 +165,12 @@ def test_the_model_of_an_unfinished_run_is_exported(
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "model").items())
 
 
+def test_a_run_without_an_adapter_has_none_to_export(finished: tuple[Path, Recorder], tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"trained no adapter.*leave out --adapter"):
+        export(finished[0], tmp_path / "adapter", adapter_only=True)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_formats_and_dtypes_of_exports(finished: tuple[Path, Recorder], tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"'nvila' .* cannot represent this model: the projector"):
         export(finished[0], tmp_path / "nvila", format="nvila")

@@ -158,7 +158,7 @@ def _check_keys(config_type: type[BaseModel], values: Mapping[str, object], wher
 
 
 def _parse(kind: Any, text: str, where: str) -> object:
-    if text in ("null", "none", "None", "~"):
+    if text in ("null", "none", "None", "~") and text not in get_args(kind):  # "none" may be one of the choices
         return None
     if kind is str or kind is Path:
         return text

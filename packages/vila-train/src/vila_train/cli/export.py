@@ -15,12 +15,18 @@ def export(
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: bfloat16).")
     ] = None,
+    adapter: Annotated[
+        bool,
+        typer.Option(
+            "--adapter", metavar="", help="Only what was trained, in peft's format (default: the merged model)."
+        ),
+    ] = False,
 ) -> None:
     """Write the newest checkpoint of a run as a model that `vila`, `vila-quant` and `vila-serve` read.
 
-    Adapters are merged into the weights.
+    Adapters are merged into the weights, or with --adapter written by themselves.
     """
     from vila_train.loop import export as export_run
 
-    export_run(run.expanduser(), out.expanduser(), format=format, dtype=dtype)
+    export_run(run.expanduser(), out.expanduser(), format=format, dtype=dtype, adapter_only=adapter)
     typer.echo(f"Wrote {out}.")

@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from vila_core.config import DecoderConfig, VisionTowerConfig, ViTConfig
+from vila_core.config import DecoderConfig
 from vila_core.language.attention import AttentionInputs
 from vila_core.language.decoder import Block
-
-UNKNOWN_COMPILED = 0.6
-"""Share of what eager layers keep that compiled ones keep, where nothing better is known."""
 
 
 def kept_by_block(block: Block, config: DecoderConfig, tokens: int, dtype: torch.dtype) -> int:
@@ -39,18 +36,17 @@ def kept_by_layer(layer: nn.Module, shape: Sequence[int], dtype: torch.dtype) ->
     return kept(lambda: type(layer).forward(copied, x), [*copied.parameters()])
 
 
-def compiled_block(config: DecoderConfig, tokens: int, itemsize: int) -> int:
-    """Return the bytes that a compiled block keeps: results of products and residuals; the rest is computed again."""
+def compiled_block(config: DecoderConfig, tokens: int, itemsize: int, *, learns: bool) -> int:
+    """Return the bytes that a block with compiled norms, rotary embedding and SwiGLU keeps.
+
+    These keep their inputs; products keep theirs if their weights or adapters learn. Attention keeps q, k, v and its
+    result.
+    """
     heads = (config.num_attention_heads * 2 + config.num_key_value_heads * 2) * config.head_dim
     widths = 2 * config.hidden_size + heads + 2 * config.intermediate_size
+    if learns:
+        widths += 2 * config.hidden_size + config.intermediate_size
     return tokens * (widths * itemsize + 4 * config.num_attention_heads)
-
-
-def compiled_layer(config: VisionTowerConfig, tokens: int, itemsize: int, eager: int) -> int:
-    """Return the same for a layer of a vision tower."""
-    if not isinstance(config, ViTConfig):
-        return int(UNKNOWN_COMPILED * eager)
-    return tokens * ((6 * config.hidden_size + config.intermediate_size) * itemsize + 4 * config.num_attention_heads)
 
 
 def attention_inputs_and_result(config: DecoderConfig, tokens: int, itemsize: int) -> int:

@@ -25,7 +25,6 @@ from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.estimates.activations import (
     attention_inputs_and_result,
     compiled_block,
-    compiled_layer,
     kept_by_block,
     kept_by_layer,
 )
@@ -188,7 +187,8 @@ def _of_language_model(
         return
     yield kept_by_layer(llm.model.norm, (1, load.tokens, config.hidden_size), dtype), 0
     eager = kept_by_block(blocks[0], config, load.tokens, dtype)
-    whole = compiled_block(config, load.tokens, itemsize) if compute.compile else eager
+    learns = _learns(blocks[0])
+    whole = compiled_block(config, load.tokens, itemsize, learns=learns) if compute.compile else eager
     transient = 3 * load.tokens * config.intermediate_size * itemsize  # gradients in the MLP
     match compute.activation_checkpointing:
         case "none":
@@ -214,8 +214,6 @@ def _of_tower(
         layers = repeated_layers(tower)[: _depth(network)]
         shape = (tiles, patches, config.hidden_size)
         whole = kept_by_layer(layers[0], shape, dtype) if layers else 0
-        if compute.compile:
-            whole = compiled_layer(config, tiles * patches, itemsize, whole)
         recomputes = compute.activation_checkpointing != "none"
         yield pixels + len(layers) * (stream if recomputes else whole), 2 * stream + (whole if recomputes else 0)
     if _learns(tower) or _learns(projector):

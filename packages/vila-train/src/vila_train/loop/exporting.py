@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from vila_core.checkpoint import save_checkpoint
+from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.errors import ConfigError
 from vila_core.loading import DTYPES
 from vila_train.checkpoints import Checkpoints, parameter_name
@@ -19,7 +20,7 @@ from vila_train.parallel.world import World
 from vila_train.run_folder import RunFolder, read_config
 
 
-def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = None) -> Path:
+def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = None, adapter_only: bool = False) -> Path:
     """Write the newest checkpoint of a run, complete or not, as a model to the new folder `out`. Return `out`.
 
     What adapters have learned is merged into the weights.
@@ -29,15 +30,18 @@ def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = No
         out: a folder that does not exist yet.
         format: a registered format that can be written, such as "vila" or "nvila".
         dtype: "bfloat16", "float32" or "float16"; None: as in the checkpoint that training started from.
+        adapter_only: write only what was trained, in peft's format, which names the model that training started from.
 
     Raises:
-        ConfigError: `run` is not the folder of a run, or the dtype is unknown.
+        ConfigError: `run` is not the folder of a run or has no adapter to write, or the dtype is unknown.
         TrainingError: it has no intact checkpoint.
         CheckpointError: the model cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
     config = in_full_precision(read_config(run))
+    if adapter_only:
+        _require_adapter(config, run, out)
     world = World(0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
     found = checkpoints.newest()
@@ -46,8 +50,27 @@ def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = No
     opened = open_model(config.model, config.seed)
     adapt(opened.network, config)
     checkpoints.load_weights(found[0], opened.network)
+    if adapter_only:
+        _write_adapter(opened, config, out)
+        return out
     export_model(opened, out, world, adapter=config.adapter, format=format, dtype=dtype)
     return out
+
+
+def _require_adapter(config: TrainConfig, run: Path, out: Path) -> None:
+    if config.adapter is None:
+        raise ConfigError(f"{run} trained no adapter. Export its model: leave out --adapter.")
+    if config.model.new is not None or config.model.num_time_tokens:
+        raise ConfigError(f"The model that {run} started from was made for it. Export the whole model: no --adapter.")
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty. Name a new folder.")
+
+
+def _write_adapter(opened: OpenedModel, config: TrainConfig, out: Path) -> None:
+    from vila_train.adapters import save_adapter
+
+    assert config.adapter is not None
+    save_adapter(opened.network, config.adapter, config.model.path or EMBEDDED_MODEL, out)
 
 
 def in_full_precision(config: TrainConfig) -> TrainConfig:
