@@ -1,5 +1,6 @@
 """Writes `notebook.ipynb`, with its outputs: `python examples/make_notebook.py`. Needs nbclient and ipykernel."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,10 @@ CELLS: tuple[tuple[str, str], ...] = (
 )
 
 
-def build() -> Any:
-    """Return the notebook without outputs."""
+def build(contents: Sequence[tuple[str, str]] = CELLS) -> Any:
+    """Return a notebook without outputs. Cells are (kind, source); "raises" is code that raises."""
     cells: list[Any] = []
-    for number, (kind, source) in enumerate(CELLS):
+    for number, (kind, source) in enumerate(contents):
         if kind == "markdown":
             cell = nbformat.v4.new_markdown_cell(source)
         else:

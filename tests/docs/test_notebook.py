@@ -1,4 +1,4 @@
-"""Runs the example notebook: its outputs in the repository are what it gives today."""
+"""Runs the example notebooks: their outputs in the repository are what they give today."""
 
 import importlib.util
 import re
@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SECONDS = re.compile(r"\d+\.\d\d s\b")
 
 
-def builder() -> Any:
-    spec = importlib.util.spec_from_file_location("make_notebook", EXAMPLES / "make_notebook.py")
+def builder(name: str = "make_notebook") -> Any:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,3 +45,21 @@ def test_the_notebook_gives_the_outputs_that_it_shows() -> None:
     outputs = [output for cell in committed.cells for output in cell.get("outputs", ()) if "data" in output]
     html = "".join(output.data.get("text/html", "") for output in outputs)
     assert html.count("<img") == 3, "the image, the video and the inspection are shown"
+
+
+def test_the_notebook_on_fine_tuning_teaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many answers are right may differ by a few with the machine's rounding."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    make = builder("make_fine_tune_notebook")
+    committed = nbformat.read(make.NOTEBOOK, as_version=4)
+    executed = make.execute(make.build(make.CELLS))
+    assert [cell.source for cell in executed.cells] == [cell.source for cell in committed.cells]
+    for notebook in (committed, executed):
+        texts = [text for _, of_cell in shown(notebook) for text in of_cell]
+        before, after = [int(text.split()[0]) for text in texts if " of 12 right" in text]
+        assert before < 4
+        assert after >= 9
+        assert not any("Traceback" in text for text in texts)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+        assert any("image/svg+xml" in output.get("data", {}) for output in outputs), "the loss is drawn"
+    assert make.NOTEBOOK.stat().st_size < 1_000_000
