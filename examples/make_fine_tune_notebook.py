@@ -26,6 +26,7 @@ CELLS: tuple[tuple[str, str], ...] = (
         'BASKETS = {"circle": "red", "triangle": "blue", "square": "green"}\n'
         'CORNERS = {"circle": 40, "triangle": 3, "square": 4}\n\n\n'
         "def draw_toy(shape, seed):\n"
+        '    """Return a picture of a toy of any color, size and place."""\n'
         "    chance = random.Random(seed)\n"
         '    picture = Image.new("RGB", (128, 128), "white")\n'
         "    x, y, size = chance.randint(40, 88), chance.randint(40, 88), chance.randint(20, 36)\n"
@@ -37,8 +38,8 @@ CELLS: tuple[tuple[str, str], ...] = (
         "    for seed in range(36):\n"
         "        shape = list(BASKETS)[seed % 3]\n"
         '        draw_toy(shape, seed).save(folder / f"{seed}.png")\n'
-        '        turns = [{"from": "human", "value": "<image>\\nWhich basket?"},\n'
-        '                 {"from": "gpt", "value": BASKETS[shape]}]\n'
+        '        turns = [{"from": "human", "value": "<image>\\nWhich basket?"}, '
+        '{"from": "gpt", "value": BASKETS[shape]}]\n'
         '        file.write(json.dumps({"image": f"{seed}.png", "conversations": turns}) + "\\n")\n\n'
         'draw_toy("triangle", 1)',
     ),
@@ -47,6 +48,7 @@ CELLS: tuple[tuple[str, str], ...] = (
         "code",
         "new_toys = [(shape, draw_toy(shape, 1000 + seed)) for seed in range(4) for shape in BASKETS]\n\n\n"
         "def count_right(model):\n"
+        '    """Print how many of the new toys get into their baskets."""\n'
         '    prompts = [[picture, "Which basket?"] for _, picture in new_toys]\n'
         "    answers = model.generate_batch(prompts, max_new_tokens=8)\n"
         "    right = sum(answer == BASKETS[shape] for answer, (shape, _) in zip(answers, new_toys, strict=True))\n"
@@ -65,15 +67,18 @@ CELLS: tuple[tuple[str, str], ...] = (
         "from vila_train.loop import train\n"
         "from vila_train.recipes.sft import fine_tuning\n"
         "from vila_train.settings import change\n\n"
-        'config = change(fine_tuning("vila-tiny", str(folder / "toys.jsonl"), learning_rate=5e-4), [\n'
-        '    "epochs=2",\n'
-        '    "data.samples_per_step=6",  # many small steps\n'
-        '    "data.max_length=450",  # of a row, into which samples are packed\n'
-        '    "data.workers=0",\n'
-        '    "compute.precision=fp32",  # faster on a CPU\n'
-        '    "tune=projector,language_model",\n'
-        '    "logging.callbacks=[]",\n'
-        "])\n"
+        "config = change(\n"
+        '    fine_tuning("vila-tiny", str(folder / "toys.jsonl"), learning_rate=5e-4),\n'
+        "    [\n"
+        '        "epochs=2",\n'
+        '        "data.samples_per_step=6",  # many small steps\n'
+        '        "data.max_length=450",  # of a row, into which samples are packed\n'
+        '        "data.workers=0",\n'
+        '        "compute.precision=fp32",  # faster on a CPU\n'
+        '        "tune=projector,language_model",\n'
+        '        "logging.callbacks=[]",\n'
+        "    ],\n"
+        ")\n"
         'trained = train(config, folder / "run", device="cpu")',
     ),
     ("markdown", "The run's folder holds the log, the checkpoints, the trained model, and a plot of the loss:"),
