@@ -9,7 +9,8 @@ ask it (`serving_clients.py`). Each sends a picture with a question, streams the
 Answers have `--tokens` tokens, since a logit bias keeps the tokens that would end them away. The clients of the bare
 engine do the same without HTTP: PNG in, text out. Its texts for the bundled pictures are what the server's clients
 must get. With `--pictures`, that many other pictures are asked about instead, which are new to the engine in each row;
-their answers are not checked. `--shapes` takes random 4-bit weights of a real model's shapes.
+their answers are not checked. `--shapes` takes random 4-bit weights of a real model's shapes. With `--step-ms 4`, a
+step of the engine only waits (`waiting_engine.py`): what is slow then is the server.
 
 `of one` is the throughput over that of the first row; `of engine` the throughput over the bare engine's at the same
 number of clients. `first` is the time from sending a request to its first piece of text, and `first of engine` the
@@ -67,7 +68,7 @@ class Server:
 
     def __init__(self, options: argparse.Namespace):
         program = [sys.executable, str(Path(__file__).with_name("serving_server.py")), "--device", options.device]
-        for name in ("model_path", "shapes", "seconds", "tokens", "pictures"):
+        for name in ("model_path", "shapes", "seconds", "tokens", "pictures", "step_ms"):
             value = getattr(options, name)
             program += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
         program += ["--clients", *map(str, options.clients)]
@@ -224,6 +225,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--client-processes", type=int, default=1)
+    parser.add_argument("--step-ms", type=float, help="steps only wait, so that the server's own cost is left")
     parser.add_argument("--pictures", type=int, default=0, help="ask about so many new pictures; 0: the bundled ones")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=1, help="rows with the most clients")

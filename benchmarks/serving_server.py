@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serving_clients import Question, bundled_questions, new_questions
+from waiting_engine import let_steps_wait
 
 import vila_core
 from vila_core.bench.random_model import random_checkpoint
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--pictures", type=int, default=0)
+    parser.add_argument("--step-ms", type=float)
     options = parser.parse_args()
     settings = ServeSettings(
         port=0, page=False, log_level="warning", model_path=options.model_path, model_name="served"
@@ -142,6 +144,8 @@ def main() -> None:
         waiting = settings.max_batch + settings.max_queue
         engine = vila_core.EngineConfig(max_batch=settings.max_batch, max_queue=waiting)
         model = random_model(options.shapes, options.device, engine)
+    if options.step_ms is not None:
+        let_steps_wait(model, options.step_ms / 1000)
     stops = dict.fromkeys(sorted(model.stop_token_ids), -100.0)
     config = GenerationConfig(max_new_tokens=options.tokens, logit_bias=stops)
     questions = bundled_questions()
