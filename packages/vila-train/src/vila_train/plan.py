@@ -45,7 +45,12 @@ def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_si
         raise TrainingError(f"The mixture '{data.mixture}' has no samples.")
     is_known = data.rows_per_step is not None and config.max_steps is not None
     per_row = 1.0 if not data.packing or is_known else measure(order, encode, row_length(config))
-    rows = data.rows_per_step or _round_rows(data.samples_per_step / per_row, world_size)
+    if data.rows_per_step is not None:
+        rows = data.rows_per_step
+    elif data.packing:
+        rows = _round_rows(data.samples_per_step / per_row, world_size)
+    else:  # exactly as many as asked for, or as few more as the ranks can divide
+        rows = -(-data.samples_per_step // world_size) * world_size
     steps = config.max_steps or max(1, math.ceil(config.epochs * samples / (per_row * rows)))
     lanes = data.lanes or default_lanes(rows, samples, data.lookahead, world_size)
     return Plan(rows_per_step=rows, lanes=lanes, total_steps=steps, samples_per_row=per_row)
@@ -86,9 +91,12 @@ def samples_per_row(lengths: Sequence[int], capacity: int) -> float:
 
 def _round_rows(rows: float, world_size: int) -> int:
     """Return a number of rows near `rows` that many numbers of ranks divide, `world_size` among them."""
-    factor = 1 if rows < 4 else 2 if rows < 16 else 4 if rows < 32 else 8
-    unit = math.lcm(world_size, factor)
-    return max(1, round(rows / unit)) * unit
+    for factor in (8, 4, 2):
+        unit = math.lcm(world_size, factor)
+        near = max(1, round(rows / unit)) * unit
+        if abs(near - rows) <= rows / 8:
+            return near
+    return max(1, round(rows / world_size)) * world_size
 
 
 def default_lanes(rows_per_step: int, samples: int, lookahead: int, world_size: int) -> int:
