@@ -106,7 +106,7 @@ def ask_server(model: Path, sample: Sample, log: Path) -> str:
     draw(scene).save(content, "PNG")
     image = {"url": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"}
     question = [{"type": "image_url", "image_url": image}, {"type": "text", "text": QUESTION}]
-    body = {"model": "any", "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 16}
+    body = {"model": model.name, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 16}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
         json.dumps(body).encode(),
@@ -136,9 +136,11 @@ def test_a_model_learns_a_task_and_is_quantized_and_served(tmp_path: Path):
     before = accuracy(tiny, old)
     assert accuracy(tiny, new) < 0.1
 
-    data = write_dataset([*new_samples("train", 700), *old_samples("train", 1300)], tmp_path / "data")
+    # Many of the old questions that resemble the new one, or else they get its answers.
+    similar = [make_sample("train", "attribute", 10_000 + index) for index in range(700)]
+    data = write_dataset([*new_samples("train", 500), *similar, *old_samples("train", 900)], tmp_path / "data")
     settings = {
-        "adapter.rank": 16, "adapter.alpha": 32, "adapter.dropout": 0, "data.max_length": 512, "data.workers": 0,
+        "adapter.rank": 16, "adapter.alpha": 16, "adapter.dropout": 0, "data.max_length": 512, "data.workers": 0,
         "data.samples_per_step": 40, "compute.precision": "fp32", "compute.activation_checkpointing": "none",
         "tune": "language_model",
     }  # fmt: skip
@@ -148,7 +150,7 @@ def test_a_model_learns_a_task_and_is_quantized_and_served(tmp_path: Path):
     learned = tmp_path / "run" / "model"
     model = load(learned)
     assert accuracy(model, new) > 0.9
-    assert accuracy(model, old) > before - 0.06  # measured: 4.4 points lost
+    assert accuracy(model, old) >= before - 0.02
 
     run("vila-train", "export", tmp_path / "run", tmp_path / "adapter", "--adapter")
     assert accuracy(load(tmp_path / "adapter"), new) == accuracy(model, new)
