@@ -106,7 +106,12 @@ def ask_server(model: Path, sample: Sample, log: Path) -> str:
     draw(scene).save(content, "PNG")
     image = {"url": f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"}
     question = [{"type": "image_url", "image_url": image}, {"type": "text", "text": QUESTION}]
-    body = {"model": model.name, "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 16}
+    body = {
+        "model": model.name,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/chat/completions",
         json.dumps(body).encode(),
