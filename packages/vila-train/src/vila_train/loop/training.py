@@ -209,7 +209,8 @@ class Run:
         self.step += 1
         self._lanes.update((one.lane, one.state) for one in loaded)
         self._skipped.update(one.reason for one in counts.skipped)
-        self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped)) if counts.skipped else None
+        if counts.skipped:
+            self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped))
 
     def _report(self, counts: StepCounts, loss: float, norm: float, rates: Mapping[str, float], seconds: float) -> None:
         if self.step % self._config.logging.every and self.step != self._plan.total_steps:
