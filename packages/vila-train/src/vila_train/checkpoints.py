@@ -96,7 +96,7 @@ class Checkpoints:
     def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         tensors = {**trained_weights(network), **_optimizer_tensors(network, optimizer)}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without a process group: that there is none
+            warnings.simplefilter("ignore")  # that there is no process group
             save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
         if self.world.is_first:
             _require_all_files(partial)
@@ -115,7 +115,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-" + "[0-9]" * 8))
 
     def newest(self) -> tuple[Path, Progress] | None:
-        """Return the newest intact checkpoint, None if there is none. Damaged ones are named in a warning.
+        """Return the newest intact checkpoint; None before the first. A warning names damaged ones.
 
         Raises:
             TrainingError: all of them are damaged.

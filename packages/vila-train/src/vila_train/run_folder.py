@@ -9,8 +9,7 @@ OUT/model/              the trained model; written last
 """
 
 import json
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from vila_core.settings_changes import describe_changes
 from vila_train.config import TrainConfig
 from vila_train.packing.lanes import Skipped
 from vila_train.plan import Plan
+from vila_train.step_lines import forget_after
 from vila_train.yaml_files import read_yaml
 
 RUN, PLAN, SKIPPED, CHECKPOINTS, MODEL = "run.yaml", "plan.json", "skipped.jsonl", "checkpoints", "model"
@@ -73,10 +73,7 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Remove what was noted of steps after `step`, which a resumed run does again."""
-        path = self.path / SKIPPED
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            write_file(path, "".join(line for line in lines if _step_of(line) <= step))
+        forget_after(self.path / SKIPPED, step)
 
     def save_failed_step(self, step: int, rank: int, rows: Iterable[Mapping[str, object]]) -> Path:
         """Write the rows of this rank in a step that failed. Return the folder."""
@@ -116,20 +113,14 @@ def read_config(folder: Path) -> TrainConfig:
 
 
 def _require_same(path: Path, config: TrainConfig) -> None:
-    changes = [
-        change
-        for change in describe_changes(read_yaml(path / RUN, ConfigError), config.model_dump(mode="json"))
-        if not change.startswith(CHANGEABLE)
-    ]
+    changes = describe_changes(read_yaml(path / RUN, ConfigError), config.model_dump(mode="json"))
+    refuse_changes(path, [change for change in changes if not change.startswith(CHANGEABLE)])
+
+
+def refuse_changes(path: Path, changes: Sequence[str]) -> None:
+    """Raise `ConfigError` if the run in the folder `path` has other settings: `changes` says which."""
     if changes:
         raise ConfigError(
             f"{path} holds a run with other settings: {changes[0]}. "
             "Run it as before to resume, or choose another folder with --out."
         )
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # half a line of a run that was killed
-        return sys.maxsize

@@ -169,7 +169,7 @@ def _names(what: str, found: object) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class GuardedCallbackFactory:
-    """A factory of callbacks. What its callbacks raise later is reported by training, which goes on."""
+    """A factory of callbacks. Training catches and reports what its callbacks raise later."""
 
     item: CallbackFactory
     owner: Owner

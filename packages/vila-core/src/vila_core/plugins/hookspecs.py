@@ -130,7 +130,7 @@ class Recipe(Protocol):
 
 @runtime_checkable
 class CallbackFactory(Protocol):
-    """Makes an object that is told how training goes; `vila_train.callbacks.CallbackFactory` is the full interface."""
+    """Makes an object that follows training; `vila_train.callbacks.CallbackFactory` is the full interface."""
 
     @property
     def name(self) -> str: ...

@@ -151,7 +151,7 @@ class GraphTower:
 
 
 def bucket_of(count: int) -> int | None:
-    """Return for how many images the graph is that encodes `count`; None if there is none."""
+    """Return the number of images of the graph that encodes `count` of them; None if no graph does."""
     return next((bucket for bucket in BUCKETS if bucket >= count), None)
 
 

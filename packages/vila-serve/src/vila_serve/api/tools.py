@@ -33,7 +33,7 @@ class ToolUse:
     """What a request says about tools.
 
     Attributes:
-        tools: that the model may call; none if the request has none or `tool_choice` is none.
+        tools: the functions that the model may call; empty without tools, or if `tool_choice` is "none".
         schema: of the call that the answer must be; None if the model may also answer with text.
         most: calls of one answer; None for any number.
     """

@@ -7,7 +7,7 @@ A block of the decoder is computed in two segments, with attention between them:
 "full" keeps only x. "linears" keeps q, k, v, o and what attention keeps, and recomputes both segments, so that
 attention, whose cost grows with the square of the length, runs once.
 
-Compiled are the functions between products (`fused`), not whole layers: their graphs are small, so that the first step
+The functions between products (`fused`) are compiled, not whole layers: their graphs are small, so that the first step
 waits seconds, not minutes, and no adapter or sharded weight is traced.
 
 Dimensions as in `vila_core.language.decoder`.

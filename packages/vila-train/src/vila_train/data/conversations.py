@@ -9,7 +9,7 @@ from vila_train.errors import TrainingError
 
 
 class SampleError(TrainingError):
-    """A sample cannot be used. It is skipped, counted and named; the run goes on.
+    """A sample cannot be used. It is skipped, counted and named, and the run continues.
 
     Attributes:
         reason: what is wrong in a few words, the same for all samples with this fault, which are counted together.

@@ -16,8 +16,7 @@ from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
 from vila_train.estimates.memory import MemoryEstimate, RowLoad, Suggestion, estimate_memory, suggest
 from vila_train.loop.loader import FittingEncoder
-from vila_train.loop.optimizer import freeze
-from vila_train.loop.setup import make_encoder
+from vila_train.loop.setup import adapt, make_encoder
 from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow, pack
 from vila_train.plan import Plan, make_plan, row_length
@@ -146,13 +145,11 @@ class _Remembered:
 
 def _as_trained(network: VilaModel, config: TrainConfig) -> int:
     """Freeze and adapt the network without weights. Return the number of weights that are trained."""
-    freeze(network, config)
-    if config.adapter is not None:
-        from vila_train.adapters import install
-
-        method = "lora" if config.adapter.method == "qlora" else config.adapter.method  # 4 bits need a GPU
-        with torch.device("meta"):
-            install(network, config.adapter.model_copy(update={"method": method}))
+    adapter = config.adapter
+    if adapter is not None and adapter.method == "qlora":  # 4 bits need a GPU
+        adapter = adapter.model_copy(update={"method": "lora"})
+    with torch.device("meta"):
+        adapt(network, config.model_copy(update={"adapter": adapter}))
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 

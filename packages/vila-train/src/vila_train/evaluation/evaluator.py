@@ -99,7 +99,7 @@ class Evaluator:
     def scores(self, opened: OpenedModel, root: nn.Module, device: torch.device, *, here: bool) -> dict[str, float]:
         """Evaluate, and return all measures, such as "pope/accuracy" and "loss". Every rank has to call this.
 
-        An evaluation that fails is reported and left out: training goes on.
+        An evaluation that fails is reported and left out, and training continues.
 
         Args:
             opened: the model in training.

@@ -107,7 +107,7 @@ class RowLoader:
         world: this rank.
         rows_per_step: of all ranks.
         workers: loading processes; 0 loads in this one.
-        states: of all lanes so far, to which this rank adds.
+        lanes: of this rank; there are no more processes than lanes.
     """
 
     def __init__(self, rounds: LaneRounds, world: World, rows_per_step: int, workers: int, lanes: int):

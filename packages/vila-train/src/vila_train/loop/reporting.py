@@ -71,7 +71,7 @@ def add_counts(counts: Sequence[StepCounts]) -> StepCounts:
 
 
 class Reporter:
-    """Tells callbacks what happens. One that raises is named once, and the run goes on.
+    """Tells callbacks what happens. One that raises is named once, and the run continues.
 
     Args:
         callbacks: in order; empty on ranks other than 0.
@@ -105,7 +105,7 @@ class Reporter:
         for callback in self._callbacks:
             try:
                 call(callback)
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin does, training goes on
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin does, training continues
                 name = type(callback).__name__
                 self._failed[name] += 1
                 if self._failed[name] == 1:

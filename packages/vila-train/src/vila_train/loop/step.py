@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -19,6 +18,7 @@ from vila_train.loss import TimeTokens
 from vila_train.packing import PackedRow
 from vila_train.packing.rows import embedded_loss
 from vila_train.parallel.fsdp import accumulates_locally, exchange_gradients
+from vila_train.parallel.world import sum_over_ranks
 
 
 class Trainee(nn.Module):
@@ -91,7 +91,7 @@ def train_step(
     device = rows[0].labels.device
     optimizer.zero_grad(set_to_none=True)
     if labels is None:
-        count = _sum(torch.tensor(float(sum(row.num_labels for row in rows)), device=device))
+        count = sum_over_ranks(torch.tensor(float(sum(row.num_labels for row in rows)), device=device))
     else:
         count = float(labels)
     at_end = accumulates_locally(trainee, device)
@@ -105,7 +105,7 @@ def train_step(
     norm = clip_gradients(trainee, clip_norm)
     optimizer.step()
     row_losses = torch.stack(losses)
-    return StepResult(_sum(row_losses.sum()), norm, row_losses)
+    return StepResult(sum_over_ranks(row_losses.sum()), norm, row_losses)
 
 
 def clip_gradients(trainee: nn.Module, limit: float) -> Tensor:
@@ -118,10 +118,3 @@ def clip_gradients(trainee: nn.Module, limit: float) -> Tensor:
     if limit:
         nn.utils.clip_grads_with_norm_(trainee.parameters(), limit, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def _sum(value: Tensor) -> Tensor:
-    """Return the sum over all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(value)
-    return value

@@ -42,12 +42,6 @@ class World:
         """Whether this process reports and writes files for all."""
         return self.rank == 0
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum of `values` over all ranks, without waiting for it. `values` is overwritten."""
-        if self.size > 1:
-            dist.all_reduce(values)
-        return values
-
     def gather(self, value: Any) -> list[Any]:
         """Return the `value` of each rank."""
         if self.size == 1:
@@ -76,6 +70,13 @@ class World:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of `values` over all ranks, without waiting for it. `values` is overwritten."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from vila_core.checkpoint.json_files import read_json
 from vila_core.errors import ConfigError
 from vila_core.new_file import make_folder, write_file
 from vila_core.settings_changes import describe_changes
+from vila_train.run_folder import refuse_changes
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.loop import Stage
 
@@ -41,7 +42,7 @@ class RunFolder:
         make_folder(path)
         stated = cast("dict[str, object]", json.loads(json.dumps(run)))
         if (path / RUN).exists():
-            _require_same(path, read_json(path / RUN), stated)
+            refuse_changes(path, describe_changes(read_json(path / RUN), stated))
         elif any(path.iterdir()):
             raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
         else:
@@ -81,11 +82,3 @@ class RunFolder:
     def restore(self, stage: Stage) -> None:
         """Load the state after this stage. Raises `TrainingError` if it is damaged."""
         stage.resume(self.path / f"{stage.config.name}.pt")
-
-
-def _require_same(path: Path, found: Mapping[str, object], stated: Mapping[str, object]) -> None:
-    if changes := describe_changes(found, stated):
-        raise ConfigError(
-            f"{path} holds a run with other settings: {changes[0]}. "
-            "Run it as before to resume, or choose another folder with --out."
-        )

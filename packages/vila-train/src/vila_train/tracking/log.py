@@ -4,13 +4,14 @@ A resumed run does the steps after its checkpoint again, so their records are re
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
-from vila_core.new_file import cannot_write, write_file
+from vila_core.new_file import cannot_write
 from vila_train.callbacks import NoCallback, RunStart, StepRecord
+from vila_train.step_lines import forget_after
 
 LOG, EVALUATION = "log.jsonl", "evaluation.jsonl"
 
@@ -50,24 +51,3 @@ def as_json(record: StepRecord) -> dict[str, Any]:
     """Return the fields of a record."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-
-
-def forget_after(path: Path, step: int) -> None:
-    """Remove the lines of steps after `step`, and half a line that a killed run left."""
-    if path.exists():
-        kept = [record for record in read_lines(path) if record["step"] <= step]
-        write_file(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of a file with a step in each line; damaged lines are left out."""
-    if not path.exists():
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and isinstance(cast("dict[str, Any]", record).get("step"), int):
-                yield cast("dict[str, Any]", record)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from vila_core.new_file import write_file
 from vila_train.callbacks import NoCallback, RunStart
-from vila_train.tracking.log import EVALUATION, LOG, read_lines
+from vila_train.step_lines import read_lines
+from vila_train.tracking.log import EVALUATION, LOG
 
 PLOT = "loss.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 320, 60, 16, 34, 44

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError
 from vila_train.data.conversations import SampleError
-from vila_train.data.records.spans import Index, SpanFile, cached_index
+from vila_train.data.records.spans import Index, IndexedFile
 from vila_train.errors import DatasetError
 
 MAX_RECORD_BYTES = 64 * 1024 * 1024
@@ -22,32 +22,15 @@ _SHORT_LINE = 8
 """A line of white space up to this length is an empty line; a longer one is a damaged sample."""
 
 
-class JsonRecords:
-    """The objects of a JSON or JSON Lines file.
+class JsonRecords(IndexedFile):
+    """The objects of a JSON or JSON Lines file. The index holds start, end and line (or place in the list) of each.
 
     Args:
         path: of the file, which is indexed on first use.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = SpanFile(path)
-        self._index: Index | None = None
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, state: Path) -> None:
-        self.__init__(state)
-
-    @property
-    def index(self) -> Index:
-        """Start, end and line (or place in the list) of each sample, `[N, 3]`."""
-        if self._index is None:
-            self._index = cached_index(self.path, "samples", 3, self._find_samples)
-            if not len(self._index):
-                raise DatasetError(f"'{self.path}' holds no samples. Expected a JSON list, or one sample per line.")
-        return self._index
+    KIND, COLUMNS = "samples", 3
+    HINT = ". Expected a JSON list, or one sample per line."
 
     def __len__(self) -> int:
         return len(self.index)
@@ -56,20 +39,13 @@ class JsonRecords:
         """Return sample `number`. Raises `SampleError` if it is not a JSON object, or too large."""
         start, end, place = map(int, self.index[number])
         where = f"'{self.path.name}', sample {place} (byte {start:,})"
-        if end - start > MAX_RECORD_BYTES:
-            raise SampleError(f"{where} has {end - start:,} bytes; the limit is {MAX_RECORD_BYTES:,}.", "too large")
-        try:
-            data = self._file.read(start, end - start)
-        except OSError as error:
-            raise SampleError(f"{where} cannot be read: {error.strerror or error}.", "unreadable file") from None
-        if len(data) < end - start:
-            raise SampleError(f"{where} is beyond the end of the file, which changed.", "unreadable file")
+        data = self._file.read_span(start, end - start, MAX_RECORD_BYTES, where)
         try:
             return parse_json_object(data, where)
         except CheckpointError as error:
             raise SampleError(str(error), "damaged JSON") from None
 
-    def _find_samples(self) -> Index:
+    def _build_index(self) -> Index:
         first = self._file.read(0, 4096)
         if first.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DatasetError(f"'{self.path}' is text in UTF-16. Save it as UTF-8.")

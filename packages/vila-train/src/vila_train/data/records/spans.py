@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from vila_core.errors import OutputError
 from vila_core.input_files import Content, open_input, open_regular_file
 from vila_core.new_file import make_folder, new_file
+from vila_train.data.conversations import SampleError
 from vila_train.errors import DatasetError
 
 VERSION = 1
@@ -79,6 +81,69 @@ class SpanFile:
             self.file.seek(start)
             return self.file.read(length)
         return os.pread(self.file.fileno(), length, start)
+
+    def read_span(self, start: int, length: int, limit: int, where: str) -> bytes:
+        """Return exactly `length` bytes from `start`.
+
+        Args:
+            start: first byte.
+            length: in bytes.
+            limit: bytes that a span may have.
+            where: begins the messages of errors.
+
+        Raises:
+            SampleError: the span is longer than `limit`, cannot be read, or is not in the file any more.
+        """
+        if length > limit:
+            raise SampleError(f"{where} has {length:,} bytes; the limit is {limit:,}.", "too large")
+        try:
+            data = self.read(start, length)
+        except OSError as error:
+            raise SampleError(f"{where} cannot be read: {error.strerror or error}.", "unreadable file") from None
+        if len(data) < length:
+            raise SampleError(f"{where} is beyond the end of the file, which changed.", "unreadable file")
+        return data
+
+
+class IndexedFile(ABC):
+    """A data file with an index of places, made or read from its cache on first use. Only the path is pickled.
+
+    Args:
+        path: of the file.
+    """
+
+    KIND: ClassVar[str]
+    """Of the index; see `cached_index`."""
+    COLUMNS: ClassVar[int]
+    """Of the index."""
+    HINT: ClassVar[str]
+    """What a file with samples would hold, for the message about one without."""
+    CONTENT: ClassVar[Content] = Content.PLAIN
+    """What the file may hold; see `SpanFile`."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = SpanFile(path, self.CONTENT)
+        self._index: Index | None = None
+
+    def __getstate__(self) -> Path:
+        return self.path
+
+    def __setstate__(self, state: Path) -> None:
+        self.__init__(state)
+
+    @property
+    def index(self) -> Index:
+        """Places in the file, `[N, COLUMNS]`. Raises `DatasetError` if there is none."""
+        if self._index is None:
+            self._index = cached_index(self.path, self.KIND, self.COLUMNS, self._build_index)
+            if not len(self._index):
+                raise DatasetError(f"'{self.path}' holds no samples{self.HINT}")
+        return self._index
+
+    @abstractmethod
+    def _build_index(self) -> Index:
+        """Read the file and return its index."""
 
 
 def cached_index(path: Path, kind: str, columns: int, build: Callable[[], Index]) -> Index:

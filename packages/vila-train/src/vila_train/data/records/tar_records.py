@@ -10,14 +10,13 @@ import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from vila_core.errors import shown
 from vila_core.input_files import Content
 from vila_train.data.conversations import SampleError
-from vila_train.data.records.spans import Index, SpanFile, cached_index
+from vila_train.data.records.spans import Index, IndexedFile, SpanFile
 from vila_train.errors import DatasetError
 
 MAX_MEMBER_BYTES = 2 * 1024**3
@@ -54,43 +53,18 @@ class TarSample(Mapping[str, bytes]):
         """Raises `SampleError` if the member cannot be read."""
         start, length = self.members[suffix]
         where = f"member .{suffix} of '{self.file.path.name}' (byte {start:,})"
-        if length > MAX_MEMBER_BYTES:
-            raise SampleError(f"{where} has {length:,} bytes; the limit is {MAX_MEMBER_BYTES:,}.", "too large")
-        try:
-            data = self.file.read(start, length)
-        except OSError as error:
-            raise SampleError(f"{where} cannot be read: {error.strerror or error}.", "unreadable file") from None
-        if len(data) < length:
-            raise SampleError(f"{where} is beyond the end of the file, which changed.", "unreadable file")
-        return data
+        return self.file.read_span(start, length, MAX_MEMBER_BYTES, where)
 
 
-class TarRecords:
-    """The samples of an archive.
+class TarRecords(IndexedFile):
+    """The samples of an archive. The index holds its members in their order.
 
     Args:
         path: of the file, which is indexed on first use: its headers are read once.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self._file = SpanFile(path, Content.ARCHIVE)
-        self._index: Index | None = None
-
-    def __getstate__(self) -> Path:
-        return self.path
-
-    def __setstate__(self, state: Path) -> None:
-        self.__init__(state)
-
-    @property
-    def index(self) -> Index:
-        """The members in their order, `[members, 3 + 4]`."""
-        if self._index is None:
-            self._index = cached_index(self.path, "members", _COLUMNS, self._find_members)
-            if not len(self._index):
-                raise DatasetError(f"'{self.path}' holds no samples: no members with names such as '17.jpg'.")
-        return self._index
+    KIND, COLUMNS, CONTENT = "members", _COLUMNS, Content.ARCHIVE
+    HINT = ": no members with names such as '17.jpg'."
 
     def __len__(self) -> int:
         return int(self.index[-1, 0]) + 1
@@ -115,7 +89,7 @@ class TarRecords:
             members[suffix] = start, length
         return TarSample(self._file, members)
 
-    def _find_members(self) -> Index:
+    def _build_index(self) -> Index:
         rows: list[bytes] = []
         key: str | None = None
         number = -1

@@ -1,0 +1,34 @@
+"""Files with one JSON object per line, each of which names its step: logs that a resumed run goes on with."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from vila_core.new_file import write_file
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a file; damaged lines, and a file that does not exist, have none."""
+    for _, record in _lines(path):
+        yield record
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Remove the lines of steps after `step`, which a resumed run does again, and damaged lines of a killed run."""
+    if path.exists():
+        write_file(path, "".join(line for line, record in _lines(path) if record["step"] <= step))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each line that is a record, with its end, and the record."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and isinstance(cast("dict[str, Any]", record).get("step"), int):
+                yield line.rstrip("\n") + "\n", cast("dict[str, Any]", record)
