@@ -1,4 +1,4 @@
-"""Follow a package's README as a new user: run its install command, then its first example.
+"""Follow a package's README as a new user: run its install command, then the first example not marked "not run".
 
     python tests/docs/first_steps.py packages/vila-eval/README.md
 
@@ -15,20 +15,21 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(bash|console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^(<!-- not run: .*\n)?```(bash|console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*(?:\\\n.*)*)\n?((?:(?!\$ ).*\n?)*)", re.MULTILINE)
 
 
 def main(readme: Path) -> None:
     blocks = BLOCK.findall(readme.read_text(encoding="utf-8"))
-    installs = [number for number, (_, text) in enumerate(blocks) if "pip install" in text]
+    installs = [number for number, (_, _, text) in enumerate(blocks) if "pip install" in text]
     if not installs:
         sys.exit(f"{readme} has no install command.")
     first = installs[0]
-    execute(blocks[first][1], ROOT)
-    if first + 1 == len(blocks):
-        sys.exit(f"{readme} has no example after its install command.")
-    kind, text = blocks[first + 1]
+    execute(blocks[first][2], ROOT)
+    examples = [(kind, text) for mark, kind, text in blocks[first + 1 :] if not mark]
+    if not examples:
+        sys.exit(f"{readme} has no example after its install command that runs.")
+    kind, text = examples[0]
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(ROOT / "examples", Path(folder) / "examples")
         if kind == "python":

@@ -32,6 +32,7 @@ class Words:
 
     name: str = "words"
     answers: list[str] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
     training: list[bool] = field(default_factory=list)
     fail: BaseException | None = None
 
@@ -42,6 +43,7 @@ class Words:
             if self.fail is not None:
                 raise self.fail
             self.answers.append(model.generate("red blue green", max_new_tokens=5))
+            self.logits.append(model.inspect("red blue green").logits)
             self.training.append(any(module.training for module in model.network.modules()))
             return {"length": float(len(self.answers[-1]))}
 
@@ -99,8 +101,10 @@ def test_an_adapter_answers_too(micro_checkpoint: Path, tmp_path: Path, register
     register(task)
     changes = {"adapter": {"rank": 8, "alpha": 64.0}, "optimizer.learning_rate": 0.05, "evaluation.tasks": ("words",)}
     run(micro_config(micro_checkpoint, **changes), tmp_path / "run")
-    untrained = vila.load(micro_checkpoint, device="cpu", dtype="float32")
-    assert task.answers[0] != untrained.generate("red blue green", max_new_tokens=5)
+    untrained = vila.load(micro_checkpoint, device="cpu", dtype="float32").inspect("red blue green").logits
+    exported = vila.load(tmp_path / "run/model", device="cpu", dtype="float32").inspect("red blue green").logits
+    torch.testing.assert_close(task.logits[0], exported, rtol=1e-4, atol=1e-4)
+    assert (task.logits[0] - untrained).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), ConfigError("No rows."), ZeroDivisionError()])

@@ -120,7 +120,8 @@ class RowLoader:
             pin_memory=world.device.type == "cuda",
             worker_init_fn=_prepare_worker,
         )
-        self._rounds = iter(self._loader)
+        with _keep_child_handler():
+            self._rounds = iter(self._loader)
         self._rows: list[LoadedRow] = []
         self.seconds = 0.0
 
@@ -128,7 +129,7 @@ class RowLoader:
         """Return the rows of this rank's next step; `seconds` is how long that took.
 
         Raises:
-            TrainingError: a lane cannot go on.
+            TrainingError: a lane cannot go on, or a loading process ended.
         """
         started = time.perf_counter()
         while len(self._rows) < self._share:
@@ -141,7 +142,8 @@ class RowLoader:
         """Return one row of each lane of this rank."""
         rows: list[LoadedRow] = []
         for _ in range(max(self._workers, 1)):
-            loaded = next(self._rounds)
+            with _explain_ended_process():
+                loaded = next(self._rounds)
             if isinstance(loaded, LoadingFailed):
                 raise TrainingError(loaded.message)
             rows += loaded
@@ -153,8 +155,19 @@ class RowLoader:
 
 
 @contextlib.contextmanager
-def explain_ended_process() -> Generator[None]:
-    """Raise `TrainingError` if a loading process ends. PyTorch's handler of SIGCHLD may raise anywhere in the block."""
+def _keep_child_handler() -> Generator[None]:
+    """Restore the handler of SIGCHLD, where PyTorch's data loader raises if a loading process ends.
+
+    It would raise anywhere, such as while a checkpoint is written. Waiting for the next rows notices the end too.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    with contextlib.suppress(ValueError):  # not the main thread, where PyTorch sets no handler
+        signal.signal(signal.SIGCHLD, handler)
+
+
+@contextlib.contextmanager
+def _explain_ended_process() -> Generator[None]:
     try:
         yield
     except RuntimeError as error:

@@ -17,7 +17,7 @@ from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
 from vila_train.evaluation.evaluator import Evaluator
 from vila_train.loop.exporting import export, export_model
-from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, explain_ended_process, own_lanes
+from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
 from vila_train.loop.reporting import Reporter, StepCounts, add_counts
 from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order
@@ -153,9 +153,7 @@ class Run:
             RunStart(self._config, self._folder.path, self.step, total, self._world.size, trained, everything)
         )
         while self.step < total:
-            with explain_ended_process():
-                is_stopped = self._advance(request)
-            if is_stopped:
+            if self._advance(request):
                 self.save()
                 raise Stopped
             if self._evaluator.is_due(self.step, total):
