@@ -2,7 +2,7 @@
 
 Checkpoint formats translate configs on disk into this tree; nothing else reads raw configs.
 The config of a component has its registered `name`. A plugin adds its own config type by subclassing
-`VisionTowerConfig`, `ProjectorConfig`, `MediaEncoderConfig` or `LanguageModelConfig`.
+`VisionTowerConfig`, `ProjectorConfig`, `MediaEncoderConfig`, `LanguageModelConfig` or `GenerationHeadConfig`.
 """
 
 from collections.abc import Sized
@@ -302,6 +302,12 @@ class TransformersConfig(LanguageModelConfig):
     hf_config: dict[str, object]
 
 
+class GenerationHeadConfig(Config):
+    """A head that draws: see `vila_core.generation.heads`. `name` is a registered component."""
+
+    name: str
+
+
 # ------------------------------------------------------------------------------------------------ preprocessing
 
 
@@ -368,6 +374,7 @@ class VilaConfig(Config):
     image_encoder: SerializeAsAny[MediaEncoderConfig] = BasicImageEncoderConfig()
     video_encoder: SerializeAsAny[MediaEncoderConfig] = BasicVideoEncoderConfig()
     language_model: SerializeAsAny[LanguageModelConfig]
+    generation_head: SerializeAsAny[GenerationHeadConfig] | None = None
     pixels: PixelConfig
     preprocess: PreprocessConfig = PreprocessConfig()
     time_tokens: TimeTokenConfig | None = None

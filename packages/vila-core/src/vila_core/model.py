@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from vila_core.config import LanguageModelConfig, MediaEncoderConfig, ProjectorConfig, VilaConfig, VisionTowerConfig
+from vila_core.config import (
+    GenerationHeadConfig,
+    LanguageModelConfig,
+    MediaEncoderConfig,
+    ProjectorConfig,
+    VilaConfig,
+    VisionTowerConfig,
+)
 from vila_core.encoders import BlockLayout, ExpandedPrompt, expand
 from vila_core.plugins.loader import load_plugins
 from vila_core.projectors import is_capturable
@@ -24,6 +31,7 @@ from vila_core.towers import s2
 
 if TYPE_CHECKING:
     from vila_core.encoders import MediaEncoder
+    from vila_core.generation.heads import GenerationHead, HeadModule
     from vila_core.language import LanguageModel
     from vila_core.plugins.hookspecs import Component
     from vila_core.plugins.registry import Registry
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
     from vila_core.tokenizer import Tokenizer
     from vila_core.towers.vit import VisionTower
 
-PartConfig = VisionTowerConfig | ProjectorConfig | MediaEncoderConfig | LanguageModelConfig
+PartConfig = VisionTowerConfig | ProjectorConfig | MediaEncoderConfig | LanguageModelConfig | GenerationHeadConfig
 TILES_AT_ONCE = 64
 """Tiles that go through the vision tower together. It bounds the memory that a long video needs."""
 TILES_OF_PART = 8
@@ -87,6 +95,9 @@ class VilaModel(nn.Module):
         self.image_encoder = cast("MediaEncoder", _build(plugins.media_encoders, config.image_encoder))
         self.video_encoder = cast("MediaEncoder", _build(plugins.media_encoders, config.video_encoder))
         self.llm = cast("LanguageModel", _build(plugins.language_models, config.language_model))
+        self.generation = (
+            None if config.generation_head is None else _build(plugins.generation_heads, config.generation_head)
+        )
         self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
         self._text_ids = {
             text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)
@@ -225,6 +236,11 @@ class VilaModel(nn.Module):
 
     def _encoder(self, kind: str) -> "MediaEncoder":
         return {"image": self.image_encoder, "video": self.video_encoder}[kind]
+
+    @cached_property
+    def generation_head(self) -> "GenerationHead | None":
+        """What draws; None for models that only write."""
+        return None if self.generation is None else cast("HeadModule", self.generation).head(self)
 
     @cached_property
     def tokens_per_tile(self) -> int:

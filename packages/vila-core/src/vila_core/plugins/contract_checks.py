@@ -178,6 +178,7 @@ _CHECKS: dict[str, Callable[[Any], Iterator[str]]] = {
     "vila_projectors": _component_faults,
     "vila_media_encoders": _component_faults,
     "vila_language_models": _component_faults,
+    "vila_generation_heads": _component_faults,
     "vila_chat_templates": _template_faults,
     "vila_checkpoint_formats": _format_faults,
     "vila_callbacks": _callback_faults,

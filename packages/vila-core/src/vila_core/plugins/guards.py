@@ -195,6 +195,13 @@ _GUARDS: Mapping[str, Callable[[Any, Owner], Any]] = {
     "vila_datasets": GuardedDataset,
     "vila_callbacks": GuardedCallbackFactory,
     **dict.fromkeys(
-        ("vila_vision_towers", "vila_projectors", "vila_media_encoders", "vila_language_models"), _guarded_component
+        (
+            "vila_vision_towers",
+            "vila_projectors",
+            "vila_media_encoders",
+            "vila_language_models",
+            "vila_generation_heads",
+        ),
+        _guarded_component,
     ),
 }

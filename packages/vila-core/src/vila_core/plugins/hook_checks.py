@@ -108,6 +108,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook("vila_projectors", "projector", _component_fault("ProjectorConfig")),
     Hook("vila_media_encoders", "media encoder", _component_fault("MediaEncoderConfig")),
     Hook("vila_language_models", "language model", _component_fault("LanguageModelConfig")),
+    Hook("vila_generation_heads", "generation head", _component_fault("GenerationHeadConfig")),
     Hook("vila_chat_templates", "chat template", _template_fault),
     Hook("vila_checkpoint_formats", "checkpoint format", _format_fault),
     Hook("vila_quantizers", "quantizer", _with_methods("a quantizer", "quantize_block")),

@@ -197,6 +197,12 @@ def vila_language_models() -> Sequence[Component]:
 
 
 @hookspec
+def vila_generation_heads() -> Sequence[Component]:
+    """Generation heads: `build(config)` -> Module with the interface of `vila_core.generation.heads.HeadModule`."""
+    return ()
+
+
+@hookspec
 def vila_chat_templates() -> Sequence[ChatTemplate]:
     """Chat templates."""
     return ()

@@ -57,6 +57,7 @@ class Plugins:
     projectors: Registry[Component]
     media_encoders: Registry[Component]
     language_models: Registry[Component]
+    generation_heads: Registry[Component]
     chat_templates: Registry[ChatTemplate]
     checkpoint_formats: Registry[CheckpointFormat]
     quantizers: Registry[Quantizer]
