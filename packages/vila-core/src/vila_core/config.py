@@ -168,6 +168,79 @@ class TimmConfig(VisionTowerConfig):
     select_feature: Literal["patch", "cls_patch"] = "patch"
 
 
+class PixelDecoderConfig(Config):
+    """The convolutional decoder of VQGAN (Esser et al. 2021), which makes an image of a grid of code embeddings.
+
+    The first entry of `channel_multipliers` is the finest level; the decoder starts at the last one. Blocks have
+    attention at the levels whose side is in `attention_resolutions`, counted from `resolution` at the finest.
+    `latent_grid` is the grid that code embeddings are resized to first, None for none.
+    """
+
+    z_channels: Annotated[int, Field(gt=0, le=size_limits.MAX_DECODER_CHANNELS)]
+    channels: Annotated[int, Field(gt=0, le=size_limits.MAX_DECODER_CHANNELS)]
+    channel_multipliers: Annotated[
+        tuple[Annotated[int, Field(gt=0, le=size_limits.MAX_DECODER_CHANNELS)], ...],
+        Field(min_length=1, max_length=size_limits.MAX_DECODER_LEVELS),
+    ]
+    num_res_blocks: Annotated[int, Field(ge=0, le=size_limits.MAX_RESIDUAL_BLOCKS)]
+    attention_resolutions: Annotated[tuple[Pixels, ...], Field(max_length=size_limits.MAX_DECODER_LEVELS)] = ()
+    resolution: Pixels
+    latent_grid: tuple[Pixels, Pixels] | None = None
+
+    @property
+    def scale(self) -> int:
+        """Pixels per grid position along a side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @model_validator(mode="after")
+    def _groups_divide(self) -> "PixelDecoderConfig":
+        for multiplier in self.channel_multipliers:
+            width = self.channels * multiplier
+            if width % 32 or width > size_limits.MAX_DECODER_CHANNELS:
+                raise ValueError(
+                    f"a level has {width} channels; expected a multiple of 32 (group norm) "
+                    f"of at most {size_limits.MAX_DECODER_CHANNELS}"
+                )
+        return self
+
+
+class RQSiglipConfig(ViTConfig):
+    """SigLIP whose features are quantized residually (RQ-VAE, Lee et al. 2022), and a decoder of the codes (VILA-U).
+
+    `code_depth` codes stand for one position of the grid, each out of `codebook_size`. With `shared_codebook` all
+    depths use one codebook. `keeps_ema` keeps the running averages that codebooks are trained with.
+    """
+
+    name: Literal["rq-siglip"] = "rq-siglip"
+    hidden_act: str = "gelu_pytorch_tanh"
+    use_head: bool = False
+    codebook_size: Annotated[int, Field(gt=0, le=size_limits.MAX_CODEBOOK)]
+    code_depth: Annotated[int, Field(gt=0, le=size_limits.MAX_CODE_DEPTH)]
+    shared_codebook: bool = True
+    keeps_ema: bool = False
+    decoder: PixelDecoderConfig
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def decoded_size(self) -> tuple[int, int]:
+        """Height and width of decoded images in pixels."""
+        rows, columns = self.decoder.latent_grid or self.grid
+        return rows * self.decoder.scale, columns * self.decoder.scale
+
+    @model_validator(mode="after")
+    def _decodes_to_an_image(self) -> "RQSiglipConfig":
+        if max(self.decoded_size) > size_limits.MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"the decoder makes images of {self.decoded_size} pixels; the limit is {size_limits.MAX_IMAGE_SIZE}"
+            )
+        return self
+
+
 class S2Config(Config):
     """Static S2 (Shi et al. 2024, "When do we not need larger vision models?"): one image at several scales.
 
@@ -193,12 +266,6 @@ PROJECTOR_NAMES = (
     "mlp_downsample_3x3_s2_new",
 )
 """The types that `vila_core.projectors` builds, with the names used by the reference."""
-
-FOLDED_PATCHES = {
-    "identity": 1, "linear": 1, "mlp2x_gelu": 1, "mlp_downsample": 2, "mlp_downsample_2x2_fix": 2,
-    "mlp_downsample_3x3_fix": 3, "mlp_downsample_3x3_s2": 3, "mlp_downsample_3x3_s2_new": 3,
-}  # fmt: skip
-"""Projector -> r, where r x r patches become one token (see `vila_core.projectors`)."""
 
 
 class ProjectorConfig(Config):
@@ -313,6 +380,66 @@ class GenerationHeadConfig(Config):
 
     name: str
 
+    def require_fit(
+        self, tower: VisionTowerConfig, projector: ProjectorConfig, language_model: LanguageModelConfig
+    ) -> None:
+        """Raise `ValueError` if the head cannot work with these parts. The base class accepts all."""
+
+
+class DepthTransformerConfig(GenerationHeadConfig):
+    """A small causal transformer over the codes of one image position (RQ-Transformer; `rqtransformer` of VILA-U).
+
+    `hidden_size` is the language model's width. The start tokens switch the language model to drawing: an image, or, if
+    there is a `video_start_token`, a video of `video_frames` frames. Dropout is used in training only.
+    """
+
+    name: Literal["depth-transformer"] = "depth-transformer"
+    hidden_size: Width
+    embed_dim: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    code_width: Width
+    codebook_size: Annotated[int, Field(gt=0, le=size_limits.MAX_CODEBOOK)]
+    code_depth: Annotated[int, Field(gt=0, le=size_limits.MAX_CODE_DEPTH)]
+    grid: tuple[Pixels, Pixels]
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    image_start_token: str = "<im_start>"
+    image_end_token: str = "<im_end>"
+    video_start_token: str | None = "<vi_start>"
+    video_end_token: str | None = "<vi_end>"
+    video_frames: Frames = 8
+
+    def require_fit(
+        self, tower: VisionTowerConfig, projector: ProjectorConfig, language_model: LanguageModelConfig
+    ) -> None:
+        """Raise `ValueError` unless the codes are the tower's, one position per token of the projector."""
+        if not isinstance(tower, RQSiglipConfig):
+            raise ValueError(f"the generation head needs a tower with codes (rq-siglip), not '{tower.name}'")
+        if projector.name.startswith("mlp_downsample"):
+            raise ValueError(f"projector '{projector.name}' folds positions; the generation head needs one token each")
+        pairs = {
+            "code_width": (self.code_width, tower.hidden_size),
+            "codebook_size": (self.codebook_size, tower.codebook_size),
+            "code_depth": (self.code_depth, tower.code_depth),
+            "grid": (self.grid, tower.grid),
+        }
+        for field, (own, expected) in pairs.items():
+            if own != expected:
+                raise ValueError(f"{field} of the generation head is {own}, but the vision tower's is {expected}")
+        if self.hidden_size != language_model.hidden_size:
+            raise ValueError(
+                f"hidden_size of the generation head is {self.hidden_size}, "
+                f"but the language model's is {language_model.hidden_size}"
+            )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "DepthTransformerConfig":
+        if self.embed_dim % self.num_attention_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
 
 # ------------------------------------------------------------------------------------------------ preprocessing
 
@@ -401,6 +528,8 @@ class VilaConfig(Config):
                 f"projector out_size {self.projector.out_size} is not the language model's "
                 f"hidden_size {self.language_model.hidden_size}"
             )
+        if self.generation_head is not None:
+            self.generation_head.require_fit(self.vision_tower, self.projector, self.language_model)
         return self
 
     @model_validator(mode="after")
@@ -415,18 +544,3 @@ class VilaConfig(Config):
             if scale % size or (scale // size) ** 2 > size_limits.MAX_TILES:
                 raise ValueError(f"S2 scale {scale} is not a few tiles of the vision tower's image_size {size}")
         return self
-
-    @property
-    def tokens_per_tile(self) -> int | None:
-        """How many tokens one tile becomes, by arithmetic; None where the network must be asked.
-
-        A plain ViT has one feature per patch, and the projector folds r x r of them into one token.
-        """
-        tower, rate = self.vision_tower, FOLDED_PATCHES.get(self.projector.name)
-        is_plain = (type(tower) is SiglipConfig and tower.select_feature == "cls_patch") or (
-            type(tower) in (ClipConfig, InternVitConfig) and tower.select_feature == "patch"
-        )
-        if not is_plain or rate is None or self.s2 is not None or self.pixels.size != tower.image_size:
-            return None
-        side = tower.image_size // tower.patch_size
-        return (-(-side // rate)) ** 2

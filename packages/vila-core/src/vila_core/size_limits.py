@@ -67,6 +67,21 @@ MAX_ROPE_THETA = 1e15
 MAX_ROPE_FACTOR = 1e6
 """Largest factor and parameter of rotary scaling. Published models have up to 64."""
 
+MAX_CODEBOOK = 1_048_576
+"""Codes of a codebook. VILA-U has 16,384, Emu3 32,768."""
+
+MAX_CODE_DEPTH = 64
+"""Codes of one image position. VILA-U has 4 and 16."""
+
+MAX_DECODER_LEVELS = 8
+"""Resolutions of an image decoder, each twice the one before. VQGAN has up to 6."""
+
+MAX_RESIDUAL_BLOCKS = 64
+"""Residual blocks at one resolution of an image decoder. VQGAN has 2 or 3."""
+
+MAX_DECODER_CHANNELS = 16_384
+"""Channels at one resolution of an image decoder. VQGAN has up to 1024."""
+
 MIN_STD, MAX_STD = 1e-3, 1e3
 """Deviation that pixels are divided by. Published ones lie around 0.25 and 0.5."""
 

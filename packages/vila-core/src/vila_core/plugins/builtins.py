@@ -28,6 +28,7 @@ def vila_vision_towers() -> Sequence[Component]:
         Component("intern_vit", config.InternVitConfig, lazy_function("vila_core.towers.intern_vit:InternVitTower")),
         Component("radio", config.RadioConfig, lazy_function("vila_core.towers.radio:RadioTower")),
         Component("timm", config.TimmConfig, lazy_function("vila_core.towers.timm:TimmTower")),
+        Component("rq-siglip", config.RQSiglipConfig, lazy_function("vila_core.towers.rq_siglip.tower:RQSiglipTower")),
     )
 
 
@@ -74,6 +75,20 @@ def vila_language_models() -> Sequence[Component]:
 
 
 @hookimpl
+def vila_generation_heads() -> Sequence[Component]:
+    """Heads that draw images and videos."""
+    from vila_core import config
+
+    return (
+        Component(
+            "depth-transformer",
+            config.DepthTransformerConfig,
+            lazy_function("vila_core.generation.depth_transformer:DepthTransformer"),
+        ),
+    )
+
+
+@hookimpl
 def vila_chat_templates() -> Sequence[ChatTemplate]:
     """The templates of the reference implementation; `auto` is the tokenizer's own."""
     return tuple(import_object("vila_core.chat:builtin_templates")())
@@ -83,6 +98,7 @@ def vila_chat_templates() -> Sequence[ChatTemplate]:
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """On-disk formats."""
     return (
+        LazyFormat("vila-u", "vila_core.checkpoint.formats.vila_u:VilaUFormat"),
         LazyFormat("vila", "vila_core.checkpoint.formats.vila:VilaFormat"),
         LazyFormat("vila-remote", "vila_core.checkpoint.formats.vila_remote:VilaRemoteFormat"),
         LazyFormat("nvila", "vila_core.checkpoint.formats.nvila:NvilaFormat"),

@@ -30,6 +30,8 @@ def parse_config(section: Section, plugins: Plugins) -> VilaConfig:
     }
     try:
         parts = {key: _part(section.section(key), registry) for key, registry in registries.items()}
+        if "generation_head" in section:
+            parts["generation_head"] = _part(section.section("generation_head"), plugins.generation_heads)
         return VilaConfig.model_validate({**section.values, **parts})
     except ValidationError as error:
         raise CheckpointError(f"{section.source}: {first_problem(error)}") from None

@@ -46,7 +46,7 @@ class VilaFormat:
     name: str = "vila"
 
     def detect(self, path: Path) -> bool:
-        return model_type_at(path).startswith("llava_") and quantization_at(path) is None
+        return model_type_at(path).startswith("llava_") and quantization_at(path) is None and not has_codes(path)
 
     def read(self, path: Path) -> Checkpoint:
         return read_parts(path, self.name)
@@ -63,6 +63,14 @@ def model_type_at(path: Path) -> str:
     except CheckpointError:
         return ""
     return value if isinstance(value, str) else ""
+
+
+def has_codes(path: Path) -> bool:
+    """Return whether the tower of the folder `path` is VILA-U's, which the format `vila-u` reads. Raises nothing."""
+    try:
+        return isinstance(read_json(path / "vision_tower" / "config.json").get("rqvaesiglip"), dict)
+    except CheckpointError:
+        return False
 
 
 def quantization_at(path: Path) -> str | None:
