@@ -145,7 +145,7 @@ QUESTION = [human("<image>\nWhat?"), gpt()]
         ({"image": ".", "conversations": QUESTION}, "missing media file"),
         ({"image": "https://example.org/a.png", "conversations": QUESTION}, "media is a URL"),
         ({"image": "HTTP://example.org/a.png", "conversations": QUESTION}, "media is a URL"),
-        ({"image": "file:///etc/passwd", "conversations": QUESTION}, "media is a URL"),
+        ({"image": "file:///etc/passwd", "conversations": QUESTION}, "media outside its folder"),
         ({"image": "s3://bucket/a.png", "conversations": QUESTION}, "media is a URL"),
         ({"image": "~/a.png", "conversations": QUESTION}, "missing media file"),
         ({"image": "sub\\c.png", "conversations": QUESTION}, "missing media file"),
@@ -170,6 +170,8 @@ QUESTION = [human("<image>\nWhat?"), gpt()]
         ({"conversations": [{"from": None, "value": "Hi"}, gpt()]}, "unknown role"),
         ({"conversations": [{"from": ["human"], "value": "Hi"}, gpt()]}, "unknown role"),
         ({"conversations": [{"role": "user", "content": "Hi"}]}, "unknown role"),
+        ({"conversations": [{}]}, "unknown role"),
+        ({"video": [["a.png", "nope.png"]], "conversations": [human("?"), gpt()]}, "missing media file"),
         ({"conversations": [gpt(), human("Hi")]}, "does not start with the user"),
         ({"conversations": [{"from": "system", "value": "x"}, gpt()]}, "does not start with the user"),
         ({"conversations": [human("Hi"), human("Ho"), gpt()]}, "user and assistant do not take turns"),
@@ -193,6 +195,31 @@ def test_bad_samples(open_records: Open, record: dict[str, object], reason: str)
     source = open_records(record, {"conversations": [human("Hi"), gpt()]}, format="llava")
     assert sample_error(source).reason == reason
     assert source[1].name == "set/1", "the other samples are not affected"
+
+
+@pytest.mark.parametrize("name", ["file://{}/sub/c%2Epng", "{}/sub/c.png", "sub/../sub/c.png"])
+def test_paths_within_the_media_folder(open_records: Open, folder: Path, name: str):
+    source = open_records({"image": name.format(folder), "conversations": QUESTION})
+    assert outline(source[0], folder)[0][1][0] == "<image sub/c.png>"
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"image": {"name": "a.png"}, "conversations": QUESTION}, "its image is {'name': 'a.png'}; expected"),
+        ({"image": "/etc/hostname", "conversations": QUESTION}, "set its 'media' to a folder that holds the file"),
+        ({"conversations": [{"role": "user", "content": "Hi"}]}, "has no 'from', which says who speaks, but 'role'"),
+    ],
+)
+def test_messages_say_what_to_do(open_records: Open, record: dict[str, object], message: str):
+    assert message in str(sample_error(open_records(record)))
+
+
+def test_videos_are_lists_of_pictures_too(open_records: Open, folder: Path):
+    two = [["a.png", "b.png"], ["frames/0.png"]]
+    source = open_records({"videos": two, "conversations": [human("<video><video>?"), gpt()]})
+    first, second, _ = source[0].messages[0].content
+    assert [first.source[0].source, second.source[0].source] == [str(folder / "a.png"), str(folder / "frames/0.png")]
 
 
 def test_media_folder_of_the_registry(open_records: Open, folder: Path):

@@ -213,17 +213,22 @@ def test_weight_that_leaves_nothing(registry: Path):
             "more than 10,000",
         ),
         ("datasets: {m: {path: missing.jsonl}}", "missing.jsonl' is missing"),
+        ("datasets: {m: {path: missing.jsonl}}", "Dataset 'm': "),
         ("datasets: {m: {path: '*.nothing'}}", "no file matches"),
+        ("datasets: {m: {path: registry.yaml, media: nowhere}}", "'m': the media folder '.*nowhere' is missing"),
+        ("datasets: {m: {path: data.jsonl, columns: {question: q}}}", "'m': 'columns' renames the columns of tables"),
+        ("datasets: {m: {path: data.jsonl, subsets: {s: none.txt}}}\nmixtures: {n: [m@s]}", "none.txt' is missing"),
         ("datasets: !!python/object/apply:os.system [ls]", "not valid YAML"),
         ("[" * 2000, "not valid YAML"),
         ("datasets: 2024-13-45", "not valid YAML|must be"),
     ],
 )
 def test_damaged_registries(tmp_path: Path, content: str, problem: str):
+    write_questions(tmp_path / "data.jsonl", 2)
     file = tmp_path / "registry.yaml"
     file.write_text(content)
     with pytest.raises(DatasetError, match=problem):
-        open_named("m", file)
+        open_named("n" if "m@s" in content else "m", file)
 
 
 def test_two_registries_that_define_the_same_name(tmp_path: Path, registry: Path):

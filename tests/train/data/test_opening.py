@@ -119,3 +119,17 @@ def test_webdataset(tmp_path: Path):
         info.size = 1
         archive.addfile(info, io.BytesIO(b"x"))
     assert isinstance(open_file(tmp_path / "noname").reader, WebdatasetReader)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"data": [{"conversations": []}], "version": 1}', "If its samples are in 'data', save that list"),
+        ('{\n  "conversations": []\n}', "Expected a JSON list of samples, or one sample per line"),
+    ],
+)
+def test_one_object_instead_of_samples(tmp_path: Path, content: str, problem: str):
+    path = tmp_path / "one.json"
+    path.write_text(content)
+    with pytest.raises(DatasetError, match=problem):
+        open_file(path)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 import vila_serve
-from vila_core.cli.infer import load_plugin_files
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import MODEL, OTHER, Debug, Plugin, name_embedded_model, version_option
+from vila_core.cli.options import MODEL, OTHER, Debug, Plugin, load_plugin_files, name_embedded_model, version_option
 from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
 from vila_serve.contract.command import check_contract
@@ -161,7 +160,7 @@ def serve(
     """Serve a model."""
     if context.invoked_subcommand is not None:
         return
-    load_plugin_files(plugin or ())
+    load_plugin_files(plugin)
     given: dict[str, Any] = {**asdict(network), **asdict(model), **asdict(limits)}
     given |= {"workers": workers, "log_level": log_level, "log_format": log_format}
     given |= {"otlp_endpoint": otlp_endpoint}

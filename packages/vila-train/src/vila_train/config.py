@@ -6,11 +6,11 @@ Recipes are functions that return a `TrainConfig`; `--set a.b=c` changes one val
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from vila_core.config import Config, Settings
+from vila_train.number_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Ratio, Seed
 
-Ratio = Annotated[float, Field(ge=0, lt=1)]
 Part = Literal["vision_tower", "projector", "language_model"]
 """The parts of a model that are tuned or frozen together."""
 
@@ -212,7 +212,7 @@ class TrainConfig(Settings):
         soft_time_tokens: standard deviation of the targets of time tokens (LITA), in tokens; None: hard targets.
     """
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     model: ModelConfig = ModelConfig()
     tune: tuple[Part, ...]
     data: DataConfig
@@ -224,5 +224,5 @@ class TrainConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = None
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     soft_time_tokens: PositiveFloat | None = None

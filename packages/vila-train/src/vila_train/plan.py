@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 
 from vila_core.config import Config
-from vila_core.errors import MediaError, PromptError
 from vila_train.config import TrainConfig
-from vila_train.data.conversations import SampleError
+from vila_train.data.bad_samples import as_skipped
 from vila_train.errors import TrainingError
 from vila_train.packing.bins import pack
 from vila_train.packing.lanes import Order, SampleEncoder
@@ -71,12 +70,12 @@ def row_length(config: TrainConfig) -> int:
 def measure(order: Order, encode: SampleEncoder, capacity: int) -> float:
     """Return how many samples share a row of `capacity` tokens on average, from the first samples of the mixture."""
     lengths: list[int] = []
-    problem: Exception | None = None
+    problem = ""
     for place in range(min(len(order), MEASURED_SAMPLES)):
         try:
             lengths.append(len(encode(order.conversation(0, place))))
-        except (SampleError, MediaError, PromptError) as error:
-            problem = error
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            problem = as_skipped(error, f"sample {place:,}").message
     if not lengths:
         raise TrainingError(f"None of the first {min(len(order), MEASURED_SAMPLES)} samples can be used: {problem}")
     return samples_per_row(lengths, capacity)

@@ -21,7 +21,7 @@ from vila_core.errors import ConfigError, first_problem
 from vila_core.new_file import cannot_write, make_folder, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.config import TrainConfig
-from vila_train.packing.lanes import Skipped
+from vila_train.data.bad_samples import Skipped
 from vila_train.plan import Plan
 from vila_train.step_lines import forget_after
 from vila_train.yaml_files import read_yaml

@@ -81,7 +81,9 @@ def change(config: Config, assignments: Sequence[str], source: str = "--set ") -
         if not equals or not key:
             raise ConfigError(f"{source}{assignment}: expected KEY=VALUE, such as data.max_length=8192.")
         where = f"{source}{assignment}: "
-        value = _parse(_type_of(type(config), key, where), text.strip(), where)
+        kind = _type_of(type(config), key, where)
+        value = _parse(kind, text.strip(), where)
+        _check_group(kind, key, value, where)
         values = config.model_dump(mode="json")
         _assign(values, key.split("."), value)
         config = _validated(type(config), values, where)
@@ -150,8 +152,17 @@ def _check_keys(config_type: type[BaseModel], values: Mapping[str, object], wher
     root = config_type
     for name, value in values.items():
         kind = _type_of(root, f"{prefix}{name}", where)
+        _check_group(kind, f"{prefix}{name}", value, where)
         if _group(kind) is not None and isinstance(value, dict):
             _check_keys(root, cast("dict[str, object]", value), where, f"{prefix}{name}.")
+
+
+def _check_group(kind: Any, key: str, value: object, where: str) -> None:
+    """Raise `ConfigError` if a group of settings is given one value, such as adapter=lora."""
+    group = _group(kind)
+    if group is not None and value is not None and not isinstance(value, dict):
+        settings = ", ".join(f"{key}.{name}" for name in group.model_fields)
+        raise ConfigError(f"{where}{key} is a group of settings, got {shown(value)}. Set one of: {settings}.")
 
 
 # ------------------------------------------------------------------------------------------------ values

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vila_core.cli.arguments import open_medium
-from vila_core.cli.infer import load_plugin_files, print_stream
+from vila_core.cli.infer import print_stream
 from vila_core.cli.infer_options import AnswerOptions, MediaOptions, ModelOptions
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import Debug, Plugin
+from vila_core.cli.options import Debug, Plugin, load_plugin_files
 from vila_core.cli.progress import show_phases
 from vila_core.cli.terminal import visible
 from vila_core.cli.words import is_medium
@@ -64,7 +64,7 @@ def chat(
 
     [bold]Example:[/bold] vila chat -m Efficient-Large-Model/NVILA-8B
     """
-    load_plugin_files(plugin or ())
+    load_plugin_files(plugin)
     overrides, settings = media.overrides(), answer.settings()
     with show_phases(f"Loading {model.label}") as show:
         loaded = model.load(overrides, show)

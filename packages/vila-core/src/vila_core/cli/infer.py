@@ -14,7 +14,7 @@ import vila_core
 from vila_core.cli.arguments import join_values
 from vila_core.cli.infer_options import AnswerOptions, MediaOptions, ModelOptions, OutputOptions, PromptOptions
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import Debug, Plugin, version_option
+from vila_core.cli.options import Debug, Plugin, load_plugin_files, version_option
 from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
 from vila_core.cli.terminal import echo_answer
@@ -71,7 +71,7 @@ def infer(
     """Ask a VILA model about images and videos."""
     if output.as_json and output.stream:
         raise ConfigError("Got both --json and --stream, but JSON is printed only once it is complete. Drop one.")
-    load_plugin_files(plugin or ())
+    load_plugin_files(plugin)
     parts = prompt.read()
     overrides = media.overrides()
     settings = answer.settings()  # validate before loading the model, which takes long
@@ -81,14 +81,6 @@ def infer(
         _explain(loaded, parts, output.explain)
     stream = sys.stdout.isatty() if output.stream is None else output.stream
     _answer(loaded, parts, settings, as_json=output.as_json, stream=stream)
-
-
-def load_plugin_files(paths: Iterable[Path]) -> None:
-    """Load the plugins in these files. Raises `PluginError` as `load_plugin_file` does."""
-    for path in paths:
-        from vila_core.plugins.loader import load_plugin_file  # not above: it imports pydantic, which is slow
-
-        load_plugin_file(path)
 
 
 def _answer(

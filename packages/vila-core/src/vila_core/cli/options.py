@@ -1,6 +1,6 @@
 """Options that several programs share, as types for typer. Commands set the defaults: `revision: Revision = None`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +49,14 @@ Debug = Annotated[
 ]
 """Only declares the flag for the help page: `run` reads it, wherever it stands on the command line."""
 AsJson = Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.", rich_help_panel=OUTPUT)]
+
+
+def load_plugin_files(paths: Iterable[Path] | None) -> None:
+    """Load the plugins in the files of `--plugin`. Raises `PluginError` as `load_plugin_file` does."""
+    for path in paths or ():
+        from vila_core.plugins.loader import load_plugin_file  # not above: it imports pydantic, which is slow
+
+        load_plugin_file(path)
 
 
 def name_embedded_model(model: str | None, advice: str = "-m") -> None:

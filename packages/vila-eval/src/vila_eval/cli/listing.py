@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vila_core.cli.options import AsJson, Plugin
+from vila_core.cli.options import AsJson, Plugin, load_plugin_files
 from vila_core.errors import ConfigError, PluginError, unknown_name
 from vila_core.plugins.hookspecs import Named
-from vila_core.plugins.loader import load_plugin_file, load_plugins
+from vila_core.plugins.loader import load_plugins
 from vila_core.plugins.registration import Plugins
 from vila_core.plugins.registry import Registry
 from vila_eval.cli.arguments import split_names
@@ -30,8 +30,7 @@ def list_tasks(
     plugin: Plugin = None,
 ) -> None:
     """List the tasks or the metrics, and the plugins that failed to load."""
-    for path in plugin or ():
-        load_plugin_file(path)
+    load_plugin_files(plugin)
     plugins = load_plugins()
     rows = _metric_rows(plugins.metrics) if metrics else _task_rows(plugins.tasks, split_names(tags or ()))
     problems = _problems(plugins)

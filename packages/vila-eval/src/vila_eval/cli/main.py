@@ -13,12 +13,11 @@ import typer
 import vila_eval
 from vila_core.cli.commands import LazyGroup
 from vila_core.cli.option_groups import with_option_groups
-from vila_core.cli.options import Debug, Plugin, version_option
+from vila_core.cli.options import Debug, Plugin, load_plugin_files, version_option
 from vila_core.cli.run import run as run_app
 from vila_core.errors import ConfigError
 from vila_core.plugins.hookspecs import Command
 from vila_core.plugins.lazy import lazy_object
-from vila_core.plugins.loader import load_plugin_file
 from vila_eval.cli.arguments import read_rank, rewrite
 from vila_eval.cli.flags import DataFlags, JudgeFlags, ModelFlags, OutputFlags, RunFlags, TaskFlags
 
@@ -89,8 +88,7 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Run benchmarks on a VILA model."""
-    for path in plugin or ():
-        load_plugin_file(path)
+    load_plugin_files(plugin)
     if context.invoked_subcommand is not None:
         return
     if run.dry_run and output.as_json:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vila_core.cli.options import AsJson, Plugin
-from vila_core.plugins.loader import load_plugin_file
+from vila_core.cli.options import AsJson, Plugin, load_plugin_files
 from vila_train.cli.flags import Registries
 
 if TYPE_CHECKING:
@@ -40,8 +39,7 @@ def list_datasets(registry: Registries = None, plugin: Plugin = None, as_json: A
     from vila_train.data.public_sets import public_sets
     from vila_train.data.registry import open_registry
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     opened = open_registry(registry or ())
     rows = [(name, _kind(name, opened)) for name in opened.names()]
     known = {name for name, _ in rows}
@@ -81,8 +79,7 @@ def check(
     from vila_train.data.checking import check_source
     from vila_train.data.mixture import open_mixture
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     opened = open_mixture(DataConfig(mixture=mixture, registries=tuple(registry or ())), seed=0)
     checked: list[tuple[str, float, int, Findings]] = []
     with open_progress("samples") as progress:

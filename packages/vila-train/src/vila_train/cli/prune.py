@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vila_core.cli.options import Device, Plugin
-from vila_core.plugins.loader import load_plugin_file
+from vila_core.cli.options import Device, Plugin, load_plugin_files
 from vila_train.cli.flags import Registries
 
 
@@ -46,8 +45,7 @@ def prune(
     from vila_train.pruning.prune import PruneOptions
     from vila_train.pruning.prune import prune as run_prune
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     registries = tuple(str(path.expanduser().absolute()) for path in registry or ())
     options = PruneOptions(small, large, "+".join(data), registries, max_length, per_token)
     try:

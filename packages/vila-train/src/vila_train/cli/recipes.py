@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
-from vila_core.cli.options import AsJson, Plugin
-from vila_core.plugins.loader import load_plugin_file, load_plugins
+from vila_core.cli.options import AsJson, Plugin, load_plugin_files
+from vila_core.plugins.loader import load_plugins
 from vila_train.cli.flags import Set
 
 
 def list_recipes(plugin: Plugin = None, as_json: AsJson = False) -> None:
     """List the recipes that `vila-train run` takes."""
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     recipes = load_plugins().recipes
     if as_json:
         typer.echo(json.dumps([{"name": recipe.name, "summary": recipe.summary} for recipe in recipes], indent=2))
@@ -35,6 +34,5 @@ def show(
     from vila_train.cli.running import read_target
     from vila_train.settings import change, write_config
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     typer.echo(write_config(change(read_target(recipe), changes or ())), nl=False)

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vila_core.cli.options import Plugin
+from vila_core.cli.options import Plugin, load_plugin_files
 from vila_core.errors import ConfigError
-from vila_core.plugins.loader import load_plugin_file
 from vila_train.cli.flags import AcceptChanges, DryRun, Out, Registries, Set, StageFrom
 
 if TYPE_CHECKING:
@@ -57,8 +56,7 @@ def run(
     from vila_train.settings import change
     from vila_train.stages import start_from
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     config = read_target(recipe)
     if not isinstance(config, TrainConfig):
         refused = {"--model": model, "--stage-from": stage_from, "--data": data, "--registry": registry}

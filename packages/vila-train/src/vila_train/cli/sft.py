@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vila_core.cli.options import Plugin
+from vila_core.cli.options import Plugin, load_plugin_files
 from vila_core.errors import ConfigError
-from vila_core.plugins.loader import load_plugin_file
 from vila_train.cli.flags import AcceptChanges, DryRun, Out, Registries, Set
 
 
@@ -59,8 +58,7 @@ def sft(
     from vila_train.recipes.sft import fine_tuning
     from vila_train.settings import change
 
-    for file in plugin or ():
-        load_plugin_file(file)
+    load_plugin_files(plugin)
     if lora and adapter not in (None, "lora"):
         raise ConfigError(f"Got both --lora and --adapter {adapter}. Give one.")
     config = fine_tuning(model, data[0], adapter="lora" if lora else adapter, learning_rate=learning_rate)

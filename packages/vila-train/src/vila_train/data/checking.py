@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from vila_core.conversation import parts_of
 from vila_core.errors import MediaError
 from vila_core.media import Image, MediaLimits, Video
-from vila_train.data.conversations import Conversation, ConversationSource, SampleError
+from vila_train.data.bad_samples import as_skipped
+from vila_train.data.conversations import Conversation, ConversationSource
 from vila_train.data.sources import as_sample_error
 
 SHOWN = 5
@@ -66,10 +67,11 @@ def check_source(
             conversation = source[number * size // count]
             if decode:
                 load_media(conversation)
-        except SampleError as error:
-            bad[error.reason] += 1
-            if len(first) < SHOWN and bad[error.reason] <= max(1, SHOWN - len(bad) + 1):
-                first.append(str(error))
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            found = as_skipped(error, f"{source.name}/{number * size // count}")
+            bad[found.reason] += 1
+            if len(first) < SHOWN and bad[found.reason] <= max(1, SHOWN - len(bad) + 1):
+                first.append(found.message)
         else:
             parts = [part for message in conversation.messages for part in parts_of(message)]
             media.update(type(part) for part in parts)
@@ -89,5 +91,4 @@ def load_media(conversation: Conversation) -> None:
                 elif isinstance(part, Video):
                     Video(part.source, frames=1).load(1, limits=limits)
             except MediaError as error:
-                problem = as_sample_error(conversation.name, error)
-                raise SampleError(str(problem), "unreadable medium", conversation.name) from None
+                raise as_sample_error(conversation.name, error) from None

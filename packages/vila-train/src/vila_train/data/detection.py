@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from vila_core.errors import listed, shown
 from vila_train.data.conversations import SampleError
@@ -40,8 +41,20 @@ def detect_format(records: Records, path: Path) -> Format:
                 return name
         seen.append(record)
     if not seen:
-        raise DatasetError(f"'{path}' has no readable sample among its first {LOOKED_AT}: {problem}")
+        raise DatasetError(
+            f"'{path}' has no readable sample among its first {LOOKED_AT}: {problem} Expected a JSON list of samples, "
+            "or one sample per line."
+        )
+    within = next((key for key, value in seen[0].items() if _holds_objects(value)), None)
+    if len(records) == 1 and within is not None:
+        raise DatasetError(
+            f"'{path}' is one JSON object. If its samples are in {shown(within)}, save that list as a file of its own."
+        )
     raise DatasetError(
         f"'{path}' has samples with the keys {listed(map(shown, seen[0]), 8) or 'none'}, which is no known format. "
         "Expected 'conversations' (LLaVA), 'messages' (chat), or 'question' and 'answer'; see docs/training-data.md."
     )
+
+
+def _holds_objects(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(cast("list[object]", value)[0], dict)

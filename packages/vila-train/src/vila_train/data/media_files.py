@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from urllib.parse import unquote
 
 from vila_core.errors import MediaError, shown
 from vila_core.media import IMAGE_SUFFIXES, Image, Video
 from vila_core.media.sources import is_data_uri, is_url
 from vila_train.data.conversations import SampleError
 
+_FILE_URI = "file://"
 MAX_MEDIA = 4096
 """Images and videos of one sample."""
 
@@ -35,7 +37,7 @@ class MediaFolder:
         return [Image(self._source(one, "image")) for one in _as_list(value)]
 
     def videos(self, value: object, frames: object = None, fps: object = None) -> list[Video]:
-        """Return the videos that `value` names. A list of picture files is one video.
+        """Return the videos that `value` names. A list of picture files is one video, also within a list of videos.
 
         Args:
             value: a video or a list of them; None is none.
@@ -46,17 +48,15 @@ class MediaFolder:
             SampleError: a file is missing or refused, or `frames` or `fps` is out of range.
         """
         values = _as_list(value)
-        are_frames = len(values) > 1 and all(
-            isinstance(one, str) and one.lower().endswith(IMAGE_SUFFIXES) for one in values
-        )
+        if _are_frames(values):
+            return [self._video(values, frames, fps)]
+        return [self._video(one, frames, fps) for one in values]
+
+    def _video(self, value: object, frames: object, fps: object) -> Video:
+        source = self.images(value) if isinstance(value, list | tuple) else self._source(value, "video")
         try:
-            if are_frames:
-                return [Video(self.images(values), cast("int | None", frames), cast("float | None", fps))]
-            return [
-                Video(self._source(one, "video"), cast("int | None", frames), cast("float | None", fps))
-                for one in values
-            ]
-        except MediaError as error:  # of the options
+            return Video(source, cast("int | None", frames), cast("float | None", fps))
+        except MediaError as error:  # of the options, or without frames
             raise SampleError(str(error), "frames or fps out of range") from None
 
     def within(self, medium: Image | Video) -> Image | Video:
@@ -73,14 +73,15 @@ class MediaFolder:
         return Video(self._source(source, "video"), medium.frames, medium.fps)
 
     def _source(self, value: object, kind: str) -> str | bytes:
-        if isinstance(value, Mapping):
-            fields = cast("Mapping[str, object]", value)
-            value = fields.get("bytes") or fields.get("path")
-        if isinstance(value, bytes):
-            return value
-        name = os.fspath(cast("os.PathLike[str]", value)) if isinstance(value, os.PathLike) else value
+        fields = cast("Mapping[str, object]", value) if isinstance(value, Mapping) else {}
+        stated = fields.get("bytes") or fields.get("path") if fields else value
+        if isinstance(stated, bytes):
+            return stated
+        name = os.fspath(cast("os.PathLike[str]", stated)) if isinstance(stated, os.PathLike) else stated
         if not isinstance(name, str):
-            raise SampleError(f"its {kind} is {shown(name)}; expected the name of a file.", "media name is not a text")
+            raise SampleError(f"its {kind} is {shown(value)}; expected the name of a file.", "media name is not a text")
+        if name.startswith(_FILE_URI):
+            name = unquote(name.removeprefix(_FILE_URI))
         return name if is_data_uri(name) else str(self._file(name, kind))
 
     def _file(self, name: str, kind: str) -> Path:
@@ -102,7 +103,8 @@ class MediaFolder:
         path = os.path.normpath(os.path.join(folder, name))
         if path != folder and not path.startswith(os.path.join(folder, "")):
             raise SampleError(
-                f"its {kind} {shown(name)} lies outside the media folder '{self.folder}', so it is not opened.",
+                f"its {kind} {shown(name)} lies outside the media folder '{folder}', so it is not opened. Define the "
+                "dataset in a registry, and set its 'media' to a folder that holds the file.",
                 "media outside its folder",
             )
         for candidate in (path, path + self.suffix) if self.suffix else (path,):
@@ -110,6 +112,11 @@ class MediaFolder:
                 return Path(candidate)
         hint = " Names with backslashes are those of another system." if "\\" in name else ""
         raise SampleError(f"its {kind} {shown(path, 300)} is missing.{hint}", "missing media file")
+
+
+def _are_frames(values: Sequence[object]) -> bool:
+    """Return whether a list names the frames of one video: several picture files."""
+    return len(values) > 1 and all(isinstance(one, str) and one.lower().endswith(IMAGE_SUFFIXES) for one in values)
 
 
 def _exists(path: str) -> bool:

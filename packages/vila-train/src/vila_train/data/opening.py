@@ -43,6 +43,10 @@ def open_dataset(
     Raises:
         DatasetError: a file is missing, or holds nothing that is known.
     """
+    if entry.media is not None and not os.path.isdir(_media_folder(base, entry.media)):
+        raise DatasetError(
+            f"the media folder '{_media_folder(base, entry.media)}' is missing. Check 'media' in the registry."
+        )
     files = [file for pattern in entry.path for file in _find_files(base, pattern, name, entry.split)]
     kinds = {file: kind_of_file(file) for file in files}
     if len(set(kinds.values())) > 1:
@@ -50,6 +54,8 @@ def open_dataset(
     kind = kinds[files[0]]
     if kind == "table":
         return _source(name, entry, base, files, TableRecords(files, entry.split, entry.columns))
+    if entry.columns:
+        raise DatasetError("'columns' renames the columns of tables, and its files are no tables. Remove it.")
     make = TarRecords if kind == "tar" else JsonRecords
     records = {file: make(file) for file in files}
     build([*records.values()])
@@ -66,7 +72,11 @@ def _source(name: str, entry: DatasetEntry, base: Path, files: Sequence[Path], r
     format = entry.format or ("webdataset" if is_archive else detect_format(records, files[0]))
     if (format == "webdataset") != is_archive:
         raise DatasetError(f"Dataset '{name}': the format '{format}' does not fit '{files[0]}'. {_EXPECTED}")
-    folder = (files[0] if files[0].is_dir() else files[0].parent) if entry.media is None else base / entry.media
+    folder = (
+        (files[0] if files[0].is_dir() else files[0].parent)
+        if entry.media is None
+        else _media_folder(base, entry.media)
+    )
     reader = _READERS[format](entry, MediaFolder(folder, entry.media_suffix))
     is_document = format == "mmc4" or (format == "webdataset" and entry.learn == "document")
     return RecordSource(name, records, reader, is_document)
@@ -83,6 +93,10 @@ _READERS: dict[Format, Callable[[DatasetEntry, MediaFolder], Reader]] = {
     "flan": lambda entry, media: FlanReader(),
     "video": lambda entry, media: VideoReader(media),
 }
+
+
+def _media_folder(base: Path, media: str) -> Path:
+    return base / Path(media).expanduser()
 
 
 def kind_of_file(path: Path) -> str:

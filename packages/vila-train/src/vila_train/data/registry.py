@@ -85,7 +85,12 @@ class Registry:
         """
         if item.name in self.datasets:
             named = self.datasets[item.name]
-            return self._part(open_dataset(item.name, named.entry, named.base), item, named)
+            try:
+                return self._part(open_dataset(item.name, named.entry, named.base), item, named)
+            except DatasetError as error:
+                if f"'{item.name}'" in str(error):
+                    raise
+                raise DatasetError(f"Dataset '{item.name}': {error}") from None
         if item.name in load_plugins().datasets:
             return RegisteredSource(item.name, () if item.subset is None else (item.subset,))
         if is_path(item.name):

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vila_core.chat import Message
-from vila_core.errors import MediaError, PromptError, VilaError
 from vila_core.plugins.datasets import Dataset
 from vila_core.plugins.loader import load_plugins
+from vila_train.data.bad_samples import as_skipped
 from vila_train.data.conversations import Conversation, ConversationSource, SampleError
 from vila_train.data.turns import check_turns
+from vila_train.errors import DatasetError
 
 ENDLESS_SIZE = 100_000
 """How many samples of a dataset that generates any number of them make an epoch."""
@@ -68,14 +69,14 @@ class RecordSource:
         """Return conversation `index` under another name. Raises `SampleError`."""
         try:
             return Conversation(name, self.reader.read(self.records[index]), self.is_document)
-        except (SampleError, MediaError, PromptError) as error:
+        except Exception as error:  # noqa: BLE001 - a reader may raise anything for a damaged record
             raise as_sample_error(name, error) from None
 
 
-def as_sample_error(name: str, error: VilaError) -> SampleError:
-    """Return an error that names the sample."""
-    reason = error.reason if isinstance(error, SampleError) else "damaged"
-    return SampleError(f"{name}: {error}", reason, name)
+def as_sample_error(name: str, error: Exception) -> SampleError:
+    """Return an error that names the sample. Raise `error` itself if the sample is not to blame."""
+    skipped = as_skipped(error, name)
+    return SampleError(f"{name}: {skipped.message}", skipped.reason, name)
 
 
 class JoinedRecords:
@@ -180,6 +181,8 @@ class RegisteredSource:
         if self._dataset is None:
             dataset = load_plugins().datasets.get(self.name)
             subsets = self._chosen or dataset.subsets()
+            if not subsets:
+                raise DatasetError(f"The dataset '{self.name}' has no subsets, so it has no samples.")
             sizes = {subset: dataset.size("train", subset) for subset in subsets}
             share = max(1, ENDLESS_SIZE // len(sizes))
             self._sizes = {subset: share if size is None else size for subset, size in sizes.items()}
@@ -203,5 +206,5 @@ class RegisteredSource:
             sample = self.dataset.sample("train", subset, index - (ends[place - 1] if place else 0))
             messages = [Message("user", list(sample.prompt)), Message("assistant", [sample.answer])]
             return Conversation(name, check_turns(messages))
-        except VilaError as error:
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything for a damaged sample
             raise as_sample_error(name, error) from None

@@ -24,6 +24,9 @@ ROLES: dict[str, Role] = {
 def role_of(turn: Mapping[str, object], key: str) -> Role:
     """Return the role of a turn. Raises `SampleError` if it is missing or unknown."""
     stated = turn.get(key)
+    if stated is None:
+        keys = ", ".join(map(shown, turn)) or "no keys"
+        raise SampleError(f"a message has no '{key}', which says who speaks, but {keys}.", "unknown role")
     if not isinstance(stated, str) or stated not in ROLES:
         raise SampleError(f"unknown role {shown(stated)}. Known: {', '.join(ROLES)}.", "unknown role")
     return ROLES[stated]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vila_core.errors import MediaError, PromptError
 from vila_core.model import VilaModel
 from vila_train.compute import ModelFlops
 from vila_train.config import TrainConfig
-from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.bad_samples import as_skipped
+from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
 from vila_train.estimates.memory import MemoryEstimate, RowLoad, Suggestion, estimate_memory, suggest
@@ -122,10 +122,11 @@ def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Co
         try:
             conversation = mixture.conversation(0, place)
             encoded.append(Encoded(conversation, encode(conversation)))
-        except (SampleError, MediaError, PromptError) as error:
-            skipped[error.reason if isinstance(error, SampleError) else type(error).__name__] += 1
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            bad = as_skipped(error, f"sample {place:,}")
+            skipped[bad.reason] += 1
             if len(messages) < MESSAGES:
-                messages.append(str(error))
+                messages.append(bad.message)
     if not encoded:
         raise TrainingError(f"None of the first {sum(skipped.values())} samples can be used: {messages[0]}")
     return encoded, skipped, messages

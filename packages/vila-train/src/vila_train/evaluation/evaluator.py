@@ -8,13 +8,14 @@ from typing import cast
 import torch
 from torch import nn
 
-from vila_core.errors import ConfigError, MediaError, PromptError, VilaError, warn
+from vila_core.errors import ConfigError, VilaError, warn
 from vila_core.model import VilaModel
 from vila_core.plugins.hookspecs import EvaluationTask
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_train.config import EvaluationConfig, TrainConfig
-from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.bad_samples import Skipped, as_skipped
+from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
 from vila_train.evaluation.live import evaluation_mode, gathered_weights, live_model
@@ -42,21 +43,30 @@ class HeldOut:
     def loss(self, network: VilaModel, device: torch.device) -> float:
         """Return the mean loss over the labelled tokens. Raises `TrainingError` if there is none."""
         total, labels = 0.0, 0
+        skipped: list[Skipped] = []  # the same ones each time, so that losses compare
         with torch.no_grad(), evaluation_mode(network):
-            for sample in self._samples():
+            for sample in self._samples(skipped):
                 row = PackedRow.of([sample], device)
                 total += float(packed_loss(network, row))
                 labels += row.num_labels
+        if skipped:
+            warn(
+                f"{len(skipped):,} of {self.count:,} samples of evaluation.mixture cannot be used. The first: "
+                f"{skipped[0].message}"
+            )
         if not labels:
             raise TrainingError("The samples of evaluation.mixture have no labelled token that could be used.")
         return total / labels
 
-    def _samples(self) -> Iterator[TrainingSample]:
+    def _samples(self, skipped: list[Skipped]) -> Iterator[TrainingSample]:
+        """Yield the samples that can be used, and add the others to `skipped`."""
         for position in range(self.count):
             try:
-                yield self.encode(self.mixture.conversation(0, position))
-            except (SampleError, MediaError, PromptError):
-                continue  # the same ones each time, so that losses compare
+                sample = self.encode(self.mixture.conversation(0, position))
+            except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+                skipped.append(as_skipped(error, f"sample {position:,}"))
+                continue
+            yield sample
 
 
 @dataclass(frozen=True)

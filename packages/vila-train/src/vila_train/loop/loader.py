@@ -15,10 +15,11 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vila_train.config import DataConfig
+from vila_train.data.bad_samples import Skipped
 from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
 from vila_train.packing.host_rows import HostRow
-from vila_train.packing.lanes import Lane, LaneConfig, LaneState, Order, SampleEncoder, Skipped
+from vila_train.packing.lanes import Lane, LaneConfig, LaneState, Order, SampleEncoder
 from vila_train.parallel.world import World
 from vila_train.samples import Encoder, TrainingSample
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from vila_core.errors import warn
 from vila_train.callbacks import Callback, RunStart, StepRecord
+from vila_train.data.bad_samples import Skipped
 from vila_train.loop.loader import LoadedRow
-from vila_train.packing.lanes import Skipped
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vila_core.config import Config
-from vila_core.errors import MediaError, PromptError
-from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.bad_samples import Skipped, as_skipped
+from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
 from vila_train.samples import TrainingSample
 
@@ -51,21 +51,6 @@ class LaneState(Config):
 
     position: int
     waiting: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A sample that could not be used.
-
-    Attributes:
-        name: of the sample.
-        reason: a few words to count by.
-        message: what exactly is wrong.
-    """
-
-    name: str
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)
@@ -163,13 +148,8 @@ class Lane:
             conversation = self._order.conversation(epoch, place)
             name = conversation.name
             sample = self._encode(conversation)
-        except SampleError as error:
-            self._skip(error.sample or name, error)
-            return
-        except (TrainingError, MemoryError):
-            raise
-        except Exception as error:  # noqa: BLE001 - the reader of a plugin may raise anything for a damaged sample
-            self._skip(name, error)
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            self._skip(as_skipped(error, name))
             return
         if len(sample) > self._config.row_length:
             raise TrainingError(
@@ -179,24 +159,15 @@ class Lane:
         self._bad = 0
         self._waiting.append((position, sample))
 
-    def _skip(self, name: str, error: Exception) -> None:
-        self._skipped.append(Skipped(name, reason_of(error), str(error)))
+    def _skip(self, skipped: Skipped) -> None:
+        self._skipped.append(skipped)
         self._bad += 1
         limit = max(-(-len(self._order) // self._config.lanes), BAD_SAMPLES)
         if self._bad >= limit:
             raise TrainingError(
-                f"None of {self._bad:,} samples in succession can be used. The last is {name}: {error} "
-                "Check the data with `vila-train run … --dry-run`."
+                f"None of {self._bad:,} samples in succession can be used. The last is {skipped.name}: "
+                f"{skipped.message} Check the data with `vila-train run … --dry-run`."
             )
-
-
-def reason_of(error: Exception) -> str:
-    """Return what is wrong with a sample in a few words, the same for all samples with this fault."""
-    if isinstance(error, SampleError):
-        return error.reason
-    if isinstance(error, MediaError):
-        return "unreadable medium"
-    return "does not fit the template" if isinstance(error, PromptError) else f"unexpected {type(error).__name__}"
 
 
 def choose(lengths: Sequence[int], capacity: int) -> list[int]:

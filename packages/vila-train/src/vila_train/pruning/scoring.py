@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from vila_core.cli.progress import Progress
-from vila_core.errors import MediaError, PromptError
 from vila_core.new_file import cannot_write, make_folder
 from vila_core.runtime import Vila
-from vila_train.data.conversations import ConversationSource, SampleError
+from vila_train.data.bad_samples import as_skipped
+from vila_train.data.conversations import ConversationSource
 from vila_train.packing.rows import PackedRow, packed_loss
 from vila_train.samples import Encoder, TrainingSample
 
@@ -111,11 +111,10 @@ def _scores(
     def prepare(index: int) -> TrainingSample | AnswerScore:
         try:
             return encoder.fit(source[index], max_length, "drop")
-        except SampleError as error:
-            return AnswerScore(index, reason=error.reason, message=str(error))
-        except (MediaError, PromptError) as error:
-            message = f"{source.name}/{index}: {error}"
-            return AnswerScore(index, reason=type(error).__name__, message=message)
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            bad = as_skipped(error, f"{source.name}/{index}")
+            named = bad.message if bad.message.startswith(bad.name) else f"{bad.name}: {bad.message}"
+            return AnswerScore(index, reason=bad.reason, message=named)
 
     for index, sample in _in_order(prepare, indices, threads):
         if isinstance(sample, AnswerScore):

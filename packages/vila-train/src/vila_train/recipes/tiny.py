@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from vila_core.config import Settings
+from vila_train.number_types import PositiveFloat, PositiveInt, Seed
 
 
 class TinyConfig(Settings):
@@ -24,8 +25,8 @@ class TinyConfig(Settings):
     """
 
     name: str = "vila-tiny"
-    seed: NonNegativeInt = 0
-    scale: Annotated[float, Field(ge=0.0001, le=100)] = 1.0
+    seed: Seed = 0
+    scale: Annotated[PositiveFloat, Field(ge=0.0001, le=100)] = 1.0
     device: str = "cuda"
     compile: bool = True
     workers: PositiveInt | None = None
