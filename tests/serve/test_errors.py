@@ -11,8 +11,11 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
+from pydantic import ValidationError
 from tests.running_server import RunningServer
 from tests.serve.conftest import image_part, text_part, user
+
+from vila_serve.api.schemas.chat import ChatCompletionRequest
 
 CHAT = "/v1/chat/completions"
 INSIDE = re.compile(r"Traceback|/work|/usr|/home|/tmp|\.py\b|site-packages|0x[0-9a-f]{6}|vila_core|vila_serve|pydantic")
@@ -44,23 +47,33 @@ WRONG = [
     ({"messages": {"role": "user"}}, "messages", "list"),
     ({"messages": [None]}, "messages[0]", ""),
     ({"messages": ["Hello"]}, "messages[0]", ""),
-    ({"messages": [{"content": "Hello"}]}, "messages[0]", "role"),
+    ({"messages": [{"content": "Hello"}]}, "messages[0].role", "missing"),
     ({"messages": [{"role": "user"}]}, "messages[0].content", "missing"),
-    ({"messages": [{"role": "boss", "content": "Hello"}]}, "messages[0]", "role"),
-    ({"messages": [{"role": "function", "name": "f", "content": "Hello"}]}, "messages[0]", "role"),
-    (said(None), "messages[0].content", "list"),
-    (said(5), "messages[0].content", "list"),
+    (
+        {"messages": [{"role": "boss", "content": "Hello"}]},
+        "messages[0].role",
+        "'user', 'assistant', 'tool', got 'boss'",
+    ),
+    ({"messages": [{"role": "User", "content": "Hello"}]}, "messages[0].role", "got 'User'"),
+    ({"messages": [{"role": 3, "content": "Hello"}]}, "messages[0].role", "got 3"),
+    ({"messages": [{"role": None, "content": "Hello"}]}, "messages[0].role", "got null"),
+    ({"messages": [{"role": "function", "name": "f", "content": "Hello"}]}, "messages[0].role", "'function'"),
+    (said(None), "messages[0].content", "must be a text or a list of parts, got null"),
+    (said(5), "messages[0].content", "must be a text or a list of parts, got 5"),
+    (said({"type": "text", "text": "Hello"}), "messages[0].content", "must be a text or a list of parts"),
+    (said(None, "system"), "messages[0].content", "must be a text or a list of parts, got null"),
     (said(""), "messages", "empty"),
     (said("   \n"), "messages", "empty"),
     (said([]), "messages", "empty"),
     (said(["Hello"]), "messages[0].content[0]", ""),
-    (said([{"text": "Hello"}]), "messages[0].content[0]", "type"),
+    (said([{"text": "Hello"}]), "messages[0].content[0].type", "missing"),
     (said([{"type": "text"}]), "messages[0].content[0].text", "missing"),
     (said([{"type": "text", "text": None}]), "messages[0].content[0].text", "text"),
     (said([{"type": "text", "text": 7}]), "messages[0].content[0].text", "text"),
-    (said([text_part("a"), {"type": "image"}]), "messages[0].content[1]", "image_url"),
-    (said([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]), "messages[0].content[0]", "text"),
-    (said([{"type": "file", "file": {"file_id": "x"}}]), "messages[0].content[0]", "text"),
+    (said([text_part("a"), {"type": "image"}]), "messages[0].content[1].type", "'image_url', 'video_url', got 'image'"),
+    (said([{"type": "input_audio", "input_audio": {}}]), "messages[0].content[0].type", "got 'input_audio'"),
+    (said([{"type": "file", "file": {"file_id": "x"}}]), "messages[0].content[0].type", "must be one of 'text'"),
+    (said([{"type": "image_url", "image_url": {"url": "x"}}], "assistant"), "messages[0].content[0].type", "'text'"),
     (said([{"type": "image_url"}]), "messages[0].content[0].image_url", "missing"),
     (said([{"type": "image_url", "image_url": "data:image/png;base64,AA=="}]), "messages[0].content[0].image_url", ""),
     (said([{"type": "image_url", "image_url": {}}]), "messages[0].content[0].image_url.url", "missing"),
@@ -78,7 +91,7 @@ WRONG = [
     ({"temperature": -0.1}, "temperature", "0 or more"),
     ({"temperature": 2.1}, "temperature", "2 or less"),
     ({"temperature": "0"}, "temperature", "number"),
-    ({"temperature": True}, "temperature", "number"),
+    ({"temperature": True}, "temperature", "number, got true"),
     ({"temperature": [1]}, "temperature", "number"),
     ({"top_p": 1.5}, "top_p", "1 or less"),
     ({"max_tokens": 0}, "max_tokens", "1 or more"),
@@ -94,7 +107,8 @@ WRONG = [
     ({"stop": ""}, "stop", "1 or more"),
     ({"stop": ["a"] * 65}, "stop", "64 or fewer"),
     ({"stop": ["a", None]}, "stop[1]", "text"),
-    ({"stop": {"a": 1}}, "stop", "list"),
+    ({"stop": {"a": 1}}, "stop", "must be a text or a list of texts"),
+    ({"stop": 3}, "stop", "must be a text or a list of texts, got 3"),
     ({"logprobs": 5}, "logprobs", "true or false"),
     ({"top_logprobs": 3}, "top_logprobs", "logprobs"),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20 or less"),
@@ -108,7 +122,8 @@ WRONG = [
     ({"logit_bias": {"-1": 1}}, "logit_bias", "-1"),
     ({"logit_bias": [5]}, "logit_bias", "JSON object"),
     ({"response_format": "json"}, "response_format", ""),
-    ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
+    ({"response_format": {"type": "xml"}}, "response_format.type", "json_schema"),
+    ({"response_format": {}}, "response_format.type", "missing"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "missing"),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strange"}}}},
@@ -214,7 +229,7 @@ def test_a_prompt_over_the_context_gives_the_counts(http: httpx2.Client):
 
 
 def test_a_message_of_many_small_parts(http: httpx2.Client):
-    response = http.post(CHAT, json=body(messages=[{"role": "user", "content": [text_part("a")] * 50_000}]))
+    response = http.post(CHAT, json=body(messages=[{"role": "user", "content": [text_part("a")] * 30_000}]))
     assert response.status_code == 400
     assert error_of(response)["code"] == "context_length_exceeded"
     small = [text_part("Hel"), text_part("lo")]
@@ -250,6 +265,10 @@ BODIES = [
     (b"[" * DEEP + b"]" * DEEP, 400, "nests too deeply"),
     (b'{"metadata": ' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", 400, "nests too deeply"),
     (b"[" + b"[]," * 1_000_000 + b"[]]", 400, "JSON values"),
+    (b"[" + b"1," * 100_000 + b"1]", 400, "more than 100,000 JSON values"),
+    (b'{"messages": [' + b'{"role":"user","content":"a"},' * 40_000 + b"1]}", 400, "more than 100,000 JSON values"),
+    (b"{" + b"".join(b'"%d":1,' % key for key in range(10_000)) + b'"x":1}', 400, "10,001 fields"),
+    (b'{"metadata": {' + b"".join(b'"%d":1,' % key for key in range(10_000)) + b'"x":1}}', 400, "10,001 fields"),
     (b'{"model": "' + b"x" * 4_000_000 + b'"}', 413, "4,000,000 bytes"),
 ]
 
@@ -295,6 +314,26 @@ def test_addresses_without_a_route(http: httpx2.Client, method: str, path: str, 
     response = http.request(method, path, json={} if method == "POST" else None)
     error_of(response)
     assert response.status_code == status
+
+
+@pytest.mark.parametrize("where", ["messages", "content", "tools"])
+def test_the_first_of_many_wrong_entries_is_enough(http: httpx2.Client, where: str):
+    """A list of all that is wrong would take seconds, in which no other request is served."""
+    many = [5] * 90_000
+    wrong = {"messages": {"messages": many}, "content": said(many), "tools": {"tools": many}}[where]
+    response = http.post(CHAT, json=body(**wrong))
+    assert response.status_code == 400
+    assert str(error_of(response)["param"]).endswith("[0]")
+    with pytest.raises(ValidationError) as caught:
+        ChatCompletionRequest.model_validate(body(**wrong))
+    assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/v1/models", "/v1/models/vila-tiny", "/metrics", "/docs"])
+def test_the_head_of_what_can_be_read(http: httpx2.Client, path: str):
+    head, full = http.head(path), http.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == full.headers["content-type"]
 
 
 def test_ids_of_requests(http: httpx2.Client):

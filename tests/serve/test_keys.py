@@ -100,6 +100,11 @@ def test_cors_is_off_unless_an_origin_is_named(server: RunningServer, serve_with
     opened = serve_with(cors_origins="https://example.org", api_key=KEY)
     allowed = httpx2.options(f"{opened.url}/v1/chat/completions", headers=preflight)
     assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+    refused = httpx2.post(f"{opened.url}/v1/chat/completions", json={}, headers={"origin": "https://example.org"})
+    assert refused.status_code == 401, "the page can read why"
+    assert refused.headers["access-control-allow-origin"] == "https://example.org"
+    assert "x-request-id" in refused.headers["access-control-expose-headers"]
+    assert "retry-after" in refused.headers["access-control-expose-headers"]
     other = httpx2.options(f"{opened.url}/v1/chat/completions", headers={**preflight, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in other.headers
 

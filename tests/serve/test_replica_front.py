@@ -63,6 +63,8 @@ def ask(
     key: str = "key",
     leaves_after: float | None = None,
     chunks: int = 1,
+    method: str | None = None,
+    headers: dict[str, str] | None = None,
 ) -> list[Any]:
     """Send one request to the front; return the ASGI messages of its answer."""
     sent: list[Any] = []
@@ -81,10 +83,11 @@ def ask(
     async def send(message: Any) -> None:
         sent.append(message)
 
+    sent_headers = {"authorization": f"Bearer {key}", "content-type": "application/json", **(headers or {})}
     scope = {
-        "type": "http", "method": "POST" if path.startswith("/v1/chat") else "GET", "path": path,
+        "type": "http", "method": method or ("POST" if path.startswith("/v1/chat") else "GET"), "path": path,
         "query_string": b"a=1", "client": ["127.0.0.1", 5000],
-        "headers": [(b"authorization", f"Bearer {key}".encode()), (b"content-type", b"application/json")],
+        "headers": [(name.encode(), value.encode()) for name, value in sent_headers.items()],
     }  # fmt: skip
     asyncio.run(asyncio.wait_for(app(scope, receive, send), 15))
     return sent
@@ -298,3 +301,16 @@ def test_a_body_is_parsed_once_and_a_large_one_outside_the_event_loop(size: int,
     assert all(len(found) == 1 for found in threads.values())
     in_loop = [found[0] is threading.main_thread() for found in threads.values()]
     assert in_loop == [size < 1_000_000] * 2
+
+
+def test_a_page_of_an_allowed_site_may_call_the_front():
+    """A browser asks for that without the key; answers and errors of the front say so, each once."""
+    site = {"origin": "https://example.org"}
+    app = front(ScriptedReplicas([ResponseStart(200, (*JSON.headers, (b"access-control-allow-origin", b"*")))]),
+                api_key="key", cors_origins=("https://example.org",))  # fmt: skip
+    asked = ask(app, method="OPTIONS", key="", headers={**site, "access-control-request-method": "POST"})
+    assert asked[0]["status"] == 200
+    for key, status in (("key", 200), ("wrong", 401)):
+        sent = ask(app, key=key, headers=site)
+        allowed = [value for name, value in sent[0]["headers"] if name == b"access-control-allow-origin"]
+        assert (sent[0]["status"], allowed) == (status, [b"https://example.org"])

@@ -148,7 +148,7 @@ def test_the_stream_helper_of_the_openai_package(client: openai.OpenAI):
         (
             {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}]},
             400,
-            "input[0].content[0]",
+            "input[0].content[0].type",
         ),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "4"}]}, 400, None),
         ({"model": "gpt-4o"}, 404, "model"),

@@ -7,19 +7,17 @@ from contextlib import asynccontextmanager
 from importlib.util import find_spec
 
 from fastapi import FastAPI
-from starlette.middleware.cors import CORSMiddleware
 
 from vila_core import Vila
 from vila_serve import __version__
 from vila_serve.answering import Answering
 from vila_serve.api import chat_completions, responses, status
 from vila_serve.api.admission import Admission
-from vila_serve.api.bodies import RequestBodies
 from vila_serve.api.conversation import Media
 from vila_serve.api.detail import OneTileForLowDetail
 from vila_serve.api.documentation import document
 from vila_serve.api.errors import install_handlers
-from vila_serve.api.keys import ApiKey
+from vila_serve.api.layers import layers
 from vila_serve.api.request_ids import RequestIds
 from vila_serve.api.service import Service
 from vila_serve.api.token_texts import TokenTexts
@@ -116,20 +114,8 @@ def _with_detail(media: Media, model: Vila) -> Media:
 
 def _add_layers(app: FastAPI, service: Service, tracing: Tracing | None) -> None:
     """Put the layers around the routes. The last one is the outermost."""
-    settings = service.settings
-    app.add_middleware(
-        RequestBodies,
-        paths=ANSWER_PATHS,
-        admission=service.admission,
-        max_bytes=settings.max_request_bytes,
-        timeout=settings.body_timeout,
-    )
-    if settings.api_key is not None:
-        app.add_middleware(ApiKey, key=settings.api_key.get_secret_value())
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+    for layer in layers(service.settings, service.admission, ANSWER_PATHS):
+        app.add_middleware(layer.cls, *layer.args, **layer.kwargs)
     if tracing is not None:
         app.add_middleware(TraceRequests, tracing=tracing)
     app.add_middleware(RequestIds, observe=service.metrics.request_ended)

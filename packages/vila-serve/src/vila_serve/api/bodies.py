@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 from fastapi.routing import APIRoute
@@ -16,7 +16,11 @@ from vila_serve.api.admission import Admission
 from vila_serve.api.errors import ApiError, busy
 
 MAX_VALUES = 1_000_000
-"""Limit on the values in a body. Each takes about 60 bytes once it is parsed, and as little as 2 before."""
+"""Limit on the commas and brackets in a body, before it is parsed. A value takes about 60 bytes once it is parsed, and
+as little as 2 before."""
+MAX_NODES, MAX_FIELDS = 100_000, 10_000
+"""Limits on the values in a parsed body and on the fields of one object. Checking them against the schema takes
+microseconds each, and no other request is served meanwhile. A history of 10,000 messages has up to 60,000 values."""
 THREAD_BYTES = 1_000_000
 """Bodies from this size on are parsed, and read otherwise, in a thread."""
 DRAIN_SECONDS = 2.0
@@ -160,10 +164,32 @@ def parse_json(body: bytes) -> Any:
     if not body:
         raise ApiError(400, "The body is empty; expected a JSON object.")
     try:
-        return from_json(body, allow_inf_nan=False, cache_strings="keys")
+        value = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except (ValueError, RecursionError) as error:
         reason = printable(str(error)).replace("recursion limit exceeded", "it nests too deeply")
         raise ApiError(400, f"The body is not valid JSON: {reason}.", code="invalid_json") from None
+    _check_nodes(value)
+    return value
+
+
+def _check_nodes(value: Any) -> None:
+    """Raise `ApiError` if a JSON value holds too many others, or an object too many fields."""
+    waiting, count = [value], 0
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, dict):
+            fields = cast("dict[str, Any]", node)
+            if len(fields) > MAX_FIELDS:
+                raise ApiError(400, f"An object in the body has {len(fields):,} fields; the limit is {MAX_FIELDS:,}.")
+            inner = fields.values()
+        elif isinstance(node, list):
+            inner = cast("list[Any]", node)
+        else:
+            continue
+        count += len(inner)
+        if count > MAX_NODES:
+            raise ApiError(400, f"The body holds more than {MAX_NODES:,} JSON values. Send the latest messages only.")
+        waiting.extend(one for one in inner if isinstance(one, dict | list))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

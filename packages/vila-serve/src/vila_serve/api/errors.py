@@ -4,6 +4,7 @@ No message holds a traceback, a path or an inner address: an unexpected error is
 the client gets that id only.
 """
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from vila_core.errors import (
     MediaError,
     PromptError,
     PromptTooLongError,
+    ValidationProblem,
     VilaError,
     printable,
     read_problem,
@@ -150,14 +152,36 @@ def validation_error(problems: Sequence[Mapping[str, Any]], body: object) -> Api
     """
     problem = read_problem(problems[0])
     param = _as_path([part for part in problems[0]["loc"] if part != "body"], body)
+    if problem.kind in ("union_tag_invalid", "union_tag_not_found"):
+        return _wrong_kind(problem, problems[0]["ctx"], param)
     if problem.kind == "extra_forbidden":
         return ApiError(400, printable(f"Unknown field '{param}'."), param=param, code="unknown_parameter")
     if not param:
         return ApiError(400, f"The body {_sentence(problem.message)}.")
     if problem.kind == "missing":
-        return ApiError(400, f"The field '{param}' is missing.", param=param, code="missing_required_parameter")
-    got = "" if isinstance(problem.value, dict | list) else f", got {shown(problem.value)}"
+        return _missing(param)
+    got = "" if isinstance(problem.value, dict | list) else f", got {_as_json(problem.value)}"
     return ApiError(400, printable(f"'{param}' {_sentence(problem.message)}{got}."), param=param, code="invalid_value")
+
+
+def _wrong_kind(problem: ValidationProblem, context: Mapping[str, Any], param: str) -> ApiError:
+    """Return the error for an object whose `type` or `role` says none of the kinds that it may be."""
+    name = str(context["discriminator"]).strip("'")
+    param = f"{param}.{name}" if param else name
+    if problem.kind == "union_tag_not_found":
+        return _missing(param)
+    fields = cast("Mapping[str, object]", problem.value) if isinstance(problem.value, Mapping) else {}
+    message = f"'{param}' must be one of {context['expected_tags']}, got {_as_json(fields.get(name))}."
+    return ApiError(400, printable(message), param=param, code="invalid_value")
+
+
+def _missing(param: str) -> ApiError:
+    return ApiError(400, f"The field '{param}' is missing.", param=param, code="missing_required_parameter")
+
+
+def _as_json(value: object) -> str:
+    """Return a value as people write it, and null, true and false as in JSON."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else shown(value)
 
 
 def _sentence(message: str) -> str:

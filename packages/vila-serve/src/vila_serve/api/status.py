@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from vila_serve.api.documentation import ERRORS
@@ -60,4 +61,7 @@ def router(service: Service) -> APIRouter:
         """Return numbers for Prometheus."""
         return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
+    for route in list(routes.routes):  # monitors and `curl --head` ask without wanting the body
+        assert isinstance(route, APIRoute)
+        routes.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return routes

@@ -12,9 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vila_serve.api.admission import Admission
 from vila_serve.api.app import ANSWER_PATHS
-from vila_serve.api.bodies import RequestBodies, with_body
+from vila_serve.api.bodies import with_body
 from vila_serve.api.errors import RATE, SERVER, ApiError
-from vila_serve.api.keys import ApiKey
+from vila_serve.api.layers import layers
 from vila_serve.api.request_ids import RequestIds
 from vila_serve.replicas.affinity import affinity_key
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
@@ -53,16 +53,10 @@ def create_front(replicas: Replicas, settings: ServeSettings) -> ASGIApp:
     """Return the front with the same layers as a single server: request ids, the key, limits on bodies and requests."""
     metrics = FrontMetrics()
     most = settings.replicas * (settings.max_batch + settings.max_queue)
-    bodies: ASGIApp = RequestBodies(
-        Front(replicas, metrics),
-        paths=ANSWER_PATHS,
-        admission=Admission(most, settings.max_buffered_bytes),
-        max_bytes=settings.max_request_bytes,
-        timeout=settings.body_timeout,
-    )
-    if settings.api_key is not None:
-        bodies = ApiKey(bodies, settings.api_key.get_secret_value())
-    return RequestIds(bodies, metrics.request_ended)
+    front: ASGIApp = Front(replicas, metrics)
+    for layer in layers(settings, Admission(most, settings.max_buffered_bytes), ANSWER_PATHS):
+        front = layer.cls(front, *layer.args, **layer.kwargs)
+    return RequestIds(front, metrics.request_ended)
 
 
 class Front:

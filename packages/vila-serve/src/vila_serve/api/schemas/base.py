@@ -49,9 +49,16 @@ class ErrorResponse(Schema):
     error: ErrorDetail
 
 
+def text_or_list(value: object, entries: str) -> object:
+    """Return the value of a field that takes a text or a list of `entries`. Raises `ValueError` for any other."""
+    if isinstance(value, str | list):
+        return value
+    raise ValueError(f"must be a text or a list of {entries}")
+
+
 def as_texts(value: object) -> object:
     """Return a single text as a list."""
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) else text_or_list(value, "texts")
 
 
 def without_nulls(value: object) -> object:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vila_serve.api.schemas.base import AnySchema, Detail, Schema, without_nulls
+from vila_serve.api.schemas.base import AnySchema, Detail, Schema, text_or_list, without_nulls
 
 MAX_FRAMES = 4096
 Frames = Annotated[int, Field(ge=1, le=MAX_FRAMES)]
@@ -88,12 +88,20 @@ AnyPart = TextPart | RefusalPart | ImagePart | VideoPart | InputImagePart | Inpu
 
 def as_parts(value: object) -> object:
     """Return a message's text as a list of parts."""
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    return [{"type": "text", "text": value}] if isinstance(value, str) else text_or_list(value, "parts")
 
 
-UserContent = Annotated[list[UserPart], BeforeValidator(as_parts, json_schema_input_type=str | list[UserPart])]
-TextContent = Annotated[list[TextPart], BeforeValidator(as_parts, json_schema_input_type=str | list[TextPart])]
-AssistantContent = Annotated[
-    list[AssistantPart], BeforeValidator(as_parts, json_schema_input_type=str | list[AssistantPart])
+UserContent = Annotated[
+    list[UserPart], Field(fail_fast=True), BeforeValidator(as_parts, json_schema_input_type=str | list[UserPart])
 ]
-InputContent = Annotated[list[InputPart], BeforeValidator(as_parts, json_schema_input_type=str | list[InputPart])]
+TextContent = Annotated[
+    list[TextPart], Field(fail_fast=True), BeforeValidator(as_parts, json_schema_input_type=str | list[TextPart])
+]
+AssistantContent = Annotated[
+    list[AssistantPart],
+    Field(fail_fast=True),
+    BeforeValidator(as_parts, json_schema_input_type=str | list[AssistantPart]),
+]
+InputContent = Annotated[
+    list[InputPart], Field(fail_fast=True), BeforeValidator(as_parts, json_schema_input_type=str | list[InputPart])
+]

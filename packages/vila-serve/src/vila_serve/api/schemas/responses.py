@@ -4,7 +4,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from vila_serve.api.schemas.base import MAX_TOP_LOGPROBS, AnySchema, Metadata, RequestSchema, Schema, without_nulls
+from vila_serve.api.schemas.base import (
+    MAX_TOP_LOGPROBS,
+    AnySchema,
+    Metadata,
+    RequestSchema,
+    Schema,
+    text_or_list,
+    without_nulls,
+)
 from vila_serve.api.schemas.chat import JsonObjectFormat, TextFormat
 from vila_serve.api.schemas.parts import InputContent
 
@@ -19,7 +27,7 @@ class InputMessage(AnySchema):
 
 def as_input(value: object) -> object:
     """Return a text as a list with one message."""
-    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+    return [{"role": "user", "content": value}] if isinstance(value, str) else text_or_list(value, "messages")
 
 
 class NamedSchemaFormat(AnySchema):
@@ -56,7 +64,7 @@ class ResponseRequest(RequestSchema):
     model: str
     input: Annotated[
         list[InputMessage],
-        Field(min_length=1),
+        Field(min_length=1, fail_fast=True),
         BeforeValidator(as_input, json_schema_input_type=str | list[InputMessage]),
     ]
     instructions: str | None = None
