@@ -1,8 +1,11 @@
 """The answer of a request while it grows: its tokens, its text, and why it ended."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from vila_core.engine.completion import FinishReason, TokenLogprobs
+from vila_core.engine.drawing import Drawn
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.text import Detokenizer, StopStrings
 from vila_core.tokenizer import Tokenizer
@@ -10,15 +13,23 @@ from vila_core.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Piece:
-    """A step of a streamed answer. `token_id` is None for the last step of an answer that a stop token ended.
+    """A step of a streamed answer.
 
-    `text` is what is certain so far. It is often empty, since half a character or a possible stop string is held back.
+    Attributes:
+        token_id: None for the last step of an answer that a stop token ended, and while a picture is drawn.
+        text: what is certain so far. It is often empty, since half a character or a possible stop string is held back.
+        finish_reason: set in the last piece.
+        logprobs: see `Completion`.
+        codes: of the next position of a picture.
+        drawn: a picture that is complete with this piece.
     """
 
     token_id: int | None
     text: str
     finish_reason: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    codes: tuple[int, ...] | None = None
+    drawn: Drawn | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Generated:
             the first token, and from there to the end. Requests that run together share the machine, so their times
             overlap.
         queue_seconds: how long the request waited before that.
+        parts: text and pictures in order; a single text if nothing was drawn.
     """
 
     token_ids: list[int]
@@ -46,6 +58,11 @@ class Generated:
     queue_seconds: float = 0.0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    parts: Sequence[str | Drawn] = ()
+
+
+Entry = int | tuple[int, ...]
+"""A token, or the codes of a position of a picture."""
 
 
 class Answer:
@@ -66,20 +83,61 @@ class Answer:
         self.finish_reason: FinishReason | None = None
         self.logprobs: list[TokenLogprobs] = []
         self._text: list[str] = []
+        self._earlier: list[str | Drawn] = []  # parts before the text that grows now
+        self._entries: list[Entry] | None = None  # from the first picture on; until then, token_ids has all
         self._stop_token_ids = stop_token_ids
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_strings = StopStrings(config.stop)
 
     @property
     def text(self) -> str:
-        """The text that is certain so far."""
+        """The text that is certain so far, without pictures."""
+        if self._earlier:
+            return "".join(part for part in self.parts if isinstance(part, str))
         return "".join(self._text)
+
+    @property
+    def parts(self) -> Sequence[str | Drawn]:
+        """Text and finished pictures, in order."""
+        last = "".join(self._text)
+        return (*self._earlier, last) if last or not self._earlier else tuple(self._earlier)
+
+    @property
+    def length(self) -> int:
+        """Tokens and positions of pictures so far."""
+        return len(self.token_ids) if self._entries is None else len(self._entries)
+
+    def runs(self, start: int, end: int) -> Iterator[list[Entry]]:
+        """Yield entries `start` … `end` - 1, tokens and codes in lists of their own."""
+        entries: Sequence[Entry] = self.token_ids if self._entries is None else self._entries
+        for _, run in groupby(entries[start : max(end, start)], key=lambda entry: isinstance(entry, int)):
+            yield list(run)
+
+    def push_codes(self, codes: tuple[int, ...]) -> None:
+        """Add the codes of the next position of a picture."""
+        if self._entries is None:
+            self._entries = list(self.token_ids)
+        self._entries.append(codes)
+
+    def push_drawn(self, drawn: Drawn) -> tuple[str, Drawn]:
+        """End a picture; return it with the text before it that was held back. The text after it begins anew."""
+        held = self._stop_strings.push(self._detokenizer.finish()) + self._stop_strings.finish()
+        text = "".join(self._text) + held
+        self._earlier += [part for part in (text, drawn) if part]
+        self._text = []
+        return held, drawn
+
+    def end(self, finish_reason: FinishReason) -> Piece:
+        """End the answer as it is; return its last piece."""
+        return self._piece(None, self._rest(), finish_reason)
 
     def push(self, token_id: int, logprobs: TokenLogprobs | None = None) -> Piece:
         """Add the next token. The answer must not have ended."""
         if token_id in self._stop_token_ids:
             return self._piece(None, self._rest(), "stop")
         self.token_ids.append(token_id)
+        if self._entries is not None:
+            self._entries.append(token_id)
         if logprobs is not None:
             self.logprobs.append(logprobs)
         text = self._stop_strings.push(self._detokenizer.push(token_id))

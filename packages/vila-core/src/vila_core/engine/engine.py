@@ -16,23 +16,38 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vila_core.engine.answer import Answer, Generated
+from vila_core.engine.admission import Admission
+from vila_core.engine.answer import Answer, Generated, Piece
 from vila_core.engine.completion import TokenLogprobs
-from vila_core.engine.failures import as_error, check_biases, check_capacity, check_drafting, not_finite, room
+from vila_core.engine.drafts import Drafts
+from vila_core.engine.drawing import DrawingRequest, Drawn, OutputModes
+from vila_core.engine.failures import (
+    as_error,
+    check_biases,
+    check_capacity,
+    check_drafting,
+    check_drawing,
+    not_finite,
+    room,
+)
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
 from vila_core.engine.lookup import PromptLookup
 from vila_core.engine.pages import PagePool
+from vila_core.engine.pictures import Pictures
 from vila_core.engine.prefix import PageKeys
+from vila_core.engine.reading import LoadMedia, Reader
 from vila_core.engine.request import Handle, Request, State, cancelled
+from vila_core.engine.roster import Roster, release
 from vila_core.engine.runner import PendingStep, Runner, choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.sharing import CHUNKS_AT_ONCE, share
+from vila_core.engine.turns import Turns
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.divided import current
@@ -41,13 +56,6 @@ from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from vila_core.engine.grammar import Grammar
-
-
-LoadMedia = Callable[[Sequence[tuple[EngineInput, int, int]], int], None]
-"""Encodes media of prompts, together at most so many tiles. Each prompt comes with the positions from which and up to
-which it is read next, and is not read past media that are still to be encoded then."""
-TILE_CHUNKS_AT_ONCE = 8
-"""Times `chunk_tiles` that are encoded in a step while nobody is answered."""
 
 
 class Engine:
@@ -59,6 +67,7 @@ class Engine:
         stop_token_ids: tokens that end every answer.
         config: how much it does at once.
         load: encodes media together (see `LoadMedia`).
+        modes: what the model can make besides text.
 
     Raises:
         ConfigError: the language model cannot have the KV cache that `config` asks for.
@@ -71,32 +80,36 @@ class Engine:
         stop_token_ids: frozenset[int],
         config: EngineConfig | None = None,
         load: LoadMedia | None = None,
+        modes: OutputModes | None = None,
     ):
         self.config = config or EngineConfig()
         require_cache_dtype(llm, self.config)
         self._llm = llm
         self._tokenizer = tokenizer
         self._stop_token_ids = stop_token_ids
-        self._load = load
+        self._head = None if modes is None else modes.head
+        self._pictures = None if modes is None else Pictures(modes, llm, tokenizer)
         self._runner: Runner | None = None
-        self._lock = threading.RLock()  # held during a step
-        self._changed = threading.Condition()  # a step has ended
+        self._turns = Turns()
         self._door = threading.Lock()  # held while a request is put into the inbox
         self._inbox: deque[Request] = deque()
-        self._queue: deque[Request] = deque()
-        self._reading: list[Request] = []
-        self._answering: list[Request] = []
+        self._roster = Roster()
+        self._admission = Admission(self._roster, self.config.max_batch)
+        self._reader = Reader(llm, self.config, load, modes, self._end)
+        self._drafts = Drafts()
         self._pending: deque[PendingStep] = deque()
         self._count = 0
-        self._cached_tokens = 0
         self._preemptions = 0
-        self._drafted_tokens = 0
-        self._accepted_tokens = 0
 
     # -------------------------------------------------------------------------------------------- requests
 
-    def submit(self, prompt: EngineInput, config: GenerationConfig) -> Handle:
+    def submit(self, prompt: EngineInput, config: GenerationConfig, drawing: DrawingRequest | None = None) -> Handle:
         """Put a request into the queue.
+
+        Args:
+            prompt: what the model reads. If it ends with a start token, the answer begins with a picture.
+            config: how to answer.
+            drawing: how to draw.
 
         Raises:
             PromptError: the prompt is empty or leaves no room in the context.
@@ -109,19 +122,23 @@ class Engine:
         most = room(len(prompt), self._llm.config.max_length)
         answer = Answer(config, self._tokenizer, stops, min(config.max_new_tokens, most))
         runner = self._use_runner()
-        check_capacity(runner, len(prompt), answer.max_new_tokens)
-        grammar = self._grammar(config, stops)
-        lookup = PromptLookup.of(prompt, config, stops)
-        if lookup is not None:
-            check_drafting(runner, self._llm)
-        shares = self.config.shares_prefixes and runner.reads_in_chunks
-        keys = PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
+        keys = self._keys(runner, prompt)
         seed = random.getrandbits(62) if config.seed is None else config.seed
+        request = Request(0, prompt, config, answer, self._grammar(config, stops), keys, seed, asked_drawing=drawing)
+        kind = None if self._pictures is None else self._pictures.kind_after(prompt.ids)
+        if self._pictures is None or kind is None:
+            check_capacity(runner, len(prompt), answer.max_new_tokens)
+        else:
+            self._pictures.begin(request, kind, lambda companion: self._keys(runner, companion))
+            check_drawing(runner, request, self._llm.config.max_length, self.config.max_batch)
+        request.lookup = PromptLookup.of(prompt, config, stops)
+        if request.lookup is not None:
+            check_drafting(runner, self._llm)
         with self._door:
-            waiting = len(self._queue) + len(self._inbox)
+            waiting = len(self._roster.queue) + len(self._inbox)
             if waiting >= self.config.max_queue:
                 raise QueueFullError(f"{waiting} requests wait already, which is the limit. Try again later.")
-            request = Request(self._count, prompt, config, answer, grammar, keys, seed, lookup=lookup)
+            request.number = self._count
             self._count += 1
             self._inbox.append(request)
         return Handle(request, self._step_for, self._cancel)
@@ -133,6 +150,11 @@ class Engine:
 
         return Grammar.for_answer(config, self._tokenizer, self._llm.config.vocab_size, stops)
 
+    def _keys(self, runner: Runner, prompt: EngineInput) -> PageKeys | None:
+        """Return the keys of the prompt's pages; None if they are not shared."""
+        shares = self.config.shares_prefixes and runner.reads_in_chunks
+        return PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None
+
     def answer_all(self, prompts: Sequence[EngineInput], config: GenerationConfig) -> list[Generated | GenerationError]:
         """Answer prompts together. An answer that fails gives an error, and the others are completed.
 
@@ -143,7 +165,7 @@ class Engine:
         handles: list[Handle] = []
         try:
             for prompt in prompts:
-                while len(self._queue) + len(self._inbox) >= self.config.max_queue:
+                while len(self._roster.queue) + len(self._inbox) >= self.config.max_queue:
                     self.step()
                 handles.append(self.submit(prompt, config))
             return [_outcome(handle) for handle in handles]
@@ -155,21 +177,21 @@ class Engine:
         """Return what the engine is doing."""
         pool = PagePool(0) if self._runner is None else self._runner.pool
         return EngineStats(
-            len(self._queue) + len(self._inbox),
-            len(self._reading),
-            len(self._answering),
+            len(self._roster.queue) + len(self._inbox),
+            len(self._roster.reading),
+            len(self._roster.answering),
             pool.num_pages,
             pool.num_used,
             pool.num_kept,
-            self._cached_tokens,
+            self._admission.cached_tokens,
             self._preemptions,
-            self._drafted_tokens,
-            self._accepted_tokens,
+            self._drafts.drafted,
+            self._drafts.accepted,
         )
 
     def clear_cache(self) -> None:
         """Forget what is kept for prompts that begin alike."""
-        with self._lock:
+        with self._turns.lock:
             if self._runner is not None:
                 self._runner.pool.clear()
 
@@ -178,28 +200,24 @@ class Engine:
 
         @torch.inference_mode()
         def run() -> None:
-            if not (self._inbox or self._queue or self._reading or self._answering or self._pending):
+            if not (self._inbox or self._is_busy):
                 with current(self._use_runner().device):
                     call()
 
-        self._step_if_free(run)
+        self._turns.take_if_free(run)
 
     def _cancel(self, request: Request) -> None:
         """End a request; if another thread is in the middle of a step, that thread does it."""
         request.is_cancelled = True
         while not request.has_ended:
-            if not self._step_if_free(self._drop_cancelled):
-                self._wait(lambda: request.has_ended)
+            if not self._turns.take_if_free(self._drop_cancelled):
+                self._turns.wait(lambda: request.has_ended)
 
     # -------------------------------------------------------------------------------------------- steps
 
     def step(self) -> bool:
         """Let every request advance; return whether any is left."""
-        with self._lock:
-            is_any_left = self._step()
-        with self._changed:
-            self._changed.notify_all()
-        return is_any_left
+        return self._turns.take(self._step)
 
     def _step_for(self, request: Request) -> None:
         """Step until `request` has something new. If another thread steps, wait for that."""
@@ -211,38 +229,22 @@ class Engine:
             if not has_news():
                 self._step()
 
-        if not self._step_if_free(step):
-            self._wait(has_news)
+        if not self._turns.take_if_free(step):
+            self._turns.wait(has_news)
 
-    def _step_if_free(self, step: Callable[[], None]) -> bool:
-        """Call `step` unless another thread is stepping; return whether it was called.
-
-        Nobody queues for the lock: a thread that steps again and again would rarely let the others have it.
-        """
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            step()
-        finally:
-            self._lock.release()
-            with self._changed:
-                self._changed.notify_all()
-        return True
-
-    def _wait(self, is_over: Callable[[], bool]) -> None:
-        """Wait until another thread has stepped, unless the reason for waiting is over."""
-        with self._changed:
-            if not is_over():
-                self._changed.wait(timeout=0.05)
+    @property
+    def _is_busy(self) -> bool:
+        """Whether there is a request, or a step whose tokens are not known."""
+        return bool(self._pending) or any(True for _ in self._roster)
 
     def _receive(self) -> None:
         """Take in the requests that were submitted meanwhile."""
         while self._inbox:
-            self._queue.append(self._inbox.popleft())
+            self._roster.queue.append(self._inbox.popleft())
 
     def _drop_cancelled(self) -> None:
         self._receive()
-        for request in [*self._queue, *self._reading, *self._answering]:
+        for request in list(self._roster):
             if request.is_cancelled:
                 self._end(request, cancelled())
 
@@ -252,7 +254,7 @@ class Engine:
         try:
             with current(runner.device):
                 self._receive()
-                self._admit(runner)
+                self._admission.admit(runner)
                 self._read(runner)
                 self._answer(runner)
                 self._collect(runner, keep=1 if self._overlaps(runner) else 0)
@@ -262,161 +264,55 @@ class Engine:
         except BaseException:  # Ctrl-C
             self._abandon(GenerationError("The answer was interrupted."))
             raise
-        return bool(self._queue or self._reading or self._answering or self._pending)
-
-    def _admit(self, runner: Runner) -> None:
-        """Take requests from the queue while there are rows and pages."""
-        if not self._queue:
-            return
-        unknown = [request for request in (*self._reading, *self._answering) if not request.times.first_token]
-        coming = {key for request in unknown if request.keys for key in request.keys.keys}
-        while self._queue and len(self._reading) + len(self._answering) < self.config.max_batch:
-            request = self._queue[0]
-            if not self._get_pages(runner, request, coming):
-                break
-            self._queue.popleft()
-            request.state = State.READING
-            request.times.admitted = request.times.admitted or time.perf_counter()  # a preempted one comes back
-            self._reading.append(request)
-            coming |= set(request.keys.keys if request.keys else ())
-
-    def _get_pages(self, runner: Runner, request: Request, coming: set[bytes]) -> bool:
-        """Give the request the pages of its prompt, those that are known included; return whether that worked."""
-        tokens = request.num_tokens
-        known = request.keys.keys[: (tokens - 1) // PAGE_SIZE] if request.keys else []
-        found = runner.pool.find(known)
-        # What another request is just computing is worth waiting for.
-        waits = len(found) < len(known) and known[len(found)] in coming
-        taken = (
-            None if waits else runner.pool.take(runner.pages_for(tokens + 1) - len(found), found[-1] if found else None)
-        )
-        if taken is None:
-            runner.pool.release(found)
-            return False
-        self._cached_tokens += len(found) * PAGE_SIZE
-        request.pages = [*found, *taken]
-        request.length = request.remembered = len(found) * PAGE_SIZE
-        request.cached = min(request.length, len(request.prompt))
-        return True
-
-    def _encode(self, runner: Runner, reading: Sequence[Request]) -> None:
-        """Encode media of requests together; if that fails, one by one, so that only the broken one fails.
-
-        What is encoded is about to be read: the media of a long prompt are neither all in memory at once, nor do
-        others wait for all of them.
-        """
-        waiting = [request for request in reading if request.length < len(request.prompt)]
-        if self._load is None or not waiting:
-            return
-        begin = time.perf_counter()
-        at_once = 1 if self._answering else CHUNKS_AT_ONCE
-        ahead = self.config.chunk_tokens * at_once if runner.reads_in_chunks else self._llm.config.max_length
-        tiles = self.config.chunk_tiles * (1 if self._answering else TILE_CHUNKS_AT_ONCE)
-        try:
-            self._load([(request.prompt, request.length, request.length + ahead) for request in waiting], tiles)
-        except Exception as error:  # noqa: BLE001 - it ends this request only
-            if len(waiting) == 1:
-                self._end(waiting[0], as_error(error))
-            else:
-                for request in waiting:
-                    self._encode(runner, [request])
-            return
-        for request in waiting:
-            request.times.encoding += (time.perf_counter() - begin) / len(waiting)
+        return self._is_busy
 
     def _read(self, runner: Runner) -> None:
-        """Read a part of the prompts, and choose the first token of those that are complete."""
-        self._encode(runner, self._reading)
-        complete: list[tuple[Request, Tensor]] = []
-        for parts in self._parts(runner):
-            complete += self._read_parts(runner, parts)
-        if complete:
-            self._start([request for request, _ in complete], torch.stack([hidden for _, hidden in complete]), runner)
+        """Read a part of the prompts, and choose the first tokens or codes after those that are complete."""
+        if not self._roster.reading:
+            return
+        for request, hidden in self._reader.read(runner, self._roster.unread, others_wait=bool(self._roster.answering)):
+            request.last_hidden = hidden
+        complete = [request for request in self._roster.reading if request.is_read]
+        writing = [request for request in complete if request.drawing is None]
+        drawing = [request for request in complete if request.drawing is not None]
+        if writing:
+            self._pending.append(runner.start(writing, self._start(writing)))
+        if drawing:
+            self._pending.append(runner.start_drawing(drawing, self._start(drawing)))
 
-    def _parts(self, runner: Runner) -> list[list[tuple[Request, int]]]:
-        """Return which requests are read now, each up to which token, in groups that are read together."""
-        if not runner.reads_in_chunks:
-            return [[(one, one.num_tokens)] for one in self._reading if one.readable == one.num_tokens]
-        return share(self._reading, self.config.chunk_tokens, others_wait=bool(self._answering))
-
-    def _read_parts(self, runner: Runner, parts: Sequence[tuple[Request, int]]) -> list[tuple[Request, Tensor]]:
-        """Read requests together; return those that are complete with the hidden states `[D]` of their last tokens."""
-        try:
-            embeds = [self._embed(runner, request, end) for request, end in parts]
-            hidden = runner.read([request for request, _ in parts], embeds)  # [n, D]
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request only
-            if len(parts) == 1:
-                self._end(parts[0][0], as_error(error))
-                return []
-            return [done for part in parts for done in self._read_parts(runner, [part])]
-        for request, end in parts:
-            request.length = end
-            request.prompt.release(end)
-        return [
-            (request, last) for (request, end), last in zip(parts, hidden, strict=True) if end == request.num_tokens
-        ]
-
-    def _embed(self, runner: Runner, request: Request, end: int) -> Tensor:
-        """Return the embeddings of the request's tokens from `length` to `end`, those of its answer included."""
-        start, own = request.length, len(request.prompt)
-        parts: list[Tensor] = []
-        if start < own:
-            parts.append(request.prompt.embed(start, min(end, own)))
-        if end > own:
-            ids = request.answer.token_ids[max(start - own, 0) : end - own]
-            parts.append(self._llm.embed(torch.tensor([ids], device=runner.device))[0])
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def _start(self, requests: list[Request], hidden: Tensor, runner: Runner) -> None:
-        """Choose the first token of requests whose prompts have been read, `hidden [n, D]`."""
+    def _start(self, requests: Sequence[Request]) -> Tensor:
+        """Begin to answer requests that have been read; return the hidden states of the last tokens, `[n, D]`."""
+        hidden: list[Tensor] = []
         for request in requests:
-            self._reading.remove(request)
-            self._answering.append(request)
-            request.state = State.ANSWERING
-            request.chosen += 1
-        self._pending.append(runner.start(requests, hidden))
+            self._roster.answer(request)
+            request.count_step()
+            hidden += request.take_hidden()
+        return torch.stack(hidden)
 
     def _answer(self, runner: Runner) -> None:
         """Launch the step that reads the last token of each answer and chooses the next."""
-        if any(request.needs_last_token for request in self._answering):
+        answering = self._roster.answering
+        if any(request.needs_last_token for request in answering):
             self._collect(runner)
-        for request in list(self._answering):
+        for request in list(answering):
             if request.state is State.ANSWERING:
                 self._make_room(runner, request)
-        if any(request.chosen >= request.answer.max_new_tokens for request in self._answering):
-            self._collect(runner)  # these end
-        if not self._answering:
+        if any(request.is_complete for request in answering):
+            self._collect(runner)  # these end, or change between writing and drawing
+        if not answering:
             return
-        drafts = self._draft(runner)
+        draws = any(request.drawing is not None for request in answering)
+        drafts = {} if draws else self._drafts.make(runner, answering)
         step = runner.step(drafts)
         self._pending.append(step)
         for request in step.requests:
             request.length += 1
-            request.chosen += 1
+            request.count_step()
+        for request in () if step.drawn is None else step.drawn.requests:
+            request.length += 1
+            request.count_step()
         for request, draft in drafts.items():
-            self._count_draft(request, len(draft), step.requests.count(request) - 1)
-
-    def _draft(self, runner: Runner) -> dict[Request, list[int]]:
-        """Return what the next tokens of requests may be, as far as pages without users are left for them."""
-        drafts: dict[Request, list[int]] = {}
-        for request in self._answering:
-            left = request.answer.max_new_tokens - request.chosen - 1
-            draft = request.lookup.draft(left) if request.lookup is not None and left > 0 else []
-            missing = runner.pages_for(request.length + 1 + len(draft)) - len(request.pages)
-            if missing > 0 and runner.pool.num_available >= missing + len(self._answering):
-                request.pages += runner.pool.take(missing, request.pages[-1]) or []
-            draft = draft[: len(request.pages) * PAGE_SIZE - request.length - 1]
-            if draft:
-                drafts[request] = draft
-        return drafts
-
-    def _count_draft(self, request: Request, drafted: int, accepted: int) -> None:
-        assert request.lookup is not None, "only a lookup drafts"
-        request.lookup.learn(drafted, accepted)
-        request.drafted += drafted
-        request.accepted += accepted
-        self._drafted_tokens += drafted
-        self._accepted_tokens += accepted
+            self._drafts.count(request, len(draft), step.requests.count(request) - 1)
 
     def _make_room(self, runner: Runner, request: Request) -> None:
         """Give the request a page for its next token. Without a free page, the youngest request gives up its own."""
@@ -426,42 +322,41 @@ class Engine:
                 request.pages += taken
                 return
             self._collect(runner)
-            running = [*self._reading, *self._answering]
-            if running:
-                self._preempt(runner, max(running, key=lambda other: other.number))
-
-    def _preempt(self, runner: Runner, request: Request) -> None:
-        """Send a request back to the queue; later it reads its prompt and its answer so far again."""
-        self._leave(request)
-        self._preemptions += 1
-        request.state = State.QUEUED
-        request.chosen = len(request.answer.token_ids)
-        self._queue.appendleft(request)
+            if running := self._roster.running:
+                self._preemptions += 1
+                self._roster.requeue(runner, max(running, key=lambda other: other.number))
 
     def _overlaps(self, runner: Runner) -> bool:
         """Whether the next step may be launched before the tokens of the last are known."""
-        return runner.overlaps and not any(request.needs_last_token for request in self._answering)
+        return runner.overlaps and not any(request.needs_last_token for request in self._roster.answering)
+
+    # -------------------------------------------------------------------------------------------- results
 
     def _collect(self, runner: Runner, keep: int = 0) -> None:
         """Take in the tokens of all launched steps but the last `keep`."""
         while len(self._pending) > keep:
             step = self._pending.popleft()
             for request, token_id, logprobs in step.tokens():
-                if request.has_ended:
-                    continue
-                if token_id < 0:
-                    self._end(request, not_finite(step.dtype, len(request.answer.token_ids) + 1))
-                    continue
-                try:
-                    self._push(request, token_id, logprobs, runner)
-                except Exception as error:  # noqa: BLE001 - of its text or grammar: it ends this request only
-                    if not request.has_ended:
-                        self._end(request, as_error(error))
+                # A step may have been launched before it was known that a request goes on otherwise.
+                if request.is_writing:
+                    self._take(request, lambda t=token_id, p=logprobs, r=request: self._push(r, t, p, runner))
+            for request, codes in () if step.drawn is None else step.drawn.codes():
+                if request.is_drawing:
+                    self._take(request, lambda c=codes, r=request: self._push_codes(r, c, runner))
+
+    def _take(self, request: Request, push: Callable[[], None]) -> None:
+        """Let a request take in what was chosen for it; a failure ends only this request."""
+        try:
+            push()
+        except Exception as error:  # noqa: BLE001 - of its text or grammar
+            if not request.has_ended:
+                self._end(request, as_error(error))
 
     def _push(self, request: Request, token_id: int, logprobs: TokenLogprobs | None, runner: Runner) -> None:
         """Add a token to an answer."""
-        if not request.times.first_token:
-            request.times.first_token = time.perf_counter()
+        if token_id < 0:
+            self._end(request, not_finite(runner.dtype, request.answer.length + 1))
+            return
         self._remember(request, runner)
         if request.grammar is not None and request.grammar.dead_end is not None:
             self._end(request, request.grammar.dead_end)
@@ -471,15 +366,29 @@ class Engine:
         if piece.finish_reason is not None:
             self._end(request)
             return
-        if request.grammar is not None:
-            request.grammar.push(token_id)
-        if request.keys is not None:
-            request.keys.push(token_id)
-        if request.lookup is not None:
-            request.lookup.push(token_id)
+        request.note_token(token_id)
+        if self._pictures is not None and (kind := self._pictures.kind_after((token_id,))) is not None:
+            self._begin_picture(request, kind, runner)
+
+    def _push_codes(self, request: Request, codes: tuple[int, ...] | None, runner: Runner) -> None:
+        """Add the codes of a position to a picture."""
+        assert request.drawing is not None
+        if codes is None:
+            self._end(request, not_finite(runner.dtype, request.answer.length + 1))
+            return
+        for one in request.sequences:
+            self._remember(one, runner)
+            one.answer.push_codes(codes)
+        request.drawing.codes.append(codes)
+        if request.drawing.left:
+            request.pieces.append(Piece(None, "", codes=codes))
+        else:
+            self._end_picture(request, codes, runner)
 
     def _remember(self, request: Request, runner: Runner) -> None:
         """Let other requests find the full pages. Called when a token has shown that their values are finite."""
+        if not request.times.first_token:
+            request.times.first_token = time.perf_counter()
         if request.keys is None:
             return
         known = min(len(request.keys.keys), request.num_tokens // PAGE_SIZE)
@@ -487,47 +396,77 @@ class Engine:
             runner.pool.keep(request.pages[index], request.keys.keys[index])
         request.remembered = max(request.remembered, known * PAGE_SIZE)
 
+    # -------------------------------------------------------------------------------------------- pictures
+
+    def _begin_picture(self, request: Request, kind: str, runner: Runner) -> None:
+        """Let a request that has written a start token draw."""
+        assert self._pictures is not None
+        if request.num_tokens + self._pictures.positions(kind) >= self._llm.config.max_length:
+            request.pieces.append(request.answer.end("length"))
+            self._end(request)
+            return
+        self._roster.leave_rows(runner, request)
+        self._pictures.begin(request, kind, lambda companion: self._keys(runner, companion))
+        self._read_again(request, runner)
+
+    def _end_picture(self, request: Request, codes: tuple[int, ...], runner: Runner) -> None:
+        """End a picture; the request has ended then, or writes again."""
+        assert request.drawing is not None
+        text, drawn = request.answer.push_drawn(Drawn(request.drawing.kind, tuple(request.drawing.codes)))
+        if request.drawing.is_all:
+            request.pieces.append(replace(request.answer.end("stop"), codes=codes, drawn=drawn))
+            self._end(request)
+            return
+        request.pieces.append(Piece(None, text, codes=codes, drawn=drawn))
+        self._roster.leave_rows(runner, request)
+        if request.companion is not None:
+            release(runner, request.companion)
+        request.drawing = request.companion = None
+        request.keys = None  # the pages that follow hold what no token ids describe
+        self._read_again(request, runner)
+
+    def _read_again(self, request: Request, runner: Runner) -> None:
+        """Let a request without a row read its last token again, and go on from there in another mode."""
+        request.chosen = len(request.answer.token_ids)
+        request.length = request.num_tokens - 1 if runner.reads_in_chunks else 0
+        if self._admission.extend(runner, request):
+            self._roster.read(request)
+        else:  # it waits for rows and pages as others do
+            for one in request.sequences:
+                release(runner, one)
+            request.state = State.QUEUED
+            self._roster.queue.appendleft(request)
+
     # -------------------------------------------------------------------------------------------- ends
 
     def _end(self, request: Request, error: Exception | None = None) -> None:
         """Let a request go: with an error, or with the answer that it has."""
+        request = request.leader or request
         request.error = error
-        request.prompt.release(len(request.prompt))
+        for one in request.sequences:
+            one.prompt.release(len(one.prompt))
         if request.state is State.QUEUED:
-            self._queue.remove(request)
+            self._roster.queue.remove(request)
         else:
-            self._leave(request)
+            self._roster.leave(self._use_runner(), request)
         request.state = State.ENDED
         request.times.ended = time.perf_counter()
-
-    def _leave(self, request: Request) -> None:
-        """Take the request's row and pages away."""
-        runner = self._use_runner()
-        if request.state is State.ANSWERING:
-            self._answering.remove(request)
-        else:
-            self._reading.remove(request)
-        runner.leave(request)
-        runner.pool.release(request.pages)
-        request.pages = []
 
     def _abandon(self, error: Exception) -> None:
         """End every request, since the state of the rows is unknown. The engine continues with an empty cache."""
         self._receive()
-        for request in [*self._queue, *self._reading, *self._answering]:
+        for request in self._roster:
             request.prompt.release(len(request.prompt))
             request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
-        self._queue.clear()
-        self._reading.clear()
-        self._answering.clear()
+        self._roster.clear()
         self._pending.clear()
         self._runner = None
 
     def _use_runner(self) -> Runner:
         runner = self._runner
         if runner is None:
-            with self._lock:
-                runner = self._runner = self._runner or choose_runner(self._llm, self.config)
+            with self._turns.lock:
+                runner = self._runner = self._runner or choose_runner(self._llm, self.config, self._head)
         return runner
 
 

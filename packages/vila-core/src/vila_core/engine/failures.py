@@ -2,6 +2,7 @@
 
 import torch
 
+from vila_core.engine.request import Request
 from vila_core.engine.runner import Runner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError, PromptTooLongError
@@ -18,6 +19,30 @@ def check_capacity(runner: Runner, prompt: int, answer: int) -> None:
             f"The request needs a KV cache of {prompt + answer:,} tokens ({prompt:,} of the prompt and up to "
             f"{answer:,} of the answer), but there is memory for {held:,}. Reduce max_new_tokens or the prompt, or "
             "give the engine more memory (cache_bytes)."
+        )
+
+
+def check_drawing(runner: Runner, request: Request, max_length: int, max_rows: int) -> None:
+    """Raise if a request can never draw its picture: `PromptTooLongError` or `GenerationError`."""
+    assert request.drawing is not None
+    kind, positions = request.drawing.kind, request.drawing.output.positions
+    longest = max(len(one.prompt) for one in request.sequences)
+    if longest + positions > max_length:
+        raise PromptTooLongError(
+            f"The prompt has {longest:,} tokens and the {kind} needs {positions:,}, but the context holds "
+            f"{max_length:,}. Shorten the prompt."
+        )
+    if len(request.sequences) > max_rows:
+        raise GenerationError(
+            f"Guidance needs two rows for each {kind}, but the engine has {max_rows} (max_batch). Set guidance=1, or "
+            "give the engine a larger max_batch."
+        )
+    pages = sum(runner.pages_for(len(one.prompt) + positions) for one in request.sequences)
+    if pages > runner.pool.num_pages:
+        raise GenerationError(
+            f"The {kind} needs a KV cache of {pages * PAGE_SIZE:,} tokens, but there is memory for "
+            f"{runner.pool.num_pages * PAGE_SIZE:,}. Give the engine more memory (cache_bytes), or set guidance=1, "
+            "which needs half."
         )
 
 

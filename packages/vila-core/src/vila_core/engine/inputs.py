@@ -6,10 +6,10 @@ T tokens of the prompt, D width
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vila_core.engine.media import MediaPart
 from vila_core.engine.prefix import MediaSpan
@@ -18,6 +18,7 @@ from vila_core.uploads import upload
 
 if TYPE_CHECKING:
     from vila_core.encoders import ExpandedPrompt
+    from vila_core.language import LanguageModel
     from vila_core.model import VilaModel
     from vila_core.prompt import PreparedPrompt
 
@@ -74,6 +75,37 @@ class EmbeddedPrompt:
     def embed(self, start: int, end: int) -> Tensor:
         """Return a part of the prompt, `[end - start, D]`."""
         return self._embeds[start:end]
+
+    def release(self, end: int) -> None:
+        """See `EngineInput`: there is nothing to forget."""
+
+
+class TextPrompt:
+    """A prompt of token ids.
+
+    Args:
+        llm: embeds them.
+        ids: at least one.
+    """
+
+    media: Sequence[MediaSpan] = ()
+
+    def __init__(self, llm: "LanguageModel", ids: Sequence[int]):
+        self._llm = llm
+        self.ids = list(ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def ready(self, start: int) -> int:
+        """See `EngineInput`."""
+        del start
+        return len(self)
+
+    def embed(self, start: int, end: int) -> Tensor:
+        """Return the embeddings of a part of the prompt, `[end - start, D]`."""
+        weight = next(cast("nn.Module", self._llm).parameters())
+        return self._llm.embed(torch.tensor([self.ids[start:end]], device=weight.device))[0]
 
     def release(self, end: int) -> None:
         """See `EngineInput`: there is nothing to forget."""

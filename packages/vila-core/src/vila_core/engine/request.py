@@ -20,6 +20,9 @@ from vila_core.errors import GenerationError
 from vila_core.language.paged_rows import RowSampling
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vila_core.engine.drawing import Drawing, DrawingRequest
     from vila_core.engine.grammar import Grammar
 
 
@@ -66,6 +69,13 @@ class Request:
         is_cancelled: whether it is to end before its next token.
         pieces: of the answer, not yet read.
         times: when it passed each point.
+        drawing: the picture that it is drawing; None while it writes.
+        asked_drawing: how its pictures are drawn; None: as the model's own.
+        num_drawings: pictures that it has begun.
+        companion: reads the prompt that guides the picture away from itself; it has pages and a row of its own, and is
+            read, answered and ended with this request.
+        leader: of a companion.
+        last_hidden: of its last token `[D]`, between reading and answering.
     """
 
     number: int
@@ -89,10 +99,77 @@ class Request:
     is_cancelled: bool = False
     pieces: deque[Piece] = field(default_factory=deque[Piece])
     times: Times = field(default_factory=Times)
+    drawing: "Drawing | None" = None
+    asked_drawing: "DrawingRequest | None" = None
+    num_drawings: int = 0
+    companion: "Request | None" = None
+    leader: "Request | None" = None
+    last_hidden: "Tensor | None" = None
 
     @property
     def has_ended(self) -> bool:
-        return self.state is State.ENDED
+        return (self.leader or self).state is State.ENDED
+
+    @property
+    def sequences(self) -> "tuple[Request, ...]":
+        """The request and its companion, if it has one: each needs a row and pages."""
+        return (self,) if self.companion is None else (self, self.companion)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the next token that is chosen for it is its own."""
+        return self.state is State.ANSWERING and self.drawing is None
+
+    @property
+    def is_drawing(self) -> bool:
+        """Whether the next codes that are chosen for it are its own."""
+        return self.state is State.ANSWERING and self.drawing is not None
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the last tokens of all sequences have been read."""
+        return all(one.last_hidden is not None for one in self.sequences)
+
+    def take_hidden(self) -> "list[Tensor]":
+        """Return the hidden states `[D]` of the last tokens, and forget them."""
+        hidden = [one.last_hidden for one in self.sequences if one.last_hidden is not None]
+        for one in self.sequences:
+            one.last_hidden = None
+        return hidden
+
+    def count_step(self) -> None:
+        """Note that one more token or position is being chosen."""
+        if self.drawing is None:
+            self.chosen += 1
+        else:
+            self.drawing.chosen += 1
+
+    def note_token(self, token_id: int) -> None:
+        """Let everything that follows the answer know its next token."""
+        if self.grammar is not None:
+            self.grammar.push(token_id)
+        if self.keys is not None:
+            self.keys.push(token_id)
+        if self.lookup is not None:
+            self.lookup.push(token_id)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been, or is being, chosen that it may choose, or draw, before something changes."""
+        if self.drawing is not None:
+            return self.drawing.chosen >= self.drawing.output.positions
+        return self.chosen >= self.answer.max_new_tokens
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens that it needs pages for before it is asked again: the next one, or all positions of its picture."""
+        return 1 if self.drawing is None else self.drawing.left
+
+    @property
+    def most_tokens(self) -> int:
+        """The tokens that it may have in the end."""
+        drawn, drawing = self.answer.length - len(self.answer.token_ids), (self.leader or self).drawing
+        return len(self.prompt) + self.answer.max_new_tokens + drawn + (drawing.left if drawing else 0)
 
     @cached_property
     def sampling(self) -> RowSampling:
@@ -111,7 +188,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Tokens of the prompt and of the answer so far."""
-        return len(self.prompt) + len(self.answer.token_ids)
+        return len(self.prompt) + self.answer.length
 
     @property
     def readable(self) -> int:
@@ -138,6 +215,7 @@ class Request:
             times.admitted - times.submitted,
             self.drafted,
             self.accepted,
+            answer.parts,
         )
 
 

@@ -14,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.drawing_step import DrawingStep, PendingDrawings
 from vila_core.engine.memory import num_pages
 from vila_core.engine.pages import PagePool, pages_of
+from vila_core.engine.row_order import RowOrder
 from vila_core.errors import ConfigError, GenerationError
+from vila_core.generation.heads import GenerationHead
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import NativeDecoder, embedding, new_pages
@@ -38,6 +41,7 @@ class Runner(Protocol):
 
     Attributes:
         device: of the model.
+        dtype: of the model.
         pool: the pages of its KV cache.
         reads_in_chunks: whether a prompt may be read in parts, and its pages be shared.
         overlaps: whether a step may be launched before the tokens of the last one are known.
@@ -45,6 +49,7 @@ class Runner(Protocol):
     """
 
     device: torch.device
+    dtype: torch.dtype
     pool: PagePool
     reads_in_chunks: bool
     overlaps: bool
@@ -65,8 +70,17 @@ class Runner(Protocol):
         """Give rows to requests that have been read, and choose their first tokens from `hidden [n, D]`."""
         ...
 
+    def start_drawing(self, requests: "Sequence[Request]", hidden: Tensor) -> "PendingStep":
+        """Give rows to requests that draw, and to their companions, and choose the first codes.
+
+        Args:
+            requests: without companions.
+            hidden: `[n, D]`, of each request and then of its companion.
+        """
+        ...
+
     def step(self, drafts: "Mapping[Request, Sequence[int]]") -> "PendingStep":
-        """Read the last token of every request that has a row, and choose the next.
+        """Read the last token of every request that has a row, and choose the next; let those that draw draw.
 
         Args:
             drafts: what the next tokens of some requests may be. Such a request gets as many tokens as the draft is
@@ -88,12 +102,14 @@ class PendingStep:
         chosen: their tokens.
         dtype: of the model.
         logprobs: log-probabilities of all tokens; None if nobody asked.
+        drawn: what other requests draw in the same step.
     """
 
     requests: "Sequence[Request]"
     chosen: PendingTokens
     dtype: torch.dtype
     logprobs: "Logprobs | None" = None
+    drawn: "PendingDrawings | None" = None
 
     def tokens(self) -> "Iterator[tuple[Request, int, TokenLogprobs | None]]":
         """Yield each request with its token (-1 if the logits cannot be used) and, if it asked, its log-probability."""
@@ -127,51 +143,63 @@ class RowRunner:
         llm: the language model.
         step: computes.
         weight: any of the model's, for its device and dtype.
+        head: draws; None if the model only writes.
     """
 
-    def __init__(self, llm: LanguageModel, step: PagedStep, weight: Tensor):
+    def __init__(self, llm: LanguageModel, step: PagedStep, weight: Tensor, head: GenerationHead | None):
         self._llm = llm
         self._step = step
         self.device = weight.device
-        self._dtype = weight.dtype
-        self._rows: list[Request] = []
-        self._num_pages: list[int] = []  # pages of each row that the step knows
-        self._kind: StepKind | None = None  # what the rows need; None when they have changed
+        self.dtype = weight.dtype
+        self._order = RowOrder(step.rows)
+        self._drawing = None if head is None else DrawingStep(llm, step, weight, head, self._order)
+        self._kind: StepKind | None = None  # what the rows that write need; None when they have changed
 
     def start(self, requests: "Sequence[Request]", hidden: Tensor) -> PendingStep:
         """See `Runner`."""
         for request in requests:
-            request.row = len(self._rows)
-            self._rows.append(request)
-            self._num_pages.append(len(request.pages))
-            # It has answered already if it had to give up its pages.
-            answered = request.answer.token_ids
-            self._step.rows.start(request.row, request.length, request.pages, request.sampling, answered)
+            self._order.add(request, draws=False)
         self._kind = None
         kind = self._restrict(requests, StepKind.of([request.sampling for request in requests]))
         chosen = self._step.choose([request.row for request in requests], self._llm.logits(hidden), kind)
         return self._pending(tuple(requests), chosen)
 
+    def start_drawing(self, requests: "Sequence[Request]", hidden: Tensor) -> PendingStep:
+        """See `Runner`."""
+        assert self._drawing is not None, "only a model with a head draws"
+        self._kind = None
+        return PendingStep((), NOTHING, self.dtype, drawn=self._drawing.start(requests, hidden))
+
     def step(self, drafts: "Mapping[Request, Sequence[int]]") -> PendingStep:
         """See `Runner`."""
-        for row, request in enumerate(self._rows):
-            known = self._num_pages[row]
-            if len(request.pages) > known:
-                self._step.rows.set_pages(row, request.pages[known:], known)
-                self._num_pages[row] = len(request.pages)
+        self._order.update_pages()
         if self._kind is None:
-            self._kind = StepKind.of([request.sampling for request in self._rows])
+            self._kind = StepKind.of([request.sampling for request in self._order.writing])
+        if self._order.num_drawing:
+            return self._step_and_draw(self._kind)
         if drafts:
             return self._check(drafts, self._kind)
-        kind = self._restrict(self._rows, self._kind)
-        return self._pending(tuple(self._rows), self._step.launch(len(self._rows), kind))
+        kind = self._restrict(self._order.requests, self._kind)
+        return self._pending(tuple(self._order.requests), self._step.launch(len(self._order.requests), kind))
+
+    def _step_and_draw(self, kind: StepKind) -> PendingStep:
+        """A step in which some rows draw; the language model reads what all rows read next together."""
+        assert self._drawing is not None, "only a model with a head draws"
+        writing = self._order.writing
+        if not writing:
+            return PendingStep((), NOTHING, self.dtype, drawn=self._drawing.step())
+        drawn, hidden = self._drawing.step_with_others()
+        kind = self._restrict(writing, kind)
+        rows = range(self._order.num_drawing, len(self._order.requests))
+        pending = self._pending(tuple(writing), self._step.choose(rows, self._llm.logits(hidden), kind))
+        return replace(pending, drawn=drawn)
 
     def _check(self, drafts: "Mapping[Request, Sequence[int]]", kind: StepKind) -> PendingStep:
         """Read the last token of every request and its draft; let it go on by what the model chooses itself."""
         rows = self._step.rows
         ids: list[list[int]] = []
         masks: list[Tensor] = []
-        for request in self._rows:
+        for request in self._order.requests:
             draft = drafts.get(request, ())
             allowed: Sequence[Tensor | None] = [None] * (1 + len(draft))
             if request.grammar is not None:
@@ -179,29 +207,21 @@ class RowRunner:
                 kind = replace(kind, masks=True)
             ids.append([request.answer.token_ids[-1], *draft[: len(allowed) - 1]])
             masks += [(_ALL if one is None else one).expand(rows.allowed.shape[1]) for one in allowed]
-        starts = [request.length for request in self._rows]
+        starts = [request.length for request in self._order.requests]
         ahead = TokensAhead(ids, starts, torch.stack(masks) if kind.masks else None)
         found = self._step.read_ahead(ahead, kind)
         chosen = found.tokens()
         agreed = ahead.agreed(chosen)
         rows.advance([[chosen[place] for place in places] for places in agreed], penalizes=kind.penalizes)
         index = torch.tensor([place for places in agreed for place in places], device=self.device)
-        requests = [request for request, places in zip(self._rows, agreed, strict=True) for _ in places]
+        requests = [request for request, places in zip(self._order.requests, agreed, strict=True) for _ in places]
         return self._pending(requests, ReadyTokens(found.logits[index], found.chosen[index]))
 
     def leave(self, request: "Request") -> None:
         """See `Runner`."""
-        if request.row < 0:
-            return
-        self._kind = None
-        last = self._rows.pop()
-        pages = self._num_pages.pop()
-        if last is request:
-            self._step.rows.stop(request.row)
-        else:
-            self._step.rows.move(last.row, request.row)
-            self._rows[request.row], self._num_pages[request.row], last.row = last, pages, request.row
-        request.row = -1
+        if request.row >= 0:
+            self._kind = None
+            self._order.remove(request)
 
     def _restrict(self, requests: "Sequence[Request]", kind: StepKind) -> StepKind:
         """Restrict the next tokens of requests that follow a grammar; return the kind of a step that does so."""
@@ -215,9 +235,11 @@ class RowRunner:
     def _pending(self, requests: "Sequence[Request]", chosen: PendingTokens) -> PendingStep:
         wanted = any(request.config.logprobs for request in requests)
         logprobs = Logprobs(chosen.logits.float().log_softmax(dim=-1)) if wanted else None
-        return PendingStep(requests, chosen, self._dtype, logprobs)
+        return PendingStep(requests, chosen, self.dtype, logprobs)
 
 
+NOTHING = ReadyTokens(torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+"""The tokens of a step in which nobody writes."""
 _ALL = torch.tensor(-1, dtype=torch.int32)
 """A mask that allows every token."""
 
@@ -228,12 +250,13 @@ class PagedRunner(RowRunner):
     Args:
         decoder: the language model.
         config: how much memory and how many rows.
+        head: draws; None if the model only writes.
 
     Raises:
         GenerationError: there is too little memory for the cache.
     """
 
-    def __init__(self, decoder: NativeDecoder, config: "EngineConfig"):
+    def __init__(self, decoder: NativeDecoder, config: "EngineConfig", head: GenerationHead | None = None):
         weight = embedding(decoder)
         pages = num_pages(decoder, config)
         try:
@@ -244,7 +267,7 @@ class PagedRunner(RowRunner):
                 "cache_bytes."
             ) from None
         row_pages = min(pages, pages_of(decoder.config.max_length))
-        super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight)
+        super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight, head)
         self.pool = PagePool(pages)
         self._graphs = prefill_graphs(decoder, self._cache, row_pages, self._step)
         scaling = decoder.config.rope_scaling
@@ -291,13 +314,14 @@ class SeparateRunner(RowRunner):
     Args:
         llm: the language model.
         config: how many rows.
+        head: draws; None if the model only writes.
     """
 
-    def __init__(self, llm: LanguageModel, config: "EngineConfig"):
+    def __init__(self, llm: LanguageModel, config: "EngineConfig", head: GenerationHead | None = None):
         assert isinstance(llm, nn.Module), "a language model is a module"
         weight = next(llm.parameters())
         rows = StepRows.allocate(config.max_batch, 1, llm.config.vocab_size, weight.device)
-        super().__init__(llm, SeparateStep(llm, rows, self._cache_of_row), weight)
+        super().__init__(llm, SeparateStep(llm, rows, self._cache_of_row), weight, head)
         self.pool = PagePool(0)
         self.reads_in_chunks = False
         self.overlaps = False
@@ -314,7 +338,7 @@ class SeparateRunner(RowRunner):
         return torch.stack([self._read(*one) for one in zip(requests, embeds, strict=True)])
 
     def _read(self, request: "Request", embeds: Tensor) -> Tensor:
-        tokens = len(request.prompt) + request.answer.max_new_tokens
+        tokens = request.most_tokens
         try:
             cache = self._llm.new_cache(1, tokens)
         except (RuntimeError, MemoryError):
@@ -330,7 +354,7 @@ class SeparateRunner(RowRunner):
         self._caches.pop(request, None)
 
     def _cache_of_row(self, row: int) -> "Cache":
-        return self._caches[self._rows[row]]
+        return self._caches[self._order.requests[row]]
 
 
 class SeparateStep(TorchStep):
@@ -358,9 +382,9 @@ class SeparateStep(TorchStep):
         return torch.cat(hidden)[:, -1]
 
 
-def choose_runner(llm: LanguageModel, config: "EngineConfig") -> Runner:
-    """Return the runner for a language model."""
-    return PagedRunner(llm, config) if isinstance(llm, NativeDecoder) else SeparateRunner(llm, config)
+def choose_runner(llm: LanguageModel, config: "EngineConfig", head: GenerationHead | None = None) -> Runner:
+    """Return the runner for a language model, and for the head that draws with it."""
+    return PagedRunner(llm, config, head) if isinstance(llm, NativeDecoder) else SeparateRunner(llm, config, head)
 
 
 def require_cache_dtype(llm: LanguageModel, config: "EngineConfig", *, is_split: bool = False) -> None:

@@ -9,7 +9,7 @@ wait for each other (see `ops.exchange`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -31,6 +31,7 @@ from vila_core.ops.sampling import choose_tokens
 
 if TYPE_CHECKING:
     from vila_core.language.paged_cache import PagedCache
+    from vila_core.language.paged_step import Drawer
 
 
 class DividedGraphStep:
@@ -62,6 +63,10 @@ class DividedGraphStep:
     def rows(self) -> StepRows:
         return self._rows
 
+    @property
+    def choose_tokens(self) -> Callable[..., Tensor]:
+        return choose_tokens
+
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
         return choose_first(self._rows, rows, logits, kind)
@@ -87,6 +92,14 @@ class DividedGraphStep:
         positions = self._rows.positions[:count]
         positions += positions >= 0
         return hidden
+
+    @torch.inference_mode()
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensOnTheWay:
+        return self.draw_after(drawer, self.hidden(drawer.embeds[:count]), kind)
+
+    @torch.inference_mode()
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensOnTheWay:
+        return TokensOnTheWay(hidden, drawer.draw(hidden, kind))
 
     def _run(self, embeds: Tensor) -> Tensor:
         """Inputs `[B, D]` of the first B rows -> hidden states after the final norm, `[B, D]` on any of the GPUs."""

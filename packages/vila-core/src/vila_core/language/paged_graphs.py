@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vila_core.language.decoder import Decoder
     from vila_core.language.divided import DividedPages, NativeDecoder
     from vila_core.language.paged_cache import PagedCache
+    from vila_core.language.paged_step import Drawer
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of rows that have graphs; above, multiples of the last."""
@@ -49,7 +50,7 @@ class TokensOnTheWay:
         self._arrived = torch.cuda.Event()
         self._arrived.record()
 
-    def tokens(self) -> list[int]:
+    def tokens(self) -> list[Any]:
         self._arrived.synchronize()
         return self._on_host.tolist()
 
@@ -76,11 +77,16 @@ class GraphPagedStep:
             len(rows.ids), decoder.config.hidden_size, dtype=cache.dtype, device=self._fused.device
         )
         self._graphs: dict[tuple[int, StepKind | None], Graph] = {}
+        self._drawings: dict[tuple[str, int, StepKind], Graph] = {}
         self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def rows(self) -> StepRows:
         return self._rows
+
+    @property
+    def choose_tokens(self) -> Callable[..., Tensor]:
+        return choose_tokens
 
     @property
     def fused(self) -> FusedStep:
@@ -108,13 +114,50 @@ class GraphPagedStep:
         graph.graph.replay()
         return graph.logits[: len(embeds)].clone()
 
+    @torch.inference_mode()
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensOnTheWay:
+        """See `PagedStep`. One graph: the layers, every code of the position, and what is read next."""
+        rows = self._rows.first(bucket(count, len(self._rows.ids)))
+        read = self._hidden_step(rows, drawer.embeds)
+
+        def step() -> tuple[Tensor, Tensor]:
+            hidden, _ = read()
+            return hidden, drawer.draw(hidden, kind)
+
+        return self._draw(drawer, rows, count, ("read", len(rows.ids), kind), step)
+
+    @torch.inference_mode()
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensOnTheWay:
+        count = len(hidden)
+        rows = self._rows.first(bucket(count, len(self._rows.ids)))
+        given = self._embeds[: len(rows.ids)]
+        given[:count] = hidden
+        key = "given", len(rows.ids), kind
+        return self._draw(drawer, rows, count, key, lambda: (given, drawer.draw(given, kind)))
+
+    def _draw(
+        self,
+        drawer: Drawer,
+        rows: StepRows,
+        count: int,
+        key: tuple[str, int, StepKind],
+        step: Callable[[], tuple[Tensor, Tensor]],
+    ) -> TokensOnTheWay:
+        """Run a step that ends with the codes of `rows`, captured if it is new; return those of the first `count`."""
+        if key not in self._drawings:
+            with drawer.unused():
+                self._drawings[key] = self._capture(step, rows)
+        graph = self._drawings[key]
+        graph.graph.replay()
+        return TokensOnTheWay(graph.logits[:count], graph.chosen[:count])
+
     def captured(self, count: int, kind: StepKind | None) -> Graph:
         """Return the graph for so many rows, captured if it is new; kind None is a step of `hidden`."""
         assert 0 < count <= len(self._rows.ids)
         key = bucket(count, len(self._rows.ids)), kind
         if key not in self._graphs:
             rows = self._rows.first(key[0])
-            call = self._hidden_step(rows) if kind is None else self._token_step(rows, kind)
+            call = self._hidden_step(rows, self._embeds) if kind is None else self._token_step(rows, kind)
             self._graphs[key] = self._capture(call, rows)
         return self._graphs[key]
 
@@ -129,9 +172,9 @@ class GraphPagedStep:
 
         return step
 
-    def _hidden_step(self, rows: StepRows) -> Callable[[], tuple[Tensor, Tensor]]:
+    def _hidden_step(self, rows: StepRows, given: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         view = PagedView(self._cache, rows.table, self._counters)
-        embeds = self._embeds[: len(rows.ids)]
+        embeds = given[: len(rows.ids)]
 
         def step() -> tuple[Tensor, Tensor]:
             hidden = self._fused(embeds, rows.positions, view)

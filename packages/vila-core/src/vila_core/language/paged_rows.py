@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -184,7 +184,11 @@ class StepRows:
 
     def first(self, count: int) -> StepRows:
         """Return the first `count` rows; memory is shared."""
-        return StepRows(*(getattr(self, field.name)[:count] for field in fields(self)))
+        return self.part(0, count)
+
+    def part(self, start: int, end: int) -> StepRows:
+        """Return rows `start` … `end` - 1; memory is shared."""
+        return StepRows(*(getattr(self, field.name)[start:end] for field in fields(self)))
 
     def pick(self, rows: Tensor) -> StepRows:
         """Return copies of some rows, int64 `[n]`."""
@@ -206,5 +210,5 @@ class ReadyTokens:
     logits: Tensor
     chosen: Tensor
 
-    def tokens(self) -> list[int]:
+    def tokens(self) -> list[Any]:
         return self.chosen.tolist()

@@ -9,8 +9,9 @@ finds them, so that steps follow one another without waiting for the host: call 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ class PagedStep(Protocol):
     @property
     def rows(self) -> StepRows: ...
 
+    @property
+    def choose_tokens(self) -> Callable[..., Tensor]:
+        """The `choose_tokens` of `ops` that it uses."""
+        ...
+
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> PendingTokens:
         """Choose the first tokens of started `rows` from the logits `[n, V]` of their prompts."""
         ...
@@ -70,6 +76,43 @@ class PagedStep(Protocol):
         """
         ...
 
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> PendingCodes:
+        """Read the embeddings of the first `count` rows, which all draw, and let them draw."""
+        ...
+
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> PendingCodes:
+        """Let the first B rows draw from their hidden states `[B, D]`."""
+        ...
+
+
+class Drawer(Protocol):
+    """Chooses from hidden states what is not a token, such as the codes of an image, and what is read after it.
+
+    Attributes:
+        embeds: `[R, D]`, never moves: what the first rows read next.
+    """
+
+    embeds: Tensor
+
+    def draw(self, hidden: Tensor, kind: StepKind, first: int = 0) -> Tensor:
+        """Choose from `hidden [B, D]` of the rows from `first` on; return what was chosen, int64 `[B, …]`.
+
+        Writes what these rows read next to `embeds`. Waits for nothing.
+        """
+        ...
+
+    def unused(self) -> AbstractContextManager[None]:
+        """Let `draw` change nothing for a while."""
+        ...
+
+
+class PendingCodes(Protocol):
+    """What the rows of a step drew, which the device may still be computing."""
+
+    def tokens(self) -> list[Any]:
+        """Wait for the step; return a list of codes for each row."""
+        ...
+
 
 class TorchStep(ABC):
     """A `PagedStep` in plain PyTorch, on any device, for any language model.
@@ -86,6 +129,10 @@ class TorchStep(ABC):
     @property
     def rows(self) -> StepRows:
         return self._rows
+
+    @property
+    def choose_tokens(self) -> Callable[..., Tensor]:
+        return choose_tokens
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> ReadyTokens:
@@ -110,6 +157,14 @@ class TorchStep(ABC):
         hidden[live] = self._hidden(live, self._rows.positions[live], embeds[live][:, None])
         self._rows.positions[live] += 1
         return hidden
+
+    @torch.inference_mode()
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> ReadyTokens:
+        return self.draw_after(drawer, self.hidden(drawer.embeds[:count]), kind)
+
+    @torch.inference_mode()
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> ReadyTokens:
+        return ReadyTokens(hidden, drawer.draw(hidden, kind))
 
     @torch.inference_mode()
     def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:

@@ -1,0 +1,159 @@
+"""Requests that draw: which token begins a picture, how its codes are chosen, and how far it is.
+
+D codes of a position, P positions of a picture
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+
+from vila_core.config import Config
+from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
+from vila_core.generation.drawing_rows import DrawingSampling, seed_of_picture
+from vila_core.generation.heads import GenerationHead, OutputKind
+
+_GUIDANCE = "How strictly the prompt is followed is set with guidance, such as guidance=3.0; 1 is off."
+_SIZE = "The size of a picture is the model's own, and cannot be chosen."
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(("cfg", "cfg_scale", "guidance_scale", "classifier_free_guidance"), _GUIDANCE),
+    **dict.fromkeys(
+        ("num_images", "num_images_per_prompt", "generation_nums", "batch_size"),
+        "The number of pictures is set with n.",
+    ),
+    **dict.fromkeys(("size", "width", "height", "resolution", "image_size"), _SIZE),
+    **dict.fromkeys(("generator", "random_seed"), "The seed is set with seed."),
+    "num_inference_steps": "A picture always takes as many steps as it has positions.",
+}
+"""Names of other libraries -> what to use instead."""
+
+
+class DrawingConfig(Config):
+    """How to draw. Values are validated on construction; `GenerationError` says what is wrong.
+
+    Attributes:
+        guidance: how strictly the prompt is followed: scores are u + guidance · (c - u), where c come from the prompt
+            and u from the negative prompt (Ho and Salimans 2022). 1 is the prompt alone, and twice as fast.
+        temperature: 0 always takes the likeliest codes.
+        top_k: choose among the k likeliest codes only, ties included; 0 is off.
+        top_p: choose among the likeliest codes that together have this probability; 1 is off.
+        seed: makes drawing repeatable; each picture of a prompt has its own numbers.
+        negative_prompt: what to move away from; empty: nothing in particular.
+    """
+
+    guidance: float = Field(default=3.0, ge=0, le=100, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
+    top_k: int = Field(default=900, ge=0)
+    top_p: float = Field(default=0.96, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    negative_prompt: str = Field(default="", max_length=100_000)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            raise GenerationError("\n".join(_explanation(one, cls) for one in validation_problems(error))) from None
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance != 1
+
+
+def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
+    if problem.kind == "extra_forbidden":
+        return unknown_name("drawing setting", problem.path, config.model_fields, OTHER_NAMES)
+    return f"Drawing setting '{problem.path}' {problem.message}, got {shown(problem.value)}."
+
+
+@dataclass(frozen=True)
+class OutputModes:
+    """What a model can make besides text.
+
+    Attributes:
+        head: makes it.
+        kinds: the id of a start token -> the kind of output that begins with it.
+        empty_prompt: returns the ids of a prompt of this kind, the start token included, that says nothing but the
+            given text.
+        config: how pictures are drawn that the model begins on its own.
+    """
+
+    head: GenerationHead
+    kinds: Mapping[int, str]
+    empty_prompt: Callable[[str, str], Sequence[int]]
+    config: DrawingConfig = field(default_factory=DrawingConfig)
+
+    def kind_after(self, ids: Sequence[int] | None) -> str | None:
+        """Return what a model draws after these tokens; None if it writes."""
+        return self.kinds.get(ids[-1]) if ids else None
+
+
+@dataclass(frozen=True)
+class DrawingRequest:
+    """What a request asks for that draws.
+
+    Attributes:
+        config: how.
+        number: of the first picture; pictures of one seed have numbers of their own.
+        is_all: whether the answer ends with the picture.
+    """
+
+    config: DrawingConfig
+    number: int = 0
+    is_all: bool = True
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished picture as its codes.
+
+    Attributes:
+        kind: "image" or "video".
+        codes: D numbers for each of P positions.
+    """
+
+    kind: str
+    codes: Sequence[Sequence[int]]
+
+
+@dataclass(eq=False)
+class Drawing:
+    """A picture that a request is drawing.
+
+    Attributes:
+        kind: "image" or "video".
+        output: its start token and positions.
+        config: how its codes are chosen.
+        seed: of this picture.
+        is_all: whether the answer ends with it.
+        codes: of the positions that the host has seen.
+        chosen: positions whose codes have been, or are being, chosen.
+    """
+
+    kind: str
+    output: OutputKind
+    config: DrawingConfig
+    seed: int
+    is_all: bool
+    codes: list[tuple[int, ...]] = field(default_factory=list[tuple[int, ...]])
+    chosen: int = 0
+
+    @classmethod
+    def begin(
+        cls, modes: OutputModes, kind: str, config: DrawingConfig, seed: int, *, number: int, is_all: bool
+    ) -> "Drawing":
+        """Return picture `number` of a request whose seed is `seed`."""
+        return cls(kind, modes.head.kinds[kind], config, seed_of_picture(seed, number), is_all)
+
+    @property
+    def left(self) -> int:
+        """Positions that the host has not seen."""
+        return self.output.positions - len(self.codes)
+
+    @property
+    def sampling(self) -> DrawingSampling:
+        """How its codes are chosen."""
+        config = self.config
+        return DrawingSampling(config.guidance, config.temperature, config.top_k, config.top_p, self.seed)

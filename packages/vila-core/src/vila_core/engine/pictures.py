@@ -1,0 +1,51 @@
+"""Begins pictures: what a request draws, how, and what guides it."""
+
+from collections.abc import Callable, Sequence
+
+from vila_core.engine.answer import Answer
+from vila_core.engine.drawing import Drawing, OutputModes
+from vila_core.engine.inputs import EngineInput, TextPrompt
+from vila_core.engine.prefix import PageKeys
+from vila_core.engine.request import Request
+from vila_core.language import LanguageModel
+from vila_core.tokenizer import Tokenizer
+
+
+class Pictures:
+    """Lets requests of a model draw.
+
+    Args:
+        modes: what the model can make.
+        llm: the language model.
+        tokenizer: of the model.
+    """
+
+    def __init__(self, modes: OutputModes, llm: LanguageModel, tokenizer: Tokenizer):
+        self._modes = modes
+        self._llm = llm
+        self._tokenizer = tokenizer
+
+    def kind_after(self, ids: Sequence[int] | None) -> str | None:
+        """Return what is drawn after these tokens; None if text follows."""
+        return self._modes.kind_after(ids)
+
+    def positions(self, kind: str) -> int:
+        """Return how many positions a picture of this kind has."""
+        return self._modes.head.kinds[kind].positions
+
+    def begin(self, request: Request, kind: str, keys: Callable[[EngineInput], PageKeys | None]) -> None:
+        """Let a request draw next. Under guidance it gets a companion; `keys` returns those of a prompt's pages."""
+        asked = request.asked_drawing
+        config = self._modes.config if asked is None else asked.config
+        number = request.num_drawings + (0 if asked is None else asked.number)
+        seed = request.seed if config.seed is None else config.seed
+        is_all = asked is not None and asked.is_all
+        request.drawing = Drawing.begin(self._modes, kind, config, seed, number=number, is_all=is_all)
+        request.num_drawings += 1
+        if not config.is_guided:
+            return
+        prompt = TextPrompt(self._llm, self._modes.empty_prompt(kind, config.negative_prompt))
+        answer = Answer(request.config, self._tokenizer, frozenset(), 1)
+        request.companion = Request(
+            request.number, prompt, request.config, answer, None, keys(prompt), request.seed, leader=request
+        )
