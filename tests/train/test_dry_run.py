@@ -153,7 +153,8 @@ def test_no_usable_sample_is_an_error(tmp_path: Path):
 def test_a_run_that_never_started_may_change(tmp_path: Path):
     """An empty data file stops a run before its first step. The right one needs no other folder."""
     (tmp_path / "empty.jsonl").write_text("")
-    small = ["-s", "max_steps=1", "-s", "compute.precision=fp32", "-s", "data.workers=0", "-o", tmp_path / "run"]
+    small = ["max_steps=1", "compute.precision=fp32", "data.workers=0", "data.rows_per_step=1"]
+    small = [*(part for setting in small for part in ("-s", setting)), "-o", tmp_path / "run"]
     failed = run("sft", "-m", "vila-tiny", "-d", tmp_path / "empty.jsonl", *small)
     assert isinstance(failed.exception, VilaError)
     assert (tmp_path / "run" / "run.yaml").exists()
