@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -20,7 +21,7 @@ from vila_core.engine.prefix import MediaSpan
 from vila_core.engine.request import Handle, Request
 from vila_core.engine.runner import PagedRunner
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError, MediaError
+from vila_core.errors import ConfigError, GenerationError, MediaError
 from vila_core.language.decoder import Decoder
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
@@ -510,3 +511,16 @@ def resident_bytes() -> int:
 
 def test_a_short_soak(decoder: Decoder, tokenizer: Tokenizer) -> None:
     soak(decoder, tokenizer, 400, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_batch": 0}, "EngineConfig: max_batch must be 1 or more, got 0"),
+        ({"kv_cache_dtype": "int8"}, "EngineConfig: kv_cache_dtype must be 'auto' or 'fp8', got 'int8'"),
+        ({"max_batches": 3}, "EngineConfig: max_batches"),
+    ],
+)
+def test_wrong_settings_of_an_engine_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig(**settings)

@@ -1,12 +1,13 @@
 """Settings from YAML and from KEY=VALUE, and the errors of wrong ones."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from vila_core.errors import ConfigError
-from vila_train.config import AdapterConfig, TrainConfig
+from vila_train.config import AdapterConfig, DataConfig, TrainConfig
 from vila_train.recipes.tiny import TinyConfig
 from vila_train.settings import build_recipe, change, read_config, setting_names, write_config
 from vila_train.stages import start_from, trained_model
@@ -273,3 +274,21 @@ def test_a_run_that_is_no_folder_is_refused(tmp_path: Path, name: str):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="there is no folder"):
         trained_model(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DataConfig(mixture="a", max_length=0), "DataConfig: max_length must be more than 0, got 0"),
+        (lambda: AdapterConfig(rank=-1), "AdapterConfig: rank must be more than 0, got -1"),
+        (
+            lambda: TrainConfig(
+                name="a", tune=(), data={"mixture": "a", "workers": -1}, optimizer={"learning_rate": 1}
+            ),  # pyright: ignore[reportArgumentType]
+            "TrainConfig: data.workers must be 0 or more, got -1",
+        ),
+    ],
+)
+def test_settings_written_in_python_are_explained(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()

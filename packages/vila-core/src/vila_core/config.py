@@ -6,6 +6,7 @@ The config of a component has its registered `name`. A plugin adds its own confi
 """
 
 from collections.abc import Sized
+from contextvars import ContextVar
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
@@ -55,16 +56,27 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), defer_build=True)
 
 
+_validates_settings = ContextVar("_validates_settings", default=False)
+
+
 class Settings(Config):
-    """Base class of settings that users write in Python: `SettingError` says what is wrong with a value."""
+    """Base class of settings that users write in Python: `SettingError` says what is wrong with a value.
+
+    Settings may consist of settings. The error then names the path from the outermost, such as `data.max_length`.
+    """
 
     @model_validator(mode="wrap")
     @classmethod
     def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
+        if _validates_settings.get():
+            return handler(values)
+        outermost = _validates_settings.set(True)
         try:
             return handler(values)
         except ValidationError as error:
             raise SettingError(cls.__name__, first_problem(error)) from None
+        finally:
+            _validates_settings.reset(outermost)
 
 
 # ------------------------------------------------------------------------------------------------ vision towers

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vila_core.config import Config, Settings
+from vila_core.config import Settings
 from vila_train.number_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Ratio, Seed
 
 Part = Literal["vision_tower", "projector", "language_model"]
@@ -18,7 +18,7 @@ PARTS: dict[Part, str] = {"vision_tower": "vision_tower", "projector": "mm_proje
 """The attribute of `VilaModel` that holds each part."""
 
 
-class NewModel(Config):
+class NewModel(Settings):
     """A model put together from a language model and a vision tower, with a new projector: how NVILA's align starts.
 
     Attributes:
@@ -32,7 +32,7 @@ class NewModel(Config):
     projector: str = "mlp_downsample"
 
 
-class ModelConfig(Config):
+class ModelConfig(Settings):
     """The model that training starts from, and how it sees images.
 
     Attributes:
@@ -62,7 +62,7 @@ class ModelConfig(Config):
     max_length: PositiveInt | None = None
 
 
-class DataConfig(Config):
+class DataConfig(Settings):
     """Which samples, in which order, and how they are packed.
 
     Attributes:
@@ -95,7 +95,7 @@ class DataConfig(Config):
     workers: NonNegativeInt = 4
 
 
-class OptimizerConfig(Config):
+class OptimizerConfig(Settings):
     """AdamW with a linear warm-up.
 
     Attributes:
@@ -117,7 +117,7 @@ class OptimizerConfig(Config):
     clip_norm: NonNegativeFloat = 1.0
 
 
-class AdapterConfig(Config):
+class AdapterConfig(Settings):
     """Train small additions instead of all weights (with peft). The defaults are those of VILA's LoRA scripts.
 
     Attributes:
@@ -135,7 +135,7 @@ class AdapterConfig(Config):
     targets: tuple[str, ...] = ()
 
 
-class ComputeConfig(Config):
+class ComputeConfig(Settings):
     """How a step is computed.
 
     Attributes:
@@ -154,7 +154,7 @@ class ComputeConfig(Config):
     ulysses: Literal[1] = 1
 
 
-class SavingConfig(Config):
+class SavingConfig(Settings):
     """Checkpoints to resume from.
 
     Attributes:
@@ -166,7 +166,7 @@ class SavingConfig(Config):
     keep: PositiveInt = 2
 
 
-class LoggingConfig(Config):
+class LoggingConfig(Settings):
     """What is reported.
 
     Attributes:
@@ -178,7 +178,7 @@ class LoggingConfig(Config):
     callbacks: tuple[str, ...] = ("tensorboard",)
 
 
-class EvaluationConfig(Config):
+class EvaluationConfig(Settings):
     """Evaluation inside the loop, by the network that is being trained.
 
     Attributes:

@@ -5,12 +5,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from vila_core.config import Config
+from vila_core.config import Settings
 from vila_core.errors import GenerationError
 from vila_core.language.paged_cache import PAGE_SIZE
 
 
-class EngineConfig(Config):
+class EngineConfig(Settings):
     """How much an engine does at once.
 
     Attributes:
