@@ -41,5 +41,5 @@ def running(app: Any, *, shutdown_timeout: int = 5) -> Iterator[RunningServer]:
         yield RunningServer(address_of(bound), app)
     finally:
         server.should_exit = True
-        thread.join(timeout=shutdown_timeout + 15)
+        thread.join(timeout=shutdown_timeout + 120)
         assert not thread.is_alive(), "the server did not stop"

@@ -343,10 +343,10 @@ def test_unknown_host(monkeypatch):
 
 def test_name_server_timeout(monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(20) and [])
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(120) and [])
     start = time.monotonic()
     assert "longer than" in refusal("https://slow.example/", FetchPolicy(timeout_s=0.3))
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 60
     release.set()
 
 
@@ -493,16 +493,16 @@ def test_redirect_from_an_allowed_host_to_another(server, monkeypatch):
 
 
 def test_too_large_by_content_length(server):
-    sent = threading.Event()
+    """The header is enough: the server sends nothing else."""
+    refused = threading.Event()
 
     def answer(connection):
         connection.sendall(OK + b"Content-Length: 99999999999\r\n\r\n")
-        time.sleep(0.2)
-        sent.set()
+        refused.wait(60)
 
     server.answers["/"] = answer
     assert "99,999,999,999 bytes" in refusal(server.base + "/")
-    assert not sent.is_set(), "refused by the header"
+    refused.set()
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -532,7 +532,7 @@ def test_body_at_the_limit(server):
 def drip(head):
     def answer(connection):
         connection.sendall(head)
-        for _ in range(200):
+        for _ in range(2000):
             connection.sendall(b"x")
             time.sleep(0.05)
 
@@ -553,14 +553,18 @@ def test_slow_body_hits_the_deadline(server, head):
     server.answers["/"] = drip(head)
     start = time.monotonic()
     refusal(server.base + "/", LOOPBACK.model_copy(update={"timeout_s": 0.6}))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 50
 
 
 def test_idle_timeout(server):
-    server.answers["/"] = lambda connection: (connection.sendall(OK + b"Content-Length: 10\r\n\r\nabc"), time.sleep(3))
+    server.answers["/"] = lambda connection: (
+        connection.sendall(OK + b"Content-Length: 10\r\n\r\nabc"),
+        connection.recv(1),
+    )
+    policy = LOOPBACK.model_copy(update={"idle_timeout_s": 0.3, "timeout_s": 120})
     start = time.monotonic()
-    assert "stopped sending data" in refusal(server.base + "/", LOOPBACK.model_copy(update={"idle_timeout_s": 0.3}))
-    assert time.monotonic() - start < 2
+    assert "stopped sending data" in refusal(server.base + "/", policy)
+    assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("head", [b"", OK + b"Content-Length: 10\r\n\r\nabc"])
@@ -569,9 +573,10 @@ def test_cancelling(server, head):
     cancelled = threading.Event()
     threading.Timer(0.3, cancelled.set).start()
     start = time.monotonic()
+    policy = LOOPBACK.model_copy(update={"timeout_s": 120, "idle_timeout_s": 120})
     with pytest.raises(MediaError, match="cancelled"):
-        fetch(server.base + "/", LOOPBACK.model_copy(update={"timeout_s": 30}), is_cancelled=cancelled.is_set)
-    assert time.monotonic() - start < 1.9, "before the idle timeout"
+        fetch(server.base + "/", policy, is_cancelled=cancelled.is_set)
+    assert time.monotonic() - start < 60, "before the idle timeout"
 
 
 def test_limits_have_names(server):

@@ -126,15 +126,15 @@ def hang() -> bytes:
 
 
 def test_a_child_process_that_hangs_or_crashes_is_an_error() -> None:
-    assert run_in_child(lambda: b"x" * 1_000_000, 20) == b"x" * 1_000_000
+    assert run_in_child(lambda: b"x" * 1_000_000, 120) == b"x" * 1_000_000
     with pytest.raises(ChildFailedError, match="by zero"):
-        run_in_child(lambda: bytes(1 // 0), 20)
+        run_in_child(lambda: bytes(1 // 0), 120)
     started = time.monotonic()
     with pytest.raises(ChildEndedError):
         run_in_child(hang, 0.5)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     with pytest.raises((ChildEndedError, ChildFailedError)):
-        run_in_child(lambda: bytes(10**11), 20)
+        run_in_child(lambda: bytes(10**11), 120)
 
 
 def test_a_schema_that_takes_too_long_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,7 +180,7 @@ def test_templates_without_end_are_refused(kind: str) -> None:
     started = time.monotonic()
     with pytest.raises(PromptError, match=rf"^Chat template 'auto' is refused: .*({message})"):
         JinjaTemplate("auto", source).render(CONVERSATION, SPECIAL)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize(

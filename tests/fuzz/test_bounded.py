@@ -77,6 +77,6 @@ def test_what_a_hanging_case_started_is_killed(tmp_path: Path) -> None:
         note.write_text(str(child.pid))
         child.wait()
 
-    assert "hangs" in find_failures({"first": start_and_hang}, seconds=2)["first"]
+    assert "hangs" in find_failures({"first": start_and_hang}, seconds=4)["first"]
     state = Path(f"/proc/{note.read_text()}/status")
     assert not state.exists() or "State:\tZ" in state.read_text()

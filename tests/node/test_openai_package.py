@@ -27,7 +27,7 @@ def address() -> Iterator[str]:
     threading.Thread(target=process.stderr.read, daemon=True).start()
     yield found
     process.terminate()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ class PageClient:
     """Speaks to the page's routes as its scripts do."""
 
     def __init__(self, url: str, **options: Any):
-        self.http = httpx2.Client(base_url=url, timeout=60, **options)
+        self.http = httpx2.Client(base_url=url, timeout=240, **options)
         self.session = f"s{time.monotonic_ns()}"
 
     def config(self) -> dict[str, Any]:

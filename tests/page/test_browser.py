@@ -30,7 +30,7 @@ LONG = json.dumps({"type": "array", "items": {"enum": ["again"]}, "minItems": 15
 Result = TypeVar("Result")
 
 
-def wait(condition: Callable[[], Result], seconds: float = 90) -> Result:
+def wait(condition: Callable[[], Result], seconds: float = 300) -> Result:
     """Return the first true result of `condition`."""
     deadline = time.monotonic() + seconds
     while True:

@@ -41,7 +41,7 @@ def address() -> Iterator[str]:
     wait_until(lambda: httpx2.get(f"{found[0]}/health").status_code == 200)
     yield found[0]
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
 
 
 @pytest.fixture(scope="module")

@@ -40,13 +40,13 @@ def server(model: vila_core.Vila) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="session")
 def client(server: RunningServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as made:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=240) as made:
         yield made
 
 
 @pytest.fixture
 def http(server: RunningServer) -> Iterator[httpx2.Client]:
-    with httpx2.Client(base_url=server.url, timeout=60) as made:
+    with httpx2.Client(base_url=server.url, timeout=240) as made:
         yield made
 
 

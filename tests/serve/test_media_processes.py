@@ -123,7 +123,7 @@ def test_a_hang_fails_one_request_in_time(open_door: Callable[..., MediaDoor]) -
     os.kill(worker, signal.SIGSTOP)
     started = time.monotonic()
     assert "takes too long to decode" in refusal(door)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
     assert worker not in workers()
 
 
@@ -134,7 +134,7 @@ def test_a_process_ends_itself_if_the_server_does_not(monkeypatch: pytest.Monkey
         "import signal, time, vila_serve.media.worker as w; w._set_limits(1 << 30);"
         "signal.setitimer(signal.ITIMER_REAL, 0.2); time.sleep(60)"
     )
-    ended = subprocess.run([sys.executable, "-c", script], timeout=60, check=False)
+    ended = subprocess.run([sys.executable, "-c", script], timeout=300, check=False)
     assert ended.returncode == -signal.SIGALRM
 
 
@@ -243,7 +243,7 @@ def test_processes_are_light_and_know_no_secrets(
     (worker,) = workers()
     assert b"hunter2" not in Path(f"/proc/{worker}/environ").read_bytes()
     assert "torch" not in Path(f"/proc/{worker}/maps").read_text()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while "vila-media" in "".join(open_files(worker)) and time.monotonic() < end:
         time.sleep(0.01)  # the pixels of the last answer are let go after it was sent
     files = open_files(worker)
@@ -258,9 +258,9 @@ def test_processes_end_with_the_server() -> None:
         f"asyncio.run(door.open_image({SMALL!r}));"
         "print(door._pool._idle.get().pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=120, check=False)
+    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=300, check=False)
     worker = Path(f"/proc/{int(ended.stdout)}")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while worker.exists() and b"vila_serve" in (worker / "cmdline").read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)

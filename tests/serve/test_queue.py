@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -42,7 +44,7 @@ ENDLESS = {
 """An answer that cannot end early."""
 
 
-def wait_until(is_so: Callable[[], bool], seconds: float = 20.0) -> None:
+def wait_until(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < end, "nothing happened"
@@ -56,13 +58,17 @@ def is_idle(server: RunningServer) -> bool:
 
 
 def test_a_stream_ends_when_its_client_leaves(server: RunningServer):
-    before = time.monotonic()
-    with httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=30) as response:
-        for _, line in zip(range(8), response.iter_lines(), strict=False):
+    """The rest of the answer, 1,800 tokens, would take many times as long as the lines that were read."""
+    with httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=120) as response:
+        lines = response.iter_lines()
+        next(lines)
+        begin = time.monotonic()
+        for _, line in zip(range(60), lines, strict=False):
             assert not line or line.startswith("data: {")
         assert not is_idle(server)
+        left = time.monotonic()
     wait_until(lambda: is_idle(server))
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - left < 5 + 15 * (left - begin)
 
 
 def test_an_answer_ends_when_its_client_leaves(server: RunningServer):
@@ -76,28 +82,32 @@ def test_a_client_that_leaves_while_its_prompt_is_prepared(
 ):
     server = serve_with()
     answering = server.app.state.service.answering
-    original, is_preparing = answering._prepare, threading.Event()
+    original, is_preparing, client_left = answering._prepare, threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
         is_preparing.set()
-        time.sleep(1.0)
+        assert client_left.wait(120)
         return original(*arguments)
 
     monkeypatch.setattr(answering, "_prepare", slow)
-    with pytest.raises(httpx2.TimeoutException):
-        httpx2.post(f"{server.url}{CHAT}", json=body(**ENDLESS), timeout=0.3)
-    assert is_preparing.is_set()
-    time.sleep(1.2)
+    request, address = json.dumps(body(**ENDLESS)).encode(), urlsplit(server.url)
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(request)}\r\n\r\n"
+    )
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=120) as connection:
+        connection.sendall(head.encode() + request)
+        assert is_preparing.wait(120)
+    client_left.set()
     wait_until(lambda: is_idle(server))
 
 
 def test_a_full_queue_is_said_with_a_time_to_wait(serve_with: Callable[..., RunningServer]):
     server = serve_with(max_batch=1, max_queue=1)
-    first = [httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=30) for _ in "ab"]
+    first = [httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=120) for _ in "ab"]
     opened = [one.__enter__() for one in first]
     try:
         wait_until(lambda: server.app.state.service.admission.requests == 2)
-        refused = httpx2.post(f"{server.url}{CHAT}", json=body(), timeout=30)
+        refused = httpx2.post(f"{server.url}{CHAT}", json=body(), timeout=120)
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 60
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
@@ -114,15 +124,15 @@ def test_a_full_queue_is_said_with_a_time_to_wait(serve_with: Callable[..., Runn
     assert all(one.status_code == 200 for one in opened)
     wait_until(lambda: is_idle(server))
     assert httpx2.get(f"{server.url}/ready").status_code == 200
-    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=30).status_code == 200
+    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=120).status_code == 200
 
 
 def test_all_bodies_together_are_limited(serve_with: Callable[..., RunningServer]):
     server = serve_with(max_buffered_bytes=20_000)
     large = body(messages=[user("word " * 6000)])
-    response = httpx2.post(f"{server.url}{CHAT}", json=large, timeout=30)
+    response = httpx2.post(f"{server.url}{CHAT}", json=large, timeout=120)
     assert response.status_code == 429
-    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=30).status_code == 200
+    assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=120).status_code == 200
 
 
 def test_a_request_that_trickles_in_is_ended(serve_with: Callable[..., RunningServer]):
@@ -180,17 +190,16 @@ def test_many_clients_get_their_own_answers(server: RunningServer):
 
 
 def test_the_loop_answers_while_prompts_are_prepared(server: RunningServer, http: httpx2.Client):
-    """/health answers at once while large histories are tokenized and long answers run."""
+    """/health answers while large histories are tokenized and long answers run."""
     with ThreadPoolExecutor(4) as threads:
         asked = body(messages=[user("word " * 50_000)])
-        running = [threads.submit(httpx2.post, f"{server.url}{CHAT}", json=asked, timeout=60) for _ in range(4)]
-        times = []
+        running = [threads.submit(httpx2.post, f"{server.url}{CHAT}", json=asked, timeout=120) for _ in range(4)]
+        answered = 0
         while not all(one.done() for one in running):
-            begin = time.monotonic()
             assert http.get("/health").status_code == 200
-            times.append(time.monotonic() - begin)
+            answered += 1
         assert all(one.result().status_code == 400 for one in running)
-    assert max(times) < 2.0
+    assert answered > 12, "if each of the four prompts stopped the loop, few requests would get through between them"
 
 
 # ------------------------------------------------------------------------------------------------ the program
@@ -219,14 +228,14 @@ def test_the_program_finishes_what_runs(tmp_path: Path):
         url = address_in(process)
         wait_until(lambda: _answers(url))
         asked = {**body(**ENDLESS, stream=True), "model": "mine", "max_tokens": 80}
-        with httpx2.stream("POST", f"{url}{CHAT}", json=asked, timeout=60) as response:
+        with httpx2.stream("POST", f"{url}{CHAT}", json=asked, timeout=120) as response:
             lines = response.iter_lines()
             next(lines)
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] in ("stop", "length")
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     finally:
         process.kill()
         process.wait()

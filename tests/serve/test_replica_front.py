@@ -89,7 +89,7 @@ def ask(
         "query_string": b"a=1", "client": ["127.0.0.1", 5000],
         "headers": [(name.encode(), value.encode()) for name, value in sent_headers.items()],
     }  # fmt: skip
-    asyncio.run(asyncio.wait_for(app(scope, receive, send), 15))
+    asyncio.run(asyncio.wait_for(app(scope, receive, send), 120))
     return sent
 
 

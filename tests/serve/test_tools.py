@@ -168,7 +168,7 @@ def tool_model() -> vila_core.Vila:
 def tool_client(tool_model: vila_core.Vila) -> Iterator[openai.OpenAI]:
     with (
         running(create_app(tool_model, ServeSettings(page=False))) as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60) as client,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=240) as client,
     ):
         yield client
 
