@@ -6,14 +6,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx2
 import pytest
-from tests.page.conftest import API, MEDIA, PageClient, serving
+from tests.page.conftest import API, MEDIA, PageClient, serving, streamed
 from tests.running_server import RunningServer
 
 from vila_serve.page import page as page_module
@@ -28,52 +27,6 @@ def answer_of(event: dict[str, Any]) -> tuple[str, str]:
     assert event["success"], event
     conversation, _, status, _ = event["output"]["data"]
     return conversation[-1]["content"][0]["text"], status
-
-
-def streamed(page: PageClient) -> tuple[list[str], str, str]:
-    """Return the texts that the page showed one after another, its last status line, and what the model saw."""
-    texts, status, seen, state = list[str](), "", "", list[Any]()
-    for event in page.events():
-        if event["msg"] not in ("process_generating", "process_completed"):
-            continue
-        assert event["success"], event
-        data = event["output"].get("data", [])
-        if not data:
-            continue
-        if event["msg"] == "process_generating" and state:
-            data = [apply(deepcopy(old), change) for old, change in zip(state, data, strict=True)]
-        state = data
-        conversation, _, status_now, seen_now = data
-        if isinstance(conversation, list) and conversation and conversation[-1]["role"] == "assistant":
-            text = conversation[-1]["content"][0]["text"]
-            if not texts or texts[-1] != text:
-                texts.append(text)
-        status = status_now if isinstance(status_now, str) else status
-        seen = seen_now if isinstance(seen_now, str) else seen
-    return texts, status, seen
-
-
-def apply(value: Any, changes: Any) -> Any:
-    """Apply Gradio's list of changes to a value: [action, path, new value]."""
-    if not isinstance(changes, list) or not all(isinstance(one, list) and len(one) == 3 for one in changes):
-        return changes
-    for action, path, new in changes:
-        if not path:
-            value = value + new if action == "append" else new
-            continue
-        target = value
-        for key in path[:-1]:
-            target = target[key]
-        last = path[-1]
-        if action == "append":
-            target[last] += new
-        elif action == "delete":
-            del target[last]
-        elif action == "add" and isinstance(target, list):
-            target.insert(int(last), new)
-        else:
-            target[last] = new
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ answers

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp
 
+from vila_serve.affinity import affinity_key
 from vila_serve.api.bodies import parse_json
-from vila_serve.replicas.affinity import affinity_key
 from vila_serve.replicas.front import ReplicaDiedError, ReplicasFullError, create_front
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 from vila_serve.replicas.metrics import merge

@@ -111,7 +111,8 @@ def serve_replicas(settings: ServeSettings, bound: socket.socket, announce: Call
         raise MissingDependencyError("ray", "--replicas", "vila-serve[ray]")
     from vila_serve.replicas.run import start_replicas  # imported here because Ray is an extra, and slow to import
 
-    with start_replicas(partial(build_app, settings), settings) as front:
+    without_page = settings.model_copy(update={"page": False})  # the front has it
+    with start_replicas(partial(build_app, without_page), settings) as front:
         announce()
         serve(front, settings, bound)
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, ValidationError
@@ -124,6 +125,11 @@ class ServeSettings(BaseSettings):
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+")
+
+    @property
+    def wants_page(self) -> bool:
+        """Whether to serve the chat page: it is on, and installed or asked for by name."""
+        return self.page and ("page" in self.model_fields_set or find_spec("gradio") is not None)
 
     @classmethod
     def read(cls, given: Mapping[str, Any] | None = None) -> Self:

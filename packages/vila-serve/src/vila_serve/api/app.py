@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from importlib.util import find_spec
 
 from fastapi import FastAPI
 
@@ -24,6 +23,8 @@ from vila_serve.api.token_texts import TokenTexts
 from vila_serve.media import MediaDoor, server_limits
 from vila_serve.observability.metrics import Metrics
 from vila_serve.observability.tracing import TraceRequests, Tracing
+from vila_serve.page.question import PageModel
+from vila_serve.page.turn import Turns
 from vila_serve.settings import ServeSettings
 
 ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH)
@@ -75,10 +76,10 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     app.include_router(status.router(service))
     document(app)
     _add_layers(app, service, tracing)
-    if settings.page and ("page" in settings.model_fields_set or find_spec("gradio") is not None):
+    if settings.wants_page:
         from vila_serve.page.page import add_page  # imported here because of gradio, which takes seconds
 
-        add_page(app, service)
+        add_page(app, Turns(service), PageModel.of(service), settings)
     return app
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from vila_core import Image, Message, Video
 from vila_core.errors import MediaError
+from vila_serve.page.question import Turn
 
 PageMessage = dict[str, Any]
 MIME_TYPES = {
@@ -103,44 +104,62 @@ def text_of(message: PageMessage) -> str:
     return "\n".join(part["text"] for part in message["content"] if part.get("type") == "text")
 
 
-async def read_history(
-    history: Sequence[PageMessage], system_prompt: str, media: Media, folders: Sequence[Path], frames: int
-) -> list[Message]:
-    """Return the conversation as the model reads it.
+async def with_contents(history: Sequence[PageMessage], folders: Sequence[Path]) -> list[Turn]:
+    """Return the conversation with the contents of its files in place of their paths.
 
     Args:
-        history: ends with a question.
-        system_prompt: empty for none.
-        media: opens the files.
+        history: as the page keeps it.
         folders: where files may lie.
-        frames: per video.
 
     Raises:
-        MediaError: a file is elsewhere, gone, or of another kind, or cannot be opened.
+        MediaError: a file is elsewhere, gone, or of another kind.
     """
-    messages = [Message("system", [system_prompt])] if system_prompt.strip() else []
-    for turn in in_turns(history):
-        content: list[str | Image | Video] = []
-        for part in turn["content"]:
-            if part.get("type") == "text":
-                content.append(part["text"])
-            elif part.get("type") == "file":
-                content.append(await _open(Path(part["file"]["path"]), media, folders, frames))
-        messages.append(Message(turn["role"], content))
-    return messages
+    return [
+        {"role": turn["role"], "content": [await _with_content(part, folders) for part in turn["content"]]}
+        for turn in in_turns(history)
+    ]
 
 
-async def _open(path: Path, media: Media, folders: Sequence[Path], frames: int) -> Image | Video:
+async def _with_content(part: dict[str, Any], folders: Sequence[Path]) -> dict[str, Any]:
+    if part.get("type") != "file":
+        return text_part(str(part.get("text", "")))
+    path = Path(part["file"]["path"])
     resolved, ending = path.resolve(), path.suffix.lower()
     if not any(resolved.is_relative_to(folder) for folder in folders) or not resolved.is_file():
         raise MediaError("A file of this conversation is not on the server any more. Add it again.")
     if ending not in ENDINGS:
         raise MediaError(f"'{path.name[:80]}' is neither an image nor a video. Known endings: {' '.join(ENDINGS)}.")
     mime_type = mime_type_of(resolved)
-    url = await asyncio.to_thread(_as_data_uri, resolved, mime_type)
-    if mime_type.startswith("video/"):
-        return await media.open_video(url, frames)
-    return await media.open_image(url)
+    return {
+        "type": mime_type.partition("/")[0],
+        "url": await asyncio.to_thread(_as_data_uri, resolved, mime_type),
+    }
+
+
+async def read_turns(turns: Sequence[Turn], system_prompt: str, media: Media, frames: int) -> list[Message]:
+    """Return a conversation as the model reads it.
+
+    Args:
+        turns: the last one is a question.
+        system_prompt: empty for none.
+        media: opens the files.
+        frames: per video.
+
+    Raises:
+        MediaError: a file cannot be opened.
+    """
+    messages = [Message("system", [system_prompt])] if system_prompt.strip() else []
+    for turn in turns:
+        content: list[str | Image | Video] = []
+        for part in turn["content"]:
+            if part["type"] == "text":
+                content.append(part["text"])
+            elif part["type"] == "video":
+                content.append(await media.open_video(part["url"], frames))
+            else:
+                content.append(await media.open_image(part["url"]))
+        messages.append(Message(turn["role"], content))
+    return messages
 
 
 def _as_data_uri(path: Path, mime_type: str) -> str:

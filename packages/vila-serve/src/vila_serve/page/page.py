@@ -11,11 +11,11 @@ import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastapi import FastAPI
 
-from vila_core.chat import SeparatorTemplate
+from vila_core.errors import MediaError
 from vila_core.plugins.lazy import optional_import
 from vila_serve.page.history import (
     ENDINGS,
@@ -27,17 +27,16 @@ from vila_serve.page.history import (
     text_of,
     up_to_question,
     user_message,
+    with_contents,
 )
+from vila_serve.page.question import Answers, Choices, PageModel, Question, Shown
 from vila_serve.page.routes import PageRoute
 from vila_serve.page.texts import ENGLISH, LANGUAGES, Texts, language_of
-from vila_serve.page.turn import Choices, Turns
+from vila_serve.settings import ServeSettings
 
 with optional_import("The chat page", "vila-serve[page]", "gradio"):
     import gradio as gr  # pyright: ignore[reportMissingImports] - installed with the extra only
     from gradio.themes import Base  # pyright: ignore[reportMissingImports]
-
-if TYPE_CHECKING:
-    from vila_serve.api.service import Service
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE / "examples"
@@ -70,8 +69,14 @@ Labels = Callable[[Texts], Update]
 """The properties of a part of the page in a language."""
 
 
-def add_page(app: FastAPI, service: "Service") -> None:
+def add_page(app: FastAPI, answers: Answers, model: PageModel, settings: ServeSettings) -> None:
     """Serve the chat page at `/` of `app`. Call it after all other routes have been added.
+
+    Args:
+        app: gets the page's routes.
+        answers: answers the questions.
+        model: what the page says of the model.
+        settings: of the server.
 
     Raises:
         MissingDependencyError: the extra `page` is not installed.
@@ -80,12 +85,11 @@ def add_page(app: FastAPI, service: "Service") -> None:
     # Gradio takes the folder for uploads, and whether to report usage, from the environment only.
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    settings = service.settings
     max_upload = settings.max_request_bytes * 3 // 4  # as much as a request holds in base64
     holder = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         holder,
-        build_page(service, uploads),
+        build_page(answers, model, settings, uploads),
         path="/",
         footer_links=[],
         run_history=False,
@@ -129,18 +133,20 @@ def _theme() -> Base:
     )
 
 
-def build_page(service: "Service", uploads: Path) -> gr.Blocks:
-    """Return the page, which answers with the server's engine.
+def build_page(answers: Answers, model: PageModel, settings: ServeSettings, uploads: Path) -> gr.Blocks:
+    """Return the page.
 
     Args:
-        service: of the server.
+        answers: answers the questions.
+        model: what the page says of the model.
+        settings: of the server.
         uploads: where Gradio keeps what users upload.
     """
-    turns = Turns(service, [uploads, EXAMPLES])
-    with gr.Blocks(title=f"{service.model_name} · VILA Kit", fill_width=True, delete_cache=(600, KEEP_SECONDS)) as page:
-        parts = _Parts.build(service)
-        _Events(parts, turns).connect(page)
-    page.queue(default_concurrency_limit=None, max_size=4 * (service.settings.max_batch + service.settings.max_queue))
+    with gr.Blocks(title=f"{model.name} · VILA Kit", fill_width=True, delete_cache=(600, KEEP_SECONDS)) as page:
+        parts = _Parts.build(model, settings)
+        _Events(parts, answers, [uploads.resolve(), EXAMPLES.resolve()]).connect(page)
+    most = settings.replicas * (settings.max_batch + settings.max_queue)
+    page.queue(default_concurrency_limit=None, max_size=4 * most)
     return page
 
 
@@ -164,7 +170,7 @@ class _Parts:
     labeled: Sequence[tuple[Any, Labels]]
 
     @classmethod
-    def build(cls, service: "Service") -> "_Parts":
+    def build(cls, model: PageModel, settings: ServeSettings) -> "_Parts":
         texts, labeled = ENGLISH, list[tuple[Any, Labels]]()
 
         def label(part: Any, labels: Labels) -> Any:
@@ -172,7 +178,7 @@ class _Parts:
             return part
 
         with gr.Row(elem_id="top"):
-            name = html.escape(service.model_name)
+            name = html.escape(model.name)
             gr.HTML(f"<h1>VILA Kit</h1><p>{name}</p>", elem_id="name", container=False)
             new_chat = label(
                 gr.Button(texts.new_chat, size="sm", elem_id="new-chat"), lambda texts: {"value": texts.new_chat}
@@ -223,16 +229,14 @@ class _Parts:
                 with label(gr.Accordion(texts.seen, open=True), lambda texts: {"label": texts.seen}):
                     seen = gr.HTML(_note(texts.seen_empty), elem_id="seen", container=False)
                 with label(gr.Accordion(texts.settings, open=False), lambda texts: {"label": texts.settings}):
-                    choices = _choices(service, label)
+                    choices = _choices(model, settings, label)
         return cls(language, theme, new_chat, chat, box, status, seen, choices, labeled)
 
 
-def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[Any]:
+def _choices(model: PageModel, settings: ServeSettings, label: Callable[[Any, Labels], Any]) -> list[Any]:
     """Make the inputs of `Choices`."""
-    texts, settings, model = ENGLISH, service.settings, service.model
-    longest = min(settings.max_tokens or MAX_ANSWER, MAX_ANSWER, model.config.language_model.max_length)
-    # Such a template has a fixed system prompt.
-    has_system = not isinstance(model.template, SeparatorTemplate)
+    texts = ENGLISH
+    longest = min(settings.max_tokens or MAX_ANSWER, MAX_ANSWER, model.context)
     return [
         label(
             gr.Textbox(
@@ -240,7 +244,7 @@ def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[An
                 placeholder=texts.system_prompt_hint,
                 lines=2,
                 max_lines=8,
-                visible=has_system,
+                visible=model.has_system_prompt,
             ),
             lambda texts: {"label": texts.system_prompt, "placeholder": texts.system_prompt_hint},
         ),
@@ -265,8 +269,8 @@ def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[An
         label(
             gr.Slider(
                 1,
-                max(MAX_FRAMES, model.config.preprocess.num_video_frames),
-                model.config.preprocess.num_video_frames,
+                max(MAX_FRAMES, model.num_video_frames),
+                model.num_video_frames,
                 step=1,
                 label=texts.frames,
                 info=texts.frames_hint,
@@ -290,9 +294,10 @@ def _choices(service: "Service", label: Callable[[Any, Labels], Any]) -> list[An
 class _Events:
     """What happens when the user does something."""
 
-    def __init__(self, parts: _Parts, turns: Turns):
+    def __init__(self, parts: _Parts, answers: Answers, folders: Sequence[Path]):
         self._parts = parts
-        self._turns = turns
+        self._answers = answers
+        self._folders = folders  # where files of conversations may lie
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the parts of the page."""
@@ -348,21 +353,32 @@ class _Events:
 
     async def answer(self, history: list[PageMessage], language: str, *choices: Any) -> AsyncIterator[tuple[Any, ...]]:
         """Stream the answer to the last question. If there is none, the question goes back into the box."""
-        texts, turns = LANGUAGES[language], in_turns(history)
+        turns = in_turns(history)
         if not turns or turns[-1]["role"] != "user":
             return
-        async for shown in self._turns.answer(turns, Choices(*choices), texts):
-            if shown.error is not None:
-                yield one_by_one(turns[:-1]), _box_with(turns[-1]), _note(shown.error, "error"), gr.skip()
-                return
-            conversation = gr.skip() if shown.text is None else one_by_one([*turns, assistant_message(shown.text)])
-            yield (
-                conversation,
-                gr.skip(),
-                gr.skip() if shown.status is None else _note(shown.status),
-                gr.skip() if shown.seen is None else shown.seen,
-            )
+        async with contextlib.aclosing(self._answer(turns, Choices(*choices), language)) as news:
+            async for shown in news:
+                if shown.error is not None:
+                    yield one_by_one(turns[:-1]), _box_with(turns[-1]), _note(shown.error, "error"), gr.skip()
+                    return
+                conversation = gr.skip() if shown.text is None else one_by_one([*turns, assistant_message(shown.text)])
+                yield (
+                    conversation,
+                    gr.skip(),
+                    gr.skip() if shown.status is None else _note(shown.status),
+                    gr.skip() if shown.seen is None else shown.seen,
+                )
         yield gr.skip(), gr.update(submit_btn=True, stop_btn=False), gr.skip(), gr.skip()
+
+    async def _answer(self, turns: list[PageMessage], choices: Choices, language: str) -> AsyncGenerator[Shown]:
+        try:
+            question = Question(await with_contents(turns, self._folders), choices, language)
+        except MediaError as error:
+            yield Shown(error=str(error))
+            return
+        async with contextlib.aclosing(self._answers.answer(question)) as news:
+            async for shown in news:
+                yield shown
 
     async def stop(self, language: str) -> tuple[Any, str]:
         """Show that the answer was stopped; the event that calls this has cancelled it."""

@@ -5,18 +5,18 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
 from vila_serve.answering import Ending, RunningAnswer
-from vila_serve.page.history import PageMessage, read_history
+from vila_serve.page.history import read_turns
+from vila_serve.page.question import Choices, Question, Shown
 from vila_serve.page.seen import seen_html
-from vila_serve.page.texts import Texts
+from vila_serve.page.texts import LANGUAGES, Texts
 from vila_serve.request_id import choose_request_id, request_id
 
 if TYPE_CHECKING:
@@ -28,53 +28,25 @@ SEEDS = 2**63
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What the user has set."""
-
-    system_prompt: str | None
-    max_tokens: float
-    temperature: float
-    top_p: float
-    seed: str | None
-    frames: float
-    schema: str | None
-
-    def config(self, limit: int | None) -> GenerationConfig:
-        """Return the settings of the answer, whose length is limited too. Raises `GenerationError`."""
-        values: dict[str, Any] = {
-            "max_new_tokens": int(self.max_tokens) if limit is None else min(int(self.max_tokens), limit),
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": self._seed(),
-            **({"json_schema": self.schema} if self.schema and self.schema.strip() else {}),
-        }
-        return GenerationConfig.model_validate(values)
-
-    def _seed(self) -> int:
-        text = "" if self.seed is None else str(self.seed).strip()
-        if not text:
-            return secrets.randbelow(SEEDS)
-        if not re.fullmatch(r"-?[0-9]{1,40}", text):
-            raise GenerationError(f"The seed is {shown(text)}; it must be a whole number, or empty.")
-        return int(text) % SEEDS
+def generation_config(choices: Choices, limit: int | None) -> GenerationConfig:
+    """Return the settings of an answer, whose length is limited too. Raises `GenerationError`."""
+    values: dict[str, Any] = {
+        "max_new_tokens": int(choices.max_tokens) if limit is None else min(int(choices.max_tokens), limit),
+        "temperature": choices.temperature,
+        "top_p": choices.top_p,
+        "seed": _seed(choices.seed),
+        **({"json_schema": choices.schema} if choices.schema and choices.schema.strip() else {}),
+    }
+    return GenerationConfig.model_validate(values)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What the page shows now; None leaves a part as it is.
-
-    Attributes:
-        text: of the answer so far.
-        status: the line below the conversation.
-        seen: what the model sees, HTML.
-        error: why there is no answer.
-    """
-
-    text: str | None = None
-    status: str | None = None
-    seen: str | None = None
-    error: str | None = None
+def _seed(given: str | None) -> int:
+    text = "" if given is None else str(given).strip()
+    if not text:
+        return secrets.randbelow(SEEDS)
+    if not re.fullmatch(r"-?[0-9]{1,40}", text):
+        raise GenerationError(f"The seed is {shown(text)}; it must be a whole number, or empty.")
+    return int(text) % SEEDS
 
 
 class Turns:
@@ -82,19 +54,17 @@ class Turns:
 
     Args:
         service: of the server.
-        folders: where files of conversations may lie.
     """
 
-    def __init__(self, service: "Service", folders: Sequence[Path]):
+    def __init__(self, service: "Service"):
         self._service = service
-        self._folders = [folder.resolve() for folder in folders]
 
-    async def answer(self, history: Sequence[PageMessage], choices: Choices, texts: Texts) -> AsyncIterator[Shown]:
-        """Yield what the page shows while the last question of `history` is answered. Errors are yielded, too.
+    async def answer(self, question: Question) -> AsyncGenerator[Shown]:
+        """Yield what the page shows while a question is answered. Errors are yielded, too.
 
         When the iteration ends early, the request is cancelled.
         """
-        service = self._service
+        service, texts = self._service, LANGUAGES[question.language]
         number = choose_request_id(None)
         request_id.set(number)  # of the task that Gradio makes for each event
         begin = time.perf_counter()
@@ -103,8 +73,9 @@ class Turns:
                 yield Shown(error=texts.busy.format(seconds=service.admission.retry_after))
                 return
             try:
-                async for news in self._answer(history, choices, texts, begin, number):
-                    yield news
+                async with aclosing(self._answer(question, texts, begin, number)) as news:
+                    async for one in news:
+                        yield one
             finally:
                 service.admission.leave(0, time.perf_counter() - begin)
         except QueueFullError:
@@ -115,15 +86,12 @@ class Turns:
             log.exception("A question of the chat page failed.")
             yield Shown(error=texts.failed.format(number=number))
 
-    async def _answer(
-        self, history: Sequence[PageMessage], choices: Choices, texts: Texts, begin: float, number: str
-    ) -> AsyncIterator[Shown]:
-        service = self._service
+    async def _answer(self, question: Question, texts: Texts, begin: float, number: str) -> AsyncGenerator[Shown]:
+        service, choices = self._service, question.choices
         yield Shown(status=texts.reading)
-        config = choices.config(service.settings.max_tokens)
-        messages = await read_history(
-            history, choices.system_prompt or "", service.media, self._folders, max(1, int(choices.frames))
-        )
+        config = generation_config(choices, service.settings.max_tokens)
+        frames = max(1, int(choices.frames))
+        messages = await read_turns(question.turns, choices.system_prompt or "", service.media, frames)
         prompt = await service.answering.prepare(messages)
         answer = await service.answering.submit(prompt, config)
         try:

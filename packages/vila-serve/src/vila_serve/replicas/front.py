@@ -10,13 +10,13 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vila_serve.affinity import affinity_key
 from vila_serve.api.admission import Admission
 from vila_serve.api.app import ANSWER_PATHS
 from vila_serve.api.bodies import with_body
 from vila_serve.api.errors import RATE, SERVER, ApiError
 from vila_serve.api.layers import layers
 from vila_serve.api.request_ids import RequestIds
-from vila_serve.replicas.affinity import affinity_key
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 from vila_serve.replicas.metrics import FrontMetrics, merge
 from vila_serve.request_id import request_id
@@ -49,11 +49,17 @@ class Replicas(Protocol):
         ...
 
 
-def create_front(replicas: Replicas, settings: ServeSettings) -> ASGIApp:
-    """Return the front with the same layers as a single server: request ids, the key, limits on bodies and requests."""
+def create_front(
+    replicas: Replicas, settings: ServeSettings, add_page: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """Return the front with the same layers as a single server: request ids, the key, limits on bodies and requests.
+
+    `add_page` puts the chat page before what it gets; None for no page.
+    """
     metrics = FrontMetrics()
     most = settings.replicas * (settings.max_batch + settings.max_queue)
     front: ASGIApp = Front(replicas, metrics)
+    front = front if add_page is None else add_page(front)
     for layer in layers(settings, Admission(most, settings.max_buffered_bytes), ANSWER_PATHS):
         front = layer.cls(front, *layer.args, **layer.kwargs)
     return RequestIds(front, metrics.request_ended)

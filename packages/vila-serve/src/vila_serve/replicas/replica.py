@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 
 from vila_serve.api.service import Service
+from vila_serve.page.question import PageModel, Question, Shown
+from vila_serve.page.turn import Turns
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 
 Message = MutableMapping[str, Any]
@@ -34,6 +36,16 @@ class Replica:
         """Return the name of this replica and the text at its /metrics."""
         service: Service = self._app.state.service
         return serve.get_replica_context().replica_tag, service.metrics.render().decode()
+
+    async def page_model(self) -> PageModel:
+        """Return what the chat page says of the model."""
+        return PageModel.of(self._app.state.service)
+
+    async def ask(self, question: Question) -> AsyncIterator[Shown]:
+        """Yield what the chat page shows while a question is answered."""
+        async with aclosing(Turns(self._app.state.service).answer(question)) as news:
+            async for shown in news:
+                yield shown
 
     async def answer(self, request: HttpRequest) -> AsyncIterator[ResponseStart | bytes]:
         """Yield the start of the response, then the parts of its body as the application sends them."""

@@ -4,6 +4,7 @@ import hashlib
 
 from ray.serve.request_router import PendingRequest, RequestRouter, RunningReplica
 
+from vila_serve.page.question import Question
 from vila_serve.replicas.messages import HttpRequest
 
 
@@ -30,4 +31,4 @@ def rank(key: str, replica: str) -> bytes:
 
 def _key(pending: PendingRequest) -> str:
     request = pending.args[0] if pending.args else None
-    return request.affinity if isinstance(request, HttpRequest) else ""
+    return request.affinity if isinstance(request, HttpRequest | Question) else ""
