@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vila_core.media import Image, MediaLimits, Video
     from vila_core.plugins.hookspecs import HOOK_API, Command, Component, hookimpl, hookspec
     from vila_core.runtime import Vila
+    from vila_core.tower_loading import load_image_tokenizer
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "load",
+    "load_image_tokenizer",
 ]
 
 _HOME = {
@@ -60,6 +62,7 @@ _HOME = {
     "hookimpl": "plugins.hookspecs",
     "hookspec": "plugins.hookspecs",
     "load": "loading",
+    "load_image_tokenizer": "tower_loading",
 }
 
 

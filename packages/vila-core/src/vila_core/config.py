@@ -510,6 +510,8 @@ class VilaConfig(Config):
 
     `chat_template` is the template that the checkpoint was trained with: a registered name, "auto" for the tokenizer's
     template, or None if the checkpoint does not say.
+    `text_after_media` follows each media token in the prompt. With `splits_text_at_media` the texts between media are
+    tokenized one by one, as VILA-U was trained; this changes the spaces that LLaMA's tokenizer puts first.
     """
 
     vision_tower: SerializeAsAny[VisionTowerConfig]
@@ -524,6 +526,8 @@ class VilaConfig(Config):
     preprocess: PreprocessConfig = PreprocessConfig()
     time_tokens: TimeTokenConfig | None = None
     chat_template: str | None = None
+    text_after_media: str = ""
+    splits_text_at_media: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float16"
 
     @model_validator(mode="after")

@@ -114,12 +114,12 @@ def prepare(
     prepared = [medium for of_part in media for medium in of_part]
     if on_media is not None:
         on_media(prepared)
-    turns = _as_turns(messages, media)
+    turns = _as_turns(messages, media, config.text_after_media)
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = _render(template, turns, tools, tokenizer, generation_prompt=generation_prompt)
     _require_possible_length(text, config.language_model.max_length)
-    input_ids = tokenizer.encode(text)
+    input_ids = tokenizer.encode_split(text) if config.splits_text_at_media else tokenizer.encode(text)
     _require_media_tokens(input_ids, prepared, tokenizer)
     durations = [one.duration for one in loaded if isinstance(one, VideoFrames | PreparedVideo)]
     return PreparedPrompt(
@@ -239,8 +239,11 @@ def _pictures(one: "PIL.Image.Image | VideoFrames | PreparedVideo", as_images: b
     return [one]
 
 
-def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]]) -> list[Turn]:
-    """Return the conversation as text, with media tokens in place of media. `media` has the media of each part."""
+def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]], after: str) -> list[Turn]:
+    """Return the conversation as text, with media tokens in place of media.
+
+    `media` has the media of each part, and `after` is the text that follows each of them.
+    """
     remaining = iter(media)
     turns: list[Turn] = []
     for message in messages:
@@ -250,7 +253,7 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
                 # Twice, because neighboring texts may form a media token together.
                 pieces.append(_without_media_tokens("".join(_without_media_tokens(str(part)) for part in parts)))
             else:
-                pieces += ["".join(map(_media_tokens, next(remaining))) for _ in parts]
+                pieces += ["".join(f"{_media_tokens(one)}{after}" for one in next(remaining)) for _ in parts]
         calls = [ToolCall(call.name, cast("Any", _clean(call.arguments))) for call in message.tool_calls]
         turns.append(Turn(message.role, "".join(pieces).strip(), calls))
     return turns

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 
@@ -30,6 +30,7 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError, VilaError
+from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
 from vila_core.inspection import Inspection
 from vila_core.language.divided import current
 from vila_core.media import MediaLimits
@@ -37,6 +38,9 @@ from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
 from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from vila_core.towers.rq_siglip.tower import RQSiglipTower
 
 OTHER_NAMES = {
     **dict.fromkeys(("generate_content", "predict", "ask", "query"), "To get an answer, use model.generate(prompt)."),
@@ -102,6 +106,13 @@ class Vila:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
+
+    @cached_property
+    def image_tokenizer(self) -> ImageTokenizer:
+        """Pictures to codes and back (VILA-U). Raises `ConfigError` for models whose tower makes no codes."""
+        require_codes(self.config.vision_tower)
+        tower = cast("RQSiglipTower", cast("object", self.network.vision_tower))
+        return ImageTokenizer(tower, self.config.pixels, self.config.preprocess)
 
     @property
     def name(self) -> str:

@@ -1,5 +1,6 @@
 """Tokenizes prompt text with media tokens, and finds the tokens that stop an answer."""
 
+import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -91,6 +92,21 @@ class Tokenizer:
         _require_unicode(text)
         with _reported_as_damage(_FAILS):
             return list(self.hf(text, verbose=False).input_ids)  # `Vila` checks the length
+
+    def encode_split(self, text: str) -> list[int]:
+        """Return the ids of `text`, of which the parts between media tokens are tokenized one by one.
+
+        Tokens that the tokenizer puts before each text, such as `<s>`, stand only before the first part.
+
+        Raises:
+            PromptError: as `encode` does.
+        """
+        prefix = self.encode("")
+        ids = [*prefix]
+        for part in re.split(f"({'|'.join(map(re.escape, MEDIA_TOKENS.values()))})", text):
+            encoded = self.encode(part)
+            ids += encoded[len(prefix) :] if encoded[: len(prefix)] == prefix else encoded
+        return ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of `text` as `encode` does, and the characters `[start, end)` that each comes from.

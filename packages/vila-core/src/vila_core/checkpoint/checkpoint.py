@@ -100,6 +100,15 @@ def require_mergeable(checkpoint: Checkpoint) -> None:
         )
 
 
+def require_no_head(checkpoint: Checkpoint, format_name: str) -> None:
+    """Raise `CheckpointError` for a model that draws, which most formats cannot represent."""
+    if checkpoint.config.generation_head is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} is a model that draws (generation head '{checkpoint.config.generation_head.name}'), "
+            f"which format '{format_name}' cannot represent. Write it as 'vila-u'."
+        )
+
+
 def require_unquantized(checkpoint: Checkpoint) -> None:
     """Raise `CheckpointError` for quantized weights, which formats for unquantized weights cannot represent."""
     if checkpoint.quantization is not None:

@@ -16,13 +16,19 @@ from vila_core.config import (
     DecoderConfig,
     InternVitConfig,
     PreprocessConfig,
+    RQSiglipConfig,
     SiglipConfig,
     TSPVideoEncoderConfig,
     VilaConfig,
 )
 from vila_core.errors import VilaError
 
-PARTS = {"llm": "language model", "vision_tower": "vision tower", "mm_projector": "projector"}
+PARTS = {
+    "llm": "language model",
+    "vision_tower": "vision tower",
+    "mm_projector": "projector",
+    "generation": "generation head",
+}
 """Prefix of the weights' canonical names -> name of the part."""
 
 FOLDED_PATCHES = {
@@ -122,6 +128,8 @@ def describe(checkpoint: Checkpoint) -> ModelDescription:
 def name_family(config: VilaConfig) -> str:
     """Return the family of the model, known by its parts and not by its folder's name."""
     language, projector = config.language_model, config.projector.name
+    if config.generation_head is not None:
+        return "VILA-U" if config.vision_tower.name == "rq-siglip" else "VILA style with a generation head"
     if isinstance(config.video_encoder, TSPVideoEncoderConfig):
         return "NVILA-Video (temporal pooling)"
     if config.dynamic_s2 is not None and projector == "mlp_downsample_2x2_fix":
@@ -141,6 +149,7 @@ def _part(checkpoint: Checkpoint, prefix: str, size: PartSize) -> PartDescriptio
         "llm": config.language_model.name,
         "vision_tower": config.vision_tower.name,
         "mm_projector": config.projector.name,
+        "generation": "" if config.generation_head is None else config.generation_head.name,
     }
     if isinstance(config.language_model, DecoderConfig):
         kinds["llm"] = config.language_model.architecture
@@ -202,7 +211,7 @@ def _tokens_of_known_parts(config: VilaConfig) -> int | None:
     """
     tower = config.vision_tower
     rate = FOLDED_PATCHES.get(config.projector.name)
-    is_plain = (isinstance(tower, SiglipConfig) and tower.select_feature == "cls_patch") or (
+    is_plain = (isinstance(tower, SiglipConfig | RQSiglipConfig) and tower.select_feature == "cls_patch") or (
         isinstance(tower, ClipConfig | InternVitConfig) and tower.select_feature == "patch"
     )
     if not is_plain or rate is None or config.s2 is not None:

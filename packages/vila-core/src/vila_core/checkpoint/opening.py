@@ -1,6 +1,7 @@
 """Open a checkpoint, a folder or hub id, in any registered format."""
 
 import os
+import re
 from pathlib import Path
 from typing import cast
 
@@ -132,5 +133,16 @@ def _unknown_format(path: Path, plugins: Plugins) -> CheckpointError:
     model_type = read_section(path / "config.json").string("model_type", "")
     return CheckpointError(
         f"{path / 'config.json'} has model_type '{model_type}', which no format knows. "
-        f"Known: llava_* (vila), vila (vila-remote), nvila and nvila_lite (nvila). Registered formats: {known}."
+        "Known: llava_* (vila), vila (vila-remote), nvila and nvila_lite (nvila), vila_u_llama (vila-u). "
+        f"Registered formats: {known}.{_hint_of_name(path)}"
+    )
+
+
+def _hint_of_name(path: Path) -> str:
+    """Return what to say of a folder that has VILA-U's name but not its parts."""
+    if not re.search(r"vila-?u(-|$)", path.resolve().name.lower().replace("_", "-")):
+        return ""
+    return (
+        " Its name says VILA-U, but it holds only a language model: a VILA-U checkpoint has the folders llm, "
+        "vision_tower and mm_projector. Download the complete checkpoint, such as mit-han-lab/vila-u-7b-256."
     )

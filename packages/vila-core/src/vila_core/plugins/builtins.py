@@ -135,6 +135,11 @@ def vila_commands() -> Sequence[Command]:
             "convert", "Write a checkpoint in another format.", lazy_object("vila_core.cli.convert:convert_checkpoint")
         ),
         Command(
+            "tokenize-image",
+            "Turn pictures into codes and back, with a model that draws.",
+            lazy_object("vila_core.cli.tokenize_image:tokenize_image"),
+        ),
+        Command(
             "export",
             "Write a folder that SGLang or TensorRT-LLM serves.",
             lazy_object("vila_core.cli.export:export_checkpoint"),

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_no_head, require_unquantized
 from vila_core.checkpoint.configs.config_json import parse_config
 from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.configs.plausible import check_layers, read_config
@@ -70,6 +70,7 @@ class NvilaFormat:
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         require_unquantized(checkpoint)
+        require_no_head(checkpoint, self.name)
         write_nvila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 

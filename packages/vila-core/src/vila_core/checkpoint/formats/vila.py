@@ -12,7 +12,7 @@ from typing import Literal, cast
 
 from pydantic import ValidationError
 
-from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_unquantized
+from vila_core.checkpoint.checkpoint import Checkpoint, RawParts, require_no_head, require_unquantized
 from vila_core.checkpoint.configs.encoders import read_encoder
 from vila_core.checkpoint.configs.language import read_language_config
 from vila_core.checkpoint.configs.plausible import check_layers, read_config
@@ -53,6 +53,7 @@ class VilaFormat:
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         require_unquantized(checkpoint)
+        require_no_head(checkpoint, self.name)
         write_vila(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 

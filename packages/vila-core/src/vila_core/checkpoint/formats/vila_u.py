@@ -163,6 +163,8 @@ def _read_config(
                 video_as_images=True,
             ),
             chat_template=_chat_template(root, own),
+            text_after_media="\n",
+            splits_text_at_media=True,
             dtype=stored_dtype(index),
         )
     except (ValidationError, ConfigError) as error:

@@ -42,9 +42,11 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normed = self.norm(x)
-        q, k, v = (conv(normed).flatten(2).transpose(1, 2)[:, None] for conv in (self.q, self.k, self.v))  # [N,1,hw,C]
-        mixed = F.scaled_dot_product_attention(q, k, v)[:, 0]  # [N, hw, C]
-        return x + self.proj_out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
+        q, k, v = (conv(normed).flatten(2) for conv in (self.q, self.k, self.v))  # [N, C, hw]
+        # Step by step, which rounds as the reference does in 16 bits; grids with attention are small.
+        weights = (torch.bmm(q.transpose(1, 2), k) * x.shape[1] ** -0.5).softmax(dim=-1)  # [N, hw, hw]
+        mixed = torch.bmm(v, weights.transpose(1, 2))  # [N, C, hw]
+        return x + self.proj_out(mixed.unflatten(2, x.shape[2:]))
 
 
 class Upsample(nn.Module):
