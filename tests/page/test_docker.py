@@ -45,7 +45,9 @@ def test_the_image_is_slim_pinned_and_not_root(target: str):
     words = [word for word, _ in lines]
     assert lines[0] == ("FROM", "${PYTHON}")
     assert re.search(
-        r"^ARG PYTHON=python:3\.1[1-3]\.\d+-slim-bookworm$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE
+        r"^ARG PYTHON=python:3\.1[1-3]\.\d+-slim-bookworm@sha256:[0-9a-f]{64}$",
+        (DOCKER / "Dockerfile").read_text(),
+        re.MULTILINE,
     )
     assert [rest for word, rest in lines if word == "USER"] == ["vila"]
     assert ("COPY", f"--from=build-{target} /opt/vila /opt/vila") in lines
@@ -111,7 +113,7 @@ def test_compose_needs_secrets_and_pins_its_images():
     names = {f"VILA_{name.upper()}" for name in ServeSettings.model_fields}
     assert set(server["environment"]) <= names
     for name in ("prometheus", "grafana"):
-        assert re.fullmatch(r"\S+:v?\d+\.\d+\.\d+", services[name]["image"])
+        assert re.fullmatch(r"\S+:v?\d+\.\d+\.\d+@sha256:[0-9a-f]{64}", services[name]["image"])
         for volume in services[name]["volumes"]:
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (DOCKER / source).exists(), volume
