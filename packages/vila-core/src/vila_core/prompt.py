@@ -118,7 +118,7 @@ def prepare(
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = _render(template, turns, tools, tokenizer, generation_prompt=generation_prompt)
-    _require_possible_length(text, config.language_model.max_length)
+    require_possible_length(text, config.language_model.max_length)
     input_ids = tokenizer.encode_split(text) if config.splits_text_at_media else tokenizer.encode(text)
     _require_media_tokens(input_ids, prepared, tokenizer)
     durations = [one.duration for one in loaded if isinstance(one, VideoFrames | PreparedVideo)]
@@ -153,7 +153,7 @@ def _render(
 def _clean(value: object) -> object:
     """Return a JSON value whose texts have no media tokens."""
     if isinstance(value, str):
-        return _without_media_tokens(value)
+        return without_media_tokens(value)
     if isinstance(value, list):
         return [_clean(one) for one in cast("list[object]", value)]
     if isinstance(value, Mapping):
@@ -161,7 +161,7 @@ def _clean(value: object) -> object:
     return value
 
 
-def _require_possible_length(text: str, context: int) -> None:
+def require_possible_length(text: str, context: int) -> None:
     """Raise `PromptError` for a text that cannot fit, before it is tokenized: 10 million characters take a minute."""
     limit = max(context, _SHORT_CONTEXT) * _CHARACTERS_PER_TOKEN
     if len(text) > limit:
@@ -251,7 +251,7 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
         for are_texts, parts in groupby(parts_of(message), key=lambda part: isinstance(part, str)):
             if are_texts:
                 # Twice, because neighboring texts may form a media token together.
-                pieces.append(_without_media_tokens("".join(_without_media_tokens(str(part)) for part in parts)))
+                pieces.append(without_media_tokens("".join(without_media_tokens(str(part)) for part in parts)))
             else:
                 pieces += ["".join(f"{_media_tokens(one)}{after}" for one in next(remaining)) for _ in parts]
         calls = [ToolCall(call.name, cast("Any", _clean(call.arguments))) for call in message.tool_calls]
@@ -278,7 +278,7 @@ def _media_tokens(medium: PreparedMedium) -> str:
     return token
 
 
-def _without_media_tokens(text: str) -> str:
+def without_media_tokens(text: str) -> str:
     """Remove media tokens that a user typed, and those that appear when others are removed: `<ima<image>ge>`.
 
     As in the reference, a text that had one is also stripped. Other special tokens stay, also as in the reference.

@@ -3,6 +3,7 @@
 Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
 """
 
+import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 
+if TYPE_CHECKING:
+    import PIL.Image
+
 from vila_core.chat import ChatTemplate, Message
 from vila_core.checkpoint import Checkpoint, estimate
 from vila_core.checkpoint.description import count, name_checkpoint, name_family
@@ -20,20 +24,24 @@ from vila_core.conversation import Prompt
 from vila_core.display import html
 from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.answer import Generated
-from vila_core.engine.completion import Completion, Timings, Usage
+from vila_core.engine.completion import Completion, OutputPart, Timings, Usage
+from vila_core.engine.drawing import DrawingConfig, DrawingSettings, Drawn, OutputModes, takes_drawing_settings
 from vila_core.engine.engine import Engine
-from vila_core.engine.inputs import EngineInput, MediaPrompt
+from vila_core.engine.inputs import EngineInput, MediaPrompt, TextPrompt
 from vila_core.engine.limits import EngineConfig, QueueFullError
 from vila_core.engine.media import MediaEmbeddings
+from vila_core.engine.painting import OnProgress, checked_count, paint
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError, VilaError
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError, VilaError, warn
 from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
+from vila_core.generation.pictures import VIDEO_FPS, to_frames, to_medium
+from vila_core.generation.prompts import PicturePrompts, checked_text, require_kind
 from vila_core.inspection import Inspection
 from vila_core.language.divided import current
-from vila_core.media import MediaLimits
+from vila_core.media import MediaLimits, Video
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
 from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
@@ -59,6 +67,10 @@ OTHER_NAMES = {
     **dict.fromkeys(("processor", "image_processor"), "Prompts are prepared by model.prepare(prompt)."),
     **dict.fromkeys(("encode", "decode"), "Texts are encoded by model.tokenizer."),
     **dict.fromkeys(("generation_config", "default_generation_config"), "Settings are arguments of model.generate."),
+    **dict.fromkeys(
+        ("generate_images", "generate_image_content", "draw", "text_to_image"),
+        "To draw, use model.generate_image(prompt, n=4).",
+    ),
     "from_pretrained": "Models are loaded by vila_core.load('owner/name').",
     "save_pretrained": "Checkpoints are written by the program `vila convert`.",
     "batch_generate": "For several prompts, use model.generate_batch(prompts).",
@@ -346,7 +358,84 @@ class Vila:
     @cached_property
     def engine(self) -> Engine:
         """What answers the prompts of all methods, those of other threads too. It is made with the first prompt."""
-        return Engine(self.network.llm, self.tokenizer, self.stop_token_ids, self._engine_config, self._encode)
+        modes = self._output_modes
+        return Engine(self.network.llm, self.tokenizer, self.stop_token_ids, self._engine_config, self._encode, modes)
+
+    @cached_property
+    def _output_modes(self) -> OutputModes | None:
+        """What it makes besides text."""
+        head = self.network.generation_head
+        if head is None:
+            return None
+        prompts = PicturePrompts(head, self.template, self.tokenizer, self.config.language_model.max_length)
+        return OutputModes(head, prompts.start_tokens, prompts.ids)
+
+    @takes_drawing_settings
+    def generate_image(
+        self,
+        prompt: str,
+        n: int = 1,
+        *,
+        progress: OnProgress | None = None,
+        **settings: Unpack[DrawingSettings],
+    ) -> "list[PIL.Image.Image]":
+        """Draw n images.
+
+            model.generate_image("a snowy mountain", n=4, guidance=3.0, seed=0)[0].save("mountain.png")
+
+        Image i of a seed is the same whatever n is, alone or beside other requests.
+
+        Args:
+            prompt: what to draw.
+            n: how many images, drawn together.
+            progress: called with a `DrawingProgress` every few rows; its `preview()` shows the images so far.
+
+        Raises:
+            ConfigError: the model has no generation head.
+            PromptError: the prompt is no text, is empty, or is longer than the context.
+            GenerationError: a setting is out of range, or there is too little memory.
+        """
+        return [frames[0] for frames in self._draw("image", prompt, n, progress, settings)]
+
+    @takes_drawing_settings
+    def generate_video(
+        self,
+        prompt: str,
+        n: int = 1,
+        *,
+        progress: OnProgress | None = None,
+        **settings: Unpack[DrawingSettings],
+    ) -> list[Video]:
+        """Draw n videos, of as many frames as the model was trained for. Arguments as for `generate_image`.
+
+            model.generate_video("Fireworks in the air.", seed=0)[0].load().frames
+
+        Raises:
+            ConfigError, PromptError, GenerationError: as `generate_image` does.
+        """
+        return [Video(frames, fps=VIDEO_FPS) for frames in self._draw("video", prompt, n, progress, settings)]
+
+    def _draw(
+        self, kind: str, prompt: str, n: int, progress: OnProgress | None, settings: DrawingSettings
+    ) -> "list[list[PIL.Image.Image]]":
+        """Return the frames of n pictures."""
+        head = require_kind(self.network.generation_head, kind, self.name)
+        config = DrawingConfig.model_validate(settings)
+        count, text = checked_count(n), checked_text(prompt)
+        modes = self._output_modes
+        assert modes is not None, "there is a head"
+        if config.is_guided and not head.kinds[kind].knows_empty_prompt:
+            warn(
+                f"The model was not trained to draw {kind}s without a prompt, so guidance={config.guidance:g} may make "
+                "them worse. guidance=1 turns it off."
+            )
+        if config.seed is None:
+            config = config.model_copy(update={"seed": random.getrandbits(62)})
+        self.on_phase(f"Drawing {count} {kind}{'s'[: count != 1]}")
+        ids = TextPrompt(self.network.llm, modes.empty_prompt(kind, text))
+        drawn = paint(self.engine, head, kind, ids, config, count, progress, self.device)
+        with current(self.device):
+            return [to_frames(head, one.codes, kind, self.device) for one in drawn]
 
     @cached_property
     def _media(self) -> MediaEmbeddings:
@@ -472,11 +561,24 @@ class Vila:
             f"{advice}."
         )
 
+    def _parts(self, prompt: PreparedPrompt, answer: Generated) -> tuple[OutputPart, ...]:
+        """Return the text of an answer and what was drawn in it, in order."""
+        parts: list[OutputPart] = []
+        for part in answer.parts:
+            if isinstance(part, Drawn):
+                assert self.network.generation_head is not None, "something was drawn"
+                frames = to_frames(self.network.generation_head, part.codes, part.kind, self.device)
+                parts.append(to_medium(frames, part.kind))
+                continue
+            times = self.time_token_stream(prompt)
+            text = (times.push(part) + times.finish()).strip()
+            if text or len(answer.parts) == 1:
+                parts.append(text)
+        return tuple(parts)
+
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
-        times = self.time_token_stream(prompt)
-        text = times.push(answer.text) + times.finish()
         return Completion(
-            parts=(text.strip(),),
+            parts=self._parts(prompt, answer),
             token_ids=answer.token_ids,
             finish_reason=answer.finish_reason,
             usage=Usage(

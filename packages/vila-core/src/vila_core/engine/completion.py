@@ -1,9 +1,13 @@
 """A finished answer, with token counts and timings."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Union
 
 from vila_core.display import html
+from vila_core.media import Video
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 FinishReason = Literal["stop", "length"]
 """`stop`: a stop token or stop string ended the answer; `length`: `max_new_tokens` or the context did."""
@@ -12,8 +16,8 @@ FinishReason = Literal["stop", "length"]
 SHOWN = 200
 """Characters of the answer that `repr` shows."""
 
-OutputPart = str
-"""A part of an answer: a piece of text."""
+OutputPart = Union[str, "PIL.Image.Image", Video]
+"""A part of an answer: a piece of text, or an image or a video that the model drew."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Completion:
     """An answer. `print(completion)` prints its text.
 
     Attributes:
-        parts: the output in order. Today every part is text.
+        parts: the output in order: text, and images and videos that the model drew.
         token_ids: the generated tokens, without a stop token. The tokens of a stop string are kept; its text is not.
         finish_reason: why the answer ended.
         logprobs: of each token of `token_ids`; None unless the setting `logprobs` asks for them.
@@ -83,7 +87,7 @@ class Completion:
     @property
     def text(self) -> str:
         """The text of the answer, without parts of other kinds."""
-        return "".join(self.parts)
+        return "".join(part for part in self.parts if isinstance(part, str))
 
     def __str__(self) -> str:
         return self.text
@@ -96,7 +100,7 @@ class Completion:
         ended = "" if self.finish_reason == "stop" else "The answer was cut: max_new_tokens or the context ended it."
         return html.card(
             "Completion",
-            html.block(self.text),
+            *(_shown(part) for part in self.parts),
             html.note("; ".join(self._facts())),
             *([html.note(ended)] if ended else []),
         )
@@ -110,3 +114,9 @@ class Completion:
             f"{usage.completion_tokens:,} answer token{'s'[: usage.completion_tokens != 1]}",
             f"{seconds:.2f} s",
         )
+
+
+def _shown(part: OutputPart) -> str:
+    if isinstance(part, str):
+        return html.block(part)
+    return part._repr_html_() if isinstance(part, Video) else html.picture(part)  # pyright: ignore[reportPrivateUsage]

@@ -5,11 +5,12 @@ D codes of a position, P positions of a picture
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
 
 from vila_core.config import Config
+from vila_core.display.signatures import named_settings
 from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
 from vila_core.generation.drawing_rows import DrawingSampling, seed_of_picture
 from vila_core.generation.heads import GenerationHead, OutputKind
@@ -27,6 +28,32 @@ OTHER_NAMES: Mapping[str, str] = {
     "num_inference_steps": "A picture always takes as many steps as it has positions.",
 }
 """Names of other libraries -> what to use instead."""
+
+
+class DrawingSettings(TypedDict, total=False):
+    """The keyword arguments of `generate_image` and `generate_video`: the fields of `DrawingConfig`.
+
+    Attributes:
+        guidance: how strictly the prompt is followed (default 3); 1 is off, and twice as fast.
+        temperature: 0 always takes the likeliest codes; higher values give more varied pictures (default 1).
+        top_k: choose among the k likeliest codes only (default 900); 0 is off.
+        top_p: choose among the likeliest codes that together have this probability (default 0.96); 1 is off.
+        seed: makes drawing repeatable.
+        negative_prompt: what the picture should not show.
+    """
+
+    guidance: float
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int | None
+    negative_prompt: str
+
+
+takes_drawing_settings = named_settings(
+    DrawingSettings,
+    {"guidance": 3.0, "temperature": 1.0, "top_k": 900, "top_p": 0.96, "seed": None, "negative_prompt": ""},
+)
 
 
 class DrawingConfig(Config):

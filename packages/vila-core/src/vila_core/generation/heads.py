@@ -31,11 +31,13 @@ class OutputKind:
         start_token: the special token after which the head takes over, such as `<im_start>`.
         positions: P, which is the same for every output of this kind.
         frames: 1 for an image.
+        knows_empty_prompt: whether the model was trained to draw without a prompt too, which guidance needs.
     """
 
     start_token: str
     positions: int
     frames: int = 1
+    knows_empty_prompt: bool = True
 
 
 @runtime_checkable

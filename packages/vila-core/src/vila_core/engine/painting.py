@@ -1,0 +1,102 @@
+"""Draws the pictures of a prompt with an engine, and reports how far they are."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+
+from vila_core.engine.drawing import DrawingConfig, DrawingRequest, Drawn
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import EngineInput
+from vila_core.engine.limits import QueueFullError
+from vila_core.engine.request import Handle
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import GenerationError, shown
+from vila_core.generation.heads import GenerationHead
+from vila_core.generation.pictures import DrawingProgress, row_of
+
+MAX_PICTURES = 256
+"""Limit on the pictures of one call."""
+ROWS_BETWEEN_REPORTS = 4
+OnProgress = Callable[[DrawingProgress], None]
+
+
+def checked_count(n: object) -> int:
+    """Return the number of pictures. Raises `GenerationError` unless it is an integer within the limit."""
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
+        raise GenerationError(f"n is the number of pictures, 1 to {MAX_PICTURES}, got {shown(n)}.")
+    return n
+
+
+def paint(
+    engine: Engine,
+    head: GenerationHead,
+    kind: str,
+    prompt: EngineInput,
+    config: DrawingConfig,
+    n: int,
+    on_progress: OnProgress | None,
+    device: torch.device,
+) -> list[Drawn]:
+    """Draw n pictures of a prompt together.
+
+    Args:
+        engine: answers the prompt.
+        head: of the model.
+        kind: what is drawn.
+        prompt: ends with the start token of this kind.
+        config: with a seed.
+        n: how many; picture i has the same codes whatever n is.
+        on_progress: called when another few rows have been drawn, and at the end.
+        device: of the model.
+    """
+    with ExitStack() as stack:
+        handles: list[Handle] = []
+        for number in range(n):
+            handle = _submit(engine, prompt, DrawingRequest(config, number))
+            stack.callback(handle.cancel)  # if one fails, or the user interrupts, none goes on
+            handles.append(handle)
+        if on_progress is not None:
+            _follow(engine, handles, _Report(head, kind, n, on_progress, device))
+        drawn = [part for handle in handles for part in handle.result().parts]
+    return [part for part in drawn if isinstance(part, Drawn)]
+
+
+def _submit(engine: Engine, prompt: EngineInput, drawing: DrawingRequest) -> Handle:
+    while True:
+        try:
+            return engine.submit(prompt, GenerationConfig(max_new_tokens=1, seed=drawing.config.seed), drawing)
+        except QueueFullError:  # other threads have filled it
+            engine.step()
+
+
+class _Report:
+    """Counts what has been drawn."""
+
+    def __init__(self, head: GenerationHead, kind: str, n: int, call: OnProgress, device: torch.device):
+        output = head.kinds[kind]
+        self.codes: list[list[Sequence[int]]] = [[] for _ in range(n)]
+        self._total = n * output.positions
+        self._step = ROWS_BETWEEN_REPORTS * row_of(output.positions // output.frames) * n
+        self._next = self._step
+        self._of_pictures = head, kind, self.codes, device
+        self._call = call
+
+    def update(self) -> None:
+        """Report if there is enough that is new."""
+        done = sum(map(len, self.codes))
+        if done >= self._next:
+            self._next = min(done + self._step, self._total) if done < self._total else self._total + 1
+            self._call(DrawingProgress(done, self._total, *self._of_pictures))
+
+
+def _follow(engine: Engine, handles: Sequence[Handle], report: _Report) -> None:
+    """Step until all have ended, and report what comes."""
+    while True:
+        have_ended = all(handle.has_ended for handle in handles)
+        for handle, codes in zip(handles, report.codes, strict=True):
+            codes += [piece.codes for piece in handle.take() if piece.codes is not None]
+        report.update()
+        if have_ended:
+            return
+        engine.step()
