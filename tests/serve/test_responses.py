@@ -50,6 +50,12 @@ def test_a_text_and_instructions(client: openai.OpenAI, model: vila_core.Vila):
     assert answer.output_text == direct
 
 
+def test_fields_of_an_image_that_are_null(client: openai.OpenAI):
+    image = {"type": "input_image", "image_url": data_uri("word.png"), "detail": None, "file_id": None}
+    text = {"type": "input_text", "text": "What word is written?"}
+    assert ask(client, {"role": "user", "content": [image, text]}).output_text == "HINT"
+
+
 def test_a_video(client: openai.OpenAI):
     video = {"type": "input_video", "video_url": data_uri("motion.mp4")}
     text = {"type": "input_text", "text": "Which way does the yellow moon move?"}
@@ -159,7 +165,12 @@ def test_the_stream_helper_of_the_openai_package(client: openai.OpenAI):
         ({"tools": [{"type": "web_search"}]}, 400, "tools"),
         ({"max_output_tokens": 0}, 400, "max_output_tokens"),
         ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#"}}}}, 400, "text.format"),
-        ({"input": "word " * 5000}, 400, None),
+        ({"input": "word " * 5000}, 400, "input"),
+        ({"input": ""}, 400, "input"),
+        ({"input": 5}, 400, "input"),
+        ({"input": [{"role": "user", "content": None}]}, 400, "input[0].content"),
+        ({"input": [{"role": "assistant", "content": "Hi"}]}, 400, "input"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {}}], "tool_choice": "auto"}, 400, "tools"),
         (
             {"instructions": "Be brief.", "input": [question_with("file:///etc/passwd")]},
             400,

@@ -10,12 +10,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError
+from vila_core.errors import GenerationError, VilaError
 from vila_serve.answering import RunningAnswer
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
-from vila_serve.api.errors import ApiError, failed_answer
+from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
 from vila_serve.api.generation import as_config, sampling_settings
 from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, JsonObjectFormat, SystemMessage, UserMessage
@@ -44,14 +44,35 @@ def router(service: Service) -> APIRouter:
     @routes.post(PATH, responses={200: {"model": ResponseObject, "content": STREAM}, **ERRORS})
     async def create_response(request: Request, body: ResponseRequest) -> Response:
         """Continue a conversation of texts, images and videos."""
-        response = await unless_client_leaves(request, _answer(service, body))
+        response = await unless_client_leaves(request, _answer_or_explain(service, body))
         return Response(status_code=CLIENT_LEFT) if response is None else response
 
     return routes
 
 
+_FIELDS = {"messages": "input", "max_tokens": "max_output_tokens"}
+"""Fields of chat completions -> what they are called here."""
+
+
+async def _answer_or_explain(service: Service, body: ResponseRequest) -> Response:
+    """Answer a request. Errors name the fields as they are called here."""
+    try:
+        return await _answer(service, body)
+    except (ApiError, VilaError) as error:
+        explained = as_api_error(error)
+        explained.param = _FIELDS.get(explained.param or "", explained.param)
+        raise explained from None
+
+
 async def _answer(service: Service, body: ResponseRequest) -> Response:
     service.check_model(body.model)
+    if body.tools:
+        raise ApiError(
+            400,
+            "This server has no tools in /v1/responses. Use /v1/chat/completions.",
+            param="tools",
+            code="tools_not_supported",
+        )
     service.check_length(len(body.input))
     config = _config(service, body)
     instructions = _instructions(body)

@@ -25,7 +25,10 @@ def wrong_source(kind: Kind, limits: MediaLimits) -> str:
     """Return the message for a text that is no URI of a medium."""
     example = {"image": "data:image/png", "video": "data:video/mp4"}[kind]
     urls = " or an https URL of an allowed host" if limits.fetch is not None else ""
-    return f"The {kind} must be given as a URI of the form '{example};base64,…'{urls}."
+    return (
+        f"The {kind} must be given as a URI of the form '{example};base64,…'{urls}. Check that its type is one of "
+        f"{'images' if kind == 'image' else 'videos'}, and that its base64 is complete."
+    )
 
 
 def refused_url(kind: Kind, limits: MediaLimits) -> str:

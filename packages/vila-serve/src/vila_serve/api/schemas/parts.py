@@ -66,7 +66,7 @@ class InputImagePart(AnySchema):
     type: Literal["input_image"]
     image_url: Address | None = None
     file_id: str | None = None
-    detail: Detail = "auto"
+    detail: Detail | None = None
 
 
 class InputVideoPart(AnySchema):

@@ -78,7 +78,7 @@ class ResponseRequest(RequestSchema):
     stream_options: ResponseStreamOptions | None = None
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    tools: list[dict[str, Any]] | None = Field(default=None, max_length=0)
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     metadata: Metadata | None = None
 
