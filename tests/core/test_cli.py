@@ -109,7 +109,9 @@ def test_replaced_programs_name_the_new_ones(capsys: pytest.CaptureFixture[str])
         assert advice in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "infer", "chat", "info", "convert", "export", "doctor", "plugins"])
+@pytest.mark.parametrize(
+    "command", ["", "infer", "chat", "info", "convert", "export", "tokenize-image", "doctor", "plugins"]
+)
 def test_help_pages_are_plain(command: str, run: Run) -> None:
     code, out, _ = run(*command.split(), "-h")
     assert code == 0

@@ -375,7 +375,7 @@ def test_linear_scaling_in_every_spelling(folder: Path, stated: dict[str, Any]):
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    edit(folder / "llm" / "config.json", lambda values: values.update(rope_scaling=None, **{}) or values.update(stated))
+    edit(folder / "llm" / "config.json", lambda values: values.update(rope_scaling=None) or values.update(stated))
     config = open_checkpoint(folder).config.language_model
     assert isinstance(config, DecoderConfig)
     assert config.rope_scaling is not None

@@ -67,7 +67,9 @@ def _read_array(file: IO[bytes], path: Path, name: str) -> NDArray[np.generic]:
         if version not in read_header:
             raise _refusal(path, f"'{name}' has the unknown version {version}")
         shape, by_columns, dtype = read_header[version](file, max_header_size=_MAX_HEADER)
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+    except MediaError:
+        raise
+    except Exception as error:  # noqa: BLE001 - NumPy parses the header as Python, and raises whatever that raises
         raise _refusal(path, f"the header of '{name}' is damaged: {str(error)[:200]}") from None
     if dtype.hasobject or dtype.kind not in "iu":
         raise _refusal(path, f"'{name}' holds {shown(str(dtype))}; expected whole numbers")
