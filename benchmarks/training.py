@@ -15,6 +15,7 @@ T tokens of a row
 import argparse
 import gc
 import json
+import math
 import random
 import sys
 import time
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from vila_core.bench.limits import SQUARE, measure_limits
 from vila_core.bench.shapes import LANGUAGE_SHAPES, model_shape
@@ -36,12 +38,14 @@ from vila_core.prompt import PreparedMedium
 from vila_core.tiles import Normalization, TileLayout, Tiles
 from vila_core.tokenizer import Tokenizer
 from vila_train import adapters, compute
+from vila_train.compute.master_weights import compute_in_bf16
 from vila_train.config import AdapterConfig, ComputeConfig, OptimizerConfig, Part
+from vila_train.estimates.memory import RowLoad, estimate_memory
 from vila_train.labels import IGNORE_INDEX
 from vila_train.loop.optimizer import make_optimizer, part_module
 from vila_train.loop.step import Trainee, train_step
 from vila_train.packing import PackedRow, pack
-from vila_train.parallel.fsdp import shard
+from vila_train.parallel.fsdp import needs_shards, shard
 from vila_train.parallel.mesh import make_mesh
 from vila_train.parallel.world import World, join_world
 
@@ -63,8 +67,8 @@ class Case:
         layers: of the language model; None: all.
         row_length: limit on T.
         rows: of each rank in a step.
-        sharded: FSDP. LoRA on one GPU does without: frozen weights are in bf16, and adapters are cast where they are
-            used.
+        sharded: FSDP; None: as in training, where adapters on one GPU do without.
+        memory_gb: of a smaller card that is imitated; None: all of the GPU's.
     """
 
     shape: str
@@ -74,7 +78,8 @@ class Case:
     layers: int | None = None
     row_length: int = 8192
     rows: int = 1
-    sharded: bool = True
+    sharded: bool | None = None
+    memory_gb: float | None = None
 
 
 def _with(config: ComputeConfig, **changes: object) -> ComputeConfig:
@@ -87,13 +92,19 @@ CASES: dict[str, Case] = {
     "lora-8b-4k": Case("nvila-8b", FAST, adapter=LORA, row_length=4096),
     "lora-8b-eager": Case("nvila-8b", _with(FAST, compile=False), adapter=LORA),
     "lora-8b-linears": Case("nvila-8b", _with(FAST, activation_checkpointing="linears"), adapter=LORA),
-    "lora-8b-24gb": Case("nvila-8b", SAVING, adapter=LORA.model_copy(update={"rank": 16}), row_length=4096),
-    "lora-2b-24gb": Case("nvila-2b", SAVING, adapter=LORA, row_length=4096),
+    "lora-8b-24gb": Case(
+        "nvila-8b", SAVING, adapter=LORA.model_copy(update={"rank": 16}), row_length=4096, memory_gb=24
+    ),
+    "lora-2b-24gb": Case("nvila-2b", SAVING, adapter=LORA, row_length=4096, memory_gb=24),
     "full-cut": Case("nvila-8b", FAST, tune=ALL, layers=8, rows=2),
     "full-cut-fp8": Case("nvila-8b", _with(FAST, fp8=True), tune=ALL, layers=8, rows=2),
     "full-8b": Case("nvila-8b", SAVING, tune=ALL, rows=2),
+    "full-8b-gathered": Case("nvila-8b", _with(SAVING, keep_gathered=True), tune=ALL, rows=2),
     "tiny": Case("tiny", _with(FAST, compile=False), adapter=LORA.model_copy(update={"rank": 4}), row_length=2048),
     "tiny-compiled": Case("tiny", _with(FAST, fp8=False), adapter=LORA.model_copy(update={"rank": 4}), row_length=1024),
+    "tiny-gathered": Case(
+        "tiny", _with(SAVING, compile=False, keep_gathered=True), tune=ALL, row_length=2048, rows=2, sharded=True
+    ),
     "tiny-full": Case("tiny", _with(SAVING, compile=False), tune=ALL, row_length=2048, rows=2),
 }
 QWEN2_1_5B = {
@@ -116,6 +127,8 @@ class Measured:
         flops: model FLOPs of a step.
         peak_bytes: most memory that tensors took, weights and optimizer included.
         reserved_bytes: most memory that PyTorch took from the GPU.
+        estimated_bytes: what a dry run would estimate for `peak_bytes`.
+        sharded: whether FSDP was used.
         compile_seconds: of the first step.
     """
 
@@ -124,6 +137,8 @@ class Measured:
     flops: float
     peak_bytes: int
     reserved_bytes: int
+    estimated_bytes: int
+    sharded: bool
     compile_seconds: float
     losses: list[float] = field(default_factory=list)
 
@@ -137,6 +152,9 @@ class Measured:
             "of_data_sheet": None if peak is None else round(self.flops / self.seconds / peak, 3),
             "peak_gb": round(self.peak_bytes / 1e9, 2),
             "reserved_gb": round(self.reserved_bytes / 1e9, 2),
+            "estimated_gb": round(self.estimated_bytes / 1e9, 2),
+            "peak_of_estimate": round(self.peak_bytes / self.estimated_bytes, 3),
+            "sharded": self.sharded,
             "first_step_s": round(self.compile_seconds, 1),
             "losses": [round(loss, 3) for loss in self.losses],
         }
@@ -236,6 +254,19 @@ def _row(
 def build(case: Case, world: World) -> tuple[VilaModel, Trainee]:
     """Return the network and what is trained, as `vila_train.loop.setup` makes it."""
     network = random_network(shape_of(case), world.device)
+    _choose_trained(network, case)
+    is_sharded = needs_shards(network, case.compute, world.size)
+    compute.prepare(network, case.compute)
+    if not is_sharded:
+        compute_in_bf16(network)
+        return network, Trainee(network, always_sees=False)
+    trainee = Trainee(network)
+    shard(trainee, make_mesh(world, case.compute), case.compute, world.device)
+    return network, trainee
+
+
+def _choose_trained(network: VilaModel, case: Case) -> None:
+    """Freeze and adapt the network; what is trained is in fp32."""
     network.requires_grad_(False).eval()
     for part in case.tune:
         part_module(network, part).requires_grad_(True).train()
@@ -245,17 +276,30 @@ def build(case: Case, world: World) -> tuple[VilaModel, Trainee]:
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    compute.prepare(network, case.compute)
-    if not case.sharded:
-        return network, Trainee(network)
-    trainee = Trainee(network)
-    shard(trainee, make_mesh(world, case.compute), case.compute, world.device)
-    return network, trainee
+
+
+def estimate(case: Case, world: World, rows: list[PackedRow]) -> int:
+    """Return the peak that a dry run estimates for a case whose largest rows are these."""
+    tokenizer = Tokenizer.from_folder(open_checkpoint(EMBEDDED_MODEL).tokenizer_path)
+    with torch.device("meta"):
+        network = VilaModel(shape_of(case), tokenizer).to(torch.bfloat16)
+        _choose_trained(network, case)
+    load = RowLoad(
+        tokens=max(row.num_tokens for row in rows),
+        tiles=max(sum(len(medium.tiles) for medium in row.batch.media) for row in rows),
+        labels=max(row.num_labels for row in rows),
+        rows=case.rows,
+    )
+    memory = torch.cuda.get_device_properties(world.device).total_memory if world.device.type == "cuda" else None
+    return estimate_memory(
+        network, case.compute, load, world_size=world.size, adapter=case.adapter, gpu_bytes=memory
+    ).peak
 
 
 def measure(case: Case, world: World, steps: int, profile: Path | None = None) -> Measured:
     """Run a case: two steps to warm up, then `steps` timed ones."""
     _reset_memory(world.device)
+    _limit_memory(world.device, case.memory_gb)
     network, trainee = build(case, world)
     optimizer = make_optimizer(network, OptimizerConfig(learning_rate=1e-5), world.device)
     flops = compute.ModelFlops.of(network)
@@ -267,7 +311,8 @@ def measure(case: Case, world: World, steps: int, profile: Path | None = None) -
     for rows in batches:
         _synchronize(world.device)
         start = time.perf_counter()
-        result = train_step(trainee, rows, optimizer, clip_norm=1.0)
+        gathered = case.compute.keep_gathered
+        result = train_step(trainee, rows, optimizer, clip_norm=1.0, keep_gathered=gathered)
         _synchronize(world.device)
         times.append(time.perf_counter() - start)
         losses.append(float(result.loss))
@@ -282,6 +327,8 @@ def measure(case: Case, world: World, steps: int, profile: Path | None = None) -
         flops=sum(flops.of_row(row) for rows in timed for row in rows) / steps,
         peak_bytes=torch.cuda.max_memory_allocated() if on_cuda else 0,
         reserved_bytes=torch.cuda.max_memory_reserved() if on_cuda else 0,
+        estimated_bytes=estimate(case, world, [row for rows in batches for row in rows]),
+        sharded=isinstance(trainee, FSDPModule),
         compile_seconds=times[0],
         losses=losses,
     )
@@ -314,6 +361,13 @@ def _reset_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def _limit_memory(device: torch.device, gigabytes: float | None) -> None:
+    """Let PyTorch take at most so much of the GPU's memory, as if it were a smaller card."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (gigabytes or math.inf) * 1e9 / total))
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -337,7 +391,7 @@ def main() -> None:
     """Measure the chosen cases, and print and append a JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=CASES, required=True)
-    parser.add_argument("--plain", action="store_true", help="one GPU without FSDP (LoRA only)")
+    parser.add_argument("--sharded", action="store_true", help="use FSDP also where training does without")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, help="folder for results.jsonl and profiles")
     parser.add_argument("--profile", action="store_true", help="write the kernels of one step")
@@ -352,8 +406,10 @@ def main() -> None:
             line: dict[str, object] = {"device": device, "gpus": world.size, **rates}
             _report(line, arguments.out)
         for name in arguments.case:
-            case = replace(CASES[name], sharded=not arguments.plain)
-            label = f"{name}{'-plain' if arguments.plain else ''}"
+            case = CASES[name]
+            shards = True if arguments.sharded else case.sharded
+            case = replace(case, compute=case.compute.model_copy(update={"sharded": shards}))
+            label = f"{name}{'-sharded' if arguments.sharded else ''}"
             profile = arguments.out / f"{label}.txt" if arguments.profile and world.is_first else None
             try:
                 line = {"case": label, **measure(case, world, arguments.steps, profile).summary(ceiling, peak)}

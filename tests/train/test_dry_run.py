@@ -160,3 +160,9 @@ def test_a_run_that_never_started_may_change(tmp_path: Path):
     assert (tmp_path / "run" / "run.yaml").exists()
     done = run("sft", "-m", "vila-tiny", "-d", write_data(tmp_path / "data"), *small)
     assert done.exit_code == 0, done.output
+
+
+def test_longer_rows_are_suggested_where_samples_do_not_fill_them(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    result = run("sft", "-m", "vila-tiny", "-d", data, "--dry-run", "-o", tmp_path / "run", "-s", "data.max_length=128")
+    assert re.search(r"[0-9.]+% padding; data\.row_length=256 would leave [0-9.]+%", result.output), result.output

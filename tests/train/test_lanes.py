@@ -15,7 +15,7 @@ from vila_core.chat import Message
 from vila_core.errors import MediaError, MediaLimitError, PromptError
 from vila_train.data.conversations import Conversation, SampleError
 from vila_train.errors import DatasetError, TrainingError
-from vila_train.packing.lanes import BAD_SAMPLES, Lane, LaneConfig, LaneState, choose
+from vila_train.packing.lanes import BAD_SAMPLES, Lane, LaneConfig, LaneState, choose, expected_padding
 
 # ------------------------------------------------------------------------------------------------ one row
 
@@ -243,3 +243,28 @@ def test_what_concerns_all_samples_is_an_error(failure: Exception):
 def test_a_sample_longer_than_a_row_is_an_error():
     with pytest.raises(TrainingError, match=r"has 101 tokens, but a row holds 100"):
         next(lane(Numbers([101])))
+
+
+# ------------------------------------------------------------------------------------------------ expected padding
+
+
+@pytest.mark.parametrize(
+    ("shortest", "longest", "row_length", "least", "most"),
+    [
+        (30, 900, 4096, 0.0, 0.001),
+        (1, 4096, 4096, 0.03, 0.12),
+        (1, 4096, 8192, 0.0, 0.01),
+        (2100, 4096, 4096, 0.2, 0.3),  # no two fit
+        (2100, 4096, 12288, 0.0, 0.03),
+        (4096, 4096, 4096, 0.0, 0.0),
+    ],
+)
+def test_expected_padding_is_that_of_a_lane(shortest: int, longest: int, row_length: int, least: float, most: float):
+    draw = random.Random(0)
+    lengths = [draw.randint(shortest, longest) for _ in range(200)]
+    expected = expected_padding(lengths, row_length, 32)
+    assert least <= expected <= most
+    order = Numbers(lengths)
+    rows = [*islice(lane(order, row_length=row_length, lookahead=32), 100)]
+    found = 1 - sum(len(sample) for row in rows for sample in row.samples) / (len(rows) * row_length)
+    assert found == pytest.approx(expected, abs=0.03)

@@ -1,6 +1,7 @@
 """Runs in processes of their own: killed and resumed, asked to stop, and on two ranks with sharded weights."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 from tests.train.loop_runs import (
+    ALL,
     Mixed,
     in_processes,
     kill_at,
@@ -24,8 +27,10 @@ from torch import nn
 import vila_core as vila
 from vila_core.errors import ConfigError
 from vila_train import models
+from vila_train.config import ComputeConfig
 from vila_train.errors import TrainingError
 from vila_train.loop import training
+from vila_train.parallel.fsdp import needs_shards
 from vila_train.parallel.mesh import mesh_shape, require_divisible
 
 STEPS = 12
@@ -289,3 +294,97 @@ def test_the_mesh_has_names(micro_checkpoint: Path):
     assert mesh_shape(8, shared) == (2, 2, 2)
     with pytest.raises(ConfigError, match=r"ring x ulysses = 2 x 2 .* Use 4, 8, 12"):
         mesh_shape(6, shared)
+
+
+def refuse_weights_of_other_ranks() -> None:
+    """Let a process fail that reads weights without being the first."""
+    original = models._load  # pyright: ignore[reportPrivateUsage]
+
+    def load(*arguments: Any) -> None:
+        assert os.environ["RANK"] == "0", "this rank read the weights"
+        original(*arguments)
+
+    models._load = load  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"compute.keep_gathered": True},
+        {"adapter": LORA | {"method": "dora", "dropout": 0.0}, "compute.precision": "bf16"},
+        pytest.param(
+            {"compute.keep_gathered": True, "compute.activation_checkpointing": "full"}, marks=pytest.mark.slow
+        ),
+        pytest.param({"adapter": LORA | {"method": "norms"}}, marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def test_only_the_first_rank_reads_the_weights(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
+    config = micro_config(micro_checkpoint, **{"max_steps": 3, **changes})
+    found = in_processes(config, tmp_path / "two", tmp_path / "losses", ranks=2, before=refuse_weights_of_other_ranks)
+    assert found == [0, 0]
+    expected = {one.step: (one.loss, one.gradient_norm) for one in run(config, tmp_path / "one").records}
+    require_equal(read_losses(tmp_path / "losses"), expected, 1e-5 if config.compute.precision == "fp32" else 1e-2)
+
+
+def test_a_model_that_does_not_open_stops_all_ranks(micro_checkpoint: Path, tmp_path: Path):
+    copy = tmp_path / "model"
+    shutil.copytree(micro_checkpoint, copy)
+    for weights in copy.rglob("*.safetensors"):
+        weights.write_bytes(b"damaged")
+    config = micro_config(copy)
+    assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2) == [1, 1]
+
+
+# ------------------------------------------------------------------------------------------------ without shards
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": LORA | {"dropout": 0.0}, "tune": ("projector", "language_model")},
+        {"adapter": LORA | {"method": "dora"}, "compute.activation_checkpointing": "full"},
+        {"adapter": LORA, "compute.activation_checkpointing": "linears"},
+        {"adapter": LORA | {"method": "norms"}, "tune": ALL},
+        {"tune": ("projector",)},
+        {"tune": ("vision_tower", "projector"), "compute.activation_checkpointing": "full"},
+        {},
+    ],
+    ids=["lora", "dora", "dropout", "norms", "projector", "tower", "all"],
+)
+def test_one_gpu_without_shards_gives_the_same(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
+    changes = {"max_steps": 3, "compute.precision": "bf16", **changes}
+    sharded, whole = (
+        run(micro_config(micro_checkpoint, **changes, **{"compute.sharded": shards}), tmp_path / str(shards))
+        for shards in (True, False)
+    )
+    assert [one.loss for one in whole.records] == pytest.approx([one.loss for one in sharded.records], rel=1e-5)
+    norms = [[one.gradient_norm for one in found.records] for found in (whole, sharded)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    ours, theirs = (vila.load(tmp_path / f"{name}/model", device="cpu").network for name in (False, True))
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2, msg=name)
+
+
+def test_a_run_goes_on_with_or_without_shards(micro_checkpoint: Path, tmp_path: Path):
+    changes = {"tune": ("projector",), "compute.precision": "bf16", "max_steps": 4}
+    expected = run(micro_config(micro_checkpoint, **changes), tmp_path / "whole").losses
+
+    def stop(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(micro_config(micro_checkpoint, **changes, **{"compute.sharded": True}), tmp_path / "run", after=stop)
+    found = run(micro_config(micro_checkpoint, **changes, **{"compute.sharded": False}), tmp_path / "run").losses
+    assert found == pytest.approx({step: expected[step] for step in (3, 4)}, rel=1e-6)
+
+
+def test_few_trained_weights_need_no_shards(micro_checkpoint: Path):
+    network = models.open_model(micro_config(micro_checkpoint).model, 0, weights=False).network
+    compute = ComputeConfig()
+    assert needs_shards(network, compute, 1)
+    network.requires_grad_(False)
+    assert not needs_shards(network, compute, 1)
+    assert needs_shards(network, compute, 2)
+    assert needs_shards(network, compute.model_copy(update={"sharded": True}), 1)

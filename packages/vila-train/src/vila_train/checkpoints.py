@@ -7,6 +7,7 @@ OUT/checkpoints/step-00000200/      written under another name, and renamed when
 Frozen weights are not saved: they are those that the run started from.
 """
 
+import re
 import shutil
 import warnings
 import zlib
@@ -35,6 +36,8 @@ from vila_train.parallel.world import World
 STATE = "state.json"
 PARTIAL = ".part"
 _CHUNK = 1 << 24
+_ROUNDED = re.compile(r"parametrizations\.(\w+)\.original")
+"""Added to names by `compute.master_weights`."""
 
 
 class Progress(Config):
@@ -220,8 +223,9 @@ def _checksum(file: Path) -> int:
 
 
 def parameter_name(name: str) -> str:
-    """Return the name of a parameter without what compiling and activation checkpointing add to it."""
-    return name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+    """Return the name of a parameter without what compiling, recomputing and rounding add to it."""
+    name = name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
+    return _ROUNDED.sub(r"\1", name)
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:

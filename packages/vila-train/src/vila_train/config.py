@@ -142,6 +142,10 @@ class ComputeConfig(Settings):
         precision: "bf16" computes in bfloat16 on fp32 master weights; "fp32" in fp32.
         activation_checkpointing: "none"; "full" recomputes each layer; "linears" keeps only attention.
         compile: compile each layer with `torch.compile`.
+        sharded: divide the weights even on one GPU (FSDP). None: only where there are several, or where more than a
+            quarter of the weights is trained in bf16.
+        keep_gathered: keep the gathered weights of all layers from the first row of a step to its last, so that they
+            are exchanged once a step. Takes 2 bytes for each weight on every GPU.
         fp8: linear layers of the language model in 8 bits (E4M3 forward, E5M2 gradients).
         ring, ulysses: ranks that share a sequence. Only 1 yet; the other ranks of the mesh are data-parallel ("dp").
     """
@@ -149,6 +153,8 @@ class ComputeConfig(Settings):
     precision: Literal["bf16", "fp32"] = "bf16"
     activation_checkpointing: Literal["none", "full", "linears"] = "full"
     compile: bool = False
+    sharded: bool | None = None
+    keep_gathered: bool = False
     fp8: bool = False
     ring: Literal[1] = 1
     ulysses: Literal[1] = 1

@@ -28,7 +28,7 @@ from vila_train.yaml_files import read_yaml
 
 RUN, PLAN, SKIPPED, CHECKPOINTS, MODEL = "run.yaml", "plan.json", "skipped.jsonl", "checkpoints", "model"
 
-CHANGEABLE = ("logging", "saving", "evaluation", "data.workers")
+CHANGEABLE = ("logging", "saving", "evaluation", "data.workers", "compute.sharded", "compute.keep_gathered")
 """Settings on which the trained weights do not depend."""
 
 

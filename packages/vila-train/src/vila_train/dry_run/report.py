@@ -7,7 +7,11 @@ from vila_core.errors import listed
 from vila_train.dry_run.measuring import Measured
 from vila_train.estimates.memory import gigabytes
 from vila_train.estimates.time import ASSUMED_MFU, hours_by_gpu
+from vila_train.packing.lanes import expected_padding
 from vila_train.plan import row_length
+
+MUCH_PADDING = 0.03
+"""Share of rows. Where two samples seldom fit a row, no choice of samples fills it."""
 
 Report = Mapping[str, Mapping[str, str]]
 """Titles -> names -> values."""
@@ -45,13 +49,27 @@ def _samples(measured: Measured) -> Mapping[str, str]:
         "learned": f"{labels:,} of {tokens:,} tokens ({labels / tokens:.1%})",
         "media": f"{len(media):,} images and videos, {tiles:,} tiles",
         "packing": f"{len(measured.rows):,} rows of {row_length(measured.config):,} tokens, "
-        f"{measured.plan.samples_per_row:.1f} samples in each, {1 - tokens / room:.1%} padding"
-        + ("" if len(measured.rows) > 1 else " (too few samples to fill a row)"),
+        f"{measured.plan.samples_per_row:.1f} samples in each, {_padding(measured, 1 - tokens / room)}",
     }
     if measured.skipped:
         reasons = [f"{count} {reason}" for reason, count in measured.skipped.most_common()]
         facts["skipped"] = f"{listed(reasons, 5)}. {measured.messages[0]}"
     return facts
+
+
+def _padding(measured: Measured, as_packed: float) -> str:
+    """Return the padding to expect, and a length of rows that leaves less if it is much."""
+    data, length = measured.config.data, row_length(measured.config)
+    if len(measured.rows) < 2:
+        return f"{as_packed:.1%} padding (too few samples to fill a row)"
+    if not data.packing:
+        return f"{as_packed:.1%} padding"
+    lengths = [len(one.sample) for one in measured.encoded]
+    padding = expected_padding(lengths, length, data.lookahead)
+    if padding <= MUCH_PADDING:
+        return f"{padding:.1%} padding"
+    longer = expected_padding(lengths, 2 * length, data.lookahead)
+    return f"{padding:.1%} padding; data.row_length={2 * length} would leave {longer:.1%}"
 
 
 def _model(measured: Measured) -> Mapping[str, str]:

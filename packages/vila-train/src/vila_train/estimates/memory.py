@@ -29,6 +29,7 @@ from vila_train.estimates.activations import (
     kept_by_layer,
 )
 from vila_train.loss import LOGITS_AT_ONCE
+from vila_train.parallel.fsdp import needs_shards
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Of a weight in 4 bits: with an 8-bit constant for each 64, and an fp32 constant for each 256 of these."""
@@ -111,7 +112,7 @@ def estimate_memory(
     """
     itemsize = 2 if compute.precision == "bf16" else 4
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
-    is_sharded = world_size > 1 or compute.precision == "bf16"
+    is_sharded = needs_shards(network, compute, world_size)
     trained, frozen = _stored(network, itemsize, adapter)
     layers = repeated_layers(network)
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -124,7 +125,9 @@ def estimate_memory(
     weights = (4 * trained + frozen) // world_size
     optimizer = 8 * trained // world_size
     gradients = 4 * trained // world_size
-    gathered = int(itemsize * (root + 2 * largest)) if is_sharded else 0
+    everything = sum(parameter.numel() for parameter in network.parameters())
+    at_once = everything if compute.keep_gathered else root + 2 * largest
+    gathered = int(itemsize * at_once) if is_sharded else 0
     activations, recomputed = activation_bytes(network, compute, load, dtype)
     logits, of_head = _logits(network, load, itemsize)
     # Gradients in the precision of the computation, and in fp32 while ranks exchange them.
@@ -139,7 +142,7 @@ def estimate_memory(
     at_loss = stored + before + gathered + activations + 2 * stream + logits + of_head
     at_backward = stored + before + gathered + activations + of_layer + of_head // 3
     # The weights outside of layers have their gradients exchanged together, last.
-    at_end = stored + gradients + itemsize * root + (itemsize + 4) * root_trained
+    at_end = stored + gradients + (itemsize * root + (itemsize + 4) * root_trained if is_sharded else 0)
     peak = max(at_loss, at_backward, at_end, stored + gradients)
     return MemoryEstimate(weights, gradients, optimizer, gathered, activations, logits + of_head, of_layer, peak)
 

@@ -1,5 +1,7 @@
 """Puts together what a run trains and what it reads."""
 
+from contextlib import nullcontext
+
 import torch
 
 from vila_core.errors import ConfigError
@@ -12,7 +14,7 @@ from vila_train.loop.step import Trainee
 from vila_train.loss import TimeTokens
 from vila_train.models import OpenedModel
 from vila_train.packing.lanes import Order
-from vila_train.parallel.fsdp import shard
+from vila_train.parallel.fsdp import needs_shards, shard
 from vila_train.parallel.mesh import make_mesh
 from vila_train.parallel.world import World
 from vila_train.samples import Encoder
@@ -20,7 +22,12 @@ from vila_train.samples import Encoder
 
 def needs_group(config: TrainConfig) -> bool:
     """Return whether weights are sharded even on one rank: sharding is also what keeps fp32 weights beside bf16."""
-    return config.compute.precision == "bf16"
+    return config.compute.precision == "bf16" or bool(config.compute.sharded)
+
+
+def takes_weights_from_first(config: TrainConfig, world: World) -> bool:
+    """Return whether only rank 0 reads the weights. Each rank packs its own into 4 bits, so it needs all of them."""
+    return world.size > 1 and (config.adapter is None or config.adapter.method != "qlora")
 
 
 def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Trainee:
@@ -31,20 +38,26 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
         TrainingError: adapters or settings do not fit the model.
     """
     from vila_train.compute import prepare
+    from vila_train.compute.master_weights import compute_in_bf16
 
     network = opened.network
-    adapt(network, config)
-    is_sharded = world.size > 1 or needs_group(config)
+    from_first = takes_weights_from_first(config, world)
+    with nullcontext() if world.is_first or not from_first else torch.device("meta"):
+        adapt(network, config)
+    is_sharded = needs_shards(network, config.compute, world.size)
     if config.compute.precision == "bf16":
         _round_frozen(network)
     if not is_sharded:
         network.to(world.device)
     prepare(network, config.compute, world.device)
+    if not is_sharded and config.compute.precision == "bf16":
+        compute_in_bf16(network)
     trainee = Trainee(
         network, _time_tokens(opened, config, world.device), always_sees=is_sharded or _learns_to_see(network)
     )
     if is_sharded:
-        shard(trainee, make_mesh(world, config.compute), config.compute, world.device)
+        mesh = make_mesh(world, config.compute)
+        shard(trainee, mesh, config.compute, world.device, from_first=from_first)
     return trainee
 
 

@@ -17,7 +17,7 @@ from vila_core.tiles import Normalization, Tiles
 from vila_train.loss import TimeTokens
 from vila_train.packing import PackedRow
 from vila_train.packing.rows import embedded_loss
-from vila_train.parallel.fsdp import accumulates_locally, exchange_gradients
+from vila_train.parallel.fsdp import accumulates_locally, next_row
 from vila_train.parallel.world import sum_over_ranks
 
 
@@ -76,6 +76,7 @@ def train_step(
     seed: str = "",
     numbers: Sequence[int] | None = None,
     labels: int | None = None,
+    keep_gathered: bool = False,
 ) -> StepResult:
     """Add up the gradients of all rows of all ranks, clip them, and update the weights.
 
@@ -87,6 +88,7 @@ def train_step(
         seed: the dropout of each row depends on it and on the row's number only.
         numbers: of `rows` among those of all ranks; None: from 0.
         labels: labelled tokens of all ranks, if they are known.
+        keep_gathered: sharded weights stay gathered from the first row to the last.
     """
     device = rows[0].labels.device
     optimizer.zero_grad(set_to_none=True)
@@ -97,7 +99,8 @@ def train_step(
     at_end = accumulates_locally(trainee, device)
     losses: list[Tensor] = []
     for index, (row, number) in enumerate(zip(rows, numbers or range(len(rows)), strict=True)):
-        exchange_gradients(trainee, now=not at_end or index == len(rows) - 1)
+        is_last = index == len(rows) - 1
+        next_row(trainee, is_last=is_last, exchange=is_last or not at_end, keep_gathered=keep_gathered)
         torch.manual_seed(zlib.crc32(f"{seed}/{number}".encode()))
         loss = trainee(row) / count
         loss.backward()

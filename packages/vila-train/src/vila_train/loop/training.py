@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vila_core.errors import VilaError
 from vila_train.callbacks import Callback, RunStart, StepRecord
 from vila_train.checkpoints import Checkpoints, Progress
 from vila_train.compute.flops import ModelFlops
@@ -20,10 +21,10 @@ from vila_train.loop.exporting import export, export_model
 from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
 from vila_train.loop.reporting import Reporter, StepCounts, add_counts
-from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order
+from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order, takes_weights_from_first
 from vila_train.loop.step import train_step
 from vila_train.loop.stopping import StopRequest, explain_memory, fail_step, stop_request
-from vila_train.models import open_model
+from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow
 from vila_train.packing.lanes import LaneConfig, Order, SampleEncoder
 from vila_train.parallel.mesh import mesh_shape, require_divisible
@@ -104,7 +105,7 @@ class Run:
     ):
         self._config, self._folder, self._world = config, folder, world
         self._reporter = Reporter(callbacks if world.is_first else ())
-        self._opened = open_model(config.model, config.seed)
+        self._opened = _open_model(config, world)
         order = open_order(config) if order is None else order
         encode = make_encoder(self._opened, config)
         self._evaluator = Evaluator.open(config, encode)
@@ -182,6 +183,7 @@ class Run:
                 seed=f"{self._config.seed}/{self.step}",
                 numbers=range(self._world.rank, self._plan.rows_per_step, self._world.size),
                 labels=counts.labels,
+                keep_gathered=self._config.compute.keep_gathered,
             )
             loss, norm = torch.stack([result.loss, result.gradient_norm]).tolist()  # waits for the GPU, only here
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -261,6 +263,24 @@ class Run:
         """Stop loading, and report why the run ended."""
         self._loader.close()
         self._reporter.end(self.step, reason)
+
+
+def _open_model(config: TrainConfig, world: World) -> OpenedModel:
+    """Return the model, with weights on rank 0 only if it can hand them out: each copy fills the memory of the host."""
+    opened: OpenedModel | None = None
+    problem: VilaError | None = None
+    try:
+        if world.is_first or not takes_weights_from_first(config, world):
+            opened = open_model(config.model, config.seed)
+        else:
+            opened = open_model(config.model, config.seed, weights=False)
+    except VilaError as error:
+        problem = error
+    problem = next((one for one in world.gather(problem) if one is not None), None)
+    if problem is not None:
+        raise problem
+    assert opened is not None
+    return opened
 
 
 def _plan(config: TrainConfig, folder: RunFolder, order: Order, encode: SampleEncoder, world_size: int) -> Plan:

@@ -170,6 +170,27 @@ class Lane:
             )
 
 
+def expected_padding(lengths: Sequence[int], row_length: int, lookahead: int) -> float:
+    """Return the share of a lane's rows that stays empty, if it reads samples of these lengths again and again.
+
+    Args:
+        lengths: of some samples in the order of the run, each at most `row_length`.
+        row_length: T.
+        lookahead: as in `LaneConfig`.
+    """
+    waiting: list[int] = []
+    read = used = rows = 0
+    while read < max(4 * len(lengths), 4 * lookahead):
+        while len(waiting) < lookahead and sum(waiting) < ROWS_WAITING[1] * row_length:
+            waiting.append(lengths[read % len(lengths)])
+            read += 1
+        chosen = set(choose(waiting, row_length))
+        used += sum(waiting[index] for index in chosen)
+        rows += 1
+        waiting = [length for index, length in enumerate(waiting) if index not in chosen]
+    return 1 - used / (rows * row_length)
+
+
 def choose(lengths: Sequence[int], capacity: int) -> list[int]:
     """Return the indices of a row: the first sample, and those that leave the least room beside it.
 

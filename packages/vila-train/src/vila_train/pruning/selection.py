@@ -30,6 +30,8 @@ class Selection:
 def select(scores: npt.NDArray[np.float64], keep: float = 0.5, drop_hardest: float = 0.0) -> Selection:
     """Choose samples: first those with a score below 0 go, then the highest scores, then the lowest.
 
+    With `drop_hardest=0` this is the published rule, the top K of each dataset (see the package).
+
     Args:
         scores: of all samples; NaN for those without one, which are never kept.
         keep: share of the samples with a score that is kept, at most.

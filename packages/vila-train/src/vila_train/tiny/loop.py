@@ -2,6 +2,10 @@
 
 A step depends only on the seed, the stage and the step number, so a resumed stage gives the same results as an
 uninterrupted one.
+
+Schedule, optimizer and freezing are not those of `vila_train.loop`, so that trials of any scale and saved states stay
+reproducible: the warm-up is rounded, not rounded up; all weights share one rate, a tensor that the captured CUDA graph
+reads, in groups that saved optimizer states refer to; frozen parts stay in training mode.
 """
 
 import math
