@@ -31,8 +31,11 @@ def losses(checkpoint: Path, out: Path, **changes: Any) -> dict[int, float]:
             "adapter": {"method": "lora", "rank": 2},
             "tune": ("projector", "language_model"),
         },
+        {"compute.precision": "bf16", "compute.sharded": True, "adapter": {"method": "lora", "rank": 2}},
+        {"compute.precision": "bf16", "compute.sharded": False, "adapter": {"method": "dora", "rank": 2}},
+        {"compute.precision": "bf16", "compute.sharded": True, "compute.keep_gathered": True},
     ],
-    ids=["fp32", "bf16-workers", "linears", "lora"],
+    ids=["fp32", "bf16-workers", "linears", "lora", "lora-sharded", "dora", "gathered"],
 )
 def test_a_gpu_gives_the_losses_of_a_cpu(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
     on_cpu = {key: value for key, value in changes.items() if key == "adapter"}

@@ -160,3 +160,18 @@ def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(MissingDependencyError, match=r"datasets.*vila-train\[datasets\]|vila-train"):
         len(source)
+
+
+def test_tables_without_rows(folder: Path):
+    datasets.Dataset.from_dict({"question": ["a"], "answer": ["b"]}).select([]).save_to_disk(str(folder / "saved"))
+    parquet.write_table(pa.table({"question": ["a"], "answer": ["b"]}).slice(0, 0), folder / "empty.parquet")
+    for name in ("saved", "empty.parquet"):
+        with pytest.raises(DatasetError, match=f"{name}' has no rows"):
+            open_dataset("set", DatasetEntry(path=(name,)), folder)
+
+
+def test_one_of_several_files_may_be_empty(folder: Path):
+    some = pa.table({"question": ["a", "b"], "answer": ["c", "d"]})
+    parquet.write_table(some.slice(0, 0), folder / "0.parquet")
+    parquet.write_table(some, folder / "1.parquet")
+    assert len(open_dataset("set", DatasetEntry(path=("*.parquet",)), folder)) == 2

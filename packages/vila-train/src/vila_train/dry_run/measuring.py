@@ -1,6 +1,5 @@
 """Reads and encodes the first samples of a run, and estimates what its steps need. No weights are read."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from vila_train.loop.loader import FittingEncoder
 from vila_train.loop.setup import adapt, make_encoder
 from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow, pack
+from vila_train.parallel.world import world_size
 from vila_train.plan import Plan, make_plan, row_length
 from vila_train.samples import TrainingSample
 
@@ -84,16 +84,16 @@ def measure(config: TrainConfig) -> Measured:
     opened = open_model(config.model, config.seed, weights=False)
     mixture = open_mixture(config.data, config.seed)
     encode = make_encoder(opened, config)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = world_size()
     encoded, skipped, messages = _encode(mixture, encode)
     capacity = row_length(config)
     lengths = [len(one.sample) for one in encoded]
     rows = pack(lengths, capacity) if config.data.packing else [[index] for index in range(len(lengths))]
-    plan = make_plan(config, mixture, _Remembered(encoded, encode), world_size)
+    plan = make_plan(config, mixture, _Remembered(encoded, encode), ranks)
     network = opened.network
     parameters = sum(p.numel() for p in network.parameters())
     trained = _as_trained(network, config)
-    load = _largest(encoded, rows, -(-plan.rows_per_step // world_size), capacity)
+    load = _largest(encoded, rows, -(-plan.rows_per_step // ranks), capacity)
     adapter = config.adapter
     return Measured(
         config=config,
@@ -104,10 +104,10 @@ def measure(config: TrainConfig) -> Measured:
         skipped=skipped,
         messages=messages,
         plan=plan,
-        world_size=world_size,
+        world_size=ranks,
         load=load,
-        memory=estimate_memory(network, config.compute, load, world_size=world_size, adapter=adapter),
-        suggestions=suggest(network, config, load, world_size=world_size),
+        memory=estimate_memory(network, config.compute, load, world_size=ranks, adapter=adapter),
+        suggestions=suggest(network, config, load, world_size=ranks),
         flops=_flops(network, encoded, config.epochs, mixture, plan),
         trained=trained,
         parameters=parameters,

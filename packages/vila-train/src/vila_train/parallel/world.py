@@ -90,9 +90,7 @@ def join_world(device: str = "auto", *, group: bool = False) -> Generator[World]
     Raises:
         ConfigError: the environment describes no process of a run, or the device is not on this machine.
     """
-    rank, size, local_rank = (
-        _read(name, default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    rank, size, local_rank = _read("RANK", 0), world_size(), _read("LOCAL_RANK", 0)
     if not 0 <= rank < size:
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}. Start the processes with torchrun.")
     chosen = choose_device(device)
@@ -105,7 +103,12 @@ def join_world(device: str = "auto", *, group: bool = False) -> Generator[World]
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     if size > 1:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        try:
+            dist.init_process_group(backend, timeout=TIMEOUT)
+        except (ValueError, RuntimeError) as error:  # no MASTER_ADDR, or nobody there
+            reason = str(error).strip().splitlines()[0].removesuffix(".")
+            problem = f"The {size} processes do not find one another: {reason}. Start them with torchrun."
+            raise ConfigError(problem) from error
     else:
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
@@ -113,6 +116,14 @@ def join_world(device: str = "auto", *, group: bool = False) -> Generator[World]
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Return how many processes the run has. Raises `ConfigError` if the environment says nothing sensible."""
+    size = _read("WORLD_SIZE", 1)
+    if size < 1:
+        raise ConfigError(f"WORLD_SIZE is {size}; expected at least 1. Start the processes with torchrun.")
+    return size
 
 
 def _read(name: str, default: int) -> int:

@@ -75,13 +75,21 @@ class TableRecords:
     def _open(self, library: Any) -> "datasets.Dataset":
         first = self.paths[0]
         if first.is_dir():
-            loaded = library.load_from_disk(str(first))
+            try:
+                loaded = library.load_from_disk(str(first))
+            except IndexError:  # how it says that there is no row
+                raise DatasetError(f"'{first}' has no rows.") from None
             if isinstance(loaded, library.DatasetDict):
                 if self.split not in loaded:
                     raise DatasetError(f"'{first}' has no split '{self.split}', only {listed(loaded, 10)}.")
                 loaded = loaded[self.split]
             return loaded
-        return library.Dataset.from_parquet([str(path) for path in self.paths], split="train")
+        import pyarrow.parquet
+
+        filled = [str(path) for path in self.paths if pyarrow.parquet.read_metadata(path).num_rows]
+        if not filled:
+            raise DatasetError(f"'{first}' has no rows.")
+        return library.Dataset.from_parquet(filled, split="train")
 
 
 def _encoded(feature: Any, library: Any) -> Any:
@@ -109,5 +117,5 @@ def _explained(paths: Sequence[Path]) -> "Generator[None]":
     except DatasetError:
         raise
     except Exception as error:  # noqa: BLE001 - a damaged file raises many kinds
-        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        reason = str(error.__cause__ or error).strip().removesuffix(".") or type(error).__name__
         raise DatasetError(f"'{paths[0]}' cannot be read as a table: {reason}.") from None
