@@ -19,6 +19,7 @@ from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.errors import ConfigError, MissingDependencyError, warn
 from vila_core.language.paged_cache import PAGE_SIZE
 from vila_serve.api.app import create_app
+from vila_serve.api.http_protocol import HttpProtocol
 from vila_serve.observability.logs import log_to_stderr
 from vila_serve.settings import ServeSettings
 
@@ -127,7 +128,7 @@ def http_config(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
     """Return how uvicorn serves an application: with limits on headers, and without a word on the software."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=HttpProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
