@@ -3,7 +3,15 @@
 from pathlib import Path
 
 from vila_eval.task import Task
-from vila_eval.tasks import DRAWN_WORLD, FINETUNING_TASKS, IMAGE_TASKS, JUDGED_TASKS, KNOWLEDGE_TASKS, VIDEO_TASKS
+from vila_eval.tasks import (
+    DRAWN_WORLD,
+    FINETUNING_TASKS,
+    IMAGE_TASKS,
+    JUDGED_TASKS,
+    KNOWLEDGE_TASKS,
+    RECONSTRUCTION_TASKS,
+    VIDEO_TASKS,
+)
 
 TABLE = Path(__file__).parents[2] / "docs" / "assets" / "benchmarks.md"
 FAMILIES = {
@@ -13,6 +21,7 @@ FAMILIES = {
     "Scored by a judge": JUDGED_TASKS,
     "For fine-tuned models": FINETUNING_TASKS,
     "The drawn world": DRAWN_WORLD,
+    "Models that draw": RECONSTRUCTION_TASKS,
 }
 
 

@@ -12,10 +12,26 @@ from typing import Any
 from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Metric
 from vila_eval.task import Question, Task, as_questions, resolve_metric
-from vila_eval.tasks import DRAWN_WORLD, FINETUNING_TASKS, IMAGE_TASKS, JUDGED_TASKS, KNOWLEDGE_TASKS, VIDEO_TASKS
+from vila_eval.tasks import (
+    DRAWN_WORLD,
+    FINETUNING_TASKS,
+    IMAGE_TASKS,
+    JUDGED_TASKS,
+    KNOWLEDGE_TASKS,
+    RECONSTRUCTION_TASKS,
+    VIDEO_TASKS,
+)
 
 RECORD = Path(__file__).with_name("task_versions.json")
-TASKS = (*IMAGE_TASKS, *KNOWLEDGE_TASKS, *VIDEO_TASKS, *JUDGED_TASKS, *FINETUNING_TASKS, *DRAWN_WORLD)
+TASKS = (
+    *IMAGE_TASKS,
+    *KNOWLEDGE_TASKS,
+    *VIDEO_TASKS,
+    *JUDGED_TASKS,
+    *FINETUNING_TASKS,
+    *DRAWN_WORLD,
+    *RECONSTRUCTION_TASKS,
+)
 ROWS = 3
 ANSWERS = (
     *(

@@ -12,6 +12,7 @@ from vila_eval.metrics.exact_match import EXACT_MATCH, NORMALIZED_EXACT_MATCH
 from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, VIDEO_CHATGPT
 from vila_eval.metrics.ocrbench import OCRBENCH_METRIC
+from vila_eval.metrics.reconstruction import RECONSTRUCTION
 from vila_eval.metrics.relaxed_accuracy import CHARTQA, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY
 from vila_eval.metrics.vqa import EVALAI_VQA_ACCURACY, VQA_ACCURACY
 from vila_eval.metrics.word_overlap import WORD_OVERLAP
@@ -24,4 +25,5 @@ ALL = (
     *(VQA_ACCURACY, EVALAI_VQA_ACCURACY, ANLS, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY, CHARTQA, OCRBENCH_METRIC),
     *(BOX_ACCURACY, COUNTING, WORD_OVERLAP, WUPS, CAPTIONS),
     *(ACTIVITYNET_QA, VIDEO_CHATGPT, LLAVA_BENCH, MM_VET),
+    RECONSTRUCTION,
 )

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from vila_core.errors import CheckpointError, ConfigError, VilaError
+from vila_core.errors import CheckpointError, ConfigError, MediaError, VilaError
 from vila_eval.errors import describe_exception
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
@@ -111,20 +111,31 @@ def answer_share(
     places: dict[str, tuple[int, int]] = {}
     answered = 0
 
-    def prepare(rows: Sequence[int]) -> _Batch:
-        """Return the rows' samples with their prompts; nothing if all of them are answered."""
+    def unanswered(rows: Sequence[int]) -> Sequence[tuple[Question, SampleRecord]]:
+        """Return the rows' samples; nothing if all of them are answered."""
         asked = [pair for row in rows for pair in job.ask(row)]
         records = [record for _, record in asked]
         _check_ids(job, records, places)
         have = {row: stored.keep(row, [record.key for record in records if record.row == row]) for row in rows}
         if all(record.number in have[record.row] for record in records):
             return []
-        return [(record, _prepare(model.get(), question)) for question, record in asked if not stopped.is_set()]
+        return asked
+
+    def prepare(rows: Sequence[int]) -> _Batch:
+        """Return the samples of `unanswered` with their prompts."""
+        return [
+            (record, _prepare(model.get(), question)) for question, record in unanswered(rows) if not stopped.is_set()
+        ]
 
     with AnswerFile(job.folder, rank.rank) as file, _thread() as (pool, stopped):
         stored.update()  # now that nobody else writes this worker's part
-        batches = _one_ahead(pool, prepare, job.batches(batch_size, rank.rank, rank.world_size))
-        for answers in _answer(model, job, batches, batch_size):
+        shares = job.batches(batch_size, rank.rank, rank.world_size)
+        given = (
+            _answer(model, job, _one_ahead(pool, prepare, shares), batch_size)
+            if job.task.respond is None
+            else _respond(model, job.task.respond, map(unanswered, shares))
+        )
+        for answers in given:
             before = len(stored.complete)
             records = [record for record in answers if not stored.has(record)]
             file.append(records)
@@ -211,6 +222,27 @@ def _prepare(model: Vila, question: Question) -> PreparedPrompt | str:
     except Exception as error:  # noqa: BLE001 - a decoder's own exception: a rerun would stop at the same row
         return describe_exception(error)
     return prepared
+
+
+def _respond(
+    model: LazyModel,
+    respond: Callable[[Vila, Question], str],
+    batches: Iterable[Sequence[tuple[Question, SampleRecord]]],
+) -> Generator[list[SampleRecord]]:
+    """Yield the samples of each batch that is not empty, answered by the task's own function."""
+    for batch in batches:
+        if batch:
+            yield [_with_response(model.get(), respond, question, record) for question, record in batch]
+
+
+def _with_response(
+    model: Vila, respond: Callable[[Vila, Question], str], question: Question, record: SampleRecord
+) -> SampleRecord:
+    try:
+        answer = respond(model, question)
+    except MediaError as error:
+        return record.model_copy(update={"error": one_line(str(error))})
+    return record.model_copy(update={"answer": answer, "finish_reason": "stop"})
 
 
 def _answer(

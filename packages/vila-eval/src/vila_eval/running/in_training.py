@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vila_core.errors import ConfigError, PluginError, VilaError
+from vila_core.errors import ConfigError, MediaError, PluginError, VilaError
 from vila_eval.data.sources import DataOptions, Rows
 from vila_eval.errors import DataError
 from vila_eval.metric import Metric, Scored
@@ -17,7 +17,6 @@ from vila_eval.running.job import select_rows, with_frames
 from vila_eval.task import Question, Task, as_questions, plugin_errors, resolve_metric
 
 if TYPE_CHECKING:
-    from vila_core.engine.completion import Completion
     from vila_core.runtime import Vila
 
 AT_ONCE = 8
@@ -51,14 +50,27 @@ class _Evaluator:
 
     def __call__(self, model: Vila) -> Mapping[str, float]:
         questions = list(self._questions())
-        prompts = ([part for part in question.prompt if part is not None] for question in questions)
-        answers = model.complete_each(
-            prompts, at_once=AT_ONCE, max_new_tokens=self.task.max_new_tokens, stop=tuple(self.task.stop)
-        )
+        answers = self._answers(model, questions)
         samples = [self._scored(question, answer) for question, answer in zip(questions, answers, strict=True)]
         with plugin_errors(f"Metric '{self.metric.name}' cannot summarize {len(samples)} samples"):
             measures = self.metric.summarize(samples)
         return {measure_label(measure): measure.value for measure in measures if math.isfinite(measure.value)}
+
+    def _answers(self, model: Vila, questions: Sequence[Question]) -> Iterator[str]:
+        """Yield the answers in order; "" for a sample that failed (unreadable media)."""
+        respond = self.task.respond
+        if respond is not None:
+            for question in questions:
+                try:
+                    yield respond(model, question)
+                except MediaError:
+                    yield ""
+            return
+        prompts = ([part for part in question.prompt if part is not None] for question in questions)
+        for answer in model.complete_each(
+            prompts, at_once=AT_ONCE, max_new_tokens=self.task.max_new_tokens, stop=tuple(self.task.stop)
+        ):
+            yield "" if isinstance(answer, VilaError) else answer.text
 
     def _questions(self) -> Iterator[Question]:
         frames = self.task.num_video_frames
@@ -66,9 +78,8 @@ class _Evaluator:
             for question in as_questions(self.task, self.rows, row):
                 yield question if frames is None else with_frames(question, frames)
 
-    def _scored(self, question: Question, answer: Completion | VilaError) -> Scored:
-        """Return a question with its score. A sample that failed (unreadable media) counts as an empty answer."""
-        text = "" if isinstance(answer, VilaError) else answer.text
+    def _scored(self, question: Question, text: str) -> Scored:
+        """Return a question with its score."""
         with plugin_errors(f"Metric '{self.metric.name}' cannot score sample '{question.id}'"):
             score = self.metric.score(text, question)
         if not all(map(math.isfinite, score.values.values())):

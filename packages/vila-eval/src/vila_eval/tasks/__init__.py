@@ -5,7 +5,16 @@ from vila_eval.tasks.finetuning import FINETUNING_TASKS
 from vila_eval.tasks.images import IMAGE_TASKS
 from vila_eval.tasks.judged import JUDGED_TASKS
 from vila_eval.tasks.knowledge import KNOWLEDGE_TASKS
+from vila_eval.tasks.reconstruction import RECONSTRUCTION_TASKS
 from vila_eval.tasks.video import VIDEO_TASKS
 
-ALL = (*DRAWN_WORLD, *IMAGE_TASKS, *KNOWLEDGE_TASKS, *VIDEO_TASKS, *JUDGED_TASKS, *FINETUNING_TASKS)
+ALL = (
+    *DRAWN_WORLD,
+    *IMAGE_TASKS,
+    *KNOWLEDGE_TASKS,
+    *VIDEO_TASKS,
+    *JUDGED_TASKS,
+    *FINETUNING_TASKS,
+    *RECONSTRUCTION_TASKS,
+)
 """The tasks that the plugin registers."""
