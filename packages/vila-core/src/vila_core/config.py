@@ -279,6 +279,12 @@ PROJECTOR_NAMES = (
 )
 """The types that `vila_core.projectors` builds, with the names used by the reference."""
 
+FOLDED_PATCHES = {
+    "identity": 1, "linear": 1, "mlp2x_gelu": 1, "mlp_downsample": 2, "mlp_downsample_2x2_fix": 2,
+    "mlp_downsample_3x3_fix": 3, "mlp_downsample_3x3_s2": 3, "mlp_downsample_3x3_s2_new": 3,
+}  # fmt: skip
+"""Projector -> r, where r x r patches become one token (see `vila_core.projectors`)."""
+
 
 class ProjectorConfig(Config):
     """`in_size` is the tower's output width (times the scales under S2), `out_size` the language model's width."""
@@ -560,3 +566,18 @@ class VilaConfig(Config):
             if scale % size or (scale // size) ** 2 > size_limits.MAX_TILES:
                 raise ValueError(f"S2 scale {scale} is not a few tiles of the vision tower's image_size {size}")
         return self
+
+    @property
+    def tokens_per_tile(self) -> int | None:
+        """How many tokens one tile becomes, by arithmetic; None where the network must be asked.
+
+        A plain ViT has one feature per patch, and the projector folds r x r of them into one token.
+        """
+        tower, rate = self.vision_tower, FOLDED_PATCHES.get(self.projector.name)
+        is_plain = (type(tower) in (SiglipConfig, RQSiglipConfig) and tower.select_feature == "cls_patch") or (
+            type(tower) in (ClipConfig, InternVitConfig) and tower.select_feature == "patch"
+        )
+        if not is_plain or rate is None or self.s2 is not None or self.pixels.size != tower.image_size:
+            return None
+        side = tower.image_size // tower.patch_size
+        return (-(-side // rate)) ** 2

@@ -244,11 +244,16 @@ class VilaModel(nn.Module):
 
     @cached_property
     def tokens_per_tile(self) -> int:
-        """S: how many tokens one tile becomes."""
-        return tokens_per_tile(self.config)
+        """S: how many tokens one tile becomes.
+
+        By arithmetic where that is possible: a forward pass on the meta device imports PyTorch's compiler, which takes
+        two seconds of the first answer.
+        """
+        known = self.config.tokens_per_tile
+        return measure_tokens_per_tile(self.config) if known is None else known
 
 
-def tokens_per_tile(config: VilaConfig) -> int:
+def measure_tokens_per_tile(config: VilaConfig) -> int:
     """Return how many tokens the projector makes of one tile, from shapes alone (on torch's meta device).
 
     A vision tower or projector of a plugin must therefore run on the meta device.

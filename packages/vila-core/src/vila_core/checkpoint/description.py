@@ -12,12 +12,8 @@ from vila_core.chat import MEDIA_TOKENS
 from vila_core.checkpoint import Checkpoint
 from vila_core.checkpoint.sizes import DTYPE_BYTES, Estimate, PartSize, estimate
 from vila_core.config import (
-    ClipConfig,
     DecoderConfig,
-    InternVitConfig,
     PreprocessConfig,
-    RQSiglipConfig,
-    SiglipConfig,
     TSPVideoEncoderConfig,
     VilaConfig,
 )
@@ -30,12 +26,6 @@ PARTS = {
     "generation": "generation head",
 }
 """Prefix of the weights' canonical names -> name of the part."""
-
-FOLDED_PATCHES = {
-    "identity": 1, "linear": 1, "mlp2x_gelu": 1, "mlp_downsample": 2, "mlp_downsample_2x2_fix": 2,
-    "mlp_downsample_3x3_fix": 3, "mlp_downsample_3x3_s2": 3, "mlp_downsample_3x3_s2_new": 3,
-}  # fmt: skip
-"""Projector -> r, where r x r patches become one token (see `vila_core.projectors`)."""
 
 CONTEXTS = (2048, 8192, 32768, 131072)
 """Context lengths to estimate memory for, up to the model's own, which is added."""
@@ -192,32 +182,15 @@ def count_tokens(config: VilaConfig) -> TokenCounts:
 
 
 def _tokens_per_tile(config: VilaConfig) -> int | None:
-    known = _tokens_of_known_parts(config)
-    if known is not None:
-        return known
-    from vila_core.model import tokens_per_tile
+    if config.tokens_per_tile is not None:
+        return config.tokens_per_tile
+    from vila_core.model import measure_tokens_per_tile
 
     try:
-        return tokens_per_tile(config)
+        return measure_tokens_per_tile(config)
     # A plugin's part may not run on the meta device, or may need a package that is not installed.
     except (VilaError, RuntimeError, NotImplementedError):
         return None
-
-
-def _tokens_of_known_parts(config: VilaConfig) -> int | None:
-    """Return the tokens of one tile by arithmetic, None where tower or projector must be asked.
-
-    A plain ViT has one feature per patch, and the projector folds r x r of them into one token.
-    """
-    tower = config.vision_tower
-    rate = FOLDED_PATCHES.get(config.projector.name)
-    is_plain = (isinstance(tower, SiglipConfig | RQSiglipConfig) and tower.select_feature == "cls_patch") or (
-        isinstance(tower, ClipConfig | InternVitConfig) and tower.select_feature == "patch"
-    )
-    if not is_plain or rate is None or config.s2 is not None:
-        return None
-    side = config.pixels.size // tower.patch_size
-    return (-(-side // rate)) ** 2
 
 
 def _tiles_per_image(preprocess: PreprocessConfig) -> tuple[int, int]:
