@@ -30,7 +30,8 @@ from w4a16 import bytes_per_second
 from vila_core.bench.shapes import language_shape
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache, bytes_of_slot
+from vila_core.language.page_size import PAGE_SIZE
+from vila_core.language.paged_cache import PagedCache, bytes_of_slot
 from vila_core.language.paged_graphs import GraphPagedStep
 from vila_core.language.paged_rows import RowSampling, StepKind
 from vila_core.language.paged_step import paged_step

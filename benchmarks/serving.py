@@ -4,18 +4,21 @@
                                  [--seconds 20] [--tokens 64] [--rounds 1] [--cancel-each 0] [--client-processes 1]
                                  [--out results/serving.json] [--plot results/serving.svg] [--short]
 
-A process loads a model, measures its bare engine and then serves it (`serving_server.py`); clients in other processes
-ask it (`serving_clients.py`). Each sends a picture with a question, streams the answer, checks it, and asks again.
-Answers have `--tokens` tokens, since a logit bias keeps the tokens that would end them away. The clients of the bare
-engine do the same without HTTP: PNG in, text out. Its texts for the bundled pictures are what the server's clients
-must get. With `--pictures`, that many other pictures are asked about instead, which are new to the engine in each row;
-their answers are not checked. `--shapes` takes random 4-bit weights of a real model's shapes. With `--step-ms 4`, a
-step of the engine only waits (`waiting_engine.py`): what is slow then is the server.
+The engine's process of a server loads a model and measures the bare engine (`serving_engine.py`), and then serves it
+(`serving_server.py`); clients in other processes ask it (`serving_clients.py`). Each sends a picture with a question,
+streams the answer, checks it, and asks again. Answers have `--tokens` tokens, since a logit bias keeps the tokens that
+would end them away. The clients of the bare engine do the same without HTTP: PNG in, text out. Its texts for the
+bundled pictures are what the server's clients must get. With `--pictures`, that many other pictures are asked about
+instead, which are new to the engine in each row; their answers are not checked. `--shapes` takes random 4-bit weights
+of a real model's shapes. With `--step-ms 4`, a step of the engine only waits (`waiting_engine.py`): what is slow then
+is the server.
 
 `of one` is the throughput over that of the first row; `of engine` the throughput over the bare engine's at the same
 number of clients. `first` is the time from sending a request to its first piece of text, and `first of engine` the
-bare engine's median over the server's. `memory` is the server's resident memory after the row. A wrong answer or an
-error is counted, not hidden; the exit code is 1 if there is any.
+bare engine's median over the server's. `memory` is the resident memory of the server's two processes
+after the row, and `front` and `step` are the processor time per token of the one with HTTP and the one with the engine:
+the throughput cannot be more than one over the larger. A wrong answer or an error is counted, not hidden; the exit code
+is 1 if there is any.
 
 Ten minutes with 64 clients, a tenth of whose requests are given up after the first token:
 
@@ -27,6 +30,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -61,10 +65,12 @@ class Row:
     engine_first_p50: float
     engine_first_p95: float
     memory_mb: float
+    front_us: float
+    engine_us: float
 
 
 class Server:
-    """The process of `serving_server.py`."""
+    """The server of `serving_server.py`: two processes."""
 
     def __init__(self, options: argparse.Namespace):
         program = [sys.executable, str(Path(__file__).with_name("serving_server.py")), "--device", options.device]
@@ -75,7 +81,9 @@ class Server:
         self._process = subprocess.Popen(program, stdout=subprocess.PIPE, text=True)
         self.model = self._next("model")
         self.engine: dict[int, Any] = {clients: self._next("engine") for clients in options.clients}
-        self.port: int = self._next("serving")["port"]
+        serving = self._next("serving")
+        self.port: int = serving["port"]
+        self._pids: list[int] = serving["pids"]
 
     def _next(self, kind: str) -> dict[str, Any]:
         assert self._process.stdout is not None, "stdout is a pipe"
@@ -88,14 +96,28 @@ class Server:
 
     @property
     def resident_mb(self) -> float:
-        """Its resident memory."""
-        lines = Path(f"/proc/{self._process.pid}/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+        """The resident memory of its two processes."""
+        return sum(_resident_mb(pid) for pid in self._pids)
+
+    @property
+    def processor_seconds(self) -> tuple[float, ...]:
+        """The processor time of the process with HTTP and of the one with the engine."""
+        return tuple(map(_processor_seconds, self._pids))
 
     def stop(self) -> None:
         """Let it finish, as SIGTERM does."""
         self._process.terminate()
         self._process.wait(timeout=90)
+
+
+def _processor_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 def measure(options: argparse.Namespace) -> tuple[list[Row], list[str], str]:
@@ -110,8 +132,10 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[str], str]:
             _ask(server, pool, options, min(8, max(options.clients)), min(3.0, options.seconds), seed=1)  # warms up
             turns = [*options.clients, *[max(options.clients)] * (options.rounds - 1)]
             for index, clients in enumerate(turns):
+                before = server.processor_seconds
                 load, seconds = _ask(server, pool, options, clients, options.seconds, seed=2 + index)
-                rows.append(row_of(load, seconds, server, clients, rows))
+                used = [end - begin for begin, end in zip(before, server.processor_seconds, strict=True)]
+                rows.append(row_of(load, seconds, server, clients, rows, used))
                 errors += load.errors
                 print(line_of(rows[-1]), flush=True)
     finally:
@@ -149,8 +173,8 @@ def _ask(
     return load, load.ended - task.begin
 
 
-def row_of(load: Load, seconds: float, server: Server, clients: int, rows: Sequence[Row]) -> Row:
-    """Return the row of what clients saw in some seconds."""
+def row_of(load: Load, seconds: float, server: Server, clients: int, rows: Sequence[Row], used: Sequence[float]) -> Row:
+    """Return the row of what clients saw in some seconds, in which the two processes used so much processor time."""
     engine = server.engine[clients]
     rate = load.tokens / seconds
     return Row(
@@ -166,6 +190,7 @@ def row_of(load: Load, seconds: float, server: Server, clients: int, rows: Seque
         *percentiles(load.firsts),
         *percentiles(engine["firsts"]),
         server.resident_mb,
+        *(1e6 * one / max(load.tokens, 1) for one in used),
     )
 
 
@@ -177,7 +202,7 @@ def percentiles(seconds: Sequence[float]) -> tuple[float, float]:
 
 HEAD = (
     "clients  requests  given up  errors  wrong  tokens/s  engine  of one  of engine  first p50  p95 ms  engine p50  "
-    "p95 ms  first of engine  memory MB"
+    "p95 ms  first of engine  memory MB  front us  step us"
 )
 
 
@@ -185,7 +210,8 @@ def line_of(row: Row) -> str:
     counts = f"{row.clients:7}  {row.requests:8}  {row.cancelled:8}  {row.errors:6}  {row.wrong:5}"
     rates = f"{row.rate:8.0f}  {row.engine_rate:6.0f}  {row.of_one:5.2f}x  {row.of_engine:9.2f}"
     firsts = f"{row.first_p50:9.1f}  {row.first_p95:6.1f}  {row.engine_first_p50:10.1f}  {row.engine_first_p95:6.1f}"
-    return f"{counts}  {rates}  {firsts}  {row.engine_first_p50 / row.first_p50:15.2f}  {row.memory_mb:9.0f}"
+    costs = f"{row.memory_mb:9.0f}  {row.front_us:8.0f}  {row.engine_us:7.0f}"
+    return f"{counts}  {rates}  {firsts}  {row.engine_first_p50 / row.first_p50:15.2f}  {costs}"
 
 
 def plot(rows: Sequence[Row], path: Path, title: str, rounds: int) -> None:

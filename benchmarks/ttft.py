@@ -39,7 +39,8 @@ import vila_core
 from vila_core.config import DecoderConfig, PreprocessConfig, ProjectorConfig, VilaConfig
 from vila_core.language import fused_prefill
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.page_size import PAGE_SIZE
+from vila_core.language.paged_cache import PagedCache
 from vila_core.language.paged_prefill import NextTokens, prefill_graphs
 from vila_core.language.paged_step import paged_step
 from vila_core.media import MediaLimits

@@ -9,8 +9,14 @@ from typing import Any
 
 import uvicorn
 
+from vila_core import Vila
 from vila_serve.server import address_of, bind, http_config
 from vila_serve.settings import ServeSettings
+
+
+def model_of(app: Any) -> Vila:
+    """Return the model of an application whose engine runs in this process."""
+    return app.state.service.answering.link.side.model
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class RunningServer:
     @property
     def requests(self) -> int:
         """Requests in the engine."""
-        stats = self.app.state.service.answering.stats()
+        stats = model_of(self.app).engine.stats()
         return stats.queued + stats.reading + stats.answering
 
 

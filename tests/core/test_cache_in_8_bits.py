@@ -15,7 +15,8 @@ from vila_core.engine.runner import require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.page_size import PAGE_SIZE
+from vila_core.language.paged_cache import PagedCache
 from vila_core.ops import reference
 from vila_core.ops.eight_bits import dequantize, quantize
 from vila_core.tokenizer import Tokenizer

@@ -23,7 +23,7 @@ from vila_core.engine.runner import PagedRunner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError, GenerationError, MediaError
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
 PAGE_BYTES = 2 * 2 * 2 * 12 * PAGE_SIZE * 4

@@ -10,7 +10,7 @@ from vila_core.engine.limits import EngineConfig
 from vila_core.engine.pages import PagePool, pages_of
 from vila_core.engine.prefix import MediaSpan, PageKeys
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 
 def test_pages_of_tokens() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from vila_core.errors import ConfigError
-from vila_serve.server import load_model
+from vila_serve.loading import load_model
 from vila_serve.settings import ServeSettings
 
 

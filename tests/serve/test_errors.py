@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 from pydantic import ValidationError
-from tests.running_server import RunningServer
+from tests.running_server import RunningServer, model_of
 from tests.serve.conftest import image_part, text_part, user
 
 from vila_serve.api.schemas.chat import ChatCompletionRequest
@@ -354,7 +354,7 @@ def test_an_unexpected_error_shows_nothing(
     async def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("a secret in /home/someone/.ssh at 0x7f0012345678")
 
-    monkeypatch.setattr(type(service.answering), "prepare", fail)
+    monkeypatch.setattr(type(service.answering), "answer", fail)
     response = httpx2.post(f"{server.url}{CHAT}", json=body(stream=stream), timeout=120)
     found = error_of(response)
     assert response.status_code == 500
@@ -369,7 +369,7 @@ def test_an_answer_that_fails_midway(
 ):
     """The status has been sent when a stream fails, so an event says so."""
     server = serve_with()
-    engine = server.app.state.service.model.engine
+    engine = model_of(server.app).engine
     original, steps = engine._answer, []
 
     def fail(runner: Any) -> None:

@@ -23,7 +23,7 @@ from vila_serve.media import DecodeLimits, MediaDoor, process, server_limits, wo
 from vila_serve.media.messages import Decoded, Job, Reply, receive, send
 from vila_serve.media.pool import _read_pictures
 from vila_serve.media.process import ProcessFailedError
-from vila_serve.media.shared_files import read_file, write_file
+from vila_serve.shared_files import read_file, write_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

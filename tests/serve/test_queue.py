@@ -52,9 +52,7 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def is_idle(server: RunningServer) -> bool:
-    service = server.app.state.service
-    stats = service.answering.stats()
-    return stats.queued + stats.reading + stats.answering + service.admission.requests == 0
+    return server.requests + server.app.state.service.admission.requests == 0
 
 
 def test_a_stream_ends_when_its_client_leaves(server: RunningServer):
@@ -81,15 +79,15 @@ def test_a_client_that_leaves_while_its_prompt_is_prepared(
     serve_with: Callable[..., RunningServer], monkeypatch: pytest.MonkeyPatch
 ):
     server = serve_with()
-    answering = server.app.state.service.answering
-    original, is_preparing, client_left = answering._prepare, threading.Event(), threading.Event()
+    side = server.app.state.service.answering.link.side
+    original, is_preparing, client_left = side._prepare, threading.Event(), threading.Event()
 
     def slow(*arguments: Any) -> Any:
         is_preparing.set()
         assert client_left.wait(120)
         return original(*arguments)
 
-    monkeypatch.setattr(answering, "_prepare", slow)
+    monkeypatch.setattr(side, "_prepare", slow)
     request, address = json.dumps(body(**ENDLESS)).encode(), urlsplit(server.url)
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(request)}\r\n\r\n"

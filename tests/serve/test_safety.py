@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from tests.running_server import RunningServer
+from tests.running_server import RunningServer, model_of
 from tests.serve.conftest import user
 from tests.serve.media_files import encoded, gif_bomb, png_bomb, sound, uri, video
 
@@ -244,7 +244,7 @@ def test_answers_about_media_are_those_of_vila_core(server: RunningServer, http:
     """Decoding in another process changes nothing."""
     from vila_core import Image, Video
 
-    model = server.app.state.service.model
+    model = model_of(server.app)
     for kind, own, content, media_type in (
         (image, Image, encoded("JPEG", 300, 200), "image/jpeg"),
         (clip, Video, video(20), "video/mp4"),
@@ -269,15 +269,15 @@ def test_pixels_are_freed_before_the_answer_ends(
 ) -> None:
     held = server.app.state.service.media._held
     seen: list[int] = []
-    submit = type(server.app.state.service.model).submit
+    submit = type(model_of(server.app)).submit
 
     def look(*arguments: Any, **options: Any) -> Any:
         seen.append(held.bytes)
         return submit(*arguments, **options)
 
-    monkeypatch.setattr(type(server.app.state.service.model), "submit", look)
+    monkeypatch.setattr(type(model_of(server.app)), "submit", look)
     steps: list[int] = []
-    engine = server.app.state.service.model.engine
+    engine = model_of(server.app).engine
     answer = engine._answer
 
     def step(runner: Any) -> None:

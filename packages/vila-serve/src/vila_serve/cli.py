@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
@@ -17,7 +18,8 @@ from vila_serve.contract.command import check_contract
 if TYPE_CHECKING:
     from socket import socket
 
-    from vila_core import Vila
+    from vila_serve.answering import Answering
+    from vila_serve.answering.process import EngineProcess
     from vila_serve.settings import ServeSettings
 
 HELP = """
@@ -165,29 +167,36 @@ def serve(
     given |= {"workers": workers, "log_level": log_level, "log_format": log_format}
     given |= {"otlp_endpoint": otlp_endpoint}
     given |= {"allow_domains": given.pop("allow_domain"), "cors_origins": given.pop("cors_origin")}
-    _run({name: value for name, value in given.items() if value is not None})
+    _run({name: value for name, value in given.items() if value is not None}, plugin or ())
 
 
 app.command("contract")(check_contract)
 
 
-def _run(given: dict[str, Any]) -> None:
+def _run(given: dict[str, Any], plugin_files: Sequence[Path]) -> None:
     from vila_serve.settings import ServeSettings  # imported here because of pydantic, so that --help is fast
 
     settings = ServeSettings.read(
         {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
     )
-    # imported here because of torch, after the settings have been checked
+    # imported here, after the settings have been checked
     from vila_serve import server
-    from vila_serve.api.app import create_app
+    from vila_serve.answering.process import EngineProcess
+    from vila_serve.loading import loading_task
 
     bound = server.bind(settings)
     if settings.replicas > 1:
-        server.serve_replicas(settings, bound, lambda: _announce(settings, settings.model_path or "vila-tiny", bound))
+        name = settings.model_path or "vila-tiny"
+        server.serve_replicas(settings, bound, lambda: _announce(settings, name, bound), plugin_files)
         return
-    served = _load(settings)
-    _announce(settings, served.name, bound)
-    server.serve(create_app(served, settings), settings, bound)
+    name_embedded_model(settings.model_path, "--model-path")
+    with EngineProcess(loading_task(settings, plugin_files)) as process:
+        from vila_serve.api.app import create_app  # imported here, while the process loads the model
+
+        answering = _wait(process, settings)
+        served = create_app(answering, settings)
+        _announce(settings, answering.model.name, bound)
+        server.serve(served, settings, bound, answering)
 
 
 def _announce(settings: "ServeSettings", name: str, bound: "socket") -> None:
@@ -196,10 +205,8 @@ def _announce(settings: "ServeSettings", name: str, bound: "socket") -> None:
     typer.echo(f"Serving {settings.model_name or name} at {server.address_of(bound)}/v1", err=True)
 
 
-def _load(settings: "ServeSettings") -> "Vila":
-    from vila_serve import server
-
-    name_embedded_model(settings.model_path, "--model-path")
+def _wait(process: "EngineProcess", settings: "ServeSettings") -> "Answering":
+    """Show the progress of loading."""
     label = settings.model_path or "the embedded model"
     with show_phases(f"Loading {label}") as show:
 
@@ -207,7 +214,7 @@ def _load(settings: "ServeSettings") -> "Vila":
             unit, size = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
             show(f"Loading {label}: {done / size:.1f} of {total / size:.1f} {unit}")
 
-        return server.load_model(settings, report)
+        return process.wait_until_ready(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -1,12 +1,15 @@
-"""Loads the model and runs the server until it is told to stop."""
+"""Runs the server until it is told to stop."""
 
 import errno
+import gc
 import importlib.util
+import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -14,20 +17,16 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-import vila_core
-from vila_core.checkpoint.embedded import EMBEDDED_MODEL
-from vila_core.errors import ConfigError, MissingDependencyError, warn
-from vila_core.language.paged_cache import PAGE_SIZE
-from vila_serve.api.app import create_app
+from vila_core.errors import ConfigError, MissingDependencyError
+from vila_serve.answering.answering import Answering
+from vila_serve.answering.process import EngineProcess, EngineProcessError
 from vila_serve.api.http_protocol import HttpProtocol
+from vila_serve.loading import loading_task
 from vila_serve.observability.logs import log_to_stderr
 from vila_serve.settings import ServeSettings
 
 MAX_HEADER_BYTES = 32 * 1024
 KEEP_ALIVE_SECONDS = 30
-SWITCH_SECONDS = 0.0005
-"""After so long, a thread that computes lets another one run. Python's 5 ms are as long as a step of the engine, whose
-thread would wait that long for the event loop, and the event loop for it after each write to a socket."""
 
 
 def bind(settings: ServeSettings) -> socket.socket:
@@ -65,43 +64,9 @@ def _why_not_bound(error: OSError, host: str, port: int) -> str:
     return f"The server cannot listen on {host}, port {port}: {error.strerror}."
 
 
-def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], None] = False) -> vila_core.Vila:
-    """Load the model of the settings, and answer once, so that the first client need not wait for that.
-
-    Raises:
-        CheckpointError, ConfigError: as `vila_core.load` does.
-    """
-    devices = None if settings.device_map in (None, "auto") else settings.device_map.split(",")
-    model = vila_core.load(
-        settings.model_path or EMBEDDED_MODEL,
-        device=settings.device,
-        device_map=devices or settings.device_map,
-        dtype=settings.dtype,
-        chat_template=None if settings.conv_mode == "auto" else settings.conv_mode,
-        revision=settings.revision,
-        offline=settings.offline,
-        lora=settings.lora_path,
-        engine=vila_core.EngineConfig(
-            max_batch=settings.max_batch,
-            max_queue=settings.max_batch + settings.max_queue,
-            cache_bytes=settings.cache_bytes,
-            kv_cache_dtype=settings.kv_cache_dtype,
-        ),
-        progress=progress,
-    )
-    model.generate("Hello", max_new_tokens=1)
-    held = model.engine.stats().pages * PAGE_SIZE
-    context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
-    if held < context:
-        warn(
-            f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "
-            "refused. Give it more memory with --cache-bytes, or use --kv-cache-dtype fp8, or a smaller or quantized "
-            "model."
-        )
-    return model
-
-
-def serve_replicas(settings: ServeSettings, bound: socket.socket, announce: Callable[[], None]) -> None:
+def serve_replicas(
+    settings: ServeSettings, bound: socket.socket, announce: Callable[[], None], plugin_files: Sequence[Path] = ()
+) -> None:
     """Start the replicas of the settings and serve them on a bound socket, as `serve` does.
 
     Raises:
@@ -113,15 +78,22 @@ def serve_replicas(settings: ServeSettings, bound: socket.socket, announce: Call
     from vila_serve.replicas.run import start_replicas  # imported here because Ray is an extra, and slow to import
 
     without_page = settings.model_copy(update={"page": False})  # the front has it
-    with start_replicas(partial(build_app, without_page), settings) as front:
+    with start_replicas(partial(build_app, without_page, tuple(plugin_files)), settings) as front:
         announce()
         serve(front, settings, bound)
 
 
-def build_app(settings: ServeSettings) -> FastAPI:
-    """Load the model of the settings and return its application. A replica calls this in its process."""
+def build_app(settings: ServeSettings, plugin_files: Sequence[Path] = ()) -> FastAPI:
+    """Start an engine with the model of the settings and return its application. A replica calls this.
+
+    If the engine's process ends, so does this one: Ray starts another replica.
+    """
+    from vila_serve.api.app import create_app
+
     log_to_stderr(settings.log_level, settings.log_format)
-    return create_app(load_model(settings), settings)
+    answering = EngineProcess(loading_task(settings, plugin_files)).wait_until_ready()
+    answering.when_stopped(lambda _: os._exit(1))
+    return create_app(answering, settings)
 
 
 def http_config(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
@@ -140,14 +112,20 @@ def http_config(app: ASGIApp, settings: ServeSettings) -> uvicorn.Config:
     )
 
 
-def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
+def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket, answering: Answering | None = None) -> None:
     """Serve an application on a bound socket until SIGTERM or Ctrl-C, then finish the running requests.
+
+    Args:
+        app: the application.
+        settings: of the server.
+        bound: where to listen.
+        answering: if its engine ends, so does the server.
 
     Raises:
         ConfigError: another program has taken the port meanwhile.
+        EngineProcessError: the engine's process ended.
     """
     log_to_stderr(settings.log_level, settings.log_format)
-    sys.setswitchinterval(SWITCH_SECONDS)
     config = http_config(app, settings)
     try:
         bound.listen(config.backlog)
@@ -156,7 +134,14 @@ def serve(app: ASGIApp, settings: ServeSettings, bound: socket.socket) -> None:
     # After a graceful stop, uvicorn raises the signal again.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit)
-    uvicorn.Server(config).run(sockets=[bound])
+    server = uvicorn.Server(config)
+    if answering is not None:
+        answering.when_stopped(lambda _: setattr(server, "should_exit", True))
+    gc.collect()
+    gc.freeze()  # what has been imported stays, so that the collector need not look at it again and again
+    server.run(sockets=[bound])
+    if answering is not None and answering.stopped is not None:
+        raise EngineProcessError(f"{answering.stopped} Start the server again.")
 
 
 def address_of(bound: socket.socket) -> str:

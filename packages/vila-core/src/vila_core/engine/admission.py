@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.engine.request import Request
 from vila_core.engine.roster import Roster, release
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vila_core.engine.runner import Runner

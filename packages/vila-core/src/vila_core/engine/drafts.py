@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core.engine.request import Request
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 if TYPE_CHECKING:
     from vila_core.engine.runner import Runner

@@ -51,7 +51,7 @@ from vila_core.engine.turns import Turns
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.divided import current
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, PromptError, PromptTooLongError
 from vila_core.language import LanguageModel
 from vila_core.language.divided import NativeDecoder
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 
 def check_capacity(runner: Runner, prompt: int, answer: int) -> None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from vila_core.config import Settings
 from vila_core.errors import GenerationError
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 
 class EngineConfig(Settings):

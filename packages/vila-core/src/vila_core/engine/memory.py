@@ -7,7 +7,8 @@ import torch
 
 from vila_core.engine.pages import pages_of
 from vila_core.language.divided import parts_of
-from vila_core.language.paged_cache import PAGE_SIZE, bytes_of_slot
+from vila_core.language.page_size import PAGE_SIZE
+from vila_core.language.paged_cache import bytes_of_slot
 
 if TYPE_CHECKING:
     from vila_core.engine.limits import EngineConfig

@@ -8,7 +8,7 @@ first. This is bookkeeping only: the tensors belong to the runner.
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 
 def pages_of(tokens: int) -> int:

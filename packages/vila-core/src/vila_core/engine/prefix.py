@@ -11,7 +11,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 from vila_core.tiles import DIGEST_BYTES
 
 

@@ -23,7 +23,7 @@ from vila_core.generation.heads import GenerationHead
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import NativeDecoder, embedding, new_pages
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 from vila_core.language.paged_prefill import NextTokens, prefill_graphs
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from vila_core.engine.request import Request
-from vila_core.language.paged_cache import PAGE_SIZE
+from vila_core.language.page_size import PAGE_SIZE
 
 CHUNKS_AT_ONCE = 4
 """Chunks that are read in a step while nobody is answered."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from vila_core.config import DecoderConfig
 from vila_core.language.cache import Cache, KVCache, SlotCache
 from vila_core.language.decoder import Decoder
-from vila_core.language.paged_cache import PAGE_SIZE, PagedCache
+from vila_core.language.page_size import PAGE_SIZE
+from vila_core.language.paged_cache import PagedCache
 
 
 @dataclass(frozen=True)

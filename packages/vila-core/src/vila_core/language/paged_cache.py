@@ -15,13 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vila_core.language.page_size import PAGE_SIZE
 from vila_core.ops.eight_bits import SCALE_BYTES, dequantize, quantize
 
 if TYPE_CHECKING:
     from vila_core.config import DecoderConfig
-
-PAGE_SIZE = 64
-"""Tokens of a page, unless told otherwise. The GPU kernels take multiples of 64."""
 
 
 @dataclass(frozen=True)

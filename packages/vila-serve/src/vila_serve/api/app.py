@@ -1,15 +1,15 @@
-"""The application: routes, limits, the key, and the life of the engine's thread."""
+"""The application: routes, limits, the key, and the beginning and end of answering."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
-from vila_core import Vila
 from vila_serve import __version__
-from vila_serve.answering import Answering
+from vila_serve.answering import Answering, ModelFacts
 from vila_serve.api import chat_completions, responses, status
 from vila_serve.api.admission import Admission
 from vila_serve.api.conversation import Media
@@ -27,15 +27,18 @@ from vila_serve.page.question import PageModel
 from vila_serve.page.turn import Turns
 from vila_serve.settings import ServeSettings
 
+if TYPE_CHECKING:
+    from vila_core import Vila
+
 ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH)
 """Routes whose requests are counted and limited."""
 
 
-def create_app(model: Vila, settings: ServeSettings | None = None, media: Media | None = None) -> FastAPI:
+def create_app(model: "Vila | Answering", settings: ServeSettings | None = None, media: Media | None = None) -> FastAPI:
     """Return the application that serves `model`.
 
     Args:
-        model: a loaded model.
+        model: a loaded model, whose engine then runs in threads of this process; or what answers with another one.
         settings: how to serve it; None for the environment's.
         media: opens images and videos; None for a `MediaDoor` as the settings say. A door is started and closed here.
 
@@ -44,9 +47,10 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     """
     settings = settings or ServeSettings.read()
     tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
-    media = media or open_door(model, settings)
+    answering = model if isinstance(model, Answering) else Answering.local(model, max_context=settings.max_context)
+    media = media or open_door(answering.model, settings)
     door = media if isinstance(media, MediaDoor) else None
-    service = _service(model, settings, media, tracing)
+    service = _service(answering, settings, media, tracing)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
@@ -83,7 +87,7 @@ def create_app(model: Vila, settings: ServeSettings | None = None, media: Media 
     return app
 
 
-def open_door(model: Vila, settings: ServeSettings) -> MediaDoor:
+def open_door(model: ModelFacts, settings: ServeSettings) -> MediaDoor:
     """Return the door for media; the caller starts and closes it. Raises `ConfigError` for a wrong allowed domain."""
     preprocess = model.config.preprocess
     limits = server_limits(settings.allow_domains, preprocess.num_video_frames)
@@ -91,23 +95,19 @@ def open_door(model: Vila, settings: ServeSettings) -> MediaDoor:
     return MediaDoor(limits, preprocess.num_video_frames, preprocess.fps, tile_size=tile_size)
 
 
-def _service(model: Vila, settings: ServeSettings, media: Media, tracing: Tracing | None) -> Service:
-    answering = Answering(model, max_context=settings.max_context)
+def _service(answering: Answering, settings: ServeSettings, media: Media, tracing: Tracing | None) -> Service:
     return Service(
-        model=model,
         settings=settings,
         answering=answering,
-        media=_with_detail(media, model),
+        media=_with_detail(media, answering.model),
         admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
-        metrics=Metrics(
-            answering.stats, (*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)
-        ),
-        token_texts=TokenTexts(model.tokenizer),
+        metrics=Metrics((*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)),
+        token_texts=TokenTexts(answering.model.tokens),
         created=int(time.time()),
     )
 
 
-def _with_detail(media: Media, model: Vila) -> Media:
+def _with_detail(media: Media, model: ModelFacts) -> Media:
     """Let images of low detail be one tile, if the model cuts images into tiles."""
     tiles = model.config.preprocess.image_aspect_ratio in ("dynamic", "dynamic_s2")
     return OneTileForLowDetail(media, model.config.pixels.size) if tiles else media

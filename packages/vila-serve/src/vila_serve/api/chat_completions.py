@@ -73,7 +73,7 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
         body.messages, service.media, service.model.template, service.settings.max_media
     )
     try:
-        answers = await service.answer(conversation, configs, use.declarations)
+        answers = await service.answering.answer(conversation, configs, use.declarations)
     except GenerationError as error:
         if use.schema is None or isinstance(error, QueueFullError):
             raise

@@ -27,6 +27,7 @@ from vila_core.errors import (
     read_problem,
     shown,
 )
+from vila_serve.answering import EngineStoppedError
 from vila_serve.request_id import request_id
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ _SETTING = re.compile(r"Generation setting '(\w+)'")
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
 
 
+RESTART_SECONDS = 10
+"""After which a client may find the server started again."""
 MAX_MESSAGE, MAX_PARAM = 1000, 200
 """Most characters of what the client gets: names of fields that it sent may be of any length."""
 
@@ -110,6 +113,17 @@ def internal_error() -> ApiError:
     )
 
 
+def engine_stopped() -> ApiError:
+    """Return the error of a request whose engine has ended. The log of the server says why, once."""
+    return ApiError(
+        503,
+        "The engine of this server stopped before the request was answered. Try again once it has been started.",
+        kind=SERVER,
+        code="engine_stopped",
+        headers={"retry-after": str(RESTART_SECONDS)},
+    )
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Return what the client gets of an error in the handling of its request. Unexpected ones are logged here."""
     if isinstance(error, ApiError):
@@ -124,6 +138,8 @@ def as_api_error(error: Exception) -> ApiError:
         return ApiError(400, str(error), param="messages", code="invalid_media")
     if isinstance(error, GenerationError):
         return wrong_setting(error)
+    if isinstance(error, EngineStoppedError):
+        return engine_stopped()
     log.error("A request failed.", exc_info=error)
     return internal_error()
 
@@ -139,6 +155,8 @@ def wrong_setting(error: GenerationError, schema_field: str = "response_format")
 
 def failed_answer(error: Exception) -> ApiError:
     """Return what the client gets when an answer fails that had begun: the reason lies in the model or the machine."""
+    if isinstance(error, EngineStoppedError):
+        return engine_stopped()
     log.error("An answer failed: %s", error, exc_info=None if isinstance(error, VilaError) else error)
     return internal_error()
 

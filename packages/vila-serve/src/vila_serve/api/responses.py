@@ -83,7 +83,7 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
         service.settings.max_media,
         [*("instructions" for _ in instructions), *(f"input[{index}]" for index in range(len(body.input)))],
     )
-    (answer,) = await service.answer(conversation, [config])
+    (answer,) = await service.answering.answer(conversation, [config])
     del conversation  # its pixels are no longer needed, and may be many
     growing = _GrowingResponse(service, body, config, answer)
     if body.stream:

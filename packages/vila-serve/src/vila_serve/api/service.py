@@ -1,13 +1,11 @@
 """What the routes share: the model, its engine, and the door for media."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
-from vila_core import Message, Vila
-from vila_core.engine.sampling import GenerationConfig
 from vila_serve import __version__
-from vila_serve.answering import Answering, RunningAnswer
+from vila_serve.answering import Answering, EngineStoppedError, ModelFacts
 from vila_serve.api.admission import Admission
 from vila_serve.api.conversation import Media
 from vila_serve.api.errors import ApiError
@@ -16,6 +14,8 @@ from vila_serve.observability.metrics import Metrics
 from vila_serve.settings import ServeSettings
 
 FINGERPRINT = f"vila-serve-{__version__}"
+STATS_SECONDS = 2.0
+"""How long /metrics waits for the engine."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,8 @@ class Service:
     """What answers requests.
 
     Attributes:
-        model: answers.
         settings: of the server.
-        answering: the engine's asyncio side.
+        answering: asks the engine.
         media: opens images and videos.
         admission: counts the requests in progress.
         metrics: counts what happened.
@@ -33,7 +32,6 @@ class Service:
         created: when the server started, in seconds since 1970.
     """
 
-    model: Vila
     settings: ServeSettings
     answering: Answering
     media: Media
@@ -41,6 +39,11 @@ class Service:
     metrics: Metrics
     token_texts: TokenTexts
     created: int
+
+    @property
+    def model(self) -> ModelFacts:
+        """What is known of the model."""
+        return self.answering.model
 
     @property
     def model_name(self) -> str:
@@ -58,9 +61,17 @@ class Service:
                 code="model_not_found",
             )
 
+    async def metrics_text(self) -> bytes:
+        """Return all numbers for Prometheus. An engine that does not answer in time leaves its numbers as they were."""
+        stats = None
+        with suppress(EngineStoppedError, TimeoutError):
+            async with asyncio.timeout(STATS_SECONDS):
+                stats = await self.answering.stats()
+        return self.metrics.render(stats)
+
     def check_length(self, num_messages: int) -> None:
         """Raise `ApiError` for more messages than the context has tokens: rendering them would take long."""
-        context = self.answering.max_context
+        context = self.model.max_context
         if num_messages > context:
             raise ApiError(
                 400,
@@ -69,21 +80,3 @@ class Service:
                 param="messages",
                 code="context_length_exceeded",
             )
-
-    async def answer(
-        self,
-        messages: Sequence[Message],
-        configs: Sequence[GenerationConfig],
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> list[RunningAnswer]:
-        """Start one answer to a conversation for each of `configs`. Raises as `Answering` does."""
-        prompt = await self.answering.prepare(messages, tools)
-        answers: list[RunningAnswer] = []
-        try:
-            for config in configs:
-                answers.append(await self.answering.submit(prompt, config))  # noqa: PERF401 - kept if one fails
-        except BaseException:
-            for answer in answers:
-                answer.cancel()
-            raise
-        return answers

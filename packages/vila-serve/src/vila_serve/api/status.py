@@ -25,7 +25,7 @@ def router(service: Service) -> APIRouter:
             id=service.model_name,
             created=service.created,
             owned_by=service.model_name.rpartition("/")[0] or "vila",
-            max_model_len=service.answering.max_context,
+            max_model_len=service.model.max_context,
         )
 
     @routes.get("/v1/models", response_model=ModelList)
@@ -59,7 +59,7 @@ def router(service: Service) -> APIRouter:
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
         """Return numbers for Prometheus."""
-        return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+        return Response(await service.metrics_text(), media_type=CONTENT_TYPE_LATEST)
 
     for route in list(routes.routes):  # monitors and `curl --head` ask without wanting the body
         assert isinstance(route, APIRoute)

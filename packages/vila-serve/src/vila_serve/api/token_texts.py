@@ -1,11 +1,11 @@
 """The text and the bytes of single tokens, for log-probabilities."""
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from vila_core.engine.completion import TokenLogprobs
-from vila_core.tokenizer import Tokenizer
 from vila_serve.api.schemas.chat import TokenLogprob, TopLogprob
 
 LOWEST = -9999.0
@@ -25,18 +25,21 @@ _ALPHABET = _byte_alphabet()
 
 
 class TokenTexts:
-    """Describes the tokens of a vocabulary: byte-level as Qwen's and Llama 3's, or with byte tokens as LLaMA's."""
+    """Describes the tokens of a vocabulary: byte-level as Qwen's and Llama 3's, or with byte tokens as LLaMA's.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        vocabulary = tokenizer.hf.get_vocab()
-        self._is_byte_level = "Ġ" in vocabulary and _WORD_START not in vocabulary
+    Args:
+        tokens: the tokenizer's spelling of each id.
+    """
+
+    def __init__(self, tokens: Sequence[str | None]):
+        self._tokens = tokens
+        self._is_byte_level = "Ġ" in tokens and _WORD_START not in tokens
         self.bytes_of = lru_cache(maxsize=65_536)(self._bytes_of)
 
     def _bytes_of(self, token_id: int) -> bytes:
         """Return what the token contributes to the bytes of a text."""
-        token = self._tokenizer.hf.convert_ids_to_tokens(token_id)
-        if not isinstance(token, str):  # the model's vocabulary is larger than the tokenizer's
+        token = self._tokens[token_id] if token_id < len(self._tokens) else None
+        if token is None:  # the model's vocabulary is larger than the tokenizer's
             return b""
         if self._is_byte_level and all(character in _ALPHABET for character in token):
             return bytes(_ALPHABET[character] for character in token)

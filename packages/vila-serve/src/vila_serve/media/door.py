@@ -18,7 +18,7 @@ from vila_serve.media.held_memory import HeldMemory
 from vila_serve.media.limits import DecodeLimits
 from vila_serve.media.messages import Decoded, Job, Kind
 from vila_serve.media.pool import DecodePool, DecodingFailedError, Pictures, as_frames, run_cancellable
-from vila_serve.media.shared_files import write_file
+from vila_serve.shared_files import write_file
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vila_serve.media.process import (
     ProcessFailedError,
     TooSlowError,
 )
-from vila_serve.media.shared_files import read_file, write_file
+from vila_serve.shared_files import read_file, write_file
 
 log = logging.getLogger(__name__)
 

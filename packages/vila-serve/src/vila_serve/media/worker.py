@@ -20,7 +20,7 @@ from vila_core.child_process import limit_memory
 from vila_core.errors import DataUriError, MediaError, MediaLimitError, VilaError
 from vila_core.media import Image, Video
 from vila_serve.media.messages import Decoded, Failed, Job, Reply, receive, send
-from vila_serve.media.shared_files import write_file
+from vila_serve.shared_files import write_file
 
 GRACE_SECONDS = 5
 """How much later than the server a process ends itself."""

@@ -15,14 +15,20 @@ _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.25, 0.5, 
 
 
 class EngineCollector(Collector):
-    """Reads the state of the engine when somebody asks."""
+    """Shows what the engine was doing when it was asked last; nothing before.
 
-    def __init__(self, stats: Callable[[], EngineStats]):
-        self._stats = stats
+    Attributes:
+        stats: what it was doing.
+    """
+
+    def __init__(self) -> None:
+        self.stats: EngineStats | None = None
 
     def collect(self) -> Iterator[Metric]:
         """Yield the engine's gauges and counters."""
-        stats = self._stats()
+        stats = self.stats
+        if stats is None:
+            return
         requests = GaugeMetricFamily("vila_engine_requests", "Requests in the engine.", labels=["state"])
         for state, count in (("queued", stats.queued), ("reading", stats.reading), ("answering", stats.answering)):
             requests.add_metric([state], count)
@@ -47,18 +53,16 @@ class Metrics:
     """Counts requests, answers and tokens.
 
     Args:
-        stats: what the engine is doing.
         paths: the routes that are named in the metrics; all others count as "other".
         observers: called with each answer that has ended, too.
     """
 
-    def __init__(
-        self, stats: Callable[[], EngineStats], paths: Collection[str], observers: Collection[AnswerObserver] = ()
-    ):
+    def __init__(self, paths: Collection[str], observers: Collection[AnswerObserver] = ()):
         self.registry = CollectorRegistry()
         self._observers = tuple(observers)
         self._paths = frozenset(paths)
-        self.registry.register(EngineCollector(stats))
+        self._engine = EngineCollector()
+        self.registry.register(self._engine)
         self._requests = Counter(
             "vila_requests", "Requests by route and status.", ["path", "status"], registry=self.registry
         )
@@ -105,12 +109,13 @@ class Metrics:
         if ending is None:
             self._answers.labels("cancelled" if answer.is_cancelled else "failed").inc()
             return
-        self._queue_seconds.observe(answer.handle.result().queue_seconds)
+        self._queue_seconds.observe(ending.queue_seconds)
         self._answers.labels(ending.finish_reason).inc()
         self._answer_tokens.inc(ending.usage.completion_tokens)
         if ending.usage.completion_tokens > 1:
             self._token_seconds.observe(ending.timings.decode / (ending.usage.completion_tokens - 1))
 
-    def render(self) -> bytes:
-        """Return all numbers as text."""
+    def render(self, stats: EngineStats | None) -> bytes:
+        """Return all numbers as text, with what the engine is doing; None leaves that as it was."""
+        self._engine.stats = stats or self._engine.stats
         return generate_latest(self.registry)

@@ -58,7 +58,7 @@ class Tracing:
             "gen_ai.operation.name": "chat",
             "gen_ai.usage.input_tokens": answer.prompt.prompt_tokens,
             "vila.usage.media_tokens": answer.prompt.media_tokens,
-            "vila.preprocess_seconds": answer.prompt.prepared.seconds,
+            "vila.preprocess_seconds": answer.prompt.seconds,
         }
         if ending is not None:
             attributes["gen_ai.usage.output_tokens"] = ending.usage.completion_tokens

@@ -8,14 +8,17 @@ import html
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from vila_core import Vila
 from vila_core.display.tiles import Part, read_parts, tile_pictures
-from vila_core.prompt import PreparedPrompt
-from vila_core.tiles import Tiles
 from vila_serve.page.texts import Texts
+
+if TYPE_CHECKING:
+    from vila_core import Vila
+    from vila_core.prompt import PreparedPrompt
+    from vila_core.tiles import Tiles
 
 TILE_SIDE = 112
 """Longest side of a shown tile, pixels."""
@@ -27,7 +30,7 @@ COLORS = 7
 """Colors of the bar; the style sheet has `--part-0` to `--part-6`."""
 
 
-def seen_html(model: Vila, prompt: PreparedPrompt, texts: Texts) -> str:
+def seen_html(model: "Vila", prompt: "PreparedPrompt", texts: Texts) -> str:
     """Return the token budget of a prompt and its tiles."""
     parts = read_parts(prompt.media, model.count_tokens(prompt), model.config)
     media = [
@@ -56,7 +59,7 @@ def _budget_html(parts: Sequence[Part], context: int, texts: Texts) -> str:
     return f'<p class="seen-title">{title}</p><div class="seen-bar">{bar}</div><ul class="seen-legend">{legend}</ul>'
 
 
-def _medium_html(part: Part, number: int, model: Vila, texts: Texts) -> str:
+def _medium_html(part: Part, number: int, model: "Vila", texts: Texts) -> str:
     tiles = part.tiles
     assert tiles is not None
     height, width = tiles.values.shape[2:]
@@ -81,7 +84,7 @@ def _medium_html(part: Part, number: int, model: Vila, texts: Texts) -> str:
     )
 
 
-def _pictures(tiles: Tiles, start: int, count: int, model: Vila) -> list[Image.Image]:
+def _pictures(tiles: "Tiles", start: int, count: int, model: "Vila") -> list[Image.Image]:
     if count <= 0:
         return []
     return tile_pictures(replace(tiles, values=tiles.values[start : start + count]), model.config.pixels)

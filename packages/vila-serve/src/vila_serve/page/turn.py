@@ -1,6 +1,5 @@
 """One question and its answer, as a stream of what the page shows."""
 
-import asyncio
 import logging
 import re
 import secrets
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
-from vila_serve.answering import Ending, RunningAnswer
+from vila_serve.answering import Ending, EngineStoppedError, RunningAnswer
 from vila_serve.page.history import read_turns
 from vila_serve.page.question import Choices, Question, Shown
 from vila_serve.page.seen import seen_html
@@ -80,6 +79,8 @@ class Turns:
                 service.admission.leave(0, time.perf_counter() - begin)
         except QueueFullError:
             yield Shown(error=texts.busy.format(seconds=service.admission.retry_after))
+        except EngineStoppedError:
+            yield Shown(error=texts.failed.format(number=number))
         except VilaError as error:
             yield Shown(error=str(error))
         except Exception:  # whatever it is, the page says that there is no answer
@@ -92,10 +93,9 @@ class Turns:
         config = generation_config(choices, service.settings.max_tokens)
         frames = max(1, int(choices.frames))
         messages = await read_turns(question.turns, choices.system_prompt or "", service.media, frames)
-        prompt = await service.answering.prepare(messages)
-        answer = await service.answering.submit(prompt, config)
+        (answer,) = await service.answering.answer(messages, [config])
         try:
-            seen = await asyncio.to_thread(seen_html, service.model, prompt.prepared, texts)
+            seen = await service.answering.look(answer.prompt, seen_html, texts)
             yield Shown(seen=seen, status=texts.reading)
             text, shown_at = "", 0.0
             async for delta in answer:

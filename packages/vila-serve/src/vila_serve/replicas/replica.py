@@ -35,7 +35,7 @@ class Replica:
     async def metrics(self) -> tuple[str, str]:
         """Return the name of this replica and the text at its /metrics."""
         service: Service = self._app.state.service
-        return serve.get_replica_context().replica_tag, service.metrics.render().decode()
+        return serve.get_replica_context().replica_tag, (await service.metrics_text()).decode()
 
     async def page_model(self) -> PageModel:
         """Return what the chat page says of the model."""

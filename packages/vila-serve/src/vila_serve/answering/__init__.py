@@ -1,0 +1,37 @@
+"""Answers from the engine: the seam between the API and the model.
+
+    answering.py    the API's side: ask, cancel, and read answers that grow
+    answer.py       an answer that grows
+    messages.py     what the two sides say to each other
+    engine_side.py  the engine's side: prepares prompts in threads, steps the engine in one thread
+    local.py        both sides in one process, for tests and notebooks
+    process.py      the engine's side in a process of its own, for the server
+    worker.py       the program of that process
+    channel.py      messages between processes
+
+The API's side imports no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from vila_core.plugins.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from vila_serve.answering.answer import Delta, Ending, ReadyPrompt, RunningAnswer
+    from vila_serve.answering.answering import Answering
+    from vila_serve.answering.messages import EngineStoppedError, ModelFacts
+
+__all__ = ["Answering", "Delta", "Ending", "EngineStoppedError", "ModelFacts", "ReadyPrompt", "RunningAnswer"]
+
+__getattr__ = lazy_attributes(
+    "vila_serve.answering",
+    {
+        "Answering": "answering",
+        "Delta": "answer",
+        "Ending": "messages",
+        "EngineStoppedError": "messages",
+        "ModelFacts": "messages",
+        "ReadyPrompt": "messages",
+        "RunningAnswer": "answer",
+    },
+)

@@ -1,0 +1,110 @@
+"""An answer that grows, as the API's side reads it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from vila_core.engine.completion import TokenLogprobs
+from vila_core.engine.time_tokens import TimeTokenStream
+from vila_serve.answering.messages import Ending, ReadyPrompt
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What an answer has gained: text, and the log-probabilities of its tokens if they were asked for."""
+
+    text: str
+    logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+
+
+class RunningAnswer:
+    """An answer that grows. Iterate over it once; when the iteration ends early, the request is cancelled.
+
+    Attributes:
+        prompt: what is answered.
+        submitted, first_arrival: when it was submitted, and when the first token came, in seconds of
+            `time.perf_counter`.
+        ending: how the answer ended; None until then.
+    """
+
+    def __init__(self, prompt: ReadyPrompt, times: TimeTokenStream, cancel: Callable[[], None]):
+        self.prompt = prompt
+        self.submitted = time.perf_counter()
+        self.first_arrival: float | None = None
+        self.ending: Ending | None = None
+        self.is_cancelled = False
+        self._cancel = cancel
+        self._text = _AnswerText(times)
+        self._arrived: list[str] = []
+        self._logprobs: list[TokenLogprobs] = []
+        self._outcome: Ending | Exception | None = None
+        self._news = asyncio.Event()
+
+    def arrive(self, text: str, logprobs: Sequence[TokenLogprobs], outcome: Ending | Exception | None) -> None:
+        """Take in what the engine has produced. Called in the event loop's thread."""
+        if self._outcome is not None:
+            return
+        if self.first_arrival is None and not isinstance(outcome, Exception):
+            self.first_arrival = time.perf_counter()
+        self._arrived.append(text)
+        self._logprobs += logprobs
+        self._outcome = outcome
+        self._news.set()
+
+    def cancel(self) -> None:
+        """End the request before its next token. One that has ended stays as it is."""
+        if self._outcome is None and not self.is_cancelled:
+            self.is_cancelled = True
+            self._cancel()
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Yield the answer piece by piece; the pieces join to the text that `Vila.complete` returns.
+
+        Raises:
+            GenerationError: the answer failed.
+            EngineStoppedError: the engine has ended.
+        """
+        try:
+            while True:
+                await self._news.wait()
+                self._news.clear()
+                outcome = self._outcome
+                text = self._text.push("".join(self._arrived))
+                logprobs, self._logprobs = self._logprobs, []
+                self._arrived.clear()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                if outcome is not None:
+                    self.ending = outcome
+                    text += self._text.finish()
+                if text or logprobs:
+                    yield Delta(text, logprobs)
+                if outcome is not None:
+                    return
+        finally:
+            self.cancel()
+
+
+class _AnswerText:
+    """Streams text as `Vila.complete` returns it: with seconds for time tokens, and without spaces around it."""
+
+    def __init__(self, times: TimeTokenStream):
+        self._times = times
+        self._held = ""
+        self._has_begun = False
+
+    def push(self, piece: str) -> str:
+        """Add a piece; return the part that is certain. Space at the end is held back: the answer may end there."""
+        text = self._held + self._times.push(piece)
+        if not self._has_begun:
+            text = text.lstrip()
+        body = text.rstrip()
+        self._has_begun = self._has_begun or bool(body)
+        self._held = text[len(body) :]
+        return body
+
+    def finish(self) -> str:
+        """Return the remaining text once no more will come."""
+        text = self._held + self._times.finish()
+        return text.rstrip() if self._has_begun else text.strip()

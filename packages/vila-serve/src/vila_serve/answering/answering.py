@@ -1,0 +1,236 @@
+"""The API's side: asks the engine, wherever it runs, and reads answers that grow."""
+
+import asyncio
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from vila_core.chat import Message
+from vila_core.engine.limits import EngineStats
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.time_tokens import TimeTokenStream
+from vila_serve.answering.answer import RunningAnswer
+from vila_serve.answering.messages import (
+    Abandon,
+    Ask,
+    Cancel,
+    EngineStoppedError,
+    FromEngine,
+    Look,
+    ModelFacts,
+    ReadyPrompt,
+    Release,
+    Reply,
+    Report,
+    ToEngine,
+)
+from vila_serve.request_id import request_id
+
+if TYPE_CHECKING:
+    from vila_core import Vila
+
+Result = TypeVar("Result")
+log = logging.getLogger(__name__)
+
+
+class Link(Protocol):
+    """The way to the engine's side."""
+
+    def start(self, receive: Callable[[FromEngine], None], ended: Callable[[str], None]) -> None:
+        """Begin to pass messages on, in the running event loop. `ended` is called with the reason if the engine's side
+        ends by itself."""
+        ...
+
+    async def send(self, message: ToEngine) -> None:
+        """Send a message that may hold images and videos."""
+        ...
+
+    def send_now(self, message: ToEngine) -> None:
+        """Send a small message."""
+        ...
+
+    async def stop(self) -> None:
+        """End the engine's side, and what it is answering."""
+        ...
+
+
+class Answering:
+    """Answers the requests of an asyncio program with one model.
+
+    Attributes:
+        model: what is known of the model.
+        stopped: why the engine has ended by itself; None while it works.
+    """
+
+    def __init__(self, model: ModelFacts, link: Link):
+        self.model = model
+        self.stopped: str | None = None
+        self.is_alive = False
+        self.link = link
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, tuple[Ask, asyncio.Future[list[RunningAnswer]]]] = {}
+        self._replies: dict[int, asyncio.Future[Any]] = {}
+        self._answers: dict[int, RunningAnswer] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watchers: list[Callable[[str], None]] = []
+
+    @classmethod
+    def local(cls, model: "Vila", *, max_context: int | None = None) -> "Answering":
+        """Return one whose engine runs in threads of this process."""
+        from vila_serve.answering.local import LocalLink  # imported here because of torch
+
+        link = LocalLink(model, max_context)
+        return cls(link.facts, link)
+
+    # -------------------------------------------------------------------------------------------- life
+
+    def start(self) -> None:
+        """Start answering. Call it in the event loop that will read the answers."""
+        self._loop = asyncio.get_running_loop()
+        self.is_alive = True
+        self.link.start(self._receive, self._end)
+
+    async def stop(self) -> None:
+        """Cancel what is left and end the engine."""
+        self.is_alive = False
+        await self.link.stop()
+        self._fail_all(EngineStoppedError("The server stops."))
+
+    def when_stopped(self, watcher: Callable[[str], None]) -> None:
+        """Call `watcher` with the reason, in the event loop, if the engine ends by itself."""
+        self._watchers.append(watcher)
+
+    def _end(self, reason: str) -> None:
+        """Take note that the engine has ended by itself."""
+        if not self.is_alive:
+            return
+        self.is_alive, self.stopped = False, reason
+        log.critical("%s", reason)
+        self._fail_all(EngineStoppedError(reason))
+        for watcher in self._watchers:
+            watcher(reason)
+
+    def _fail_all(self, error: Exception) -> None:
+        waiting = [*(future for _, future in self._asked.values()), *self._replies.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+        for answer in self._answers.values():
+            answer.arrive("", (), error)
+        self._asked.clear()
+        self._replies.clear()
+        self._answers.clear()
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    async def answer(
+        self,
+        messages: Sequence[Message],
+        configs: Sequence[GenerationConfig],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[RunningAnswer]:
+        """Prepare a prompt and start one answer to it for each of `configs`. `tools` are in OpenAI's form.
+
+        Raises:
+            PromptTooLongError: the prompt leaves no room for an answer.
+            PromptError, MediaError: as `Vila.prepare` does.
+            GenerationError: the JSON schema cannot be followed, or the KV cache is too small.
+            QueueFullError: too many prompts wait already.
+            EngineStoppedError: the engine has ended.
+        """
+        loop, number = self._check_alive(), next(self._numbers)
+        ask = Ask(number, request_id.get(), messages, tools, configs, [next(self._numbers) for _ in configs])
+        future: asyncio.Future[list[RunningAnswer]] = loop.create_future()
+        self._asked[number] = ask, future
+        try:
+            await self.link.send(ask)
+            return await future
+        except asyncio.CancelledError:
+            if self._asked.pop(number, None) is not None:
+                self._tell(Abandon(number))
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                for answer in future.result():
+                    answer.cancel()
+            raise
+
+    async def look(self, prompt: ReadyPrompt, view: Callable[..., Result], *arguments: Any) -> Result:
+        """Return `view(model, prepared, *arguments)`, computed where the model and the prepared prompt are.
+
+        `view` is a function of a module, and its arguments and result can be pickled.
+        """
+        return await self._reply_to(lambda number: Look(number, prompt.number, view, arguments))
+
+    async def stats(self) -> EngineStats:
+        """Return what the engine is doing. Raises `EngineStoppedError`."""
+        return await self._reply_to(Report)
+
+    async def _reply_to(self, message: Callable[[int], ToEngine]) -> Any:
+        loop, number = self._check_alive(), next(self._numbers)
+        future = self._replies[number] = loop.create_future()
+        try:
+            self.link.send_now(message(number))
+            return await future
+        finally:
+            self._replies.pop(number, None)
+
+    def _check_alive(self) -> asyncio.AbstractEventLoop:
+        if not self.is_alive or self._loop is None:
+            raise EngineStoppedError(self.stopped or "The server stops.")
+        return self._loop
+
+    def _tell(self, message: ToEngine) -> None:
+        if self.is_alive:
+            self.link.send_now(message)
+
+    # -------------------------------------------------------------------------------------------- messages
+
+    def _receive(self, message: FromEngine) -> None:
+        """Take a message of the engine's side. Called in the event loop's thread."""
+        if isinstance(message, Reply):
+            self._take_reply(message)
+            return
+        for number, text, logprobs, outcome in message.news:
+            answer = self._answers.get(number)
+            if answer is None:
+                continue
+            answer.arrive(text, logprobs, outcome)
+            if outcome is not None:
+                del self._answers[number]
+
+    def _take_reply(self, reply: Reply) -> None:
+        if reply.number in self._replies:
+            _settle(self._replies[reply.number], reply.result, reply.error)
+        elif reply.number in self._asked:
+            ask, future = self._asked.pop(reply.number)
+            _settle(future, None if reply.error else self._started(ask, reply.result), reply.error)
+
+    def _started(self, ask: Ask, prompt: ReadyPrompt) -> list[RunningAnswer]:
+        """Return the answers that the engine has begun. What comes next may be their first tokens."""
+        for number in ask.answers:
+            times = self._time_tokens(prompt)
+            self._answers[number] = RunningAnswer(prompt, times, lambda number=number: self._tell(Cancel([number])))
+        # The prompt's tiles are kept as long as anybody may look at them.
+        weakref.finalize(prompt, self._release, ask.number).atexit = False
+        return [self._answers[number] for number in ask.answers]
+
+    def _release(self, number: int) -> None:
+        """Let the engine's side forget a prompt. Called by the garbage collector, in any thread."""
+        if self._loop is not None and self.is_alive and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._tell, Release(number))
+
+    def _time_tokens(self, prompt: ReadyPrompt) -> TimeTokenStream:
+        times, seconds = self.model.config.time_tokens, prompt.video_duration
+        if times is None or seconds is None:
+            return TimeTokenStream(duration=0.0, num_time_tokens=0, time_token_format="")
+        return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
+
+
+def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)

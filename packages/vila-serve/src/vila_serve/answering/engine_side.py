@@ -1,0 +1,253 @@
+"""The engine's side: prepares prompts in threads, steps the engine in one thread, and passes on what each step gave."""
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from vila_core import Vila
+from vila_core.engine.answer import Generated
+from vila_core.engine.completion import Timings, Usage
+from vila_core.engine.request import Handle
+from vila_core.errors import PromptTooLongError
+from vila_core.prompt import PreparedPrompt
+from vila_serve.answering.messages import (
+    Abandon,
+    Ask,
+    Cancel,
+    Ending,
+    FromEngine,
+    Look,
+    ModelFacts,
+    News,
+    ReadyPrompt,
+    Release,
+    Reply,
+    Report,
+    Step,
+    ToEngine,
+)
+from vila_serve.request_id import request_id
+
+MAX_THREADS = 8
+SECONDS_PER_EVENT = 0.0003
+"""Each running answer makes the others' tokens wait that much longer: so many events per second leave the event loop
+and the clients time for other things. A single answer gets each token at once."""
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Answer:
+    """An answer that the engine computes. `last_delivery` is when tokens were passed on, as `time.perf_counter`."""
+
+    number: int
+    prompt: ReadyPrompt
+    handle: Handle
+    last_delivery: float = 0.0
+    is_unwanted: bool = False
+
+
+class EngineSide:
+    """Answers the messages of the API's side.
+
+    Args:
+        model: answers.
+        max_context: most tokens of a prompt with its answer; None for the model's context.
+        send: passes a message on. Called in any thread.
+        threads: how many prompts are prepared at a time.
+    """
+
+    def __init__(
+        self,
+        model: Vila,
+        max_context: int | None,
+        send: Callable[[FromEngine], None],
+        *,
+        threads: int | None = None,
+    ):
+        context = model.config.language_model.max_length
+        self.model = model
+        self.max_context = context if max_context is None else min(max_context, context)
+        self._engine = model.engine
+        self._send = send
+        self._threads = ThreadPoolExecutor(threads or min(MAX_THREADS, os.cpu_count() or 1), "prepare")
+        self._lock = threading.Lock()  # guards the next three
+        self._preparing: dict[int, Future[None]] = {}
+        self._prompts: dict[int, tuple[PreparedPrompt, list[_Answer]]] = {}
+        self._answers: dict[int, _Answer] = {}
+        self._unwanted: deque[Handle] = deque()
+        self._wake = threading.Event()
+        self._is_stopping = False
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the API's side knows of the model."""
+        model, tokenizer = self.model, self.model.tokenizer.hf
+        tokens: Sequence[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+        return ModelFacts(model.name, model.config, model.template, tuple(tokens), self.max_context)
+
+    def handle(self, message: ToEngine) -> None:
+        """Act on a message, without waiting."""
+        match message:
+            case Ask():
+                with self._lock:
+                    self._preparing[message.number] = self._threads.submit(self._ask, message)
+            case Look():
+                self._threads.submit(self._reply, message.number, lambda: self._look(message))
+            case Report():
+                self._reply(message.number, self._engine.stats)
+            case Cancel():
+                for number in message.answers:
+                    if answer := self._answers.get(number):
+                        answer.is_unwanted = True
+            case Abandon():
+                self._abandon(message.number)
+            case Release():
+                self._prompts.pop(message.number, None)
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self._is_stopping = True
+        self._wake.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # -------------------------------------------------------------------------------------------- requests
+
+    def _ask(self, ask: Ask) -> None:
+        """Prepare a prompt and put its answers into the engine's queue."""
+        token = request_id.set(ask.request_id)
+        try:
+            self._start(ask)
+        except Exception as error:  # noqa: BLE001 - the API's side tells what the client may know
+            with self._lock:
+                self._preparing.pop(ask.number, None)
+            self._send(Reply(ask.number, error=error))
+        finally:
+            request_id.reset(token)
+
+    def _start(self, ask: Ask) -> None:
+        prepared, prompt = self._prepare(ask)
+        answers: list[_Answer] = []
+        try:
+            for number, config in zip(ask.answers, ask.configs, strict=True):
+                room = self.max_context - prompt.prompt_tokens
+                limited = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, room)})
+                answers.append(_Answer(number, prompt, self.model.submit(prepared, limited)))
+        except BaseException:
+            self._drop(answers)
+            raise
+        with self._lock:
+            if self._preparing.pop(ask.number, None) is None:  # abandoned meanwhile
+                self._drop(answers)
+                return
+            self._prompts[ask.number] = prepared, answers
+            self._send(Reply(ask.number, prompt))  # before the first tokens
+            self._answers.update({answer.number: answer for answer in answers})
+        self._wake.set()
+
+    def _prepare(self, ask: Ask) -> tuple[PreparedPrompt, ReadyPrompt]:
+        prepared = self.model.prepare_untrusted(ask.messages, ask.tools)
+        counts = self.model.count_tokens(prepared)
+        total, text = sum(counts.values()), counts["text"]
+        if total >= self.max_context:
+            raise PromptTooLongError(
+                f"The prompt has {total:,} tokens ({text:,} of text, {total - text:,} of media), but "
+                f"this server takes at most {self.max_context:,} for prompt and answer together. Shorten the text, or "
+                "send fewer or smaller images and videos."
+            )
+        return prepared, ReadyPrompt(ask.number, total, total - text, prepared.seconds, prepared.video_duration)
+
+    def _abandon(self, number: int) -> None:
+        with self._lock:
+            if (future := self._preparing.pop(number, None)) is not None:
+                future.cancel()
+            _, answers = self._prompts.pop(number, (None, []))
+            for answer in answers:
+                answer.is_unwanted = True
+
+    def _drop(self, answers: Sequence[_Answer]) -> None:
+        """Let the engine's thread cancel answers, since that can take as long as a step."""
+        self._unwanted.extend(answer.handle for answer in answers)
+        self._wake.set()
+
+    def _look(self, message: Look) -> Any:
+        prepared, _ = self._prompts[message.prompt]
+        return message.view(self.model, prepared, *message.arguments)
+
+    def _reply(self, number: int, work: Callable[[], Any]) -> None:
+        try:
+            reply = Reply(number, work())
+        except Exception as error:  # noqa: BLE001 - as in `_ask`
+            reply = Reply(number, error=error)
+        self._send(reply)
+
+    # -------------------------------------------------------------------------------------------- the engine's thread
+
+    def run(self) -> None:
+        """Step the engine until `stop` is called, then cancel what is left."""
+        while not self._is_stopping:
+            with self._lock:
+                answers = list(self._answers.values())
+            while self._unwanted:
+                self._unwanted.popleft().cancel()
+            if not answers:
+                self._wake.wait()
+                self._wake.clear()
+                continue
+            try:
+                self._engine.step()
+            except Exception:  # the engine ends the requests that it cannot answer, and the next ones are served
+                log.exception("A step of the engine failed.")
+            self._deliver(answers)
+        for answer in self._answers.values():
+            answer.handle.cancel()
+
+    def _deliver(self, answers: Sequence[_Answer]) -> None:
+        """Pass on what a step has produced, in one message.
+
+        The first tokens of an answer and its end are passed on at once, the others after a while that depends on how
+        many answers are running: several tokens then make one event.
+        """
+        news: list[News] = []
+        now = time.perf_counter()
+        due = now - SECONDS_PER_EVENT * len(answers)
+        ended: list[int] = []
+        for answer in answers:
+            handle = answer.handle
+            if answer.is_unwanted:
+                handle.cancel()
+            has_ended = handle.has_ended  # before the pieces are taken: those of the last step come first
+            if answer.last_delivery > due and not has_ended:
+                continue
+            pieces = handle.take()
+            if pieces or has_ended:
+                logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+                text = "".join([piece.text for piece in pieces])
+                news.append((answer.number, text, logprobs, _outcome(answer) if has_ended else None))
+                answer.last_delivery = now
+            if has_ended:
+                ended.append(answer.number)
+        if ended:
+            with self._lock:
+                for number in ended:
+                    del self._answers[number]
+        if news:
+            self._send(Step(news))
+
+
+def _outcome(answer: _Answer) -> Ending | Exception:
+    """Return how an answer ended, or the error that ended it."""
+    try:
+        generated: Generated = answer.handle.result()
+    except Exception as error:  # noqa: BLE001 - raised where the answer is read
+        return error
+    prompt = answer.prompt
+    usage = Usage(prompt.prompt_tokens, prompt.media_tokens, len(generated.token_ids), generated.cached_tokens)
+    timings = Timings(prompt.seconds, generated.encode_seconds, generated.prefill_seconds, generated.decode_seconds)
+    return Ending(generated.finish_reason, usage, timings, generated.queue_seconds)

@@ -1,0 +1,149 @@
+"""What the API's side and the engine's side say to each other. Everything can be pickled.
+
+Each request of the API's side has a number, by which its reply, its prompt and its cancelling are known; each answer
+has one of its own.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vila_core.chat import ChatTemplate, Message
+from vila_core.config import VilaConfig
+from vila_core.engine.completion import FinishReason, Timings, TokenLogprobs, Usage
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.errors import VilaError
+
+
+class EngineStoppedError(VilaError):
+    """The engine has ended, so that its requests are not answered."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the API's side knows of the model.
+
+    Attributes:
+        name: the hub id or folder name of the checkpoint.
+        config: of the model.
+        template: the chat template.
+        tokens: the vocabulary: the tokenizer's spelling of each id.
+        max_context: most tokens of a prompt with its answer.
+    """
+
+    name: str
+    config: VilaConfig
+    template: ChatTemplate
+    tokens: tuple[str | None, ...]
+    max_context: int
+
+
+@dataclass(frozen=True)
+class ReadyPrompt:
+    """A prompt that is being answered, with its token counts.
+
+    Attributes:
+        number: of the request.
+        prompt_tokens: all tokens, and of these `media_tokens` of images and videos.
+        seconds: how long loading and resizing the media, rendering and tokenizing took.
+        video_duration: seconds of its last video.
+    """
+
+    number: int
+    prompt_tokens: int
+    media_tokens: int
+    seconds: float
+    video_duration: float | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended. `queue_seconds` is how long its prompt waited before it was read."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+    queue_seconds: float
+
+
+News = tuple[int, str, Sequence[TokenLogprobs], Ending | Exception | None]
+"""What an answer has gained: its number, text, log-probabilities if they were asked for, and how it ended."""
+
+# ---------------------------------------------------------------------------------------------- to the engine's side
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Prepare a prompt and give it an answer for each of `configs`, numbered `answers`. The reply is a `ReadyPrompt`.
+
+    `tools` are in OpenAI's form; `request_id` is for the log.
+    """
+
+    number: int
+    request_id: str | None
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]]
+    configs: Sequence[GenerationConfig]
+    answers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Nobody waits for the reply to this `Ask` any more."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """End these answers before their next tokens."""
+
+    answers: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Release:
+    """Forget the prompt of this `Ask`."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Reply with what `view` makes of the model, the prompt of the request `prompt`, and `arguments`."""
+
+    number: int
+    prompt: int
+    view: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Reply with the engine's `EngineStats`."""
+
+    number: int
+
+
+ToEngine = Ask | Abandon | Cancel | Release | Look | Report
+
+# ---------------------------------------------------------------------------------------------- to the API's side
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The result of a request, or its error."""
+
+    number: int
+    result: Any = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step of the engine has produced, for all answers."""
+
+    news: Sequence[News]
+
+
+FromEngine = Reply | Step

@@ -1,0 +1,65 @@
+"""Loads the model that a server serves."""
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import vila_core
+from vila_core.errors import warn
+from vila_core.language.page_size import PAGE_SIZE
+from vila_serve.answering.process import Task
+from vila_serve.observability.logs import log_to_stderr
+from vila_serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from vila_core import Vila
+
+
+def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], None] = False) -> "Vila":
+    """Load the model of the settings, and answer once, so that the first client need not wait for that.
+
+    Raises:
+        CheckpointError, ConfigError: as `vila_core.load` does.
+    """
+    from vila_core.checkpoint.embedded import EMBEDDED_MODEL  # imported here because of torch
+
+    devices = None if settings.device_map in (None, "auto") else settings.device_map.split(",")
+    model = vila_core.load(
+        settings.model_path or EMBEDDED_MODEL,
+        device=settings.device,
+        device_map=devices or settings.device_map,
+        dtype=settings.dtype,
+        chat_template=None if settings.conv_mode == "auto" else settings.conv_mode,
+        revision=settings.revision,
+        offline=settings.offline,
+        lora=settings.lora_path,
+        engine=vila_core.EngineConfig(
+            max_batch=settings.max_batch,
+            max_queue=settings.max_batch + settings.max_queue,
+            cache_bytes=settings.cache_bytes,
+            kv_cache_dtype=settings.kv_cache_dtype,
+        ),
+        progress=progress,
+    )
+    model.generate("Hello", max_new_tokens=1)
+    held = model.engine.stats().pages * PAGE_SIZE
+    context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
+    if held < context:
+        warn(
+            f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "
+            "refused. Give it more memory with --cache-bytes, or use --kv-cache-dtype fp8, or a smaller or quantized "
+            "model."
+        )
+    return model
+
+
+def loading_task(settings: ServeSettings, plugin_files: Sequence[Path] = ()) -> Task:
+    """Return what the engine's process does: load the model of the settings and answer with it."""
+    return Task(
+        load=partial(load_model, settings),
+        max_context=settings.max_context,
+        plugin_files=tuple(path.absolute() for path in plugin_files),
+        set_up=partial(log_to_stderr, settings.log_level, settings.log_format),
+    )
