@@ -360,7 +360,7 @@ def test_one_gpu_without_shards_gives_the_same(micro_checkpoint: Path, tmp_path:
     )
     assert [one.loss for one in whole.records] == pytest.approx([one.loss for one in sharded.records], rel=1e-5)
     norms = [[one.gradient_norm for one in found.records] for found in (whole, sharded)]
-    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # FSDP adds up the gradients of a tied weight in bf16
     ours, theirs = (vila.load(tmp_path / f"{name}/model", device="cpu").network for name in (False, True))
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2, msg=name)
