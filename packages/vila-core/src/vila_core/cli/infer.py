@@ -12,7 +12,14 @@ from typer.core import TyperCommand
 
 import vila_core
 from vila_core.cli.arguments import join_values
-from vila_core.cli.infer_options import AnswerOptions, MediaOptions, ModelOptions, OutputOptions, PromptOptions
+from vila_core.cli.infer_options import (
+    AnswerOptions,
+    DrawOptions,
+    MediaOptions,
+    ModelOptions,
+    OutputOptions,
+    PromptOptions,
+)
 from vila_core.cli.option_groups import with_option_groups
 from vila_core.cli.options import Debug, Plugin, load_plugin_files, version_option
 from vila_core.cli.progress import show_phases
@@ -39,6 +46,8 @@ vila-infer --media before.png after.png --text "What changed?" --json
 
 echo "Read the text." | vila-infer page.png --json-schema answer.json
 
+vila-infer -m mit-han-lab/vila-u-7b-256 "A snowy mountain." --generate image --out mountain.png
+
 vila-infer chart.png "Which bar is highest?" --explain [dim]# draws the tiles[/dim]
 """
 
@@ -59,10 +68,12 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 @app.command("infer", cls=InferCommand, help=HELP)
 @with_option_groups
 def infer(
+    context: typer.Context,
     prompt: PromptOptions,
     model: ModelOptions,
     media: MediaOptions,
     answer: AnswerOptions,
+    drawing: DrawOptions,
     output: OutputOptions,
     plugin: Plugin = None,
     version: Annotated[bool, version_option(vila_core.__version__)] = False,
@@ -73,6 +84,11 @@ def infer(
         raise ConfigError("Got both --json and --stream, but JSON is printed only once it is complete. Drop one.")
     load_plugin_files(plugin)
     parts = prompt.read()
+    if drawing.generate is not None or drawing.out is not None:
+        from vila_core.cli.draw import draw  # not above: it imports pydantic, which is slow
+
+        draw(parts, model, drawing, answer, output, context)
+        return
     overrides = media.overrides()
     settings = answer.settings()  # validate before loading the model, which takes long
     with show_phases(f"Loading {model.label}") as show:

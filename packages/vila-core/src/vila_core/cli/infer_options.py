@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,7 @@ _prompt = partial(typer.Option, rich_help_panel="Prompt")
 _model = partial(typer.Option, rich_help_panel=MODEL)
 _media = partial(typer.Option, rich_help_panel="Media")
 _answer = partial(typer.Option, rich_help_panel="Answer")
+_draw = partial(typer.Option, rich_help_panel="Drawing (--temperature, --top-p, --top-k and --seed apply, too)")
 _output = partial(typer.Option, rich_help_panel=OUTPUT)
 
 
@@ -199,6 +201,32 @@ class AnswerOptions:
         }
         GenerationConfig.model_validate(settings)
         return settings
+
+
+class Drawn(StrEnum):
+    """What `--generate` draws."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """What is drawn instead of an answer."""
+
+    generate: Annotated[Drawn | None, _draw("--generate", help="Draw the text instead of answering it.")] = None
+    out: Annotated[
+        Path | None,
+        _draw("--out", "-o", metavar="FILE", help="Output: .png, .jpg or .webp; of a video .mp4, .webp or .gif."),
+    ] = None
+    count: Annotated[int, _draw("--count", "-n", help="How many to draw; the files are numbered.")] = 1
+    guidance: Annotated[
+        float, _draw("--guidance", help="How strictly the text is followed; 1 is off, and twice as fast.")
+    ] = 3.0
+    negative_prompt: Annotated[str, _draw("--negative-prompt", metavar="TEXT", help="What not to show.")] = ""
+    preview: Annotated[
+        Path | None, _draw("--preview", metavar="PNG", help="Write what has been drawn so far, every few rows.")
+    ] = None
 
 
 @dataclass(frozen=True)
