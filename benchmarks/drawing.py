@@ -101,7 +101,9 @@ class Drawer:
         for module in (self.decoder, transformer, codebook, projector):
             fill(module, device, dtype)
         self.transformer = transformer
-        self.head = cast("GenerationHead", DepthTransformerHead(transformer, cast("Any", codebook), projector))
+        self.head = cast(
+            "GenerationHead", DepthTransformerHead(transformer, cast("Any", codebook), cast("Any", projector))
+        )
         self.device = device
         empty = [*range(20, 20 + 40), START]
         modes = OutputModes(self.head, {START: "image"}, lambda kind, text: empty)

@@ -1,0 +1,112 @@
+"""Drawing on a GPU: a captured step, an eager one, a batch and pictures beside texts give the same codes."""
+
+import pytest
+import torch
+from tests.core.drawing_heads import SmallHead
+
+from vila_core.config import DecoderConfig
+from vila_core.engine.answer import Generated
+from vila_core.engine.drawing import DrawingConfig, DrawingRequest, Drawn, OutputModes
+from vila_core.engine.engine import Engine
+from vila_core.engine.inputs import TextPrompt
+from vila_core.engine.limits import EngineConfig
+from vila_core.engine.request import Handle
+from vila_core.engine.sampling import GenerationConfig
+from vila_core.generation.drawing_rows import DrawingRows, DrawingSampling
+from vila_core.language.decoder import Decoder
+from vila_core.language.paged_rows import StepKind
+from vila_core.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+GPU = torch.device("cuda")
+START = 7
+HOT = DrawingConfig(guidance=3, temperature=1.1, top_k=12, top_p=0.9, seed=5)
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Decoder:
+    config = DecoderConfig(
+        architecture="llama", hidden_size=256, vocab_size=333, max_length=512, intermediate_size=512,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=512,
+    )  # fmt: skip
+    decoder = Decoder(config)
+    decoder.reset_parameters(std=0.1, generator=torch.Generator().manual_seed(0))
+    return decoder.to(GPU, torch.bfloat16).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def head() -> SmallHead:
+    return SmallHead(256, depth=3).to(GPU, torch.bfloat16)
+
+
+def new_engine(decoder: Decoder, tokenizer: Tokenizer, head: SmallHead) -> Engine:
+    modes = OutputModes(head, {START: "image"}, lambda kind, text: [30, 31, START])
+    return Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=64 << 20, max_batch=24), modes=modes)
+
+
+def draw(engine: Engine, decoder: Decoder, number: int) -> Handle:
+    prompt = TextPrompt(decoder, [*range(40, 50 + 7 * number), START])
+    return engine.submit(prompt, GenerationConfig(seed=1), DrawingRequest(HOT, number))
+
+
+def codes_of(answer: Generated) -> object:
+    (drawn,) = answer.parts
+    assert isinstance(drawn, Drawn)
+    return drawn.codes
+
+
+def test_captured_and_eager_draws_agree() -> None:
+    """The same hidden states, in fp32: one graph, and one call after another."""
+    head = SmallHead(64, depth=3).to(GPU)
+    from vila_core.language.capturing import capture
+    from vila_core.ops.sampling import choose_tokens
+
+    hidden = torch.randn(8, 64, device=GPU, generator=torch.Generator(GPU).manual_seed(0))
+    results: list[torch.Tensor] = []
+    for is_captured in (False, True):
+        rows = DrawingRows(head, 8, 64, GPU, torch.float32, choose_tokens)
+        sampling = DrawingSampling(3.0, 1.0, 12, 0.9, seed=3)
+        for row in range(0, 8, 2):
+            rows.start(row, sampling, 0, row + 1)
+        kind = StepKind.of([sampling.of_row])
+        if is_captured:
+            with rows.unused():
+                graph, codes = capture(lambda r=rows, k=kind: r.draw(hidden, k), GPU)
+            steps: list[torch.Tensor] = []
+            for _ in range(4):
+                graph.replay()
+                steps.append(codes.clone())
+        else:
+            steps = [rows.draw(hidden, kind).clone() for _ in range(4)]
+        results.append(torch.stack(steps)[:, ::2])
+    assert torch.equal(*results)
+    assert (results[0] >= 0).all()
+
+
+def test_a_picture_twice(on_gpu: Decoder, head: SmallHead, tokenizer: Tokenizer) -> None:
+    engine = new_engine(on_gpu, tokenizer, head)
+    first = codes_of(draw(engine, on_gpu, 0).result())
+    assert codes_of(draw(engine, on_gpu, 0).result()) == first
+
+
+def test_pictures_beside_texts_end_and_leave_nothing(on_gpu: Decoder, head: SmallHead, tokenizer: Tokenizer) -> None:
+    engine = new_engine(on_gpu, tokenizer, head)
+    text = TextPrompt(on_gpu, list(range(60, 80)))
+    texts = [engine.submit(text, GenerationConfig(max_new_tokens=length)) for length in (30, 3)]
+    pictures = [draw(engine, on_gpu, number) for number in range(3)]
+    engine.step()
+    pictures.append(draw(engine, on_gpu, 3))
+    assert [len(list(codes_of(one.result()))) for one in pictures] == [6] * 4  # pyright: ignore[reportArgumentType]
+    assert [len(one.result().token_ids) for one in texts] == [30, 3]
+    stats = engine.stats()
+    assert (stats.answering, stats.pages_used) == (0, 0)
+
+
+def test_a_model_begins_a_picture_while_the_next_step_runs(
+    on_gpu: Decoder, head: SmallHead, tokenizer: Tokenizer
+) -> None:
+    engine = new_engine(on_gpu, tokenizer, head)
+    config = GenerationConfig(max_new_tokens=4, logit_bias={START: 100})
+    answer = engine.submit(TextPrompt(on_gpu, list(range(60, 80))), config).result()
+    assert answer.token_ids == [START] * 4
+    assert sum(isinstance(part, Drawn) for part in answer.parts) == 3
