@@ -173,7 +173,7 @@ class _ChatStream:
             for index in range(len(self._answers)):
                 yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
             async for index, news in merged(self._answers):
-                for part in self._of_news(index, news):
+                if part := b"".join(self._of_news(index, news)):
                     yield part
             if self._has_usage:
                 yield event({**self._head, "choices": [], "usage": usage_of(self._answers).model_dump()})
@@ -211,6 +211,12 @@ class _ChatStream:
 
 async def merged(answers: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Delta | Ending]]:
     """Yield what several answers gain, with their numbers, as it comes. Raises the error of an answer that fails."""
+    if len(answers) == 1:  # without a task and a queue, which cost as much as the rest of an event
+        async for delta in answers[0]:
+            yield 0, delta
+        assert answers[0].ending is not None
+        yield 0, answers[0].ending
+        return
     arrived: asyncio.Queue[tuple[int, Delta | Ending | Exception]] = asyncio.Queue()
 
     async def read(index: int, answer: RunningAnswer) -> None:
