@@ -426,6 +426,8 @@ class DepthTransformerConfig(GenerationHeadConfig):
     video_start_token: str | None = "<vi_start>"
     video_end_token: str | None = "<vi_end>"
     video_frames: Frames = 8
+    knows_empty_prompt: bool = True
+    """Whether it was trained with prompts left out, which guidance needs."""
 
     def require_fit(
         self, tower: VisionTowerConfig, projector: ProjectorConfig, language_model: LanguageModelConfig

@@ -187,10 +187,10 @@ class DepthTransformerHead:
         """An image, and a video if the model has a token that starts one."""
         config = self.transformer.config
         positions = config.grid[0] * config.grid[1]
-        kinds = {"image": OutputKind(config.image_start_token, positions)}
+        kinds = {"image": OutputKind(config.image_start_token, positions, 1, config.knows_empty_prompt)}
         if config.video_start_token is not None:
             frames = config.video_frames
-            kinds["video"] = OutputKind(config.video_start_token, frames * positions, frames)
+            kinds["video"] = OutputKind(config.video_start_token, frames * positions, frames, config.knows_empty_prompt)
         return kinds
 
     @property
