@@ -3,12 +3,9 @@
 N images, P tokens, D width
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from tests.interpreted_kernels import run_interpreted
 from torch import nn
 
 from vila_core.config import ClipConfig, ProjectorConfig, SiglipConfig, VisionTowerConfig
@@ -71,12 +68,7 @@ for config, kind in (
 
 
 def test_a_fused_tower_equals_the_tower() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(INTERPRETED)
 
 
 def test_a_tower_on_a_cpu_keeps_its_own_operators(recwarn: pytest.WarningsRecorder) -> None:

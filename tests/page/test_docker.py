@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -173,13 +174,15 @@ def _core_packages() -> str:
 def test_the_script_installs_a_server_that_works(installed: Path, tmp_path: Path):
     """In an environment like the container's: no home to write to, the port from the environment."""
     lines = stages()["cpu"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     environment = dict(re.findall(r"(\w+)=(\S+)", " ".join(rest for word, rest in lines if word == "ENV")))
     environment |= {
         "PATH": f"{installed}/bin:{os.environ['PATH']}",
         "HF_HOME": str(tmp_path / "hf"),
         "HOME": str(tmp_path),
         "VILA_HOST": "127.0.0.1",
-        "VILA_PORT": "18653",
+        "VILA_PORT": str(port),
         "VILA_CONV_MODE": "auto",
         "VILA_MODEL_PATH": "",
         "VILA_LOG_FORMAT": "json",
@@ -196,7 +199,7 @@ def test_the_script_installs_a_server_that_works(installed: Path, tmp_path: Path
                 time.sleep(1)
             import httpx2
 
-            with httpx2.Client(base_url="http://127.0.0.1:18653", timeout=60) as http:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
                 question = {"model": "vila-tiny", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
                 assert http.post("/chat/completions", json=question).status_code == 200
                 assert "VILA Kit" in http.get("/").text

@@ -3,13 +3,11 @@
 M rows, N outputs, K inputs
 """
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 import torch
+from tests.interpreted_kernels import run_interpreted
 from torch import nn
 
 from vila_quant.kernels import LinearShape, choose_eight_bit
@@ -106,7 +104,4 @@ assert error < 0.01, error
 
 
 def test_a_tower_with_eight_bit_linears_runs_fused() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", FUSED], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(FUSED)

@@ -3,12 +3,12 @@
 M rows, N outputs, K inputs
 """
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from tests.interpreted_kernels import run_interpreted
 
 from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 
@@ -46,12 +46,7 @@ for bad in (torch.nan, torch.inf):
 
 
 def test_the_kernels_match_their_references() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", MATCH_THE_REFERENCES], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(MATCH_THE_REFERENCES)
 
 
 COMPILED = """

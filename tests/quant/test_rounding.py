@@ -1,11 +1,8 @@
 """Error-compensated rounding: same integers as GPTQ's formulation; the Triton kernel matches its reference."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from tests.interpreted_kernels import run_interpreted
 from torch import Tensor
 
 from vila_quant.awq.rounding import feedback, round_compensated
@@ -94,12 +91,7 @@ for rows, columns in ((16, 32), (19, 24)):
 
 
 def test_the_triton_kernel_follows_its_oracle() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(INTERPRETED)
 
 
 @pytest.mark.cuda

@@ -1,10 +1,9 @@
 """The operators in the CPU interpreter of Triton, in small, against the oracles in fp64."""
 
-import os
-import subprocess
 import sys
 
 import pytest
+from tests.interpreted_kernels import run_interpreted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
@@ -501,19 +500,9 @@ for name, calls in CALLS.items():
     ],
 )
 def test_an_operator_follows_the_oracle(what: str) -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK + what], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2500:]
+    run_interpreted(CHECK + what)
 
 
 def test_operators_say_what_they_return_and_change() -> None:
     """For `torch.compile`: shapes without running a kernel, and which arguments are written."""
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", OPERATORS], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2500:]
+    run_interpreted(OPERATORS)

@@ -1,10 +1,9 @@
 """Prompts as CUDA graphs read them, in Triton's interpreter: one prompt or several, whole or continued."""
 
-import os
-import subprocess
 import sys
 
 import pytest
+from tests.interpreted_kernels import run_interpreted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
@@ -61,9 +60,4 @@ with torch.inference_mode():
 
 
 def test_prompts_in_one_sequence_give_what_the_decoder_gives() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(INTERPRETED)

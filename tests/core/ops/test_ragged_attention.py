@@ -1,11 +1,10 @@
 """Attention of several new tokens per row to a paged cache: in the interpreter, and compiled for each GPU."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.interpreted_kernels import run_interpreted
 
 from vila_core.language.paged_prefill import pack
 
@@ -88,12 +87,7 @@ assert keys[0, 0, :2].isfinite().all() and values[0, 0, 0].eq(0).all()
 
 
 def test_the_kernels_match_the_oracle() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(INTERPRETED)
 
 
 def test_the_kernels_fit_every_gpu(tmp_path: Path) -> None:

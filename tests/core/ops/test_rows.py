@@ -3,12 +3,11 @@
 M rows, D columns
 """
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.interpreted_kernels import run_interpreted
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
@@ -86,12 +85,7 @@ with torch.device("meta"):
 
 
 def test_rows_match_the_oracle() -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(INTERPRETED)
 
 
 @pytest.mark.parametrize("quantize", ["", "i8", "fp8e4nv"], ids=["16-bit", "int8", "fp8"])

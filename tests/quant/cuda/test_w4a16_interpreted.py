@@ -4,11 +4,8 @@ The interpreter's matrix product takes no bf16 and its conversions to bf16 trunc
 not matter much.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
+from tests.interpreted_kernels import run_interpreted
 
 CHECK = """
 import sys
@@ -153,9 +150,4 @@ for (outputs, columns, group_size), dtype in (
     ids=["decode", "swiglu", "norms", "heads", "tiles", "dequantize"],
 )
 def test_a_kernel_follows_the_oracle(what: str) -> None:
-    pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK + what], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_interpreted(CHECK + what)
