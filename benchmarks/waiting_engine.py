@@ -41,6 +41,7 @@ class WaitingRunner:
 
     def __init__(self, width: int, seconds: float):
         self.device = torch.device("cpu")
+        self.dtype = torch.float32
         self.pool = PagePool(PAGES)
         self.reads_in_chunks = True
         self.overlaps = True
@@ -65,6 +66,10 @@ class WaitingRunner:
             self._rows.append(request)
         return self._pending(requests)
 
+    def start_drawing(self, requests: Sequence[Request], hidden: Tensor) -> PendingStep:
+        """See `Runner`: the models that this stands for only write."""
+        raise NotImplementedError
+
     def step(self, drafts: Mapping[Request, Sequence[int]]) -> PendingStep:
         """See `Runner`."""
         return self._pending(tuple(self._rows))
@@ -78,7 +83,7 @@ class WaitingRunner:
     def _pending(self, requests: Sequence[Request]) -> PendingStep:
         self._free = max(self._free, time.perf_counter()) + self._seconds
         tokens = WaitingTokens([TOKEN] * len(requests), self._free, torch.zeros(0))
-        return PendingStep(requests, tokens, torch.float32)
+        return PendingStep(requests, tokens, self.dtype)
 
 
 def let_steps_wait(model: vila_core.Vila, seconds: float) -> None:
