@@ -23,6 +23,7 @@ import pytest
 from tests.running_server import RunningServer
 from tests.serve.conftest import MEDIA, image_part, user
 
+from vila_core.engine import grammar
 from vila_core.errors import VilaWarning
 from vila_serve.settings import ServeSettings
 
@@ -53,6 +54,31 @@ def wait_until(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
 
 def is_idle(server: RunningServer) -> bool:
     return server.requests + server.app.state.service.admission.requests == 0
+
+
+def test_schemas_that_take_long_to_compile_delay_no_other_request(server: RunningServer, monkeypatch: Any):
+    """Some schemas take minutes. As many of them as there are threads once stopped the whole server for that time."""
+    goes_on, waiting = threading.Event(), list[str]()
+    compile_now = grammar._Compiler.compile  # pyright: ignore[reportPrivateUsage]
+
+    def compile_slowly(compiler: Any, schema: dict[str, Any]) -> Any:
+        if schema.get("title") == "slow":
+            waiting.append("one")
+            assert goes_on.wait(120)
+        return compile_now(compiler, schema)
+
+    monkeypatch.setattr(grammar._Compiler, "compile", compile_slowly)  # pyright: ignore[reportPrivateUsage]
+    schema = {"name": "slow", "schema": {"title": "slow", "type": "integer", "maximum": 9, "minimum": 0}}
+    slow = body(response_format={"type": "json_schema", "json_schema": schema}, max_tokens=4)
+    with ThreadPoolExecutor(20) as clients:
+        answers = [clients.submit(httpx2.post, f"{server.url}{CHAT}", json=slow, timeout=120) for _ in range(20)]
+        try:
+            wait_until(lambda: bool(waiting))
+            assert httpx2.post(f"{server.url}{CHAT}", json=body(max_tokens=2), timeout=60).status_code == 200
+            assert not any(answer.done() for answer in answers)
+        finally:
+            goes_on.set()
+        assert {answer.result().status_code for answer in answers} == {200}
 
 
 def test_a_stream_ends_when_its_client_leaves(server: RunningServer):

@@ -75,7 +75,10 @@ class EngineSide:
         self.max_context = context if max_context is None else min(max_context, context)
         self._engine = model.engine
         self._send = send
-        self._threads = ThreadPoolExecutor(threads or min(MAX_THREADS, os.cpu_count() or 1), "prepare")
+        threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(threads, "prepare")
+        # Schemas may take minutes to compile, so that they have threads of their own.
+        self._schema_threads = ThreadPoolExecutor(threads, "schemas")
         self._lock = threading.Lock()  # guards the next three
         self._preparing: dict[int, Future[None]] = {}
         self._prompts: dict[int, tuple[PreparedPrompt, list[_Answer]]] = {}
@@ -95,8 +98,10 @@ class EngineSide:
         """Act on a message, without waiting."""
         match message:
             case Ask():
+                has_schema = any(config.json_schema is not None for config in message.configs)
+                threads = self._schema_threads if has_schema else self._threads
                 with self._lock:
-                    self._preparing[message.number] = self._threads.submit(self._ask, message)
+                    self._preparing[message.number] = threads.submit(self._ask, message)
             case Look():
                 self._threads.submit(self._reply, message.number, lambda: self._look(message))
             case Report():
@@ -115,7 +120,8 @@ class EngineSide:
         """Let `run` return."""
         self._is_stopping = True
         self._wake.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._schema_threads):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     # -------------------------------------------------------------------------------------------- requests
 
