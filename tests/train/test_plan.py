@@ -51,7 +51,7 @@ def plan(order: Sized, world_size: int = 1, **changes: Any) -> tuple[int, int, i
         (1000, {"data.samples_per_step": 36}, 8, 32),  # 9 rows: not many ranks divide that
         (1000, {"data.rows_per_step": 9}, 9, 28),
         (1000, {"data.packing": False, "data.samples_per_step": 100}, 100, 10),
-        (3, {"data.samples_per_step": 128}, 40, 1),
+        (3, {"data.samples_per_step": 128}, 32, 1),
     ],
 )
 def test_rows_hold_the_samples_of_a_step(samples: int, changes: dict[str, Any], rows: int, steps: int):
@@ -89,7 +89,8 @@ def test_damaged_samples_are_not_measured():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "expected"), [([100], 1), ([50] * 10, 2), ([60] * 10, 1), ([10] * 95, 10), ([10], 1), ([5] * 7, 7)]
+    ("lengths", "expected"),
+    [([100], 1), ([50] * 10, 2), ([60] * 10, 1), ([10] * 95, 10), ([10], 10), ([60], 1), ([5] * 7, 20)],
 )
 def test_samples_per_row(lengths: list[int], expected: float):
     assert samples_per_row(lengths, 100) == pytest.approx(expected)

@@ -15,6 +15,8 @@ MANY_LANES = 32
 """Enough lanes for many loading processes."""
 MOST_LANES = 64
 """Each lane keeps samples in memory."""
+_FULL_ROWS = 8
+_MOST_REPEATED = 4096
 
 
 class Plan(Config):
@@ -82,10 +84,15 @@ def measure(order: Order, encode: SampleEncoder, capacity: int) -> float:
 
 
 def samples_per_row(lengths: Sequence[int], capacity: int) -> float:
-    """Return how many samples of these lengths share a row on average. The last row of a packing is not full."""
+    """Return how many samples of these lengths share a row on average, if they come again and again.
+
+    The last row of a packing is not full.
+    """
+    rounds = -(-_FULL_ROWS * capacity // sum(lengths))  # a small data set comes several times in a row
+    lengths = [*lengths] * min(rounds, _MOST_REPEATED // len(lengths) + 1)
     rows = len(pack(lengths, capacity))
     full = sum(lengths) / capacity
-    return len(lengths) / max(1.0, full if rows > 1 and rows - full < 1 else rows)
+    return len(lengths) / (full if rows > 1 and rows - full < 1 else rows)
 
 
 def _round_rows(rows: float, world_size: int) -> int:
