@@ -2,10 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 from tests.page.conftest import API, MEDIA, PageClient, streamed
 from tests.running_server import RunningServer, running
 
@@ -103,17 +106,27 @@ def test_a_picture_goes_where_requests_with_it_go(kind: str, field: str):
 
 @pytest.fixture(scope="module")
 def server(model: vila_core.Vila) -> Iterator[RunningServer]:
-    """A front whose only replica is the application of another server in this process."""
-    with running(create_app(model, ServeSettings(page=False))) as behind:
-        service = behind.app.state.service
-        replicas = ScriptedReplicas()
-        answers = ReplicaAnswers(lambda question: Turns(service).answer(question), max_bytes=1_000_000)
-        settings = ServeSettings(replicas=2)
-        front = create_front(
-            replicas, settings, lambda inner: with_page(inner, answers, PageModel.of(service), settings)
-        )
-        with running(front) as started:
-            yield started
+    """A front whose only replica is an application in the same process, which begins and ends with the front."""
+    behind = create_app(model, ServeSettings(page=False))
+    service = behind.state.service
+    answers = ReplicaAnswers(lambda question: Turns(service).answer(question), max_bytes=1_000_000)
+    settings = ServeSettings(replicas=2)
+
+    def add_page(inner: ASGIApp) -> ASGIApp:
+        page = with_page(inner, answers, PageModel.of(service), settings)
+        assert isinstance(page, FastAPI)
+        own = page.router.lifespan_context
+
+        @asynccontextmanager
+        async def life(running: Any) -> AsyncGenerator[Any]:
+            async with behind.router.lifespan_context(behind), own(running) as state:
+                yield state
+
+        page.router.lifespan_context = life
+        return page
+
+    with running(create_front(ScriptedReplicas(), settings, add_page)) as started:
+        yield started
 
 
 def test_the_page_answers_about_an_upload(page: PageClient):
