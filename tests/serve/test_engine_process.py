@@ -1,5 +1,6 @@
 """The engine in a process of its own: the same answers, and what happens when one of the two processes ends."""
 
+import asyncio
 import io
 import os
 import signal
@@ -22,6 +23,7 @@ from tests.serve.conftest import MEDIA, data_uri, image_part, user
 from tests.serve.test_queue import CHAT, ENDLESS, address_in, body, start, wait_until
 
 import vila_core
+from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import CheckpointError, MediaLimitError, MissingDependencyError, VilaError, VilaWarning, warn
 from vila_serve.answering.channel import BlockingChannel, Unpacker, pack
 from vila_serve.answering.process import EngineProcess, EngineProcessError, Task
@@ -102,6 +104,36 @@ def test_the_server_does_without_torch():
 
 
 # ------------------------------------------------------------------------------------------------ a process ends
+
+
+def fork_a_sleeper(model: vila_core.Vila, prompt: object) -> int:
+    """Fork as the engine does to compile a schema; return the id of the process."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(300)
+        os._exit(0)
+    return child
+
+
+def test_a_process_that_the_engine_forked_does_not_hide_its_end():
+    async def lose_the_engine() -> None:
+        with EngineProcess(loading_task(ServeSettings(device="cpu"))) as process:
+            answering = process.wait_until_ready()
+            answering.start()
+            is_lost = asyncio.Event()
+            answering.when_stopped(lambda reason: is_lost.set())
+            config = GenerationConfig(max_new_tokens=2)
+            (answer,) = await answering.answer([vila_core.Message("user", "Hello")], [config])
+            sleeper = await answering.look(answer.prompt, fork_a_sleeper)
+            try:
+                os.kill(process.pid, signal.SIGKILL)
+                await asyncio.wait_for(is_lost.wait(), 60)
+            finally:
+                os.kill(sleeper, signal.SIGKILL)
+            assert "SIGKILL" in str(answering.stopped)
+            await answering.stop()
+
+    asyncio.run(lose_the_engine())
 
 
 def test_the_engine_is_killed_under_requests(engine: EngineProcess, served: RunningServer):

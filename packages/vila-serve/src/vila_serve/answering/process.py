@@ -190,6 +190,7 @@ class ProcessLink:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._receive: Callable[[FromEngine], None] | None = None
         self._ended: Callable[[str], None] | None = None
+        self._exit: int | None = None
 
     def start(self, receive: Callable[[FromEngine], None], ended: Callable[[str], None]) -> None:
         """See `Link`."""
@@ -197,6 +198,10 @@ class ProcessLink:
         self._receive, self._ended = receive, ended
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel, self._read)
+        if sys.platform == "linux":  # a process that the engine has forked may keep the socket open
+            with suppress(ProcessLookupError):
+                self._exit = os.pidfd_open(self.process.pid)
+                self._loop.add_reader(self._exit, self._lose)
 
     async def send(self, message: ToEngine) -> None:
         """See `Link`. Pictures are copied into shared memory in a thread."""
@@ -215,7 +220,10 @@ class ProcessLink:
         if self._loop is not None:
             self._loop.remove_reader(self._channel)
             self._loop.remove_writer(self._channel)
-            self._loop = None
+            if self._exit is not None:
+                self._loop.remove_reader(self._exit)
+                os.close(self._exit)
+            self._loop = self._exit = None
         self._outgoing.clear()
 
     def _read(self) -> None:
@@ -227,12 +235,16 @@ class ProcessLink:
         except OSError:
             data, files = b"", []
         if not data:
-            self._disconnect()
-            if self._ended is not None:
-                self._ended(self.process.reason())
+            self._lose()
             return
         for message in self._unpacker.messages(data, files):
             self._receive(message)
+
+    def _lose(self) -> None:
+        """Take note that the process has ended by itself."""
+        self._disconnect()
+        if self._ended is not None:
+            self._ended(self.process.reason())
 
     def _write(self, packed: Packed) -> None:
         if self._loop is None:
