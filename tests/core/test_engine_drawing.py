@@ -26,6 +26,8 @@ PAGE_BYTES = 2 * 2 * 2 * 12 * PAGE_SIZE * 4
 START, VIDEO_START = 7, 8
 """Token ids after which the head draws."""
 HOT = DrawingConfig(guidance=3, temperature=1.3, top_k=12, top_p=0.9, seed=5)
+ONLY_TEXT = {START: -100.0, VIDEO_START: -100.0}
+"""A bias under which no text begins a picture."""
 
 
 def some_ids(length: int, seed: int = 0) -> list[int]:
@@ -202,7 +204,7 @@ def test_pictures_wait_for_pages_and_come_back_when_they_lose_them(
     decoder: Decoder, tokenizer: Tokenizer, head: SmallHead
 ) -> None:
     engine = new_engine(decoder, tokenizer, head, pages=6)
-    text = engine.submit(TextPrompt(decoder, some_ids(50)), GenerationConfig(max_new_tokens=250))
+    text = engine.submit(TextPrompt(decoder, some_ids(50)), GenerationConfig(max_new_tokens=250, logit_bias=ONLY_TEXT))
     for _ in range(8):
         engine.step()
     handles = [draw(engine, decoder, some_ids(60), number=i, start=VIDEO_START) for i in range(5)]
@@ -212,11 +214,25 @@ def test_pictures_wait_for_pages_and_come_back_when_they_lose_them(
     assert all_is_free(engine)
 
 
+@pytest.mark.parametrize(("pages", "rows"), [(3, 24), (4, 24), (6, 24), (60, 1)])
+@pytest.mark.parametrize("token", [START, VIDEO_START])
+def test_pictures_in_a_text_that_find_no_room_end_it(
+    decoder: Decoder, tokenizer: Tokenizer, head: SmallHead, token: int, pages: int, rows: int
+) -> None:
+    engine = new_engine(decoder, tokenizer, head, pages=pages, rows=rows)
+    config = GenerationConfig(max_new_tokens=100, temperature=1.0, seed=3, logit_bias={token: 10.0})
+    draws = [engine.submit(TextPrompt(decoder, some_ids(50)), config) for _ in range(2)]
+    after = engine.submit(TextPrompt(decoder, some_ids(50)), GenerationConfig(max_new_tokens=5, logit_bias=ONLY_TEXT))
+    assert [handle.result().finish_reason for handle in draws] == ["length", "length"]
+    assert len(after.result().token_ids) == 5
+    assert all_is_free(engine)
+
+
 def test_a_picture_that_loses_its_pages_goes_on_where_it_was(
     decoder: Decoder, tokenizer: Tokenizer, head: SmallHead
 ) -> None:
     engine = new_engine(decoder, tokenizer, head, pages=4)
-    text = engine.submit(TextPrompt(decoder, some_ids(122)), GenerationConfig(max_new_tokens=100))
+    text = engine.submit(TextPrompt(decoder, some_ids(122)), GenerationConfig(max_new_tokens=100, logit_bias=ONLY_TEXT))
     engine.step()
     handle = draw(engine, decoder, some_ids(9), start=VIDEO_START)
     assert codes_of(handle.result()) == alone(decoder, head, [*some_ids(9), VIDEO_START], HOT, kind="video")

@@ -255,6 +255,7 @@ class Engine:
             with current(runner.device):
                 self._receive()
                 self._admission.admit(runner)
+                self._cut_what_never_fits()
                 self._read(runner)
                 self._answer(runner)
                 self._collect(runner, keep=1 if self._overlaps(runner) else 0)
@@ -265,6 +266,16 @@ class Engine:
             self._abandon(GenerationError("The answer was interrupted."))
             raise
         return self._is_busy
+
+    def _cut_what_never_fits(self) -> None:
+        """End the answer of the next request if even an idle engine lacks pages or rows for it.
+
+        What is checked when a request is submitted does not count pictures that the model begins on its own.
+        """
+        if self._roster.queue and not self._roster.running and not self._pending:
+            request = self._roster.queue[0]
+            request.pieces.append(request.answer.end("length"))
+            self._end(request)
 
     def _read(self, runner: Runner) -> None:
         """Read a part of the prompts, and choose the first tokens or codes after those that are complete."""
