@@ -5,6 +5,7 @@ import io
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -31,6 +32,16 @@ from vila_serve.api.app import create_app
 from vila_serve.contract.run import run_contract
 from vila_serve.loading import loading_task
 from vila_serve.settings import ServeSettings
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def importable() -> Iterator[None]:
+    """Let the engine's process import this module, whose functions it is sent."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +126,21 @@ def fork_a_sleeper(model: vila_core.Vila, prompt: object) -> int:
     return child
 
 
+def test_a_message_that_cannot_be_read_ends_the_engine():
+    async def send() -> str:
+        with EngineProcess(loading_task(ServeSettings(device="cpu"))) as process:
+            answering = process.wait_until_ready()
+            answering.start()
+            is_lost = asyncio.Event()
+            answering.when_stopped(lambda reason: is_lost.set())
+            os.write(process._channel.fileno(), struct.pack("!Q?Q", 12, False, 0) + b"oops")  # pyright: ignore[reportPrivateUsage]
+            await asyncio.wait_for(is_lost.wait(), 60)
+            await answering.stop()
+            return str(answering.stopped)
+
+    assert "exit code 1" in asyncio.run(asyncio.wait_for(send(), 180))
+
+
 def test_a_process_that_the_engine_forked_does_not_hide_its_end():
     async def lose_the_engine() -> None:
         with EngineProcess(loading_task(ServeSettings(device="cpu"))) as process:
@@ -133,7 +159,7 @@ def test_a_process_that_the_engine_forked_does_not_hide_its_end():
             assert "SIGKILL" in str(answering.stopped)
             await answering.stop()
 
-    asyncio.run(lose_the_engine())
+    asyncio.run(asyncio.wait_for(lose_the_engine(), 180))
 
 
 def test_the_engine_is_killed_under_requests(engine: EngineProcess, served: RunningServer):

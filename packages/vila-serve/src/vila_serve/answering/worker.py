@@ -39,9 +39,13 @@ def main(descriptor: int) -> NoReturn:
 
     def read() -> NoReturn:
         """Pass messages on. While the model is loaded, none comes but the end of the server's process."""
-        for message in messages:
-            is_ready.wait()
-            sides[0].handle(message)
+        try:
+            for message in messages:
+                is_ready.wait()
+                sides[0].handle(message)
+        except BaseException:  # noqa: BLE001 - without this thread, nobody would notice the end of the server
+            traceback.print_exc()
+            os._exit(1)
         os._exit(0)  # nobody waits for anything that this process does
 
     threading.Thread(target=read, name="messages", daemon=True).start()
