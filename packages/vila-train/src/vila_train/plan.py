@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 from vila_core.config import Config
 from vila_train.config import TrainConfig
-from vila_train.data.bad_samples import as_skipped
+from vila_train.data.bad_samples import Skipped
 from vila_train.errors import TrainingError
 from vila_train.packing.bins import pack
-from vila_train.packing.lanes import Order, SampleEncoder
+from vila_train.packing.lanes import Order, SampleEncoder, first_samples
 
 MEASURED_SAMPLES = 128
 MANY_LANES = 32
@@ -71,15 +71,16 @@ def row_length(config: TrainConfig) -> int:
 
 def measure(order: Order, encode: SampleEncoder, capacity: int) -> float:
     """Return how many samples share a row of `capacity` tokens on average, from the first samples of the mixture."""
+    count = min(len(order), MEASURED_SAMPLES)
     lengths: list[int] = []
     problem = ""
-    for place in range(min(len(order), MEASURED_SAMPLES)):
-        try:
-            lengths.append(len(encode(order.conversation(0, place))))
-        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
-            problem = as_skipped(error, f"sample {place:,}").message
+    for found in first_samples(order, encode, count):
+        if isinstance(found, Skipped):
+            problem = found.message
+        else:
+            lengths.append(len(found[1]))
     if not lengths:
-        raise TrainingError(f"None of the first {min(len(order), MEASURED_SAMPLES)} samples can be used: {problem}")
+        raise TrainingError(f"None of the first {count} samples can be used: {problem}")
     return samples_per_row(lengths, capacity)
 
 

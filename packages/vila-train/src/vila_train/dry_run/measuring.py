@@ -9,7 +9,7 @@ import torch
 from vila_core.model import VilaModel
 from vila_train.compute import ModelFlops
 from vila_train.config import TrainConfig
-from vila_train.data.bad_samples import as_skipped
+from vila_train.data.bad_samples import Skipped
 from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
@@ -18,6 +18,7 @@ from vila_train.loop.loader import FittingEncoder
 from vila_train.loop.setup import adapt, make_encoder
 from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow, pack
+from vila_train.packing.lanes import first_samples
 from vila_train.parallel.world import world_size
 from vila_train.plan import Plan, make_plan, row_length
 from vila_train.samples import TrainingSample
@@ -118,15 +119,13 @@ def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Co
     encoded: list[Encoded] = []
     skipped: Counter[str] = Counter()
     messages: list[str] = []
-    for place in range(min(len(mixture), SAMPLES)):
-        try:
-            conversation = mixture.conversation(0, place)
-            encoded.append(Encoded(conversation, encode(conversation)))
-        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
-            bad = as_skipped(error, f"sample {place:,}")
-            skipped[bad.reason] += 1
+    for found in first_samples(mixture, encode, min(len(mixture), SAMPLES)):
+        if isinstance(found, Skipped):
+            skipped[found.reason] += 1
             if len(messages) < MESSAGES:
-                messages.append(bad.message)
+                messages.append(found.message)
+        else:
+            encoded.append(Encoded(*found))
     if not encoded:
         raise TrainingError(f"None of the first {sum(skipped.values())} samples can be used: {messages[0]}")
     return encoded, skipped, messages

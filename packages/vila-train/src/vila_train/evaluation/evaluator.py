@@ -1,6 +1,6 @@
 """What a run evaluates: tasks of vila-eval and of plugins, and the loss on data that it does not train on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,14 +14,13 @@ from vila_core.plugins.hookspecs import EvaluationTask
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_train.config import EvaluationConfig, TrainConfig
-from vila_train.data.bad_samples import Skipped, as_skipped
-from vila_train.data.conversations import Conversation
+from vila_train.data.bad_samples import Skipped
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
 from vila_train.evaluation.live import evaluation_mode, gathered_weights, live_model
 from vila_train.models import OpenedModel
+from vila_train.packing.lanes import SampleEncoder, first_samples
 from vila_train.packing.rows import PackedRow, packed_loss
-from vila_train.samples import TrainingSample
 
 LOSS = "loss"
 """The measure of `evaluation.mixture`."""
@@ -38,15 +37,18 @@ class HeldOut:
 
     mixture: Mixture
     count: int
-    encode: Callable[[Conversation], TrainingSample]
+    encode: SampleEncoder
 
     def loss(self, network: VilaModel, device: torch.device) -> float:
         """Return the mean loss over the labelled tokens. Raises `TrainingError` if there is none."""
         total, labels = 0.0, 0
         skipped: list[Skipped] = []  # the same ones each time, so that losses compare
         with torch.no_grad(), evaluation_mode(network):
-            for sample in self._samples(skipped):
-                row = PackedRow.of([sample], device)
+            for found in first_samples(self.mixture, self.encode, self.count):
+                if isinstance(found, Skipped):
+                    skipped.append(found)
+                    continue
+                row = PackedRow.of([found[1]], device)
                 total += float(packed_loss(network, row))
                 labels += row.num_labels
         if skipped:
@@ -57,16 +59,6 @@ class HeldOut:
         if not labels:
             raise TrainingError("The samples of evaluation.mixture have no labelled token that could be used.")
         return total / labels
-
-    def _samples(self, skipped: list[Skipped]) -> Iterator[TrainingSample]:
-        """Yield the samples that can be used, and add the others to `skipped`."""
-        for position in range(self.count):
-            try:
-                sample = self.encode(self.mixture.conversation(0, position))
-            except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
-                skipped.append(as_skipped(error, f"sample {position:,}"))
-                continue
-            yield sample
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,7 @@ class Evaluator:
     held_out: HeldOut | None
 
     @classmethod
-    def open(cls, config: TrainConfig, encode: Callable[[Conversation], TrainingSample]) -> "Evaluator":
+    def open(cls, config: TrainConfig, encode: SampleEncoder) -> "Evaluator":
         """Open the data of all evaluations, so that what is missing is reported before training.
 
         Raises:

@@ -41,6 +41,20 @@ class SampleEncoder(Protocol):
         ...
 
 
+def first_samples(
+    order: Order, encode: SampleEncoder, count: int
+) -> Iterator[tuple[Conversation, TrainingSample] | Skipped]:
+    """Yield the first `count` samples of the order with their conversations; for those that cannot be used, why."""
+    for place in range(count):
+        try:
+            conversation = order.conversation(0, place)
+            sample = encode(conversation)
+        except Exception as error:  # noqa: BLE001 - `as_skipped` raises what is not the sample's fault
+            yield as_skipped(error, f"sample {place:,}")
+            continue
+        yield conversation, sample
+
+
 class LaneState(Config):
     """Where a lane stands: enough to produce the rows that follow.
 
