@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from vila_core.checkpoint.formats.vila_writer import (
     PARTS,
     copy_tokenizer,
     language_json,
-    preprocessor_json,
+    part_writers,
+    projector_json,
     without_paths,
+    write_part_configs,
 )
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.new_folder import new_folder, write_json
 from vila_core.checkpoint.tensors.headers import TensorEntry
-from vila_core.checkpoint.tensors.shard_writer import ShardWriter
 from vila_core.config import DepthTransformerConfig, RQSiglipConfig, VilaConfig
 from vila_core.errors import CheckpointError
 
@@ -65,16 +65,8 @@ def _write_configs(
     language = language_json(checkpoint) | {"vocab_size": rows}
     raw_tower = without_paths(checkpoint.raw_parts.vision_tower) if checkpoint.format == "vila-u" else {}
     tower_json = write_rq_tower(tower, head, raw_tower, config.dtype)
-    projector: dict[str, object] = {
-        "architectures": ["MultimodalProjector"],
-        "mm_projector_type": config.projector.name,
-        "model_type": "v2l_projector",
-        "torch_dtype": config.dtype,
-    }
-    for part, content in (("llm", language), ("vision_tower", tower_json), ("mm_projector", projector)):
-        (folder / part).mkdir()
-        write_json(folder / part / "config.json", content)
-    write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
+    projector = projector_json(config)
+    write_part_configs(checkpoint, folder, language, tower_json, projector)
     half = tower_json[TOWER_HALF]
     if isinstance(half, dict) and half.get("pretrained_model") == SIDECAR:
         (folder / SIDECAR).mkdir()
@@ -137,12 +129,7 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int, r
         places[name] = (part, f"{prefix}{rest}")
         is_longer = name in _VOCABULARY and entry.shape[0] > rows
         parts[part][f"{prefix}{rest}"] = replace(entry, shape=(rows, *entry.shape[1:])) if is_longer else entry
-    with ExitStack() as stack:
-        writers = {
-            part: stack.enter_context(ShardWriter(folder / part, tensors, max_shard_bytes))
-            for part, tensors in parts.items()
-            if tensors
-        }
+    with part_writers(folder, parts, max_shard_bytes) as writers:
         for name, chunks in checkpoint.weights.stream():
             part, stored = places[name]
             entry, kept = checkpoint.weights.entries[name], parts[part][stored]

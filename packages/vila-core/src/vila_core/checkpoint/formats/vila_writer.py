@@ -1,7 +1,7 @@
 """Write the `vila` layout: what was found in the source is kept, what the `VilaConfig` says is laid over it."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vila_core.checkpoint.checkpoint import Checkpoint
@@ -42,22 +42,27 @@ def write_vila(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None
 def fill_vila(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
     """Write `checkpoint` into `folder`, made by `new_folder`; other formats may add files to it."""
     config = checkpoint.config
-    language = language_json(checkpoint)
-    tower = tower_json(checkpoint)
-    projector: dict[str, object] = {
-        "architectures": ["MultimodalProjector"],
-        "mm_projector_type": config.projector.name,
-        "model_type": "v2l_projector",
-        "torch_dtype": config.dtype,
-    }
-    for part, content in (("llm", language), ("vision_tower", tower), ("mm_projector", projector)):
-        (folder / part).mkdir()
-        write_json(folder / part / "config.json", content)
-    write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, config.pixels.size))
+    language, tower, projector = language_json(checkpoint), tower_json(checkpoint), projector_json(config)
+    write_part_configs(checkpoint, folder, language, tower, projector)
     write_json(folder / "config.json", root_json(checkpoint, language, tower, projector))
     copy_tokenizer(checkpoint.tokenizer_path, folder / "llm", config.language_model.max_length)
     copy_license_files(checkpoint.path, folder)
     _write_weights(checkpoint, folder, max_shard_bytes)
+
+
+def write_part_configs(
+    checkpoint: Checkpoint,
+    folder: Path,
+    language: Mapping[str, object],
+    tower: Mapping[str, object],
+    projector: Mapping[str, object],
+) -> None:
+    """Make the folders of the parts, with their configs and the preprocessor's."""
+    for part, content in zip(PARTS, (language, tower, projector), strict=True):
+        (folder / part).mkdir()
+        write_json(folder / part / "config.json", content)
+    size = checkpoint.config.pixels.size
+    write_json(folder / "vision_tower" / "preprocessor_config.json", preprocessor_json(checkpoint, size))
 
 
 def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -> None:
@@ -69,15 +74,23 @@ def _write_weights(checkpoint: Checkpoint, folder: Path, max_shard_bytes: int) -
                 f"Tensor '{name}' belongs to none of {', '.join(PARTS)}; format 'vila' cannot represent it."
             )
         parts[part][rest] = entry
+    with part_writers(folder, parts, max_shard_bytes) as writers:
+        for name, chunks in checkpoint.weights.stream():
+            part, _, rest = name.partition(".")
+            writers[part].write(rest, chunks)
+
+
+@contextmanager
+def part_writers(
+    folder: Path, parts: Mapping[str, Mapping[str, TensorEntry]], max_shard_bytes: int
+) -> Generator[Mapping[str, ShardWriter]]:
+    """Open a writer for each part that has tensors; `parts` says which, by the names that they get."""
     with ExitStack() as stack:
-        writers = {
+        yield {
             part: stack.enter_context(ShardWriter(folder / part, tensors, max_shard_bytes))
             for part, tensors in parts.items()
             if tensors
         }
-        for name, chunks in checkpoint.weights.stream():
-            part, _, rest = name.partition(".")
-            writers[part].write(rest, chunks)
 
 
 # ------------------------------------------------------------------------------------------------ configs
@@ -100,6 +113,16 @@ def language_json(checkpoint: Checkpoint) -> dict[str, object]:
         for key in ("rope_parameters", "layer_types"):
             raw.pop(key, None)
     return raw | write_language_config(config, checkpoint.config.dtype) | stated
+
+
+def projector_json(config: VilaConfig) -> dict[str, object]:
+    """Return `mm_projector/config.json`."""
+    return {
+        "architectures": ["MultimodalProjector"],
+        "mm_projector_type": config.projector.name,
+        "model_type": "v2l_projector",
+        "torch_dtype": config.dtype,
+    }
 
 
 def tower_json(checkpoint: Checkpoint) -> dict[str, object]:
