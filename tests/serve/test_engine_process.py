@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -26,6 +26,7 @@ from tests.serve.test_queue import CHAT, ENDLESS, address_in, body, start, wait_
 import vila_core
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import CheckpointError, MediaLimitError, MissingDependencyError, VilaError, VilaWarning, warn
+from vila_serve.answering.answering import Answering
 from vila_serve.answering.channel import BlockingChannel, Unpacker, pack
 from vila_serve.answering.process import EngineProcess, EngineProcessError, Task
 from vila_serve.api.app import create_app
@@ -126,40 +127,44 @@ def fork_a_sleeper(model: vila_core.Vila, prompt: object) -> int:
     return child
 
 
-def test_a_message_that_cannot_be_read_ends_the_engine():
-    async def send() -> str:
+def end_of_engine(act: Callable[[EngineProcess, Answering], Awaitable[None]]) -> str:
+    """Start an engine, do what ends it, and return why it ended as the API's side noticed it."""
+
+    async def lose_the_engine() -> str:
         with EngineProcess(loading_task(ServeSettings(device="cpu"))) as process:
             answering = process.wait_until_ready()
             answering.start()
             is_lost = asyncio.Event()
             answering.when_stopped(lambda reason: is_lost.set())
-            os.write(process._channel.fileno(), struct.pack("!Q?Q", 12, False, 0) + b"oops")  # pyright: ignore[reportPrivateUsage]
+            await act(process, answering)
             await asyncio.wait_for(is_lost.wait(), 60)
             await answering.stop()
             return str(answering.stopped)
 
-    assert "exit code 1" in asyncio.run(asyncio.wait_for(send(), 180))
+    return asyncio.run(asyncio.wait_for(lose_the_engine(), 180))
+
+
+def test_a_message_that_cannot_be_read_ends_the_engine():
+    async def send_nonsense(process: EngineProcess, answering: Answering) -> None:
+        os.write(process._channel.fileno(), struct.pack("!Q?Q", 12, False, 0) + b"oops")  # pyright: ignore[reportPrivateUsage]
+
+    assert "exit code 1" in end_of_engine(send_nonsense)
 
 
 def test_a_process_that_the_engine_forked_does_not_hide_its_end():
-    async def lose_the_engine() -> None:
-        with EngineProcess(loading_task(ServeSettings(device="cpu"))) as process:
-            answering = process.wait_until_ready()
-            answering.start()
-            is_lost = asyncio.Event()
-            answering.when_stopped(lambda reason: is_lost.set())
-            config = GenerationConfig(max_new_tokens=2)
-            (answer,) = await answering.answer([vila_core.Message("user", "Hello")], [config])
-            sleeper = await answering.look(answer.prompt, fork_a_sleeper)
-            try:
-                os.kill(process.pid, signal.SIGKILL)
-                await asyncio.wait_for(is_lost.wait(), 60)
-            finally:
-                os.kill(sleeper, signal.SIGKILL)
-            assert "SIGKILL" in str(answering.stopped)
-            await answering.stop()
+    sleepers: list[int] = []
 
-    asyncio.run(asyncio.wait_for(lose_the_engine(), 180))
+    async def fork_and_kill(process: EngineProcess, answering: Answering) -> None:
+        config = GenerationConfig(max_new_tokens=2)
+        (answer,) = await answering.answer([vila_core.Message("user", "Hello")], [config])
+        sleepers.append(await answering.look(answer.prompt, fork_a_sleeper))
+        os.kill(process.pid, signal.SIGKILL)
+
+    try:
+        assert "SIGKILL" in end_of_engine(fork_and_kill)
+    finally:
+        for sleeper in sleepers:
+            os.kill(sleeper, signal.SIGKILL)
 
 
 def test_the_engine_is_killed_under_requests(engine: EngineProcess, served: RunningServer):
