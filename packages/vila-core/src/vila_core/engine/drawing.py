@@ -5,13 +5,14 @@ D codes of a position, P positions of a picture
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypedDict
+from typing import TypedDict
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, model_validator
+from pydantic import Field, ValidationError
 
-from vila_core.config import Config
+from vila_core.config import Settings
 from vila_core.display.signatures import named_settings
-from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
+from vila_core.engine.settings import as_generation_error
+from vila_core.errors import GenerationError
 from vila_core.generation.drawing_rows import DrawingSampling, seed_of_picture
 from vila_core.generation.heads import GenerationHead, OutputKind
 
@@ -56,7 +57,7 @@ takes_drawing_settings = named_settings(
 )
 
 
-class DrawingConfig(Config):
+class DrawingConfig(Settings):
     """How to draw. Values are validated on construction; `GenerationError` says what is wrong.
 
     Attributes:
@@ -76,23 +77,13 @@ class DrawingConfig(Config):
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     negative_prompt: str = Field(default="", max_length=100_000)
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
-        try:
-            return handler(values)
-        except ValidationError as error:
-            raise GenerationError("\n".join(_explanation(one, cls) for one in validation_problems(error))) from None
+    def _as_error(cls, error: ValidationError) -> GenerationError:
+        return as_generation_error(error, "drawing", cls.model_fields, OTHER_NAMES)
 
     @property
     def is_guided(self) -> bool:
         return self.guidance != 1
-
-
-def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
-    if problem.kind == "extra_forbidden":
-        return unknown_name("drawing setting", problem.path, config.model_fields, OTHER_NAMES)
-    return f"Drawing setting '{problem.path}' {problem.message}, got {shown(problem.value)}."
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """Generation settings."""
 
 from collections.abc import Sized
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, cast
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 
-from vila_core.config import Config
+from vila_core.config import Settings
 from vila_core.engine.schema import read_schema
-from vila_core.engine.settings import OTHER_NAMES
-from vila_core.errors import GenerationError, ValidationProblem, shown, unknown_name, validation_problems
+from vila_core.engine.settings import OTHER_NAMES, as_generation_error
+from vila_core.errors import GenerationError
 
 MAX_STOPS = 1_000
 """Limit on stop strings and stop tokens: each token of an answer is compared with all of them."""
@@ -22,7 +22,7 @@ MAX_BIASES = 1_000
 """Limit on the tokens of `logit_bias`."""
 
 
-class GenerationConfig(Config):
+class GenerationConfig(Settings):
     """How to generate. Values are validated on construction; `GenerationError` says what is wrong.
 
     `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
@@ -59,15 +59,9 @@ class GenerationConfig(Config):
     json_mode: bool = False
     json_schema: str | dict[str, Any] | None = None
 
-    @model_validator(mode="wrap")
     @classmethod
-    def _explain(cls, values: Any, handler: ValidatorFunctionWrapHandler) -> Self:
-        try:
-            return handler(values)
-        except ValidationError as error:
-            raise GenerationError(
-                "\n".join(_explanation(problem, cls) for problem in validation_problems(error))
-            ) from None
+    def _as_error(cls, error: ValidationError) -> GenerationError:
+        return as_generation_error(error, "generation", cls.model_fields, OTHER_NAMES)
 
     @field_validator("stop", "stop_token_ids", mode="before")
     @classmethod
@@ -124,12 +118,3 @@ class GenerationConfig(Config):
             return None
         parsed = read_schema(schema)
         return schema if isinstance(schema, str) else parsed
-
-
-def _explanation(problem: ValidationProblem, config: type[Config]) -> str:
-    """Return a sentence with the given and the expected value."""
-    if problem.kind == "extra_forbidden":
-        return unknown_name("generation setting", problem.path, config.model_fields, OTHER_NAMES)
-    if problem.kind == "value_error":
-        return f"Generation setting '{problem.path}' is {shown(problem.value)}: {problem.message}."
-    return f"Generation setting '{problem.path}' {problem.message}, got {shown(problem.value)}."

@@ -1,9 +1,13 @@
 """The keyword arguments of `generate` and related methods, and names that other libraries use for them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from vila_core.display.signatures import named_settings
+from vila_core.errors import GenerationError, shown, unknown_name, validation_problems
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -122,3 +126,26 @@ OTHER_NAMES: Mapping[str, str] = {
     ),
 }
 """Names of other libraries -> what to use instead."""
+
+
+def as_generation_error(
+    error: "ValidationError", kind: str, known: Iterable[str], others: Mapping[str, str]
+) -> GenerationError:
+    """Return an error with a sentence for each wrong setting, with the given and the expected value.
+
+    Args:
+        error: of pydantic.
+        kind: what the settings are of, such as "generation".
+        known: names of all settings.
+        others: names of other libraries -> what to use instead.
+    """
+    sentences: list[str] = []
+    for problem in validation_problems(error):
+        name = f"{kind.capitalize()} setting '{problem.path}'"
+        if problem.kind == "extra_forbidden":
+            sentences.append(unknown_name(f"{kind} setting", problem.path, known, others))
+        elif problem.kind == "value_error":
+            sentences.append(f"{name} is {shown(problem.value)}: {problem.message}.")
+        else:
+            sentences.append(f"{name} {problem.message}, got {shown(problem.value)}.")
+    return GenerationError("\n".join(sentences))
