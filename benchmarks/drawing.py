@@ -112,7 +112,7 @@ class Drawer:
 
     @property
     def positions(self) -> int:
-        """Of an image."""
+        """How many positions an image has."""
         return self.head.kinds["image"].positions
 
     def draw(self, count: int, guidance: float, seed: int) -> float:

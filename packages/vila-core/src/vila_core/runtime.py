@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 import torch
 
-if TYPE_CHECKING:
-    import PIL.Image
-
 from vila_core.chat import ChatTemplate, Message
 from vila_core.checkpoint import Checkpoint, estimate
 from vila_core.checkpoint.description import count, name_checkpoint, name_family
@@ -28,14 +25,14 @@ from vila_core.engine.completion import Completion, OutputPart, Timings, Usage
 from vila_core.engine.drawing import DrawingConfig, DrawingSettings, Drawn, OutputModes, takes_drawing_settings
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EngineInput, MediaPrompt, TextPrompt
-from vila_core.engine.limits import EngineConfig, QueueFullError
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.media import MediaEmbeddings
 from vila_core.engine.painting import OnProgress, checked_count, paint
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.errors import BatchGenerationError, GenerationError, PromptError, PromptTooLongError, VilaError, warn
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
 from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
 from vila_core.generation.pictures import VIDEO_FPS, to_frames, to_medium
 from vila_core.generation.prompts import PicturePrompts, checked_text, require_kind
@@ -45,9 +42,12 @@ from vila_core.media import MediaLimits, Video
 from vila_core.model import PromptBatch, VilaModel
 from vila_core.prepared_videos import PreparedVideos
 from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
+from vila_core.token_counts import require_room, token_counts
 from vila_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from vila_core.towers.rq_siglip.tower import RQSiglipTower
 
 OTHER_NAMES = {
@@ -303,12 +303,8 @@ class Vila:
         try:
             prepared = self.prepare(prompt)
             expanded = self._expand(prepared)
-            while True:
-                try:
-                    handle = self.engine.submit(MediaPrompt(self.network, prepared, expanded), generation)
-                    return _Running(prepared, expanded, handle)
-                except QueueFullError:  # other threads have filled it
-                    self.engine.step()
+            handle = self.engine.submit_when_free(MediaPrompt(self.network, prepared, expanded), generation)
+            return _Running(prepared, expanded, handle)
         except VilaError as error:
             return error
 
@@ -452,10 +448,7 @@ class Vila:
 
     def time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
         """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
-        times, seconds = self.config.time_tokens, prompt.video_duration
-        if times is None or seconds is None:
-            return TimeTokenStream(duration=0.0, num_time_tokens=0, time_token_format="")
-        return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
+        return TimeTokenStream.of_video(self.config.time_tokens, prompt.video_duration)
 
     @torch.inference_mode()
     def inspect(self, prompt: "Prompt | PreparedPrompt", *, num_logits: int = 16) -> Inspection:
@@ -484,7 +477,7 @@ class Vila:
             inputs_embeds=embeds,
             last_hidden=hidden,
             logits=logits,
-            token_counts=_token_counts(prepared, expanded),
+            token_counts=token_counts(prepared, expanded),
             config=self.config,
         )
 
@@ -541,25 +534,13 @@ class Vila:
 
     def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
         """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""
-        return _token_counts(prompt, self._expand(prompt))
+        return token_counts(prompt, self._expand(prompt))
 
     def _expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
         """Make room for the media. Raises `PromptError` if no room is left in the context."""
         expanded = self.network.expand(prompt)
-        context, needed = self.config.language_model.max_length, len(expanded.ids)
-        if needed < context:
-            return expanded
-        counts = _token_counts(prompt, expanded)
-        parts = ", ".join(f"{part}: {count}" for part, count in counts.items())
-        by_kind = Counter({"text": counts["text"]})
-        for part, tokens in counts.items():
-            by_kind[part.partition(" ")[0]] += tokens if part != "text" else 0
-        largest = by_kind.most_common(1)[0][0]
-        advice = {"video": "Reduce num_video_frames", "image": "Reduce max_tiles"}.get(largest, "Shorten the text")
-        raise PromptTooLongError(
-            f"The prompt has {needed} tokens ({parts}), but the context is {context}, and the answer needs room. "
-            f"{advice}."
-        )
+        require_room(prompt, expanded, self.config.language_model.max_length)
+        return expanded
 
     def _parts(self, prompt: PreparedPrompt, answer: Generated) -> tuple[OutputPart, ...]:
         """Return the text of an answer and what was drawn in it, in order."""
@@ -620,14 +601,3 @@ def _encoding_phase(kinds: Sequence[str], tiles: int) -> str:
     numbers = Counter(kinds)
     media = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
     return f"Encoding {media} ({tiles} tile{'s'[: tiles != 1]})"
-
-
-def _token_counts(prompt: PreparedPrompt, expanded: ExpandedPrompt) -> dict[str, int]:
-    """Return the tokens of each part, media numbered by kind."""
-    lengths = expanded.media_lengths
-    counts = {"text": len(expanded.ids) - sum(lengths)}
-    numbers = Counter[str]()
-    for medium, length in zip(prompt.media, lengths, strict=True):
-        numbers[medium.kind] += 1
-        counts[f"{medium.kind} {numbers[medium.kind]}"] = length
-    return counts

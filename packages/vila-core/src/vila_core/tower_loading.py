@@ -46,7 +46,9 @@ def load_image_tokenizer(
     config = require_codes(checkpoint.config.vision_tower)
     weights = checkpoint.weights
     if not isinstance(weights, WeightIndex):
-        raise ConfigError("The weights of this checkpoint are not in its files; load the whole model instead.")
+        raise ConfigError(
+            "The weights of this checkpoint are computed while they are read. Load the whole model instead."
+        )
     target = choose_device(device)
     chosen = choose_dtype(dtype, checkpoint.config, 0, target)
     with torch.device("meta"):

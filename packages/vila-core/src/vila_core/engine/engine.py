@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -135,13 +136,26 @@ class Engine:
         if request.lookup is not None:
             check_drafting(runner, self._llm)
         with self._door:
-            waiting = len(self._roster.queue) + len(self._inbox)
-            if waiting >= self.config.max_queue:
-                raise QueueFullError(f"{waiting} requests wait already, which is the limit. Try again later.")
+            if self._num_waiting >= self.config.max_queue:
+                raise QueueFullError(f"{self._num_waiting} requests wait already, which is the limit. Try again later.")
             request.number = self._count
             self._count += 1
             self._inbox.append(request)
         return Handle(request, self._step_for, self._cancel)
+
+    def submit_when_free(
+        self, prompt: EngineInput, config: GenerationConfig, drawing: DrawingRequest | None = None
+    ) -> Handle:
+        """Do as `submit`, but step while the queue is full."""
+        while True:
+            while self._num_waiting >= self.config.max_queue:
+                self.step()
+            with suppress(QueueFullError):  # another thread was faster
+                return self.submit(prompt, config, drawing)
+
+    @property
+    def _num_waiting(self) -> int:
+        return len(self._roster.queue) + len(self._inbox)
 
     def _grammar(self, config: GenerationConfig, stops: frozenset[int]) -> "Grammar | None":
         if not config.json_mode and config.json_schema is None:
@@ -165,9 +179,7 @@ class Engine:
         handles: list[Handle] = []
         try:
             for prompt in prompts:
-                while len(self._roster.queue) + len(self._inbox) >= self.config.max_queue:
-                    self.step()
-                handles.append(self.submit(prompt, config))
+                handles.append(self.submit_when_free(prompt, config))  # noqa: PERF401 - those so far are cancelled
             return [_outcome(handle) for handle in handles]
         finally:
             for handle in handles:
@@ -177,7 +189,7 @@ class Engine:
         """Return what the engine is doing."""
         pool = PagePool(0) if self._runner is None else self._runner.pool
         return EngineStats(
-            len(self._roster.queue) + len(self._inbox),
+            self._num_waiting,
             len(self._roster.reading),
             len(self._roster.answering),
             pool.num_pages,
@@ -348,7 +360,7 @@ class Engine:
         while len(self._pending) > keep:
             step = self._pending.popleft()
             for request, token_id, logprobs in step.tokens():
-                # A step may have been launched before it was known that a request goes on otherwise.
+                # The step may be older than the request's change between writing and drawing.
                 if request.is_writing:
                     self._take(request, lambda t=token_id, p=logprobs, r=request: self._push(r, t, p, runner))
             for request, codes in () if step.drawn is None else step.drawn.codes():

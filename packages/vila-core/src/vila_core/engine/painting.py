@@ -8,7 +8,6 @@ import torch
 from vila_core.engine.drawing import DrawingConfig, DrawingRequest, Drawn
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EngineInput
-from vila_core.engine.limits import QueueFullError
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, shown
@@ -53,21 +52,14 @@ def paint(
     with ExitStack() as stack:
         handles: list[Handle] = []
         for number in range(n):
-            handle = _submit(engine, prompt, DrawingRequest(config, number))
-            stack.callback(handle.cancel)  # if one fails, or the user interrupts, none goes on
+            answer = GenerationConfig(max_new_tokens=1, seed=config.seed)
+            handle = engine.submit_when_free(prompt, answer, DrawingRequest(config, number))
+            stack.callback(handle.cancel)  # if one fails, or the user interrupts, the others end too
             handles.append(handle)
         if on_progress is not None:
             _follow(engine, handles, _Report(head, kind, n, on_progress, device))
         drawn = [part for handle in handles for part in handle.result().parts]
     return [part for part in drawn if isinstance(part, Drawn)]
-
-
-def _submit(engine: Engine, prompt: EngineInput, drawing: DrawingRequest) -> Handle:
-    while True:
-        try:
-            return engine.submit(prompt, GenerationConfig(max_new_tokens=1, seed=drawing.config.seed), drawing)
-        except QueueFullError:  # other threads have filled it
-            engine.step()
 
 
 class _Report:

@@ -1,6 +1,10 @@
 """Time tokens of video models (LITA, Huang et al. 2024): `<tN>` in an answer stands for a point in the video."""
 
 import re
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from vila_core.config import TimeTokenConfig
 
 _SECONDS = re.compile(r"<(\d*\.\d+|\d+\.?)>")
 _BEYOND = re.compile(r"<t(\d+)>")
@@ -50,6 +54,13 @@ class TimeTokenStream:
         self._count = num_time_tokens
         self._format = time_token_format
         self._held = ""
+
+    @classmethod
+    def of_video(cls, tokens: "TimeTokenConfig | None", seconds: float | None) -> Self:
+        """Return the stream of a model and a video of so many seconds; None: it has no time tokens, or no video."""
+        if tokens is None or seconds is None:
+            return cls(duration=0.0, num_time_tokens=0, time_token_format="")
+        return cls(duration=seconds, num_time_tokens=tokens.count, time_token_format=tokens.format)
 
     def push(self, piece: str) -> str:
         """Add a piece of text; return the part that is certain."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 SUFFIXES = {"image": (".png", ".jpg", ".jpeg", ".webp"), "video": (".mp4", ".webp", ".gif")}
-"""Of the files that each kind can be written to."""
+"""The suffixes of files that each kind can be written to."""
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}
 
 

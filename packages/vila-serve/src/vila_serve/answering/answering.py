@@ -209,7 +209,7 @@ class Answering:
     def _started(self, ask: Ask, prompt: ReadyPrompt) -> list[RunningAnswer]:
         """Return the answers that the engine has begun. What comes next may be their first tokens."""
         for number in ask.answers:
-            times = self._time_tokens(prompt)
+            times = TimeTokenStream.of_video(self.model.config.time_tokens, prompt.video_duration)
             self._answers[number] = RunningAnswer(prompt, times, lambda number=number: self._tell(Cancel([number])))
         # The prompt's tiles are kept as long as anybody may look at them.
         weakref.finalize(prompt, self._release, ask.number).atexit = False
@@ -219,12 +219,6 @@ class Answering:
         """Let the engine's side forget a prompt. Called by the garbage collector, in any thread."""
         if self._loop is not None and self.is_alive and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._tell, Release(number))
-
-    def _time_tokens(self, prompt: ReadyPrompt) -> TimeTokenStream:
-        times, seconds = self.model.config.time_tokens, prompt.video_duration
-        if times is None or seconds is None:
-            return TimeTokenStream(duration=0.0, num_time_tokens=0, time_token_format="")
-        return TimeTokenStream(duration=seconds, num_time_tokens=times.count, time_token_format=times.format)
 
 
 def _settle(future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
