@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 from tests.core.steered import SteeredDecoder
 from tests.core.test_engine import Text, some_ids
 
@@ -197,5 +196,5 @@ def test_a_language_model_with_a_cache_of_its_own_is_refused(decoder: Decoder, t
 
 @pytest.mark.parametrize("value", ["int8", "fp16", "FP8", "", None, 8, "fp8_e5m2", "e4m3", True, "bfloat16"])
 def test_an_unknown_format_is_refused(value: object) -> None:
-    with pytest.raises(ValidationError, match=r"kv_cache_dtype\s+Input should be 'auto' or 'fp8'"):
+    with pytest.raises(ConfigError, match=f"^EngineConfig: kv_cache_dtype must be 'auto' or 'fp8', got {value!r}.$"):
         EngineConfig.model_validate({"kv_cache_dtype": value})

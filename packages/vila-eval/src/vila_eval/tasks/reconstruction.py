@@ -51,7 +51,7 @@ RECONSTRUCTION_TASKS = (
         DrawnWorld("attribute", samples=200),
         ask,
         RECONSTRUCTION,
-        tags=("local", "reconstruction"),
+        tags=("reconstruction",),  # not "local": only models that draw can do it
         description="Pictures of the drawn world, encoded and decoded by the model's image tokenizer.",
         respond=reconstruct,
     ),
