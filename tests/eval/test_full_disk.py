@@ -14,7 +14,7 @@ from tests.eval.test_runner import Echo, run, task, words
 from vila_core.errors import ConfigError
 from vila_eval.options import ModelOptions, Planned
 from vila_eval.records import append_only
-from vila_eval.records.storage import remove_unfinished
+from vila_eval.records.storage import remove_unfinished, write_whole
 from vila_eval.running.answering import LazyModel
 from vila_eval.running.identity import check_task_folder, model_name
 
@@ -40,7 +40,9 @@ def test_a_disk_that_fails_ends_the_task_in_one_line_and_a_later_run_resumes(
     assert "\n" not in outcome.error
     assert os.strerror(code) in outcome.error or "the disk is full" in outcome.error
     folder = tmp_path / "vila-tiny/words"
-    (folder / ".samples.jsonl.a1b2c3.part").write_text("left by a killed run")
+    left = folder / ".samples.jsonl.a1b2c3.part"
+    left.write_text("left by a killed run")
+    os.utime(left, (1, 1))
     (outcome,) = run(tmp_path, task(words(5)))
     assert outcome.error is None
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
@@ -49,12 +51,30 @@ def test_a_disk_that_fails_ends_the_task_in_one_line_and_a_later_run_resumes(
 def test_a_file_that_another_run_is_writing_is_not_removed(tmp_path: Path) -> None:
     import fcntl
 
-    with (tmp_path / ".metrics.json.x.part").open("w") as file:
+    unfinished = tmp_path / ".metrics.json.x.part"
+    unfinished.touch()
+    remove_unfinished(tmp_path)
+    assert unfinished.exists(), "its writer may be about to lock it"
+    with unfinished.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        os.utime(unfinished, (1, 1))
         remove_unfinished(tmp_path)
-        assert (tmp_path / ".metrics.json.x.part").exists()
+        assert unfinished.exists()
     remove_unfinished(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def clean_up_first(self: Path, target: Path) -> Path:
+        os.utime(self, (1, 1))
+        remove_unfinished(tmp_path)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", clean_up_first)
+    write_whole(tmp_path / "metrics.json", "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
 
 
 NAMES = ["../../x", "/abs", "", " ", ".", "..", "a/b", "a\\b", "a\0b", "a\nb", "\x1b[31m", "x" * 300, "\ud800", "C:x"]

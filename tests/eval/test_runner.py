@@ -1,6 +1,7 @@
 """Running tasks with a fake model: files written, answers reused, errors. `test_runner_kill.py` uses a real model."""
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -178,7 +179,9 @@ def test_a_batch_that_was_cut_is_computed_whole_and_only_the_rest_is_kept(
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path: Path, model: Echo) -> None:
     run(tmp_path / "whole", task(words(7)))
     interrupted(tmp_path / "cut", words(7), "{")
-    (tmp_path / "cut/vila-tiny/words/.samples.jsonl.a1b2.part").write_text("half of it")
+    left = tmp_path / "cut/vila-tiny/words/.samples.jsonl.a1b2.part"
+    left.write_text("half of it")
+    os.utime(left, (1, 1))
     run(tmp_path / "cut", task(words(7)))
     assert {path.name for path in (tmp_path / "cut/vila-tiny/words").iterdir()} == {
         *("samples.jsonl", "results.json", "timings.json", "run.json")

@@ -22,8 +22,9 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar, cast
 
@@ -47,6 +48,8 @@ ANSWERS, FAILURES = "answers-*.jsonl", "failed-*.txt"
 
 MAX_RECORD_BYTES = 64 * 2**20
 """Largest record: a line of a JSONL file, or a file with one record."""
+LOCKED_AFTER_S = 1.0
+"""A file that is older, and that nobody has locked, is not just about to be locked by its writer."""
 
 _START_OVER = "Repeat the run with --force to start over."
 _UPDATE = "Use the vila-eval that wrote it, or repeat the run with --force to start over."
@@ -191,8 +194,9 @@ def write_whole(path: Path, content: str | bytes) -> None:
     Text is written as UTF-8, with line ends unchanged and lone surrogates as escapes, which JSON reads back.
     """
     make_folder(path.parent)
-    with new_file(path) as temporary, temporary.open("wb") as file:
-        _lock(file)  # `remove_unfinished` leaves locked files alone
+    with ExitStack() as after_renaming, new_file(path) as temporary:
+        file = after_renaming.enter_context(temporary.open("wb"))
+        _lock(file)  # `remove_unfinished` leaves locked files alone, so it stays locked until it has its name
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
@@ -202,7 +206,8 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed runs left of files that they were writing, but nothing that another run is writing now."""
     for path in folder.glob(".*.part"):
         with suppress(OSError), open_regular_file(path)[0] as file:
-            if _lock(file):
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            if age > LOCKED_AFTER_S and _lock(file):
                 path.unlink()
 
 
