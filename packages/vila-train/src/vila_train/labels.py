@@ -1,4 +1,4 @@
-"""Token ids and training labels of a conversation: only the assistant's messages are trained on.
+"""Token ids and training labels of a conversation: only the assistant's messages are trained on, or some of them.
 
 The reference (`llava/utils/tokenizer.py: preprocess_conversation`) matches tokens against the same conversation with
 its answers removed, which mislabels a token of an answer that equals the next token of the template. Here labels are
@@ -17,16 +17,30 @@ IGNORE_INDEX = -100
 
 
 def tokenize_with_labels(
-    turns: Sequence[Turn], tokenizer: Tokenizer, template: ChatTemplate, *, system_prompt: bool = True
+    turns: Sequence[Turn],
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    *,
+    system_prompt: bool = True,
+    learned: Sequence[bool] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Return the T token ids of a complete conversation and its T labels: the token id in answers, -100 elsewhere.
 
     The token after an answer, which ends it, is labelled too. If the template does not keep the answers as they are
     (a separator template drops an empty one), all labels are -100.
 
+    Args:
+        turns: the conversation.
+        tokenizer: of the model.
+        template: of the model.
+        system_prompt: use the template's default system prompt if the conversation has none.
+        learned: for each turn, whether it is labelled if it is an answer; None: all answers are.
+
     Raises:
         PromptError: the template cannot render the conversation.
     """
+    chosen = [True] * len(turns) if learned is None else learned
+    chosen = [one for one, turn in zip(chosen, turns, strict=True) if turn.role == "assistant"]
     turns = [replace(turn, text=turn.text.strip()) for turn in turns]
     unanswered = [replace(turn, text=SENTINEL_TOKEN) if turn.role == "assistant" else turn for turn in turns]
     text, skeleton = (
@@ -35,8 +49,10 @@ def tokenize_with_labels(
     )
     ids, spans = tokenizer.encode_with_spans(text)
     labels = [IGNORE_INDEX] * len(ids)
-    for answer in _answer_spans(text, skeleton, [turn.text for turn in turns if turn.role == "assistant"]):
-        for position in _tokens_of(answer, spans):
+    answers = _answer_spans(text, skeleton, [turn.text for turn in turns if turn.role == "assistant"])
+    # A template may drop a first turn that is not the user's.
+    for answer, is_learned in zip(answers, chosen[len(chosen) - len(answers) :], strict=True):
+        for position in _tokens_of(answer, spans) if is_learned else ():
             labels[position] = ids[position]
     return ids, labels
 

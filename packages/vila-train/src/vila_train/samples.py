@@ -17,6 +17,7 @@ from vila_core.model import VilaModel
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.turns import is_learned
 from vila_train.errors import TrainingError
 from vila_train.labels import IGNORE_INDEX, expand_labels, tokenize_with_labels
 
@@ -72,7 +73,8 @@ class Encoder:
             PromptError: the conversation does not fit the template.
         """
         prompt = self._prepare(messages, self.template)
-        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template)
+        learned = [is_learned(message) for message in messages]
+        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template, learned=learned)
         return self._sample(name, prompt, ids, labels)
 
     def fit(

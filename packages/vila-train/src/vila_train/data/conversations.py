@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vila_core.chat import Message
+from vila_core.chat import Message, Role
+from vila_core.media import Image, Video
 from vila_train.errors import TrainingError
 
 
@@ -26,13 +27,23 @@ class SampleError(TrainingError):
 
 
 @dataclass(frozen=True)
+class ContextMessage(Message):
+    """An answer that the model reads but does not learn."""
+
+
+def as_message(role: Role, parts: Sequence[str | Image | Video], learned: bool) -> Message:
+    """Return a message with these parts, a `ContextMessage` if it is not learned."""
+    return Message(role, parts) if learned else ContextMessage(role, parts)
+
+
+@dataclass(frozen=True)
 class Conversation:
     """A sample as its dataset gives it.
 
     Attributes:
         name: unique in a mixture, such as "coco_captions/1234"; it says in messages which sample it is.
         messages: with roles "system", "user" and "assistant"; parts are texts, `Image`s and `Video`s in order,
-            and media are not decoded yet.
+            and media are not decoded yet. `ContextMessage`s have no labels.
         is_document: running text with pictures, in one message: all of its text is learned, without a chat template.
     """
 

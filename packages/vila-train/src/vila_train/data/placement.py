@@ -13,7 +13,7 @@ from typing import Literal
 
 from vila_core.chat import Message, Role
 from vila_core.media import Image, Video
-from vila_train.data.conversations import SampleError
+from vila_train.data.conversations import SampleError, as_message
 
 Placement = Literal["auto", "first", "in_place"]
 """Where media go: "first" before the first question, "in_place" where placeholders stand, "auto" as said above."""
@@ -26,10 +26,11 @@ _AT_ENDS = re.compile(rf"\s*(?:(?:{_PLACEHOLDER.pattern})\s*)*(.*?)\s*(?:(?:{_PL
 
 @dataclass(frozen=True)
 class TextTurn:
-    """A message with placeholders in place of media."""
+    """A message with placeholders in place of media. `learned` is False for an answer that is context."""
 
     role: Role
     text: str
+    learned: bool = True
 
 
 def place_media(
@@ -49,7 +50,7 @@ def place_media(
         return _media_first(turns, [*images, *videos])
     left = {"image": iter(images), "video": iter(videos)}
     only = "video" if not images else "image" if not videos else None
-    return [Message(turn.role, _in_place(turn.text, left, only)) for turn in turns]
+    return [as_message(turn.role, _in_place(turn.text, left, only), turn.learned) for turn in turns]
 
 
 def remove_placeholders(text: str) -> str:
@@ -109,7 +110,7 @@ def _first_question(turns: Sequence[TextTurn]) -> int:
 def _media_first(turns: Sequence[TextTurn], media: Sequence[Image | Video]) -> list[Message]:
     first = _first_question(turns)
     return [
-        Message(turn.role, [*(media if index == first else ()), remove_placeholders(turn.text)])
+        as_message(turn.role, [*(media if index == first else ()), remove_placeholders(turn.text)], turn.learned)
         for index, turn in enumerate(turns)
     ]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from vila_core.chat import Message, Role
 from vila_core.errors import shown
-from vila_train.data.conversations import SampleError
+from vila_train.data.conversations import ContextMessage, SampleError
 
 MAX_TURNS = 10_000
 MAX_CHARACTERS = 16 * 1024 * 1024
@@ -45,7 +45,7 @@ def check_turns(messages: Sequence[Message]) -> Sequence[Message]:
 
     Raises:
         SampleError: it is empty, too long, does not start with the user, roles do not alternate, a message is empty, or
-            nothing is answered.
+            no answer is learned.
     """
     if not messages:
         raise SampleError("it has no messages.", "empty conversation")
@@ -65,9 +65,16 @@ def check_turns(messages: Sequence[Message]) -> Sequence[Message]:
             raise SampleError(f"message {number} is empty.", "empty message")
     if not any(message.role == "assistant" for message in messages):
         raise SampleError("it has no answer.", "no answer")
+    if not any(is_learned(message) for message in messages):
+        raise SampleError("none of its answers is learned: all have weight 0.", "no answer")
     if sum(len(part) for message in messages for part in _parts(message) if isinstance(part, str)) > MAX_CHARACTERS:
         raise SampleError(f"its texts have more than {MAX_CHARACTERS:,} characters.", "too large")
     return messages
+
+
+def is_learned(message: Message) -> bool:
+    """Return whether the tokens of a message have labels."""
+    return message.role == "assistant" and not isinstance(message, ContextMessage)
 
 
 def _parts(message: Message) -> Sequence[object]:

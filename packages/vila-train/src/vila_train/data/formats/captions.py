@@ -16,9 +16,9 @@ from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError, shown
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video
 from vila_train.data.conversations import SampleError
-from vila_train.data.formats.llava import turns_in
-from vila_train.data.placement import Placement, TextTurn, escape_placeholders, place_media
-from vila_train.data.turns import check_turns, role_of, text_of
+from vila_train.data.formats.llava import text_turns
+from vila_train.data.placement import Placement, escape_placeholders, place_media
+from vila_train.data.turns import check_turns
 
 _IMAGE_SUFFIXES = frozenset(suffix[1:] for suffix in IMAGE_SUFFIXES) | {"img", "image"}
 _VIDEO_SUFFIXES = frozenset(suffix[1:] for suffix in VIDEO_SUFFIXES)
@@ -45,10 +45,7 @@ class WebdatasetReader:
         facts = _facts(members)
         images, videos = _images(members), _videos(members)
         if "conversations" in facts:
-            turns = [
-                TextTurn(role_of(turn, "from"), text_of(turn, "value")) for turn in turns_in(facts, "conversations")
-            ]
-            return check_turns(place_media(turns, images, videos, self.placement))
+            return check_turns(place_media(text_turns(facts), images, videos, self.placement))
         caption = escape_placeholders(_caption(members, facts)).strip()
         if not images and not videos:
             raise SampleError(f"it has no picture or video, only {', '.join(members)}.", "missing media file")

@@ -15,18 +15,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from vila_core.chat import Message, Role
+from vila_core.chat import Message
 from vila_core.content_parts import IMAGES, SOURCE_KEYS, TEXTS, VIDEOS, as_content_part
 from vila_core.errors import MediaError, PromptError, shown
 from vila_core.media import Image, Video
-from vila_train.data.conversations import SampleError
-from vila_train.data.formats.llava import turns_in, videos_of
+from vila_train.data.conversations import SampleError, as_message
+from vila_train.data.formats.llava import videos_of
 from vila_train.data.media_files import MediaFolder
 from vila_train.data.placement import Parts, TextTurn, place_media
-from vila_train.data.turns import check_turns, role_of
+from vila_train.data.stated_turns import StatedTurn, read_turns, require_none
+from vila_train.data.turns import check_turns
 
 _KINDS = {**dict.fromkeys(IMAGES, "image"), **dict.fromkeys(VIDEOS, "video")}
 _OWN_KEYS = ("type", *TEXTS[:1], *IMAGES, *VIDEOS, *SOURCE_KEYS, "frames", "nframes", "num_frames", "fps", "media_type")
+_UNSUPPORTED_IN_PARTS: Mapping[str, str] = {
+    "train": "only whole answers can be left out",
+    "weight": "only whole answers can be left out",
+}
+_UNSUPPORTED_IN_SAMPLES = {"objects": "write boxes into the texts"}
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,14 @@ class ChatReader:
         """Return the messages of a record. Raises `SampleError`."""
         images = [*self.media.images(record.get("images")), *self.media.images(record.get("image"))]
         videos = videos_of(record, self.media)
-        turns: list[tuple[Role, str | Sequence[object]]] = [
-            (role_of(turn, "role"), _content(turn)) for turn in turns_in(record, "messages")
-        ]
+        turns = [(turn, _content(turn.fields)) for turn in _turns(record)]
         if all(isinstance(content, str) for _, content in turns):
-            texts = [TextTurn(role, cast("str", content)) for role, content in turns]
+            texts = [TextTurn(turn.role, cast("str", content), turn.learned) for turn, content in turns]
             return check_turns(place_media(texts, images, videos, "in_place"))
         beside = {"image": _Beside("image", images), "video": _Beside("video", videos)}
         messages = [
-            Message(role, [content] if isinstance(content, str) else self._parts(content, beside))
-            for role, content in turns
+            as_message(turn.role, [content] if isinstance(content, str) else self._parts(content, beside), turn.learned)
+            for turn, content in turns
         ]
         for media in beside.values():
             media.require_all_used()
@@ -72,6 +76,7 @@ class ChatReader:
     def _part(self, part: Mapping[str, object], beside: Mapping[str, "_Beside"]) -> str | Image | Video:
         # Tables give every part all keys, so absent ones are null.
         given = {key: value for key, value in part.items() if value is not None}
+        require_none(given, _UNSUPPORTED_IN_PARTS, "a part of a message")
         kind = _KINDS.get(str(given.get("type")))
         if kind is not None and not any(key in given for key in (*IMAGES, *VIDEOS, *SOURCE_KEYS)):
             return beside[kind].take(given.get("index"))
@@ -84,6 +89,13 @@ class ChatReader:
         except (PromptError, MediaError) as error:
             raise SampleError(str(error), "damaged message part") from None
         return made if isinstance(made, str) else self.media.within(made)
+
+
+def _turns(record: Mapping[str, object]) -> list[StatedTurn]:
+    require_none(record, _UNSUPPORTED_IN_SAMPLES, "the sample")
+    if record.get("label") is False:
+        raise SampleError("'label' is false: its answer is a bad example.", "bad example")
+    return read_turns(record, "messages", "role", "content")
 
 
 def _content(turn: Mapping[str, object]) -> str | Sequence[object]:

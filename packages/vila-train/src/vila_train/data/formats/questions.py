@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vila_core.chat import Message
-from vila_train.data.formats.llava import turns_in, videos_of
+from vila_train.data.formats.llava import videos_of
 from vila_train.data.media_files import MediaFolder
 from vila_train.data.placement import TextTurn, place_media
+from vila_train.data.stated_turns import turns_in
 from vila_train.data.turns import check_turns, text_of
 
 QUESTION_KEYS = ("question", "prompt")
