@@ -253,6 +253,17 @@ def test_dark_mode_by_the_system_and_by_the_button(open_page: Callable[..., Brow
     wait(lambda: brightness(page) > 200)
 
 
+def test_the_page_of_the_api_shows_every_route(open_page: Callable[..., Browser], server: RunningServer):
+    page = open_page()
+    page.complaints()  # forget those of the chat page
+    page.driver.get(f"{server.url}/docs")
+    wait(lambda: len(page.all(".opblock")) >= 8)
+    loaded = page.driver.execute_script("return performance.getEntriesByType('resource').map(one => one.name)")
+    assert len(loaded) >= 3
+    assert [address for address in loaded if not address.startswith((server.url, "data:"))] == []
+    assert page.complaints() == []
+
+
 @pytest.mark.skipif("VILA_SCREENSHOTS" not in os.environ, reason="draws the pictures of the docs")
 def test_screenshots(open_page: Callable[..., Browser]):
     from PIL import Image

@@ -1,5 +1,7 @@
 """The OpenAPI document, and requests that schemathesis makes from it."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -29,7 +31,23 @@ def document(server: RunningServer) -> Any:
 def test_the_document_names_every_route(http: httpx2.Client):
     paths = http.get("/openapi.json").json()["paths"]
     assert {(method.upper(), path) for path, methods in paths.items() for method in methods} == ROUTES
-    assert http.get("/docs").status_code == 200
+
+
+def test_the_page_of_the_document_needs_no_internet(http: httpx2.Client):
+    page = http.get("/docs")
+    assert page.status_code == 200
+    assert not re.search(r"https?:|[\"'(]//", page.text)
+    loaded = {
+        address: http.get(f"/{address}") for address in re.findall(r"(?:src|href|url)[=:] *[\"']([^\"']+)", page.text)
+    }
+    assert {Path(address).suffix for address in loaded} == {".js", ".css", ".png", ".json"}
+    assert all(response.status_code == 200 for response in loaded.values())
+    assert "default-src 'self'" in page.headers["content-security-policy"], "scripts cannot load anything else either"
+
+
+@pytest.mark.parametrize("name", ["redoc.standalone.js", "../__init__.py", "%2e%2e/__init__.py", "%00"])
+def test_other_files_beside_the_page_are_not_served(http: httpx2.Client, name: str):
+    assert http.get(f"/docs/{name}").status_code == 404
 
 
 def test_errors_are_documented_in_their_real_shape(http: httpx2.Client):

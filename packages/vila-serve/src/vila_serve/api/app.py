@@ -70,6 +70,7 @@ def create_app(model: "Vila | Answering", settings: ServeSettings | None = None,
         summary="An OpenAI-compatible API for a VILA-family vision-language model.",
         version=__version__,
         lifespan=life,
+        docs_url=None,
         redoc_url=None,
     )
     app.state.service = service
