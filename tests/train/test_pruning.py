@@ -30,27 +30,39 @@ NAN = math.nan
 
 
 @pytest.mark.parametrize(
-    ("scores", "keep", "hardest", "kept"),
+    ("scores", "options", "kept"),
     [
-        ([0.1, 0.9, 0.5, 0.7], 0.5, 0.0, [1, 3]),
-        ([0.1, 0.9, 0.5, 0.7], 0.5, 0.25, [2, 3]),
-        ([0.1, 0.9, 0.5, 0.7], 1.0, 0.0, [0, 1, 2, 3]),
-        ([-1.0, -0.1, 0.0, 0.2], 1.0, 0.0, [3]),  # distracting and equal ones never
-        ([NAN, 3.0, NAN, 1.0], 0.5, 0.0, [1]),  # half of those with a score
-        ([2.0, 2.0, 2.0, 2.0], 0.5, 0.0, [0, 1]),  # equal scores in the order of the data
-        ([math.inf, 1.0, -math.inf, 2.0], 1.0, 0.0, [1, 3]),
-        ([0.3], 0.01, 0.0, [0]),  # at least one
-        ([-0.3, -0.2], 1.0, 0.0, []),
-        ([NAN, NAN], 0.5, 0.0, []),
-        ([], 0.5, 0.0, []),
-        ([1.0, 2.0], 1.0, 0.99, []),
+        ([0.1, 0.9, 0.5, 0.7], {}, [1, 3]),
+        ([0.1, 0.9, 0.5], {}, [1, 2]),  # rounded up
+        (np.arange(30.0), {"keep": 0.1}, [27, 28, 29]),
+        ([0.1, 0.9, 0.5, 0.7], {"drop_hardest": 0.25}, [2, 3]),
+        ([0.1, 0.9, 0.5, 0.7], {"keep": 1.0}, [0, 1, 2, 3]),
+        ([-1.0, -0.1, 0.0, 0.2], {"keep": 0.75}, [1, 2, 3]),  # whatever their sign
+        ([-1.0, -0.1, 0.0, 0.2], {"keep": 0.75, "min_score": 0.0}, [2, 3]),
+        ([-1.0, -0.1, 0.0, 0.2], {"keep": 0.25, "min_score": 0.0}, [3]),
+        ([-1.0, -0.1, 0.0, 0.2], {"keep": 1.0, "drop_hardest": 0.25, "min_score": 0.0}, [2]),
+        ([NAN, 3.0, NAN, 1.0], {}, [1]),  # half of those with a score
+        ([2.0, 2.0, 2.0, 2.0], {}, [0, 1]),  # equal scores in the order of the data
+        ([math.inf, 1.0, -math.inf, 2.0], {"keep": 1.0}, [1, 3]),
+        ([0.3], {"keep": 0.01}, [0]),
+        ([NAN, NAN], {}, []),
+        ([], {}, []),
+        ([1.0, 2.0], {"keep": 1.0, "drop_hardest": 0.99}, []),
     ],
 )
-def test_the_middle_is_kept(scores: list[float], keep: float, hardest: float, kept: list[int]) -> None:
-    found = select(np.array(scores), keep, hardest)
+def test_the_highest_scores_are_kept(scores: Any, options: dict[str, float], kept: list[int]) -> None:
+    found = select(np.array(scores), **options)
     assert found.kept.tolist() == kept
     known = sum(math.isfinite(score) for score in scores)
     assert (found.scored, found.distracting + found.easy + found.hardest + len(kept)) == (known, known)
+
+
+def test_dropped_samples_are_counted_by_what_is_wrong_with_them() -> None:
+    found = select(np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 3.0]), keep=0.5, drop_hardest=1 / 6)
+    assert found.kept.tolist() == [2, 3, 4]
+    assert (found.hardest, found.easy, found.distracting, found.kept_distracting) == (1, 0, 2, 0)
+    found = select(np.array([-2.0, -1.0, 0.0, 1.0]), keep=0.75)
+    assert (found.hardest, found.easy, found.distracting, found.kept_distracting) == (0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +153,15 @@ def test_the_samples_that_only_the_large_model_knows_are_kept(tmp_path: Path, wo
 def test_the_same_model_twice_leaves_nothing(tmp_path: Path, micro_checkpoint: Path) -> None:
     path = write_data(tmp_path / "data", [(None, "red", "blue"), (None, "blue", "red")])
     options = PruneOptions(str(micro_checkpoint), str(micro_checkpoint), str(path))
-    with pytest.raises(TrainingError, match=r"Nothing of .* is left: of 2 samples 2 have a score, and none"):
+    with pytest.raises(TrainingError, match=r"of 2 samples 2 have a score, and none is above 0. Is the large model"):
         prune(options, tmp_path / "out", device="cpu")
+
+
+def test_limits_that_leave_nothing_are_named(tmp_path: Path, micro_checkpoint: Path, other_micro: Path) -> None:
+    path = write_data(tmp_path / "data", texts(6))
+    options = PruneOptions(str(micro_checkpoint), str(other_micro), str(path))
+    with pytest.raises(TrainingError, match=r"Nothing of .* is left: .* Change --drop-hardest or --min-score"):
+        prune(options, tmp_path / "out", min_score=1e9, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,15 @@ def prune(
     large: Annotated[str, typer.Option("--large", metavar="MODEL", help="Folder or hub id of the large model.")],
     data: Annotated[list[str], typer.Option("--data", "-d", metavar="MIXTURE", help="Datasets or files (repeatable).")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder for scores and subset files.")],
-    keep: Annotated[
-        float, typer.Option("--keep", metavar="SHARE", help="Share of the samples to keep, at most.")
-    ] = 0.5,
+    keep: Annotated[float, typer.Option("--keep", metavar="SHARE", help="Share of the samples to keep.")] = 0.5,
     drop_hardest: Annotated[
         float,
         typer.Option("--drop-hardest", metavar="SHARE", help="Share to drop for the highest scores (wrong labels)."),
     ] = 0.0,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", metavar="X", help="Drop lower scores, even if fewer samples are left."),
+    ] = None,
     per_token: Annotated[
         bool, typer.Option("--per-token", metavar="", help="Divide each score by the tokens of the answers.")
     ] = False,
@@ -38,8 +40,8 @@ def prune(
     vila-train prune --small Efficient-Large-Model/NVILA-Lite-2B --large Efficient-Large-Model/NVILA-8B
     --data my.jsonl --out pruned
 
-    The score of a sample is log(p_large / p_small) of its answers. Samples with a score below 0 are dropped, then those
-    nearest to 0. Train on what is left with --data my.jsonl@pruned/my.txt.
+    The score of a sample is log(p_large / p_small) of its answers. Of each dataset, the half with the highest scores is
+    kept, as in NVILA. Train on it with --data my.jsonl@pruned/my.txt.
     """
     from vila_core.cli.progress import open_progress
     from vila_train.pruning.prune import PruneOptions
@@ -51,7 +53,13 @@ def prune(
     try:
         with open_progress("samples") as progress:
             pruned = run_prune(
-                options, out.expanduser(), keep=keep, drop_hardest=drop_hardest, device=device, progress=progress
+                options,
+                out.expanduser(),
+                keep=keep,
+                drop_hardest=drop_hardest,
+                min_score=min_score,
+                device=device,
+                progress=progress,
             )
     except KeyboardInterrupt:
         typer.echo(f"Stopped. The same command resumes with the scores in {out}.", err=True)
@@ -63,4 +71,9 @@ def prune(
             f"{one.dataset}: {len(chosen.kept):,} of {chosen.scored:,} kept; dropped {chosen.easy:,} easy, "
             f"{chosen.distracting:,} distracting, {chosen.hardest:,} hardest{failed}."
         )
+        if chosen.kept_distracting:
+            typer.echo(
+                f"  {chosen.kept_distracting:,} of those kept have a score below 0: the small model is better there. "
+                "--min-score 0 drops them."
+            )
     typer.echo(f"Train on: --data '{'+'.join(f'{one.dataset}@{one.path}' for one in pruned)}'")

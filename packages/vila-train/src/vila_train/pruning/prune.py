@@ -9,7 +9,7 @@ import gc
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -78,6 +78,7 @@ def prune(
     *,
     keep: float = 0.5,
     drop_hardest: float = 0.0,
+    min_score: float | None = None,
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[Pruned]:
@@ -88,6 +89,7 @@ def prune(
         out: folder.
         keep: see `select`.
         drop_hardest: see `select`.
+        min_score: see `select`.
         device: of the models, which are loaded one after the other.
         progress: counts samples.
 
@@ -95,10 +97,11 @@ def prune(
         CheckpointError: a model is missing or damaged.
         ConfigError: `out` holds other scores, or a share is out of range.
         DatasetError: the mixture cannot be opened, or names a part of a dataset.
-        TrainingError: nothing of a dataset is left.
+        TrainingError: nothing of a dataset is left, or none of its samples has a score above 0.
         OutputError: a file cannot be written.
     """
-    select(np.zeros(0), keep, drop_hardest)  # checks the shares before hours of scoring
+    choose = partial(select, keep=keep, drop_hardest=drop_hardest, min_score=min_score)
+    choose(np.zeros(0))  # checks the shares before hours of scoring
     shown = progress or NoProgress()
     datasets = _open_datasets(options)
     lengths = [open_checkpoint(path).config.language_model.max_length for path in (options.small, options.large)]
@@ -112,7 +115,7 @@ def prune(
             scores[name][role] = score_answers(load, source, file, max_length, shown)
         del load
         gc.collect()  # the large model may need the room of the small one
-    return [_select(name, len(datasets[name]), scores[name], out, options, keep, drop_hardest) for name in datasets]
+    return [_select(name, scores[name], out, options, choose) for name in datasets]
 
 
 def _open_datasets(options: PruneOptions) -> dict[str, ConversationSource]:
@@ -165,23 +168,22 @@ def delta_losses(
 
 def _select(
     name: str,
-    samples: int,
     scores: dict[str, list[AnswerScore]],
     out: Path,
     options: PruneOptions,
-    keep: float,
-    drop_hardest: float,
+    choose: Callable[[npt.NDArray[np.float64]], Selection],
 ) -> Pruned:
     small, large = scores["small"], scores["large"]
-    selection = select(delta_losses(small, large, options.per_token), keep, drop_hardest)
+    deltas = delta_losses(small, large, options.per_token)
+    selection = choose(deltas)
     reasons = (a.reason or b.reason for a, b in zip(small, large, strict=True))
     failed = Counter(reason for reason in reasons if reason is not None)
+    counts = ", ".join(f"{count:,} {reason}" for reason, count in failed.items())
+    found = f"of {len(deltas):,} samples {selection.scored:,} have a score{f' ({counts})' if counts else ''}"
+    if not (deltas > 0).any():
+        raise TrainingError(f"'{name}': {found}, and none is above 0. Is the large model the better one?")
     if not len(selection.kept):
-        detail = ", ".join(f"{count:,} {reason}" for reason, count in failed.items())
-        raise TrainingError(
-            f"Nothing of '{name}' is left: of {samples:,} samples {selection.scored:,} have a score, and none of these "
-            f"is above 0{f' ({detail})' if detail else ''}. Is the large model the better one?"
-        )
+        raise TrainingError(f"Nothing of '{name}' is left: {found}. Change --drop-hardest or --min-score.")
     path = out / f"{file_name(name)}.txt"
-    write_subset(path, name, samples, selection.kept)
+    write_subset(path, name, len(deltas), selection.kept)
     return Pruned(name, path, selection, failed)
