@@ -15,8 +15,15 @@ import pytest
 
 SERVER = """
 import json, os, sys, tempfile, traceback
-import torch, triton
+from functools import cache
+import torch
+from triton.runtime import interpreter
 import vila_core.ops.reference
+
+# Triton replaces the functions of its language anew for every launch and for every call of a function on the device,
+# which takes most of the time. Once per function is enough where they stay replaced, as they do in a child below.
+interpreter._patch_lang = cache(interpreter._patch_lang)
+interpreter._LangPatchScope.restore = lambda scope: None
 
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what the code prints
