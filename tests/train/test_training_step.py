@@ -119,7 +119,7 @@ def test_a_text_alone_gives_the_tower_no_gradient(
 def test_rows_travel_in_two_tensors(samples: list[TrainingSample]):
     row = HostRow.of(samples)
     assert row.num_tokens == sum(map(len, samples))
-    assert row.num_labels == sum(sample.num_labels for sample in samples)
+    assert row.counts.tokens == sum(sample.num_labels for sample in samples)
     ours, direct = row.to(CPU), PackedRow.of(samples, CPU)
     assert (ours.names, ours.batch.lengths) == (direct.names, direct.batch.lengths)
     for name in ("labels", "predicting", "targets"):

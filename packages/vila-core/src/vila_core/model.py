@@ -84,6 +84,10 @@ class VilaModel(nn.Module):
     Args:
         config: the model's configuration.
         tokenizer: gives the ids of the media tokens and of the texts around media; it is not kept.
+
+    Attributes:
+        text_vocab_size: how many tokens the model learns to write. Of a model that draws, this excludes the
+            placeholders of media at the end of the vocabulary, which its checkpoints do not have.
     """
 
     def __init__(self, config: VilaConfig, tokenizer: "Tokenizer"):
@@ -98,6 +102,7 @@ class VilaModel(nn.Module):
         self.generation = (
             None if config.generation_head is None else _build(plugins.generation_heads, config.generation_head)
         )
+        self.text_vocab_size = _text_vocab_size(config, tokenizer)
         self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
         self._text_ids = {
             text: tokenizer.encode(text) for text in (*self.image_encoder.texts, *self.video_encoder.texts)
@@ -110,17 +115,21 @@ class VilaModel(nn.Module):
         hidden = [self.llm(of_prompt[None])[0] for of_prompt in embeds.split(list(batch.lengths))]  # [T', D] each
         return [self.llm.logits(of_prompt) for of_prompt in hidden]
 
-    def embed(self, batch: PromptBatch) -> Tensor:
+    def embed(self, batch: PromptBatch, tokens: Sequence[Tensor] | None = None) -> Tensor:
         """Return the sequences that the language model reads, one prompt after another: `[L, D]`.
 
         This is the only place that puts media into text. It never synchronizes with the host, so a CUDA graph can
         capture it.
+
+        Args:
+            batch: prompts.
+            tokens: the media tokens of each medium, `[K_i, D]`, if they are known.
         """
         text = self.llm.embed(batch.ids[None])[0]  # [L, D]
         if not batch.media:
             return text
-        tokens = torch.cat(self.encode(batch.media))  # [K, D]
-        return text.index_copy(0, batch.places, tokens.to(text.dtype))
+        together = torch.cat(list(self.encode(batch.media) if tokens is None else tokens))  # [K, D]
+        return text.index_copy(0, batch.places, together.to(text.dtype))
 
     def encode(self, media: Sequence[PreparedMedium]) -> list[Tensor]:
         """Return the media tokens of each medium, `[K_i, D]`: vision tower, projector, media encoder."""
@@ -295,6 +304,14 @@ def _initializes(func: Callable[..., Any]) -> bool:
     in_place = func.__name__.endswith("_") and not func.__name__.endswith("__")
     module: object = getattr(func, "__module__", None)  # methods of tensors have none
     return in_place and (module == nn.init.__name__ or func.__name__ in ("normal_", "uniform_"))
+
+
+def _text_vocab_size(config: VilaConfig, tokenizer: "Tokenizer") -> int:
+    size = config.language_model.vocab_size
+    placeholders = {tokenizer.sentinel_token_id, *tokenizer.media_token_ids.values()}
+    while config.generation_head is not None and size - 1 in placeholders:
+        size -= 1
+    return size
 
 
 def _split(tiles: Sequence[Tiles], at_once: int) -> Iterator[list[Tiles]]:

@@ -54,6 +54,10 @@ class PreparedMedium:
             self.__dict__["_coming"] = threads.submit(self.tiles.digest, self.kind)
 
 
+MediaWriter = Callable[[Message, Image | Video, Sequence[str]], str]
+"""`(message, part, media tokens) -> text`: how an image or a video of a message stands in the prompt text."""
+
+
 @dataclass(frozen=True)
 class PreparedPrompt:
     """A prompt, ready for the network.
@@ -65,6 +69,7 @@ class PreparedPrompt:
         video_duration: seconds of the last video, which time tokens refer to; None without a video or a frame rate.
         seconds: how long preparation took.
         turns: the conversation as text, with media tokens in place of media.
+        media_counts: how many of `media` each image or video of the conversation became.
     """
 
     text: str
@@ -73,6 +78,7 @@ class PreparedPrompt:
     video_duration: float | None = None
     seconds: float = 0.0
     turns: Sequence[Turn] = ()
+    media_counts: Sequence[int] = ()
 
 
 def prepare(
@@ -87,12 +93,14 @@ def prepare(
     conversation: Sequence[Message] | None = None,
     on_media: Callable[[Sequence[PreparedMedium]], None] | None = None,
     tools: Sequence[Mapping[str, Any]] = (),
+    write: MediaWriter | None = None,
 ) -> PreparedPrompt:
     """Load and tile the media, render the template, and tokenize.
 
     Videos are taken from `videos` where it has them, and kept there. With `conversation`, whose parts are strings,
     `Image`s and `Video`s, `prompt` is not read: no text is looked up as a path. `on_media` is given the media before
-    the text is rendered. `tools` are JSON values in OpenAI's form.
+    the text is rendered. `tools` are JSON values in OpenAI's form. `write` says how media stand in the text; None: as
+    `config.text_after_media` says.
 
     Raises:
         PromptError: the prompt is empty or does not fit the template, or the template has no tools.
@@ -114,7 +122,7 @@ def prepare(
     prepared = [medium for of_part in media for medium in of_part]
     if on_media is not None:
         on_media(prepared)
-    turns = _as_turns(messages, media, config.text_after_media)
+    turns = _as_turns(messages, media, write or _followed_by(config.text_after_media))
     if not any(turn.text for turn in turns):
         raise PromptError("The prompt is empty without the media tokens in its text. Pass pictures as Image(source).")
     text = _render(template, turns, tools, tokenizer, generation_prompt=generation_prompt)
@@ -129,6 +137,7 @@ def prepare(
         durations[-1] if durations else None,
         time.perf_counter() - started,
         turns,
+        [len(of_part) for of_part in media],
     )
 
 
@@ -239,11 +248,13 @@ def _pictures(one: "PIL.Image.Image | VideoFrames | PreparedVideo", as_images: b
     return [one]
 
 
-def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]], after: str) -> list[Turn]:
-    """Return the conversation as text, with media tokens in place of media.
+def _followed_by(after: str) -> MediaWriter:
+    """Return a writer that puts `after` behind each media token."""
+    return lambda message, part, tokens: "".join(f"{token}{after}" for token in tokens)
 
-    `media` has the media of each part, and `after` is the text that follows each of them.
-    """
+
+def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedium]], write: MediaWriter) -> list[Turn]:
+    """Return the conversation as text, with media tokens in place of media. `media` has the media of each part."""
     remaining = iter(media)
     turns: list[Turn] = []
     for message in messages:
@@ -253,7 +264,11 @@ def _as_turns(messages: Sequence[Message], media: Sequence[Sequence[PreparedMedi
                 # Twice, because neighboring texts may form a media token together.
                 pieces.append(without_media_tokens("".join(without_media_tokens(str(part)) for part in parts)))
             else:
-                pieces += ["".join(f"{_media_tokens(one)}{after}" for one in next(remaining)) for _ in parts]
+                pieces += [
+                    write(message, part, [_media_tokens(one) for one in next(remaining)])
+                    for part in parts
+                    if not isinstance(part, str)
+                ]
         calls = [ToolCall(call.name, cast("Any", _clean(call.arguments))) for call in message.tool_calls]
         turns.append(Turn(message.role, "".join(pieces).strip(), calls))
     return turns

@@ -103,10 +103,27 @@ class Tokenizer:
         """
         prefix = self.encode("")
         ids = [*prefix]
-        for part in re.split(f"({'|'.join(map(re.escape, MEDIA_TOKENS.values()))})", text):
+        for part in _split_at_media(text):
             encoded = self.encode(part)
             ids += encoded[len(prefix) :] if encoded[: len(prefix)] == prefix else encoded
         return ids
+
+    def encode_split_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of `encode_split`, and the characters that each comes from as `encode_with_spans` does.
+
+        Raises:
+            PromptError, CheckpointError: as `encode_with_spans` does.
+        """
+        prefix = self.encode("")
+        ids, spans = [*prefix], [(0, 0)] * len(prefix)
+        place = 0
+        for part in _split_at_media(text):
+            encoded, within = self.encode_with_spans(part)
+            first = len(prefix) if encoded[: len(prefix)] == prefix else 0
+            ids += encoded[first:]
+            spans += [(place + start, place + end) for start, end in within[first:]]
+            place += len(part)
+        return ids, spans
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of `text` as `encode` does, and the characters `[start, end)` that each comes from.
@@ -182,6 +199,11 @@ class Tokenizer:
         if not isinstance(token_id, int):
             raise CheckpointError(f"The tokenizer of this checkpoint has no id for {token!r}, though it was added.")
         return token_id
+
+
+def _split_at_media(text: str) -> list[str]:
+    """Return the parts of a text between media tokens, and these tokens, in order."""
+    return re.split(f"({'|'.join(map(re.escape, MEDIA_TOKENS.values()))})", text)
 
 
 def _require_unicode(text: str) -> None:

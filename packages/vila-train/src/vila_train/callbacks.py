@@ -17,7 +17,7 @@ Select it with `--set logging.callbacks=[tensorboard,echo]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -53,7 +53,7 @@ class StepRecord:
 
     Attributes:
         step: from 1.
-        loss: mean over the labelled tokens of the step.
+        loss: mean over the labelled tokens of the step; for a model that draws, the sum of `losses`.
         gradient_norm: before clipping.
         learning_rates: by part.
         tokens: all tokens, media included.
@@ -66,6 +66,9 @@ class StepRecord:
         model_flops: forward and backward floating-point operations of the model, without recomputation.
         mfu: `model_flops` per second over the peak of all GPUs; None on a CPU or an unknown GPU.
         memory_bytes: peak of this rank's GPU memory; None on a CPU.
+        losses: of a model that draws: "text", the mean over labelled tokens, and "codes", the mean over codes. Empty
+            for other models.
+        drawn_positions: of pictures that are to be drawn.
     """
 
     step: int
@@ -82,6 +85,8 @@ class StepRecord:
     model_flops: float
     mfu: float | None
     memory_bytes: int | None
+    losses: Mapping[str, float] = field(default_factory=dict[str, float])
+    drawn_positions: int = 0
 
     @property
     def tokens_per_second(self) -> float:

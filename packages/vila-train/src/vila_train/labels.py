@@ -23,6 +23,7 @@ def tokenize_with_labels(
     *,
     system_prompt: bool = True,
     learned: Sequence[bool] | None = None,
+    split: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Return the T token ids of a complete conversation and its T labels: the token id in answers, -100 elsewhere.
 
@@ -35,6 +36,8 @@ def tokenize_with_labels(
         template: of the model.
         system_prompt: use the template's default system prompt if the conversation has none.
         learned: for each turn, whether it is labelled if it is an answer; None: all answers are.
+        split: as VILA-U was trained: the texts between media are tokenized one by one, and the spaces before an answer,
+            which a prompt leaves out, are labelled too.
 
     Raises:
         PromptError: the template cannot render the conversation.
@@ -47,11 +50,13 @@ def tokenize_with_labels(
         template.render(some, tokenizer.special_tokens, generation_prompt=False, system_prompt=system_prompt)
         for some in (turns, unanswered)
     )
-    ids, spans = tokenizer.encode_with_spans(text)
+    ids, spans = tokenizer.encode_split_with_spans(text) if split else tokenizer.encode_with_spans(text)
     labels = [IGNORE_INDEX] * len(ids)
     answers = _answer_spans(text, skeleton, [turn.text for turn in turns if turn.role == "assistant"])
     # A template may drop a first turn that is not the user's.
     for answer, is_learned in zip(answers, chosen[len(chosen) - len(answers) :], strict=True):
+        if split:
+            answer = range(len(text[: answer.start].rstrip(" ")), answer.stop)
         for position in _tokens_of(answer, spans) if is_learned else ():
             labels[position] = ids[position]
     return ids, labels

@@ -1,21 +1,63 @@
-"""The training loss: cross-entropy over the labelled tokens, with soft targets for time tokens.
+"""The training losses: cross-entropy over the labelled tokens, with soft targets for time tokens, and over the codes of
+pictures that are to be drawn.
 
-Losses are sums. The mean is taken over the labelled tokens of the whole global batch, so that accumulation, packing and
-the number of ranks do not change it.
+Losses are sums. Each mean is taken over the targets of the whole global batch, so that accumulation, packing and the
+number of ranks do not change it. What is minimized is the sum of both means.
 
-Dimensions: T tokens, V vocabulary, L labelled tokens, K time tokens, D width.
+Dimensions: T tokens, V vocabulary, L labelled tokens, K time tokens, D width; P positions that are to be drawn, C codes
+of a position, N codes of the codebook.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from vila_core.generation.heads import GenerationHead
+
 LOGITS_AT_ONCE = 2**26
 """Logits that exist at the same time: 256 MB in fp32."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many targets losses are sums over.
+
+    Attributes:
+        tokens: labelled ones.
+        positions: of pictures that are to be drawn. Each has the same number of codes.
+    """
+
+    tokens: int = 0
+    positions: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(self.tokens + other.tokens, self.positions + other.positions)
+
+
+class Losses(NamedTuple):
+    """The two losses: sums over the targets of a row, or means. Scalars in fp32 (or fp64).
+
+    Attributes:
+        text: over labelled tokens.
+        codes: over positions that are to be drawn; of each, the mean over its codes.
+    """
+
+    text: Tensor
+    codes: Tensor
+
+    def over(self, counts: Counts) -> "Losses":
+        """Return sums as shares of the means over `counts`. Without targets, a loss is 0."""
+        return Losses(self.text / max(counts.tokens, 1), self.codes / max(counts.positions, 1))
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimized, of means."""
+        return self.text + self.codes
 
 
 @dataclass(frozen=True)
@@ -56,8 +98,6 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Return `cross_entropy_sum` of `head(hidden)` without ever holding all logits.
 
-    Gradients are computed chunk by chunk together with the loss, so that no chunk's logits are kept or computed twice.
-
     Args:
         head: hidden states `[n, D]` to logits `[n, V]`.
         hidden: `[L, D]`.
@@ -65,16 +105,44 @@ def chunked_cross_entropy(
         time_tokens: for soft targets.
         vocab_size: V, which decides the size of a chunk.
     """
-    chunk = max(LOGITS_AT_ONCE // vocab_size, 1)
-    if not torch.is_grad_enabled():
-        parts = zip(hidden.split(chunk), labels.split(chunk), strict=True)
-        return sum((cross_entropy_sum(head(x), y, time_tokens) for x, y in parts), _zero(hidden))
 
     def loss_of(of_chunk: Tensor, its_labels: Tensor) -> Tensor:
         return cross_entropy_sum(head(of_chunk), its_labels, time_tokens)
 
-    parameters = _leaves(loss_of(hidden[:1].detach(), labels[:1])) if len(hidden) else []
-    return _ChunkedLoss.apply(loss_of, chunk, labels, hidden, *parameters)  # pyright: ignore[reportReturnType]
+    return _chunked_sum(loss_of, hidden, labels, max(LOGITS_AT_ONCE // vocab_size, 1))
+
+
+def code_loss(head: "GenerationHead", hidden: Tensor, codes: Tensor) -> Tensor:
+    """Return the loss of the head's scores, summed over positions and averaged over the codes of each.
+
+    Args:
+        head: scores codes.
+        hidden: `[P, D]`, the hidden state before each position.
+        codes: the true ones, int64 `[P, C]`.
+    """
+
+    def loss_of(of_chunk: Tensor, its_codes: Tensor) -> Tensor:
+        logits = head.logits(of_chunk, its_codes)  # [n, C, N]
+        return cross_entropy_sum(logits.flatten(0, 1), its_codes.flatten()) / head.codes_per_position
+
+    return _chunked_sum(loss_of, hidden, codes, positions_at_once(head))
+
+
+def positions_at_once(head: "GenerationHead") -> int:
+    """Return for how many positions logits exist at the same time."""
+    return max(LOGITS_AT_ONCE // (head.codes_per_position * head.codebook_size), 1)
+
+
+def _chunked_sum(loss_of: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    """Return the sum of `loss_of` chunks of `hidden` and `targets`.
+
+    Gradients are computed chunk by chunk together with the loss, so that no chunk's logits are kept or computed twice.
+    """
+    if not torch.is_grad_enabled():
+        parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return sum((loss_of(x, y) for x, y in parts), _zero(hidden))
+    parameters = _leaves(loss_of(hidden[:1].detach(), targets[:1])) if len(hidden) else []
+    return _ChunkedLoss.apply(loss_of, chunk, targets, hidden, *parameters)  # pyright: ignore[reportReturnType]
 
 
 def _leaves(output: Tensor) -> list[Tensor]:

@@ -6,20 +6,23 @@ Dimensions: T tokens with media in place.
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from vila_core.chat import ChatTemplate, Message, Turn
 from vila_core.conversation import parts_of
 from vila_core.encoders import ExpandedPrompt
 from vila_core.errors import PromptTooLongError
-from vila_core.media import MediaLimits
+from vila_core.media import Image, MediaLimits, Video
 from vila_core.model import VilaModel
-from vila_core.prompt import PreparedPrompt, prepare
+from vila_core.prompt import MediaWriter, PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 from vila_train.data.conversations import Conversation, SampleError
 from vila_train.data.turns import is_learned
+from vila_train.drawing import DrawnPictures, pictures_in
 from vila_train.errors import TrainingError
 from vila_train.labels import IGNORE_INDEX, expand_labels, tokenize_with_labels
+from vila_train.loss import Counts
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,15 @@ class TrainingSample:
         name: says in messages which sample it is.
         prompt: its media and token ids.
         expanded: the ids with room for the media.
-        labels: of the T positions of `expanded`; `IGNORE_INDEX` where nothing is learned.
+        labels: of the T positions of `expanded`; `IGNORE_INDEX` where no text is learned.
+        drawn: of each medium, whether it is to be drawn; empty if none is.
     """
 
     name: str
     prompt: PreparedPrompt
     expanded: ExpandedPrompt
     labels: Sequence[int]
+    drawn: Sequence[bool] = ()
 
     def __len__(self) -> int:
         """T."""
@@ -46,6 +51,19 @@ class TrainingSample:
     def num_labels(self) -> int:
         """How many tokens are predicted. The first token never is."""
         return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of pictures that are to be drawn, in order."""
+        blocks = [block for of_medium, is_drawn in zip(self.expanded.blocks, self.drawn, strict=False) if is_drawn
+                  for block in of_medium]  # fmt: skip
+        places = set(self.expanded.places) if blocks else set[int]()
+        return [position for block in blocks for position in block if position in places]
+
+    @property
+    def counts(self) -> Counts:
+        """How many targets it has."""
+        return Counts(self.num_labels, len(self.positions))
 
     @property
     def num_bytes(self) -> int:
@@ -65,17 +83,30 @@ class Encoder:
     template: ChatTemplate
     limits: MediaLimits
 
+    @cached_property
+    def pictures(self) -> DrawnPictures:
+        """What the model can learn to draw. Raises `CheckpointError` if the tokenizer is another model's."""
+        return DrawnPictures.of(self.network, self.tokenizer)
+
     def encode(self, name: str, messages: Sequence[Message]) -> TrainingSample:
         """Load the media of a conversation, render it and label its answers.
 
         Raises:
             MediaError: a medium cannot be read.
             PromptError: the conversation does not fit the template.
+            SampleError: an answer has a picture that the model cannot learn to draw.
         """
-        prompt = self._prepare(messages, self.template)
+        messages = self.pictures.prepare(name, messages, self.limits)
+        prompt = self._prepare(messages, self.template, self.pictures.write if self.pictures.kinds else None)
         learned = [is_learned(message) for message in messages]
-        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template, learned=learned)
-        return self._sample(name, prompt, ids, labels)
+        split = self.network.config.splits_text_at_media
+        ids, labels = tokenize_with_labels(prompt.turns, self.tokenizer, self.template, learned=learned, split=split)
+        sample = self._sample(name, prompt, ids, labels)
+        drawn = [is_learned(message) for message in messages for _ in pictures_in(message)]
+        if not sample.num_labels or not any(drawn):
+            return sample
+        counts = zip(drawn, prompt.media_counts, strict=True)
+        return replace(sample, drawn=[is_drawn for is_drawn, count in counts for _ in range(count)])
 
     def fit(
         self, conversation: Conversation, max_length: int, too_long: Literal["truncate", "drop", "error"]
@@ -118,7 +149,7 @@ class Encoder:
             MediaError: a medium cannot be read.
             PromptError: the document is empty.
         """
-        prompt = self._prepare(messages, _Document())
+        prompt = self._prepare(messages, _Document(), _alone if self.pictures.kinds else None)
         return self._sample(name, prompt, prompt.input_ids, prompt.input_ids)
 
     def _encode_or_none(self, conversation: Conversation, max_length: int) -> TrainingSample | None:
@@ -130,7 +161,9 @@ class Encoder:
             return None
         return sample if len(sample) <= max_length else None
 
-    def _prepare(self, messages: Sequence[Message], template: ChatTemplate) -> PreparedPrompt:
+    def _prepare(
+        self, messages: Sequence[Message], template: ChatTemplate, write: MediaWriter | None
+    ) -> PreparedPrompt:
         config = self.network.config
         preprocess = config.preprocess.model_copy(update={"tile_all": True})
         return prepare(
@@ -141,6 +174,7 @@ class Encoder:
             self.limits,
             generation_prompt=False,
             conversation=messages,
+            write=write,
         )
 
     def _sample(self, name: str, prompt: PreparedPrompt, ids: Sequence[int], labels: Sequence[int]) -> TrainingSample:
@@ -165,6 +199,11 @@ class _Document:
         system_prompt: bool = True,
     ) -> str:
         return "".join(turn.text for turn in turns) + special_tokens.get("eos_token", "")
+
+
+def _alone(message: Message, part: Image | Video, tokens: Sequence[str]) -> str:
+    """Write pictures of a document without anything beside them."""
+    return "".join(tokens)
 
 
 def _beginnings(conversation: Conversation) -> list[Conversation]:

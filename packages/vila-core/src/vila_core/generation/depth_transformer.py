@@ -172,7 +172,7 @@ class DepthTransformer(nn.Module):
 
 
 class DepthTransformerHead:
-    """Chooses, embeds and decodes codes of a model: see `vila_core.generation.heads.GenerationHead`.
+    """Chooses, embeds and decodes codes of a model: see `vila_core.generation.heads.TrainableHead`.
 
     Not a module: its parts belong to the model already.
     """
@@ -187,10 +187,13 @@ class DepthTransformerHead:
         """An image, and a video if the model has a token that starts one."""
         config = self.transformer.config
         positions = config.grid[0] * config.grid[1]
-        kinds = {"image": OutputKind(config.image_start_token, positions, 1, config.knows_empty_prompt)}
+        knows = config.knows_empty_prompt
+        kinds = {"image": OutputKind(config.image_start_token, positions, 1, knows, config.image_end_token)}
         if config.video_start_token is not None:
             frames = config.video_frames
-            kinds["video"] = OutputKind(config.video_start_token, frames * positions, frames, config.knows_empty_prompt)
+            kinds["video"] = OutputKind(
+                config.video_start_token, frames * positions, frames, knows, config.video_end_token
+            )
         return kinds
 
     @property
@@ -227,6 +230,11 @@ class DepthTransformerHead:
         return self.projector(self.tower.embed_codes(codes.flatten(0, -2))[:, None])[:, 0].unflatten(
             0, codes.shape[:-1]
         )
+
+    @torch.no_grad()
+    def codes(self, pixels: Tensor) -> Tensor:
+        """`[N, 3, S, S]` -> the tower's codes, int64 `[N, P, D]`."""
+        return self.tower.encode(pixels).flatten(1, 2)
 
     def logits(self, hidden: Tensor, codes: Tensor) -> Tensor:
         """Hidden states `[T, H]` and the true codes `[T, D]` -> scores `[T, D, K]`. Embeddings get no gradient."""

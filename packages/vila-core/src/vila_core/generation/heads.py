@@ -32,12 +32,14 @@ class OutputKind:
         positions: P, which is the same for every output of this kind.
         frames: 1 for an image.
         knows_empty_prompt: whether the model was trained to draw without a prompt too, which guidance needs.
+        end_token: stands after the picture in samples of training; None: nothing does.
     """
 
     start_token: str
     positions: int
     frames: int = 1
     knows_empty_prompt: bool = True
+    end_token: str | None = None
 
 
 @runtime_checkable
@@ -84,6 +86,18 @@ class GenerationHead(Protocol):
 
     def decode(self, codes: Tensor, kind: str) -> Tensor:
         """Codes int64 `[P, D]` of one output -> uint8 pixels `[frames, S, S, 3]`."""
+        ...
+
+
+@runtime_checkable
+class TrainableHead(GenerationHead, Protocol):
+    """A head that can be trained: it says which codes a picture has, and `logits` scores them."""
+
+    def codes(self, pixels: Tensor) -> Tensor:
+        """Pixels `[N, 3, S, S]`, as the vision tower reads them -> the codes of each picture, int64 `[N, P, D]`.
+
+        `embed` of them is what the language model reads of the picture. No gradient flows back to the pixels.
+        """
         ...
 
 

@@ -18,9 +18,10 @@ from vila_train.data.bad_samples import Skipped
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.errors import TrainingError
 from vila_train.evaluation.live import evaluation_mode, gathered_weights, live_model
+from vila_train.loss import Counts
 from vila_train.models import OpenedModel
 from vila_train.packing.lanes import SampleEncoder, first_samples
-from vila_train.packing.rows import PackedRow, packed_loss
+from vila_train.packing.rows import PackedRow, packed_losses
 
 LOSS = "loss"
 """The measure of `evaluation.mixture`."""
@@ -39,9 +40,13 @@ class HeldOut:
     count: int
     encode: SampleEncoder
 
-    def loss(self, network: VilaModel, device: torch.device) -> float:
-        """Return the mean loss over the labelled tokens. Raises `TrainingError` if there is none."""
-        total, labels = 0.0, 0
+    def losses(self, network: VilaModel, device: torch.device) -> dict[str, float]:
+        """Return the mean loss as "loss"; if there are pictures to draw, it is the sum of "loss/text" and "loss/codes".
+
+        Raises:
+            TrainingError: there is no labelled token.
+        """
+        text, codes, counts = 0.0, 0.0, Counts()
         skipped: list[Skipped] = []  # the same ones each time, so that losses compare
         with torch.no_grad(), evaluation_mode(network):
             for found in first_samples(self.mixture, self.encode, self.count):
@@ -49,16 +54,20 @@ class HeldOut:
                     skipped.append(found)
                     continue
                 row = PackedRow.of([found[1]], device)
-                total += float(packed_loss(network, row))
-                labels += row.num_labels
+                sums = packed_losses(network, row)
+                text, codes, counts = text + float(sums.text), codes + float(sums.codes), counts + row.counts
         if skipped:
             warn(
                 f"{len(skipped):,} of {self.count:,} samples of evaluation.mixture cannot be used. The first: "
                 f"{skipped[0].message}"
             )
-        if not labels:
+        if not counts.tokens:
             raise TrainingError("The samples of evaluation.mixture have no labelled token that could be used.")
-        return total / labels
+        text /= counts.tokens
+        if not counts.positions:
+            return {LOSS: text}
+        codes /= counts.positions
+        return {LOSS: text + codes, f"{LOSS}/text": text, f"{LOSS}/codes": codes}
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Evaluator:
             if here:
                 if self.held_out is not None:
                     held_out = self.held_out
-                    scores |= _attempt(LOSS, lambda: {LOSS: held_out.loss(opened.network, device)})
+                    scores |= _attempt(LOSS, lambda: held_out.losses(opened.network, device))
                 for name, score in self.tasks.items():
                     scores |= _attempt(name, lambda score=score, name=name: _named(name, _ask(opened, score)))
         return scores

@@ -3,13 +3,14 @@
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vila_core.errors import warn
 from vila_train.callbacks import Callback, RunStart, StepRecord
 from vila_train.data.bad_samples import Skipped
 from vila_train.loop.loader import LoadedRow
+from vila_train.loss import Counts
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class StepCounts:
     """What one rank knows of a step before it is computed.
 
     Attributes:
-        labels: labelled tokens of its rows.
+        targets: of its rows.
         tokens: all tokens of its rows.
         room: tokens that its rows could hold.
         samples: of its rows.
@@ -28,7 +29,7 @@ class StepCounts:
         problem: why it has no rows.
     """
 
-    labels: int = 0
+    targets: Counts = field(default_factory=Counts)
     tokens: int = 0
     room: int = 0
     samples: int = 0
@@ -44,7 +45,7 @@ class StepCounts:
     ) -> "StepCounts":
         """Return the counts of the rows of one rank."""
         return cls(
-            labels=sum(one.row.num_labels for one in rows),
+            targets=sum((one.row.counts for one in rows), Counts()),
             tokens=sum(one.row.num_tokens for one in rows),
             room=len(rows) * row_length,
             samples=sum(len(one.row.names) for one in rows),
@@ -58,7 +59,7 @@ class StepCounts:
 def add_counts(counts: Sequence[StepCounts]) -> StepCounts:
     """Return the counts of all ranks together; data are waited for as long as the slowest rank does."""
     return StepCounts(
-        labels=sum(one.labels for one in counts),
+        targets=sum((one.targets for one in counts), Counts()),
         tokens=sum(one.tokens for one in counts),
         room=sum(one.room for one in counts),
         samples=sum(one.samples for one in counts),

@@ -53,7 +53,9 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
     if not is_sharded and config.compute.precision == "bf16":
         compute_in_bf16(network)
     trainee = Trainee(
-        network, _time_tokens(opened, config, world.device), always_sees=is_sharded or _learns_to_see(network)
+        network,
+        _time_tokens(opened, config, world.device),
+        always_sees=is_sharded or _learns_of_pictures(network),
     )
     if is_sharded:
         mesh = make_mesh(world, config.compute)
@@ -77,9 +79,9 @@ def _round_frozen(network: VilaModel) -> None:
             parameter.data = parameter.data.to(torch.bfloat16)
 
 
-def _learns_to_see(network: VilaModel) -> bool:
-    """Return whether vision tower or projector is trained."""
-    parts = (network.vision_tower, network.mm_projector)
+def _learns_of_pictures(network: VilaModel) -> bool:
+    """Return whether a part is trained that computes only for rows with pictures: tower, projector or head."""
+    parts = [network.vision_tower, network.mm_projector, *([] if network.generation is None else [network.generation])]
     return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
 
@@ -101,7 +103,9 @@ def make_encoder(opened: OpenedModel, config: TrainConfig) -> FittingEncoder:
     with torch.device("meta"):
         network = VilaModel(opened.network.config, opened.tokenizer)
     _ = network.tokens_per_tile  # worked out once, not in each process
-    return FittingEncoder(Encoder(network, opened.tokenizer, opened.template, MediaLimits()), config.data)
+    encoder = Encoder(network, opened.tokenizer, opened.template, MediaLimits())
+    _ = encoder.pictures  # likewise, and the tokenizer is checked
+    return FittingEncoder(encoder, config.data)
 
 
 def open_order(config: TrainConfig) -> Order:

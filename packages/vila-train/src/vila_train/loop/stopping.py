@@ -108,7 +108,7 @@ def memory_advice(config: TrainConfig, rows: Sequence[LoadedRow], world: World) 
     load = RowLoad(
         tokens=max(one.row.num_tokens for one in rows),
         tiles=max(sum(medium.tiles for medium in one.row.media) for one in rows),
-        labels=max(one.row.num_labels for one in rows),
+        labels=max(one.row.counts.tokens for one in rows),
         rows=len(rows),
     )
     need = estimate_memory(network, config.compute, load, world_size=world.size, adapter=config.adapter)

@@ -182,14 +182,16 @@ class Run:
                 clip_norm=self._config.optimizer.clip_norm,
                 seed=f"{self._config.seed}/{self.step}",
                 numbers=range(self._world.rank, self._plan.rows_per_step, self._world.size),
-                labels=counts.labels,
+                counts=counts.targets,
                 keep_gathered=self._config.compute.keep_gathered,
             )
-            loss, norm = torch.stack([result.loss, result.gradient_norm]).tolist()  # waits for the GPU, only here
+            values = torch.stack([*result.losses, result.loss, result.gradient_norm]).tolist()  # waits for the GPU
+        text, codes, loss, norm = values
         if not (math.isfinite(loss) and math.isfinite(norm)):
             fail_step(self.step + 1, result, loaded, self._folder, self._world)
         self._complete(loaded, counts)
-        self._report(counts, loss, norm, rates, time.perf_counter() - started)
+        losses = {} if self._opened.network.generation is None else {"text": text, "codes": codes}
+        self._report(counts, loss, losses, norm, rates, time.perf_counter() - started)
         return False
 
     def _next_rows(self, request: StopRequest) -> tuple[list[LoadedRow], list[PackedRow], StepCounts]:
@@ -212,7 +214,15 @@ class Run:
         if counts.skipped:
             self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped))
 
-    def _report(self, counts: StepCounts, loss: float, norm: float, rates: Mapping[str, float], seconds: float) -> None:
+    def _report(
+        self,
+        counts: StepCounts,
+        loss: float,
+        losses: Mapping[str, float],
+        norm: float,
+        rates: Mapping[str, float],
+        seconds: float,
+    ) -> None:
         if self.step % self._config.logging.every and self.step != self._plan.total_steps:
             return
         device = self._world.device
@@ -223,7 +233,7 @@ class Run:
             gradient_norm=norm,
             learning_rates=rates,
             tokens=counts.tokens,
-            labelled_tokens=counts.labels,
+            labelled_tokens=counts.targets.tokens,
             padding=1 - counts.tokens / counts.room,
             samples=counts.samples,
             skipped=dict(self._skipped),
@@ -232,6 +242,8 @@ class Run:
             model_flops=counts.flops,
             mfu=None if peak is None else counts.flops / seconds / (peak * self._world.size),
             memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            losses=losses,
+            drawn_positions=counts.targets.positions,
         )
         self._reporter.step(record)
 

@@ -1,6 +1,6 @@
 """Packed rows in main memory, on their way from a loading process to the GPU.
 
-T tokens of a row, K media tokens, L labelled tokens, N tiles of all media
+T tokens of a row, K media tokens, L labelled tokens, P positions that are to be drawn, N tiles of all media
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from torch import Tensor
 from vila_core.model import PromptBatch
 from vila_core.prompt import PreparedMedium
 from vila_core.tiles import Normalization, TileLayout, Tiles
+from vila_train.loss import Counts
 from vila_train.packing.rows import PackedRow
 from vila_train.samples import TrainingSample
 
@@ -33,9 +34,10 @@ class HostRow:
     Attributes:
         names: of the samples.
         lengths: of the samples, in tokens.
-        integers: int64 `[2 T + K + 2 L]`: ids, labels, places, predicting and targets of the `PackedRow`.
-        sizes: of these five.
+        integers: int64 `[2 T + K + 2 L + P]`: ids, labels, places, predicting, targets and drawing of the `PackedRow`.
+        sizes: of these six.
         media: in order.
+        drawn: of each medium, whether it is to be drawn; empty if none is.
         pixels: `[N, 3, H, W]` of all media; None without media.
     """
 
@@ -44,20 +46,23 @@ class HostRow:
     integers: Tensor
     sizes: Sequence[int]
     media: Sequence[MediumShape]
+    drawn: Sequence[bool]
     pixels: Tensor | None
 
     @classmethod
     def of(cls, samples: Sequence[TrainingSample]) -> "HostRow":
         """Return `samples` as a row."""
         row = PackedRow.of(samples, torch.device("cpu"))
-        integers = [row.batch.ids, row.labels, row.batch.places, row.predicting, row.targets]
+        drawing = row.targets[:0] if row.drawing is None else row.drawing
+        integers = [row.batch.ids, row.labels, row.batch.places, row.predicting, row.targets, drawing]
         tiles = [medium.tiles for medium in row.batch.media]
         media = [
             MediumShape(medium.kind, len(medium.tiles), medium.tiles.layout, medium.tiles.normalization)
             for medium in row.batch.media
         ]
         pixels = torch.cat([of_medium.values for of_medium in tiles]) if tiles else None
-        return cls(row.names, row.batch.lengths, torch.cat(integers), [len(x) for x in integers], media, pixels)
+        sizes = [len(of_kind) for of_kind in integers]
+        return cls(row.names, row.batch.lengths, torch.cat(integers), sizes, media, row.drawn, pixels)
 
     @property
     def num_tokens(self) -> int:
@@ -65,9 +70,9 @@ class HostRow:
         return sum(self.lengths)
 
     @property
-    def num_labels(self) -> int:
-        """L."""
-        return self.sizes[-1]
+    def counts(self) -> Counts:
+        """How many targets it has: L and P."""
+        return Counts(*self.sizes[-2:])
 
     def pin_memory(self) -> "HostRow":
         """Return the row in pinned memory, from which a GPU reads without waiting. PyTorch's data loader calls this."""
@@ -77,10 +82,12 @@ class HostRow:
     def to(self, device: torch.device) -> PackedRow:
         """Return the row on `device`."""
         integers = self.integers.to(device, non_blocking=True)
-        ids, labels, places, predicting, targets = integers.split(list(self.sizes))
+        ids, labels, places, predicting, targets, drawing = integers.split(list(self.sizes))
         media: list[PreparedMedium] = []
         if self.pixels is not None:
             parts = self.pixels.to(device, non_blocking=True).split([shape.tiles for shape in self.media])
             for shape, part in zip(self.media, parts, strict=True):
                 media.append(PreparedMedium(shape.kind, Tiles(part, shape.layout, shape.normalization)))
-        return PackedRow(PromptBatch(ids, places, media, self.lengths), labels, self.names, predicting, targets)
+        batch = PromptBatch(ids, places, media, self.lengths)
+        drawing = drawing if len(drawing) else None
+        return PackedRow(batch, labels, self.names, predicting, targets, drawing, self.drawn)

@@ -46,7 +46,9 @@ class Console(NoCallback):
 
 def step_note(record: StepRecord) -> str:
     """Return a step in a few words, such as "loss 1.234, 12.3k tokens/s, MFU 41%, data 2%, padding 1%"."""
-    parts = [f"loss {record.loss:.4g}", f"{_short(record.tokens_per_second)} tokens/s"]
+    shares = ", ".join(f"{name} {loss:.4g}" for name, loss in record.losses.items())
+    loss = f"loss {record.loss:.4g} ({shares})" if shares else f"loss {record.loss:.4g}"
+    parts = [loss, f"{_short(record.tokens_per_second)} tokens/s"]
     if record.mfu is not None:
         parts.append(f"MFU {record.mfu:.0%}")
     parts += [f"waiting for data {record.data_share:.0%}", f"padding {record.padding:.0%}"]

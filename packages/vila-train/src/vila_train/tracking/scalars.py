@@ -10,6 +10,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
     """Return the numbers of a step. Shares are in [0, 1], speeds per second over all ranks, memory in GB."""
     found: dict[str, float | None] = {
         "train/loss": record.loss,
+        **{f"train/loss/{name}": loss for name, loss in record.losses.items()},
         "train/gradient_norm": record.gradient_norm,
         **{f"train/learning_rate/{part}": rate for part, rate in record.learning_rates.items()},
         "speed/tokens_per_second": record.tokens_per_second,
