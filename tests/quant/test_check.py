@@ -64,7 +64,7 @@ def test_perplexity_and_divergence_are_those_of_the_models_logits(damaged: Path,
     whole, lost = vila.load(), vila.load(damaged)
     kl = loss = tokens = 0.0
     for prompt in read_prompts(whole, "builtin", 3):
-        if prompt.has_media:
+        if prompt.kind != "text":
             continue
         ids = torch.tensor(prompt.prepared.input_ids)
         with torch.inference_mode():
@@ -88,7 +88,7 @@ def test_answers_alone_are_judged_where_there_are_some(tmp_path: Path) -> None:
     ids = answered.prepared.input_ids[-answered.scored :]
     assert model.tokenizer.decode(ids).startswith("a red circle")
     assert asked.scored == len(asked.prepared.input_ids) - 1
-    assert not asked.has_media
+    assert asked.kind == "text"
 
 
 def test_the_same_model_loses_nothing(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_same_model_loses_nothing(tmp_path: Path) -> None:
 
 def test_the_standard_error_is_over_prompts() -> None:
     """Two prompts of ten tokens with 1 and 3 nats a token: 2 ± 1."""
-    compared = [Compared(False, 10, kl, 5, 10.0, 20.0) for kl in (10.0, 30.0)]
+    compared = [Compared("text", 10, kl, 5, 10.0, 20.0) for kl in (10.0, 30.0)]
     found = Divergence.of(compared)
     assert found is not None
     assert found.kl == 2.0

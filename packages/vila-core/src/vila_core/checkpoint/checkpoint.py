@@ -100,12 +100,12 @@ def require_mergeable(checkpoint: Checkpoint) -> None:
         )
 
 
-def require_no_head(checkpoint: Checkpoint, format_name: str) -> None:
-    """Raise `CheckpointError` for a model that draws, which most formats cannot represent."""
+def require_no_head(checkpoint: Checkpoint, format_name: str, instead: str = "vila-u") -> None:
+    """Raise `CheckpointError` for a model that draws, which most formats cannot represent; `instead` can."""
     if checkpoint.config.generation_head is not None:
         raise CheckpointError(
             f"{checkpoint.path} is a model that draws (generation head '{checkpoint.config.generation_head.name}'), "
-            f"which format '{format_name}' cannot represent. Write it as 'vila-u'."
+            f"which format '{format_name}' cannot represent. Write it as '{instead}'."
         )
 
 

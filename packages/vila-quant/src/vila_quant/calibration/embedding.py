@@ -23,6 +23,7 @@ from vila_core.model import VilaModel
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.block import BlockInputs
+from vila_quant.calibration.drawings import prepare_drawing
 from vila_quant.calibration.sample import Sample
 from vila_quant.errors import QuantizationError
 
@@ -125,6 +126,10 @@ class Embedder:
             (text,) = sample.prompt
             assert isinstance(text, str), "running text"
             return PreparedPrompt(text, self.tokenizer.encode(text))
+        if sample.drawing is not None:
+            head = self.network.generation_head
+            assert head is not None, "samples with drawings are for models that draw"
+            return prepare_drawing(sample, head, self.config, self.tokenizer, self.template)
         messages = [Message("user", sample.prompt)]
         if sample.answer:
             messages.append(Message("assistant", sample.answer))

@@ -23,7 +23,7 @@ from vila_core.errors import ConfigError
 from vila_core.loading import load
 from vila_core.runtime import Vila
 from vila_quant.checking.comparison import Compared, Errors, Record, blocks_of, compare, record
-from vila_quant.checking.held_out import HeldOutPrompt, read_prompts
+from vila_quant.checking.held_out import HeldOutPrompt, PromptKind, read_prompts
 from vila_quant.checking.tasks import TaskChange, compare_tasks, find_evaluation
 from vila_quant.kernels import forced
 from vila_quant.kernels.registry import scheme_of
@@ -37,10 +37,10 @@ BLOCK_TOKENS = 4096
 
 
 class Divergence(Config):
-    """How the next-token distributions differ from the original's on some prompts.
+    """How the distributions of the next token, or of the next code of a picture, differ from the original's.
 
     Attributes:
-        prompts, tokens: how many were compared.
+        prompts, tokens: how many prompts, and how many tokens or codes in them, were compared.
         kl: mean over tokens of KL(original ‖ quantized), in nats.
         kl_standard_error: from the means per prompt; None for a single prompt.
         top1_agreement: fraction of tokens for which both models have the same top token.
@@ -88,6 +88,7 @@ class CheckReport(Config):
             Empty if the language model is not the native decoder.
         vision: relative error of the vision tower's features; None if no prompt has media.
         text, multimodal: prompts without and with media; None if there are none.
+        drawing: codes of pictures, of a model that draws; None for other models.
         tasks: benchmarks, as vila-eval compares them.
     """
 
@@ -101,6 +102,7 @@ class CheckReport(Config):
     vision: float | None
     text: Divergence | None
     multimodal: Divergence | None
+    drawing: Divergence | None
     tasks: list[TaskChange]
 
 
@@ -175,8 +177,9 @@ def check(
         sizes=sizes_of(before, after),
         layers=[errors.relative for errors in comparison.layers],
         vision=comparison.vision.relative if comparison.vision.power else None,
-        text=comparison.divergence(has_media=False),
-        multimodal=comparison.divergence(has_media=True),
+        text=comparison.divergence("text"),
+        multimodal=comparison.divergence("multimodal"),
+        drawing=comparison.divergence("drawing"),
         tasks=changes,
     )
 
@@ -200,9 +203,9 @@ class _Comparison:
     layers: list[Errors]
     prompts: list[Compared]
 
-    def divergence(self, *, has_media: bool) -> Divergence | None:
-        """Return how the next-token distributions differ on the prompts with or without media."""
-        return Divergence.of([one for one in self.prompts if one.has_media == has_media])
+    def divergence(self, kind: PromptKind) -> Divergence | None:
+        """Return how the distributions of the next token or code differ on the prompts of one kind."""
+        return Divergence.of([one for one in self.prompts if one.kind == kind])
 
 
 def _record_original(original: Vila, prompts: Sequence[HeldOutPrompt], progress: Progress) -> list[Record]:
@@ -252,6 +255,10 @@ def _require_same(before: Checkpoint, after: Checkpoint) -> None:
         raise ConfigError(
             f"{after.path} was not made from {before.path}: vocabulary, width and vision tower width are "
             f"{list(theirs)} and {list(ours)}. Pass the original to --against."
+        )
+    if before.config.generation_head != after.config.generation_head:
+        raise ConfigError(
+            f"{after.path} was not made from {before.path}: they draw with different heads, or one has none."
         )
 
 

@@ -1,6 +1,6 @@
 """Record the outputs of the original, and compare those of the quantized model with them, prompt by prompt.
 
-T tokens, D width, V vocabulary
+T tokens, P positions of a picture, D width, V vocabulary, K codebook size
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vila_core.language.decoder import Decoder
 from vila_core.runtime import Vila
-from vila_quant.checking.held_out import HeldOutPrompt
+from vila_quant.checking.held_out import HeldOutPrompt, PromptKind
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Record:
     """Outputs of the original for a prompt, in host memory.
 
     Attributes:
-        logits: logits of the scored tokens `[scored, V]`.
+        logits: logits of the scored tokens `[scored, V]`, or of the codes of a drawing `[scored · codes, K]`.
         features: outputs of the vision tower, one tensor per call.
         blocks: input `[T, D]` of each block, then the output of the last; empty if not kept.
     """
@@ -52,10 +52,14 @@ def record(model: Vila, prompt: HeldOutPrompt, *, keeps_blocks: bool) -> Record:
 
 
 def _scored_logits(model: Vila, prompt: HeldOutPrompt) -> Tensor:
-    """Return the logits that predict the scored tokens, `[scored, V]`."""
+    """Return the logits that predict the scored tokens or codes, `[scored, V]` or `[scored · codes, K]`."""
     embeds = model.network.embed(model.network.batch([prompt.prepared]))
-    hidden = model.network.llm(embeds[None])[0]  # [T, D]
-    return model.network.llm.logits(hidden[-prompt.scored - 1 : -1])
+    hidden = model.network.llm(embeds[None])[0][-prompt.scored - 1 : -1]  # [scored, D]
+    if prompt.codes is None:
+        return model.network.llm.logits(hidden)
+    head = model.network.generation_head
+    assert head is not None, "the original draws, and the quantized model was made from it"
+    return head.logits(hidden, prompt.codes.to(hidden.device)).flatten(0, 1)
 
 
 @dataclass
@@ -78,9 +82,9 @@ class Errors:
 
 @dataclass(frozen=True)
 class Compared:
-    """Sums over the scored tokens of a prompt."""
+    """Sums over the scored tokens or codes of a prompt."""
 
-    has_media: bool
+    kind: PromptKind
     tokens: int
     kl: float
     agreements: int
@@ -104,10 +108,10 @@ def compare(model: Vila, prompt: HeldOutPrompt, record: Record, vision: Errors, 
     before, after = (
         torch.log_softmax(of_model.to(logits.device).float(), dim=-1) for of_model in (record.logits, logits)
     )
-    targets = torch.tensor(prompt.prepared.input_ids[-prompt.scored :], device=logits.device)[:, None]
+    targets = prompt.targets.to(logits.device)[:, None]
     return Compared(
-        has_media=prompt.has_media,
-        tokens=prompt.scored,
+        kind=prompt.kind,
+        tokens=len(targets),
         kl=float((before.exp() * (before - after)).sum()),
         agreements=int((before.argmax(-1) == after.argmax(-1)).sum()),
         loss_before=-float(before.gather(1, targets).sum()),

@@ -174,7 +174,8 @@ def _layers(report: CheckReport) -> Table:
 
 def _answers(report: CheckReport) -> Table:
     table = _table("prompts", "tokens", "KL, nats", "same top token", "perplexity before", "after")
-    for name, found in (("text", report.text), ("with media", report.multimodal)):
+    kinds = {"text": report.text, "with media": report.multimodal, "drawing (codes)": report.drawing}
+    for name, found in kinds.items():
         if found is None:
             continue
         spread = "" if found.kl_standard_error is None else f" ± {found.kl_standard_error:.4f}"

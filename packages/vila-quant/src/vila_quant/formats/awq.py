@@ -3,6 +3,7 @@
 | layout | `quantization_config` is in |
 | --- | --- |
 | `vila` | `llm/config.json`: the folder `llm/` is a Hugging Face AWQ checkpoint by itself |
+| `vila-u` | the same |
 | `nvila` | `config.json`, at the root and in `text_config` |
 """
 
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vila_core.checkpoint import Checkpoint, Quantization, TensorEntry
+from vila_core.checkpoint.checkpoint import require_no_head
 from vila_core.checkpoint.formats.nvila import MODEL_TYPES as NVILA_TYPES
 from vila_core.checkpoint.formats.nvila import read_nvila
 from vila_core.checkpoint.formats.nvila_writer import write_nvila
 from vila_core.checkpoint.formats.vila import model_type_at, quantization_at, read_parts, tinychat_files
+from vila_core.checkpoint.formats.vila_u import is_vila_u, read_vila_u
+from vila_core.checkpoint.formats.vila_u_writer import write_vila_u
 from vila_core.checkpoint.formats.vila_writer import write_vila
 from vila_core.checkpoint.tensors.shard_writer import DEFAULT_SHARD_BYTES
 from vila_core.errors import CheckpointError
@@ -26,7 +30,9 @@ from vila_quant.formats.layers import QuantizedLayers, find_layers
 if TYPE_CHECKING:
     from torch import nn
 
-Layout = Literal["vila", "nvila"]
+Layout = Literal["vila", "nvila", "vila-u"]
+_READERS = {"vila": read_parts, "nvila": read_nvila, "vila-u": read_vila_u}
+_WRITERS = {"vila": write_vila, "nvila": write_nvila, "vila-u": write_vila_u}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class AwqFormat:
     """Int4 linears in GEMM layout; the rest of the model is unquantized or has eight bits.
 
     Attributes:
-        layout: layout of written folders, "vila" or "nvila"; None for that of the source.
+        layout: layout of written folders; None for that of the source. Models that draw are written as "vila-u".
     """
 
     name: str = "awq"
@@ -47,7 +53,7 @@ class AwqFormat:
         if spare := tinychat_files(path):
             raise CheckpointError(f"{path} has AWQ weights and TinyChat's {spare[0].name}. Move one of them elsewhere.")
         config = read_awq_config(path)
-        checkpoint = read_nvila(path, self.name) if layout_at(path) == "nvila" else read_parts(path, self.name)
+        checkpoint = _READERS[layout_at(path) or "vila"](path, self.name)
         layers = find_layers(checkpoint.weights.entries)
         check_awq_config(config, layers)
         return replace(checkpoint, quantization=quantization("AWQ", layers, config=config))
@@ -69,22 +75,28 @@ class AwqFormat:
                 f"{checkpoint.path} is not quantized, but format 'awq' is for quantized weights. Run: vila-quant awq."
             )
         source = source_layout(checkpoint)
+        layout = self.layout or source
+        if layout != "vila-u":
+            require_no_head(checkpoint, f"{self.name} ({layout})")
         stated = write_awq_config(layers, entries)
         checkpoint = replace(checkpoint, format=source, quantization=quantization("AWQ", layers, stated=stated))
-        write = write_nvila if (self.layout or source) == "nvila" else write_vila
-        write(checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
+        _WRITERS[layout](checkpoint, path, max_shard_bytes or DEFAULT_SHARD_BYTES)
 
 
-def layout_at(path: Path) -> str | None:
-    """Return the layout of the folder `path` ("vila" or "nvila"), or None. Raises nothing."""
+def layout_at(path: Path) -> Layout | None:
+    """Return the layout of the folder `path`, None if it is no model's. Raises nothing."""
+    if is_vila_u(path):
+        return "vila-u"
     model_type = model_type_at(path)
     if model_type in NVILA_TYPES:
         return "nvila"
     return "vila" if model_type == "vila" or model_type.startswith("llava_") else None
 
 
-def source_layout(checkpoint: Checkpoint) -> str:
-    """Return the layout of the folder that a checkpoint was read from."""
+def source_layout(checkpoint: Checkpoint) -> Layout:
+    """Return the layout of the folder that a checkpoint was read from, or that it needs."""
+    if checkpoint.config.generation_head is not None:
+        return "vila-u"
     return "nvila" if checkpoint.raw_config.get("model_type") in NVILA_TYPES else "vila"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import Checkpoint, TensorEntry, WeightIndex, Weights
+from vila_core.checkpoint.checkpoint import require_no_head
 from vila_core.checkpoint.formats.vila import index_parts, quantization_at, read_parts, tinychat_files
 from vila_core.checkpoint.formats.vila_writer import PARTS, fill_vila
 from vila_core.checkpoint.json_files import read_section
@@ -58,13 +59,14 @@ class TinyChatFormat:
         """Write a checkpoint with quantized linears. The quantized language model must fit into memory.
 
         Raises:
-            CheckpointError: a layer is not int4 in groups of 128 with fp16 scales, the head or tower is quantized,
-                or writing the folders fails.
+            CheckpointError: the model draws, a layer is not int4 in groups of 128 with fp16 scales, the head or tower
+                is quantized, or writing the folders fails.
         """
         import torch
 
         from vila_quant.formats.tinychat_weights import state_dict
 
+        require_no_head(checkpoint, self.name, instead="awq")
         layers = find_layers(checkpoint.weights.entries)
         _require_tinychat(checkpoint, layers)
         entries = checkpoint.weights.entries

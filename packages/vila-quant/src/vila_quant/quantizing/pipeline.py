@@ -27,6 +27,7 @@ from vila_core.errors import CheckpointError
 from vila_core.loading import DTYPES, choose_device, choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.method import BlockQuantizer
+from vila_quant.calibration.drawings import reads_what_it_draws, with_drawings
 from vila_quant.calibration.embedding import Calibration, Embedder, collect
 from vila_quant.calibration.samples import read_samples, resolve_source
 from vila_quant.errors import QuantizationError
@@ -239,6 +240,8 @@ def _calibrate(embedder: Embedder, job: _Job) -> Calibration:
     options, kind = job.options, job.device.type
     source = resolve_source(options.calibration, embedder.config.language_model.vocab_size)
     samples = read_samples(source, options.seed, PICTURE_SHARES.get(kind, 0.0))
+    if reads_what_it_draws(embedder.config):
+        samples = with_drawings(samples)
     sequences = options.sequences or SEQUENCES.get(kind, SEQUENCES["cpu"])
     job.progress.start("Calibration", sequences)
     exact = options.sequences is not None

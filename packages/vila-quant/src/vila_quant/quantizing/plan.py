@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from vila_core.checkpoint import Checkpoint
-from vila_core.config import DecoderConfig
+from vila_core.checkpoint.checkpoint import require_no_head
+from vila_core.config import DecoderConfig, RQSiglipConfig
 from vila_quant.awq.block import LINEARS
 from vila_quant.errors import QuantizationError
 from vila_quant.quantizing.options import QuantizationOptions
@@ -37,12 +38,20 @@ def make_plan(checkpoint: Checkpoint, options: QuantizationOptions) -> Plan:
     """Return the plan for a checkpoint.
 
     Raises:
-        QuantizationError: the checkpoint is already quantized, its language model is not the native decoder, a pattern
-            matches nothing, nothing is left to quantize, or a width does not fit.
+        CheckpointError: the model draws, and the format cannot represent that.
+        QuantizationError: the checkpoint is already quantized, its language model is not the native decoder, its tower
+            makes codes and is to be quantized, a pattern matches nothing, nothing is left to quantize, or a width does
+            not fit.
     """
     if checkpoint.quantization is not None:
         raise QuantizationError(
             f"{checkpoint.path} is already quantized ({checkpoint.quantization.method}). Quantize its original instead."
+        )
+    if options.format == "tinychat":
+        require_no_head(checkpoint, options.format, instead="awq")
+    if options.vision != "none" and isinstance(checkpoint.config.vision_tower, RQSiglipConfig):
+        raise QuantizationError(
+            "The tower of this model rounds its features to codes, which --vision would change. Leave --vision out."
         )
     config = checkpoint.config.language_model
     if not isinstance(config, DecoderConfig):

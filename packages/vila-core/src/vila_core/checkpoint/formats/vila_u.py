@@ -55,7 +55,7 @@ class VilaUFormat:
         return quantization_at(path) is None and is_vila_u(path)
 
     def read(self, path: Path) -> Checkpoint:
-        return read_vila_u(path)
+        return read_vila_u(path, self.name)
 
     def write(self, checkpoint: Checkpoint, path: Path, *, max_shard_bytes: int | None = None) -> None:
         require_unquantized(checkpoint)
@@ -67,8 +67,8 @@ def is_vila_u(path: Path) -> bool:
     return model_type_at(path) == MODEL_TYPE or (has_codes(path) and (path / "config.json").exists())
 
 
-def read_vila_u(path: Path) -> Checkpoint:
-    """Read a folder in VILA-U's format.
+def read_vila_u(path: Path, format_name: str) -> Checkpoint:
+    """Read a folder in VILA-U's layout, of the format `format_name`.
 
     Raises:
         CheckpointError: a part or one half of the tower is missing, a file is damaged, or configs and weights
@@ -85,7 +85,7 @@ def read_vila_u(path: Path) -> Checkpoint:
     _require_halves(path, tower, index)
     return Checkpoint(
         path=path,
-        format="vila-u",
+        format=format_name,
         config=_read_config(path, root, language, tower, preprocessor, index),
         weights=index,
         tokenizer_path=path / "llm",
