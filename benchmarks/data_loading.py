@@ -5,7 +5,8 @@
 Claim: with 16 loading processes, the loader feeds at least twice what a GPU consumes. Conversations about JPEG pictures
 (and some about text only) are read from a JSON Lines file, decoded, cut into tiles as for NVILA-8B, tokenized and
 packed. Printed for each number of processes: samples, images and tokens per second, and what that is for each process;
-and for one process, the share of each stage. A token of text is counted as 4 characters, as English has with Qwen2's
+and for one process, the share of each stage, and tokens per second of CPU time, which does not depend on what else the
+machine does. A token of text is counted as 4 characters, as English has with Qwen2's
 tokenizer, since the embedded tokenizer that is used here makes more of them. The files are in the page cache.
 """
 
@@ -49,9 +50,10 @@ TEXT_ONLY = 0.1
 
 @dataclass(frozen=True)
 class Loaded:
-    """What was loaded in some time."""
+    """What was loaded in some time. `cpu_seconds` are those of the main process: of everything, if it loads."""
 
     seconds: float
+    cpu_seconds: float
     samples: int
     images: int
     tokens: int
@@ -116,14 +118,14 @@ def load(mixture: Mixture, encode: FittingEncoder, workers: int, row_length: int
     loader = iter(DataLoader(rounds, batch_size=None, num_workers=workers))
     for _ in range(2 * max(workers, 1)):
         rows_of(next(loader))
-    started = time.perf_counter()
+    started, cpu_started = time.perf_counter(), time.process_time()
     samples = images = tokens = 0
     while time.perf_counter() - started < seconds:
         for row in rows_of(next(loader)):
             for name in row.row.names:
                 of_sample = [int(part) for part in name.split()]
                 samples, images, tokens = samples + 1, images + of_sample[0], tokens + of_sample[1]
-    return Loaded(time.perf_counter() - started, samples, images, tokens)
+    return Loaded(time.perf_counter() - started, time.process_time() - cpu_started, samples, images, tokens)
 
 
 def rows_of(loaded: list[LoadedRow] | LoadingFailed) -> list[LoadedRow]:
@@ -185,6 +187,7 @@ def main() -> None:
         "images_per_sample": statistics.mean(tiles),
         "milliseconds_per_sample": stages,
         "decode_share": stages["decode"] / sum(stages.values()),
+        "tokens_per_cpu_second": results[0].tokens / results[0].cpu_seconds if 0 in results else None,
         "workers": {
             n: {
                 "samples_per_second": one.samples / one.seconds,
@@ -210,6 +213,8 @@ def print_report(record: Mapping[str, object]) -> None:
     assert isinstance(stages, dict)
     print("one process, milliseconds per sample: " + ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items()))
     print(f"decoding takes {record['decode_share']:.0%}")
+    if record["tokens_per_cpu_second"] is not None:
+        print(f"one process: {record['tokens_per_cpu_second']:,.0f} tokens per second of CPU time")
     print(f"{'workers':>8} {'samples/s':>10} {'images/s':>10} {'tokens/s':>10} {'tokens/s/worker':>16}")
     rows = record["workers"]
     assert isinstance(rows, dict)

@@ -122,8 +122,8 @@ class Measured:
     """Results of a case on one rank. Rates are per GPU.
 
     Attributes:
-        seconds: of a step, the median.
-        tokens: of a step.
+        seconds: of a step, on average.
+        tokens: of a step, on average.
         flops: model FLOPs of a step.
         peak_bytes: most memory that tensors took, weights and optimizer included.
         reserved_bytes: most memory that PyTorch took from the GPU.

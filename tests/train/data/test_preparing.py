@@ -157,6 +157,10 @@ def test_prepare_explains_what_is_missing(tmp_path: Path):
 
 
 def test_public_set_without_a_copy():
+    with pytest.raises(
+        DatasetError, match=r"There is no such file either. Did you mean the public data set 'coyo_25m'"
+    ):
+        open_mixture(DataConfig(mixture="coyo_25"), 0)
     with pytest.raises(DatasetError, match=r"'coyo_25m' is a public data set. Download a copy, run vila-train data"):
         open_mixture(DataConfig(mixture="coyo_25m"), 0)
 

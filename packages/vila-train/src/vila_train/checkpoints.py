@@ -78,11 +78,11 @@ class Checkpoints:
         """
         target = self.folder / f"step-{progress.step:08}"
         partial = self.folder / f".{target.name}{PARTIAL}"
-        problem = self._agree(_failure(lambda: self._prepare(partial)))
+        problem = self._agree(_failure(target, lambda: self._prepare(partial)))
         if problem is None:
-            problem = self._agree(_failure(lambda: self._write(partial, network, optimizer, progress)))
+            problem = self._agree(_failure(target, lambda: self._write(partial, network, optimizer, progress)))
         if problem is None and self.world.is_first:
-            problem = _failure(lambda: self._finish(partial, target))
+            problem = _failure(target, lambda: self._finish(partial, target))
         problem = self._agree(problem)
         if problem is not None:
             if self.world.is_first:
@@ -163,7 +163,7 @@ class Checkpoints:
                 warnings.simplefilter("ignore")
                 load_tensors(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
         except (CheckpointException, RuntimeError, ValueError) as error:
-            raise TrainingError(f"{folder} cannot be loaded: {_reason(error)}") from error
+            raise TrainingError(f"{folder} cannot be loaded: {_reason(error, folder)}") from error
 
     def _agree(self, problem: str | None) -> str | None:
         """Return the first problem of any rank."""
@@ -279,19 +279,19 @@ def _set_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer,
 # ------------------------------------------------------------------------------------------------ failures
 
 
-def _failure(action: Any) -> str | None:
-    """Return why `action` fails to write, None if it does not."""
+def _failure(folder: Path, action: Any) -> str | None:
+    """Return why `action` fails to write a checkpoint, `folder`; None if it does not."""
     try:
         action()
     except (OSError, OutputError, CheckpointException, RuntimeError) as error:
-        return _reason(error)
+        return _reason(error, folder)
     return None
 
 
-def _reason(error: BaseException) -> str:
-    """Return the message of an error for people; torch wraps those of each rank."""
+def _reason(error: BaseException, folder: Path) -> str:
+    """Return the message of an error for people; torch wraps those of each rank, and does not name their files."""
     if isinstance(error, CheckpointException):
         inner: Sequence[Any] = [*error.failures.values()]
-        return _reason(inner[0][0] if isinstance(inner[0], tuple) else inner[0]) if inner else str(error)
+        return _reason(inner[0][0] if isinstance(inner[0], tuple) else inner[0], folder) if inner else str(error)
     cause = next((one for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)), None)
-    return str(cannot_write(Path(str(cause.filename or "checkpoint")), cause)) if cause is not None else str(error)
+    return str(cannot_write(Path(str(cause.filename or folder)), cause)) if cause is not None else str(error)

@@ -69,30 +69,29 @@ def _require_same_number(found: Sequence[str], images: Sequence[Image], videos: 
     if not found:
         return
     if not images or not videos:
-        media = len(images) + len(videos)
-        if len(found) > media:
-            raise SampleError(
-                f"its texts have {len(found)} placeholders ({found[0]}), but it has {media} media.",
-                "more placeholders than media",
-            )
-        if len(found) < media:
-            raise SampleError(
-                f"it has {media} media, but its texts have {len(found)} placeholders ({found[0]}).",
-                "more media than placeholders",
-            )
+        media = _count(len(images) + len(videos), "video" if videos else "image")
+        placeholders = f"{_count(len(found), 'placeholder')} ({found[0]})"
+        if len(found) > len(images) + len(videos):
+            raise SampleError(f"its texts have {placeholders}, but it has {media}.", "more placeholders than media")
+        if len(found) < len(images) + len(videos):
+            raise SampleError(f"it has {media}, but its texts have {placeholders}.", "more media than placeholders")
         return
     for kind, media in (("image", images), ("video", videos)):
         count = sum(kind in token for token in found)
         if count > len(media):
             raise SampleError(
-                f"its texts have {count} placeholders <{kind}>, but it has {len(media)} {kind}s.",
+                f"its texts have {_count(count, 'placeholder')} <{kind}>, but it has {_count(len(media), kind)}.",
                 "more placeholders than media",
             )
         if count < len(media):
             raise SampleError(
-                f"it has {len(media)} {kind}s, but its texts have {count} placeholders <{kind}>.",
+                f"it has {_count(len(media), kind)}, but its texts have {_count(count, 'placeholder')} <{kind}>.",
                 "more media than placeholders",
             )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _stand_at_the_ends(turns: Sequence[TextTurn]) -> bool:

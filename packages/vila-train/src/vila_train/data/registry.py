@@ -8,6 +8,7 @@ mixtures:
   my_sft: [my_captions*2, other_set]
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,8 +124,11 @@ class Registry:
                 f"'{name}' is a public data set. Download a copy, run vila-train data prepare {name} FOLDER, and pass "
                 "--registry with the file that it writes (data.registries)."
             )
+        nearest = difflib.get_close_matches(name, public_sets(), n=1)
         hint = (
-            f"A dataset of the Hugging Face hub is downloaded first: "
+            f"Did you mean the public data set '{nearest[0]}'?"
+            if nearest
+            else f"A dataset of the Hugging Face hub is downloaded first: "
             f"hf download {name} --repo-type dataset --local-dir FOLDER."
             if _HUB_ID.fullmatch(name)
             else "Datasets of your own are defined in a YAML file (--registry)."
