@@ -1,6 +1,7 @@
 """Requests that cannot be answered: the status, OpenAI's error object, and nothing of the inside of the server."""
 
 import json
+import logging
 import re
 import socket
 import time
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from tests.running_server import RunningServer, model_of
 from tests.serve.conftest import image_part, text_part, user
 
+from vila_serve.api import http_protocol
 from vila_serve.api.schemas.chat import ChatCompletionRequest
 
 CHAT = "/v1/chat/completions"
@@ -410,9 +412,16 @@ def raw(server: RunningServer, data: bytes, *, then_close: bool = False) -> byte
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}",
+        b"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"POST /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n-5\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx: a\x00b\r\n\r\n",
+        b"GET /health\r\n\r\n",
     ],
-    ids=["many headers", "a long header", "a long path", "TLS", "negative length", "two lengths"],
-)
+    ids=["many headers", "a long header", "a long path", "TLS", "negative length", "two lengths", "length and chunks",
+         "other coding", "negative chunk", "two hosts", "null", "HTTP/0.9"],
+)  # fmt: skip
 def test_requests_that_are_no_http(server: RunningServer, http: httpx2.Client, data: bytes):
     try:
         response = raw(server, data)
@@ -442,3 +451,57 @@ def test_half_a_request_leaves_nothing(server: RunningServer, http: httpx2.Clien
     while (admission.requests, admission.bytes) != (0, 0):
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+HEAD = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+ENDLESS_BODY = b"POST /health HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("begin", [b"", HEAD, HEAD + b"\r\n" + HEAD, ENDLESS_BODY], ids=repr)
+def test_connections_that_send_too_slowly_are_closed(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, begin: bytes
+):
+    """A client cannot keep a connection forever by sending a few bytes at a time."""
+    monkeypatch.setattr(http_protocol, "HEAD_SECONDS", 0.3)
+    address = urlsplit(server.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=0.05) as connection:
+        connection.sendall(begin)
+        drip = b"1\r\nx\r\n" if begin == ENDLESS_BODY else b"x: y\r\n"
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            try:
+                connection.sendall(drip if begin else b"")
+                if not connection.recv(4096):
+                    return
+            except TimeoutError:
+                pass
+            except OSError:
+                return
+    pytest.fail("the connection was never closed")
+
+
+def test_a_client_that_does_not_read_is_left(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(http_protocol, "STUCK_SECONDS", 0.3)
+    caplog.set_level(logging.INFO)
+    address = urlsplit(server.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=120) as connection:
+        connection.sendall(b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: x\r\n\r\n" * 30)  # 45 MB
+        end = time.monotonic() + 120
+        while "does not read" not in caplog.text:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_a_body_that_breaks_after_the_response(server: RunningServer, caplog: pytest.LogCaptureFixture):
+    address = urlsplit(server.url)
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=120) as connection:
+        connection.sendall(ENDLESS_BODY)
+        received = b""
+        while b"}}" not in received:
+            received += connection.recv(4096)
+        connection.sendall(b"-5\r\n")
+        assert connection.recv(4096) == b"", "one response, and no second"
+    assert received.startswith(b"HTTP/1.1 405")
+    assert "Fatal error" not in caplog.text

@@ -287,6 +287,17 @@ def test_content_that_is_no_medium(door: MediaDoor, content: bytes, kind: str) -
     assert message.startswith(f"The {kind} cannot be read: it is damaged, incomplete or not in a supported format (")
 
 
+@pytest.mark.parametrize("form", ["BLP", "DDS", "ICO", "JPEG2000", "PCX", "SGI", "TGA"])
+def test_formats_that_pillow_knows_but_the_server_does_not_take(door: MediaDoor, form: str) -> None:
+    """Every further decoder is one more way in."""
+    buffer = io.BytesIO()
+    picture(64, 64).convert("P" if form == "BLP" else "RGB").save(buffer, form)
+    PIL.Image.open(buffer).load()
+    assert "cannot be read: it is damaged, incomplete or not in a supported format" in refusal(
+        door, uri(buffer.getvalue())
+    )
+
+
 def test_images_and_videos_are_not_taken_for_each_other(door: MediaDoor) -> None:
     assert "cannot be read" in refusal(door, uri(video(), "image/png"))
     assert "must be given" in refusal(door, uri(video(), "video/mp4"))

@@ -290,6 +290,15 @@ def _answers(url: str) -> bool:
         (["--dtype", "int3"], {}, "Unknown dtype 'int3'"),
         (["--device", "tpu"], {}, "Unknown device 'tpu'"),
         (["--cache-bytes", "0"], {}, "--cache-bytes must be more than 0, got 0."),
+        (
+            ["--allow-domain", "https://a.example"],
+            {},
+            "--allow-domain has 'https://a.example': expected a host such as",
+        ),
+        ([], {"VILA_ALLOW_DOMAINS": "b.example,*.a.example"}, "VILA_ALLOW_DOMAINS has '*.a.example': write it with a"),
+        (["--cors-origin", "a.example"], {}, "--cors-origin has 'a.example': expected an origin such as"),
+        (["--cors-origin", "https://a.example/"], {}, "--cors-origin has 'https://a.example/': expected an origin"),
+        (["--otlp-endpoint", "localhost:4318"], {}, "--otlp-endpoint must be a URL such as http://localhost"),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
@@ -10,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from vila_core.errors import ConfigError, ValidationProblem, shown, unknown_name, validation_problems, warn
+from vila_core.media.limits import check_host
 
 PREFIX = "VILA_"
 MIB = 1024 * 1024
@@ -42,6 +44,26 @@ def _check_key(key: SecretStr | None) -> SecretStr | None:
     return key
 
 
+def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(check_host, hosts))
+
+
+def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the origins as browsers send them. One that is written otherwise would match none."""
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"has {shown(origin)}: expected an origin such as 'https://example.org', without a path")
+    return origins
+
+
+def _check_url(url: str) -> str:
+    if not _URL.match(url):
+        raise ValueError("must be a URL such as http://localhost:4318/v1/traces")
+    return url
+
+
+_URL = re.compile(r"https?://[^\s/]")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+")
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Texts; in the environment, separated by commas."""
 
@@ -114,8 +136,8 @@ class ServeSettings(BaseSettings):
     default_temperature: float = Field(default=0.2, ge=0, le=2)
     default_top_p: float = Field(default=0.9, gt=0, le=1)
     api_key: Annotated[SecretStr | None, AfterValidator(_check_key)] = None
-    allow_domains: Names = ()
-    cors_origins: Names = ()
+    allow_domains: Annotated[Names, AfterValidator(_check_hosts)] = ()
+    cors_origins: Annotated[Names, AfterValidator(_check_origins)] = ()
     max_request_bytes: int = Field(default=64 * MIB, ge=1024)
     max_buffered_bytes: int = Field(default=1024 * MIB, ge=1024)
     body_timeout: PositiveFloat = 60.0
@@ -124,7 +146,7 @@ class ServeSettings(BaseSettings):
     workers: int = Field(default=1, ge=1, le=1)
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
-    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://[^\s/]+")
+    otlp_endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
 
     @property
     def wants_page(self) -> bool:
@@ -163,8 +185,8 @@ def _explain(problem: ValidationProblem, given: Mapping[str, Any]) -> str:
             f"{label} is {shown(problem.value)}, but one process answers all requests here, many at a time "
             "(--max-batch). Remove it, or use --replicas."
         )
-    got = "" if name == "api_key" else f", got {shown(problem.value)}"
-    joint = " " if problem.message.startswith(("must ", "is ")) else ": "
+    got = "" if name == "api_key" or problem.message.startswith("has ") else f", got {shown(problem.value)}"
+    joint = " " if problem.message.startswith(("must ", "is ", "has ")) else ": "
     return f"{label}{joint}{problem.message}{got}."
 
 

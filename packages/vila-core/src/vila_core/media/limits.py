@@ -22,10 +22,11 @@ _HOST = re.compile(r"\.?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?|\[?[0-9a-f:.]*:[0-9a-f
 
 def _check_hosts(hosts: tuple[str, ...] | None) -> tuple[str, ...] | None:
     """Return the hosts in lower case and without a final dot."""
-    return None if hosts is None else tuple(_check_host(host) for host in hosts)
+    return None if hosts is None else tuple(check_host(host) for host in hosts)
 
 
-def _check_host(text: str) -> str:
+def check_host(text: str) -> str:
+    """Return an allowed host in lower case and without a final dot. Raises `ValueError` if it is not a host."""
     host = text.lower().removesuffix(".")
     if host.startswith("*."):
         raise ValueError(f"has {text!r}: write it with a leading dot, {host[1:]!r}, for all subdomains")
