@@ -28,7 +28,8 @@ from torch import Tensor, nn
 import vila_core as vila
 from vila_core.bench.limits import measure_limits, synchronize
 from vila_core.config import DecoderConfig, DepthTransformerConfig
-from vila_core.engine.drawing import DrawingConfig, OutputModes
+from vila_core.engine.drawing import OutputModes
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig

@@ -64,14 +64,14 @@ def shown_by(replicas: ScriptedReplicas, *turns: dict[str, Any], max_bytes: int 
 
 
 def test_what_a_replica_answers_is_shown():
-    replicas = ScriptedReplicas([Shown(status="reads"), Shown(text="a cat")])
-    assert shown_by(replicas, HELLO) == [Shown(status="reads"), Shown(text="a cat")]
+    replicas = ScriptedReplicas([Shown(status="reads"), Shown(("a cat",))])
+    assert shown_by(replicas, HELLO) == [Shown(status="reads"), Shown(("a cat",))]
     assert replicas.closed == 1
 
 
 def test_a_question_whose_replica_dies_goes_to_another_one():
-    replicas = ScriptedReplicas([Shown(text="a c"), ReplicaDiedError()], [ReplicaDiedError()], [Shown(text="a dog")])
-    assert shown_by(replicas, HELLO) == [Shown(text="a c"), Shown(text="a dog")]
+    replicas = ScriptedReplicas([Shown(("a c",)), ReplicaDiedError()], [ReplicaDiedError()], [Shown(("a dog",))])
+    assert shown_by(replicas, HELLO) == [Shown(("a c",)), Shown(("a dog",))]
     assert len(replicas.questions) == 3
 
 

@@ -9,7 +9,7 @@ from tests.vila_u_checkpoint import complete_checkpoint
 from torch import Tensor
 
 import vila_core as vila
-from vila_core.engine.drawing import DrawingConfig
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.painting import paint
 from vila_core.generation.drawing_rows import seed_of_picture

@@ -15,6 +15,7 @@ ROUTES = {
     ("POST", "/v1/chat/completions"),
     ("POST", "/chat/completions"),
     ("POST", "/v1/responses"),
+    ("POST", "/v1/images/generations"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/health"),

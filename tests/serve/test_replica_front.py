@@ -266,6 +266,7 @@ def test_requests_that_share_a_beginning_share_a_key(one: bytes, other: bytes):
         (chat(user("Hi")), chat(SYSTEM, user("Hi"))),
         (b"{}", b"[]"),
         (b"1", b"2"),
+        (b'{"prompt": "a cat", "seed": 1}', b'{"prompt": "a dog", "seed": 1}'),
     ],
 )
 def test_other_requests_do_not(one: bytes, other: bytes):

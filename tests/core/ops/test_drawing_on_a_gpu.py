@@ -6,7 +6,8 @@ from tests.core.drawing_heads import SmallHead
 
 from vila_core.config import DecoderConfig
 from vila_core.engine.answer import Generated
-from vila_core.engine.drawing import DrawingConfig, DrawingRequest, Drawn, OutputModes
+from vila_core.engine.drawing import DrawingRequest, Drawn, OutputModes
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig

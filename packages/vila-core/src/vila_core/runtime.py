@@ -22,19 +22,20 @@ from vila_core.display import html
 from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Completion, OutputPart, Timings, Usage
-from vila_core.engine.drawing import DrawingConfig, DrawingSettings, Drawn, OutputModes, takes_drawing_settings
+from vila_core.engine.drawing import Drawn, OutputModes
+from vila_core.engine.drawing_settings import DrawingConfig, DrawingSettings, takes_drawing_settings
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EngineInput, MediaPrompt, TextPrompt
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.media import MediaEmbeddings
-from vila_core.engine.painting import OnProgress, checked_count, paint
+from vila_core.engine.painting import OnProgress, checked_count, paint, picture_request
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
 from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
-from vila_core.generation.pictures import VIDEO_FPS, to_frames, to_medium
+from vila_core.generation.pictures import VIDEO_FPS, Codes, preview, to_frames, to_medium
 from vila_core.generation.prompts import PicturePrompts, checked_text, require_kind
 from vila_core.inspection import Inspection
 from vila_core.language.divided import current
@@ -417,7 +418,21 @@ class Vila:
         """Return the frames of n pictures."""
         head = require_kind(self.network.generation_head, kind, self.name)
         config = DrawingConfig.model_validate(settings)
-        count, text = checked_count(n), checked_text(prompt)
+        count = checked_count(n)
+        text = self.prepare_picture(kind, prompt, config)
+        if config.seed is None:
+            config = config.model_copy(update={"seed": random.getrandbits(62)})
+        self.on_phase(f"Drawing {count} {kind}{'s'[: count != 1]}")
+        drawn = paint(self.engine, head, kind, text, config, count, progress, self.device)
+        return [self.decode_picture(kind, one.codes) for one in drawn]
+
+    def prepare_picture(self, kind: str, prompt: str, config: DrawingConfig) -> TextPrompt:
+        """Return the prompt of a picture, for `submit_picture`. It uses no GPU; a thread can do it.
+
+        Raises:
+            ConfigError, PromptError: as `generate_image` does.
+        """
+        head = require_kind(self.network.generation_head, kind, self.name)
         modes = self._output_modes
         assert modes is not None, "there is a head"
         if config.is_guided and not head.kinds[kind].knows_empty_prompt:
@@ -425,13 +440,39 @@ class Vila:
                 f"The model was not trained to draw {kind}s without a prompt, so guidance={config.guidance:g} may make "
                 "them worse. guidance=1 turns it off."
             )
-        if config.seed is None:
-            config = config.model_copy(update={"seed": random.getrandbits(62)})
-        self.on_phase(f"Drawing {count} {kind}{'s'[: count != 1]}")
-        ids = TextPrompt(self.network.llm, modes.empty_prompt(kind, text))
-        drawn = paint(self.engine, head, kind, ids, config, count, progress, self.device)
+        return TextPrompt(self.network.llm, modes.empty_prompt(kind, checked_text(prompt)))
+
+    def submit_picture(self, prompt: TextPrompt, config: DrawingConfig, number: int) -> Handle:
+        """Put picture `number` of a prompt into the engine's queue. For servers, which step the engine themselves.
+
+        Args:
+            prompt: made by `prepare_picture`.
+            config: with a seed.
+            number: pictures of one seed differ; it is i for image i of `generate_image`.
+
+        Raises:
+            PromptError, GenerationError: as `generate_image` does.
+            QueueFullError: too many prompts wait already.
+        """
+        return self.engine.submit(prompt, *picture_request(config, number))
+
+    def decode_picture(self, kind: str, codes: Codes) -> "list[PIL.Image.Image]":
+        """Return the frames of a picture that the engine has drawn: one of an image."""
+        head = require_kind(self.network.generation_head, kind, self.name)
         with current(self.device):
-            return [to_frames(head, one.codes, kind, self.device) for one in drawn]
+            return to_frames(head, codes, kind, self.device)
+
+    def preview_picture(self, kind: str, codes: Codes) -> "PIL.Image.Image":
+        """Return a picture of which the engine has drawn some positions, as it looks now."""
+        head = require_kind(self.network.generation_head, kind, self.name)
+        with current(self.device):
+            return preview(head, codes, kind, self.device)
+
+    @property
+    def drawn_kinds(self) -> Mapping[str, int]:
+        """What the model draws ("image", "video") -> the id of the token that begins it. Empty for most models."""
+        modes = self._output_modes
+        return {} if modes is None else {kind: token for token, kind in modes.kinds.items()}
 
     @cached_property
     def _media(self) -> MediaEmbeddings:
@@ -547,9 +588,7 @@ class Vila:
         parts: list[OutputPart] = []
         for part in answer.parts:
             if isinstance(part, Drawn):
-                assert self.network.generation_head is not None, "something was drawn"
-                frames = to_frames(self.network.generation_head, part.codes, part.kind, self.device)
-                parts.append(to_medium(frames, part.kind))
+                parts.append(to_medium(self.decode_picture(part.kind, part.codes), part.kind))
                 continue
             times = self.time_token_stream(prompt)
             text = (times.push(part) + times.finish()).strip()

@@ -16,11 +16,13 @@ def affinity_key(request: Any) -> str:
     """Return the key of a request's JSON value: equal keys for requests that should share a replica.
 
     It is made of the first medium of the conversation. Without media, of the messages up to the first of the user, so
-    that the turns of a conversation stay together. Anything that is not a conversation gets the key of the whole value.
+    that the turns of a conversation stay together. Pictures are drawn where others of the same prompt were. Anything
+    else gets the key of the whole value.
     """
-    messages = request.get("messages", request.get("input")) if isinstance(request, dict) else None
+    fields = request if isinstance(request, dict) else {}
+    messages = fields.get("messages", fields.get("input"))
     if not isinstance(messages, list):
-        return _digest(request)
+        return _digest(fields.get("prompt", request))
     for medium in _media(messages):
         return _digest(medium)
     return _digest(_beginning(messages))

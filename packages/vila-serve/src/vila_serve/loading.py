@@ -44,6 +44,8 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
         progress=progress,
     )
     model.generate("Hello", max_new_tokens=1)
+    if "image" in model.drawn_kinds:
+        model.generate_image("Hello", seed=0, guidance=1)
     held = model.engine.stats().pages * PAGE_SIZE
     context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
     if held < context:

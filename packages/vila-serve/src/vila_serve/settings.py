@@ -88,6 +88,7 @@ class ServeSettings(BaseSettings):
         max_tokens: longest answer that a request gets, whatever it asks for; None for what the context holds.
         max_choices: most answers (`n`) of one request.
         max_media: most images and videos of one request.
+        max_pictures: most pictures (`n`) that one request may ask to draw.
         cache_bytes: memory of the KV cache; None as in `vila_core.EngineConfig`.
         kv_cache_dtype: "auto" or "fp8", as in `vila_core.EngineConfig`.
         default_max_tokens, default_temperature, default_top_p: for requests that do not set them. The defaults are
@@ -130,6 +131,7 @@ class ServeSettings(BaseSettings):
     max_tokens: PositiveInt | None = None
     max_choices: int = Field(default=8, ge=1, le=128)
     max_media: int = Field(default=64, ge=0, le=10_000)
+    max_pictures: int = Field(default=10, ge=1, le=10)
     cache_bytes: PositiveInt | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
     default_max_tokens: PositiveInt = 512

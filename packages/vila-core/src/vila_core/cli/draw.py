@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vila_core.cli.progress import open_progress, show_phases
-from vila_core.engine.drawing import DrawingConfig
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.painting import checked_count
 from vila_core.errors import ConfigError, PromptError
 from vila_core.generation.files import output_paths, write_picture

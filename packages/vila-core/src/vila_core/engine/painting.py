@@ -5,7 +5,8 @@ from contextlib import ExitStack
 
 import torch
 
-from vila_core.engine.drawing import DrawingConfig, DrawingRequest, Drawn
+from vila_core.engine.drawing import DrawingRequest, Drawn
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EngineInput
 from vila_core.engine.request import Handle
@@ -25,6 +26,11 @@ def checked_count(n: object) -> int:
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_PICTURES:
         raise GenerationError(f"n is the number of pictures, 1 to {MAX_PICTURES}, got {shown(n)}.")
     return n
+
+
+def picture_request(config: DrawingConfig, number: int) -> tuple[GenerationConfig, DrawingRequest]:
+    """Return what the engine is asked for picture `number` of a prompt: an answer that is this picture alone."""
+    return GenerationConfig(max_new_tokens=1, seed=config.seed), DrawingRequest(config, number)
 
 
 def paint(
@@ -52,8 +58,7 @@ def paint(
     with ExitStack() as stack:
         handles: list[Handle] = []
         for number in range(n):
-            answer = GenerationConfig(max_new_tokens=1, seed=config.seed)
-            handle = engine.submit_when_free(prompt, answer, DrawingRequest(config, number))
+            handle = engine.submit_when_free(prompt, *picture_request(config, number))
             stack.callback(handle.cancel)  # if one fails, or the user interrupts, the others end too
             handles.append(handle)
         if on_progress is not None:

@@ -10,15 +10,18 @@ pictures, S pixels of a side
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from vila_core.errors import ConfigError, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from vila_core.model import VilaModel
 
+MODELS_THAT_DRAW = "VILA-U models (format vila-u)"
 Pick = Callable[[int, "Tensor"], "Tensor"]
 """`(depth, logits [R, K]) -> codes`, int64 `[R]`: chooses one of a position's codes for each row."""
 
@@ -107,3 +110,13 @@ class HeadModule(Protocol):
     def head(self, network: VilaModel) -> GenerationHead:
         """Return the head of a model, which may use the model's vision tower and projector too."""
         ...
+
+
+def check_kind(kinds: Collection[str], kind: str, model: str) -> None:
+    """Raise `ConfigError` unless a model that draws `kinds`, which may be none, draws `kind`."""
+    if not kinds:
+        raise ConfigError(
+            f"The model {shown(model)} answers in text only: it has no generation head. {MODELS_THAT_DRAW} draw images."
+        )
+    if kind not in kinds:
+        raise ConfigError(f"The model {shown(model)} draws {' and '.join(kinds)} only, not {kind}.")

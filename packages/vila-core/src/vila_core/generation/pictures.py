@@ -36,6 +36,20 @@ def to_medium(frames: "list[PIL.Image.Image]", kind: str) -> "PIL.Image.Image | 
     return Video(frames, fps=VIDEO_FPS) if kind == "video" else frames[0]
 
 
+def preview(head: GenerationHead, codes: Codes, kind: str, device: torch.device) -> "PIL.Image.Image":
+    """Return a picture as it looks now; of a video, the frame that is being drawn.
+
+    What is not drawn yet repeats the last row.
+    """
+    output = head.kinds[kind]
+    row = row_of(output.positions // output.frames)
+    known = list(codes) or [[0] * head.codes_per_position]
+    while len(known) < output.positions:
+        known.append(known[-row] if len(known) >= row else known[-1])
+    frame = min(len(codes) * output.frames // output.positions, output.frames - 1)
+    return to_frames(head, known, kind, device)[frame]
+
+
 @dataclass(frozen=True)
 class DrawingProgress:
     """How far the pictures of a prompt are.
@@ -53,20 +67,8 @@ class DrawingProgress:
     device: torch.device
 
     def preview(self) -> "list[PIL.Image.Image]":
-        """Return every picture as it looks now; of a video, the frame that is being drawn. It costs a decoder's pass.
-
-        What is not drawn yet repeats the last row.
-        """
-        return [self._preview_of(codes) for codes in self.codes]
-
-    def _preview_of(self, codes: Codes) -> "PIL.Image.Image":
-        output = self.head.kinds[self.kind]
-        row = row_of(output.positions // output.frames)
-        known = list(codes) or [[0] * self.head.codes_per_position]
-        while len(known) < output.positions:
-            known.append(known[-row] if len(known) >= row else known[-1])
-        frame = min(len(codes) * output.frames // output.positions, output.frames - 1)
-        return to_frames(self.head, known, self.kind, self.device)[frame]
+        """Return every picture as it looks now: see `preview`. It costs a decoder's pass."""
+        return [preview(self.head, codes, self.kind, self.device) for codes in self.codes]
 
 
 def row_of(positions: int) -> int:

@@ -3,12 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from vila_core.chat import ChatTemplate, Turn
-from vila_core.errors import CheckpointError, ConfigError, PromptError, shown
-from vila_core.generation.heads import GenerationHead
+from vila_core.errors import CheckpointError, PromptError, shown
+from vila_core.generation.heads import GenerationHead, check_kind
 from vila_core.prompt import require_possible_length, without_media_tokens
 from vila_core.tokenizer import Tokenizer
-
-MODELS_THAT_DRAW = "VILA-U models (format vila-u)"
 
 
 class PicturePrompts:
@@ -52,12 +50,8 @@ class PicturePrompts:
 
 def require_kind(head: GenerationHead | None, kind: str, model: str) -> GenerationHead:
     """Return the head. Raises `ConfigError` if the model cannot make such pictures."""
-    if head is None:
-        raise ConfigError(
-            f"The model {shown(model)} answers in text only: it has no generation head. {MODELS_THAT_DRAW} draw images."
-        )
-    if kind not in head.kinds:
-        raise ConfigError(f"The model {shown(model)} draws {' and '.join(head.kinds)} only, not {kind}.")
+    check_kind(() if head is None else head.kinds, kind, model)
+    assert head is not None, "it draws"
     return head
 
 

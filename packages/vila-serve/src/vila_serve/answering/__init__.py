@@ -3,6 +3,7 @@
     answering.py    the API's side: ask, cancel, and read answers that grow
     answer.py       an answer that grows
     messages.py     what the two sides say to each other
+    parts.py        text and pictures of an answer
     engine_side.py  the engine's side: prepares prompts in threads, steps the engine in one thread
     local.py        both sides in one process, for tests and notebooks
     process.py      the engine's side in a process of its own, for the server
@@ -17,11 +18,21 @@ from typing import TYPE_CHECKING
 from vila_core.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from vila_serve.answering.answer import Delta, Ending, ReadyPrompt, RunningAnswer
+    from vila_serve.answering.answer import Delta, Ending, ReadyPrompt, RunningAnswer, merged
     from vila_serve.answering.answering import Answering
-    from vila_serve.answering.messages import EngineStoppedError, ModelFacts
+    from vila_serve.answering.messages import EngineStoppedError, ModelFacts, Picture
 
-__all__ = ["Answering", "Delta", "Ending", "EngineStoppedError", "ModelFacts", "ReadyPrompt", "RunningAnswer"]
+__all__ = [
+    "Answering",
+    "Delta",
+    "Ending",
+    "EngineStoppedError",
+    "ModelFacts",
+    "Picture",
+    "ReadyPrompt",
+    "RunningAnswer",
+    "merged",
+]
 
 __getattr__ = lazy_attributes(
     "vila_serve.answering",
@@ -31,7 +42,9 @@ __getattr__ = lazy_attributes(
         "Ending": "messages",
         "EngineStoppedError": "messages",
         "ModelFacts": "messages",
+        "Picture": "messages",
         "ReadyPrompt": "messages",
         "RunningAnswer": "answer",
+        "merged": "answer",
     },
 )

@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_serve.answering.messages import Ending, ReadyPrompt
+from vila_serve.answering.messages import Ending, Picture, ReadyPrompt
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What an answer has gained: text, and the log-probabilities of its tokens if they were asked for."""
+    """What an answer has gained.
+
+    Attributes:
+        text: more text.
+        logprobs: of its tokens, if they were asked for.
+        picture: a picture after the text, or a preview of it.
+    """
 
     text: str
     logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+    picture: Picture | None = None
 
 
 class RunningAnswer:
@@ -28,26 +35,32 @@ class RunningAnswer:
         ending: how the answer ended; None until then.
     """
 
-    def __init__(self, prompt: ReadyPrompt, times: TimeTokenStream, cancel: Callable[[], None]):
+    def __init__(self, prompt: ReadyPrompt, times: Callable[[], TimeTokenStream], cancel: Callable[[], None]):
         self.prompt = prompt
         self.submitted = time.perf_counter()
         self.first_arrival: float | None = None
         self.ending: Ending | None = None
         self.is_cancelled = False
         self._cancel = cancel
-        self._text = _AnswerText(times)
-        self._arrived: list[str] = []
+        self._times = times
+        self._text = _AnswerText(times())
+        self._arrived: list[str | Picture] = []
         self._logprobs: list[TokenLogprobs] = []
         self._outcome: Ending | Exception | None = None
         self._news = asyncio.Event()
 
-    def arrive(self, text: str, logprobs: Sequence[TokenLogprobs], outcome: Ending | Exception | None) -> None:
+    def arrive(
+        self,
+        parts: Sequence[str | Picture],
+        logprobs: Sequence[TokenLogprobs],
+        outcome: Ending | Exception | None,
+    ) -> None:
         """Take in what the engine has produced. Called in the event loop's thread."""
         if self._outcome is not None:
             return
         if self.first_arrival is None and not isinstance(outcome, Exception):
             self.first_arrival = time.perf_counter()
-        self._arrived.append(text)
+        self._arrived += parts
         self._logprobs += logprobs
         self._outcome = outcome
         self._news.set()
@@ -59,7 +72,7 @@ class RunningAnswer:
             self._cancel()
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
-        """Yield the answer piece by piece; the pieces join to the text that `Vila.complete` returns.
+        """Yield the answer piece by piece; the pieces join to the parts that `Vila.complete` returns.
 
         Raises:
             GenerationError: the answer failed.
@@ -69,12 +82,20 @@ class RunningAnswer:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                outcome = self._outcome
-                text = self._text.push("".join(self._arrived))
+                outcome, text = self._outcome, ""
+                arrived, self._arrived = self._arrived, []
                 logprobs, self._logprobs = self._logprobs, []
-                self._arrived.clear()
                 if isinstance(outcome, Exception):
                     raise outcome
+                for part in arrived:
+                    if isinstance(part, str):
+                        text += self._text.push(part)
+                        continue
+                    if not part.is_preview:
+                        text += self._text.finish()
+                        self._text = _AnswerText(self._times())
+                    yield Delta(text, logprobs, part)
+                    text, logprobs = "", []
                 if outcome is not None:
                     self.ending = outcome
                     text += self._text.finish()
@@ -86,8 +107,42 @@ class RunningAnswer:
             self.cancel()
 
 
+async def merged(answers: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Delta | Ending]]:
+    """Yield what several answers gain, with their numbers, as it comes. Raises the error of an answer that fails."""
+    if len(answers) == 1:  # without a task and a queue, which cost as much as the rest of an event
+        async for delta in answers[0]:
+            yield 0, delta
+        assert answers[0].ending is not None
+        yield 0, answers[0].ending
+        return
+    arrived: asyncio.Queue[tuple[int, Delta | Ending | Exception]] = asyncio.Queue()
+
+    async def read(index: int, answer: RunningAnswer) -> None:
+        try:
+            async for delta in answer:
+                arrived.put_nowait((index, delta))
+            assert answer.ending is not None
+            arrived.put_nowait((index, answer.ending))
+        except Exception as error:  # noqa: BLE001 - raised below
+            arrived.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(read(index, answer)) for index, answer in enumerate(answers)]
+    try:
+        num_running = len(tasks)
+        while num_running:
+            index, news = await arrived.get()
+            if isinstance(news, Exception):
+                raise news
+            num_running -= isinstance(news, Ending)
+            yield index, news
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 class _AnswerText:
-    """Streams text as `Vila.complete` returns it: with seconds for time tokens, and without spaces around it."""
+    """Streams a text of an answer as `Vila.complete` returns it: with seconds for time tokens, and without spaces
+    around it."""
 
     def __init__(self, times: TimeTokenStream):
         self._times = times

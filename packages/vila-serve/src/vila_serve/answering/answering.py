@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vila_core.chat import Message
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.limits import EngineStats
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.time_tokens import TimeTokenStream
@@ -16,6 +17,7 @@ from vila_serve.answering.messages import (
     Abandon,
     Ask,
     Cancel,
+    Draw,
     EngineStoppedError,
     FromEngine,
     Look,
@@ -70,7 +72,7 @@ class Answering:
         self.is_alive = False
         self.link = link
         self._numbers = itertools.count(1)
-        self._asked: dict[int, tuple[Ask, asyncio.Future[list[RunningAnswer]]]] = {}
+        self._asked: dict[int, tuple[Ask | Draw, asyncio.Future[list[RunningAnswer]]]] = {}
         self._replies: dict[int, asyncio.Future[Any]] = {}
         self._answers: dict[int, RunningAnswer] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,7 +120,7 @@ class Answering:
             if not future.done():
                 future.set_exception(error)
         for answer in self._answers.values():
-            answer.arrive("", (), error)
+            answer.arrive((), (), error)
         self._asked.clear()
         self._replies.clear()
         self._answers.clear()
@@ -140,8 +142,33 @@ class Answering:
             QueueFullError: too many prompts wait already.
             EngineStoppedError: the engine has ended.
         """
-        loop, number = self._check_alive(), next(self._numbers)
-        ask = Ask(number, request_id.get(), messages, tools, configs, [next(self._numbers) for _ in configs])
+        number, answers = next(self._numbers), [next(self._numbers) for _ in configs]
+        return await self._begin(Ask(number, request_id.get(), messages, tools, configs, answers))
+
+    async def draw(
+        self, prompt: str, config: DrawingConfig, n: int, *, kind: str = "image", previews: int = 0
+    ) -> list[RunningAnswer]:
+        """Start to draw n pictures of a prompt. Each is an answer whose last delta has the picture.
+
+        Args:
+            prompt: what to draw.
+            config: how; with a seed.
+            n: how many.
+            kind: "image" or "video".
+            previews: of each picture, while it is drawn.
+
+        Raises:
+            ConfigError: the model does not draw that.
+            PromptTooLongError: the prompt leaves no room for a picture.
+            PromptError: the prompt is empty.
+            GenerationError: the KV cache or `max_batch` is too small for a picture.
+            QueueFullError, EngineStoppedError: as `answer` does.
+        """
+        number, answers = next(self._numbers), [next(self._numbers) for _ in range(n)]
+        return await self._begin(Draw(number, request_id.get(), kind, prompt, config, answers, previews))
+
+    async def _begin(self, ask: Ask | Draw) -> list[RunningAnswer]:
+        loop, number = self._check_alive(), ask.number
         future: asyncio.Future[list[RunningAnswer]] = loop.create_future()
         self._asked[number] = ask, future
         try:
@@ -191,11 +218,11 @@ class Answering:
         if isinstance(message, Reply):
             self._take_reply(message)
             return
-        for number, text, logprobs, outcome in message.news:
+        for number, parts, logprobs, outcome in message.news:
             answer = self._answers.get(number)
             if answer is None:
                 continue
-            answer.arrive(text, logprobs, outcome)
+            answer.arrive(parts, logprobs, outcome)
             if outcome is not None:
                 del self._answers[number]
 
@@ -206,10 +233,13 @@ class Answering:
             ask, future = self._asked.pop(reply.number)
             _settle(future, None if reply.error else self._started(ask, reply.result), reply.error)
 
-    def _started(self, ask: Ask, prompt: ReadyPrompt) -> list[RunningAnswer]:
+    def _started(self, ask: Ask | Draw, prompt: ReadyPrompt) -> list[RunningAnswer]:
         """Return the answers that the engine has begun. What comes next may be their first tokens."""
+
+        def times() -> TimeTokenStream:
+            return TimeTokenStream.of_video(self.model.config.time_tokens, prompt.video_duration)
+
         for number in ask.answers:
-            times = TimeTokenStream.of_video(self.model.config.time_tokens, prompt.video_duration)
             self._answers[number] = RunningAnswer(prompt, times, lambda number=number: self._tell(Cancel([number])))
         # The prompt's tiles are kept as long as anybody may look at them.
         weakref.finalize(prompt, self._release, ask.number).atexit = False

@@ -8,11 +8,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vila_core import Vila
 from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Timings, Usage
+from vila_core.engine.failures import as_error
 from vila_core.engine.request import Handle
 from vila_core.errors import PromptTooLongError
 from vila_core.prompt import PreparedPrompt
@@ -20,11 +22,14 @@ from vila_serve.answering.messages import (
     Abandon,
     Ask,
     Cancel,
+    Draw,
     Ending,
     FromEngine,
     Look,
     ModelFacts,
     News,
+    Picture,
+    PictureFacts,
     ReadyPrompt,
     Release,
     Reply,
@@ -32,6 +37,7 @@ from vila_serve.answering.messages import (
     Step,
     ToEngine,
 )
+from vila_serve.answering.parts import AnswerParts
 from vila_serve.request_id import request_id
 
 MAX_THREADS = 8
@@ -48,6 +54,7 @@ class _Answer:
     number: int
     prompt: ReadyPrompt
     handle: Handle
+    parts: AnswerParts
     last_delivery: float = 0.0
     is_unwanted: bool = False
 
@@ -81,7 +88,7 @@ class EngineSide:
         self._schema_threads = ThreadPoolExecutor(threads, "schemas")
         self._lock = threading.Lock()  # guards the next three
         self._preparing: dict[int, Future[None]] = {}
-        self._prompts: dict[int, tuple[PreparedPrompt, list[_Answer]]] = {}
+        self._prompts: dict[int, tuple[PreparedPrompt | None, list[_Answer]]] = {}
         self._answers: dict[int, _Answer] = {}
         self._unwanted: deque[Handle] = deque()
         self._wake = threading.Event()
@@ -92,7 +99,8 @@ class EngineSide:
         """What the API's side knows of the model."""
         model, tokenizer = self.model, self.model.tokenizer.hf
         tokens: Sequence[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        return ModelFacts(model.name, model.config, model.template, tuple(tokens), self.max_context)
+        pictures = {kind: _facts_of_picture(model, kind, token) for kind, token in model.drawn_kinds.items()}
+        return ModelFacts(model.name, model.config, model.template, tuple(tokens), self.max_context, pictures)
 
     def handle(self, message: ToEngine) -> None:
         """Act on a message, without waiting."""
@@ -101,7 +109,11 @@ class EngineSide:
                 has_schema = any(config.json_schema is not None for config in message.configs)
                 threads = self._schema_threads if has_schema else self._threads
                 with self._lock:
-                    self._preparing[message.number] = threads.submit(self._ask, message)
+                    self._preparing[message.number] = threads.submit(self._ask, message, partial(self._start, message))
+            case Draw():
+                with self._lock:
+                    start = partial(self._start_drawing, message)
+                    self._preparing[message.number] = self._threads.submit(self._ask, message, start)
             case Look():
                 self._threads.submit(self._reply, message.number, lambda: self._look(message))
             case Report():
@@ -125,11 +137,11 @@ class EngineSide:
 
     # -------------------------------------------------------------------------------------------- requests
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: Ask | Draw, start: Callable[[], None]) -> None:
         """Prepare a prompt and put its answers into the engine's queue."""
         token = request_id.set(ask.request_id)
         try:
-            self._start(ask)
+            start()
         except Exception as error:  # noqa: BLE001 - the API's side tells what the client may know
             with self._lock:
                 self._preparing.pop(ask.number, None)
@@ -139,12 +151,47 @@ class EngineSide:
 
     def _start(self, ask: Ask) -> None:
         prepared, prompt = self._prepare(ask)
+        room = self.max_context - prompt.prompt_tokens
+
+        def submit(index: int) -> Handle:
+            config = ask.configs[index]
+            limited = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, room)})
+            return self.model.submit(prepared, limited)
+
+        self._submit(ask, prompt, prepared, submit, lambda: AnswerParts(self.model))
+
+    def _start_drawing(self, draw: Draw) -> None:
+        model = self.model
+        begin = time.perf_counter()
+        text = model.prepare_picture(draw.kind, draw.prompt, draw.config)
+        positions = _positions(model, draw.kind)
+        if len(text) + positions > self.max_context:
+            raise PromptTooLongError(
+                f"The prompt has {len(text):,} tokens and the {draw.kind} {positions:,}, but this server takes at most "
+                f"{self.max_context:,} together. Shorten the prompt."
+            )
+        prompt = ReadyPrompt(draw.number, len(text), 0, time.perf_counter() - begin, None)
+        self._submit(
+            draw,
+            prompt,
+            None,
+            lambda index: model.submit_picture(text, draw.config, index),
+            lambda: AnswerParts(model, previews=draw.previews, kind=draw.kind),
+        )
+
+    def _submit(
+        self,
+        ask: Ask | Draw,
+        prompt: ReadyPrompt,
+        prepared: PreparedPrompt | None,
+        submit: Callable[[int], Handle],
+        parts: Callable[[], AnswerParts],
+    ) -> None:
+        """Put the answers to a prompt into the engine's queue: all, or none if one of them finds no place."""
         answers: list[_Answer] = []
         try:
-            for number, config in zip(ask.answers, ask.configs, strict=True):
-                room = self.max_context - prompt.prompt_tokens
-                limited = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, room)})
-                answers.append(_Answer(number, prompt, self.model.submit(prepared, limited)))
+            for index, number in enumerate(ask.answers):
+                answers.append(_Answer(number, prompt, submit(index), parts()))
         except BaseException:
             self._drop(answers)
             raise
@@ -184,6 +231,7 @@ class EngineSide:
 
     def _look(self, message: Look) -> Any:
         prepared, _ = self._prompts[message.prompt]
+        assert prepared is not None, "prompts of pictures are not looked at"
         return message.view(self.model, prepared, *message.arguments)
 
     def _reply(self, number: int, work: Callable[[], Any]) -> None:
@@ -232,10 +280,17 @@ class EngineSide:
             if answer.last_delivery > due and not has_ended:
                 continue
             pieces = handle.take()
-            if pieces or has_ended:
-                logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
-                text = "".join([piece.text for piece in pieces])
-                news.append((answer.number, text, logprobs, _outcome(answer) if has_ended else None))
+            logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+            outcome, parts = None, list[str | Picture]()
+            try:
+                parts = answer.parts.push(pieces)
+                outcome = _outcome(answer) if has_ended else None
+            except Exception as error:  # noqa: BLE001 - of decoding a picture; it ends only this answer
+                outcome, has_ended = as_error(error), True
+                handle.cancel()
+            is_first = bool(pieces) and not answer.last_delivery
+            if parts or logprobs or is_first or has_ended:
+                news.append((answer.number, parts, logprobs, outcome))
                 answer.last_delivery = now
             if has_ended:
                 ended.append(answer.number)
@@ -256,4 +311,16 @@ def _outcome(answer: _Answer) -> Ending | Exception:
     prompt = answer.prompt
     usage = Usage(prompt.prompt_tokens, prompt.media_tokens, len(generated.token_ids), generated.cached_tokens)
     timings = Timings(prompt.seconds, generated.encode_seconds, generated.prefill_seconds, generated.decode_seconds)
-    return Ending(generated.finish_reason, usage, timings, generated.queue_seconds)
+    return Ending(generated.finish_reason, usage, timings, generated.queue_seconds, answer.parts.picture_tokens)
+
+
+def _facts_of_picture(model: Vila, kind: str, start_token: int) -> PictureFacts:
+    """Decode a picture to see its size. The first client then need not wait for the decoder to warm up."""
+    positions = _positions(model, kind)
+    return PictureFacts(model.preview_picture(kind, ()).size, positions, start_token)
+
+
+def _positions(model: Vila, kind: str) -> int:
+    head = model.network.generation_head
+    assert head is not None, "the model draws"
+    return head.kinds[kind].positions

@@ -5,18 +5,37 @@ has one of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from vila_core.chat import ChatTemplate, Message
 from vila_core.config import VilaConfig
 from vila_core.engine.completion import FinishReason, Timings, TokenLogprobs, Usage
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import VilaError
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 class EngineStoppedError(VilaError):
     """The engine has ended, so that its requests are not answered."""
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """A kind of picture that a model draws.
+
+    Attributes:
+        size: width and height in pixels.
+        positions: what a picture has in place of tokens.
+        start_token: the id of the token that begins it.
+    """
+
+    size: tuple[int, int]
+    positions: int
+    start_token: int
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,7 @@ class ModelFacts:
         template: the chat template.
         tokens: the vocabulary: the tokenizer's spelling of each id.
         max_context: most tokens of a prompt with its answer.
+        pictures: what it draws, "image" and "video"; empty for a model that writes only.
     """
 
     name: str
@@ -36,6 +56,7 @@ class ModelFacts:
     template: ChatTemplate
     tokens: tuple[str | None, ...]
     max_context: int
+    pictures: Mapping[str, PictureFacts] = field(default_factory=dict[str, PictureFacts])
 
 
 @dataclass(frozen=True)
@@ -58,16 +79,44 @@ class ReadyPrompt:
 
 @dataclass(frozen=True)
 class Ending:
-    """How an answer ended. `queue_seconds` is how long its prompt waited before it was read."""
+    """How an answer ended.
+
+    Attributes:
+        usage: token counts, without pictures.
+        queue_seconds: how long its prompt waited before it was read.
+        picture_tokens: positions of the pictures that were drawn.
+    """
 
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
     queue_seconds: float
+    picture_tokens: int = 0
 
 
-News = tuple[int, str, Sequence[TokenLogprobs], Ending | Exception | None]
-"""What an answer has gained: its number, text, log-probabilities if they were asked for, and how it ended."""
+@dataclass(frozen=True)
+class Picture:
+    """A picture in an answer.
+
+    Attributes:
+        kind: "image" or "video".
+        frames: one of an image. Between processes their pixels are in shared memory.
+        done: the part that has been drawn, 0 to 1; the rest of a preview is filled in.
+    """
+
+    kind: str
+    frames: "tuple[PIL.Image.Image, ...]"
+    done: float = 1.0
+
+    @property
+    def is_preview(self) -> bool:
+        """Whether another one will take its place."""
+        return self.done < 1
+
+
+News = tuple[int, Sequence[str | Picture], Sequence[TokenLogprobs], Ending | Exception | None]
+"""What an answer has gained: its number, text and pictures, log-probabilities if they were asked for, and how it
+ended."""
 
 # ---------------------------------------------------------------------------------------------- to the engine's side
 
@@ -88,8 +137,27 @@ class Ask:
 
 
 @dataclass(frozen=True)
+class Draw:
+    """Draw pictures of a prompt, one for each of `answers`. The reply is a `ReadyPrompt`.
+
+    Attributes:
+        kind: "image" or "video".
+        config: how; with a seed.
+        previews: of each picture, while it is drawn.
+    """
+
+    number: int
+    request_id: str | None
+    kind: str
+    prompt: str
+    config: DrawingConfig
+    answers: Sequence[int]
+    previews: int
+
+
+@dataclass(frozen=True)
 class Abandon:
-    """Nobody waits for the reply to this `Ask` any more."""
+    """Nobody waits for the reply to this `Ask` or `Draw` any more."""
 
     number: int
 
@@ -103,7 +171,7 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Release:
-    """Forget the prompt of this `Ask`."""
+    """Forget the prompt of this `Ask` or `Draw`."""
 
     number: int
 
@@ -125,7 +193,7 @@ class Report:
     number: int
 
 
-ToEngine = Ask | Abandon | Cancel | Release | Look | Report
+ToEngine = Ask | Draw | Abandon | Cancel | Release | Look | Report
 
 # ---------------------------------------------------------------------------------------------- to the API's side
 

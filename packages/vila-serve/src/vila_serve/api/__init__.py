@@ -1,1 +1,1 @@
-"""The HTTP API: OpenAI's chat completions and responses, models, health and metrics."""
+"""The HTTP API: OpenAI's chat completions, responses and images, models, health and metrics."""

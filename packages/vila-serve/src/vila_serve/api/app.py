@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from vila_serve import __version__
 from vila_serve.answering import Answering, ModelFacts
-from vila_serve.api import chat_completions, responses, status
+from vila_serve.api import chat_completions, images, responses, status
 from vila_serve.api.admission import Admission
 from vila_serve.api.conversation import Media
 from vila_serve.api.detail import OneTileForLowDetail
@@ -30,7 +30,7 @@ from vila_serve.settings import ServeSettings
 if TYPE_CHECKING:
     from vila_core import Vila
 
-ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH)
+ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH, images.PATH)
 """Routes whose requests are counted and limited."""
 
 
@@ -78,6 +78,7 @@ def create_app(model: "Vila | Answering", settings: ServeSettings | None = None,
     install_handlers(app)
     app.include_router(chat_completions.router(service))
     app.include_router(responses.router(service))
+    app.include_router(images.router(service))
     app.include_router(status.router(service))
     document(app)
     _add_layers(app, service, tracing)

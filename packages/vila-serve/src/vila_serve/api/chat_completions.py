@@ -13,7 +13,7 @@ from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.completion import Usage as TokenCounts
 from vila_core.engine.limits import QueueFullError
 from vila_core.errors import GenerationError
-from vila_serve.answering import Delta, Ending, RunningAnswer
+from vila_serve.answering import Delta, Ending, Picture, RunningAnswer, merged
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
@@ -32,8 +32,10 @@ from vila_serve.api.schemas.chat import (
     ToolCall,
     Usage,
 )
+from vila_serve.api.schemas.parts import AnswerImage, ImageUrl
 from vila_serve.api.service import FINGERPRINT, Service
 from vila_serve.api.tools import ToolCallReader, ToolUse, tool_use
+from vila_serve.picture_files import as_data_uri
 
 PATHS = ("/v1/chat/completions", "/chat/completions")
 
@@ -63,7 +65,7 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
     """Answer a request. Raises `ApiError`, or a `VilaError` about the request."""
     service.check_model(body.model)
     service.check_length(len(body.messages))
-    configs = generation_configs(body, service.settings)
+    configs = generation_configs(body, service)
     use = tool_use(body, service.model.template)
     if use.schema is not None:
         configs = [as_config({**dict(config), "json_schema": use.schema}, "tools") for config in configs]
@@ -97,28 +99,38 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
         usage=usage_of(answers),
         system_fingerprint=FINGERPRINT,
     )
-    without_calls = {
-        index: {"message": {"tool_calls"}} for index, choice in enumerate(choices) if choice.message.tool_calls is None
-    }
-    return JSONResponse(completion.model_dump(exclude={"choices": without_calls}))
+    without = {index: {"message": _absent(choice.message)} for index, choice in enumerate(choices)}
+    return JSONResponse(completion.model_dump(exclude={"choices": without}))
+
+
+def _absent(message: AnswerMessage) -> set[str]:
+    """Return the fields that only some answers have, as far as this one lacks them."""
+    return {name for name in ("tool_calls", "images") if getattr(message, name) is None}
 
 
 async def _choice(service: Service, index: int, answer: RunningAnswer, use: ToolUse) -> Choice:
     """Wait for an answer."""
     reader = ToolCallReader(use)
-    parts, logprobs = list[tuple[str, list[ToolCall]]](), list[TokenLogprobs]()
+    parts, logprobs, images = list[tuple[str, list[ToolCall]]](), list[TokenLogprobs](), list[AnswerImage]()
     async for delta in answer:
         parts.append(reader.push(delta.text))
         logprobs += delta.logprobs
+        if delta.picture is not None:
+            images.append(await _image(delta.picture, len(images)))
     parts.append(reader.finish())
     text, calls = "".join(text for text, _ in parts), [call for _, calls in parts for call in calls]
     assert answer.ending is not None
     return Choice(
         index=index,
-        message=AnswerMessage(content=text or None, tool_calls=calls) if calls else AnswerMessage(content=text),
+        message=AnswerMessage(content=text or None if calls else text, tool_calls=calls or None, images=images or None),
         logprobs=_logprobs(service, logprobs) if logprobs else None,
         finish_reason=_finish_reason(answer.ending, reader),
     )
+
+
+async def _image(picture: Picture, index: int) -> AnswerImage:
+    url = await as_data_uri(picture)
+    return AnswerImage(type="image_url", image_url=ImageUrl(url=url), index=index)
 
 
 def _finish_reason(ending: Ending, reader: ToolCallReader) -> FinishReason:
@@ -133,17 +145,18 @@ def usage_of(answers: Sequence[RunningAnswer]) -> Usage:
     """Return the token counts of answers to one prompt."""
     counts: list[TokenCounts] = [answer.ending.usage for answer in answers if answer.ending is not None]
     prompt = answers[0].prompt
-    answered = sum(one.completion_tokens for one in counts)
+    written = sum(one.completion_tokens for one in counts)
+    drawn = sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
     return Usage(
         prompt_tokens=prompt.prompt_tokens,
-        completion_tokens=answered,
-        total_tokens=prompt.prompt_tokens + answered,
+        completion_tokens=written + drawn,
+        total_tokens=prompt.prompt_tokens + written + drawn,
         prompt_tokens_details=PromptTokensDetails(
             cached_tokens=counts[0].cached_tokens if counts else 0,
             text_tokens=prompt.prompt_tokens - prompt.media_tokens,
             image_tokens=prompt.media_tokens,
         ),
-        completion_tokens_details=CompletionTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(text_tokens=written, image_tokens=drawn),
     )
 
 
@@ -152,12 +165,13 @@ def _new_id() -> str:
 
 
 class _ChatStream:
-    """The events of a streamed answer: the role, pieces of text, the reason for the end, the token counts."""
+    """The events of a streamed answer: the role, pieces of text, pictures, the reason for the end, token counts."""
 
     def __init__(self, service: Service, body: ChatCompletionRequest, answers: Sequence[RunningAnswer], use: ToolUse):
         self._service = service
         self._answers = answers
         self._readers = [ToolCallReader(use) for _ in answers]
+        self._num_images = [0] * len(answers)
         self._has_usage = bool(body.stream_options and body.stream_options.include_usage)
         self._head: dict[str, Any] = {
             "id": _new_id(),
@@ -175,6 +189,8 @@ class _ChatStream:
             async for index, news in merged(self._answers):
                 if part := b"".join(self._of_news(index, news)):
                     yield part
+                if isinstance(news, Delta) and news.picture is not None:
+                    yield await self._of_picture(index, news.picture)
             if self._has_usage:
                 yield event({**self._head, "choices": [], "usage": usage_of(self._answers).model_dump()})
         except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it
@@ -198,6 +214,11 @@ class _ChatStream:
         if isinstance(news, Ending):
             yield self._chunk(index, {}, _finish_reason(news, reader))
 
+    async def _of_picture(self, index: int, picture: Picture) -> bytes:
+        image = await _image(picture, self._num_images[index])
+        self._num_images[index] += 1
+        return self._chunk(index, {"images": [image.model_dump()]})
+
     def _chunk(
         self,
         index: int,
@@ -207,36 +228,3 @@ class _ChatStream:
     ) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         return event({**self._head, "choices": [choice], **({"usage": None} if self._has_usage else {})})
-
-
-async def merged(answers: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Delta | Ending]]:
-    """Yield what several answers gain, with their numbers, as it comes. Raises the error of an answer that fails."""
-    if len(answers) == 1:  # without a task and a queue, which cost as much as the rest of an event
-        async for delta in answers[0]:
-            yield 0, delta
-        assert answers[0].ending is not None
-        yield 0, answers[0].ending
-        return
-    arrived: asyncio.Queue[tuple[int, Delta | Ending | Exception]] = asyncio.Queue()
-
-    async def read(index: int, answer: RunningAnswer) -> None:
-        try:
-            async for delta in answer:
-                arrived.put_nowait((index, delta))
-            assert answer.ending is not None
-            arrived.put_nowait((index, answer.ending))
-        except Exception as error:  # noqa: BLE001 - raised below
-            arrived.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(read(index, answer)) for index, answer in enumerate(answers)]
-    try:
-        num_running = len(tasks)
-        while num_running:
-            index, news = await arrived.get()
-            if isinstance(news, Exception):
-                raise news
-            num_running -= isinstance(news, Ending)
-            yield index, news
-    finally:
-        for task in tasks:
-            task.cancel()

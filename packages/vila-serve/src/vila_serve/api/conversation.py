@@ -58,7 +58,7 @@ async def read_conversation(
     turns: list[tuple[Role, list[Part], list[ToolCall]]] = []
     for message in messages:
         role = _role(message)
-        own = [next(opened) if (text := _text_of(part)) is None else text for part in message.content or ()]
+        own = [next(opened) if (text := _text_of(part)) is None else text for _, part in _parts_of(message)]
         if turns and turns[-1][0] == role != "tool":
             turns[-1][1].extend(["\n", *own])
             turns[-1][2].extend(_tool_calls(message))
@@ -92,9 +92,9 @@ async def _open_media(
 ) -> list[Image | Video]:
     """Open the images and videos of all messages together. Raises `ApiError`."""
     parts = [
-        (f"{place}.content[{index}]", part)
+        (f"{place}.{own}", part)
         for place, message in zip(places, messages, strict=True)
-        for index, part in enumerate(message.content or ())
+        for own, part in _parts_of(message)
         if _text_of(part) is None
     ]
     if len(parts) > max_media:
@@ -104,6 +104,14 @@ async def _open_media(
             param="messages",
         )
     return await _all_or_nothing([_open_at(place, part, media) for place, part in parts])
+
+
+def _parts_of(message: ChatMessage) -> list[tuple[str, AnyPart]]:
+    """Return the parts of a message, the pictures of an answer after its text, each with its place in the message."""
+    parts: list[tuple[str, AnyPart]] = [(f"content[{at}]", part) for at, part in enumerate(message.content or ())]
+    if isinstance(message, AssistantMessage):
+        parts += [(f"images[{at}]", part) for at, part in enumerate(message.images or ())]
+    return parts
 
 
 def _text_of(part: AnyPart) -> str | None:

@@ -38,7 +38,7 @@ INVALID, AUTHENTICATION, RATE, SERVER = (
     "rate_limit_error",
     "server_error",
 )
-_SETTING = re.compile(r"Generation setting '(\w+)'")
+_SETTING = re.compile(r"(?:Generation|Drawing) setting '(\w+)'")
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
 
 

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError
+from vila_core.errors import ConfigError, GenerationError
+from vila_core.generation.heads import check_kind
+from vila_serve.answering import ModelFacts
 from vila_serve.api.errors import ApiError, wrong_setting
 from vila_serve.api.schemas.chat import (
     ChatCompletionRequest,
@@ -13,20 +15,22 @@ from vila_serve.api.schemas.chat import (
     JsonSchemaFormat,
     ResponseFormat,
 )
+from vila_serve.api.service import Service
 from vila_serve.settings import ServeSettings
 
 SEEDS = 2**63
+NEVER = -100.0
 SMALLEST_TOP_P = 1e-6
 """OpenAI allows 0, which keeps the likeliest token."""
 
 
-def generation_configs(request: ChatCompletionRequest, settings: ServeSettings) -> list[GenerationConfig]:
+def generation_configs(request: ChatCompletionRequest, service: Service) -> list[GenerationConfig]:
     """Return the settings of each of the `n` answers. They differ in their seeds: `seed`, `seed` + 1, …
 
     Raises:
         ApiError: a value is out of range, or two fields contradict each other.
     """
-    count = request.n or 1
+    count, settings = request.n or 1, service.settings
     if count > settings.max_choices:
         raise ApiError(400, f"'n' is {count}; this server gives at most {settings.max_choices} answers.", param="n")
     if request.top_logprobs and not request.logprobs:
@@ -39,7 +43,7 @@ def generation_configs(request: ChatCompletionRequest, settings: ServeSettings) 
         "stop_token_ids": tuple(request.stop_token_ids or ()),
         "logprobs": bool(request.logprobs),
         "top_logprobs": request.top_logprobs or 0,
-        **_penalties(request),
+        **_penalties(request, service),
         **json_settings(request.response_format),
     }
     first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
@@ -67,13 +71,44 @@ def sampling_settings(
     }
 
 
-def _penalties(request: ChatCompletionRequest) -> dict[str, Any]:
+def require_images(service: Service, param: str) -> None:
+    """Raise `ApiError` about the field `param` unless the model draws images."""
+    try:
+        check_kind(service.model.pictures, "image", service.model_name)
+    except ConfigError as error:
+        raise ApiError(400, str(error), param=param, code="model_does_not_draw") from None
+
+
+def without_pictures(model: ModelFacts) -> dict[int, float]:
+    """Return the biases that keep a model from drawing."""
+    return {picture.start_token: NEVER for picture in model.pictures.values()}
+
+
+def _modal_biases(request: ChatCompletionRequest, service: Service) -> dict[int, float]:
+    """Return what keeps a model from drawing if a request does not want pictures.
+
+    Raises:
+        ApiError: the request wants pictures of a model that draws none, or pictures only.
+    """
+    wanted = request.modalities
+    if wanted is None:
+        return {}
+    if "text" not in wanted:
+        message = "Answers hold text. Send both 'text' and 'image', or use /v1/images/generations to draw."
+        raise ApiError(400, message, param="modalities", code="invalid_value")
+    if "image" in wanted:
+        require_images(service, "modalities")
+        return {}
+    return without_pictures(service.model)
+
+
+def _penalties(request: ChatCompletionRequest, service: Service) -> dict[str, Any]:
     """Return the penalties that a request sets. Zeros and empty objects are left out, since they mean nothing."""
     given: dict[str, Any] = {
         "repetition_penalty": request.repetition_penalty,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
-        "logit_bias": _biases(request.logit_bias or {}),
+        "logit_bias": {**_biases(request.logit_bias or {}), **_modal_biases(request, service)},
     }
     return {name: value for name, value in given.items() if value}
 

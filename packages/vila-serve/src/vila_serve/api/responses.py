@@ -17,7 +17,7 @@ from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
-from vila_serve.api.generation import as_config, sampling_settings
+from vila_serve.api.generation import as_config, sampling_settings, without_pictures
 from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, JsonObjectFormat, SystemMessage, UserMessage
 from vila_serve.api.schemas.parts import TextPart
 from vila_serve.api.schemas.responses import (
@@ -128,9 +128,10 @@ def _config(service: Service, body: ResponseRequest) -> GenerationConfig:
         service.settings, max_tokens=body.max_output_tokens, temperature=body.temperature, top_p=body.top_p
     )
     has_logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
-    return as_config(
-        {**sampling, "logprobs": has_logprobs, "top_logprobs": body.top_logprobs or 0, **json_settings}, "text.format"
-    )
+    values = {**sampling, "logprobs": has_logprobs, "top_logprobs": body.top_logprobs or 0, **json_settings}
+    if biases := without_pictures(service.model):
+        values["logit_bias"] = biases  # answers hold texts only
+    return as_config(values, "text.format")
 
 
 @dataclass

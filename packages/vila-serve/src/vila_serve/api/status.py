@@ -26,6 +26,7 @@ def router(service: Service) -> APIRouter:
             created=service.created,
             owned_by=service.model_name.rpartition("/")[0] or "vila",
             max_model_len=service.model.max_context,
+            output_modalities=("text", *service.model.pictures),
         )
 
     @routes.get("/v1/models", response_model=ModelList)

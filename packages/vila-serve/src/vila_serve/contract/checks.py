@@ -1,11 +1,15 @@
 """What the contract says, one function for each point."""
 
+import base64
+import io
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vila_serve.contract.client import CHAT, Client, image_part, require
+import PIL.Image
+
+from vila_serve.contract.client import CHAT, IMAGES, Client, image_part, require
 
 COUNT = "Count from one to twenty in words."
 SCHEMA: dict[str, Any] = {
@@ -210,6 +214,27 @@ def clients_at_the_same_time(client: Client) -> None:
     require(all(text == alone for text in together), "answers differ from those of a single client")
 
 
+def pictures_are_drawn(client: Client) -> None:
+    """A model that draws (`output_modalities`) gives `n` pictures as base64; another one is no server error."""
+    body = {"model": client.model, "prompt": "a red circle", "n": 2}
+    response = client.http.post(IMAGES, json=body)
+    if not client.draws:
+        require(response.status_code < 500, f"status {response.status_code}")
+        return
+    require(response.status_code == 200, f"status {response.status_code}: {response.text[:200]}")
+    data = response.json()["data"]
+    require(len(data) == 2, f"{len(data)} pictures instead of 2")
+    sizes = {PIL.Image.open(io.BytesIO(base64.b64decode(one["b64_json"]))).size for one in data}
+    require(len(sizes) == 1, f"the sizes are {sorted(sizes)}")
+
+
+def pictures_out_of_range_are_refused(client: Client) -> None:
+    """A model that draws refuses `n` 0 and an empty prompt with 400 (or 422)."""
+    if client.draws:
+        for field, value in (("n", 0), ("prompt", "")):
+            client.refuse((400, 422), {"model": client.model, "prompt": "a red circle", field: value}, IMAGES)
+
+
 CHECKS: tuple[Callable[[Client], None], ...] = (
     models_are_listed,
     an_answer_has_every_field,
@@ -235,6 +260,8 @@ CHECKS: tuple[Callable[[Client], None], ...] = (
     local_files_are_refused,
     inner_addresses_are_refused,
     too_long_a_prompt_is_refused,
+    pictures_are_drawn,
+    pictures_out_of_range_are_refused,
     clients_that_leave_are_survived,
     clients_at_the_same_time,
 )

@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import PIL.Image
 
-CHAT = "/chat/completions"
+CHAT, IMAGES = "/chat/completions", "/images/generations"
 
 
 class ContractError(Exception):
@@ -58,6 +58,12 @@ class Client:
         """Return the text of the answer."""
         return self.ask(body)["choices"][0]["message"]["content"]
 
+    @property
+    def draws(self) -> bool:
+        """Whether the server says that the model draws images (`output_modalities`, as OpenRouter has it)."""
+        models = self.http.get("/models").json()["data"]
+        return any(one["id"] == self.model and "image" in (one.get("output_modalities") or ()) for one in models)
+
     def chunks(self, body: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         """Yield the chunks of a streamed answer; the last event must be [DONE]."""
         with self.http.stream("POST", CHAT, json={**body, "stream": True}) as response:
@@ -72,10 +78,10 @@ class Client:
                         yield json.loads(last)
             require(last == "[DONE]", "the stream does not end with [DONE]")
 
-    def refuse(self, statuses: tuple[int, ...], body: object) -> None:
+    def refuse(self, statuses: tuple[int, ...], body: object, path: str = CHAT) -> None:
         """Require that a request gets one of these statuses, with OpenAI's error object."""
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-        response = self.http.post(CHAT, content=sent, headers={"content-type": "application/json"})
+        response = self.http.post(path, content=sent, headers={"content-type": "application/json"})
         expected = " or ".join(map(str, statuses))
         require(response.status_code in statuses, f"status {response.status_code} instead of {expected}")
         try:

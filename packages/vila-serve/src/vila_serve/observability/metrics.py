@@ -89,6 +89,9 @@ class Metrics:
         )
         self._prompt_tokens = Counter("vila_prompt_tokens", "Tokens of prompts.", ["kind"], registry=self.registry)
         self._answer_tokens = Counter("vila_answer_tokens", "Tokens of answers.", registry=self.registry)
+        self._picture_tokens = Counter(
+            "vila_picture_tokens", "Positions of pictures that were drawn.", registry=self.registry
+        )
         self._answers = Counter("vila_answers", "Answers by reason for their end.", ["reason"], registry=self.registry)
 
     def request_ended(self, method: str, path: str, status: int, seconds: float) -> None:
@@ -112,7 +115,8 @@ class Metrics:
         self._queue_seconds.observe(ending.queue_seconds)
         self._answers.labels(ending.finish_reason).inc()
         self._answer_tokens.inc(ending.usage.completion_tokens)
-        if ending.usage.completion_tokens > 1:
+        self._picture_tokens.inc(ending.picture_tokens)
+        if ending.usage.completion_tokens > 1 and not ending.picture_tokens:
             self._token_seconds.observe(ending.timings.decode / (ending.usage.completion_tokens - 1))
 
     def render(self, stats: EngineStats | None) -> bytes:

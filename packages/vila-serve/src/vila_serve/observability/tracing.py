@@ -61,7 +61,7 @@ class Tracing:
             "vila.preprocess_seconds": answer.prompt.seconds,
         }
         if ending is not None:
-            attributes["gen_ai.usage.output_tokens"] = ending.usage.completion_tokens
+            attributes["gen_ai.usage.output_tokens"] = ending.usage.completion_tokens + ending.picture_tokens
             attributes["gen_ai.response.finish_reasons"] = [ending.finish_reason]
             attributes["vila.usage.cached_tokens"] = ending.usage.cached_tokens
         span = self.tracer.start_span("answer", start_time=start, attributes=attributes)

@@ -6,13 +6,13 @@ and "content", a list of parts: `{"type": "text", "text": …}` or `{"type": "fi
 
 import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from vila_core import Image, Message, Video
 from vila_core.errors import MediaError
-from vila_serve.page.question import Turn
+from vila_serve.page.question import PictureFile, Turn
 
 PageMessage = dict[str, Any]
 MIME_TYPES = {
@@ -49,15 +49,18 @@ def mime_type_of(path: Path) -> str:
 
 def user_message(text: str, files: Sequence[str]) -> PageMessage:
     """Return a message of the user with files above its text."""
-    parts: list[dict[str, Any]] = [
-        {"type": "file", "file": {"path": path, "mime_type": mime_type_of(Path(path))}} for path in files
-    ]
-    return {"role": "user", "content": [*parts, *([text_part(text)] if text else [])]}
+    return {"role": "user", "content": [*map(file_part, files), *([text_part(text)] if text else [])]}
 
 
-def assistant_message(text: str) -> PageMessage:
-    """Return a message of the model."""
-    return {"role": "assistant", "content": [text_part(text)]}
+def assistant_message(parts: Sequence[str | PictureFile], store: Callable[[PictureFile], str]) -> PageMessage:
+    """Return a message of the model; `store` returns the path of a picture's file."""
+    content = [text_part(part) if isinstance(part, str) else file_part(store(part)) for part in parts]
+    return {"role": "assistant", "content": content}
+
+
+def file_part(path: str) -> dict[str, Any]:
+    """Return an image or a video as a part."""
+    return {"type": "file", "file": {"path": path, "mime_type": mime_type_of(Path(path))}}
 
 
 def text_part(text: str) -> dict[str, Any]:

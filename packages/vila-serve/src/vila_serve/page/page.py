@@ -3,7 +3,9 @@
 # gradio is not installed where the types are checked.
 # pyright: reportUnknownParameterType=false
 
+import asyncio
 import contextlib
+import functools
 import html
 import os
 import shutil
@@ -15,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.errors import MediaError
 from vila_core.plugins.lazy import optional_import
 from vila_serve.page.history import (
@@ -29,7 +32,8 @@ from vila_serve.page.history import (
     user_message,
     with_contents,
 )
-from vila_serve.page.question import Answers, Choices, PageModel, Question, Shown
+from vila_serve.page.pictures import store_picture, stored_bytes
+from vila_serve.page.question import ASK, DRAW, Answers, Choices, PageModel, Question, Shown
 from vila_serve.page.routes import PageRoute
 from vila_serve.page.texts import ENGLISH, LANGUAGES, Texts, language_of
 from vila_serve.settings import ServeSettings
@@ -144,7 +148,7 @@ def build_page(answers: Answers, model: PageModel, settings: ServeSettings, uplo
     """
     with gr.Blocks(title=f"{model.name} · VILA Kit", fill_width=True, delete_cache=(600, KEEP_SECONDS)) as page:
         parts = _Parts.build(model, settings)
-        _Events(parts, answers, [uploads.resolve(), EXAMPLES.resolve()]).connect(page)
+        _Events(parts, answers, uploads.resolve()).connect(page)
     most = settings.replicas * (settings.max_batch + settings.max_queue)
     page.queue(default_concurrency_limit=None, max_size=4 * most)
     return page
@@ -157,6 +161,7 @@ class _Parts:
     Attributes:
         labeled: parts with texts, and their properties in a language.
         choices: the inputs of `Choices`, in the order of its fields.
+        mode: whether to ask or to draw; None for a model that does not draw.
     """
 
     language: gr.Radio
@@ -167,6 +172,7 @@ class _Parts:
     status: gr.HTML
     seen: gr.HTML
     choices: Sequence[Any]
+    mode: gr.Radio | None
     labeled: Sequence[tuple[Any, Labels]]
 
     @classmethod
@@ -210,6 +216,12 @@ class _Parts:
                     lambda texts: {"placeholder": texts.welcome},
                 )
                 status = gr.HTML("", elem_id="status", container=False)
+                mode = None
+                if model.max_pictures:
+                    mode = label(
+                        gr.Radio(_modes(texts), value=ASK, show_label=False, container=False, elem_id="mode"),
+                        lambda texts: {"choices": _modes(texts)},
+                    )
                 box = label(
                     gr.MultimodalTextbox(
                         placeholder=texts.ask,
@@ -228,9 +240,37 @@ class _Parts:
             with gr.Column(elem_id="side", scale=2, min_width=300):
                 with label(gr.Accordion(texts.seen, open=True), lambda texts: {"label": texts.seen}):
                     seen = gr.HTML(_note(texts.seen_empty), elem_id="seen", container=False)
+                drawing = []
+                if mode is not None:
+                    accordion = gr.Accordion(texts.drawing_settings, open=False, elem_id="drawing")
+                    with label(accordion, lambda texts: {"label": texts.drawing_settings}):
+                        drawing = [mode, *_drawing_choices(model, label)]
                 with label(gr.Accordion(texts.settings, open=False), lambda texts: {"label": texts.settings}):
-                    choices = _choices(model, settings, label)
-        return cls(language, theme, new_chat, chat, box, status, seen, choices, labeled)
+                    choices = [*_choices(model, settings, label), *drawing]
+        return cls(language, theme, new_chat, chat, box, status, seen, choices, mode, labeled)
+
+
+def _modes(texts: Texts) -> list[tuple[str, str]]:
+    return [(texts.mode_ask, ASK), (texts.mode_draw, DRAW)]
+
+
+def _drawing_choices(model: PageModel, label: Callable[[Any, Labels], Any]) -> list[Any]:
+    """Make the inputs of `Choices` that say how to draw."""
+    texts, defaults = ENGLISH, DrawingConfig()
+    return [
+        label(
+            gr.Slider(1, model.max_pictures, 1, step=1, label=texts.pictures),
+            lambda texts: {"label": texts.pictures},
+        ),
+        label(
+            gr.Slider(0, 10, defaults.guidance, step=0.5, label=texts.guidance, info=texts.guidance_hint),
+            lambda texts: {"label": texts.guidance, "info": texts.guidance_hint},
+        ),
+        label(
+            gr.Textbox(label=texts.negative_prompt, info=texts.negative_prompt_hint, max_lines=4),
+            lambda texts: {"label": texts.negative_prompt, "info": texts.negative_prompt_hint},
+        ),
+    ]
 
 
 def _choices(model: PageModel, settings: ServeSettings, label: Callable[[Any, Labels], Any]) -> list[Any]:
@@ -294,10 +334,11 @@ def _choices(model: PageModel, settings: ServeSettings, label: Callable[[Any, La
 class _Events:
     """What happens when the user does something."""
 
-    def __init__(self, parts: _Parts, answers: Answers, folders: Sequence[Path]):
+    def __init__(self, parts: _Parts, answers: Answers, uploads: Path):
         self._parts = parts
         self._answers = answers
-        self._folders = folders  # where files of conversations may lie
+        self._uploads = uploads
+        self._folders = [uploads, EXAMPLES.resolve()]  # where files of conversations may lie
 
     def connect(self, page: gr.Blocks) -> None:
         """Connect the parts of the page."""
@@ -322,7 +363,12 @@ class _Events:
         new = parts.new_chat.click(self.start_over, [parts.language], answer_outputs, **private)
         new.then(fn=None, js="() => document.querySelector('#box textarea')?.focus()", **private)
         labeled = [part for part, _ in parts.labeled]
-        parts.language.change(self.translate, [parts.language, parts.chat], [*labeled, parts.seen], **private)
+        translated = parts.language.change(
+            self.translate, [parts.language, parts.chat], [*labeled, parts.seen], **private
+        )
+        if parts.mode is not None:
+            for event in (parts.mode.change, translated.then):
+                event(self.ask_or_draw, [parts.mode, parts.language], parts.box, **private)
         parts.theme.click(fn=None, js=TOGGLE_THEME, **private)
         page.load(self.greet, None, parts.language, **private)
 
@@ -356,21 +402,27 @@ class _Events:
         turns = in_turns(history)
         if not turns or turns[-1]["role"] != "user":
             return
+        store = functools.cache(functools.partial(store_picture, self._uploads))
         async with contextlib.aclosing(self._answer(turns, Choices(*choices), language)) as news:
             async for shown in news:
                 if shown.error is not None:
                     yield one_by_one(turns[:-1]), _box_with(turns[-1]), _note(shown.error, "error"), gr.skip()
                     return
-                conversation = gr.skip() if shown.text is None else one_by_one([*turns, assistant_message(shown.text)])
+                conversation = gr.skip()
+                if shown.answer is not None:
+                    conversation = one_by_one([*turns, assistant_message(shown.answer, store)])
                 yield (
                     conversation,
                     gr.skip(),
-                    gr.skip() if shown.status is None else _note(shown.status),
+                    gr.skip() if shown.status is None else _note(shown.status) + _previews(shown.previews),
                     gr.skip() if shown.seen is None else shown.seen,
                 )
         yield gr.skip(), gr.update(submit_btn=True, stop_btn=False), gr.skip(), gr.skip()
 
     async def _answer(self, turns: list[PageMessage], choices: Choices, language: str) -> AsyncGenerator[Shown]:
+        if self._parts.mode is not None and await asyncio.to_thread(stored_bytes, self._uploads) > MAX_STORED_BYTES:
+            yield Shown(error=LANGUAGES[language].too_many_files)
+            return
         try:
             question = Question(await with_contents(turns, self._folders), choices, language)
         except MediaError as error:
@@ -397,6 +449,11 @@ class _Events:
         """Choose the language that the browser prefers."""
         return language_of(request.headers.get("accept-language"))
 
+    async def ask_or_draw(self, mode: str, language: str) -> Any:
+        """Let the box say what it takes."""
+        texts = LANGUAGES[language]
+        return gr.update(placeholder=texts.draw if mode == DRAW else texts.ask)
+
     async def translate(self, language: str, history: list[PageMessage]) -> list[Any]:
         """Show the page in another language."""
         texts = LANGUAGES[language]
@@ -412,6 +469,12 @@ def _box_with(question: PageMessage) -> Any:
 
 def _index(index: int | tuple[int, int] | list[int]) -> int:
     return index if isinstance(index, int) else int(index[0])
+
+
+def _previews(uris: Sequence[str]) -> str:
+    """Return pictures that are being drawn as HTML."""
+    pictures = "".join(f'<img src="{html.escape(uri)}" alt="">' for uri in uris)
+    return f'<div class="previews">{pictures}</div>' if pictures else ""
 
 
 def _note(text: str, kind: str = "quiet") -> str:

@@ -15,9 +15,12 @@ Turn = dict[str, Any]
 with a `data:` URI."""
 
 
+ASK, DRAW = "ask", "draw"
+
+
 @dataclass(frozen=True)
 class Choices:
-    """What the user has set."""
+    """What the user has set. The page of a model that does not draw has no `mode` and no fields after it."""
 
     system_prompt: str | None
     max_tokens: float
@@ -26,6 +29,10 @@ class Choices:
     seed: str | None
     frames: float
     schema: str | None
+    mode: str = ASK
+    pictures: float = 1
+    guidance: float = 3
+    negative_prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +50,16 @@ class Question:
     language: str
 
     @property
+    def prompt(self) -> str:
+        """The text of the last turn, which a picture is drawn from."""
+        return "\n".join(part["text"] for part in self.turns[-1]["content"] if part["type"] == "text")
+
+    @property
     def affinity(self) -> str:
-        """Questions with the same key go to the same replica, as do requests to the API with the same media."""
+        """Questions with the same key go to the same replica, as do requests to the API with the same media or the same
+        prompt of a picture."""
+        if self.choices.mode == DRAW:
+            return affinity_key({"prompt": self.prompt})
         kinds = {"image": "image_url", "video": "video_url"}
         messages = [
             {
@@ -60,18 +75,28 @@ class Question:
 
 
 @dataclass(frozen=True)
+class PictureFile:
+    """A picture of an answer: the bytes of a file, and the ending of its name."""
+
+    data: bytes
+    ending: str
+
+
+@dataclass(frozen=True)
 class Shown:
     """What the page shows now; None leaves a part as it is.
 
     Attributes:
-        text: of the answer so far.
+        answer: so far: texts and pictures.
         status: the line below the conversation.
+        previews: pictures below that line while they are drawn, as `data:` URIs. They go with the next status.
         seen: what the model sees, HTML.
         error: why there is no answer.
     """
 
-    text: str | None = None
+    answer: tuple[str | PictureFile, ...] | None = None
     status: str | None = None
+    previews: tuple[str, ...] = ()
     seen: str | None = None
     error: str | None = None
 
@@ -93,12 +118,14 @@ class PageModel:
         context: most tokens of a prompt with its answer.
         num_video_frames: sampled from a video unless the user says otherwise.
         has_system_prompt: whether its chat template has room for one.
+        max_pictures: how many it may draw at a time; 0 if it does not draw.
     """
 
     name: str
     context: int
     num_video_frames: int
     has_system_prompt: bool
+    max_pictures: int = 0
 
     @classmethod
     def of(cls, service: "Service") -> "PageModel":
@@ -109,4 +136,5 @@ class PageModel:
             context=model.config.language_model.max_length,
             num_video_frames=model.config.preprocess.num_video_frames,
             has_system_prompt=not isinstance(model.template, SeparatorTemplate),  # such a template has a fixed one
+            max_pictures=service.settings.max_pictures if "image" in model.pictures else 0,
         )

@@ -19,6 +19,8 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vila_serve.page.pictures import stored_bytes
+
 API = "/gradio_api"
 UPLOAD, FILE, JOIN, HEARTBEAT = f"{API}/upload", f"{API}/file=", f"{API}/queue/join", f"{API}/heartbeat/"
 _NAME = r"(?!\.)[\w.+-]+"
@@ -138,8 +140,7 @@ class PageRoute(Mount):
         length = headers.get("content-length", "")
         if length.isascii() and length.isdigit() and int(length) > self._max_upload_bytes:
             raise self._too_large()
-        stored = sum(path.stat().st_size for path in self._uploads.rglob("*") if path.is_file())
-        if stored + self._max_upload_bytes > self._max_stored_bytes:
+        if stored_bytes(self._uploads) + self._max_upload_bytes > self._max_stored_bytes:
             raise HTTPException(507, "The server keeps too many uploaded files now. Try again later.")
 
     def _is_harmless(self, value: object, depth: int = 0) -> bool:

@@ -48,6 +48,19 @@ class Texts:
     speed: str
     cut: str
     empty: str
+    mode_ask: str
+    mode_draw: str
+    draw: str
+    drawing_settings: str
+    pictures: str
+    guidance: str
+    guidance_hint: str
+    negative_prompt: str
+    negative_prompt_hint: str
+    drawing: str
+    drawn: str
+    text_only: str
+    too_many_files: str
     busy: str
     failed: str
 
@@ -89,6 +102,19 @@ ENGLISH = Texts(
     speed="{rate} tokens/s",
     cut="cut at the longest answer",
     empty="Type a question, too.",
+    mode_ask="Ask",
+    mode_draw="Draw",
+    draw="Say what to draw",
+    drawing_settings="Drawing",
+    pictures="Pictures",
+    guidance="Guidance",
+    guidance_hint="How strictly the text is followed; 1 is off",
+    negative_prompt="Negative prompt",
+    negative_prompt_hint="What the pictures should not show",
+    drawing="Drawing … {percent} %",
+    drawn="Drawn in {seconds} s · {tokens} tokens of pictures · seed {seed}",
+    text_only="Pictures are drawn from a text alone. Remove the files.",
+    too_many_files="The server keeps too many files now. Try again later.",
     busy="The server is busy. Try again in {seconds} s.",
     failed="The server failed to answer. Its log says why under request {number}.",
 )
@@ -130,6 +156,19 @@ CHINESE = Texts(
     speed="{rate} token/秒",
     cut="已达到最大回答长度",
     empty="请同时输入问题。",
+    mode_ask="提问",
+    mode_draw="画图",
+    draw="描述要画的内容",
+    drawing_settings="画图",
+    pictures="图片数量",
+    guidance="引导强度",
+    guidance_hint="数值越大，越严格遵循文字；1 表示关闭",
+    negative_prompt="反向提示词",
+    negative_prompt_hint="图片中不应出现的内容",
+    drawing="画图中… {percent} %",
+    drawn="用时 {seconds} 秒 · 图片 {tokens} token · 种子 {seed}",
+    text_only="画图只需要文字，请移除文件。",
+    too_many_files="服务器保存的文件过多，请稍后重试。",
     busy="服务器繁忙，请在 {seconds} 秒后重试。",
     failed="服务器未能回答。原因见日志，请求编号 {number}。",
 )

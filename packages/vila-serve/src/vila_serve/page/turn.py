@@ -1,5 +1,6 @@
 """One question and its answer, as a stream of what the page shows."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -8,14 +9,16 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
-from vila_serve.answering import Ending, EngineStoppedError, RunningAnswer
+from vila_serve.answering import Ending, EngineStoppedError, Picture, RunningAnswer, merged
 from vila_serve.page.history import read_turns
-from vila_serve.page.question import Choices, Question, Shown
+from vila_serve.page.question import DRAW, Choices, PictureFile, Question, Shown
 from vila_serve.page.seen import seen_html
 from vila_serve.page.texts import LANGUAGES, Texts
+from vila_serve.picture_files import as_data_uri, as_file
 from vila_serve.request_id import choose_request_id, request_id
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
 UPDATE_SECONDS = 0.05
 """The page shows new text so often."""
+PREVIEWS = 7
+"""Of a picture, while it is drawn."""
 SEEDS = 2**63
 log = logging.getLogger(__name__)
 
@@ -37,6 +42,17 @@ def generation_config(choices: Choices, limit: int | None) -> GenerationConfig:
         **({"json_schema": choices.schema} if choices.schema and choices.schema.strip() else {}),
     }
     return GenerationConfig.model_validate(values)
+
+
+def drawing_config(choices: Choices) -> DrawingConfig:
+    """Return how to draw. Raises `GenerationError`."""
+    return DrawingConfig.model_validate(
+        {
+            "guidance": choices.guidance,
+            "negative_prompt": choices.negative_prompt or "",
+            "seed": _seed(choices.seed),
+        }
+    )
 
 
 def _seed(given: str | None) -> int:
@@ -72,7 +88,8 @@ class Turns:
                 yield Shown(error=texts.busy.format(seconds=service.admission.retry_after))
                 return
             try:
-                async with aclosing(self._answer(question, texts, begin, number)) as news:
+                work = self._draw if question.choices.mode == DRAW else self._answer
+                async with aclosing(work(question, texts, begin, number)) as news:
                     async for one in news:
                         yield one
             finally:
@@ -97,20 +114,61 @@ class Turns:
         try:
             seen = await service.answering.look(answer.prompt, seen_html, texts)
             yield Shown(seen=seen, status=texts.reading)
-            text, shown_at = "", 0.0
+            parts, text, shown_at = list[str | PictureFile](), "", 0.0
             async for delta in answer:
                 text += delta.text
+                if delta.picture is not None:
+                    parts += [*([text] if text else []), await _as_file(delta.picture)]
+                    text = ""
                 if time.perf_counter() - shown_at >= UPDATE_SECONDS:
                     shown_at = time.perf_counter()
-                    yield Shown(text=text, status=texts.writing)
+                    yield Shown((*parts, text), texts.writing)
             assert answer.ending is not None
-            yield Shown(text=text, status=_summary(answer, answer.ending, begin, texts))
+            if text or not parts:
+                parts.append(text)
+            yield Shown(tuple(parts), _summary(answer, answer.ending, begin, texts))
         except GenerationError as error:
             log.error("An answer failed: %s", error)
             yield Shown(error=texts.failed.format(number=number))
         finally:
             answer.cancel()
             service.metrics.answer_ended(answer)
+
+    async def _draw(self, question: Question, texts: Texts, begin: float, number: str) -> AsyncGenerator[Shown]:
+        service, choices = self._service, question.choices
+        if any(part["type"] != "text" for part in question.turns[-1]["content"]):
+            yield Shown(error=texts.text_only)
+            return
+        config, count = drawing_config(choices), int(choices.pictures)
+        yield Shown(status=texts.drawing.format(percent=0))
+        answers = await service.answering.draw(question.prompt, config, count, previews=PREVIEWS)
+        try:
+            newest = list[Picture | None]([None]) * count
+            previews = [""] * count
+            async for index, news in merged(answers):
+                if isinstance(news, Ending) or news.picture is None:
+                    continue
+                newest[index], previews[index] = news.picture, await as_data_uri(news.picture)
+                done = sum(picture.done for picture in newest if picture is not None) / count
+                yield Shown(
+                    status=texts.drawing.format(percent=int(100 * done)), previews=tuple(filter(None, previews))
+                )
+            files = [await _as_file(picture) for picture in newest if picture is not None]
+            tokens = sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
+            seconds = f"{time.perf_counter() - begin:.2f}"
+            yield Shown(tuple(files), texts.drawn.format(seconds=seconds, tokens=f"{tokens:,}", seed=config.seed))
+        except GenerationError as error:
+            log.error("A picture failed: %s", error)
+            yield Shown(error=texts.failed.format(number=number))
+        finally:
+            for answer in answers:
+                answer.cancel()
+                service.metrics.answer_ended(answer)
+
+
+async def _as_file(picture: Picture) -> PictureFile:
+    name = "webp" if picture.kind == "video" else "png"
+    return PictureFile(await asyncio.to_thread(as_file, picture, name), f".{name}")
 
 
 def _summary(answer: RunningAnswer, ending: Ending, begin: float, texts: Texts) -> str:

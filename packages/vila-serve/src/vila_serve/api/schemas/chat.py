@@ -14,7 +14,7 @@ from vila_serve.api.schemas.base import (
     Stops,
     without_nulls,
 )
-from vila_serve.api.schemas.parts import AssistantContent, TextContent, UserContent
+from vila_serve.api.schemas.parts import AnswerImage, AssistantContent, TextContent, UserContent
 
 # ------------------------------------------------------------------------------------------------ messages
 
@@ -49,10 +49,11 @@ class UserMessage(AnySchema):
 
 
 class AssistantMessage(AnySchema):
-    """An earlier answer."""
+    """An earlier answer. Pictures that it drew are in `images`, or among the parts of its content."""
 
     role: Literal["assistant"]
     content: AssistantContent | None = None
+    images: Annotated[list[AnswerImage], Field(fail_fast=True)] | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
 
 
@@ -163,7 +164,7 @@ class ChatCompletionRequest(RequestSchema):
     tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: list[Literal["text", "image"]] | None = None
 
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
     repetition_penalty: float | None = Field(default=None, ge=0.01, le=100)
@@ -218,8 +219,10 @@ class PromptTokensDetails(Schema):
 
 
 class CompletionTokensDetails(Schema):
-    """Tokens of the answer of kinds that this server does not produce."""
+    """Tokens of the answer by kind. A picture has as many as it has positions; `max_tokens` does not count them."""
 
+    text_tokens: int
+    image_tokens: int
     reasoning_tokens: int = 0
     audio_tokens: int = 0
 
@@ -231,16 +234,17 @@ class Usage(Schema):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
-    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
+    completion_tokens_details: CompletionTokensDetails
 
 
 class AnswerMessage(Schema):
-    """An answer."""
+    """An answer. `images`, the pictures that the model drew in it, are as OpenRouter and LiteLLM have them."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
     refusal: None = None
     tool_calls: list[ToolCall] | None = None
+    images: list[AnswerImage] | None = None
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]

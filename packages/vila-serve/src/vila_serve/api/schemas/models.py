@@ -6,7 +6,7 @@ from vila_serve.api.schemas.base import Schema
 
 
 class ModelCard(Schema):
-    """A model that this server serves. The last two fields are not part of OpenAI's API."""
+    """A model that this server serves. The last three fields are not part of OpenAI's API."""
 
     id: str
     object: Literal["model"] = "model"
@@ -14,6 +14,7 @@ class ModelCard(Schema):
     owned_by: str
     max_model_len: int
     modalities: tuple[str, ...] = ("text", "image", "video")
+    output_modalities: tuple[str, ...]
 
 
 class ModelList(Schema):

@@ -40,6 +40,12 @@ class ImagePart(AnySchema):
     image_url: Annotated[ImageUrl, BeforeValidator(without_nulls)]
 
 
+class AnswerImage(ImagePart):
+    """A picture of an answer, in an answer and in the history: a `data:` URI, and its place among the pictures."""
+
+    index: int | None = None
+
+
 class VideoUrl(Schema):
     """A video: a `data:` URI, or an https address if the server allows its host."""
 
@@ -79,7 +85,7 @@ class InputVideoPart(AnySchema):
 
 
 UserPart = Annotated[TextPart | ImagePart | VideoPart, Field(discriminator="type")]
-AssistantPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+AssistantPart = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
 InputPart = Annotated[
     TextPart | RefusalPart | InputImagePart | InputVideoPart | ImagePart | VideoPart, Field(discriminator="type")
 ]

@@ -1,0 +1,36 @@
+"""Pictures of answers as files: an image in any of three formats, a video as an animated WebP."""
+
+import asyncio
+import base64
+import io
+from typing import Any
+
+from vila_serve.answering import Picture
+
+VIDEO_MILLISECONDS = 250
+"""Of a frame: models do not say how fast their videos are, and vila_core plays four frames a second."""
+BEST = 100
+_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+async def as_base64(picture: Picture, output_format: str = "png", quality: int = BEST) -> str:
+    """Return a picture as the base64 of a file, made in a thread. `quality` is for JPEG and WebP, 0 to 100."""
+    return await asyncio.to_thread(lambda: base64.b64encode(as_file(picture, output_format, quality)).decode())
+
+
+async def as_data_uri(picture: Picture) -> str:
+    """Return a picture as a `data:` URI: an image as PNG, a video as WebP."""
+    if picture.kind == "video":
+        return f"data:image/webp;base64,{await as_base64(picture, 'webp')}"
+    return f"data:image/png;base64,{await as_base64(picture)}"
+
+
+def as_file(picture: Picture, output_format: str = "png", quality: int = BEST) -> bytes:
+    """Return the bytes of a file."""
+    options: dict[str, Any] = {} if output_format == "png" else {"quality": quality}
+    first, *others = picture.frames
+    if others:
+        options |= {"save_all": True, "append_images": others, "duration": VIDEO_MILLISECONDS, "loop": 0}
+    file = io.BytesIO()
+    first.save(file, _FORMATS[output_format], **options)
+    return file.getvalue()
