@@ -1,7 +1,7 @@
 """Requests that draw: guidance rows, batches, text beside pictures, modes that switch, and pages."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -241,14 +241,96 @@ def test_a_picture_that_loses_its_pages_goes_on_where_it_was(
     assert engine.stats().preemptions > 0
 
 
-def test_what_guides_is_computed_once(engine: Engine, decoder: Decoder) -> None:
-    config = HOT.model_copy(update={"negative_prompt": "x" * 2 * PAGE_SIZE})
-    first = draw(engine, decoder, some_ids(5), config)
-    first.result()
-    found = engine.stats().cached_tokens
-    second = draw(engine, decoder, some_ids(5, seed=1), config)
-    assert codes_of(second.result()) != codes_of(first.result())
-    assert engine.stats().cached_tokens - found == 2 * PAGE_SIZE
+@pytest.fixture
+def tokens_read(decoder: Decoder) -> Iterator[list[int]]:
+    """How many tokens each pass over prompts reads; steps have one token for each of at least two rows."""
+    read: list[int] = []
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        rows, tokens, _ = inputs[0].shape
+        if rows == 1 or tokens > 1:
+            read.append(rows * tokens)
+
+    handle = decoder.register_forward_pre_hook(note)
+    yield read
+    handle.remove()
+
+
+@pytest.mark.parametrize("length", [0, 1, PAGE_SIZE - 4, PAGE_SIZE - 3, 2 * PAGE_SIZE], ids="{} more".format)
+def test_what_guides_is_computed_once(
+    engine: Engine, decoder: Decoder, head: SmallHead, tokens_read: list[int], length: int
+) -> None:
+    """The prompt of the companion has 4 tokens more; it fills no page, one page, or two and a part."""
+    config = HOT.model_copy(update={"negative_prompt": "x" * length})
+    prompts = [some_ids(number, seed=number) for number in (5, 9, 30)]
+    drawn = [codes_of(draw(engine, decoder, prompts[0], config).result())]
+    tokens_read.clear()
+    drawn.append(codes_of(draw(engine, decoder, prompts[1], config).result()))
+    assert tokens_read == [len(prompts[1]) + 1]  # and nothing of what guides
+    assert engine.stats().cached_tokens == length + 4
+    engine.clear_cache()
+    drawn.append(codes_of(draw(engine, decoder, prompts[2], config).result()))
+    assert engine.stats().cached_tokens == length + 4  # nothing is known any more
+    assert drawn == [alone(decoder, head, [*ids, START], config) for ids in prompts]
+    assert all_is_free(engine)
+
+
+def test_what_guides_is_copied_from_a_picture_that_is_being_drawn(
+    engine: Engine, decoder: Decoder, head: SmallHead, tokens_read: list[int]
+) -> None:
+    first = draw(engine, decoder, some_ids(9))
+    for _ in range(3):
+        engine.step()
+    tokens_read.clear()
+    second = draw(engine, decoder, some_ids(40))
+    engine.step()
+    first.cancel()
+    drawn = [codes_of(second.result())]
+    assert tokens_read == [41]
+    drawn.append(codes_of(draw(engine, decoder, some_ids(9)).result()))  # from the page that the first left behind
+    assert tokens_read == [41, 10]
+    assert drawn == [alone(decoder, head, [*some_ids(length), START], HOT) for length in (40, 9)]
+    assert all_is_free(engine)
+
+
+def test_what_guides_is_read_again_when_its_page_was_needed(
+    decoder: Decoder, tokenizer: Tokenizer, head: SmallHead, tokens_read: list[int]
+) -> None:
+    engine = new_engine(decoder, tokenizer, head, pages=2)
+    expected = alone(decoder, head, [*some_ids(9), START], HOT)
+    assert codes_of(draw(engine, decoder, some_ids(9)).result()) == expected
+    text = TextPrompt(decoder, some_ids(100))
+    engine.submit(text, GenerationConfig(max_new_tokens=2, logit_bias=ONLY_TEXT)).result()
+    tokens_read.clear()
+    assert codes_of(draw(engine, decoder, some_ids(9)).result()) == expected
+    assert sum(tokens_read) == 10 + 4
+    assert all_is_free(engine)
+
+
+def test_what_guides_is_copied_for_a_picture_that_comes_back(
+    engine: Engine, decoder: Decoder, head: SmallHead, tokens_read: list[int]
+) -> None:
+    """It loses its pages, but the page of what guides is still known. Only its codes are read again."""
+    picture = draw(engine, decoder, some_ids(9), start=VIDEO_START)
+    for _ in range(5):
+        engine.step()
+    (request,) = engine._roster.running  # pyright: ignore[reportPrivateUsage]
+    engine._roster.requeue(engine._use_runner(), request)  # pyright: ignore[reportPrivateUsage] - as for want of pages
+    tokens_read.clear()
+    drawn = codes_of(picture.result())
+    again, of_companion = tokens_read
+    assert 0 < of_companion == again - len(some_ids(9)) - 1
+    assert drawn == alone(decoder, head, [*some_ids(9), VIDEO_START], HOT, kind="video")
+
+
+def test_what_guides_is_copied_in_8_bits(decoder: Decoder, tokenizer: Tokenizer, head: SmallHead) -> None:
+    drawn: list[list[tuple[int, ...]]] = []
+    for shares in (True, False):
+        config = EngineConfig(kv_cache_dtype="fp8", shares_prefixes=shares)
+        engine = Engine(decoder, tokenizer, frozenset(), config, modes=modes(head))
+        drawn += [codes_of(draw(engine, decoder, some_ids(9), number=number).result()) for number in range(2)]
+        assert engine.stats().cached_tokens == (4 if shares else 0)
+    assert drawn[:2] == drawn[2:]
 
 
 def test_values_that_are_not_finite_end_only_their_picture(engine: Engine, decoder: Decoder, head: SmallHead) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Decoder
+from vila_core.language.divided import DividedPages
 from vila_core.language.fused_step import warn_if_not_captured
 from vila_core.language.paged_cache import PagedCache
 from vila_core.language.paged_rows import RowSampling, StepKind
@@ -50,6 +51,23 @@ def admit(
         hidden = decoder(prompt[None, start:end], positions=positions, cache=cache.rows(table).up_to(end))
     step.rows.start(row, len(prompt), pages, sampling)
     return step.choose([row], decoder.logits(hidden[:, -1]), StepKind.of([sampling])).tokens()[0]
+
+
+@pytest.mark.parametrize("in_8_bits", [False, True])
+def test_a_page_is_copied_on_all_devices(in_8_bits: bool) -> None:
+    parts = tuple(
+        PagedCache.allocate(config(), 3, page_size=8, device=CPU, dtype=torch.float32, in_8_bits=in_8_bits)
+        for _ in range(2)
+    )
+    for part in parts:
+        for buffer in (part.keys, part.values, *(part.scales or ())):
+            buffer.copy_(torch.randint(100, buffer.shape))
+    before = [[buffer.clone() for buffer in (part.keys, part.values, *(part.scales or ()))] for part in parts]
+    DividedPages(parts).copy_page(2, 0)
+    for part, old in zip(parts, before, strict=True):
+        for buffer, was in zip((part.keys, part.values, *(part.scales or ())), old, strict=True):
+            assert buffer[:, 0].equal(was[:, 2])
+            assert buffer[:, 1:].equal(was[:, 1:])
 
 
 def alone(decoder: Decoder, prompt: torch.Tensor, count: int) -> list[int]:

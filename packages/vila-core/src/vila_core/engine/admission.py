@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
+from vila_core.engine.known_prompts import KnownPrompts
 from vila_core.engine.request import Request
 from vila_core.engine.roster import Roster, release
 from vila_core.language.page_size import PAGE_SIZE
@@ -17,11 +18,13 @@ class Admission:
     Args:
         roster: the requests.
         max_rows: of a step.
+        known_prompts: those of companions.
     """
 
-    def __init__(self, roster: Roster, max_rows: int):
+    def __init__(self, roster: Roster, max_rows: int, known_prompts: KnownPrompts):
         self._roster = roster
         self._max_rows = max_rows
+        self._known_prompts = known_prompts
         self.cached_tokens = 0
         """Prompt tokens that were found in the cache since the start."""
 
@@ -71,14 +74,18 @@ class Admission:
         found = runner.pool.find(known)
         # What another request is just computing is worth waiting for.
         waits = len(found) < len(known) and known[len(found)] in coming
+        if request.leader is not None:
+            self._known_prompts.touch(runner, request)
         needed = runner.pages_for(tokens + ahead) - len(found)
         taken = None if waits else runner.pool.take(needed, found[-1] if found else None)
         if taken is None:
             runner.pool.release(found)
             return False
-        self.cached_tokens += len(found) * PAGE_SIZE
         request.pages = [*found, *taken]
         request.length = request.remembered = len(found) * PAGE_SIZE
+        self.cached_tokens += request.length
+        if request.leader is not None:
+            self.cached_tokens += self._known_prompts.copy(runner, request)
         request.cached = min(request.length, len(request.prompt))
         return True
 

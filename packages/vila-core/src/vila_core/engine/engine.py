@@ -38,6 +38,7 @@ from vila_core.engine.failures import (
     room,
 )
 from vila_core.engine.inputs import EngineInput
+from vila_core.engine.known_prompts import KnownPrompts
 from vila_core.engine.limits import EngineConfig, EngineStats, QueueFullError
 from vila_core.engine.lookup import PromptLookup
 from vila_core.engine.pages import PagePool
@@ -95,7 +96,8 @@ class Engine:
         self._door = threading.Lock()  # held while a request is put into the inbox
         self._inbox: deque[Request] = deque()
         self._roster = Roster()
-        self._admission = Admission(self._roster, self.config.max_batch)
+        self._known_prompts = KnownPrompts()
+        self._admission = Admission(self._roster, self.config.max_batch, self._known_prompts)
         self._reader = Reader(llm, self.config, load, modes, self._end)
         self._drafts = Drafts()
         self._pending: deque[PendingStep] = deque()
@@ -295,6 +297,8 @@ class Engine:
             return
         for request, hidden in self._reader.read(runner, self._roster.unread, others_wait=bool(self._roster.answering)):
             request.last_hidden = hidden
+            if request.leader is not None and not request.answer.length:
+                request.prompt_hidden = hidden
         complete = [request for request in self._roster.reading if request.is_read]
         writing = [request for request in complete if request.drawing is None]
         drawing = [request for request in complete if request.drawing is not None]
@@ -414,6 +418,9 @@ class Engine:
             request.times.first_token = time.perf_counter()
         if request.keys is None:
             return
+        if request.prompt_hidden is not None:
+            self._known_prompts.keep(runner, request, request.prompt_hidden)
+            request.prompt_hidden = None
         known = min(len(request.keys.keys), request.num_tokens // PAGE_SIZE)
         for index in range(request.remembered // PAGE_SIZE, known):
             runner.pool.keep(request.pages[index], request.keys.keys[index])

@@ -52,6 +52,15 @@ class PageKeys:
         self._rest.append(token_id)
         self._complete()
 
+    @property
+    def whole(self) -> bytes:
+        """The key of the last page, full or not, and of everything before it."""
+        key = blake2b(self.keys[-1] if self.keys else b"", digest_size=DIGEST_BYTES, person=b"whole")
+        key.update(self._rest.tobytes())
+        for _, digest in self._digests:
+            key.update(digest)
+        return key.digest()
+
     def _complete(self) -> None:
         while len(self._rest) >= PAGE_SIZE:
             key = blake2b(self.keys[-1] if self.keys else bytes(DIGEST_BYTES), digest_size=DIGEST_BYTES)

@@ -76,6 +76,7 @@ class Request:
             read, answered and ended with this request.
         leader: of a companion.
         last_hidden: of its last token `[D]`, between reading and answering.
+        prompt_hidden: of the last token of its prompt `[D]`, of a companion that has read it.
     """
 
     number: int
@@ -105,6 +106,7 @@ class Request:
     companion: "Request | None" = None
     leader: "Request | None" = None
     last_hidden: "Tensor | None" = None
+    prompt_hidden: "Tensor | None" = None
 
     @property
     def has_ended(self) -> bool:

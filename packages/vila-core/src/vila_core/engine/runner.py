@@ -59,6 +59,10 @@ class Runner(Protocol):
         """Return how many pages a request of so many tokens needs."""
         ...
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of a page to another one."""
+        ...
+
     def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
         """Read the next tokens `[T_i, D]` of each request; return the hidden states of the last ones, `[n, D]`.
 
@@ -280,6 +284,10 @@ class PagedRunner(RowRunner):
         """See `Runner`."""
         return pages_of(tokens)
 
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Runner`."""
+        self._cache.copy_page(source, target)
+
     def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
         """See `Runner`."""
         lengths = [len(one) for one in embeds]
@@ -332,6 +340,9 @@ class SeparateRunner(RowRunner):
         """See `Runner`: the caches are the requests' own."""
         del tokens
         return 0
+
+    def copy_page(self, source: int, target: int) -> None:
+        """See `Runner`: there are no pages."""
 
     def read(self, requests: "Sequence[Request]", embeds: Sequence[Tensor]) -> Tensor:
         """See `Runner`. Each of `embeds` is a whole prompt."""

@@ -74,6 +74,11 @@ class DividedPages:
     def page_size(self) -> int:
         return self.parts[0].page_size
 
+    def copy_page(self, source: int, target: int) -> None:
+        """See `PagedCache.copy_page`."""
+        for part in self.parts:
+            part.copy_page(source, target)
+
     def rows(self, table: Tensor) -> DividedCache:
         """See `PagedCache.rows`."""
         return DividedCache(tuple(part.rows(table.to(part.keys.device)) for part in self.parts))

@@ -66,6 +66,11 @@ class PagedCache:
     def page_size(self) -> int:
         return self.keys.shape[3]
 
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy the keys and values of a page to another one, in all layers."""
+        for buffer in (self.keys, self.values, *(self.scales or ())):
+            buffer[:, target] = buffer[:, source]
+
     def scales_of(self, layer: int) -> tuple[Tensor, Tensor] | None:
         """Return the scales of one layer's keys and values, `[N, H_kv, P]`."""
         return None if self.scales is None else (self.scales[0][layer], self.scales[1][layer])
