@@ -269,7 +269,7 @@ def test_there_and_back(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path,
     status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "again.png", "-m", folder)
     assert status == 0, printed
     for index, expected in enumerate(tokenizer.decode(tokenizer.encode([PICTURE, other]))):
-        assert np.array_equal(np.asarray(PILImage.open(tmp_path / f"again-{index}.png")), np.asarray(expected))
+        assert np.array_equal(np.asarray(PILImage.open(tmp_path / f"again_{index}.png")), np.asarray(expected))
 
 
 @pytest.mark.parametrize(

@@ -86,14 +86,13 @@ def _require_same_codebook(size: int | None, tokenizer: "ImageTokenizer", source
 
 def _write_pictures(tokenizer: "ImageTokenizer", codes: "NDArray[np.int64]", out: Path) -> list[Path]:
     """Write one picture to `out`, or several to `out` with a number before its ending."""
-    from vila_core.new_file import new_file
+    from vila_core.generation.files import numbered_paths, write_picture
 
     codes = codes[None] if codes.ndim == 3 else codes
     pictures = tokenizer.decode(codes)
-    paths = [out] if len(pictures) == 1 else [out.with_stem(f"{out.stem}-{index}") for index in range(len(pictures))]
+    paths = numbered_paths(out, len(pictures))
     for path, picture in zip(paths, pictures, strict=True):
-        with new_file(path) as temporary:
-            picture.save(temporary, format="PNG")
+        write_picture([picture], path)
     return paths
 
 

@@ -31,11 +31,16 @@ def output_paths(path: Path, kind: str, n: int) -> list[Path]:
         raise OutputError(
             f"'{path}' has no suffix of {kind} files. Use one of {known}, such as '{example}{SUFFIXES[kind][0]}'."
         )
-    width = len(str(n - 1))
-    paths = [path] if n == 1 else [path.with_stem(f"{path.stem}_{number:0{width}}") for number in range(n)]
+    paths = numbered_paths(path, n)
     for one in paths:
         _require_writable(one)
     return paths
+
+
+def numbered_paths(path: Path, n: int) -> list[Path]:
+    """Return the names of n pictures: `picture.png` alone, or `picture_0.png` …, in equally many digits."""
+    width = len(str(n - 1))
+    return [path] if n == 1 else [path.with_stem(f"{path.stem}_{number:0{width}}") for number in range(n)]
 
 
 def write_picture(frames: "Sequence[PIL.Image.Image]", path: Path) -> None:
