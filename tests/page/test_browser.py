@@ -5,12 +5,14 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
@@ -61,7 +63,7 @@ class Browser:
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
         self.driver.get(url)
         wait(lambda: self.one("#box textarea").is_displayed())
-        time.sleep(1)  # the language of the browser arrives
+        wait(lambda: self.has_loaded("queue/data"))  # the language of the browser has arrived
 
     def one(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -93,6 +95,11 @@ class Browser:
     def overflow(self) -> int:
         """Return by how many pixels the page is wider than the screen."""
         return int(self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth"))
+
+    def has_loaded(self, part: str) -> bool:
+        """Return whether a request whose address contains `part` has ended."""
+        script = "return performance.getEntriesByType('resource').map(one => one.name)"
+        return any(part in address for address in self.driver.execute_script(script))
 
     def complaints(self) -> list[str]:
         """Return errors in the browser's console."""
@@ -173,12 +180,19 @@ def set_schema(page: Browser, schema: str) -> None:
     time.sleep(0.5)
 
 
-def test_retry_and_edit(open_page: Callable[..., Browser]):
+def answers(server: RunningServer) -> float:
+    """Return how many answers the server has ended."""
+    counts = re.findall(r"^vila_answers_total{.*} ([0-9.]+)", httpx2.get(f"{server.url}/metrics").text, re.MULTILINE)
+    return sum(map(float, counts))
+
+
+def test_retry_and_edit(open_page: Callable[..., Browser], server: RunningServer):
     page = open_page()
     page.all("#chat .example")[1].click()
     assert page.answered(1) == "yellow"
+    before = answers(server)
     page.one("#chat button[aria-label='Retry']").click()
-    time.sleep(2)
+    wait(lambda: answers(server) == before + 1)
     assert page.answered(1) == "yellow"
     page.one("#chat button[aria-label='Undo']").click()
     wait(lambda: page.one("#box textarea").get_attribute("value") == "What color is the highest bar?")
@@ -194,8 +208,7 @@ def test_a_wrong_file_keeps_the_question(open_page: Callable[..., Browser], tmp_
     page = open_page()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
-    page.one("#box input[type=file]").send_keys(str(broken))
-    time.sleep(2)
+    page.attach(str(broken))
     page.ask("What is it?")
     wait(lambda: page.all("#status .error"))
     assert page.one("#box textarea").get_attribute("value") == "What is it?"

@@ -127,7 +127,7 @@ def test_no_request_is_unanswered_when_a_replica_is_killed(client: openai.OpenAI
 
     with ThreadPoolExecutor(16) as threads:
         answers = [threads.submit(work, number) for number in range(64)]
-        time.sleep(1)
+        wait_until(lambda: any(answer.done() for answer in answers))
         os.kill(min(before), signal.SIGKILL)
         assert all(answer.result(timeout=120) for answer in answers)
     wait_until(lambda: len(replica_pids()) == 2 and min(before) not in replica_pids())

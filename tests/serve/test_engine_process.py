@@ -251,7 +251,6 @@ def test_ctrl_c_ends_both_processes_without_a_traceback(
     process = program()
     if while_loading:
         wait_until(lambda: bool(_children(process)))
-        time.sleep(0.2)
     else:
         url = address_in(process)
         wait_until(lambda: _is_ready(url))

@@ -81,18 +81,23 @@ def test_schemas_that_take_long_to_compile_delay_no_other_request(server: Runnin
         assert {answer.result().status_code for answer in answers} == {200}
 
 
+def cancelled(server: RunningServer) -> float:
+    """Return how many answers have ended because nobody waited for them any more."""
+    found = re.search(
+        r'^vila_answers_total{reason="cancelled"} ([0-9.]+)', httpx2.get(f"{server.url}/metrics").text, re.M
+    )
+    return 0 if found is None else float(found[1])
+
+
 def test_a_stream_ends_when_its_client_leaves(server: RunningServer):
-    """The rest of the answer, 1,800 tokens, would take many times as long as the lines that were read."""
+    before = cancelled(server)
     with httpx2.stream("POST", f"{server.url}{CHAT}", json=body(**ENDLESS, stream=True), timeout=120) as response:
         lines = response.iter_lines()
-        next(lines)
-        begin = time.monotonic()
         for _, line in zip(range(60), lines, strict=False):
             assert not line or line.startswith("data: {")
         assert not is_idle(server)
-        left = time.monotonic()
     wait_until(lambda: is_idle(server))
-    assert time.monotonic() - left < 5 + 15 * (left - begin)
+    assert cancelled(server) == before + 1
 
 
 def test_an_answer_ends_when_its_client_leaves(server: RunningServer):
@@ -163,11 +168,10 @@ def test_a_request_that_trickles_in_is_ended(serve_with: Callable[..., RunningSe
     server = serve_with(body_timeout=0.5)
 
     def trickle() -> Any:
-        for _ in range(100):
+        while True:  # ends when the server ends it
             yield b" "
-            time.sleep(0.2)
+            time.sleep(0.05)
 
-    begin = time.monotonic()
     try:
         response = httpx2.post(
             f"{server.url}{CHAT}", content=trickle(), headers={"content-type": "application/json"}, timeout=60
@@ -175,7 +179,6 @@ def test_a_request_that_trickles_in_is_ended(serve_with: Callable[..., RunningSe
         assert response.status_code == 408
     except httpx2.TransportError:
         pass  # the server closed the connection while the client was still writing
-    assert time.monotonic() - begin < 15
     wait_until(lambda: is_idle(server))
 
 
