@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from vila_core.chat import Message
 from vila_core.conversation import parts_of
 from vila_core.errors import CheckpointError
-from vila_core.generation.heads import OutputKind, TrainableHead
-from vila_core.generation.prompts import MODELS_THAT_DRAW
+from vila_core.generation.heads import MODELS_THAT_DRAW, OutputKind, TrainableHead
 from vila_core.media import Image, MediaLimits, Video
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
