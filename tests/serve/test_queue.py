@@ -84,7 +84,7 @@ def test_schemas_that_take_long_to_compile_delay_no_other_request(server: Runnin
 def cancelled(server: RunningServer) -> float:
     """Return how many answers have ended because nobody waited for them any more."""
     found = re.search(
-        r'^vila_answers_total{reason="cancelled"} ([0-9.]+)', httpx2.get(f"{server.url}/metrics").text, re.M
+        r'^vila_answers_total{reason="cancelled"} ([0-9.]+)', httpx2.get(f"{server.url}/metrics").text, re.MULTILINE
     )
     return 0 if found is None else float(found[1])
 
