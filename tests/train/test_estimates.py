@@ -122,4 +122,4 @@ def test_settings_that_need_less_are_suggested_in_order():
     needs = [one.gpu_bytes for one in found]
     assert needs == sorted(needs, reverse=True)
     assert any(one.settings.endswith(" GPUs") for one in found)
-    assert str(found[0]).startswith("compute.activation_checkpointing=linears needs about ")
+    assert str(found[0]).startswith("compute.activation_checkpointing=linears: about ")

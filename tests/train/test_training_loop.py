@@ -256,7 +256,7 @@ def test_too_little_memory_suggests_settings(micro_checkpoint: Path, tmp_path: P
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(training, "train_step", fail)
-    message = r"too little memory .*need about \d+\.\d GB on each GPU\. Of others: .*activation_checkpointing=.* needs"
+    message = r"too little memory .*need about \d+\.\d GB on each GPU\. Less with: .*activation_checkpointing=.*: about"
     with pytest.raises(TrainingError, match=message):
         run(micro_config(micro_checkpoint), tmp_path / "run")
 

@@ -22,7 +22,7 @@ DryRun = Annotated[
     _run(
         "--dry-run",
         metavar="",
-        help="Train nothing: show the settings, the samples with what is learned of them, memory and time.",
+        help="Train nothing: show the settings, the samples with the tokens that are learned, memory and time.",
     ),
 ]
 StageFrom = Annotated[

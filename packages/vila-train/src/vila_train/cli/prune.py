@@ -40,8 +40,9 @@ def prune(
     vila-train prune --small Efficient-Large-Model/NVILA-Lite-2B --large Efficient-Large-Model/NVILA-8B
     --data my.jsonl --out pruned
 
-    The score of a sample is log(p_large / p_small) of its answers. Of each dataset, the half with the highest scores is
-    kept, as in NVILA. Train on it with --data my.jsonl@pruned/my.txt.
+    The score of a sample is log(p_large / p_small) of its answers.
+    The half of each dataset with the highest scores is kept, as in NVILA.
+    Train on it with --data my.jsonl@pruned/my.txt.
     """
     from vila_core.cli.progress import open_progress
     from vila_train.pruning.prune import PruneOptions

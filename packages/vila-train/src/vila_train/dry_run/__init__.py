@@ -31,4 +31,4 @@ def show_dry_run(config: TrainConfig, page: Path) -> None:
         typer.echo()
     make_folder(page.parent)
     write_file(page, draw_page(config.name, settings, report, measured))
-    typer.echo(f"Nothing was trained. The first samples, with what is learned of them, are in {page}.")
+    typer.echo(f"Nothing was trained. The first samples, with the tokens that are learned, are in {page}.")

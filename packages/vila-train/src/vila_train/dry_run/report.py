@@ -48,7 +48,8 @@ def _samples(measured: Measured) -> Mapping[str, str]:
         "tokens": f"{mean(lengths):,.0f} on average, {median(lengths):,.0f} median, {lengths[0]:,} to {lengths[-1]:,}",
         "learned": f"{labels:,} of {tokens:,} tokens ({labels / tokens:.1%})",
         "media": f"{len(media):,} images and videos, {tiles:,} tiles",
-        "packing": f"{len(measured.rows):,} rows of {row_length(measured.config):,} tokens, "
+        "packing": f"{len(measured.rows):,} row{'' if len(measured.rows) == 1 else 's'} of "
+        f"{row_length(measured.config):,} tokens, "
         f"{measured.plan.samples_per_row:.1f} samples in each, {_padding(measured, 1 - tokens / room)}",
     }
     if measured.skipped:
@@ -89,7 +90,7 @@ def _steps(measured: Measured) -> Mapping[str, str]:
     return {
         "rows per step": f"{plan.rows_per_step:,}, which hold about {samples:,.0f} samples "
         f"(data.samples_per_step is {data.samples_per_step:,})",
-        "steps": f"{plan.total_steps:,} for {measured.config.epochs:g} epochs",
+        "steps": f"{plan.total_steps:,} (epochs: {measured.config.epochs:g})",
     }
 
 
@@ -98,7 +99,7 @@ def _memory(measured: Measured) -> Mapping[str, str]:
     needed = {
         "at the peak": f"{gigabytes(measured.memory.peak)}; use a GPU with {gigabytes(measured.memory.gpu_bytes)}"
     }
-    less = {"to need less": "; ".join(map(str, measured.suggestions))} if measured.suggestions else {}
+    less = {"less with": "; ".join(map(str, measured.suggestions))} if measured.suggestions else {}
     return {**parts, **needed, **less}
 
 

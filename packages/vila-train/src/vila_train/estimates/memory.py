@@ -265,7 +265,7 @@ class Suggestion:
     gpu_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.settings} needs about {gigabytes(self.gpu_bytes)}"
+        return f"{self.settings}: about {gigabytes(self.gpu_bytes)}"
 
 
 def gigabytes(count: int) -> str:

@@ -72,9 +72,9 @@ def fail_step(step: int, result: StepResult, rows: Sequence[LoadedRow], folder: 
         f"in the row of {listed(suspects, 8)}" if suspects else "in the gradients, though every row's loss is finite"
     )
     raise TrainingError(
-        f"The loss is {result.loss.item()} and the gradient norm {result.gradient_norm.item()} at step {step}: not "
-        f"finite, {where}. The batch is in {saved}. Look at these samples, or lower optimizer.learning_rate or "
-        "optimizer.clip_norm; the run resumes from its last checkpoint."
+        f"Step {step}: the loss is {result.loss.item()} and the gradient norm {result.gradient_norm.item()}, which is "
+        f"not finite, {where}. The batch is in {saved}. Look at these samples, lower optimizer.learning_rate, or limit "
+        "the gradients with optimizer.clip_norm. The same command resumes from the last checkpoint, if there is one."
     )
 
 
@@ -114,6 +114,6 @@ def memory_advice(config: TrainConfig, rows: Sequence[LoadedRow], world: World) 
     need = estimate_memory(network, config.compute, load, world_size=world.size, adapter=config.adapter)
     found = [str(one) for one in suggest(network, config, load, world_size=world.size)]
     if config.adapter is None and "language_model" in config.tune:
-        found.append("an adapter (--lora) needs no gradients and optimizer for most weights")
+        found.append("an adapter (--lora): no gradients and optimizer states for most weights")
     estimated = f"These settings need about {need.gpu_bytes / 1e9:.1f} GB on each GPU."
-    return f"{estimated} Of others: {'; '.join(found)}." if found else estimated
+    return f"{estimated} Less with: {'; '.join(found)}." if found else estimated
