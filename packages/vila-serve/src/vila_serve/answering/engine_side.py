@@ -18,6 +18,7 @@ from vila_core.engine.failures import as_error
 from vila_core.engine.request import Handle
 from vila_core.errors import PromptTooLongError
 from vila_core.prompt import PreparedPrompt
+from vila_serve.answering.facts import facts_of, positions_of
 from vila_serve.answering.messages import (
     Abandon,
     Ask,
@@ -29,7 +30,6 @@ from vila_serve.answering.messages import (
     ModelFacts,
     News,
     Picture,
-    PictureFacts,
     ReadyPrompt,
     Release,
     Reply,
@@ -97,10 +97,7 @@ class EngineSide:
     @property
     def facts(self) -> ModelFacts:
         """What the API's side knows of the model."""
-        model, tokenizer = self.model, self.model.tokenizer.hf
-        tokens: Sequence[str | None] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-        pictures = {kind: _facts_of_picture(model, kind, token) for kind, token in model.drawn_kinds.items()}
-        return ModelFacts(model.name, model.config, model.template, tuple(tokens), self.max_context, pictures)
+        return facts_of(self.model, self.max_context)
 
     def handle(self, message: ToEngine) -> None:
         """Act on a message, without waiting."""
@@ -164,7 +161,7 @@ class EngineSide:
         model = self.model
         begin = time.perf_counter()
         text = model.prepare_picture(draw.kind, draw.prompt, draw.config)
-        positions = _positions(model, draw.kind)
+        positions = positions_of(model, draw.kind)
         if len(text) + positions > self.max_context:
             raise PromptTooLongError(
                 f"The prompt has {len(text):,} tokens and the {draw.kind} {positions:,}, but this server takes at most "
@@ -268,38 +265,38 @@ class EngineSide:
         The first tokens of an answer and its end are passed on at once, the others after a while that depends on how
         many answers are running: several tokens then make one event.
         """
-        news: list[News] = []
         now = time.perf_counter()
         due = now - SECONDS_PER_EVENT * len(answers)
-        ended: list[int] = []
-        for answer in answers:
-            handle = answer.handle
-            if answer.is_unwanted:
-                handle.cancel()
-            has_ended = handle.has_ended  # before the pieces are taken: those of the last step come first
-            if answer.last_delivery > due and not has_ended:
-                continue
-            pieces = handle.take()
-            logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
-            outcome, parts = None, list[str | Picture]()
-            try:
-                parts = answer.parts.push(pieces)
-                outcome = _outcome(answer) if has_ended else None
-            except Exception as error:  # noqa: BLE001 - of decoding a picture; it ends only this answer
-                outcome, has_ended = as_error(error), True
-                handle.cancel()
-            is_first = bool(pieces) and not answer.last_delivery
-            if parts or logprobs or is_first or has_ended:
-                news.append((answer.number, parts, logprobs, outcome))
-                answer.last_delivery = now
-            if has_ended:
-                ended.append(answer.number)
-        if ended:
-            with self._lock:
-                for number in ended:
+        news = [one for answer in answers if (one := _news_of(answer, now, due)) is not None]
+        with self._lock:
+            for number, _, _, outcome in news:
+                if outcome is not None:
                     del self._answers[number]
         if news:
             self._send(Step(news))
+
+
+def _news_of(answer: _Answer, now: float, due: float) -> News | None:
+    """Return what an answer has gained; None if nothing is to be passed on yet."""
+    handle = answer.handle
+    if answer.is_unwanted:
+        handle.cancel()
+    has_ended = handle.has_ended  # before the pieces are taken: those of the last step come first
+    if answer.last_delivery > due and not has_ended:
+        return None
+    pieces = handle.take()
+    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    try:
+        parts = answer.parts.push(pieces)
+        outcome = _outcome(answer) if has_ended else None
+    except Exception as error:  # noqa: BLE001 - of decoding a picture; it ends only this answer
+        handle.cancel()
+        parts, outcome = list[str | Picture](), as_error(error)
+    is_first = bool(pieces) and not answer.last_delivery
+    if not (parts or logprobs or is_first) and outcome is None:
+        return None
+    answer.last_delivery = now
+    return answer.number, parts, logprobs, outcome
 
 
 def _outcome(answer: _Answer) -> Ending | Exception:
@@ -312,15 +309,3 @@ def _outcome(answer: _Answer) -> Ending | Exception:
     usage = Usage(prompt.prompt_tokens, prompt.media_tokens, len(generated.token_ids), generated.cached_tokens)
     timings = Timings(prompt.seconds, generated.encode_seconds, generated.prefill_seconds, generated.decode_seconds)
     return Ending(generated.finish_reason, usage, timings, generated.queue_seconds, answer.parts.picture_tokens)
-
-
-def _facts_of_picture(model: Vila, kind: str, start_token: int) -> PictureFacts:
-    """Decode a picture to see its size. The first client then need not wait for the decoder to warm up."""
-    positions = _positions(model, kind)
-    return PictureFacts(model.preview_picture(kind, ()).size, positions, start_token)
-
-
-def _positions(model: Vila, kind: str) -> int:
-    head = model.network.generation_head
-    assert head is not None, "the model draws"
-    return head.kinds[kind].positions

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from vila_core import Vila
 from vila_core.engine.answer import Piece
+from vila_serve.answering.facts import positions_of
 from vila_serve.answering.messages import Picture
 
 
@@ -49,9 +50,7 @@ class AnswerParts:
 
     def _preview(self) -> Picture | None:
         """Return a preview if the next one is due."""
-        head = self._model.network.generation_head
-        assert head is not None, "something is being drawn"
-        done = len(self._codes) / head.kinds[self._kind].positions
+        done = len(self._codes) / positions_of(self._model, self._kind)
         due = int(done * (self._previews + 1))
         if due <= self._shown:
             return None
