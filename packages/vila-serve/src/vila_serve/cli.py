@@ -38,7 +38,7 @@ VILA_API_KEY=… vila-serve -m runs/nvila-8b-awq --max-batch 32 --max-context 81
 
 vila-serve contract --base-url http://localhost:8000/v1 [dim]# check any server of OpenAI's API[/dim]
 
-vila-serve --allow-domain upload.wikimedia.org [dim]# images by https address, from there only[/dim]
+vila-serve --allow-domain upload.wikimedia.org [dim]# also fetch images from this host, over https[/dim]
 """
 
 _network = partial(typer.Option, rich_help_panel="Network", show_default=False)
@@ -112,26 +112,27 @@ class LimitOptions:
     """How much the server does at once."""
 
     replicas: Annotated[
-        int | None, _limit("--replicas", metavar="N", help="Processes with a model each; needs Ray (1).")
+        int | None, _limit("--replicas", metavar="N", help="Processes, each with its own model; needs Ray (1).")
     ] = None
-    max_batch: Annotated[int | None, _limit("--max-batch", help="Requests answered together (64).")] = None
-    max_queue: Annotated[int | None, _limit("--max-queue", help="Requests that may wait for that (128).")] = None
+    max_batch: Annotated[int | None, _limit("--max-batch", help="Requests to answer at the same time (64).")] = None
+    max_queue: Annotated[int | None, _limit("--max-queue", help="Requests that may wait (128).")] = None
     max_context: Annotated[
-        int | None, _limit("--max-context", help="Most tokens of a prompt with its answer (the model's context).")
+        int | None, _limit("--max-context", help="Most tokens in a prompt and its answer (the model's context).")
     ] = None
-    max_tokens: Annotated[int | None, _limit("--max-tokens", help="Longest answer, whatever a request asks for.")] = (
-        None
-    )
+    max_tokens: Annotated[
+        int | None, _limit("--max-tokens", help="Longest answer in tokens, whatever a request asks for.")
+    ] = None
     max_request_bytes: Annotated[
-        int | None, _limit("--max-request-bytes", help="Largest request, media included (67,108,864).")
+        int | None, _limit("--max-request-bytes", help="Largest request in bytes, including media (67,108,864).")
     ] = None
-    cache_bytes: Annotated[int | None, _limit("--cache-bytes", help="Memory of the KV cache.")] = None
+    cache_bytes: Annotated[int | None, _limit("--cache-bytes", help="Bytes of memory for the KV cache.")] = None
     kv_cache_dtype: Annotated[
         str | None,
         _limit("--kv-cache-dtype", metavar="NAME", help="auto, or fp8: nearly twice the tokens in its memory (auto)."),
     ] = None
     shutdown_timeout: Annotated[
-        int | None, _limit("--shutdown-timeout", metavar="SECONDS", help="For running requests at the end (60).")
+        int | None,
+        _limit("--shutdown-timeout", metavar="SECONDS", help="How long running requests may finish on shutdown (60)."),
     ] = None
 
 
@@ -153,7 +154,7 @@ def serve(
         str | None, _other("--log-format", metavar="NAME", help="text, or json: one object per line (text).")
     ] = None,
     otlp_endpoint: Annotated[
-        str | None, _other("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector that gets the traces.")
+        str | None, _other("--otlp-endpoint", metavar="URL", help="OpenTelemetry collector to send traces to.")
     ] = None,
     plugin: Plugin = None,
     version: Annotated[bool, version_option(vila_serve.__version__)] = False,

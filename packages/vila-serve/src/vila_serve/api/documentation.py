@@ -23,7 +23,7 @@ _REASONS = {
     400: "The request is not valid; `error.param` names the field.",
     401: "The API key is missing or wrong.",
     404: "The model does not exist.",
-    408: "The request did not arrive in time.",
+    408: "The request took too long to arrive.",
     413: "The request is too large.",
     415: "The body is not JSON.",
     429: "The queue is full; try again after the time in the header `retry-after`.",
