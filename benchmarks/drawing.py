@@ -123,7 +123,8 @@ class Drawer:
         settings = DrawingConfig(guidance=guidance, seed=seed)
         synchronize(self.device)
         start = time.perf_counter()
-        paint(self.engine, self.head, "image", prompt, settings, count, None, self.device)
+        prompts = [(prompt, number) for number in range(count)]
+        paint(self.engine, self.head, "image", prompts, settings, None, self.device)
         synchronize(self.device)
         return time.perf_counter() - start
 

@@ -53,6 +53,29 @@ def pixels(pictures: Sequence[PIL.Image.Image]) -> list[bytes]:
     return [picture.tobytes() for picture in pictures]
 
 
+def test_a_batch_has_the_pictures_that_its_prompts_have_alone(model: Vila) -> None:
+    prompts = ["a snowy mountain", "a cat", "a snowy mountain"]
+    together = pixels(model.generate_image_batch(prompts, seed=3))
+    alone = [pixels(model.generate_image(prompt, seed=3))[0] for prompt in prompts]
+    assert together == alone
+    assert together[0] != together[1]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "error", "message"),
+    [
+        ([], GenerationError, "1 to 256, got 0"),
+        (["a"] * (MAX_PICTURES + 1), GenerationError, "got 257"),
+        (["a", ""], PromptError, "is empty"),
+        (["a", 3], PromptError, "is a text, got 3"),
+        (["a", ["b"]], PromptError, "is a text"),
+    ],
+)
+def test_bad_batches(model: Vila, prompts: list[Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        model.generate_image_batch(prompts)
+
+
 def test_images(model: Vila) -> None:
     images = model.generate_image("a snowy mountain", n=4, guidance=3.0, seed=0)
     assert [(image.mode, image.size) for image in images] == [("RGB", (36, 36))] * 4

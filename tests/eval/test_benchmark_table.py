@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vila_eval.task import Task
 from vila_eval.tasks import (
+    DRAWING_TASKS,
     DRAWN_WORLD,
     FINETUNING_TASKS,
     IMAGE_TASKS,
@@ -21,7 +22,7 @@ FAMILIES = {
     "Scored by a judge": JUDGED_TASKS,
     "For fine-tuned models": FINETUNING_TASKS,
     "The drawn world": DRAWN_WORLD,
-    "Models that draw": RECONSTRUCTION_TASKS,
+    "Models that draw": (*RECONSTRUCTION_TASKS, *DRAWING_TASKS),
 }
 
 

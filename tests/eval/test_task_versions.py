@@ -13,6 +13,7 @@ from vila_eval.data.sources import DataOptions
 from vila_eval.metric import Metric
 from vila_eval.task import Question, Task, as_questions, resolve_metric
 from vila_eval.tasks import (
+    DRAWING_TASKS,
     DRAWN_WORLD,
     FINETUNING_TASKS,
     IMAGE_TASKS,
@@ -31,6 +32,7 @@ TASKS = (
     *FINETUNING_TASKS,
     *DRAWN_WORLD,
     *RECONSTRUCTION_TASKS,
+    *DRAWING_TASKS,
 )
 ROWS = 3
 ANSWERS = (

@@ -87,7 +87,8 @@ def test_codes_and_pixels(drawn: Recording, model_of: dict[Path, vila.Vila], mon
     for row, mask in enumerate(arrays.get("attention_mask", torch.empty(0))):
         assert arrays["input_ids"][row][mask.bool()].tolist() == ids[row // n]
     config = DrawingConfig(guidance=guidance, top_k=TOP_K, top_p=TOP_P, seed=0)
-    pictures = paint(model.engine, head, kind, TextPrompt(model.network.llm, ids[0]), config, n, None, model.device)
+    prompts = [(TextPrompt(model.network.llm, ids[0]), number) for number in range(n)]
+    pictures = paint(model.engine, head, kind, prompts, config, None, model.device)
     assert torch.equal(torch.tensor([one.codes for one in pictures]), arrays["codes"][:n])
     for (position, depth, number), logits in recorded.logits.items():
         if "guided_logits" in arrays:

@@ -71,7 +71,7 @@ def test_the_plugin_registers_without_importing_torch() -> None:
 
 
 def test_the_drawn_world_is_a_dataset() -> None:
-    (dataset,) = plugin.vila_datasets()
+    dataset, *_ = plugin.vila_datasets()
     assert set(dataset.splits) == {"train", "validation", "test"}
     assert {"attribute", "attribute_asked", "caption_video"} <= set(dataset.subsets())
     assert dataset.size("test", "attribute") is None

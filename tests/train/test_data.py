@@ -77,7 +77,8 @@ def test_exact_match_in_one_pass_equals_exact_match_of_greedy_answers(model: vil
     (batch,) = Pool([make_shard(samples, encoder, IMAGE_SIZE)], "cpu").in_order(32)
     replies = model.generate_batch([as_prompt(sample) for sample in samples], max_new_tokens=16)
     right = [reply == sample.answer for reply, sample in zip(replies, samples, strict=True)]
-    assert exact_matches(model.network, batch).tolist() == right
+    (hidden,) = hidden_states(model.network, [batch])
+    assert exact_matches(model.network, batch, hidden).tolist() == right
     assert any(right)
     assert not all(right), "the sample must contain right and wrong answers"
 

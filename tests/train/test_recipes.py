@@ -27,6 +27,7 @@ P, PV, PL, ALL = (
 
 # NVlabs/VILA: --tune_*, --learning_rate, DEFAULT_GLOBAL_TRAIN_BATCH_SIZE, --model_max_length and --max_grad_norm of
 # scripts/NVILA-Lite/*.sh, scripts/NVILA/*.sh and scripts/v1_5 (which give no norm: 1.0, the default of its trainer).
+TINY = ("vila-tiny", "vila-tiny-u")
 TABLE = {
     "nvila-lite-align": (P, 1e-3, 2048, 4096, 1.0),
     "nvila-lite-stage1.5": (PV, 5e-5, 1024, 4096, 1.0),
@@ -62,11 +63,11 @@ def test_a_recipe_has_the_values_of_the_reference(name: str):
 
 
 def test_every_recipe_is_in_the_table():
-    assert {recipe.name for recipe in RECIPES} == {*TABLE, "vila-tiny"}
+    assert {recipe.name for recipe in RECIPES} == {*TABLE, *TINY}
     assert all(len(recipe.summary) < 80 for recipe in RECIPES)
 
 
-@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.name != "vila-tiny"], ids=lambda r: r.name)
+@pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe.name not in TINY], ids=lambda r: r.name)
 def test_the_mixtures_of_recipes_are_public_sets(recipe):
     names = [item.name for item in parse_mixture(recipe.build().data.mixture)]
     assert set(names) <= set(public_sets())
@@ -156,6 +157,11 @@ def test_a_wrong_recipe_of_a_plugin_is_named(tmp_path: Path, item: str, result: 
 def test_an_unknown_recipe_is_named():
     with pytest.raises(ConfigError, match=r"Unknown recipe 'nvila-stf'.*Did you mean 'nvila-sft'"):
         build_recipe("nvila-stf")
+
+
+def test_vila_tiny_u_has_the_same_settings():
+    config = change(build_recipe("vila-tiny-u"), ["scale=0.5", "stages=tower"])
+    assert config == TinyConfig(name="vila-tiny-u", scale=0.5, stages=("tower",))
 
 
 def test_vila_tiny_has_settings_of_its_own():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
+from vila_train.tiny.world import CAPTIONS, DRAWINGS, TASKS, TOWER_CAPTIONS, make_sample
 from vila_train.tiny.world.combinations import (
     COLORS,
     SHAPES,
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import world_oracle
 
 SOURCES = [*TASKS, *CAPTIONS]
+ALL_SOURCES = [*SOURCES, *DRAWINGS, *TOWER_CAPTIONS]
 
 
 def split_of(combination: str) -> Split:
@@ -37,7 +38,7 @@ def split_of(combination: str) -> Split:
     return text_split(rest[0]) if kind == "text" else object_split(kind, rest[0])
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ALL_SOURCES)
 def test_samples_are_deterministic(source: str) -> None:
     first, again, other = (
         make_sample("train", source, 5),
@@ -63,14 +64,14 @@ def test_the_world_has_not_changed_since_the_embedded_model_was_trained() -> Non
 WORLD_CHECKSUM = 2408726728
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ALL_SOURCES)
 def test_training_never_shows_held_out_combinations(source: str) -> None:
     for index in range(200):
         sample = make_sample("train", source, index)
         assert {split_of(combination) for combination in sample.combinations} == {"train"}, sample
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ALL_SOURCES)
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_questions_outside_training_are_about_combinations_held_out_for_their_split(split: Split, source: str) -> None:
     for index in range(100):
@@ -78,6 +79,22 @@ def test_questions_outside_training_are_about_combinations_held_out_for_their_sp
         assert sample.subject in sample.combinations
         assert split_of(sample.subject) == split
         assert {split_of(combination) for combination in sample.combinations} <= {"train", split}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_descriptions_to_draw_say_what_the_picture_shows(split: Split) -> None:
+    for index in range(60):
+        sample = make_sample(split, "draw_things", index)
+        assert sample.drawn is not None
+        said = world_oracle.mentioned(sample.question)
+        assert said == world_oracle.names(sample.drawn)
+        for thing in sample.drawn.things:
+            assert f"{thing.name} ({world_oracle.cell(thing)})" in sample.question
+        anywhere = make_sample(split, "draw_anywhere", index)
+        assert anywhere.drawn is not None
+        assert world_oracle.mentioned(anywhere.question) == world_oracle.names(anywhere.drawn)
+        assert "(" not in anywhere.question
+        assert make_sample(split, "draw_nothing", index).question == ""
 
 
 def test_training_shows_every_part_of_the_held_out_combinations() -> None:

@@ -392,7 +392,22 @@ class Vila:
             PromptError: the prompt is no text, is empty, or is longer than the context.
             GenerationError: a setting is out of range, or there is too little memory.
         """
-        return [frames[0] for frames in self._draw("image", prompt, n, progress, settings)]
+        prompts = [(prompt, number) for number in range(checked_count(n))]
+        return [frames[0] for frames in self._draw("image", prompts, progress, settings)]
+
+    @takes_drawing_settings
+    def generate_image_batch(
+        self, prompts: Sequence[str], *, progress: OnProgress | None = None, **settings: Unpack[DrawingSettings]
+    ) -> "list[PIL.Image.Image]":
+        """Draw one image for each prompt, together. Each is the same as `generate_image(prompt, seed=…)` draws.
+
+            model.generate_image_batch(["a cat", "a dog"], seed=0)
+
+        Raises:
+            ConfigError, PromptError, GenerationError: as `generate_image` does; there are no prompts, or too many.
+        """
+        checked_count(len(prompts))
+        return [frames[0] for frames in self._draw("image", [(one, 0) for one in prompts], progress, settings)]
 
     @takes_drawing_settings
     def generate_video(
@@ -410,20 +425,21 @@ class Vila:
         Raises:
             ConfigError, PromptError, GenerationError: as `generate_image` does.
         """
-        return [Video(frames, fps=VIDEO_FPS) for frames in self._draw("video", prompt, n, progress, settings)]
+        prompts = [(prompt, number) for number in range(checked_count(n))]
+        return [Video(frames, fps=VIDEO_FPS) for frames in self._draw("video", prompts, progress, settings)]
 
     def _draw(
-        self, kind: str, prompt: str, n: int, progress: OnProgress | None, settings: DrawingSettings
+        self, kind: str, prompts: Sequence[tuple[str, int]], progress: OnProgress | None, settings: DrawingSettings
     ) -> "list[list[PIL.Image.Image]]":
-        """Return the frames of n pictures."""
+        """Return the frames of pictures, for each prompt and its number."""
         head = require_kind(self.network.generation_head, kind, self.name)
         config = DrawingConfig.model_validate(settings)
-        count = checked_count(n)
-        text = self.prepare_picture(kind, prompt, config)
+        inputs = {prompt: self.prepare_picture(kind, prompt, config) for prompt, _ in prompts}
         if config.seed is None:
             config = config.model_copy(update={"seed": random.getrandbits(62)})
-        self.on_phase(f"Drawing {count} {kind}{'s'[: count != 1]}")
-        drawn = paint(self.engine, head, kind, text, config, count, progress, self.device)
+        self.on_phase(f"Drawing {len(prompts)} {kind}{'s'[: len(prompts) != 1]}")
+        numbered = [(inputs[prompt], number) for prompt, number in prompts]
+        drawn = paint(self.engine, head, kind, numbered, config, progress, self.device)
         return [self.decode_picture(kind, one.codes) for one in drawn]
 
     def prepare_picture(self, kind: str, prompt: str, config: DrawingConfig) -> TextPrompt:

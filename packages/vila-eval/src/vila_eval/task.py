@@ -85,8 +85,8 @@ class Task:
         submission: the file for the benchmark's server.
         description: one line.
         url: where the benchmark is described.
-        respond: for tasks that do not ask for text, such as decoding a picture's codes: returns a model's answer, which
-            is stored and scored. None: the model generates text.
+        respond: for tasks that do not ask for text, such as drawing: takes a batch of questions and returns a model's
+            answer to each, which is stored and scored. None: the model generates text.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Task:
     submission: Submission | None = None
     description: str = ""
     url: str = ""
-    respond: Callable[[Vila, Question], str] | None = None
+    respond: Callable[[Vila, Sequence[Question]], Sequence[str]] | None = None
 
     def evaluator(
         self, cache: Path, *, limit: int | None = None, mirror: Path | None = None, offline: bool = False

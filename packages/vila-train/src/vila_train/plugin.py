@@ -18,15 +18,15 @@ VILA_HOOK_API = 2
 
 @hookimpl
 def vila_datasets() -> Sequence[Dataset]:
-    """The drawn world of vila-tiny."""
-    from vila_train.tiny.dataset import DrawnWorld
+    """The drawn world of vila-tiny, and descriptions of it to draw."""
+    from vila_train.tiny.dataset import DrawnWorld, DrawnWorldDrawings
 
-    return (DrawnWorld(),)
+    return (DrawnWorld(), DrawnWorldDrawings())
 
 
 @hookimpl
 def vila_recipes() -> Sequence[Recipe]:
-    """The published stages of NVILA, NVILA-Lite and VILA-1.5, and vila-tiny."""
+    """The published stages of NVILA, NVILA-Lite and VILA-1.5, vila-tiny and vila-tiny-u."""
     from vila_train.recipes import RECIPES
 
     return RECIPES

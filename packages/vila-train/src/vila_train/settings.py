@@ -60,7 +60,7 @@ def write_config(config: RunConfig) -> str:
 
     values = config.model_dump(mode="json")
     if isinstance(config, TinyConfig):
-        values = {"recipe": "vila-tiny", **values}
+        values = {"recipe": config.name, **values}
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -7,8 +7,8 @@ from vila_train.config import TrainConfig
 
 MODEL, RUN = "model", "run.yaml"
 """Of a run's folder: the trained model, which is written last, and the configuration."""
-TINY_MODEL, TINY_RUN, TINY_SCORES = "vila-tiny", "run.json", "scores.json"
-"""The same of a run of the recipe vila-tiny; its scores are written last."""
+TINY_MODELS, TINY_RUN, TINY_SCORES = ("vila-tiny", "vila-tiny-u"), "run.json", "scores.json"
+"""The same of a run of a recipe with one of these names; its scores are written last."""
 
 
 def trained_model(run: Path) -> Path:
@@ -22,7 +22,8 @@ def trained_model(run: Path) -> Path:
     if (run / RUN).is_file():
         model, is_complete = run / MODEL, (run / MODEL / "config.json").is_file()
     elif (run / TINY_RUN).is_file():
-        model, is_complete = run / TINY_MODEL, (run / TINY_SCORES).is_file()
+        model = next((run / name for name in TINY_MODELS if (run / name).is_dir()), run / TINY_MODELS[0])
+        is_complete = (run / TINY_SCORES).is_file()
     elif (run / "config.json").is_file():
         raise ConfigError(f"--stage-from: '{run}' is a model, not the folder of a run. Use --model {run}")
     else:

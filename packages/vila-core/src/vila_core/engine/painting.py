@@ -37,32 +37,31 @@ def paint(
     engine: Engine,
     head: GenerationHead,
     kind: str,
-    prompt: EngineInput,
+    prompts: Sequence[tuple[EngineInput, int]],
     config: DrawingConfig,
-    n: int,
     on_progress: OnProgress | None,
     device: torch.device,
 ) -> list[Drawn]:
-    """Draw n pictures of a prompt together.
+    """Draw pictures together, one for each prompt.
 
     Args:
-        engine: answers the prompt.
+        engine: answers the prompts.
         head: of the model.
         kind: what is drawn.
-        prompt: ends with the start token of this kind.
+        prompts: each ends with the start token of this kind; the number tells pictures of one prompt apart. A picture
+            has the same codes whatever is drawn beside it.
         config: with a seed.
-        n: how many; picture i has the same codes whatever n is.
         on_progress: called when another few rows have been drawn, and at the end.
         device: of the model.
     """
     with ExitStack() as stack:
         handles: list[Handle] = []
-        for number in range(n):
+        for prompt, number in prompts:
             handle = engine.submit_when_free(prompt, *picture_request(config, number))
             stack.callback(handle.cancel)  # if one fails, or the user interrupts, the others end too
             handles.append(handle)
         if on_progress is not None:
-            _follow(engine, handles, _Report(head, kind, n, on_progress, device))
+            _follow(engine, handles, _Report(head, kind, len(handles), on_progress, device))
         drawn = [part for handle in handles for part in handle.result().parts]
     return [part for part in drawn if isinstance(part, Drawn)]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    import PIL.Image
+
     from vila_core.conversation import Part
 
 
@@ -18,11 +20,14 @@ class Sample:
         prompt: text, `vila_core.Image`s and `vila_core.Video`s in order; media are not decoded yet.
         answer: the text that training learns and evaluation expects.
         category: a breakdown for reports, such as the type of question; empty if there is none.
+        compare: for a prompt to draw, takes the drawn picture and returns how much of it is as described: the name of
+            an attribute -> how often it is right, of how many. None for other samples.
     """
 
     prompt: Sequence[Part]
     answer: str
     category: str = ""
+    compare: Callable[[PIL.Image.Image], Mapping[str, tuple[int, int]]] | None = None
 
 
 @runtime_checkable

@@ -8,6 +8,7 @@ from vila_eval.metrics.boxes import BOX_ACCURACY
 from vila_eval.metrics.captions import CAPTIONS
 from vila_eval.metrics.choices import CHOICE_METRICS
 from vila_eval.metrics.counting import COUNTING
+from vila_eval.metrics.drawn_attributes import DRAWN_ATTRIBUTES
 from vila_eval.metrics.exact_match import EXACT_MATCH, NORMALIZED_EXACT_MATCH
 from vila_eval.metrics.judged_images import LLAVA_BENCH, MM_VET
 from vila_eval.metrics.judged_videos import ACTIVITYNET_QA, VIDEO_CHATGPT
@@ -25,5 +26,5 @@ ALL = (
     *(VQA_ACCURACY, EVALAI_VQA_ACCURACY, ANLS, RELAXED_ACCURACY, STRICT_RELAXED_ACCURACY, CHARTQA, OCRBENCH_METRIC),
     *(BOX_ACCURACY, COUNTING, WORD_OVERLAP, WUPS, CAPTIONS),
     *(ACTIVITYNET_QA, VIDEO_CHATGPT, LLAVA_BENCH, MM_VET),
-    RECONSTRUCTION,
+    *(RECONSTRUCTION, DRAWN_ATTRIBUTES),
 )

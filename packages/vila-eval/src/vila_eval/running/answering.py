@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from vila_core.errors import CheckpointError, ConfigError, MediaError, VilaError
+from vila_core.errors import CheckpointError, ConfigError, MediaError, PluginError, VilaError
 from vila_eval.errors import describe_exception
 from vila_eval.records.schema import SampleRecord
 from vila_eval.running.answers import AnswerFile, StoredAnswers
@@ -226,22 +226,38 @@ def _prepare(model: Vila, question: Question) -> PreparedPrompt | str:
 
 def _respond(
     model: LazyModel,
-    respond: Callable[[Vila, Question], str],
+    respond: Callable[[Vila, Sequence[Question]], Sequence[str]],
     batches: Iterable[Sequence[tuple[Question, SampleRecord]]],
 ) -> Generator[list[SampleRecord]]:
     """Yield the samples of each batch that is not empty, answered by the task's own function."""
     for batch in batches:
         if batch:
-            yield [_with_response(model.get(), respond, question, record) for question, record in batch]
+            answers = respond_each(model.get(), respond, [question for question, _ in batch])
+            yield [_with_response(record, answer) for (_, record), answer in zip(batch, answers, strict=True)]
 
 
-def _with_response(
-    model: Vila, respond: Callable[[Vila, Question], str], question: Question, record: SampleRecord
-) -> SampleRecord:
+def respond_each(
+    model: Vila, respond: Callable[[Vila, Sequence[Question]], Sequence[str]], questions: Sequence[Question]
+) -> list[str | MediaError]:
+    """Return a task's own answers to a batch; if a picture of one cannot be read, the others are answered one by one.
+
+    Raises:
+        PluginError: there are not as many answers as questions.
+    """
     try:
-        answer = respond(model, question)
+        answers = list(respond(model, questions))
     except MediaError as error:
-        return record.model_copy(update={"error": one_line(str(error))})
+        if len(questions) == 1:
+            return [error]
+        return [answer for question in questions for answer in respond_each(model, respond, [question])]
+    if len(answers) != len(questions):
+        raise PluginError(f"A task's respond gave {len(answers)} answers to {len(questions)} questions.")
+    return [*answers]
+
+
+def _with_response(record: SampleRecord, answer: str | MediaError) -> SampleRecord:
+    if isinstance(answer, MediaError):
+        return record.model_copy(update={"error": one_line(str(answer))})
     return record.model_copy(update={"answer": answer, "finish_reason": "stop"})
 
 

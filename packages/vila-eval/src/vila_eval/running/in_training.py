@@ -13,6 +13,7 @@ from vila_eval.data.sources import DataOptions, Rows
 from vila_eval.errors import DataError
 from vila_eval.metric import Metric, Scored
 from vila_eval.records.storage import measure_label
+from vila_eval.running.answering import respond_each
 from vila_eval.running.job import select_rows, with_frames
 from vila_eval.task import Question, Task, as_questions, plugin_errors, resolve_metric
 
@@ -60,11 +61,9 @@ class _Evaluator:
         """Yield the answers in order; "" for a sample that failed (unreadable media)."""
         respond = self.task.respond
         if respond is not None:
-            for question in questions:
-                try:
-                    yield respond(model, question)
-                except MediaError:
-                    yield ""
+            for start in range(0, len(questions), AT_ONCE):
+                for answer in respond_each(model, respond, questions[start : start + AT_ONCE]):
+                    yield "" if isinstance(answer, MediaError) else answer
             return
         prompts = ([part for part in question.prompt if part is not None] for question in questions)
         for answer in model.complete_each(

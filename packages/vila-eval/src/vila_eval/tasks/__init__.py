@@ -1,5 +1,6 @@
 """The benchmarks that come with vila-eval, one package per family."""
 
+from vila_eval.tasks.drawing import DRAWING_TASKS
 from vila_eval.tasks.drawn_world import DRAWN_WORLD
 from vila_eval.tasks.finetuning import FINETUNING_TASKS
 from vila_eval.tasks.images import IMAGE_TASKS
@@ -16,5 +17,6 @@ ALL = (
     *JUDGED_TASKS,
     *FINETUNING_TASKS,
     *RECONSTRUCTION_TASKS,
+    *DRAWING_TASKS,
 )
 """The tasks that the plugin registers."""

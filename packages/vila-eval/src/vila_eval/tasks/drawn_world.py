@@ -35,16 +35,17 @@ class DrawnWorld:
     test: str
     samples: int = 500
     split: str = "test"
+    dataset: str = DATASET
 
     @property
     def description(self) -> str:
-        return f"{DATASET} ({self.test}, {self.split})"
+        return f"{self.dataset} ({self.test}, {self.split})"
 
     def open(self, options: DataOptions) -> "DrawnRows":
         datasets = load_plugins().datasets
-        if DATASET not in datasets:
+        if self.dataset not in datasets:
             raise MissingDependencyError("vila-train", "the drawn world", "vila-train")
-        return DrawnRows(datasets.get(DATASET), self)
+        return DrawnRows(datasets.get(self.dataset), self)
 
 
 class DrawnRows:
@@ -55,7 +56,7 @@ class DrawnRows:
 
     @property
     def origin(self) -> Mapping[str, str]:
-        return {"dataset": DATASET, "test": self._source.test, "split": self._source.split}
+        return {"dataset": self._source.dataset, "test": self._source.test, "split": self._source.split}
 
     def __len__(self) -> int:
         return self._source.samples
@@ -69,6 +70,7 @@ class DrawnRows:
             "prompt": sample.prompt,
             "answer": sample.answer,
             "kind": sample.category,
+            "index": index,
         }
 
     def locate(self, path: str) -> Path:

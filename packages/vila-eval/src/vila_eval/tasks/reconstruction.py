@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core.media import Image
@@ -19,16 +20,20 @@ def ask(row: Row) -> Question:
     return Question(id=row["id"], prompt=[part for part in row["prompt"] if isinstance(part, Image)])
 
 
-def reconstruct(model: Vila, question: Question) -> str:
-    """Encode and decode the pictures of a question.
+def reconstruct(model: Vila, questions: Sequence[Question]) -> Sequence[str]:
+    """Encode and decode the pictures of each question.
 
     Returns:
-        JSON: `psnr` and `ssim` (means over the pictures), `codes` of all positions, and `codebook_size`.
+        for each, JSON: `psnr` and `ssim` (means over the pictures), `codes` of all positions, and `codebook_size`.
 
     Raises:
         ConfigError: the model has no codes of pictures.
         MediaError: a picture cannot be read.
     """
+    return [_reconstruct(model, question) for question in questions]
+
+
+def _reconstruct(model: Vila, question: Question) -> str:
     from vila_core.generation.reconstruction import measure_pictures
 
     tokenizer = model.image_tokenizer

@@ -50,6 +50,7 @@ COMMANDS = (
     Command("tiny", "Train vila-tiny, the embedded demo model, from scratch.", lazy_object("vila_train.cli.tiny:tiny")),
     Command("world", "Draw what vila-tiny learns from.", lazy_object("vila_train.cli.tiny:world")),
     Command("report", "Test a model on vila-tiny's world.", lazy_object("vila_train.cli.tiny:report")),
+    Command("drawings", "Test how a model draws vila-tiny's world.", lazy_object("vila_train.cli.tiny:drawings")),
 )
 """One line for each subcommand."""
 

@@ -1,4 +1,4 @@
-"""Commands for vila-tiny: train it, show the world that it learns, and test it."""
+"""Commands for vila-tiny and vila-tiny-u: train them, show the world that they learn, and test them."""
 
 from __future__ import annotations
 
@@ -49,11 +49,13 @@ def tiny(
 
 
 def run_tiny(config: TinyConfig, out: Path) -> None:
-    """Train vila-tiny in the folder `out`, and print its scores."""
+    """Train vila-tiny or vila-tiny-u in the folder `out`, and print its scores."""
     from vila_train.tiny.evaluate import table
     from vila_train.tiny.recipes import choose_stages
     from vila_train.tiny.run_folder import SCORES
     from vila_train.tiny.training import TinyOptions, train_tiny
+    from vila_train.tiny.vila_u import recipes as vila_u_recipes
+    from vila_train.tiny.vila_u.training import train_tiny_u
 
     options = TinyOptions(
         out=out,
@@ -68,7 +70,10 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
     if (out / SCORES).exists():
         typer.echo(f"{out} is already complete.", err=True)
     try:
-        scores = train_tiny(options, choose_stages(config.stages))
+        if config.name == "vila-tiny-u":
+            scores = train_tiny_u(options, vila_u_recipes.choose_stages(config.stages))
+        else:
+            scores = train_tiny(options, choose_stages(config.stages))
     except KeyboardInterrupt:
         typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
         raise typer.Exit(130) from None
@@ -124,3 +129,44 @@ def report(
         write_file(out, text + "\n")
     if sheet is not None:
         save_picture(draw_sheet(answers), sheet)
+
+
+def drawings(
+    model: Annotated[str, typer.Option("--model-path", "-m", help="Folder or hub id of a model that draws.")],
+    samples: Annotated[int, typer.Option(min=1, max=100_000, help="Descriptions to draw.")] = 500,
+    split: Annotated[str, typer.Option(help="test (unseen combinations), validation or train.")] = "test",
+    sheet: Annotated[Path | None, typer.Option(help="Also write a contact sheet of the first 24 (PNG).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the table to this file (Markdown).")] = None,
+    guidance: Annotated[float, typer.Option(min=0, max=100, help="How strictly descriptions are followed.")] = 3.0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Random seed of the drawings.")] = 0,
+    device: Device = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, max=256, help="Pictures drawn together.")] = 64,
+) -> None:
+    """Let a model draw descriptions, and count in the pixels how many colors, shapes and positions are right."""
+    import vila_core as vila
+    from vila_core.cli.progress import open_progress
+    from vila_core.new_file import write_file
+    from vila_train.tiny.evaluate import table
+    from vila_train.tiny.vila_u.drawings import draw_samples, drawing_scores, drawing_sheet
+    from vila_train.tiny.world.combinations import as_split
+    from vila_train.tiny.world.sheet import require_picture_path, save_picture
+
+    chosen = as_split(split)
+    if sheet is not None:
+        require_picture_path(sheet)
+    with open_progress("pictures", phases=("drawing",)) as progress:
+        found = draw_samples(
+            vila.load(model, device=device),
+            samples,
+            chosen,
+            batch_size=batch_size,
+            guidance=guidance,
+            seed=seed,
+            progress=progress,
+        )
+    text = table(drawing_scores(found))
+    typer.echo(text)
+    if out is not None:
+        write_file(out, text + "\n")
+    if sheet is not None:
+        save_picture(drawing_sheet(found[:24]), sheet)

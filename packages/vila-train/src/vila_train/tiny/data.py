@@ -45,6 +45,8 @@ class Encoder:
         template: the chat template.
         tokens_per_picture: number of projector tokens for one image or frame.
         encoder: the media encoder of the model, used for images and videos (in vila-tiny both do the same).
+        text_after_media: follows each picture of a prompt.
+        picture_answer: the answer that is a picture: its media token between the tokens that start and end it.
     """
 
     def __init__(
@@ -53,11 +55,16 @@ class Encoder:
         template: ChatTemplate,
         tokens_per_picture: int,
         encoder: MediaEncoder | None = None,
+        *,
+        text_after_media: str = "",
+        picture_answer: str = "",
     ):
         self.tokenizer = tokenizer
         self.template = template
         self.tokens_per_picture = tokens_per_picture
         self.encoder = BasicVideoEncoder(BasicVideoEncoderConfig()) if encoder is None else encoder
+        self._text_after_media = text_after_media
+        self._picture_answer = picture_answer
         self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
         self._text_ids = {text: tokenizer.encode(text) for text in self.encoder.texts}
 
@@ -70,9 +77,14 @@ class Encoder:
                 text += part
                 continue
             kind, frames = ("image", 1) if isinstance(part, Scene) else ("video", len(part.frames))
-            text += MEDIA_TOKENS[kind]
+            text += MEDIA_TOKENS[kind] + self._text_after_media
             blocks.append((kind, [self.encoder.layout(frames, self.tokens_per_picture)]))
-        turns = [Turn("user", text), Turn("assistant", sample.answer)]
+        answer = sample.answer
+        if sample.drawn is not None:
+            assert self._picture_answer, "the model draws"
+            answer = self._picture_answer
+            blocks.append(("image", [self.encoder.layout(1, self.tokens_per_picture)]))
+        turns = [Turn("user", text), Turn("assistant", answer)]
         ids, labels = tokenize_with_labels(turns, self.tokenizer, self.template)
         expanded = expand(ids, blocks, self._kinds, self._text_ids)
         return Encoded(expanded.ids, expanded.places, expand_labels(ids, labels, self._kinds, expanded))

@@ -1,13 +1,14 @@
 """Exact-match accuracy per task, with its 95 % interval."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from vila_core.intervals import wilson_interval
 from vila_core.model import VilaModel
-from vila_train.tiny.forward import exact_matches
+from vila_train.tiny.forward import Batch, exact_matches, hidden_states
 from vila_train.tiny.loop import autocast
 from vila_train.tiny.pools import Pool
 
@@ -29,14 +30,34 @@ class Score:
         return wilson_interval(self.accuracy, self.total)
 
 
-def score(network: VilaModel, pools: Mapping[str, Pool], batch_size: int = 128) -> dict[str, Score]:
-    """Return the score of each pool, from one forward pass per batch (see `exact_matches`)."""
+def _hidden_states(network: VilaModel, batch: Batch) -> Tensor:
+    (hidden,) = hidden_states(network, [batch])
+    return hidden
+
+
+@torch.no_grad()
+def score(
+    network: VilaModel,
+    pools: Mapping[str, Pool],
+    batch_size: int = 128,
+    states: Callable[[VilaModel, Batch], Tensor] = _hidden_states,
+) -> dict[str, Score]:
+    """Return the score of each pool, from one forward pass per batch (see `exact_matches`).
+
+    Args:
+        network: the model.
+        pools: questions and answers by task.
+        batch_size: samples per batch.
+        states: returns the last hidden states of a batch, `[B, T, D]`.
+    """
     device = next(network.parameters()).device
     scores: dict[str, Score] = {}
     # The shapes differ from those of training and are not worth compiling.
     with autocast(device), torch.compiler.set_stance("force_eager"):
         for task, pool in pools.items():
-            right = sum(exact_matches(network, batch).sum() for batch in pool.in_order(batch_size))
+            right = sum(
+                exact_matches(network, batch, states(network, batch)).sum() for batch in pool.in_order(batch_size)
+            )
             scores[task] = Score(int(right), len(pool))
     return scores
 

@@ -21,7 +21,7 @@ class Batch:
     """Samples with the same number of pictures, padded to the same length.
 
     Attributes:
-        pixels: uint8 `[B, M, 3, S, S]`.
+        pixels: uint8 `[B, M, 3, S, S]`. While the language model of vila-tiny-u is trained, codes int16 `[B, M, P, D]`.
         ids, labels: int64 `[B, T]`, as in `vila_train.tiny.data.Encoded`.
         places: int64 `[B, M·K]`, the positions of the media tokens.
     """
@@ -67,13 +67,12 @@ def answer_loss(network: VilaModel, batches: Sequence[Batch]) -> Tensor:
 
 
 @torch.no_grad()
-def exact_matches(network: VilaModel, batch: Batch) -> Tensor:
-    """Return whether each answer is entirely right, bool `[B]`.
+def exact_matches(network: VilaModel, batch: Batch, hidden: Tensor) -> Tensor:
+    """Return whether each answer is entirely right, bool `[B]`. `hidden` are the last hidden states, `[B, T, D]`.
 
     Each answer token is predicted from the correct tokens before it. All predictions are right exactly if greedy
     decoding gives the same answer, so this is exact match at the cost of one forward pass.
     """
-    (hidden,) = hidden_states(network, [batch])
     predicted = network.llm.logits(hidden[:, :-1]).argmax(-1)
     labels = batch.labels[:, 1:]
     return ((predicted == labels) | (labels == IGNORE_INDEX)).all(1)

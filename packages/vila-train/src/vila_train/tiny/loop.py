@@ -14,6 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,13 +30,15 @@ from vila_train.tiny.recipes import StageConfig
 
 Record = dict[str, object]
 Log = Callable[[Record], None]
+Loss = Callable[[Sequence[Batch]], torch.Tensor]
+"""The loss of the batches of a step, one for each draw."""
 
 STEPS_BEFORE_CAPTURE = 3
 """Warm-up steps: compiling, tuning and allocating must be over before a CUDA graph is captured."""
 
 
-def freeze(network: VilaModel, stage: StageConfig) -> list[nn.Parameter]:
-    """Freeze all parts except those that `stage` tunes, and return the trainable parameters."""
+def freeze(network: VilaModel, stage: StageConfig) -> None:
+    """Freeze tower, projector and language model except what `stage` tunes. A generation head is always trained."""
     parts = (
         (network.vision_tower, stage.tune_vision_tower),
         (network.mm_projector, stage.tune_projector),
@@ -44,7 +47,6 @@ def freeze(network: VilaModel, stage: StageConfig) -> list[nn.Parameter]:
     for part, tuned in parts:
         assert isinstance(part, nn.Module)
         part.requires_grad_(tuned)
-    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def learning_rate(stage: StageConfig, step: int) -> float:
@@ -73,23 +75,39 @@ class Stage:
     """A running stage: network, optimizer and the number of steps done.
 
     Args:
-        network: the model, on the device to train on.
+        network: the model, on the device to train on. With a `loss`, what requires a gradient is trained.
         stage: which parts to tune, the schedule and the data.
         pools: samples by source.
         seed: random seed of the batches.
+        loss: what is minimized; None: the loss of the answers, of the parts that `stage` tunes.
+        prepare: called before each step with its seeded generator, outside of a captured graph.
         capture: on a GPU, capture a step as a CUDA graph and replay it. A step of a small network takes less time than
             Python needs to launch its kernels one by one.
     """
 
     def __init__(
-        self, network: VilaModel, stage: StageConfig, pools: Mapping[str, Pool], seed: int, *, capture: bool = False
+        self,
+        network: nn.Module,
+        stage: StageConfig,
+        pools: Mapping[str, Pool],
+        seed: int,
+        *,
+        loss: Loss | None = None,
+        prepare: Callable[[torch.Generator], None] | None = None,
+        capture: bool = False,
     ):
+        if loss is None:
+            assert isinstance(network, VilaModel)
+            freeze(network, stage)
+            loss = partial(answer_loss, network)
         self.network = network
+        self._loss = loss
+        self._prepare = prepare
         self.config = stage
         self.pools = pools
         self.seed = seed
         self.step = 0
-        self.parameters = freeze(network, stage)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = make_optimizer(self.parameters, stage)
         device = self.parameters[0].device
         self._capture = capture and device.type == "cuda"
@@ -120,11 +138,13 @@ class Stage:
         return self._outcome
 
     def _choose(self) -> None:
-        """Draw the sample indices of the next step, in place."""
+        """Draw what is random in the next step, in place."""
         self._generator.manual_seed(zlib.crc32(f"{self.seed}/{self.config.name}/{self.step}".encode()))
         for counts in self._chosen:
             for source, indices in counts.items():
                 torch.randint(len(self.pools[source]), indices.shape, generator=self._generator, out=indices)
+        if self._prepare is not None:
+            self._prepare(self._generator)
 
     def batches(self) -> list[Batch]:
         """Return the chosen samples, one batch per draw."""
@@ -134,7 +154,7 @@ class Stage:
 
     def _work(self) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(self.parameters[0].device):
-            loss = answer_loss(self.network, self.batches())
+            loss = self._loss(self.batches())
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.optimizer.step()

@@ -1,12 +1,14 @@
 """vila-tiny: the architecture and the tokenizer of the embedded model."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.chat import IMAGE_TOKEN, SENTINEL_TOKEN, VIDEO_TOKEN
 from vila_core.config import DecoderConfig, PixelConfig, PreprocessConfig, ProjectorConfig, SiglipConfig, VilaConfig
+from vila_core.tokenizer import Tokenizer
+from vila_train.tiny.data import Encoder
 from vila_train.tiny.world import CAPTIONS, TASKS, make_sample
 from vila_train.tiny.world.combinations import words_of
 
@@ -72,12 +74,12 @@ def tiny_config(vocab_size: int) -> VilaConfig:
     )
 
 
-def tokenizer_corpus() -> Iterator[str]:
+def tokenizer_corpus(sources: Iterable[str] = (*TASKS, *CAPTIONS)) -> Iterator[str]:
     """Yield the text that the tokenizer's merges are learned from: the questions and answers of the drawn world.
 
     Texts to be read in pictures are left out, so that words in capitals are spelled letter by letter, even unseen ones.
     """
-    for name in TASKS | CAPTIONS:
+    for name in sources:
         if name in ("word", "number", "caption_text"):
             continue
         for index in range(400):
@@ -90,11 +92,23 @@ def tokenizer_corpus() -> Iterator[str]:
 
 def make_tokenizer() -> "PreTrainedTokenizerFast":
     """Train the byte-level BPE tokenizer and give it Qwen2's chat template."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     from vila_core.chat import JinjaTemplate
     from vila_core.plugins.loader import load_plugins
+
+    tokenizer = train_tokenizer(tokenizer_corpus(), SPECIAL_TOKENS, VOCABULARY, CONTEXT)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+    template = load_plugins().chat_templates.get("qwen2")
+    assert isinstance(template, JinjaTemplate)
+    tokenizer.chat_template = template.source
+    return tokenizer
+
+
+def train_tokenizer(
+    corpus: Iterable[str], special_tokens: Sequence[str], vocabulary: int, context: int
+) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE tokenizer of at most `vocabulary` tokens, of which `special_tokens` are the last."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
@@ -106,32 +120,40 @@ def make_tokenizer() -> "PreTrainedTokenizerFast":
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL_TOKENS),
+        vocab_size=vocabulary - len(special_tokens),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(tokenizer_corpus(), trainer)
+    backend.train_from_iterator(corpus, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=CONTEXT
+        tokenizer_object=backend, clean_up_tokenization_spaces=False, model_max_length=context
     )
-    tokenizer.add_tokens(list(SPECIAL_TOKENS), special_tokens=True)
-    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
-    template = load_plugins().chat_templates.get("qwen2")
-    assert isinstance(template, JinjaTemplate)
-    tokenizer.chat_template = template.source
+    tokenizer.add_tokens(list(special_tokens), special_tokens=True)
     return tokenizer
 
 
+def make_encoder(tokenizer_folder: Path) -> Encoder:
+    """Return the encoder for vila-tiny."""
+    from vila_core.plugins.loader import load_plugins
+
+    template = load_plugins().chat_templates.get("qwen2")
+    return Encoder(Tokenizer.from_folder(tokenizer_folder), template, TOKENS_PER_PICTURE)
+
+
 def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer files to `folder`, readable by transformers 4 and 5."""
-    tokenizer = make_tokenizer()
+    """Write the tokenizer files of vila-tiny to `folder`."""
+    write_tokenizer(make_tokenizer(), folder)
+
+
+def write_tokenizer(tokenizer: "PreTrainedTokenizerFast", folder: Path) -> None:
+    """Write a tokenizer's files to `folder`, readable by transformers 4 and 5."""
     tokenizer.save_pretrained(folder)
     # transformers 5 writes a class name that 4 does not know, and stores the template where 4 does not look.
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text()) | {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "chat_template": tokenizer.chat_template,
+        **({} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}),
     }
     config.pop("backend", None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

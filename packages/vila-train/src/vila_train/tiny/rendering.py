@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
@@ -10,9 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vila_core.new_file import make_folder, new_file
-from vila_core.tokenizer import Tokenizer
 from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
-from vila_train.tiny.model import IMAGE_SIZE, TOKENS_PER_PICTURE
 from vila_train.tiny.world.combinations import Split
 
 SAMPLES_PER_SHARD = 256
@@ -50,12 +48,21 @@ class Rendering:
 
 
 @contextmanager
-def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) -> Generator[Rendering]:
-    """Render samples into `folder` with `workers` processes (default: one per CPU core, minus one)."""
+def rendering(
+    folder: Path, make_encoder: Callable[[], Encoder], image_size: int, workers: int | None = None
+) -> Generator[Rendering]:
+    """Render samples into `folder`.
+
+    Args:
+        folder: for the files; created if it does not exist.
+        make_encoder: returns the model's encoder; called in each process.
+        image_size: of the model.
+        workers: number of processes; None: one per CPU core, minus one.
+    """
     make_folder(folder)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)
     # Spawn, because a process that has used CUDA or threads cannot be forked safely.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (tokenizer_folder,)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (make_encoder, image_size)) as pool:
         drawn = Rendering(pool, folder)
         try:
             yield drawn
@@ -64,27 +71,18 @@ def rendering(folder: Path, tokenizer_folder: Path, workers: int | None = None) 
             drawn.delete_files()
 
 
-_encoder: list[Encoder] = []
-"""Holds the encoder in a worker process."""
+_model: list[tuple[Encoder, int]] = []
+"""Holds the encoder and the size of its images in a worker process."""
 
 
-def make_encoder(tokenizer_folder: Path) -> Encoder:
-    """Return the encoder for vila-tiny."""
-    from vila_core.plugins.loader import load_plugins
-
-    return Encoder(
-        Tokenizer.from_folder(tokenizer_folder), load_plugins().chat_templates.get("qwen2"), TOKENS_PER_PICTURE
-    )
-
-
-def _prepare(tokenizer_folder: Path) -> None:
+def _prepare(make_encoder: Callable[[], Encoder], image_size: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    _encoder.append(make_encoder(tokenizer_folder))
+    _model.append((make_encoder(), image_size))
 
 
 def _render(folder: Path, split: Split, source: str, start: int, stop: int) -> Path:
     path = folder / f"{split}-{source}-{start}.npy"
-    shard = make_shard(drawn_samples(split, source, start, stop), _encoder[0], IMAGE_SIZE)
+    shard = make_shard(drawn_samples(split, source, start, stop), *_model[0])
     with new_file(path) as temporary:
         shard.save(temporary)
     return path

@@ -4,12 +4,13 @@ OUT/run.json      what is run: a run with other settings needs another folder
 OUT/tokenizer/    the tokenizer
 OUT/log.jsonl     one record per line
 OUT/<stage>.pt    the state after each finished stage
-OUT/vila-tiny/    the checkpoint
+OUT/vila-tiny/    the checkpoint, or vila-tiny-u/
 OUT/scores.json   the scores on the test split; written last
 OUT/test.md       the same as a table
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -31,14 +32,16 @@ class RunFolder:
     Args:
         path: the folder; created if it does not exist.
         run: everything that the result depends on, as JSON values.
+        model: name of the model, and of the checkpoint's folder.
 
     Raises:
         ConfigError: the folder holds something else.
         OutputError: it cannot be written.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, object]):
+    def __init__(self, path: Path, run: Mapping[str, object], model: str):
         self.path = path
+        self.model = model
         make_folder(path)
         stated = cast("dict[str, object]", json.loads(json.dumps(run)))
         if (path / RUN).exists():
@@ -54,7 +57,11 @@ class RunFolder:
 
     @property
     def checkpoint(self) -> Path:
-        return self.path / "vila-tiny"
+        return self.path / self.model
+
+    def delete_checkpoint(self) -> None:
+        """Delete the checkpoint of a run that stopped before its scores."""
+        shutil.rmtree(self.checkpoint, ignore_errors=True)
 
     @property
     def scores(self) -> dict[str, Score] | None:

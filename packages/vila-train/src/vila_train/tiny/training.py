@@ -1,9 +1,10 @@
 """Trains vila-tiny from scratch: tokenizer, drawn data, stages, checkpoint and test."""
 
 import json
-import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,13 +23,14 @@ from vila_core.tokenizer import Tokenizer
 from vila_core.towers.siglip import SiglipTower
 from vila_train.tiny.evaluate import Score, score
 from vila_train.tiny.loop import Log, Record, Stage, run_stage
-from vila_train.tiny.model import save_tokenizer, tiny_config
+from vila_train.tiny.model import IMAGE_SIZE, make_encoder, save_tokenizer, tiny_config
 from vila_train.tiny.pools import Pool
 from vila_train.tiny.recipes import TINY_SAMPLES, StageConfig, tiny_stages
 from vila_train.tiny.rendering import Rendering, rendering
 from vila_train.tiny.run_folder import LOG, RunFolder
 from vila_train.tiny.world import TESTS
 
+MODEL = "vila-tiny"
 VALIDATION_SAMPLES = 256
 TEST_SAMPLES = 1000
 
@@ -77,9 +79,31 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
         OutputError: a file cannot be written.
         TrainingError: the loss is not finite, or a saved state is damaged.
     """
+    return run(MODEL, options, recipe or tiny_stages(), save_tokenizer, _train)
+
+
+Train = Callable[[TinyOptions, list[StageConfig], RunFolder, Log], dict[str, Score]]
+
+
+def run(
+    model: str,
+    options: TinyOptions,
+    recipe: tuple[StageConfig, ...],
+    save_tokenizer: Callable[[Path], None],
+    train: Train,
+) -> dict[str, Score]:
+    """Train a model of the drawn world in its run folder, with a log, and return its scores; see `train_tiny`.
+
+    Args:
+        model: its name, also that of the checkpoint's folder.
+        options: where and how to train.
+        recipe: the stages at scale 1.
+        save_tokenizer: writes the tokenizer to a folder.
+        train: runs the stages, writes the checkpoint and returns the scores.
+    """
     options = replace(options, device=str(choose_device(options.device)))
-    stages = [scaled(stage, options.scale) for stage in recipe or tiny_stages()]
-    folder = RunFolder(options.out, settings(options, stages))
+    stages = [scaled(stage, options.scale) for stage in recipe]
+    folder = RunFolder(options.out, settings(options, stages), model)
     if (finished := folder.scores) is not None:
         return finished
     save_tokenizer(folder.tokenizer)
@@ -92,7 +116,7 @@ def train_tiny(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = No
             print(json.dumps(record), flush=True)
 
         try:
-            scores = _train(options, stages, folder, log)
+            scores = train(options, stages, folder, log)
         except OSError as error:  # of the log, or of samples in the scratch folder
             raise cannot_write(options.out, error) from error
     folder.save_scores(scores)
@@ -112,7 +136,8 @@ def settings(options: TinyOptions, stages: list[StageConfig]) -> dict[str, objec
 
 
 def _train(options: TinyOptions, stages: list[StageConfig], folder: RunFolder, log: Log) -> dict[str, Score]:
-    with rendering(options.scratch, folder.tokenizer, options.workers) as drawn:
+    encoder = partial(make_encoder, folder.tokenizer)
+    with rendering(options.scratch, encoder, IMAGE_SIZE, options.workers) as drawn:
         drawn.start("validation", dict.fromkeys(TESTS, options.scaled(VALIDATION_SAMPLES, most=VALIDATION_SAMPLES)))
         drawn.start("test", dict.fromkeys(TESTS, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
         unfinished = [stage for stage in stages if not folder.has(stage.name)]
@@ -123,7 +148,7 @@ def _train(options: TinyOptions, stages: list[StageConfig], folder: RunFolder, l
         if options.compile:
             compile_layers(network)
         run_stages(network, stages, drawn, options, folder, log)
-        shutil.rmtree(folder.checkpoint, ignore_errors=True)  # of a run that stopped before its scores
+        folder.delete_checkpoint()
         save_checkpoint(network.state_dict(), network.config, folder.tokenizer, folder.checkpoint, dtype=torch.bfloat16)
         scores = score(network, {task: Pool(drawn.shards("test", task), options.device) for task in TESTS})
     log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from vila_train.tiny.world import captions, several, single, videos
+from vila_train.tiny.world import captions, drawings, several, single, videos
 from vila_train.tiny.world.combinations import Split
 from vila_train.tiny.world.scenes import Sample
 
@@ -55,7 +55,18 @@ CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
 """Descriptions, used only for training."""
 
 
+DRAWINGS: dict[str, Callable[[random.Random, Split], Sample]] = {
+    "draw_things": drawings.draw_things,
+    "draw_anywhere": drawings.draw_anywhere,
+    "draw_nothing": drawings.draw_nothing,
+}
+"""Descriptions to draw, for models that draw."""
+
+TOWER_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {"caption_scattered": captions.caption_scattered}
+"""Descriptions that only the tower of vila-tiny-u trains on."""
+
+
 def make_sample(split: Split, task: str, index: int) -> Sample:
-    """Return sample `index` of a task or caption source. Raises `KeyError` for an unknown name."""
-    make = (TASKS | ASKED_FIRST | CAPTIONS)[task]
+    """Return sample `index` of a source: a task, captions or drawings. Raises `KeyError` for an unknown name."""
+    make = (TASKS | ASKED_FIRST | CAPTIONS | DRAWINGS | TOWER_CAPTIONS)[task]
     return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)

@@ -3,7 +3,7 @@
 import random
 
 from vila_train.tiny.world.combinations import Split, digits, letters, words_of
-from vila_train.tiny.world.making import background, in_cell, others, subject, thing, with_article
+from vila_train.tiny.world.making import background, in_cell, others, scatter, subject, thing, with_article
 from vila_train.tiny.world.scenes import POSITIONS, Sample, Scene
 from vila_train.tiny.world.several import ORDINALS
 from vila_train.tiny.world.single import bars_scene, own_bar, text_scene
@@ -12,7 +12,7 @@ from vila_train.tiny.world.videos import appearing, moving
 REQUESTS = ("Describe the {}.", "What is in the {}?", "What does the {} show?", "Caption the {}.")
 
 
-def _things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, str]:
+def describe_things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, str]:
     """Return a picture of up to `most` things, its description without a full stop, and its subject."""
     asked = subject(rng, split)
     pairs = [asked, *others(rng, split, rng.randint(0, most - 1), [asked])]
@@ -26,14 +26,32 @@ def _things(rng: random.Random, split: Split, most: int) -> tuple[Scene, str, st
     )
 
 
-def _sentence(text: str) -> str:
+def describe_scattered(rng: random.Random, split: Split) -> tuple[Scene, str, str]:
+    """Return a picture of up to six things of any size anywhere, its description, and its subject."""
+    asked = subject(rng, split)
+    pairs = [asked, *others(rng, split, rng.randint(0, 5), [asked])]
+    rng.shuffle(pairs)
+    largest = {1: 42, 2: 34, 3: 28}.get(len(pairs), 22)
+    places = scatter(rng, [rng.uniform(14, largest) for _ in pairs])
+    things = tuple(thing(rng, pair, place) for pair, place in zip(pairs, places, strict=True))
+    return Scene(background(rng), things), ", ".join(with_article(t.name) for t in things), " ".join(asked)
+
+
+def sentence(text: str) -> str:
+    """Return `text` with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
 
 
 def caption_things(rng: random.Random, split: Split) -> Sample:
     """Describe a picture of things, in reading order."""
-    scene, text, name = _things(rng, split, most=4)
-    return Sample("caption", "things", (scene, rng.choice(REQUESTS).format("picture")), _sentence(text), name)
+    scene, text, name = describe_things(rng, split, most=4)
+    return Sample("caption", "things", (scene, rng.choice(REQUESTS).format("picture")), sentence(text), name)
+
+
+def caption_scattered(rng: random.Random, split: Split) -> Sample:
+    """Describe a picture of things anywhere, without positions."""
+    scene, text, name = describe_scattered(rng, split)
+    return Sample("caption", "scattered", (scene, rng.choice(REQUESTS).format("picture")), sentence(text), name)
 
 
 def caption_text(rng: random.Random, split: Split) -> Sample:
@@ -66,13 +84,13 @@ def caption_chart(rng: random.Random, split: Split) -> Sample:
 
 def caption_pictures(rng: random.Random, split: Split, num_pictures: int) -> Sample:
     """Describe several pictures, one after another."""
-    scenes, texts, names = zip(*(_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
+    scenes, texts, names = zip(*(describe_things(rng, split, most=1) for _ in range(num_pictures)), strict=True)
     answer = "; ".join(f"{ordinal}: {text}" for ordinal, text in zip(ORDINALS, texts, strict=False))
     return Sample(
         "caption",
         f"{num_pictures} pictures",
         (*scenes, rng.choice(REQUESTS).format("pictures").replace("does", "do")),
-        _sentence(answer),
+        sentence(answer),
         names[0],
     )
 
@@ -83,7 +101,7 @@ def caption_video(rng: random.Random, split: Split) -> Sample:
     if rng.random() < 0.5:
         clip, name, direction, _ = moving(rng, split)
         return Sample(
-            "caption", "motion", (clip, request), f"{_sentence(with_article(name))[:-1]} moves {direction}.", name
+            "caption", "motion", (clip, request), f"{sentence(with_article(name))[:-1]} moves {direction}.", name
         )
     clip, names, frames, asked = appearing(rng, split)
     text = ", ".join(f"{with_article(name)} in frame {frame}" for name, frame in zip(names, frames, strict=True))

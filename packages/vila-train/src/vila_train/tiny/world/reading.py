@@ -3,6 +3,8 @@
 A thing is a connected region that differs from the background. Its color is the nearest named color; its shape is the
 one that covers it best when it is drawn with the same area and center of gravity. Of drawn pictures, everything is read
 right from 96 pixels on, and 99.9 % of the attributes at 64. Blur and noise, as in a generated picture, do little harm.
+What looks like no color or shape of the world is `UNKNOWN`, which is never right: a smear does not count as its nearest
+shape.
 
 S image size in pixels
 """
@@ -24,6 +26,11 @@ FAINTEST = 60.0
 """Euclidean distance in RGB from which a pixel differs from the background. The palest color, pink, is 110 away."""
 SMALLEST = 0.004
 """Smallest share of the picture that is a thing; a thing as drawn covers at least 0.012."""
+FARTHEST = 75.0
+"""Largest distance in RGB from a named color. Shades are up to 25 away; blur at 64 pixels makes that 57."""
+LEAST_OVERLAP = 0.7
+"""Intersection over union with the drawn shape. Drawn shapes have 0.86 or more, blurred ones 0.75, smears below 0.7."""
+UNKNOWN = "unknown"
 _OVERSAMPLING = 4
 
 
@@ -32,6 +39,7 @@ class Seen:
     """A thing that was found in a picture.
 
     Attributes:
+        color, shape: names, or `UNKNOWN`.
         cell: index into `POSITIONS` of the cell that contains the center of its box.
     """
 
@@ -50,12 +58,14 @@ class Agreement:
     Attributes:
         color, shape, position: of things, right.
         things: wanted, or found if these are more: things that nobody asked for count as wrong.
+        has_right_count: whether as many were found as wanted.
     """
 
     color: int
     shape: int
     position: int
     things: int
+    has_right_count: bool
 
     @property
     def right(self) -> int:
@@ -74,16 +84,17 @@ def compare(wanted: Sequence[Thing], seen: Sequence[Seen]) -> Agreement:
         pairings = (zip(order, seen, strict=False) for order in permutations(wanted, len(seen)))
     else:
         pairings = (zip(wanted, order, strict=False) for order in permutations(seen, len(wanted)))
-    candidates = [_agreement([*pairing], things) for pairing in pairings]
+    candidates = [_agreement([*pairing], things, len(wanted) == len(seen)) for pairing in pairings]
     return max(candidates, key=lambda agreement: agreement.right)
 
 
-def _agreement(pairs: Sequence[tuple[Thing, Seen]], things: int) -> Agreement:
+def _agreement(pairs: Sequence[tuple[Thing, Seen]], things: int, has_right_count: bool) -> Agreement:
     return Agreement(
         sum(thing.color == seen.color for thing, seen in pairs),
         sum(thing.shape == seen.shape for thing, seen in pairs),
         sum(thing.cell == seen.cell for thing, seen in pairs),
         things,
+        has_right_count,
     )
 
 
@@ -126,14 +137,15 @@ def _regions(mask: NDArray[np.bool_]) -> Iterator[NDArray[np.bool_]]:
 
 def _read(pixels: NDArray[np.float32], background: NDArray[np.float32], region: NDArray[np.bool_]) -> Seen:
     own = _own_color(pixels, background, region)
-    color = min(COLORS, key=lambda name: float(np.linalg.norm(own - np.array(COLORS[name]))))
+    distances = {name: float(np.linalg.norm(own - np.array(color))) for name, color in COLORS.items()}
+    color = min(distances, key=distances.__getitem__)
     # The share of the thing's color in each pixel: 1 inside, 0 outside, between at a smooth edge.
     axis = own - background
     share = np.where(_grown(region), np.clip((pixels - background) @ axis / (axis @ axis), 0, 1), 0)
     rows, columns = np.nonzero(region)
     size = region.shape[0]
     row, column = (int(1.5 * (at.min() + at.max() + 1) / size) for at in (rows, columns))
-    return Seen(color, _shape(share), 3 * row + column)
+    return Seen(color if distances[color] <= FARTHEST else UNKNOWN, _shape(share), 3 * row + column)
 
 
 def _own_color(
@@ -156,7 +168,10 @@ def _grown(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _shape(share: NDArray[np.float32]) -> str:
-    """Return the shape that covers `share` `[S, S]` best, drawn with the same area and the same center of gravity."""
+    """Return the shape that covers `share` `[S, S]` best, drawn with the same area and the same center of gravity.
+
+    `UNKNOWN` if it does not cover it well.
+    """
     ys, xs = np.indices(share.shape) + 0.5
     area = share.sum()
     center = np.array([(share * xs).sum(), (share * ys).sum()]) / area
@@ -168,7 +183,9 @@ def _shape(share: NDArray[np.float32]) -> str:
         mask = _mask((corners - own_center) * radius + center, share.shape[0])
         return float(np.minimum(share, mask).sum() / np.maximum(share, mask).sum())
 
-    return max(SHAPES, key=overlap)
+    overlaps = {name: overlap(name) for name in SHAPES}
+    best = max(overlaps, key=overlaps.__getitem__)
+    return best if overlaps[best] >= LEAST_OVERLAP else UNKNOWN
 
 
 @cache

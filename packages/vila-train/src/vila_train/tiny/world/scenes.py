@@ -90,6 +90,7 @@ class Sample:
         prompt: text and media in order.
         answer: the one right answer.
         subject: the combination that the question is about; outside training it is held out (see `combinations`).
+        drawn: the picture that answers a request to draw, whose `answer` is empty; None for questions.
     """
 
     task: str
@@ -97,17 +98,18 @@ class Sample:
     prompt: tuple[str | Scene | Clip, ...]
     answer: str
     subject: str
+    drawn: Scene | None = None
 
     @property
     def scenes(self) -> list[Scene]:
-        """All pictures and frames, in order."""
+        """All pictures and frames, in order; one to be drawn is the last."""
         found: list[Scene] = []
         for part in self.prompt:
             if isinstance(part, Scene):
                 found.append(part)
             elif isinstance(part, Clip):
                 found.extend(part.frames)
-        return found
+        return found if self.drawn is None else [*found, self.drawn]
 
     @property
     def question(self) -> str:

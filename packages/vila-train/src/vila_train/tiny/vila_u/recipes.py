@@ -1,0 +1,100 @@
+"""The recipe of vila-tiny-u: the tower's own stage, then the language model with projector and head, from nothing.
+
+The stages are those of VILA-U (arXiv 2409.04429): the tower is trained first and frozen then; pretraining and SFT see
+pictures and draw them. One in ten of the pictures to be drawn has no description, so that guidance works.
+"""
+
+from collections.abc import Sequence
+
+from vila_core.errors import ConfigError, unknown_name
+from vila_train.tiny.recipes import SINGLE, SINGLE_CAPTIONS, Draw, StageConfig
+from vila_train.tiny.world import DRAWINGS, TOWER_CAPTIONS
+
+TOWER_STAGE = "tower"
+
+
+def tower() -> StageConfig:
+    """Pictures and descriptions: reconstruction, commitment and contrast. Nothing else is trained."""
+    return StageConfig(
+        name=TOWER_STAGE,
+        tune_vision_tower=True,
+        tune_projector=False,
+        tune_language_model=False,
+        steps=6000,
+        learning_rate=1e-3,
+        draws=(
+            Draw(
+                counts={"caption_things": 80, "caption_scattered": 80, "caption_text": 56, "caption_chart": 40},
+            ),
+        ),
+        weight_decay=0.01,
+        evaluate_every=1000,
+    )
+
+
+def pretrain() -> StageConfig:
+    """Descriptions of pictures, and pictures of descriptions. The tower is frozen."""
+    return StageConfig(
+        name="pretrain",
+        tune_vision_tower=False,
+        tune_projector=True,
+        tune_language_model=True,
+        steps=4000,
+        learning_rate=1.5e-3,
+        draws=(
+            Draw(counts=dict.fromkeys(SINGLE_CAPTIONS, 48)),
+            Draw(counts={"draw_things": 180, "draw_anywhere": 50, "draw_nothing": 26}),
+        ),
+        weight_decay=0.02,
+    )
+
+
+def sft() -> StageConfig:
+    """The tasks about one picture, some descriptions, and pictures of descriptions."""
+    return pretrain().model_copy(
+        update={
+            "name": "sft",
+            "steps": 8000,
+            "learning_rate": 1e-3,
+            "draws": (
+                Draw(counts={**dict.fromkeys(SINGLE, 24), **dict.fromkeys(SINGLE_CAPTIONS, 12)}),
+                Draw(counts={"draw_things": 120, "draw_anywhere": 24, "draw_nothing": 16}),
+            ),
+        }
+    )
+
+
+def tiny_u_stages() -> tuple[StageConfig, ...]:
+    """Return the stages of vila-tiny-u in order."""
+    return (tower(), pretrain(), sft())
+
+
+def choose_stages(names: Sequence[str]) -> tuple[StageConfig, ...]:
+    """Return the named stages in training order, or all if `names` is empty.
+
+    Raises:
+        ConfigError: unknown stage.
+    """
+    stages = {stage.name: stage for stage in tiny_u_stages()}
+    for name in names:
+        if name not in stages:
+            raise ConfigError(unknown_name("stage", name, stages))
+    return tuple(stage for name, stage in stages.items() if not names or name in names)
+
+
+def draws_pictures(draw: Draw) -> bool:
+    """Return whether the pictures of these samples are answers."""
+    return all(source in DRAWINGS for source in draw.counts)
+
+
+TINY_U_SAMPLES: dict[str, int] = {
+    "caption_things": 50_000,
+    **dict.fromkeys(TOWER_CAPTIONS, 40_000),
+    "caption_text": 30_000,
+    "caption_chart": 25_000,
+    "draw_things": 90_000,
+    "draw_anywhere": 25_000,
+    "draw_nothing": 10_000,
+    **dict.fromkeys(SINGLE, 20_000),
+}
+"""Number of training samples to render of each source: 430,000 pictures."""
