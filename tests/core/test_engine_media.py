@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 import vila_core as vila
-from vila_core import runtime
+from vila_core import loaded_model
 from vila_core.engine.media import MediaEmbeddings
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import PromptError
@@ -59,7 +59,7 @@ def test_pictures_of_a_batch_are_encoded_together_and_each_once(model: vila.Vila
 @pytest.fixture
 def beside_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encode pictures while prompts are prepared, as on a GPU."""
-    monkeypatch.setattr(runtime, "_works_beside_the_host", lambda device: True)
+    monkeypatch.setattr(loaded_model, "_works_beside_the_host", lambda device: True)
 
 
 @pytest.mark.usefixtures("beside_the_host")

@@ -1,171 +1,41 @@
-"""A loaded model, as users see it in a notebook.
-
-Dimensions: T' tokens with media spliced in, D language model width, V vocabulary.
-"""
+"""A loaded model, as users see it in a notebook."""
 
 import random
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Unpack
 
-import torch
-
-from vila_core.chat import ChatTemplate, Message
-from vila_core.checkpoint import Checkpoint, estimate
-from vila_core.checkpoint.description import count, name_checkpoint, name_family
-from vila_core.config import VilaConfig
+from vila_core.answers import RunningPrompt, answer_each, completion_of
 from vila_core.conversation import Prompt
-from vila_core.display import html
 from vila_core.encoders import ExpandedPrompt
 from vila_core.engine.answer import Generated
-from vila_core.engine.completion import Completion, OutputPart, Timings, Usage
-from vila_core.engine.drawing import Drawn, OutputModes
+from vila_core.engine.completion import Completion, OutputPart
+from vila_core.engine.drawing import Drawn
 from vila_core.engine.drawing_settings import DrawingConfig, DrawingSettings, takes_drawing_settings
-from vila_core.engine.engine import Engine
-from vila_core.engine.inputs import EngineInput, MediaPrompt, TextPrompt
-from vila_core.engine.limits import EngineConfig
-from vila_core.engine.media import MediaEmbeddings
+from vila_core.engine.inputs import MediaPrompt, TextPrompt
 from vila_core.engine.painting import OnProgress, checked_count, paint, picture_request
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
-from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
 from vila_core.generation.pictures import VIDEO_FPS, Codes, preview, to_frames, to_medium
-from vila_core.generation.prompts import PicturePrompts, checked_text, require_kind
-from vila_core.inspection import Inspection
+from vila_core.generation.prompts import checked_text, require_kind
 from vila_core.language.divided import current
-from vila_core.media import MediaLimits, Video
-from vila_core.model import PromptBatch, VilaModel
-from vila_core.prepared_videos import PreparedVideos
-from vila_core.prompt import PreparedMedium, PreparedPrompt, prepare
-from vila_core.token_counts import require_room, token_counts
-from vila_core.tokenizer import Tokenizer
+from vila_core.loaded_model import LoadedModel
+from vila_core.media import Video
+from vila_core.prompt import PreparedPrompt
 
 if TYPE_CHECKING:
     import PIL.Image
 
-    from vila_core.towers.rq_siglip.tower import RQSiglipTower
 
-OTHER_NAMES = {
-    **dict.fromkeys(("generate_content", "predict", "ask", "query"), "To get an answer, use model.generate(prompt)."),
-    **dict.fromkeys(
-        ("to", "cuda", "cpu", "half", "float", "bfloat16"),
-        "Choose when loading: vila_core.load(…, device='cuda', dtype='bfloat16').",
-    ),
-    **dict.fromkeys(
-        ("eval", "train", "requires_grad_"), "The model is ready for inference; model.network is the module."
-    ),
-    **dict.fromkeys(
-        ("parameters", "named_parameters", "state_dict", "modules", "named_modules", "forward", "num_parameters"),
-        "The torch module is model.network.",
-    ),
-    **dict.fromkeys(("llm", "vision_tower", "mm_projector"), "The parts of the model are in model.network."),
-    **dict.fromkeys(("processor", "image_processor"), "Prompts are prepared by model.prepare(prompt)."),
-    **dict.fromkeys(("encode", "decode"), "Texts are encoded by model.tokenizer."),
-    **dict.fromkeys(("generation_config", "default_generation_config"), "Settings are arguments of model.generate."),
-    **dict.fromkeys(
-        ("generate_images", "generate_image_content", "draw", "text_to_image"),
-        "To draw, use model.generate_image(prompt, n=4).",
-    ),
-    "from_pretrained": "Models are loaded by vila_core.load('owner/name').",
-    "save_pretrained": "Checkpoints are written by the program `vila convert`.",
-    "batch_generate": "For several prompts, use model.generate_batch(prompts).",
-    "generate_stream": "For an answer piece by piece, use model.stream(prompt).",
-    "chat_template": "The template is model.template.",
-}
-"""Names of other libraries -> what to use instead."""
-
-
-class Vila:
+class Vila(LoadedModel):
     """A VILA-family model, ready to answer. Made by `vila_core.load`.
 
     A prompt is a text, a list of texts and media in order, or a conversation: a list of `Message`s or of dicts such as
     `{"role": "user", "content": …}`. Media are `Image`s, `Video`s, paths, PIL images, arrays, or content parts of
     OpenAI and transformers. Answers are greedy by default.
     """
-
-    def __init__(
-        self,
-        network: VilaModel,
-        tokenizer: Tokenizer,
-        template: ChatTemplate,
-        *,
-        config: VilaConfig,
-        limits: MediaLimits,
-        checkpoint: Checkpoint | None = None,
-        engine: EngineConfig | None = None,
-    ):
-        self.network = network
-        self.tokenizer = tokenizer
-        self.template = template
-        self.config = config
-        self.limits = limits
-        self.checkpoint = checkpoint
-        self.stop_token_ids = tokenizer.stop_token_ids(template)
-        self._engine_config = engine or EngineConfig()
-        self._videos = PreparedVideos(self._engine_config.video_cache_bytes)
-        self.on_phase: Callable[[str], None] = _ignore
-        """Called with what runs now, such as "Encoding 1 image and 1 video (13 tiles)"; programs show it."""
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.network.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.network.parameters()).dtype
-
-    @cached_property
-    def image_tokenizer(self) -> ImageTokenizer:
-        """Pictures to codes and back (VILA-U). Raises `ConfigError` for models whose tower makes no codes."""
-        require_codes(self.config.vision_tower)
-        tower = cast("RQSiglipTower", cast("object", self.network.vision_tower))
-        return ImageTokenizer(tower, self.config.pixels, self.config.preprocess)
-
-    @property
-    def name(self) -> str:
-        """The hub id or folder name of the checkpoint."""
-        return "no checkpoint" if self.checkpoint is None else name_checkpoint(self.checkpoint.path)
-
-    def __repr__(self) -> str:
-        facts = self._facts()
-        method = f", {facts['quantization']}" if "quantization" in facts else ""
-        return (
-            f"Vila({self.name!r}, {facts['family']}, {facts['parameters']} parameters{method}, "
-            f"{facts['dtype']} on {facts['device']}, chat template '{self.template.name}', context {facts['context']})"
-        )
-
-    def _repr_html_(self) -> str:
-        return html.card(f"Vila: {self.name}", html.facts_table(self._facts()))
-
-    def _facts(self) -> dict[str, str]:
-        """Return what `repr` shows besides the name."""
-        checkpoint = self.checkpoint
-        if checkpoint is None:
-            parameters = sum(parameter.numel() for parameter in self.network.parameters())
-        else:
-            parameters = estimate(checkpoint).parameters
-        method = None if checkpoint is None or checkpoint.quantization is None else checkpoint.quantization.method
-        return {
-            "family": name_family(self.config),
-            "parameters": count(parameters),
-            **({} if method is None else {"quantization": method}),
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "device": str(self.device),
-            "chat template": self.template.name,
-            "context": f"{self.config.language_model.max_length:,} tokens",
-        }
-
-    if not TYPE_CHECKING:  # otherwise a type checker would accept every name
-
-        def __getattr__(self, name: str) -> object:
-            hint = f" {OTHER_NAMES[name]}" if name in OTHER_NAMES else ""
-            raise AttributeError(f"'Vila' object has no attribute {name!r}.{hint}", name=name, obj=self)
 
     @takes_generation_settings
     def generate(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> str:
@@ -276,47 +146,15 @@ class Vila:
         Raises:
             GenerationError: a setting is out of range.
         """
-        return self._complete_each(prompts, GenerationConfig.model_validate(settings), at_once)
+        generation = GenerationConfig.model_validate(settings)
+        return answer_each(prompts, at_once, lambda prompt: self._start(prompt, generation), self.engine.step)
 
-    def _complete_each(
-        self, prompts: "Iterable[Prompt | PreparedPrompt | None]", generation: GenerationConfig, at_once: int
-    ) -> Iterator[Completion | VilaError]:
-        running: deque[_Running | VilaError] = deque()
-        try:
-            for prompt in prompts:
-                if prompt is not None:
-                    while sum(not _has_ended(one) for one in running) >= at_once:
-                        self.engine.step()
-                    running.append(self._start(prompt, generation))
-                elif not all(_has_ended(one) for one in running):
-                    self.engine.step()
-                while running and _has_ended(running[0]):
-                    yield self._finish(running.popleft())
-            while running:
-                yield self._finish(running.popleft())
-        finally:
-            for one in running:
-                if isinstance(one, _Running):
-                    one.handle.cancel()
-
-    def _start(self, prompt: "Prompt | PreparedPrompt", generation: GenerationConfig) -> "_Running | VilaError":
-        """Put a prompt into the engine's queue; return the error if it cannot be answered."""
-        try:
-            prepared = self.prepare(prompt)
-            expanded = self._expand(prepared)
-            handle = self.engine.submit_when_free(MediaPrompt(self.network, prepared, expanded), generation)
-            return _Running(prepared, expanded, handle)
-        except VilaError as error:
-            return error
-
-    def _finish(self, running: "_Running | VilaError") -> Completion | VilaError:
-        """Wait for an answer."""
-        if isinstance(running, VilaError):
-            return running
-        try:
-            return self._completion(running.prompt, running.expanded, running.handle.result())
-        except VilaError as error:
-            return error
+    def _start(self, prompt: "Prompt | PreparedPrompt", generation: GenerationConfig) -> RunningPrompt:
+        """Put a prompt into the engine's queue, when there is room."""
+        prepared = self.prepare(prompt)
+        expanded = self._expand(prepared)
+        handle = self.engine.submit_when_free(MediaPrompt(self.network, prepared, expanded), generation)
+        return RunningPrompt(handle, lambda: self._completion(prepared, expanded, handle.result()))
 
     @takes_generation_settings
     def stream(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> Iterator[str]:
@@ -351,21 +189,6 @@ class Vila:
                 yield text
         if text := times.finish():
             yield text
-
-    @cached_property
-    def engine(self) -> Engine:
-        """What answers the prompts of all methods, those of other threads too. It is made with the first prompt."""
-        modes = self._output_modes
-        return Engine(self.network.llm, self.tokenizer, self.stop_token_ids, self._engine_config, self._encode, modes)
-
-    @cached_property
-    def _output_modes(self) -> OutputModes | None:
-        """What it makes besides text."""
-        head = self.network.generation_head
-        if head is None:
-            return None
-        prompts = PicturePrompts(head, self.template, self.tokenizer, self.config.language_model.max_length)
-        return OutputModes(head, prompts.start_tokens, prompts.ids)
 
     @takes_drawing_settings
     def generate_image(
@@ -490,115 +313,6 @@ class Vila:
         modes = self._output_modes
         return {} if modes is None else {kind: token for token, kind in modes.kinds.items()}
 
-    @cached_property
-    def _media(self) -> MediaEmbeddings:
-        return MediaEmbeddings(self.network, self._engine_config.media_cache_bytes)
-
-    def _encode(self, prompts: Sequence[tuple[EngineInput, int, int]], max_tiles: int) -> None:
-        """Encode media of prompts for the engine; see `LoadMedia`."""
-        inputs = [(prompt, start, end) for prompt, start, end in prompts if isinstance(prompt, MediaPrompt)]
-        if missing := [prompt.missing(start) for prompt, start, _ in inputs if prompt.missing(start)]:
-            kinds = [kind for parts in missing for _, kind in dict.fromkeys((p.number, p.medium.kind) for p in parts)]
-            self.on_phase(_encoding_phase(kinds, sum(len(part.medium.tiles) for parts in missing for part in parts)))
-            self._media.load([prompt.missing(start, end) for prompt, start, end in inputs], max_tiles)
-        self.on_phase(f"Reading the prompt ({sum(len(prompt) - start for prompt, start, _ in inputs):,} tokens)")
-
-    def time_token_stream(self, prompt: PreparedPrompt) -> TimeTokenStream:
-        """Return what turns the time tokens of an answer into seconds of the prompt's last video."""
-        return TimeTokenStream.of_video(self.config.time_tokens, prompt.video_duration)
-
-    @torch.inference_mode()
-    def inspect(self, prompt: "Prompt | PreparedPrompt", *, num_logits: int = 16) -> Inspection:
-        """Return what the model sees of `prompt`, step by step, without generating.
-
-        Args:
-            prompt: as for `generate`.
-            num_logits: for how many of the last positions to compute scores.
-        """
-        prepared = self.prepare(prompt)
-        expanded = self._expand(prepared)
-        if prepared.media:
-            kinds = [medium.kind for medium in prepared.media]
-            self.on_phase(_encoding_phase(kinds, sum(len(medium.tiles) for medium in prepared.media)))
-        with current(self.device):
-            embeds = self.network.embed(PromptBatch.of([prepared], [expanded], self.device))  # [T', D]
-            self.on_phase(f"Reading the prompt ({len(embeds):,} tokens)")
-            hidden = self.network.llm(embeds[None])[0]
-            logits = self.network.llm.logits(hidden[-num_logits:])
-        return Inspection(
-            prompt_text=prepared.text,
-            input_ids=prepared.input_ids,
-            media=prepared.media,
-            pixel_values=torch.cat([medium.tiles.pixels for medium in prepared.media]) if prepared.media else None,
-            media_embeddings=[embeds[block.start : block.stop] for one in expanded.blocks for block in one],
-            inputs_embeds=embeds,
-            last_hidden=hidden,
-            logits=logits,
-            token_counts=token_counts(prepared, expanded),
-            config=self.config,
-        )
-
-    def prepare(self, prompt: "Prompt | PreparedPrompt") -> PreparedPrompt:
-        """Load and tile the media of `prompt`, render its template and tokenize. It uses no GPU; a thread can do it.
-
-        Every method that takes a prompt also takes a prepared one.
-        """
-        return self._prepare(prompt, None)
-
-    def _prepare(
-        self,
-        prompt: "Prompt | PreparedPrompt",
-        on_media: Callable[[Sequence[PreparedMedium]], None] | None,
-    ) -> PreparedPrompt:
-        if isinstance(prompt, PreparedPrompt):
-            return prompt
-        self.on_phase("Preparing the prompt")
-        return prepare(
-            prompt, self.config, self.tokenizer, self.template, self.limits, videos=self._videos, on_media=on_media
-        )
-
-    def _prepare_and_encode(self, prompt: "Prompt | PreparedPrompt") -> PreparedPrompt:
-        """`prepare` a prompt that is answered next. A GPU without other work encodes its picture meanwhile."""
-
-        def begin(media: Sequence[PreparedMedium]) -> None:
-            # What fails here is done, and fails, again in the engine's step, which knows which request to end.
-            with suppress(Exception):
-                self.engine.while_idle(lambda: self._media.begin(media))
-
-        return self._prepare(prompt, begin if _works_beside_the_host(self.device) else None)
-
-    def prepare_untrusted(
-        self, conversation: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
-    ) -> PreparedPrompt:
-        """Do as `prepare` for messages that strangers wrote, whose parts are strings, `Image`s and `Video`s.
-
-        `prepare` warns when a text names an existing file, for which it looks in the file system; this does not.
-
-        Args:
-            conversation: the messages.
-            tools: functions that the model may call, in OpenAI's form, for chat templates that list them.
-        """
-        return prepare(
-            (),
-            self.config,
-            self.tokenizer,
-            self.template,
-            self.limits,
-            videos=self._videos,
-            conversation=conversation,
-            tools=tools,
-        )
-
-    def count_tokens(self, prompt: PreparedPrompt) -> dict[str, int]:
-        """Count the tokens of a prompt by part, without encoding anything. Raises `PromptError` as `complete` does."""
-        return token_counts(prompt, self._expand(prompt))
-
-    def _expand(self, prompt: PreparedPrompt) -> ExpandedPrompt:
-        """Make room for the media. Raises `PromptError` if no room is left in the context."""
-        expanded = self.network.expand(prompt)
-        require_room(prompt, expanded, self.config.language_model.max_length)
-        return expanded
-
     def _parts(self, prompt: PreparedPrompt, answer: Generated) -> tuple[OutputPart, ...]:
         """Return the text of an answer and what was drawn in it, in order."""
         parts: list[OutputPart] = []
@@ -613,46 +327,4 @@ class Vila:
         return tuple(parts)
 
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
-        return Completion(
-            parts=self._parts(prompt, answer),
-            token_ids=answer.token_ids,
-            finish_reason=answer.finish_reason,
-            usage=Usage(
-                prompt_tokens=len(expanded.ids),
-                media_tokens=sum(expanded.media_lengths),
-                completion_tokens=len(answer.token_ids),
-                cached_tokens=answer.cached_tokens,
-                drafted_tokens=answer.drafted_tokens,
-                accepted_tokens=answer.accepted_tokens,
-            ),
-            timings=Timings(prompt.seconds, answer.encode_seconds, answer.prefill_seconds, answer.decode_seconds),
-            logprobs=answer.logprobs or None,
-        )
-
-
-@dataclass(frozen=True)
-class _Running:
-    """A prompt that is being answered."""
-
-    prompt: PreparedPrompt
-    expanded: ExpandedPrompt
-    handle: Handle
-
-
-def _has_ended(running: _Running | VilaError) -> bool:
-    return isinstance(running, VilaError) or running.handle.has_ended
-
-
-def _works_beside_the_host(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def _ignore(phase: str) -> None:
-    pass
-
-
-def _encoding_phase(kinds: Sequence[str], tiles: int) -> str:
-    """Return what is encoded, such as "Encoding 2 images (14 tiles)", from the kind of each medium."""
-    numbers = Counter(kinds)
-    media = " and ".join(f"{number} {kind}{'s'[: number != 1]}" for kind, number in numbers.items())
-    return f"Encoding {media} ({tiles} tile{'s'[: tiles != 1]})"
+        return completion_of(prompt, expanded, answer, self._parts(prompt, answer))
