@@ -18,10 +18,11 @@ from vila_train.recipes import RECIPES
 from vila_train.recipes.tiny import TinyConfig
 from vila_train.settings import build_recipe, change, read_config, write_config
 
-P, PV, PL, ALL = (
+P, PV, PL, PLG, ALL = (
     {"projector"},
     {"projector", "vision_tower"},
     {"projector", "language_model"},
+    {"projector", "language_model", "generation_head"},
     {"projector", "vision_tower", "language_model"},
 )
 
@@ -42,6 +43,8 @@ TABLE = {
     "vila1.5-pretrain": (PL, 5e-5, 1024, 4096, 1.0),
     "vila1.5-sft": (ALL, 1e-4, 512, 4096, 1.0),
     "vila1.5-sft-40b": (ALL, 2e-5, 512, 4096, 1.0),
+    "vila-u-pretrain": (PLG, 5e-5, 4096, 8192, 1.0),
+    "vila-u-sft": (PLG, 1e-4, 4096, 8192, 1.0),
 }
 
 

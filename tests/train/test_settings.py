@@ -106,7 +106,7 @@ def test_later_assignments_win_and_others_stay(config: TrainConfig):
         ("optimizer.betas=0.9", "optimizer.betas"),
         ("optimizer.warmup_ratio=1.5", "must be less than 1"),
         ("optimizer.schedule=cosin", "must be 'cosine', 'linear' or 'constant'"),
-        ("tune=projectr", "must be 'vision_tower', 'projector' or 'language_model'"),
+        ("tune=projectr", "must be 'vision_tower', 'projector', 'language_model' or 'generation_head'"),
         ("optimizer.part_learning_rates.head=1", "optimizer.part_learning_rates.head"),
         ("compute.precision=fp16", "must be 'bf16' or 'fp32'"),
         ("compute.ring=2", "must be 1"),

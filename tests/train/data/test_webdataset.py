@@ -93,6 +93,14 @@ def test_captions_as_documents(tmp_path: Path):
     assert text == "\n<IMAGE> of a cat"
 
 
+def test_pictures_to_draw_from_captions(tmp_path: Path):
+    members = [("1.png", picture()), ("1.json", b'{"prompt": "A <image> of a cat"}')]
+    user, assistant = open_tar(tmp_path, members, learn="picture")[0].messages
+    assert user.content == ["A <IMAGE> of a cat"]
+    (image,) = assistant.content  # pyright: ignore
+    assert isinstance(image, Image)
+
+
 @pytest.mark.parametrize(
     "members",
     [

@@ -11,10 +11,15 @@ from pydantic import Field
 from vila_core.config import Settings
 from vila_train.number_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Ratio, Seed
 
-Part = Literal["vision_tower", "projector", "language_model"]
-"""The parts of a model that are tuned or frozen together."""
+Part = Literal["vision_tower", "projector", "language_model", "generation_head"]
+"""The parts of a model that are tuned or frozen together. Only models that draw have a generation head."""
 
-PARTS: dict[Part, str] = {"vision_tower": "vision_tower", "projector": "mm_projector", "language_model": "llm"}
+PARTS: dict[Part, str] = {
+    "vision_tower": "vision_tower",
+    "projector": "mm_projector",
+    "language_model": "llm",
+    "generation_head": "generation",
+}
 """The attribute of `VilaModel` that holds each part."""
 
 
@@ -80,6 +85,8 @@ class DataConfig(Settings):
             `rows_per_step`. None: `rows_per_step`, or a multiple (32 or more) for a large data set.
         lookahead: samples that each lane chooses from to fill a row.
         workers: loading processes per rank; 0 loads in the training process.
+        caption_dropout: share of the samples that ask for a picture whose text is left out, so that a model that draws
+            also learns to draw without a prompt. Guidance needs that.
     """
 
     mixture: str
@@ -93,6 +100,7 @@ class DataConfig(Settings):
     lanes: PositiveInt | None = None
     lookahead: PositiveInt = 32
     workers: NonNegativeInt = 4
+    caption_dropout: Ratio = 0.1
 
 
 class OptimizerConfig(Settings):

@@ -19,7 +19,7 @@ from vila_core.generation.heads import MODELS_THAT_DRAW, OutputKind, TrainableHe
 from vila_core.media import Image, MediaLimits, Video
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
-from vila_train.data.conversations import Conversation, SampleError
+from vila_train.data.conversations import SampleError
 from vila_train.data.turns import is_learned
 
 if TYPE_CHECKING:
@@ -132,18 +132,3 @@ def pictures_in(message: Message) -> list[Image | Video]:
 
 def _kind_of(part: Image | Video) -> str:
     return "image" if isinstance(part, Image) else "video"
-
-
-def without_prompt(conversation: Conversation) -> Conversation | None:
-    """Return a sample of drawing without its text, which is how the model learns to draw without a prompt.
-
-    None for other samples: those with a picture in a question, a text in an answer, or several questions.
-    """
-    asked = [message for message in conversation.messages if message.role != "system"]
-    if conversation.is_document or [message.role for message in asked] != ["user", "assistant"]:
-        return None
-    question, answer = asked
-    texts = [part for part in parts_of(answer) if isinstance(part, str) and part.strip()]
-    if pictures_in(question) or texts or not pictures_in(answer) or not is_learned(answer):
-        return None
-    return Conversation(conversation.name, [Message("user", ""), answer])

@@ -26,7 +26,7 @@ def vila_datasets() -> Sequence[Dataset]:
 
 @hookimpl
 def vila_recipes() -> Sequence[Recipe]:
-    """The published stages of NVILA, NVILA-Lite and VILA-1.5, vila-tiny and vila-tiny-u."""
+    """The published stages of NVILA, NVILA-Lite, VILA-1.5 and VILA-U, vila-tiny and vila-tiny-u."""
     from vila_train.recipes import RECIPES
 
     return RECIPES

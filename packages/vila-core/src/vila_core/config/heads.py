@@ -13,9 +13,13 @@ from vila_core.config.towers import VisionTowerConfig
 
 
 class GenerationHeadConfig(Config):
-    """A head that draws: see `vila_core.generation.heads`. `name` is a registered component."""
+    """A head that draws: see `vila_core.generation.heads`. `name` is a registered component.
+
+    `knows_empty_prompt` says whether it was trained with prompts left out too, which guidance needs.
+    """
 
     name: str
+    knows_empty_prompt: bool = True
 
     def require_fit(
         self, tower: VisionTowerConfig, projector: ProjectorConfig, language_model: LanguageModelConfig
@@ -45,8 +49,6 @@ class DepthTransformerConfig(GenerationHeadConfig):
     video_start_token: str | None = "<vi_start>"
     video_end_token: str | None = "<vi_end>"
     video_frames: Frames = 8
-    knows_empty_prompt: bool = True
-    """Whether it was trained with prompts left out, which guidance needs."""
 
     def require_fit(
         self, tower: VisionTowerConfig, projector: ProjectorConfig, language_model: LanguageModelConfig

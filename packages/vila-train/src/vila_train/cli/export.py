@@ -10,8 +10,13 @@ def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Annotated[Path, typer.Argument(help="New folder for the model.")],
     format: Annotated[
-        str, typer.Option("--format", metavar="NAME", help="vila, or nvila (which SGLang serves).")
-    ] = "vila",
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="vila, nvila (which SGLang serves), or vila-u (default: vila-u for a model that draws, else vila).",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32 (default: bfloat16).")
     ] = None,

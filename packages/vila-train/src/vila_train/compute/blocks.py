@@ -26,7 +26,7 @@ from vila_core.language.attention import AttentionFunction, AttentionInputs, sdp
 from vila_core.language.decoder import Block
 from vila_core.model import VilaModel
 from vila_train.compute.fused import Fused
-from vila_train.compute.layers import repeated_layers
+from vila_train.compute.layers import separate_layers
 
 Recomputed = Literal["none", "full", "linears"]
 Function = Callable[..., Any]
@@ -44,7 +44,7 @@ def prepare_layers(network: VilaModel, recomputed: Recomputed, *, compiled: bool
     if recomputed == "none" and not compiled:
         return
     fused = Fused.compiled() if compiled else Fused()
-    for layer in repeated_layers(network):
+    for layer in separate_layers(network):
         forward: Function = layer.forward
         if isinstance(layer, Block):
             forward = Segments(layer, fused, recomputed == "linears")

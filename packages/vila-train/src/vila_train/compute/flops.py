@@ -3,7 +3,8 @@
 A product of an `[M, K]` and a `[K, N]` matrix counts as 2 M K N. Counted are
 
 - products with weights of the vision tower (all tiles, the layers that run), the projector (all tiles that it
-  projects), the language model's layers (all tokens) and its head (labelled tokens);
+  projects), the language model's layers (all tokens) and its head (labelled tokens), and the generation head (each
+  linear once for each code of a picture that is to be drawn);
 - attention: two products in the forward pass, over the keys that a token really sees: within its sample, causally;
 - the backward pass, as far as something learns: a gradient of inputs costs as much as the forward pass, and so does
   one of weights. A frozen weight has no gradient of its own; a frozen tower has none at all. Attention costs twice the
@@ -72,6 +73,7 @@ class ModelFlops:
         config: of the model.
         tower, projector: by tile.
         layers, head: by token.
+        generation: the generation head, by position of a picture that is to be drawn; None for a model without one.
         pair: of attention in all layers, by pair of a token and a key that it sees.
     """
 
@@ -80,6 +82,7 @@ class ModelFlops:
     projector: PartFlops
     layers: PartFlops
     head: PartFlops
+    generation: PartFlops | None
     pair: float
 
     @classmethod
@@ -99,6 +102,7 @@ class ModelFlops:
             PartFlops(of_projector[0], 0.0, of_projector[1], _weights_learn([projector]), media_learn),
             PartFlops(_weights(blocks), _adapters(blocks), 0.0, _weights_learn(blocks), everything),
             PartFlops(head, 0.0, 0.0, _head_learns(llm), everything),
+            _of_generation(network, everything),
             4.0 * _query_width(language) * len(blocks),
         )
 
@@ -113,6 +117,7 @@ class ModelFlops:
             + self.projector.step(sum(_projected_tiles(medium, self.config) for medium in media))
             + self.layers.step(sum(row.batch.lengths), self.pair * pairs)
             + self.head.step(row.num_labels)
+            + (0.0 if self.generation is None else self.generation.step(row.counts.positions))
         )
 
 
@@ -136,6 +141,15 @@ def _of_tile(config: VilaConfig) -> tuple[tuple[float, float], tuple[float, floa
         with FlopCounterMode(display=False) as of_projector:
             projector(torch.empty(1, features.shape[1], config.projector.in_size))
     return _split(of_tower), _split(of_projector)
+
+
+def _of_generation(network: VilaModel, hidden_learns: bool) -> PartFlops | None:
+    """Return the operations of the generation head for one position."""
+    head, module = network.generation_head, network.generation
+    if head is None or module is None:
+        return None
+    weights, learns = _weights([module]) * head.codes_per_position, _weights_learn([module])
+    return PartFlops(weights, 0.0, 0.0, learns, hidden_learns or learns)
 
 
 def _split(counter: FlopCounterMode) -> tuple[float, float]:

@@ -11,6 +11,10 @@ Format = Literal["llava", "chat", "qa", "texts", "mmc4", "webdataset", "m3it", "
 """How the records of a dataset are to be understood; see `vila_train.data.formats`."""
 
 
+Learned = Literal["answer", "document", "picture"]
+"""What is learned from a picture and its caption."""
+
+
 def _as_list(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
@@ -32,7 +36,7 @@ class DatasetEntry(Config):
         choose_images: which images of a longer MMC4 document: the first, as the reference, or the most similar to
             their sentences.
         learn: what is learned from captions in webdataset: the caption as the "answer" to its image, or as a "document"
-            without a chat template.
+            without a chat template, or the "picture", which a model that draws draws from its caption.
         split: of tables that have several.
         columns: names of a table's columns in other datasets, by the names that the format expects.
         subsets: files that `vila-train prune` wrote, by the names that stand after the `@` in a mixture.
@@ -48,7 +52,7 @@ class DatasetEntry(Config):
     placement: Placement = "auto"
     max_images: PositiveInt = 6
     choose_images: Literal["first", "similarity"] = "first"
-    learn: Literal["answer", "document"] = "answer"
+    learn: Learned = "answer"
     split: str = "train"
     columns: dict[str, str] = Field(default_factory=dict)
     subsets: dict[str, str] = Field(default_factory=dict)

@@ -88,7 +88,7 @@ _READERS: dict[Format, Callable[[DatasetEntry, MediaFolder], Reader]] = {
     "qa": lambda entry, media: QuestionReader(media),
     "texts": lambda entry, media: TextsReader(media),
     "mmc4": lambda entry, media: Mmc4Reader(media, entry.max_images, entry.choose_images),
-    "webdataset": lambda entry, media: WebdatasetReader(entry.learn == "document", entry.placement),
+    "webdataset": lambda entry, media: WebdatasetReader(entry.learn, entry.placement),
     "m3it": lambda entry, media: M3itReader(media),
     "flan": lambda entry, media: FlanReader(),
     "video": lambda entry, media: VideoReader(media),

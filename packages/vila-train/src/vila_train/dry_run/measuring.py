@@ -162,6 +162,7 @@ def _largest(encoded: Sequence[Encoded], rows: Sequence[Sequence[int]], per_rank
         tiles=max(sum(_tiles(sample) for sample in row) for row in samples),
         labels=max(sum(sample.num_labels for sample in row) for row in samples),
         rows=per_rank,
+        positions=max(sum(sample.counts.positions for sample in row) for row in samples),
     )
 
 

@@ -88,7 +88,9 @@ def _tokens(sample: TrainingSample, tokenizer: Tokenizer) -> Iterator[str]:
         runs[-1][2].append(token)
     for kind, number, ids in runs:
         if kind == "media":
+            is_drawn = bool(sample.drawn) and sample.drawn[number]
             text = f"{sample.prompt.media[number].kind} {number + 1}: {len(ids):,} tokens"
+            text, kind = (f"{text}, drawn", "learned") if is_drawn else (text, kind)
         else:
             text = _shortened(tokenizer.decode(ids, skip_special_tokens=False))
         yield f'<span class="{kind}">{html.escape(text)}</span>'

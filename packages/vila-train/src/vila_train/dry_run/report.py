@@ -7,6 +7,7 @@ from vila_core.errors import listed
 from vila_train.dry_run.measuring import Measured
 from vila_train.estimates.memory import gigabytes
 from vila_train.estimates.time import ASSUMED_MFU, hours_by_gpu
+from vila_train.loss import Counts
 from vila_train.packing.lanes import expected_padding
 from vila_train.plan import row_length
 
@@ -41,12 +42,13 @@ def _data(measured: Measured) -> Mapping[str, str]:
 def _samples(measured: Measured) -> Mapping[str, str]:
     lengths = sorted(len(one.sample) for one in measured.encoded)
     tokens, room = sum(lengths), len(measured.rows) * row_length(measured.config)
-    labels = sum(one.sample.num_labels for one in measured.encoded)
+    counts = sum((one.sample.counts for one in measured.encoded), Counts())
+    drawn = f", and {counts.positions:,} positions of pictures that are drawn" if counts.positions else ""
     media = [medium for one in measured.encoded for medium in one.sample.prompt.media]
     tiles = sum(len(medium.tiles) for medium in media)
     facts = {
         "tokens": f"{mean(lengths):,.0f} on average, {median(lengths):,.0f} median, {lengths[0]:,} to {lengths[-1]:,}",
-        "learned": f"{labels:,} of {tokens:,} tokens ({labels / tokens:.1%})",
+        "learned": f"{counts.tokens:,} of {tokens:,} tokens ({counts.tokens / tokens:.1%}){drawn}",
         "media": f"{len(media):,} images and videos, {tiles:,} tiles",
         "packing": f"{len(measured.rows):,} row{'' if len(measured.rows) == 1 else 's'} of "
         f"{row_length(measured.config):,} tokens, "

@@ -20,7 +20,7 @@ from torch import nn
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Block, Decoder
 from vila_core.model import VilaModel
-from vila_train.compute.layers import repeated_layers
+from vila_train.compute.layers import repeated_layers, separate_layers
 from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.estimates.activations import (
     attention_inputs_and_result,
@@ -28,7 +28,7 @@ from vila_train.estimates.activations import (
     kept_by_block,
     kept_by_layer,
 )
-from vila_train.loss import LOGITS_AT_ONCE
+from vila_train.loss import LOGITS_AT_ONCE, positions_at_once
 from vila_train.parallel.fsdp import needs_shards
 
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -46,12 +46,14 @@ class RowLoad:
         tiles: K, that the vision tower sees.
         labels: L.
         rows: of each rank in a step.
+        positions: of pictures that are to be drawn.
     """
 
     tokens: int
     tiles: int
     labels: int
     rows: int = 1
+    positions: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class MemoryEstimate:
         optimizer: AdamW's two moments, this rank's share.
         gathered: bf16 copies of weights while they compute.
         activations: kept from the forward for the backward pass.
-        logits: of a chunk, with their gradients and those of the head.
+        logits: of a chunk, with their gradients and those of what computes them: the language model's head, and the
+            generation head.
         layer: one layer's recomputed activations and gradients.
         peak: of all of these that exist at the same time.
     """
@@ -114,7 +117,7 @@ def estimate_memory(
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     is_sharded = needs_shards(network, compute, world_size)
     trained, frozen = _stored(network, itemsize, adapter)
-    layers = repeated_layers(network)
+    layers = separate_layers(network)
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
     root = sum(parameter.numel() for parameter in rest)
@@ -130,6 +133,8 @@ def estimate_memory(
     gathered = int(itemsize * at_once) if is_sharded else 0
     activations, recomputed = activation_bytes(network, compute, load, dtype)
     logits, of_head = _logits(network, load, itemsize)
+    code_logits, of_generation = _code_logits(network, load, itemsize)
+    logits, of_head = max(logits, code_logits), of_head + of_generation
     # Gradients in the precision of the computation, and in fp32 while ranks exchange them.
     of_layer = recomputed + (itemsize + 4) * largest_trained
     adds_up = load.rows > 1
@@ -245,6 +250,19 @@ def _logits(network: VilaModel, load: RowLoad, itemsize: int) -> tuple[int, int]
     return chunk * (8 + itemsize), of_head
 
 
+def _code_logits(network: VilaModel, load: RowLoad, itemsize: int) -> tuple[int, int]:
+    """Return the same of the generation head, whose layers keep their activations for one chunk."""
+    head = network.generation_head
+    if head is None or network.generation is None or not load.positions:
+        return 0, 0
+    positions = min(load.positions, positions_at_once(head))
+    codes = positions * head.codes_per_position
+    linears = [module for module in network.generation.modules() if isinstance(module, nn.Linear)]
+    kept = sum(linear.in_features + linear.out_features for linear in linears) * codes * itemsize
+    trained = _numel(network.generation, trained=True)
+    return codes * head.codebook_size * (8 + itemsize) + kept, (4 + itemsize) * trained
+
+
 def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
@@ -284,7 +302,7 @@ def suggest(network: VilaModel, config: TrainConfig, load: RowLoad, *, world_siz
     """
     compute, data = config.compute, config.data
     length = data.row_length or data.max_length
-    half = RowLoad(load.tokens // 2, -(-load.tiles // 2), load.labels // 2, load.rows)
+    half = RowLoad(load.tokens // 2, -(-load.tiles // 2), load.labels // 2, load.rows, load.positions // 2)
     changes: list[tuple[str, ComputeConfig, RowLoad, int]] = [
         (
             f"compute.activation_checkpointing={name}",

@@ -20,7 +20,9 @@ from vila_train.parallel.world import World
 from vila_train.run_folder import RunFolder, read_config
 
 
-def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = None, adapter_only: bool = False) -> Path:
+def export(
+    run: Path, out: Path, *, format: str | None = None, dtype: str | None = None, adapter_only: bool = False
+) -> Path:
     """Write the newest checkpoint of a run, complete or not, as a model to the new folder `out`. Return `out`.
 
     What adapters have learned is merged into the weights.
@@ -28,7 +30,8 @@ def export(run: Path, out: Path, *, format: str = "vila", dtype: str | None = No
     Args:
         run: folder of the run.
         out: a folder that does not exist yet.
-        format: a registered format that can be written, such as "vila" or "nvila".
+        format: a registered format that can be written, such as "vila" or "nvila"; None: "vila-u" for a model that
+            draws, else "vila".
         dtype: "bfloat16", "float32" or "float16"; None: as in the checkpoint that training started from.
         adapter_only: write only what was trained, in peft's format, which names the model that training started from.
 
@@ -88,7 +91,7 @@ def export_model(
     world: World,
     *,
     adapter: AdapterConfig | None = None,
-    format: str = "vila",
+    format: str | None = None,
     dtype: str | None = None,
 ) -> None:
     """Write the model to the new folder `out`, completely or not at all. All ranks call this.
@@ -105,6 +108,7 @@ def export_model(
         CheckpointError: it cannot be written.
     """
     stored = DTYPES[dtype or opened.network.config.dtype]
+    format = format or ("vila" if opened.network.generation is None else "vila-u")
     weights = gather_weights(opened.network, None if adapter else stored, world)
     world.first(lambda: _write(opened, weights, out, stored, adapter, format))
 

@@ -6,14 +6,27 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from vila_core.generation.heads import MODELS_THAT_DRAW
 from vila_core.model import VilaModel
 from vila_train.config import PARTS, OptimizerConfig, Part, TrainConfig
 from vila_train.errors import TrainingError
 
 
 def part_module(network: VilaModel, part: Part) -> nn.Module:
-    """Return a part of the model."""
-    return network.get_submodule(PARTS[part])
+    """Return a part of the model. Raises `TrainingError` if it has no such part."""
+    module = dict(network.named_children()).get(PARTS[part])
+    if module is None:
+        raise TrainingError(
+            f"`tune` names {part}, but this model has none. It has: {', '.join(parts_of(network))}. "
+            f"{MODELS_THAT_DRAW} have a generation head."
+        )
+    return module
+
+
+def parts_of(network: VilaModel) -> list[Part]:
+    """Return the parts that a model has."""
+    present = dict(network.named_children())
+    return [part for part, name in PARTS.items() if name in present]
 
 
 def freeze(network: VilaModel, config: TrainConfig) -> None:
@@ -30,7 +43,7 @@ def make_optimizer(network: VilaModel, config: OptimizerConfig, device: torch.de
         TrainingError: nothing is trained.
     """
     groups: list[dict[str, object]] = []
-    for part in PARTS:
+    for part in parts_of(network):
         trained = [p for p in part_module(network, part).parameters() if p.requires_grad]
         rate = config.part_learning_rates.get(part, config.learning_rate)
         for decay, members in (
@@ -40,7 +53,9 @@ def make_optimizer(network: VilaModel, config: OptimizerConfig, device: torch.de
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "part": part, "peak": rate})
     if not groups:
-        raise TrainingError("No weights are trained. Name parts to train in `tune`: " + ", ".join(PARTS) + ".")
+        raise TrainingError(
+            "No weights are trained. Name parts to train in `tune`: " + ", ".join(parts_of(network)) + "."
+        )
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=device.type == "cuda")
 
 

@@ -66,6 +66,10 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
 def adapt(network: VilaModel, config: TrainConfig) -> None:
     """Freeze what is not trained, and add adapters, in place. Raises `TrainingError` if they do not fit the model."""
     freeze(network, config)
+    head = network.config.generation_head
+    if head is not None and "generation_head" in config.tune and config.data.caption_dropout:
+        head = head.model_copy(update={"knows_empty_prompt": True})
+        network.config = network.config.model_copy(update={"generation_head": head})
     if config.adapter is not None:
         from vila_train.adapters import install
 

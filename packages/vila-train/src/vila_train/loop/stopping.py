@@ -110,6 +110,7 @@ def memory_advice(config: TrainConfig, rows: Sequence[LoadedRow], world: World) 
         tiles=max(sum(medium.tiles for medium in one.row.media) for one in rows),
         labels=max(one.row.counts.tokens for one in rows),
         rows=len(rows),
+        positions=max(one.row.counts.positions for one in rows),
     )
     need = estimate_memory(network, config.compute, load, world_size=world.size, adapter=config.adapter)
     found = [str(one) for one in suggest(network, config, load, world_size=world.size)]

@@ -11,6 +11,7 @@ import torch
 
 from vila_core.errors import VilaError
 from vila_train.callbacks import Callback, RunStart, StepRecord
+from vila_train.caption_dropout import CaptionDropout
 from vila_train.checkpoints import Checkpoints, Progress
 from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
@@ -107,6 +108,8 @@ class Run:
         self._reporter = Reporter(callbacks if world.is_first else ())
         self._opened = _open_model(config, world)
         order = open_order(config) if order is None else order
+        if self._opened.network.generation is not None:
+            order = CaptionDropout(order, config.data.caption_dropout, config.seed)
         encode = make_encoder(self._opened, config)
         self._evaluator = Evaluator.open(config, encode)
         self._plan = world.first(lambda: _plan(config, folder, order, encode, world.size))

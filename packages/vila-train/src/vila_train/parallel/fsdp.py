@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vila_train.compute.layers import repeated_layers
+from vila_train.compute.layers import separate_layers
 from vila_train.config import ComputeConfig
 
 FEW = 0.25
@@ -54,7 +54,7 @@ def shard(
         cast_forward_inputs=False,
     )
     data = mesh["dp"] if mesh.size() == mesh["dp"].size() else mesh._flatten("ranks")  # pyright: ignore[reportPrivateUsage]
-    for layer in repeated_layers(root):
+    for layer in separate_layers(root):
         fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=not compute.keep_gathered)
     fully_shard(root, mesh=data, mp_policy=policy)
     if from_first:

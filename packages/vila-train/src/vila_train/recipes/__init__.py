@@ -49,6 +49,10 @@ RECIPES = (
     own_recipe("vila1.5-pretrain", "projector and language model, on interleaved data", "vila15:pretrain"),
     own_recipe("vila1.5-sft", "all parts, on instructions", "vila15:sft"),
     own_recipe("vila1.5-sft-40b", "the same with the learning rate of the 40B model", "vila15:sft_40b"),
+    own_recipe(
+        "vila-u-pretrain", "projector, language model and generation head: seeing and drawing", "vila_u:pretrain"
+    ),
+    own_recipe("vila-u-sft", "the same parts, on instructions and pictures to draw", "vila_u:sft"),
     own_recipe("vila-tiny", "all stages of the embedded demo model, from nothing, on one GPU", "tiny:tiny"),
     own_recipe(
         "vila-tiny-u", "all stages of a tiny VILA-U that sees and draws, from nothing, on one GPU", "tiny:tiny_u"

@@ -16,7 +16,8 @@ def fine_tuning(
     """Return how to fine-tune `model`.
 
     Without an adapter all parts are trained. With one, the language model gets it and the projector is trained in full,
-    as in the reference's scripts for LoRA.
+    as in the reference's scripts for LoRA. The generation head of a model that draws is trained in full, and its vision
+    tower stays as it is: the codes that it makes of pictures are what the head learns.
 
     Args:
         model: folder or hub id.
@@ -30,12 +31,13 @@ def fine_tuning(
     """
     if adapter is not None and adapter not in METHODS:
         raise ConfigError(unknown_name("adapter", adapter, METHODS))
-    parts: tuple[Part, ...] = ("projector", "language_model")
-    context = open_checkpoint(model).config.language_model.max_length
+    stated = open_checkpoint(model).config
+    context, draws = stated.language_model.max_length, stated.generation_head is not None
+    parts: tuple[Part, ...] = ("projector", "language_model", *(["generation_head"] if draws else []))
     return TrainConfig(
         name="sft" if adapter is None else f"sft-{adapter}",
         model=ModelConfig(path=model),
-        tune=parts if adapter else (*parts, "vision_tower"),
+        tune=parts if adapter or draws else (*parts, "vision_tower"),
         data=DataConfig(mixture=mixture, max_length=min(context, MAX_LENGTH), samples_per_step=64),
         optimizer=OptimizerConfig(learning_rate=learning_rate or (ADAPTER_RATE if adapter else FULL_RATE)),
         adapter=None if adapter is None else AdapterConfig.model_validate({"method": adapter}),

@@ -144,9 +144,10 @@ def _read_config(
     language_model = read_language_config(language, _context(path / "llm", language))
     image_size = _image_size(preprocessor)
     vision_tower = read_rq_siglip(tower, root, path, index.with_prefix("vision_tower."), image_size)
-    head = read_depth_transformer(tower, root, index.with_prefix("generation."))
-    _require_start_tokens(path / "llm", head)
     own = root.section(OWN_KEY) if OWN_KEY in root else Section({}, root.source)
+    head = read_depth_transformer(tower, root, index.with_prefix("generation."))
+    head = head.model_copy(update={"knows_empty_prompt": own.boolean("knows_empty_prompt", True)})
+    _require_start_tokens(path / "llm", head)
     try:
         return VilaConfig(
             vision_tower=vision_tower,

@@ -72,7 +72,9 @@ def _write_configs(
         (folder / SIDECAR).mkdir()
         write_json(folder / SIDECAR / "config.json", write_sidecar(tower))
     raw = without_paths(checkpoint.raw_config) if checkpoint.format == "vila-u" else {}
-    is_stated = config.chat_template not in (None, "vicuna_v1")
+    own: dict[str, object] = {"knows_empty_prompt": head.knows_empty_prompt}
+    if config.chat_template not in (None, "vicuna_v1"):
+        own["chat_template"] = config.chat_template
     write_json(
         folder / "config.json",
         raw
@@ -92,7 +94,7 @@ def _write_configs(
             "mm_use_im_start_end": True,
             "mm_use_vi_start_end": head.video_start_token is not None,
             "mm_use_im_patch_token": False,
-            **({OWN_KEY: {"chat_template": config.chat_template}} if is_stated else {}),
+            OWN_KEY: own,
         },
     )
 

@@ -16,6 +16,7 @@ from vila_core.checkpoint.json_files import parse_json_object
 from vila_core.errors import CheckpointError, shown
 from vila_core.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, Image, Video
 from vila_train.data.conversations import SampleError
+from vila_train.data.entries import Learned
 from vila_train.data.formats.llava import text_turns
 from vila_train.data.placement import Placement, escape_placeholders, place_media
 from vila_train.data.turns import check_turns
@@ -31,12 +32,13 @@ class WebdatasetReader:
     """Reads captions and conversations.
 
     Attributes:
-        is_document: a caption is the continuation of its picture, without a chat template, as the reference learns
-            COYO. If not, it is the assistant's answer, as the reference learns CC3M.
+        learn: a caption is the assistant's "answer", as the reference learns CC3M; or, in a "document", it continues
+            its picture without a chat template, as the reference learns COYO; or the "picture" is the answer to its
+            caption, as VILA-U learns to draw.
         placement: where media go among the texts of conversations.
     """
 
-    is_document: bool = False
+    learn: Learned = "answer"
     placement: Placement = "auto"
 
     def read(self, record: Mapping[str, object]) -> Sequence[Message]:
@@ -52,8 +54,10 @@ class WebdatasetReader:
         media = [*images, *videos][:1]  # of `17.jpg` and `17.png`, the first is the picture
         if not caption:
             raise SampleError("its caption is empty.", "empty message")
-        if self.is_document:
+        if self.learn == "document":
             return [Message("assistant", [*media, f"\n{caption}"])]
+        if self.learn == "picture":
+            return check_turns([Message("user", [caption]), Message("assistant", media)])
         return check_turns([Message("user", media), Message("assistant", [caption])])
 
 
@@ -87,7 +91,7 @@ def _caption(members: Mapping[str, bytes], facts: Mapping[str, object]) -> str:
             return members[suffix].decode("utf-8-sig")
         except UnicodeDecodeError:
             raise SampleError(f"its .{suffix} is not text in UTF-8.", "message is not a text") from None
-    caption = next((facts[key] for key in ("caption", "text") if facts.get(key) is not None), None)
+    caption = next((facts[key] for key in ("caption", "text", "prompt") if facts.get(key) is not None), None)
     if not isinstance(caption, str):
         raise SampleError(
             f"it has no caption (.txt, or 'caption' in .json), only {shown(', '.join(members))}.", "no answer"
