@@ -422,6 +422,7 @@ def main() -> None:
 def _report(line: dict[str, object], out: Path | None) -> None:
     print(json.dumps(line), flush=True)
     if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
         with (out / "results.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
