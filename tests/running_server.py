@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,14 @@ from vila_serve.settings import ServeSettings
 def model_of(app: Any) -> Vila:
     """Return the model of an application whose engine runs in this process."""
     return app.state.service.answering.link.side.model
+
+
+def wait_until(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Wait for a condition; the test fails if it takes too long."""
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

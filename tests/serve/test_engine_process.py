@@ -19,9 +19,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from tests.running_server import RunningServer, running
+from tests.running_server import RunningServer, running, wait_until
 from tests.serve.conftest import MEDIA, data_uri, image_part, user
-from tests.serve.test_queue import CHAT, ENDLESS, address_in, body, start, wait_until
+from tests.serve.test_queue import CHAT, ENDLESS, address_in, body, start
 
 import vila_core
 from vila_core.engine.sampling import GenerationConfig

@@ -20,8 +20,8 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from openai.types import ImageGenCompletedEvent
 from schemathesis.checks import not_a_server_error
-from tests.running_server import RunningServer, running
-from tests.serve.test_queue import is_idle, wait_until
+from tests.running_server import RunningServer, running, wait_until
+from tests.serve.test_queue import is_idle
 from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 
 import vila_core

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from tests.running_server import RunningServer, running
+from tests.running_server import RunningServer, running, wait_until
 from tests.serve.conftest import user
 
 import vila_core
@@ -147,6 +147,7 @@ def test_text_from_clients_cannot_forge_lines(log: Callable[[logging.Formatter],
 def test_the_access_log_has_fields(http: httpx2.Client, caplog: pytest.LogCaptureFixture):
     with caplog.at_level("INFO", "vila_serve.access"):
         http.get("/nowhere")
+        wait_until(lambda: any(record.name == "vila_serve.access" for record in caplog.records))  # after the response
     data = next(vars(record)["data"] for record in caplog.records if record.name == "vila_serve.access")
     assert (data["method"], data["path"], data["status"]) == ("GET", "/nowhere", 404)
     assert data["seconds"] >= 0

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
-from tests.running_server import RunningServer
+from tests.running_server import RunningServer, wait_until
 from tests.serve.conftest import MEDIA, image_part, user
 
 from vila_core.engine import grammar
@@ -43,13 +43,6 @@ ENDLESS = {
     },
 }
 """An answer that cannot end early."""
-
-
-def wait_until(is_so: Callable[[], bool], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.01)
 
 
 def is_idle(server: RunningServer) -> bool:
