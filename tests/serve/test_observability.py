@@ -175,8 +175,13 @@ def test_a_trace_has_the_request_and_its_answer(traced: tuple[RunningServer, InM
     with httpx2.Client(base_url=server.url, headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}) as http:
         number = ask(http, max_tokens=4, stream=stream).headers["x-request-id"]
         http.get("/health")
-    server.app.state.tracing.flush()
-    spans = {span.name: span for span in exporter.get_finished_spans()}
+
+    def finished() -> dict[str, Any]:
+        server.app.state.tracing.flush()
+        return {span.name: span for span in exporter.get_finished_spans()}
+
+    wait_until(lambda: "request" in finished())  # it ends after the response
+    spans = finished()
     assert set(spans) == {"request", "answer", "first token", "further tokens"}
     request, answer = spans["request"], spans["answer"]
     assert request.context is not None
