@@ -24,7 +24,7 @@ from vila_train.tiny.dataset import as_prompt
 from vila_train.tiny.forward import hidden_states as hidden_states_of_pixels
 from vila_train.tiny.loop import Stage
 from vila_train.tiny.pools import Pool
-from vila_train.tiny.recipes import Draw, StageConfig
+from vila_train.tiny.recipes import Draw, StageConfig, choose_stages
 from vila_train.tiny.training import TinyOptions
 from vila_train.tiny.vila_u.drawings import drawing_sheet
 from vila_train.tiny.vila_u.forward import (
@@ -47,7 +47,7 @@ from vila_train.tiny.vila_u.model import (
     save_tokenizer,
     tiny_u_config,
 )
-from vila_train.tiny.vila_u.recipes import TINY_U_SAMPLES, choose_stages, draws_pictures, tiny_u_stages
+from vila_train.tiny.vila_u.recipes import TINY_U_SAMPLES, draws_pictures, tiny_u_stages
 from vila_train.tiny.vila_u.training import NOT_STORED, train_tiny_u
 from vila_train.tiny.world import DRAWINGS, make_sample
 
@@ -166,9 +166,9 @@ def test_every_source_of_the_stages_has_samples() -> None:
 
 
 def test_unknown_stages() -> None:
-    assert [stage.name for stage in choose_stages(["sft", "tower"])] == ["tower", "sft"]
+    assert [stage.name for stage in choose_stages(["sft", "tower"], tiny_u_stages())] == ["tower", "sft"]
     with pytest.raises(ConfigError, match="Did you mean 'tower'"):
-        choose_stages(["towr"])
+        choose_stages(["towr"], tiny_u_stages())
 
 
 # ------------------------------------------------------------------------------------------------ losses

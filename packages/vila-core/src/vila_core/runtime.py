@@ -215,8 +215,7 @@ class Vila(LoadedModel):
             PromptError: the prompt is no text, is empty, or is longer than the context.
             GenerationError: a setting is out of range, or there is too little memory.
         """
-        prompts = [(prompt, number) for number in range(checked_count(n))]
-        return [frames[0] for frames in self._draw("image", prompts, progress, settings)]
+        return [frames[0] for frames in self._draw("image", [prompt], n, progress, settings)]
 
     @takes_drawing_settings
     def generate_image_batch(
@@ -230,7 +229,7 @@ class Vila(LoadedModel):
             ConfigError, PromptError, GenerationError: as `generate_image` does; there are no prompts, or too many.
         """
         checked_count(len(prompts))
-        return [frames[0] for frames in self._draw("image", [(one, 0) for one in prompts], progress, settings)]
+        return [frames[0] for frames in self._draw("image", prompts, 1, progress, settings)]
 
     @takes_drawing_settings
     def generate_video(
@@ -248,20 +247,20 @@ class Vila(LoadedModel):
         Raises:
             ConfigError, PromptError, GenerationError: as `generate_image` does.
         """
-        prompts = [(prompt, number) for number in range(checked_count(n))]
-        return [Video(frames, fps=VIDEO_FPS) for frames in self._draw("video", prompts, progress, settings)]
+        return [Video(frames, fps=VIDEO_FPS) for frames in self._draw("video", [prompt], n, progress, settings)]
 
     def _draw(
-        self, kind: str, prompts: Sequence[tuple[str, int]], progress: OnProgress | None, settings: DrawingSettings
+        self, kind: str, prompts: Sequence[str], n: int, progress: OnProgress | None, settings: DrawingSettings
     ) -> "list[list[PIL.Image.Image]]":
-        """Return the frames of pictures, for each prompt and its number."""
+        """Return the frames of n pictures of each prompt."""
         head = require_kind(self.network.generation_head, kind, self.name)
         config = DrawingConfig.model_validate(settings)
-        inputs = {prompt: self.prepare_picture(kind, prompt, config) for prompt, _ in prompts}
+        numbers = range(checked_count(n))
+        inputs = [self.prepare_picture(kind, prompt, config) for prompt in prompts]
         if config.seed is None:
             config = config.model_copy(update={"seed": random.getrandbits(62)})
-        self.on_phase(f"Drawing {len(prompts)} {kind}{'s'[: len(prompts) != 1]}")
-        numbered = [(inputs[prompt], number) for prompt, number in prompts]
+        numbered = [(one, number) for one in inputs for number in numbers]
+        self.on_phase(f"Drawing {len(numbered)} {kind}{'s'[: len(numbered) != 1]}")
         drawn = paint(self.engine, head, kind, numbered, config, progress, self.device)
         return [self.decode_picture(kind, one.codes) for one in drawn]
 

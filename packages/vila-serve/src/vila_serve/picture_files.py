@@ -8,7 +8,7 @@ from typing import Any
 from vila_serve.answering import Picture
 
 VIDEO_MILLISECONDS = 250
-"""Of a frame: models do not say how fast their videos are, and vila_core plays four frames a second."""
+"""How long a frame is shown. Models do not say how fast their videos are; vila_core plays four frames a second, too."""
 BEST = 100
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vila_core.chat import Message
+from vila_core.generation.heads import TrainableHead
 from vila_core.prompt import PreparedPrompt, prepare
 from vila_core.runtime import Vila
 from vila_quant.calibration.drawings import prepare_drawing, reads_what_it_draws, with_drawings
@@ -108,10 +109,10 @@ def _prepare(model: Vila, sample: Sample) -> HeldOutPrompt:
 @torch.inference_mode()
 def _prepare_drawing(model: Vila, sample: Sample) -> HeldOutPrompt:
     head = model.network.generation_head
-    assert head is not None, "samples with drawings are for models that draw"
+    assert isinstance(head, TrainableHead), "samples with drawings are for models that draw"
     prepared = prepare_drawing(sample, head, model.config, model.tokenizer, model.template)
     pixels = prepared.media[0].tiles.pixels_on(model.device, model.dtype)
-    codes = model.image_tokenizer.tower.encode(pixels).flatten(0, 2)  # [P, D]
+    codes = head.codes(pixels).flatten(0, 1)  # [P, D]
     return HeldOutPrompt(prepared, len(codes), "drawing", codes.cpu())
 
 

@@ -3,7 +3,7 @@
     answering.py    the API's side: ask, cancel, and read answers that grow
     answer.py       an answer that grows
     messages.py     what the two sides say to each other
-    facts.py        what the API's side is told of the model
+    facts.py        what the API's side knows about the model
     parts.py        text and pictures of an answer
     engine_side.py  the engine's side: prepares prompts in threads, steps the engine in one thread
     local.py        both sides in one process, for tests and notebooks

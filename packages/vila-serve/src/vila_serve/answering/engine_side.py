@@ -268,9 +268,9 @@ class EngineSide:
         now = time.perf_counter()
         due = now - SECONDS_PER_EVENT * len(answers)
         news = [one for answer in answers if (one := _news_of(answer, now, due)) is not None]
-        with self._lock:
-            for number, _, _, outcome in news:
-                if outcome is not None:
+        if ended := [number for number, _, _, outcome in news if outcome is not None]:
+            with self._lock:
+                for number in ended:
                     del self._answers[number]
         if news:
             self._send(Step(news))

@@ -1,4 +1,4 @@
-"""What the API's side is told of the model."""
+"""What the engine's side tells the API's side about the model."""
 
 from collections.abc import Sequence
 

@@ -88,9 +88,7 @@ async def answer_chat(service: Service, body: ChatCompletionRequest) -> Response
     except GenerationError as error:
         raise failed_answer(error) from error
     finally:
-        for answer in answers:
-            answer.cancel()
-            service.metrics.answer_ended(answer)
+        service.end_answers(answers)
     completion = ChatCompletion(
         id=_new_id(),
         created=int(time.time()),
@@ -196,9 +194,7 @@ class _ChatStream:
         except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it
             yield event(failed_answer(error).body)
         finally:
-            for answer in self._answers:
-                answer.cancel()
-                self._service.metrics.answer_ended(answer)
+            self._service.end_answers(self._answers)
         yield DONE
 
     def _of_news(self, index: int, news: Delta | Ending) -> Iterator[bytes]:

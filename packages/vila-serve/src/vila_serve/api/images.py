@@ -139,7 +139,7 @@ class _Drawing:
         except GenerationError as error:
             raise failed_answer(error) from error
         finally:
-            self._end()
+            self._service.end_answers(self._answers)
         return ImagesResponse(
             created=self._created,
             data=images,
@@ -175,7 +175,7 @@ class _Drawing:
         except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it
             yield event(failed_answer(error).body, "error")
         finally:
-            self._end()
+            self._service.end_answers(self._answers)
 
     async def _event(self, kind: str, index: int, picture: Picture, **fields: Any) -> bytes:
         """Return an event as OpenAI's API has it, with `image_index`, which tells several pictures apart."""
@@ -192,11 +192,6 @@ class _Drawing:
             **fields,
         }
         return event(data, name)
-
-    def _end(self) -> None:
-        for answer in self._answers:
-            answer.cancel()
-            self._service.metrics.answer_ended(answer)
 
 
 def _usage(answers: Sequence[RunningAnswer]) -> ImagesUsage:

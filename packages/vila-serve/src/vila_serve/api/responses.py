@@ -95,8 +95,7 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
     except GenerationError as error:
         raise failed_answer(error) from error
     finally:
-        answer.cancel()
-        service.metrics.answer_ended(answer)
+        service.end_answers([answer])
     return JSONResponse(growing.response().model_dump())
 
 
@@ -218,8 +217,7 @@ class _GrowingResponse:
             failed = failed_answer(error)
             yield self._event("error", code="server_error", message=failed.message, param=None)
         finally:
-            self.answer.cancel()
-            self.service.metrics.answer_ended(self.answer)
+            self.service.end_answers([self.answer])
 
     def _event(self, kind: str, **fields: Any) -> bytes:
         self._count += 1

@@ -1,11 +1,12 @@
 """What the routes share: the model, its engine, and the door for media."""
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from vila_serve import __version__
-from vila_serve.answering import Answering, EngineStoppedError, ModelFacts
+from vila_serve.answering import Answering, EngineStoppedError, ModelFacts, RunningAnswer
 from vila_serve.api.admission import Admission
 from vila_serve.api.conversation import Media
 from vila_serve.api.errors import ApiError
@@ -60,6 +61,12 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+
+    def end_answers(self, answers: Iterable[RunningAnswer]) -> None:
+        """Cancel answers unless they have ended, and count them."""
+        for answer in answers:
+            answer.cancel()
+            self.metrics.answer_ended(answer)
 
     async def metrics_text(self) -> bytes:
         """Return all numbers for Prometheus. An engine that does not answer in time leaves its numbers as they were."""

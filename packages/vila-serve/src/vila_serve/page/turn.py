@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 UPDATE_SECONDS = 0.05
 """The page shows new text so often."""
 PREVIEWS = 7
-"""Of a picture, while it is drawn."""
+"""How many previews of a picture are shown while it is drawn."""
 SEEDS = 2**63
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,7 @@ class Turns:
             log.error("An answer failed: %s", error)
             yield Shown(error=texts.failed.format(number=number))
         finally:
-            answer.cancel()
-            service.metrics.answer_ended(answer)
+            service.end_answers([answer])
 
     async def _draw(self, question: Question, texts: Texts, begin: float, number: str) -> AsyncGenerator[Shown]:
         service, choices = self._service, question.choices
@@ -161,9 +160,7 @@ class Turns:
             log.error("A picture failed: %s", error)
             yield Shown(error=texts.failed.format(number=number))
         finally:
-            for answer in answers:
-                answer.cancel()
-                service.metrics.answer_ended(answer)
+            service.end_answers(answers)
 
 
 async def _as_file(picture: Picture) -> PictureFile:

@@ -51,10 +51,10 @@ def tiny(
 def run_tiny(config: TinyConfig, out: Path) -> None:
     """Train vila-tiny or vila-tiny-u in the folder `out`, and print its scores."""
     from vila_train.tiny.evaluate import table
-    from vila_train.tiny.recipes import choose_stages
+    from vila_train.tiny.recipes import choose_stages, tiny_stages
     from vila_train.tiny.run_folder import SCORES
     from vila_train.tiny.training import TinyOptions, train_tiny
-    from vila_train.tiny.vila_u import recipes as vila_u_recipes
+    from vila_train.tiny.vila_u.recipes import tiny_u_stages
     from vila_train.tiny.vila_u.training import train_tiny_u
 
     options = TinyOptions(
@@ -71,9 +71,9 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
         typer.echo(f"{out} is already complete.", err=True)
     try:
         if config.name == "vila-tiny-u":
-            scores = train_tiny_u(options, vila_u_recipes.choose_stages(config.stages))
+            scores = train_tiny_u(options, choose_stages(config.stages, tiny_u_stages()))
         else:
-            scores = train_tiny(options, choose_stages(config.stages))
+            scores = train_tiny(options, choose_stages(config.stages, tiny_stages()))
     except KeyboardInterrupt:
         typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
         raise typer.Exit(130) from None

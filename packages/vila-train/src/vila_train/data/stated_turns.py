@@ -63,7 +63,8 @@ def read_turns(record: Mapping[str, object], key: str, role_key: str, content_ke
         content_key: of a turn's content, which `system` of the record becomes, too.
 
     Raises:
-        SampleError: there are none, a role is unknown, a flag has an impossible value, or a field is not supported.
+        SampleError: the record has no turns, a role is unknown, a flag has an impossible value, or a field is not
+            supported.
     """
     require_none(record, _UNSUPPORTED_IN_SAMPLES, "the sample")
     if record.get("kto_tag") is False:

@@ -58,8 +58,13 @@ def _as_prompts(network: VilaModel, batches: Sequence[Batch]) -> PromptBatch:
 
 def answer_loss(network: VilaModel, batches: Sequence[Batch]) -> Tensor:
     """Return the mean cross-entropy over the answer tokens of all batches: every answer token has the same weight."""
+    return token_loss(network, batches, hidden_states(network, batches))
+
+
+def token_loss(network: VilaModel, batches: Sequence[Batch], states: Sequence[Tensor]) -> Tensor:
+    """Return `answer_loss` from the last hidden states of each batch, `[B, T, D]`."""
     total = torch.zeros((), device=batches[0].ids.device)
-    for batch, hidden in zip(batches, hidden_states(network, batches), strict=True):
+    for batch, hidden in zip(batches, states, strict=True):
         logits = network.llm.logits(hidden[:, :-1])  # [B, T - 1, V]
         total = total + cross_entropy_sum(logits.flatten(0, 1), batch.labels[:, 1:].flatten())
     count = sum((batch.labels[:, 1:] != IGNORE_INDEX).sum() for batch in batches)

@@ -143,13 +143,13 @@ def tiny_stages() -> tuple[StageConfig, ...]:
     return (tiny_align(), tiny_stage1_5(), tiny_pretrain(), tiny_sft(), tiny_sft_any_order())
 
 
-def choose_stages(names: Sequence[str]) -> tuple[StageConfig, ...]:
-    """Return the named stages in training order, or all if `names` is empty.
+def choose_stages(names: Sequence[str], recipe: Sequence[StageConfig]) -> tuple[StageConfig, ...]:
+    """Return the named stages of a recipe in training order, or all if `names` is empty.
 
     Raises:
         ConfigError: unknown stage.
     """
-    stages = {stage.name: stage for stage in tiny_stages()}
+    stages = {stage.name: stage for stage in recipe}
     for name in names:
         if name not in stages:
             raise ConfigError(unknown_name("stage", name, stages))

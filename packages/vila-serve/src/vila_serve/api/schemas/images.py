@@ -7,9 +7,9 @@ from pydantic import Field
 from vila_serve.api.schemas.base import RequestSchema, Schema
 
 MAX_PICTURES = 10
-"""Of one request, in OpenAI's API."""
+"""Most pictures that one request may ask for, in OpenAI's API."""
 MAX_PROMPT = 32_000
-"""Characters of a prompt, in OpenAI's API."""
+"""Most characters of a prompt, in OpenAI's API."""
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 

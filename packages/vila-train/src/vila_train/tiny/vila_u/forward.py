@@ -18,9 +18,8 @@ from vila_core.tiles import normalize
 from vila_core.towers.rq_siglip.decoder import to_bytes
 from vila_train.labels import IGNORE_INDEX
 from vila_train.loss import cross_entropy_sum
-from vila_train.tiny.forward import Batch
+from vila_train.tiny.forward import Batch, token_loss
 from vila_train.tiny.pools import Pool
-from vila_train.tiny.vila_u.model import tower_of
 from vila_train.tower_training.module import TowerTraining
 
 PICTURES_AT_ONCE = 256
@@ -48,18 +47,13 @@ def language_loss(network: VilaModel, drawn: Sequence[bool], batches: Sequence[B
         drawn: for each batch, whether its pictures are answers.
         batches: pictures are codes.
     """
-    device = batches[0].ids.device
-    of_text, of_codes = torch.zeros((), device=device), torch.zeros((), device=device)
-    num_codes = 0
-    for batch, is_drawn in zip(batches, drawn, strict=True):
-        hidden = hidden_states(network, batch)
-        logits = network.llm.logits(hidden[:, :-1])  # [B, T - 1, V]
-        of_text = of_text + cross_entropy_sum(logits.flatten(0, 1), batch.labels[:, 1:].flatten())
+    states = [hidden_states(network, batch) for batch in batches]
+    of_codes, num_codes = torch.zeros((), device=states[0].device), 0
+    for batch, hidden, is_drawn in zip(batches, states, drawn, strict=True):
         if is_drawn:
             of_codes = of_codes + codes_loss_sum(network, batch, hidden)
             num_codes += batch.pixels.numel()
-    num_tokens = sum((batch.labels[:, 1:] != IGNORE_INDEX).sum() for batch in batches)
-    return of_text / num_tokens + of_codes / max(num_codes, 1)
+    return token_loss(network, batches, states) + of_codes / max(num_codes, 1)
 
 
 def codes_loss_sum(network: VilaModel, batch: Batch, hidden: Tensor) -> Tensor:
@@ -85,9 +79,9 @@ def encode_pool(network: VilaModel, pool: Pool) -> None:
 
     In fp32: in 16 bits, distances to codes tie.
     """
-    tower, (count, per_sample) = tower_of(network), pool.pixels.shape[:2]
+    count, per_sample = pool.pixels.shape[:2]
     codes = [
-        tower.encode(normalize(part, network.config.pixels)).flatten(1, 2).to(torch.int16)
+        _head(network).codes(normalize(part, network.config.pixels)).to(torch.int16)
         for part in pool.pixels.flatten(0, 1).split(PICTURES_AT_ONCE)
     ]
     pool.pixels = torch.cat(codes).unflatten(0, (count, per_sample))

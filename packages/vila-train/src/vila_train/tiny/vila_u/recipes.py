@@ -4,9 +4,6 @@ The stages are those of VILA-U (arXiv 2409.04429): the tower is trained first an
 pictures and draw them. One in ten of the pictures to be drawn has no description, so that guidance works.
 """
 
-from collections.abc import Sequence
-
-from vila_core.errors import ConfigError, unknown_name
 from vila_train.tiny.recipes import SINGLE, SINGLE_CAPTIONS, Draw, StageConfig
 from vila_train.tiny.world import DRAWINGS, TOWER_CAPTIONS
 
@@ -67,19 +64,6 @@ def sft() -> StageConfig:
 def tiny_u_stages() -> tuple[StageConfig, ...]:
     """Return the stages of vila-tiny-u in order."""
     return (tower(), pretrain(), sft())
-
-
-def choose_stages(names: Sequence[str]) -> tuple[StageConfig, ...]:
-    """Return the named stages in training order, or all if `names` is empty.
-
-    Raises:
-        ConfigError: unknown stage.
-    """
-    stages = {stage.name: stage for stage in tiny_u_stages()}
-    for name in names:
-        if name not in stages:
-            raise ConfigError(unknown_name("stage", name, stages))
-    return tuple(stage for name, stage in stages.items() if not names or name in names)
 
 
 def draws_pictures(draw: Draw) -> bool:
