@@ -152,11 +152,14 @@ def load_and_measure(measurement: Measurement, progress: object) -> vila_core.Vi
     questions = bundled_questions()
     texts = [model.generate([vila_core.Image(one.png), one.text], **_settings(config)) for one in questions]
     say("model", name="served", stops=list(stops), texts=texts, device=_device_name(model), pid=os.getpid())
-    for index, clients in enumerate((min(8, max(measurement.clients)), *measurement.clients)):
-        asked = new_questions(measurement.pictures, 1000 + index) if measurement.pictures else questions
-        load = EngineClients(model, config, asked).run(clients, measurement.seconds if index else 1.0)
-        if index:  # the first one warms up
-            say("engine", **asdict(load))
+    for index, clients in enumerate(measurement.clients):
+
+        def load(seconds: float, seed: int, clients: int = clients) -> EngineLoad:
+            asked = new_questions(measurement.pictures, seed) if measurement.pictures else questions
+            return EngineClients(model, config, asked).run(clients, seconds)
+
+        load(min(1.0, measurement.seconds), 1000 + index)  # warms up: graphs of so many rows are captured
+        say("engine", **asdict(load(measurement.seconds, 2000 + index)))
     return model
 
 
