@@ -301,6 +301,27 @@ def test_the_routes_of_the_api_come_first(page: PageClient):
     assert page.http.get("/docs").status_code == 200
 
 
+@pytest.mark.parametrize("path", ["/health/", "/docs/", "/v1/models/", "/config/", "/theme.css/", f"{API}/upload/"])
+def test_a_slash_at_the_end_is_not_redirected(page: PageClient, path: str):
+    answer = page.http.get(path, headers={"host": "elsewhere.example"}, follow_redirects=False)
+    assert not answer.is_redirect
+    assert "location" not in answer.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/config", "/config/"])
+def test_the_page_knows_its_address_from_the_host_alone(page: PageClient, path: str):
+    """Behind a proxy it must; so nobody may keep a page that was made for another host."""
+    for name in ("host", "x-forwarded-host"):
+        answer = page.http.get(path, headers={name: "chat.example:8443"})
+        assert "http://chat.example:8443/gradio_api/file=" in answer.text
+        assert answer.headers["cache-control"] == "no-store"
+    answer = page.http.get(path, headers={"x-gradio-server": "javascript:alert(1)"})
+    assert answer.status_code == 200
+    assert "javascript:alert" not in answer.text
+    for host in ("<script>", "a b", "a/b", "user@a", "[", "[::1", "a:b", "a:123456", "javascript:alert(1)"):
+        assert page.http.get(path, headers={"x-forwarded-host": host}).status_code == 400, host
+
+
 @pytest.mark.parametrize("path", ["/", "/config", "/theme.css", f"{API}/upload", f"{API}/queue/join", f"{API}/cancel"])
 @pytest.mark.parametrize(
     "headers",

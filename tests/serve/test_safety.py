@@ -211,6 +211,24 @@ def test_good_responses_reveal_nothing(http: httpx2.Client, path: str) -> None:
     assert not re.search(rf"{re.escape(sys.prefix)}|{re.escape(str(Path(__file__).parents[2]))}|0x7f", response.text)
 
 
+ELSEWHERE = dict.fromkeys(("host", "x-forwarded-host", "x-original-host", "origin", "referer"), "elsewhere.example")
+"""Headers in which a client may claim to have asked another host."""
+
+
+def test_no_response_names_the_host_that_a_client_claims(server: RunningServer, http: httpx2.Client) -> None:
+    """A slash more or less is not redirected: the address would hold the header `Host`."""
+    paths = {route.path for route in server.app.routes if getattr(route, "methods", None)}
+    paths |= set(http.get("/openapi.json").json()["paths"])
+    assert "/health" in paths
+    assert CHAT in paths
+    for path in sorted(f"{path}{end}".replace("{name}", "vila-tiny") for path in paths for end in ("", "/")):
+        for method in ("GET", "POST"):
+            response = http.request(method, path, headers=ELSEWHERE, follow_redirects=False)
+            assert not response.is_redirect, (method, path)
+            assert "elsewhere" not in f"{response.text}{response.headers}", (method, path)
+    assert http.get("/health/").status_code == 404
+
+
 @pytest.mark.parametrize(
     ("width", "height"), [(1, 1), (1, 2), (2, 1), (1, 900), (900, 1), (2, 2), (3, 700), (13, 17), (448, 449), (999, 3)]
 )

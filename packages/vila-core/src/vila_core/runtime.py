@@ -18,7 +18,8 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
-from vila_core.generation.pictures import VIDEO_FPS, Codes, preview, to_frames, to_medium
+from vila_core.generation.files import VIDEO_FPS
+from vila_core.generation.pictures import Codes, preview, to_frames, to_medium
 from vila_core.generation.prompts import checked_text, require_kind
 from vila_core.language.divided import current
 from vila_core.loaded_model import LoadedModel

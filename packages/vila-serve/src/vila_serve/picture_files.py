@@ -5,10 +5,9 @@ import base64
 import io
 from typing import Any
 
+from vila_core.generation.files import VIDEO_FPS
 from vila_serve.answering import Picture
 
-VIDEO_MILLISECONDS = 250
-"""How long a frame is shown. Models do not say how fast their videos are; vila_core plays four frames a second, too."""
 BEST = 100
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
@@ -30,7 +29,7 @@ def as_file(picture: Picture, output_format: str = "png", quality: int = BEST) -
     options: dict[str, Any] = {} if output_format == "png" else {"quality": quality}
     first, *others = picture.frames
     if others:
-        options |= {"save_all": True, "append_images": others, "duration": VIDEO_MILLISECONDS, "loop": 0}
+        options |= {"save_all": True, "append_images": others, "duration": round(1000 / VIDEO_FPS), "loop": 0}
     file = io.BytesIO()
     first.save(file, _FORMATS[output_format], **options)
     return file.getvalue()

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vila_core.errors import OutputError
-from vila_core.generation.pictures import VIDEO_FPS
 from vila_core.new_file import new_file, write_file
 
 if TYPE_CHECKING:
     import PIL.Image
 
+VIDEO_FPS = 4.0
+"""Frames a second of a drawn video: the models do not say how fast it is, and this is watchable."""
 SUFFIXES = {"image": (".png", ".jpg", ".jpeg", ".webp"), "video": (".mp4", ".webp", ".gif")}
 """The suffixes of files that each kind can be written to."""
 _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".gif": "GIF"}

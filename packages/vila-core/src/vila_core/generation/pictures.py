@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vila_core.generation.files import VIDEO_FPS
 from vila_core.generation.heads import GenerationHead
 from vila_core.media import Video
 
 if TYPE_CHECKING:
     import PIL.Image
 
-VIDEO_FPS = 4.0
-"""Frames a second of a drawn video: the models do not say how fast it is, and this is watchable."""
 Codes = Sequence[Sequence[int]]
 """D numbers for each of P positions."""
 

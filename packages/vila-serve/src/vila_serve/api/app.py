@@ -72,6 +72,7 @@ def create_app(model: "Vila | Answering", settings: ServeSettings | None = None,
         lifespan=life,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # such a redirect would name the host that the client claims to have asked
     )
     app.state.service = service
     app.state.tracing = tracing

@@ -90,7 +90,7 @@ def add_page(app: FastAPI, answers: Answers, model: PageModel, settings: ServeSe
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     max_upload = settings.max_request_bytes * 3 // 4  # as much as a request holds in base64
-    holder = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    holder = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     gr.mount_gradio_app(
         holder,
         build_page(answers, model, settings, uploads),

@@ -41,6 +41,9 @@ SECURITY = (
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 """Nothing comes from other servers, so that a picture in the text of an answer cannot carry the conversation away."""
+NAMES_ITS_ADDRESS = ("/", "/config")
+"""Paths of responses that hold the host of the request."""
+_HOST = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 FILE_SECURITY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
@@ -85,7 +88,9 @@ class PageRoute(Mount):
             raise HTTPException(403, "Requests of other sites are not accepted.")
         if path.startswith(FILE) and not self._may_read(scope["path"].removeprefix(FILE)):
             raise HTTPException(404)
-        send = _with_security(send, FILE_SECURITY if path.startswith(FILE) else SECURITY)
+        scope = _with_checked_address(scope)
+        policy = FILE_SECURITY if path.startswith(FILE) else SECURITY
+        send = _with_security(send, policy, may_be_cached=path not in NAMES_ITS_ADDRESS)
         if path == UPLOAD:
             self._check_room(headers)
             await self._limited_upload(scope, receive, send)
@@ -198,13 +203,28 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def _with_security(send: Send, policy: str) -> Send:
+def _with_checked_address(scope: Scope) -> Scope:
+    """Return a request whose headers state no address but a host, which a proxy may set.
+
+    Raises:
+        HTTPException: the header of the proxy is not a host.
+    """
+    forwarded = Headers(scope=scope).get("x-forwarded-host", "").partition(",")[0].strip()
+    if forwarded and not _HOST.fullmatch(forwarded):
+        raise HTTPException(400, "The header 'x-forwarded-host' is not a host.")
+    # Gradio would take this one for the page's whole address.
+    return {**scope, "headers": [(name, value) for name, value in scope["headers"] if name != b"x-gradio-server"]}
+
+
+def _with_security(send: Send, policy: str, *, may_be_cached: bool) -> Send:
     async def secured(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
             headers["content-security-policy"] = policy
             headers["x-content-type-options"] = "nosniff"
             headers["referrer-policy"] = "same-origin"
+            if not may_be_cached:
+                headers["cache-control"] = "no-store"
         await send(message)
 
     return secured
