@@ -9,6 +9,9 @@ AdamW. Model FLOPs are those of `vila_train.compute.flops` (backward passes of f
 anything that is computed twice). They are compared with the data sheet, and with the best rate of an 8192 x 8192 x 8192
 product in bfloat16 measured in the same run.
 
+On a CPU the case `tiny` shows in a minute that the script works. It computes in fp32, since few CPUs multiply in
+bfloat16, and its memory is not measured.
+
 T tokens of a row
 """
 
@@ -22,7 +25,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -125,8 +128,8 @@ class Measured:
         seconds: of a step, on average.
         tokens: of a step, on average.
         flops: model FLOPs of a step.
-        peak_bytes: most memory that tensors took, weights and optimizer included.
-        reserved_bytes: most memory that PyTorch took from the GPU.
+        peak_bytes: most memory of the GPU that tensors took, weights and optimizer included; None on a CPU.
+        reserved_bytes: most memory that PyTorch took from the GPU; None on a CPU.
         estimated_bytes: what a dry run would estimate for `peak_bytes`.
         sharded: whether FSDP was used.
         compile_seconds: of the first step.
@@ -135,8 +138,8 @@ class Measured:
     seconds: float
     tokens: float
     flops: float
-    peak_bytes: int
-    reserved_bytes: int
+    peak_bytes: int | None
+    reserved_bytes: int | None
     estimated_bytes: int
     sharded: bool
     compile_seconds: float
@@ -147,17 +150,22 @@ class Measured:
         return {
             "tokens_per_second": round(self.tokens / self.seconds),
             "step_ms": round(1e3 * self.seconds, 1),
-            "tflops": round(self.flops / self.seconds / 1e12, 1),
+            "tflops": _tera(self.flops / self.seconds),
             "of_ceiling": round(self.flops / self.seconds / ceiling, 3),
             "of_data_sheet": None if peak is None else round(self.flops / self.seconds / peak, 3),
-            "peak_gb": round(self.peak_bytes / 1e9, 2),
-            "reserved_gb": round(self.reserved_bytes / 1e9, 2),
+            "peak_gb": None if self.peak_bytes is None else round(self.peak_bytes / 1e9, 2),
+            "reserved_gb": None if self.reserved_bytes is None else round(self.reserved_bytes / 1e9, 2),
             "estimated_gb": round(self.estimated_bytes / 1e9, 2),
-            "peak_of_estimate": round(self.peak_bytes / self.estimated_bytes, 3),
+            "peak_of_estimate": None if self.peak_bytes is None else round(self.peak_bytes / self.estimated_bytes, 3),
             "sharded": self.sharded,
             "first_step_s": round(self.compile_seconds, 1),
             "losses": [round(loss, 3) for loss in self.losses],
         }
+
+
+def _tera(rate: float) -> float:
+    """Return a rate in 10^12 per second, with three digits: a CPU's would round to 0."""
+    return float(f"{rate / 1e12:.3g}")
 
 
 # ------------------------------------------------------------------------------------------------ model and rows
@@ -180,11 +188,16 @@ def shape_of(case: Case) -> VilaConfig:
     return base.model_copy(update={"language_model": decoder, "vision_tower": tower, "projector": projector})
 
 
-def random_network(config: VilaConfig, device: torch.device) -> VilaModel:
-    """Return a network of random weights in bf16 on `device`."""
+def dtype_of(compute: ComputeConfig) -> torch.dtype:
+    """Return what a step computes in, and frozen weights are stored in."""
+    return torch.bfloat16 if compute.precision == "bf16" else torch.float32
+
+
+def random_network(config: VilaConfig, device: torch.device, dtype: torch.dtype) -> VilaModel:
+    """Return a network of random weights on `device`."""
     tokenizer = Tokenizer.from_folder(open_checkpoint(EMBEDDED_MODEL).tokenizer_path)
     with torch.device("meta"):
-        network = VilaModel(config, tokenizer).to(torch.bfloat16)
+        network = VilaModel(config, tokenizer).to(dtype)
     network.to_empty(device=device)
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
@@ -253,12 +266,13 @@ def _row(
 
 def build(case: Case, world: World) -> tuple[VilaModel, Trainee]:
     """Return the network and what is trained, as `vila_train.loop.setup` makes it."""
-    network = random_network(shape_of(case), world.device)
+    network = random_network(shape_of(case), world.device, dtype_of(case.compute))
     _choose_trained(network, case)
     is_sharded = needs_shards(network, case.compute, world.size)
     compute.prepare(network, case.compute)
     if not is_sharded:
-        compute_in_bf16(network)
+        if case.compute.precision == "bf16":
+            compute_in_bf16(network)
         return network, Trainee(network, always_sees=False)
     trainee = Trainee(network)
     shard(trainee, make_mesh(world, case.compute), case.compute, world.device)
@@ -282,7 +296,7 @@ def estimate(case: Case, world: World, rows: list[PackedRow]) -> int:
     """Return the peak that a dry run estimates for a case whose largest rows are these."""
     tokenizer = Tokenizer.from_folder(open_checkpoint(EMBEDDED_MODEL).tokenizer_path)
     with torch.device("meta"):
-        network = VilaModel(shape_of(case), tokenizer).to(torch.bfloat16)
+        network = VilaModel(shape_of(case), tokenizer).to(dtype_of(case.compute))
         _choose_trained(network, case)
     load = RowLoad(
         tokens=max(row.num_tokens for row in rows),
@@ -325,8 +339,8 @@ def measure(case: Case, world: World, steps: int, profile: Path | None = None) -
         seconds=sum(times[2:]) / steps,
         tokens=sum(len(row.labels) for rows in timed for row in rows) / steps,
         flops=sum(flops.of_row(row) for rows in timed for row in rows) / steps,
-        peak_bytes=torch.cuda.max_memory_allocated() if on_cuda else 0,
-        reserved_bytes=torch.cuda.max_memory_reserved() if on_cuda else 0,
+        peak_bytes=torch.cuda.max_memory_allocated() if on_cuda else None,
+        reserved_bytes=torch.cuda.max_memory_reserved() if on_cuda else None,
         estimated_bytes=estimate(case, world, [row for rows in batches for row in rows]),
         sharded=isinstance(trainee, FSDPModule),
         compile_seconds=times[0],
@@ -373,11 +387,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def sustained_flops(device: torch.device, seconds: float = 1.0) -> float:
+def sustained_flops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Return the rate of the ceiling's product when it runs for `seconds`: a GPU lowers its clock at high power."""
     side = SQUARE[device.type]
-    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
-    b = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    b = torch.randn(side, side, device=device, dtype=dtype)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < seconds:
         for _ in range(20):
@@ -397,18 +411,20 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="write the kernels of one step")
     arguments = parser.parse_args()
     with join_world(group=True) as world:
-        ceiling = measure_limits(world.device, torch.bfloat16).operations_per_second
-        sustained = sustained_flops(world.device)
+        precision: Literal["bf16", "fp32"] = "bf16" if world.device.type == "cuda" else "fp32"
+        dtype = dtype_of(ComputeConfig(precision=precision))
+        ceiling = measure_limits(world.device, dtype).operations_per_second
+        sustained = sustained_flops(world.device, dtype)
         peak = compute.peak_flops(world.device)
         if world.is_first:
             device = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
-            rates = {"ceiling_tflops": round(ceiling / 1e12, 1), "sustained_tflops": round(sustained / 1e12, 1)}
-            line: dict[str, object] = {"device": device, "gpus": world.size, **rates}
+            rates = {"ceiling_tflops": _tera(ceiling), "sustained_tflops": _tera(sustained)}
+            line: dict[str, object] = {"device": device, "processes": world.size, "precision": precision, **rates}
             _report(line, arguments.out)
         for name in arguments.case:
             case = CASES[name]
             shards = True if arguments.sharded else case.sharded
-            case = replace(case, compute=case.compute.model_copy(update={"sharded": shards}))
+            case = replace(case, compute=_with(case.compute, sharded=shards, precision=precision))
             label = f"{name}{'-sharded' if arguments.sharded else ''}"
             profile = arguments.out / f"{label}.txt" if arguments.profile and world.is_first else None
             try:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import vila_core as vila
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, MediaError, PromptError
+from vila_core.loading import choose_device
 from vila_core.preprocess import TileLayout
 
 DATA = Path(__file__).parents[1] / "parity" / "data"
@@ -280,6 +281,18 @@ def test_unknown_override_setting_template_device_dtype():
         vila.load(NVILA, device="cuda:99")
     with pytest.raises(ConfigError, match="Unknown dtype 'int8'"):
         vila.load(NVILA, dtype="int8")
+
+
+@pytest.mark.parametrize("name", [None, "auto", "cuda", torch.device("cuda")])
+@pytest.mark.parametrize(("initialized", "expected"), [(False, "cuda:0"), (True, "cuda:1")])
+def test_a_gpu_has_its_number_as_the_tensors_on_it(
+    monkeypatch: pytest.MonkeyPatch, name: str | torch.device | None, initialized: bool, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert choose_device(name) == torch.device(expected)
 
 
 @pytest.mark.parametrize(

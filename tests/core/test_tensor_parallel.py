@@ -208,6 +208,7 @@ def test_all_gpus_are_used_that_can_share_the_heads(
         ([], [], True, "needs at least two GPUs; this machine has 0"),
         (["H100"], [], True, "needs at least two GPUs; this machine has 1"),
         (["H100"] * 2, ["cuda:0", "cuda:0"], True, "names cuda:0, cuda:0; expected different GPUs"),
+        (["H100"] * 2, ["cuda", "cuda:0"], True, "names cuda:0, cuda:0; expected different GPUs"),
         (["H100"] * 2, ["cuda:0", "cpu"], True, "names cuda:0, cpu; expected different GPUs"),
         (["H100", "A100"], [], True, r"needs GPUs of one kind, and these differ \(cuda:0 H100, cuda:1 A100\)"),
         (["H100"] * 2, [], False, "cuda:0 cannot reach that of cuda:1"),

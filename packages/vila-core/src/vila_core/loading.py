@@ -312,9 +312,15 @@ def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device to load the model on. Raises `ConfigError` if it is unknown or not on this machine."""
+    """Return the device to load the model on, a GPU with its number.
+
+    PyTorch takes `cuda` and `cuda:0` for different devices, even where they are one, and tensors only say `cuda:0`.
+
+    Raises:
+        ConfigError: the device is unknown or not on this machine.
+    """
     if device is None or device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
     except (RuntimeError, TypeError, ValueError):
@@ -327,6 +333,9 @@ def choose_device(device: str | torch.device | None) -> torch.device:
             f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). "
             "Run `vila doctor` to see why."
         )
+    if str(chosen) == "cuda":
+        # Asking for the current device initializes CUDA, after which processes cannot be forked.
+        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
     return chosen
 
 

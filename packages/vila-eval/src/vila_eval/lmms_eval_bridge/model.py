@@ -64,7 +64,7 @@ class VilaKit(lmms):
         self.batch_size = _whole_number("batch_size", batch_size)
         self.accelerator = Accelerator()
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        if self._world_size > 1 and device == "auto":
+        if self._world_size > 1 and device in ("auto", "cuda"):
             device = str(self.accelerator.device)
         media = {"max_tiles": max_tiles, "num_video_frames": num_video_frames}
         overrides: dict[str, Any] = {

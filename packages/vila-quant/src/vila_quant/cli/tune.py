@@ -76,8 +76,6 @@ def open_timer(device: str, dtype: str, group_size: int) -> "Timer":
             "`vila-quant tune` measures an NVIDIA GPU. "
             + ("There is none here: run `vila doctor` to see why." if device == "auto" else f"Got --device {device}.")
         )
-    if ":" not in str(chosen):
-        chosen = torch.device("cuda", torch.cuda.current_device())
     if reason := refusal(chosen, kind):
         raise ConfigError(f"The four-bit kernels do not run on {torch.cuda.get_device_name(chosen)}: {reason}.")
     torch.cuda.set_device(chosen)  # Triton launches kernels there

@@ -95,7 +95,7 @@ def join_world(device: str = "auto", *, group: bool = False) -> Generator[World]
         raise ConfigError(f"RANK is {rank}, but WORLD_SIZE is {size}. Start the processes with torchrun.")
     chosen = choose_device(device)
     if chosen.type == "cuda":
-        chosen = choose_device(f"cuda:{local_rank}") if chosen.index is None or size > 1 else chosen
+        chosen = choose_device(f"cuda:{local_rank}") if size > 1 else chosen
         torch.cuda.set_device(chosen)
     world = World(rank, size, chosen)
     if dist.is_initialized() or (size == 1 and not group):
