@@ -17,6 +17,8 @@ from tests.running_server import RunningServer
 
 from vila_serve.page import page as page_module
 from vila_serve.page import routes
+from vila_serve.page.parts import EXAMPLES
+from vila_serve.page.parts import QUESTIONS as QUESTIONS_OF_THE_PAGE
 
 KEY = "a-key-that-nobody-guesses"
 QUESTIONS = json.loads((MEDIA / "questions.json").read_text(encoding="utf-8"))
@@ -381,6 +383,6 @@ def test_the_page_can_be_left_out(serve_with: Callable[..., RunningServer]):
 
 
 def test_the_examples_are_those_of_the_project():
-    for _, names in page_module.QUESTIONS:
+    for _, names in QUESTIONS_OF_THE_PAGE:
         for name in names:
-            assert (page_module.EXAMPLES / name).read_bytes() == (MEDIA / name).read_bytes()
+            assert (EXAMPLES / name).read_bytes() == (MEDIA / name).read_bytes()

@@ -1,12 +1,12 @@
 """From the fields of a request to the settings of its answer."""
 
-import secrets
 from collections.abc import Mapping
 from typing import Any
 
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError, GenerationError
 from vila_core.generation.heads import check_kind
+from vila_serve.answer_settings import SEEDS, choose_seed
 from vila_serve.answering import ModelFacts
 from vila_serve.api.errors import ApiError, wrong_setting
 from vila_serve.api.schemas.chat import (
@@ -18,7 +18,6 @@ from vila_serve.api.schemas.chat import (
 from vila_serve.api.service import Service
 from vila_serve.settings import ServeSettings
 
-SEEDS = 2**63
 NEVER = -100.0
 SMALLEST_TOP_P = 1e-6
 """OpenAI allows 0, which keeps the likeliest token."""
@@ -46,8 +45,8 @@ def generation_configs(request: ChatCompletionRequest, service: Service) -> list
         **_penalties(request, service),
         **json_settings(request.response_format),
     }
-    first = secrets.randbelow(SEEDS) if request.seed is None else request.seed
-    config = as_config({**values, "seed": first % SEEDS})
+    first = choose_seed(request.seed)
+    config = as_config({**values, "seed": first})
     return [config.model_copy(update={"seed": (first + index) % SEEDS}) for index in range(count)]
 
 

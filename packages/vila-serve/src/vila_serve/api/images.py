@@ -1,7 +1,6 @@
 """POST /v1/images/generations: pictures of a prompt, for models that draw."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -9,14 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.errors import GenerationError, VilaError, shown
+from vila_serve.answer_settings import drawing_config
 from vila_serve.answering import Ending, Picture, RunningAnswer, merged
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
-from vila_serve.api.generation import SEEDS, SMALLEST_TOP_P, require_images
+from vila_serve.api.generation import SMALLEST_TOP_P, require_images
 from vila_serve.api.schemas.images import (
     DrawnImage,
     ImageGenerationRequest,
@@ -56,7 +55,15 @@ async def _draw_or_explain(service: Service, body: ImageGenerationRequest) -> Re
 
 async def _draw(service: Service, body: ImageGenerationRequest) -> Response:
     _check(service, body)
-    config, count = drawing_config(body), body.n or 1
+    count = body.n or 1
+    asked = {
+        "guidance": body.guidance,
+        "negative_prompt": body.negative_prompt,
+        "temperature": body.temperature,
+        "top_k": body.top_k,
+        "top_p": None if body.top_p is None else max(body.top_p, SMALLEST_TOP_P),
+    }
+    config = drawing_config(asked, body.seed)
     previews = body.partial_images or 0
     answers = await service.answering.draw(body.prompt, config, count, previews=previews)
     drawing = _Drawing(service, body, answers)
@@ -107,19 +114,6 @@ def size_of(service: Service) -> str:
     """Return the size of the model's images, such as 256x256."""
     width, height = service.model.pictures["image"].size
     return f"{width}x{height}"
-
-
-def drawing_config(body: ImageGenerationRequest) -> DrawingConfig:
-    """Return how to draw. Raises `GenerationError` for a setting that is out of range."""
-    seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed % SEEDS
-    given = {
-        "guidance": body.guidance,
-        "negative_prompt": body.negative_prompt,
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": None if body.top_p is None else max(body.top_p, SMALLEST_TOP_P),
-    }
-    return DrawingConfig.model_validate({**{k: v for k, v in given.items() if v is not None}, "seed": seed})
 
 
 class _Drawing:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from vila_serve.page.question import PictureFile
 
+MAX_STORED_BYTES = 2 << 30
+"""What all files of the page together may take."""
+
 
 def stored_bytes(folder: Path) -> int:
     """Return how many bytes the files below `folder` have."""

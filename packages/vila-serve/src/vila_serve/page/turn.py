@@ -3,16 +3,15 @@
 import asyncio
 import logging
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
+from vila_serve.answer_settings import choose_seed, drawing_config
 from vila_serve.answering import Ending, EngineStoppedError, Picture, RunningAnswer, merged
 from vila_serve.page.history import read_turns
 from vila_serve.page.question import DRAW, Choices, PictureFile, Question, Shown
@@ -28,7 +27,6 @@ UPDATE_SECONDS = 0.05
 """The page shows new text so often."""
 PREVIEWS = 7
 """How many previews of a picture are shown while it is drawn."""
-SEEDS = 2**63
 log = logging.getLogger(__name__)
 
 
@@ -38,30 +36,19 @@ def generation_config(choices: Choices, limit: int | None) -> GenerationConfig:
         "max_new_tokens": int(choices.max_tokens) if limit is None else min(int(choices.max_tokens), limit),
         "temperature": choices.temperature,
         "top_p": choices.top_p,
-        "seed": _seed(choices.seed),
+        "seed": choose_seed(_seed(choices.seed)),
         **({"json_schema": choices.schema} if choices.schema and choices.schema.strip() else {}),
     }
     return GenerationConfig.model_validate(values)
 
 
-def drawing_config(choices: Choices) -> DrawingConfig:
-    """Return how to draw. Raises `GenerationError`."""
-    return DrawingConfig.model_validate(
-        {
-            "guidance": choices.guidance,
-            "negative_prompt": choices.negative_prompt or "",
-            "seed": _seed(choices.seed),
-        }
-    )
-
-
-def _seed(given: str | None) -> int:
+def _seed(given: str | None) -> int | None:
     text = "" if given is None else str(given).strip()
     if not text:
-        return secrets.randbelow(SEEDS)
+        return None
     if not re.fullmatch(r"-?[0-9]{1,40}", text):
         raise GenerationError(f"The seed is {shown(text)}; it must be a whole number, or empty.")
-    return int(text) % SEEDS
+    return int(text)
 
 
 class Turns:
@@ -138,7 +125,8 @@ class Turns:
         if any(part["type"] != "text" for part in question.turns[-1]["content"]):
             yield Shown(error=texts.text_only)
             return
-        config, count = drawing_config(choices), int(choices.pictures)
+        asked = {"guidance": choices.guidance, "negative_prompt": choices.negative_prompt}
+        config, count = drawing_config(asked, _seed(choices.seed)), int(choices.pictures)
         yield Shown(status=texts.drawing.format(percent=0))
         answers = await service.answering.draw(question.prompt, config, count, previews=PREVIEWS)
         try:
