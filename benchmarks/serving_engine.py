@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -145,6 +146,9 @@ def load_and_measure(measurement: Measurement, progress: object) -> vila_core.Vi
         waiting = settings.max_batch + settings.max_queue
         engine = vila_core.EngineConfig(max_batch=settings.max_batch, max_queue=waiting)
         model = random_model(measurement.shapes, measurement.device, engine)
+        begin = time.perf_counter()
+        model.warm_up()
+        print(f"warmed up in {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
     if measurement.step_ms is not None:
         let_steps_wait(model, measurement.step_ms / 1000)
     stops = dict.fromkeys(sorted(model.stop_token_ids), -100.0)

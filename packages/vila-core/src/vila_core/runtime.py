@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Unpack
 
 from vila_core.answers import RunningPrompt, answer_each, completion_of
@@ -17,17 +18,22 @@ from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
+from vila_core.engine.warming import warm_up
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
 from vila_core.generation.files import VIDEO_FPS
 from vila_core.generation.pictures import Codes, preview, to_frames, to_medium
 from vila_core.generation.prompts import checked_text, require_kind
 from vila_core.language.divided import current
 from vila_core.loaded_model import LoadedModel
-from vila_core.media import Video
+from vila_core.media import Image, Video
 from vila_core.prompt import PreparedPrompt
+from vila_core.towers.captured import BUCKETS
 
 if TYPE_CHECKING:
     import PIL.Image
+
+WORDS = "A short sentence with some plain words"
+"""What `Vila.warm_up` writes."""
 
 
 class Vila(LoadedModel):
@@ -312,6 +318,26 @@ class Vila(LoadedModel):
         """What the model draws ("image", "video") -> the id of the token that begins it. Empty for most models."""
         modes = self._output_modes
         return {} if modes is None else {kind: token for token, kind in modes.kinds.items()}
+
+    def warm_up(self) -> None:
+        """Do what takes long the first time, so that the first prompts need not wait for it.
+
+        On a GPU, kernels are compiled and CUDA graphs captured for prompts and batches of all sizes: a minute or more
+        where no compiled kernels are stored from an earlier run. On a CPU, one short prompt is answered.
+        """
+        import PIL.Image  # imported here because it takes a while
+
+        on_gpu = self.device.type == "cuda"
+        warm_up(self.engine, self.network.llm, self.tokenizer.encode(WORDS), all_sizes=on_gpu)
+        for count in BUCKETS if on_gpu else (1,):
+            pictures = [Image(PIL.Image.new("RGB", (64, 64), (number, 0, 0))) for number in range(count)]
+            with suppress(PromptError, GenerationError):  # a small context or cache has no room for many
+                self.generate([*pictures, WORDS], max_new_tokens=1)
+        head = self.network.generation_head
+        if head is not None and "image" in head.kinds:
+            self.generate_image(WORDS, seed=0, guidance=3.0 if head.kinds["image"].knows_empty_prompt else 1.0)
+        self.engine.clear_cache()
+        self._media.clear()
 
     def _parts(self, prompt: PreparedPrompt, answer: Generated) -> tuple[OutputPart, ...]:
         """Return the text of an answer and what was drawn in it, in order."""

@@ -130,6 +130,12 @@ class LimitOptions:
         str | None,
         _limit("--kv-cache-dtype", metavar="NAME", help="auto, or fp8: nearly twice the tokens in its memory (auto)."),
     ] = None
+    warm_up: Annotated[
+        bool | None,
+        _limit(
+            "--warm-up/--no-warm-up", help="On a GPU, compile and capture all sizes before requests come (warm up)."
+        ),
+    ] = None
     shutdown_timeout: Annotated[
         int | None,
         _limit("--shutdown-timeout", metavar="SECONDS", help="How long running requests may finish on shutdown (60)."),

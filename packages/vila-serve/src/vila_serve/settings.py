@@ -91,6 +91,8 @@ class ServeSettings(BaseSettings):
         max_pictures: most pictures (`n`) that one request may ask to draw.
         cache_bytes: memory of the KV cache; None as in `vila_core.EngineConfig`.
         kv_cache_dtype: "auto" or "fp8", as in `vila_core.EngineConfig`.
+        warm_up: compile kernels and capture CUDA graphs for all sizes before the server is ready. Otherwise the first
+            requests of each size wait for that.
         default_max_tokens, default_temperature, default_top_p: for requests that do not set them. The defaults are
             those of VILA's own server.
         api_key: what clients must send as `Authorization: Bearer KEY` on every route but /health; None lets all in.
@@ -134,6 +136,7 @@ class ServeSettings(BaseSettings):
     max_pictures: int = Field(default=10, ge=1, le=10)
     cache_bytes: PositiveInt | None = None
     kv_cache_dtype: Literal["auto", "fp8"] = "auto"
+    warm_up: bool = True
     default_max_tokens: PositiveInt = 512
     default_temperature: float = Field(default=0.2, ge=0, le=2)
     default_top_p: float = Field(default=0.9, gt=0, le=1)

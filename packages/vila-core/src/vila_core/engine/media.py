@@ -77,6 +77,7 @@ class MediaEmbeddings:
 
     def __init__(self, network: "VilaModel", max_bytes: int):
         self._network = network
+        self._max_bytes = max_bytes
         self._kept = RecentlyUsed[Tensor](max_bytes)
         self._running: WeakValueDictionary[PartKey, Encoding] = WeakValueDictionary()
         self._begun: list[Encoding] = []
@@ -114,6 +115,10 @@ class MediaEmbeddings:
             for medium in media:
                 medium.start_digest()
             self._advance({one: one.left for one in self._begun})
+
+    def clear(self) -> None:
+        """Forget the tokens that are kept."""
+        self._kept = RecentlyUsed(self._max_bytes)
 
     def _take_begun(self, medium: PreparedMedium) -> Encoding | None:
         """Return the encoding of these very tiles that `begin` made, if any."""
