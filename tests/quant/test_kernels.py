@@ -187,6 +187,18 @@ def test_the_measured_plan_is_measured_once() -> None:
     assert measured_plan(CpuInt4PackKernel(), 64, 32, BF16, torch.get_num_threads()) is first
 
 
+def test_panels_of_the_compiled_kernel_are_for_matrix_units_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_kernel = "vila_quant.kernels.cpu.compiled.kernel.HAS_BFLOAT16_MATRICES"
+    monkeypatch.setattr(of_kernel, True)
+    assert list(CompiledKernel().panel_dtypes(BF16)) == [BF16]
+    assert not CompiledKernel().panel_dtypes(torch.float32)  # bfloat16 would lose digits
+    monkeypatch.setattr(of_kernel, False)
+    with monkeypatch.context() as patch:
+        patch.setattr(CompiledKernel, "pack", None)  # nothing is packed to be timed
+        plan = measured_plan(CompiledKernel(), 96, 32, BF16, torch.get_num_threads())
+    assert plan.panels_from == NEVER
+
+
 # ------------------------------------------------------------------------------------------------ on an NVIDIA GPU
 
 

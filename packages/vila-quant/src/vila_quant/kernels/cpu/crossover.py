@@ -11,8 +11,8 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
-from typing import ParamSpec, Protocol
+from functools import cache, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,10 +26,8 @@ CROSSOVERS = (8, 16, 32, 64, 256)
 NEVER = 1 << 40
 """More rows than there are."""
 
-MEASURED_WEIGHTS = 1 << 19
-"""Number of weights of the layer that is timed."""
-
-Arguments = ParamSpec("Arguments")
+MEASURED_OUTPUTS = 512
+"""Outputs of the layer that is timed: enough to hide what is done once per row, as layers do."""
 
 _pinned: ContextVar["Plan | None"] = ContextVar("pinned plan", default=None)
 
@@ -44,6 +42,10 @@ class Plan:
 
 class TwoWays(Protocol):
     """A kernel with both ways; hashable."""
+
+    def panel_dtypes(self, dtype: torch.dtype) -> Sequence[torch.dtype]:
+        """Return in which dtypes panels may be faster on this CPU, and exact enough for activations of `dtype`."""
+        ...
 
     def pack(self, weight: GroupwiseWeight, device: torch.device, dtype: torch.dtype) -> Sequence[Tensor]: ...
 
@@ -78,34 +80,38 @@ def pinned(plan: Plan | None) -> Generator[None]:
 
 @cache
 def measured_plan(kernel: TwoWays, inputs: int, group_size: int, dtype: torch.dtype, threads: int) -> Plan:
-    """Time both ways on a weight with `inputs` K, and return the crossover; once per process (about 0.1 s).
+    """Time both ways on a weight with `inputs` K, and return the crossover; once per process (about 0.5 s).
 
-    The two round differently, by less than bfloat16 resolves. Processes may measure different crossovers and then
-    differ by that much for numbers of rows in between: see `pinned`.
+    Nothing is timed if panels cannot be faster. The two round differently, by less than bfloat16 resolves. Processes
+    may measure different crossovers and then differ by that much for numbers of rows in between: see `pinned`.
     """
-    outputs = max(64, MEASURED_WEIGHTS // inputs // 64 * 64)
-    shape = LinearShape(outputs, inputs, group_size)
+    dtypes = kernel.panel_dtypes(dtype)
+    if not dtypes:
+        return Plan(NEVER, dtype)
+    shape = LinearShape(MEASURED_OUTPUTS, inputs, group_size)
     generator = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        q = torch.randint(16, (outputs, inputs), dtype=torch.uint8, generator=generator)
-        ones = torch.ones(outputs, inputs // group_size)
+        q = torch.randint(16, (MEASURED_OUTPUTS, inputs), dtype=torch.uint8, generator=generator)
+        ones = torch.ones(MEASURED_OUTPUTS, inputs // group_size)
         packed = kernel.pack(GroupwiseWeight(q, ones, 8 * ones, 4), torch.device("cpu"), dtype)
         x = torch.randn(CROSSOVERS[-1], inputs, generator=generator).to(dtype)
-        exact_enough = (torch.float32,) if dtype == torch.float32 else (torch.float32, torch.bfloat16)
-        best = min(exact_enough, key=lambda panel: _seconds(kernel.panels, x, packed, shape, panel))
+        ways = [partial(kernel.panels, x, packed, shape, panel) for panel in dtypes]
+        best = dtypes[_fastest(ways)]
         for rows in CROSSOVERS:
-            if _seconds(kernel.panels, x[:rows], packed, shape, best) < _seconds(
-                kernel.unpacking, x[:rows], packed, shape
-            ):
+            unpacking = partial(kernel.unpacking, x[:rows], packed, shape)
+            if _fastest([unpacking, partial(kernel.panels, x[:rows], packed, shape, best)]) == 1:
                 return Plan(rows, best)
     return Plan(NEVER, best)
 
 
-def _seconds(call: Callable[Arguments, object], *args: Arguments.args, **kwargs: Arguments.kwargs) -> float:
-    """Return the shortest of five runs; other load only adds time."""
-    times: list[float] = []
+def _fastest(ways: Sequence[Callable[[], object]]) -> int:
+    """Return which is fastest: run in turns, five times each, the shortest times count; other load only adds time."""
+    if len(ways) == 1:
+        return 0
+    times = [float("inf")] * len(ways)
     for _ in range(5):
-        start = time.perf_counter()
-        call(*args, **kwargs)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for i, call in enumerate(ways):
+            start = time.perf_counter()
+            call()
+            times[i] = min(times[i], time.perf_counter() - start)
+    return times.index(min(times))

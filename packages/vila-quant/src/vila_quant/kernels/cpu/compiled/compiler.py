@@ -84,9 +84,11 @@ def vector_code(function: Callable[Concatenate[Any, Arguments], Any]) -> Callabl
     return cast("Callable[Arguments, Any]", intrinsic(function))
 
 
-def share_threads() -> None:
-    """Let `parallel` functions use as many threads as PyTorch, if numba was started with that many."""
-    numba.set_num_threads(min(torch.get_num_threads(), _STARTED_WITH))
+def share_threads() -> int:
+    """Let `parallel` functions use as many threads as PyTorch, if numba was started with that many; return how many."""
+    threads = min(torch.get_num_threads(), _STARTED_WITH)
+    numba.set_num_threads(threads)
+    return threads
 
 
 def as_floats(x: Tensor) -> NDArray[np.float32]:

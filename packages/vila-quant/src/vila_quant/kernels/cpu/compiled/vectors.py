@@ -34,9 +34,16 @@ WORD = 8
 WORDS_AT_ONCE = 4
 """Words per iteration of the inner loop: the smallest group, 32 inputs. One at a time is 4 % slower with AVX2."""
 
+HAS_BFLOAT16_MATRICES = any(get_host_cpu_features().get(name) for name in ("amx-bf16", "bf16"))
+"""Whether this CPU multiplies matrices in bfloat16: AMX on x86, BFMMLA on ARM."""
+
 TILE = 24 if get_host_cpu_features().get("avx512f") else 6
 """Rows of activations that are multiplied together: as many as have their sums in registers (32 of 512 bits with
 AVX512, 16 of 256 with AVX2, 32 of 128 on ARM)."""
+
+PAIRS_AT_ONCE = 1 if get_host_cpu_features().get("avx512f") else 4
+"""Pairs of inputs per iteration for a tile. Several are faster with AVX2. With VNNI, LLVM would replace most `vpdpwssd`
+by two instructions, to shorten a chain of additions that the other rows hide anyway."""
 
 AHEAD = 8192
 """Bytes by which weights are prefetched. Without it, a core waits for memory a third of its time."""
@@ -104,47 +111,64 @@ def add_nibble_rows(typing, words, scales, zeros, x, x_scales, x_sums, groups, w
 
 
 @vector_code
-def add_nibble_tile(typing, words, scales, zeros, x, x_scales, x_sums, groups, words_a_group, y, y_stride):
-    """Add the product of `ROWS` outputs and `TILE` rows of activations to `y`: `add_nibble_rows` for many rows.
+def unpack_nibbles(typing, words, count, pairs):
+    """Unpack `words [count, ROWS]` of `ROWS` outputs to `pairs [4 count, ROWS]` int32: two neighboring int16 each."""
 
-    Weights are unpacked once for the tile, and the sums of its rows stay in registers. Results are the same to the bit.
+    def generate(context, builder, signature, arguments):
+        b = builder
+        words, count, pairs = arguments
+        with cgutils.for_range(b, count) as word:
+            packed = _load(b, words, b.mul(word.index, I64(4 * ROWS)), _vector(I16, 2 * ROWS))
+            for pair in range(WORD // 2):
+                weights = b.and_(b.lshr(packed, _constant(I16, 4 * pair, 2 * ROWS)), _constant(I16, 15, 2 * ROWS))
+                index = b.add(b.mul(word.index, I64(WORD // 2)), I64(pair))
+                _store(b, weights, b.add(pairs, b.mul(index, I64(4 * ROWS))))
+        return context.get_dummy_value()
 
-    `x [K / 2, TILE]` int32, pairs of neighboring int16, `x_scales [TILE, G]` float32, `x_sums [TILE, G]` int32,
-    `y [TILE, ROWS]` float32 with `y_stride` bytes from row to row; all else as in `add_nibble_rows`
+    return types.void(*[types.intp] * 3), generate
+
+
+@vector_code
+def add_tile_of_a_group(typing, weights, scales, zeros, x, x_scales, x_sums, steps, y):
+    """Add the product of `ROWS` outputs and `TILE` rows of activations over one group to `y`.
+
+    The sums of the rows stay in registers. Results are those of `add_nibble_rows` to the bit.
+
+    `weights [g / 2, ROWS]` int32, pairs of neighboring int16 (see `unpack_nibbles`), `scales [ROWS]` float16, `zeros
+    [ROWS]` uint8, `x [g / 2, TILE]` int32, pairs as well, `x_scales [TILE]` float32, `x_sums [TILE]` int32,
+    `y [TILE, ROWS]` float32; `steps` of `PAIRS_AT_ONCE` pairs make the group.
     """
 
     def generate(context, builder, signature, arguments):
         b = builder
-        words, scales, zeros, x, x_scales, x_sums, groups, words_a_group, y, y_stride = arguments
+        weights, scales, zeros, x, x_scales, x_sums, steps, y = arguments
         sums = [_variable(b, _constant(I32, 0)) for _ in range(TILE)]
-        pairs_a_group = b.mul(words_a_group, I64(WORD // 2))
-        with cgutils.for_range(b, groups) as group:
-            for of_row in sums:
-                b.store(_constant(I32, 0), of_row)
-            # One pair of inputs per iteration. With the four of a word, LLVM replaces `vpdpwssd` by two instructions to
-            # shorten the chain of additions, which the other rows of the tile hide anyway.
-            with cgutils.for_range(b, pairs_a_group) as pair:
-                index = b.add(b.mul(group.index, pairs_a_group), pair.index)
-                word = _load(b, words, b.mul(b.lshr(index, I64(2)), I64(4 * ROWS)), _vector(I16, 2 * ROWS))
-                bits = _splat(b, b.trunc(b.shl(b.and_(index, I64(3)), I64(2)), I16), 2 * ROWS)
-                weights = b.and_(b.lshr(word, bits), _constant(I16, 0x000F, 2 * ROWS))
+        for of_row in sums:
+            b.store(_constant(I32, 0), of_row)
+        with cgutils.for_range(b, steps) as step:
+            for pair in range(PAIRS_AT_ONCE):
+                index = b.add(b.mul(step.index, I64(PAIRS_AT_ONCE)), I64(pair))
+                of_pair = _load(b, weights, b.mul(index, I64(4 * ROWS)), _vector(I16, 2 * ROWS))
                 for row, of_row in enumerate(sums):
                     offset = b.add(b.mul(index, I64(4 * TILE)), I64(4 * row))
-                    _add_products(b, of_row, weights, _pairs_of_all_rows(b, _load(b, x, offset, I32)))
-            zero = b.zext(_load(b, zeros, b.mul(group.index, I64(ROWS)), _vector(I8)), _vector(I32))
-            scale = b.fpext(_load(b, scales, b.mul(group.index, I64(2 * ROWS)), _vector(F16)), _vector(F32))
-            for row, of_row in enumerate(sums):
-                offset = b.mul(b.add(b.mul(I64(row), groups), group.index), I64(4))
-                x_sum, x_scale = (_splat(b, _load(b, x_sums, offset, I32)), _splat(b, _load(b, x_scales, offset, F32)))
-                exact = b.sitofp(b.sub(b.load(of_row), b.mul(zero, x_sum)), _vector(F32))
-                place = b.add(y, b.mul(y_stride, I64(row)))
-                total = b.fadd(
-                    _load(b, place, I64(0), _vector(F32)), b.fmul(exact, b.fmul(scale, x_scale)), flags=["contract"]
-                )
-                _store(b, total, place)
+                    _add_products(b, of_row, of_pair, _pairs_of_all_rows(b, _load(b, x, offset, I32)))
+                    b.store(_in_order(b, b.load(of_row)), of_row)
+        zero = b.zext(_load(b, zeros, I64(0), _vector(I8)), _vector(I32))
+        scale = b.fpext(_load(b, scales, I64(0), _vector(F16)), _vector(F32))
+        for row, of_row in enumerate(sums):
+            x_sum, x_scale = (
+                _splat(b, _load(b, x_sums, I64(4 * row), I32)),
+                _splat(b, _load(b, x_scales, I64(4 * row), F32)),
+            )
+            exact = b.sitofp(b.sub(b.load(of_row), b.mul(zero, x_sum)), _vector(F32))
+            place = b.add(y, I64(4 * ROWS * row))
+            total = b.fadd(
+                _load(b, place, I64(0), _vector(F32)), b.fmul(exact, b.fmul(scale, x_scale)), flags=["contract"]
+            )
+            _store(b, total, place)
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * 10), generate
+    return types.void(*[types.intp] * 8), generate
 
 
 @vector_code
@@ -263,6 +287,14 @@ def _add_products(b, sums, weights, activations):
         for half in (0, 1)
     )
     b.store(b.add(b.load(sums), b.add(even, odd)), sums)
+
+
+def _in_order(b, sums):
+    """Return `sums`, but keep LLVM from reordering the additions before and after, which takes more registers."""
+    floats = _vector(F32)
+    kind = ir.FunctionType(floats, [floats])
+    fence = cgutils.get_or_insert_function(b.module, kind, f"llvm.arithmetic.fence.v{ROWS}f32")
+    return b.bitcast(b.call(fence, [b.bitcast(sums, floats)]), sums.type)
 
 
 def _pair_of_bfloat16(b, even, odd):
