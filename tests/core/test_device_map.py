@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 import vila_core as vila
-from vila_core import placement
-from vila_core.checkpoint import Checkpoint, open_checkpoint
+from vila_core import loading, placement
+from vila_core.bench.random_model import random_checkpoint
+from vila_core.checkpoint import Checkpoint, estimate, open_checkpoint
 from vila_core.cli.infer import main
 from vila_core.config import TransformersConfig
 from vila_core.errors import ConfigError
@@ -16,6 +17,7 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.split import Segment, SplitDecoder
 from vila_core.loading import choose_device
 from vila_core.placement import Need, assign_blocks, estimate_need, plan_split
+from vila_core.smaller_forms import smaller_forms
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,8 @@ def test_too_little_memory_says_how_much_is_needed_and_free(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     message = (
         r"vila-tiny needs 4\d MiB in float32 with a cache of 2,048 tokens, but 20 MiB are free \(cuda:0 10 MiB, cuda:1 "
-        r"10 MiB\)\. Free memory, choose a smaller dtype"
+        r"10 MiB\)\. It does not fit in bfloat16 \(--dtype bfloat16, 2\d MiB\) or quantized to 4 bits "
+        r"\(vila-quant awq, \d+ MiB\) either\. Free memory, or use a smaller model\.$"
     )
     with pytest.raises(ConfigError, match=message):
         plan_split(checkpoint, "auto", torch.float32, choose_device, lambda device: 10 * 2**20)
@@ -115,12 +118,56 @@ def test_too_little_memory_says_how_much_is_needed_and_free(
         plan_split(checkpoint, ["cuda:0", "cuda:1"], torch.float32, choose_device, lambda device: 10 * 2**20)
 
 
+def loading_error(**settings: object) -> str:
+    with pytest.raises(ConfigError) as raised:
+        vila.load("vila-tiny", **settings)  # pyright: ignore[reportArgumentType]
+    return str(raised.value)
+
+
 def test_a_model_that_does_not_fit_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "free_bytes", lambda device: 2 * 2**20)
-    with pytest.raises(ConfigError, match=r"vila-tiny needs 30 MiB in float32, but cpu has 2 MiB free\. Free memory"):
-        vila.load("vila-tiny", dtype="float32")
+    """The error names what does fit."""
+    four_bits = smaller_forms(open_checkpoint("vila-tiny"), torch.bfloat16)["quantized to 4 bits (vila-quant awq)"]
+    for free, dtype, message in (
+        (2, "float32", "2 MiB free. It does not fit in bfloat16 (--dtype bfloat16, 15 MiB) or quantized to 4 bits"),
+        (20, "float32", "20 MiB free. It fits in bfloat16 (--dtype bfloat16, 15 MiB) or quantized to 4 bits (vila-"),
+        (four_bits / 2**20, "float32", "free. It fits quantized to 4 bits (vila-quant awq, "),
+        (four_bits / 2**20, "bfloat16", "free. It fits quantized to 4 bits (vila-quant awq, "),
+        (2, "bfloat16", "2 MiB free. It does not fit quantized to 4 bits (vila-quant awq, "),
+    ):
+        monkeypatch.setattr(placement, "free_bytes", lambda device, free=free: int(free * 2**20))
+        error = loading_error(dtype=dtype)
+        assert error.startswith(f"vila-tiny needs {30 if dtype == 'float32' else 15} MiB in {dtype}, but cpu has ")
+        assert message in error
     monkeypatch.setattr(placement, "free_bytes", lambda device: None)  # unknown
     assert vila.load("vila-tiny").name == "vila-tiny"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("DefaultCPUAllocator: x")])
+def test_memory_that_runs_out_while_loading(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(loading, "load_weights", fail)
+    message = loading_error(dtype="float32")
+    assert message.startswith("vila-tiny needs 30 MiB in float32, and the memory ran out while it was loaded")
+    assert "It takes less in bfloat16 (--dtype bfloat16, 15 MiB) or quantized to 4 bits (vila-quant awq, " in message
+
+
+def test_other_errors_of_loading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(loading, "load_weights", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        vila.load("vila-tiny")
+
+
+def test_what_4_bits_take_is_what_awq_writes() -> None:
+    whole, quantized = (random_checkpoint("nvila-8b", weights) for weights in ("bf16", "w4"))
+    assert smaller_forms(whole, torch.bfloat16) == {
+        "quantized to 4 bits (vila-quant awq)": pytest.approx(estimate(quantized).weight_bytes("float16"), rel=0.02)
+    }
+    assert smaller_forms(quantized, torch.float16) == {}
 
 
 def test_the_need_is_weights_and_cache(checkpoint: Checkpoint) -> None:

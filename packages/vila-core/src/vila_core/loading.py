@@ -16,6 +16,7 @@ from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
+from vila_core.device_memory import is_out_of_memory
 from vila_core.display.loading_bar import loading_bar
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.runner import require_cache_dtype
@@ -28,7 +29,7 @@ from vila_core.language.tensor_parallel import TensorParallelDecoder
 from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_preprocess_settings
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
-from vila_core.placement import DeviceMap, check_device_map, plan_split, require_memory
+from vila_core.placement import DeviceMap, check_device_map, plan_split, ran_out_of_memory, require_memory
 from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
 from vila_core.tensor_placement import plan_shares
@@ -175,17 +176,22 @@ def load_checkpoint(
     require_cache_dtype(network.llm, engine or EngineConfig(), is_split=is_split)
     if not is_split:
         require_memory(checkpoint, target, chosen_dtype)
-    with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:
-        load_weights(
-            network,
-            checkpoint,
-            device=target,
-            dtype=chosen_dtype,
-            vocab_size=vocab_size,
-            place=placed.device_of if is_split else None,
-            adapter=adapter,
-            on_read=on_read,
-        )
+    try:
+        with loading_bar(sum(entry.nbytes for entry in checkpoint.weights.entries.values()), progress) as on_read:
+            load_weights(
+                network,
+                checkpoint,
+                device=target,
+                dtype=chosen_dtype,
+                vocab_size=vocab_size,
+                place=placed.device_of if is_split else None,
+                adapter=adapter,
+                on_read=on_read,
+            )
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ran_out_of_memory(checkpoint, chosen_dtype) from None
     network.eval().requires_grad_(False)
     if isinstance(network.llm, Decoder):
         warn_if_not_captured(network.llm.config, target, chosen_dtype)

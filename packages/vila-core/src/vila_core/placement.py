@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -13,12 +12,13 @@ from vila_core.checkpoint import Checkpoint, estimate
 from vila_core.checkpoint.description import name_checkpoint
 from vila_core.checkpoint.sizes import DTYPE_BYTES
 from vila_core.config import DecoderConfig
+from vila_core.device_memory import free_bytes, name_size
 from vila_core.errors import ConfigError, shown
+from vila_core.smaller_forms import say_what_fits
 
 _BLOCK = re.compile(r"llm\.model\.layers\.(\d+)\.")
 CACHED_TOKENS = 4096
 """Room to leave for the key/value cache, in tokens, where the context is longer."""
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -80,30 +80,25 @@ def estimate_need(checkpoint: Checkpoint, dtype: torch.dtype) -> Need:
     return Need(tuple(blocks), rest, cached_tokens)
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Return how many bytes can still be allocated on `device`; None if that is unknown."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not on Linux
-        return None
-    sizes = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return sizes["MemAvailable"] + sizes["SwapFree"] if {"MemAvailable", "SwapFree"} <= sizes.keys() else None
-
-
 def require_memory(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
     """Raise `ConfigError` if the weights do not fit on `device`."""
     free, need = free_bytes(device), estimate(checkpoint).weight_bytes(name_dtype(dtype))
     if free is not None and need > free:
-        split = ", or split it over several GPUs with device_map='auto'" if torch.cuda.device_count() > 1 else ""
+        split = ", or split over several GPUs with device_map='auto'" if torch.cuda.device_count() > 1 else ""
         raise ConfigError(
-            f"{_does_not_fit(checkpoint, need, dtype)}, but {device} has {name_size(free)} free. {ADVICE}{split}."
+            f"{_does_not_fit(checkpoint, need, dtype)}, but {device} has {name_size(free)} free. "
+            f"{say_what_fits(checkpoint, dtype, free)}{split}."
         )
 
 
-ADVICE = "Free memory, choose a smaller dtype (--dtype), or quantize the model (vila-quant awq)"
+def ran_out_of_memory(checkpoint: Checkpoint, dtype: torch.dtype) -> ConfigError:
+    """Return the error for weights that do not fit although the memory seemed to suffice when loading began."""
+    need = estimate(checkpoint).weight_bytes(name_dtype(dtype))
+    return ConfigError(
+        f"{_does_not_fit(checkpoint, need, dtype)}, and the memory ran out while it was loaded: another program may "
+        f"use it, too. {say_what_fits(checkpoint, dtype, None)}."
+    )
+
 
 DeviceNames = Literal["auto"] | Sequence[str | torch.device]
 
@@ -212,11 +207,13 @@ def _require_total(
     free: Callable[[torch.device], int | None],
 ) -> None:
     sizes = {device: size for device in devices if (size := free(device)) is not None}
-    if len(sizes) == len(set(devices)) and need.total > sum(sizes.values()):
+    free_together, weights = sum(sizes.values()), estimate(checkpoint).weight_bytes(name_dtype(dtype))
+    if len(sizes) == len(set(devices)) and need.total > free_together:
         found = ", ".join(f"{device} {name_size(size)}" for device, size in sizes.items())
         raise ConfigError(
             f"{_does_not_fit(checkpoint, need.total, dtype)} with a cache of {need.cached_tokens:,} tokens, but "
-            f"{name_size(sum(sizes.values()))} are free ({found}). {ADVICE}."
+            f"{name_size(free_together)} are free ({found}). "
+            f"{say_what_fits(checkpoint, dtype, free_together, beside=need.total - weights)}."
         )
 
 
@@ -227,8 +224,3 @@ def _does_not_fit(checkpoint: Checkpoint, need: int, dtype: torch.dtype) -> str:
 def name_dtype(dtype: torch.dtype) -> str:
     """Return the name without `torch.`."""
     return str(dtype).removeprefix("torch.")
-
-
-def name_size(size: int) -> str:
-    """Return bytes for people."""
-    return f"{size / GIB:.1f} GiB" if size >= GIB else f"{size / 2**20:.0f} MiB"

@@ -8,9 +8,10 @@ import torch
 from vila_core.checkpoint import Checkpoint
 from vila_core.checkpoint.description import name_checkpoint
 from vila_core.config import DecoderConfig
+from vila_core.device_memory import free_bytes, name_size
 from vila_core.errors import ConfigError
 from vila_core.language.tensor_parallel import part_config, possible_counts
-from vila_core.placement import ADVICE, DeviceMap, estimate_need, free_bytes, name_dtype, name_size
+from vila_core.placement import DeviceMap, estimate_need, name_dtype
 
 BY_LAYERS = "Split it by layers: device_map='auto'"
 
@@ -108,5 +109,5 @@ def _require_room(
             raise ConfigError(
                 f"{name_checkpoint(checkpoint.path)} needs {name_size(size)} on {device} in {name_dtype(dtype)}, one "
                 f"of {len(devices)} that share it, with a cache of {need.cached_tokens:,} tokens, but "
-                f"{name_size(found)} are free. {ADVICE}, or name more devices."
+                f"{name_size(found)} are free. Free memory, choose a smaller dtype (--dtype), or name more devices."
             )

@@ -58,8 +58,8 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
     if held < context:
         warn(
             f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "
-            "refused. Give it more memory with --cache-bytes, or use --kv-cache-dtype fp8, or a smaller or quantized "
-            "model."
+            "refused. Give it more memory (--cache-bytes), use --kv-cache-dtype fp8 or a smaller or quantized model, "
+            f"or set --max-context to {held:,} or less."
         )
     return model
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vila_core.placement import free_bytes
+from vila_core.device_memory import free_bytes
 
 READ_BYTES = {"cuda": 2 << 30, "cpu": 1 << 29}
 """Size of the buffer that is read, much more than any cache holds."""

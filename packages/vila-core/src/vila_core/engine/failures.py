@@ -2,6 +2,7 @@
 
 import torch
 
+from vila_core.device_memory import is_out_of_memory
 from vila_core.engine.request import Request
 from vila_core.engine.runner import Runner
 from vila_core.engine.sampling import GenerationConfig
@@ -81,7 +82,7 @@ def room(prompt_length: int, max_length: int) -> int:
 
 def as_error(error: Exception) -> Exception:
     """Return what the user sees of an error that ended a request."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if is_out_of_memory(error):
         return GenerationError(
             "There is too little memory for this request. Use fewer tiles, fewer video frames, a shorter prompt, or a "
             "smaller batch."

@@ -1,11 +1,12 @@
 """How much memory a KV cache may take."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from vila_core.device_memory import free_bytes, name_size
 from vila_core.engine.pages import pages_of
+from vila_core.errors import GenerationError
 from vila_core.language.divided import parts_of
 from vila_core.language.page_size import PAGE_SIZE
 from vila_core.language.paged_cache import bytes_of_slot
@@ -20,27 +21,55 @@ HOST_SHARE = 0.25
 """The same for the main memory, at most: other programs live there, too."""
 HOST_SPARE_BYTES = 256 << 20
 """What the KV cache takes there besides one full context. A page takes memory only once it is written."""
+UNKNOWN_BYTES = 4 << 30
+"""Memory that a system has which does not say how much is free."""
 
 
 def num_pages(decoder: "NativeDecoder", engine: "EngineConfig") -> int:
     """Return how many pages to allocate: as many as the budget allows, at most a full context for each row.
 
     A decoder on several devices needs room for every page on each of them.
+
+    Raises:
+        GenerationError: there is too little memory for the cache.
     """
     context = pages_of(decoder.config.max_length)
     pages = page_bytes_by_device(decoder, engine)
+    free = {device: free_bytes(device) for device in pages}
     if engine.cache_bytes is not None:
         allowed = engine.cache_bytes // page_bytes(decoder, engine)
     else:
-        allowed = min(_budget(device, size, context) // size for device, size in pages.items())
-    return max(1, min(allowed, engine.max_batch * context))
+        allowed = min(_budget(device, free[device], size, context) // size for device, size in pages.items())
+    count = max(1, min(allowed, engine.max_batch * context))
+    if any(size is not None and count * pages[device] > size for device, size in free.items()):
+        raise too_little_memory(decoder, engine, count)
+    return count
 
 
-def _budget(device: torch.device, page: int, context: int) -> int:
+def _budget(device: torch.device, free: int | None, page: int, context: int) -> int:
     """Return how many bytes the cache may take on a device, where a page takes `page` and a context has so many."""
+    free = UNKNOWN_BYTES if free is None else free
     if device.type == "cuda":
-        return int(free_bytes(device) * GPU_SHARE)
-    return min(int(free_bytes(device) * HOST_SHARE), context * page + HOST_SPARE_BYTES)
+        return int(free * GPU_SHARE)
+    return min(int(free * HOST_SHARE), context * page + HOST_SPARE_BYTES)
+
+
+def too_little_memory(decoder: "NativeDecoder", engine: "EngineConfig", count: int) -> GenerationError:
+    """Return the error for a cache of `count` pages that does not fit. It says which contexts do."""
+    pages = page_bytes_by_device(decoder, engine)
+    free = {device: size for device in pages if (size := free_bytes(device)) is not None}
+    shares = {device: GPU_SHARE if device.type == "cuda" else 1.0 for device in free}
+    held = PAGE_SIZE * min((int(size * shares[device]) // pages[device] for device, size in free.items()), default=0)
+    found = ", ".join(f"{device} has {name_size(size)} free" for device, size in free.items())
+    needed = f"There is too little memory for a KV cache of {count * PAGE_SIZE:,} tokens: it takes "
+    needed += f"{name_size(count * sum(pages.values()))}{f', and {found}' if found else ''}."
+    if not held:
+        return GenerationError(f"{needed} Free memory, or use a smaller or quantized model (vila-quant awq).")
+    return GenerationError(
+        f"{needed} There is room for {held:,} tokens: one request with a context of {held:,} (--max-context), or "
+        f"{engine.max_batch} at a time (--max-batch) of {held // engine.max_batch:,}. Set cache_bytes (--cache-bytes) "
+        f"to at most {held // PAGE_SIZE * sum(pages.values()):,}, or use a smaller or quantized model (vila-quant awq)."
+    )
 
 
 def page_bytes(decoder: "NativeDecoder", engine: "EngineConfig") -> int:
@@ -55,33 +84,3 @@ def page_bytes_by_device(decoder: "NativeDecoder", engine: "EngineConfig") -> di
         slot = bytes_of_slot(part.config, part.dtype, in_8_bits=engine.kv_cache_dtype == "fp8")
         pages[part.device] = pages.get(part.device, 0) + PAGE_SIZE * slot
     return pages
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on a device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    limits = [_available(), _left_in_group()]
-    known = [limit for limit in limits if limit is not None]
-    return min(known, default=4 << 30)
-
-
-def _available() -> int | None:
-    """Return what Linux says is available to new programs."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
-
-
-def _left_in_group() -> int | None:
-    """Return what the limit of a container leaves."""
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), (group / "memory.current").read_text().strip()
-    except OSError:
-        return None
-    return max(0, int(limit) - int(used)) if limit.isdigit() else None

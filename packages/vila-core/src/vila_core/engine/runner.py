@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.drawing_step import DrawingStep, PendingDrawings
-from vila_core.engine.memory import num_pages
+from vila_core.engine.memory import num_pages, too_little_memory
 from vila_core.engine.pages import PagePool, pages_of
 from vila_core.engine.row_order import RowOrder
 from vila_core.errors import ConfigError, GenerationError
@@ -23,7 +23,6 @@ from vila_core.generation.heads import GenerationHead
 from vila_core.language import LanguageModel
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import NativeDecoder, embedding, new_pages
-from vila_core.language.page_size import PAGE_SIZE
 from vila_core.language.paged_prefill import NextTokens, prefill_graphs
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.paged_step import PagedStep, PendingTokens, TorchStep, paged_step
@@ -266,10 +265,7 @@ class PagedRunner(RowRunner):
         try:
             self._cache = new_pages(decoder, pages + 1, in_8_bits=config.kv_cache_dtype == "fp8")
         except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
-            raise GenerationError(
-                f"There is too little memory for a KV cache of {pages * PAGE_SIZE:,} tokens. Give the engine fewer "
-                "cache_bytes."
-            ) from None
+            raise too_little_memory(decoder, config, pages) from None
         row_pages = min(pages, pages_of(decoder.config.max_length))
         super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight, head)
         self.pool = PagePool(pages)
