@@ -51,11 +51,11 @@ def sft() -> StageConfig:
     return pretrain().model_copy(
         update={
             "name": "sft",
-            "steps": 8000,
+            "steps": 14000,
             "learning_rate": 1e-3,
             "draws": (
-                Draw(counts={**dict.fromkeys(SINGLE, 24), **dict.fromkeys(SINGLE_CAPTIONS, 12)}),
-                Draw(counts={"draw_things": 120, "draw_anywhere": 24, "draw_nothing": 16}),
+                Draw(counts={**dict.fromkeys(SINGLE, 28), "relation": 48, **dict.fromkeys(SINGLE_CAPTIONS, 8)}),
+                Draw(counts={"draw_things": 88, "draw_anywhere": 20, "draw_nothing": 12}),
             ),
         }
     )
@@ -79,6 +79,8 @@ TINY_U_SAMPLES: dict[str, int] = {
     "draw_things": 90_000,
     "draw_anywhere": 25_000,
     "draw_nothing": 10_000,
-    **dict.fromkeys(SINGLE, 20_000),
+    **dict.fromkeys(SINGLE, 100_000),
 }
-"""Number of training samples to render of each source: 430,000 pictures."""
+"""Number of training samples to render of each source: 1,070,000 pictures. A frozen tower turns a picture into the same
+codes each time, which are easy to learn by heart: with 20,000 questions of a task, 96 % of the answers to these were
+right, and 78 % of those to new ones."""
