@@ -16,8 +16,9 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 
-from vila_core.errors import ConfigError, MediaError, VilaError
-from vila_core.media import FetchPolicy, Image, MediaLimits, Video, open_media
+from vila_core.errors import ConfigError, MediaError, MediaLimitError, VilaError
+from vila_core.media import FetchPolicy, Image, MediaLimits, Video, jpeg, open_media
+from vila_core.media.images import decode_image
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
 
@@ -530,6 +531,15 @@ def test_metadata_of_any_size_changes_nothing(name, place):
     assert (np.asarray(Image(data).load()) == picture()).all()
 
 
+@pytest.mark.parametrize(("size", "is_kept"), [(60_000, True), (70_000, False)])
+def test_exif_data_larger_than_any_camera_writes_are_left_out(size, is_kept):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    data = exif.tobytes().removeprefix(b"Exif\0\0")
+    turned = Image(png_with(chunk(b"eXIf", data + bytes(size - len(data))))).load()
+    assert turned.size == ((7, 13) if is_kept else (13, 7))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WebP", "TIFF", "AVIF"])
 def test_exif_orientation_in_every_format(format, orientation):
@@ -580,6 +590,38 @@ def test_segments_of_any_size_change_nothing(name):
     assert (np.asarray(Image(jpeg_with(SEGMENTS[name], 300)).load()) == expected).all()
 
 
+def test_segments_that_do_not_change_pixels_never_reach_the_decoder():
+    """Pillow joins EXIF segments in quadratic time, and keeps what programs append."""
+    plain = saved(picture(), "JPEG", quality=95)
+    for name, segment in SEGMENTS.items():
+        kept = jpeg.without_metadata(io.BytesIO(jpeg_with(segment, 3)), "x").read()
+        assert kept == (plain[:2] + segment + plain[2:] if name == "EXIF" else plain), name
+
+
+def start_of_frame(width, height):
+    return b"\xff\xd8\xff\xc2\x00\x11\x08" + struct.pack(">HH", height, width) + b"\x03" + bytes(9)
+
+
+@pytest.mark.parametrize(
+    ("data", "is_refused"),
+    [
+        (b"\xff\xd8" + b"\xff\xdb\x00\x02" * 100_002, True),  # many segments
+        (b"\xff\xd8" + b"\xff\xdb\x00\x02" * 99_000, False),
+        (start_of_frame(8, 8) + b"\xff\xda\x00\x02\x11" * 101, True),  # many scans
+        (start_of_frame(8, 8) + b"\xff\xda\x00\x02\x11" * 100, False),
+        (start_of_frame(10_000, 10_000) + b"\xff\xda\x00\x02\x11" * 21, True),  # many pixels in all scans
+        (start_of_frame(10_000, 10_000) + b"\xff\xda\x00\x02\x11" * 20, False),
+    ],
+    ids=["segments", "fewer segments", "scans", "fewer scans", "scanned pixels", "fewer scanned pixels"],
+)
+def test_the_work_that_a_jpeg_asks_for_is_limited(data, is_refused):
+    if is_refused:
+        with pytest.raises(MediaLimitError, match="Save it again"):
+            jpeg.without_metadata(io.BytesIO(data), "x")
+    else:
+        assert jpeg.without_metadata(io.BytesIO(data), "x").read() == data
+
+
 def test_what_surrounds_a_jpeg_is_no_scan():
     """A phone appends a motion video; other programs pad segments, or write metadata that holds any bytes."""
     array = picture(40, 30)
@@ -622,6 +664,23 @@ def run_length_bmp(width, height, data):
 )
 def test_files_that_take_minutes_are_refused(data, words):
     assert words in message(data)
+
+
+class CountedFile(io.BytesIO):
+    """A file that counts how often it is read."""
+
+    reads = 0
+
+    def read(self, size=-1):
+        self.reads += 1
+        return super().read(size)
+
+
+def test_a_portable_header_without_an_end_is_not_searched_byte_by_byte():
+    file = CountedFile(b"P6 #" + b"c" * 1_000_000)
+    with pytest.raises(MediaError, match="header is damaged"):
+        decode_image(file, "x", MediaLimits())
+    assert file.reads < 10
 
 
 def test_comments_in_a_portable_header_are_skipped():

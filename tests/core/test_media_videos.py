@@ -15,7 +15,8 @@ import PIL.Image
 import pytest
 
 from vila_core.errors import MediaError, VilaError
-from vila_core.media import Image, MediaLimits, Video, open_media
+from vila_core.media import Image, MediaLimits, Video, containers, open_media
+from vila_core.media import video as reading
 from vila_core.media.video import _Reader
 
 
@@ -392,6 +393,13 @@ def test_limits(tmp_path, folder):
     assert len(Video(video).load(8, limits=limits).frames) == 8
 
 
+def test_a_video_has_at_most_a_thousand_frames_a_second():
+    """Timestamps may be missing, or say that hours of frames are shown at once."""
+    video = draw_video(30, rate=100_000)
+    assert "max_video_seconds" in message(video, limits=MediaLimits(max_video_seconds=0.028))
+    assert len(Video(video).load(8, limits=MediaLimits(max_video_seconds=0.031)).frames) == 8
+
+
 def test_a_huge_number_of_frames_is_refused_quickly():
     assert "max_frames" in message(draw_video(3), 10**9)
     assert "max_frames" in message([numbered(0)], frames=10**9)
@@ -418,6 +426,22 @@ def test_frame_larger_than_the_header_is_not_decoded():
     assert max(loaded.indices) == 2
 
 
+def test_a_later_frame_with_an_endless_side_is_not_shown():
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        stream = container.add_stream("png", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb24"
+        for index, size in enumerate([(64, 48), (1_000_001, 1)]):
+            picture = io.BytesIO()
+            PIL.Image.new("RGB", size).save(picture, "PNG")
+            packet = av.Packet(picture.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 10)
+            packet.is_keyframe = True
+            container.mux(packet)
+    assert "no side may be longer" in message(file.getvalue(), 2)
+    assert Video(file.getvalue()).load(1).frames[0].size == (64, 48)
+
+
 @pytest.mark.parametrize(
     "playlist",
     ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{path}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile '{path}'\n"],
@@ -432,9 +456,25 @@ def test_playlists_do_not_open_other_files(playlist, suffix, tmp_path):
         assert "playlist" in message(path.read_bytes())
 
 
+def test_no_format_can_open_other_files(tmp_path, monkeypatch):
+    """Even one that was allowed by mistake."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "secret.mp4").write_bytes(draw_video(5))
+    playlist = io.BytesIO(b"ffconcat version 1.0\nfile secret.mp4\n")
+    with av.open(playlist, "r", format="concat") as container:
+        assert container.streams.video  # libav would
+    monkeypatch.setattr(containers, "CONTAINERS", (*containers.CONTAINERS, "concat"))
+    assert "not a readable video" in message(playlist.getvalue())
+
+
 def test_uncommon_codecs_are_refused():
-    text = message(draw_video(2, codec="jpeg2000", format="mov"))
+    video = draw_video(2, codec="jpeg2000", format="mov")
+    text = message(video)
     assert "jpeg2000" in text or "ffmpeg" in text
+    with av.open(io.BytesIO(video)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt == "rgb24"  # libav has decoded a frame
+    with containers.open_container(io.BytesIO(video)) as container:
+        assert container.streams.video[0].codec_context.pix_fmt is None  # and now it has not
 
 
 def test_bad_data_uri():
@@ -607,6 +647,26 @@ def test_small_files_that_decode_to_gigabytes_are_refused(size, frames):
     assert "max_pixels_per_byte" in message(empty_gif(*size, frames))
     allowed = MediaLimits(max_pixels_per_byte=10**9)
     assert Video(empty_gif(100, 100, 300)).load(2, limits=allowed).frames[0].size == (100, 100)
+
+
+def test_sampled_frames_of_a_small_file_may_not_take_gigabytes(monkeypatch):
+    """Their number of pixels is limited by the size of the file, beyond what any file may have."""
+    video = draw_video(30)
+    limits = MediaLimits(max_pixels_per_byte=1)
+    assert len(video) < 8 * 64 * 48
+    assert len(Video(video).load(8, limits=limits).frames) == 8
+    monkeypatch.setattr(reading, "SMALL_VIDEO_PIXELS", 7 * 64 * 48)
+    assert "the sampled frames have" in message(video, 8, limits=limits)
+    assert len(Video(video).load(7, limits=limits).frames) == 7
+
+
+def test_frames_of_a_few_pixels_take_time_too():
+    """Each counts as 10,000 pixels."""
+    video = draw_video(30)
+    limits = MediaLimits(max_pixels_per_byte=1, max_video_pixels=150_000)
+    assert 30 * 64 * 48 < 150_000
+    assert "decodes to more pixels" in message(video, 2, limits=limits)
+    assert len(Video(video).load(1, limits=limits).frames) == 1
 
 
 def test_a_still_screen_is_no_bomb():

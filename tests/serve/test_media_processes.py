@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import PIL.Image
 import pytest
@@ -19,9 +20,9 @@ from tests.serve.media_files import encoded, uri, video
 
 from vila_core.errors import MediaError
 from vila_core.media.limits import MIB
-from vila_serve.media import DecodeLimits, MediaDoor, process, server_limits, worker
+from vila_serve.media import DecodeLimits, MediaDoor, messages, process, server_limits, worker
 from vila_serve.media.messages import Decoded, Job, Reply, receive, send
-from vila_serve.media.pool import _read_pictures
+from vila_serve.media.pool import DecodePool, DecodingFailedError, _read_pictures
 from vila_serve.media.process import ProcessFailedError
 from vila_serve.shared_files import read_file, write_file
 
@@ -132,15 +133,22 @@ def test_a_hang_fails_one_request_in_time(open_door: Callable[..., MediaDoor]) -
     assert worker not in workers()
 
 
-def test_a_process_ends_itself_if_the_server_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's own timer runs in C code too."""
-    monkeypatch.setattr(process, "_KEPT_VARIABLES", ())
+def test_a_process_ends_itself_if_the_server_does_not() -> None:
+    """Its own timer ends it in the middle of a library, too."""
     script = (
-        "import signal, time, vila_serve.media.worker as w; w._set_limits(1 << 30);"
-        "signal.setitimer(signal.ITIMER_REAL, 0.2); time.sleep(60)"
+        "import time, vila_serve.media.worker as worker; worker.GRACE_SECONDS = 0;"
+        "worker._answer = lambda job, file: time.sleep(600); worker.main()"
     )
-    ended = subprocess.run([sys.executable, "-c", script], timeout=300, check=False)
-    assert ended.returncode == -signal.SIGALRM
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        number = theirs.fileno()
+        started = subprocess.Popen([sys.executable, "-c", script, str(number), str(1 << 30)], pass_fds=[number])
+        try:
+            receive(ours)  # it is ready
+            send(ours, Job(kind="image", is_data_uri=False, limits=server_limits(), seconds=0.2))
+            assert started.wait(60) == -signal.SIGALRM
+        finally:
+            started.kill()
 
 
 def test_memory_is_limited(open_door: Callable[..., MediaDoor]) -> None:
@@ -152,6 +160,7 @@ def test_memory_is_limited(open_door: Callable[..., MediaDoor]) -> None:
     (worker,) = workers()
     limits = Path(f"/proc/{worker}/limits").read_text()
     assert int(re.search(r"Max address space +([0-9]+)", limits)[1]) < 2048 * MIB
+    assert re.search(r"Max core file size +0 +0 ", limits)  # a dump would hold what clients sent
     assert Path(f"/proc/{worker}/oom_score_adj").read_text().strip() == "1000"
 
 
@@ -382,6 +391,36 @@ def test_messages_carry_one_file() -> None:
         assert receive(theirs) == (text, None)
         for file in files:
             os.close(file)
+
+
+def test_jobs_say_nothing_of_what_may_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a process fetches nothing, whatever its content is taken for."""
+    jobs: list[Job] = []
+
+    async def decode(self: DecodePool, job: Job, content: object) -> NoReturn:
+        jobs.append(job)
+        raise DecodingFailedError("not decoded")
+
+    monkeypatch.setattr(DecodePool, "decode", decode)
+    door = MediaDoor(server_limits(["example.org"]), 8)
+    for opened in (door.open_image, door.open_video):
+        with pytest.raises(MediaError):
+            asyncio.run(opened(SMALL))
+    assert [job.limits.fetch for job in jobs] == [None, None]
+    assert [job.limits for job in jobs] == [server_limits()] * 2
+
+
+def test_a_message_is_not_read_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "MAX_MESSAGE_BYTES", 10)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall((11).to_bytes(4, "big") + bytes(11))
+        with pytest.raises(ValueError, match="a message of 11 bytes"):
+            receive(ours)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall((10).to_bytes(4, "big") + bytes(10))
+        assert receive(ours) == (bytes(10), None)
 
 
 @pytest.mark.parametrize("text", ["{path}", "file://{path}", " {path}", "https://example.org/a.png", "data{path}", ""])

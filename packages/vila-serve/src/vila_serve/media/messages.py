@@ -30,7 +30,7 @@ class Job(_Message):
     Attributes:
         kind: what the client says that it is.
         is_data_uri: the content is the text of a `data:` URI, not a file's.
-        limits: on the medium.
+        limits: on the medium. They have no policy for URLs, since nothing is fetched.
         seconds: after which the process ends itself, in case that the server is gone.
         frames, fps: of a video, as in `Video.load`.
         square: side in pixels that an image is resized to; None for its own size.

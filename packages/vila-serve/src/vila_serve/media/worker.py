@@ -89,14 +89,13 @@ def _read(file: int | None) -> bytes:
 
 
 def _decode(job: Job, content: bytes) -> tuple[Decoded, list[PIL.Image.Image]]:
-    limits = job.limits.model_copy(update={"fetch": None})
     source = _data_uri(content) if job.is_data_uri else content
     if job.kind == "image":
-        image = Image(source).load(limits)
+        image = Image(source).load(job.limits)
         if job.square is not None:
             image = image.resize((job.square, job.square), PIL.Image.Resampling.BICUBIC)
         return Decoded(sizes=(image.size,), order=(0,), indices=(0,)), [image]
-    loaded = Video(source).load(job.frames, job.fps, limits)
+    loaded = Video(source).load(job.frames, job.fps, job.limits)
     pictures = list({id(frame): frame for frame in loaded.frames}.values())
     place = {id(picture): index for index, picture in enumerate(pictures)}
     decoded = Decoded(
