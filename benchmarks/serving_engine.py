@@ -24,6 +24,7 @@ import vila_core
 from vila_core.bench.random_model import random_checkpoint
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.warming import USUAL
 from vila_core.loading import load_checkpoint
 from vila_serve.answering.engine_side import MAX_THREADS
 from vila_serve.loading import load_model
@@ -146,13 +147,13 @@ def load_and_measure(measurement: Measurement, progress: object) -> vila_core.Vi
         waiting = settings.max_batch + settings.max_queue
         engine = vila_core.EngineConfig(max_batch=settings.max_batch, max_queue=waiting)
         model = random_model(measurement.shapes, measurement.device, engine)
-        begin = time.perf_counter()
-        model.warm_up()
-        print(f"warmed up in {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
     if measurement.step_ms is not None:
         let_steps_wait(model, measurement.step_ms / 1000)
     stops = dict.fromkeys(sorted(model.stop_token_ids), -100.0)
     config = GenerationConfig(max_new_tokens=measurement.tokens, logit_bias=stops)
+    begin = time.perf_counter()
+    model.warm_up([*USUAL, config])
+    print(f"warmed up in {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
     questions = bundled_questions()
     texts = [model.generate([vila_core.Image(one.png), one.text], **_settings(config)) for one in questions]
     say("model", name="served", stops=list(stops), texts=texts, device=_device_name(model), pid=os.getpid())

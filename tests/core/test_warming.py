@@ -1,22 +1,30 @@
 """Warming up: all sizes that have graphs come, nothing is left behind, and answers stay the same."""
 
+import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.core.drawing_heads import SmallHead
+from tests.core.test_generate_image import KINDS, HeadModule
 
 import vila_core
 from vila_core.config import DecoderConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import TextPrompt
-from vila_core.engine.limits import EngineConfig, EngineStats
+from vila_core.engine.limits import EngineConfig
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.warming import warm_up
+from vila_core.engine.warming import USUAL, step_sizes, warm_up
+from vila_core.errors import GenerationError
 from vila_core.language import paged_prefill
 from vila_core.language.capturing import capture
 from vila_core.language.decoder import Decoder
+from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -37,39 +45,148 @@ def asked(model: vila_core.Vila, monkeypatch: pytest.MonkeyPatch) -> list[list[i
     return found
 
 
+def state_of(model: vila_core.Vila) -> tuple[object, ...]:
+    """Return the counters of the engine and what caches hold."""
+    media = model._media
+    return model.engine.stats(), dict(media._kept._kept), media._kept._bytes, media._begun, dict(media._samples)
+
+
 def test_nothing_is_left_behind(model: vila_core.Vila) -> None:
-    answer = model.generate("How are you?", max_new_tokens=8)
+    prompt = [vila_core.Image(ROOT / "examples/media/scene.png"), "What is in the picture?"]
+    answer = model.generate(prompt, max_new_tokens=8)
+    cached = model.engine.stats().cached_tokens
     model.engine.clear_cache()
-    before = model.engine.stats()
+    model._media.clear()
+    before = state_of(model)
+    numbers = random.getstate()
     model.warm_up()
+    assert state_of(model) == before
+    assert random.getstate() == numbers, "warming up leaves the seeds of later answers as they were"
+    stats = model.engine.stats()
+    assert (stats.pages_kept, stats.pages_used, stats.cached_tokens) == (0, 0, cached)
+    assert model.generate(prompt, max_new_tokens=8) == answer
+
+
+def test_pictures_come_in_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = vila_core.load("vila-tiny", device="cpu", engine=EngineConfig(max_batch=3))
+    encoded: list[int] = []
+    tile_tokens = VilaModel.tile_tokens
+
+    def record(network: VilaModel, tiles: Sequence[Any], *rest: Any) -> torch.Tensor:
+        encoded.append(sum(map(len, tiles)))
+        return tile_tokens(network, tiles, *rest)
+
+    monkeypatch.setattr(VilaModel, "tile_tokens", record)
+    with model.engine.uncounted():
+        model._warm_up_pictures(all_sizes=True)
+    assert encoded == [1, 2, 3, 4, 6, 8, 3], "as many as have graphs, and one for each of as many prompts as rows"
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+def test_a_model_that_draws(max_batch: int) -> None:
+    model = vila_core.load("vila-tiny", device="cpu", engine=EngineConfig(max_batch=max_batch))
+    head = SmallHead(model.config.language_model.hidden_size, depth=2, codes=50, kinds=KINDS)
+    model.network.generation = HeadModule(head)
+    model.generate("Hello", max_new_tokens=1)
+    model.engine.clear_cache()
+    before = state_of(model)
+    picture = model.generate_image("a cat", seed=3, guidance=1.0)[0].tobytes()
+    model.engine.clear_cache()
+    model.warm_up()
+    assert state_of(model) == before
+    assert not model.engine._known_prompts._hidden
+    assert model.generate_image("a cat", seed=3, guidance=1.0)[0].tobytes() == picture
+
+
+def test_the_embedded_model_warms_up_in_all_sizes(model: vila_core.Vila) -> None:
+    model.generate("Hello", max_new_tokens=1)  # makes the cache
+    before = model.engine.stats()
+    warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), all_sizes=True)
     assert model.engine.stats() == before
-    assert isinstance(before, EngineStats)
-    assert before.pages_kept == before.pages_used == before.cached_tokens == 0
-    assert model.generate("How are you?", max_new_tokens=8) == answer
 
 
 def test_all_sizes_come_up_to_the_limits(model: vila_core.Vila, monkeypatch: pytest.MonkeyPatch) -> None:
     found = asked(model, monkeypatch)
-    warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), all_sizes=True)
-    assert found[::2] == found[1::2], "greedy and sampled"
-    assert found[::2] == [[16], [8, 8], [32], [16, 16], [64], [32, 32], [1], [1, 1], [1, 1, 1]]
-    assert model.engine.stats().pages_used == model.engine.stats().pages_kept == 0
+    configs = [GenerationConfig(), GenerationConfig(temperature=1, top_p=0.5)]
+    warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), configs, all_sizes=True)
+    assert found[:2] == [[1], [1]], "greedy and sampled"
+    prompts, steps = found[2:-6], found[-6:]
+    assert steps == [[1], [1], [1, 1], [1, 1], [1, 1, 1], [1, 1, 1]]
+    known = 1024 + 64
+    assert prompts[:12:2] == prompts[1:12:2] == [[16], [8, 8], [32], [16, 16], [64], [32, 32]]
+    assert prompts[12:] == [[known], *([known + size] for size in (16, 16, 32, 32, 64, 64))]
 
 
-def test_sizes_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_beginning_of_a_long_prompt_is_not_read_again(
+    model: vila_core.Vila, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    runner = model.engine._use_runner()
+    read_chunk = runner.read
+
+    def record(requests: Sequence[Any], embeds: Sequence[torch.Tensor]) -> torch.Tensor:
+        read.extend(map(len, embeds))
+        return read_chunk(requests, embeds)
+
+    monkeypatch.setattr(runner, "read", record)
+    warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), USUAL[:1], all_sizes=True)
+    of_long_prompts = read[read.index(1, 1) - 6 : read.index(1, 1)]
+    assert of_long_prompts == [16, 16, 32, 32, 64, 64]
+
+
+def test_sizes_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
     config = EngineConfig(max_batch=2, chunk_tokens=128, cache_bytes=1 << 17)
     model = vila_core.load("vila-tiny", device="cpu", engine=config)
     found = asked(model, monkeypatch)
     warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), all_sizes=True)
-    assert [128] in found
-    assert model.engine.stats().pages * 64 < 128, "so that 128 tokens have no room"
+    room = model.engine.stats().pages * 64
+    assert room < 128, "so that 128 tokens have no room"
+    assert max(max(lengths) for lengths in found) == 48
+    assert not [one for one in recwarn if "Warming up" in str(one.message)]
+
+
+def test_many_rows_have_all_graphs() -> None:
+    assert step_sizes(1) == [1]
+    assert step_sizes(20) == [1, 2, 4, 8, 16, 20]
+    assert step_sizes(600)[-3:] == [256, 512, 600]
+
+
+def test_a_failure_is_said(model: vila_core.Vila, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise GenerationError("too little memory")
+
+    monkeypatch.setattr(model.engine._use_runner(), "step", fail)
+    with pytest.warns(UserWarning, match=r"Warming up failed for 1 prompts of 1 tokens: too little memory"):
+        warm_up(model.engine, model.network.llm, [5, 6], USUAL[:1], all_sizes=False)
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_ctrl_c_leaves_nothing_behind(model: vila_core.Vila, monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    answer = model.generate("How are you?", max_new_tokens=8)
+    model.engine.clear_cache()
+    steps = iter(range(after))
+    step = Engine._step
+
+    def interrupted(engine: Engine) -> bool:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return step(engine)
+
+    monkeypatch.setattr(Engine, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.warm_up()
+    monkeypatch.undo()
+    stats = model.engine.stats()
+    assert stats.pages_used == stats.pages_kept == stats.cached_tokens == 0
+    assert stats.queued == stats.reading == stats.answering == 0
+    assert model.generate("How are you?", max_new_tokens=8) == answer
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_warm_engine_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     config = DecoderConfig(
-        architecture="llama", hidden_size=256, vocab_size=333, max_length=512, intermediate_size=512,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=512,
+        architecture="llama", hidden_size=256, vocab_size=333, max_length=2048, intermediate_size=512,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=2048,
     )  # fmt: skip
     decoder = Decoder(config)
     decoder.reset_parameters(std=0.1, generator=torch.Generator().manual_seed(0))
@@ -87,8 +204,12 @@ def test_a_warm_engine_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     warm_up(engine, decoder, range(20, 300), all_sizes=True)
     assert captured
     captured.clear()
+    turns = [list(range(20, 300)) * 4]  # a chat, whose beginning is in the cache
     for rows in range(1, 9):
         prompts = [TextPrompt(decoder, range(40 + row, 60 + row)) for row in range(rows)]
-        for temperature in (0.0, 1.0):
-            engine.answer_all(prompts, GenerationConfig(max_new_tokens=4, temperature=temperature, seed=0))
-    assert not captured
+        for config in USUAL:
+            engine.answer_all(prompts, config.model_copy(update={"max_new_tokens": 4, "seed": 0}))
+        turns.append([*turns[-1], *range(50, 50 + 10 * rows)])
+        engine.answer_all([TextPrompt(decoder, turns[-1])], GenerationConfig(max_new_tokens=2))
+    assert engine.stats().cached_tokens > 5000
+    assert not captured, "everything has been captured before"

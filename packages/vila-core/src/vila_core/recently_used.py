@@ -40,3 +40,9 @@ class RecentlyUsed(Generic[Value]):
             while self._bytes > self.max_bytes:
                 _, (_, freed) = self._kept.popitem(last=False)
                 self._bytes -= freed
+
+    def clear(self) -> None:
+        """Forget all values."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0

@@ -1,5 +1,6 @@
 """A loaded model, as users see it in a notebook."""
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
-from vila_core.engine.warming import warm_up
+from vila_core.engine.warming import USUAL, warm_up
 from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
 from vila_core.generation.files import VIDEO_FPS
 from vila_core.generation.pictures import Codes, preview, to_frames, to_medium
@@ -26,6 +27,7 @@ from vila_core.generation.prompts import checked_text, require_kind
 from vila_core.language.divided import current
 from vila_core.loaded_model import LoadedModel
 from vila_core.media import Image, Video
+from vila_core.model import TILES_AT_ONCE
 from vila_core.prompt import PreparedPrompt
 from vila_core.towers.captured import BUCKETS
 
@@ -319,25 +321,40 @@ class Vila(LoadedModel):
         modes = self._output_modes
         return {} if modes is None else {kind: token for token, kind in modes.kinds.items()}
 
-    def warm_up(self) -> None:
+    def warm_up(self, configs: Sequence[GenerationConfig] = USUAL) -> None:
         """Do what takes long the first time, so that the first prompts need not wait for it.
 
-        On a GPU, kernels are compiled and CUDA graphs captured for prompts and batches of all sizes: a minute or more
-        where no compiled kernels are stored from an earlier run. On a CPU, one short prompt is answered.
-        """
-        import PIL.Image  # imported here because it takes a while
+        On a GPU, kernels are compiled and CUDA graphs captured for prompts, pictures and batches of all sizes: a minute
+        or more where no compiled kernels are stored from an earlier run. On a CPU, short prompts are answered. Nothing
+        is left of it in caches and in `engine.stats()`. The engine should have no other prompts meanwhile.
 
+        Args:
+            configs: settings that prompts will have: greedy, sampled, with top_p, with penalties or `logit_bias`.
+        """
         on_gpu = self.device.type == "cuda"
-        warm_up(self.engine, self.network.llm, self.tokenizer.encode(WORDS), all_sizes=on_gpu)
-        for count in BUCKETS if on_gpu else (1,):
-            pictures = [Image(PIL.Image.new("RGB", (64, 64), (number, 0, 0))) for number in range(count)]
+        warm_up(self.engine, self.network.llm, self.tokenizer.encode(WORDS), configs, all_sizes=on_gpu)
+        try:
+            with self.engine.uncounted():
+                self._warm_up_pictures(all_sizes=on_gpu)
+        finally:
+            self._media.clear()
+
+    def _warm_up_pictures(self, *, all_sizes: bool) -> None:
+        """Look at 1 … 8 pictures of one prompt, then at one of each of many prompts; draw one."""
+        together = [(count, 1) for count in BUCKETS] + [(1, min(self.engine.config.max_batch, TILES_AT_ONCE))]
+        numbers = itertools.count()  # pictures that are alike are encoded once
+        for count, prompts in together if all_sizes else [(1, 1)]:
+            asked = [[*(_picture(next(numbers)) for _ in range(count)), WORDS] for _ in range(prompts)]
             with suppress(PromptError, GenerationError):  # a small context or cache has no room for many
-                self.generate([*pictures, WORDS], max_new_tokens=1)
-        head = self.network.generation_head
-        if head is not None and "image" in head.kinds:
-            self.generate_image(WORDS, seed=0, guidance=3.0 if head.kinds["image"].knows_empty_prompt else 1.0)
-        self.engine.clear_cache()
-        self._media.clear()
+                self.generate_batch(asked, max_new_tokens=2, seed=0)
+        if "image" in self.drawn_kinds:
+            with suppress(PromptError, GenerationError):  # likewise
+                self.generate_image(WORDS, seed=0, guidance=self._usual_guidance())
+
+    def _usual_guidance(self) -> float:
+        """Return a guidance that pictures can have: it needs two rows, and a model that knows the empty prompt."""
+        head = require_kind(self.network.generation_head, "image", self.name)
+        return 3.0 if self.engine.config.max_batch > 1 and head.kinds["image"].knows_empty_prompt else 1.0
 
     def _parts(self, prompt: PreparedPrompt, answer: Generated) -> tuple[OutputPart, ...]:
         """Return the text of an answer and what was drawn in it, in order."""
@@ -354,3 +371,10 @@ class Vila(LoadedModel):
 
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
         return completion_of(prompt, expanded, answer, self._parts(prompt, answer))
+
+
+def _picture(number: int) -> Image:
+    """Return a picture that is unlike those of other numbers."""
+    import PIL.Image  # imported here because it takes a while
+
+    return Image(PIL.Image.new("RGB", (448, 448), (number % 256, number // 256, 200)))

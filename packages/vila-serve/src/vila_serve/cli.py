@@ -213,7 +213,7 @@ def _announce(settings: "ServeSettings", name: str, bound: "socket") -> None:
 
 
 def _wait(process: "EngineProcess", settings: "ServeSettings") -> "Answering":
-    """Show the progress of loading."""
+    """Show the progress of loading and warming up."""
     label = settings.model_path or "the embedded model"
     with show_phases(f"Loading {label}") as show:
 
@@ -221,7 +221,7 @@ def _wait(process: "EngineProcess", settings: "ServeSettings") -> "Answering":
             unit, size = ("GB", 1e9) if total >= 1e9 else ("MB", 1e6)
             show(f"Loading {label}: {done / size:.1f} of {total / size:.1f} {unit}")
 
-        return process.wait_until_ready(report)
+        return process.wait_until_ready(report, lambda: show(f"Warming up {label}"))
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

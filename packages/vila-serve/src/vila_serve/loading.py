@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], None] = False) -> "Vila":
-    """Load the model of the settings, and warm it up, so that the first clients need not wait for that.
+    """Load the model of the settings, and answer once, which makes its KV cache.
 
     Raises:
         CheckpointError, ConfigError: as `vila_core.load` does.
@@ -47,12 +47,7 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
         ),
         progress=progress,
     )
-    begin = time.perf_counter()
-    if settings.warm_up:
-        model.warm_up()
-    else:
-        model.generate("Hello", max_new_tokens=1)  # makes the KV cache
-    log.info("Warmed up in %.1f s", time.perf_counter() - begin)
+    model.generate("Hello", max_new_tokens=1)
     held = model.engine.stats().pages * PAGE_SIZE
     context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
     if held < context:
@@ -64,11 +59,20 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
     return model
 
 
+def warm_up(model: "Vila") -> None:
+    """Warm a model up, so that the first clients need not wait for that, and write its progress to the log."""
+    log.info("Warming up on %s%s", model.device, ": --no-warm-up skips it" if model.device.type == "cuda" else "")
+    begin = time.perf_counter()
+    model.warm_up()
+    log.info("Warmed up in %.1f s", time.perf_counter() - begin)
+
+
 def loading_task(settings: ServeSettings, plugin_files: Sequence[Path] = ()) -> Task:
-    """Return what the engine's process does: load the model of the settings and answer with it."""
+    """Return what the engine's process does: load the model of the settings, warm it up and answer with it."""
     return Task(
         load=partial(load_model, settings),
         max_context=settings.max_context,
         plugin_files=tuple(path.absolute() for path in plugin_files),
         set_up=partial(log_to_stderr, settings.log_level, settings.log_format),
+        warm_up=warm_up if settings.warm_up else None,
     )

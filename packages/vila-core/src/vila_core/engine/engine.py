@@ -15,8 +15,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -208,6 +208,20 @@ class Engine:
         with self._turns.lock:
             if self._runner is not None:
                 self._runner.pool.clear()
+            self._known_prompts.clear()
+
+    @contextmanager
+    def uncounted(self) -> Generator[None]:
+        """Answer the requests of a `with` block without traces: `stats` does not count them, the cache is empty then.
+
+        There should be no other requests meanwhile.
+        """
+        counts = self._admission.cached_tokens, self._preemptions
+        try:
+            yield
+        finally:
+            self.clear_cache()
+            self._admission.cached_tokens, self._preemptions = counts
 
     def while_idle(self, call: Callable[[], None]) -> None:
         """Call `call`, which may use the model, if there is no request; else do nothing."""

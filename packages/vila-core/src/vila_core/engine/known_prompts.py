@@ -41,6 +41,10 @@ class KnownPrompts:
         if len(self._hidden) > MAX_PROMPTS:
             del self._hidden[next(iter(self._hidden))]
 
+    def clear(self) -> None:
+        """Forget all prompts."""
+        self._hidden.clear()
+
     def touch(self, runner: "Runner", request: Request) -> None:
         """Note that the page of a companion's prompt is about to be copied: others are given away first."""
         if request.keys is not None:

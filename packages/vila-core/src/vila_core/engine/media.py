@@ -77,7 +77,6 @@ class MediaEmbeddings:
 
     def __init__(self, network: "VilaModel", max_bytes: int):
         self._network = network
-        self._max_bytes = max_bytes
         self._kept = RecentlyUsed[Tensor](max_bytes)
         self._running: WeakValueDictionary[PartKey, Encoding] = WeakValueDictionary()
         self._begun: list[Encoding] = []
@@ -117,8 +116,10 @@ class MediaEmbeddings:
             self._advance({one: one.left for one in self._begun})
 
     def clear(self) -> None:
-        """Forget the tokens that are kept."""
-        self._kept = RecentlyUsed(self._max_bytes)
+        """Forget the media seen so far."""
+        self._kept.clear()
+        self._begun = []
+        self._samples.clear()
 
     def _take_begun(self, medium: PreparedMedium) -> Encoding | None:
         """Return the encoding of these very tiles that `begin` made, if any."""

@@ -43,6 +43,7 @@ class Task:
         max_context: as in `EngineSide`.
         plugin_files: plugins to load first.
         set_up: called once the model is loaded, such as to write a log.
+        warm_up: called after that, before the first request.
         switch_seconds: see `SWITCH_SECONDS`.
     """
 
@@ -50,6 +51,7 @@ class Task:
     max_context: int | None = None
     plugin_files: Sequence[Path] = ()
     set_up: "Callable[[], None] | None" = None
+    warm_up: "Callable[[Vila], None] | None" = None
     switch_seconds: float = SWITCH_SECONDS
 
 
@@ -59,6 +61,11 @@ class Loading:
 
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class WarmingUp:
+    """The model is loaded, and is being warmed up."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded."""
+    """The model can be asked."""
 
     facts: ModelFacts
 
@@ -117,8 +124,14 @@ class EngineProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def wait_until_ready(self, progress: Progress | None = None) -> Answering:
-        """Wait until the model is loaded; return what answers with it.
+    def wait_until_ready(
+        self, progress: Progress | None = None, warming_up: Callable[[], None] | None = None
+    ) -> Answering:
+        """Wait until the model is loaded and warmed up; return what answers with it.
+
+        Args:
+            progress: called with the bytes that are loaded and all bytes.
+            warming_up: called when the model is loaded, if it is warmed up then.
 
         Raises:
             EngineProcessError: the process ended.
@@ -131,6 +144,8 @@ class EngineProcess:
             match message:
                 case Loading() if progress is not None:
                     progress(message.done, message.total)
+                case WarmingUp() if warming_up is not None:
+                    warming_up()
                 case Warned():
                     warnings.showwarning(message.message, message.category, message.filename, message.line)  # pyright: ignore[reportArgumentType]
                 case Failed():

@@ -23,7 +23,7 @@ for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before the imp
 from vila_core.errors import VilaError  # noqa: E402
 from vila_serve.answering.channel import BlockingChannel  # noqa: E402
 from vila_serve.answering.messages import FromEngine  # noqa: E402
-from vila_serve.answering.process import Failed, Loading, Ready, Task, Warned  # noqa: E402
+from vila_serve.answering.process import Failed, Loading, Ready, Task, WarmingUp, Warned  # noqa: E402
 
 
 def main(descriptor: int) -> NoReturn:
@@ -66,7 +66,7 @@ def main(descriptor: int) -> NoReturn:
 
 
 def _load(task: Task, channel: BlockingChannel) -> Any:
-    """Load the model; what it warns of is shown by the server's process, as its progress is."""
+    """Load the model and warm it up; what loading warns of is shown by the server's process, as its progress is."""
     from vila_core.plugins.loader import load_plugin_file
     from vila_serve.answering.engine_side import EngineSide
 
@@ -80,6 +80,9 @@ def _load(task: Task, channel: BlockingChannel) -> Any:
         model = task.load(lambda done, total: channel.send(Loading(done, total)))
     if task.set_up is not None:
         task.set_up()
+    if task.warm_up is not None:
+        channel.send(WarmingUp())
+        task.warm_up(model)
     return EngineSide(model, task.max_context, partial(_send, channel))
 
 
