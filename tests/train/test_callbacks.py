@@ -153,6 +153,7 @@ def test_a_resumed_run_counts_from_where_it_stood(tmp_path: Path, capsys: pytest
     ("changes", "expected"),
     [
         ({}, "loss 2.5, 3.0k tokens/s, MFU 41%, waiting for data 20%, padding 10%, 2 skipped"),
+        ({"truncated": 1234}, "padding 10%, 2 skipped, 1,234 truncated"),
         ({"mfu": None, "skipped": {}}, "loss 2.5, 3.0k tokens/s, waiting for data 20%, padding 10%"),
         ({"tokens": 3, "mfu": None, "skipped": {}}, "loss 2.5, 1 tokens/s, waiting for data 20%, padding 10%"),
         ({"seconds": 0.0, "mfu": None, "skipped": {}}, "waiting for data 100%"),
@@ -237,6 +238,8 @@ def test_the_scalars_of_a_step() -> None:
     assert found["speed/tokens_per_second"] == 3000
     assert found["speed/waiting_for_data"] == pytest.approx(0.2)
     assert found["data/skipped/missing media"] == 2
+    assert "data/truncated" not in found
+    assert step_scalars(replace(RECORD, truncated=3))["data/truncated"] == 3
     assert found["memory/gpu_peak_gb"] == 7
     on_cpu = step_scalars(replace(RECORD, mfu=None, memory_bytes=None, gradient_norm=float("inf")))
     assert not {"speed/mfu", "memory/gpu_peak_gb", "train/gradient_norm"} & set(on_cpu)

@@ -253,6 +253,22 @@ def test_both_losses_are_logged(whole_run: tuple[Path, dict[int, float]]):
     assert any(record["drawn_positions"] for record in logged(folder))
 
 
+def test_each_loss_is_the_mean_over_its_own_targets(checkpoint: Path, tmp_path: Path, encoder: Encoder):
+    """A step that reads each sample once, beside one sample after another."""
+    order, network = Drawings(10), encoder.network
+    with torch.no_grad():
+        rows = [PackedRow.of([encoder.encode("", conversation(number).messages)], CPU) for number in range(10)]
+        sums = [packed_losses(network, row) for row in rows]
+    tokens, positions = sum(row.num_labels for row in rows), sum(row.counts.positions for row in rows)
+    assert tokens != positions
+    changes = {"data.packing": False, "data.rows_per_step": 10, "data.lanes": 10, "data.caption_dropout": 0}
+    tune = ("projector", "language_model")  # the head has dropout while it is trained
+    run(config_of(checkpoint, max_steps=1, tune=tune, **changes), tmp_path / "run", order)
+    (record,) = logged(tmp_path / "run")
+    assert record["losses"]["text"] == pytest.approx(sum(one.text.item() for one in sums) / tokens, rel=1e-5)
+    assert record["losses"]["codes"] == pytest.approx(sum(one.codes.item() for one in sums) / positions, rel=1e-5)
+
+
 def test_a_resumed_run_is_the_same(checkpoint: Path, tmp_path: Path, whole_run: tuple[Path, dict[int, float]]):
     def stop(step: int) -> None:
         if step == 3:

@@ -83,6 +83,30 @@ def test_skipped_samples_are_counted_and_named(tmp_path: Path):
     assert "Skipped: " in (tmp_path / "run-dry-run.html").read_text(encoding="utf-8")
 
 
+def test_truncated_samples_are_counted(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    turns = [
+        {"from": one, "value": text}
+        for one, text in [("human", "a"), ("gpt", "b"), ("human", "c " * 500), ("gpt", "d")]
+    ]
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "long", "conversations": turns}) + "\n")
+    limit = ["-s", "data.max_length=400"]
+    result = run("sft", "-m", "vila-tiny", "-d", data, "--out", tmp_path / "run", "--dry-run", *limit)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"truncated +1 longer than data\.max_length = 400", result.output)
+
+
+def test_one_sample_that_cannot_be_used(tmp_path: Path):
+    data = write_data(tmp_path / "data", 1)
+    (tmp_path / "data" / "0.png").unlink()
+    for dry in ([], ["--dry-run"]):
+        result = run("sft", "-m", "vila-tiny", "-d", data, "--out", tmp_path / "run", *dry)
+        assert re.search(
+            r"^The only sample cannot be used: .*my\.jsonl/0: its image .* is missing", str(result.exception)
+        )
+
+
 def test_a_stage_runs_and_the_next_starts_from_it(tmp_path: Path):
     data = write_data(tmp_path / "data")
     small = ["-s", "max_steps=1", "-s", "compute.precision=fp32", "-s", "data.workers=0", "-s", "data.max_length=512"]

@@ -112,6 +112,17 @@ def test_a_sample_does_not_see_its_neighbours(model: vila.Vila, samples: list[Tr
     assert beside == pytest.approx(alone, abs=1e-6)
 
 
+def test_nothing_predicts_the_first_token_of_a_document(model: vila.Vila):
+    encoder = Encoder(model.network, model.tokenizer, model.template, MediaLimits())
+    documents = [encoder.encode_document(text, [Message("user", [text])]) for text in ("A red square.", "A moon.")]
+    assert all(sample.labels[0] != -100 for sample in documents)  # all their text is learned
+    together, _ = gradients(model, [documents])
+    alone, _ = gradients(model, [[sample] for sample in documents])
+    assert together == pytest.approx(alone, abs=1e-5)
+    row = PackedRow.of(documents, torch.device("cpu"))
+    assert row.num_labels == sum(len(sample) - 1 for sample in documents)
+
+
 def test_only_answers_are_labelled(model: vila.Vila, samples: list[TrainingSample]):
     sample = samples[3]
     labelled = [label for label in sample.labels if label != -100]

@@ -2,18 +2,23 @@
 
 import json
 import math
+import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.train.loop_runs import ALL, Mixed, Recorder, micro_config, run
+from tests.train.loop_runs import ALL, Mixed, Recorder, micro_config, run, shuffled
 
 import vila_core as vila
+from vila_core.chat import Message
 from vila_core.errors import CheckpointError, ConfigError, VilaWarning
 from vila_train.callbacks import StepRecord
 from vila_train.config import PARTS, OptimizerConfig
+from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
 from vila_train.loop import export, training
 from vila_train.loop.optimizer import rate_factor
@@ -217,7 +222,7 @@ def test_a_folder_of_another_run_is_refused(micro_checkpoint: Path, tmp_path: Pa
     out = tmp_path / "run"
     run(micro_config(micro_checkpoint, max_steps=1), out)
     before = (out / "run.yaml").read_text()
-    with pytest.raises(ConfigError, match=f"holds a run with other settings: {name} was .* and is {value}"):
+    with pytest.raises(ConfigError, match=f"other settings: {name} was .* and is {value}.*--accept-changes.*--out"):
         run(micro_config(micro_checkpoint, **{"max_steps": 1, name: value}), out)
     assert (out / "run.yaml").read_text() == before
 
@@ -240,7 +245,9 @@ def test_a_folder_with_other_files_is_refused(micro_checkpoint: Path, tmp_path: 
 
 def test_a_loss_that_is_not_finite_names_the_samples(micro_checkpoint: Path, tmp_path: Path):
     config = micro_config(micro_checkpoint, **{"optimizer.learning_rate": 1e30, "optimizer.clip_norm": 0})
-    with pytest.raises(TrainingError, match=r"not finite, in the row of mixed/\d+.*failed-step-\d+") as error:
+    with pytest.raises(
+        TrainingError, match=r"not finite, in the row of mixed/\d+.*failed-step-\d+.*--accept-changes"
+    ) as error:
         run(config, tmp_path / "run")
     (folder,) = (tmp_path / "run").glob("failed-step-*")
     rows = [json.loads(line) for line in (folder / "rank-0.jsonl").read_text().splitlines()]
@@ -251,12 +258,24 @@ def test_a_loss_that_is_not_finite_names_the_samples(micro_checkpoint: Path, tmp
     assert any(name in str(error.value) for row in rows for name in row["names"])
 
 
-def test_too_little_memory_suggests_settings(micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def fill_the_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def fill_the_main_memory() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("fill", [fill_the_gpu, fill_the_main_memory])
+def test_too_little_memory_suggests_settings(
+    micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill: Callable[[], None]
+):
     def fail(*arguments: object, **settings: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        fill()
 
     monkeypatch.setattr(training, "train_step", fail)
-    message = r"too little memory .*need about \d+\.\d GB on each GPU\. Less with: .*activation_checkpointing=.*: about"
+    advice = r"Less with: .*activation_checkpointing=.*: about.*--accept-changes"
+    message = rf"too little memory .*need about \d+\.\d GB on each GPU\. {advice}"
     with pytest.raises(TrainingError, match=message):
         run(micro_config(micro_checkpoint), tmp_path / "run")
 
@@ -287,4 +306,30 @@ def test_samples_that_are_too_long(micro_checkpoint: Path, tmp_path: Path, polic
         return
     records: list[StepRecord] = run(config, tmp_path / "run").records
     assert records[-1].skipped["too long"] > 0
+    assert records[-1].truncated == 0  # none has a second turn that could be left out
     assert all(record.tokens <= 4 * 64 for record in records)
+
+
+class LongSecondTurns(Mixed):
+    """Every other sample has a second turn that is too long."""
+
+    def conversation(self, epoch: int, position: int) -> Conversation:
+        index = shuffled(epoch, self.count)[position]
+        turns = [Message("user", "red"), Message("assistant", "blue")]
+        more = [Message("user", "left " * 100), Message("assistant", "right")] if index % 2 else []
+        return Conversation(f"turns/{index}", [*turns, *more])
+
+
+def test_truncated_samples_are_counted_also_by_a_resumed_run(micro_checkpoint: Path, tmp_path: Path):
+    changes = {"data.too_long": "truncate", "data.max_length": 64, "data.packing": False, "max_steps": 4}
+    config, order = micro_config(micro_checkpoint, **changes), LongSecondTurns()
+
+    def stop(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "run", order, after=stop)
+    last = run(config, tmp_path / "run", order).records[-1]
+    assert last.truncated == sum(index % 2 for index in shuffled(0, order.count)[:16])  # four rows of one sample a step
+    assert last.skipped == {}

@@ -162,9 +162,14 @@ def test_the_end_of_a_loading_process_is_reported(micro_checkpoint: Path, tmp_pa
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"]
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 2), (signal.SIGTERM, 0)])
-def test_a_stopped_run_saves_and_goes_on(micro_checkpoint: Path, tmp_path: Path, number: int, workers: int):
-    config = micro_config(micro_checkpoint, **{"data.workers": workers, "saving.every": None})
+@pytest.mark.parametrize(
+    ("number", "workers", "lanes"),
+    # With eight lanes, three steps of four rows end in the middle of a round.
+    [(signal.SIGINT, 2, 4), (signal.SIGTERM, 0, 8)],
+)
+def test_a_stopped_run_saves_and_goes_on(micro_checkpoint: Path, tmp_path: Path, number: int, workers: int, lanes: int):
+    changes = {"data.workers": workers, "data.lanes": lanes, "saving.every": None}
+    config = micro_config(micro_checkpoint, **changes)
     expected = run(config, tmp_path / "whole").losses
     codes = in_processes(config, tmp_path / "run", tmp_path / "losses", after=send_at(3, number))
     assert codes == [130]

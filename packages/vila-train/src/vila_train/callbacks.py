@@ -69,6 +69,7 @@ class StepRecord:
         losses: of a model that draws: "text", the mean over labelled tokens, and "codes", the mean over codes. Empty
             for other models.
         drawn_positions: of pictures that are to be drawn.
+        truncated: samples so far that lost their end because they were too long.
     """
 
     step: int
@@ -87,6 +88,7 @@ class StepRecord:
     memory_bytes: int | None
     losses: Mapping[str, float] = field(default_factory=dict[str, float])
     drawn_positions: int = 0
+    truncated: int = 0
 
     @property
     def tokens_per_second(self) -> float:

@@ -47,12 +47,14 @@ class Progress(Config):
         step: optimizer steps done.
         lanes: where each lane stands that has given a row.
         skipped: samples skipped so far, by reason.
+        truncated: samples so far that lost their end.
         files: CRC-32 of each file of the checkpoint.
     """
 
     step: int
     lanes: Mapping[int, LaneState]
     skipped: Mapping[str, int]
+    truncated: int = 0
     files: Mapping[str, int] = {}
 
 

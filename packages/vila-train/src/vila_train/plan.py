@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from vila_core.config import Config
 from vila_train.config import TrainConfig
-from vila_train.data.bad_samples import Skipped
+from vila_train.data.bad_samples import Skipped, none_usable
 from vila_train.errors import TrainingError
 from vila_train.packing.bins import pack
 from vila_train.packing.lanes import Order, SampleEncoder, first_samples
@@ -80,7 +80,7 @@ def measure(order: Order, encode: SampleEncoder, capacity: int) -> float:
         else:
             lengths.append(len(found[1]))
     if not lengths:
-        raise TrainingError(f"None of the first {count} samples can be used: {problem}")
+        raise none_usable(count, problem)
     return samples_per_row(lengths, capacity)
 
 

@@ -114,13 +114,20 @@ def read_config(folder: Path) -> TrainConfig:
 
 def _require_same(path: Path, config: TrainConfig) -> None:
     changes = describe_changes(read_yaml(path / RUN, ConfigError), config.model_dump(mode="json"))
-    refuse_changes(path, [change for change in changes if not change.startswith(CHANGEABLE)])
+    refuse_changes(
+        path,
+        [change for change in changes if not change.startswith(CHANGEABLE)],
+        "resume with the new settings (--accept-changes)",
+    )
 
 
-def refuse_changes(path: Path, changes: Sequence[str]) -> None:
-    """Raise `ConfigError` if the run in the folder `path` has other settings: `changes` says which."""
+def refuse_changes(path: Path, changes: Sequence[str], *advice: str) -> None:
+    """Raise `ConfigError` if the run in the folder `path` has other settings: `changes` says which.
+
+    `advice` is what to do besides running it as before or choosing another folder.
+    """
     if changes:
         raise ConfigError(
             f"{path} holds a run with other settings: {changes[0]}. "
-            "Run it as before to resume, or choose another folder with --out."
+            f"{', '.join(['Run it as before to resume', *advice])}, or choose another folder with --out."
         )

@@ -35,6 +35,7 @@ class TrainingSample:
         expanded: the ids with room for the media.
         labels: of the T positions of `expanded`; `IGNORE_INDEX` where no text is learned.
         drawn: of each medium, whether it is to be drawn; empty if none is.
+        truncated: whether its end was left out because it was too long.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TrainingSample:
     expanded: ExpandedPrompt
     labels: Sequence[int]
     drawn: Sequence[bool] = ()
+    truncated: bool = False
 
     def __len__(self) -> int:
         """T."""
@@ -131,6 +133,7 @@ class Encoder:
             # The longest that fits. Each attempt loads the media again, so there should be few.
             fitting = bisect_left(shorter, True, key=lambda one: self._encode_or_none(one, max_length) is None)
             sample = self._encode_or_none(shorter[fitting - 1], max_length) if fitting else None
+            sample = None if sample is None else replace(sample, truncated=True)
         if sample is None:
             message = f"{name} has more than data.max_length = {max_length:,} tokens."
             if too_long == "error":

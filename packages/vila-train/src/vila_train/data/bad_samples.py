@@ -37,6 +37,12 @@ def as_skipped(error: Exception, name: str) -> Skipped:
     return Skipped(own or name, reason_of(error), str(error) or type(error).__name__)
 
 
+def none_usable(count: int, message: str) -> TrainingError:
+    """Return that none of the first `count` samples can be used; `message` says what is wrong with one."""
+    which = "The only sample cannot be used" if count == 1 else f"None of the first {count:,} samples can be used"
+    return TrainingError(f"{which}: {message}")
+
+
 def reason_of(error: Exception) -> str:
     """Return what is wrong with a sample in a few words, the same for all samples with this fault."""
     if isinstance(error, SampleError):

@@ -9,10 +9,9 @@ import torch
 from vila_core.model import VilaModel
 from vila_train.compute import ModelFlops
 from vila_train.config import TrainConfig
-from vila_train.data.bad_samples import Skipped
+from vila_train.data.bad_samples import Skipped, none_usable
 from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
-from vila_train.errors import TrainingError
 from vila_train.estimates.memory import MemoryEstimate, RowLoad, Suggestion, estimate_memory, suggest
 from vila_train.loop.loader import FittingEncoder
 from vila_train.loop.setup import adapt, make_encoder
@@ -127,7 +126,7 @@ def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Co
         else:
             encoded.append(Encoded(*found))
     if not encoded:
-        raise TrainingError(f"None of the first {sum(skipped.values())} samples can be used: {messages[0]}")
+        raise none_usable(sum(skipped.values()), messages[0])
     return encoded, skipped, messages
 
 

@@ -57,6 +57,8 @@ def _samples(measured: Measured) -> Mapping[str, str]:
     if measured.skipped:
         reasons = [f"{count} {reason}" for reason, count in measured.skipped.most_common()]
         facts["skipped"] = f"{listed(reasons, 5)}. {measured.messages[0]}"
+    if truncated := sum(one.sample.truncated for one in measured.encoded):
+        facts["truncated"] = f"{truncated:,} longer than data.max_length = {measured.config.data.max_length:,}"
     return facts
 
 

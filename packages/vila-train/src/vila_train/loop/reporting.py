@@ -22,6 +22,7 @@ class StepCounts:
         tokens: all tokens of its rows.
         room: tokens that its rows could hold.
         samples: of its rows.
+        truncated: samples of its rows that lost their end.
         skipped: samples that its lanes could not use since the step before.
         flops: model operations of its rows.
         seconds: that it waited for data.
@@ -33,6 +34,7 @@ class StepCounts:
     tokens: int = 0
     room: int = 0
     samples: int = 0
+    truncated: int = 0
     flops: float = 0.0
     skipped: Sequence[Skipped] = ()
     seconds: float = 0.0
@@ -49,6 +51,7 @@ class StepCounts:
             tokens=sum(one.row.num_tokens for one in rows),
             room=len(rows) * row_length,
             samples=sum(len(one.row.names) for one in rows),
+            truncated=sum(one.row.truncated for one in rows),
             skipped=[skipped for one in rows for skipped in one.skipped],
             flops=flops,
             seconds=seconds,
@@ -63,6 +66,7 @@ def add_counts(counts: Sequence[StepCounts]) -> StepCounts:
         tokens=sum(one.tokens for one in counts),
         room=sum(one.room for one in counts),
         samples=sum(one.samples for one in counts),
+        truncated=sum(one.truncated for one in counts),
         flops=sum(one.flops for one in counts),
         skipped=[skipped for one in counts for skipped in one.skipped],
         seconds=max(one.seconds for one in counts),

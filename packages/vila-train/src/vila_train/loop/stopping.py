@@ -7,8 +7,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-import torch
-
+from vila_core.device_memory import is_out_of_memory
 from vila_core.errors import listed
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
@@ -20,6 +19,7 @@ from vila_train.models import open_model
 from vila_train.parallel.world import World
 from vila_train.run_folder import RunFolder
 
+RESUMES = "With other settings, the same command resumes with --accept-changes."
 PATIENCE = 2.0
 """Seconds after Ctrl-C from which another one stops at once. Launchers repeat the first to all processes."""
 
@@ -72,9 +72,9 @@ def fail_step(step: int, result: StepResult, rows: Sequence[LoadedRow], folder: 
         f"in the row of {listed(suspects, 8)}" if suspects else "in the gradients, though every row's loss is finite"
     )
     raise TrainingError(
-        f"Step {step}: the loss is {result.loss.item()} and the gradient norm {result.gradient_norm.item()}, which is "
-        f"not finite, {where}. The batch is in {saved}. Look at these samples, lower optimizer.learning_rate, or limit "
-        "the gradients with optimizer.clip_norm. The same command resumes from the last checkpoint, if there is one."
+        f"Step {step}: the loss ({result.loss.item()}) or the gradient norm ({result.gradient_norm.item()}) is not "
+        f"finite, {where}. The batch is in {saved}. Look at these samples, lower "
+        f"optimizer.learning_rate, or limit the gradients with optimizer.clip_norm. {RESUMES}"
     )
 
 
@@ -88,17 +88,15 @@ def explain_memory(config: TrainConfig, rows: Sequence[LoadedRow], world: World)
     """Raise `TrainingError` with advice if the block, which computes `rows`, runs out of memory."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise _too_little_memory(config, rows, world) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error):  # PyTorch's allocator on a CPU
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise _too_little_memory(config, rows, world) from error
 
 
 def _too_little_memory(config: TrainConfig, rows: Sequence[LoadedRow], world: World) -> TrainingError:
     advice = memory_advice(config, rows, world)
-    return TrainingError(f"There is too little memory for a step on {world.device}. {advice} The same command resumes.")
+    return TrainingError(f"There is too little memory for a step on {world.device}. {advice} {RESUMES}")
 
 
 def memory_advice(config: TrainConfig, rows: Sequence[LoadedRow], world: World) -> str:

@@ -122,6 +122,7 @@ class Run:
         progress = self._resume()
         self.step, self._saved = progress.step, progress.step
         self._lanes, self._skipped = dict(progress.lanes), Counter(progress.skipped)
+        self._truncated = progress.truncated
         self._loader = self._load(order, encode)
 
     def _resume(self) -> Progress:
@@ -213,6 +214,7 @@ class Run:
         """Note that a step is done."""
         self.step += 1
         self._lanes.update((one.lane, one.state) for one in loaded)
+        self._truncated += counts.truncated
         self._skipped.update(one.reason for one in counts.skipped)
         if counts.skipped:
             self._world.first(lambda: self._folder.add_skipped(self.step, counts.skipped))
@@ -247,6 +249,7 @@ class Run:
             memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             losses=losses,
             drawn_positions=counts.targets.positions,
+            truncated=self._truncated,
         )
         self._reporter.step(record)
 
@@ -261,7 +264,7 @@ class Run:
         if self._saved == self.step:
             return
         lanes = {number: state for of_rank in self._world.gather(self._lanes) for number, state in of_rank.items()}
-        progress = Progress(step=self.step, lanes=lanes, skipped=self._skipped)
+        progress = Progress(step=self.step, lanes=lanes, skipped=self._skipped, truncated=self._truncated)
         path = self._checkpoints.save(self._opened.network, self._optimizer, progress)
         self._saved = self.step
         self._reporter.checkpoint(self.step, path)

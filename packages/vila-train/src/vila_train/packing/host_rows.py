@@ -39,6 +39,7 @@ class HostRow:
         media: in order.
         drawn: of each medium, whether it is to be drawn; empty if none is.
         pixels: `[N, 3, H, W]` of all media; None without media.
+        truncated: how many samples lost their end.
     """
 
     names: Sequence[str]
@@ -48,6 +49,7 @@ class HostRow:
     media: Sequence[MediumShape]
     drawn: Sequence[bool]
     pixels: Tensor | None
+    truncated: int = 0
 
     @classmethod
     def of(cls, samples: Sequence[TrainingSample]) -> "HostRow":
@@ -62,7 +64,8 @@ class HostRow:
         ]
         pixels = torch.cat([of_medium.values for of_medium in tiles]) if tiles else None
         sizes = [len(of_kind) for of_kind in integers]
-        return cls(row.names, row.batch.lengths, torch.cat(integers), sizes, media, row.drawn, pixels)
+        truncated = sum(sample.truncated for sample in samples)
+        return cls(row.names, row.batch.lengths, torch.cat(integers), sizes, media, row.drawn, pixels, truncated)
 
     @property
     def num_tokens(self) -> int:

@@ -54,6 +54,8 @@ def step_note(record: StepRecord) -> str:
     parts += [f"waiting for data {record.data_share:.0%}", f"padding {record.padding:.0%}"]
     if skipped := sum(record.skipped.values()):
         parts.append(f"{skipped:,} skipped")
+    if record.truncated:
+        parts.append(f"{record.truncated:,} truncated")
     return ", ".join(parts)
 
 
@@ -65,6 +67,7 @@ class Totals:
         self.seconds = self.data_seconds = self.room = self.used = 0.0
         self.first_loss = self.last_loss = 0.0
         self.skipped: Mapping[str, int] = {}
+        self.truncated = 0
 
     def add(self, record: StepRecord) -> None:
         """Count a step."""
@@ -74,16 +77,19 @@ class Totals:
         self.seconds, self.data_seconds = self.seconds + record.seconds, self.data_seconds + record.data_seconds
         self.room += record.tokens / max(1 - record.padding, 1e-9)
         self.used += record.seconds * (record.mfu or 0.0)
-        self.last_loss, self.skipped = record.loss, record.skipped
+        self.last_loss, self.skipped, self.truncated = record.loss, record.skipped, record.truncated
 
     def __str__(self) -> str:
         seconds = max(self.seconds, 1e-9)
         mfu = f", MFU {self.used / seconds:.1%}" if self.used else ""
         skipped = ", ".join(f"{count:,} {reason}" for reason, count in self.skipped.items())
+        truncated = f"; truncated: {self.truncated:,} too long" if self.truncated else ""
         return (
             f"loss {self.first_loss:.4g} -> {self.last_loss:.4g}; {_short(self.tokens / seconds)} tokens/s{mfu}, "
             f"waiting for data {min(self.data_seconds / seconds, 1):.1%}, "
-            f"padding {1 - self.tokens / max(self.room, 1e-9):.1%}" + (f"; skipped: {skipped}" if skipped else "")
+            f"padding {1 - self.tokens / max(self.room, 1e-9):.1%}"
+            + (f"; skipped: {skipped}" if skipped else "")
+            + truncated
         )
 
 

@@ -22,6 +22,7 @@ def step_scalars(record: StepRecord) -> dict[str, float]:
         "data/labelled_tokens": record.labelled_tokens,
         "data/padding": record.padding,
         **{f"data/skipped/{reason}": count for reason, count in record.skipped.items()},
+        "data/truncated": record.truncated or None,
         "memory/gpu_peak_gb": None if record.memory_bytes is None else record.memory_bytes / 1e9,
     }
     return _finite(found)
