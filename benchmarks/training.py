@@ -279,7 +279,7 @@ def build(case: Case, world: World) -> tuple[VilaModel, Trainee]:
     network = random_network(shape_of(case), world.device, dtype_of(case.compute))
     _choose_trained(network, case)
     is_sharded = needs_shards(network, case.compute, world.size)
-    compute.prepare(network, case.compute)
+    compute.prepare(network, case.compute, is_sharded=is_sharded)
     if not is_sharded:
         if case.compute.precision == "bf16":
             compute_in_bf16(network)

@@ -105,7 +105,9 @@ def random_tower(config: VisionTowerConfig, dtype: torch.dtype) -> SiglipTower |
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("dtype", "captures"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True)]
+)
 @pytest.mark.parametrize(
     "config",
     [
@@ -117,12 +119,12 @@ def random_tower(config: VisionTowerConfig, dtype: torch.dtype) -> SiglipTower |
     ids=["siglip", "clip"],
 )  # fmt: skip
 @torch.no_grad()
-def test_a_captured_tower_on_a_gpu(config: VisionTowerConfig, dtype: torch.dtype) -> None:
+def test_a_fused_tower_on_a_gpu(config: VisionTowerConfig, dtype: torch.dtype, captures: bool) -> None:
     torch.manual_seed(0)
     tower = random_tower(config, dtype)
     exact = random_tower(config, torch.float32)
     exact.load_state_dict(tower.state_dict())
-    use_fused_tower(tower, dtype)
+    use_fused_tower(tower, dtype, captures=captures)
     for count in (1, 5, 3, BUCKETS[-1] + 1, 5):
         pixels = torch.randn(count, 3, config.image_size, config.image_size, device="cuda")
         expected = exact(pixels)

@@ -190,7 +190,7 @@ def take_step(network: VilaModel, gradients: Mapping[str, torch.Tensor], clip: f
     parameters = {name: network.get_parameter(name) for name in gradients}
     for name, parameter in parameters.items():
         parameter.grad = gradients[name].clone()
-    norm = clip_gradients(network, clip)
+    norm = clip_gradients([*parameters.values()], clip)
     if clip:
         assert norm.item() == pytest.approx(recorded["clip_total_norm"], rel=1e-4)
     torch.optim.AdamW(parameters.values(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0).step()

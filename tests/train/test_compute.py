@@ -4,21 +4,32 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from peft import LoraConfig
+from peft.tuners.lora import Linear as LoraLinear
+from tests.interpreted_kernels import run_interpreted
 from tests.train.mixed_rows import mixed_row
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import vila_core as vila
+from vila_core.config import DecoderConfig
+from vila_core.language.decoder import MLP
 from vila_core.model import VilaModel
 from vila_train import adapters, compute
-from vila_train.compute.fp8 import Fp8Linear, fp8_refusal, quantize_rows, use_fp8
+from vila_train.compute.fp8 import Fp8Linear, fp8_refusal, frozen_linears, quantize_frozen, quantize_rows, use_fp8
 from vila_train.compute.layers import repeated_layers
 from vila_train.compute.lora import add_in_place
 from vila_train.compute.peak import named_peak
 from vila_train.config import AdapterConfig, ComputeConfig
 from vila_train.errors import TrainingError
 from vila_train.packing import PackedRow, packed_loss
+
+SMALL = {
+    "architecture": "qwen2", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "vocab_size": 8,
+    "max_position_embeddings": 8, "max_length": 8,
+}  # fmt: skip
 
 
 def load() -> VilaModel:
@@ -188,6 +199,37 @@ def test_sums_in_place_equal_those_of_peft(dropout: float, projector: bool, row:
     assert difference(results[1][1], results[0][1]) < 1e-5
 
 
+@pytest.mark.parametrize("in_8_bits", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_linears_of_one_input_equal_those_one_by_one(bias: bool, in_8_bits: bool):
+    """In fp64 the sums in place differ from autograd's by rounding only."""
+    torch.manual_seed(0)
+    mlp = MLP(DecoderConfig(**SMALL, mlp_bias=bias)).double().requires_grad_(False)
+    for name in ("gate_proj", "up_proj"):
+        base = Fp8Linear.of(getattr(mlp, name)) if in_8_bits else getattr(mlp, name)
+        adapted = LoraLinear(base, "default", LoraConfig(), r=3 if name == "up_proj" else 5, lora_alpha=4)
+        for factors in (adapted.lora_A, adapted.lora_B):
+            factors.requires_grad_(True).double()
+            nn.init.normal_(factors["default"].weight)
+        setattr(mlp, name, adapted)
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    results: list[list[torch.Tensor]] = []
+    for together in (False, True):
+        if together:
+            add_in_place(mlp)
+            assert "gate_and_up" in vars(mlp)
+        own = x.clone().requires_grad_()
+        mlp.zero_grad()
+        gate, up = mlp.gate_and_up(own)
+        ((gate * 3).sin() + up * up).sum().backward()
+        trained = [parameter for parameter in mlp.parameters() if parameter.requires_grad]
+        assert own.grad is not None
+        results.append([gate, up, own.grad, *(parameter.grad.clone() for parameter in trained)])
+    assert len(results[0]) == 7
+    for found, expected in zip(results[1], results[0], strict=True):
+        assert (found - expected).norm() < 1e-12 * expected.norm()
+
+
 def test_adapters_in_fp32_work_on_weights_in_16_bits(row: PackedRow):
     network = load()
     network.requires_grad_(False).to(torch.bfloat16)
@@ -252,6 +294,65 @@ def test_training_in_8_bits_follows_training_in_full(row: PackedRow):
     assert found == pytest.approx(exact, rel=0.08)
 
 
+@pytest.mark.parametrize("adapted", [True, False])
+def test_frozen_weights_are_quantized_once(adapted: bool, row: PackedRow):
+    results: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for once in (False, True):
+        network = load()
+        network.requires_grad_(False)
+        torch.manual_seed(0)
+        if adapted:
+            adapters.install(network, AdapterConfig(rank=4, dropout=0.0))
+        network.mm_projector.requires_grad_(True)
+        use_fp8(network)
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if once:
+            quantize_frozen(network)
+        after = network.state_dict()
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+        add_in_place(network)
+        if once:
+            for linear in frozen_linears(network):
+                linear.weight.data.fill_(torch.nan)  # what is computed does not read them
+        results.append(step(network, row))
+    assert results[1][0] == results[0][0]
+    assert difference(results[1][1], results[0][1]) == 0
+
+
+def test_dora_reads_its_weights_in_full_precision():
+    network = load()
+    adapters.install(network, AdapterConfig(method="dora", rank=4))
+    assert not frozen_linears(network)
+
+
+def test_a_gpu_quantizes_rows_as_the_reference_does():
+    run_interpreted(
+        """
+import torch
+from vila_core.ops.row_settings import RowFormat
+from vila_core.ops.rows import process_rows
+from vila_train.compute.fp8 import SMALLEST_RANGE, quantize_rows_reference
+
+generator = torch.Generator().manual_seed(0)
+for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+    for width in (48, 300, 3584):
+        x = torch.randn(3, width, generator=generator).bfloat16()
+        x[0] = 0
+        x[1] *= 1e-12
+        q, scale, _ = process_rows(x, quantize=RowFormat(dtype, torch.finfo(dtype).max, SMALLEST_RANGE))
+        expected, expected_scale = quantize_rows_reference(x, dtype)
+        assert torch.equal(scale, expected_scale), (scale, expected_scale)
+        assert q.dtype == dtype
+        # The interpreter's rounding loses the carry to the next power of two, and is coarse below normal numbers.
+        info, t = torch.finfo(dtype), x.float() / scale
+        carries = (expected.float().abs().frexp().mantissa == 0.5) & (expected.float().abs() > t.abs())
+        compared = (t.abs() >= info.smallest_normal) & ~carries
+        assert compared.float().mean() > 0.5
+        assert ((q.float() - t).abs() <= 0.501 * info.eps * t.abs())[compared].all(), (dtype, width)
+"""
+    )
+
+
 def test_adapters_stay_in_full_precision(row: PackedRow):
     network = load()
     adapters.install(network, AdapterConfig(rank=4, dropout=0.0))
@@ -285,6 +386,26 @@ def test_fp8_refuses_widths_that_do_not_fit(new_micro_network: Callable[[], Vila
     network.llm.model.layers[1].mlp.up_proj = nn.Linear(32, 40)
     with pytest.raises(TrainingError, match="up_proj has 32 and 40"):
         use_fp8(network)
+
+
+# ------------------------------------------------------------------------------------------------ a frozen tower
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_only_a_frozen_tower_computes_without_gradients(trained: bool, row: PackedRow):
+    results: list[tuple[float, dict[str, torch.Tensor]]] = []
+    for prepared in (False, True):
+        network = load()
+        network.requires_grad_(False)
+        network.mm_projector.requires_grad_(True)
+        network.vision_tower.requires_grad_(trained)
+        if prepared:
+            compute.prepare(network, ComputeConfig(activation_checkpointing="none", precision="fp32"))
+        results.append(step(network, row))
+        features = network.features(torch.zeros(1, 3, network.config.pixels.size, network.config.pixels.size))
+        assert features.requires_grad is trained
+    assert results[1][0] == results[0][0]
+    assert difference(results[1][1], results[0][1]) == 0
 
 
 # ------------------------------------------------------------------------------------------------ operations

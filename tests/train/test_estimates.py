@@ -3,6 +3,7 @@
 import PIL.Image
 import pytest
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from vila_core.chat import Message
@@ -84,6 +85,17 @@ def test_weights_optimizer_and_gradients_are_counted():
     some = estimate_memory(network, compute, LOAD)
     trained = sum(p.numel() for p in network.mm_projector.parameters())
     assert (some.weights, some.gradients) == (4 * trained + 2 * (count - trained), 4 * trained)
+
+
+def test_frozen_weights_in_8_bits_take_two_bytes_and_scales():
+    network, compute = tiny(precision="fp32")
+    network.requires_grad_(False)
+    network.mm_projector.requires_grad_(True)
+    exact, in_8_bits = (
+        estimate_memory(network, compute.model_copy(update={"fp8": fp8}), LOAD).weights for fp8 in (False, True)
+    )
+    weights = [module.weight for module in network.llm.model.layers.modules() if isinstance(module, nn.Linear)]
+    assert exact - in_8_bits == sum(2 * weight.numel() - 4 * sum(weight.shape) for weight in weights)
 
 
 def test_recomputation_and_shorter_rows_need_less():

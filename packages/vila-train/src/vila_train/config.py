@@ -154,7 +154,9 @@ class ComputeConfig(Settings):
             quarter of the weights is trained in bf16.
         keep_gathered: keep the gathered weights of all layers from the first row of a step to its last, so that they
             are exchanged once a step. Takes 2 bytes for each weight on every GPU.
-        fp8: linear layers of the language model in 8 bits (E4M3 forward, E5M2 gradients).
+        fp8: linear layers of the language model in 8 bits (E4M3 forward, E5M2 gradients). Frozen weights that are not
+            sharded are quantized once, by rows and by columns, which takes the memory of bf16; the weights themselves
+            lie in main memory meanwhile.
         ring, ulysses: ranks that share a sequence. Only 1 yet; the other ranks of the mesh are data-parallel ("dp").
     """
 

@@ -6,6 +6,8 @@ H query heads, H_kv key/value heads, G = H / H_kv queries that share one, D_h he
 Modules have the names that transformers uses, so its checkpoints fit without renaming.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -195,10 +197,14 @@ class Attention(nn.Module):
     def unrotated(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`[B, T, D]` -> queries `[B, H, T, D_h]`, keys and values `[B, H_kv, T, D_h]`, without positions."""
         heads = (*x.shape[:2], -1, self.head_dim)
-        q, k, v = self.q_proj(x).view(heads), self.k_proj(x).view(heads), self.v_proj(x).view(heads)
+        q, k, v = (y.view(heads) for y in self.project(x))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def project(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """`[B, T, D]` -> queries, keys and values of all heads, `[B, T, H D_h]` and twice `[B, T, H_kv D_h]`."""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
     def merge(self, out: torch.Tensor) -> torch.Tensor:
         """What each head found, `[B, H, T, D_h]` -> `[B, T, D]`."""
@@ -215,7 +221,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_and_up(x)
+        return self.down_proj(F.silu(gate) * up)
+
+    def gate_and_up(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Return both inner projections, `[B, T, N]` each for N inner units."""
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class RMSNorm(nn.Module):

@@ -128,8 +128,8 @@ def parts_of_row(width: int) -> tuple[int, int]:
 
 
 def warps_for(width: int) -> int:
-    """Return the number of warps per row: one for a tower's width was fastest, four for its MLP's."""
-    return min(8, max(1, width // 1024))
+    """Return the number of warps per row, a power of two: one for a tower's width was fastest, four for its MLP's."""
+    return min(8, 1 << (max(1, width // 1024).bit_length() - 1))
 
 
 @torch.library.custom_op("vila::rows", mutates_args=())

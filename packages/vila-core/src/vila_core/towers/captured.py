@@ -56,10 +56,12 @@ class GraphTower:
 
     Args:
         tower: the tower that this is for.
+        captures: use graphs.
     """
 
-    def __init__(self, tower: FusableTower):
+    def __init__(self, tower: FusableTower, *, captures: bool = True):
         self._tower = tower
+        self._captures = captures
         self._fused: FusedTower | None = None
         self._graphs: dict[tuple[int, bool], CapturedTower] = {}  # of how many images, and whether they are bytes
         self._around: Around | None = None
@@ -78,7 +80,9 @@ class GraphTower:
     ) -> Tensor | None:
         """Bytes in the main memory -> what `after` makes of the features, in one graph; see `VisionTower`."""
         count, weight = sum(map(len, values)), next(self._tower.parameters())
-        if not 0 < count <= BUCKETS[-1] or torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
+        if not self._captures or not 0 < count <= BUCKETS[-1]:
+            return None
+        if torch.is_grad_enabled() or torch.cuda.is_current_stream_capturing():
             return None
         shape = (self._tower.num_channels, self._tower.config.image_size, self._tower.config.image_size)
         if any(part.shape[1:] != shape for part in values):
@@ -109,7 +113,7 @@ class GraphTower:
         return run(self._fused) if self._fused.is_current() else None
 
     def _encode(self, fused: FusedTower, pixels: Tensor) -> Tensor:
-        bucket = bucket_of(len(pixels))
+        bucket = bucket_of(len(pixels)) if self._captures else None
         captured = None
         if bucket is not None:
             captured = self._captured(fused, bucket, pixels.shape[1:], pixels.device, None)
@@ -199,8 +203,14 @@ def capture(
     return CapturedTower((first, second), given, result)
 
 
-def use_fused_tower(tower: VisionTower, dtype: torch.dtype) -> None:
-    """Let a SigLIP or CLIP tower run fused if it is on a GPU; warn if it cannot. Other towers are left as they are."""
+def use_fused_tower(tower: VisionTower, dtype: torch.dtype, *, captures: bool = True) -> None:
+    """Let a SigLIP or CLIP tower run fused if it is on a GPU; warn if it cannot. Other towers are left as they are.
+
+    Args:
+        tower: on its device.
+        dtype: of its weights.
+        captures: capture it in CUDA graphs for few tiles.
+    """
     if not isinstance(tower, FusableTower):
         return
     device = next(tower.parameters()).device
@@ -208,6 +218,6 @@ def use_fused_tower(tower: VisionTower, dtype: torch.dtype) -> None:
         return
     reason = fused_refusal(tower, device, dtype)
     if reason is None:
-        tower.use_runner(GraphTower(tower))
+        tower.use_runner(GraphTower(tower, captures=captures))
     else:
         warnings.warn(f"The vision tower takes the slower path, without fused kernels: {reason}.", stacklevel=2)

@@ -89,7 +89,7 @@ class Segments:
         """`x [B, T, D]` and `attended [B, H, T, D_h]` -> `[B, T, D]`."""
         norm, mlp = self.block.post_attention_layernorm, self.block.mlp
         x, hidden = self.fused.add_norm(x, self.block.self_attn.merge(attended), norm.weight, norm.eps)
-        return x + cast("Tensor", mlp.down_proj(self.fused.swiglu(mlp.gate_proj(hidden), mlp.up_proj(hidden))))
+        return x + cast("Tensor", mlp.down_proj(self.fused.swiglu(*mlp.gate_and_up(hidden))))
 
 
 def _call(function: Function, *args: Any) -> Any:

@@ -4,19 +4,26 @@
     s_d[t] = max |dy[t]| / 57344, D = E5M2(dy / s_d),  Wᵀ likewise       dx = s_d (D W) s_wᵀ
                                                                          dW = dyᵀ x, in 16 bits
 
-Scales are computed anew in each pass. The gradient of a weight sums over tokens, which no scale of a row or column of
-the other operand can follow, so it stays in 16 bits (as in torchao's "rowwise_with_gw_hp").
+Scales are computed anew in each pass, but for frozen weights only once: both 8-bit forms of such a weight then lie on
+the GPU (as many bytes as it has in bf16), and the weight itself in main memory, where checkpoints and exports find it.
+The gradient of a weight sums over tokens, which no scale of a row or column of the other operand can follow, so it
+stays in 16 bits (as in torchao's "rowwise_with_gw_hp").
 
 Dimensions: T tokens, O outputs, I inputs.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vila_core.model import VilaModel
+from vila_core.ops.row_settings import RowFormat
+from vila_core.ops.support import refusal
 from vila_train.compute.layers import repeated_layers
 from vila_train.errors import TrainingError
 
@@ -24,7 +31,11 @@ MIN_CAPABILITY = (8, 9)
 MULTIPLE = 16
 """Inputs and outputs of a product of 8-bit matrices are multiples of this."""
 
-Quantize = Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+SMALLEST_RANGE = 1e-30
+"""Smaller magnitudes of a row count as this one, to avoid division by zero."""
+
+QuantizedRows = tuple[Tensor, Tensor]
+"""8-bit `[T, I]` and the fp32 scale of each row, `[T, 1]`."""
 
 
 def fp8_refusal(device: torch.device) -> str | None:
@@ -38,77 +49,135 @@ def fp8_refusal(device: torch.device) -> str | None:
     return None
 
 
-def use_fp8(network: VilaModel, *, compiled: bool = False) -> None:
+def use_fp8(network: VilaModel) -> None:
     """Let the linears of the language model's layers compute in 8 bits; not adapters, and not the head.
 
     Args:
         network: the model; it may have adapters.
-        compiled: compile the quantization of rows.
 
     Raises:
         TrainingError: a width is not a multiple of 16.
     """
-    quantize = compiled_quantization() if compiled else quantize_rows
+    for layer, name, module in _linears(network):
+        if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
+            raise TrainingError(
+                f"compute.fp8 takes linears with multiples of {MULTIPLE} inputs and outputs; {name} has "
+                f"{module.in_features} and {module.out_features}. Set compute.fp8=false."
+            )
+        parent, _, child = name.rpartition(".")
+        setattr(layer.get_submodule(parent), child, Fp8Linear.of(module))
+
+
+def quantize_frozen(network: VilaModel) -> None:
+    """Quantize the frozen weights of 8-bit linears once, and move the weights themselves to main memory.
+
+    Not under DoRA, which reads the weights themselves in each pass. Call it after `use_fp8`, with the network on the
+    device where it computes, and not for weights that will be sharded.
+    """
+    for module in frozen_linears(network):
+        if isinstance(module, Fp8Linear):
+            module.quantize_weight()
+
+
+def frozen_linears(network: VilaModel) -> list[nn.Linear]:
+    """Return the linears whose weights `quantize_frozen` quantizes, before or after `use_fp8`."""
+    modules = network.modules()
+    under_dora = {id(layer.base_layer) for layer in modules if isinstance(layer, LoraLayer) and layer.lora_variant}
+    linears = [module for _, _, module in _linears(network)]
+    return [module for module in linears if not module.weight.requires_grad and id(module) not in under_dora]
+
+
+def _linears(network: VilaModel) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Yield the linears of the language model's layers that may be in 8 bits: layer, name in it, linear."""
     for layer in repeated_layers(cast("nn.Module", network.llm)):
         for name, module in [*layer.named_modules()]:
-            if type(module) is not nn.Linear or ".lora_" in name:
-                continue
-            if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
-                raise TrainingError(
-                    f"compute.fp8 takes linears with multiples of {MULTIPLE} inputs and outputs; {name} has "
-                    f"{module.in_features} and {module.out_features}. Set compute.fp8=false."
-                )
-            parent, _, child = name.rpartition(".")
-            setattr(layer.get_submodule(parent), child, Fp8Linear.of(module, quantize))
+            if type(module) in (nn.Linear, Fp8Linear) and ".lora_" not in name:
+                yield layer, name, cast("nn.Linear", module)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight `W [O, I]` in 8 bits.
+
+    Attributes:
+        rows: of W, for `x Wᵀ`.
+        columns: rows of Wᵀ, `[I, O]`, for `dy W`.
+    """
+
+    rows: QuantizedRows
+    columns: QuantizedRows
 
 
 class Fp8Linear(nn.Linear):
     """A linear that multiplies in 8 bits. Its parameters are ordinary ones."""
 
-    quantize: Quantize
+    _quantized: QuantizedWeight | None = None
 
     @classmethod
-    def of(cls, linear: nn.Linear, quantize: Quantize | None = None) -> "Fp8Linear":
-        """Return an 8-bit linear with the parameters of `linear`; `quantize` is `quantize_rows`, perhaps compiled."""
+    def of(cls, linear: nn.Linear) -> "Fp8Linear":
+        """Return an 8-bit linear with the parameters of `linear`."""
         bias = cast("nn.Parameter | None", linear.bias)
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, bias=bias is not None)
-        made.quantize = quantize or quantize_rows
         made.weight = linear.weight
         made.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
+    def quantize_weight(self) -> None:
+        """Quantize the weight for good, and move it to main memory. It must not change any more."""
+        self._quantized = QuantizedWeight(_rows(self.weight), _columns(self.weight))
+        self.weight.data = self.weight.data.cpu()
+
     def forward(self, input: Tensor) -> Tensor:
         """`[..., I]` -> `[..., O]`."""
         rows = input if input.ndim == 2 else input.flatten(0, -2)
-        y = cast("Tensor", _Fp8Product.apply(rows, self.weight, self.quantize))
+        y = cast("Tensor", _Fp8Product.apply(rows, self.weight, self))
         bias = cast("Tensor | None", self.bias)
         y = y if bias is None else y + bias.to(y.dtype)
         return y if input.ndim == 2 else y.view(*input.shape[:-1], -1)
 
+    def product(self, x: QuantizedRows, dtype: torch.dtype) -> Tensor:
+        """Return `x Wᵀ` of E4M3 rows `x [T, I]`: `[T, O]` in `dtype`."""
+        return multiply_rows(*x, *(self._quantized.rows if self._quantized else _rows(self.weight)), dtype)
 
-def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return `x [T, I]` in 8 bits and the fp32 scale of each row, `[T, 1]`: x ≈ scale · quantized."""
+    def input_gradient(self, gradient: Tensor) -> Tensor:
+        """Return `dy W` of `gradient [T, O]`: `[T, I]` in its dtype."""
+        columns = self._quantized.columns if self._quantized else _columns(self.weight)
+        return multiply_rows(*quantize_rows(gradient, torch.float8_e5m2), *columns, gradient.dtype)
+
+
+def _rows(weight: Tensor) -> QuantizedRows:
+    return quantize_rows(weight.detach(), torch.float8_e4m3fn)
+
+
+def _columns(weight: Tensor) -> QuantizedRows:
+    return quantize_rows(weight.detach().t(), torch.float8_e4m3fn)
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
+    """Return `x [T, I]` in 8 bits and the fp32 scale of each row, `[T, 1]`: x ≈ scale · quantized.
+
+    One Triton kernel on NVIDIA GPUs (`vila_core.ops.rows`), which keeps a row on the chip.
+    """
+    if _has_kernel(x.device):
+        from vila_core.ops.rows import process_rows  # needs Triton
+
+        format = RowFormat(dtype, torch.finfo(dtype).max, SMALLEST_RANGE)
+        quantized, scale, _ = process_rows(x.detach().contiguous(), quantize=format)
+        return quantized, cast("Tensor", scale)
+    return quantize_rows_reference(x, dtype)
+
+
+def quantize_rows_reference(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
+    """`quantize_rows` in PyTorch's operators, on any device."""
     largest = torch.finfo(dtype).max
-    scale = x.abs().amax(dim=-1, keepdim=True).float() / largest
-    scale = torch.where(scale > 0, scale, 1.0)
-    return (x.float() / scale).clamp(-largest, largest).to(dtype), scale
+    scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=SMALLEST_RANGE) / largest
+    return (x.float() / scale).clamp(-largest, largest).to(dtype).contiguous(), scale
 
 
-def compiled_quantization() -> Quantize:
-    """Return `quantize_rows`, compiled once for each dtype and any size."""
-    by_dtype = {
-        dtype: torch.compile(_quantization_to(dtype), dynamic=True)
-        for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
-    }
-    return lambda x, dtype: by_dtype[dtype](x)
-
-
-def _quantization_to(dtype: torch.dtype) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-        return quantize_rows(x, dtype)
-
-    return quantize
+@cache
+def _has_kernel(device: torch.device) -> bool:
+    return refusal(device, torch.bfloat16) is None
 
 
 def multiply_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,20 +191,6 @@ def multiply_rows(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, dtype:
     return product.to(dtype)
 
 
-def forward_product(x: Tensor, weight: Tensor, quantize: Quantize, dtype: torch.dtype) -> Tensor:
-    """Return `x Wᵀ`, `[T, O]` in `dtype`."""
-    # Detached, because a function is compiled again for tensors with gradients.
-    rows, columns = quantize(x.detach(), torch.float8_e4m3fn), quantize(weight.detach(), torch.float8_e4m3fn)
-    return multiply_rows(*rows, *columns, dtype)
-
-
-def input_gradient(gradient: Tensor, weight: Tensor, quantize: Quantize, dtype: torch.dtype) -> Tensor:
-    """Return `dy W`, `[T, I]` in `dtype`."""
-    rows = quantize(gradient.detach().contiguous(), torch.float8_e5m2)
-    columns = quantize(weight.detach().t().contiguous(), torch.float8_e4m3fn)
-    return multiply_rows(*rows, *columns, dtype)
-
-
 def product_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype in which `x` is multiplied: that of autocast, if it is on."""
     kind = x.device.type
@@ -143,22 +198,22 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 class _Fp8Product(torch.autograd.Function):
-    """`x Wᵀ` of `x [T, I]` and `W [O, I]`."""
+    """`x Wᵀ` of `x [T, I]` and the weight `W [O, I]` of a linear."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, quantize: Quantize) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, linear: Fp8Linear) -> Tensor:
         dtype = product_dtype(x)
-        ctx.save_for_backward(x.to(dtype) if weight.requires_grad else None, weight)
-        ctx.input_dtype, ctx.quantize = x.dtype, quantize
-        return forward_product(x, weight, quantize, dtype)
+        ctx.save_for_backward(x.to(dtype) if weight.requires_grad else None)
+        ctx.input_dtype, ctx.linear = x.dtype, linear
+        return linear.product(quantize_rows(x, torch.float8_e4m3fn), dtype)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Any) -> Any:
         (gradient,) = outputs
-        x, weight = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
         of_x = of_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = input_gradient(gradient, weight, ctx.quantize, ctx.input_dtype)
+            of_x = ctx.linear.input_gradient(gradient).to(ctx.input_dtype)
         if ctx.needs_input_grad[1]:
-            of_weight = (gradient.to(x.dtype).t() @ x).to(weight.dtype)
+            of_weight = (gradient.to(x.dtype).t() @ x).to(ctx.linear.weight.dtype)
         return of_x, of_weight, None

@@ -20,6 +20,7 @@ from torch import nn
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Block, Decoder
 from vila_core.model import VilaModel
+from vila_train.compute.fp8 import frozen_linears
 from vila_train.compute.layers import repeated_layers, separate_layers
 from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.estimates.activations import (
@@ -61,7 +62,7 @@ class MemoryEstimate:
     """Bytes on each GPU.
 
     Attributes:
-        weights: fp32 of trained weights and bf16 of frozen ones, this rank's share.
+        weights: fp32 of trained weights, and bf16 or twice 8 bits of frozen ones, this rank's share.
         gradients: fp32, this rank's share.
         optimizer: AdamW's two moments, this rank's share.
         gathered: bf16 copies of weights while they compute.
@@ -116,7 +117,8 @@ def estimate_memory(
     itemsize = 2 if compute.precision == "bf16" else 4
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     is_sharded = needs_shards(network, compute, world_size)
-    trained, frozen = _stored(network, itemsize, adapter)
+    in_8_bits = frozen_linears(network) if compute.fp8 and not is_sharded else []
+    trained, frozen = _stored(network, itemsize, adapter, in_8_bits)
     layers = separate_layers(network)
     inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     rest = [parameter for parameter in network.parameters() if id(parameter) not in inside]
@@ -152,12 +154,20 @@ def estimate_memory(
     return MemoryEstimate(weights, gradients, optimizer, gathered, activations, logits + of_head, of_layer, peak)
 
 
-def _stored(network: nn.Module, itemsize: int, adapter: AdapterConfig | None) -> tuple[int, int]:
-    """Return the number of trained weights, and the bytes of frozen ones."""
+def _stored(
+    network: nn.Module, itemsize: int, adapter: AdapterConfig | None, in_8_bits: Sequence[nn.Linear]
+) -> tuple[int, int]:
+    """Return the number of trained weights, and the bytes of frozen ones.
+
+    A weight of `in_8_bits` is there twice, by rows and by columns, with fp32 scales of both.
+    """
     packs = adapter is not None and adapter.method == "qlora"
     trained, frozen = 0, 0.0
+    shapes = {id(linear.weight): linear.weight.shape for linear in in_8_bits}
     for name, parameter in network.named_parameters():
-        if parameter.requires_grad:
+        if id(parameter) in shapes and not (packs and name.endswith("base_layer.weight")):
+            frozen += 2 * parameter.numel() + 4 * sum(shapes[id(parameter)])
+        elif parameter.requires_grad:
             trained += parameter.numel()
         elif not parameter.is_floating_point():
             frozen += parameter.numel() * parameter.element_size()

@@ -49,7 +49,7 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
         _round_frozen(network)
     if not is_sharded:
         network.to(world.device)
-    prepare(network, config.compute, world.device)
+    prepare(network, config.compute, world.device, is_sharded=is_sharded)
     if not is_sharded and config.compute.precision == "bf16":
         compute_in_bf16(network)
     trainee = Trainee(

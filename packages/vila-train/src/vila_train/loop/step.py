@@ -89,7 +89,8 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     if counts is None:
         counts = _count(rows, device)
-    at_end = accumulates_locally(trainee, device)
+    trained = [weight for group in optimizer.param_groups for weight in cast("list[Tensor]", group["params"])]
+    at_end = accumulates_locally(trained, device)
     losses: list[Losses] = []
     for index, (row, number) in enumerate(zip(rows, numbers or range(len(rows)), strict=True)):
         is_last = index == len(rows) - 1
@@ -98,7 +99,7 @@ def train_step(
         shares = cast("Losses", trainee(row)).over(counts)
         shares.total.backward()
         losses.append(Losses(shares.text.detach(), shares.codes.detach()))
-    norm = clip_gradients(trainee, clip_norm)
+    norm = clip_gradients(trained, clip_norm)
     optimizer.step()
     of_rows = [torch.stack(of_kind) for of_kind in zip(*losses, strict=True)]  # [R] each
     means = Losses(*(sum_over_ranks(of_kind.sum()) for of_kind in of_rows))
@@ -112,13 +113,12 @@ def _count(rows: Sequence[PackedRow], device: torch.device) -> Counts:
     return Counts(tokens, positions)
 
 
-def clip_gradients(trainee: nn.Module, limit: float) -> Tensor:
-    """Scale the gradients so that their norm over all weights and ranks is at most `limit`; 0: leave them.
+def clip_gradients(trained: Sequence[Tensor], limit: float) -> Tensor:
+    """Scale the gradients of weights so that their norm over all weights and ranks is at most `limit`; 0: leave them.
 
     Return the norm before, `[]`.
     """
-    gradients = [parameter.grad for parameter in trainee.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = nn.utils.get_total_norm([weight.grad for weight in trained if weight.grad is not None])
     if limit:
-        nn.utils.clip_grads_with_norm_(trainee.parameters(), limit, norm)
+        nn.utils.clip_grads_with_norm_(trained, limit, norm)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -1,6 +1,6 @@
 """Weights sharded over all ranks (FSDP2): each layer is gathered while it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -100,12 +100,12 @@ def next_row(root: nn.Module, *, is_last: bool, exchange: bool, keep_gathered: b
             root.set_reshard_after_backward(is_last)
 
 
-def accumulates_locally(root: nn.Module, device: torch.device) -> bool:
-    """Return whether complete gradients of all trained weights fit on each rank while rows add to them.
+def accumulates_locally(trained: Sequence[Tensor], device: torch.device) -> bool:
+    """Return whether complete gradients of all `trained` weights fit on each rank while rows add to them.
 
     If not, gradients are exchanged after every row, which keeps only each rank's share of them.
     """
     if device.type != "cuda":
         return True
-    trained = sum(parameter.numel() for parameter in root.parameters() if parameter.requires_grad)
-    return 4 * trained <= ACCUMULATE_BELOW * torch.cuda.get_device_properties(device).total_memory
+    total = sum(weight.numel() for weight in trained)
+    return 4 * total <= ACCUMULATE_BELOW * torch.cuda.get_device_properties(device).total_memory
