@@ -353,6 +353,22 @@ for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
     )
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 512), (300, 3584), (33, 18944)])
+def test_rows_are_quantized_on_a_gpu(rows: int, width: int, dtype: torch.dtype):
+    if reason := fp8_refusal(torch.device("cuda")):
+        pytest.skip(reason)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(width, rows, generator=generator).bfloat16().t()
+    x[0] = 0
+    quantized, scale = quantize_rows(x.cuda(), dtype)
+    expected, expected_scale = quantize_rows(x, dtype)
+    assert torch.equal(scale.cpu(), expected_scale)
+    assert torch.equal(quantized.cpu().float(), expected.float())
+
+
 def test_adapters_stay_in_full_precision(row: PackedRow):
     network = load()
     adapters.install(network, AdapterConfig(rank=4, dropout=0.0))

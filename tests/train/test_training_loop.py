@@ -199,6 +199,21 @@ def test_adapters_are_merged_into_the_exported_model(micro_checkpoint: Path, tmp
     assert all(torch.allclose(again[name], after[name], atol=1e-6) for name in after)
 
 
+def test_adapters_of_an_8_bit_run_are_merged_into_the_exact_weights(
+    micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("vila_train.compute.preparation.fp8_refusal", lambda device: None)
+    adapter = {"method": "lora", "rank": 4, "dropout": 0.0}
+    config = micro_config(micro_checkpoint, adapter=adapter, max_steps=3, **{"compute.fp8": True})
+    in_8_bits = run(config, tmp_path / "run")
+    exact = run(micro_config(micro_checkpoint, adapter=adapter, max_steps=3), tmp_path / "exact")
+    assert [*in_8_bits.losses.values()] == pytest.approx([*exact.losses.values()], rel=0.02)
+    assert in_8_bits.losses != exact.losses
+    export(tmp_path / "run", tmp_path / "again")  # reads the weights from the checkpoint that training started from
+    again, after = weights(tmp_path / "again"), weights(tmp_path / "run/model")
+    assert all(torch.allclose(again[name], after[name], atol=1e-6) for name in after)
+
+
 def test_what_cannot_be_exported(finished: tuple[Path, Recorder], micro_checkpoint: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="is not the folder of a training run"):
         export(tmp_path, tmp_path / "model")

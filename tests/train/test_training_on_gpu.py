@@ -9,6 +9,7 @@ import torch
 from tests.train.loop_runs import Mixed, Recorder, micro_config
 
 import vila_core as vila
+from vila_train.compute.fp8 import fp8_refusal
 from vila_train.loop import train
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")]
@@ -34,10 +35,18 @@ def losses(checkpoint: Path, out: Path, **changes: Any) -> dict[int, float]:
         {"compute.precision": "bf16", "compute.sharded": True, "adapter": {"method": "lora", "rank": 2}},
         {"compute.precision": "bf16", "compute.sharded": False, "adapter": {"method": "dora", "rank": 2}},
         {"compute.precision": "bf16", "compute.sharded": True, "compute.keep_gathered": True},
+        {
+            "compute.precision": "bf16",
+            "compute.fp8": True,
+            "compute.activation_checkpointing": "linears",
+            "adapter": {"method": "lora", "rank": 2, "dropout": 0.0},
+        },
     ],
-    ids=["fp32", "bf16-workers", "linears", "lora", "lora-sharded", "dora", "gathered"],
+    ids=["fp32", "bf16-workers", "linears", "lora", "lora-sharded", "dora", "gathered", "lora-fp8"],
 )
 def test_a_gpu_gives_the_losses_of_a_cpu(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
+    if "compute.fp8" in changes and (reason := fp8_refusal(torch.device("cuda"))):
+        pytest.skip(reason)
     on_cpu = {key: value for key, value in changes.items() if key == "adapter"}
     recorder = Recorder()
     train(micro_config(micro_checkpoint, **on_cpu), tmp_path / "cpu", [recorder], order=Mixed(), device="cpu")
