@@ -9,6 +9,7 @@ from vila_core.engine import memory
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.pages import PagePool, pages_of
 from vila_core.engine.prefix import MediaSpan, PageKeys
+from vila_core.errors import GenerationError
 from vila_core.language.decoder import Decoder
 from vila_core.language.page_size import PAGE_SIZE
 
@@ -134,9 +135,12 @@ def test_how_many_pages_are_allocated(decoder: Decoder, monkeypatch: pytest.Monk
     page = memory.page_bytes(decoder, EngineConfig())
     assert page == 2 * 2 * 2 * 12 * PAGE_SIZE * 4  # keys and values, layers, heads, width, tokens, bytes
     context = pages_of(decoder.config.max_length)
-    for free, expected in ((10**12, 64 * context), (40 * page, 10), (page, 1), (0, 1)):
+    for free, expected in ((10**12, 64 * context), (40 * page, 10), (page, 1)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.num_pages(decoder, EngineConfig()) == expected
+    monkeypatch.setattr(memory, "free_bytes", lambda device: page - 1)
+    with pytest.raises(GenerationError, match="too little memory for a KV cache of 64 tokens"):
+        memory.num_pages(decoder, EngineConfig())
     monkeypatch.setattr(memory, "HOST_SPARE_BYTES", 3 * page)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**12)
     assert memory.num_pages(decoder, EngineConfig()) == context + 3
