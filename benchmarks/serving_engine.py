@@ -157,14 +157,14 @@ def load_and_measure(measurement: Measurement, progress: object) -> vila_core.Vi
     questions = bundled_questions()
     texts = [model.generate([vila_core.Image(one.png), one.text], **_settings(config)) for one in questions]
     say("model", name="served", stops=list(stops), texts=texts, device=_device_name(model), pid=os.getpid())
+
+    def ask(clients: int, seconds: float, seed: int) -> EngineLoad:
+        asked = new_questions(measurement.pictures, seed) if measurement.pictures else questions
+        return EngineClients(model, config, asked).run(clients, seconds)
+
     for index, clients in enumerate(measurement.clients):
-
-        def load(seconds: float, seed: int, clients: int = clients) -> EngineLoad:
-            asked = new_questions(measurement.pictures, seed) if measurement.pictures else questions
-            return EngineClients(model, config, asked).run(clients, seconds)
-
-        load(min(1.0, measurement.seconds), 1000 + index)  # warms up: graphs of so many rows are captured
-        say("engine", **asdict(load(measurement.seconds, 2000 + index)))
+        ask(clients, min(1.0, measurement.seconds), 1000 + index)  # warms up: graphs of so many rows are captured
+        say("engine", **asdict(ask(clients, measurement.seconds, 2000 + index)))
     return model
 
 

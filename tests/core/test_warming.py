@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from tests.core.drawing_heads import SmallHead
+from tests.core.small_decoder import small_decoder
 from tests.core.test_generate_image import KINDS, HeadModule
 
 import vila_core
-from vila_core.config import DecoderConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig
@@ -20,7 +20,6 @@ from vila_core.engine.warming import USUAL, step_sizes, warm_up
 from vila_core.errors import GenerationError
 from vila_core.language import paged_prefill
 from vila_core.language.capturing import capture
-from vila_core.language.decoder import Decoder
 from vila_core.model import VilaModel
 from vila_core.tokenizer import Tokenizer
 
@@ -184,13 +183,7 @@ def test_ctrl_c_leaves_nothing_behind(model: vila_core.Vila, monkeypatch: pytest
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 def test_a_warm_engine_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DecoderConfig(
-        architecture="llama", hidden_size=256, vocab_size=333, max_length=2048, intermediate_size=512,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=2048,
-    )  # fmt: skip
-    decoder = Decoder(config)
-    decoder.reset_parameters(std=0.1, generator=torch.Generator().manual_seed(0))
-    decoder = decoder.to("cuda", torch.bfloat16).requires_grad_(False)
+    decoder = small_decoder(max_length=2048)
     tokenizer: Tokenizer = vila_core.load("vila-tiny", device="cpu").tokenizer
     engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(max_batch=8, chunk_tokens=256, cache_bytes=64 << 20))
     captured: list[object] = []

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from tests.core.drawing_heads import SmallHead
+from tests.core.small_decoder import small_decoder
 
-from vila_core.config import DecoderConfig
 from vila_core.engine.answer import Generated
 from vila_core.engine.drawing import DrawingRequest, Drawn, OutputModes
 from vila_core.engine.drawing_settings import DrawingConfig
@@ -26,13 +26,7 @@ HOT = DrawingConfig(guidance=3, temperature=1.1, top_k=12, top_p=0.9, seed=5)
 
 @pytest.fixture(scope="module")
 def on_gpu() -> Decoder:
-    config = DecoderConfig(
-        architecture="llama", hidden_size=256, vocab_size=333, max_length=512, intermediate_size=512,
-        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, head_dim=64, max_position_embeddings=512,
-    )  # fmt: skip
-    decoder = Decoder(config)
-    decoder.reset_parameters(std=0.1, generator=torch.Generator().manual_seed(0))
-    return decoder.to(GPU, torch.bfloat16).requires_grad_(False)
+    return small_decoder(max_length=512)
 
 
 @pytest.fixture(scope="module")

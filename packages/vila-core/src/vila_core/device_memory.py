@@ -1,4 +1,4 @@
-"""How much memory a device has left, and whether an error says that there is none."""
+"""The free memory of a device, and how to tell that it ran out."""
 
 from pathlib import Path
 

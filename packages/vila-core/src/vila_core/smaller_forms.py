@@ -9,7 +9,7 @@ from vila_core.config import DecoderConfig
 from vila_core.device_memory import name_size
 
 BITS = 4.25
-"""Of a weight that AWQ has quantized: 4, and a scale and a zero point of 16 bits for each group of 128 weights."""
+"""Bits per weight after AWQ: 4, plus a scale and a zero point of 16 bits each for every 128 weights."""
 _QUANTIZED = re.compile(r"llm\.model\.layers\.\d+\..*proj\.weight")
 
 
@@ -48,4 +48,5 @@ def say_what_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int | None, 
 
 
 def _listed(sizes: dict[str, int]) -> str:
+    """Return the forms with their sizes, each size inside the brackets that its words end with."""
     return " or ".join(f"{words[:-1]}, {name_size(size)})" for words, size in sizes.items())

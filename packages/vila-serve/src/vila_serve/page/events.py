@@ -109,7 +109,7 @@ class Events:
         return one_by_one(turns[:-1]), _box_with(turns[-1]), ""
 
     async def answer(self, history: list[PageMessage], language: str, *choices: Any) -> AsyncIterator[tuple[Any, ...]]:
-        """Stream the answer to the last question. If there is none, the question goes back into the box."""
+        """Stream the answer to the last question. If it fails, the question goes back into the box."""
         turns = in_turns(history)
         if not turns or turns[-1]["role"] != "user":
             return
