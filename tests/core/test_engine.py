@@ -331,6 +331,24 @@ def test_many_short_prompts_are_read_together(decoder: Decoder, tokenizer: Token
     assert len(calls) == 2  # a group has at most 2048 tokens, padding included
 
 
+def test_prompts_that_come_together_are_read_a_chunk_a_step(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    config = EngineConfig(cache_bytes=40 * PAGE_BYTES, chunk_tokens=128, max_batch=8)
+    engine = Engine(decoder, tokenizer, frozenset(), config)
+    handles = [engine.submit(Text(decoder, some_ids(60, seed)), greedy()) for seed in range(8)]
+    engine.step()
+    assert [handle.state for handle in handles].count("answering") == 2  # and the others have not been waited for
+    for handle in handles:
+        handle.result()
+
+
+def test_a_prompt_that_is_alone_is_read_in_fewer_steps(decoder: Decoder, tokenizer: Tokenizer) -> None:
+    engine = Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=40 * PAGE_BYTES, chunk_tokens=64))
+    handle = engine.submit(Text(decoder, some_ids(256)), greedy())
+    engine.step()
+    assert handle.state == "answering"
+    handle.cancel()
+
+
 # ------------------------------------------------------------------------------------------------ failures
 
 

@@ -309,7 +309,9 @@ class Engine:
         """Read a part of the prompts, and choose the first tokens or codes after those that are complete."""
         if not self._roster.reading:
             return
-        for request, hidden in self._reader.read(runner, self._roster.unread, others_wait=bool(self._roster.answering)):
+        unread = self._roster.unread
+        others_wait = bool(self._roster.answering) or len(unread) > 1
+        for request, hidden in self._reader.read(runner, unread, others_wait=others_wait):
             request.last_hidden = hidden
             if request.leader is not None and not request.answer.length:
                 request.prompt_hidden = hidden

@@ -25,7 +25,7 @@ LoadMedia = Callable[[Sequence[tuple[EngineInput, int, int]], int], None]
 """Encodes media of prompts, together at most so many tiles. Each prompt comes with the positions from which and up to
 which it is read next, and is not read past media that are still to be encoded then."""
 TILE_CHUNKS_AT_ONCE = 8
-"""Times `chunk_tiles` that are encoded in a step while nobody is answered."""
+"""Times `chunk_tiles` that are encoded in a step of a request that is alone."""
 
 
 class Reader:
@@ -59,7 +59,8 @@ class Reader:
         Args:
             runner: computes.
             reading: what is to be read.
-            others_wait: whether other requests are being answered and wait for this; if not, more is read.
+            others_wait: whether the step must be short, since other requests are answered or wait to be; if not, more
+                is read.
         """
         self._encode(runner, reading, others_wait=others_wait)
         complete: list[tuple[Request, Tensor]] = []

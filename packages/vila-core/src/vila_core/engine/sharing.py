@@ -7,7 +7,7 @@ from vila_core.engine.request import Request
 from vila_core.language.page_size import PAGE_SIZE
 
 CHUNKS_AT_ONCE = 4
-"""Chunks that are read in a step while nobody is answered."""
+"""Chunks that are read in a step of a request that is alone."""
 WORTH_READING = 256
 """Tokens of a prompt that are read before its next media are encoded; reading fewer takes as long."""
 
@@ -21,7 +21,8 @@ def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[
     Args:
         reading: the requests.
         chunk: tokens to read.
-        others_wait: whether other requests are being answered and wait for this; if not, more is read.
+        others_wait: whether the step must be short, since other requests are answered or wait to be; if not, more is
+            read.
     """
     budget = chunk * (1 if others_wait else CHUNKS_AT_ONCE)
     short: list[Request] = []
