@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_train.tiny.world import CAPTIONS, DRAWINGS, TASKS, TOWER_CAPTIONS, make_sample
+from vila_train.tiny.world import CAPTIONS, DRAWINGS, TASKS, TINY_U_CAPTIONS, make_sample
 from vila_train.tiny.world.combinations import (
     COLORS,
     SHAPES,
@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import world_oracle
 
 SOURCES = [*TASKS, *CAPTIONS]
-ALL_SOURCES = [*SOURCES, *DRAWINGS, *TOWER_CAPTIONS]
+ALL_SOURCES = [*SOURCES, *DRAWINGS, *TINY_U_CAPTIONS]
 
 
 def split_of(combination: str) -> Split:

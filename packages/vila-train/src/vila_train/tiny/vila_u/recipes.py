@@ -5,7 +5,7 @@ pictures and draw them. One in ten of the pictures to be drawn has no descriptio
 """
 
 from vila_train.tiny.recipes import SINGLE, SINGLE_CAPTIONS, Draw, StageConfig
-from vila_train.tiny.world import DRAWINGS, TOWER_CAPTIONS
+from vila_train.tiny.world import DRAWINGS, TINY_U_CAPTIONS
 
 TOWER_STAGE = "tower"
 
@@ -39,7 +39,7 @@ def pretrain() -> StageConfig:
         steps=4000,
         learning_rate=1.5e-3,
         draws=(
-            Draw(counts=dict.fromkeys(SINGLE_CAPTIONS, 48)),
+            Draw(counts=dict.fromkeys((*SINGLE_CAPTIONS, *TINY_U_CAPTIONS), 48)),
             Draw(counts={"draw_things": 180, "draw_anywhere": 50, "draw_nothing": 26}),
         ),
         weight_decay=0.02,
@@ -51,10 +51,16 @@ def sft() -> StageConfig:
     return pretrain().model_copy(
         update={
             "name": "sft",
-            "steps": 14000,
+            "steps": 24000,
             "learning_rate": 1e-3,
             "draws": (
-                Draw(counts={**dict.fromkeys(SINGLE, 28), "relation": 48, **dict.fromkeys(SINGLE_CAPTIONS, 8)}),
+                Draw(
+                    counts={
+                        **dict.fromkeys(SINGLE, 28),
+                        "relation": 48,
+                        **dict.fromkeys((*SINGLE_CAPTIONS, *TINY_U_CAPTIONS), 8),
+                    }
+                ),
                 Draw(counts={"draw_things": 88, "draw_anywhere": 20, "draw_nothing": 12}),
             ),
         }
@@ -73,14 +79,15 @@ def draws_pictures(draw: Draw) -> bool:
 
 TINY_U_SAMPLES: dict[str, int] = {
     "caption_things": 50_000,
-    **dict.fromkeys(TOWER_CAPTIONS, 40_000),
+    **dict.fromkeys(TINY_U_CAPTIONS, 40_000),
     "caption_text": 30_000,
     "caption_chart": 25_000,
     "draw_things": 90_000,
     "draw_anywhere": 25_000,
     "draw_nothing": 10_000,
-    **dict.fromkeys(SINGLE, 100_000),
+    **dict.fromkeys(SINGLE, 120_000),
+    "relation": 180_000,
 }
-"""Number of training samples to render of each source: 1,070,000 pictures. A frozen tower turns a picture into the same
+"""Number of training samples to render of each source: 1,290,000 pictures. A frozen tower turns a picture into the same
 codes each time, which are easy to learn by heart: with 20,000 questions of a task, 96 % of the answers to these were
 right, and 78 % of those to new ones."""

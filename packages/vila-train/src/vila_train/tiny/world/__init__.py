@@ -62,11 +62,11 @@ DRAWINGS: dict[str, Callable[[random.Random, Split], Sample]] = {
 }
 """Descriptions to draw, for models that draw."""
 
-TOWER_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {"caption_scattered": captions.caption_scattered}
-"""Descriptions that only the tower of vila-tiny-u trains on."""
+TINY_U_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {"caption_scattered": captions.caption_scattered}
+"""Descriptions that only vila-tiny-u trains on."""
 
 
 def make_sample(split: Split, task: str, index: int) -> Sample:
     """Return sample `index` of a source: a task, captions or drawings. Raises `KeyError` for an unknown name."""
-    make = (TASKS | ASKED_FIRST | CAPTIONS | DRAWINGS | TOWER_CAPTIONS)[task]
+    make = (TASKS | ASKED_FIRST | CAPTIONS | DRAWINGS | TINY_U_CAPTIONS)[task]
     return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)
