@@ -382,8 +382,8 @@ def test_an_answer_that_fails_midway(
 ):
     """The status has been sent when a stream fails, so an event says so."""
     server = serve_with()
-    engine = model_of(server.app).engine
-    original, steps = engine._answer, []
+    scheduler = model_of(server.app).engine._scheduler
+    original, steps = scheduler._answer, []
 
     def fail(runner: Any) -> None:
         steps.append(1)
@@ -391,7 +391,7 @@ def test_an_answer_that_fails_midway(
             raise RuntimeError("a secret in /home/someone at 0x7f0012345678")
         original(runner)
 
-    monkeypatch.setattr(engine, "_answer", fail)
+    monkeypatch.setattr(scheduler, "_answer", fail)
     asked = body(stream=stream, max_tokens=64, messages=[user(image_part("scene.png"), "What is in the picture?")])
     response = httpx2.post(f"{server.url}{CHAT}", json=asked, timeout=120)
     assert "secret" not in response.text

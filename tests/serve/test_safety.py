@@ -296,14 +296,14 @@ def test_pixels_are_freed_before_the_answer_ends(
 
     monkeypatch.setattr(type(model_of(server.app)), "submit", look)
     steps: list[int] = []
-    engine = model_of(server.app).engine
-    answer = engine._answer
+    scheduler = model_of(server.app).engine._scheduler
+    answer = scheduler._answer
 
     def step(runner: Any) -> None:
         steps.append(held.bytes)
         answer(runner)
 
-    monkeypatch.setattr(engine, "_answer", step)
+    monkeypatch.setattr(scheduler, "_answer", step)
     url = uri(encoded("PNG", 64, 64))
     if path == CHAT:
         asked = body(messages=[user(image(url), "What?")], max_tokens=8)

@@ -8,11 +8,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vila_core.language.page_size import PAGE_SIZE
 from vila_core.tiles import DIGEST_BYTES
+
+if TYPE_CHECKING:
+    from vila_core.engine.inputs import EngineInput
+    from vila_core.engine.limits import EngineConfig
+    from vila_core.engine.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,9 @@ class PageKeys:
     def _digests_of(self, page: int) -> Iterator[bytes]:
         while self._digests and self._digests[0][0] == page:
             yield self._digests.pop(0)[1]
+
+
+def keys_of(prompt: "EngineInput", runner: "Runner", config: "EngineConfig") -> PageKeys | None:
+    """Return the keys of a prompt's pages; None if they are not shared."""
+    shares = config.shares_prefixes and runner.reads_in_chunks
+    return PageKeys(prompt.ids, prompt.media) if shares and prompt.ids is not None else None

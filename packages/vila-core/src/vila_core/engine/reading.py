@@ -36,7 +36,7 @@ class Reader:
         config: how much is read at once.
         load: encodes media together.
         modes: embeds what has been drawn.
-        fail: ends a request that cannot be read, with its error.
+        fail: ends a request that cannot be read, of this runner, with its error.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Reader:
         config: "EngineConfig",
         load: LoadMedia | None,
         modes: "OutputModes | None",
-        fail: Callable[[Request, Exception], None],
+        fail: Callable[["Runner", Request, Exception], None],
     ):
         self._llm = llm
         self._config = config
@@ -85,7 +85,7 @@ class Reader:
             self._load([(request.prompt, request.length, request.length + ahead) for request in waiting], tiles)
         except Exception as error:  # noqa: BLE001 - it ends this request only
             if len(waiting) == 1:
-                self._fail(waiting[0], as_error(error))
+                self._fail(runner, waiting[0], as_error(error))
             else:
                 for request in waiting:
                     self._encode(runner, [request], others_wait=others_wait)
@@ -110,7 +110,7 @@ class Reader:
             hidden = runner.read([request for request, _ in parts], embeds)  # [n, D]
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends one request only
             if len(parts) == 1:
-                self._fail(parts[0][0], as_error(error))
+                self._fail(runner, parts[0][0], as_error(error))
                 return []
             return [done for part in parts if not part[0].has_ended for done in self._read_parts(runner, [part])]
         for request, end in parts:

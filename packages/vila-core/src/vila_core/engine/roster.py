@@ -1,5 +1,6 @@
 """The requests of an engine by what happens to them, and the pages and rows that they hold."""
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
@@ -70,7 +71,31 @@ class Roster:
             request.drawing.chosen = len(request.drawing.codes)
         self.queue.appendleft(request)
 
-    def clear(self) -> None:
+    def end(self, runner: "Runner | None", request: Request, error: Exception | None = None) -> None:
+        """End a request and its companion.
+
+        Args:
+            runner: has their rows and pages; may be None while the request is in the queue.
+            request: either of them.
+            error: why there is no answer; None if the answer so far is it.
+        """
+        request = request.leader or request
+        request.error = error
+        for one in request.sequences:
+            one.prompt.release(len(one.prompt))
+        if request.state is State.QUEUED:
+            self.queue.remove(request)
+        else:
+            assert runner is not None, "who is not in the queue holds pages of a runner"
+            self.leave(runner, request)
+        request.state = State.ENDED
+        request.times.ended = time.perf_counter()
+
+    def abandon(self, error: Exception) -> None:
+        """End every request without giving back rows and pages, since nobody knows their state."""
+        for request in self:
+            request.prompt.release(len(request.prompt))
+            request.error, request.state, request.times.ended = error, State.ENDED, time.perf_counter()
         self.queue.clear()
         self.reading.clear()
         self.answering.clear()
