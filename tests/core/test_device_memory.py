@@ -38,6 +38,8 @@ def test_a_failed_allocation_is_out_of_memory() -> None:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(raised.value)
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))  # of pinned memory
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
@@ -67,14 +69,24 @@ def test_no_memory_at_all_for_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cpu has 0 MiB free. Free memory, or use a smaller or quantized model" in message
 
 
-def test_an_allocation_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError(), MemoryError(), RuntimeError("DefaultCPUAllocator: x")])
+def test_an_allocation_that_fails_says_so(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """The free memory is unknown, or another program has taken it meanwhile."""
 
     def fail(*arguments: object, **options: object) -> None:
-        raise torch.OutOfMemoryError
+        raise error
 
     monkeypatch.setattr(runner, "new_pages", fail)
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     message = error_of(vila.EngineConfig())
     assert message.startswith("There is too little memory for a KV cache of ")
     assert message.endswith(" Free memory, or use a smaller or quantized model (vila-quant awq).")
+
+
+def test_another_failure_of_the_cache_is_not_called_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(runner, "new_pages", fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        vila.load("vila-tiny", device="cpu").generate("Hello", max_new_tokens=1)

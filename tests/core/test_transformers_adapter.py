@@ -1,11 +1,14 @@
 """The adapter for any causal language model of transformers: same weights, same names, same numbers."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from tests.core.answering import generate
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from vila_core.config import TransformersConfig
+from vila_core.device_memory import is_out_of_memory
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
@@ -136,3 +139,13 @@ def test_what_transformers_cannot_build(hf_config: dict[str, object]) -> None:
     config = TransformersConfig(hidden_size=48, vocab_size=97, max_length=64, hf_config=hf_config)
     with pytest.raises(ConfigError, match=r"transformers .* cannot build"):
         TransformersLanguageModel(config)
+
+
+@pytest.mark.parametrize("fill", [lambda: torch.empty(2**60, dtype=torch.uint8), lambda: bytes(2**60)])
+def test_full_memory_is_not_blamed_on_the_config(fill: Callable[[], object]) -> None:
+    adapter, _ = pair("qwen2")
+    ids = torch.arange(3, 12)[None]
+    adapter.get_submodule("model").register_forward_pre_hook(lambda module, given: fill())
+    with pytest.raises((RuntimeError, MemoryError)) as raised:
+        adapter(adapter.embed(ids))
+    assert is_out_of_memory(raised.value)

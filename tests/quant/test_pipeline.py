@@ -354,7 +354,14 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
 # ------------------------------------------------------------------------------ other sources, other targets
 
 
-def test_out_of_gpu_memory_halves_the_sequences_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate")],
+    ids=lambda error: type(error).__name__,
+)
+def test_full_memory_halves_the_sequences_and_warns(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vila_quant.quantizing import layer_loop
 
     at_once: list[int] = []
@@ -363,7 +370,7 @@ def test_out_of_gpu_memory_halves_the_sequences_and_warns(tmp_path: Path, monkey
     def fails_twice(self: layer_loop.LayerLoop, *arguments: object) -> None:
         at_once.append(self.sequences_at_once)
         if len(at_once) <= 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         original(self, *arguments)  # pyright: ignore
 
     warned: list[str] = []
@@ -377,9 +384,29 @@ def test_out_of_gpu_memory_halves_the_sequences_and_warns(tmp_path: Path, monkey
     assert at_once[:4] == [4, 2, 1, 1]
     assert warned[0].startswith("Calibration has 512 tokens, fewer than the widest layer has inputs (640)")
     assert warned[1:] == [
-        f"Out of GPU memory at layer 0: continuing with {count} sequences at a time; the others stay in host memory."
-        for count in (2, 1)
+        f"The memory of cpu is full at layer 0: continuing with {count} sequences at a time." for count in (2, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError(), QuantizationError, r"layers\.0 does not fit .* Use a shorter --sequence-length\.$"),
+        (RuntimeError("shapes do not match"), RuntimeError, "shapes do not match"),
+    ],
+    ids=["never fits", "another failure"],
+)
+def test_a_layer_that_fails_for_good(
+    error: Exception, kind: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vila_quant.quantizing import layer_loop
+
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(layer_loop.LayerLoop, "_quantize", fails)
+    with pytest.raises(kind, match=message):
+        quantize_model(embedded_model(), tmp_path / "out", quick(search="nearest"), device="cpu")
 
 
 def test_the_program_quantizes_an_nvila_folder_for_tinychat_or_says_why_not(

@@ -24,6 +24,7 @@ from vila_train.recipes.sft import fine_tuning
         TrainingError("data.too_long=error"),
         DatasetError("the file is gone"),
         MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"),
         MissingDependencyError("av", "Video", "vila-core[video]"),
     ],
     ids=lambda error: type(error).__name__,

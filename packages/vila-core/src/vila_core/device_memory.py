@@ -8,6 +8,8 @@ GIB = 2**30
 CONTAINER = Path("/sys/fs/cgroup")
 """Where Linux describes the limits of the container that this process is in."""
 
+_WORDS = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def free_bytes(device: torch.device) -> int | None:
     """Return how many bytes can still be allocated on `device`; None if that is unknown.
@@ -53,8 +55,12 @@ def _sizes(file: Path) -> dict[str, int]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out. PyTorch has no exception of its own for the main memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Return whether an error says that memory ran out.
+
+    PyTorch has an exception only for its own memory on a GPU. The main memory, pinned memory and libraries of CUDA are
+    told from the words of a `RuntimeError`.
+    """
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _WORDS)
 
 
 def name_size(size: int) -> str:

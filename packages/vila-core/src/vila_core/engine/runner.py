@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor, nn
 
+from vila_core.device_memory import is_out_of_memory
 from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.drawing_step import DrawingStep, PendingDrawings
 from vila_core.engine.memory import num_pages, too_little_memory
@@ -264,7 +265,9 @@ class PagedRunner(RowRunner):
         pages = num_pages(decoder, config)
         try:
             self._cache = new_pages(decoder, pages + 1, in_8_bits=config.kv_cache_dtype == "fp8")
-        except (RuntimeError, MemoryError):  # torch.OutOfMemoryError is a RuntimeError
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise too_little_memory(decoder, config, pages) from None
         row_pages = min(pages, pages_of(decoder.config.max_length))
         super().__init__(decoder, paged_step(decoder, self._cache, config.max_batch, row_pages), weight, head)
@@ -348,7 +351,9 @@ class SeparateRunner(RowRunner):
         tokens = request.most_tokens
         try:
             cache = self._llm.new_cache(1, tokens)
-        except (RuntimeError, MemoryError):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise GenerationError(
                 f"There is too little memory for a cache of {tokens:,} tokens. Reduce max_new_tokens or the prompt."
             ) from None

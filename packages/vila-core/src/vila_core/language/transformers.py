@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PretrainedConfig, P
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
 from vila_core.config import TransformersConfig
+from vila_core.device_memory import is_out_of_memory
 from vila_core.errors import ConfigError
 from vila_core.language.cache import Cache
 from vila_core.language.transformers_config import build_config
@@ -198,9 +199,9 @@ def _failures_named(what: str) -> Generator[None]:
     """Raise a `ConfigError` for whatever transformers raises on values that do not fit together."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # KeyError, AssertionError, ImportError, …: each architecture fails in its own way
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split()) or "no reason given"
         kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
         raise ConfigError(

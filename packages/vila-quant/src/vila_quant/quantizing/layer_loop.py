@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vila_core.cli.progress import Progress
+from vila_core.device_memory import is_out_of_memory
 from vila_core.language.decoder import Block
 from vila_quant.awq.block import LINEARS, BlockInputs, linear, run_block
 from vila_quant.awq.method import BlockOptions, BlockQuantizer, QuantizedBlock
@@ -72,20 +73,23 @@ class LayerLoop:
         while True:
             try:
                 return self._attempt(layer, x, block_inputs)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.sequences_at_once == 1:
                     raise QuantizationError(
                         f"{LAYERS}.{layer} does not fit into the memory of {self.device}, one sequence at a time. "
-                        "Use a shorter --sequence-length, or --device cpu."
+                        f"Use a shorter --sequence-length{'' if self.device.type == 'cpu' else ', or --device cpu'}."
                     ) from error
             # Outside the handler, since the exception keeps the tensors of the failed frames alive.
             self.sequences_at_once //= 2
             x = x.cpu()
             gc.collect()
             torch.cuda.empty_cache()
+            where = "." if self.device.type == "cpu" else "; the others stay in host memory."
             self.progress.warn(
-                f"Out of GPU memory at layer {layer}: continuing with {self.sequences_at_once} sequences at a time; "
-                "the others stay in host memory."
+                f"The memory of {self.device} is full at layer {layer}: continuing with {self.sequences_at_once} "
+                f"sequences at a time{where}"
             )
 
     def _attempt(self, layer: int, x: Tensor, block_inputs: BlockInputs) -> Tensor:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from vila_core.device_memory import is_out_of_memory
 from vila_core.errors import MediaError, MissingDependencyError, PromptError
 from vila_train.data.conversations import SampleError
 from vila_train.errors import TrainingError
@@ -30,7 +31,7 @@ def as_skipped(error: Exception, name: str) -> Skipped:
         name: of the sample, if the error does not say it.
     """
     own = error.sample if isinstance(error, SampleError) else ""
-    if isinstance(error, MemoryError | MissingDependencyError):
+    if is_out_of_memory(error) or isinstance(error, MissingDependencyError):
         raise error
     if isinstance(error, TrainingError) and not isinstance(error, SampleError):
         raise error
