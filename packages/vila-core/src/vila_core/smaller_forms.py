@@ -1,6 +1,8 @@
 """What to load instead of a model that does not fit into memory: another dtype, or 4 bits."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -13,19 +15,35 @@ BITS = 4.25
 _QUANTIZED = re.compile(r"llm\.model\.layers\.\d+\..*proj\.weight")
 
 
-def smaller_forms(checkpoint: Checkpoint, dtype: torch.dtype) -> dict[str, int]:
-    """Return how a model could be loaded in less memory than in `dtype`, in words, and the bytes of its weights then.
+@dataclass(frozen=True)
+class SmallerForm:
+    """A way to load a model in less memory.
 
-    None of them, if it is quantized already and in 16 bits otherwise.
+    Attributes:
+        words: what the model is then, such as "in bfloat16".
+        how: the option or program that does it.
+        weight_bytes: size of its weights.
     """
-    forms: dict[str, int] = {}
+
+    words: str
+    how: str
+    weight_bytes: int
+
+
+def smaller_forms(checkpoint: Checkpoint, dtype: torch.dtype) -> list[SmallerForm]:
+    """Return how a model could be loaded in less memory than in `dtype`.
+
+    Empty if it is quantized already and in 16 bits otherwise.
+    """
+    forms: list[SmallerForm] = []
     if dtype == torch.float32:
-        forms["in bfloat16 (--dtype bfloat16)"] = estimate(checkpoint).weight_bytes("bfloat16")
+        forms.append(SmallerForm("in bfloat16", "--dtype bfloat16", estimate(checkpoint).weight_bytes("bfloat16")))
     if checkpoint.quantization is None and isinstance(checkpoint.config.language_model, DecoderConfig):
-        forms["quantized to 4 bits (vila-quant awq)"] = sum(
+        weight_bytes = sum(
             int(entry.numel * BITS / 8) if _QUANTIZED.fullmatch(name) else 2 * entry.numel
             for name, entry in checkpoint.weights.entries.items()
         )
+        forms.append(SmallerForm("quantized to 4 bits", "vila-quant awq", weight_bytes))
     return forms
 
 
@@ -38,15 +56,15 @@ def say_what_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int | None, 
         free: bytes; None if they are unknown.
         beside: bytes that are needed besides the weights.
     """
-    sizes = {words: size + beside for words, size in smaller_forms(checkpoint, dtype).items()}
-    fitting = [words for words, size in sizes.items() if free is not None and size <= free]
-    if fitting:
-        return f"It fits {_listed({words: sizes[words] for words in fitting})}"
-    if sizes and free is not None:
-        return f"It does not fit {_listed(sizes)} either. Free memory, or use a smaller model"
-    return f"It takes less {_listed(sizes)}. Free memory otherwise" if sizes else "Free memory, or use a smaller model"
+    forms = smaller_forms(checkpoint, dtype)
+    if not forms:
+        return "Free memory, or use a smaller model"
+    if free is None:
+        return f"It takes less {_listed(forms, beside)}. Free memory otherwise"
+    if fitting := [form for form in forms if form.weight_bytes + beside <= free]:
+        return f"It fits {_listed(fitting, beside)}"
+    return f"It does not fit {_listed(forms, beside)} either. Free memory, or use a smaller model"
 
 
-def _listed(sizes: dict[str, int]) -> str:
-    """Return the forms with their sizes, each size inside the brackets that its words end with."""
-    return " or ".join(f"{words[:-1]}, {name_size(size)})" for words, size in sizes.items())
+def _listed(forms: Sequence[SmallerForm], beside: int) -> str:
+    return " or ".join(f"{form.words} ({form.how}, {name_size(form.weight_bytes + beside)})" for form in forms)
