@@ -4,12 +4,13 @@ import os
 import re
 import resource
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.train.loop_runs import in_processes, largest_difference, micro_config, run
+from tests.train.loop_runs import in_processes, kill_at, largest_difference, micro_config, read_losses, run
 
 from vila_core.errors import OutputError, VilaWarning
 from vila_train import checkpoints
@@ -131,6 +132,18 @@ def test_only_damaged_checkpoints_are_an_error(micro_checkpoint: Path, copy: Pat
         one_bit(folder)
     with pytest.warns(VilaWarning), pytest.raises(TrainingError, match=r"is damaged.* No other checkpoint is left"):
         resume(micro_checkpoint, copy)
+
+
+def test_ranks_check_all_files_together(micro_checkpoint: Path, tmp_path: Path):
+    config, whole = micro_config(micro_checkpoint), tmp_path / "whole"
+    assert in_processes(config, whole, tmp_path / "losses", ranks=2, after=kill_at(5))[0] == -signal.SIGKILL
+    files = sorted(file.name for file in newest(whole).iterdir())
+    assert files == [".metadata", "__0_0.distcp", "__1_0.distcp", "state.json"]
+    for name in files:
+        out = Path(shutil.copytree(whole, tmp_path / name))
+        (newest(out) / name).write_bytes(b"damaged")
+        assert in_processes(config, out, tmp_path / f"{name}.losses", ranks=2) == [0, 0]
+        assert list(read_losses(tmp_path / f"{name}.losses")) == [3, 4, 5, 6]  # from the checkpoint before
 
 
 def test_what_a_killed_run_left_is_removed(micro_checkpoint: Path, begun: tuple[Path, dict[int, float]], copy: Path):

@@ -81,11 +81,14 @@ class Checkpoints:
         target = self.folder / f"step-{progress.step:08}"
         partial = self.folder / f".{target.name}{PARTIAL}"
         problem = self._agree(_failure(target, lambda: self._prepare(partial)))
+        own: dict[str, int] = {}
         if problem is None:
-            problem = self._agree(_failure(target, lambda: self._write(partial, network, optimizer, progress)))
-        if problem is None and self.world.is_first:
-            problem = _failure(target, lambda: self._finish(partial, target))
-        problem = self._agree(problem)
+            problem = self._agree(_failure(target, lambda: own.update(self._write(partial, network, optimizer))))
+        if problem is None:
+            files = {name: checksum for of_rank in self.world.gather(own) for name, checksum in of_rank.items()}
+            if self.world.is_first:
+                problem = _failure(target, lambda: self._finish(partial, target, progress, files))
+            problem = self._agree(problem)
         if problem is not None:
             if self.world.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -98,18 +101,20 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
 
-    def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
+        """Write the tensors. Return the checksums of the files of this rank, which its node still has in memory."""
         tensors = {**trained_weights(network), **_optimizer_tensors(network, optimizer)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no process group
             save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
-        if self.world.is_first:
-            _require_all_files(partial)
-            files = {file.name: _checksum(file) for file in sorted(partial.iterdir())}
-            complete = progress.model_copy(update={"files": files})
-            write_file(partial / STATE, complete.model_dump_json(indent=1) + "\n")
+        return {file.name: _checksum(file) for file in partial.glob(f"__{self.world.rank}_*")}
 
-    def _finish(self, partial: Path, target: Path) -> None:
+    def _finish(self, partial: Path, target: Path, progress: Progress, files: Mapping[str, int]) -> None:
+        """Complete and rename the folder, `files` of which have these checksums."""
+        _require_all_files(partial)
+        others = {file.name: _checksum(file) for file in partial.iterdir() if file.name not in files}
+        complete = progress.model_copy(update={"files": dict(sorted({**others, **files}.items()))})
+        write_file(partial / STATE, complete.model_dump_json(indent=1) + "\n")
         shutil.rmtree(target, ignore_errors=True)  # a damaged one, or one of a run whose end was lost
         partial.rename(target)
         for old in self.complete()[: -self.keep]:
@@ -125,22 +130,32 @@ class Checkpoints:
         Raises:
             TrainingError: all of them are damaged.
         """
-        found = self.world.share(self._newest() if self.world.is_first else None)
-        if isinstance(found, str):
-            raise TrainingError(found)
-        return found
-
-    def _newest(self) -> tuple[Path, Progress] | str | None:
         problem = None
-        for folder in reversed(self.complete()):
+        for folder in self.world.share(self.complete())[::-1]:
             try:
-                return folder, read_progress(folder)
+                return folder, self._read(folder)
             except CheckpointError as error:
                 problem = str(error)
-                warn(f"{problem} The checkpoint before it is used.")
+                if self.world.is_first:
+                    warn(f"{problem} The checkpoint before it is used.")
         if problem is not None:
-            return f"{problem} No other checkpoint is left in {self.folder}. Delete the run's folder to start again."
+            raise TrainingError(
+                f"{problem} No other checkpoint is left in {self.folder}. Delete the run's folder to start again."
+            )
         return None
+
+    def _read(self, folder: Path) -> Progress:
+        """Return the state of a checkpoint, all of whose files are intact. Each rank reads some of them.
+
+        Raises:
+            CheckpointError: a file is missing, incomplete or changed.
+        """
+        progress = self.world.first(lambda: read_progress(folder))
+        own = sorted(progress.files)[self.world.rank :: self.world.size]
+        problem = self._agree(next(filter(None, (_damage(folder / name, progress.files[name]) for name in own)), None))
+        if problem is not None:
+            raise CheckpointError(problem)
+        return progress
 
     def load(self, folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Fill the trained weights and the optimizer from a checkpoint, on any number of ranks.
@@ -177,24 +192,20 @@ class Checkpoints:
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return the state of the checkpoint in `folder`, all of whose files are intact.
-
-    Raises:
-        CheckpointError: a file is missing, incomplete or changed.
-    """
+    """Return the state of the checkpoint in `folder`. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        progress = Progress.model_validate(read_json(folder / STATE))
+        return Progress.model_validate(read_json(folder / STATE))
     except ValidationError as error:
         raise CheckpointError(f"{folder / STATE} is damaged: {first_problem(error)}.") from None
-    for name, checksum in progress.files.items():
-        file = folder / name
-        try:
-            found = _checksum(file)
-        except OSError as error:
-            raise CheckpointError(f"{file} cannot be read: {error.strerror}.") from None
-        if found != checksum:
-            raise CheckpointError(f"{file} is damaged: its checksum differs.")
-    return progress
+
+
+def _damage(file: Path, checksum: int) -> str | None:
+    """Return what is wrong with a file that had this checksum; None if nothing is."""
+    try:
+        found = _checksum(file)
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}."
+    return None if found == checksum else f"{file} is damaged: its checksum differs."
 
 
 def _stored(folder: Path) -> Mapping[str, Any]:
