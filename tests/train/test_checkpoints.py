@@ -137,9 +137,7 @@ def test_only_damaged_checkpoints_are_an_error(micro_checkpoint: Path, copy: Pat
 def test_ranks_check_all_files_together(micro_checkpoint: Path, tmp_path: Path):
     config, whole = micro_config(micro_checkpoint), tmp_path / "whole"
     assert in_processes(config, whole, tmp_path / "losses", ranks=2, after=kill_at(5))[0] == -signal.SIGKILL
-    files = sorted(file.name for file in newest(whole).iterdir())
-    assert files == [".metadata", "__0_0.distcp", "__1_0.distcp", "state.json"]
-    for name in files:
+    for name in ("__0_0.distcp", "__1_0.distcp"):
         out = Path(shutil.copytree(whole, tmp_path / name))
         (newest(out) / name).write_bytes(b"damaged")
         assert in_processes(config, out, tmp_path / f"{name}.losses", ranks=2) == [0, 0]
