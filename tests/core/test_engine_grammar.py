@@ -10,8 +10,8 @@ from tests.core.answering import generate, stream
 from tests.core.steered import SteeredDecoder
 
 from vila_core.engine.answer import Generated
+from vila_core.engine.enforcement import unenforceable
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.language.decoder import Decoder
 from vila_core.ops.reference import allowed_tokens
@@ -203,9 +203,9 @@ def test_schemas_that_a_grammar_can_enforce(schema: dict[str, object]) -> None:
         ({"type": "array", "contains": {"type": "integer"}}, "/: 'contains'"),
         ({"if": {}, "then": {}}, "/: 'if'"),
         ({"items": {"multipleOf": 3}}, "/items: 'multipleOf'"),
-        ({"prefixItems": [{}, {"pattern": "a", "maxLength": 3}]}, "/prefixItems/1: 'pattern'"),
+        ({"prefixItems": [{}, {"type": "string", "pattern": "a", "maxLength": 3}]}, "/prefixItems/1: 'pattern'"),
         ({"type": "object", "required": ["a"]}, "/: 'required' without"),
-        ({"allOf": [{"type": "integer"}, {"minimum": 3}]}, "/: 'allOf' of several"),
+        ({"allOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]}, "/: 'allOf' of several"),
         ({"$ref": "https://example.org/schema"}, "/: a '$ref' to another"),
         ({"$defs": {"x": {"anyOf": [{}], "properties": {}}}}, "/$defs/x: 'anyOf' beside 'properties'"),
         ({"anyOf": [{}], "oneOf": [{}]}, "/: 'anyOf' beside 'oneOf'"),

@@ -5,6 +5,7 @@ V vocabulary of the model, W = ceil(V / 32) words of a bitmask
 
 import json
 import os
+import re
 import threading
 from collections.abc import Sequence
 from typing import Any, Self
@@ -14,8 +15,8 @@ import torch
 import xgrammar
 
 from vila_core.child_process import ChildEndedError, ChildFailedError, run_in_child
+from vila_core.engine.enforcement import unenforceable
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.engine.schema import unenforceable
 from vila_core.errors import GenerationError
 from vila_core.tokenizer import Tokenizer
 
@@ -122,6 +123,19 @@ def _compile(schema: str | dict[str, Any] | None, compiler: "_Compiler") -> xgra
     return compiler.compile(parsed)
 
 
+_OUT_OF_MEMORY = "bad_alloc"
+"""In C++'s words for full memory."""
+_WRONG_TYPE = "type mismatch"
+"""In xgrammar's words for the value of a keyword whose type is wrong."""
+
+
+def _reason(message: str) -> str:
+    """Return what xgrammar says of a schema, without its source files: "[time] /path/file.cc:line: reason"."""
+    if _WRONG_TYPE in message:
+        return "the value of a keyword has the wrong type"
+    return re.sub(r"^Check failed: \(.*?\) is false: ", "", message.strip().split(": ", 1)[-1])
+
+
 class _Compiler:
     """Compiles schemas for one vocabulary, and keeps the last grammars."""
 
@@ -159,14 +173,17 @@ class _Compiler:
             serialized = run_in_child(lambda: self._compile_here(schema).serialize_json().encode(), self.max_seconds)
             return xgrammar.CompiledGrammar.deserialize_json(serialized.decode(), self._vocabulary)
         except ChildFailedError as error:
-            # "[time] /path/file.cc:line: reason"
-            reason = str(error).strip().split(": ", 1)[-1]
-            raise GenerationError(f"The JSON schema is invalid: {reason}.") from None
+            if _OUT_OF_MEMORY in str(error):
+                raise self._too_large() from None
+            raise GenerationError(f"The JSON schema is invalid: {_reason(str(error))}.") from None
         except ChildEndedError:
-            raise GenerationError(
-                f"The JSON schema is too large to compile: it takes more than {self.max_seconds:.0f} s, or too much "
-                "memory. Use fewer optional properties, shorter lengths and patterns, or fewer levels."
-            ) from None
+            raise self._too_large() from None
+
+    def _too_large(self) -> GenerationError:
+        return GenerationError(
+            f"The JSON schema is too large to compile: it takes more than {self.max_seconds:.0f} s, or too much "
+            "memory. Use fewer properties, shorter lengths and patterns, or fewer levels."
+        )
 
     def _compile_here(self, schema: dict[str, Any]) -> xgrammar.CompiledGrammar:
         # Only the whitespace of json.dumps: small models write whitespace forever where any amount is allowed.

@@ -1,5 +1,4 @@
-"""JSON schemas (draft 2020-12) for answers: read from what users give, limited in size, and refused where a grammar
-cannot enforce them."""
+"""JSON schemas (draft 2020-12) for answers: read from what users give, and limited in size."""
 
 import json
 import math
@@ -24,24 +23,9 @@ MAX_EXPANDED_PATTERN = 20_000
 
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
-_UNENFORCED = ("not", "if", "contains", "dependentRequired", "dependentSchemas", "dependencies")
-_ALTERNATIVES = ("$ref", "anyOf", "oneOf", "allOf")
-_CONSTRAINTS = frozenset(
-    {
-        "properties",
-        "required",
-        "additionalProperties",
-        "patternProperties",
-        "propertyNames",
-        "minProperties",
-        "maxProperties",
-    }
-    | {"items", "prefixItems", "minItems", "maxItems", "pattern", "minLength", "maxLength", "enum", "const"}
-    | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
-)
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS_OF_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
-_SCHEMAS = ("items", "additionalProperties", "propertyNames")
+_SCHEMAS = ("items", "additionalProperties")
 
 
 def read_schema(schema: object) -> dict[str, Any]:
@@ -126,7 +110,7 @@ class _PlainCopy:
 
 def _check_parts(schema: Mapping[str, Any]) -> None:
     """Check the limits on single schemas, and that references do not lead in a circle."""
-    for place, part in _parts(schema, ""):
+    for place, part in parts_of(schema, ""):
         where = place or "/"
         for key in ("enum", "properties", "patternProperties", "required"):
             if isinstance(members := part.get(key), dict | list) and len(cast("list[object]", members)) > MAX_MEMBERS:
@@ -142,9 +126,18 @@ def _check_parts(schema: Mapping[str, Any]) -> None:
         for low, high in zip(_COUNTS[::2], _COUNTS[1::2], strict=True):
             if (part.get(low) or 0) > (MAX_REPEATS if part.get(high) is None else part[high]):
                 raise ValueError(f"{where} has a '{low}' that is greater than its '{high}'")
-        if isinstance(pattern := part.get("pattern"), str):
+        for pattern in patterns_of(part):
             _check_pattern(pattern, where)
         _follow_references(schema, part, where)
+
+
+def patterns_of(part: Mapping[str, Any]) -> list[str]:
+    """Return the regular expressions of one schema: for texts, and for the names of properties."""
+    names = part.get("patternProperties")
+    return [
+        *([part["pattern"]] if isinstance(part.get("pattern"), str) else []),
+        *(cast("dict[str, object]", names) if isinstance(names, dict) else ()),
+    ]
 
 
 def _check_pattern(pattern: str, where: str) -> None:
@@ -195,6 +188,8 @@ def _follow_references(schema: Mapping[str, Any], part: Mapping[str, Any], where
 
 def _resolve(schema: Mapping[str, Any], reference: str) -> object:
     """Return what a local reference names, None if it does not exist. References are never fetched."""
+    if reference != "#" and not reference.startswith("#/"):
+        return None
     found: object = schema
     for step in reference.removeprefix("#").split("/")[1:]:
         if not isinstance(found, dict):
@@ -203,35 +198,12 @@ def _resolve(schema: Mapping[str, Any], reference: str) -> object:
     return found
 
 
-def unenforceable(schema: Mapping[str, Any]) -> list[str]:
-    """Return the parts of `schema` that a grammar cannot enforce, each as a JSON pointer and a reason."""
-    return [f"{place or '/'}: {reason}" for place, part in _parts(schema, "") for reason in _reasons(part)]
-
-
-def _reasons(schema: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"'{keyword}'" for keyword in _UNENFORCED if keyword in schema)
-    if schema.get("uniqueItems") is True:
-        yield "'uniqueItems'"
-    if "multipleOf" in schema and schema.get("type") != "integer":
-        yield "'multipleOf' of a type other than integer"
-    if "pattern" in schema and ("minLength" in schema or "maxLength" in schema):
-        yield "'pattern' together with 'minLength' or 'maxLength'"
-    if schema.get("required") and "properties" not in schema:
-        yield "'required' without 'properties'"
-    if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
-        yield "'allOf' of several schemas"
-    if isinstance(schema.get("$ref"), str) and not schema["$ref"].startswith("#"):
-        yield "a '$ref' to another document"
-    alternatives = [keyword for keyword in _ALTERNATIVES if keyword in schema]
-    beside = sorted(_CONSTRAINTS.intersection(schema)) + alternatives[1:]
-    if alternatives and beside:
-        yield f"'{alternatives[0]}' beside '{beside[0]}' (move it inside)"
-
-
-def _parts(schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def parts_of(schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield `schema` and every schema inside it. The grammar compiler reports values that are not schemas."""
     yield place, schema
     inner: list[tuple[str, object]] = [(key, schema[key]) for key in _SCHEMAS if key in schema]
+    if isinstance(schema.get("propertyNames"), dict):  # names are texts
+        inner.append(("propertyNames", {"type": "string", **schema["propertyNames"]}))
     for key in _MAPS_OF_SCHEMAS:
         if isinstance(schema.get(key), dict):
             inner += [(f"{key}/{name}", part) for name, part in schema[key].items()]
@@ -240,4 +212,4 @@ def _parts(schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, Mapping
             inner += [(f"{key}/{index}", part) for index, part in enumerate(schema[key])]
     for step, part in inner:
         if isinstance(part, dict):
-            yield from _parts(part, f"{place}/{step}")  # pyright: ignore[reportUnknownArgumentType]
+            yield from parts_of(part, f"{place}/{step}")  # pyright: ignore[reportUnknownArgumentType]
