@@ -32,6 +32,7 @@ from vila_serve.answering.process import EngineProcess, EngineProcessError, Task
 from vila_serve.api.app import create_app
 from vila_serve.contract.run import run_contract
 from vila_serve.loading import loading_task
+from vila_serve.programs import describe_end
 from vila_serve.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -395,3 +396,15 @@ def test_many_messages_with_files_keep_their_order():
             assert array[0] == array[-1] == number
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (0, "ended with exit code 0"),
+        (-signal.SIGKILL, "was ended by SIGKILL"),
+        (1 - signal.SIGRTMAX, f"was ended by signal {signal.SIGRTMAX - 1}"),  # a signal without a name
+    ],
+)
+def test_how_a_process_ended(code: int, words: str) -> None:
+    assert describe_end(code) == words

@@ -2,14 +2,11 @@
 
 import asyncio
 import base64
-import io
-from typing import Any
 
-from vila_core.generation.files import VIDEO_FPS
+from vila_core.generation.files import picture_bytes
 from vila_serve.answering import Picture
 
 BEST = 100
-_FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 async def as_base64(picture: Picture, output_format: str = "png", quality: int = BEST) -> str:
@@ -26,10 +23,5 @@ async def as_data_uri(picture: Picture) -> str:
 
 def as_file(picture: Picture, output_format: str = "png", quality: int = BEST) -> bytes:
     """Return the bytes of a file."""
-    options: dict[str, Any] = {} if output_format == "png" else {"quality": quality}
-    first, *others = picture.frames
-    if others:
-        options |= {"save_all": True, "append_images": others, "duration": round(1000 / VIDEO_FPS), "loop": 0}
-    file = io.BytesIO()
-    first.save(file, _FORMATS[output_format], **options)
-    return file.getvalue()
+    options = {} if output_format == "png" else {"quality": quality}
+    return picture_bytes(picture.frames, output_format.upper(), options)

@@ -1,4 +1,4 @@
-"""Runs the server until it is told to stop."""
+"""Runs the server until it is stopped."""
 
 import errno
 import gc
@@ -33,7 +33,7 @@ def bind(settings: ServeSettings) -> socket.socket:
     """Return a socket bound to the host and port of the settings; it does not listen yet.
 
     Raises:
-        ConfigError: the port is taken or not allowed, or the host is no address of this machine.
+        ConfigError: the port is taken or not allowed, or the host is not an address of this machine.
     """
     host, port = settings.host, settings.port
     try:

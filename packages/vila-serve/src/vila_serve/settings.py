@@ -206,7 +206,7 @@ def _singular_variables() -> dict[str, str]:
 
 
 def _warn_about_misspelled_variables() -> None:
-    """Warn about variables that look like settings but are none: a server that ignores them has other limits."""
+    """Warn about variables that look like settings but are not: a server that ignores them has other limits."""
     for variable in os.environ:
         name = variable.removeprefix(PREFIX).lower()
         if variable == name or name in (*ServeSettings.model_fields, "allow_domain", "cors_origin"):

@@ -1,11 +1,11 @@
 """Writes pictures: images as files of their suffix, videos as MP4, WebP or GIF."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vila_core.errors import OutputError
 from vila_core.new_file import new_file, write_file
@@ -50,12 +50,17 @@ def write_picture(frames: "Sequence[PIL.Image.Image]", path: Path) -> None:
     if suffix == ".mp4":
         write_file(path, _mp4(frames))
         return
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 95}, ".jpeg": {"quality": 95}}.get(suffix, {})
+    write_file(path, picture_bytes(frames, _FORMATS[suffix], options))
+
+
+def picture_bytes(frames: "Sequence[PIL.Image.Image]", file_format: str, options: Mapping[str, Any]) -> bytes:
+    """Return an image (one frame) or a video as a file of Pillow's `file_format`, with its `options` for that."""
+    first, *others = frames
+    animation: dict[str, Any] = {"append_images": others, "duration": round(1000 / VIDEO_FPS), "loop": 0}
     file = io.BytesIO()
-    options: dict[str, object] = {"lossless": True} if suffix == ".webp" else {"quality": 95} if "j" in suffix else {}
-    if len(frames) > 1:
-        options |= {"save_all": True, "append_images": list(frames[1:]), "duration": round(1000 / VIDEO_FPS), "loop": 0}
-    frames[0].save(file, _FORMATS[suffix], **options)
-    write_file(path, file.getvalue())
+    first.save(file, file_format, **options, **({"save_all": True, **animation} if others else {}))
+    return file.getvalue()
 
 
 def _mp4(frames: "Sequence[PIL.Image.Image]") -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vila_core.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from vila_serve.answering.answer import Delta, Ending, ReadyPrompt, RunningAnswer, merged
+    from vila_serve.answering.answer import Delta, Ending, ReadyPrompt, RunningAnswer, merged, picture_tokens
     from vila_serve.answering.answering import Answering
     from vila_serve.answering.messages import EngineStoppedError, ModelFacts, Picture
 
@@ -33,6 +33,7 @@ __all__ = [
     "ReadyPrompt",
     "RunningAnswer",
     "merged",
+    "picture_tokens",
 ]
 
 __getattr__ = lazy_attributes(
@@ -47,5 +48,6 @@ __getattr__ = lazy_attributes(
         "ReadyPrompt": "messages",
         "RunningAnswer": "answer",
         "merged": "answer",
+        "picture_tokens": "answer",
     },
 )

@@ -107,6 +107,11 @@ class RunningAnswer:
             self.cancel()
 
 
+def picture_tokens(answers: Sequence[RunningAnswer]) -> int:
+    """Return how many positions the pictures of answers that have ended have."""
+    return sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
+
+
 async def merged(answers: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Delta | Ending]]:
     """Yield what several answers gain, with their numbers, as it comes. Raises the error of an answer that fails."""
     if len(answers) == 1:  # without a task and a queue, which cost as much as the rest of an event

@@ -86,8 +86,6 @@ class Answering:
         link = LocalLink(model, max_context)
         return cls(link.facts, link)
 
-    # -------------------------------------------------------------------------------------------- life
-
     def start(self) -> None:
         """Start answering. Call it in the event loop that will read the answers."""
         self._loop = asyncio.get_running_loop()
@@ -124,8 +122,6 @@ class Answering:
         self._asked.clear()
         self._replies.clear()
         self._answers.clear()
-
-    # -------------------------------------------------------------------------------------------- requests
 
     async def answer(
         self,
@@ -210,8 +206,6 @@ class Answering:
     def _tell(self, message: ToEngine) -> None:
         if self.is_alive:
             self.link.send_now(message)
-
-    # -------------------------------------------------------------------------------------------- messages
 
     def _receive(self, message: FromEngine) -> None:
         """Take a message of the engine's side. Called in the event loop's thread."""

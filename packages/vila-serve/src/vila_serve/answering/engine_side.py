@@ -132,8 +132,6 @@ class EngineSide:
         for threads in (self._threads, self._schema_threads):
             threads.shutdown(wait=False, cancel_futures=True)
 
-    # -------------------------------------------------------------------------------------------- requests
-
     def _ask(self, ask: Ask | Draw, start: Callable[[], None]) -> None:
         """Prepare a prompt and put its answers into the engine's queue."""
         token = request_id.set(ask.request_id)
@@ -237,8 +235,6 @@ class EngineSide:
         except Exception as error:  # noqa: BLE001 - as in `_ask`
             reply = Reply(number, error=error)
         self._send(reply)
-
-    # -------------------------------------------------------------------------------------------- the engine's thread
 
     def run(self) -> None:
         """Step the engine until `stop` is called, then cancel what is left."""

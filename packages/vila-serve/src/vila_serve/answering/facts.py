@@ -1,4 +1,4 @@
-"""What the engine's side tells the API's side about the model."""
+"""The facts about the model that the engine's side sends to the API's side."""
 
 from collections.abc import Sequence
 

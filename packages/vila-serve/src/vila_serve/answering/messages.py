@@ -1,4 +1,4 @@
-"""What the API's side and the engine's side say to each other. Everything can be pickled.
+"""Messages between the API's side and the engine's side. Everything can be pickled.
 
 Each request of the API's side has a number, by which its reply, its prompt and its cancelling are known; each answer
 has one of its own.
@@ -118,8 +118,6 @@ News = tuple[int, Sequence[str | Picture], Sequence[TokenLogprobs], Ending | Exc
 """What an answer has gained: its number, text and pictures, log-probabilities if they were asked for, and how it
 ended."""
 
-# ---------------------------------------------------------------------------------------------- to the engine's side
-
 
 @dataclass(frozen=True)
 class Ask:
@@ -194,8 +192,6 @@ class Report:
 
 
 ToEngine = Ask | Draw | Abandon | Cancel | Release | Look | Report
-
-# ---------------------------------------------------------------------------------------------- to the API's side
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from vila_core.errors import VilaError
 from vila_serve.answering.answering import Answering
 from vila_serve.answering.channel import BlockingChannel, Packed, Unpacker, pack, receive
 from vila_serve.answering.messages import FromEngine, ModelFacts, ToEngine
+from vila_serve.programs import describe_end, start_program
 
 if TYPE_CHECKING:
     from vila_core import Vila
@@ -99,17 +100,7 @@ class EngineProcess:
     """
 
     def __init__(self, task: Task):
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            number = theirs.fileno()
-            # Started afresh, not forked: CUDA does not work in a fork.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vila_serve.answering.worker", str(number)],
-                pass_fds=[number],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the server's terminal is the server's business
-            )
+        self._process, self._channel = start_program("vila_serve.answering.worker", environment=os.environ)
         self._task = task
         self._is_stopping = False
 
@@ -163,9 +154,7 @@ class EngineProcess:
         code = self._process.returncode
         if code is None:
             return "The engine's process closed its connection"
-        if code < 0:
-            return f"The engine's process was ended by {signal.Signals(-code).name}"
-        return f"The engine's process ended with exit code {code}"
+        return f"The engine's process {describe_end(code)}"
 
     def _advice(self) -> str:
         if self._process.returncode != -signal.SIGKILL:

@@ -12,8 +12,6 @@ from vila_serve import __version__
 from vila_serve.answering import Answering, ModelFacts
 from vila_serve.api import chat_completions, images, responses, status
 from vila_serve.api.admission import Admission
-from vila_serve.api.conversation import Media
-from vila_serve.api.detail import OneTileForLowDetail
 from vila_serve.api.documentation import document
 from vila_serve.api.errors import install_handlers
 from vila_serve.api.layers import layers
@@ -34,13 +32,12 @@ ANSWER_PATHS = (*chat_completions.PATHS, responses.PATH, images.PATH)
 """Routes whose requests are counted and limited."""
 
 
-def create_app(model: "Vila | Answering", settings: ServeSettings | None = None, media: Media | None = None) -> FastAPI:
+def create_app(model: "Vila | Answering", settings: ServeSettings | None = None) -> FastAPI:
     """Return the application that serves `model`.
 
     Args:
         model: a loaded model, whose engine then runs in threads of this process; or what answers with another one.
         settings: how to serve it; None for the environment's.
-        media: opens images and videos; None for a `MediaDoor` as the settings say. A door is started and closed here.
 
     Raises:
         ConfigError: one of the settings' `allow_domains` is not a host.
@@ -48,20 +45,17 @@ def create_app(model: "Vila | Answering", settings: ServeSettings | None = None,
     settings = settings or ServeSettings.read()
     tracing = None if settings.otlp_endpoint is None else Tracing(settings.otlp_endpoint)
     answering = model if isinstance(model, Answering) else Answering.local(model, max_context=settings.max_context)
-    media = media or open_door(answering.model, settings)
-    door = media if isinstance(media, MediaDoor) else None
-    service = _service(answering, settings, media, tracing)
+    door = _door(answering.model, settings)
+    service = _service(answering, settings, door, tracing)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncGenerator[None]:
         service.answering.start()
-        if door is not None:
-            door.start()
+        door.start()
         yield
         service.admission.is_closing = True
         await service.answering.stop()
-        if door is not None:
-            await asyncio.to_thread(door.close)
+        await asyncio.to_thread(door.close)
         if tracing is not None:
             tracing.shut_down()
 
@@ -90,30 +84,25 @@ def create_app(model: "Vila | Answering", settings: ServeSettings | None = None,
     return app
 
 
-def open_door(model: ModelFacts, settings: ServeSettings) -> MediaDoor:
-    """Return the door for media; the caller starts and closes it. Raises `ConfigError` for a wrong allowed domain."""
+def _door(model: ModelFacts, settings: ServeSettings) -> MediaDoor:
+    """Return the door for media. Raises `ConfigError` for a wrong allowed domain."""
     preprocess = model.config.preprocess
     limits = server_limits(settings.allow_domains, preprocess.num_video_frames)
-    tile_size = model.config.pixels.size if preprocess.image_aspect_ratio == "dynamic" else None
+    is_tiled = preprocess.image_aspect_ratio in ("dynamic", "dynamic_s2")
+    tile_size = model.config.pixels.size if is_tiled else None
     return MediaDoor(limits, preprocess.num_video_frames, preprocess.fps, tile_size=tile_size)
 
 
-def _service(answering: Answering, settings: ServeSettings, media: Media, tracing: Tracing | None) -> Service:
+def _service(answering: Answering, settings: ServeSettings, media: MediaDoor, tracing: Tracing | None) -> Service:
     return Service(
         settings=settings,
         answering=answering,
-        media=_with_detail(media, answering.model),
+        media=media,
         admission=Admission(settings.max_batch + settings.max_queue, settings.max_buffered_bytes),
         metrics=Metrics((*ANSWER_PATHS, *status.PATHS), () if tracing is None else (tracing.answer_ended,)),
         token_texts=TokenTexts(answering.model.tokens),
         created=int(time.time()),
     )
-
-
-def _with_detail(media: Media, model: ModelFacts) -> Media:
-    """Let images of low detail be one tile, if the model cuts images into tiles."""
-    tiles = model.config.preprocess.image_aspect_ratio in ("dynamic", "dynamic_s2")
-    return OneTileForLowDetail(media, model.config.pixels.size) if tiles else media
 
 
 def _add_layers(app: FastAPI, service: Service, tracing: Tracing | None) -> None:

@@ -9,11 +9,12 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vila_core.errors import printable
 from vila_serve.api.admission import Admission
 from vila_serve.api.errors import ApiError, busy
+from vila_serve.asgi import replay
 
 MAX_VALUES = 1_000_000
 """Limit on the commas and brackets in a body, before it is parsed. A value takes about 60 bytes once it is parsed, and
@@ -73,7 +74,7 @@ class RequestBodies:
         try:
             scope[_JSON] = await self._read(body, Headers(scope=scope), receive)
             scope[_SIZE] = body.num_bytes
-            await self._app(scope, _replay(body.join(), receive), send)
+            await self._app(scope, replay(body.join(), receive), send)
         except _RefusedError as refused:
             await _refuse(refused.error, body, scope, receive, send)
         except _ClientLeftError:
@@ -190,20 +191,6 @@ def _check_nodes(value: Any) -> None:
         if count > MAX_NODES:
             raise ApiError(400, f"The body holds more than {MAX_NODES:,} JSON values. Send the latest messages only.")
         waiting.extend(one for one in inner if isinstance(one, dict | list))
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives the body in one message, then whatever follows."""
-    is_given = False
-
-    async def give() -> Message:
-        nonlocal is_given
-        if is_given:
-            return await receive()
-        is_given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return give
 
 
 async def _refuse(error: ApiError, body: _Body, scope: Scope, receive: Receive, send: Send) -> None:

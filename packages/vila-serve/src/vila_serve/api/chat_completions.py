@@ -13,7 +13,7 @@ from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.completion import Usage as TokenCounts
 from vila_core.engine.limits import QueueFullError
 from vila_core.errors import GenerationError
-from vila_serve.answering import Delta, Ending, Picture, RunningAnswer, merged
+from vila_serve.answering import Delta, Ending, Picture, RunningAnswer, merged, picture_tokens
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
@@ -144,7 +144,7 @@ def usage_of(answers: Sequence[RunningAnswer]) -> Usage:
     counts: list[TokenCounts] = [answer.ending.usage for answer in answers if answer.ending is not None]
     prompt = answers[0].prompt
     written = sum(one.completion_tokens for one in counts)
-    drawn = sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
+    drawn = picture_tokens(answers)
     return Usage(
         prompt_tokens=prompt.prompt_tokens,
         completion_tokens=written + drawn,

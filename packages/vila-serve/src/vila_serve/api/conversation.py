@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vila_core import Image, Message, Video
 from vila_core.chat import ChatTemplate, Role, SeparatorTemplate, ToolCall
@@ -19,26 +19,15 @@ from vila_serve.api.schemas.parts import (
     VideoPart,
 )
 from vila_serve.api.tools import check_tool_messages, read_arguments
+from vila_serve.media import MediaDoor
 
 Part = str | Image | Video
 Result = TypeVar("Result")
 
 
-class Media(Protocol):
-    """Opens the images and videos that clients send."""
-
-    async def open_image(self, url: str, detail: str | None = None) -> Image:
-        """Return the image at a `data:` URI or, if allowed, an https address. Raises `MediaError`."""
-        ...
-
-    async def open_video(self, url: str, frames: int | None = None, fps: float | None = None) -> Video:
-        """Return the video at a `data:` URI or, if allowed, an https address. Raises `MediaError`."""
-        ...
-
-
 async def read_conversation(
     messages: Sequence[ChatMessage],
-    media: Media,
+    media: MediaDoor,
     template: ChatTemplate,
     max_media: int,
     places: Sequence[str] | None = None,
@@ -88,7 +77,7 @@ def _role(message: ChatMessage) -> Role:
 
 
 async def _open_media(
-    messages: Sequence[ChatMessage], places: Sequence[str], media: Media, max_media: int
+    messages: Sequence[ChatMessage], places: Sequence[str], media: MediaDoor, max_media: int
 ) -> list[Image | Video]:
     """Open the images and videos of all messages together. Raises `ApiError`."""
     parts = [
@@ -119,7 +108,7 @@ def _text_of(part: AnyPart) -> str | None:
     return part.text if isinstance(part, TextPart) else part.refusal if isinstance(part, RefusalPart) else None
 
 
-async def _open_at(place: str, part: AnyPart, media: Media) -> Image | Video:
+async def _open_at(place: str, part: AnyPart, media: MediaDoor) -> Image | Video:
     """Return an opened part. An error says which part it is."""
     try:
         return await _open(part, media)
@@ -127,7 +116,7 @@ async def _open_at(place: str, part: AnyPart, media: Media) -> Image | Video:
         raise ApiError(400, f"{place}: {error}", param=place, code="invalid_media") from None
 
 
-async def _open(part: AnyPart, media: Media) -> Image | Video:
+async def _open(part: AnyPart, media: MediaDoor) -> Image | Video:
     if isinstance(part, ImagePart):
         return await media.open_image(part.image_url.url, part.image_url.detail)
     if isinstance(part, InputImagePart):

@@ -32,15 +32,10 @@ from vila_serve.request_id import request_id
 
 log = logging.getLogger(__name__)
 
-INVALID, AUTHENTICATION, RATE, SERVER = (
-    "invalid_request_error",
-    "authentication_error",
-    "rate_limit_error",
-    "server_error",
-)
+INVALID, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
+"""OpenAI's types of errors."""
 _SETTING = re.compile(r"(?:Generation|Drawing) setting '(\w+)'")
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
-
 
 RESTART_SECONDS = 10
 """After which a client may find the server started again."""

@@ -9,6 +9,8 @@ from fastapi import Request, Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from vila_serve.asgi import until_client_leaves
+
 KEEP_ALIVE_SECONDS = 15.0
 """After so long without an event, a comment is sent, so that proxies keep the connection open."""
 STALL_SECONDS = 120.0
@@ -77,12 +79,6 @@ class EventStream(Response):
                     return
             elif idle >= KEEP_ALIVE_SECONDS:
                 await self._send(send, b": keep-alive\n\n")
-
-
-async def until_client_leaves(receive: Receive) -> None:
-    """Return when the connection is closed."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -115,7 +115,9 @@ def _penalties(request: ChatCompletionRequest, service: Service) -> dict[str, An
 def _biases(biases: Mapping[str, float]) -> dict[int, float]:
     wrong = next((key for key in biases if not (key.isascii() and key.isdigit() and len(key) <= 10)), None)
     if wrong is not None:
-        raise ApiError(400, f"'logit_bias' maps token ids to numbers, but {wrong[:40]!r} is no id.", param="logit_bias")
+        raise ApiError(
+            400, f"'logit_bias' maps token ids to numbers, but {wrong[:40]!r} is not one.", param="logit_bias"
+        )
     return {int(key): value for key, value in biases.items()}
 
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from vila_core.errors import GenerationError, VilaError, shown
 from vila_serve.answer_settings import drawing_config
-from vila_serve.answering import Ending, Picture, RunningAnswer, merged
+from vila_serve.answering import Ending, Picture, RunningAnswer, merged, picture_tokens
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, as_api_error, failed_answer
@@ -191,7 +191,7 @@ class _Drawing:
 def _usage(answers: Sequence[RunningAnswer]) -> ImagesUsage:
     """Return the token counts of pictures of one prompt."""
     read = answers[0].prompt.prompt_tokens
-    drawn = sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
+    drawn = picture_tokens(answers)
     return ImagesUsage(
         input_tokens=read,
         input_tokens_details=TokensByKind(text_tokens=read, image_tokens=0),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from vila_serve import __version__
 from vila_serve.answering import Answering, EngineStoppedError, ModelFacts, RunningAnswer
 from vila_serve.api.admission import Admission
-from vila_serve.api.conversation import Media
 from vila_serve.api.errors import ApiError
 from vila_serve.api.token_texts import TokenTexts
+from vila_serve.media import MediaDoor
 from vila_serve.observability.metrics import Metrics
 from vila_serve.settings import ServeSettings
 
@@ -35,7 +35,7 @@ class Service:
 
     settings: ServeSettings
     answering: Answering
-    media: Media
+    media: MediaDoor
     admission: Admission
     metrics: Metrics
     token_texts: TokenTexts

@@ -8,7 +8,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from vila_serve.api.documentation import ERRORS
-from vila_serve.api.errors import ApiError
+from vila_serve.api.errors import SERVER, ApiError
 from vila_serve.api.schemas.models import Health, ModelCard, ModelList
 from vila_serve.api.service import Service
 
@@ -53,7 +53,7 @@ def router(service: Service) -> APIRouter:
         admission = service.admission
         takes_requests = service.answering.is_alive and not admission.is_closing
         if takes_requests and admission.requests >= admission.max_requests:
-            raise ApiError(503, "The queue is full.", kind="server_error", code="queue_full")
+            raise ApiError(503, "The queue is full.", kind=SERVER, code="queue_full")
         status = Health(status="ok" if takes_requests else "stopping", model=service.model_name)
         return JSONResponse(status.model_dump(), 200 if takes_requests else 503)
 

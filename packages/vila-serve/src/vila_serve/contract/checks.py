@@ -175,7 +175,7 @@ def half_a_body_is_refused(client: Client) -> None:
 
 
 def a_broken_image_is_refused(client: Client) -> None:
-    """An image that is none gives 400 (or 422)."""
+    """A file that is not an image gives 400 (or 422)."""
     part = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8gd29ybGQ="}}
     client.refuse((400, 422), client.body(part, "What is this?"))
 
@@ -215,7 +215,7 @@ def clients_at_the_same_time(client: Client) -> None:
 
 
 def pictures_are_drawn(client: Client) -> None:
-    """A model that draws (`output_modalities`) gives `n` pictures as base64; another one is no server error."""
+    """A model that draws (`output_modalities`) gives `n` pictures as base64; others refuse it."""
     body = {"model": client.model, "prompt": "a red circle", "n": 2}
     response = client.http.post(IMAGES, json=body)
     if not client.draws:

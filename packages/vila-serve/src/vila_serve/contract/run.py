@@ -36,7 +36,7 @@ def run_contract(
 
     Raises:
         ServerUnreachableError: there is no server, or the key is wrong.
-        ConfigError: `base_url` is no address.
+        ConfigError: `base_url` is not an address.
     """
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     if not base_url.startswith(("http://", "https://")):

@@ -32,8 +32,8 @@ class MediaDoor:
     Args:
         limits: on media, and where they may be fetched from. See `server_limits`.
         num_frames, fps: for videos that do not say which frames to sample.
-        tile_size: side in pixels of the model's tiles, which an image of low detail is resized to, so that it takes one
-            tile; None for a model that has one tile per image anyway.
+        tile_size: side in pixels of the model's tiles. An image of low detail (OpenAI's `detail`) is resized to such a
+            square, which gets the fewest tiles that the model's tiling has. None for a model with one tile per image.
         decoding: limits on the processes that decode.
     """
 
@@ -69,7 +69,7 @@ class MediaDoor:
         """Return the decoded image at a `data:` URI or, if allowed, an https URL. `detail` may be "low" or "high".
 
         Raises:
-            MediaError: there is none, or it is over a limit. The message may be shown to strangers.
+            MediaError: it cannot be opened, or is over a limit. The message may be shown to strangers.
             QueueFullError: the media of other requests take too much memory now.
         """
         job = Job(
@@ -89,7 +89,7 @@ class MediaDoor:
         `frames` and `fps` are as in `vila_core.Video`.
 
         Raises:
-            MediaError: there is none, it is over a limit, or `frames` or `fps` is out of range. The message may be
+            MediaError: it cannot be opened, is over a limit, or `frames` or `fps` is out of range. The message may be
                 shown to strangers.
             QueueFullError: the media of other requests take too much memory now.
         """

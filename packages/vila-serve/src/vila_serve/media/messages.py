@@ -1,4 +1,4 @@
-"""What the server and its decoding processes tell each other: JSON with a length before it, and one open file.
+"""Messages between the server and its decoding processes: JSON with a length before it, and one open file.
 
 Nothing is pickled, and the server believes nothing that it can check: a decoder that a hostile file has taken over must
 not reach the server.

@@ -1,4 +1,4 @@
-"""What clients are told about a medium that is refused: what kind, and which limit. Details are for the log only.
+"""What clients learn about a medium that is refused: its kind, and which limit. Details are for the log only.
 
 A message that quotes the input, an address, a path or the words of a library tells strangers about the server.
 """
@@ -22,7 +22,7 @@ def too_slow(kind: Kind) -> str:
 
 
 def wrong_source(kind: Kind, limits: MediaLimits) -> str:
-    """Return the message for a text that is no URI of a medium."""
+    """Return the message for a text that is not the URI of a medium."""
     example = {"image": "data:image/png", "video": "data:video/mp4"}[kind]
     urls = " or an https URL of an allowed host" if limits.fetch is not None else ""
     return (

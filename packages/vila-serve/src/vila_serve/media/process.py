@@ -2,10 +2,7 @@
 
 import os
 import select
-import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,6 +10,7 @@ from contextlib import suppress
 from pydantic import ValidationError
 
 from vila_serve.media.messages import Decoded, Failed, Job, Reply, receive, send
+from vila_serve.programs import describe_end, start_program
 
 START_SECONDS = 60.0
 """How long a process may take to import its libraries."""
@@ -39,24 +37,12 @@ class CancelledJobError(ProcessFailedError):
 
 
 class DecodingProcess:
-    """A process that decodes one job at a time. It starts at once, and imports its libraries in the background.
-
-    It is started afresh, not forked: a fork of a process with threads may wait for a lock that nobody will release.
-    """
+    """A process that decodes one job at a time. It starts at once, and imports its libraries in the background."""
 
     def __init__(self, memory_bytes: int):
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            number = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "vila_serve.media.worker", str(number), str(memory_bytes)],
-                pass_fds=[number],
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C in the server's terminal is the server's business
-            )
+        self._process, self._channel = start_program(
+            "vila_serve.media.worker", str(memory_bytes), environment=_environment(), is_silent=True
+        )
         self._is_ready = False
         self.jobs = 0
         """How many it has begun."""
@@ -150,13 +136,11 @@ class DecodingProcess:
         code = self._process.returncode
         if code is None:
             return ProcessFailedError("it closed its connection")
-        how = signal.Signals(-code).name if code < 0 and -code in set(signal.Signals) else f"exit code {code}"
-        return ProcessFailedError(f"it ended with {how}")
+        return ProcessFailedError(f"it {describe_end(code)}")
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the processes: without keys and tokens, and with the import path of this process."""
+    """Return the environment of the processes: without keys and tokens."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-    return {**kept, **threads, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **threads, "PYTHONDONTWRITEBYTECODE": "1"}

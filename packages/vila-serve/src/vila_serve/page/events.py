@@ -83,8 +83,6 @@ class Events:
         parts.theme.click(fn=None, js=TOGGLE_THEME, **private)
         page.load(self.greet, None, parts.language, **private)
 
-    # -------------------------------------------------------------------------------------------- questions
-
     async def ask(self, message: dict[str, Any], history: list[PageMessage], language: str) -> tuple[Any, Any, str]:
         """Put what the box holds into the conversation."""
         texts = LANGUAGES[language]
@@ -153,8 +151,6 @@ class Events:
 
     def _busy_box(self) -> Any:
         return gr.update(value=None, submit_btn=False, stop_btn=True)
-
-    # -------------------------------------------------------------------------------------------- language
 
     async def greet(self, request: gr.Request) -> str:
         """Choose the language that the browser prefers."""

@@ -8,10 +8,11 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from vila_core import Image, Message, Video
 from vila_core.errors import MediaError
+from vila_serve.media import MediaDoor
 from vila_serve.page.question import PictureFile, Turn
 
 PageMessage = dict[str, Any]
@@ -28,18 +29,6 @@ MIME_TYPES = {
 }
 """By the ending of a file's name."""
 ENDINGS = tuple(MIME_TYPES)
-
-
-class Media(Protocol):
-    """Opens images and videos within the server's limits."""
-
-    async def open_image(self, url: str, detail: str | None = None) -> Image:
-        """Return the image at a `data:` URI."""
-        ...
-
-    async def open_video(self, url: str, frames: int | None = None, fps: float | None = None) -> Video:
-        """Return the video at a `data:` URI."""
-        ...
 
 
 def mime_type_of(path: Path) -> str:
@@ -139,7 +128,7 @@ async def _with_content(part: dict[str, Any], folders: Sequence[Path]) -> dict[s
     }
 
 
-async def read_turns(turns: Sequence[Turn], system_prompt: str, media: Media, frames: int) -> list[Message]:
+async def read_turns(turns: Sequence[Turn], system_prompt: str, media: MediaDoor, frames: int) -> list[Message]:
     """Return a conversation as the model reads it.
 
     Args:

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vila_serve.asgi import replay
 from vila_serve.page.pictures import stored_bytes
 
 API = "/gradio_api"
@@ -99,7 +100,7 @@ class PageRoute(Mount):
             body = await _read(receive, MAX_EVENT_BYTES)
             if not self._is_harmless(_parse(body)):
                 raise HTTPException(400, "The request names a file that was not uploaded.")
-            receive = _replay(body, receive)
+            receive = replay(body, receive)
         await super().handle(scope, receive, send)
 
     async def _limited_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -189,18 +190,6 @@ def _parse(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise HTTPException(400, "The body is not JSON.") from None
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """Return what gives a body that has been read once more, then what comes next."""
-    remaining = [body]
-
-    async def again() -> Message:
-        if remaining:
-            return {"type": "http.request", "body": remaining.pop(), "more_body": False}
-        return await receive()
-
-    return again
 
 
 def _with_checked_address(scope: Scope) -> Scope:

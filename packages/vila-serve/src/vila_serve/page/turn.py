@@ -12,7 +12,7 @@ from vila_core.engine.limits import QueueFullError
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
 from vila_serve.answer_settings import choose_seed, drawing_config
-from vila_serve.answering import Ending, EngineStoppedError, Picture, RunningAnswer, merged
+from vila_serve.answering import Ending, EngineStoppedError, Picture, RunningAnswer, merged, picture_tokens
 from vila_serve.page.history import read_turns
 from vila_serve.page.question import DRAW, Choices, PictureFile, Question, Shown
 from vila_serve.page.seen import seen_html
@@ -141,7 +141,7 @@ class Turns:
                     status=texts.drawing.format(percent=int(100 * done)), previews=tuple(filter(None, previews))
                 )
             files = [await _as_file(picture) for picture in newest if picture is not None]
-            tokens = sum(answer.ending.picture_tokens for answer in answers if answer.ending is not None)
+            tokens = picture_tokens(answers)
             seconds = f"{time.perf_counter() - begin:.2f}"
             yield Shown(tuple(files), texts.drawn.format(seconds=seconds, tokens=f"{tokens:,}", seed=config.seed))
         except GenerationError as error:

@@ -14,9 +14,10 @@ from vila_serve.affinity import affinity_key
 from vila_serve.api.admission import Admission
 from vila_serve.api.app import ANSWER_PATHS
 from vila_serve.api.bodies import with_body
-from vila_serve.api.errors import RATE, SERVER, ApiError
+from vila_serve.api.errors import SERVER, ApiError, busy
 from vila_serve.api.layers import layers
 from vila_serve.api.request_ids import RequestIds
+from vila_serve.asgi import until_client_leaves
 from vila_serve.replicas.messages import HttpRequest, ResponseStart
 from vila_serve.replicas.metrics import FrontMetrics, merge
 from vila_serve.request_id import request_id
@@ -24,7 +25,8 @@ from vila_serve.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-RETRY = {"retry-after": "5"}
+RETRY_SECONDS = 5
+"""After which a client may find a replica again."""
 STATUS_SECONDS = 10.0
 """How long a route that only reads waits for a replica."""
 
@@ -114,7 +116,7 @@ class Front:
             await error.response(scope, receive, send)
 
         answer = asyncio.create_task(self._answer(request, send, refuse))
-        gone = asyncio.create_task(_disconnection(receive))
+        gone = asyncio.create_task(until_client_leaves(receive))
         timeout = None if is_question else STATUS_SECONDS
         try:
             await asyncio.wait({answer, gone}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -137,8 +139,7 @@ class Front:
                 await response.end()
                 return
             except ReplicasFullError:
-                message = "Too many requests wait already. Try again later."
-                await refuse(ApiError(429, message, kind=RATE, headers=RETRY))
+                await refuse(busy(RETRY_SECONDS))
                 return
             except ReplicaDiedError:
                 log.warning("A replica died while it answered %s %s.", request.method, request.path)
@@ -191,13 +192,7 @@ class Relay:
 
 def _stopped() -> ApiError:
     message = "The replica that answered this request stopped. Try again."
-    return ApiError(503, message, kind=SERVER, headers=RETRY)
-
-
-async def _disconnection(receive: Receive) -> None:
-    """Return when the client has gone away."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    return ApiError(503, message, kind=SERVER, headers={"retry-after": str(RETRY_SECONDS)})
 
 
 async def _lifespan(receive: Receive, send: Send) -> None:

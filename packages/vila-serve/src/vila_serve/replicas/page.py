@@ -12,7 +12,7 @@ from vila_core.errors import VilaError
 from vila_serve.api.errors import install_handlers
 from vila_serve.page.question import Answers, PageModel, Question, Shown
 from vila_serve.page.texts import LANGUAGES
-from vila_serve.replicas.front import RETRY, ReplicaDiedError, ReplicasFullError
+from vila_serve.replicas.front import RETRY_SECONDS, ReplicaDiedError, ReplicasFullError
 from vila_serve.request_id import choose_request_id
 from vila_serve.settings import ServeSettings
 
@@ -50,7 +50,7 @@ class ReplicaAnswers:
                         yield shown
                 return
             except ReplicasFullError:
-                yield Shown(error=texts.busy.format(seconds=RETRY["retry-after"]))
+                yield Shown(error=texts.busy.format(seconds=RETRY_SECONDS))
                 return
             except ReplicaDiedError:
                 log.warning("A replica died while it answered a question of the chat page.")

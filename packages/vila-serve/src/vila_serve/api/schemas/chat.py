@@ -16,8 +16,6 @@ from vila_serve.api.schemas.base import (
 )
 from vila_serve.api.schemas.parts import AnswerImage, AssistantContent, TextContent, UserContent
 
-# ------------------------------------------------------------------------------------------------ messages
-
 
 class FunctionCall(Schema):
     """A call of a function; `arguments` is a JSON text."""
@@ -66,8 +64,6 @@ class ToolMessage(AnySchema):
 
 
 ChatMessage = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-
-# ------------------------------------------------------------------------------------------------ requests
 
 
 class Function(Schema):
@@ -183,9 +179,6 @@ class ChatCompletionRequest(RequestSchema):
     reasoning_effort: str | None = None
     safety_identifier: str | None = None
     verbosity: str | None = None
-
-
-# ------------------------------------------------------------------------------------------------ responses
 
 
 class TopLogprob(Schema):
