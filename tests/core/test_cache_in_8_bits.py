@@ -10,7 +10,7 @@ from vila_core.engine.answer import Generated
 from vila_core.engine.engine import Engine
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.memory import num_pages, page_bytes
-from vila_core.engine.runner import require_cache_dtype
+from vila_core.engine.runner_choice import require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder

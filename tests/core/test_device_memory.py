@@ -8,7 +8,7 @@ import torch
 import vila_core as vila
 from vila_core import device_memory
 from vila_core.device_memory import free_bytes, is_out_of_memory, left_in_container
-from vila_core.engine import memory, runner
+from vila_core.engine import memory, paged_runner
 from vila_core.errors import GenerationError
 
 CPU = torch.device("cpu")
@@ -76,7 +76,7 @@ def test_an_allocation_that_fails_says_so(error: Exception, monkeypatch: pytest.
     def fail(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr(runner, "new_pages", fail)
+    monkeypatch.setattr(paged_runner, "new_pages", fail)
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
     message = error_of(vila.EngineConfig())
     assert message.startswith("There is too little memory for a KV cache of ")
@@ -87,6 +87,6 @@ def test_another_failure_of_the_cache_is_not_called_too_little_memory(monkeypatc
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(runner, "new_pages", fail)
+    monkeypatch.setattr(paged_runner, "new_pages", fail)
     with pytest.raises(RuntimeError, match="device-side assert"):
         vila.load("vila-tiny", device="cpu").generate("Hello", max_new_tokens=1)

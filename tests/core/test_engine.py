@@ -17,9 +17,9 @@ from vila_core.engine.answer import Generated
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import EmbeddedPrompt, EngineInput
 from vila_core.engine.limits import EngineConfig, QueueFullError
+from vila_core.engine.paged_runner import PagedRunner
 from vila_core.engine.prefix import MediaSpan
 from vila_core.engine.request import Handle, Request
-from vila_core.engine.runner import PagedRunner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import ConfigError, GenerationError, MediaError
 from vila_core.language.decoder import Decoder

@@ -17,8 +17,8 @@ from vila_core.conversation import Prompt
 from vila_core.encoders import BasicVideoEncoder, MediaEncoder, TSPVideoEncoder
 from vila_core.engine.inputs import MediaPrompt
 from vila_core.engine.media import Encoding, allot
+from vila_core.engine.paged_runner import PagedRunner
 from vila_core.engine.request import Handle
-from vila_core.engine.runner import PagedRunner
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, MediaError
 from vila_core.model import TILES_OF_PART, VilaModel

@@ -19,7 +19,7 @@ from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.device_memory import is_out_of_memory
 from vila_core.display.loading_bar import loading_bar
 from vila_core.engine.limits import EngineConfig
-from vila_core.engine.runner import require_cache_dtype
+from vila_core.engine.runner_choice import require_cache_dtype
 from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import DividedDecoder

@@ -33,7 +33,8 @@ from vila_core.engine.pictures import Pictures
 from vila_core.engine.reading import LoadMedia, Reader
 from vila_core.engine.request import Handle, Request, cancelled
 from vila_core.engine.roster import Roster
-from vila_core.engine.runner import Runner, choose_runner, require_cache_dtype
+from vila_core.engine.runner import Runner
+from vila_core.engine.runner_choice import choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.scheduling import Scheduler
 from vila_core.engine.switching import ModeSwitch

@@ -56,7 +56,7 @@ def require_kind(head: GenerationHead | None, kind: str, model: str) -> Generati
 
 
 def checked_text(prompt: object, name: str = "prompt") -> str:
-    """Return the text of a prompt without media tokens. Raises `PromptError` if it is no text or empty."""
+    """Return the text of a prompt without media tokens. Raises `PromptError` if it is not a text, or empty."""
     if not isinstance(prompt, str):
         raise PromptError(f"The {name} of a picture is a text, got {shown(prompt)}.")
     text = without_media_tokens(prompt).strip()
