@@ -9,9 +9,9 @@ The engine's process of a server loads a model and measures the bare engine (`se
 streams the answer, checks it, and asks again. Answers have `--tokens` tokens, since a logit bias keeps the tokens that
 would end them away. The clients of the bare engine do the same without HTTP: PNG in, text out. Its texts for the
 bundled pictures are what the server's clients must get. With `--pictures`, that many other pictures are asked about
-instead, which are new to the engine in each row; their answers are not checked. `--shapes` takes random 4-bit weights
-of a real model's shapes. With `--step-ms 4`, a step of the engine only waits (`waiting_engine.py`): what is slow then
-is the server.
+instead, which are new to the engine in each row; their answers are not checked, and have half to one and a half times
+`--tokens`. `--shapes` takes random 4-bit weights of a real model's shapes. With `--step-ms 4`, a step of the engine only
+waits (`waiting_engine.py`): what is slow then is the server.
 
 `of one` is the throughput over that of the first row; `of engine` the throughput over the bare engine's at the same
 number of clients. `first` is the time from sending a request to its first piece of text, and `first of engine` the
@@ -150,13 +150,15 @@ def _ask(
     fields = {
         "model": server.model["name"],
         "temperature": 0,
-        "max_tokens": options.tokens,
         "logit_bias": {str(token): -100 for token in server.model["stops"]},
     }
     bundled = [
-        replace(one, expected=text) for one, text in zip(bundled_questions(), server.model["texts"], strict=True)
+        replace(one, expected=text)
+        for one, text in zip(bundled_questions(options.tokens), server.model["texts"], strict=True)
     ]
-    questions: Sequence[Question] = new_questions(options.pictures, seed) if options.pictures else bundled
+    questions: Sequence[Question] = (
+        new_questions(options.pictures, seed, options.tokens) if options.pictures else bundled
+    )
     processes = min(options.client_processes, clients)
     task = Task(server.port, 0, (), time.time() + START_SECONDS, seconds, fields, options.cancel_each)
     tasks = [

@@ -31,10 +31,14 @@ TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Question:
-    """A picture with a question about it. `expected` is the right answer, if it is known."""
+    """A picture with a question about it.
+
+    The answer has `tokens` tokens; `expected` is the right one, if it is known.
+    """
 
     png: bytes
     text: str
+    tokens: int
     expected: str | None = None
 
 
@@ -84,13 +88,17 @@ class Load:
         self.ended = max(self.ended, other.ended)
 
 
-def bundled_questions() -> list[Question]:
-    """Return questions about the bundled pictures."""
-    return [Question((MEDIA / name).read_bytes(), text) for name, text in QUESTIONS]
+def bundled_questions(tokens: int) -> list[Question]:
+    """Return questions about the bundled pictures. Their answers have `tokens` tokens."""
+    return [Question((MEDIA / name).read_bytes(), text, tokens) for name, text in QUESTIONS]
 
 
-def new_questions(count: int, seed: int) -> list[Question]:
-    """Return questions about `count` pictures of 448 × 448 pixels that no other seed gives."""
+def new_questions(count: int, seed: int, tokens: int) -> list[Question]:
+    """Return questions about `count` pictures of 448 × 448 pixels that no other seed gives.
+
+    Answers have half to one and a half times `tokens` tokens: if all were equally long, those that begin together would
+    end together, and their clients ask together again.
+    """
     numbers = random.Random(seed)
     questions: list[Question] = []
     for index in range(count):
@@ -103,7 +111,7 @@ def new_questions(count: int, seed: int) -> list[Question]:
             draw.rectangle((x, y, x + 40, y + 40), fill=f"#{color:06x}")
         data = io.BytesIO()
         picture.save(data, "PNG", compress_level=1)
-        questions.append(Question(data.getvalue(), text))
+        questions.append(Question(data.getvalue(), text, numbers.randint(tokens - tokens // 2, tokens + tokens // 2)))
     return questions
 
 
@@ -125,6 +133,7 @@ def _request(question: Question, fields: dict[str, Any]) -> bytes:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
     body = {
         **fields,
+        "max_tokens": question.tokens,
         "messages": [{"role": "user", "content": content}],
         "stream": True,
         "stream_options": {"include_usage": True},

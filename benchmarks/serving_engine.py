@@ -110,7 +110,7 @@ class EngineClients:
 
     def _submit(self, question: Question) -> Handle:
         prompt = self._model.prepare([vila_core.Image(question.png), question.text])
-        return self._model.submit(prompt, self._config)
+        return self._model.submit(prompt, self._config.model_copy(update={"max_new_tokens": question.tokens}))
 
 
 def random_model(shapes: str, device: str, engine: vila_core.EngineConfig) -> vila_core.Vila:
@@ -154,16 +154,15 @@ def load_and_measure(measurement: Measurement, progress: object) -> vila_core.Vi
     begin = time.perf_counter()
     model.warm_up([*USUAL, config])
     print(f"warmed up in {time.perf_counter() - begin:.1f} s", file=sys.stderr, flush=True)
-    questions = bundled_questions()
+    questions = bundled_questions(measurement.tokens)
     texts = [model.generate([vila_core.Image(one.png), one.text], **_settings(config)) for one in questions]
     say("model", name="served", stops=list(stops), texts=texts, device=_device_name(model), pid=os.getpid())
 
     def ask(clients: int, seconds: float, seed: int) -> EngineLoad:
-        asked = new_questions(measurement.pictures, seed) if measurement.pictures else questions
+        asked = new_questions(measurement.pictures, seed, measurement.tokens) if measurement.pictures else questions
         return EngineClients(model, config, asked).run(clients, seconds)
 
     for index, clients in enumerate(measurement.clients):
-        ask(clients, min(1.0, measurement.seconds), 1000 + index)  # warms up: graphs of so many rows are captured
         say("engine", **asdict(ask(clients, measurement.seconds, 2000 + index)))
     return model
 

@@ -125,7 +125,7 @@ def test_the_model_draws_and_answers(model: Vila) -> None:
 # ------------------------------------------------------------------------------------------------ samples
 
 
-@pytest.mark.parametrize("source", ["count", "caption_things"])
+@pytest.mark.parametrize("source", ["count", "word", "caption_things"])
 def test_questions_are_encoded_as_the_model_reads_them(model: Vila, encoder: Encoder, source: str) -> None:
     sample = make_sample("train", source, 4)
     encoded = encoder(sample)
@@ -137,6 +137,7 @@ def test_questions_are_encoded_as_the_model_reads_them(model: Vila, encoder: Enc
     answer = [token for token in encoded.labels if token != IGNORE_INDEX]
     assert model.tokenizer.decode(answer).strip() == sample.answer
     assert all(label == IGNORE_INDEX for label in encoded.labels[:length])
+    assert encoded.labels[length:] == encoded.ids[length:], "all that the model has to write is learned"
 
 
 @pytest.mark.parametrize("source", DRAWINGS)

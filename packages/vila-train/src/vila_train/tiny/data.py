@@ -47,6 +47,8 @@ class Encoder:
         encoder: the media encoder of the model, used for images and videos (in vila-tiny both do the same).
         text_after_media: follows each picture of a prompt.
         picture_answer: the answer that is a picture: its media token between the tokens that start and end it.
+        split: texts between media are tokenized one by one, and the space before an answer is learned, as VILA-U does
+            (see `tokenize_with_labels`).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Encoder:
         *,
         text_after_media: str = "",
         picture_answer: str = "",
+        split: bool = False,
     ):
         self.tokenizer = tokenizer
         self.template = template
@@ -65,6 +68,7 @@ class Encoder:
         self.encoder = BasicVideoEncoder(BasicVideoEncoderConfig()) if encoder is None else encoder
         self._text_after_media = text_after_media
         self._picture_answer = picture_answer
+        self._split = split
         self._kinds = {token: kind for kind, token in tokenizer.media_token_ids.items()}
         self._text_ids = {text: tokenizer.encode(text) for text in self.encoder.texts}
 
@@ -85,7 +89,7 @@ class Encoder:
             answer = self._picture_answer
             blocks.append(("image", [self.encoder.layout(1, self.tokens_per_picture)]))
         turns = [Turn("user", text), Turn("assistant", answer)]
-        ids, labels = tokenize_with_labels(turns, self.tokenizer, self.template)
+        ids, labels = tokenize_with_labels(turns, self.tokenizer, self.template, split=self._split)
         expanded = expand(ids, blocks, self._kinds, self._text_ids)
         return Encoded(expanded.ids, expanded.places, expand_labels(ids, labels, self._kinds, expanded))
 

@@ -132,6 +132,7 @@ def make_encoder(tokenizer_folder: Path) -> Encoder:
         BasicImageEncoder(BasicImageEncoderConfig(end_tokens=None)),
         text_after_media="\n",
         picture_answer=f"{START}{IMAGE_TOKEN}{END}",
+        split=True,
     )
 
 

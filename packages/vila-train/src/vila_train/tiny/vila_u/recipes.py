@@ -8,6 +8,18 @@ from vila_train.tiny.recipes import SINGLE, SINGLE_CAPTIONS, Draw, StageConfig
 from vila_train.tiny.world import DRAWINGS, TINY_U_CAPTIONS
 
 TOWER_STAGE = "tower"
+CAPTIONS = (*SINGLE_CAPTIONS, "caption_scattered")
+QUESTIONS = {
+    "attribute": 28,
+    "count": 36,
+    "position": 28,
+    "relation": 40,
+    "size": 36,
+    "word": 40,
+    "number": 32,
+    "chart": 16,
+}
+"""Questions of a batch. Tasks that were learned late in trials have more."""
 
 
 def tower() -> StageConfig:
@@ -17,15 +29,21 @@ def tower() -> StageConfig:
         tune_vision_tower=True,
         tune_projector=False,
         tune_language_model=False,
-        steps=6000,
+        steps=12000,
         learning_rate=1e-3,
         draws=(
             Draw(
-                counts={"caption_things": 80, "caption_scattered": 80, "caption_text": 56, "caption_chart": 40},
+                counts={
+                    "caption_things": 64,
+                    "caption_scattered": 64,
+                    "caption_shapes": 56,
+                    "caption_text": 48,
+                    "caption_chart": 24,
+                },
             ),
         ),
         weight_decay=0.01,
-        evaluate_every=1000,
+        evaluate_every=2000,
     )
 
 
@@ -39,7 +57,7 @@ def pretrain() -> StageConfig:
         steps=4000,
         learning_rate=1.5e-3,
         draws=(
-            Draw(counts=dict.fromkeys((*SINGLE_CAPTIONS, *TINY_U_CAPTIONS), 48)),
+            Draw(counts=dict.fromkeys(CAPTIONS, 48)),
             Draw(counts={"draw_things": 180, "draw_anywhere": 50, "draw_nothing": 26}),
         ),
         weight_decay=0.02,
@@ -51,16 +69,10 @@ def sft() -> StageConfig:
     return pretrain().model_copy(
         update={
             "name": "sft",
-            "steps": 24000,
+            "steps": 20000,
             "learning_rate": 1e-3,
             "draws": (
-                Draw(
-                    counts={
-                        **dict.fromkeys(SINGLE, 28),
-                        "relation": 48,
-                        **dict.fromkeys((*SINGLE_CAPTIONS, *TINY_U_CAPTIONS), 8),
-                    }
-                ),
+                Draw(counts={**QUESTIONS, **dict.fromkeys(CAPTIONS, 8)}),
                 Draw(counts={"draw_things": 88, "draw_anywhere": 20, "draw_nothing": 12}),
             ),
         }
@@ -79,14 +91,13 @@ def draws_pictures(draw: Draw) -> bool:
 
 TINY_U_SAMPLES: dict[str, int] = {
     "caption_things": 50_000,
-    **dict.fromkeys(TINY_U_CAPTIONS, 40_000),
+    **dict.fromkeys(TINY_U_CAPTIONS, 50_000),
     "caption_text": 30_000,
     "caption_chart": 25_000,
     "draw_things": 90_000,
     "draw_anywhere": 25_000,
     "draw_nothing": 10_000,
     **dict.fromkeys(SINGLE, 120_000),
-    "relation": 180_000,
 }
 """Number of training samples to render of each source: 1,290,000 pictures. A frozen tower turns a picture into the same
 codes each time, which are easy to learn by heart: with 20,000 questions of a task, 96 % of the answers to these were

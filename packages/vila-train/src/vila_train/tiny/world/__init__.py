@@ -62,7 +62,10 @@ DRAWINGS: dict[str, Callable[[random.Random, Split], Sample]] = {
 }
 """Descriptions to draw, for models that draw."""
 
-TINY_U_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {"caption_scattered": captions.caption_scattered}
+TINY_U_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
+    "caption_scattered": captions.caption_scattered,
+    "caption_shapes": captions.caption_shapes,
+}
 """Descriptions that only vila-tiny-u trains on."""
 
 

@@ -2,9 +2,19 @@
 
 import random
 
-from vila_train.tiny.world.combinations import Split, digits, letters, words_of
-from vila_train.tiny.world.making import background, in_cell, others, scatter, subject, thing, with_article
-from vila_train.tiny.world.scenes import POSITIONS, Sample, Scene
+from vila_train.tiny.world.combinations import SHAPES, Split, digits, letters, words_of
+from vila_train.tiny.world.making import (
+    UNNAMED,
+    background,
+    in_cell,
+    others,
+    scatter,
+    subject,
+    thing,
+    unnamed,
+    with_article,
+)
+from vila_train.tiny.world.scenes import POSITIONS, Sample, Scene, Thing
 from vila_train.tiny.world.several import ORDINALS
 from vila_train.tiny.world.single import bars_scene, own_bar, text_scene
 from vila_train.tiny.world.videos import appearing, moving
@@ -52,6 +62,19 @@ def caption_scattered(rng: random.Random, split: Split) -> Sample:
     """Describe a picture of things anywhere, without positions."""
     scene, text, name = describe_scattered(rng, split)
     return Sample("caption", "scattered", (scene, rng.choice(REQUESTS).format("picture")), sentence(text), name)
+
+
+def caption_shapes(rng: random.Random, split: Split) -> Sample:
+    """Name the shapes in a picture of small things, in colors that are not those of the world.
+
+    It shows no pair of color and shape, so none that is held out: all splits are alike.
+    """
+    shapes = [rng.choice(SHAPES) for _ in range(rng.randint(1, 6))]
+    places = scatter(rng, [rng.uniform(12, 24) for _ in shapes])
+    things = tuple(Thing(UNNAMED, shape, unnamed(rng), *place) for shape, place in zip(shapes, places, strict=True))
+    text = ", ".join(with_article(shape) for shape in shapes)
+    request = rng.choice(REQUESTS).format("picture")
+    return Sample("caption", "shapes", (Scene(background(rng), things), request), sentence(text), shapes[0])
 
 
 def caption_text(rng: random.Random, split: Split) -> Sample:

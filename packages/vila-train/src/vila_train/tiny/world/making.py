@@ -1,11 +1,16 @@
 """Shared by the tasks: random colors, things, places, and objects that a split allows."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 
 from vila_train.tiny.world.combinations import COLORS, Pair, Rgb, Split, objects_of, visible_objects
 from vila_train.tiny.world.scenes import CANVAS, Thing
 
+UNNAMED = "other"
+"""The color of things in a color without a name."""
+FROM_NAMED, FROM_BACKGROUND = 80.0, 120.0
+"""Distances in RGB that such a color keeps. Shades are up to 25 away from their color."""
 Place = tuple[float, float, float]
 """x, y and radius."""
 
@@ -19,6 +24,15 @@ def shade(rng: random.Random, color: str) -> Rgb:
     """Return a random shade of the named color."""
     red, green, blue = (min(255, max(0, channel + rng.randint(-14, 14))) for channel in COLORS[color])
     return (red, green, blue)
+
+
+def unnamed(rng: random.Random) -> Rgb:
+    """Return a random color that is far from all named ones and from every background."""
+    while True:
+        color = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        is_free = all(math.dist(color, named) > FROM_NAMED for named in COLORS.values())
+        if is_free and math.dist(color, (238, 238, 238)) > FROM_BACKGROUND:
+            return color
 
 
 def thing(rng: random.Random, pair: Pair, place: Place) -> Thing:
