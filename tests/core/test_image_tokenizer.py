@@ -153,6 +153,10 @@ BAD_FILES: dict[str, bytes] = {
     "beyond the file": member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (4, 4, 4), }")),
     "gigabytes": member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (99999999999,), }")),
     "negative shape": member(header("{'descr': '<i8', 'fortran_order': False, 'shape': (-4, 4), }")),
+    "large sizes beside a 0": header(
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (0, 4194304, 4194304, 4194304), }"
+    ),
+    "true as a size": header("{'descr': '<i8', 'fortran_order': False, 'shape': (True, 1), }") + bytes(8),
     "code in the header": member(header("__import__('os').abort()")),
     "nested header": member(header("[" * 100)),
     "no header": member(b"codes"),

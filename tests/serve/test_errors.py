@@ -1,5 +1,6 @@
 """Requests that cannot be answered: the status, OpenAI's error object, and nothing of the inside of the server."""
 
+import gzip
 import json
 import logging
 import re
@@ -294,6 +295,13 @@ def test_a_body_that_is_not_said_to_be_json(http: httpx2.Client, kind: str | Non
     assert "application/json" in error_of(response)["message"]
 
 
+def test_a_compressed_body(http: httpx2.Client):
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = http.post(CHAT, content=gzip.compress(json.dumps(body()).encode()), headers=headers)
+    assert response.status_code == 415
+    assert "without compression" in error_of(response)["message"]
+
+
 @pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json"])
 def test_other_ways_to_say_json(http: httpx2.Client, kind: str):
     response = http.post(CHAT, content=json.dumps(body()).encode(), headers={"content-type": kind})
@@ -419,6 +427,7 @@ def raw(server: RunningServer, data: bytes, *, then_close: bool = False) -> byte
     [
         b"GET / HTTP/1.1\r\nhost: x\r\n" + b"".join(b"x-%d: y\r\n" % number for number in range(20_000)) + b"\r\n",
         b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 1_000_000 + b"\r\n\r\n",
+        b"GET /health HTTP/1.1\r\nhost: x\r\nx-big: " + b"a" * 40_000 + b"\r\n\r\n",
         b"GET /" + b"a" * 1_000_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n",
@@ -430,8 +439,8 @@ def raw(server: RunningServer, data: bytes, *, then_close: bool = False) -> byte
         b"GET /health HTTP/1.1\r\nhost: x\r\nx: a\x00b\r\n\r\n",
         b"GET /health\r\n\r\n",
     ],
-    ids=["many headers", "a long header", "a long path", "TLS", "negative length", "two lengths", "length and chunks",
-         "other coding", "negative chunk", "two hosts", "null", "HTTP/0.9"],
+    ids=["many headers", "a long header", "a long header in one piece", "a long path", "TLS", "negative length",
+         "two lengths", "length and chunks", "other coding", "negative chunk", "two hosts", "null", "HTTP/0.9"],
 )  # fmt: skip
 def test_requests_that_are_no_http(server: RunningServer, http: httpx2.Client, data: bytes):
     try:

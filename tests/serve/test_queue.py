@@ -20,11 +20,13 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 import pytest
-from tests.running_server import RunningServer, wait_until
+from tests.running_server import RunningServer, running, wait_until
 from tests.serve.conftest import MEDIA, image_part, user
 
+from vila_core import Vila
 from vila_core.engine import grammar
 from vila_core.errors import VilaWarning
+from vila_serve.api.app import create_app
 from vila_serve.settings import ServeSettings
 
 CHAT = "/v1/chat/completions"
@@ -261,6 +263,49 @@ def test_the_program_finishes_what_runs(tmp_path: Path):
         process.wait()
 
 
+def test_requests_that_a_stopping_server_does_not_finish(model: Vila):
+    """They get an error of OpenAI's form once the time is over: a stream, an answer, and an upload that hangs."""
+    has_begun = threading.Event()
+    app = create_app(model, ServeSettings(page=False))
+    with ThreadPoolExecutor(3) as clients, running(app, shutdown_timeout=0) as server:
+        answer = clients.submit(httpx2.post, f"{server.url}{CHAT}", json=body(**ENDLESS), timeout=120)
+        stream = clients.submit(streamed, server, has_begun)
+        upload = clients.submit(half_a_request, server)
+        assert has_begun.wait(120)
+        wait_until(lambda: server.requests == 2 and app.state.service.admission.requests == 3)
+    for response in (answer.result().text, upload.result().partition("\r\n\r\n")[2]):
+        assert json.loads(response)["error"]["code"] == "server_stopping"
+    assert (answer.result().status_code, answer.result().headers["retry-after"]) == (503, "10")
+    assert json.loads(stream.result()[-1].removeprefix("data: "))["error"]["code"] == "server_stopping"
+
+
+def streamed(server: RunningServer, has_begun: threading.Event) -> list[str]:
+    """Return the events of an answer that cannot end early."""
+    events: list[str] = []
+    asked = body(**ENDLESS, stream=True)
+    with httpx2.stream("POST", f"{server.url}{CHAT}", json=asked, timeout=120) as response:
+        for line in response.iter_lines():
+            events += [line] if line else []
+            has_begun.set()
+    return events
+
+
+def half_a_request(server: RunningServer) -> str:
+    """Send the beginning of a request and return the response, without chunks."""
+    address = urlsplit(server.url)
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n"
+    with socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=120) as connection:
+        connection.sendall(head.encode() + b'{"model":')
+        return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
+
+
+def test_more_answers_than_will_ever_find_a_place(serve_with: Callable[..., RunningServer]):
+    server = serve_with(max_batch=1, max_queue=2, page=False)
+    refused = httpx2.post(f"{server.url}{CHAT}", json=body(n=4), timeout=60)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "at most 3 answers" in refused.json()["error"]["message"]
+
+
 def _answers(url: str) -> bool:
     try:
         return httpx2.get(f"{url}/ready").status_code == 200
@@ -291,6 +336,7 @@ def _answers(url: str) -> bool:
             {},
             "--allow-domain has 'https://a.example': expected a host such as",
         ),
+        ([], {"VILA_ALLOW_DOMAIN": "*"}, "VILA_ALLOW_DOMAIN has '*'"),
         ([], {"VILA_ALLOW_DOMAINS": "b.example,*.a.example"}, "VILA_ALLOW_DOMAINS has '*.a.example': write it with a"),
         (["--cors-origin", "a.example"], {}, "--cors-origin has 'a.example': expected an origin such as"),
         (["--cors-origin", "https://a.example/"], {}, "--cors-origin has 'https://a.example/': expected an origin"),

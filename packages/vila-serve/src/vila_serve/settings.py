@@ -154,6 +154,11 @@ class ServeSettings(BaseSettings):
     otlp_endpoint: Annotated[str, AfterValidator(_check_url)] | None = None
 
     @property
+    def places(self) -> int:
+        """How many answers may be in progress or wait, in one replica."""
+        return self.max_batch + self.max_queue
+
+    @property
     def wants_page(self) -> bool:
         """Whether to serve the chat page: it is on, and installed or asked for by name."""
         return self.page and ("page" in self.model_fields_set or find_spec("gradio") is not None)
@@ -167,7 +172,8 @@ class ServeSettings(BaseSettings):
                 value and what is allowed.
         """
         _warn_about_misspelled_variables()
-        given = {**_singular_variables(), **(given or {})}
+        singular = {name: variable for name, variable in _singular_variables().items() if name not in (given or {})}
+        given = {**{name: os.environ[variable] for name, variable in singular.items()}, **(given or {})}
         if "api_key" not in given and os.environ.get(f"{PREFIX}API_KEY") == "":
             raise ConfigError(f"{PREFIX}API_KEY is empty, which would let everybody in. Set a key, or unset it.")
         for name in given:
@@ -176,14 +182,15 @@ class ServeSettings(BaseSettings):
         try:
             return cls(**given)
         except ValidationError as error:
-            raise ConfigError(_explain(validation_problems(error)[0], given)) from None
+            raise ConfigError(_explain(validation_problems(error)[0], given, singular)) from None
 
 
-def _explain(problem: ValidationProblem, given: Mapping[str, Any]) -> str:
+def _explain(problem: ValidationProblem, given: Mapping[str, Any], singular: Mapping[str, str]) -> str:
     """Return a sentence that names the setting as the user wrote it. The value of a key is not shown."""
     name = problem.path.partition(".")[0]
     variable = PREFIX + name.upper()
     label = f"--{name.replace('_', '-')}" if name in given or variable not in _environment() else variable
+    label = singular.get(name, label)
     label = {"--allow-domains": "--allow-domain", "--cors-origins": "--cors-origin"}.get(label, label)
     if name == "workers":
         return (
@@ -200,9 +207,9 @@ def _environment() -> set[str]:
 
 
 def _singular_variables() -> dict[str, str]:
-    """Return lists whose variable is named as their option: VILA_ALLOW_DOMAIN for --allow-domain."""
+    """Return lists that a variable sets which is named as their option: VILA_ALLOW_DOMAIN for allow_domains."""
     names = {f"{PREFIX}{name.upper().removesuffix('S')}": name for name in ("allow_domains", "cors_origins")}
-    return {name: os.environ[variable] for variable, name in names.items() if os.environ.get(variable)}
+    return {name: variable for variable, name in names.items() if os.environ.get(variable)}
 
 
 def _warn_about_misspelled_variables() -> None:

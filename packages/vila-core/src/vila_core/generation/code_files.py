@@ -73,9 +73,11 @@ def _read_array(file: IO[bytes], path: Path, name: str) -> NDArray[np.generic]:
         raise _refusal(path, f"the header of '{name}' is damaged: {str(error)[:200]}") from None
     if dtype.hasobject or dtype.kind not in "iu":
         raise _refusal(path, f"'{name}' holds {shown(str(dtype))}; expected whole numbers")
-    count = math.prod(shape)
-    if len(shape) > 4 or min(shape, default=1) < 0 or count > MAX_CODES:
+    # NumPy's header may have True as a size, and its arrays no large sizes, not even beside a 0.
+    are_sizes = len(shape) <= 4 and all(type(size) is int and size >= 0 for size in shape)
+    if not are_sizes or math.prod(max(size, 1) for size in shape) > MAX_CODES:
         raise _refusal(path, f"'{name}' has the shape {shown(list(shape[:8]))}; the limit is {MAX_CODES:,} numbers")
+    count = math.prod(shape)
     raw = file.read(count * dtype.itemsize)
     if len(raw) != count * dtype.itemsize:
         raise _refusal(path, f"'{name}' is cut off")

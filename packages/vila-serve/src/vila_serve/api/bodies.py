@@ -110,6 +110,8 @@ class _Body:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             raise ApiError(415, "Send the request as JSON, with the header 'content-type: application/json'.")
+        if headers.get("content-encoding", "").lower() not in ("", "identity"):
+            raise ApiError(415, "Send the request without compression, and without the header 'content-encoding'.")
         stated = headers.get("content-length", "")
         if stated.isdigit() and (len(stated) > 18 or int(stated) > self._max_bytes):
             raise self._too_large()

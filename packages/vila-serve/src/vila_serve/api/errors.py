@@ -36,6 +36,14 @@ INVALID, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_err
 """OpenAI's types of errors."""
 _SETTING = re.compile(r"(?:Generation|Drawing) setting '(\w+)'")
 _WORDS = {404: "There is nothing at this address.", 405: "This address does not take this method."}
+_STATELESS = " This server keeps no conversations: send the whole one each time."
+_INSTEAD = {
+    "previous_response_id": _STATELESS,
+    "conversation": _STATELESS,
+    "functions": " Use 'tools'.",
+    "function_call": " Use 'tool_choice'.",
+}
+"""Fields of OpenAI's API that are not known here -> what to do instead."""
 
 RESTART_SECONDS = 10
 """After which a client may find the server started again."""
@@ -119,6 +127,17 @@ def engine_stopped() -> ApiError:
     )
 
 
+def server_stops() -> ApiError:
+    """Return the error of a request that is not answered in the time that a stopping server leaves."""
+    return ApiError(
+        503,
+        "The server stops, and could not answer the request before. Try again once it has been started.",
+        kind=SERVER,
+        code="server_stopping",
+        headers={"retry-after": str(RESTART_SECONDS)},
+    )
+
+
 def as_api_error(error: Exception) -> ApiError:
     """Return what the client gets of an error in the handling of its request. Unexpected ones are logged here."""
     if isinstance(error, ApiError):
@@ -168,7 +187,8 @@ def validation_error(problems: Sequence[Mapping[str, Any]], body: object) -> Api
     if problem.kind in ("union_tag_invalid", "union_tag_not_found"):
         return _wrong_kind(problem, problems[0]["ctx"], param)
     if problem.kind == "extra_forbidden":
-        return ApiError(400, printable(f"Unknown field '{param}'."), param=param, code="unknown_parameter")
+        message = printable(f"Unknown field '{param}'.") + _INSTEAD.get(param, "")
+        return ApiError(400, message, param=param, code="unknown_parameter")
     if not param:
         return ApiError(400, f"The body {_sentence(problem.message)}.")
     if problem.kind == "missing":

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from vila_serve.api.errors import server_stops
 from vila_serve.asgi import until_client_leaves
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -30,6 +31,8 @@ def event(data: object, name: str | None = None) -> bytes:
 class EventStream(Response):
     """A streamed response. When its client leaves, or stops reading, `events` is closed.
 
+    If the server stops before the end, an error is the last event.
+
     Args:
         events: what to send, made by `event`.
     """
@@ -42,6 +45,7 @@ class EventStream(Response):
         self._events = events
         self._last = time.monotonic()
         self._is_sending = False
+        self._has_begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = [
@@ -51,15 +55,20 @@ class EventStream(Response):
         ]
         try:
             done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in work:
-                task.cancel()
-            await asyncio.gather(*work, return_exceptions=True)
+        except asyncio.CancelledError:
+            await _end(work)
+            if not self._has_begun:
+                raise
+            await self._send(send, event(server_stops().body))
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        await _end(work)
         for task in done:
             task.result()
 
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        self._has_begun = True
         async for part in self._events:
             await self._send(send, part)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -79,6 +88,12 @@ class EventStream(Response):
                     return
             elif idle >= KEEP_ALIVE_SECONDS:
                 await self._send(send, b": keep-alive\n\n")
+
+
+async def _end(work: Sequence[asyncio.Task[None]]) -> None:
+    for task in work:
+        task.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
 
 
 async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, Result]) -> Result | None:

@@ -30,8 +30,9 @@ def generation_configs(request: ChatCompletionRequest, service: Service) -> list
         ApiError: a value is out of range, or two fields contradict each other.
     """
     count, settings = request.n or 1, service.settings
-    if count > settings.max_choices:
-        raise ApiError(400, f"'n' is {count}; this server gives at most {settings.max_choices} answers.", param="n")
+    most = min(settings.max_choices, settings.places)
+    if count > most:
+        raise ApiError(400, f"'n' is {count}; this server gives at most {most} answers.", param="n")
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens

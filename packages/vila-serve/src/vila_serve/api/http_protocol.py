@@ -24,7 +24,7 @@ class HttpProtocol(H11Protocol):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.conn = _StrictConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
+        self.conn = _StrictConnection(self.config.h11_max_incomplete_event_size or 0)
         self._slow_request: asyncio.TimerHandle | None = None
         self._slow_response: asyncio.TimerHandle | None = None
 
@@ -99,14 +99,23 @@ def _cancel(timer: asyncio.TimerHandle | None) -> None:
 
 
 class _StrictConnection(h11.Connection):
-    """Refuses requests that say in two ways where they end: a proxy in front may see another end than h11 does.
+    """Refuses large heads, and requests that say in two ways where they end: a proxy may see another end than h11 does.
 
     Source: RFC 9112, section 6.1.
+
+    Args:
+        max_head_bytes: of a request. h11 itself limits a head only if it arrives in several pieces.
     """
+
+    def __init__(self, max_head_bytes: int):
+        super().__init__(h11.SERVER, max_head_bytes)
+        self._max_head_bytes = max_head_bytes
 
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
+            if len(event.target) + sum(len(name) + len(value) for name, value in event.headers) > self._max_head_bytes:
+                raise h11.RemoteProtocolError("a head that is too large")
             names = {name for name, _ in event.headers}
             if {b"content-length", b"transfer-encoding"} <= names:
                 raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")

@@ -77,7 +77,7 @@ def _check(service: Service, body: ImageGenerationRequest) -> None:
     if body.model is not None:
         service.check_model(body.model)
     require_images(service, "model")
-    most = service.settings.max_pictures
+    most = min(service.settings.max_pictures, service.settings.places)
     if (body.n or 1) > most:
         raise ApiError(400, f"'n' is {body.n}; this server draws at most {most} pictures at a time.", param="n")
     own = size_of(service)

@@ -1,5 +1,6 @@
 """The outermost layer: every request gets an id, every response names it, and no exception gets past."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vila_serve.api.errors import internal_error
+from vila_serve.api.errors import internal_error, server_stops
 from vila_serve.request_id import choose_request_id, request_id
 
 log = logging.getLogger("vila_serve.access")
@@ -39,6 +40,10 @@ class RequestIds:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:  # the server stops, and the time for its running requests is over
+            if status != 499:
+                raise
+            await server_stops().response(scope, receive, send_with_id)
         except Exception:  # whatever it is, the client gets an answer
             log.exception("A request failed.")
             if status != 499:

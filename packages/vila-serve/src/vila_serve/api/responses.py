@@ -73,6 +73,9 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
             param="tools",
             code="tools_not_supported",
         )
+    if body.background:
+        message = "This server keeps no responses to fetch later. Leave 'background' out."
+        raise ApiError(400, message, param="background", code="invalid_value")
     service.check_length(len(body.input))
     config = _config(service, body)
     instructions = _instructions(body)
