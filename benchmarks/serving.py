@@ -10,8 +10,8 @@ streams the answer, checks it, and asks again. Answers have `--tokens` tokens, s
 would end them away. The clients of the bare engine do the same without HTTP: PNG in, text out. Its texts for the
 bundled pictures are what the server's clients must get. With `--pictures`, that many other pictures are asked about
 instead, which are new to the engine in each row; their answers are not checked, and have half to one and a half times
-`--tokens`. `--shapes` takes random 4-bit weights of a real model's shapes. With `--step-ms 4`, a step of the engine only
-waits (`waiting_engine.py`): what is slow then is the server.
+`--tokens`. `--shapes` takes random 4-bit weights of a real model's shapes. With `--step-ms 4`, a step of the engine
+only waits (`waiting_engine.py`): what is slow then is the server.
 
 `of one` is the throughput over that of the first row; `of engine` the throughput over the bare engine's at the same
 number of clients. `first` is the time from sending a request to its first piece of text, and `first of engine` the
