@@ -111,9 +111,12 @@ def test_all_sizes_come_up_to_the_limits(model: vila_core.Vila, monkeypatch: pyt
     assert found[:2] == [[1], [1]], "greedy and sampled"
     prompts, steps = found[2:-6], found[-6:]
     assert steps == [[1], [1], [1, 1], [1, 1], [1, 1, 1], [1, 1, 1]]
+    alone_or_two = [[16], [8, 8], [32], [16, 16], [64], [32, 32]]
+    alone = [[96], [128], [160], [192], [256]]  # up to four chunks of 64
+    short = [lengths for lengths in (*alone_or_two, *alone) for _ in range(2)]
+    assert prompts[: len(short)] == short
     known = 1024 + 64
-    assert prompts[:12:2] == prompts[1:12:2] == [[16], [8, 8], [32], [16, 16], [64], [32, 32]]
-    assert prompts[12:] == [[known], *([known + size] for size in (16, 16, 32, 32, 64, 64))]
+    assert prompts[len(short) :] == [[known], *([known + length for length in lengths] for lengths in short)]
 
 
 def test_the_beginning_of_a_long_prompt_is_not_read_again(
@@ -129,8 +132,8 @@ def test_the_beginning_of_a_long_prompt_is_not_read_again(
 
     monkeypatch.setattr(runner, "read", record)
     warm_up(model.engine, model.network.llm, model.tokenizer.encode("some words"), USUAL[:1], all_sizes=True)
-    of_long_prompts = read[read.index(1, 1) - 6 : read.index(1, 1)]
-    assert of_long_prompts == [16, 16, 32, 32, 64, 64]
+    of_long_prompts = read[read.index(1, 1) - 10 : read.index(1, 1)]
+    assert of_long_prompts == [96, 96, 128, 128, 160, 160, 192, 192, 256, 256]
 
 
 def test_sizes_without_room_are_left_out(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
@@ -203,6 +206,8 @@ def test_a_warm_engine_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         for config in USUAL:
             engine.answer_all(prompts, config.model_copy(update={"max_new_tokens": 4, "seed": 0}))
         turns.append([*turns[-1], *range(50, 50 + 10 * rows)])
-        engine.answer_all([TextPrompt(decoder, turns[-1])], GenerationConfig(max_new_tokens=2))
+        for chats in (1, 2):
+            turn = [TextPrompt(decoder, [*turns[-1], *[90 + chat] * 20]) for chat in range(chats)]
+            engine.answer_all(turn, GenerationConfig(max_new_tokens=2))
     assert engine.stats().cached_tokens > 5000
     assert not captured, "everything has been captured before"

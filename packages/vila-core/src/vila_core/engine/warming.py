@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.sampling import GenerationConfig
+from vila_core.engine.sharing import CHUNKS_AT_ONCE
 from vila_core.errors import GenerationError, warn
 from vila_core.language.page_size import PAGE_SIZE
 
@@ -84,15 +85,13 @@ def prompt_lengths(config: EngineConfig, longest: int) -> Iterator[tuple[int, li
     """
     from vila_core.language.paged_prefill import SHORT_CONTEXT, SIZES
 
-    sizes = [size for size in SIZES if size <= config.chunk_tokens]
-    for size in sizes:
-        if size <= longest:
-            yield 0, [size]
-        if config.max_batch > 1 and size // 2 <= longest:
-            yield 0, [size // 2] * 2
     known = SHORT_CONTEXT + PAGE_SIZE  # whole pages, so that the rest is read as a long context
-    if config.shares_prefixes:
-        yield from ((known, [size]) for size in sizes if known + size <= longest)
+    for read in (0, known) if config.shares_prefixes else (0,):
+        for size in SIZES:
+            if size <= config.chunk_tokens * CHUNKS_AT_ONCE and read + size <= longest:
+                yield read, [size]
+            if size <= config.chunk_tokens and read + size // 2 <= longest and config.max_batch > 1:
+                yield read, [size // 2] * 2
 
 
 def step_sizes(max_batch: int) -> list[int]:
