@@ -1,5 +1,6 @@
 """Checkpoints to resume from: complete or not there, and the one before when the newest is damaged."""
 
+import json
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ import pytest
 from tests.train.loop_runs import in_processes, kill_at, largest_difference, micro_config, read_losses, run
 
 from vila_core.errors import OutputError, VilaWarning
-from vila_train import checkpoints
+from vila_train import checkpoint_state, checkpoints
 from vila_train.errors import TrainingError
 
 FULL = OSError(28, "No space left on device")  # a write into an open file does not say its name
@@ -97,6 +98,23 @@ def another_state(folder: Path) -> None:
     (folder / "state.json").write_text('{"step": "four", "lanes": {}, "skipped": {}}')
 
 
+def other_digits(folder: Path) -> None:
+    """Valid JSON, but not what was written."""
+    state = json.loads((folder / "state.json").read_text())
+    state["lanes"]["0"]["position"] += 4
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+def of_another_step(folder: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(folder.parent / "step-00000002", folder)
+
+
+def a_pipe(folder: Path) -> None:
+    (folder / ".metadata").unlink()
+    os.mkfifo(folder / ".metadata")
+
+
 def nothing(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
@@ -112,6 +130,9 @@ DAMAGES = [
     no_state,
     half_a_state,
     another_state,
+    other_digits,
+    of_another_step,
+    a_pipe,
     nothing,
 ]
 
@@ -125,6 +146,26 @@ def test_a_damaged_checkpoint_is_passed_over(
         recorder = resume(micro_checkpoint, copy)
     assert "step-00000004" in str(caught[0].message)
     assert recorder.losses == {step: loss for step, loss in begun[1].items() if step > 2}
+
+
+def test_old_checkpoints_are_deleted_once_the_new_one_is_on_the_disk(
+    micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[str] = []
+    delete = shutil.rmtree
+
+    def rmtree(path: Any, **settings: Any) -> None:
+        if Path(path).parent.name == "checkpoints":
+            done.append(f"delete {Path(path).name}")
+        delete(path, **settings)
+
+    for module in (checkpoints, checkpoint_state):
+        monkeypatch.setattr(module, "flush", lambda path: done.append(f"flush {path.name}"))
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    run(micro_config(micro_checkpoint, **{"saving.keep": 1, "max_steps": 4}), tmp_path / "run")
+    flushed = ["flush state.json", "flush .step-00000004.part", "flush checkpoints"]
+    assert [one for one in done[-5:] if one.startswith("flush")] == flushed
+    assert done[-1] == "delete step-00000002"
 
 
 def test_only_damaged_checkpoints_are_an_error(micro_checkpoint: Path, copy: Path):
@@ -181,7 +222,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     def fail(*arguments: Any, **settings: Any) -> None:
         raise FULL
 
-    target = {"tensors": "save_tensors", "state": "write_file", "folder": "make_folder"}
+    target = {"tensors": "save_tensors", "state": "write_progress", "folder": "make_folder"}
     with monkeypatch.context() as patch:
         if place == "rename":
             patch.setattr(Path, "rename", fail)

@@ -49,6 +49,18 @@ class Tags(HTMLParser):
             self.text[self._kind] += data
 
 
+def test_a_dry_run_counts_samples_also_of_a_stated_number_of_steps(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    settings = ["--set", "data.rows_per_step=2", "--set", "max_steps=50"]
+    result = run("sft", "--model", "vila-tiny", "--data", data, *settings, "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0, result.output
+    per_row = float(re.search(r"([0-9.]+) samples in each", result.output)[1])
+    per_step = float(re.search(r"hold about ([0-9.]+) samples", result.output)[1])
+    assert per_row > 3
+    assert per_step == pytest.approx(2 * per_row, rel=0.1)
+    assert "50 (max_steps)" in result.output
+
+
 def test_a_dry_run_shows_data_memory_and_label_masks(tmp_path: Path):
     data = write_data(tmp_path / "data")
     result = run("sft", "--model", "vila-tiny", "--data", data, "--lora", "--out", tmp_path / "run", "--dry-run")

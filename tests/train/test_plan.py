@@ -8,10 +8,11 @@ import pytest
 from tests.train.loop_runs import micro_config
 
 from vila_core.chat import Message
+from vila_core.errors import ConfigError
 from vila_train.data.conversations import Conversation, SampleError
 from vila_train.errors import TrainingError
 from vila_train.parallel.mesh import require_divisible
-from vila_train.plan import default_lanes, make_plan, row_length, samples_per_row
+from vila_train.plan import default_lanes, make_plan, resume_plan, row_length, samples_per_row
 
 
 @dataclass(frozen=True)
@@ -99,3 +100,40 @@ def test_samples_per_row(lengths: list[int], expected: float):
 def test_rows_hold_the_longest_sample():
     with pytest.raises(TrainingError, match=r"data\.row_length is 100, but samples may have data\.max_length = 128"):
         row_length(micro_config(Path("none"), **{"data.row_length": 100}))
+
+
+def resumed(samples: int = 1000, accept_changes: bool = False, **changes: Any) -> int:
+    """Return the steps of a run that started with 1000 samples for 8 steps, and resumes with other settings."""
+    settings = {"data.rows_per_step": None, "data.lanes": None, "max_steps": None}
+    started = make_plan(micro_config(Path("none"), **settings), Sized(1000), encode, 1)
+    config = micro_config(Path("none"), **(settings | changes))
+    plan = resume_plan(started, config, Sized(samples), encode, accept_changes=accept_changes)
+    assert (plan.rows_per_step, plan.lanes) == (started.rows_per_step, started.lanes)
+    return plan.total_steps
+
+
+def test_a_resumed_run_has_the_steps_that_are_asked_for():
+    assert resumed() == 8
+    assert resumed(epochs=2) == 16
+    assert resumed(max_steps=3) == 3
+    assert resumed(**{"data.rows_per_step": 32, "data.lanes": 32}) == 8
+
+
+def test_steps_are_measured_if_the_run_did_not_need_that_before():
+    config = micro_config(Path("none"), max_steps=3)
+    plan = make_plan(config, Sized(1000), encode, 1)
+    assert plan.samples_per_row is None
+    longer = micro_config(Path("none"), max_steps=None)
+    assert resume_plan(plan, longer, Sized(1000), encode).total_steps == 63  # four rows of four samples
+
+
+@pytest.mark.parametrize("name", ["data.rows_per_step", "data.lanes"])
+def test_rows_and_lanes_of_a_run_stay(name: str):
+    with pytest.raises(ConfigError, match=rf"{name} is 64, but the run started with 32.*Leave it at 32"):
+        resumed(accept_changes=True, **{name: 64})
+
+
+def test_a_run_does_not_silently_go_on_with_other_data():
+    with pytest.raises(ConfigError, match=r"has 2,000 samples per epoch, but it had 1,000.*--accept-changes"):
+        resumed(2000)
+    assert resumed(2000, accept_changes=True) == 16

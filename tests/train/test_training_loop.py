@@ -15,12 +15,12 @@ from tests.train.loop_runs import ALL, Mixed, Recorder, micro_config, run, shuff
 
 import vila_core as vila
 from vila_core.chat import Message
-from vila_core.errors import CheckpointError, ConfigError, VilaWarning
+from vila_core.errors import CheckpointError, ConfigError, VilaError, VilaWarning
 from vila_train.callbacks import StepRecord
 from vila_train.config import PARTS, OptimizerConfig
 from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
-from vila_train.loop import export, training
+from vila_train.loop import export, train, training
 from vila_train.loop.optimizer import rate_factor
 
 
@@ -234,12 +234,11 @@ def test_what_cannot_be_exported(finished: tuple[Path, Recorder], micro_checkpoi
     ("name", "value"), [("optimizer.learning_rate", 1.0), ("seed", 4), ("data.row_length", 256), ("max_steps", 9)]
 )
 def test_a_folder_of_another_run_is_refused(micro_checkpoint: Path, tmp_path: Path, name: str, value: Any):
-    out = tmp_path / "run"
-    run(micro_config(micro_checkpoint, max_steps=1), out)
-    before = (out / "run.yaml").read_text()
+    stopped(micro_checkpoint, tmp_path)
+    before = (tmp_path / "run.yaml").read_text()
     with pytest.raises(ConfigError, match=f"other settings: {name} was .* and is {value}.*--accept-changes.*--out"):
-        run(micro_config(micro_checkpoint, **{"max_steps": 1, name: value}), out)
-    assert (out / "run.yaml").read_text() == before
+        run(micro_config(micro_checkpoint, **{name: value}), tmp_path)
+    assert (tmp_path / "run.yaml").read_text() == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("data.workers", 1), ("saving.keep", 5), ("logging.every", 3)])
@@ -247,6 +246,66 @@ def test_settings_that_change_no_weight_may_change(micro_checkpoint: Path, tmp_p
     out = tmp_path / "run"
     run(micro_config(micro_checkpoint, max_steps=1), out)
     run(micro_config(micro_checkpoint, **{"max_steps": 1, name: value}), out)
+
+
+def stopped(checkpoint: Path, out: Path) -> None:
+    """Run two of six steps."""
+
+    def stop(step: int) -> None:
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(micro_config(checkpoint), out, after=stop)
+
+
+def test_accepted_changes_take_effect(micro_checkpoint: Path, tmp_path: Path):
+    stopped(micro_checkpoint, tmp_path)
+    config = micro_config(micro_checkpoint, max_steps=4)
+    recorder = Recorder()
+    train(config, tmp_path, [recorder], order=Mixed(), device="cpu", accept_changes=True)
+    assert [*recorder.losses] == [3, 4]
+    assert json.loads((tmp_path / "plan.json").read_text())["total_steps"] == 4
+
+
+def test_a_complete_run_is_not_changed(finished: tuple[Path, Recorder], micro_checkpoint: Path):
+    out = finished[0]
+    with pytest.raises(ConfigError, match=r"max_steps was 30 and is 9.*further in another folder \(--model .*model\)"):
+        train(micro_config(micro_checkpoint, max_steps=9), out, order=Mixed(), device="cpu", accept_changes=True)
+
+
+def test_a_lost_plan_is_that_of_the_checkpoint(micro_checkpoint: Path, tmp_path: Path):
+    stopped(micro_checkpoint, tmp_path)
+    plan = tmp_path / "plan.json"
+    text = plan.read_text()
+    plan.write_text("{}")
+    with pytest.raises(ConfigError, match=r"plan.json is damaged: .* Delete this file: each checkpoint has a copy"):
+        run(micro_config(micro_checkpoint), tmp_path)
+    plan.unlink()
+    with pytest.raises(ConfigError, match="other settings: seed was 0 and is 4"):
+        run(micro_config(micro_checkpoint, seed=4), tmp_path)
+    run(micro_config(micro_checkpoint), tmp_path)
+    assert plan.read_text() == text
+
+
+def test_damaged_settings_are_written_anew_if_asked(micro_checkpoint: Path, tmp_path: Path):
+    stopped(micro_checkpoint, tmp_path)
+    (tmp_path / "run.yaml").write_bytes(bytes(50))
+    with pytest.raises(ConfigError, match=r"run.yaml' is not valid YAML.*--accept-changes writes it anew"):
+        run(micro_config(micro_checkpoint), tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "mine"])
+def test_a_folder_called_model_is_not_yet_a_model(micro_checkpoint: Path, tmp_path: Path, content: str | None):
+    stopped(micro_checkpoint, tmp_path)
+    (tmp_path / "model").mkdir()
+    if content is None:
+        assert [*run(micro_config(micro_checkpoint), tmp_path).losses] == [3, 4, 5, 6]
+        assert (tmp_path / "model/config.json").exists()
+        return
+    (tmp_path / "model/notes.txt").write_text(content)
+    with pytest.raises(VilaError, match="model exists and is not empty"):
+        run(micro_config(micro_checkpoint), tmp_path)
 
 
 def test_a_folder_with_other_files_is_refused(micro_checkpoint: Path, tmp_path: Path):

@@ -2,7 +2,7 @@
 
 OUT/checkpoints/step-00000200/      written under another name, and renamed when everything is on disk
     *.distcp, .metadata             torch.distributed.checkpoint: readable by any number of ranks
-    state.json                      step, lanes, counts, and the checksum of each file
+    state.json                      step, lanes, counts, and the checksum of each file and of itself
 
 Frozen weights are not saved: they are those that the run started from.
 """
@@ -10,7 +10,6 @@ Frozen weights are not saved: they are those that the run started from.
 import re
 import shutil
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,44 +17,29 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from vila_core.checkpoint.json_files import read_json
-from vila_core.config import Config
-from vila_core.errors import CheckpointError, OutputError, first_problem, warn
-from vila_core.new_file import cannot_write, make_folder, write_file
+from vila_core.errors import CheckpointError, OutputError, warn
+from vila_core.new_file import cannot_write, make_folder
+from vila_train.checkpoint_state import (
+    Progress,
+    file_checksum,
+    file_damage,
+    flush,
+    folder_name,
+    read_progress,
+    write_progress,
+)
 from vila_train.errors import TrainingError
-from vila_train.packing.lanes import LaneState
 from vila_train.parallel.world import World
 
-STATE = "state.json"
 PARTIAL = ".part"
-_CHUNK = 1 << 24
 _ROUNDED = re.compile(r"parametrizations\.(\w+)\.original")
 """Added to names by `compute.master_weights`."""
-
-
-class Progress(Config):
-    """What a resumed run needs besides tensors.
-
-    Attributes:
-        step: optimizer steps done.
-        lanes: where each lane stands that has given a row.
-        skipped: samples skipped so far, by reason.
-        truncated: samples so far that lost their end.
-        files: CRC-32 of each file of the checkpoint.
-    """
-
-    step: int
-    lanes: Mapping[int, LaneState]
-    skipped: Mapping[str, int]
-    truncated: int = 0
-    files: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -78,7 +62,7 @@ class Checkpoints:
         Raises:
             OutputError: it cannot be written. Earlier checkpoints are intact.
         """
-        target = self.folder / f"step-{progress.step:08}"
+        target = self.folder / folder_name(progress.step)
         partial = self.folder / f".{target.name}{PARTIAL}"
         problem = self._agree(_failure(target, lambda: self._prepare(partial)))
         own: dict[str, int] = {}
@@ -107,22 +91,23 @@ class Checkpoints:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no process group
             save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
-        return {file.name: _checksum(file) for file in partial.glob(f"__{self.world.rank}_*")}
+        return {file.name: file_checksum(file) for file in partial.glob(f"__{self.world.rank}_*")}
 
     def _finish(self, partial: Path, target: Path, progress: Progress, files: Mapping[str, int]) -> None:
         """Complete and rename the folder, `files` of which have these checksums."""
         _require_all_files(partial)
-        others = {file.name: _checksum(file) for file in partial.iterdir() if file.name not in files}
-        complete = progress.model_copy(update={"files": dict(sorted({**others, **files}.items()))})
-        write_file(partial / STATE, complete.model_dump_json(indent=1) + "\n")
+        others = {file.name: file_checksum(file) for file in partial.iterdir() if file.name not in files}
+        write_progress(partial, progress, {**others, **files})
         shutil.rmtree(target, ignore_errors=True)  # a damaged one, or one of a run whose end was lost
+        flush(partial)
         partial.rename(target)
+        flush(self.folder)  # earlier ones are deleted only when this one survives a power failure
         for old in self.complete()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def complete(self) -> list[Path]:
         """Return the folders of all checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-" + "[0-9]" * 8))
+        return sorted(path for path in self.folder.glob("step-" + "[0-9]" * 8) if path.is_dir())
 
     def newest(self) -> tuple[Path, Progress] | None:
         """Return the newest intact checkpoint; None before the first. A warning names damaged ones.
@@ -152,7 +137,9 @@ class Checkpoints:
         """
         progress = self.world.first(lambda: read_progress(folder))
         own = sorted(progress.files)[self.world.rank :: self.world.size]
-        problem = self._agree(next(filter(None, (_damage(folder / name, progress.files[name]) for name in own)), None))
+        problem = self._agree(
+            next(filter(None, (file_damage(folder / name, progress.files[name]) for name in own)), None)
+        )
         if problem is not None:
             raise CheckpointError(problem)
         return progress
@@ -191,23 +178,6 @@ class Checkpoints:
         return f"The one before is intact: {complete[-1]}." if complete else "There is no earlier one."
 
 
-def read_progress(folder: Path) -> Progress:
-    """Return the state of the checkpoint in `folder`. Raises `CheckpointError` if it is missing or damaged."""
-    try:
-        return Progress.model_validate(read_json(folder / STATE))
-    except ValidationError as error:
-        raise CheckpointError(f"{folder / STATE} is damaged: {first_problem(error)}.") from None
-
-
-def _damage(file: Path, checksum: int) -> str | None:
-    """Return what is wrong with a file that had this checksum; None if nothing is."""
-    try:
-        found = _checksum(file)
-    except OSError as error:
-        return f"{file} cannot be read: {error.strerror}."
-    return None if found == checksum else f"{file} is damaged: its checksum differs."
-
-
 def _stored(folder: Path) -> Mapping[str, Any]:
     """Return what the checkpoint in `folder` says of its tensors, by name."""
     return FileSystemReader(folder).read_metadata().state_dict_metadata
@@ -222,14 +192,6 @@ def _require_all_files(folder: Path) -> None:
                 f"{name} of another rank is not in {folder}. All nodes need to write to one folder: choose --out on a "
                 "file system that they share."
             )
-
-
-def _checksum(file: Path) -> int:
-    value = 0
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            value = zlib.crc32(chunk, value)
-    return value
 
 
 # ------------------------------------------------------------------------------------------------ tensors

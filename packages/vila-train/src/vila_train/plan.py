@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 
 from vila_core.config import Config
+from vila_core.errors import ConfigError
 from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped, none_usable
 from vila_train.errors import TrainingError
+from vila_train.number_types import PositiveFloat, PositiveInt
 from vila_train.packing.bins import pack
 from vila_train.packing.lanes import Order, SampleEncoder, first_samples
 
@@ -26,13 +28,15 @@ class Plan(Config):
         rows_per_step: on all ranks together.
         lanes: independent streams of rows.
         total_steps: optimizer steps.
-        samples_per_row: on average, as far as known when the run started.
+        samples_per_row: on average, as far as known when the run started; None: no setting depends on it.
+        samples: of an epoch when the run started.
     """
 
-    rows_per_step: int
-    lanes: int
-    total_steps: int
-    samples_per_row: float
+    rows_per_step: PositiveInt
+    lanes: PositiveInt
+    total_steps: PositiveInt
+    samples_per_row: PositiveFloat | None
+    samples: PositiveInt | None = None
 
 
 def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_size: int) -> Plan:
@@ -44,17 +48,69 @@ def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_si
     data, samples = config.data, len(order)
     if not samples:
         raise TrainingError(f"The mixture '{data.mixture}' has no samples.")
-    is_known = data.rows_per_step is not None and config.max_steps is not None
-    per_row = 1.0 if not data.packing or is_known else measure(order, encode, row_length(config))
+    per_row = None
+    if data.rows_per_step is None or config.max_steps is None:
+        per_row = measure(order, encode, row_length(config)) if data.packing else 1.0
     if data.rows_per_step is not None:
         rows = data.rows_per_step
     elif data.packing:
+        assert per_row is not None
         rows = _round_rows(data.samples_per_step / per_row, world_size)
     else:  # exactly as many as asked for, or as few more as the ranks can divide
         rows = -(-data.samples_per_step // world_size) * world_size
-    steps = config.max_steps or max(1, math.ceil(config.epochs * samples / (per_row * rows)))
     lanes = data.lanes or default_lanes(rows, samples, data.lookahead, world_size)
-    return Plan(rows_per_step=rows, lanes=lanes, total_steps=steps, samples_per_row=per_row)
+    return Plan(
+        rows_per_step=rows,
+        lanes=lanes,
+        total_steps=_total_steps(config, samples, rows, per_row),
+        samples_per_row=per_row,
+        samples=samples,
+    )
+
+
+def _total_steps(config: TrainConfig, samples: int, rows: int, per_row: float | None) -> int:
+    if config.max_steps is not None:
+        return config.max_steps
+    assert per_row is not None
+    return max(1, math.ceil(config.epochs * samples / (per_row * rows)))
+
+
+def resume_plan(
+    plan: Plan, config: TrainConfig, order: Order, encode: SampleEncoder, *, accept_changes: bool = False
+) -> Plan:
+    """Return the plan of a run that resumes: rows and lanes stay, and `config` says how many steps there are.
+
+    Args:
+        plan: of the run when it started.
+        config: the settings now.
+        order: the samples now.
+        encode: makes training samples.
+        accept_changes: continue with other data.
+
+    Raises:
+        ConfigError: `config` asks for other rows or lanes, or the data are not those that the run started with.
+    """
+    data, samples = config.data, len(order)
+    for name, stated, fixed in (
+        ("data.rows_per_step", data.rows_per_step, plan.rows_per_step),
+        ("data.lanes", data.lanes, plan.lanes),
+    ):
+        if stated not in (None, fixed):
+            raise ConfigError(
+                f"{name} is {stated}, but the run started with {fixed}, and its place in the data depends on that. "
+                f"Leave it at {fixed}, or choose another folder with --out."
+            )
+    if plan.samples not in (None, samples) and not accept_changes:
+        raise ConfigError(
+            f"The mixture '{data.mixture}' has {samples:,} samples per epoch, but it had {plan.samples:,} when the run "
+            "started. Its data changed, so its order is another one: some samples would come again, and some never. "
+            "Restore the data, resume anyway (--accept-changes), or choose another folder with --out."
+        )
+    per_row = plan.samples_per_row
+    if per_row is None and config.max_steps is None:
+        per_row = measure(order, encode, row_length(config)) if data.packing else 1.0
+    steps = _total_steps(config, samples, plan.rows_per_step, per_row)
+    return plan.model_copy(update={"total_steps": steps, "samples_per_row": per_row, "samples": samples})
 
 
 def row_length(config: TrainConfig) -> int:

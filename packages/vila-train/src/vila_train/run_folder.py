@@ -17,12 +17,14 @@ import yaml
 from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import read_json
-from vila_core.errors import ConfigError, first_problem
+from vila_core.checkpoint.new_folder import require_new
+from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.new_file import cannot_write, make_folder, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
-from vila_train.plan import Plan
+from vila_train.packing.lanes import Order, SampleEncoder
+from vila_train.plan import Plan, make_plan, resume_plan
 from vila_train.step_lines import forget_after
 from vila_train.yaml_files import read_yaml
 
@@ -48,13 +50,30 @@ class RunFolder:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of a run that has started before."""
+        """The plan of a run that has started before; None if there is none.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         if not (self.path / PLAN).exists():
             return None
         try:
             return Plan.model_validate(read_json(self.path / PLAN))
         except ValidationError as error:
-            raise ConfigError(f"{self.path / PLAN} is damaged: {first_problem(error)}.") from None
+            problem = f"{self.path / PLAN} is damaged: {first_problem(error)}."
+        except CheckpointError as error:
+            problem = str(error)
+        raise ConfigError(f"{problem} Delete this file: each checkpoint has a copy of it.")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the trained model is written."""
+        return (self.model / "config.json").is_file()
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a step may have been done."""
+        return (self.path / PLAN).exists() or any(self.checkpoints.glob("step-*"))
 
     def save_plan(self, plan: Plan) -> None:
         """Write the plan of a new run."""
@@ -92,17 +111,46 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
         accept_changes: take a folder whose run has another configuration, and note the new one.
 
     Raises:
-        ConfigError: the folder holds something else.
+        ConfigError: the folder holds something else, or a complete run with another configuration.
         OutputError: it cannot be written.
     """
     make_folder(path)
+    folder = RunFolder(path)
     if (path / RUN).exists():
-        if not accept_changes and (path / PLAN).exists():  # without a plan, no step was done
-            _require_same(path, config)
+        if folder.is_complete or (folder.has_started and not accept_changes):
+            _require_same(folder, config)
     elif any(path.iterdir()):
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+    if not folder.is_complete and folder.model.exists():  # before training, not after it
+        require_new(folder.model)
     write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    return RunFolder(path)
+    return folder
+
+
+def find_plan(
+    folder: RunFolder,
+    config: TrainConfig,
+    order: Order,
+    encode: SampleEncoder,
+    world_size: int,
+    *,
+    saved: Plan | None,
+    accept_changes: bool,
+) -> Plan:
+    """Return the plan that was made when the run started, with the steps that `config` asks for, or make one.
+
+    `saved` is the plan in the newest checkpoint, which is used if the folder has lost its own.
+
+    Raises `ConfigError` and `TrainingError` as `make_plan` and `resume_plan` do.
+    """
+    before = folder.plan or saved
+    if before is None:
+        plan = make_plan(config, order, encode, world_size)
+    else:
+        plan = resume_plan(before, config, order, encode, accept_changes=accept_changes)
+    if plan != folder.plan:
+        folder.save_plan(plan)
+    return plan
 
 
 def read_config(folder: Path) -> TrainConfig:
@@ -112,13 +160,18 @@ def read_config(folder: Path) -> TrainConfig:
     return TrainConfig.model_validate(read_yaml(folder / RUN, ConfigError))
 
 
-def _require_same(path: Path, config: TrainConfig) -> None:
-    changes = describe_changes(read_yaml(path / RUN, ConfigError), config.model_dump(mode="json"))
-    refuse_changes(
-        path,
-        [change for change in changes if not change.startswith(CHANGEABLE)],
-        "resume with the new settings (--accept-changes)",
-    )
+def _require_same(folder: RunFolder, config: TrainConfig) -> None:
+    path = folder.path
+    if folder.is_complete:
+        advice = f"train its model further in another folder (--model {folder.model})"
+    else:
+        advice = "resume with the new settings (--accept-changes)"
+    try:
+        before = read_yaml(path / RUN, ConfigError)
+    except ConfigError as error:
+        raise ConfigError(f"{error} --accept-changes writes it anew, with the settings of this call.") from None
+    changes = describe_changes(before, config.model_dump(mode="json"))
+    refuse_changes(path, [change for change in changes if not change.startswith(CHANGEABLE)], advice)
 
 
 def refuse_changes(path: Path, changes: Sequence[str], *advice: str) -> None:

@@ -16,13 +16,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def forget_after(path: Path, step: int) -> None:
     """Remove the lines of steps after `step`, which a resumed run does again, and damaged lines of a killed run."""
-    if path.exists():
+    if path.is_file():
         write_file(path, "".join(line for line, record in _lines(path) if record["step"] <= step))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line that is a record, with its end, and the record."""
-    if not path.exists():
+    if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:

@@ -19,7 +19,7 @@ from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow, pack
 from vila_train.packing.lanes import first_samples
 from vila_train.parallel.world import world_size
-from vila_train.plan import Plan, make_plan, row_length
+from vila_train.plan import Plan, make_plan, row_length, samples_per_row
 from vila_train.samples import TrainingSample
 
 SAMPLES = 128
@@ -49,6 +49,7 @@ class Measured:
         skipped: samples that cannot be used, by reason.
         messages: of some of them.
         plan: rows per step, and steps.
+        samples_per_row: on average.
         world_size: ranks.
         load: of the largest row.
         memory: on each GPU.
@@ -65,6 +66,7 @@ class Measured:
     skipped: Counter[str]
     messages: Sequence[str]
     plan: Plan
+    samples_per_row: float
     world_size: int
     load: RowLoad
     memory: MemoryEstimate
@@ -90,6 +92,10 @@ def measure(config: TrainConfig) -> Measured:
     lengths = [len(one.sample) for one in encoded]
     rows = pack(lengths, capacity) if config.data.packing else [[index] for index in range(len(lengths))]
     plan = make_plan(config, mixture, _Remembered(encoded, encode), ranks)
+    per_row = samples_per_row(lengths, capacity) if config.data.packing else 1.0
+    samples = plan.total_steps * plan.rows_per_step * per_row
+    if config.max_steps is None:
+        samples = min(config.epochs * len(mixture), samples)
     network = opened.network
     parameters = sum(p.numel() for p in network.parameters())
     trained = _as_trained(network, config)
@@ -104,11 +110,12 @@ def measure(config: TrainConfig) -> Measured:
         skipped=skipped,
         messages=messages,
         plan=plan,
+        samples_per_row=per_row,
         world_size=ranks,
         load=load,
         memory=estimate_memory(network, config.compute, load, world_size=ranks, adapter=adapter),
         suggestions=suggest(network, config, load, world_size=ranks),
-        flops=_flops(network, encoded, config.epochs, mixture, plan),
+        flops=_flops(network, encoded, samples),
         trained=trained,
         parameters=parameters,
     )
@@ -169,8 +176,8 @@ def _tiles(sample: TrainingSample) -> int:
     return sum(len(medium.tiles) for medium in sample.prompt.media)
 
 
-def _flops(network: VilaModel, encoded: Sequence[Encoded], epochs: float, mixture: Mixture, plan: Plan) -> float:
+def _flops(network: VilaModel, encoded: Sequence[Encoded], samples: float) -> float:
+    """Return the floating-point operations for so many samples like `encoded`."""
     counted = ModelFlops.of(network)
     of_samples = sum(counted.of_row(PackedRow.of([one.sample], torch.device("cpu"))) for one in encoded)
-    samples = min(epochs * len(mixture), plan.total_steps * plan.rows_per_step * plan.samples_per_row)
     return of_samples / len(encoded) * samples

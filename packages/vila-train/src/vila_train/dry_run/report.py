@@ -52,7 +52,7 @@ def _samples(measured: Measured) -> Mapping[str, str]:
         "media": f"{len(media):,} images and videos, {tiles:,} tiles",
         "packing": f"{len(measured.rows):,} row{'' if len(measured.rows) == 1 else 's'} of "
         f"{row_length(measured.config):,} tokens, "
-        f"{measured.plan.samples_per_row:.1f} samples in each, {_padding(measured, 1 - tokens / room)}",
+        f"{measured.samples_per_row:.1f} samples in each, {_padding(measured, 1 - tokens / room)}",
     }
     if measured.skipped:
         reasons = [f"{count} {reason}" for reason, count in measured.skipped.most_common()]
@@ -90,11 +90,12 @@ def _model(measured: Measured) -> Mapping[str, str]:
 
 def _steps(measured: Measured) -> Mapping[str, str]:
     plan, data = measured.plan, measured.config.data
-    samples = plan.rows_per_step * plan.samples_per_row
+    samples = plan.rows_per_step * measured.samples_per_row
+    length = f"epochs: {measured.config.epochs:g}" if measured.config.max_steps is None else "max_steps"
     return {
         "rows per step": f"{plan.rows_per_step:,}, which hold about {samples:,.0f} samples "
         f"(data.samples_per_step is {data.samples_per_step:,})",
-        "steps": f"{plan.total_steps:,} (epochs: {measured.config.epochs:g})",
+        "steps": f"{plan.total_steps:,} ({length})",
     }
 
 

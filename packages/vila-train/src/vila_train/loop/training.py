@@ -12,7 +12,8 @@ import torch
 from vila_core.errors import VilaError
 from vila_train.callbacks import Callback, RunStart, StepRecord
 from vila_train.caption_dropout import CaptionDropout
-from vila_train.checkpoints import Checkpoints, Progress
+from vila_train.checkpoint_state import Progress
+from vila_train.checkpoints import Checkpoints
 from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
 from vila_train.config import TrainConfig
@@ -30,8 +31,8 @@ from vila_train.packing import PackedRow
 from vila_train.packing.lanes import LaneConfig, Order, SampleEncoder
 from vila_train.parallel.mesh import mesh_shape, require_divisible
 from vila_train.parallel.world import World, join_world
-from vila_train.plan import Plan, make_plan, row_length
-from vila_train.run_folder import RunFolder, open_run
+from vila_train.plan import row_length
+from vila_train.run_folder import RunFolder, find_plan, open_run
 from vila_train.tracking.opening import open_callbacks
 
 
@@ -69,12 +70,12 @@ def train(
     with join_world(device, group=needs_group(config)) as world, _own_random_numbers(world):
         mesh_shape(world.size, config.compute)
         folder = world.first(lambda: open_run(out, config, accept_changes=accept_changes))
-        if folder.model.exists():
+        if folder.is_complete:
             return folder.model
         reporting: list[Callback] = []
         world.first(lambda: reporting.extend(open_callbacks(config)))
         with stop_request() as request:
-            run = Run(config, folder, world, [*reporting, *callbacks], order)
+            run = Run(config, folder, world, [*reporting, *callbacks], order, accept_changes=accept_changes)
             try:
                 run.advance(request)
                 run.export()
@@ -94,6 +95,7 @@ class Run:
         world: this rank.
         callbacks: receive what happens, on rank 0.
         order: the samples; None: those of the mixture.
+        accept_changes: the data may differ from those that the run started with.
     """
 
     def __init__(
@@ -103,6 +105,8 @@ class Run:
         world: World,
         callbacks: Sequence[Callback],
         order: Order | None = None,
+        *,
+        accept_changes: bool = False,
     ):
         self._config, self._folder, self._world = config, folder, world
         self._reporter = Reporter(callbacks if world.is_first else ())
@@ -112,22 +116,25 @@ class Run:
             order = CaptionDropout(order, config.data.caption_dropout, config.seed)
         encode = make_encoder(self._opened, config)
         self._evaluator = Evaluator.open(config, encode)
-        self._plan = world.first(lambda: _plan(config, folder, order, encode, world.size))
+        self._checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
+        found = self._checkpoints.newest()
+        saved = None if found is None else found[1].plan
+        self._plan = world.first(
+            lambda: find_plan(folder, config, order, encode, world.size, saved=saved, accept_changes=accept_changes)
+        )
         require_divisible(world.size, self._plan.rows_per_step, self._plan.lanes)
         self._row_length = row_length(config)
         self._trainee = build_trainee(self._opened, config, world)
         self._flops = ModelFlops.of(self._opened.network)
         self._optimizer = make_optimizer(self._opened.network, config.optimizer, world.device)
-        self._checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
-        progress = self._resume()
+        progress = self._resume(found)
         self.step, self._saved = progress.step, progress.step
         self._lanes, self._skipped = dict(progress.lanes), Counter(progress.skipped)
         self._truncated = progress.truncated
         self._loader = self._load(order, encode)
 
-    def _resume(self) -> Progress:
-        """Return where the run stands, with model and optimizer as they were then."""
-        found = self._checkpoints.newest()
+    def _resume(self, found: tuple[Path, Progress] | None) -> Progress:
+        """Return where the run stands, with model and optimizer as they were in the checkpoint `found`."""
         if found is None:
             return Progress(step=0, lanes={}, skipped={})
         path, progress = found
@@ -264,7 +271,9 @@ class Run:
         if self._saved == self.step:
             return
         lanes = {number: state for of_rank in self._world.gather(self._lanes) for number, state in of_rank.items()}
-        progress = Progress(step=self.step, lanes=lanes, skipped=self._skipped, truncated=self._truncated)
+        progress = Progress(
+            step=self.step, lanes=lanes, skipped=self._skipped, truncated=self._truncated, plan=self._plan
+        )
         path = self._checkpoints.save(self._opened.network, self._optimizer, progress)
         self._saved = self.step
         self._reporter.checkpoint(self.step, path)
@@ -299,15 +308,6 @@ def _open_model(config: TrainConfig, world: World) -> OpenedModel:
         raise problem
     assert opened is not None
     return opened
-
-
-def _plan(config: TrainConfig, folder: RunFolder, order: Order, encode: SampleEncoder, world_size: int) -> Plan:
-    """Return the plan that was made when the run started."""
-    plan = folder.plan
-    if plan is None:
-        plan = make_plan(config, order, encode, world_size)
-        folder.save_plan(plan)
-    return plan
 
 
 @contextmanager

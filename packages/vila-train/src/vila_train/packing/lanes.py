@@ -15,6 +15,7 @@ from vila_core.config import Config
 from vila_train.data.bad_samples import Skipped, as_skipped
 from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
+from vila_train.number_types import NonNegativeInt
 from vila_train.samples import TrainingSample
 
 ROWS_WAITING = 2, 16
@@ -63,8 +64,8 @@ class LaneState(Config):
         waiting: positions of the samples that were read and are in no row yet, in the order of reading.
     """
 
-    position: int
-    waiting: tuple[int, ...] = ()
+    position: NonNegativeInt
+    waiting: tuple[NonNegativeInt, ...] = ()
 
 
 @dataclass(frozen=True)
