@@ -1,12 +1,16 @@
 """Time to draw images, beside the time that reading the weights takes.
 
     python benchmarks/drawing.py [--shapes vila-u-7b | tiny] [--batch 1 8 32] [--guidance 3] [--json results.json]
+                                 [--profile]
 
 Random weights in the shapes of VILA-U 7B at 256 pixels: LLaMA-2 7B, and a depth transformer of 6 layers of width 2560
 (four codes of 16,384 at each of 256 positions). Images are drawn through the engine with guidance, top-k 900 and top-p
 0.96; the decoder, which takes a few milliseconds, is left out. Wall-clock time, median of `--rounds` after one that
 captures the graphs. The limit is that of memory, measured in the same run: every position reads the layers once, the
 depth transformer D times, and the keys and values of all rows.
+
+`--profile` prints what the GPU runs for a position, for each batch: kernels by name and by part, with their number and
+time, the time in which none runs, and what runs before and after (from a few positions in the middle of an image).
 
 Claim: one image takes at most 1.5 times the limit.
 """
@@ -19,6 +23,7 @@ import platform
 import statistics
 import sys
 import time
+from bisect import bisect_left
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,7 +38,7 @@ from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.engine import Engine
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig
-from vila_core.engine.painting import paint
+from vila_core.engine.painting import paint, picture_request
 from vila_core.generation.depth_transformer import DepthTransformer, DepthTransformerHead
 from vila_core.generation.heads import GenerationHead
 from vila_core.language.decoder import Decoder
@@ -141,6 +146,56 @@ class Drawer:
         return self.positions * (layers + of_depth + keys)
 
 
+PROFILED = 8
+"""Positions."""
+SAMPLING = ("choose_codes", "search_kernel", "floor_kernel", "argmax_kernel", "final_kernel", "prepare_kernel")
+
+
+def profile(drawer: Drawer, count: int, guidance: float) -> None:
+    """Print what the GPU runs for a position of `count` images."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    engine, settings = drawer.engine, DrawingConfig(guidance=guidance, seed=0)
+    prompt = TextPrompt(drawer.decoder, [*range(20, 20 + PROMPT_TOKENS), START])
+    handles = [engine.submit(prompt, *picture_request(settings, number)) for number in range(count)]
+    for _ in range(drawer.positions // 2):
+        engine.step()
+    synchronize(drawer.device)
+    with record(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(PROFILED):
+            engine.step()
+        synchronize(drawer.device)
+    for handle in handles:
+        handle.cancel()
+    print_kernels([event for event in profiler.events() or [] if event.device_type.name == "CUDA"])
+
+
+def print_kernels(events: list[Any]) -> None:
+    """Print kernels in order of their time. A position begins after the last kernel of a choice before a long run."""
+    events.sort(key=lambda event: event.time_range.start)
+    busy, end, by_part, by_name = 0.0, 0.0, dict[str, list[float]](), dict[tuple[str, str], list[float]]()
+    choices = [index for index, event in enumerate(events) if any(name in event.name for name in SAMPLING)]
+    attends = [index for index, event in enumerate(events) if "decode_attention" in event.name]
+    for index, event in enumerate(events):
+        start, stop = event.time_range.start, event.time_range.end
+        own = max(0.0, stop - max(start, end))  # kernels that start early overlap the one before
+        end, busy = max(end, stop), busy + own
+        attend = bisect_left(attends, index)
+        # The language model runs from the last choice of a position to its own last attention and the MLP after it.
+        is_first = attend < len(attends) and not any(index <= one < attends[attend] for one in choices)
+        part = "sampling" if index in choices else "language model" if is_first else "depth transformer and the rest"
+        for found in (by_part.setdefault(part, [0, 0.0]), by_name.setdefault((part, event.name[:90]), [0, 0.0])):
+            found[0] += 1
+            found[1] += own
+    total = (events[-1].time_range.end - events[0].time_range.start) if events else 0.0
+    print(f"  a position, of {PROFILED}: {total / PROFILED:.0f} us, of which kernels run {busy / PROFILED:.0f} us")
+    for part, (number, time_) in sorted(by_part.items()):
+        print(f"  {number / PROFILED:8.1f} kernels {time_ / PROFILED:8.1f} us  {part}")
+    for (part, name), (number, time_) in sorted(by_name.items(), key=lambda item: -item[1][1])[:40]:
+        print(f"  {number / PROFILED:8.1f} x {time_ / number:7.2f} = {time_ / PROFILED:8.1f} us  {part[:8]}  {name}")
+
+
 def fill(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Give a module on the meta device random weights."""
     module.to(dtype).to_empty(device=device)
@@ -162,9 +217,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--profile", action="store_true", help="show the kernels of a position")
     options = parser.parse_args()
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if options.profile and device.type != "cuda":
+        parser.error("--profile needs an NVIDIA GPU")
     limits = measure_limits(device, dtype)
     drawer = Drawer(options.shapes, device, dtype, 2 * max(options.batch))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
@@ -178,6 +236,8 @@ def main() -> None:
             f"{count:3} at once: {seconds:.3f} s, {count / seconds:.2f} images/s, "
             f"{1e3 * seconds / drawer.positions:.2f} ms a position; limit {limit:.3f} s: {seconds / limit:.2f} x"
         )
+        if options.profile:
+            profile(drawer, count, options.guidance)
         records.append({"batch": count, "seconds": seconds, "limit": limit, "images_per_second": count / seconds})
     if options.json:
         settings = {"device": name, "shapes": options.shapes, "guidance": options.guidance}

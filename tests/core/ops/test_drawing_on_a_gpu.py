@@ -51,15 +51,16 @@ def codes_of(answer: Generated) -> object:
 
 
 def test_captured_and_eager_draws_agree() -> None:
-    """The same hidden states, in fp32: one graph, and one call after another."""
+    """The same hidden states, in fp32: one graph, one call after another, and codes chosen as tokens are."""
     head = SmallHead(64, depth=3).to(GPU)
     from vila_core.language.capturing import capture
+    from vila_core.ops.codes import choose_codes
     from vila_core.ops.sampling import choose_tokens
 
     hidden = torch.randn(8, 64, device=GPU, generator=torch.Generator(GPU).manual_seed(0))
     results: list[torch.Tensor] = []
-    for is_captured in (False, True):
-        rows = DrawingRows(head, 8, 64, GPU, torch.float32, choose_tokens)
+    for is_captured, choice in ((False, None), (False, choose_codes), (True, choose_codes)):
+        rows = DrawingRows(head, 8, 64, GPU, torch.float32, choose_tokens, choice)
         sampling = DrawingSampling(3.0, 1.0, 12, 0.9, seed=3)
         for row in range(0, 8, 2):
             rows.start(row, sampling, 0, row + 1)
@@ -74,8 +75,34 @@ def test_captured_and_eager_draws_agree() -> None:
         else:
             steps = [rows.draw(hidden, kind).clone() for _ in range(4)]
         results.append(torch.stack(steps)[:, ::2])
-    assert torch.equal(*results)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[1], results[2])
     assert (results[0] >= 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16, 40])
+def test_fused_steps_of_the_depth_transformer_follow_its_modules(rows: int) -> None:
+    from vila_core.config import DepthTransformerConfig
+    from vila_core.generation.depth_transformer import DepthTransformer, ModuleDepthSteps, depth_steps
+    from vila_core.generation.fused_depth import FusedDepthSteps
+
+    config = DepthTransformerConfig(
+        hidden_size=512, embed_dim=320, num_hidden_layers=2, num_attention_heads=5, code_width=256, codebook_size=1000,
+        code_depth=4, grid=(4, 4),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    half = DepthTransformer(config).eval().requires_grad_(False).to(GPU, torch.bfloat16)
+    exact = DepthTransformer(config).eval().requires_grad_(False).to(GPU, torch.float64)
+    exact.load_state_dict(half.state_dict())
+    hidden = torch.randn(rows, 512, device=GPU, dtype=torch.bfloat16)
+    sums = torch.randn(3, rows, 256, device=GPU, dtype=torch.bfloat16)
+    steps, expected = depth_steps(half, hidden), ModuleDepthSteps(exact, hidden.double())
+    assert isinstance(steps, FusedDepthSteps)
+    for depth in range(4):
+        x = steps.read_codes(sums[depth - 1]) if depth else steps.read_hidden(hidden)
+        y = expected.read_codes(sums[depth - 1].double()) if depth else expected.read_hidden(hidden.double())
+        found, true = steps.logits(x, depth).double(), expected.logits(y, depth)
+        assert ((found - true).norm() / true.norm()).item() < 0.02
 
 
 def test_a_picture_twice(on_gpu: Decoder, head: SmallHead, tokenizer: Tokenizer) -> None:

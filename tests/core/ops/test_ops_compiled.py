@@ -16,9 +16,11 @@ from triton.compiler import ASTSource
 
 from vila_core.ops.attention import MERGED
 from vila_core.ops.attention_kernel import decode_attention_kernel
+from vila_core.ops.codes import choose_codes_kernel, warps_for
+from vila_core.ops.depth_attention import depth_attention_kernel
 from vila_core.ops.eight_bits_kernel import quantize_kernel
 from vila_core.ops.filters import floor_kernel, search_kernel
-from vila_core.ops.linear import MATRIX_CHUNK, MATRIX_ROWS, choose, matrix_kernel, vector_kernel
+from vila_core.ops.linear import choose, choose_matrix, matrix_kernel, vector_kernel
 from vila_core.ops.norm import add_rms_norm_kernel
 from vila_core.ops.rotary import rotate_and_write_kernel
 from vila_core.ops.sampling import argmax_kernel, final_kernel, prepare_kernel
@@ -26,18 +28,20 @@ from vila_core.ops.swiglu import swiglu_kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
-STACK = {"attention in 8 bits, rows": 8}
+STACK = {"attention in 8 bits, rows": 8, "codes": 128}
 """Bytes that a thread may spill, if any."""
 
 INTEGERS = {
     "positions_pointer": "*i64", "table_pointer": "*i32", "counters_pointer": "*i32",
     "wanted_pointer": "*i32", "floor_pointer": "*i32", "earlier_pointer": "*i32", "low_pointer": "*i32",
+    "companions_pointer": "*i64", "leaders_pointer": "*i64", "top_k_pointer": "*i32",
     "index_pointer": "*i32", "seed_pointer": "*i64", "chosen_pointer": "*i64", "allowed_pointer": "*i32",
     "seen_pointer": "*i8", "ids_pointer": "*i64", "next_pointer": "*u8", "after_pointer": "*u8",
     "codes_pointer": "*u8", "key_scales_pointer": "*bf16", "value_scales_pointer": "*bf16", "scales_pointer": "*bf16",
 }  # fmt: skip
 FLOATS = (
     "cos_pointer", "sin_pointer", "parts_pointer", "sums_pointer", "logs_pointer", "temperature_pointer",
+    "guidance_pointer", "top_p_pointer",
     "penalty_pointer", "value_pointer", "lowest_pointer", "highest_pointer", "maxima_pointer", "partial_pointer",
 )  # fmt: skip
 ODD = (
@@ -51,6 +55,8 @@ ODD = (
     "page",
     "table_stride",
     "ahead",
+    "depth",
+    "depths",
     "words",
 )
 
@@ -96,10 +102,18 @@ def vector_constants(inputs: int, *, both: bool) -> tuple[dict[str, Any], int]:
     config = choose(inputs, 3584, both=both)
     rounds = triton.cdiv(inputs, config.chunk * config.ahead)
     constants = {
-        "HAS_BIAS": not both, "SWIGLU": both, "ROWS": config.rows, "CHUNK": config.chunk, "AHEAD": config.ahead,
+        "HAS_BIAS": not both, "SWIGLU": both, "ACT": "" if both else "gelu", "ROWS": config.rows,
+        "CHUNK": config.chunk, "AHEAD": config.ahead,
         "ROUNDS": rounds,
     }  # fmt: skip
     return constants, config.warps
+
+
+def matrix_constants(outputs: int) -> dict[str, Any]:
+    config = choose_matrix(outputs)
+    return {
+        "HAS_BIAS": True, "ACT": "gelu", "ROWS": config.rows, "CHUNK": config.chunk, "PREFETCH": config.prefetch
+    }  # fmt: skip
 
 
 KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
@@ -130,10 +144,13 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "linear": (vector_kernel, vector_constants(3584, both=False)[0], {"num_warps": 2}),
     "linear, wide": (vector_kernel, vector_constants(18944, both=False)[0], {"num_warps": 8}),
     "linear, swiglu": (vector_kernel, vector_constants(3584, both=True)[0], {"num_warps": 2}),
-    "linear of 16 tokens": (
-        matrix_kernel,
-        {"HAS_BIAS": True, "ROWS": MATRIX_ROWS, "CHUNK": MATRIX_CHUNK},
-        {"num_warps": 4, "num_stages": 4},
+    "linear of 16 tokens": (matrix_kernel, matrix_constants(12_288), {"num_warps": 4, "num_stages": 4}),
+    "linear of 16 tokens, narrow": (matrix_kernel, matrix_constants(2560), {"num_warps": 4, "num_stages": 4}),
+    "depth attention": (depth_attention_kernel, {"BLOCK": 64, "DEPTHS": 16}, {"num_warps": 1}),
+    "codes": (
+        choose_codes_kernel,
+        {"DRAWS": True, "TOP_K": True, "TOP_P": True, "BLOCK": 16_384},
+        {"num_warps": warps_for(16_384)},
     ),
     "penalties": (prepare_kernel, {"PENALIZES": True, "MASKS": True, "BLOCK": 2048}, {"num_warps": 4}),
     "top-k": (

@@ -53,7 +53,7 @@ for rows, width in ((1, 24), (3, 1030)):
 """
 
 LINEAR = """
-from vila_core.ops.linear import linear, swiglu_linear
+from vila_core.ops.linear import gelu_linear, linear, swiglu_linear
 for tokens, sizes, inputs, with_bias in (
     (1, (6,), 40, False), (1, (8, 4, 4), 1000, True), (1, (3, 5), 4200, False),
     (3, (32, 64, 16), 264, True), (16, (50,), 520, True), (17, (8, 8), 64, True), (2, (5, 3), 64, False),
@@ -68,6 +68,10 @@ for tokens, outputs, inputs in ((1, 12, 1032), (1, 7, 4400), (2, 32, 64)):
     x, gate, up = randn(tokens, inputs) / inputs**0.5, randn(outputs, inputs), randn(outputs, inputs)
     expected = reference.swiglu(reference.linear(x.double(), (gate.double(), up.double()), (None, None)))
     check(swiglu_linear(x, gate, up), expected, 2e-3, f"swiglu {tokens} {outputs} {inputs}")
+for tokens, outputs, inputs in ((1, 24, 72), (2, 40, 1032), (3, 10, 68), (17, 8, 64)):
+    x, weight, bias = randn(tokens, inputs), randn(outputs, inputs) / 8, randn(outputs)
+    expected = torch.nn.functional.gelu(torch.nn.functional.linear(x.double(), weight.double(), bias.double()))
+    check(gelu_linear(x, weight, bias), expected, 1e-3, f"gelu {tokens} {outputs} {inputs}")
 """
 
 ROTARY = """
@@ -364,6 +368,90 @@ for number in range(2):
 """
 
 
+DEPTH_ATTENTION = """
+from vila_core.ops.depth_attention import depth_attention
+rows, heads, depths, width = 3, 5, 6, 12
+keys, values = torch.full((2, rows, heads, depths, width), torch.nan, dtype=F16).unbind()
+for depth in range(depths):
+    qkv = randn(rows, 3 * heads * width)
+    expected = reference.depth_attention(qkv.double(), keys.double(), values.double(), depth)
+    check(depth_attention(qkv, keys, values, depth), expected[0], 1e-3, f"depth {depth}")
+    for cache, after in zip((keys, values), expected[1:], strict=True):
+        assert torch.equal(cache.double().nan_to_num(-7), after.nan_to_num(-7)), f"cache at depth {depth}"
+"""
+
+DEPTH_STEPS = """
+from vila_core.config import DepthTransformerConfig
+from vila_core.generation.depth_transformer import DepthTransformer, ModuleDepthSteps
+from vila_core.generation.fused_depth import FusedDepthSteps
+
+config = DepthTransformerConfig(
+    hidden_size=24, embed_dim=48, num_hidden_layers=2, num_attention_heads=4, code_width=40, codebook_size=50,
+    code_depth=3, grid=(2, 2),
+)
+torch.manual_seed(0)
+transformer = DepthTransformer(config).eval().requires_grad_(False)
+for parameter in transformer.parameters():
+    parameter.copy_(torch.randn_like(parameter) / 5 + (parameter == 1))
+exact, half = transformer.double(), DepthTransformer(config).eval().requires_grad_(False)
+half.load_state_dict(exact.state_dict())
+half.to(F16)
+for rows in (1, 4, 17):
+    hidden, sums = randn(rows, 24), [randn(rows, 40) for _ in range(2)]
+    steps, expected = FusedDepthSteps(half, hidden), ModuleDepthSteps(exact, hidden.double())
+    for depth in range(3):
+        x, y = (
+            one.read_codes(sums[depth - 1].to(dtype)) if depth else one.read_hidden(hidden.to(dtype))
+            for one, dtype in ((steps, F16), (expected, torch.float64))
+        )
+        check(steps.logits(x, depth), expected.logits(y, depth), 5e-3, f"{rows} rows, depth {depth}")
+"""
+
+
+CODES = """
+import math
+from vila_core.ops.codes import choose_codes
+from vila_core.ops.sampling import choose_tokens
+
+rows, vocabulary = 9, 300
+companions, leaders = torch.tensor([1, 1, 3, 3, 4, 5, 7, 7, 8]), torch.tensor([0, 0, 2, 2, 4, 5, 6, 6, 8])
+guidance = torch.tensor([3.0, 1, 0.5, 1, 1, 1, 2, 1, 1])
+settings = {
+    "temperature": torch.tensor([1.0, 1, 0.7, 1, 0.0, 1.5, 0.9, 1, 1]),
+    "top_k": torch.tensor([20, 0, 0, 0, 5, 1, 299, 0, 0], dtype=torch.int32),
+    "top_p": torch.tensor([0.9, 1, 0.5, 1, 1, 1, 0.999, 1, 1]),
+    "seeds": torch.arange(rows) * 2**40 + 3,
+}
+positions = torch.tensor([3, -1, 100, -1, 0, 8, 2, -1, -1])
+ones, blank = torch.ones(rows), torch.zeros(rows, vocabulary)
+for seed, dtype in enumerate((torch.bfloat16, F16, F32)):
+    logits = (torch.randn(rows, vocabulary, generator=generator) * 3).to(dtype)
+    if dtype == F32:
+        logits[6, 17], logits[5, 3] = math.nan, -math.inf
+    unconditional = logits.float()[companions]
+    guided = unconditional + guidance[:, None] * (logits.float() - unconditional)
+    for flags in ((True, True, True), (True, True, False), (True, False, True), (True, False, False), (False,) * 3):
+        # The kernel chooses what guidance and the kernels of tokens choose.
+        ids = torch.zeros(rows, dtype=torch.int64)
+        expected = choose_tokens(
+            guided, ids, positions.clone(), *settings.values(), ones, blank[:, 0], blank[:, 0], blank.int(), blank,
+            blank.int(), 2, *flags, False, False,
+        )
+        given = (logits, companions, leaders, guidance, *settings.values(), positions, 2)
+        codes, chosen = choose_codes(*given, *flags)
+        assert torch.equal(chosen, torch.where(leaders == torch.arange(rows), expected, reference.UNUSABLE)), flags
+        usable = chosen[leaders] >= 0
+        assert torch.equal(codes[usable], ids[leaders][usable])
+        assert ((0 <= codes) & (codes < vocabulary)).all()
+        assert chosen.tolist()[1::2] == [-1, -1, -1 if dtype == F32 else chosen[5], -1] and chosen[8] == -1
+        if not flags[0]:
+            assert all(torch.equal(*both) for both in zip((codes[usable], chosen), (
+                reference.choose_codes(*given, *flags)[0][usable], reference.choose_codes(*given, *flags)[1],
+            ), strict=True))
+assert chosen[6] == -1, "NaN"
+"""
+
+
 EXCHANGE = """
 from vila_core.errors import GenerationError
 from vila_core.ops import exchange
@@ -463,7 +551,12 @@ CALLS = {
         (x, None, None, None, None, 0.0, "gelu", None, 1.0, 0.0),
         (x, randn(3, 40), randn(40), randn(40), randn(40), 1e-6, "", torch.int8, 127.0, 1e-5),
     ],
-    "small_linear": [(x, w, b, False), (x[:1], w, [], False), (x[:1], [w[0], w[0]], [], True)],
+    "small_linear": [(x, w, b, False), (x[:1], w, [], False), (x[:1], [w[0]] * 2, [], True), (x, w, b, False, "gelu")],
+    "depth_attention": [(randn(3, 72), randn(3, 2, 4, 12), randn(3, 2, 4, 12), 1)],
+    "choose_codes": [
+        (x, *torch.arange(3).expand(2, 3), torch.ones(3), torch.ones(3), zeros(3, dtype=torch.int32), torch.ones(3),
+         zeros(3), zeros(3), 1, True, True, True),
+    ],
     "decode_attention": [
         (qkv, *angles, positions, *caches, None, None, counters, None, 0),
         (qkv, *angles, positions, *codes, *scales, counters, table, 0),
@@ -485,7 +578,21 @@ for name, calls in CALLS.items():
 
 @pytest.mark.parametrize(
     "what",
-    [NORM, SWIGLU, LINEAR, ROTARY, ATTENTION, EIGHT_BITS, ATTENTION_IN_8_BITS, SAMPLING, STEP, EXCHANGE],
+    [
+        NORM,
+        SWIGLU,
+        LINEAR,
+        ROTARY,
+        ATTENTION,
+        EIGHT_BITS,
+        ATTENTION_IN_8_BITS,
+        DEPTH_ATTENTION,
+        DEPTH_STEPS,
+        SAMPLING,
+        CODES,
+        STEP,
+        EXCHANGE,
+    ],
     ids=[
         "norm",
         "swiglu",
@@ -494,7 +601,10 @@ for name, calls in CALLS.items():
         "attention",
         "8 bits",
         "attention in 8 bits",
+        "depth attention",
+        "depth steps",
         "sampling",
+        "codes",
         "step",
         "exchange",
     ],

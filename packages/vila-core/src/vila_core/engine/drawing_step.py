@@ -56,7 +56,9 @@ class DrawingStep:
         self._step = step
         self._order = order
         size = len(step.rows.ids), llm.config.hidden_size
-        self._new_rows = lambda: DrawingRows(head, *size, weight.device, weight.dtype, step.choose_tokens)
+        self._new_rows = lambda: DrawingRows(
+            head, *size, weight.device, weight.dtype, step.choose_tokens, step.choose_codes
+        )
 
     @property
     def _rows(self) -> DrawingRows:

@@ -10,7 +10,7 @@ size, A heads
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +171,56 @@ class DepthTransformer(nn.Module):
         nn.init.normal_(self.pos_emb_d, std=0.02)
 
 
+class DepthSteps(Protocol):
+    """Scores the codes of a position one after another, with the keys and values of those before."""
+
+    def read_hidden(self, hidden: Tensor) -> Tensor:
+        """`[R, H]` -> what depth 0 reads, without the embedding of the depth: `[R, E]`."""
+        ...
+
+    def read_codes(self, total: Tensor) -> Tensor:
+        """Sums of embeddings of codes `[R, C]` -> what the next depth reads: `[R, E]`."""
+        ...
+
+    def logits(self, x: Tensor, depth: int) -> Tensor:
+        """`[R, E]` -> `[R, K]`. Depths come in order."""
+        ...
+
+
+class ModuleDepthSteps:
+    """`DepthSteps` with the modules themselves, on any device.
+
+    Args:
+        transformer: its weights are used where they are.
+        like: `[R, …]`, a tensor for as many rows, in the dtype of the model.
+    """
+
+    def __init__(self, transformer: DepthTransformer, like: Tensor):
+        self._transformer = transformer
+        config = transformer.config
+        rows = like.new_empty(len(like), config.embed_dim)
+        self._caches = [block.attn.empty_cache(rows, config.code_depth) for block in transformer.blocks]
+
+    def read_hidden(self, hidden: Tensor) -> Tensor:
+        return self._transformer.in_mlp_2(hidden)
+
+    def read_codes(self, total: Tensor) -> Tensor:
+        return self._transformer.in_mlp_1(total)
+
+    def logits(self, x: Tensor, depth: int) -> Tensor:
+        x = x[:, None]
+        for block, cache in zip(self._transformer.blocks, self._caches, strict=True):
+            x = block.step(x, cache, depth)
+        return self._transformer.classifier_mlp(x[:, 0])
+
+
+def depth_steps(transformer: DepthTransformer, hidden: Tensor) -> DepthSteps:
+    """Return the fastest steps for rows with the hidden states `[R, H]`. They serve one position."""
+    from vila_core.generation.fused_depth import FusedDepthSteps, can_fuse
+
+    return (FusedDepthSteps if can_fuse(transformer, hidden) else ModuleDepthSteps)(transformer, hidden)
+
+
 class DepthTransformerHead:
     """Chooses, embeds and decodes codes of a model: see `vila_core.generation.heads.TrainableHead`.
 
@@ -209,20 +259,17 @@ class DepthTransformerHead:
     def choose(self, hidden: Tensor, pick: Pick) -> Tensor:
         """`[R, H]` -> codes int64 `[R, D]`, which `pick(depth, logits [R, K])` chooses. Keys and values are cached."""
         transformer = self.transformer
-        x = transformer.in_mlp_2(hidden)  # [R, E]
-        caches = [block.attn.empty_cache(x, self.codes_per_position) for block in transformer.blocks]
+        steps = depth_steps(transformer, hidden)
+        x = steps.read_hidden(hidden)  # [R, E]
         chosen: list[Tensor] = []
         total: Tensor | None = None
         for depth in range(self.codes_per_position):
-            x = (x + transformer.pos_emb_d[:, depth])[:, None]  # [R, 1, E]
-            for block, cache in zip(transformer.blocks, caches, strict=True):
-                x = block.step(x, cache, depth)
-            codes = pick(depth, transformer.classifier_mlp(x[:, 0]))
+            codes = pick(depth, steps.logits(x + transformer.pos_emb_d[:, depth], depth))
             chosen.append(codes)
             if depth + 1 < self.codes_per_position:
                 embedding = self.tower.quantizer.embed_one(codes, depth)
                 total = embedding if total is None else total + embedding
-                x = transformer.in_mlp_1(total)
+                x = steps.read_codes(total)
         return torch.stack(chosen, dim=-1)
 
     def embed(self, codes: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vila_core.language.paged_rows import RowSampling, StepKind, StepRows
-from vila_core.ops.reference import UNUSABLE
+from vila_core.ops.reference import MAX_CODES, UNUSABLE
 
 if TYPE_CHECKING:
     from vila_core.generation.heads import GenerationHead
@@ -68,6 +68,8 @@ class DrawingRows:
         device: of the model.
         dtype: of the model.
         choose_tokens: `ops.reference.choose_tokens`, or the kernels' of `ops.sampling`.
+        choose_codes: the kernel of `ops.codes`, which applies guidance too and chooses the same codes; None: codes are
+            chosen as tokens are.
     """
 
     @torch.inference_mode(False)
@@ -79,9 +81,11 @@ class DrawingRows:
         device: torch.device,
         dtype: torch.dtype,
         choose_tokens: Callable[..., Tensor],
+        choose_codes: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ):
         self._head = head
         self._choose_tokens = choose_tokens
+        self._choose_codes = choose_codes if head.codebook_size <= MAX_CODES else None
         self._sampling = StepRows.allocate(max_rows, 1, head.codebook_size, device)
         self._guidance = torch.ones(max_rows, dtype=torch.float32, device=device)
         self._companions = torch.arange(max_rows, device=device)  # whose logits are u; the row itself without guidance
@@ -145,18 +149,26 @@ class DrawingRows:
         companions, leaders = self._companions[place], self._leaders[place]
         if first:
             companions, leaders = companions - first, leaders - first
-        guidance = self._guidance[place, None]
+        guidance = self._guidance[place]
         chosen: list[Tensor] = []
 
         def pick(depth: int, logits: Tensor) -> Tensor:
-            del depth  # the counter of the rows knows
+            if self._choose_codes is not None:
+                codes, usable_codes = self._choose_codes(
+                    logits, companions, leaders, guidance, sampling.temperature, sampling.top_k, sampling.top_p,
+                    sampling.seeds, sampling.positions, depth + 1, kind.draws, kind.top_k, kind.top_p,
+                )  # fmt: skip
+                chosen.append(usable_codes)
+                return codes
             conditional = logits.float()
             unconditional = conditional.index_select(0, companions)
-            guided = unconditional + guidance * (conditional - unconditional)
+            guided = unconditional + guidance[:, None] * (conditional - unconditional)
             chosen.append(sampling.choose(self._choose_tokens, guided, kind, ahead=1))
             return sampling.ids.index_select(0, leaders)
 
         codes = self._head.choose(hidden, pick)
+        if self._choose_codes is not None:  # which does not advance the rows
+            sampling.positions.add_(sampling.positions >= 0, alpha=len(chosen))
         self.embeds[place] = self._head.embed(codes).to(self.embeds.dtype)
         usable = (torch.stack(chosen) >= 0).all(dim=0)
         return torch.where(usable[:, None], codes, UNUSABLE)

@@ -26,6 +26,7 @@ from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead
 from vila_core.language.split import SplitDecoder
 from vila_core.language.tensor_parallel import Shard, TensorParallelDecoder
+from vila_core.ops.codes import choose_codes
 from vila_core.ops.exchange import Peer, new_peers, require_meeting
 from vila_core.ops.sampling import choose_tokens
 
@@ -66,6 +67,10 @@ class DividedGraphStep:
     @property
     def choose_tokens(self) -> Callable[..., Tensor]:
         return choose_tokens
+
+    @property
+    def choose_codes(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return choose_codes
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:

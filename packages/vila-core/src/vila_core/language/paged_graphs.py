@@ -18,6 +18,7 @@ from vila_core.language.fused_step import FusedStep, PagedView
 from vila_core.language.linear_groups import LinearGroup, group
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead, read_as_chunks
+from vila_core.ops.codes import choose_codes
 from vila_core.ops.sampling import choose_tokens
 from vila_core.uploads import upload
 
@@ -87,6 +88,10 @@ class GraphPagedStep:
     @property
     def choose_tokens(self) -> Callable[..., Tensor]:
         return choose_tokens
+
+    @property
+    def choose_codes(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        return choose_codes
 
     @property
     def fused(self) -> FusedStep:

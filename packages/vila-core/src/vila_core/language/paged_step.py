@@ -54,6 +54,11 @@ class PagedStep(Protocol):
         """The `choose_tokens` of `ops` that it uses."""
         ...
 
+    @property
+    def choose_codes(self) -> Callable[..., tuple[Tensor, Tensor]] | None:
+        """The `choose_codes` of `ops` that it uses; None if codes are chosen as tokens are."""
+        ...
+
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> PendingTokens:
         """Choose the first tokens of started `rows` from the logits `[n, V]` of their prompts."""
         ...
@@ -133,6 +138,10 @@ class TorchStep(ABC):
     @property
     def choose_tokens(self) -> Callable[..., Tensor]:
         return choose_tokens
+
+    @property
+    def choose_codes(self) -> None:
+        return None
 
     @torch.inference_mode()
     def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> ReadyTokens:

@@ -2,12 +2,13 @@
 
 M tokens, N outputs, K inputs
 
-    y = x Wᵀ + bias, for up to three weights side by side;    or    y = silu(x W_0ᵀ) · (x W_1ᵀ)
+    y = x Wᵀ + bias, for up to three weights side by side, or gelu of it;    or    y = silu(x W_0ᵀ) · (x W_1ᵀ)
 
 **One token** (`vector_kernel`). A block takes `ROWS` whole rows of a weight. It loads their first `AHEAD` chunks of
 `CHUNK` inputs before it waits for the kernel ahead, since weights are constants. Grid: (ΣN / ROWS,).
 
-**Up to 16 tokens** (`matrix_kernel`). Tensor cores, tokens as the 16-row operand. Grid: (Σ ⌈N / ROWS⌉,).
+**Up to 16 tokens** (`matrix_kernel`). Tensor cores, tokens as the 16-row operand, of which no others are read. While
+a block waits for the kernel ahead, its first weights come into L2. Grid: (Σ ⌈N / ROWS⌉,).
 
 **More**: cuBLAS.
 """
@@ -32,7 +33,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.prefetch import prefetch_into_l2
 from vila_core.ops.prefill import silu_multiply
+from vila_core.ops.rows import activated
 from vila_core.ops.support import launches_early
 from vila_core.ops.swiglu import swiglu
 
@@ -100,8 +103,8 @@ def _add_chunks(
 def vector_kernel(
     w0_pointer, w1_pointer, w2_pointer, b0_pointer, b1_pointer, b2_pointer, x_pointer, y_pointer,
     outputs_0, outputs_1, inputs,
-    HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, AHEAD: tl.constexpr,
-    ROUNDS: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, SWIGLU: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    AHEAD: tl.constexpr, ROUNDS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """See the module. All N are multiples of `ROWS`; `ROUNDS · AHEAD` chunks cover K."""
     row = tl.program_id(0) * ROWS
@@ -132,16 +135,17 @@ def vector_kernel(
     if HAS_BIAS:
         bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
         y += tl.load(bias + place).to(tl.float32)
-    tl.store(y_pointer + row + place, y.to(y_pointer.dtype.element_ty))
+    tl.store(y_pointer + row + place, activated(y, ACT).to(y_pointer.dtype.element_ty))
 
 
 @triton.jit
 def matrix_kernel(
     w0_pointer, w1_pointer, w2_pointer, b0_pointer, b1_pointer, b2_pointer, x_pointer, y_pointer,
     outputs_0, outputs_1, outputs, inputs, tokens, x_stride,
-    HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ACT: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, PREFETCH: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """See the module. The first two N are multiples of `ROWS`."""
+    """See the module. The first two N are multiples of `ROWS`; `PREFETCH` parts of 128 inputs come into L2 first."""
     row = tl.program_id(0) * ROWS
     own = _own_row(row, outputs_0, outputs_1)
     place = tl.arange(0, ROWS)
@@ -149,25 +153,44 @@ def matrix_kernel(
     column = tl.arange(0, CHUNK)
     token = tl.arange(0, 16)
     weight = _pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
+    if PREFETCH:
+        part = tl.arange(0, PREFETCH) * 128
+        ahead = weight + tl.where(inside, own + place, own).to(tl.int64)[:, None] * inputs + part[None, :]
+        prefetch_into_l2(ahead, 256, inside[:, None] & (part + 128 <= inputs)[None, :], PDL)
     weight += tl.where(inside, own + place, own).to(tl.int64)[:, None] * inputs + column[None, :]
-    x_pointers = x_pointer + tl.minimum(token, tokens - 1)[:, None] * x_stride + column[None, :]
+    x_pointers = x_pointer + token[:, None] * x_stride + column[None, :]
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    is_token = (token < tokens)[:, None]
     total = tl.zeros([16, ROWS], tl.float32)
     for start in range(0, inputs, CHUNK):
         mask = (start + column < inputs)[None, :]
         w = tl.load(weight + start, mask=mask, other=0.0)
-        x = tl.load(x_pointers + start, mask=mask, other=0.0)
+        x = tl.load(x_pointers + start, mask=mask & is_token, other=0.0)
         total = tl.dot(x, tl.trans(w), total)
     if HAS_BIAS:
         bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
         total += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)[None, :]
     pointers = y_pointer + token[:, None] * outputs + (row + place)[None, :]
-    tl.store(pointers, total.to(y_pointer.dtype.element_ty), mask=inside[None, :] & (token < tokens)[:, None])
+    tl.store(pointers, activated(total, ACT).to(y_pointer.dtype.element_ty), mask=inside[None, :] & is_token)
 
 
-MATRIX_ROWS, MATRIX_CHUNK = 32, 256
+@dataclass(frozen=True)
+class MatrixConfig:
+    """How a block works on several tokens: rows, inputs of a chunk, parts of 128 inputs of each row for L2."""
+
+    rows: int = 32
+    chunk: int = 256
+    prefetch: int = 4
+
+
+MATRIX_ROWS = 32
+
+
+def choose_matrix(outputs: int) -> MatrixConfig:
+    """Return how a block works for weights of `outputs` rows in all: so that there are blocks for a large GPU."""
+    return MatrixConfig() if outputs > 32 * 120 else MatrixConfig(rows=16, chunk=512, prefetch=8)
 
 
 def choose(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
@@ -185,7 +208,7 @@ def choose(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
 
 
 @torch.library.custom_op("vila::small_linear", mutates_args=())
-def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool) -> Tensor:
+def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool, act: str = "") -> Tensor:
     tokens, inputs = x.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if swiglu else sum(sizes)
@@ -199,21 +222,22 @@ def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu
     if tokens == 1:
         config = choose(inputs, _common(sizes), both=swiglu)
         vector_kernel[(outputs // config.rows,)](
-            *three, *biased, x, y, *ends, inputs, HAS_BIAS=bool(biases), SWIGLU=swiglu, ROWS=config.rows,
-            CHUNK=config.chunk, AHEAD=config.ahead, ROUNDS=triton.cdiv(inputs, config.chunk * config.ahead), PDL=pdl,
-            num_warps=config.warps, **launch,
+            *three, *biased, x, y, *ends, inputs, HAS_BIAS=bool(biases), SWIGLU=swiglu, ACT=act,
+            ROWS=config.rows, CHUNK=config.chunk, AHEAD=config.ahead,
+            ROUNDS=triton.cdiv(inputs, config.chunk * config.ahead), PDL=pdl, num_warps=config.warps, **launch,
         )  # fmt: skip
     elif tokens:
-        matrix_kernel[(triton.cdiv(outputs, MATRIX_ROWS),)](
-            *three, *biased, x, y, *ends, outputs, inputs, tokens, x.stride(0), HAS_BIAS=bool(biases),
-            ROWS=MATRIX_ROWS, CHUNK=MATRIX_CHUNK, PDL=pdl, num_warps=4, num_stages=4, **launch,
+        form = choose_matrix(outputs)
+        matrix_kernel[(triton.cdiv(outputs, form.rows),)](
+            *three, *biased, x, y, *ends, outputs, inputs, tokens, x.stride(0), HAS_BIAS=bool(biases), ACT=act,
+            ROWS=form.rows, CHUNK=form.chunk, PREFETCH=form.prefetch, PDL=pdl, num_warps=4, num_stages=4, **launch,
         )  # fmt: skip
     return y
 
 
 @_small_linear.register_fake
-def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool) -> Tensor:
-    del biases
+def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool, act: str = "") -> Tensor:
+    del biases, act
     return x.new_empty(x.shape[0], weights[0].shape[0] if swiglu else sum(weight.shape[0] for weight in weights))
 
 
@@ -256,6 +280,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _zeros(count: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return torch.zeros(count, device=device, dtype=dtype)
+
+
+def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`x [M, K]`, `weight [N, K]`, `bias [N]` -> `gelu(x weightᵀ + bias)`, `[M, N]`, the exact GELU."""
+    if len(x) <= MAX_TOKENS and x.shape[1] % 8 == 0 and x.stride(1) == 1:
+        return torch.ops.vila.small_linear(x, [weight], [bias], False, "gelu")
+    return F.gelu(F.linear(x, weight, bias))
 
 
 def swiglu_linear(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ def ragged_attention(
 
 UNUSABLE = -1
 """Stands for the token of a row without usable logits."""
+MAX_CODES = 16_384
+"""Limit of the kernel of `choose_codes`: the registers of a block hold no more logits."""
 
 
 def kept_tokens(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -240,6 +242,67 @@ def choose_tokens(
         counts[in_use, chosen[in_use]] += 1
     positions += in_use * ahead
     return torch.where(usable, chosen, UNUSABLE)
+
+
+def choose_codes(
+    logits: Tensor,
+    companions: Tensor,
+    leaders: Tensor,
+    guidance: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    ahead: int,
+    draws: bool,
+    uses_top_k: bool,
+    uses_top_p: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return a code for each row, and the same or `UNUSABLE`, int64 `[R]` both.
+
+    The second is a code only for a row that leads a picture and whose logits, with guidance, can be used. The first is
+    the code of the row's leader. Settings and positions are those of the leader too; nothing is written.
+
+    Args:
+        logits: `[R, K]` contiguous, any floating dtype.
+        companions: int64 `[R]`: whose logits are u; the row itself without guidance.
+        leaders: int64 `[R]`: whose code the row takes; itself or another.
+        guidance: float32 `[R]`, of `u + guidance · (c - u)` (Ho and Salimans 2022).
+        temperature: as the other arguments, see `choose_tokens`.
+        top_k: the same.
+        top_p: the same.
+        seeds: the same.
+        positions: the same, but they stay as they are.
+        ahead: the same.
+        draws: the same.
+        uses_top_k: the same.
+        uses_top_p: the same.
+    """
+    rows, vocabulary = logits.shape
+    conditional = logits.float()
+    unconditional = conditional[companions]
+    guided = unconditional + guidance[:, None] * (conditional - unconditional)
+    ids, zeros = torch.zeros_like(positions), torch.zeros(rows, vocabulary, device=logits.device)
+    chosen = choose_tokens(
+        guided, ids, positions.clone(), temperature, top_k, top_p, seeds, zeros[:, 0], zeros[:, 0], zeros[:, 0],
+        zeros.int(), zeros, zeros.int(), ahead, draws, uses_top_k, uses_top_p, False, False,
+    )  # fmt: skip
+    leads = leaders == torch.arange(rows, device=logits.device)
+    return ids[leaders], torch.where(leads, chosen, UNUSABLE)
+
+
+def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend from a new code at `depth` to the codes of its position up to it.
+
+    `qkv [R, 3 A W]`, `keys`, `values` `[R, A, D, W]` -> `[R, A W]` and the new caches.
+    """
+    q, k, v = qkv.unflatten(-1, (3, keys.shape[1], -1)).unbind(1)  # [R, A, W]
+    keys, values = keys.clone(), values.clone()
+    keys[:, :, depth], values[:, :, depth] = k, v
+    seen = slice(depth + 1)
+    scores = (keys[:, :, seen] @ q[..., None])[..., 0] / math.sqrt(q.shape[-1])
+    return (scores.softmax(dim=-1)[..., None, :] @ values[:, :, seen]).flatten(1), keys, values
 
 
 def rows(

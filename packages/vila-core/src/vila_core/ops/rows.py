@@ -32,7 +32,8 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _activated(x, ACT: tl.constexpr):
+def activated(x, ACT: tl.constexpr):
+    """Return the activation `ACT` of `x`, see `ACTIVATIONS`."""
     if ACT == "gelu_pytorch_tanh":
         # 0.5 (1 + tanh(u)) = sigmoid(2u)
         return x * _sigmoid(x * (1.5957691216057308 + 0.07135481282052 * x * x))
@@ -108,8 +109,8 @@ def rows_kernel(
         b = b * inverse * tl.load(weight_pointer + second, mask=rest, other=0.0).to(tl.float32)
         a += tl.load(bias_pointer + first, mask=inside, other=0.0).to(tl.float32)
         b += tl.load(bias_pointer + second, mask=rest, other=0.0).to(tl.float32)
-    a = _activated(a, ACT)
-    b = _activated(b, ACT)
+    a = activated(a, ACT)
+    b = activated(b, ACT)
     scale = 1.0
     if QUANTIZE:
         range_of_row = tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0))
