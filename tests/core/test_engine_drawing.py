@@ -473,7 +473,7 @@ def test_a_prompt_that_leaves_no_room_for_the_picture(engine: Engine, decoder: D
 
 def test_a_negative_prompt_that_leaves_no_room_for_the_picture(engine: Engine, decoder: Decoder) -> None:
     config = HOT.model_copy(update={"negative_prompt": "x" * 504})
-    with pytest.raises(PromptTooLongError, match="508 tokens"):
+    with pytest.raises(PromptTooLongError, match="The negative prompt has 508 tokens"):
         draw(engine, decoder, some_ids(5), config)
 
 

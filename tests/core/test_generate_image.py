@@ -69,6 +69,7 @@ def test_a_batch_has_the_pictures_that_its_prompts_have_alone(model: Vila) -> No
         (["a", ""], PromptError, "is empty"),
         (["a", 3], PromptError, "is a text, got 3"),
         (["a", ["b"]], PromptError, "is a text"),
+        ("a cat", PromptError, "takes a list of prompts, got a text"),
     ],
 )
 def test_bad_batches(model: Vila, prompts: list[Any], error: type[Exception], message: str) -> None:

@@ -327,6 +327,8 @@ def test_addresses_without_a_route(http: httpx2.Client, method: str, path: str, 
     assert response.status_code == status
     message = error_of(response)["message"]
     words = {404: "There is nothing at this address.", 405: "This address does not take this method."}
+    assert (status == 405) == ("allow" in response.headers)
+    assert response.headers.get("allow", "POST") in ("POST", "GET, HEAD")
     assert message == words[status] or path.startswith("/v1/models/"), "a model's name may be anything"
 
 

@@ -253,8 +253,9 @@ def test_an_error_names_the_place_in_the_request(http: httpx2.Client) -> None:
     assert error["param"] == "messages[2].content[2]"
     assert error["code"] == "invalid_media"
     assert error["message"] == (
-        "messages[2].content[2]: The image must be given as a URI of the form 'data:image/png;base64,…'. "
-        "Check that its type is one of images, and that its base64 is complete."
+        "messages[2].content[2]: The image must be given as a URI of the form 'data:image/png;base64,…'. Its "
+        "base64 must be complete, and its type one of image/png, image/jpeg, image/jpg, image/webp, image/gif, image/bmp, "
+        "image/tiff, image/avif, image/heic, image/heif, image/x-portable-pixmap."
     )
 
 

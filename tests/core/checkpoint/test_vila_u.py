@@ -184,8 +184,9 @@ def test_siglip_that_contradicts_the_weights(folder: Path):
 @pytest.mark.parametrize("part", ["vision_tower", "mm_projector", "llm"])
 def test_missing_part(folder: Path, part: str):
     shutil.rmtree(folder / part)
-    with pytest.raises(CheckpointError, match=f"has no folder {part}"):
+    with pytest.raises(CheckpointError, match=f"has no folder {part}") as caught:
         open_checkpoint(folder)
+    assert ("text-only" in str(caught.value)) == (part == "vision_tower")
 
 
 def test_text_only_checkpoint(folder: Path):

@@ -237,6 +237,8 @@ class Vila(LoadedModel):
         Raises:
             ConfigError, PromptError, GenerationError: as `generate_image` does; there are no prompts, or too many.
         """
+        if isinstance(prompts, str):
+            raise PromptError("generate_image_batch takes a list of prompts, got a text. generate_image takes one.")
         checked_count(len(prompts))
         return [frames[0] for frames in self._draw("image", prompts, 1, progress, settings)]
 

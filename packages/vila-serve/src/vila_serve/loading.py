@@ -49,7 +49,10 @@ def load_model(settings: ServeSettings, progress: bool | Callable[[int, int], No
     )
     model.generate("Hello", max_new_tokens=1)
     held = model.engine.stats().pages * PAGE_SIZE
-    context = min(settings.max_context or sys.maxsize, model.config.language_model.max_length)
+    most = model.config.language_model.max_length
+    if settings.max_context is not None and settings.max_context > most:
+        warn(f"--max-context is {settings.max_context:,}, but the model's context holds {most:,} tokens, which counts.")
+    context = min(settings.max_context or sys.maxsize, most)
     if held < context:
         warn(
             f"The KV cache holds {held:,} tokens, but a request may have {context:,} (--max-context): longer ones are "

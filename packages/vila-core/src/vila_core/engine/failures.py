@@ -27,11 +27,12 @@ def check_drawing(runner: Runner, request: Request, max_length: int, max_rows: i
     """Raise if a request can never draw its picture: `PromptTooLongError` or `GenerationError`."""
     assert request.drawing is not None
     kind, positions = request.drawing.kind, request.drawing.output.positions
-    longest = max(len(one.prompt) for one in request.sequences)
-    if longest + positions > max_length:
+    longest = max(request.sequences, key=lambda one: len(one.prompt))
+    if len(longest.prompt) + positions > max_length:
+        name = "prompt" if longest is request.sequences[0] else "negative prompt"
         raise PromptTooLongError(
-            f"The prompt has {longest:,} tokens and the {kind} needs {positions:,}, but the context holds "
-            f"{max_length:,}. Shorten the prompt."
+            f"The {name} has {len(longest.prompt):,} tokens and the {kind} needs {positions:,}, but the context holds "
+            f"{max_length:,}. Shorten the {name}."
         )
     if len(request.sequences) > max_rows:
         raise GenerationError(

@@ -15,6 +15,7 @@ SPECIAL_IPV4 = tuple(
         "10.0.0.0/8",  # private use
         "100.64.0.0/10",  # shared address space of carriers
         "127.0.0.0/8",  # loopback
+        "168.63.129.16/32",  # Azure's services for its machines, though a public address
         "169.254.0.0/16",  # link local, and the metadata services of clouds
         "172.16.0.0/12",  # private use
         "192.0.0.0/24",  # protocol assignments, with DS-Lite and the NAT64 discovery addresses

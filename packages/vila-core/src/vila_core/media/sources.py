@@ -21,7 +21,7 @@ _DATA_START = re.compile(r"data:", re.IGNORECASE)
 _MAX_HEADER = 1000
 """Characters of a `data:` URI before its comma."""
 _ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0A": "", "%0D": "", "%20": ""}
-_DATA_TYPES: dict[Kind, tuple[str, ...]] = {
+DATA_TYPES: dict[Kind, tuple[str, ...]] = {
     "Image": (
         "image/png",
         "image/jpeg",
@@ -51,6 +51,7 @@ _DATA_TYPES: dict[Kind, tuple[str, ...]] = {
         "image/gif",
     ),
 }
+"""Media types that a `data:` URI may state. The first bytes of the content decide what it is."""
 
 
 def is_url(source: str) -> bool:
@@ -137,10 +138,10 @@ def _decode_data_uri(uri: str, kind: Kind, name: str, limit: int, field: str) ->
     end = uri.find(",", 0, _MAX_HEADER)
     header, text = (uri[:end], uri[end + 1 :]) if end >= 0 else (uri[:_MAX_HEADER], "")
     media_type, *parameters = header[len("data:") :].lower().split(";")
-    known = ", ".join(_DATA_TYPES[kind])
+    known = ", ".join(DATA_TYPES[kind])
     if end < 0 or not parameters or parameters[-1].strip() != "base64":
         raise DataUriError(f"{name}: a data: URI must have the form data:<type>;base64,<text>.")
-    if media_type.strip() not in _DATA_TYPES[kind]:
+    if media_type.strip() not in DATA_TYPES[kind]:
         raise DataUriError(f"{name}: media type '{media_type[:40]}' is not among {known}.")
     if "%" in text:  # a program that builds URLs escapes + / = and line ends
         for escape, character in _ESCAPES.items():

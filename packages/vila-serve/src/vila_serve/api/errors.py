@@ -257,7 +257,10 @@ def install_handlers(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = _WORDS.get(error.status_code, str(error.detail))
-        return ApiError(error.status_code, message, headers=error.headers).response
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # another route
+        return ApiError(error.status_code, message, headers=headers).response
 
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)

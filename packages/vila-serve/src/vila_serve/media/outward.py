@@ -5,6 +5,7 @@ A message that quotes the input, an address, a path or the words of a library te
 
 from vila_core.media.images import FORMATS
 from vila_core.media.limits import MIB, MediaLimits
+from vila_core.media.sources import DATA_TYPES
 from vila_serve.media.messages import Kind
 
 _VIDEO_FORMATS = "MP4, WebM, Matroska, MOV, AVI and other common containers"
@@ -23,11 +24,11 @@ def too_slow(kind: Kind) -> str:
 
 def wrong_source(kind: Kind, limits: MediaLimits) -> str:
     """Return the message for a text that is not the URI of a medium."""
-    example = {"image": "data:image/png", "video": "data:video/mp4"}[kind]
+    types = DATA_TYPES["Image" if kind == "image" else "Video"]
     urls = " or an https URL of an allowed host" if limits.fetch is not None else ""
     return (
-        f"The {kind} must be given as a URI of the form '{example};base64,…'{urls}. Check that its type is one of "
-        f"{'images' if kind == 'image' else 'videos'}, and that its base64 is complete."
+        f"The {kind} must be given as a URI of the form 'data:{types[0]};base64,…'{urls}. Its base64 must be "
+        f"complete, and its type one of {', '.join(types)}."
     )
 
 

@@ -107,9 +107,8 @@ def _require_parts(path: Path) -> None:
     missing = [part for part in PARTS if not (path / part).is_dir()]
     if not missing:
         return
-    text_only = (
-        " This is a text-only checkpoint: without a tower it neither sees nor draws." if "llm" not in missing else ""
-    )
+    is_text_only = "vision_tower" in missing and "llm" not in missing
+    text_only = " This is a text-only checkpoint: without a tower it neither sees nor draws." if is_text_only else ""
     raise CheckpointError(
         f"{path} says that it is VILA-U ('{MODEL_TYPE}'), but has no folder {' and no folder '.join(missing)}."
         f"{text_only} Expected config.json with {', '.join(PARTS)} beside it. Download the complete checkpoint."
