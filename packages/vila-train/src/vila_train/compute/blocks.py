@@ -13,13 +13,13 @@ waits seconds, not minutes, and no adapter or sharded weight is traced.
 Dimensions as in `vila_core.language.decoder`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vila_core.language.attention import AttentionFunction, AttentionInputs, sdpa
@@ -27,19 +27,24 @@ from vila_core.language.decoder import Block
 from vila_core.model import VilaModel
 from vila_train.compute.fused import Fused
 from vila_train.compute.layers import separate_layers
+from vila_train.compute.lora_blocks import LoraBlock
+from vila_train.compute.lora_group import LoraGroup
 
 Recomputed = Literal["none", "full", "linears"]
 Function = Callable[..., Any]
 
 
-def prepare_layers(network: VilaModel, recomputed: Recomputed, *, compiled: bool) -> None:
+def prepare_layers(
+    network: VilaModel, recomputed: Recomputed, *, compiled: bool, groups: Mapping[nn.Module, LoraGroup] = {}
+) -> None:
     """Replace the `forward` of each layer of the tower and the language model; parameters and names stay.
 
     Args:
         network: the model; it may have adapters.
         recomputed: what is computed again in the backward pass. Layers other than the decoder's have no segments:
             "linears" recomputes them in full.
-        compiled: compile what lies between the products of the decoder's layers.
+        compiled: compile what lies between the products of the decoder's layers; run those under LoRA by hand.
+        groups: linears under LoRA, of `add_in_place`.
     """
     if recomputed == "none" and not compiled:
         return
@@ -47,7 +52,8 @@ def prepare_layers(network: VilaModel, recomputed: Recomputed, *, compiled: bool
     for layer in separate_layers(network):
         forward: Function = layer.forward
         if isinstance(layer, Block):
-            forward = Segments(layer, fused, recomputed == "linears")
+            lora = LoraBlock.of(layer, groups) if compiled else None
+            forward = Segments(layer, fused, recomputed == "linears", lora)
         if recomputed == "full" or (recomputed == "linears" and not isinstance(layer, Block)):
             forward = partial(_recompute, forward)
         layer.forward = forward
@@ -61,11 +67,13 @@ class Segments:
         block: whose parameters are used.
         fused: what lies between products.
         recomputed: whether both segments are computed again in the backward pass.
+        lora: what computes packed rows instead, if the block fits.
     """
 
     block: Block
     fused: Fused
     recomputed: bool
+    lora: LoraBlock | None = None
 
     def __call__(
         self,
@@ -75,6 +83,9 @@ class Segments:
         attention: AttentionFunction = sdpa,
     ) -> Tensor:
         call = _recompute if self.recomputed else _call
+        if self.lora is not None and self.lora.takes(x, inputs):
+            x, q, k, v = call(self.lora.before, x, *rotation)
+            return call(self.lora.after, x, attention(q, k, v, inputs, self.block.self_attn.layer))
         q, k, v = call(self._before, x, *rotation)
         attended = attention(q, k, v, inputs, self.block.self_attn.layer)
         return call(self._after, x, attended)

@@ -12,7 +12,7 @@ stays in 16 bits (as in torchao's "rowwise_with_gw_hp").
 Dimensions: T tokens, O outputs, I inputs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -22,8 +22,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from vila_core.model import VilaModel
-from vila_core.ops.row_settings import RowFormat
 from vila_core.ops.support import refusal
+from vila_train.compute.inputs import linears_of_one_input
 from vila_train.compute.layers import repeated_layers
 from vila_train.errors import TrainingError
 
@@ -74,9 +74,13 @@ def quantize_frozen(network: VilaModel) -> None:
     Not under DoRA, which reads the weights themselves in each pass. Call it after `use_fp8`, with the network on the
     device where it computes, and not for weights that will be sharded.
     """
+    for modules in linears_of_one_input(network):
+        bases = [module.base_layer for module in modules]
+        if isinstance(bases[0], Fp8Linear):
+            quantize_together(cast("list[Fp8Linear]", bases))
     for module in frozen_linears(network):
-        if isinstance(module, Fp8Linear):
-            module.quantize_weight()
+        if isinstance(module, Fp8Linear) and not module.is_quantized:
+            quantize_together([module])
 
 
 def frozen_linears(network: VilaModel) -> list[nn.Linear]:
@@ -111,7 +115,9 @@ class QuantizedWeight:
 class Fp8Linear(nn.Linear):
     """A linear that multiplies in 8 bits. Its parameters are ordinary ones."""
 
-    _quantized: QuantizedWeight | None = None
+    _joint: QuantizedWeight | None = None
+    """Of the linears that were quantized together, of which this one is `_rows_of_joint`."""
+    _rows_of_joint = slice(0, 0)
 
     @classmethod
     def of(cls, linear: nn.Linear) -> "Fp8Linear":
@@ -123,10 +129,20 @@ class Fp8Linear(nn.Linear):
         made.bias = bias  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
-    def quantize_weight(self) -> None:
-        """Quantize the weight for good, and move it to main memory. It must not change any more."""
-        self._quantized = QuantizedWeight(_rows(self.weight), _columns(self.weight))
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weight is quantized for good."""
+        return self._joint is not None
+
+    def keep(self, joint: QuantizedWeight, first: int) -> None:
+        """Use rows of `joint`, from `first` on, from now on. Move the weight, which must not change, to main memory."""
+        self._joint, self._rows_of_joint = joint, slice(first, first + self.out_features)
         self.weight.data = self.weight.data.cpu()
+
+    @property
+    def joint(self) -> QuantizedWeight | None:
+        """What its weight was quantized in."""
+        return self._joint
 
     def forward(self, input: Tensor) -> Tensor:
         """`[..., I]` -> `[..., O]`."""
@@ -138,12 +154,40 @@ class Fp8Linear(nn.Linear):
 
     def product(self, x: QuantizedRows, dtype: torch.dtype) -> Tensor:
         """Return `x Wᵀ` of E4M3 rows `x [T, I]`: `[T, O]` in `dtype`."""
-        return multiply_rows(*x, *(self._quantized.rows if self._quantized else _rows(self.weight)), dtype)
+        if self._joint is None:
+            return multiply_rows(*x, *_rows(self.weight), dtype)
+        codes, scale = self._joint.rows
+        return multiply_rows(*x, codes[self._rows_of_joint], scale[self._rows_of_joint], dtype)
 
     def input_gradient(self, gradient: Tensor) -> Tensor:
         """Return `dy W` of `gradient [T, O]`: `[T, I]` in its dtype."""
-        columns = self._quantized.columns if self._quantized else _columns(self.weight)
-        return multiply_rows(*quantize_rows(gradient, torch.float8_e5m2), *columns, gradient.dtype)
+        quantized = quantize_rows(gradient, torch.float8_e5m2)
+        if self._joint is None:
+            return multiply_rows(*quantized, *_columns(self.weight), gradient.dtype)
+        codes, scale = self._joint.columns
+        return multiply_rows(*quantized, codes[:, self._rows_of_joint].contiguous(), scale, gradient.dtype)
+
+
+def quantize_together(linears: Sequence[Fp8Linear]) -> None:
+    """Quantize frozen linears of one input for good, one below the other (see `Fp8Linear.keep`)."""
+    joint = joint_weight(linears)
+    first = 0
+    for linear in linears:
+        linear.keep(joint, first)
+        first += linear.out_features
+
+
+def joint_weight(linears: Sequence[Fp8Linear]) -> QuantizedWeight:
+    """Return the weights of linears of one input, one below the other, in 8 bits: kept ones, or quantized now.
+
+    Columns have one scale each for all linears, so that gradients side by side are multiplied in one go.
+    """
+    joint = linears[0].joint
+    if joint is not None:
+        return joint
+    weights = [linear.weight.detach() for linear in linears]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return QuantizedWeight(_rows(weight), _columns(weight))
 
 
 def _rows(weight: Tensor) -> QuantizedRows:
@@ -157,14 +201,12 @@ def _columns(weight: Tensor) -> QuantizedRows:
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
     """Return `x [T, I]` in 8 bits and the fp32 scale of each row, `[T, 1]`: x ≈ scale · quantized.
 
-    One Triton kernel on NVIDIA GPUs (`vila_core.ops.rows`), which keeps a row on the chip.
+    One Triton kernel on NVIDIA GPUs (`compute.kernels`).
     """
-    if _has_kernel(x.device):
-        from vila_core.ops.rows import process_rows  # needs Triton
+    if has_kernels(x.device):
+        from vila_train.compute.kernels import launch_quantize  # needs Triton
 
-        format = RowFormat(dtype, torch.finfo(dtype).max, SMALLEST_RANGE)
-        quantized, scale, _ = process_rows(x.detach().contiguous(), quantize=format)
-        return quantized, cast("Tensor", scale)
+        return launch_quantize(x.detach().contiguous(), dtype)
     return quantize_rows_reference(x, dtype)
 
 
@@ -172,11 +214,12 @@ def quantize_rows_reference(x: Tensor, dtype: torch.dtype) -> QuantizedRows:
     """`quantize_rows` in PyTorch's operators, on any device."""
     largest = torch.finfo(dtype).max
     scale = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=SMALLEST_RANGE) / largest
-    return (x.float() / scale).clamp(-largest, largest).to(dtype).contiguous(), scale
+    return (x.float() * (1.0 / scale)).clamp(-largest, largest).to(dtype).contiguous(), scale
 
 
 @cache
-def _has_kernel(device: torch.device) -> bool:
+def has_kernels(device: torch.device) -> bool:
+    """Return whether `compute.kernels` run on `device`."""
     return refusal(device, torch.bfloat16) is None
 
 

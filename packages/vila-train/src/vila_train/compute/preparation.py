@@ -35,8 +35,8 @@ def prepare(
         use_fp8(network)
         if not is_sharded:
             quantize_frozen(network)
-    add_in_place(network)
-    prepare_layers(network, config.activation_checkpointing, compiled=config.compile)
+    groups = add_in_place(network)
+    prepare_layers(network, config.activation_checkpointing, compiled=config.compile, groups=groups)
     if not is_sharded:
         _run_frozen_tower(network, config)
 

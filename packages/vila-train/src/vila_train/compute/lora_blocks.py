@@ -1,0 +1,144 @@
+"""A decoder's block under LoRA in two functions, forwards and backwards by hand, with attention between them.
+
+    x -> norm, q, k, v, rotary -> attention -> o, residual, norm, gate and up, SwiGLU, down, residual -> x
+
+Autograd and compiled functions take the host longer than a GPU takes to compute such a layer, so here the host runs
+what has to be launched and little else, and rows are quantized by the kernels that make them.
+
+T tokens, D width, H heads, D_h head width
+"""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vila_core.language.attention import AttentionInputs
+from vila_core.language.decoder import Block
+from vila_train.compute import between
+from vila_train.compute.fp8 import QuantizedRows, quantize_rows
+from vila_train.compute.lora_group import LoraGroup
+
+FORWARD_8_BITS, BACKWARD_8_BITS = torch.float8_e4m3fn, torch.float8_e5m2
+
+
+class LoraBlock:
+    """A block whose linears all have plain LoRA without dropout, on frozen weights of one kind; its norms are frozen.
+
+    Args:
+        block: one that `of` takes.
+        groups: of q, k and v; o; gate and up; down.
+    """
+
+    def __init__(self, block: Block, groups: tuple[LoraGroup, LoraGroup, LoraGroup, LoraGroup]):
+        self.block = block
+        self.qkv, self.o, self.gate_up, self.down = groups
+        self.in_8_bits = self.qkv.in_8_bits
+        self.head_dim = block.self_attn.head_dim
+
+    @classmethod
+    def of(cls, block: Block, groups: Mapping[nn.Module, LoraGroup]) -> "LoraBlock | None":
+        """Return a block of its own kind; None if it is of another. `groups` are known by their first linears."""
+        attention, mlp = block.self_attn, block.mlp
+        found = [groups.get(first) for first in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)]
+        if [len(group.modules) if group else 0 for group in found] != [3, 1, 2, 1]:
+            return None
+        own = cast("tuple[LoraGroup, LoraGroup, LoraGroup, LoraGroup]", tuple(found))
+        norms = (block.input_layernorm, block.post_attention_layernorm)
+        fits = (
+            attention.q_norm is None
+            and all(group.never_drops and group.in_8_bits == own[0].in_8_bits for group in own)
+            and not any(norm.weight.requires_grad for norm in norms)
+        )
+        return cls(block, own) if fits else None
+
+    def takes(self, x: Tensor, inputs: AttentionInputs) -> bool:
+        """Return whether it computes a batch `x`: packed rows, without autocast."""
+        return len(x) == 1 and inputs.packed is not None and not torch.is_autocast_enabled(x.device.type)
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`x [1, T, D]` -> x, rotated queries `[1, H, T, D_h]`, rotated keys and values `[1, H_kv, T, D_h]`."""
+        return cast("Any", _Before.apply(x, cos, sin, self, *self.qkv.parameters()))
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """`x [1, T, D]`, `attended [1, H, T, D_h]` -> `[1, T, D]`."""
+        factors = [*self.o.parameters(), *self.gate_up.parameters(), *self.down.parameters()]
+        return cast("Tensor", _After.apply(x, attended, self, *factors))
+
+    def quantized(self, gradient: Tensor) -> QuantizedRows | None:
+        """Return gradients in 8 bits, if they are multiplied so."""
+        return quantize_rows(gradient, BACKWARD_8_BITS) if self.in_8_bits else None
+
+
+class _Before(torch.autograd.Function):
+    """`LoraBlock.before`. It returns x too, so that both its gradients are added where that of the norm is made."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, own: LoraBlock, *factors: Tensor) -> Any:
+        norm, rows = own.block.input_layernorm, x[0]
+        cos, sin = cos.flatten(0, 2), sin.flatten(0, 2)  # [T, D_h]
+        _, hidden, quantized = between.add_norm(
+            rows, None, norm.weight, norm.eps, FORWARD_8_BITS if own.in_8_bits else None
+        )
+        outputs, low = own.qkv.products(hidden, quantized)
+        q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in outputs)  # [T, H, D_h]
+        between.rotate_rows(q, cos, sin, outputs[0], 1)
+        between.rotate_rows(k, cos, sin, outputs[1], 1)
+        ctx.save_for_backward(rows, cos, sin, hidden, low)
+        ctx.own = own
+        return x, *(y.transpose(0, 1)[None] for y in (q, k, v))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        of_x, of_q, of_k, of_v = gradients
+        rows, cos, sin, hidden, low = ctx.saved_tensors
+        own: LoraBlock = ctx.own
+        norm = own.block.input_layernorm
+        joint = hidden.new_empty(len(hidden), sum(own.qkv.widths))
+        parts = joint.split(own.qkv.widths, 1)
+        for gradient, part, direction in zip((of_q, of_k, of_v), parts, (-1, -1, 0), strict=True):
+            between.rotate_rows(gradient[0].transpose(0, 1), cos, sin, part, direction)
+        needed = ctx.needs_input_grad[0]
+        quantized = own.quantized(joint) if needed else None
+        of_hidden, of_factors = own.qkv.gradients(parts, hidden, low, quantized, of_input=needed)
+        if of_hidden is None:
+            return None, None, None, None, *of_factors
+        total = between.norm_backward(of_hidden, rows, norm.weight, norm.eps, of_x[0])
+        return total[None], None, None, None, *of_factors
+
+
+class _After(torch.autograd.Function):
+    """`LoraBlock.after`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, attended: Tensor, own: LoraBlock, *factors: Tensor) -> Tensor:
+        norm, dtype = own.block.post_attention_layernorm, FORWARD_8_BITS if own.in_8_bits else None
+        heads = attended[0].transpose(0, 1).flatten(1)  # [T, H D_h]
+        (change,), low_o = own.o.products(heads)
+        total, hidden, quantized = between.add_norm(x[0], change, norm.weight, norm.eps, dtype)
+        (gate, up), low_gate_up = own.gate_up.products(hidden, quantized)
+        inner, quantized = between.swiglu(gate, up, dtype)
+        (y,), low_down = own.down.products(inner, quantized)
+        ctx.save_for_backward(heads, low_o, total, hidden, low_gate_up, gate, up, inner, low_down)
+        ctx.own = own
+        return y.add_(total)[None]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        of_y = gradients[0][0]
+        heads, low_o, total, hidden, low_gate_up, gate, up, inner, low_down = ctx.saved_tensors
+        own: LoraBlock = ctx.own
+        norm, dtype = own.block.post_attention_layernorm, BACKWARD_8_BITS if own.in_8_bits else None
+        of_inner, of_down = own.down.gradients([of_y], inner, low_down)
+        assert of_inner is not None
+        joint, quantized = between.swiglu_backward(of_inner, gate, up, dtype)
+        of_hidden, of_gate_up = own.gate_up.gradients(
+            joint.split(own.gate_up.widths, 1), hidden, low_gate_up, quantized
+        )
+        assert of_hidden is not None
+        of_total = between.norm_backward(of_hidden, total, norm.weight, norm.eps, of_y)
+        of_heads, of_o = own.o.gradients([of_total], heads, low_o)
+        assert of_heads is not None
+        of_attended = of_heads.unflatten(1, (-1, own.head_dim)).transpose(0, 1)[None]
+        return of_total[None], of_attended, None, *of_o, *of_gate_up, *of_down
