@@ -254,8 +254,8 @@ def test_an_error_names_the_place_in_the_request(http: httpx2.Client) -> None:
     assert error["code"] == "invalid_media"
     assert error["message"] == (
         "messages[2].content[2]: The image must be given as a URI of the form 'data:image/png;base64,…'. Its "
-        "base64 must be complete, and its type one of image/png, image/jpeg, image/jpg, image/webp, image/gif, image/bmp, "
-        "image/tiff, image/avif, image/heic, image/heif, image/x-portable-pixmap."
+        "base64 must be complete, and its type one of image/png, image/jpeg, image/jpg, image/webp, image/gif, "
+        "image/bmp, image/tiff, image/avif, image/heic, image/heif, image/x-portable-pixmap."
     )
 
 
