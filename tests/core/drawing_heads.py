@@ -5,9 +5,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN
 from vila_core.generation.heads import OutputKind, Pick
 
 KINDS = {"image": OutputKind("<im_start>", 6), "video": OutputKind("<vi_start>", 12, frames=2)}
+TINY_KINDS = {"image": OutputKind(SENTINEL_TOKEN, 36), "video": OutputKind(MEDIA_TOKENS["video"], 24, frames=6)}
+"""For vila-tiny, whose tokenizer has no start tokens: others take their place."""
 
 
 class SmallHead(nn.Module):
@@ -42,3 +45,15 @@ class SmallHead(nn.Module):
         frames = self.kinds[kind].frames
         grey = codes[:, :1].view(frames, -1, 1, 1) * 255 // self.codebook_size
         return grey.expand(-1, -1, len(codes) // frames, 3).to(torch.uint8)
+
+
+class HeadModule(nn.Module):
+    """`VilaModel.generation` whose head is `head`."""
+
+    def __init__(self, head: SmallHead):
+        super().__init__()
+        self.small = head
+
+    def head(self, network: object) -> SmallHead:
+        del network
+        return self.small

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from tests.core.answering import Text, some_ids
 from tests.core.steered import SteeredDecoder
-from tests.core.test_engine import Text, some_ids
 
 from vila_core.config import DecoderConfig
 from vila_core.engine.answer import Generated

@@ -11,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from tests.core.answering import PAGE_BYTES, Text, all_pages_are_free, answer, greedy, some_ids
 from tests.core.steered import SteeredDecoder
 
 from vila_core.engine.answer import Generated
@@ -26,40 +27,11 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.page_size import PAGE_SIZE
 from vila_core.tokenizer import Tokenizer
 
-PAGE_BYTES = 2 * 2 * 2 * 12 * PAGE_SIZE * 4
-"""Bytes of a page of `decoder`: keys and values, layers, heads, width, tokens, bytes of a number."""
-
-
-class Text(EmbeddedPrompt):
-    """A prompt of token ids, which can share its pages."""
-
-    def __init__(self, decoder: Decoder, ids: Sequence[int], media: Sequence[MediaSpan] = ()):
-        super().__init__(decoder.embed(torch.tensor(ids)).detach())
-        self.ids = list(ids)
-        self.media = media
-
-
-def some_ids(length: int, seed: int = 0) -> list[int]:
-    return torch.randint(2, 300, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
 
 @pytest.fixture
 def engine(decoder: Decoder, tokenizer: Tokenizer) -> Engine:
     """An engine without stop tokens, whose cache has 40 pages."""
     return Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=40 * PAGE_BYTES, max_batch=8))
-
-
-def greedy(tokens: int = 8) -> GenerationConfig:
-    return GenerationConfig(max_new_tokens=tokens)
-
-
-def answer(engine: Engine, prompt: EngineInput, config: GenerationConfig | None = None) -> Generated:
-    return engine.submit(prompt, config or greedy()).result()
-
-
-def all_pages_are_free(engine: Engine) -> bool:
-    stats = engine.stats()
-    return (stats.queued, stats.reading, stats.answering, stats.pages_used) == (0, 0, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------ sharing

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.core.answering import PAGE_BYTES
 from tests.core.drawing_heads import KINDS, SmallHead
 
 from vila_core.engine.answer import Generated
@@ -23,7 +24,6 @@ from vila_core.language.paged_cache import PAGE_SIZE
 from vila_core.ops.reference import gumbel_noise, kept_tokens
 from vila_core.tokenizer import Tokenizer
 
-PAGE_BYTES = 2 * 2 * 2 * 12 * PAGE_SIZE * 4
 START, VIDEO_START = 7, 8
 """Token ids after which the head draws."""
 HOT = DrawingConfig(guidance=3, temperature=1.3, top_k=12, top_p=0.9, seed=5)

@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tests.core.drawing_heads import SmallHead
+from tests.core.drawing_heads import TINY_KINDS, HeadModule, SmallHead
 
 import vila_core
-from vila_core.chat import MEDIA_TOKENS, SENTINEL_TOKEN
+from vila_core.chat import SENTINEL_TOKEN
 from vila_core.engine.painting import MAX_PICTURES
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, PromptError, PromptTooLongError
 from vila_core.generation.heads import OutputKind
@@ -18,22 +18,10 @@ from vila_core.generation.pictures import DrawingProgress
 from vila_core.media import Video
 from vila_core.runtime import Vila
 
-KINDS = {"image": OutputKind(SENTINEL_TOKEN, 36), "video": OutputKind(MEDIA_TOKENS["video"], 24, frames=6)}
 
-
-class HeadModule(torch.nn.Module):
-    def __init__(self, head: SmallHead):
-        super().__init__()
-        self.small = head
-
-    def head(self, network: object) -> SmallHead:
-        del network
-        return self.small
-
-
-def with_head(kinds: dict[str, OutputKind] = KINDS) -> Vila:
+def with_head(kinds: dict[str, OutputKind] = TINY_KINDS) -> Vila:
     """Return vila-tiny with a head that draws stripes: a row of pixels for each position."""
-    model = vila_core.load(device="cpu", dtype="float32")
+    model = vila_core.load("vila-tiny", device="cpu", dtype="float32")
     head = SmallHead(model.config.language_model.hidden_size, depth=2, codes=50, kinds=kinds)
     model.network.generation = HeadModule(head)
     return model
@@ -46,7 +34,7 @@ def model() -> Vila:
 
 @pytest.fixture(scope="module")
 def writer() -> Vila:
-    return vila_core.load(device="cpu", dtype="float32")
+    return vila_core.load("vila-tiny", device="cpu", dtype="float32")
 
 
 def pixels(pictures: Sequence[PIL.Image.Image]) -> list[bytes]:
@@ -202,7 +190,7 @@ def test_a_model_without_a_head(writer: Vila, method: str) -> None:
 
 
 def test_a_head_that_draws_no_videos() -> None:
-    model = with_head({"image": KINDS["image"]})
+    model = with_head({"image": TINY_KINDS["image"]})
     with pytest.raises(ConfigError, match="draws image only, not video"):
         model.generate_video("a red circle")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
+from tests.vila_u_checkpoint import RECORDED
 from torch.nn import functional as F
 
 import vila_core as vila
@@ -30,17 +30,12 @@ PICTURE = RECORDED / "inputs" / "image_1.png"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("model") / "checkpoint")
+def tokenizer(tiny_u: Path) -> ImageTokenizer:
+    return vila.load_image_tokenizer(tiny_u, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> ImageTokenizer:
-    return vila.load_image_tokenizer(folder, device="cpu")
-
-
-def test_encodes_what_a_loaded_model_encodes(folder: Path, tokenizer: ImageTokenizer):
-    own = vila.load(folder, device="cpu").image_tokenizer
+def test_encodes_what_a_loaded_model_encodes(tiny_u: Path, tokenizer: ImageTokenizer):
+    own = vila.load(tiny_u, device="cpu").image_tokenizer
     pictures = [PICTURE, PILImage.open(RECORDED / "inputs" / "image_0.png")]
     codes = tokenizer.encode(pictures)
     assert codes.dtype == np.int64
@@ -262,15 +257,15 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-def test_there_and_back(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path, run: Run):
+def test_there_and_back(tiny_u: Path, tokenizer: ImageTokenizer, tmp_path: Path, run: Run):
     other = RECORDED / "inputs" / "image_0.png"
-    status, printed = run(PICTURE, other, "-o", tmp_path / "codes.npz", "-m", folder, "--measure", "--json")
+    status, printed = run(PICTURE, other, "-o", tmp_path / "codes.npz", "-m", tiny_u, "--measure", "--json")
     assert status == 0, printed
     facts = json.loads(printed)
     assert facts["shape"] == [2, 4, 4, 4]
     assert len(facts["perplexity"]) == 4
     assert np.array_equal(read_codes(tmp_path / "codes.npz")[0], tokenizer.encode([PICTURE, other]))
-    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "again.png", "-m", folder)
+    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "again.png", "-m", tiny_u)
     assert status == 0, printed
     for index, expected in enumerate(tokenizer.decode(tokenizer.encode([PICTURE, other]))):
         assert np.array_equal(np.asarray(PILImage.open(tmp_path / f"again_{index}.png")), np.asarray(expected))
@@ -288,18 +283,18 @@ def test_there_and_back(folder: Path, tokenizer: ImageTokenizer, tmp_path: Path,
     ],
 )
 def test_wrong_use(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, arguments: list[object], said: str
+    tiny_u: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run, arguments: list[object], said: str
 ):
     monkeypatch.chdir(tmp_path)
-    status, printed = run(*arguments, "-m", folder)
+    status, printed = run(*arguments, "-m", tiny_u)
     assert status == 2
     assert said in " ".join(printed.split())
     assert not list(tmp_path.iterdir())
 
 
-def test_codes_of_another_model(folder: Path, tmp_path: Path, run: Run):
+def test_codes_of_another_model(tiny_u: Path, tmp_path: Path, run: Run):
     write_codes(tmp_path / "codes.npz", np.zeros((1, 4, 4, 4), int), 16384)
-    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", folder)
+    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", tiny_u)
     assert status == 2
     assert "codebook of 16,384" in " ".join(printed.split())
 
@@ -386,8 +381,8 @@ def test_cached_depth_is_uncached_depth(rows: int, depth: int):
     assert torch.equal(alone, codes)
 
 
-def test_no_gradient_reaches_the_codebook(folder: Path):
-    model = vila.load(folder, device="cpu")
+def test_no_gradient_reaches_the_codebook(tiny_u: Path):
+    model = vila.load(tiny_u, device="cpu")
     head = model.network.generation_head
     assert head is not None
     model.network.requires_grad_(True)

@@ -8,8 +8,8 @@ from unittest import mock
 
 import pytest
 import torch
+from tests.core.answering import PAGE_BYTES, Text, all_pages_are_free, answer, some_ids
 from tests.core.steered import SteeredDecoder
-from tests.core.test_engine import PAGE_BYTES, Text, all_pages_are_free, answer, some_ids
 
 from vila_core.engine.answer import Generated
 from vila_core.engine.engine import Engine

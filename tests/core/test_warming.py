@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.core.drawing_heads import SmallHead
+from tests.core.drawing_heads import TINY_KINDS, HeadModule, SmallHead
 from tests.core.small_decoder import small_decoder
-from tests.core.test_generate_image import KINDS, HeadModule
 
 import vila_core
 from vila_core.engine.engine import Engine
@@ -84,7 +83,7 @@ def test_pictures_come_in_all_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("max_batch", [1, 2])
 def test_a_model_that_draws(max_batch: int) -> None:
     model = vila_core.load("vila-tiny", device="cpu", engine=EngineConfig(max_batch=max_batch))
-    head = SmallHead(model.config.language_model.hidden_size, depth=2, codes=50, kinds=KINDS)
+    head = SmallHead(model.config.language_model.hidden_size, depth=2, codes=50, kinds=TINY_KINDS)
     model.network.generation = HeadModule(head)
     model.generate("Hello", max_new_tokens=1)
     model.engine.clear_cache()

@@ -7,7 +7,6 @@ from typing import cast
 
 import PIL.Image
 import pytest
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 
 import vila_core as vila
 from vila_core.cli.progress import NoProgress
@@ -101,10 +100,9 @@ def test_descriptions_are_held_out(tmp_path: Path):
         assert not any(name in sample.question for name in held_out)
 
 
-def test_a_model_that_draws_is_asked_in_batches(tmp_path: Path):
-    folder = complete_checkpoint(RECORDED / "checkpoint", tmp_path / "checkpoint")
+def test_a_model_that_draws_is_asked_in_batches(tiny_u: Path, tmp_path: Path):
     options = RunOptions(tmp_path / "results", DataOptions(tmp_path / "cache"), batch_size=2, limit=3)
-    model = ModelOptions(path=str(folder), device="cpu")
+    model = ModelOptions(path=str(tiny_u), device="cpu")
     (outcome,) = evaluate(model, [Planned(TASK, TASK.name)], options, NoProgress())
     assert outcome.result is not None
     whole = {measure.name: measure for measure in outcome.result.measures if measure.group is None}

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 
 import vila_core as vila
 from vila_core.cli.progress import NoProgress
@@ -20,14 +19,9 @@ from vila_eval.tasks.reconstruction import RECONSTRUCTION_TASKS
 (TASK,) = RECONSTRUCTION_TASKS
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-def test_a_run_writes_codes_and_measures(folder: Path, tmp_path: Path):
+def test_a_run_writes_codes_and_measures(tiny_u: Path, tmp_path: Path):
     options = RunOptions(tmp_path, DataOptions(tmp_path / "cache"), batch_size=2, limit=3)
-    model = ModelOptions(path=str(folder), device="cpu")
+    model = ModelOptions(path=str(tiny_u), device="cpu")
     (outcome,) = evaluate(model, [Planned(TASK, TASK.name)], options, NoProgress())
     assert outcome.result is not None
     measures = {(measure.name, measure.group): measure for measure in outcome.result.measures}
@@ -39,8 +33,8 @@ def test_a_run_writes_codes_and_measures(folder: Path, tmp_path: Path):
     assert measures["perplexity", ("depth", "0")].value <= measures["codes used", ("depth", "0")].value
 
 
-def test_inside_training(folder: Path, tmp_path: Path):
-    found = TASK.evaluator(tmp_path, limit=2)(vila.load(folder, device="cpu"))
+def test_inside_training(tiny_u: Path, tmp_path: Path):
+    found = TASK.evaluator(tmp_path, limit=2)(vila.load(tiny_u, device="cpu"))
     assert 0 < found["psnr"] < 100
 
 

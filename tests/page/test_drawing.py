@@ -11,7 +11,6 @@ import pytest
 from tests.page.conftest import API, PageClient, apply, serving
 from tests.page.test_browser import CHROMEDRIVER, CHROMIUM, WIDE, Browser, wait
 from tests.running_server import RunningServer
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 
 import vila_core
 from vila_serve.affinity import affinity_key
@@ -23,10 +22,8 @@ DRAW: dict[str, Any] = {"mode": "draw", "pictures": 2, "guidance": 3, "negative_
 
 
 @pytest.fixture(scope="module")
-def painter(tmp_path_factory: pytest.TempPathFactory) -> vila_core.Vila:
-    """A model of random weights that draws 64 x 64 pixels."""
-    folder = complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("model") / "tiny-u")
-    return vila_core.load(folder, device="cpu")
+def painter(tiny_u: Path) -> vila_core.Vila:
+    return vila_core.load(tiny_u, device="cpu")
 
 
 @pytest.fixture(scope="module")

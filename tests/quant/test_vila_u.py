@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 from tests.quant.conftest import tensors_of
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 from typer.testing import CliRunner
 
 import vila_core as vila
@@ -27,17 +26,12 @@ from vila_quant.quantizing.pipeline import quantize_model
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("model") / "checkpoint")
-
-
-@pytest.fixture(scope="module")
-def quantized(original: Path) -> Path:
-    out = original.parent / "quantized"
+def quantized(tiny_u: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("model") / "quantized"
     options = QuantizationOptions(
         group_size=32, sequences=2, sequence_length=64, calibration="builtin", search="nearest"
     )
-    quantize_model(original, out, options)
+    quantize_model(tiny_u, out, options)
     return out
 
 
@@ -50,8 +44,8 @@ def pixels(images: Sequence[PILImage.Image]) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_only_the_blocks_of_the_language_model_are_quantized(original: Path, quantized: Path) -> None:
-    before, after = (open_checkpoint(path) for path in (original, quantized))
+def test_only_the_blocks_of_the_language_model_are_quantized(tiny_u: Path, quantized: Path) -> None:
+    before, after = (open_checkpoint(path) for path in (tiny_u, quantized))
     assert (after.format, after.config) == ("awq", before.config)
     assert json.loads((quantized / "config.json").read_text())["model_type"] == "vila_u_llama"
     assert json.loads((quantized / "llm" / "config.json").read_text())["quantization_config"]["group_size"] == 32
@@ -81,7 +75,7 @@ def test_it_is_written_again_without_a_change(quantized: Path, tmp_path: Path) -
     assert all(first[name].equal(second[name]) for name in first)
 
 
-def test_drawings_are_calibrated_on(original: Path) -> None:
+def test_drawings_are_calibrated_on(tiny_u: Path) -> None:
     """The answer about a picture is the prompt for it."""
     picture, text = vila.Image("cat.png"), "a cat"
     given = [
@@ -91,15 +85,15 @@ def test_drawings_are_calibrated_on(original: Path) -> None:
         Sample(("text",), is_text=True),
     ]
     assert [sample for sample in with_drawings(given) if sample not in given] == [Sample((text,), drawing=picture)]
-    drawing = next(prompt for prompt in read_prompts(vila.load(original), "builtin", 6) if prompt.kind == "drawing")
+    drawing = next(prompt for prompt in read_prompts(vila.load(tiny_u), "builtin", 6) if prompt.kind == "drawing")
     assert drawing.codes is not None
     assert drawing.codes.shape == (drawing.scored, 4)
 
 
-def test_the_check_compares_texts_pictures_and_drawings(original: Path, quantized: Path) -> None:
-    arguments = ["--against", str(original), "--prompts", "builtin", "--number", "3", "--json"]
+def test_the_check_compares_texts_pictures_and_drawings(tiny_u: Path, quantized: Path) -> None:
+    arguments = ["--against", str(tiny_u), "--prompts", "builtin", "--number", "3", "--json"]
     reports = [
-        json.loads(CliRunner().invoke(app, ["check", str(path), *arguments]).stdout) for path in (quantized, original)
+        json.loads(CliRunner().invoke(app, ["check", str(path), *arguments]).stdout) for path in (quantized, tiny_u)
     ]
     lossy, same = reports
     for kind in ("text", "multimodal", "drawing"):
@@ -107,7 +101,7 @@ def test_the_check_compares_texts_pictures_and_drawings(original: Path, quantize
         assert lossy[kind]["kl"] > 1e-4
         assert same[kind]["kl"] == pytest.approx(0.0, abs=1e-6)
         assert same[kind]["top1_agreement"] == 1.0
-    head = open_checkpoint(original).config.generation_head
+    head = open_checkpoint(tiny_u).config.generation_head
     assert isinstance(head, DepthTransformerConfig)
     assert lossy["drawing"]["tokens"] == math.prod(head.grid) * head.code_depth
     assert lossy["vision"] == 0.0
@@ -121,8 +115,8 @@ def test_the_check_compares_texts_pictures_and_drawings(original: Path, quantize
     ],
 )
 def test_what_would_lose_the_head_or_the_codes_is_refused_first(
-    original: Path, tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
+    tiny_u: Path, tmp_path: Path, changes: dict[str, object], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        quantize_model(original, tmp_path / "out", QuantizationOptions.model_validate(changes))
+        quantize_model(tiny_u, tmp_path / "out", QuantizationOptions.model_validate(changes))
     assert list(tmp_path.iterdir()) == []

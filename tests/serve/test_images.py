@@ -22,7 +22,6 @@ from openai.types import ImageGenCompletedEvent
 from schemathesis.checks import not_a_server_error
 from tests.running_server import RunningServer, running, wait_until
 from tests.serve.test_queue import is_idle
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
 
 import vila_core
 from vila_core.media import Video
@@ -41,14 +40,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights that draws 64 x 64 pixels."""
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("model") / "tiny-u")
-
-
-@pytest.fixture(scope="module")
-def painter(checkpoint: Path) -> vila_core.Vila:
-    return vila_core.load(checkpoint, device="cpu")
+def painter(tiny_u: Path) -> vila_core.Vila:
+    return vila_core.load(tiny_u, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +267,9 @@ def test_the_key_is_needed(draw_with: Callable[..., RunningServer]):
     assert httpx2.post(url, json={"prompt": PROMPT}, headers=headers, timeout=60).status_code == 200
 
 
-def test_more_pictures_than_the_queue_holds(checkpoint: Path):
+def test_more_pictures_than_the_queue_holds(tiny_u: Path):
     engine = vila_core.EngineConfig(max_batch=2, max_queue=4)
-    with running(create_app(vila_core.load(checkpoint, device="cpu", engine=engine), ServeSettings(page=False))) as one:
+    with running(create_app(vila_core.load(tiny_u, device="cpu", engine=engine), ServeSettings(page=False))) as one:
         response = httpx2.post(f"{one.url}{PATH}", json={"prompt": PROMPT, "n": 10}, timeout=60)
         assert (response.status_code, response.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert response.headers["retry-after"]
@@ -284,9 +277,9 @@ def test_more_pictures_than_the_queue_holds(checkpoint: Path):
         assert httpx2.post(f"{one.url}{PATH}", json={"prompt": PROMPT, "n": 3}, timeout=60).status_code == 200
 
 
-def test_guidance_without_room_for_two_rows(checkpoint: Path):
+def test_guidance_without_room_for_two_rows(tiny_u: Path):
     engine = vila_core.EngineConfig(max_batch=1)
-    with running(create_app(vila_core.load(checkpoint, device="cpu", engine=engine), ServeSettings(page=False))) as one:
+    with running(create_app(vila_core.load(tiny_u, device="cpu", engine=engine), ServeSettings(page=False))) as one:
         response = httpx2.post(f"{one.url}{PATH}", json={"prompt": PROMPT}, timeout=60)
         assert response.status_code == 400
         assert "Set guidance=1" in response.json()["error"]["message"]
@@ -494,9 +487,9 @@ def test_no_request_of_the_document_is_a_server_error(drawing: RunningServer):
     assert 400 in statuses
 
 
-def test_the_engine_in_a_process_of_its_own(checkpoint: Path, painter: vila_core.Vila, monkeypatch: pytest.MonkeyPatch):
+def test_the_engine_in_a_process_of_its_own(tiny_u: Path, painter: vila_core.Vila, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(ROOT)
-    served = ServeSettings(model_path=str(checkpoint), device="cpu", page=False)
+    served = ServeSettings(model_path=str(tiny_u), device="cpu", page=False)
     with (
         engine_process(loading_task(served)) as answering,
         running(create_app(answering, served)) as server,

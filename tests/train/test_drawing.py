@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.train.drawing_samples import Drawings, conversation, picture
 from tests.train.loop_runs import in_processes, micro_config, read_losses, run
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
+from tests.vila_u_checkpoint import RECORDED
 
 import vila_core as vila
 from vila_core.chat import Message
@@ -39,14 +39,9 @@ CPU = torch.device("cpu")
 TUNED = ("projector", "language_model", "generation_head")
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("vila-u") / "checkpoint")
-
-
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> vila.Vila:
-    return vila.load(checkpoint, device="cpu", dtype="float32")
+def model(tiny_u: Path) -> vila.Vila:
+    return vila.load(tiny_u, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +49,8 @@ def encoder(model: vila.Vila) -> Encoder:
     return Encoder(model.network, model.tokenizer, model.template, MediaLimits())
 
 
-def config_of(checkpoint: Path, **changes: Any) -> TrainConfig:
-    return micro_config(checkpoint, **{"tune": TUNED, "data.max_length": 320, "max_steps": 4, **changes})
+def config_of(tiny_u: Path, **changes: Any) -> TrainConfig:
+    return micro_config(tiny_u, **{"tune": TUNED, "data.max_length": 320, "max_steps": 4, **changes})
 
 
 # ------------------------------------------------------------------------------------------------ samples
@@ -216,20 +211,18 @@ def test_the_held_out_loss_is_the_sum_of_both_means(model: vila.Vila, encoder: E
 
 
 @pytest.fixture(scope="module")
-def whole_run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
+def whole_run(tiny_u: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, float]]:
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, run(config_of(checkpoint), folder, Drawings()).losses
+    return folder, run(config_of(tiny_u), folder, Drawings()).losses
 
 
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_run_trains_the_head_and_exports_a_model_that_draws(
-    checkpoint: Path, whole_run: tuple[Path, dict[int, float]]
-):
+def test_a_run_trains_the_head_and_exports_a_model_that_draws(tiny_u: Path, whole_run: tuple[Path, dict[int, float]]):
     folder, _ = whole_run
-    before, after = vila.load(checkpoint, device="cpu"), vila.load(folder / "model", device="cpu")
+    before, after = vila.load(tiny_u, device="cpu"), vila.load(folder / "model", device="cpu")
     changed = {
         name.split(".")[0]
         for (name, old), new in zip(
@@ -253,7 +246,7 @@ def test_both_losses_are_logged(whole_run: tuple[Path, dict[int, float]]):
     assert any(record["drawn_positions"] for record in logged(folder))
 
 
-def test_each_loss_is_the_mean_over_its_own_targets(checkpoint: Path, tmp_path: Path, encoder: Encoder):
+def test_each_loss_is_the_mean_over_its_own_targets(tiny_u: Path, tmp_path: Path, encoder: Encoder):
     """A step that reads each sample once, beside one sample after another."""
     order, network = Drawings(10), encoder.network
     with torch.no_grad():
@@ -263,27 +256,27 @@ def test_each_loss_is_the_mean_over_its_own_targets(checkpoint: Path, tmp_path: 
     assert tokens != positions
     changes = {"data.packing": False, "data.rows_per_step": 10, "data.lanes": 10, "data.caption_dropout": 0}
     tune = ("projector", "language_model")  # the head has dropout while it is trained
-    run(config_of(checkpoint, max_steps=1, tune=tune, **changes), tmp_path / "run", order)
+    run(config_of(tiny_u, max_steps=1, tune=tune, **changes), tmp_path / "run", order)
     (record,) = logged(tmp_path / "run")
     assert record["losses"]["text"] == pytest.approx(sum(one.text.item() for one in sums) / tokens, rel=1e-5)
     assert record["losses"]["codes"] == pytest.approx(sum(one.codes.item() for one in sums) / positions, rel=1e-5)
 
 
-def test_a_resumed_run_is_the_same(checkpoint: Path, tmp_path: Path, whole_run: tuple[Path, dict[int, float]]):
+def test_a_resumed_run_is_the_same(tiny_u: Path, tmp_path: Path, whole_run: tuple[Path, dict[int, float]]):
     def stop(step: int) -> None:
         if step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(config_of(checkpoint), tmp_path / "run", Drawings(), after=stop)
-    again = run(config_of(checkpoint), tmp_path / "run", Drawings())
+        run(config_of(tiny_u), tmp_path / "run", Drawings(), after=stop)
+    again = run(config_of(tiny_u), tmp_path / "run", Drawings())
     assert sorted(again.losses) in ([3, 4], [4])
     assert all(loss == whole_run[1][step] for step, loss in again.losses.items())
 
 
-def test_two_ranks_give_the_losses_of_one(checkpoint: Path, tmp_path: Path, whole_run: tuple[Path, dict[int, float]]):
+def test_two_ranks_give_the_losses_of_one(tiny_u: Path, tmp_path: Path, whole_run: tuple[Path, dict[int, float]]):
     """Rows without pictures to draw, or without any, stand beside rows with them."""
-    codes = in_processes(config_of(checkpoint), tmp_path / "run", tmp_path / "losses", ranks=2, order=Drawings())
+    codes = in_processes(config_of(tiny_u), tmp_path / "run", tmp_path / "losses", ranks=2, order=Drawings())
     assert codes == [0, 0]
     found = read_losses(tmp_path / "losses")
     assert found.keys() == whole_run[1].keys()
@@ -291,11 +284,11 @@ def test_two_ranks_give_the_losses_of_one(checkpoint: Path, tmp_path: Path, whol
         assert found[step][0] == pytest.approx(loss, abs=1e-5)
 
 
-def test_lora_on_the_language_model_beside_the_head(checkpoint: Path, tmp_path: Path):
+def test_lora_on_the_language_model_beside_the_head(tiny_u: Path, tmp_path: Path):
     changes = {"adapter": {"method": "lora", "rank": 4}, "max_steps": 2}
-    recorder = run(config_of(checkpoint, **changes), tmp_path / "run", Drawings())
+    recorder = run(config_of(tiny_u, **changes), tmp_path / "run", Drawings())
     assert len(recorder.losses) == 2
-    before = vila.load(checkpoint, device="cpu").network.state_dict()
+    before = vila.load(tiny_u, device="cpu").network.state_dict()
     after = vila.load(tmp_path / "run" / "model", device="cpu").network.state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("generation."))
     assert any(not torch.equal(before[name], after[name]) for name in before if "q_proj" in name and "llm" in name)
@@ -330,13 +323,13 @@ def write_lines(folder: Path, records: Sequence[dict[str, Any]]) -> Path:
     return folder / "data.jsonl"
 
 
-def test_a_dry_run_counts_what_is_drawn(checkpoint: Path, tmp_path: Path):
+def test_a_dry_run_counts_what_is_drawn(tiny_u: Path, tmp_path: Path):
     from vila_train.dry_run.report import describe
 
     save(tmp_path, "a.png", (64, 64))
     turns = [{"from": "human", "value": "A cat."}, {"from": "gpt", "value": "<image>"}]
     file = write_lines(tmp_path, [{"image": "a.png", "conversations": turns}] * 3)
-    measured = measure(config_of(checkpoint, **{"data.mixture": str(file)}))
+    measured = measure(config_of(tiny_u, **{"data.mixture": str(file)}))
     assert measured.load.positions == 3 * 16
     report = describe(measured)
     assert "48 positions of pictures that are drawn" in report["Samples (the first 3)"]["learned"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.vila_u_checkpoint import RECORDED, complete_checkpoint
+from tests.vila_u_checkpoint import RECORDED
 
 import vila_core as vila
 from vila_core.checkpoint import convert, open_checkpoint
@@ -23,15 +23,10 @@ from vila_core.language.rope import inverse_frequencies
 TOWER, HEAD = "rqvaesiglip", "rqtransformer"
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return complete_checkpoint(RECORDED / "checkpoint", tmp_path_factory.mktemp("source") / "checkpoint")
-
-
 @pytest.fixture
-def folder(source: Path, tmp_path: Path) -> Path:
+def folder(tiny_u: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
-    shutil.copytree(source, tmp_path / "model")
+    shutil.copytree(tiny_u, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -52,8 +47,8 @@ def tower_config(folder: Path) -> RQSiglipConfig:
     return config
 
 
-def test_reads_all_parts(source: Path):
-    checkpoint = open_checkpoint(source)
+def test_reads_all_parts(tiny_u: Path):
+    checkpoint = open_checkpoint(tiny_u)
     tower, head = checkpoint.config.vision_tower, checkpoint.config.generation_head
     assert checkpoint.format == "vila-u"
     assert isinstance(tower, RQSiglipConfig)
@@ -96,7 +91,7 @@ def test_without_vi_tokens_there_is_no_video(folder: Path, model_type: str):
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def test_pickles_with_a_copy_for_each_depth(source: Path, folder: Path):
+def test_pickles_with_a_copy_for_each_depth(tiny_u: Path, folder: Path):
     """A `.bin` holds a shared codebook once for each depth."""
     file = folder / "vision_tower" / "model.safetensors"
     tensors = load_file(file)
@@ -107,7 +102,7 @@ def test_pickles_with_a_copy_for_each_depth(source: Path, folder: Path):
     torch.save(tensors, folder / "vision_tower" / "pytorch_model.bin")
     file.unlink()
     pixels = torch.rand(1, 3, 64, 64) * 2 - 1
-    shared, copied = (vila.load_image_tokenizer(path, device="cpu").tower for path in (source, folder))
+    shared, copied = (vila.load_image_tokenizer(path, device="cpu").tower for path in (tiny_u, folder))
     assert torch.equal(shared.encode(pixels), copied.encode(pixels))
 
 
@@ -197,8 +192,8 @@ def test_text_only_checkpoint(folder: Path):
 
 
 @pytest.mark.parametrize("name", ["vila-u-7b-256", "VILA_U", "vila-u"])
-def test_language_model_with_the_name_of_vila_u(source: Path, tmp_path: Path, name: str):
-    shutil.copytree(source / "llm", tmp_path / name)
+def test_language_model_with_the_name_of_vila_u(tiny_u: Path, tmp_path: Path, name: str):
+    shutil.copytree(tiny_u / "llm", tmp_path / name)
     with pytest.raises(CheckpointError, match="holds only a language model"):
         open_checkpoint(tmp_path / name)
 
@@ -316,25 +311,25 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
 
-def test_written_again_and_again_it_is_the_same(source: Path, tmp_path: Path):
-    first = convert(source, tmp_path / "one", "vila-u")
+def test_written_again_and_again_it_is_the_same(tiny_u: Path, tmp_path: Path):
+    first = convert(tiny_u, tmp_path / "one", "vila-u")
     convert(first, tmp_path / "two", "vila-u")
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
-    assert first.config == open_checkpoint(source).config
+    assert first.config == open_checkpoint(tiny_u).config
     stored = load_file(tmp_path / "one" / "vision_tower" / "model.safetensors")
-    original = load_file(source / "vision_tower" / "model.safetensors")
+    original = load_file(tiny_u / "vision_tower" / "model.safetensors")
     assert stored.keys() == original.keys()
     assert all(torch.equal(stored[name], tensor) for name, tensor in original.items())
 
 
-def test_saved_model_answers_the_same(source: Path, tmp_path: Path):
+def test_saved_model_answers_the_same(tiny_u: Path, tmp_path: Path):
     """Rows for tokens of this project are not written: the reference counts its special tokens from the end."""
-    model = vila.load(source, device="cpu")
+    model = vila.load(tiny_u, device="cpu")
     assert model.checkpoint is not None
     written = save_checkpoint(
         model.network.state_dict(),
         model.network.config,
-        source / "llm",
+        tiny_u / "llm",
         tmp_path / "saved",
         format="vila-u",
         base=model.checkpoint,
@@ -348,9 +343,9 @@ def test_saved_model_answers_the_same(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("format", ["vila", "nvila"])
-def test_other_formats_refuse_models_that_draw(source: Path, tmp_path: Path, format: str):
+def test_other_formats_refuse_models_that_draw(tiny_u: Path, tmp_path: Path, format: str):
     with pytest.raises(CheckpointError, match="Write it as 'vila-u'"):
-        convert(source, tmp_path / "out", format)
+        convert(tiny_u, tmp_path / "out", format)
     assert not (tmp_path / "out").exists()
 
 
