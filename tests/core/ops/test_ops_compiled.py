@@ -28,7 +28,7 @@ from vila_core.ops.swiglu import swiglu_kernel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is for Linux")
 
-STACK = {"attention in 8 bits, rows": 8, "codes": 128}
+STACK = {"attention in 8 bits, rows": 8, "codes": 96}
 """Bytes that a thread may spill, if any."""
 
 INTEGERS = {
