@@ -66,7 +66,7 @@ def test_first_samples_may_be_damaged(tmp_path: Path):
         (b"\xff\xfe{\0}\0", "UTF-16"),
         (b'{"a": 1}', r"keys 'a', which is no known format.*'conversations' \(LLaVA\)"),
         (b"{}", "keys none"),
-        (b'{\n  "messages": []\n}', "no readable sample"),
+        (b'{\n  "messages": []\n}', "span several lines are rewritten with: jq -c"),
         (b"{bad}\n{bad}\n", "no readable sample among its first 100"),
         (b'{"error": "Invalid username or password."}', "error message of a download"),
     ],

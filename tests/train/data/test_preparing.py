@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -219,3 +220,20 @@ def test_commands_explain_errors(tmp_path: Path):
                       ("list", "--registry", tmp_path / "x.yaml")):  # fmt: skip
         with pytest.raises(VilaError):
             run(*arguments)
+
+
+@pytest.mark.parametrize("subset", ["", "@some"])
+def test_check_compares_the_number_of_samples_with_the_registry(tmp_path: Path, subset: str):
+    sample = {"messages": [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]}
+    (tmp_path / "data.jsonl").write_text((json.dumps(sample) + "\n") * 3)
+    (tmp_path / "some.txt").write_text("# samples: 3\n0\n")
+    registry = tmp_path / "my.yaml"
+    for stated, matches in ((3, False), (4, True)):
+        registry.write_text(
+            f"datasets:\n  mine: {{path: data.jsonl, samples: {stated}, subsets: {{some: some.txt}}}}\n"
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run("check", f"mine{subset}", "--registry", registry)
+        told = [str(one.message) for one in caught]
+        assert any("'mine' has 3 samples, but its registry says 4" in one for one in told) == matches, told

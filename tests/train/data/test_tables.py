@@ -99,7 +99,7 @@ def test_saved_datasets(folder: Path):
         source = open_dataset("set", DatasetEntry(path=(name,)), folder)
         picture: Any = source[0].messages[0].content[0]  # pyright: ignore
         assert picture.size == (8, 6)
-    with pytest.raises(DatasetError, match="has no split 'dev', only train, test"):
+    with pytest.raises(DatasetError, match=r"has no split 'dev', only train, test\. Set 'split'"):
         len(open_dataset("set", DatasetEntry(path=("splits",), split="dev"), folder))
 
 

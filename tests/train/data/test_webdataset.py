@@ -196,6 +196,14 @@ def test_archive_without_its_end_mark(tmp_path: Path):
     assert "not complete" in str(sample_error(source, 2))
 
 
+def test_two_archives_in_one_file_are_not_read_as_one_silently(tmp_path: Path):
+    path = write_tar(tmp_path / "0.tar", captioned(2))
+    path.write_bytes(path.read_bytes() * 2)
+    source = open_dataset("set", DatasetEntry(path=("0.tar",)), tmp_path)
+    assert len(source) == 3
+    assert "several archives in one file: its 2 samples before are used" in str(sample_error(source, 2))
+
+
 def test_damage_in_the_middle(tmp_path: Path):
     path = write_tar(tmp_path / "0.tar", captioned(4))
     data = bytearray(path.read_bytes())
@@ -215,7 +223,7 @@ def test_damage_in_the_middle(tmp_path: Path):
         (b"", "empty"),
         (b"\0" * 10240, "holds no samples|filled with zeros"),
         (b"x" * 10240, "not a tar archive"),
-        (b"\x1f\x8b" + b"\0" * 1000, "not a tar archive|Unpack"),
+        (b"\x1f\x8b" + b"\0" * 1000, "is compressed. Unpack it first"),
     ],
 )
 def test_files_that_are_no_archives(tmp_path: Path, data: bytes, problem: str):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vila_core.cli.options import AsJson, Plugin, load_plugin_files
+from vila_core.errors import warn
 from vila_train.cli.flags import Registries
 
 if TYPE_CHECKING:
@@ -78,9 +79,13 @@ def check(
     from vila_train.config import DataConfig
     from vila_train.data.checking import check_source
     from vila_train.data.mixture import open_mixture
+    from vila_train.data.registry import open_registry
+    from vila_train.data.sources import whole_source
 
     load_plugin_files(plugin)
-    opened = open_mixture(DataConfig(mixture=mixture, registries=tuple(registry or ())), seed=0)
+    registries = tuple(registry or ())
+    opened = open_mixture(DataConfig(mixture=mixture, registries=registries), seed=0)
+    stated = {name: named.entry.samples for name, named in open_registry(registries).datasets.items()}
     checked: list[tuple[str, float, int, Findings]] = []
     with open_progress("samples") as progress:
         for part in opened.parts:
@@ -88,6 +93,10 @@ def check(
             progress.start(part.source.name, min(limit or part.size, part.size))
             findings = check_source(part.source, limit, decode, progress.advance)
             checked.append((part.source.name, part.weight, part.samples, findings))
+    for part in opened.parts:
+        whole, expected = len(whole_source(part.source)), stated.get(part.source.name)
+        if expected not in (None, whole):
+            warn(f"The dataset '{part.source.name}' has {whole:,} samples, but its registry says {expected:,}.")
     if as_json:
         typer.echo(json.dumps([_as_record(*row) for row in checked], indent=2))
         return

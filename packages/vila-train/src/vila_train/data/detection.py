@@ -43,7 +43,7 @@ def detect_format(records: Records, path: Path) -> Format:
     if not seen:
         raise DatasetError(
             f"'{path}' has no readable sample among its first {LOOKED_AT}: {problem} Expected a JSON list of samples, "
-            "or one sample per line."
+            "or one sample per line. Samples that span several lines are rewritten with: jq -c . FILE."
         )
     within = next((key for key, value in seen[0].items() if _holds_objects(value)), None)
     if len(records) == 1 and within is not None:

@@ -106,6 +106,10 @@ def kind_of_file(path: Path) -> str:
     advice = "Check the path of the dataset."
     with open_input(path, max_bytes=sys.maxsize, error=DatasetError, advice=advice, content=Content.ARCHIVE) as file:
         head = file.read(4096)
+    if not head.strip(b" \t\r\n\0"):
+        raise DatasetError(f"'{path}' is {'filled with zeros' if head.strip() else 'empty'}. {_EXPECTED}")
+    if head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        raise DatasetError(f"'{path}' is compressed. Unpack it first: samples are read in any order.")
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if head[257:262] == b"ustar" or path.suffix == ".tar":
         return "tar"
@@ -113,13 +117,9 @@ def kind_of_file(path: Path) -> str:
         return "table"
     if start.startswith((b"[", b"{")) or head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "json"
-    if path.suffix in (".json", ".jsonl", ".ndjson") and head.strip():
+    if path.suffix in (".json", ".jsonl", ".ndjson"):
         return "json"  # its first sample is damaged
-    if not head.strip(b" \t\r\n\0"):
-        raise DatasetError(f"'{path}' is {'filled with zeros' if head.strip() else 'empty'}. {_EXPECTED}")
-    packed = head.startswith((b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd"))
-    advice = "Unpack it first: samples are read in any order." if packed else _EXPECTED
-    raise DatasetError(f"'{path}' is {'compressed' if packed else 'no training data that can be read'}. {advice}")
+    raise DatasetError(f"'{path}' is no training data that can be read. {_EXPECTED}")
 
 
 def _find_files(base: Path, pattern: str, name: str, split: str) -> Sequence[Path]:

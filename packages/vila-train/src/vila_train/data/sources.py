@@ -155,6 +155,11 @@ class Subset:
         return self.source[int(self.indices[index])]
 
 
+def whole_source(source: ConversationSource) -> ConversationSource:
+    """Return the source that `source` is a subset of, or itself."""
+    return source.source if isinstance(source, Subset) else source
+
+
 class RegisteredSource:
     """Training samples of a dataset of the hook `vila_datasets`: prompts and answers.
 

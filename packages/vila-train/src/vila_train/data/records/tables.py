@@ -81,7 +81,10 @@ class TableRecords:
                 raise DatasetError(f"'{first}' has no rows.") from None
             if isinstance(loaded, library.DatasetDict):
                 if self.split not in loaded:
-                    raise DatasetError(f"'{first}' has no split '{self.split}', only {listed(loaded, 10)}.")
+                    raise DatasetError(
+                        f"'{first}' has no split '{self.split}', only {listed(loaded, 10)}. "
+                        "Set 'split' of the dataset in a registry."
+                    )
                 loaded = loaded[self.split]
             return loaded
         import pyarrow.parquet

@@ -24,6 +24,7 @@ MAX_MEMBER_BYTES = 2 * 1024**3
 MAX_MEMBERS = 10_000
 """Of one sample."""
 _SUFFIX_BYTES = 32
+_CHUNK_BYTES = 1024 * 1024
 _COLUMNS = 3 + _SUFFIX_BYTES // 8
 """Of the index: number of the sample, start and length of the member, and its suffix in 8 bytes each."""
 _DAMAGE = "!damage"
@@ -80,8 +81,8 @@ class TarRecords(IndexedFile):
             start, length = int(row[1]), int(row[2])
             if suffix == _DAMAGE:
                 raise SampleError(
-                    f"'{self.path.name}' is damaged or not complete at byte {start:,}: its {number:,} samples before "
-                    "are used. Download it again.",
+                    f"'{self.path.name}' is damaged or not complete at byte {start:,}, or several archives in one "
+                    f"file: its {number:,} samples before are used. Download or write it again.",
                     "damaged archive",
                 )
             if suffix in members:
@@ -107,6 +108,11 @@ class TarRecords(IndexedFile):
             rows.append(np.array([number, start, length], dtype=np.int64).tobytes() + kept)
         return np.frombuffer(b"".join(rows), dtype=np.int64).reshape(-1, _COLUMNS)
 
+    def _chunks(self, start: int) -> Iterator[bytes]:
+        while chunk := self._file.read(start, _CHUNK_BYTES):
+            yield chunk
+            start += len(chunk)
+
     def _members(self) -> Iterator[tuple[str, int, int]]:
         """Yield name, start and length of the regular files, and `_DAMAGE` where the archive breaks off."""
         place = 0
@@ -126,7 +132,8 @@ class TarRecords(IndexedFile):
                         yield member.name, member.offset_data, member.size
                     place = max(place, archive.offset)
                 # tarfile ends quietly at a damaged header; a complete archive has a block of zeros there.
-                if self._file.read(archive.offset, tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
+                # What follows it would be left out silently, such as the second of two archives written into one file.
+                if size <= archive.offset or any(map(any, self._chunks(archive.offset))):
                     yield _DAMAGE, archive.offset, 0
         except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
             if not place:
