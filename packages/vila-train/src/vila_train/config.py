@@ -149,7 +149,8 @@ class ComputeConfig(Settings):
     Attributes:
         precision: "bf16" computes in bfloat16 on fp32 master weights; "fp32" in fp32.
         activation_checkpointing: "none"; "full" recomputes each layer; "linears" keeps only attention.
-        compile: compile each layer with `torch.compile`.
+        compile: fuse what lies between the products of a decoder's layers: with kernels of our own under LoRA without
+            dropout, otherwise with `torch.compile`.
         sharded: divide the weights even on one GPU (FSDP). None: only where there are several, or where more than a
             quarter of the weights is trained in bf16.
         keep_gathered: keep the gathered weights of all layers from the first row of a step to its last, so that they

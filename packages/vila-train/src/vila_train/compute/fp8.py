@@ -4,6 +4,7 @@
     s_d[t] = max |dy[t]| / 57344, D = E5M2(dy / s_d),  Wᵀ likewise       dx = s_d (D W) s_wᵀ
                                                                          dW = dyᵀ x, in 16 bits
 
+Frozen linears of one input (q, k and v; gate and up) are one product: their weights lie one below the other.
 Scales are computed anew in each pass, but for frozen weights only once: both 8-bit forms of such a weight then lie on
 the GPU (as many bytes as it has in bf16), and the weight itself in main memory, where checkpoints and exports find it.
 The gradient of a weight sums over tokens, which no scale of a row or column of the other operand can follow, so it
