@@ -224,7 +224,11 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     [
         {"tune": ("projector", "language_model"), "optimizer.clip_norm": 0.05},
         {"adapter": LORA},
-        {"adapter": LORA | {"dropout": 0.0}, "compute.activation_checkpointing": "linears"},
+        {
+            "adapter": LORA | {"dropout": 0.0},
+            "compute.activation_checkpointing": "linears",
+            "compute.compile": True,  # blocks by hand
+        },
         pytest.param({"tune": ("projector",)}, marks=pytest.mark.slow),
         pytest.param({"tune": ("vision_tower", "projector"), "data.rows_per_step": 2}, marks=pytest.mark.slow),
         pytest.param({"compute.activation_checkpointing": "full"}, marks=pytest.mark.slow),
