@@ -472,7 +472,8 @@ for quantized in (False, True):
     for y, codes in pairs if quantized else []:  # the interpreter's rounding loses the carry to the next power of two
         near(codes[0].float() * codes[1], y, 0.15)
         largest = torch.finfo(codes[0].dtype).max
-        assert torch.equal(codes[1], y.abs().amax(1, keepdim=True).float() / largest)
+        scales = y.abs().amax(1, keepdim=True).float() / largest
+        torch.testing.assert_close(codes[1], scales, rtol=1e-6, atol=0)  # a GPU's division is not exactly rounded
 found = kernels.launch_norm_backward(of_y, x, weight, 1e-6, added)
 near(found, between.norm_backward(*wide(of_y, x, weight), 1e-6, added.float()))
 
