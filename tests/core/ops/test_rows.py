@@ -129,7 +129,7 @@ def compile_for_every_gpu(width: int, quantize: str, flags: dict[str, bool | str
         made = triton.compile(
             ASTSource(rows_kernel, types, constants),
             target=GPUTarget("cuda", capability, 32),
-            options={"num_warps": warps_for(width)},
+            options={"num_warps": warps_for(1024, width)},
         )
         assert stack_bytes(made, folder) == 0, f"sm{capability}: registers spilled"
         assert made.metadata.shared <= shared * 1024

@@ -128,8 +128,16 @@ def parts_of_row(width: int) -> tuple[int, int]:
     return main, max(16, 1 << (max(width - main, 1) - 1).bit_length())
 
 
-def warps_for(width: int) -> int:
-    """Return the number of warps per row, a power of two: one for a tower's width was fastest, four for its MLP's."""
+FEW_ROWS = 64
+
+
+def warps_for(rows: int, width: int) -> int:
+    """Return the number of warps per row, a power of two.
+
+    Of many rows one for a tower's width was fastest, four for its MLP's; few do not fill the GPU.
+    """
+    if rows <= FEW_ROWS:
+        return 8
     return min(8, 1 << (max(1, width // 1024).bit_length() - 1))
 
 
@@ -158,7 +166,7 @@ def _rows(
             x if bias is None else bias, y, scales, width, eps, largest, smallest_range, ADD=added is not None,
             SHIFT=shift is not None, NORM=weight is not None, ACT=act, QUANTIZE=dtype is not None,
             ROUND=dtype == torch.int8, EXACT=weight is None and not act, MAIN=main, REST=rest, PDL=pdl,
-            num_warps=warps_for(width), **({"launch_pdl": True} if pdl else {}),
+            num_warps=warps_for(rows, width), **({"launch_pdl": True} if pdl else {}),
         )  # fmt: skip
     return y, scales, h
 
