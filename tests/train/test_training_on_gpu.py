@@ -41,11 +41,31 @@ def losses(checkpoint: Path, out: Path, **changes: Any) -> dict[int, float]:
             "compute.activation_checkpointing": "linears",
             "adapter": {"method": "lora", "rank": 2, "dropout": 0.0},
         },
+        *(
+            {
+                "compute.precision": "bf16",
+                "compute.compile": True,
+                "compute.fp8": fp8,
+                "adapter": {"method": "lora", "rank": 2, "dropout": 0.0},
+            }
+            for fp8 in (False, True)
+        ),
     ],
-    ids=["fp32", "bf16-workers", "linears", "lora", "lora-sharded", "dora", "gathered", "lora-fp8"],
+    ids=[
+        "fp32",
+        "bf16-workers",
+        "linears",
+        "lora",
+        "lora-sharded",
+        "dora",
+        "gathered",
+        "lora-fp8",
+        "by-hand",
+        "by-hand-fp8",
+    ],
 )
 def test_a_gpu_gives_the_losses_of_a_cpu(micro_checkpoint: Path, tmp_path: Path, changes: dict[str, Any]):
-    if "compute.fp8" in changes and (reason := fp8_refusal(torch.device("cuda"))):
+    if changes.get("compute.fp8") and (reason := fp8_refusal(torch.device("cuda"))):
         pytest.skip(reason)
     on_cpu = {key: value for key, value in changes.items() if key == "adapter"}
     recorder = Recorder()

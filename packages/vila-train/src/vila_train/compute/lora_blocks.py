@@ -48,6 +48,7 @@ class LoraBlock:
         norms = (block.input_layernorm, block.post_attention_layernorm)
         fits = (
             attention.q_norm is None
+            and attention.head_dim.bit_count() == 1  # the kernel turns halves that are powers of two
             and all(group.never_drops and group.in_8_bits == own[0].in_8_bits for group in own)
             and not any(norm.weight.requires_grad for norm in norms)
         )
