@@ -19,7 +19,7 @@ class TinyConfig(Settings):
         device: "cuda", "cuda:1", "cpu", or "auto" for a GPU if there is one.
         compile: compile the layers.
         workers: rendering processes; None: one per CPU core, minus one.
-        scratch: folder for rendered samples, 45 GB at scale 1 (vila-tiny-u: 16 GB); None: OUT/scratch.
+        scratch: folder for rendered samples, 45 GB at scale 1 (vila-tiny-u: 31 GB); None: OUT/scratch.
         init: checkpoint to start from; None: random weights, as vila-tiny-u always does.
         stages: run only these; empty: all.
     """

@@ -35,7 +35,7 @@ from vila_train.tower_training.module import TowerTraining
 from vila_train.tower_training.texts import TextEncoder
 
 MODEL = "vila-tiny-u"
-IMAGE_SIZE = 64
+IMAGE_SIZE = 96
 PATCH_SIZE = 8
 POSITIONS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 CODES, DEPTH = 256, 4
@@ -51,7 +51,7 @@ SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", SENTINEL_TOKEN, *MEDIA_TOKENS.values()
 def tiny_u_config(vocab_size: int, *, keeps_ema: bool = False) -> VilaConfig:
     """Return the configuration: VILA-U's architecture with 3.9 million parameters.
 
-    A picture is 8 x 8 positions of 4 codes. Each depth has a codebook of its own: the first depth would use a few codes
+    A picture is 12 x 12 positions of 4 codes. Each depth has a codebook of its own: the first depth would use a few codes
     of a shared one. `keeps_ema` keeps the running averages that train codebooks.
     """
     tower = RQSiglipConfig(

@@ -29,7 +29,7 @@ def tower() -> StageConfig:
         tune_vision_tower=True,
         tune_projector=False,
         tune_language_model=False,
-        steps=12000,
+        steps=8000,
         learning_rate=1e-3,
         draws=(
             Draw(
@@ -69,7 +69,7 @@ def sft() -> StageConfig:
     return pretrain().model_copy(
         update={
             "name": "sft",
-            "steps": 20000,
+            "steps": 14000,
             "learning_rate": 1e-3,
             "draws": (
                 Draw(counts={**QUESTIONS, **dict.fromkeys(CAPTIONS, 8)}),
@@ -97,8 +97,8 @@ TINY_U_SAMPLES: dict[str, int] = {
     "draw_things": 90_000,
     "draw_anywhere": 25_000,
     "draw_nothing": 10_000,
-    **dict.fromkeys(SINGLE, 120_000),
+    **dict.fromkeys(SINGLE, 100_000),
 }
-"""Number of training samples to render of each source: 1,290,000 pictures. A frozen tower turns a picture into the same
+"""Number of training samples to render of each source: 1,130,000 pictures. A frozen tower turns a picture into the same
 codes each time, which are easy to learn by heart: with 20,000 questions of a task, 96 % of the answers to these were
 right, and 78 % of those to new ones."""

@@ -29,6 +29,8 @@ from vila_train.tiny.vila_u.model import (
 )
 from vila_train.tiny.vila_u.recipes import TINY_U_SAMPLES, TOWER_STAGE, draws_pictures, tiny_u_stages
 
+TEST_DRAWINGS = 200
+"""`vila-eval -t drawing/drawn-world` judges more."""
 TOWER_TEST = "caption_things"
 """The validation pictures that show how well the tower reconstructs."""
 NOT_STORED = (".embed_ema", ".cluster_size_ema")
@@ -67,7 +69,7 @@ def _train(options: TinyOptions, stages: list[StageConfig], folder: RunFolder, l
             encode_pool(network, pool)
         scores = score(network, pools, states=hidden_states)
     model = vila.load(folder.checkpoint, device=options.device)
-    scores |= drawing_scores(draw_samples(model, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
+    scores |= drawing_scores(draw_samples(model, options.scaled(TEST_DRAWINGS, most=TEST_DRAWINGS)))
     log({"test": {task: round(one.accuracy, 4) for task, one in scores.items()}})
     return scores
 
