@@ -51,8 +51,8 @@ SPECIAL_TOKENS = ("<unk>", "<s>", "</s>", SENTINEL_TOKEN, *MEDIA_TOKENS.values()
 def tiny_u_config(vocab_size: int, *, keeps_ema: bool = False) -> VilaConfig:
     """Return the configuration: VILA-U's architecture with 3.9 million parameters.
 
-    A picture is 12 x 12 positions of 4 codes. Each depth has a codebook of its own: the first depth would use a few codes
-    of a shared one. `keeps_ema` keeps the running averages that train codebooks.
+    A picture is 12 x 12 positions of 4 codes. Each depth has a codebook of its own: the first depth would use a few
+    codes of a shared one. `keeps_ema` keeps the running averages that train codebooks.
     """
     tower = RQSiglipConfig(
         image_size=IMAGE_SIZE,
