@@ -39,9 +39,10 @@ def samples(http: httpx2.Client) -> dict[tuple[str, tuple[tuple[str, str], ...]]
     }
 
 
-def test_metrics_count_an_answer(http: httpx2.Client):
+@pytest.mark.parametrize("n", [1, 3])
+def test_metrics_count_answers(http: httpx2.Client, n: int):
     before = samples(http)
-    usage = ask(http, max_tokens=5).json()["usage"]
+    usage = ask(http, max_tokens=5, n=n).json()["usage"]
     after = samples(http)
 
     def gained(name: str, **labels: str) -> float:
@@ -52,7 +53,7 @@ def test_metrics_count_an_answer(http: httpx2.Client):
     assert gained("vila_answer_tokens_total") == usage["completion_tokens"]
     assert gained("vila_prompt_tokens_total", kind="text") == usage["prompt_tokens"]
     for name in ("vila_time_to_first_token_seconds", "vila_queue_seconds"):
-        assert gained(f"{name}_count") == 1
+        assert gained(f"{name}_count") == n
     waited = gained("vila_queue_seconds_sum")
     assert 0 <= waited < gained("vila_time_to_first_token_seconds_sum")
     assert after["vila_engine_requests", (("state", "answering"),)] == 0

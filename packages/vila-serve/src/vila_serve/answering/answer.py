@@ -30,13 +30,22 @@ class RunningAnswer:
 
     Attributes:
         prompt: what is answered.
+        is_first: whether it is the first answer to its prompt, of several.
         submitted, first_arrival: when it was submitted, and when the first token came, in seconds of
             `time.perf_counter`.
         ending: how the answer ended; None until then.
     """
 
-    def __init__(self, prompt: ReadyPrompt, times: Callable[[], TimeTokenStream], cancel: Callable[[], None]):
+    def __init__(
+        self,
+        prompt: ReadyPrompt,
+        times: Callable[[], TimeTokenStream],
+        cancel: Callable[[], None],
+        *,
+        is_first: bool = True,
+    ):
         self.prompt = prompt
+        self.is_first = is_first
         self.submitted = time.perf_counter()
         self.first_arrival: float | None = None
         self.ending: Ending | None = None

@@ -233,8 +233,10 @@ class Answering:
         def times() -> TimeTokenStream:
             return TimeTokenStream.of_video(self.model.config.time_tokens, prompt.video_duration)
 
-        for number in ask.answers:
-            self._answers[number] = RunningAnswer(prompt, times, lambda number=number: self._tell(Cancel([number])))
+        for index, number in enumerate(ask.answers):
+            self._answers[number] = RunningAnswer(
+                prompt, times, lambda number=number: self._tell(Cancel([number])), is_first=index == 0
+            )
         # The prompt's tiles are kept as long as anybody may look at them.
         weakref.finalize(prompt, self._release, ask.number).atexit = False
         return [self._answers[number] for number in ask.answers]

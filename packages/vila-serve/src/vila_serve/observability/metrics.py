@@ -107,8 +107,9 @@ class Metrics:
         ending = answer.ending
         if answer.first_arrival is not None:
             self._first_token.observe(answer.first_arrival - answer.submitted)
-        self._prompt_tokens.labels("media").inc(answer.prompt.media_tokens)
-        self._prompt_tokens.labels("text").inc(answer.prompt.prompt_tokens - answer.prompt.media_tokens)
+        if answer.is_first:
+            self._prompt_tokens.labels("media").inc(answer.prompt.media_tokens)
+            self._prompt_tokens.labels("text").inc(answer.prompt.prompt_tokens - answer.prompt.media_tokens)
         if ending is None:
             self._answers.labels("cancelled" if answer.is_cancelled else "failed").inc()
             return
