@@ -253,8 +253,8 @@ def test_blocks_by_hand_equal_those_of_autograd(recomputed: str, in_8_bits: bool
             model.zero_grad()
             y = model(own, packed=packed)
             (y * target).sum().backward()
-            of_factors = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
-            results.append([y.detach(), *([own.grad] if own.grad is not None else []), *of_factors])
+            grad_factors = [parameter.grad.clone() for parameter in model.parameters() if parameter.requires_grad]
+            results.append([y.detach(), *([own.grad] if own.grad is not None else []), *grad_factors])
     assert len(results[0]) == 2 + 2 * 2 * 7
     for before, after in zip(results[:2], results[2:], strict=True):
         for found, expected in zip(after, before, strict=True):
@@ -453,16 +453,16 @@ generator = torch.Generator().manual_seed(0)
 tokens, inner, width, heads, head_dim = 5, 2100, 300, 3, 64
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 gate, up = random(tokens, 2 * inner).split(inner, 1)
-of_inner, x, change, added, of_y = random(tokens, inner), *random(4, tokens, width)
+grad_inner, x, change, added, grad_y = random(tokens, inner), *random(4, tokens, width)
 weight = random(width)
 wide = lambda *tensors: [None if one is None else one.float() for one in tensors]
 
 for quantized in (False, True):
     y, codes = kernels.launch_swiglu(gate, up, E4M3 if quantized else None)
     near(y, between.swiglu(*wide(gate, up), None)[0])
-    joint, of_codes = kernels.launch_swiglu_backward(of_inner, gate, up, E5M2 if quantized else None)
-    near(joint, between.swiglu_backward(*wide(of_inner, gate, up), None)[0])
-    pairs = [(y, codes), (joint, of_codes)]
+    joint, grad_codes = kernels.launch_swiglu_backward(grad_inner, gate, up, E5M2 if quantized else None)
+    near(joint, between.swiglu_backward(*wide(grad_inner, gate, up), None)[0])
+    pairs = [(y, codes), (joint, grad_codes)]
     for term in (None, change):
         total, y, codes = kernels.launch_norm(x, term, weight, 1e-6, E4M3 if quantized else None)
         expected = between.add_norm(*wide(x, term, weight), 1e-6, None)
@@ -474,8 +474,8 @@ for quantized in (False, True):
         largest = torch.finfo(codes[0].dtype).max
         scales = y.abs().amax(1, keepdim=True).float() / largest
         torch.testing.assert_close(codes[1], scales, rtol=1e-6, atol=0)  # a GPU's division is not exactly rounded
-found = kernels.launch_norm_backward(of_y, x, weight, 1e-6, added)
-near(found, between.norm_backward(*wide(of_y, x, weight), 1e-6, added.float()))
+found = kernels.launch_norm_backward(grad_y, x, weight, 1e-6, added)
+near(found, between.norm_backward(*wide(grad_y, x, weight), 1e-6, added.float()))
 
 angles = random(tokens, head_dim // 2).repeat(1, 2)
 vectors = random(tokens, heads, head_dim)

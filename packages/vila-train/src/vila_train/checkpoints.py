@@ -10,7 +10,7 @@ Frozen weights are not saved: they are those that the run started from.
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,8 +254,8 @@ def _set_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer,
 # ------------------------------------------------------------------------------------------------ failures
 
 
-def _failure(folder: Path, action: Any) -> str | None:
-    """Return why `action` fails to write a checkpoint, `folder`; None if it does not."""
+def _failure(folder: Path, action: Callable[[], object]) -> str | None:
+    """Write to a checkpoint, `folder`, with `action`. Return why that failed; None if it did not."""
     try:
         action()
     except (OSError, OutputError, CheckpointException, RuntimeError) as error:

@@ -106,8 +106,8 @@ def chunked_cross_entropy(
         vocab_size: V, which decides the size of a chunk.
     """
 
-    def loss_of(of_chunk: Tensor, its_labels: Tensor) -> Tensor:
-        return cross_entropy_sum(head(of_chunk), its_labels, time_tokens)
+    def loss_of(gradient: Tensor, its_labels: Tensor) -> Tensor:
+        return cross_entropy_sum(head(gradient), its_labels, time_tokens)
 
     return _chunked_sum(loss_of, hidden, labels, max(LOGITS_AT_ONCE // vocab_size, 1))
 
@@ -121,8 +121,8 @@ def code_loss(head: "GenerationHead", hidden: Tensor, codes: Tensor) -> Tensor:
         codes: the true ones, int64 `[P, C]`.
     """
 
-    def loss_of(of_chunk: Tensor, its_codes: Tensor) -> Tensor:
-        logits = head.logits(of_chunk, its_codes)  # [n, C, N]
+    def loss_of(gradient: Tensor, its_codes: Tensor) -> Tensor:
+        logits = head.logits(gradient, its_codes)  # [n, C, N]
         return cross_entropy_sum(logits.flatten(0, 1), its_codes.flatten()) / head.codes_per_position
 
     return _chunked_sum(loss_of, hidden, codes, positions_at_once(head))
@@ -174,19 +174,22 @@ class _ChunkedLoss(torch.autograd.Function):
         *parameters: Tensor,
     ) -> Tensor:
         total = _zero(hidden)
-        of_hidden = torch.empty_like(hidden)
+        grad_hidden = torch.empty_like(hidden)
         sums = [torch.zeros_like(parameter, dtype=total.dtype) for parameter in parameters]
         for start in range(0, len(hidden), chunk):
             stop = start + chunk
             with torch.enable_grad():
                 x = hidden[start:stop].detach().requires_grad_()
                 loss = loss_of(x, labels[start:stop])
-            of_x, *of_parameters = torch.autograd.grad(loss, [x, *parameters])
+            grad_x, *grad_parameters = torch.autograd.grad(loss, [x, *parameters])
             total += loss.detach()
-            of_hidden[start:stop] = of_x
-            for of_all, of_chunk in zip(sums, of_parameters, strict=True):
-                of_all += of_chunk
-        ctx.gradients = [of_hidden, *(of_all.to(p.dtype) for of_all, p in zip(sums, parameters, strict=True))]
+            grad_hidden[start:stop] = grad_x
+            for accumulated, gradient in zip(sums, grad_parameters, strict=True):
+                accumulated += gradient
+        ctx.gradients = [
+            grad_hidden,
+            *(accumulated.to(p.dtype) for accumulated, p in zip(sums, parameters, strict=True)),
+        ]
         return total
 
     @staticmethod

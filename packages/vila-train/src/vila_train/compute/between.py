@@ -1,10 +1,11 @@
-"""What lies between the products of a block, forwards and backwards: Triton kernels on a GPU, or operators of PyTorch.
+"""The operations between the matrix products of a block, forward and backward: Triton kernels on a GPU, else PyTorch.
 
     norm:     h = x + change,   n = h / rms(h),   y = w n        dh = (w dy - n mean(w dy n)) / rms(h) + added
     SwiGLU:   y = silu(g) u     dg = dy u silu'(g),   du = dy silu(g)
-    rotary:   y = (a cos - b sin, b cos + a sin) of a head's halves a and b; backwards with -sin
+    rotary:   y = (a cos - b sin, b cos + a sin) of a head's halves a and b; backward with -sin
 
-Results that products in 8 bits read are also returned in 8 bits, if `dtype` is given. Kernels round once, at the end.
+With `dtype` (E4M3 or E5M2), a result is also returned quantized, for products in 8 bits. Kernels compute in fp32 and
+round once, at the end; they run for bfloat16 tensors only.
 
 T tokens, D width, N width of the MLP, H heads, D_h head width
 """
@@ -33,16 +34,16 @@ def add_norm(
     return total, y, _quantized(y, dtype)
 
 
-def norm_backward(of_y: Tensor, x: Tensor, weight: Tensor, eps: float, added: Tensor) -> Tensor:
-    """Return the gradient of `x [T, D]` from that of its norm, plus `added`."""
+def norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float, added: Tensor) -> Tensor:
+    """Return the gradient of `x [T, D]`: that of its norm, from `grad_y [T, D]`, plus `added [T, D]`."""
     if _on_kernels(x):
         from vila_train.compute.kernels import launch_norm_backward
 
-        return launch_norm_backward(of_y, x.contiguous(), weight, eps, added.contiguous())
+        return launch_norm_backward(grad_y, x.contiguous(), weight, eps, added.contiguous())
     wide = torch.promote_types(x.dtype, torch.float32)
     inverse = (x.to(wide).square().mean(-1, keepdim=True) + eps).rsqrt()
-    n, of_n = x.to(wide) * inverse, of_y.to(wide) * weight.to(wide)
-    return ((of_n - n * (of_n * n).mean(-1, keepdim=True)) * inverse + added.to(wide)).to(x.dtype)
+    n, grad_n = x.to(wide) * inverse, grad_y.to(wide) * weight.to(wide)
+    return ((grad_n - n * (grad_n * n).mean(-1, keepdim=True)) * inverse + added.to(wide)).to(x.dtype)
 
 
 def swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, QuantizedRows | None]:
@@ -56,27 +57,27 @@ def swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None) -> tuple[Tensor,
 
 
 def swiglu_backward(
-    of_y: Tensor, gate: Tensor, up: Tensor, dtype: torch.dtype | None
+    grad_y: Tensor, gate: Tensor, up: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, QuantizedRows | None]:
     """Return the gradients of gate and up side by side, `[T, 2N]`, and those in 8 bits."""
     if _on_kernels(gate):
         from vila_train.compute.kernels import launch_swiglu_backward
 
-        return launch_swiglu_backward(of_y, gate, up, dtype)
+        return launch_swiglu_backward(grad_y, gate, up, dtype)
     sigmoid = gate.sigmoid()
-    joint = torch.cat([of_y * up * sigmoid * (1 + gate * (1 - sigmoid)), of_y * gate * sigmoid], 1)
+    joint = torch.cat([grad_y * up * sigmoid * (1 + gate * (1 - sigmoid)), grad_y * gate * sigmoid], 1)
     return joint, _quantized(joint, dtype)
 
 
 def rotate_rows(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: int) -> None:
-    """Rotate `x [T, H, D_h]` into `out [T, H D_h]`, which may be the same memory.
+    """Apply rotary embedding to `x` and write the result to `out`, which may be the same memory.
 
     Args:
-        x: any heads.
-        cos: `[T, D_h]`, whose halves are equal.
-        sin: the same.
-        out: its columns are contiguous.
-        direction: 1 forwards, -1 backwards, 0 copies.
+        x: queries or keys `[T, H, D_h]`.
+        cos: `[T, D_h]`, both halves equal.
+        sin: likewise.
+        out: `[T, H D_h]`, columns contiguous.
+        direction: 1 for the forward pass, -1 for the backward pass, 0 to copy.
     """
     if _on_kernels(x):
         from vila_train.compute.kernels import launch_rotate

@@ -255,9 +255,9 @@ class _Fp8Product(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Any) -> Any:
         (gradient,) = outputs
         (x,) = ctx.saved_tensors
-        of_x = of_weight = None
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            of_x = ctx.linear.input_gradient(gradient).to(ctx.input_dtype)
+            grad_x = ctx.linear.input_gradient(gradient).to(ctx.input_dtype)
         if ctx.needs_input_grad[1]:
-            of_weight = (gradient.to(x.dtype).t() @ x).to(ctx.linear.weight.dtype)
-        return of_x, of_weight, None
+            grad_weight = (gradient.to(x.dtype).t() @ x).to(ctx.linear.weight.dtype)
+        return grad_x, grad_weight, None

@@ -1,4 +1,4 @@
-"""Triton kernels for what lies between the products of a block (formulas and references: `between`).
+"""Triton kernels for the operations between the matrix products of a block (formulas and references: `between`).
 
 T rows, D columns. One program per row. A row is read in parts of `BLOCK` columns; where it is quantized, its rounded
 values are read again, from the cache, once its largest magnitude is known. Kernels are launched directly: a custom
@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 SMALLEST_RANGE = tl.constexpr(1e-30)
+"""As in `fp8`."""
 BLOCK = 2048
 """Columns at a time: 8 for each of 256 threads, 16 bytes in 16 bits."""
 
@@ -49,7 +50,7 @@ def _store_codes(source_pointer, codes_pointer, width, inverse, LARGEST: tl.cons
 
 @triton.jit
 def quantize_kernel(x_pointer, codes_pointer, scales_pointer, width, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
-    """`between.quantize_rows`."""
+    """`fp8.quantize_rows`."""
     row = tl.program_id(0).to(tl.int64)
     magnitudes = tl.zeros([BLOCK], tl.float32)
     for start in range(0, width, BLOCK):
@@ -90,7 +91,7 @@ def norm_kernel(
 
 @triton.jit
 def norm_backward_kernel(
-    of_y_pointer, x_pointer, weight_pointer, added_pointer, of_x_pointer, width, eps,
+    grad_y_pointer, x_pointer, weight_pointer, added_pointer, grad_x_pointer, width, eps,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`between.norm_backward`; the row fits into `BLOCK`."""
@@ -100,12 +101,12 @@ def norm_backward_kernel(
     place = row * width + column
     x = tl.load(x_pointer + place, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weight_pointer + column, mask=inside, other=0.0).to(tl.float32)
-    of_y = tl.load(of_y_pointer + place, mask=inside, other=0.0).to(tl.float32) * weight
+    grad_y = tl.load(grad_y_pointer + place, mask=inside, other=0.0).to(tl.float32) * weight
     inverse = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
     x = x * inverse
-    of_x = (of_y - x * (tl.sum(of_y * x, 0) / width)) * inverse
-    of_x += tl.load(added_pointer + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(of_x_pointer + place, of_x.to(of_x_pointer.dtype.element_ty), mask=inside)
+    grad_x = (grad_y - x * (tl.sum(grad_y * x, 0) / width)) * inverse
+    grad_x += tl.load(added_pointer + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(grad_x_pointer + place, grad_x.to(grad_x_pointer.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -133,30 +134,30 @@ def swiglu_kernel(
 
 @triton.jit
 def swiglu_backward_kernel(
-    of_y_pointer, gate_pointer, up_pointer, gate_stride, up_stride, of_joint_pointer, codes_pointer, scales_pointer,
+    grad_y_pointer, gate_pointer, up_pointer, gate_stride, up_stride, grad_joint_pointer, codes_pointer, scales_pointer,
     width, QUANTIZE: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """`between.swiglu_backward`."""
     row = tl.program_id(0).to(tl.int64)
     magnitudes = tl.zeros([BLOCK], tl.float32)
-    dtype: tl.constexpr = of_joint_pointer.dtype.element_ty
-    of_row = of_joint_pointer + row * 2 * width
+    dtype: tl.constexpr = grad_joint_pointer.dtype.element_ty
+    grad_row = grad_joint_pointer + row * 2 * width
     for start in range(0, width, BLOCK):
         column = start + tl.arange(0, BLOCK)
         inside = column < width
         gate = tl.load(gate_pointer + row * gate_stride + column, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(up_pointer + row * up_stride + column, mask=inside, other=0.0).to(tl.float32)
-        of_y = tl.load(of_y_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
+        grad_y = tl.load(grad_y_pointer + row * width + column, mask=inside, other=0.0).to(tl.float32)
         sigmoid = tl.sigmoid(gate)
-        of_gate = (of_y * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dtype)
-        of_up = (of_y * gate * sigmoid).to(dtype)
-        tl.store(of_row + column, of_gate, mask=inside)
-        tl.store(of_row + width + column, of_up, mask=inside)
-        magnitudes = _larger(_larger(magnitudes, of_gate.to(tl.float32)), of_up.to(tl.float32))
+        grad_gate = (grad_y * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))).to(dtype)
+        grad_up = (grad_y * gate * sigmoid).to(dtype)
+        tl.store(grad_row + column, grad_gate, mask=inside)
+        tl.store(grad_row + width + column, grad_up, mask=inside)
+        magnitudes = _larger(_larger(magnitudes, grad_gate.to(tl.float32)), grad_up.to(tl.float32))
     if QUANTIZE:
         inverse = _scale(magnitudes, scales_pointer, row, LARGEST)
         tl.debug_barrier()  # what the row's threads have written is read by others
-        _store_codes(of_row, codes_pointer + row * 2 * width, 2 * width, inverse, LARGEST, BLOCK)
+        _store_codes(grad_row, codes_pointer + row * 2 * width, 2 * width, inverse, LARGEST, BLOCK)
 
 
 @triton.jit
@@ -181,9 +182,6 @@ def rotate_kernel(
     dtype: tl.constexpr = y_pointer.dtype.element_ty
     tl.store(place, low.to(dtype), mask=inside)
     tl.store(place + HALF, high.to(dtype), mask=inside)
-
-
-# ------------------------------------------------------------------------------------------------ launches
 
 
 def launch_quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -212,13 +210,13 @@ def launch_norm(
     return total, y, quantized
 
 
-def launch_norm_backward(of_y: Tensor, x: Tensor, weight: Tensor, eps: float, added: Tensor) -> Tensor:
-    """All `[T, D]` contiguous."""
-    of_x = torch.empty_like(x)
+def launch_norm_backward(grad_y: Tensor, x: Tensor, weight: Tensor, eps: float, added: Tensor) -> Tensor:
+    """`grad_y`, `x`, `added` `[T, D]` contiguous, `weight [D]` -> the gradient of x, `[T, D]`."""
+    grad_x = torch.empty_like(x)
     norm_backward_kernel[(len(x),)](
-        of_y, x, weight, added, of_x, x.shape[1], eps, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8
+        grad_y, x, weight, added, grad_x, x.shape[1], eps, BLOCK=triton.next_power_of_2(x.shape[1]), num_warps=8
     )
-    return of_x
+    return grad_x
 
 
 def launch_swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -235,15 +233,15 @@ def launch_swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None) -> tuple[
 
 
 def launch_swiglu_backward(
-    of_y: Tensor, gate: Tensor, up: Tensor, dtype: torch.dtype | None
+    grad_y: Tensor, gate: Tensor, up: Tensor, dtype: torch.dtype | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    """`of_y [T, N]` contiguous -> gradients of gate and up side by side `[T, 2N]`, and their codes and scales."""
+    """`grad_y [T, N]` contiguous -> gradients of gate and up side by side `[T, 2N]`, and their codes and scales."""
     rows, width = gate.shape
     joint = gate.new_empty(rows, 2 * width)
     quantized = None if dtype is None else _codes(gate, rows, 2 * width, dtype)
     codes, scales = (joint, joint) if quantized is None else quantized
     swiglu_backward_kernel[(rows,)](
-        of_y, gate, up, gate.stride(0), up.stride(0), joint, codes, scales, width, QUANTIZE=dtype is not None,
+        grad_y, gate, up, gate.stride(0), up.stride(0), joint, codes, scales, width, QUANTIZE=dtype is not None,
         LARGEST=_largest(dtype), BLOCK=BLOCK, num_warps=8,
     )  # fmt: skip
     return joint, quantized
@@ -259,6 +257,7 @@ def launch_rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: i
 
 
 def _codes(x: Tensor, rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return empty codes `[rows, width]` and scales `[rows, 1]` on the device of `x`."""
     return x.new_empty(rows, width, dtype=dtype), x.new_empty(rows, 1, dtype=torch.float32)
 
 

@@ -91,8 +91,8 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, low = ctx.saved_tensors
-        of_x, of_factors = ctx.group.gradients(gradients, x, low, of_input=ctx.needs_input_grad[0])
-        return None if of_x is None else of_x.to(ctx.input_dtype), None, *of_factors
+        grad_x, grad_factors = ctx.group.gradients(gradients, x, low, needs_input_grad=ctx.needs_input_grad[0])
+        return None if grad_x is None else grad_x.to(ctx.input_dtype), None, *grad_factors
 
 
 class _LoraSum(torch.autograd.Function):
@@ -111,7 +111,7 @@ class _LoraSum(torch.autograd.Function):
     def backward(ctx: Any, *outputs: Any) -> Any:
         (gradient,) = outputs
         x, low, a, b = ctx.saved_tensors
-        of_low = (gradient @ b.to(gradient.dtype)).mul_(ctx.scale)  # of x Aᵀ
-        of_a, of_b = (of_low.t() @ x).to(a.dtype), (gradient.t() @ low).to(b.dtype).mul_(ctx.scale)
-        of_x = (of_low @ a.to(gradient.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[1] else None
-        return gradient, of_x, of_a, of_b, None
+        grad_low = (gradient @ b.to(gradient.dtype)).mul_(ctx.scale)  # of x Aᵀ
+        grad_a, grad_b = (grad_low.t() @ x).to(a.dtype), (gradient.t() @ low).to(b.dtype).mul_(ctx.scale)
+        grad_x = (grad_low @ a.to(gradient.dtype)).to(ctx.input_dtype) if ctx.needs_input_grad[1] else None
+        return gradient, grad_x, grad_a, grad_b, None

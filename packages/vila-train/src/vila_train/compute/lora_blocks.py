@@ -1,9 +1,9 @@
-"""A decoder's block under LoRA in two functions, forwards and backwards by hand, with attention between them.
+"""A decoder block with LoRA as two autograd functions with hand-written backward passes, and attention between them.
 
     x -> norm, q, k, v, rotary -> attention -> o, residual, norm, gate and up, SwiGLU, down, residual -> x
 
-Autograd and compiled functions take the host longer than a GPU takes to compute such a layer, so here the host runs
-what has to be launched and little else, and rows are quantized by the kernels that make them.
+With autograd or compiled functions, launching such a layer takes the host longer than computing it takes the GPU. Here
+the host does little but launch kernels, and the kernels that write rows also quantize them.
 
 T tokens, D width, H heads, D_h head width
 """
@@ -27,8 +27,8 @@ class LoraBlock:
     """A block whose linears all have plain LoRA without dropout, on frozen weights of one kind; its norms are frozen.
 
     Args:
-        block: one that `of` takes.
-        groups: of q, k and v; o; gate and up; down.
+        block: a block that `of` accepts.
+        groups: the linears q, k and v; o; gate and up; down.
     """
 
     def __init__(self, block: Block, groups: tuple[LoraGroup, LoraGroup, LoraGroup, LoraGroup]):
@@ -39,7 +39,12 @@ class LoraBlock:
 
     @classmethod
     def of(cls, block: Block, groups: Mapping[nn.Module, LoraGroup]) -> "LoraBlock | None":
-        """Return a block of its own kind; None if it is of another. `groups` are known by their first linears."""
+        """Return `block` as a `LoraBlock`; None if this class cannot compute it.
+
+        Args:
+            block: any decoder block.
+            groups: the first linear of each group -> the group.
+        """
         attention, mlp = block.self_attn, block.mlp
         found = [groups.get(first) for first in (attention.q_proj, attention.o_proj, mlp.gate_proj, mlp.down_proj)]
         if [len(group.modules) if group else 0 for group in found] != [3, 1, 2, 1]:
@@ -55,7 +60,7 @@ class LoraBlock:
         return cls(block, own) if fits else None
 
     def takes(self, x: Tensor, inputs: AttentionInputs) -> bool:
-        """Return whether it computes a batch `x`: packed rows, without autocast."""
+        """Return whether this class can compute the batch `x [B, T, D]`: one packed row, without autocast."""
         return len(x) == 1 and inputs.packed is not None and not torch.is_autocast_enabled(x.device.type)
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -68,78 +73,78 @@ class LoraBlock:
         return cast("Tensor", _After.apply(x, attended, self, *factors))
 
     def quantized(self, gradient: Tensor) -> QuantizedRows | None:
-        """Return gradients in 8 bits, if they are multiplied so."""
+        """Return `gradient [T, O]` in 8 bits; None if the linears multiply in 16."""
         return quantize_rows(gradient, BACKWARD_8_BITS) if self.in_8_bits else None
 
 
 class _Before(torch.autograd.Function):
-    """`LoraBlock.before`. It returns x too, so that both its gradients are added where that of the norm is made."""
+    """`LoraBlock.before`. It also returns x, so that the norm's backward kernel adds both gradients of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, own: LoraBlock, *factors: Tensor) -> Any:
-        norm, rows = own.block.input_layernorm, x[0]
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layer: LoraBlock, *factors: Tensor) -> Any:
+        norm, rows = layer.block.input_layernorm, x[0]
         cos, sin = cos.flatten(0, 2), sin.flatten(0, 2)  # [T, D_h]
         _, hidden, quantized = between.add_norm(
-            rows, None, norm.weight, norm.eps, FORWARD_8_BITS if own.in_8_bits else None
+            rows, None, norm.weight, norm.eps, FORWARD_8_BITS if layer.in_8_bits else None
         )
-        outputs, low = own.qkv.products(hidden, quantized)
-        q, k, v = (y.unflatten(1, (-1, own.head_dim)) for y in outputs)  # [T, H, D_h]
+        outputs, low = layer.qkv.products(hidden, quantized)
+        q, k, v = (y.unflatten(1, (-1, layer.head_dim)) for y in outputs)  # [T, H, D_h]
         between.rotate_rows(q, cos, sin, outputs[0], 1)
         between.rotate_rows(k, cos, sin, outputs[1], 1)
         ctx.save_for_backward(rows, cos, sin, hidden, low)
-        ctx.own = own
+        ctx.layer = layer
         return x, *(y.transpose(0, 1)[None] for y in (q, k, v))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        of_x, of_q, of_k, of_v = gradients
+        grad_x, grad_q, grad_k, grad_v = gradients
         rows, cos, sin, hidden, low = ctx.saved_tensors
-        own: LoraBlock = ctx.own
-        norm = own.block.input_layernorm
-        joint = hidden.new_empty(len(hidden), sum(own.qkv.widths))
-        parts = joint.split(own.qkv.widths, 1)
-        for gradient, part, direction in zip((of_q, of_k, of_v), parts, (-1, -1, 0), strict=True):
+        layer: LoraBlock = ctx.layer
+        norm = layer.block.input_layernorm
+        joint = hidden.new_empty(len(hidden), sum(layer.qkv.widths))
+        parts = joint.split(layer.qkv.widths, 1)
+        for gradient, part, direction in zip((grad_q, grad_k, grad_v), parts, (-1, -1, 0), strict=True):
             between.rotate_rows(gradient[0].transpose(0, 1), cos, sin, part, direction)
         needed = ctx.needs_input_grad[0]
-        quantized = own.quantized(joint) if needed else None
-        of_hidden, of_factors = own.qkv.gradients(parts, hidden, low, quantized, of_input=needed)
-        if of_hidden is None:
-            return None, None, None, None, *of_factors
-        total = between.norm_backward(of_hidden, rows, norm.weight, norm.eps, of_x[0])
-        return total[None], None, None, None, *of_factors
+        quantized = layer.quantized(joint) if needed else None
+        grad_hidden, grad_factors = layer.qkv.gradients(parts, hidden, low, quantized, needs_input_grad=needed)
+        if grad_hidden is None:
+            return None, None, None, None, *grad_factors
+        total = between.norm_backward(grad_hidden, rows, norm.weight, norm.eps, grad_x[0])
+        return total[None], None, None, None, *grad_factors
 
 
 class _After(torch.autograd.Function):
     """`LoraBlock.after`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, attended: Tensor, own: LoraBlock, *factors: Tensor) -> Tensor:
-        norm, dtype = own.block.post_attention_layernorm, FORWARD_8_BITS if own.in_8_bits else None
+    def forward(ctx: Any, x: Tensor, attended: Tensor, layer: LoraBlock, *factors: Tensor) -> Tensor:
+        norm, dtype = layer.block.post_attention_layernorm, FORWARD_8_BITS if layer.in_8_bits else None
         heads = attended[0].transpose(0, 1).flatten(1)  # [T, H D_h]
-        (change,), low_o = own.o.products(heads)
+        (change,), low_o = layer.o.products(heads)
         total, hidden, quantized = between.add_norm(x[0], change, norm.weight, norm.eps, dtype)
-        (gate, up), low_gate_up = own.gate_up.products(hidden, quantized)
+        (gate, up), low_gate_up = layer.gate_up.products(hidden, quantized)
         inner, quantized = between.swiglu(gate, up, dtype)
-        (y,), low_down = own.down.products(inner, quantized)
+        (y,), low_down = layer.down.products(inner, quantized)
         ctx.save_for_backward(heads, low_o, total, hidden, low_gate_up, gate, up, inner, low_down)
-        ctx.own = own
+        ctx.layer = layer
         return y.add_(total)[None]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        of_y = gradients[0][0]
+        grad_y = gradients[0][0]
         heads, low_o, total, hidden, low_gate_up, gate, up, inner, low_down = ctx.saved_tensors
-        own: LoraBlock = ctx.own
-        norm, dtype = own.block.post_attention_layernorm, BACKWARD_8_BITS if own.in_8_bits else None
-        of_inner, of_down = own.down.gradients([of_y], inner, low_down)
-        assert of_inner is not None
-        joint, quantized = between.swiglu_backward(of_inner, gate, up, dtype)
-        of_hidden, of_gate_up = own.gate_up.gradients(
-            joint.split(own.gate_up.widths, 1), hidden, low_gate_up, quantized
+        layer: LoraBlock = ctx.layer
+        norm, dtype = layer.block.post_attention_layernorm, BACKWARD_8_BITS if layer.in_8_bits else None
+        grad_inner, grad_down = layer.down.gradients([grad_y], inner, low_down)
+        assert grad_inner is not None
+        joint, quantized = between.swiglu_backward(grad_inner, gate, up, dtype)
+        grad_hidden, grad_gate_up = layer.gate_up.gradients(
+            joint.split(layer.gate_up.widths, 1), hidden, low_gate_up, quantized
         )
-        assert of_hidden is not None
-        of_total = between.norm_backward(of_hidden, total, norm.weight, norm.eps, of_y)
-        of_heads, of_o = own.o.gradients([of_total], heads, low_o)
-        assert of_heads is not None
-        of_attended = of_heads.unflatten(1, (-1, own.head_dim)).transpose(0, 1)[None]
-        return of_total[None], of_attended, None, *of_o, *of_gate_up, *of_down
+        assert grad_hidden is not None
+        grad_total = between.norm_backward(grad_hidden, total, norm.weight, norm.eps, grad_y)
+        grad_heads, grad_o = layer.o.gradients([grad_total], heads, low_o)
+        assert grad_heads is not None
+        grad_attended = grad_heads.unflatten(1, (-1, layer.head_dim)).transpose(0, 1)[None]
+        return grad_total[None], grad_attended, None, *grad_o, *grad_gate_up, *grad_down

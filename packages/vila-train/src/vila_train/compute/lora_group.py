@@ -59,7 +59,7 @@ class LoraGroup:
 
         Args:
             x: in the dtype of the products.
-            quantized: x in 8 bits, if it is known.
+            quantized: x in 8 bits, if already quantized.
         """
         a, b = self._factors(x.dtype)
         low = x @ a.t()
@@ -70,38 +70,39 @@ class LoraGroup:
 
     def gradients(
         self,
-        of_y: Sequence[Tensor],
+        grad_y: Sequence[Tensor],
         x: Tensor,
         low: Tensor,
         quantized: QuantizedRows | None = None,
         *,
-        of_input: bool = True,
+        needs_input_grad: bool = True,
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Return the gradients of `x [T, I]`, if it needs any, and of `parameters()`.
+        """Return the gradients of `x [T, I]` (None unless it needs one) and of `parameters()`.
 
         Args:
-            of_y: of each linear, `[T, O]`.
-            x: what `products` got.
-            low: what it returned.
-            quantized: all gradients side by side in 8 bits, if they are known.
-            of_input: whether x needs one.
+            grad_y: the gradient of each linear's output, `[T, O]`.
+            x: the input of `products`.
+            low: `x Aᵀ [T, Σ r]`, as `products` returned it.
+            quantized: `grad_y` side by side in 8 bits, if already quantized.
+            needs_input_grad: whether to compute the gradient of x.
         """
         parameters = self.parameters()
         a, b = self._factors(x.dtype)
         # In one tensor, so that a single copy makes them fp32.
         flat = x.new_empty(sum(parameter.numel() for parameter in parameters))
         sizes = [a.numel(), *(factor.numel() for factor in b)]
-        of_a, *of_b = flat.split(sizes)
-        of_low = torch.empty_like(low)
-        parts = zip(of_y, low.split(self.ranks, 1), of_low.split(self.ranks, 1), b, of_b, self.scales, strict=True)
-        for gradient, own, of_own, factor, of_factor, scale in parts:
-            of_own.addmm_(gradient, factor, beta=0, alpha=scale)
-            of_factor.view(factor.shape).addmm_(gradient.t(), own, beta=0, alpha=scale)
-        torch.mm(of_low.t(), x, out=of_a.view(a.shape))
-        of_x = self._frozen_gradient(of_y, quantized).addmm_(of_low, a) if of_input else None
+        grad_a, *grad_b = flat.split(sizes)
+        grad_low = torch.empty_like(low)
+        lows, grad_lows = low.split(self.ranks, 1), grad_low.split(self.ranks, 1)
+        parts = zip(grad_y, lows, grad_lows, b, grad_b, self.scales, strict=True)
+        for gradient, own, grad_own, factor, grad_factor, scale in parts:
+            grad_own.addmm_(gradient, factor, beta=0, alpha=scale)
+            grad_factor.view(factor.shape).addmm_(gradient.t(), own, beta=0, alpha=scale)
+        torch.mm(grad_low.t(), x, out=grad_a.view(a.shape))
+        grad_x = self._frozen_gradient(grad_y, quantized).addmm_(grad_low, a) if needs_input_grad else None
         flat = flat.to(parameters[0].dtype)
         shaped = zip(flat.split([p.numel() for p in parameters]), parameters, strict=True)
-        return of_x, [gradient.view(parameter.shape) for gradient, parameter in shaped]
+        return grad_x, [gradient.view(parameter.shape) for gradient, parameter in shaped]
 
     def _frozen(self, x: Tensor, quantized: QuantizedRows | None) -> list[Tensor]:
         """Return `x Wᵀ + bias` of each."""
@@ -118,30 +119,30 @@ class LoraGroup:
                 y.add_(bias)
         return outputs
 
-    def _frozen_gradient(self, of_y: Sequence[Tensor], quantized: QuantizedRows | None) -> Tensor:
-        """Return the sum of `dy W`, `[T, I]`, as a new tensor."""
-        dtype = of_y[0].dtype
+    def _frozen_gradient(self, grad_y: Sequence[Tensor], quantized: QuantizedRows | None) -> Tensor:
+        """Return the sum of `dy W` over the linears, `[T, I]`, as a new tensor."""
+        dtype = grad_y[0].dtype
         if self.in_8_bits:
             if quantized is None:
-                joined = of_y[0] if len(of_y) == 1 else torch.cat([*of_y], 1)
+                joined = grad_y[0] if len(grad_y) == 1 else torch.cat([*grad_y], 1)
                 quantized = quantize_rows(joined, torch.float8_e5m2)
             weight = joint_weight(cast("list[Fp8Linear]", self.bases))
             return multiply_rows(*quantized, *weight.columns, dtype)
         weights = [base.weight.to(dtype) for base in self.bases]
-        total = of_y[0] @ weights[0]
-        for gradient, weight in zip(of_y[1:], weights[1:], strict=True):
+        total = grad_y[0] @ weights[0]
+        for gradient, weight in zip(grad_y[1:], weights[1:], strict=True):
             total.addmm_(gradient, weight)
         return total
 
-    # -------------------------------------------------------------------------------------------- factors
-
     def _factors(self, dtype: torch.dtype) -> Factors:
+        """Return the factors in `dtype`: the twins, or new tensors."""
         if self._twins is not None and self._twins[0].dtype == dtype:
             return self._twins
         a, b = self._parted()
         return torch.cat(a).to(dtype), [factor.to(dtype) for factor in b]
 
     def _parted(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return all A, and all B."""
         parameters = self.parameters()
         return parameters[: len(self.modules)], parameters[len(self.modules) :]
 
@@ -158,11 +159,9 @@ class LoraGroup:
             self._twins = None
             return []
         if self._twins is None or self._twins[0].device != a[0].device:
-            own = dict[str, torch.dtype | torch.device](dtype=torch.bfloat16, device=a[0].device)
-            self._twins = (
-                torch.empty(sum(self.ranks), a[0].shape[1], **own),  # pyright: ignore[reportArgumentType, reportCallIssue]
-                [torch.empty(factor.shape, **own) for factor in b],  # pyright: ignore[reportArgumentType, reportCallIssue]
-            )
+            like = torch.empty(0, dtype=torch.bfloat16, device=a[0].device)
+            joint = like.new_empty(sum(self.ranks), a[0].shape[1])
+            self._twins = joint, [like.new_empty(factor.shape) for factor in b]
         return [*self._twins[0].split(self.ranks), *self._twins[1]]
 
 
@@ -170,7 +169,7 @@ class LoraGroup:
 def refresh_twins(groups: Sequence[LoraGroup]) -> None:
     """Cast the factors of all `groups` to their twins.
 
-    Nothing tells whether factors have changed: fused optimizers don't count their writes.
+    It does so every time, since nothing shows whether factors have changed: fused optimizers don't count their writes.
     """
     pairs = [(twins, group.parameters()) for group in groups if (twins := group.twins())]
     if pairs:
