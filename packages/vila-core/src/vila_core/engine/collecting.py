@@ -31,7 +31,7 @@ class Collector:
         self._switch = switch
 
     def collect(self, runner: "Runner", step: "PendingStep") -> None:
-        """Wait for what a step chooses, and add it to the answers. A failure ends only the request that it is of.
+        """Wait for what a step chooses, and add it to the answers. A failure ends only its own request.
 
         The step may be older than a request's change between writing and drawing; what it chose for it is dropped then.
         """
@@ -87,7 +87,7 @@ class Collector:
             self._switch.end_picture(runner, request, codes)
 
     def _remember(self, runner: "Runner", request: Request) -> None:
-        """Let other requests find the full pages. Called when a token has shown that their values are finite."""
+        """Let other requests reuse the full pages. Called when a usable token shows that their values are finite."""
         if not request.times.first_token:
             request.times.first_token = time.perf_counter()
         if request.keys is None:

@@ -1,7 +1,7 @@
-"""Which parts of a JSON schema a grammar cannot enforce.
+"""Finds the parts of a JSON schema that a grammar cannot enforce.
 
-xgrammar ignores much of what it does not support, without an error. An answer could then break its schema, or not even
-be JSON, so that such schemas are refused. `tests/core/test_schema_enforcement.py` compares this with xgrammar.
+xgrammar silently ignores much of what it does not support. An answer could then break its schema, or not even be JSON,
+so such schemas are refused. `tests/core/test_schema_enforcement.py` compares this module with xgrammar.
 """
 
 import re
@@ -13,13 +13,13 @@ from vila_core.engine.schema import parts_of, patterns_of
 MAX_MULTIPLE_OF = 1024
 """xgrammar ignores a larger `multipleOf`."""
 MAX_MULTIPLE_OF_RANGE = 9_999
-"""xgrammar ignores `multipleOf` between bounds that are further apart."""
+"""xgrammar ignores `multipleOf` if its bounds are further apart."""
 MAX_MULTIPLES = 1_000
-"""The same for so many multiples between the bounds."""
+"""xgrammar ignores `multipleOf` if there are more multiples between its bounds."""
 MIN_DISTANCE = 2e-6
-"""xgrammar writes numbers with up to six decimals. Between closer bounds there may be none, or it writes nothing."""
-LONG_TEXT = 1_000
-"""A `maxLength` from which on it is allowed beside a `format`: pydantic's `HttpUrl` has one."""
+"""xgrammar writes numbers with up to six decimals. Closer bounds may have no such number between them."""
+LONG_STRING = 1_000
+"""A `maxLength` of at least this is accepted beside a `format`, and not enforced: pydantic's `HttpUrl` has one."""
 
 _UNSUPPORTED = (
     "not",
@@ -51,15 +51,15 @@ _IMPLIED = {
     "object": ("properties", "additionalProperties", "unevaluatedProperties"),
     "array": ("items", "prefixItems", "unevaluatedItems"),
 }
-"""Types -> keywords that stand for them where `type` is absent."""
+"""Types -> keywords from which xgrammar infers the type where `type` is absent."""
 _RESTRICTIONS = tuple(keyword for keywords in _BY_TYPE.values() for keyword in keywords)
 _FORMATS = frozenset(
     {"date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uri", "uuid"}
     | {"uri-reference", "uri-template", "json-pointer", "relative-json-pointer"}
 )
-"""Formats that are enforced; the others mean nothing."""
+"""Formats that xgrammar enforces; others restrict nothing."""
 _EMPTY_FORMATS = ("uri-reference", "uri-template", "json-pointer")
-"""Formats of which the empty text is one."""
+"""Formats that the empty string satisfies."""
 
 
 def unenforceable(schema: Mapping[str, Any]) -> list[str]:
@@ -76,7 +76,7 @@ def _reasons(schema: Mapping[str, Any]) -> Iterator[str]:
         yield from _reasons_of_choices(schema)
     else:
         yield from _reasons_of_types(schema)
-        yield from _reasons_of_texts(schema)
+        yield from _reasons_of_strings(schema)
         yield from _reasons_of_objects(schema)
         yield from _reasons_of_numbers(schema)
     if schema.get("uniqueItems") is True:
@@ -84,7 +84,7 @@ def _reasons(schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reasons_of_alternatives(schema: Mapping[str, Any], alternatives: list[str]) -> Iterator[str]:
-    """A reference and a choice between schemas replace what stands beside them."""
+    """Check references and alternatives, beside which xgrammar ignores all other keywords."""
     if isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1:
         yield "'allOf' of several schemas"
     yield from (f"an empty '{keyword}'" for keyword in alternatives if schema[keyword] == [])
@@ -97,7 +97,7 @@ def _reasons_of_alternatives(schema: Mapping[str, Any], alternatives: list[str])
 
 
 def _reasons_of_choices(schema: Mapping[str, Any]) -> Iterator[str]:
-    """`enum` and `const` list whole values, of which nothing else excludes one."""
+    """Check `enum` and `const`, whose values xgrammar allows even where another keyword excludes them."""
     keyword = "const" if "const" in schema else "enum"
     members: object = [schema["const"]] if keyword == "const" else schema["enum"]
     if not isinstance(members, list):
@@ -144,7 +144,7 @@ def _reasons_of_types(schema: Mapping[str, Any]) -> Iterator[str]:
             yield f"'{ignored[0]}' without 'type'"
 
 
-def _reasons_of_texts(schema: Mapping[str, Any]) -> Iterator[str]:
+def _reasons_of_strings(schema: Mapping[str, Any]) -> Iterator[str]:
     shortest, longest = schema.get("minLength") or 0, schema.get("maxLength")
     if "pattern" in schema and (shortest or longest is not None):
         yield "'pattern' together with 'minLength' or 'maxLength'"
@@ -152,16 +152,16 @@ def _reasons_of_texts(schema: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(form, str) and form in _FORMATS:
         if "pattern" in schema:
             yield "'format' together with 'pattern'"
-        if shortest > (form not in _EMPTY_FORMATS) or (longest is not None and longest < LONG_TEXT):
+        if shortest > (form not in _EMPTY_FORMATS) or (longest is not None and longest < LONG_STRING):
             yield "'format' together with 'minLength' or 'maxLength'"
     if any(map(_needs_escapes, patterns_of(schema))):
         yield "a pattern with a quotation mark, a backslash or a control character, which JSON writes in another way"
 
 
 def _needs_escapes(pattern: str) -> bool:
-    """Return whether a text that matches a pattern has a character that JSON escapes.
+    """Return whether strings that match a pattern must have a character that JSON escapes.
 
-    xgrammar writes such a character as it is. It leaves those out that are one of several in brackets.
+    xgrammar writes such a character unescaped. In a character class it leaves those out and writes the others.
     """
     for token in _TOKEN.findall(pattern):
         is_class = len(token) > 1 and token[0] == "["

@@ -1,4 +1,4 @@
-"""Why a request cannot be answered, in words for the user."""
+"""Checks whether a request can be answered, and the errors that say why it cannot."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Turns a prompt and its settings into a request that the engine can answer, or says why there is none."""
+"""Turns a prompt and its settings into a request, or raises an error if the engine can never answer it."""
 
 import random
 from collections.abc import Callable
@@ -30,7 +30,7 @@ class Intake:
         tokenizer: turns tokens into text.
         stop_token_ids: tokens that end every answer.
         config: of the engine.
-        pictures: begins them; None if the model only writes.
+        pictures: begins pictures; None if the model only writes.
         use_runner: returns what will compute the requests.
     """
 

@@ -1,8 +1,8 @@
-"""Prompts that come again whole: those of companions, which are the same for every picture.
+"""Reuses whole prompts: those of companions, which are the same for every picture.
 
 Pages are shared whole, but such a prompt ends in the middle of one. The first companion that has read it lets others
-find that page, and the hidden state of the prompt's last token. The next one copies the page, since it writes on in it,
-and computes nothing.
+find that page, and the hidden state of the prompt's last token. The next one computes nothing: it copies the
+page, to which it then adds its own tokens.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Draws the pictures of a prompt with an engine, and reports how far they are."""
+"""Draws pictures with an engine, and reports progress."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -67,7 +67,7 @@ def paint(
 
 
 class _Report:
-    """Counts what has been drawn."""
+    """Collects the codes of `n` pictures, and calls `call` every few rows."""
 
     def __init__(self, head: GenerationHead, kind: str, n: int, call: OnProgress, device: torch.device):
         output = head.kinds[kind]
@@ -75,19 +75,19 @@ class _Report:
         self._total = n * output.positions
         self._step = ROWS_BETWEEN_REPORTS * row_of(output.positions // output.frames) * n
         self._next = self._step
-        self._of_pictures = head, kind, self.codes, device
+        self._context = head, kind, self.codes, device
         self._call = call
 
     def update(self) -> None:
-        """Report if there is enough that is new."""
+        """Report if enough has been drawn since the last report."""
         done = sum(map(len, self.codes))
         if done >= self._next:
             self._next = min(done + self._step, self._total) if done < self._total else self._total + 1
-            self._call(DrawingProgress(done, self._total, *self._of_pictures))
+            self._call(DrawingProgress(done, self._total, *self._context))
 
 
 def _follow(engine: Engine, handles: Sequence[Handle], report: _Report) -> None:
-    """Step until all have ended, and report what comes."""
+    """Step until all pictures have ended, and report progress."""
     while True:
         have_ended = all(handle.has_ended for handle in handles)
         for handle, codes in zip(handles, report.codes, strict=True):

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from vila_core.engine.runner import Runner
 
 LoadMedia = Callable[[Sequence[tuple[EngineInput, int, int]], int], None]
-"""Encodes media of prompts, together at most so many tiles. Each prompt comes with the positions from which and up to
-which it is read next, and is not read past media that are still to be encoded then."""
+"""Encodes media of prompts, at most the given number of tiles in all. Each prompt comes with the start and end of what
+is read of it next; it is not read past media that are still not encoded then."""
 TILE_CHUNKS_AT_ONCE = 8
-"""Times `chunk_tiles` that are encoded in a step of a request that is alone."""
+"""A request that is alone may have this many times `chunk_tiles` encoded in a step."""
 
 
 class Reader:
-    """Reads prompts, and what has been answered to them if a request had to give up its pages.
+    """Reads prompts, and the answers so far of requests that had to give up their pages.
 
     Args:
         llm: the language model.
@@ -64,7 +64,7 @@ class Reader:
         """
         self._encode(runner, reading, others_wait=others_wait)
         complete: list[tuple[Request, Tensor]] = []
-        for parts in self._parts(runner, _going_on(reading), others_wait=others_wait):
+        for parts in self._parts(runner, _without_ended(reading), others_wait=others_wait):
             complete += self._read_parts(runner, [part for part in parts if not part[0].has_ended])
         return [done for done in complete if not done[0].has_ended]
 
@@ -136,5 +136,5 @@ class Reader:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
-def _going_on(requests: Sequence[Request]) -> list[Request]:
+def _without_ended(requests: Sequence[Request]) -> list[Request]:
     return [request for request in requests if not request.has_ended]

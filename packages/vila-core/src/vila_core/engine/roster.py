@@ -1,4 +1,4 @@
-"""The requests of an engine by what happens to them, and the pages and rows that they hold."""
+"""The requests of an engine by state, and the pages and rows that they hold."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Roster:
-    """Requests in the queue, those that are read, and those that are answered. Companions are with their leaders."""
+    """The requests that are queued, being read, and being answered. Companions are not listed beside their leaders."""
 
     def __init__(self) -> None:
         self.queue: deque[Request] = deque()
@@ -86,7 +86,7 @@ class Roster:
         if request.state is State.QUEUED:
             self.queue.remove(request)
         else:
-            assert runner is not None, "who is not in the queue holds pages of a runner"
+            assert runner is not None, "a request outside the queue holds pages of a runner"
             self.leave(runner, request)
         request.state = State.ENDED
         request.times.ended = time.perf_counter()

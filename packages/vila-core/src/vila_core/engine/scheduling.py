@@ -1,4 +1,4 @@
-"""What happens in a step: requests are admitted, prompts are read, answers grow, and what was chosen is taken in.
+"""Runs a step: admits requests, reads prompts, launches the next tokens of answers, and collects the chosen ones.
 
 n requests, D width
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Scheduler:
-    """Decides who is read and who is answered in each step.
+    """Decides which requests are read and answered in each step.
 
     Args:
         roster: the requests.
@@ -49,7 +49,7 @@ class Scheduler:
     def step(self, runner: "Runner") -> None:
         """Let every request advance."""
         self._admission.admit(runner)
-        self._cut_what_never_fits(runner)
+        self._end_oversized(runner)
         self._read(runner)
         self._answer(runner)
         self._collect(runner, keep=1 if self._overlaps(runner) else 0)
@@ -59,7 +59,7 @@ class Scheduler:
         self._roster.abandon(error)
         self._pending.clear()
 
-    def _cut_what_never_fits(self, runner: "Runner") -> None:
+    def _end_oversized(self, runner: "Runner") -> None:
         """End the answer of the next request if even an idle engine lacks pages or rows for it.
 
         What is checked when a request is submitted does not count pictures that the model begins on its own.
@@ -135,6 +135,6 @@ class Scheduler:
         return runner.overlaps and not any(request.needs_last_token for request in self._roster.answering)
 
     def _collect(self, runner: "Runner", keep: int = 0) -> None:
-        """Take in the tokens of all launched steps but the last `keep`."""
+        """Wait for the tokens of all launched steps but the last `keep`, and add them to the answers."""
         while len(self._pending) > keep:
             self._collector.collect(runner, self._pending.popleft())

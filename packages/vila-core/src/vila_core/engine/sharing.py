@@ -7,9 +7,9 @@ from vila_core.engine.request import Request
 from vila_core.language.page_size import PAGE_SIZE
 
 CHUNKS_AT_ONCE = 4
-"""Chunks that are read in a step of a request that is alone."""
-WORTH_READING = 256
-"""Tokens of a prompt that are read before its next media are encoded; reading fewer takes as long."""
+"""Chunks of a prompt read in one step if its request is alone."""
+MIN_TOKENS = 256
+"""Fewer tokens are not read before the next media of a prompt are encoded: reading them takes as long."""
 
 
 def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[list[tuple[Request, int]]]:
@@ -30,7 +30,7 @@ def share(reading: Sequence[Request], chunk: int, *, others_wait: bool) -> list[
     for one, end in ((one, one.readable) for one in reading):
         if end == one.num_tokens and not one.length and end <= chunk // 2:
             short.append(one)
-        elif end == one.num_tokens or end - one.length >= min(WORTH_READING, chunk):
+        elif end == one.num_tokens or end - one.length >= min(MIN_TOKENS, chunk):
             ends[one] = end
     long = list(ends)
     totals = accumulate(request.num_tokens for request in short)

@@ -1,4 +1,4 @@
-"""Turns of threads: one steps the engine for all, and the others wait for what it brings."""
+"""Lets threads share an engine: one steps it for all, and the others wait for the results."""
 
 import threading
 from collections.abc import Callable

@@ -1,9 +1,9 @@
 """The depth transformer's cached steps as fused operators, on a GPU.
 
-R rows, E width, H width of the language model, C width of codes, D codes of a position, K codebook size, A heads
+R rows, E width, H width of the language model, C width of codes, D codes per position, K codebook size, A heads
 
-A layer is seven launches: norm, qkv, attention with the cache, proj, norm, fc1 with GELU, fc2. The norms add what the
-linear before them has computed.
+A layer is seven launches: norm, qkv, attention with the cache, proj, norm, fc1 with GELU, fc2. Each norm first adds the
+output of the linear before it to the residual.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ def can_fuse(transformer: DepthTransformer, hidden: Tensor) -> bool:
 
 
 class FusedDepthSteps:
-    """See `depth_transformer.DepthSteps`. Weights of q, k and v become neighbors in memory; others stay as they are."""
+    """`depth_transformer.DepthSteps` with the fused operators.
+
+    Args:
+        transformer: one that `can_fuse` accepts. Its q, k and v weights are moved next to each other in memory.
+        like: `[R, …]`, a tensor for as many rows, in the dtype of the model.
+    """
 
     def __init__(self, transformer: DepthTransformer, like: Tensor):
         config = transformer.config
@@ -56,7 +61,7 @@ class FusedDepthSteps:
 
 
 class _FusedLayer:
-    """A block; what its MLP adds is left for the next norm to add."""
+    """A block without its last addition: the next norm adds the output of its MLP."""
 
     def __init__(self, block: DepthBlock):
         attention, mlp = block.attn, block.mlp
@@ -71,7 +76,15 @@ class _FusedLayer:
     def __call__(
         self, change: Tensor | None, x: Tensor, keys: Tensor, values: Tensor, depth: int
     ) -> tuple[Tensor, Tensor]:
-        """Return what this layer's MLP adds, and what it adds it to, `[R, E]` both."""
+        """Return the output of this layer's MLP, and the residual to add it to, both `[R, E]`.
+
+        Args:
+            change: output of the previous layer's MLP, `[R, E]`; None in the first layer.
+            x: the residual to add it to, `[R, E]`.
+            keys: this layer's cache `[R, A, D, E / A]`, updated.
+            values: likewise.
+            depth: index of the new code.
+        """
         from vila_core.ops.depth_attention import depth_attention
         from vila_core.ops.linear import gelu_linear
         from vila_core.ops.rows import process_rows

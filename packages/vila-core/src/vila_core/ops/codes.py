@@ -1,14 +1,14 @@
-"""The choice of a picture's code from the logits of two rows, in one kernel (reference: `reference.choose_codes`).
+"""Choosing a picture's code from the logits of two rows, in one kernel (reference: `reference.choose_codes`).
 
 R rows, K codebook size
 
     x = u + guidance · (c - u),    code = argmax(x + temperature · noise) over the codes that top-k and top-p keep
 
-c are the logits of the row that leads a picture, u those of its companion. Both rows get the same code: each computes
-it. The noise is that of `sampling`, and so is the order of top-k and top-p (see `filters`).
+c are the logits of the row that leads a picture, u those of its companion. Both rows get the same code, and each
+computes it. The noise is that of `sampling`, and so is the order of top-k and top-p (see `filters`).
 
-**Kernel.** A block holds the logits of a row in registers, and finds the smallest kept one by bisection of its key: 32
-sums over the block at most. Grid: (R,).
+**Kernel.** A block holds the logits of a row in registers, and finds the smallest kept one by bisection over the
+sortable keys of `filters`: at most 32 sums over the block. Grid: (R,).
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked. Compile-time constants are in capitals.
@@ -111,7 +111,7 @@ def choose_codes(
     uses_top_k: bool,
     uses_top_p: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Choose a code for each row; see `reference.choose_codes`. K is `MAX_CODES` at most."""
+    """Choose a code for each row; arguments and results as in `reference.choose_codes`. K is at most `MAX_CODES`."""
     rows, vocabulary = logits.shape
     codes, chosen = (logits.new_empty(rows, dtype=torch.int64) for _ in range(2))
     assert logits.is_contiguous()
@@ -128,7 +128,7 @@ def choose_codes(
 
 
 def warps_for(block: int) -> int:
-    """Return the number of warps for so many logits."""
+    """Return the number of warps of a block that holds `block` logits."""
     return min(16, max(4, block // 1024))
 
 

@@ -1,6 +1,6 @@
-"""Attention over the codes of one position: one new code of each row (reference: `reference.depth_attention`).
+"""Attention of one new code in each row to the codes of its position so far (reference: `reference.depth_attention`).
 
-R rows, A heads, W head width, D codes of a position
+R rows, A heads, W head width, D codes per position
 
     out[r, a] = softmax(q[r, a] · K[r, a, :d + 1]ᵀ / sqrt(W)) V[r, a, :d + 1],    d the depth of the new code
 
@@ -55,16 +55,16 @@ def depth_attention_kernel(
 
 @torch.library.custom_op("vila::depth_attention", mutates_args=("keys", "values"))
 def depth_attention(qkv: Tensor, keys: Tensor, values: Tensor, depth: int) -> Tensor:
-    """Write the new keys and values at `depth`, and attend to those up to it.
+    """Write the new keys and values to the cache at `depth`, and attend to the depths up to it.
 
     Args:
-        qkv: `[R, 3 A W]` contiguous.
-        keys: `[R, A, D, W]` contiguous, in the same dtype; written.
-        values: the same.
-        depth: of the new code, below D.
+        qkv: `[R, 3 A W]` fp16 or bf16, contiguous.
+        keys: the cache `[R, A, D, W]`, contiguous, in the same dtype; updated in place.
+        values: likewise.
+        depth: index of the new code, 0 to D - 1.
 
     Returns:
-        `[R, A W]`.
+        `[R, A W]` in the same dtype.
     """
     rows, heads, depths, width = keys.shape
     assert qkv.shape == (rows, 3 * heads * width)

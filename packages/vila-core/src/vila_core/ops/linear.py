@@ -1,4 +1,4 @@
-"""Linears of one or a few tokens with 16-bit weights (reference: `reference.linear`): reading the weights is the work.
+"""Linears of one or a few tokens with 16-bit weights (reference: `reference.linear`), limited by reading the weights.
 
 M tokens, N outputs, K inputs
 
@@ -7,8 +7,8 @@ M tokens, N outputs, K inputs
 **One token** (`vector_kernel`). A block takes `ROWS` whole rows of a weight. It loads their first `AHEAD` chunks of
 `CHUNK` inputs before it waits for the kernel ahead, since weights are constants. Grid: (ΣN / ROWS,).
 
-**Up to 16 tokens** (`matrix_kernel`). Tensor cores, tokens as the 16-row operand, of which no others are read. While
-a block waits for the kernel ahead, its first weights come into L2. Grid: (Σ ⌈N / ROWS⌉,).
+**Up to 16 tokens** (`matrix_kernel`). Tensor cores; tokens are the 16-row operand, and rows past the last token
+are not read. While a block waits for the kernel ahead, it prefetches its first weights into L2. Grid: (Σ ⌈N / ROWS⌉,).
 
 **More**: cuBLAS.
 """
@@ -41,13 +41,17 @@ from vila_core.ops.swiglu import swiglu
 
 MAX_TOKENS = 16
 MAX_WEIGHTS = 3
+MATRIX_ROWS = 32
+"""Weights side by side must have multiples of this many outputs, all but the last."""
+MANY_OUTPUTS = 32 * 120
+"""More outputs keep a large GPU's multiprocessors (132 on an H200) busy with blocks of 32."""
 MAX_NARROW_TOKENS, MIN_NARROW_INPUTS = 176, 12_000
-"""Up to so many tokens with at least so many inputs, a product is faster with a bias, on an H100 and an H200."""
+"""With at most this many tokens and at least this many inputs, a product is faster when given a bias (H100, H200)."""
 
 
 @dataclass(frozen=True)
 class VectorConfig:
-    """How a block works on one token: rows, inputs of a chunk, chunks loaded at a time, warps."""
+    """Launch settings for one token: rows of a block, inputs of a chunk, chunks loaded at a time, warps."""
 
     rows: int = 2
     chunk: int = 512
@@ -178,23 +182,20 @@ def matrix_kernel(
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """How a block works on several tokens: rows, inputs of a chunk, parts of 128 inputs of each row for L2."""
+    """Launch settings for several tokens: rows of a block, inputs of a chunk, 128-input parts prefetched per row."""
 
-    rows: int = 32
+    rows: int = MATRIX_ROWS
     chunk: int = 256
     prefetch: int = 4
 
 
-MATRIX_ROWS = 32
+def choose_matrix_config(outputs: int) -> MatrixConfig:
+    """Return the settings for weights of `outputs` rows in all: few rows get smaller blocks, to occupy a large GPU."""
+    return MatrixConfig() if outputs > MANY_OUTPUTS else MatrixConfig(rows=16, chunk=512, prefetch=8)
 
 
-def choose_matrix(outputs: int) -> MatrixConfig:
-    """Return how a block works for weights of `outputs` rows in all: so that there are blocks for a large GPU."""
-    return MatrixConfig() if outputs > 32 * 120 else MatrixConfig(rows=16, chunk=512, prefetch=8)
-
-
-def choose(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
-    """Return how a block works for weights of `outputs` rows; `both`: it reads two of them."""
+def choose_vector_config(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
+    """Return the settings for weights of `outputs` rows; `both`: a block reads rows of two weights, as SwiGLU does."""
     # Measured on an H200: the five best of nineteen for each shape of NVILA-8B and 3B are within 5 % of each other.
     if both:
         config = VectorConfig(2, 512, 4, 2)
@@ -209,6 +210,7 @@ def choose(inputs: int, outputs: int, *, both: bool) -> VectorConfig:
 
 @torch.library.custom_op("vila::small_linear", mutates_args=())
 def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool, act: str = "") -> Tensor:
+    """See the module. `x [M, K]`, M at most `MAX_TOKENS` -> `[M, ΣN]`, with SwiGLU `[1, N]`; `act` is "gelu" or ""."""
     tokens, inputs = x.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if swiglu else sum(sizes)
@@ -220,17 +222,18 @@ def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu
     # A weight that does not exist starts after the last output.
     ends = (sizes[0], sizes[1] if len(sizes) > 1 else 0)
     if tokens == 1:
-        config = choose(inputs, _common(sizes), both=swiglu)
+        config = choose_vector_config(inputs, math.gcd(*sizes), both=swiglu)
         vector_kernel[(outputs // config.rows,)](
             *three, *biased, x, y, *ends, inputs, HAS_BIAS=bool(biases), SWIGLU=swiglu, ACT=act,
             ROWS=config.rows, CHUNK=config.chunk, AHEAD=config.ahead,
             ROUNDS=triton.cdiv(inputs, config.chunk * config.ahead), PDL=pdl, num_warps=config.warps, **launch,
         )  # fmt: skip
     elif tokens:
-        form = choose_matrix(outputs)
-        matrix_kernel[(triton.cdiv(outputs, form.rows),)](
+        settings = choose_matrix_config(outputs)
+        matrix_kernel[(triton.cdiv(outputs, settings.rows),)](
             *three, *biased, x, y, *ends, outputs, inputs, tokens, x.stride(0), HAS_BIAS=bool(biases), ACT=act,
-            ROWS=form.rows, CHUNK=form.chunk, PREFETCH=form.prefetch, PDL=pdl, num_warps=4, num_stages=4, **launch,
+            ROWS=settings.rows, CHUNK=settings.chunk, PREFETCH=settings.prefetch, PDL=pdl, num_warps=4, num_stages=4,
+            **launch,
         )  # fmt: skip
     return y
 
@@ -239,11 +242,6 @@ def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu
 def _(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool, act: str = "") -> Tensor:
     del biases, act
     return x.new_empty(x.shape[0], weights[0].shape[0] if swiglu else sum(weight.shape[0] for weight in weights))
-
-
-def _common(sizes: Sequence[int]) -> int:
-    """Return the largest number that divides all sizes."""
-    return math.gcd(*sizes)
 
 
 def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Tensor:
