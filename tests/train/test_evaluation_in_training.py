@@ -12,7 +12,7 @@ import torch
 from tests.train.loop_runs import Mixed, micro_config, run
 
 import vila_core as vila
-from vila_core.errors import ConfigError, VilaWarning
+from vila_core.errors import ConfigError, VilaError, VilaWarning
 from vila_core.plugins.hookspecs import EvaluationTask
 from vila_core.plugins.loader import load_plugins
 from vila_core.plugins.registry import Owner, Registered, Registry
@@ -60,6 +60,20 @@ def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
         monkeypatch.setattr(evaluation, "load_plugins", lambda: SimpleNamespace(tasks=tasks))
 
     return register
+
+
+def test_data_that_cannot_be_read_names_the_setting(
+    register: Callable[[Any], None], micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise VilaError("The dataset cannot be reached. Give its location with --data DIR.")
+
+    task = Words()
+    monkeypatch.setattr(task, "evaluator", unreachable)
+    register(task)
+    config = micro_config(micro_checkpoint, **{"evaluation.tasks": ("words",)})
+    with pytest.raises(ConfigError, match=r"'words' cannot be opened: .* setting evaluation\.data stands for --data"):
+        run(config, tmp_path / "run")
 
 
 def evaluations(out: Path) -> list[tuple[int, dict[str, float]]]:

@@ -192,6 +192,21 @@ def test_check_command(tmp_path: Path):
     assert len(found["first_bad"]) == 3
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_check_fails_if_no_sample_of_a_dataset_can_be_used(tmp_path: Path, options: tuple[str, ...]):
+    save_lines(tmp_path / "good.jsonl", [{"question": "x", "answer": "y"}, {"question": "x", "answer": ""}])
+    save_lines(tmp_path / "bad.jsonl", [{"question": "x", "answer": ""}] * 2)
+    for mixture, code in (("good.jsonl", 0), ("good.jsonl+bad.jsonl", 1)):
+        names = "+".join(str(tmp_path / name) for name in mixture.split("+"))
+        assert CliRunner().invoke(app, ["data", "check", names, *options]).exit_code == code
+
+
+def test_files_of_our_own_are_not_listed_as_what_a_folder_holds(tmp_path: Path):
+    (tmp_path / ".chat.json.samples.npy").touch()
+    with pytest.raises(DatasetError, match=r"has no file .*, only nothing\."):
+        prepare_public_set("m3it", tmp_path, None, decode=False)
+
+
 def test_check_reads_evenly_spread_samples(tmp_path: Path):
     save_lines(tmp_path / "data.jsonl", [{"question": "x", "answer": "y" if n % 2 else ""} for n in range(1000)])
     (found,) = json.loads(run("check", tmp_path / "data.jsonl", "--samples", 10, "--json"))

@@ -71,6 +71,12 @@ class RunFolder:
         return (self.model / "config.json").is_file()
 
     @property
+    def newest_step(self) -> int | None:
+        """The step of the newest checkpoint, intact or not; None before the first."""
+        names = [path.name for path in self.checkpoints.glob("step-" + "[0-9]" * 8)]
+        return int(max(names).removeprefix("step-")) if names else None
+
+    @property
     def has_started(self) -> bool:
         """Whether a step may have been done."""
         return (self.path / PLAN).exists() or any(self.checkpoints.glob("step-*"))

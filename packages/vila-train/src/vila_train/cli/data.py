@@ -73,6 +73,8 @@ def check(
 ) -> None:
     """Count the samples of a mixture, and read some of each dataset. The first bad ones are named.
 
+    Exits with code 1 if no checked sample of a dataset can be used.
+
     vila-train data check my.jsonl --decode
     """
     from vila_core.cli.progress import open_progress
@@ -99,11 +101,13 @@ def check(
             warn(f"The dataset '{part.source.name}' has {whole:,} samples, but its registry says {expected:,}.")
     if as_json:
         typer.echo(json.dumps([_as_record(*row) for row in checked], indent=2))
-        return
-    for name, weight, per_epoch, findings in checked:
-        typer.echo(f"{name}: {findings.size:,} samples; {per_epoch:,} per epoch (weight {weight:g})")
-        typer.echo("\n".join(_report(findings)))
-    typer.echo(f"The mixture has {len(opened):,} samples per epoch.")
+    else:
+        for name, weight, per_epoch, findings in checked:
+            typer.echo(f"{name}: {findings.size:,} samples; {per_epoch:,} per epoch (weight {weight:g})")
+            typer.echo("\n".join(_report(findings)))
+        typer.echo(f"The mixture has {len(opened):,} samples per epoch.")
+    if any(not findings.usable for *_, findings in checked):
+        raise typer.Exit(1)
 
 
 def _as_record(name: str, weight: float, per_epoch: int, findings: Findings) -> dict[str, object]:

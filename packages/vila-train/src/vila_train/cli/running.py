@@ -15,6 +15,7 @@ from vila_train.cli.flags import AcceptChanges, DryRun, Out, Registries, Set, St
 
 if TYPE_CHECKING:
     from vila_train.config import TrainConfig
+    from vila_train.run_folder import RunFolder
     from vila_train.settings import RunConfig
 
 
@@ -99,13 +100,26 @@ def start(config: TrainConfig, out: Path | None, dry_run: bool, accept_changes: 
         show_dry_run(config, folder.with_name(f"{folder.name}-dry-run.html"))
         return
     from vila_train.loop import train
+    from vila_train.run_folder import RunFolder
 
+    run = RunFolder(folder)
     try:
+        was_complete = run.is_complete
         model = train(config, folder, accept_changes=accept_changes)
+        done = f"{folder} holds a complete run, so nothing was done." if was_complete else f"Wrote {model}."
+        _say(f"{done} Ask it: vila infer -m {model} --media PICTURE --text QUESTION")
     except KeyboardInterrupt:
-        _say(f"Stopped. The same command resumes from the newest checkpoint in {folder}.")
+        _say(f"Stopped. {_what_is_kept(run)}")
         raise typer.Exit(130) from None
-    _say(f"Wrote {model}. Ask it: vila infer -m {model} --media PICTURE --text QUESTION")
+
+
+def _what_is_kept(run: RunFolder) -> str:
+    """Return how an interrupted run continues."""
+    if run.is_complete:
+        return f"The run is complete: {run.model} is written."
+    if run.newest_step is None:
+        return f"No step was saved: the same command starts the run in {run.path} again."
+    return f"The same command resumes from step {run.newest_step} in {run.path}."
 
 
 def _say(message: str) -> None:

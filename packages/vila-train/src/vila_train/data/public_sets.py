@@ -51,7 +51,8 @@ class PublicSet(Config):
             if found := sorted(path for path in folder.glob(pattern) if not _is_hidden(path.relative_to(folder))):
                 break
         else:
-            inside = listed(sorted(path.name for path in folder.iterdir()), 5) or "nothing"
+            shown = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            inside = listed(shown, 5) or "nothing"
             raise DatasetError(
                 f"'{folder}' has no file {' or '.join(self.files)}, only {inside}. "
                 f"{name} is downloaded with: {self.download}"

@@ -137,7 +137,13 @@ def _open_task(name: str, config: EvaluationConfig) -> Callable[[Vila], Mapping[
             "afterwards, or update the plugin that brings it."
         )
     cache, data = (None if path is None else path.expanduser() for path in (config.cache, config.data))
-    return task.evaluator(cast("Path", cache), limit=config.limit, mirror=data, offline=config.offline)
+    try:
+        return task.evaluator(cast("Path", cache), limit=config.limit, mirror=data, offline=config.offline)
+    except VilaError as error:
+        raise ConfigError(
+            f"The evaluation '{name}' cannot be opened: {error} In a run, the setting evaluation.data stands for "
+            "--data of vila-eval, and evaluation.offline for --offline."
+        ) from error
 
 
 def _ask(opened: OpenedModel, score: Callable[[Vila], Mapping[str, float]]) -> Mapping[str, float]:

@@ -82,7 +82,7 @@ def train(
             except BaseException as error:
                 run.end("stopped" if isinstance(error, KeyboardInterrupt) else str(error))
                 raise
-        run.end("finished")
+            run.end("finished")
         return folder.model
 
 
