@@ -1,10 +1,10 @@
-"""What several ASGI applications and layers do with the messages of a client."""
+"""Handling of ASGI messages that several applications and middlewares share."""
 
 from starlette.types import Message, Receive
 
 
 def replay(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body which has been read in one message, then whatever follows."""
+    """Return a `receive` that first gives `body`, which was already read, and then continues with `receive`."""
     remaining = [body]
 
     async def again() -> Message:
@@ -16,6 +16,6 @@ def replay(body: bytes, receive: Receive) -> Receive:
 
 
 async def until_client_leaves(receive: Receive) -> None:
-    """Return when the connection is closed."""
+    """Wait until the client closes the connection. Other messages are discarded."""
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -11,16 +11,19 @@ from collections.abc import Mapping
 def start_program(
     module: str, *arguments: str, environment: Mapping[str, str], is_silent: bool = False
 ) -> tuple["subprocess.Popen[bytes]", socket.socket]:
-    """Start `python -m module DESCRIPTOR arguments`; return the process, and the server's end of its socket.
+    """Start `python -m module DESCRIPTOR arguments`; return the process and the server's end of its socket.
 
-    It is started afresh, not forked: CUDA does not work in a fork, and a fork of a process with threads may wait for a
-    lock that nobody will release.
+    The process is new, not a fork: CUDA does not work in a fork, and a fork of a process with threads may wait for a
+    lock that is never released.
 
     Args:
         module: reads the descriptor of its socket from its first argument.
-        arguments: the others.
-        environment: its variables; it imports from the same places as this process.
-        is_silent: discard what it prints.
+        arguments: further arguments.
+        environment: environment variables. `PYTHONPATH` is set, so that the process imports what this one does.
+        is_silent: discard its output.
+
+    Raises:
+        OSError: the process cannot be started.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:

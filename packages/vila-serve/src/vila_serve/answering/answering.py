@@ -96,7 +96,7 @@ class Answering:
         """Cancel what is left and end the engine."""
         self.is_alive = False
         await self.link.stop()
-        self._fail_all(EngineStoppedError("The server stops."))
+        self._fail_all(EngineStoppedError("The server is stopping."))
 
     def when_stopped(self, watcher: Callable[[str], None]) -> None:
         """Call `watcher` with the reason, in the event loop, if the engine ends by itself."""
@@ -200,7 +200,7 @@ class Answering:
 
     def _check_alive(self) -> asyncio.AbstractEventLoop:
         if not self.is_alive or self._loop is None:
-            raise EngineStoppedError(self.stopped or "The server stops.")
+            raise EngineStoppedError(self.stopped or "The server is stopping.")
         return self._loop
 
     def _tell(self, message: ToEngine) -> None:

@@ -128,10 +128,10 @@ def engine_stopped() -> ApiError:
 
 
 def server_stops() -> ApiError:
-    """Return the error of a request that is not answered in the time that a stopping server leaves."""
+    """Return the error of a request that a stopping server does not answer in time."""
     return ApiError(
         503,
-        "The server stops, and could not answer the request before. Try again once it has been started.",
+        "The server is stopping, and did not answer the request in time. Try again when it is running.",
         kind=SERVER,
         code="server_stopping",
         headers={"retry-after": str(RESTART_SECONDS)},

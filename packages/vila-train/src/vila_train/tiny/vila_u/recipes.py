@@ -99,6 +99,6 @@ TINY_U_SAMPLES: dict[str, int] = {
     "draw_nothing": 10_000,
     **dict.fromkeys(SINGLE, 100_000),
 }
-"""Number of training samples to render of each source: 1,130,000 pictures. A frozen tower turns a picture into the same
-codes each time, which are easy to learn by heart: with 20,000 questions of a task, 96 % of the answers to these were
+"""Number of training samples to render for each source: 1,130,000 pictures. A frozen tower turns a picture into the
+same codes each time, which are easy to memorize: with 20,000 questions per task, 96 % of the answers to these were
 right, and 78 % of those to new ones."""
