@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 from training_speed import Ceiling, measure
-from training_steps import ALL, SAVING, Case, Training, dtype_of, report, report_out_of_memory
+from training_steps import ALL, SAVING, Case, Training, device_name, dtype_of, report, report_out_of_memory
 
 from vila_train.config import AdapterConfig, ComputeConfig
 from vila_train.loop.step import train_step
@@ -70,8 +70,11 @@ def main() -> None:
         precision: Literal["bf16", "fp32"] = "bf16" if world.device.type == "cuda" else "fp32"
         ceiling = Ceiling.measure(world.device, dtype_of(ComputeConfig(precision=precision)))
         if world.is_first:
-            device = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
-            machine: dict[str, object] = {"device": device, "processes": world.size, "precision": precision}
+            machine: dict[str, object] = {
+                "device": device_name(world.device),
+                "processes": world.size,
+                "precision": precision,
+            }
             report(machine | ceiling.summary(), arguments.out)
         for name in arguments.case:
             compute = _with(CASES[name].compute, precision=precision)

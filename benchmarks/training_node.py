@@ -20,8 +20,8 @@ eight is 0.93. Full training of 8B takes 16 bytes a weight, 130 GB in all, and a
 `--layers`, the language model has fewer layers, for one GPU or a small disk. Rates in GB/s tell how long a larger
 checkpoint takes.
 
-What has to hold, or the exit code is 1: the trained parts of a stage change, and the frozen ones do not; its losses are
-finite; the losses after loading a checkpoint are those of the run that wrote it (within `TOLERANCE` of
+The exit code is 0 if these checks pass, else 1: the trained parts of a stage change, and the frozen ones do not; its
+losses are finite; the losses after loading a checkpoint are those of the run that wrote it (within `TOLERANCE` of
 `training_checkpoints.py`: another number of ranks adds up rows in another order, and AdamW makes the rounding of small
 gradients visible).
 
@@ -41,7 +41,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from training_checkpoints import Recorded, require_room, resume, save_and_load
 from training_speed import WARM_UP, Ceiling, measure
-from training_steps import ALL, SAVING, Case, Training, dtype_of, report, report_out_of_memory
+from training_steps import ALL, SAVING, Case, Training, device_name, dtype_of, report, report_out_of_memory
 
 from vila_core.bench.shapes import LANGUAGE_SHAPES
 from vila_core.errors import ConfigError, VilaError
@@ -91,9 +91,6 @@ def part_norms(network: VilaModel) -> Mapping[Part, float]:
     return norms
 
 
-# ------------------------------------------------------------------------------------------------ a run
-
-
 def base_case(arguments: argparse.Namespace, world: World) -> Case:
     """Return what the parts of a run have in common."""
     on_cuda = world.device.type == "cuda"
@@ -123,7 +120,7 @@ def checkpoint_folder(arguments: argparse.Namespace, world: World) -> Path:
 
 
 def run(arguments: argparse.Namespace, world: World) -> bool:
-    """Do all parts, and report each. Return whether everything holds that has to."""
+    """Do all parts, and report each. Return whether all checks passed."""
     case = base_case(arguments, world)
     if arguments.resume_from is not None:
         return _run_resume(arguments, case, world)
@@ -131,8 +128,7 @@ def run(arguments: argparse.Namespace, world: World) -> bool:
         world.first(lambda: require_room(case, checkpoint_folder(arguments, world)))
     ceiling = Ceiling.measure(world.device, dtype_of(case.compute))
     if world.is_first:
-        device = torch.cuda.get_device_name() if world.device.type == "cuda" else "CPU"
-        machine: Figures = {"device": device, "gpus": world.size, "torch": torch.__version__}
+        machine: Figures = {"device": device_name(world.device), "gpus": world.size, "torch": torch.__version__}
         report(machine | ceiling.summary(), arguments.out)
     holds = True
     for part in arguments.only:
@@ -161,7 +157,7 @@ def _run_resume(arguments: argparse.Namespace, case: Case, world: World) -> bool
 
 
 def _report_part(part: str, case: Case, world: World, out: Path, result: tuple[Figures, str | None]) -> bool:
-    """Write the line of a part. Return whether all is well."""
+    """Write the line of a part. Return whether its checks passed."""
     figures, problem = result
     line: Figures = {
         "part": part, "shapes": case.shape, "layers": case.layers, "gpus": world.size, "rows_per_gpu": case.rows,
@@ -170,9 +166,6 @@ def _report_part(part: str, case: Case, world: World, out: Path, result: tuple[F
     if world.is_first:
         report(line if problem is None else line | {"error": problem}, out)
     return problem is None
-
-
-# ------------------------------------------------------------------------------------------------ the table
 
 
 def table(lines: Sequence[Mapping[str, Any]]) -> str:

@@ -62,7 +62,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Step:
-    """What a step took and gave.
+    """Time and results of a step.
 
     Attributes:
         seconds: until the GPU has finished it.
@@ -135,8 +135,13 @@ class Training:
             print(f"{time.perf_counter():.1f} {message}", file=sys.stderr, flush=True)
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of the GPU, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
 def dtype_of(compute: ComputeConfig) -> torch.dtype:
-    """Return what a step computes in, and frozen weights are stored in."""
+    """Return the dtype in which a step computes and frozen weights are stored."""
     return torch.bfloat16 if compute.precision == "bf16" else torch.float32
 
 
