@@ -68,9 +68,6 @@ TOOLS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ first steps
-
-
 @nox.session
 def core(session: nox.Session) -> None:
     """Install vila-core and its dependencies. With `VILA_CORE_INSTALLED` set, an earlier nox has done so."""
@@ -116,9 +113,6 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the tests with the marker `slow`, which `tests` leaves out."""
     session.notify(f"tests-{OWN_PYTHON}", ["-m", "slow", *(session.posargs or PARALLEL)])
-
-
-# ------------------------------------------------------------------------------------------------ the code
 
 
 @nox.session
@@ -231,9 +225,6 @@ def bench(session: nox.Session) -> None:
     session.run("python", str(scripts[name]), *arguments)
 
 
-# ------------------------------------------------------------------------------------------------ the packages
-
-
 @nox.session(requires=["core"])
 @nox.parametrize("distribution", DISTRIBUTIONS, ids=DISTRIBUTIONS)
 def isolated(session: nox.Session, distribution: str) -> None:
@@ -287,9 +278,6 @@ def docs(session: nox.Session) -> None:
     session.run("pytest", "tests/docs", *(session.posargs or PARALLEL), env=ONE_THREAD)
 
 
-# ------------------------------------------------------------------------------------------------ for a release
-
-
 @nox.session
 def constraints(session: nox.Session) -> None:
     """Resolve all dependencies again and write them to constraints.txt. Run the checks before you commit it."""
@@ -332,9 +320,6 @@ def bump(session: nox.Session) -> None:
         project = Path(f"packages/{name}/pyproject.toml")
         substitute(module, r'^__version__ = ".*"$', f'__version__ = "{version}"')
         substitute(project, r'"(vila-\w+)==[^"]*"', rf'"\1=={version}"')
-
-
-# ------------------------------------------------------------------------------------------------ shared code
 
 
 def core_programs(session: nox.Session) -> Path:

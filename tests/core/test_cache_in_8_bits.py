@@ -46,9 +46,6 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-# ------------------------------------------------------------------------------------------------ numbers
-
-
 @pytest.mark.parametrize(
     ("given", "scale", "expected"),
     [
@@ -87,9 +84,6 @@ def test_the_error_is_that_of_three_digits_at_any_magnitude(dtype: torch.dtype, 
 def test_the_largest_fp16_numbers_stay_finite() -> None:
     x = torch.tensor([[65504.0, -65504.0, 61441.0, 1.0]]).half()  # in steps of 4096
     assert quantize(x)[2].tolist() == [[65504.0, -65504.0, 61440.0, 1.0]]
-
-
-# ------------------------------------------------------------------------------------------------ attention
 
 
 @pytest.mark.parametrize("spread", [1.0, 3.0])
@@ -145,9 +139,6 @@ def test_hidden_states_do_not_depend_on_how_a_prompt_is_read(chunks: tuple[int, 
             expected = torch.cat(parts, dim=1)
     # Rounding to codes may turn differences of the last digit into those of a code, in few places.
     assert relative_error(torch.cat(parts, dim=1), expected) < 3e-3
-
-
-# ------------------------------------------------------------------------------------------------ the engine
 
 
 def engine_of(decoder: Decoder, tokenizer: Tokenizer, **settings: object) -> Engine:

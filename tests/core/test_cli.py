@@ -45,9 +45,6 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
-# ------------------------------------------------------------------------------------------- help
-
-
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     script = """
 import sys
@@ -130,9 +127,6 @@ def test_shell_completion(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capture
         assert capfd.readouterr().out.strip() == expected
 
 
-# ------------------------------------------------------------------------------------------- chat
-
-
 def talk(run: Run, monkeypatch: pytest.MonkeyPatch, *lines: str) -> tuple[int, str, str]:
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
     return run("chat", "-m", TILES, "--max-new-tokens", 4)
@@ -174,9 +168,6 @@ def test_media_in_a_line(line: str, media: int, text: str | None, tmp_path: Path
     parts = read_line(line.format(picture=INPUTS / "wide_700x180.png", spaced=str(spaced).replace(" ", "\\ ")))
     assert len([part for part in parts if isinstance(part, vila.Image)]) == media
     assert [part for part in parts if isinstance(part, str)] == ([] if text is None else [text])
-
-
-# ------------------------------------------------------------------------------------------- version
 
 
 def test_version(run: Run) -> None:
@@ -224,9 +215,6 @@ def vila_commands():
     assert run("sums", "fail") == (2, "", "Error: it went wrong\n")
     assert "add" in run("sums", "--help")[1]
     assert loaded == ["function", "app", "app", "app"]
-
-
-# ------------------------------------------------------------------------------------------- info
 
 
 @ALL
@@ -308,9 +296,6 @@ def test_info_of_an_empty_folder(run: Run, tmp_path: Path) -> None:
     assert "is empty" in err
 
 
-# ------------------------------------------------------------------------------------------- convert
-
-
 def test_convert_there_and_back(run: Run, tmp_path: Path) -> None:
     code, out, err = run("convert", TILES, tmp_path / "nvila", "--format", "nvila")
     assert (code, err) == (0, "")
@@ -339,9 +324,6 @@ def test_failed_convert_leaves_nothing_behind(flags: list[str], message: str, ru
     assert code == 2
     assert message in err
     assert list(tmp_path.iterdir()) == []
-
-
-# ------------------------------------------------------------------------------------------- doctor
 
 
 @pytest.fixture

@@ -53,9 +53,6 @@ def model() -> vila.Vila:
     return vila.load(TILES)
 
 
-# ------------------------------------------------------------------------------------------- answers
-
-
 def test_answer_equals_the_librarys(run: Run, model: vila.Vila) -> None:
     expected = model.complete([vila.Image(WIDE), "what?"], max_new_tokens=6)
     code, out, err = run("-m", TILES, "--media", WIDE, "--text", "what?", "--max-new-tokens", 6)
@@ -212,9 +209,6 @@ def test_plugin_file_is_loaded(run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     assert "MARK hi" in err
 
 
-# ------------------------------------------------------------------------------------------- words and other names
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -293,9 +287,6 @@ def test_control_characters_are_visible_on_a_terminal(
     assert capsys.readouterr().out == visible(text) + "\n"
 
 
-# ------------------------------------------------------------------------------------------- explain
-
-
 def test_explain_shows_prompt_budget_and_tiles(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
@@ -332,9 +323,6 @@ def test_explain_other_media(
     assert code == 0, err
     assert all(text in err for text in expected), err
     assert (tmp_path / "seen.png").exists() == bool(media)
-
-
-# ------------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
@@ -429,9 +417,6 @@ def test_help_shows_examples(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert "vila-infer examples/media/scene.png" in out
-
-
-# ------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize(

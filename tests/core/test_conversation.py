@@ -40,9 +40,6 @@ def only_part(prompt: Any) -> Any:
     return part
 
 
-# ------------------------------------------------------------------------------------------- parts
-
-
 @pytest.mark.parametrize(
     "part", [PICTURE, PIXELS, Path(SCENE), PIXELS[..., 0], PICTURE.convert("RGBA"), PICTURE.convert("L")]
 )
@@ -108,9 +105,6 @@ def test_errors_fit_what_was_given(prompt: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message) as caught:
         as_messages(prompt)
     assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------- message dicts
 
 
 @pytest.mark.parametrize(
@@ -183,9 +177,6 @@ def test_one_message_dict_is_a_conversation() -> None:
 def test_keys_without_effect_are_named() -> None:
     with pytest.warns(VilaWarning, match="'max_pixels' has no effect"):
         only_part([{"role": "user", "content": [{"type": "image", "image": PICTURE, "max_pixels": 100}]}])
-
-
-# ------------------------------------------------------------------------------------------- paths in texts
 
 
 @pytest.mark.parametrize(

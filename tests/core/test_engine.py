@@ -34,9 +34,6 @@ def engine(decoder: Decoder, tokenizer: Tokenizer) -> Engine:
     return Engine(decoder, tokenizer, frozenset(), EngineConfig(cache_bytes=40 * PAGE_BYTES, max_batch=8))
 
 
-# ------------------------------------------------------------------------------------------------ sharing
-
-
 def test_a_prompt_that_begins_like_an_earlier_one(engine: Engine, decoder: Decoder) -> None:
     ids = some_ids(200)
     first = answer(engine, Text(decoder, ids))
@@ -119,9 +116,6 @@ def test_an_answer_that_fails_leaves_no_pages_to_others(decoder: Decoder, tokeni
         answer(engine, prompt)
     assert engine.stats().pages_kept == 0
     assert answer(engine, Text(decoder, some_ids(150))).cached_tokens == 0
-
-
-# ------------------------------------------------------------------------------------------------ joining and leaving
 
 
 @pytest.mark.parametrize("chunk", [64, 128, 4096])
@@ -321,9 +315,6 @@ def test_a_prompt_that_is_alone_is_read_in_fewer_steps(decoder: Decoder, tokeniz
     handle.cancel()
 
 
-# ------------------------------------------------------------------------------------------------ failures
-
-
 class Broken(EmbeddedPrompt):
     """A prompt that cannot be embedded."""
 
@@ -417,9 +408,6 @@ def test_a_model_that_raises_ends_the_requests_and_not_the_engine(decoder: Decod
     assert len(answer(engine, Text(decoder, some_ids(9))).token_ids) == 8
 
 
-# ------------------------------------------------------------------------------------------------ log-probabilities
-
-
 def test_logprobs_are_those_of_the_model(engine: Engine, decoder: Decoder) -> None:
     ids = some_ids(20)
     config = GenerationConfig(max_new_tokens=6, temperature=1.2, seed=4, logprobs=True, top_logprobs=3)
@@ -435,9 +423,6 @@ def test_logprobs_are_those_of_the_model(engine: Engine, decoder: Decoder) -> No
         assert [token for token, _ in one.top] == likeliest.tolist()
         assert [value for _, value in one.top] == pytest.approx(values.tolist(), abs=1e-4)
     assert answer(engine, Text(decoder, ids), config.model_copy(update={"logprobs": False})).logprobs == []
-
-
-# ------------------------------------------------------------------------------------------------ soak
 
 
 def soak(decoder: Decoder, tokenizer: Tokenizer, steps: int, seed: int) -> None:

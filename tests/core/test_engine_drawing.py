@@ -362,9 +362,6 @@ def test_a_prompt_that_cannot_be_read_ends_only_its_picture(engine: Engine, deco
     assert all_is_free(engine)
 
 
-# ------------------------------------------------------------------------------------------ modes that switch
-
-
 class Wrapped(torch.nn.Module):
     """A decoder that the engine does not know as one of its own: every request has a cache of its own."""
 
@@ -460,9 +457,6 @@ def test_a_picture_that_does_not_fit_into_the_context_ends_the_answer(
     answer = engine.submit(TextPrompt(decoder, some_ids(500)), GenerationConfig(max_new_tokens=9)).result()
     assert (answer.token_ids, answer.finish_reason) == ([60, VIDEO_START], "length")
     assert all_is_free(engine)
-
-
-# ------------------------------------------------------------------------------------------ what cannot be drawn
 
 
 def test_a_prompt_that_leaves_no_room_for_the_picture(engine: Engine, decoder: Decoder) -> None:

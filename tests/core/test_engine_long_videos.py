@@ -233,9 +233,6 @@ def test_which_frames_become_tokens_together(encoder: MediaEncoder, group: int |
     assert encoder.frame_group == group
 
 
-# ------------------------------------------------------------------------------------------------ memory
-
-
 def tokens_in_memory(inputs: MediaPrompt) -> int:
     return sum(part.tokens is not None for part in inputs._parts)
 
@@ -294,9 +291,6 @@ def test_a_preempted_request_encodes_again_and_answers_the_same() -> None:
     assert model.engine.stats().preemptions > 0
 
 
-# ------------------------------------------------------------------------------------------------ fairness, failures
-
-
 def test_a_picture_does_not_wait_for_a_long_video(events: list[str]) -> None:
     model = load(chunk_tiles=4, chunk_tokens=256)
     other, _ = submit(model, "Count to one hundred.", 400)
@@ -351,9 +345,6 @@ def test_too_little_memory_for_the_tower_is_reported(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(VilaModel, "tile_tokens", fail)
     with pytest.raises(GenerationError, match="too little memory"):
         model.generate([picture(0), "?"], max_new_tokens=1)
-
-
-# ------------------------------------------------------------------------------------------------ shares of a step
 
 
 def encodings(*tiles: int) -> list[Encoding]:

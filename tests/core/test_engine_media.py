@@ -123,9 +123,6 @@ def test_answers_do_not_depend_on_what_is_kept(model: vila.Vila) -> None:
     assert model.generate_batch(prompts, max_new_tokens=12) == fresh
 
 
-# ------------------------------------------------------------------------------------------------ videos
-
-
 @pytest.fixture
 def movie(tmp_path: Path) -> Path:
     """An animated GIF of eight frames."""

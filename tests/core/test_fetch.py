@@ -102,9 +102,6 @@ def resolve_to(monkeypatch, *addresses):
     return asked
 
 
-# ------------------------------------------------------------------------------------------------ successful requests
-
-
 def test_reads_a_body(server):
     server.answers["/a.png"] = whole(b"hello")
     with fetch(f"{server.base}/a.png?size=1#top", LOOPBACK) as body:
@@ -154,9 +151,6 @@ def test_images_and_videos_from_urls(server):
         Image(server.base + "/a.png").load(MediaLimits(fetch=LOOPBACK, max_image_bytes=20))
     with pytest.raises(MediaError, match="only https"):
         Image(server.base + "/a.png").load()
-
-
-# ------------------------------------------------------------------------------------------------ URLs
 
 
 @pytest.mark.parametrize(
@@ -238,9 +232,6 @@ def test_allowed_hosts(monkeypatch):
     assert not asked
     for host in ("images.example.org", "IMAGES.example.org", "images.example.org.", "a.cdn.example"):
         assert "public" in refusal(f"https://{host}/a.png", policy)  # allowed by the list, refused by the address
-
-
-# ------------------------------------------------------------------------------------------------ addresses
 
 
 @pytest.mark.parametrize(
@@ -349,9 +340,6 @@ def test_name_server_timeout(monkeypatch):
     assert "longer than" in refusal("https://slow.example/", FetchPolicy(timeout_s=0.3))
     assert time.monotonic() - start < 60
     release.set()
-
-
-# ------------------------------------------------------------------------------------------------ redirects
 
 
 @pytest.mark.parametrize("inner", ["127.0.0.2", "[::1]", "169.254.169.254", "10.0.0.1"])
@@ -488,9 +476,6 @@ def test_redirect_from_an_allowed_host_to_another(server, monkeypatch):
     policy = LOOPBACK.model_copy(update={"allowed_hosts": ("good.example",)})
     assert "redirects" in refusal(f"http://good.example:{server.port}/", policy)
     assert server.asked == ["/"]
-
-
-# ------------------------------------------------------------------------------------------------ size and time
 
 
 def test_too_large_by_content_length(server):
@@ -693,9 +678,6 @@ def test_connection_refused():
         assert "no connection" in refusal(f"http://127.0.0.1:{holder.getsockname()[1]}/")
 
 
-# ------------------------------------------------------------------------------------------------ TLS
-
-
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A self-signed certificate for media.example."""
@@ -763,7 +745,6 @@ def test_invalid_certificate_file(tmp_path, server):
         assert "ca_file" in refusal(f"https://127.0.0.1:{server.port}/", LOOPBACK.model_copy(update={"ca_file": path}))
 
 
-# ------------------------------------------------------------------------------------------------ no other way to the
 # network
 
 

@@ -98,9 +98,6 @@ def test_nothing_to_encode(tokenizer: ImageTokenizer):
         tokenizer.encode([])
 
 
-# ------------------------------------------------------------------------------------------------ files of codes
-
-
 @pytest.mark.parametrize("size", [64, 2**16, 2**16 + 1])
 def test_files_of_codes(tmp_path: Path, size: int):
     codes = np.random.default_rng(0).integers(0, size, (2, 4, 4, 4))
@@ -177,9 +174,6 @@ def test_files_that_are_none(tmp_path: Path):
             read_codes(path)
 
 
-# ------------------------------------------------------------------------------------------------ quality
-
-
 def slow_ssim(x: np.ndarray, y: np.ndarray) -> float:
     """Wang et al. 2004, equation 13, window by window."""
     offsets = np.arange(11) - 5
@@ -235,9 +229,6 @@ def test_code_usage():
     assert (second.used, second.perplexity) == (1, pytest.approx(1))
     with pytest.raises(ConfigError, match="expected 0 to 2"):
         code_usage(codes, 3)
-
-
-# ------------------------------------------------------------------------------------------------ command line
 
 
 Run = Callable[..., tuple[int, str]]
@@ -297,9 +288,6 @@ def test_codes_of_another_model(tiny_u: Path, tmp_path: Path, run: Run):
     status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", tiny_u)
     assert status == 2
     assert "codebook of 16,384" in " ".join(printed.split())
-
-
-# ------------------------------------------------------------------------------------------------ modules
 
 
 def test_quantizer_takes_the_nearest():

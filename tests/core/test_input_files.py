@@ -174,9 +174,6 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
         read_input_text(tmp_path / "text", max_bytes=100)
 
 
-# ------------------------------------------------------------------------------------------------ names and messages
-
-
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", " ", "...", "../../x", "a/b", "/etc", "a\\b", "C:x", "~root", "a\0b", "a\nb", "\x1b[31m", "\ud800",

@@ -59,9 +59,6 @@ def message(source, limits=None):
     return text
 
 
-# ------------------------------------------------------------------------------------------------ sources
-
-
 def test_the_same_picture_from_every_source(tmp_path):
     pixels = picture()
     image = PIL.Image.fromarray(pixels)
@@ -163,9 +160,6 @@ def test_wrong_types(source):
         Image(source)
 
 
-# ------------------------------------------------------------------------------------------------ modes
-
-
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV"])
 def test_modes_convert_as_pillow_does(mode):
     image = PIL.Image.fromarray(picture(8, 5)).convert(mode)
@@ -253,9 +247,6 @@ def test_broken_exif_is_ignored(exif):
     assert Image(encode(PIL.Image.fromarray(picture()), "JPEG", exif=exif)).load().size == (13, 7)
 
 
-# ------------------------------------------------------------------------------------------------ sizes
-
-
 @pytest.mark.parametrize("size", [(1, 1), (1, 5000), (5000, 1), (2, 3)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_extreme_shapes_load(size, format):
@@ -300,9 +291,6 @@ def test_byte_limit(tmp_path):
     uri = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
     for source in (path, path.read_bytes(), uri):
         assert "max_image_bytes" in message(source, MediaLimits(max_image_bytes=1000))
-
-
-# ------------------------------------------------------------------------------------------------ broken
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -492,9 +480,6 @@ def test_open_media(tmp_path):
         assert isinstance(open_media(source), Video)
 
 
-# ------------------------------------------------------------------------------------------------ metadata
-
-
 def chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -560,9 +545,6 @@ def test_exif_orientation_in_every_format(format, orientation):
 def test_the_kind_of_bytes_is_that_of_their_content():
     for format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP", "PPM", "AVIF"):
         assert isinstance(open_media(saved(picture(), format)), Image), format
-
-
-# ------------------------------------------------------------------------------------------------ slow files
 
 
 def progressive(scans):

@@ -184,7 +184,6 @@ def test_rotation_metadata(degrees, matrix):
     assert np.abs(np.asarray(frame).astype(int) - expected).mean() < 3
 
 
-# ------------------------------------------------------------------------------------------------ sources without
 # timestamps
 
 
@@ -282,9 +281,6 @@ def test_construction_reads_nothing():
     assert len(repr(Video(b"x" * 10_000_000))) < 60
 
 
-# ------------------------------------------------------------------------------------------------ broken
-
-
 def test_broken_and_empty(tmp_path):
     path = tmp_path / "clip.mp4"
     path.touch()
@@ -371,9 +367,6 @@ def test_any_damage_is_a_media_error_or_frames(codec, format):
             assert 0 < len(Video(bytes(damaged)).load(4, limits=MediaLimits(max_pixels=100_000)).frames) <= 4
         except MediaError:
             continue
-
-
-# ------------------------------------------------------------------------------------------------ limits
 
 
 def test_limits(tmp_path, folder):
@@ -496,9 +489,6 @@ def test_sampling_a_long_video_decodes_few_frames(monkeypatch):
     monkeypatch.setattr(_Reader, "frames_from", counted)
     assert seen(Video(data).load(4).frames) == [0, 666, 1333, 1999]
     assert next(decoded) < 60
-
-
-# ------------------------------------------------------------------------------------------------ as players show it
 
 
 MATRICES = {
@@ -630,9 +620,6 @@ def test_a_blu_ray_stream_has_four_more_bytes_per_packet(tmp_path):
     packets = b"".join(b"\0\0\0\0" + plain[at : at + 188] for at in range(0, len(plain), 188))
     assert isinstance(open_media(packets), Video)
     assert seen(Video(packets).load(2).frames) == [0, 9]
-
-
-# ------------------------------------------------------------------------------------------------ bombs
 
 
 def empty_gif(width, height, frames):

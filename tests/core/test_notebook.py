@@ -34,9 +34,6 @@ def pictures(html: str) -> list[PIL.Image.Image]:
     return [PIL.Image.open(io.BytesIO(base64.b64decode(data))) for data in found]
 
 
-# ------------------------------------------------------------------------------------------- representations
-
-
 def test_model_shows_what_it_is(model: vila.Vila) -> None:
     assert repr(model) == (
         "Vila('vila-tiny', NVILA (one tile per image), 7.84 M parameters, float32 on cpu, chat template 'auto', "
@@ -121,9 +118,6 @@ def test_inspection_is_the_picture_of_explain(model: vila.Vila) -> None:
     (drawn,) = pictures(html)
     assert drawn.size == seen.draw().size
     assert drawn.height > 300, "the tiles are drawn"
-
-
-# ------------------------------------------------------------------------------------------- names
 
 
 METHODS = ("generate", "chat", "complete", "stream", "generate_batch", "complete_batch")
@@ -271,9 +265,6 @@ print(sorted(set(names) - {"__builtins__"}) == sorted(vila_core.__all__))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
-
-
-# ------------------------------------------------------------------------------------------- errors
 
 
 def test_notebook_shows_an_error_in_five_lines(model: vila.Vila) -> None:

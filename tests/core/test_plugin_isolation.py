@@ -127,8 +127,6 @@ def test_a_failed_plugin_leaves_nothing_registered() -> None:
     assert not any(loader.found.values())
 
 
-# ------------------------------------------------------------------------------------------------ registered objects
-
 OWNER = Owner("evil", "somebody-else", "1.0")
 
 

@@ -22,9 +22,6 @@ TINY = Path(__file__).parents[1] / "parity" / "data" / "golden" / "nvila_lite_56
 DISTRIBUTIONS = Path(__file__).parents[1] / "plugins"
 
 
-# ------------------------------------------------------------------------------------------- installed with pip
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One folder per test distribution, as `pip install --target` creates it."""
@@ -147,8 +144,6 @@ def test_checkpoint_with_a_plugins_tower_and_template_answers(site: dict[str, Pa
         "plain_dialog" in vila(*arguments, "--conv-mode", "plain_dialogue", path=[site["good"]], program="infer").stderr
     )
 
-
-# ------------------------------------------------------------------------------------------- made by the tests
 
 Install = Callable[..., None]
 
@@ -345,9 +340,6 @@ def test_core_keeps_its_names(install: Install) -> None:
     assert plugins.projectors.get("linear").build is not print
 
 
-# ------------------------------------------------------------------------------------------- plain files
-
-
 @pytest.fixture
 def no_plugin_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plugin_loader, "_plugin_files", {})
@@ -385,8 +377,6 @@ def test_plugin_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(PluginError, match="does not exist or is not a Python file"):
         load_plugin_file(tmp_path / "nothing.py")
 
-
-# ------------------------------------------------------------------------------------------- imports
 
 HEAVY = ("torch", "triton", "transformers", "numpy", "PIL", "av")
 

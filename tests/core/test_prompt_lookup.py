@@ -44,9 +44,6 @@ def plain(given: GenerationConfig) -> GenerationConfig:
     return given.model_copy(update={"prompt_lookup_num_tokens": 0})
 
 
-# ------------------------------------------------------------------------------------------------ drafts
-
-
 def drafted(ids: Sequence[int], most: int = 8, *, max_ngram: int = 3, stops: Sequence[int] = ()) -> list[int]:
     return PromptLookup(ids, most, max_ngram, frozenset(stops)).draft(most)
 
@@ -126,9 +123,6 @@ def test_tokens_of_media_are_not_looked_up(decoder: Decoder) -> None:
     lookup.push(11)
     lookup.push(12)
     assert lookup.draft(10) == [13, 14, 15, 16, 17, 18, 19]
-
-
-# ------------------------------------------------------------------------------------------------ the same tokens
 
 
 def repetitive(seed: int, length: int = 90) -> list[int]:
@@ -306,9 +300,6 @@ def test_pages_of_an_answer_with_refused_drafts_are_found_and_right(engine: Engi
     assert answer(engine, Text(decoder, following), plain(config())).token_ids == cached.token_ids
 
 
-# ------------------------------------------------------------------------------------------------ ends and errors
-
-
 def test_cancelling_amid_drafts(engine: Engine, decoder: Decoder) -> None:
     prompts = [Text(decoder, repetitive(seed)) for seed in range(4)]
     handles = [engine.submit(prompt, config()) for prompt in prompts]
@@ -390,9 +381,6 @@ def test_a_prompt_without_ids_drafts_from_its_answer(engine: Engine, decoder: De
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
     with pytest.raises(GenerationError, match=message):
         GenerationConfig.model_validate(settings)
-
-
-# ------------------------------------------------------------------------------------------------ as a GPU reads drafts
 
 
 @dataclass(frozen=True)

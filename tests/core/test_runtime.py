@@ -36,9 +36,6 @@ def clip_of(frames: int) -> vila.Video:
     return vila.Video(np.random.default_rng(1).integers(0, 256, (frames, 40, 60, 3), dtype=np.uint8))
 
 
-# ------------------------------------------------------------------------------------------------ answers
-
-
 def test_stream_matches_complete(model: vila.Vila):
     prompt = ["what is this?", picture(90, 60)]
     done = model.complete(prompt, max_new_tokens=12)
@@ -124,9 +121,6 @@ def test_stop_string_ends_an_answer(model: vila.Vila):
     assert full.text.startswith(done.text)
 
 
-# ------------------------------------------------------------------------------------------------ inspection
-
-
 def test_token_counts_sum_to_the_sequence(model: vila.Vila):
     seen = model.inspect(["look: ", picture(200, 100), "what is it?"])
     assert sum(seen.token_counts.values()) == len(seen.inputs_embeds) == len(seen.last_hidden)
@@ -206,9 +200,6 @@ def test_adapter_changes_the_answers(tmp_path: Path, model: vila.Vila):
     expected = model.network.state_dict()[name] + 2 * weights[f"{key}B.weight"] @ weights[f"{key}A.weight"]
     torch.testing.assert_close(tuned.network.state_dict()[name], expected)
     assert not torch.allclose(tuned.inspect("hi").logits, model.inspect("hi").logits)
-
-
-# ------------------------------------------------------------------------------------------------ invalid input
 
 
 @pytest.mark.parametrize("prompt", [[], "", "  ", [""], ["<image>"], [vila.Message("user", "")]])

@@ -52,9 +52,6 @@ def config(**changes: object) -> DecoderConfig:
     return DecoderConfig.model_validate(settings | changes)
 
 
-# ------------------------------------------------------------------------------------------------ arithmetic
-
-
 def test_a_shared_model_answers_like_one_on_one_device(one: vila.Vila) -> None:
     shared = vila.load("vila-tiny", device_map="tensor:cpu,cpu")
     assert isinstance(shared.network.llm, TensorParallelDecoder)
@@ -148,9 +145,6 @@ def test_linears_of_another_kind_are_not_divided() -> None:
 
     with pytest.raises(ConfigError, match=r"kind Sparse cannot be divided among devices\. Split the model by layers"):
         divide_linear(Sparse(4, 4), [CPU, CPU], by_outputs=True)
-
-
-# ------------------------------------------------------------------------------------------------ which devices
 
 
 @pytest.mark.parametrize(
@@ -274,9 +268,6 @@ def test_vila_infer_shares_a_model(one: vila.Vila, capsys: pytest.CaptureFixture
         main(["-m", "vila-tiny", "--device-map", "tensor:cpu,cpu", "Is the circle red?"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.strip() == one.generate("Is the circle red?")
-
-
-# ------------------------------------------------------------------------------------------------ the cache
 
 
 def test_a_page_takes_its_part_of_the_memory_of_each_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,9 +64,6 @@ def selected(hidden_states: tuple[torch.Tensor, ...], layer: int, feature: str) 
     return hidden_states[layer][:, 1:] if feature == "patch" else hidden_states[layer]
 
 
-# ------------------------------------------------------------------------------------------------ transformers
-
-
 @pytest.mark.parametrize("select_feature", ["patch", "cls_patch"])
 @pytest.mark.parametrize("select_layer", [-4, -3, -2, -1, 0, 1, 3])
 @pytest.mark.parametrize(("image_size", "use_head"), [(42, True), (47, False), (75, False)])
@@ -101,9 +98,6 @@ def test_clip_equals_transformers(image_size, select_layer, select_feature):
     with torch.no_grad():
         want = selected(theirs(pixels, output_hidden_states=True).hidden_states, select_layer, select_feature)
         assert_close(ours(pixels), want, 1e-5, "features")
-
-
-# ------------------------------------------------------------------------------------------------ oracles
 
 
 def oracle_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
@@ -263,9 +257,6 @@ def test_radio_ignores_weights_outside_the_backbone():
     assert not tower.ignores_weight("radio_model.model.blocks.0.ls1.grandma")
 
 
-# ------------------------------------------------------------------------------------------------ every family
-
-
 @family
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float16, 1e-2), (torch.bfloat16, 8e-2)], ids=["fp16", "bf16"])
 def test_half_precision_follows_the_weights(name, dtype, relative):
@@ -371,9 +362,6 @@ def test_timm_tower_without_timm_says_what_to_install(monkeypatch):
         component.build(config)
 
 
-# ------------------------------------------------------------------------------------------------ positions
-
-
 @pytest.mark.parametrize("image_size", [70, 98, 103])
 def test_resized_positions_equal_transformers_interpolation(image_size):
     """transformers interpolates in every forward pass (2-D bicubic); we do it once, at load."""
@@ -434,9 +422,6 @@ def test_positions_of_the_wrong_size_stay_unchanged():
 def test_resized_positions_keep_dtype_and_device(device):
     resized = resize_positions(torch.ones(17, 8, dtype=torch.float16, device=device), 6, num_prefix_tokens=1)
     assert (resized.shape, resized.dtype, resized.device.type) == ((37, 8), torch.float16, device)
-
-
-# ------------------------------------------------------------------------------------------------ S2
 
 
 @pytest.mark.parametrize(("rows", "cols", "images"), [(1, 1, 1), (2, 3, 1), (4, 1, 2), (3, 5, 3)])

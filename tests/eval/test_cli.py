@@ -123,9 +123,6 @@ def refused(*arguments: object) -> str:
     return str(done.exception)
 
 
-# ------------------------------------------------------------------------------------------- flags
-
-
 def test_flags_become_options_in_both_spellings(runs: Runs, plugin: Path, tmp_path: Path) -> None:
     done = cli(
         *("-m", "NVILA-8B", "-c", "vicuna_v1", "--lora-path", "adapter", "--max_tiles", 6, "--device", "cpu"),
@@ -201,9 +198,6 @@ def test_the_cache_folder_comes_from_the_environment() -> None:
     assert cache_folder({"VILA_EVAL_CACHE": "/big", "XDG_CACHE_HOME": "/x"}) == Path("/big")
     assert cache_folder({"XDG_CACHE_HOME": "/x"}) == Path("/x/vila-eval")
     assert cache_folder({}) == Path.home() / ".cache" / "vila-eval"
-
-
-# ------------------------------------------------------------------------------------------- outcomes
 
 
 def test_a_failed_task_is_reported_below_the_table_and_in_the_exit_code(runs: Runs, plugin: Path) -> None:
@@ -330,9 +324,6 @@ def of_task(folder: Path, found: TaskResult) -> TaskOutcome:
 
     task = Task(found.task, LocalFiles("rows.jsonl", {}), lambda row: Question(row["id"], []), None)
     return TaskOutcome(Planned(task, found.task), folder / "tiny" / found.task, found)
-
-
-# ------------------------------------------------------------------------------------------- subcommands
 
 
 def test_list_describes_tasks_and_their_distribution(runs: Runs, plugin: Path) -> None:

@@ -121,9 +121,6 @@ def test_the_dataset_is_registered_and_compares():
     assert sample.compare(right_pictures()[0])["count"] == (1, 1)
 
 
-# ------------------------------------------------------------------------------------------------ batches of answers
-
-
 def test_one_unreadable_picture_does_not_fail_its_batch():
     def respond(model: Vila, asked: Sequence[Question]) -> Sequence[str]:
         del model

@@ -24,9 +24,6 @@ WORDS = (
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
 
 
-# ------------------------------------------------------------------------------------------------ captions
-
-
 def test_bleu_counts_over_the_corpus() -> None:
     pytest.importorskip("pycocoevalcap")
     corpus = Corpus(["the cat sat on the mat", "add the salt"], [["the cat is on the mat"], ["add salt and pepper"]])
@@ -111,9 +108,6 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'vila-eval\[captions\]'"):
         score_corpora([corpus], ("cider",))
-
-
-# ------------------------------------------------------------------------------------------------ WUPS
 
 
 def test_similarity_depends_on_depth() -> None:

@@ -22,8 +22,6 @@ from vila_eval.metrics.yes_no import (
     pope_yes_no,
 )
 
-# ------------------------------------------------------------------------------------------------ exact match
-
 
 def test_exact_match_needs_equality_with_any_reference():
     assert exact_match("cat", ["dog", "cat"]) == 1.0
@@ -111,9 +109,6 @@ def test_a_prediction_must_be_text(metric):
         metric(None, "cat")
 
 
-# ------------------------------------------------------------------------------------------------ VQA accuracy
-
-
 @pytest.mark.parametrize(
     ("text", "processed"),
     [
@@ -191,9 +186,6 @@ def test_vqa_accuracy_needs_a_list_of_answers(metric, answers):
         metric("cat", answers)
 
 
-# ------------------------------------------------------------------------------------------------ ANLS
-
-
 @pytest.mark.parametrize(
     ("a", "b", "distance"),
     [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("abc", "abc", 0), ("ab", "ba", 2)],
@@ -227,9 +219,6 @@ def test_anls_threshold():
     assert anls("kitten", ["sitting"], threshold=0.6) == 0.0
     with pytest.raises(ConfigError, match="threshold"):
         anls("a", ["a"], threshold=50)
-
-
-# ------------------------------------------------------------------------------------------------ relaxed accuracy
 
 
 @pytest.mark.parametrize(
@@ -281,9 +270,6 @@ def test_relaxed_accuracy_tolerance(metric):
     for tolerance in (-0.05, math.nan, math.inf):
         with pytest.raises(ConfigError, match="tolerance"):
             metric("1", "1", tolerance=tolerance)
-
-
-# ------------------------------------------------------------------------------------------------ POPE
 
 
 @pytest.mark.parametrize(
@@ -352,9 +338,6 @@ def test_pope_ratios_without_a_yes_are_zero():
 def test_pope_rejects_invalid_input(replies, labels):
     with pytest.raises(ConfigError):
         pope_scores(replies, labels)
-
-
-# ------------------------------------------------------------------------------------------------ MME
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,6 @@ def test_groups_that_share_clusters_are_not_independent():
     assert together.standard_error > 1.3 * apart.standard_error
 
 
-# ------------------------------------------------------------------------------------------------ intervals
-
-
 def test_t_quantiles_are_those_of_tables():
     tabulated = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 29: 2.045, 100: 1.984, math.inf: 1.960}
     assert {degrees: round(t_quantile(degrees), 3) for degrees in tabulated} == tabulated
@@ -112,9 +109,6 @@ def test_intervals_of_macro_averages_with_shared_clusters_cover_the_truth(cluste
         return macro_estimate(groups, names)
 
     assert coverage(draw, share, 400) > 0.9
-
-
-# ------------------------------------------------------------------------------------------------ comparison
 
 
 def test_two_samples_gained_are_no_evidence():

@@ -37,9 +37,6 @@ def values(measures: list[Measure]) -> dict[str, float]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ RefCOCO
-
-
 def test_refcoco_has_eight_splits_with_one_tag() -> None:
     assert [task.name for task in REFCOCO_TASKS] == [
         *("refcoco_val", "refcoco_testA", "refcoco_testB"),
@@ -102,9 +99,6 @@ def test_missing_boxes_and_image_sizes_are_unread() -> None:
     assert BOX_ACCURACY.score("[0, 0, 4, 5]", unreadable).unread == "no box found"
 
 
-# ------------------------------------------------------------------------------------------------ TallyQA
-
-
 @pytest.mark.parametrize(
     ("answer", "number"),
     [
@@ -142,9 +136,6 @@ def test_tallyqa_clusters_by_image() -> None:
     assert clusters[0] == clusters[1]
     assert clusters[3] == clusters[4]
     assert len(set(clusters)) == 3
-
-
-# ------------------------------------------------------------------------------------------------ PathVQA, PMC-VQA
 
 
 @pytest.mark.parametrize(
@@ -217,9 +208,6 @@ def test_pmcvqa_accepts_only_the_letter() -> None:
         "Which shape is shown?\nA. The circle\nB. The square\nC. The triangle\nD. The star\n"
         "Answer with the option's letter from the given choices directly."
     )
-
-
-# ------------------------------------------------------------------------------------------------ WidgetCap
 
 
 def test_widgetcap_scores_phrases_as_one_corpus() -> None:

@@ -91,9 +91,6 @@ def test_names_and_tags_are_those_of_vila() -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------ ActivityNet-QA
-
-
 def test_activitynet_qa_end_to_end(judge: Any, tmp_path: Path) -> None:
     def react(body: dict[str, Any], number: int) -> str:
         right = line_after(said(body), "Correct Answer: ") == line_after(said(body), "Predicted Answer: ")
@@ -169,9 +166,6 @@ def test_activitynet_qa_rejects_other_replies(reply: str) -> None:
         ACTIVITYNET_QA.read([reply], "", QA)
 
 
-# ------------------------------------------------------------------------------------------------ Video-ChatGPT
-
-
 def test_video_chatgpt_gives_five_scores(judge: Any, tmp_path: Path) -> None:
     scores = {
         "factual accuracy": 4,
@@ -242,9 +236,6 @@ def test_answers_with_braces_do_not_change_the_prompts() -> None:
         assert text.endswith("For example, your response should look like this: {''score': 4.8}.")
 
 
-# ------------------------------------------------------------------------------------------------ LLaVA-Bench
-
-
 def test_llava_bench_is_a_ratio_of_means(judge: Any, tmp_path: Path) -> None:
     verdicts = {"What color": "8 8\nBoth are right.", "Describe": "10, 4", "What could": "6 9.0"}
     judge.react = lambda body, number: next(
@@ -284,9 +275,6 @@ def test_the_standard_error_of_the_ratio_is_linearized() -> None:
 def test_llava_bench_needs_two_scores_alone_on_the_first_line(reply: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         LLAVA_BENCH.read([reply], "", Question("q", ["?"], "r"))
-
-
-# ------------------------------------------------------------------------------------------------ MM-Vet
 
 
 def test_mm_vet_reports_each_capability_and_combination(judge: Any, tmp_path: Path) -> None:

@@ -56,9 +56,6 @@ def text_of(task: Task, cache: Path, index: int = 0) -> object:
     return text
 
 
-# ------------------------------------------------------------------------------------------------ letters
-
-
 @pytest.mark.parametrize(
     ("read", "answer", "letter"),
     [
@@ -133,9 +130,6 @@ def test_an_answer_without_a_letter_is_wrong(metric: MeanMetric, answer: str) ->
 def test_video_mme_reads_letters_like_its_own_script(answer: str, letter: str | None) -> None:
     # evaluation/eval_your_results.py of BradyFU/Video-MME
     assert extract_videomme_choice(answer) == letter
-
-
-# ------------------------------------------------------------------------------------------------ tasks
 
 
 @pytest.mark.parametrize("task", [task for task in VIDEO_TASKS if task is not YOUCOOK2_VAL], ids=lambda task: task.name)

@@ -115,9 +115,6 @@ def test_two_workers_agree_with_one_sample_by_sample(tmp_path: Path, monkeypatch
     assert not list(tmp_path.rglob("failed-*"))
 
 
-# ------------------------------------------------------------------------------------------------ one of several
-
-
 def ranks(folder: Path, *tasks: Task, world_size: int = 3, **changes: Any) -> dict[int, list[TaskOutcome]]:
     """Run every rank of a launcher, here in threads."""
     outcomes: dict[int, list[TaskOutcome]] = {}
@@ -195,9 +192,6 @@ def test_a_launcher_and_workers_exclude_one_another(tmp_path: Path) -> None:
         evaluate(ModelOptions(), planned(WORDS), options(tmp_path, workers=2), NoProgress(), Rank(0, 2, 0))
 
 
-# ------------------------------------------------------------------------------------------------ processes
-
-
 def works(folder: Path, count: int = 1) -> list[Work]:
     plan = Planned(WORDS, "words")
     job = open_job(plan, folder / "words", ModelOptions(), NOBODY, options(folder))
@@ -252,9 +246,6 @@ def test_a_model_that_cannot_be_loaded_stops_the_run(tmp_path: Path) -> None:
         evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path / "results"), NoProgress())
     with pytest.raises(ConfigError, match="into the model's own folder"):
         evaluate(ModelOptions(str(tmp_path / "empty")), planned(WORDS), options(tmp_path), NoProgress())
-
-
-# ------------------------------------------------------------------------------------------------ Ray
 
 
 class FakeRay(ModuleType):

@@ -37,9 +37,6 @@ def use(folder: Path) -> None:
         model.generate(template, max_new_tokens=2)
 
 
-# ------------------------------------------------------------------------------------------------ copies
-
-
 @pytest.fixture(scope="module", params=["vila-tiny", "clip_llama", "converted"])
 def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("source") / "model"
@@ -137,9 +134,6 @@ def test_every_file_damaged(source: Path, tmp_path: Path) -> None:
     assert_bounded(cases)
 
 
-# ------------------------------------------------------------------------------------------------ configs
-
-
 def changed(value: Any, path: tuple[Any, ...], new: object) -> Any:
     if not path:
         return new
@@ -185,9 +179,6 @@ def test_every_config_key_with_every_hostile_value(source: Path, tmp_path: Path)
 
     chosen = draw.sample(pairs, min(len(pairs), 200))
     assert_bounded({f"{file} {path} = {str(value)[:30]!a}": case(file, path, value) for file, path, value in chosen})
-
-
-# ------------------------------------------------------------------------------------------------ headers
 
 
 def header_file(header: object) -> bytes:

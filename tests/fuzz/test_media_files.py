@@ -106,9 +106,6 @@ def files(root: Path) -> dict[str, Path]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ calibration
-
-
 def quantize(calibration: Path, out: Path) -> None:
     options = QuantizationOptions(sequences=1, sequence_length=64, search="nearest", calibration=str(calibration))
     quantize_model(embedded_model(), out, options, device="cpu")
@@ -137,9 +134,6 @@ def test_calibration_files_that_name_media(tmp_path: Path) -> None:
             file.write_text(json.dumps({"prompt": "What is this? " * 20, key: path.name}) + "\n")
             cases[f"{key}: {name}"] = partial(quantize, file, tmp_path / f"out-{len(cases)}")
     assert_bounded(cases)
-
-
-# ------------------------------------------------------------------------------------------------ evaluation
 
 
 def run(source: Source, ask: Callable[..., Question], out: Path, mirror: Path | None = None) -> None:

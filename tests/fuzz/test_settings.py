@@ -122,8 +122,6 @@ def test_quantization_options() -> None:
     assert_bounded({f"{name} = {value:.60}": partial(options, name, value) for name in names for value in VALUES})
 
 
-# ------------------------------------------------------------------------------------------------ command lines
-
 STRINGS = (
     "", " ", "-1", "0", "1", "2", "1e308", "-1e308", "nan", "inf", "9" * 5000, "1_0", "٣", "0x10", "true", "auto",
     "evil",

@@ -146,9 +146,6 @@ def test_the_pins_of_the_page_are_those_of_the_checks_but_for_what_gradio_forbid
     assert differing <= {"pillow", "tomlkit"}
 
 
-# ------------------------------------------------------------------------------------------------ the script
-
-
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Path]:
     """The environment that the script makes. PyTorch comes from the environment of the tests; the script finds it."""

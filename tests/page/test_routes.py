@@ -31,9 +31,6 @@ def answer_of(event: dict[str, Any]) -> tuple[str, str]:
     return conversation[-1]["content"][0]["text"], status
 
 
-# ------------------------------------------------------------------------------------------------ answers
-
-
 @pytest.mark.parametrize("case", QUESTIONS, ids=lambda case: "+".join(case["media"]))
 def test_the_page_answers_as_the_library(page: PageClient, case: dict[str, Any]):
     paths = page.upload(*((name, (MEDIA / name).read_bytes()) for name in case["media"])).json()
@@ -108,9 +105,6 @@ def test_an_abandoned_answer_is_cancelled(page: PageClient, server: RunningServe
         time.sleep(0.1)
     assert server.requests == 0
     assert server.app.state.service.admission.requests == 0
-
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 @pytest.fixture
@@ -260,9 +254,6 @@ def test_the_disk_does_not_fill_up(serve_with: Callable[..., RunningServer], mon
     statuses = [page.upload((f"{number}.png", os.urandom(250_000))).status_code for number in range(6)]
     assert statuses[0] == 200
     assert statuses[-1] == 507
-
-
-# ------------------------------------------------------------------------------------------------ routes
 
 
 @pytest.mark.parametrize(

@@ -157,9 +157,6 @@ def test_depth_transformer(model: vila.Vila, pytestconfig: pytest.Config):
     close(torch.stack(seen, dim=1), want["logits"], LOGITS, "cached")
 
 
-# ------------------------------------------------------------------------------------------------ prompts
-
-
 def test_prompts(model: vila.Vila, home: Path):
     """The prompts of understanding, of text and of drawing: strings, and ids exactly."""
     cases = json.loads((home / "prompts.json").read_text())["cases"]
@@ -205,9 +202,6 @@ def test_understanding(understood: Recording, model: vila.Vila, home: Path):
 def test_text_alone(model: vila.Vila):
     """The reference raises IndexError here."""
     assert model.complete("Is the sky blue?", max_new_tokens=4).usage.completion_tokens == 4
-
-
-# ------------------------------------------------------------------------------------------------ teacher forcing
 
 
 def images_of(case: Recording) -> list[vila.Image]:

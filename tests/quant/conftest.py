@@ -49,9 +49,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------------ weights
-
-
 def random_weight(shape: LinearShape, seed: int = 0) -> GroupwiseWeight:
     """Return a quantized random weight as a file holds it: scales in fp16, zeros of all sizes."""
     generator = torch.Generator().manual_seed(seed)
@@ -69,9 +66,6 @@ def exact_product(x: Tensor, weight: GroupwiseWeight) -> Tensor:
 
 def relative_error(y: Tensor, exact: Tensor) -> float:
     return ((y.double() - exact.double()).norm() / exact.double().norm()).item()
-
-
-# ------------------------------------------------------------------------------------------------ quantized models
 
 
 def rounded(checkpoint: Checkpoint, group_size: int, *, skip: tuple[str, ...] = ()) -> Checkpoint:

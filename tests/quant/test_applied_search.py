@@ -113,9 +113,6 @@ def test_the_scales_of_best_are_applied_too(model: Checkpoint, tmp_path: Path) -
     assert not torch.equal(found, tensors_of(model)[norm].float())
 
 
-# ------------------------------------------------------------------------- refused before computing anything
-
-
 class Payload:
     """Pickled, it asks the reader to create a file."""
 

@@ -46,9 +46,6 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows)).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------------ products
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_few_rows_and_panels_are_the_product(
@@ -299,9 +296,6 @@ def test_memory_in_large_pages_is_memory() -> None:
         assert bool((tensor == 7).all())
 
 
-# ------------------------------------------------------------------------------------------------ attention
-
-
 def test_exponentials_are_those_of_float32() -> None:
     for x in (-86.0, -3.3, -1e-6, 0.0, 0.5, 20.0, 87.0):
         assert exp(np.float32(x)) == pytest.approx(float(torch.tensor(x).exp()), rel=1e-6)
@@ -334,9 +328,6 @@ def test_values_that_are_not_finite_are_cached_as_zeros() -> None:
     write(cache, np.array([[0, 1]]), np.array([20]), heads)
     assert cache[1, 0, 3].tolist() == [0, 0, 0, 3, 3, 3, 3, 3]
     assert cache.sum() == 2 * 16 * 8 - 8 + 15
-
-
-# ------------------------------------------------------------------------------------------------ whole decoders
 
 
 def decoder(*, dtype: torch.dtype = torch.float32, group_size: int = 32, **changes: object) -> Decoder:

@@ -51,9 +51,6 @@ def answer() -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------ both ways
-
-
 def test_a_quantized_folder_loads_like_any_other_and_answers(awq_tiny: Checkpoint) -> None:
     assert awq_tiny.format == "awq"
     assert ask(awq_tiny.path) == answer()
@@ -168,9 +165,6 @@ def test_the_recorded_checkpoint_gives_the_recorded_logits(recording: Recording,
     assert (logits - recorded["logits_fp32_model"]).abs().max().item() > 10 * error
 
 
-# ------------------------------------------------------------------------------------------------ eight bits
-
-
 def eight_bits(tensors: dict[str, Tensor], name: str, dtype: torch.dtype) -> dict[str, Tensor | None]:
     weight = tensors[f"{name}.weight"].float()
     largest = 127.0 if dtype == torch.int8 else 448.0
@@ -221,9 +215,6 @@ def test_a_tower_in_eight_bits_loads_and_answers(
     assert ask(tmp_path / "out") == answer()
 
 
-# ------------------------------------------------------------------------------ other formats, and the programs
-
-
 @pytest.mark.parametrize("format", ["vila", "nvila"])
 def test_formats_of_whole_weights_refuse_it(awq_tiny: Checkpoint, tmp_path: Path, format: str) -> None:
     with pytest.raises(CheckpointError, match=r"is quantized \(AWQ, 4 bits, groups of 128\)"):
@@ -272,8 +263,6 @@ def test_info_counts_weights_and_not_words(
     assert "AWQ, 4 bits, groups of 128" in shown
     assert "I32" in shown
 
-
-# ------------------------------------------------------------------------------------------------ untrusted input
 
 Tamper = Callable[[dict[str, Any]], object]
 

@@ -63,9 +63,6 @@ def rewrite(folder: Path, changed: dict[str, Tensor | None]) -> None:
     torch.save({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
 
 
-# ------------------------------------------------------------------------------------------------ the recorded file
-
-
 @pytest.fixture
 def around_recording(recording: Recording, tmp_path: Path) -> Path:
     """A folder of a whole model around the recorded language model, whose place the recorded file takes."""
@@ -105,9 +102,6 @@ def test_the_recorded_file_becomes_the_recorded_checkpoint(
     own = read_section(tmp_path / "awq" / "llm" / "config.json").section("quantization_config").values
     stated = read_section(recording.path("*_awq_gemm") / "config.json").section("quantization_config").values
     assert own | {"modules_to_not_convert": None} == stated
-
-
-# ------------------------------------------------------------------------------------------------ both ways
 
 
 def test_awq_to_tinychat_and_back_loses_nothing(
@@ -196,9 +190,6 @@ def test_a_model_in_the_nvila_layout_becomes_folders_and_comes_back(tmp_path: Pa
     assert same(written, source)
     AwqFormat(layout="nvila").write(written, tmp_path / "back")
     assert same(open_checkpoint(tmp_path / "back"), source)
-
-
-# ------------------------------------------------------------------------------------------------ untrusted input
 
 
 class Payload:

@@ -60,9 +60,6 @@ def random_rows(rows: int, inputs: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows + 1)).to(dtype)
 
 
-# ------------------------------------------------------------------------------------------------ on a CPU
-
-
 @pytest.mark.parametrize("plan", PANELS.values(), ids=PANELS.keys())
 @pytest.mark.parametrize("shape", SHAPES, ids=IDS)
 def test_int4pack_is_as_exact_as_the_reference(shape: LinearShape, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,9 +196,6 @@ def test_panels_of_the_compiled_kernel_are_for_matrix_units_only(monkeypatch: py
     assert plan.panels_from == NEVER
 
 
-# ------------------------------------------------------------------------------------------------ on an NVIDIA GPU
-
-
 def convert_as_cuda_does(pairs: Tensor, inner_tiles: int) -> Tensor:
     """PyTorch's `matrix_to_m16n8k16_Bint4_layout` (int4mm.cu): `pairs [N, K/2]` -> `[N/8, K/16I, 32, I/2]`."""
     outputs, half = pairs.shape
@@ -251,9 +245,6 @@ def test_tinygemm_is_as_exact_as_the_reference(shape: LinearShape) -> None:
             got = relative_error(y.cpu(), exact)
             want = relative_error(reference.multiply(x.to(device), whole, shape).cpu(), exact)
             assert got < 1.5 * want + 0.0005, f"{rows} rows: {got:.5f}, the reference {want:.5f}"
-
-
-# ------------------------------------------------------------------------------------------------ layers
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
@@ -314,9 +305,6 @@ def test_int8_scales_survive_a_model_in_bf16() -> None:
     assert layer.weight_scale.dtype == torch.float32
     assert layer.weight_scale.flatten().tolist() == torch.full((8,), 0.1).tolist()
     assert PANEL_ELEMENTS * 2 <= 64 * 2**20
-
-
-# ------------------------------------------------------------------------------------------------ the choice
 
 
 def test_kernels_are_listed_by_priority() -> None:
@@ -435,9 +423,6 @@ def test_a_kernel_of_a_plugin_file_goes_first(tmp_path: Path, monkeypatch: pytes
     layer.use_weight(weight, CPU, torch.float32)
     x = random_rows(3, 128, torch.float32)
     torch.testing.assert_close(layer(x), 2 * exact_product(x, weight).float(), rtol=2e-3, atol=2e-3)
-
-
-# ------------------------------------------------------------------------------------------------ vila-quant kernels
 
 
 def test_the_command_lists_kernels_and_reasons() -> None:

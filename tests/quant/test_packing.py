@@ -33,9 +33,6 @@ def random_weight(rows: int, columns: int, group_size: int, seed: int = 0) -> Gr
     )
 
 
-# ------------------------------------------------------------------------------------------------ recorded
-
-
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_integers_scales_and_zeros_are_the_recorded_ones(recording: Recording, dtype: str) -> None:
     recorded = recording.tensors("a_fake_quant.safetensors")
@@ -97,9 +94,6 @@ def test_dequantized_weights_and_products_are_the_recorded_ones(recording: Recor
         y = layer["x"].float() @ weight.dequantize().float().T
         y = y + layer["bias"].float() if "bias" in layer else y
         assert (y - layer["y_f32"]).norm() <= 1e-3 * layer["y_f32"].norm(), name
-
-
-# ------------------------------------------------------------------------------------------------ by hand
 
 
 def test_a_gemm_word_holds_even_outputs_first() -> None:

@@ -139,9 +139,6 @@ def test_a_finished_run_leaves_only_its_output(quantized: tuple[Path, Quantizati
     assert [path.name for path in quantized[0].parent.iterdir()] == ["out"]
 
 
-# ------------------------------------------------------------------------------------------------ running twice
-
-
 def test_a_complete_run_is_not_run_again(lite: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = quick(search="nearest", group_size=32, calibration="builtin")
     first = quantize_model(lite.path, tmp_path / "out", options, device="cpu")
@@ -178,8 +175,6 @@ def test_two_processes_do_not_share_a_working_folder(tmp_path: Path) -> None:
         pass
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
 
-
-# ------------------------------------------------------------------------------------------------ resuming
 
 RUN = """
 import os, signal, sys
@@ -255,9 +250,6 @@ def test_a_run_that_stopped_between_a_search_and_its_layer_goes_on(
         "model.layers.0",
         "model.layers.1",
     )
-
-
-# ------------------------------------------------------------------------------------------------ refused
 
 
 def changed_copy(whole_tiny: Checkpoint, folder: Path, changed: dict[str, Tensor | None]) -> Path:
@@ -349,9 +341,6 @@ def test_a_disk_that_is_full_at_the_report_loses_no_work(
         json.loads(record)["seconds"]
         == quantize_model(lite.path, tmp_path / "out", options, device="cpu").layers[1].seconds
     )
-
-
-# ------------------------------------------------------------------------------ other sources, other targets
 
 
 @pytest.mark.parametrize(

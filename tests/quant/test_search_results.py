@@ -65,9 +65,6 @@ def save(path: Path, scale: object = (), clip: object = ()) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ recorded
-
-
 @pytest.mark.parametrize("kind", ["gqa", "mha"])
 def test_the_recorded_results_are_read(recording: Recording, kind: str) -> None:
     results = read_search_results(recording.path(f"b_awq_search_{kind}_fp32.pt"))
@@ -94,9 +91,6 @@ def test_applied_to_the_recorded_model_they_give_the_recorded_weights(recording:
     for name in names:
         weight = weight_of(model, f"model.layers.{name.removeprefix('L')}")
         assert torch.equal(weight, recorded[f"{name}.weight_fp16_after_awq"]), name
-
-
-# ------------------------------------------------------------------------------------------------ by hand
 
 
 def test_scales_leave_what_the_model_computes(tmp_path: Path) -> None:
@@ -164,9 +158,6 @@ def test_a_block_is_quantized_with_what_was_found_before(tmp_path: Path) -> None
     assert torch.equal(quantized.weights["mlp.down_proj"].q, expected.q)
     with pytest.raises(CheckpointError, match=r"none for 'model\.layers\.0'"):
         method.quantize_block(block_of(model, 0), torch.zeros(1, 1, 32), block_inputs, options)
-
-
-# ------------------------------------------------------------------------------------------------ untrusted input
 
 
 class Payload:

@@ -319,9 +319,6 @@ def with_tensors(tower: VisionTower, tensors: dict[str, Tensor]) -> VisionTower:
     return tower
 
 
-# ------------------------------------------------------------------------------------------------ by hand
-
-
 def test_rows_are_cut_by_their_own_largest_value() -> None:
     codes, scale = quantize_rows(torch.tensor([[1.27, -0.635, 0.004], [0.0, 0.0, 0.0], [-254.0, 127.0, 3.0]]))
     assert codes.tolist() == [[127, -64, 0], [0, 0, 0], [-127, 64, 2]]  # 63.5 and 1.5 go to the even neighbour
@@ -470,9 +467,6 @@ def test_a_tower_of_other_layers_is_refused() -> None:
             ),
             [],
         )
-
-
-# ------------------------------------------------------------------------------------------------ on a GPU
 
 
 @pytest.mark.cuda

@@ -39,9 +39,6 @@ def logits(path: Path) -> Tensor:
         return model.network([prepared])[0]
 
 
-# ------------------------------------------------------------------------------------------------ formats
-
-
 def test_tinychat_and_awq_hold_the_same_model(tmp_path: Path) -> None:
     calibration = ["--calibration", "drawn-world", "--sequence-length", "64", "--search", "reference"]
     awq = quantize(tmp_path / "awq", *calibration)
@@ -70,9 +67,6 @@ def test_an_nvila_model_becomes_tinychats(tmp_path: Path) -> None:
     tinychat = quantize(tmp_path / "tinychat", *calibration, "--format", "tinychat", model=model)
     assert open_checkpoint(tinychat).format == "tinychat"
     assert torch.equal(logits(tinychat), logits(awq))
-
-
-# ------------------------------------------------------------------------------------------------ calibration
 
 
 def write_picture(path: Path, seed: int) -> None:

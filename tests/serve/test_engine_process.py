@@ -70,9 +70,6 @@ def ask(server: RunningServer, **fields: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}{CHAT}", json={**body(), **fields}, timeout=60)
 
 
-# ------------------------------------------------------------------------------------------------ the same behavior
-
-
 def test_answers_are_those_of_vila_core(served: RunningServer, model: vila_core.Vila):
     text = "What is in the picture?"
     for settings in ({"temperature": 0}, {"temperature": 1.0, "seed": 7}):
@@ -114,9 +111,6 @@ def test_requests_end_when_their_clients_leave(served: RunningServer):
 def test_the_server_does_without_torch():
     code = "import sys, vila_serve.server, vila_serve.loading, vila_serve.api.app; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
-
-
-# ------------------------------------------------------------------------------------------------ a process ends
 
 
 def fork_a_sleeper(model: vila_core.Vila, prompt: object) -> int:
@@ -274,9 +268,6 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-# ------------------------------------------------------------------------------------------------ loading
-
-
 class OddError(Exception):
     """Cannot be pickled."""
 
@@ -333,9 +324,6 @@ def test_an_error_of_loading_is_raised_here_and_warnings_are_shown_here():
 def test_other_ends_of_loading(load: Any, error: type[Exception], message: str):
     with EngineProcess(Task(load)) as process, pytest.raises(error, match=message):
         process.wait_until_ready()
-
-
-# ------------------------------------------------------------------------------------------------ messages
 
 
 def received(data: bytes, files: list[int], sizes: int) -> list[Any]:

@@ -81,9 +81,6 @@ def start_token(server: RunningServer, kind: str = "image") -> str:
     return str(server.app.state.service.model.pictures[kind].start_token)
 
 
-# ------------------------------------------------------------------------------------------------ pictures of a prompt
-
-
 def test_pictures_are_those_of_the_library(artist: openai.OpenAI, painter: vila_core.Vila):
     own = painter.generate_image(PROMPT, n=3, seed=3)
     answer = artist.images.generate(model="tiny-u", prompt=PROMPT, n=3, size="64x64", extra_body={"seed": 3})
@@ -164,9 +161,6 @@ def test_fields_without_effect(artist: openai.OpenAI):
     assert pixels([opened(answer.data[0].b64_json)]) == pixels(drawn(artist))
 
 
-# ------------------------------------------------------------------------------------------------ streams
-
-
 def test_a_stream_has_previews_and_the_picture(artist: openai.OpenAI):
     stream = artist.images.generate(
         prompt=PROMPT, stream=True, partial_images=3, output_format="png", extra_body={"seed": 3}
@@ -203,9 +197,6 @@ def test_a_picture_that_fails_ends_the_stream_with_an_error(
         with pytest.raises(openai.APIError, match="The server failed to answer"):
             list(artist.images.generate(prompt=PROMPT, stream=True))
     assert drawn(artist)
-
-
-# ------------------------------------------------------------------------------------------------ refusals
 
 
 @pytest.mark.parametrize(
@@ -327,9 +318,6 @@ def test_drawing_is_counted(drawing: RunningServer, artist: openai.OpenAI):
     assert gained(f'vila_requests_total{{path="{PATH}",status="200"}}') == 1
 
 
-# ------------------------------------------------------------------------------------------------ pictures in chats
-
-
 def chat(server: RunningServer, **fields: Any) -> dict[str, Any]:
     """Return a request whose answer is a picture: the start token is the likeliest, and the answer ends after it."""
     return {
@@ -448,9 +436,6 @@ def test_responses_hold_texts_only(artist: openai.OpenAI, painter: vila_core.Vil
     assert [item.type for item in answer.output] == ["message"]
     assert answer.usage is not None
     assert answer.usage.output_tokens <= 4
-
-
-# ------------------------------------------------------------------------------------------------ the whole server
 
 
 def test_the_contract(drawing: RunningServer, monkeypatch: pytest.MonkeyPatch):

@@ -65,9 +65,6 @@ def pixels(image: Image) -> np.ndarray:
     return np.asarray(image.load())
 
 
-# ------------------------------------------------------------------------------------------------ what is taken
-
-
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
 def test_images_are_those_that_vila_core_decodes(door: MediaDoor, form: str) -> None:
     content = encoded(form)
@@ -138,9 +135,6 @@ TEXT = base64.b64encode(PNG).decode()
 )
 def test_spellings_of_data_uris(door: MediaDoor, text: str) -> None:
     assert np.array_equal(pixels(asyncio.run(door.open_image(text))), np.asarray(picture()))
-
-
-# ------------------------------------------------------------------------------------------------ other sources
 
 
 @pytest.mark.parametrize(
@@ -250,9 +244,6 @@ def test_allowed_domains_in_other_cases() -> None:
     assert policy.allowed_hosts == ("example.org", ".cdn.example")
 
 
-# ------------------------------------------------------------------------------------------------ wrong content
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -303,9 +294,6 @@ def test_images_and_videos_are_not_taken_for_each_other(door: MediaDoor) -> None
     assert "must be given" in refusal(door, uri(video(), "video/mp4"))
     assert "cannot be read" in refusal(door, uri(PNG, "video/mp4"), "video")
     assert "cannot be read" in refusal(door, uri(sound(), "video/mp4"), "video")
-
-
-# ------------------------------------------------------------------------------------------------ bombs
 
 
 @pytest.mark.parametrize(
@@ -387,9 +375,6 @@ def test_decoded_media_of_all_requests_are_limited() -> None:
         assert isinstance(held, Video)
     finally:
         door.close()
-
-
-# ------------------------------------------------------------------------------------------------ what strangers see
 
 
 def test_details_are_in_the_log_only(door: MediaDoor, caplog: pytest.LogCaptureFixture) -> None:

@@ -298,9 +298,6 @@ def test_a_process_that_does_not_start_is_no_fault_of_the_medium(monkeypatch: py
         door.close()
 
 
-# ------------------------------------------------------------------------------------------------ processes that lie
-
-
 def test_files_of_processes_cannot_change() -> None:
     file = write_file([b"abc", b"def"])
     assert bytes(read_file(file)) == b"abcdef"

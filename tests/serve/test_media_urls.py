@@ -58,9 +58,6 @@ def url_of(server: Server, path: str = "/a.png", host: str = "allowed.example") 
     return f"http://{host}:{server.port}{path}"
 
 
-# ------------------------------------------------------------------------------------------------ the server's policy
-
-
 def test_the_policy_of_a_server() -> None:
     assert server_limits().fetch is None
     policy = server_limits(["example.org"]).fetch
@@ -119,9 +116,6 @@ def test_plain_http_and_other_ports_are_refused(monkeypatch: pytest.MonkeyPatch)
         assert refusal(door, url) == REFUSED, url
     assert not asked
     door.close()
-
-
-# ------------------------------------------------------------------------------------------------ inner networks
 
 
 @pytest.mark.parametrize(
@@ -190,9 +184,6 @@ def test_a_redirect_to_an_allowed_host(door: MediaDoor, server: Server, names: l
     server.answers["/b.png"] = whole(encoded())
     assert asyncio.run(door.open_image(url_of(server))).size == (8, 6)
     assert names == ["allowed.example", "b.cdn.example"]
-
-
-# ------------------------------------------------------------------------------------------------ size and time
 
 
 def test_large_bodies_end_early(server: Server, names: list[str]) -> None:
@@ -299,9 +290,6 @@ def test_all_failures_of_a_fetch_look_alike(server: Server, monkeypatch: pytest.
     messages.add(refusal(door, url_of(server)))
     assert messages == {FETCH_FAILED}
     door.close()
-
-
-# ------------------------------------------------------------------------------------------------ one fetcher
 
 
 def test_the_server_has_no_other_way_to_urls() -> None:

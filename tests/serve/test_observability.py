@@ -95,9 +95,6 @@ def test_every_metric_of_the_dashboard_exists(http: httpx2.Client):
     assert len({panel["id"] for panel in panels}) == len(panels)
 
 
-# ------------------------------------------------------------------------------------------------ logs
-
-
 @pytest.fixture
 def log() -> Iterator[Callable[[logging.Formatter], io.StringIO]]:
     """Return the output of a logger of its own with this formatter."""
@@ -152,9 +149,6 @@ def test_the_access_log_has_fields(http: httpx2.Client, caplog: pytest.LogCaptur
     data = next(vars(record)["data"] for record in caplog.records if record.name == "vila_serve.access")
     assert (data["method"], data["path"], data["status"]) == ("GET", "/nowhere", 404)
     assert data["seconds"] >= 0
-
-
-# ------------------------------------------------------------------------------------------------ traces
 
 
 @pytest.fixture

@@ -224,9 +224,6 @@ def test_the_loop_answers_while_prompts_are_prepared(server: RunningServer, http
     assert answered > 12, "if each of the four prompts stopped the loop, few requests would get through between them"
 
 
-# ------------------------------------------------------------------------------------------------ the program
-
-
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start the program in a process of its own."""
     program = [sys.executable, "-c", "from vila_serve.cli import main; main()", *arguments]

@@ -221,9 +221,6 @@ def test_the_front_agrees_to_startup_and_shutdown():
     assert asyncio.run(run()) == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-# ------------------------------------------------------------------------------------------------ affinity
-
-
 def chat(*messages: Any, **fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": messages, **fields}).encode()
 

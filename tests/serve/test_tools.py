@@ -154,9 +154,6 @@ def test_templates_that_do_not_ask_for_calls(source: str):
     assert not JinjaTemplate("other", source).takes_tools
 
 
-# ------------------------------------------------------------------------------------------------ over HTTP
-
-
 @pytest.fixture(scope="module")
 def tool_model() -> vila_core.Vila:
     model = vila_core.load("vila-tiny")

@@ -127,9 +127,6 @@ def run(config: TrainConfig, out: Path, order: Any = None, **arguments: Any) -> 
     return recorder
 
 
-# ------------------------------------------------------------------------------------------------ other processes
-
-
 def write_losses(path: Path) -> Callable[[StepRecord], None]:
     def write(record: StepRecord) -> None:
         with path.open("a") as file:

@@ -75,9 +75,6 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((found - expected).abs().max() <= 1e-5 * expected.abs().max())
 
 
-# ------------------------------------------------------------------------------------------------ installing
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_only_adapters_get_gradients(name: str, row: PackedRow):
     config = METHODS[name]
@@ -138,9 +135,6 @@ def test_qlora_names_the_package_that_it_needs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "bitsandbytes", None)
     with pytest.raises(MissingDependencyError, match="QLoRA needs 'bitsandbytes'"):
         adapters.install(load().network, AdapterConfig(method="qlora"))
-
-
-# ------------------------------------------------------------------------------------------------ files
 
 
 @pytest.mark.parametrize("projector", [False, True])

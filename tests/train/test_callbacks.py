@@ -76,9 +76,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ------------------------------------------------------------------------------------------------ the log
-
-
 def test_every_step_is_a_line_of_the_log(tmp_path: Path) -> None:
     feed(JsonLog(), tmp_path, range(1, 4))
     assert [line["loss"] for line in lines(tmp_path / "log.jsonl")] == [4.0, 2.0, 4.0 / 3]
@@ -112,9 +109,6 @@ def test_a_mapping_that_cannot_be_copied_is_logged(tmp_path: Path) -> None:
     log.on_step(replace(RECORD, skipped=types.MappingProxyType({"too long": 1})))
     log.on_end(1, "finished")
     assert lines(tmp_path / "log.jsonl")[0]["skipped"] == {"too long": 1}
-
-
-# ------------------------------------------------------------------------------------------------ the console
 
 
 def test_the_console_prints_lines_where_there_is_no_terminal(
@@ -172,9 +166,6 @@ def test_the_shares_of_a_run_are_weighted_by_time_and_room() -> None:
     assert "100 tokens/s, MFU 30.0%, waiting for data 25.0%, padding 20.0%" in str(totals)
 
 
-# ------------------------------------------------------------------------------------------------ the plot
-
-
 def polylines(picture: Path) -> list[list[tuple[float, float]]]:
     root = ET.fromstring(picture.read_text())
     found = root.iter("{http://www.w3.org/2000/svg}polyline")
@@ -228,9 +219,6 @@ def test_ticks_are_within_the_axis(low: float, high: float) -> None:
     ticks = Axis(low, high, 0, 100).ticks()
     assert 2 <= len(ticks) <= 7
     assert all(low <= tick <= high * 1.000001 for tick in ticks)
-
-
-# ------------------------------------------------------------------------------------------------ trackers
 
 
 def test_the_scalars_of_a_step() -> None:
@@ -349,9 +337,6 @@ def test_a_callback_may_end_before_it_starts(factory: Any, tmp_path: Path, monke
     callback.on_end(0, "no data")
 
 
-# ------------------------------------------------------------------------------------------------ in the loop
-
-
 def test_a_run_leaves_its_log_its_plot_and_its_events(
     micro_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -387,9 +372,6 @@ def test_training_goes_on_after_any_failure_of_a_callback(
         train(micro_config(micro_checkpoint), tmp_path / "run", [Quitting(error)], order=Mixed(), device="cpu")
     assert len(caught) == 1
     assert len(lines(tmp_path / "run" / "log.jsonl")) == 6
-
-
-# ------------------------------------------------------------------------------------------------ the hook
 
 
 def test_vila_train_registers_its_callbacks() -> None:

@@ -52,9 +52,6 @@ def resume(checkpoint: Path, out: Path) -> Any:
     return run(micro_config(checkpoint), out)
 
 
-# ------------------------------------------------------------------------------------------------ damage
-
-
 def cut_short(folder: Path) -> None:
     (file,) = folder.glob("*.distcp")
     file.write_bytes(file.read_bytes()[:-100])
@@ -208,9 +205,6 @@ def test_skipped_samples_are_not_counted_twice(
     assert (copy / "skipped.jsonl").read_text() == expected
 
 
-# ------------------------------------------------------------------------------------------------ full disks
-
-
 @pytest.mark.parametrize("place", ["tensors", "state", "rename", "folder"])
 def test_a_full_disk_leaves_the_checkpoint_before(
     micro_checkpoint: Path,
@@ -298,9 +292,6 @@ def test_ranks_without_a_common_folder_are_told(
     config = micro_config(micro_checkpoint)
     assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2, before=hide) == [1, 1]
     assert "choose --out on a file system that they share" in capfd.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------------ how many
 
 
 @pytest.mark.parametrize(("keep", "expected"), [(1, [6]), (2, [4, 6]), (10, [2, 4, 6])])

@@ -112,9 +112,6 @@ def test_training_runs_all_stages_and_saves_a_checkpoint(tmp_path: Path, monkeyp
     assert all(tensor.dtype == torch.bfloat16 for tensor in stored.values())
 
 
-# ------------------------------------------------------------------------------------------------ interrupted runs
-
-
 def trial(folder: Path) -> TinyOptions:
     return TinyOptions(folder / "out", folder / "scratch", scale=0.0001, device="cpu", compile=False, workers=1)
 

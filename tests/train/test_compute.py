@@ -58,9 +58,6 @@ def difference(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
     return (total / sum(float(tensor.square().sum()) for tensor in expected.values())) ** 0.5
 
 
-# ------------------------------------------------------------------------------------------------ recomputation
-
-
 @pytest.mark.parametrize(
     ("recomputed", "adapter"),
     [
@@ -176,9 +173,6 @@ def test_layers_are_those_of_tower_and_language_model(new_micro_network: Callabl
     assert [type(layer).__name__ for layer in layers] == ["EncoderLayer"] * 2 + ["Block"] * 2
     adapters.install(network, AdapterConfig(rank=2))
     assert repeated_layers(network) == layers
-
-
-# ------------------------------------------------------------------------------------------------ adapters
 
 
 @pytest.mark.parametrize(("dropout", "projector"), [(0.0, False), (0.0, True), (0.3, True)])
@@ -314,9 +308,6 @@ def test_adapters_in_fp32_work_on_weights_in_16_bits(row: PackedRow):
     _, gradients = step(network, row)
     assert gradients
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values())
-
-
-# ------------------------------------------------------------------------------------------------ 8 bits
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 64])
@@ -548,9 +539,6 @@ def test_fp8_refuses_widths_that_do_not_fit(new_micro_network: Callable[[], Vila
         use_fp8(network)
 
 
-# ------------------------------------------------------------------------------------------------ a frozen tower
-
-
 @pytest.mark.parametrize("trained", [False, True])
 def test_only_a_frozen_tower_computes_without_gradients(trained: bool, row: PackedRow):
     results: list[tuple[float, dict[str, torch.Tensor]]] = []
@@ -566,9 +554,6 @@ def test_only_a_frozen_tower_computes_without_gradients(trained: bool, row: Pack
         assert features.requires_grad is trained
     assert results[1][0] == results[0][0]
     assert difference(results[1][1], results[0][1]) == 0
-
-
-# ------------------------------------------------------------------------------------------------ operations
 
 
 def counted(network: VilaModel, row: PackedRow) -> tuple[float, float]:

@@ -53,9 +53,6 @@ def config_of(tiny_u: Path, **changes: Any) -> TrainConfig:
     return micro_config(tiny_u, **{"tune": TUNED, "data.max_length": 320, "max_steps": 4, **changes})
 
 
-# ------------------------------------------------------------------------------------------------ samples
-
-
 def save(folder: Path, name: str, size: tuple[int, int]) -> None:
     values = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     PIL.Image.fromarray(values).save(folder / name)
@@ -134,9 +131,6 @@ def test_a_tokenizer_without_the_tokens_is_another_models(model: vila.Vila):
         DrawnPictures.of(model.network, plain.tokenizer)
 
 
-# ------------------------------------------------------------------------------------------------ caption dropout
-
-
 @pytest.mark.parametrize("number", [0, 3], ids=["image", "video"])
 def test_without_its_text_a_sample_is_the_prompt_that_guidance_uses(number: int, model: vila.Vila, encoder: Encoder):
     head = model.network.generation_head
@@ -166,9 +160,6 @@ def test_dropout_depends_on_seed_epoch_and_position_only():
     assert 250 < sum(dropped(0, 0)) < 350
     assert not any(dropped(0, 0, 0.0))
     assert all(dropped(0, 0, 1.0))
-
-
-# ------------------------------------------------------------------------------------------------ losses
 
 
 def test_codes_are_scored_in_chunks(model: vila.Vila, monkeypatch: pytest.MonkeyPatch):
@@ -205,9 +196,6 @@ def test_the_held_out_loss_is_the_sum_of_both_means(model: vila.Vila, encoder: E
     assert found["loss/codes"] == pytest.approx(means.codes.item(), abs=1e-5)
     assert found["loss"] == pytest.approx(means.total.item(), abs=1e-5)
     assert packed_loss(model.network, row).item() == pytest.approx(means.text.item() * row.num_labels, rel=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------ runs
 
 
 @pytest.fixture(scope="module")
@@ -297,9 +285,6 @@ def test_lora_on_the_language_model_beside_the_head(tiny_u: Path, tmp_path: Path
 def test_a_head_that_is_not_there_cannot_be_trained(micro_checkpoint: Path, tmp_path: Path):
     with pytest.raises(TrainingError, match="names generation_head, but this model has none"):
         run(micro_config(micro_checkpoint, tune=("generation_head",), max_steps=1), tmp_path / "run")
-
-
-# ------------------------------------------------------------------------------------------------ estimates
 
 
 def test_memory_and_operations_count_the_head(model: vila.Vila, encoder: Encoder):

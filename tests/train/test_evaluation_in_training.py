@@ -201,9 +201,6 @@ def test_the_weights_are_not_copied(tiny: OpenedModel) -> None:
     assert places == {parameter.data_ptr() for parameter in tiny.network.parameters()}
 
 
-# ------------------------------------------------------------------------------------------------ held-out loss
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_on_other_data_falls_with_that_of_training(
     micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

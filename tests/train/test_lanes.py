@@ -17,8 +17,6 @@ from vila_train.data.conversations import Conversation, SampleError
 from vila_train.errors import DatasetError, TrainingError
 from vila_train.packing.lanes import BAD_SAMPLES, Lane, LaneConfig, LaneState, choose, expected_padding
 
-# ------------------------------------------------------------------------------------------------ one row
-
 
 def fullest(lengths: Sequence[int], capacity: int) -> int:
     """Return by trying all sets how full a row with the first sample can be."""
@@ -52,9 +50,6 @@ def test_a_row_is_as_full_as_it_can_be(seed: int):
 )
 def test_choices(lengths: list[int], capacity: int, expected: list[int]):
     assert choose(lengths, capacity) == expected
-
-
-# ------------------------------------------------------------------------------------------------ streams of rows
 
 
 @lru_cache
@@ -183,9 +178,6 @@ def test_long_samples_are_not_read_far_ahead(row_length: int, length: int, expec
     assert sum(order.read.values()) == expected
 
 
-# ------------------------------------------------------------------------------------------------ bad samples
-
-
 @pytest.mark.parametrize(
     ("failure", "reason"),
     [
@@ -243,9 +235,6 @@ def test_what_concerns_all_samples_is_an_error(failure: Exception):
 def test_a_sample_longer_than_a_row_is_an_error():
     with pytest.raises(TrainingError, match=r"has 101 tokens, but a row holds 100"):
         next(lane(Numbers([101])))
-
-
-# ------------------------------------------------------------------------------------------------ expected padding
 
 
 @pytest.mark.parametrize(

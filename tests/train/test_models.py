@@ -29,9 +29,6 @@ def save(opened: OpenedModel, folder: Path) -> vila.Vila:
     return vila.load(folder, device="cpu", dtype="float32")
 
 
-# ------------------------------------------------------------------------------------------------ from a checkpoint
-
-
 def test_a_checkpoint_opens_unchanged():
     opened = open_model(ModelConfig(path="vila-tiny"), 0)
     expected = vila.load("vila-tiny", device="cpu", dtype="float32")
@@ -157,9 +154,6 @@ def test_a_wrong_change_is_explained(changes: dict[str, object], message: str | 
     with pytest.raises(VilaError, match=re.escape(message)) as caught:
         open_model(config, 0, weights=False)
     assert "\n" not in str(caught.value)
-
-
-# ------------------------------------------------------------------------------------------------ from parts
 
 
 @pytest.mark.parametrize("projector", ["mlp_downsample", "mlp_downsample_3x3_fix", "mlp2x_gelu", "linear"])

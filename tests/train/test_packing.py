@@ -16,8 +16,6 @@ from vila_train.errors import TrainingError
 from vila_train.packing import PackedRow, pack, packed_loss
 from vila_train.samples import Encoder, TrainingSample
 
-# ------------------------------------------------------------------------------------------------ bins
-
 
 @pytest.mark.parametrize("seed", range(5))
 def test_every_sample_is_in_one_bin_that_holds_it(seed: int):
@@ -45,9 +43,6 @@ def test_a_perfect_fit_is_found():
 def test_impossible_lengths_are_refused(lengths: list[int]):
     with pytest.raises(TrainingError, match="a row holds 1 to 10"):
         pack(lengths, 10)
-
-
-# ------------------------------------------------------------------------------------------------ rows
 
 
 @pytest.fixture(scope="module")

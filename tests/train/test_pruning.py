@@ -90,8 +90,6 @@ def test_a_dataset_gives_its_name_to_its_files(dataset: str, expected: str) -> N
     assert file_name(dataset) == expected
 
 
-# ------------------------------------------------------------------------------------------------ with models
-
 QUESTIONS = ("attribute", "count", "position", "word")
 
 

@@ -93,9 +93,6 @@ def test_a_recipe_survives_yaml(recipe, tmp_path: Path):
     assert read_config(path) == config
 
 
-# ------------------------------------------------------------------------------------------------ the hook
-
-
 def test_plugins_register_recipes():
     assert set(TABLE) <= set(load_plugins().recipes.names())
     assert check_plugin(plugin)["vila_recipes"] == tuple(recipe.name for recipe in RECIPES)

@@ -20,9 +20,6 @@ def config() -> TrainConfig:
     return found
 
 
-# ------------------------------------------------------------------------------------------------ KEY=VALUE
-
-
 @pytest.mark.parametrize(
     ("assignment", "key", "value"),
     [
@@ -123,9 +120,6 @@ def test_a_wrong_setting_is_explained(config: TrainConfig, assignment: str, mess
     assert str(caught.value).startswith(f"--set {assignment}")
 
 
-# ------------------------------------------------------------------------------------------------ YAML
-
-
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
@@ -204,9 +198,6 @@ def test_every_setting_has_a_name():
     names = setting_names(TrainConfig)
     assert {"data.max_length", "optimizer.betas", "adapter.rank", "model.new.projector", "seed"} <= set(names)
     assert len(names) == len(set(names))
-
-
-# ------------------------------------------------------------------------------------------------ where a stage starts
 
 
 def complete_run(folder: Path) -> Path:

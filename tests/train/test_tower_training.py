@@ -60,9 +60,6 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# ------------------------------------------------------------------------------------------------ quantization
-
-
 @pytest.mark.parametrize("shared", [True, False])
 def test_codes_are_those_of_the_tower_where_codebooks_stay(shared: bool) -> None:
     quantizer = new_quantizer(shared=shared)
@@ -174,9 +171,6 @@ def test_replacements_are_different_positions_where_there_are_enough(positions: 
         assert len(of_depth.unique()) == min(positions, 12)
 
 
-# ------------------------------------------------------------------------------------------------ losses
-
-
 def test_the_contrast_is_that_of_siglip() -> None:
     pictures, texts = (torch.randn(4, 8, generator=generator(seed), dtype=torch.float32) for seed in (0, 1))
     scale, bias = torch.tensor(3.0), torch.tensor(-1.5)
@@ -205,9 +199,6 @@ def test_texts_read_only_the_tokens_that_count() -> None:
     shifted = encoder(ids[:1, 2:9], counts[:1, 2:9])
     torch.testing.assert_close(shifted, features[:1], msg="positions are counted within the text")
     assert not torch.allclose(encoder((ids + 1) % 30, counts), features)
-
-
-# ------------------------------------------------------------------------------------------------ the whole stage
 
 
 def pictures(count: int) -> torch.Tensor:

@@ -156,9 +156,6 @@ def test_records_every_few_steps(micro_checkpoint: Path, tmp_path: Path):
     assert [record.step for record in run(config, tmp_path / "run").records] == [4, 6]
 
 
-# ------------------------------------------------------------------------------------------------ exports
-
-
 def test_the_model_of_an_unfinished_run_is_exported(
     finished: tuple[Path, Recorder], micro_checkpoint: Path, tmp_path: Path
 ):
@@ -225,9 +222,6 @@ def test_what_cannot_be_exported(finished: tuple[Path, Recorder], micro_checkpoi
     shutil.rmtree(tmp_path / "run/checkpoints")
     with pytest.raises(TrainingError, match="has no checkpoint yet"):
         export(tmp_path / "run", tmp_path / "model")
-
-
-# ------------------------------------------------------------------------------------------------ the folder
 
 
 @pytest.mark.parametrize(
@@ -312,9 +306,6 @@ def test_a_folder_with_other_files_is_refused(micro_checkpoint: Path, tmp_path: 
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="exists and is not empty"):
         run(micro_config(micro_checkpoint), tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ what goes wrong
 
 
 def test_a_loss_that_is_not_finite_names_the_samples(micro_checkpoint: Path, tmp_path: Path):

@@ -36,8 +36,6 @@ from vila_train.parallel.mesh import mesh_shape, require_divisible
 STEPS = 12
 LORA: dict[str, Any] = {"method": "lora", "parts": ("vision_tower", "language_model"), "rank": 2, "dropout": 0.3}
 
-# ------------------------------------------------------------------------------------------------ killed and resumed
-
 
 def with_dropout() -> None:
     """Let the projector of each opened model drop some of its outputs while it is trained."""
@@ -178,9 +176,6 @@ def test_a_stopped_run_saves_and_goes_on(micro_checkpoint: Path, tmp_path: Path,
     assert {step: loss for step, (loss, _) in read_losses(tmp_path / "losses").items()} == expected
 
 
-# ------------------------------------------------------------------------------------------------ ranks
-
-
 @pytest.fixture(scope="module")
 def one_rank(micro_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
@@ -269,9 +264,6 @@ def test_bf16_keeps_master_weights(micro_checkpoint: Path, tmp_path: Path, chang
         assert (ours[name] - theirs[name]).norm() < 0.2 * moved, name
 
 
-# ------------------------------------------------------------------------------------------------ numbers of ranks
-
-
 @pytest.mark.parametrize(
     ("world", "rows", "lanes", "working"),
     [
@@ -344,9 +336,6 @@ def test_a_model_that_does_not_open_stops_all_ranks(micro_checkpoint: Path, tmp_
         weights.write_bytes(b"damaged")
     config = micro_config(copy)
     assert in_processes(config, tmp_path / "run", tmp_path / "losses", ranks=2) == [1, 1]
-
-
-# ------------------------------------------------------------------------------------------------ without shards
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,6 @@ def pool(encoder: Encoder, source: str, count: int) -> Pool:
     return Pool([make_shard(drawn_samples("train", source, 0, count), encoder, IMAGE_SIZE)], "cpu")
 
 
-# ------------------------------------------------------------------------------------------------ the model
-
-
 def test_the_checkpoint_is_small_enough_for_the_repository(checkpoint: Path) -> None:
     assert sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()) <= LIMIT
 
@@ -120,9 +117,6 @@ def test_the_model_draws_and_answers(model: Vila) -> None:
     (picture,) = model.generate_image_batch(["A red circle (top)."], seed=0)
     assert picture.size == (IMAGE_SIZE, IMAGE_SIZE)
     assert isinstance(model.generate([vila.Image(picture), "What is this?"], max_new_tokens=3), str)
-
-
-# ------------------------------------------------------------------------------------------------ samples
 
 
 @pytest.mark.parametrize("source", ["count", "word", "caption_things"])
@@ -170,9 +164,6 @@ def test_unknown_stages() -> None:
     assert [stage.name for stage in choose_stages(["sft", "tower"], tiny_u_stages())] == ["tower", "sft"]
     with pytest.raises(ConfigError, match="Did you mean 'tower'"):
         choose_stages(["towr"], tiny_u_stages())
-
-
-# ------------------------------------------------------------------------------------------------ losses
 
 
 def test_pools_of_codes_give_what_pools_of_pixels_give(network: VilaModel, encoder: Encoder) -> None:
@@ -278,9 +269,6 @@ def test_the_quality_of_the_tower_is_measured(network: VilaModel, encoder: Encod
     quality = tower_quality(new_tower_training(network), network, pool(encoder, "caption_things", 3))
     assert 0 < quality["psnr"] < 30
     assert all(0 < quality[f"codes_used_{depth}"] <= 3 * POSITIONS / CODES for depth in range(DEPTH))
-
-
-# ------------------------------------------------------------------------------------------------ a whole run
 
 
 @pytest.mark.slow

@@ -110,9 +110,6 @@ def projector_tensors(draw: Random, kind: str, width: int) -> Tensors:
     )
 
 
-# ------------------------------------------------------------------------------------------------ configs
-
-
 def language_config(model_type: str, *, tied: bool, vocab: int) -> dict[str, object]:
     config: dict[str, object] = {
         "architectures": ["Qwen2ForCausalLM" if model_type == "qwen2" else "LlamaForCausalLM"], "hidden_act": "silu",
@@ -198,9 +195,6 @@ def edit_json(path: Path, **changes: object) -> None:
     """Change keys of a JSON file. The value `...` removes a key."""
     content = json.loads(path.read_text()) | changes
     write_json(path, {key: value for key, value in content.items() if value is not ...})
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
 
 
 KINDS = {

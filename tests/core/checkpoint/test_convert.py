@@ -41,9 +41,6 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if ".part" in path.name or path.name == "out")
 
 
-# ------------------------------------------------------------------------------------------------ round trips
-
-
 @pytest.mark.parametrize("kind", QWEN_KINDS)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_vila_to_nvila_and_back_keeps_every_bit(make_checkpoint: Make, tmp_path: Path, kind: str, tied: bool):
@@ -113,9 +110,6 @@ def test_remote_code_release_becomes_vila(make_checkpoint: Make, edit: Edit, tmp
     assert not list((tmp_path / "out").rglob("*.py"))
     with pytest.raises(CheckpointError, match="read-only"):
         convert(folder, tmp_path / "other", "vila-remote")
-
-
-# ------------------------------------------------------------------------------------------------ what SGLang reads
 
 
 @pytest.mark.parametrize(("kind", "model_type", "architecture"), [
@@ -210,9 +204,6 @@ def test_nvila_needs_the_media_tokens_in_the_tokenizer(make_checkpoint: Make, tm
         convert(folder, tmp_path / "out", "nvila")
 
 
-# ------------------------------------------------------------------------------------------------ shards
-
-
 def test_shards_stay_under_the_limit_and_are_complete(make_checkpoint: Make, tmp_path: Path):
     source = open_checkpoint(make_checkpoint())
     written = convert(source, tmp_path / "out", "nvila", max_shard_bytes=20_000)
@@ -229,9 +220,6 @@ def test_shards_stay_under_the_limit_and_are_complete(make_checkpoint: Make, tmp
     for limit in (0, -5):
         with pytest.raises(CheckpointError, match="max_shard_bytes"):
             convert(source, tmp_path / "never", "vila", max_shard_bytes=limit)
-
-
-# ------------------------------------------------------------------------------------------------ failures
 
 
 def test_unknown_format_lists_the_known_ones(make_checkpoint: Make, tmp_path: Path):
@@ -312,9 +300,6 @@ def test_unwritable_folder(make_checkpoint: Make, tmp_path: Path):
         convert(make_checkpoint(), blocked / "out", "vila")
 
 
-# ----------------------------------------------------------------------------------------- saving a trained model
-
-
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("with_base", [True, False], ids=["with base", "from nothing"])
 def test_saving_from_memory_reads_back(make_checkpoint: Make, tmp_path: Path, kind: str, with_base: bool):
@@ -347,9 +332,6 @@ def test_changed_config_is_written(make_checkpoint: Make, tmp_path: Path):
     assert json.loads((tmp_path / "out" / "llm" / "config.json").read_text())["vocab_size"] == 303
 
 
-# ------------------------------------------------------------------------------------------------ sizes
-
-
 def test_estimate_counts_by_part(make_checkpoint: Make):
     checkpoint = open_checkpoint(make_checkpoint())
     sizes = estimate(checkpoint)
@@ -359,9 +341,6 @@ def test_estimate_counts_by_part(make_checkpoint: Make):
     # Two layers, two key/value heads of width 8, keys and values, two bytes each.
     assert sizes.cache_bytes("float16", 100) == 2 * 2 * 2 * 8 * 100 * 2
     assert sizes.cache_bytes("float16", 100, batch_size=3) == 3 * 2 * 2 * 2 * 8 * 100 * 2
-
-
-# -------------------------------------------------------------------------------- runs that were stopped
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(make_checkpoint: Make, tmp_path: Path):

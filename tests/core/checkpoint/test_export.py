@@ -25,9 +25,6 @@ def small_sglang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "SGLANG_SCALES", (56, 112, 168))
 
 
-# ------------------------------------------------------------------------------------------------ TensorRT-LLM
-
-
 @pytest.mark.parametrize("kind", ["nvila_lite", "nvila", "clip_llama"])
 def test_tensorrt_llm_finds_every_part(make_checkpoint: Make, tmp_path: Path, kind: str):
     source = make_checkpoint(kind)
@@ -116,9 +113,6 @@ def test_tensorrt_llm_refuses_settings(
     assert problem in str(caught.value)
 
 
-# ------------------------------------------------------------------------------------------------ SGLang
-
-
 @pytest.mark.usefixtures("small_sglang")
 @pytest.mark.parametrize(
     ("kind", "architecture"),
@@ -157,9 +151,6 @@ def test_sglang_refuses(
 def test_sglang_fixes_the_size_of_the_tower(make_checkpoint: Make, tmp_path: Path):
     with pytest.raises(CheckpointError, match="24 wide, not 1152; its images have 56 pixels a side, not 448"):
         export_module.export("sglang", make_checkpoint(), tmp_path / "out")
-
-
-# ------------------------------------------------------------------------------------------------ the command
 
 
 def test_the_command_exports_and_says_how_to_serve(

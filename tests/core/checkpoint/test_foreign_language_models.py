@@ -34,8 +34,6 @@ def test_answers(make_foreign: Callable[[str], Path], model_type: str) -> None:
     assert isinstance(answer(make_foreign(model_type)), str)
 
 
-# ------------------------------------------------------------------------------------------------ code
-
 KERNEL = "evil/kernel"
 PICKS_CODE: dict[str, dict[str, object]] = {
     "attention": {"attn_implementation": KERNEL},
@@ -173,8 +171,6 @@ def test_failures_of_a_head_are_named(make_foreign: Callable[[str], Path]) -> No
     with pytest.raises(ConfigError, match="cannot run this 'mixtral': KeyError: 'scale'"):
         model.generate("Hello", max_new_tokens=2)
 
-
-# ------------------------------------------------------------------------------------------------ wrong values
 
 WRONG: dict[str, tuple[str, dict[str, object], str]] = {
     "unknown activation": ("mixtral", {"hidden_act": "warp"}, "warp"),

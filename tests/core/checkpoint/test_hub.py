@@ -168,9 +168,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     server.server_close()
 
 
-# ------------------------------------------------------------------------------------------------ what works
-
-
 def test_a_hub_id_loads_and_answers(hub: Hub, make_checkpoint: Make):
     hub.repositories["tiny/nvila"] = {"main": make_checkpoint()}
     model = vila.load("tiny/nvila", device="cpu", dtype="float32")
@@ -244,9 +241,6 @@ def test_a_private_repository_opens_with_its_token(hub: Hub, make_checkpoint: Ma
     hub.repositories["tiny/private"] = {"main": make_checkpoint()}
     hub.tokens["tiny/private"] = "hf_secret"
     assert open_checkpoint("tiny/private", token="hf_secret").format == "vila"
-
-
-# ------------------------------------------------------------------------------------------------ what does not
 
 
 def test_missing_private_and_gated_repositories_say_what_to_do(hub: Hub, make_checkpoint: Make):

@@ -102,9 +102,6 @@ def test_weights_on_a_gpu_are_those_on_the_cpu(make_checkpoint: Make, monkeypatc
     assert all(torch.equal(tensor, states[1][name].cpu()) for name, tensor in states[0].items())
 
 
-# ------------------------------------------------------------------------------------------------ misfits
-
-
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64], ids=str)
 def test_weights_of_another_kind_of_number_are_refused(make_checkpoint: Make, dtype: torch.dtype):
     folder = make_checkpoint()
@@ -193,8 +190,6 @@ def test_positions_are_resized_for_another_resolution(make_checkpoint: Make, edi
     # The reference implementation's resizing zeroes some rows (always the first and last); ours does not.
     assert positions.abs().sum(dim=1).min() > 0
 
-
-# ------------------------------------------------------------------------------------------------ memory
 
 MEMORY = """
 import resource, sys, torch

@@ -110,9 +110,6 @@ def test_low_precision_is_merged_in_float32(make_checkpoint: Make, tmp_path: Pat
         assert torch.equal(ours[key], tensor.to(torch.bfloat16)), key
 
 
-# ------------------------------------------------------------------------------------ files of the reference
-
-
 @pytest.mark.parametrize("prefix", ["base_model.model.", "base_model.", "", "model."])
 def test_non_lora_trainables_replace_their_weights(make_checkpoint: Make, tmp_path: Path, prefix: str):
     checkpoint = open_checkpoint(make_checkpoint(dtype=torch.float32))
@@ -150,9 +147,6 @@ def test_adapter_with_non_lora_trainables(make_checkpoint: Make, tmp_path: Path)
         load_file(tmp_path / "whole" / "llm" / "model.safetensors").keys()
         == load_file(folder / "llm" / "model.safetensors").keys()
     )
-
-
-# ------------------------------------------------------------------------------------------------ what does not fit
 
 
 @pytest.fixture
@@ -269,9 +263,6 @@ def test_long_lists_of_misfits_are_cut(adapter: tuple[Checkpoint, Path]):
     with pytest.raises(CheckpointError, match=r"matches no weight and 214 more\. Give the adapter") as caught:
         open_adapter(folder, checkpoint)
     assert len(caught.value.details.splitlines()) == 217
-
-
-# ------------------------------------------------------------------------------------------------ an adapter as a model
 
 
 def test_an_adapter_stands_for_its_base_with_it_merged(adapter: tuple[Checkpoint, Path], edit: Edit, tmp_path: Path):

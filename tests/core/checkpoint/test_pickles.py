@@ -65,9 +65,6 @@ def test_containers_and_values_are_read(tmp_path: Path) -> None:
     assert torch.equal(read["scale"][0][2], torch.ones(3))
 
 
-# ------------------------------------------------------------------------------------------------ crafted files
-
-
 def zipped(
     pickle_bytes: bytes, members: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED
 ) -> bytes:

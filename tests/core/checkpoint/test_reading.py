@@ -24,9 +24,6 @@ DATA = Path(__file__).parents[2] / "parity" / "data"
 RECORDED = sorted(path.parent for path in DATA.glob("*/*/checkpoint"))
 
 
-# ------------------------------------------------------------------------------------------------ good folders
-
-
 @pytest.mark.parametrize("variant", RECORDED, ids=lambda path: path.name)
 def test_recorded_checkpoints_open_with_the_context_that_the_reference_gives(variant: Path):
     checkpoint = open_checkpoint(variant / "checkpoint")
@@ -214,8 +211,6 @@ def test_static_s2_resizes_to_its_largest_scale(make_checkpoint: Make, edit: Edi
     )
 
 
-# ------------------------------------------------------------------------------------------------ language models
-
 QWEN2 = {
     "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
@@ -309,9 +304,6 @@ def test_unsupported_language_models_use_transformers():
 def test_written_language_configs_read_back(changes: dict[str, object]):
     config = native(**changes)
     assert read_language_config(Section(write_language_config(config, "bfloat16"), "written"), 256) == config
-
-
-# ------------------------------------------------------------------------------------------------ bad folders
 
 
 def test_missing_and_empty_folders(tmp_path: Path, make_checkpoint: Make):

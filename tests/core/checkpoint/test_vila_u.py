@@ -88,9 +88,6 @@ def test_without_vi_tokens_there_is_no_video(folder: Path, model_type: str):
     assert head.video_start_token is None
 
 
-# ------------------------------------------------------------------------------------------------ weights
-
-
 def test_pickles_with_a_copy_for_each_depth(tiny_u: Path, folder: Path):
     """A `.bin` holds a shared codebook once for each depth."""
     file = folder / "vision_tower" / "model.safetensors"
@@ -142,9 +139,6 @@ def test_depth_and_latent_grid_of_another_tower(folder: Path):
     assert tokenizer.decode_bytes(codes).shape == (1, 48, 48, 3)
 
 
-# ------------------------------------------------------------------------------------------------ SigLIP's sizes
-
-
 def test_known_towers_need_no_folder():
     from vila_core.checkpoint.configs.vila_u import KNOWN_TOWERS
 
@@ -171,9 +165,6 @@ def test_siglip_that_contradicts_the_weights(folder: Path):
     )
     with pytest.raises(CheckpointError, match="hidden_size 1024, but the weights have 48"):
         open_checkpoint(folder)
-
-
-# ------------------------------------------------------------------------------------------------ damaged checkpoints
 
 
 @pytest.mark.parametrize("part", ["vision_tower", "mm_projector", "llm"])
@@ -303,9 +294,6 @@ def test_tokenizer_without_start_tokens(folder: Path):
         open_checkpoint(folder)
 
 
-# ------------------------------------------------------------------------------------------------ writing
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     names = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
@@ -352,9 +340,6 @@ def test_other_formats_refuse_models_that_draw(tiny_u: Path, tmp_path: Path, for
 def test_models_that_only_write_are_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="no generation head"):
         convert("vila-tiny", tmp_path / "out", "vila-u")
-
-
-# ------------------------------------------------------------------------------------------------ linear scaling
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,6 @@ def entry(begin: int, end: int, shape: list[int], dtype: str = "F32") -> dict[st
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-# ------------------------------------------------------------------------------------------------ sound files
-
-
 @pytest.mark.parametrize(
     "dtype",
     [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.int64, torch.bool, torch.uint8],
@@ -91,8 +88,6 @@ def test_links_into_a_cache_are_followed(tmp_path: Path):
     (tmp_path / "snapshot" / "model.safetensors").symlink_to(Path("..") / "blobs" / "123")
     assert WeightIndex(index_folder(tmp_path / "snapshot")).read("a").tolist() == [1, 1]
 
-
-# ------------------------------------------------------------------------------------------------ damaged files
 
 DAMAGED = {
     "truncated data": lambda path: write_raw(path, {"a": entry(0, 16, [4])}, bytes(15)),
@@ -168,9 +163,6 @@ def test_folder_without_weights(make_checkpoint: Make):
     (folder / "vision_tower" / "model.safetensors").rename(folder / "vision_tower" / "weights.safetensors")
     with pytest.raises(CheckpointError, match=r"vision_tower holds no weights.*model\.safetensors"):
         open_checkpoint(folder)
-
-
-# ------------------------------------------------------------------------------------------------ pickles
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])

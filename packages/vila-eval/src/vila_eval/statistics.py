@@ -126,9 +126,6 @@ def _jackknife(
     return error, max(2, round(even))
 
 
-# ------------------------------------------------------------------------------------------------ intervals
-
-
 def _interval(groups: Sequence[Sequence[float]], mean: float, error: float, units: int) -> tuple[float, float] | None:
     is_share = all(0 <= value <= 1 for values in groups for value in values)
     if math.isnan(error):
@@ -172,9 +169,6 @@ def t_probability(t: float, degrees: float) -> float:
         total += term
         term *= cosine * cosine * (k - 1) / k
     return sine * total
-
-
-# ------------------------------------------------------------------------------------------------ comparison
 
 
 @dataclass(frozen=True)

@@ -194,9 +194,6 @@ def _require_all_files(folder: Path) -> None:
             )
 
 
-# ------------------------------------------------------------------------------------------------ tensors
-
-
 def parameter_name(name: str) -> str:
     """Return the name of a parameter without what compiling, recomputing and rounding add to it."""
     name = name.replace("_checkpoint_wrapped_module.", "").replace("_orig_mod.", "")
@@ -249,9 +246,6 @@ def _set_optimizer_tensors(network: nn.Module, optimizer: torch.optim.Optimizer,
         state = {kind: tensors.get(f"optimizer.{kind}.{name}") for kind in ("step", "exp_avg", "exp_avg_sq")}
         if state["step"] is not None:
             optimizer.state[parameter] = state
-
-
-# ------------------------------------------------------------------------------------------------ failures
 
 
 def _failure(folder: Path, action: Callable[[], object]) -> str | None:

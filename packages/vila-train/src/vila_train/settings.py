@@ -95,9 +95,6 @@ def setting_names(config_type: type[BaseModel]) -> list[str]:
     return [*_names(config_type, "")]
 
 
-# ------------------------------------------------------------------------------------------------ keys
-
-
 def _names(config_type: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in config_type.model_fields.items():
         yield f"{prefix}{name}"
@@ -163,9 +160,6 @@ def _check_group(kind: Any, key: str, value: object, where: str) -> None:
     if group is not None and value is not None and not isinstance(value, dict):
         settings = ", ".join(f"{key}.{name}" for name in group.model_fields)
         raise ConfigError(f"{where}{key} is a group of settings, got {shown(value)}. Set one of: {settings}.")
-
-
-# ------------------------------------------------------------------------------------------------ values
 
 
 def _parse(kind: Any, text: str, where: str) -> object:

@@ -97,8 +97,6 @@ def _require(engine: str, checks: Mapping[str, bool]) -> None:
         raise CheckpointError(f"{engine} cannot serve this model: {'; '.join(problems)}.")
 
 
-# ------------------------------------------------------------------------------------------------ SGLang
-
 SGLANG_TOWER_WIDTH = 1152
 SGLANG_TILE = 448
 SGLANG_SCALES = (448, 896, 1344)
@@ -130,9 +128,6 @@ def _export_sglang(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> 
         }
     _require("SGLang", checks)
     write_nvila(checkpoint, path, max_shard_bytes)
-
-
-# ------------------------------------------------------------------------------------------------ TensorRT-LLM
 
 
 def _export_tensorrt_llm(checkpoint: Checkpoint, path: Path, max_shard_bytes: int) -> None:

@@ -128,9 +128,6 @@ def _slots(network: nn.Module) -> Iterator[tuple[str, _Slot]]:
                 yield name, _Slot(module, attribute, tensor)
 
 
-# ------------------------------------------------------------------------------------------------ matching
-
-
 def _match(
     checkpoint: Checkpoint,
     slots: Mapping[str, _Slot],
@@ -185,9 +182,6 @@ def _adapt(adapters: list[tuple[str, WeightAdapter]], name: str, tensor: torch.T
         if name.startswith(prefix):
             tensor = adapter.adapt_weight(name.removeprefix(prefix), tensor)
     return tensor
-
-
-# ------------------------------------------------------------------------------------------------ vocabulary rows
 
 
 def _fills_rows(name: str, got: tuple[int, ...], want: tuple[int, ...], vocab_size: int | None) -> bool:

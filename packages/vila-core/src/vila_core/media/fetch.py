@@ -76,9 +76,6 @@ def fetch(
     raise FetchError(f"URL {name}: more than {policy.max_redirects} redirects. Use the final URL.")
 
 
-# ------------------------------------------------------------------------------------------------ addresses
-
-
 def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: str) -> list[str]:
     """Resolve the host once and return its addresses. Raises `FetchError` unless all of them are public."""
     found: list[str] = []
@@ -105,9 +102,6 @@ def _resolve(target: Target, policy: FetchPolicy, deadline: "_Deadline", name: s
             "Download the file and use its path."
         )
     return found
-
-
-# ------------------------------------------------------------------------------------------------ connections
 
 
 class _Deadline:

@@ -169,9 +169,6 @@ class Command:
     load: Callable[[], typer.Typer | Callable[..., Any]]
 
 
-# ---------------------------------------------------------------------------------------- parts of a model
-
-
 @hookspec
 def vila_vision_towers() -> Sequence[Component]:
     """Vision towers: `build(config)` -> Module, `pixels [N, 3, H, W]` -> `features [N, P, D_v]`."""
@@ -212,9 +209,6 @@ def vila_chat_templates() -> Sequence[ChatTemplate]:
 def vila_checkpoint_formats() -> Sequence[CheckpointFormat]:
     """On-disk formats."""
     return ()
-
-
-# ------------------------------------------------------------------------------ training, quantization, evaluation
 
 
 @hookspec

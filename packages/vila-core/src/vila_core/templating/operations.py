@@ -168,9 +168,6 @@ def _list(items: Iterable[Any]) -> list[Any]:
     return list(current_budget().count(items))
 
 
-# ------------------------------------------------------------------------------------------------- filters and tests
-
-
 def _tojson(
     value: object, ensure_ascii: bool = False, indent: int | str | None = None, separators: Any = None, **options: bool
 ) -> str:
@@ -328,9 +325,6 @@ def _bounded(name: str, function: Callable[..., Any], deep: frozenset[str]) -> C
         return result
 
     return call
-
-
-# ----------------------------------------------------------------------------------------------------------- globals
 
 
 def _raise_exception(message: object = "") -> None:

@@ -104,9 +104,6 @@ class _Bounds:
             raise DataError(f"The archive '{self.name}' unpacks to more than the {self._free:,} bytes that are free.")
 
 
-# ------------------------------------------------------------------------------------------------ zip
-
-
 def _unpack_zip(file: BinaryIO, bounds: _Bounds, folder: Path) -> None:
     if (size := _directory_bytes(file)) > MOST_METADATA_BYTES:
         raise DataError(f"The archive '{bounds.name}' has a directory of {size:,} bytes. {_YOURSELF}")
@@ -134,9 +131,6 @@ def _directory_bytes(file: BinaryIO) -> int:
         record = tail.rfind(_ZIP64_END, 0, locator)
         size = max(size if size != 0xFFFFFFFF else 0, int.from_bytes(tail[record + 40 : record + 48], "little"))
     return size
-
-
-# ------------------------------------------------------------------------------------------------ tar
 
 
 def _unpack_tar(file: BinaryIO, head: bytes, bounds: _Bounds, folder: Path) -> None:
@@ -181,9 +175,6 @@ class _BoundedReader(io.RawIOBase):
     def _require(self, position: int) -> None:
         # Headers take 1 KB per member, beside the members' bytes.
         self._bounds.require(position - 1024 * self._bounds.most_members)
-
-
-# ------------------------------------------------------------------------------------------------ files and folders
 
 
 def _joined(archives: Sequence[Path]) -> dict[str, list[Path]]:

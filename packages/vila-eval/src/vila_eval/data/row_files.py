@@ -62,9 +62,6 @@ def read_rows(path: Path, columns: Iterable[str] = ()) -> list[dict[str, Any]]:
         raise DataError(f"The data file '{path}' cannot be read: {error}.") from None
 
 
-# ------------------------------------------------------------------------------------------------ JSON
-
-
 def _json_lines(text: str, path: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(io.StringIO(text, newline="\n"), 1):
@@ -110,9 +107,6 @@ def _parse(text: str, path: Path, where: str) -> object:
         raise DataError(f"The data file '{path}'{where} is nested too deeply.") from None
     except ValueError as error:  # a number with thousands of digits
         raise DataError(f"The data file '{path}'{where} cannot be read: {one_line(str(error), 200)}.") from None
-
-
-# ------------------------------------------------------------------------------------------------ tables
 
 
 def _table_rows(text: str, path: Path, columns: Sequence[str], default: str) -> list[dict[str, Any]]:

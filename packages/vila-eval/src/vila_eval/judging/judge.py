@@ -208,9 +208,6 @@ def backoff_s(attempt: int, name: str) -> float:
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * (1 - jitter / 2)
 
 
-# ------------------------------------------------------------------------------------------------ costs
-
-
 def estimate_cost(prompt_tokens: int, completion_tokens: int, prices: tuple[float, float] | None) -> float | None:
     """Return the cost in US dollars; `prices` are per million prompt and completion tokens. None without prices."""
     return None if prices is None else (prompt_tokens * prices[0] + completion_tokens * prices[1]) / 1e6

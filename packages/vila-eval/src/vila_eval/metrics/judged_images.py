@@ -10,9 +10,6 @@ from vila_eval.metrics.judged import JUDGE_MODEL, messages, shortened, within
 from vila_eval.statistics import Estimate, estimate
 from vila_eval.task import Question
 
-# ------------------------------------------------------------------------------------------------ LLaVA-Bench
-
-
 LLAVA_BENCH_PROMPT = """\
 [Context]
 {context}
@@ -103,9 +100,6 @@ def _ratio(samples: Sequence[Scored]) -> Estimate:
     ratio = sum(value["score"] for value in values) / len(values) / reference
     linear = [100 * (ratio + (value["score"] - ratio * value["reference_score"]) / reference) for value in values]
     return estimate(linear, [sample.question.cluster or sample.question.id for sample in samples])
-
-
-# ------------------------------------------------------------------------------------------------ MM-Vet
 
 
 CAPABILITIES: Mapping[str, str] = {

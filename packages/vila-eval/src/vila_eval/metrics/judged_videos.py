@@ -36,9 +36,6 @@ _ONLY = (
 _SYNONYMS = "- Consider synonyms or paraphrases as valid matches.\n"
 
 
-# ------------------------------------------------------------------------------------------------ ActivityNet-QA
-
-
 ACTIVITYNET_QA_SYSTEM = (
     _ROLE.format(what="correctness", of="question-answer pairs")
     + _TASK.format(whether="if they match meaningfully")
@@ -88,9 +85,6 @@ class ActivityNetQa:
     def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
         units: Mapping[str, Unit] = {"accuracy": "share", "score": "points"}
         return measures_with_units(samples, units)
-
-
-# ------------------------------------------------------------------------------------------------ Video-ChatGPT
 
 
 def _user(what: str, quality: str, article: str = "") -> str:

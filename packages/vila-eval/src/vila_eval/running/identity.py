@@ -45,8 +45,6 @@ WINDOWS, WINDOW = 64, 64 * 1024
 NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
 """Files of a checkpoint that do not change its answers."""
 
-# ------------------------------------------------------------------------------------------------ models
-
 
 def model_name(model: ModelOptions) -> str:
     """Return the name of the model's results folder: as given, or the last part of the adapter's or model's path."""
@@ -133,9 +131,6 @@ def _windows(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]
     yield 0, min(8 + stated, MAX_HEADER_BYTES, size)
     for number in range(WINDOWS):
         yield (size - WINDOW) * number // (WINDOWS - 1), WINDOW
-
-
-# ------------------------------------------------------------------------------------------------ prompts
 
 
 def describe_prompt(prompt: Sequence[Part | None]) -> tuple[PromptPart, ...]:

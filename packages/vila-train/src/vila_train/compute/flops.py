@@ -126,9 +126,6 @@ def row_flops(network: VilaModel, row: PackedRow) -> float:
     return ModelFlops.of(network).of_row(row)
 
 
-# ------------------------------------------------------------------------------------------------ parts
-
-
 def _of_tile(config: VilaConfig) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return (products with weights, attention) of tower and projector for one tile, counted on the meta device."""
     plugins = load_plugins()

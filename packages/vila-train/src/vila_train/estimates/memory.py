@@ -180,9 +180,6 @@ def _numel(module: nn.Module, *, trained: bool = False) -> int:
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad or not trained)
 
 
-# ------------------------------------------------------------------------------------------------ activations
-
-
 def activation_bytes(network: VilaModel, compute: ComputeConfig, load: RowLoad, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes that are kept of all layers, and those of one layer while its backward pass runs."""
     parts = [*_of_tower(network, compute, load, dtype), *_of_language_model(network, compute, load, dtype)]
@@ -275,9 +272,6 @@ def _code_logits(network: VilaModel, load: RowLoad, itemsize: int) -> tuple[int,
 
 def _learns(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-# ------------------------------------------------------------------------------------------------ advice
 
 
 @dataclass(frozen=True)

@@ -89,9 +89,6 @@ def _decoder_config(raw: Section, architecture: str, max_length: int) -> Decoder
         ) from None
 
 
-# ------------------------------------------------------------------------------------------------ rotary scaling
-
-
 def _rope_section(raw: Section) -> Section | None:
     """Transformers writes `rope_scaling` up to version 4, and `rope_parameters` (with `rope_theta`) from 5 on."""
     for key in ("rope_parameters", "rope_scaling"):
@@ -143,9 +140,6 @@ def _rope_scaling(rope: Section) -> RopeScaling | None:
         )
     except ValidationError as error:
         raise CheckpointError(f"{rope.source} is not a rotary scaling: {first_problem(error).with_value}") from None
-
-
-# ------------------------------------------------------------------------------------------------ sliding window
 
 
 def _slides_alike(raw: Section) -> bool:
@@ -208,9 +202,6 @@ def _sliding_window(raw: Section, architecture: str) -> int | None:
         return None
     full = raw.integer("max_window_layers", 28, minimum=0)
     return raw.integer("sliding_window") if full < raw.integer("num_hidden_layers") else None
-
-
-# ------------------------------------------------------------------------------------------------ writing
 
 
 def write_language_config(config: LanguageModelConfig, dtype: str) -> dict[str, object]:

@@ -131,9 +131,6 @@ def _validated(config_type: type[ConfigT], fields: dict[str, object], raw: Secti
         raise CheckpointError(f"{raw.source} does not describe a vision tower: {problem}") from None
 
 
-# ------------------------------------------------------------------------------------------------ pixels
-
-
 def read_pixel_config(preprocessor: Section | None, tower: VisionTowerConfig, size: int | None) -> PixelConfig:
     """Translate `preprocessor_config.json`. `size` is the S2 scale that images are resized to, None without S2.
 
@@ -213,9 +210,6 @@ def _is_shortest_edge(preprocessor: Section) -> bool:
         if isinstance(value, dict)
         else preprocessor.boolean("do_center_crop", False)
     )
-
-
-# ------------------------------------------------------------------------------------------------ writing
 
 
 def write_tower_config(config: VisionTowerConfig, dtype: str) -> dict[str, object]:

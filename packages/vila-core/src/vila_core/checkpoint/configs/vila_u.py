@@ -149,9 +149,6 @@ def _count_codebooks(half: Section, weights: Mapping[str, TensorEntry], depth: i
     )
 
 
-# ------------------------------------------------------------------------------------------------ SigLIP's sizes
-
-
 def _siglip_sizes(
     half: Section, folder: Path, weights: Mapping[str, TensorEntry], image_size: int | None
 ) -> dict[str, int]:
@@ -229,9 +226,6 @@ def _sizes_of_shapes(half: Section, weights: Mapping[str, TensorEntry], image_si
     }
 
 
-# ------------------------------------------------------------------------------------------------ depth transformer
-
-
 def read_depth_transformer(raw: Section, root: Section, weights: Mapping[str, TensorEntry]) -> DepthTransformerConfig:
     """Translate the depth transformer's half of `vision_tower/config.json`.
 
@@ -276,9 +270,6 @@ def _integers(section: Section, key: str, most: int, *, empty: bool = False) -> 
     if items is None or len(items) > most or not (items or empty):
         raise CheckpointError(f"{section.source}: '{key}' is {shown(value)}; expected a list of up to {most} numbers.")
     return tuple(Section({key: item}, section.source).integer(key) for item in items)
-
-
-# ------------------------------------------------------------------------------------------------ writing
 
 
 def write_rq_tower(

@@ -93,9 +93,6 @@ def part_writers(
         }
 
 
-# ------------------------------------------------------------------------------------------------ configs
-
-
 def language_json(checkpoint: Checkpoint) -> dict[str, object]:
     """Return `llm/config.json`: the source's own where it still says the same, else with our values laid over it.
 
@@ -214,9 +211,6 @@ def _s2_json(config: VilaConfig) -> dict[str, object]:
 def without_paths(raw: Mapping[str, object]) -> dict[str, object]:
     """Return a copy of a raw config without the keys that would be wrong in another folder."""
     return {key: value for key, value in raw.items() if key not in _NOT_KEPT}
-
-
-# ------------------------------------------------------------------------------------------------ tokenizer
 
 
 def copy_tokenizer(source: Path, target: Path, max_length: int) -> None:

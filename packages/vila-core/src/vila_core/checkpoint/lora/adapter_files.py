@@ -38,9 +38,6 @@ _REWRITING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that change the base weights, so that A and B alone do not determine the result."""
 
 
-# ------------------------------------------------------------------------------------------------ reading
-
-
 def open_adapter(
     path_or_hub_id: str | Path,
     checkpoint: Checkpoint,
@@ -151,9 +148,6 @@ def _adapter_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if (folder / "adapter_model.bin").exists():
         return load_pickle(folder / "adapter_model.bin")
     raise CheckpointError(f"{folder} has {ADAPTER_CONFIG} but neither adapter_model.safetensors nor adapter_model.bin.")
-
-
-# ------------------------------------------------------------------------------------------------ matching
 
 
 def _replace(adapter: Adapter, key: str, tensor: torch.Tensor, known: Mapping[str, TensorEntry]) -> list[str]:

@@ -143,8 +143,6 @@ class _Machine:
             operation(self)
         raise DamagedPickleError(f"its pickle has more than {MAX_OPERATIONS:,} operations")
 
-    # ---------------------------------------------------------------- reading
-
     def take(self, count: int) -> memoryview:
         found = self.data[self.position : self.position + count]
         if len(found) < count:
@@ -169,8 +167,6 @@ class _Machine:
 
     def long(self) -> None:
         self.stack.append(int.from_bytes(self.take(self.unpack("<B")), "little", signed=True))
-
-    # ---------------------------------------------------------------- containers
 
     def since_mark(self) -> list[object]:
         for index in range(len(self.stack) - 1, -1, -1):
@@ -200,8 +196,6 @@ class _Machine:
         if not isinstance(target, list):
             raise TypeError
         cast(list[object], target).extend(items)
-
-    # ---------------------------------------------------------------- names
 
     def name(self, module: object, attribute: object) -> None:
         text = f"{module}.{attribute}"

@@ -77,9 +77,6 @@ def _map(file: BinaryIO) -> memoryview:
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-# ------------------------------------------------------------------------------------------------ zip
-
-
 def _read_zip(file: BinaryIO, data: memoryview) -> TorchFile:
     _check_directory(data)
     with zipfile.ZipFile(file) as archive:
@@ -163,9 +160,6 @@ def _start(data: memoryview, member: zipfile.ZipInfo) -> int:
 
 def _is_at(data: memoryview, position: int, signature: bytes) -> bool:
     return bytes(data[position : position + len(signature)]) == signature
-
-
-# ------------------------------------------------------------------------------------------------ before torch 1.6
 
 
 def _read_sequence(data: memoryview) -> TorchFile:
