@@ -150,13 +150,6 @@ def test_the_files_open_as_the_trained_model(name: str, projector: bool, base: P
     assert close(hidden_of(on_base.network, row), expected)
 
 
-def test_an_adapter_of_a_16_bit_model_is_merged_in_the_dtype_that_is_asked(tmp_path: Path):
-    network = adapted(METHODS["dora"], projector=True)
-    adapters.save_adapter(network, METHODS["dora"], "vila-tiny", tmp_path / "adapter")
-    exact, found = adapters.merged_tensors(network), load(tmp_path / "adapter").network.state_dict()
-    assert all(torch.allclose(found[key], exact[key], rtol=1e-6, atol=1e-6) for key in found)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_merged_weights_equal_the_adapter(name: str, row: PackedRow):
     network = adapted(METHODS[name], projector=True)

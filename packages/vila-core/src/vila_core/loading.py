@@ -14,7 +14,6 @@ from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
 from vila_core.checkpoint import Checkpoint, estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
-from vila_core.checkpoint.lora.base_model import AdaptedWeights
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
 from vila_core.device_memory import is_out_of_memory
@@ -125,9 +124,6 @@ def load(
     if lora is not None:
         require_mergeable(checkpoint)
         adapter = open_adapter(lora, checkpoint, revision=revision, token=token, offline=offline)
-    elif isinstance(checkpoint.weights, AdaptedWeights):  # merge in `dtype`, which may be finer than the stored one
-        folder, checkpoint = checkpoint.weights.adapter, checkpoint.weights.base
-        adapter = open_adapter(folder, checkpoint)
     return load_checkpoint(
         checkpoint,
         device=device,

@@ -89,7 +89,7 @@ def load_weights(
                 on_read(stored.nbytes)
             if name not in wanted:
                 continue
-            tensor = adapter.apply(name, stored, dtype) if adapter else stored
+            tensor = adapter.apply(name, stored) if adapter else stored
             tensor = _adapt(adapters, name, tensor)
             slot = slots[name]
             tensor = _fill_rows(tensor, slot.tensor.shape[0]) if tensor.shape != slot.tensor.shape else tensor

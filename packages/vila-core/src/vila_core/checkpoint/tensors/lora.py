@@ -63,10 +63,8 @@ class Adapter:
         biases = {bias_name(name) for name, factors in self.factors.items() if factors.b_bias is not None}
         return frozenset({*self.factors, *self.replaced, *biases})
 
-    def apply(self, name: str, tensor: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Return the merged weight `name`, computed in fp32, in `dtype` and on the device of `tensor`.
-
-        Weights without an adapter stay as they are. `dtype` None is that of `tensor`.
+    def apply(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the merged weight `name`, computed in fp32, in the dtype and on the device of `tensor`.
 
         Raises:
             CheckpointError: a merged value is not finite.
@@ -81,7 +79,7 @@ class Adapter:
             factors = self.factors[weight]
             if factors.b_bias is not None:
                 merged = merged + factors.scale * factors.b_bias.to(merged)
-        return self._checked(name, merged.to(dtype or tensor.dtype))
+        return self._checked(name, merged.to(tensor.dtype))
 
     def _checked(self, name: str, merged: torch.Tensor) -> torch.Tensor:
         if not torch.isfinite(merged).all():
