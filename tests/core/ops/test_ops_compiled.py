@@ -20,7 +20,7 @@ from vila_core.ops.codes import choose_codes_kernel, warps_for
 from vila_core.ops.depth_attention import depth_attention_kernel
 from vila_core.ops.eight_bits_kernel import quantize_kernel
 from vila_core.ops.filters import floor_kernel, search_kernel
-from vila_core.ops.linear import choose, choose_matrix, matrix_kernel, vector_kernel
+from vila_core.ops.linear import choose_matrix_config, choose_vector_config, matrix_kernel, vector_kernel
 from vila_core.ops.norm import add_rms_norm_kernel
 from vila_core.ops.rotary import rotate_and_write_kernel
 from vila_core.ops.sampling import argmax_kernel, final_kernel, prepare_kernel
@@ -99,7 +99,7 @@ def attention_constants(
 
 
 def vector_constants(inputs: int, *, both: bool) -> tuple[dict[str, Any], int]:
-    config = choose(inputs, 3584, both=both)
+    config = choose_vector_config(inputs, 3584, both=both)
     rounds = triton.cdiv(inputs, config.chunk * config.ahead)
     constants = {
         "HAS_BIAS": not both, "SWIGLU": both, "ACT": "" if both else "gelu", "ROWS": config.rows,
@@ -110,7 +110,7 @@ def vector_constants(inputs: int, *, both: bool) -> tuple[dict[str, Any], int]:
 
 
 def matrix_constants(outputs: int) -> dict[str, Any]:
-    config = choose_matrix(outputs)
+    config = choose_matrix_config(outputs)
     return {
         "HAS_BIAS": True, "ACT": "gelu", "ROWS": config.rows, "CHUNK": config.chunk, "PREFETCH": config.prefetch
     }  # fmt: skip
