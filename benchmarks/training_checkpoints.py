@@ -35,7 +35,7 @@ TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3}
 MOVED = 20
 """So many tolerances lie between the loss before training and that after the checkpoint."""
 BYTES = 12
-"""Of each trained weight in a checkpoint: fp32, with AdamW's two moments."""
+"""Size of a trained weight in a checkpoint: its value and AdamW's two moments, all in fp32."""
 RECORD = "recorded.json"
 
 

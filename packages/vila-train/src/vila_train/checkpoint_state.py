@@ -52,6 +52,11 @@ def folder_name(step: int) -> str:
     return f"step-{step:08}"
 
 
+def step_folders(folder: Path) -> list[Path]:
+    """Return the folders of all checkpoints in `folder`, oldest first, intact or not."""
+    return sorted(path for path in folder.glob("step-" + "[0-9]" * 8) if path.is_dir())
+
+
 def read_progress(folder: Path) -> Progress:
     """Return the state of the checkpoint in `folder`. Raises `CheckpointError` if it is missing or damaged."""
     try:

@@ -32,6 +32,7 @@ from vila_train.checkpoint_state import (
     flush,
     folder_name,
     read_progress,
+    step_folders,
     write_progress,
 )
 from vila_train.errors import TrainingError
@@ -107,7 +108,7 @@ class Checkpoints:
 
     def complete(self) -> list[Path]:
         """Return the folders of all checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-" + "[0-9]" * 8) if path.is_dir())
+        return step_folders(self.folder)
 
     def newest(self) -> tuple[Path, Progress] | None:
         """Return the newest intact checkpoint; None before the first. A warning names damaged ones.

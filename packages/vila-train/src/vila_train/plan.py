@@ -50,7 +50,7 @@ def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_si
         raise TrainingError(f"The mixture '{data.mixture}' has no samples.")
     per_row = None
     if data.rows_per_step is None or config.max_steps is None:
-        per_row = measure(order, encode, row_length(config)) if data.packing else 1.0
+        per_row = _samples_per_row(config, order, encode)
     if data.rows_per_step is not None:
         rows = data.rows_per_step
     elif data.packing:
@@ -66,6 +66,10 @@ def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_si
         samples_per_row=per_row,
         samples=samples,
     )
+
+
+def _samples_per_row(config: TrainConfig, order: Order, encode: SampleEncoder) -> float:
+    return measure(order, encode, row_length(config)) if config.data.packing else 1.0
 
 
 def _total_steps(config: TrainConfig, samples: int, rows: int, per_row: float | None) -> int:
@@ -108,7 +112,7 @@ def resume_plan(
         )
     per_row = plan.samples_per_row
     if per_row is None and config.max_steps is None:
-        per_row = measure(order, encode, row_length(config)) if data.packing else 1.0
+        per_row = _samples_per_row(config, order, encode)
     steps = _total_steps(config, samples, plan.rows_per_step, per_row)
     return plan.model_copy(update={"total_steps": steps, "samples_per_row": per_row, "samples": samples})
 

@@ -21,6 +21,7 @@ from vila_core.checkpoint.new_folder import require_new
 from vila_core.errors import CheckpointError, ConfigError, first_problem
 from vila_core.new_file import cannot_write, make_folder, write_file
 from vila_core.settings_changes import describe_changes
+from vila_train.checkpoint_state import step_folders
 from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
 from vila_train.packing.lanes import Order, SampleEncoder
@@ -50,7 +51,7 @@ class RunFolder:
 
     @property
     def plan(self) -> Plan | None:
-        """The plan of a run that has started before; None if there is none.
+        """The plan that was made when the run started; None before that.
 
         Raises:
             ConfigError: the file is damaged.
@@ -73,8 +74,8 @@ class RunFolder:
     @property
     def newest_step(self) -> int | None:
         """The step of the newest checkpoint, intact or not; None before the first."""
-        names = [path.name for path in self.checkpoints.glob("step-" + "[0-9]" * 8)]
-        return int(max(names).removeprefix("step-")) if names else None
+        folders = step_folders(self.checkpoints)
+        return int(folders[-1].name.removeprefix("step-")) if folders else None
 
     @property
     def has_started(self) -> bool:

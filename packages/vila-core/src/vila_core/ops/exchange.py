@@ -34,6 +34,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vila_core.errors import GenerationError
+from vila_core.ops.norm import normalized
 from vila_core.ops.support import launches_early
 
 PATIENCE = 5_000_000
@@ -97,10 +98,7 @@ def exchange_kernel(
         h += float("nan")
     h = h.to(dtype)
     tl.store(h_pointer + row * width + column, h, mask=mask)
-    h = h.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(h * h, axis=0) / width + eps)
-    y = (h * inverse).to(dtype).to(tl.float32) * weight
-    tl.store(y_pointer + row * width + column, y.to(dtype), mask=mask)
+    tl.store(y_pointer + row * width + column, normalized(h.to(tl.float32), weight, width, eps, dtype), mask=mask)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,13 @@ from vila_core.ops.support import launches_early
 
 
 @triton.jit
+def normalized(h, weight, width, eps, dtype: tl.constexpr):
+    """Return the RMS norm of a row, rounded to `dtype` before and after the product with its weight, both fp32."""
+    inverse = tl.rsqrt(tl.sum(h * h, axis=0) / width + eps)
+    return ((h * inverse).to(dtype).to(tl.float32) * weight).to(dtype)
+
+
+@triton.jit
 def add_rms_norm_kernel(
     x_pointer, residual_pointer, weight_pointer, y_pointer, h_pointer, width, x_stride, eps,
     HAS_RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
@@ -44,10 +51,7 @@ def add_rms_norm_kernel(
         residual = tl.load(residual_pointer + row * width + column, mask=mask, other=0.0)
         h = (h.to(tl.float32) + residual.to(tl.float32)).to(dtype)
         tl.store(h_pointer + row * width + column, h, mask=mask)
-    h = h.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(h * h, axis=0) / width + eps)
-    y = (h * inverse).to(dtype).to(tl.float32) * weight
-    tl.store(y_pointer + row * width + column, y.to(dtype), mask=mask)
+    tl.store(y_pointer + row * width + column, normalized(h.to(tl.float32), weight, width, eps, dtype), mask=mask)
 
 
 @torch.library.custom_op("vila::add_rms_norm", mutates_args=())

@@ -118,24 +118,22 @@ def internal_error() -> ApiError:
 
 def engine_stopped() -> ApiError:
     """Return the error of a request whose engine has ended. The log of the server says why, once."""
-    return ApiError(
-        503,
+    return _unavailable(
         "The engine of this server stopped before the request was answered. Try again once it has been started.",
-        kind=SERVER,
         code="engine_stopped",
-        headers={"retry-after": str(RESTART_SECONDS)},
     )
 
 
 def server_stops() -> ApiError:
     """Return the error of a request that a stopping server does not answer in time."""
-    return ApiError(
-        503,
+    return _unavailable(
         "The server is stopping, and did not answer the request in time. Try again when it is running.",
-        kind=SERVER,
         code="server_stopping",
-        headers={"retry-after": str(RESTART_SECONDS)},
     )
+
+
+def _unavailable(message: str, *, code: str) -> ApiError:
+    return ApiError(503, message, kind=SERVER, code=code, headers={"retry-after": str(RESTART_SECONDS)})
 
 
 def as_api_error(error: Exception) -> ApiError:

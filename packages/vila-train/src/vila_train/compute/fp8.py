@@ -117,7 +117,7 @@ class Fp8Linear(nn.Linear):
     """A linear that multiplies in 8 bits. Its parameters are ordinary ones."""
 
     _joint: QuantizedWeight | None = None
-    """Of the linears that were quantized together, of which this one is `_rows_of_joint`."""
+    """The quantized weights of several linears, one below the other; this one's rows are `_rows_of_joint`."""
     _rows_of_joint = slice(0, 0)
 
     @classmethod

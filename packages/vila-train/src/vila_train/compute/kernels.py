@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vila_core.ops.norm import normalized
+
 SMALLEST_RANGE = tl.constexpr(1e-30)
 """As in `fp8`."""
 BLOCK = 2048
@@ -76,11 +78,8 @@ def norm_kernel(
         change = tl.load(change_pointer + place, mask=inside, other=0.0)
         x = (x.to(tl.float32) + change.to(tl.float32)).to(x.dtype)
         tl.store(total_pointer + place, x, mask=inside)
-    dtype = x.dtype
-    x = x.to(tl.float32)
-    inverse = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
     weight = tl.load(weight_pointer + column, mask=inside, other=0.0).to(tl.float32)
-    y = ((x * inverse).to(dtype).to(tl.float32) * weight).to(dtype)
+    y = normalized(x.to(tl.float32), weight, width, eps, x.dtype)
     tl.store(y_pointer + place, y, mask=inside)
     if QUANTIZE:
         y = y.to(tl.float32)
@@ -186,7 +185,7 @@ def rotate_kernel(
 
 def launch_quantize(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`x [T, D]` contiguous -> codes `[T, D]`, scales `[T, 1]`."""
-    codes, scales = _codes(x, *x.shape, dtype)
+    codes, scales = _codes(x, dtype)
     if len(x):
         quantize_kernel[(len(x),)](
             x, codes, scales, x.shape[1], LARGEST=torch.finfo(dtype).max, BLOCK=BLOCK, num_warps=8
@@ -201,8 +200,8 @@ def launch_norm(
     rows, width = x.shape
     y = torch.empty_like(x)
     total = x if change is None else torch.empty_like(x)
-    quantized = None if dtype is None else _codes(x, rows, width, dtype)
-    codes, scales = (y, y) if quantized is None else quantized
+    quantized = None if dtype is None else _codes(y, dtype)
+    codes, scales = quantized or (y, y)
     norm_kernel[(rows,)](
         x, x if change is None else change, weight, total, y, codes, scales, width, eps, ADD=change is not None,
         QUANTIZE=dtype is not None, LARGEST=_largest(dtype), BLOCK=triton.next_power_of_2(width), num_warps=8,
@@ -223,8 +222,8 @@ def launch_swiglu(gate: Tensor, up: Tensor, dtype: torch.dtype | None) -> tuple[
     """`gate`, `up` `[T, N]`, columns contiguous -> `[T, N]`, and its codes and scales in `dtype`."""
     rows, width = gate.shape
     y = gate.new_empty(rows, width)
-    quantized = None if dtype is None else _codes(gate, rows, width, dtype)
-    codes, scales = (y, y) if quantized is None else quantized
+    quantized = None if dtype is None else _codes(y, dtype)
+    codes, scales = quantized or (y, y)
     swiglu_kernel[(rows,)](
         gate, up, gate.stride(0), up.stride(0), y, codes, scales, width, QUANTIZE=dtype is not None,
         LARGEST=_largest(dtype), BLOCK=BLOCK, num_warps=8,
@@ -238,8 +237,8 @@ def launch_swiglu_backward(
     """`grad_y [T, N]` contiguous -> gradients of gate and up side by side `[T, 2N]`, and their codes and scales."""
     rows, width = gate.shape
     joint = gate.new_empty(rows, 2 * width)
-    quantized = None if dtype is None else _codes(gate, rows, 2 * width, dtype)
-    codes, scales = (joint, joint) if quantized is None else quantized
+    quantized = None if dtype is None else _codes(joint, dtype)
+    codes, scales = quantized or (joint, joint)
     swiglu_backward_kernel[(rows,)](
         grad_y, gate, up, gate.stride(0), up.stride(0), joint, codes, scales, width, QUANTIZE=dtype is not None,
         LARGEST=_largest(dtype), BLOCK=BLOCK, num_warps=8,
@@ -256,9 +255,9 @@ def launch_rotate(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor, direction: i
     )  # fmt: skip
 
 
-def _codes(x: Tensor, rows: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return empty codes `[rows, width]` and scales `[rows, 1]` on the device of `x`."""
-    return x.new_empty(rows, width, dtype=dtype), x.new_empty(rows, 1, dtype=torch.float32)
+def _codes(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return empty codes `[T, D]` and scales `[T, 1]` for `x [T, D]`."""
+    return torch.empty_like(x, dtype=dtype), x.new_empty(len(x), 1, dtype=torch.float32)
 
 
 def _largest(dtype: torch.dtype | None) -> float:
