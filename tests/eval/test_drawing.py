@@ -82,7 +82,19 @@ def test_empty_pictures_get_none(tmp_path: Path):
     assert set(found.values()) == {0}
 
 
-@pytest.mark.parametrize("answer", ["", "{}", "[1]", '{"color": [1, 0]}', '{"color": 3}', '{"color": [2, 1]}'])
+UNREADABLE = (
+    "",
+    "{}",
+    "[1]",
+    "[" * 3000,
+    '{"color": [1, 0]}',
+    '{"color": 3}',
+    '{"color": [2, 1]}',
+    '{"color": [1e999, 1]}',
+)
+
+
+@pytest.mark.parametrize("answer", UNREADABLE)
 def test_pictures_that_failed_score_nothing(answer: str):
     score = DRAWN_ATTRIBUTES.score(answer, Question("1", []))
     assert set(score.values.values()) == {0}

@@ -43,7 +43,26 @@ def test_models_without_codes(tmp_path: Path):
         TASK.evaluator(tmp_path, limit=1)(vila.load("vila-tiny", device="cpu"))
 
 
-@pytest.mark.parametrize("answer", ["", "B", "{}", "[1]", '{"psnr": 1}'])
+UNREADABLE = (
+    *("", "B", "{}", "[1]", '{"psnr": 1}', "[" * 3000),
+    *(
+        json.dumps({"psnr": 20.0, "ssim": 0.5, "codebook_size": 8, "codes": [[1, 0]]} | wrong)
+        for wrong in (
+            {"psnr": None},
+            {"psnr": float("nan")},
+            {"ssim": "much"},
+            {"codebook_size": float("inf")},
+            {"codes": [[1, 8]]},
+            {"codes": [[-1, 0]]},
+            {"codes": [[1], [0, 1]]},
+            {"codes": []},
+            {"codes": [[10**30]]},
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize("answer", UNREADABLE)
 def test_pictures_that_failed_score_nothing(answer: str):
     score = RECONSTRUCTION.score(answer, Question("1", []))
     assert score.values == {"psnr": 0, "ssim": 0}

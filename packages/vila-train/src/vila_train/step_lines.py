@@ -28,7 +28,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for line in file:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and isinstance(cast("dict[str, Any]", record).get("step"), int):
                 yield line.rstrip("\n") + "\n", cast("dict[str, Any]", record)

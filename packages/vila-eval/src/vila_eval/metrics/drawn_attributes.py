@@ -30,7 +30,7 @@ def _read(answer: str) -> dict[str, tuple[int, int]] | None:
     try:
         values: Any = json.loads(answer)
         counts = {name: (int(values[name][0]), int(values[name][1])) for name in (*ATTRIBUTES, "count")}
-    except (ValueError, TypeError, KeyError, IndexError):
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError):
         return None
     return counts if all(0 <= right <= of and of for right, of in counts.values()) else None
 

@@ -92,7 +92,7 @@ def read_scores(path: Path) -> Iterator[AnswerScore]:
     for line in text.splitlines():
         try:
             score = AnswerScore(**json.loads(line))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
         if isinstance(score.index, int) and (isinstance(score.log_p, float) or score.reason):  # pyright: ignore[reportUnnecessaryIsInstance]
             yield score
