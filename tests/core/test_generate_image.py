@@ -57,12 +57,22 @@ def test_a_batch_has_the_pictures_that_its_prompts_have_alone(model: Vila) -> No
         (["a", ""], PromptError, "is empty"),
         (["a", 3], PromptError, "is a text, got 3"),
         (["a", ["b"]], PromptError, "is a text"),
-        ("a cat", PromptError, "takes a list of prompts, got a text"),
+        ((one for one in "ab"), PromptError, "A batch is a list of prompts, got <generator"),
+        (None, PromptError, "A batch is a list of prompts, got None"),
+        ({"a": 1}, PromptError, "For one prompt use generate_image"),
+        ("a cat", PromptError, "A batch is a list of prompts, got 'a cat'"),
     ],
 )
 def test_bad_batches(model: Vila, prompts: list[Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         model.generate_image_batch(prompts)
+
+
+@pytest.mark.parametrize("prompts", ["a", b"a", {"role": "user"}, {"a", "b"}, None, iter(["a"])], ids=repr)
+def test_what_is_no_batch_of_questions(model: Vila, prompts: Any) -> None:
+    for method in (model.complete_batch, model.generate_batch):
+        with pytest.raises(PromptError, match=r"A batch is a list of prompts.*for an iterator, complete_each"):
+            method(prompts)
 
 
 def test_images(model: Vila) -> None:

@@ -283,6 +283,34 @@ def test_wrong_use(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("decode", [False, True])
+def test_where_nothing_can_be_written_no_model_is_loaded(tmp_path: Path, run: Run, decode: bool):
+    write_codes(tmp_path / "codes.npz", np.zeros((2, 4, 4, 4), int), 16)
+    (tmp_path / "folder_1.png").mkdir()
+    (tmp_path / "folder.npz").mkdir()
+    source = [tmp_path / "codes.npz", "--decode"] if decode else [PICTURE]
+    for name, said in (("missing/a", "does not exist"), ("folder", "is a folder")):
+        out = tmp_path / f"{name}.{'png' if decode else 'npz'}"
+        status, printed = run(*source, "-o", out, "-m", "no-such-model")
+        assert status == 2
+        assert said in " ".join(printed.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.npz", "folder.npz", "folder_1.png"]
+
+
+def test_many_codes_one_of_which_is_wrong(tiny_u: Path, tokenizer: ImageTokenizer, tmp_path: Path, run: Run):
+    codes = np.zeros((20, 4, 4, 4), int)
+    codes[-1, 0, 0, 0] = tokenizer.codebook_size
+    write_codes(tmp_path / "codes.npz", codes, tokenizer.codebook_size)
+    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", tiny_u)
+    assert status == 2
+    assert "Were they made with another model?" in " ".join(printed.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.npz"]
+    write_codes(tmp_path / "codes.npz", np.zeros_like(codes), tokenizer.codebook_size)
+    status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", tiny_u)
+    assert status == 0, printed
+    assert len(list(tmp_path.glob("a_*.png"))) == 20
+
+
 def test_codes_of_another_model(tiny_u: Path, tmp_path: Path, run: Run):
     write_codes(tmp_path / "codes.npz", np.zeros((1, 4, 4, 4), int), 16384)
     status, printed = run(tmp_path / "codes.npz", "--decode", "-o", tmp_path / "a.png", "-m", tiny_u)

@@ -355,6 +355,7 @@ def test_separator_templates_have_a_fixed_system_prompt():
         ({"temperature": -1}, "temperature"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"top_p": 1.5}, "top_p"),
+        ({"top_p": float("nan")}, "'top_p' must be a finite number, got nan"),
         ({"max_token": 5}, "Did you mean"),
         ({"json_schema": "{"}, "not JSON"),
         ({"json_schema": {"type": "no such type"}}, "schema"),

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import TYPE_CHECKING, Unpack
 
@@ -20,7 +20,7 @@ from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
 from vila_core.engine.time_tokens import TimeTokenStream
 from vila_core.engine.warming import USUAL, warm_up
-from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, warn
+from vila_core.errors import BatchGenerationError, GenerationError, PromptError, VilaError, shown, warn
 from vila_core.generation.files import VIDEO_FPS
 from vila_core.generation.pictures import Codes, preview, to_frames, to_medium
 from vila_core.generation.prompts import checked_text, require_kind
@@ -120,8 +120,7 @@ class Vila(LoadedModel):
             PromptError, MediaError, GenerationError: as `generate` does.
         """
         generation = GenerationConfig.model_validate(settings)
-        if isinstance(prompts, str | Mapping):
-            raise PromptError("A batch is a list of prompts. For one prompt use generate or complete.")
+        _require_list(prompts, "For one prompt use generate or complete; for an iterator, complete_each.")
         prepare = self._prepare_and_encode if len(prompts) == 1 else self.prepare  # several are encoded together
         prepared = [prepare(prompt) for prompt in prompts]
         expanded = [self._expand(prompt) for prompt in prepared]
@@ -237,8 +236,7 @@ class Vila(LoadedModel):
         Raises:
             ConfigError, PromptError, GenerationError: as `generate_image` does; there are no prompts, or too many.
         """
-        if isinstance(prompts, str):
-            raise PromptError("generate_image_batch takes a list of prompts, got a text. generate_image takes one.")
+        _require_list(prompts, "For one prompt use generate_image.")
         checked_count(len(prompts))
         return [frames[0] for frames in self._draw("image", prompts, 1, progress, settings)]
 
@@ -373,6 +371,12 @@ class Vila(LoadedModel):
 
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
         return completion_of(prompt, expanded, answer, self._parts(prompt, answer))
+
+
+def _require_list(prompts: object, advice: str) -> None:
+    """Raise `PromptError` unless `prompts` have a length and an order."""
+    if isinstance(prompts, str | bytes | Mapping | Set) or not isinstance(prompts, Collection):
+        raise PromptError(f"A batch is a list of prompts, got {shown(prompts)}. {advice}")
 
 
 def _picture(number: int) -> Image:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from vila_core.cli.infer_options import AnswerOptions, MediaOptions
+from vila_core.cli.option_groups import options_given
 from vila_core.cli.progress import open_progress, show_phases
 from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.painting import checked_count
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     import PIL.Image
 
-    from vila_core.cli.infer_options import AnswerOptions, DrawOptions, ModelOptions, OutputOptions
+    from vila_core.cli.infer_options import DrawOptions, ModelOptions, OutputOptions
     from vila_core.conversation import Part
     from vila_core.generation.pictures import DrawingProgress
     from vila_core.runtime import Vila
@@ -31,7 +33,7 @@ def draw(
     parts: "Sequence[Part]",
     model: "ModelOptions",
     drawing: "DrawOptions",
-    answer: "AnswerOptions",
+    answer: AnswerOptions,
     output: "OutputOptions",
     context: typer.Context,
 ) -> None:
@@ -45,7 +47,8 @@ def draw(
     if output.explain is not None:
         raise ConfigError("--explain shows what the model sees of a question; it does not go with --generate.")
     kind, text = drawing.generate.value, _text(parts)
-    settings = {"guidance": drawing.guidance, "negative_prompt": drawing.negative_prompt, **_given(answer, context)}
+    sampling = _sampling(answer, context)
+    settings = {"guidance": drawing.guidance, "negative_prompt": drawing.negative_prompt, **sampling}
     DrawingConfig.model_validate(settings)
     paths = output_paths(drawing.out, kind, checked_count(drawing.count))
     previews = [] if drawing.preview is None else output_paths(drawing.preview, "image", 1)
@@ -67,10 +70,17 @@ def _text(parts: "Sequence[Part]") -> str:
     return checked_text(" ".join(str(part) for part in parts))
 
 
-def _given(answer: "AnswerOptions", context: typer.Context) -> dict[str, Any]:
-    """Return the sampling options on the command line; the others have the defaults of drawing."""
-    sources = {name: context.get_parameter_source(name) for name in SAMPLING}
-    return {name: getattr(answer, name) for name, source in sources.items() if source and source.name != "DEFAULT"}
+def _sampling(answer: AnswerOptions, context: typer.Context) -> dict[str, Any]:
+    """Return the sampling options on the command line; the others have the defaults of drawing.
+
+    Raises:
+        ConfigError: there are other options of answers or media, which would have no effect.
+    """
+    given = options_given(context, AnswerOptions)
+    for name, option in {**given, **options_given(context, MediaOptions)}.items():
+        if name not in SAMPLING:
+            raise ConfigError(f"{option} is for answers, and does not go with --generate. Leave it out.")
+    return {name: getattr(answer, name) for name in given}
 
 
 def _frames(

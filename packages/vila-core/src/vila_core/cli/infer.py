@@ -20,7 +20,7 @@ from vila_core.cli.infer_options import (
     OutputOptions,
     PromptOptions,
 )
-from vila_core.cli.option_groups import with_option_groups
+from vila_core.cli.option_groups import options_given, with_option_groups
 from vila_core.cli.options import Debug, Plugin, load_plugin_files, version_option
 from vila_core.cli.progress import show_phases
 from vila_core.cli.run import run
@@ -89,6 +89,8 @@ def infer(
 
         draw(parts, model, drawing, answer, output, context)
         return
+    for option in options_given(context, DrawOptions).values():
+        raise ConfigError(f"{option} is for drawing: add --generate image (or video) and --out FILE, or leave it out.")
     overrides = media.overrides()
     settings = answer.settings()  # validate before loading the model, which takes long
     with show_phases(f"Loading {model.label}") as show:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
+import typer
+
 
 def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """Return `command` with one parameter per option, as typer needs, where it takes dataclasses of options.
@@ -32,6 +34,13 @@ def with_option_groups(command: Callable[..., None]) -> Callable[..., None]:
     flat_command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(flat_command)["__signature__"] = inspect.Signature(parameters)
     return flat_command
+
+
+def options_given(context: typer.Context, group: type[Any]) -> dict[str, str]:
+    """Return the options of a group that are on the command line: the field's name -> the option, such as --top-p."""
+    spelled = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    sources = {field.name: context.get_parameter_source(field.name) for field in fields(group)}
+    return {name: spelled[name] for name, source in sources.items() if source and source.name != "DEFAULT"}
 
 
 def _parameters(group: type[Any]) -> list[inspect.Parameter]:

@@ -1,6 +1,7 @@
 """`vila tokenize-image`: pictures to a file of codes, and back, with a model that draws (VILA-U)."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,15 +44,19 @@ def tokenize_image(
     vila tokenize-image codes.npz --decode --out cat-again.png -m mit-han-lab/vila-u-7b-256
     """
     from vila_core.generation.code_files import read_codes, write_codes
+    from vila_core.generation.files import numbered_paths, require_writable
     from vila_core.tower_loading import load_image_tokenizer
 
     _check_arguments(sources, out, decode=decode, measure=measure)
     codes, size = read_codes(sources[0]) if decode else (None, None)
+    outputs = [out] if codes is None else numbered_paths(out, len(codes) if codes.ndim == 4 else 1)
+    for path in outputs:  # before a model is loaded
+        require_writable(path)
     tokenizer = load_image_tokenizer(model, device=device, dtype=dtype, revision=revision, offline=offline)
     if codes is not None:
         _require_same_codebook(size, tokenizer, sources[0])
-        written = _write_pictures(tokenizer, codes, out)
-        _report({"files": [str(path) for path in written], "images": len(written)}, as_json)
+        _write_pictures(tokenizer, codes, outputs)
+        _report({"files": [str(path) for path in outputs], "images": len(outputs)}, as_json)
         return
     values = tokenizer.prepare(sources)
     found = tokenizer.encode_bytes(values)
@@ -84,16 +89,19 @@ def _require_same_codebook(size: int | None, tokenizer: "ImageTokenizer", source
         )
 
 
-def _write_pictures(tokenizer: "ImageTokenizer", codes: "NDArray[np.int64]", out: Path) -> list[Path]:
-    """Write one picture to `out`, or several to `out` with a number before its ending."""
-    from vila_core.generation.files import numbered_paths, write_picture
+def _write_pictures(tokenizer: "ImageTokenizer", codes: "NDArray[np.int64]", paths: Sequence[Path]) -> None:
+    """Write one picture to each path. Codes that are wrong are found before anything is written."""
+    import torch
+
+    from vila_core.generation.files import write_picture
+    from vila_core.generation.image_tokenizer import IMAGES_AT_ONCE
 
     codes = codes[None] if codes.ndim == 3 else codes
-    pictures = tokenizer.decode(codes)
-    paths = numbered_paths(out, len(pictures))
-    for path, picture in zip(paths, pictures, strict=True):
-        write_picture([picture], path)
-    return paths
+    tokenizer.tower.check_codes(torch.from_numpy(codes))
+    for start in range(0, len(codes), IMAGES_AT_ONCE):
+        pictures = tokenizer.decode(codes[start : start + IMAGES_AT_ONCE])
+        for path, picture in zip(paths[start:], pictures, strict=False):
+            write_picture([picture], path)
 
 
 def _measures(

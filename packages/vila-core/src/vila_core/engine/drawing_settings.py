@@ -67,7 +67,7 @@ class DrawingConfig(Settings):
     guidance: float = Field(default=3.0, ge=0, le=100, allow_inf_nan=False)
     temperature: float = Field(default=1.0, ge=0, le=1e6, allow_inf_nan=False)
     top_k: int = Field(default=900, ge=0)
-    top_p: float = Field(default=0.96, gt=0, le=1)
+    top_p: float = Field(default=0.96, gt=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(default=None, ge=0, lt=2**63)
     negative_prompt: str = Field(default="", max_length=100_000)
 

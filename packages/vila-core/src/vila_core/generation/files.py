@@ -34,7 +34,7 @@ def output_paths(path: Path, kind: str, n: int) -> list[Path]:
         )
     paths = numbered_paths(path, n)
     for one in paths:
-        _require_writable(one)
+        require_writable(one)
     return paths
 
 
@@ -82,9 +82,9 @@ class _WritableError(Exception):
     """Ends the writing of a file that was only tried."""
 
 
-def _require_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
     """Raise `OutputError` if no file can be written to `path`, before anything is computed. An existing file stays."""
     if path.is_dir():
-        raise OutputError(f"'{path}' is a folder. Name a file, such as '{path / 'picture.png'}'.")
+        raise OutputError(f"'{path}' is a folder. Name a file, such as '{path / f'picture{path.suffix}'}'.")
     with suppress(_WritableError), new_file(path):
         raise _WritableError  # what was begun is removed

@@ -98,7 +98,8 @@ class ImageTokenizer:
         Raises:
             ConfigError: the codes have another shape, are not whole numbers, or lie outside the codebook.
         """
-        return to_bytes(self.tower.decode(self._as_tensor(codes))).cpu().numpy()
+        parts = self._as_tensor(codes).split(IMAGES_AT_ONCE)
+        return np.concatenate([to_bytes(self.tower.decode(part)).cpu().numpy() for part in parts])
 
     def decode(self, codes: "NDArray[np.integer] | torch.Tensor") -> list[PILImage.Image]:
         """Return the images of codes as PIL images. Arguments and errors as in `decode_bytes`."""

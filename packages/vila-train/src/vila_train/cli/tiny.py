@@ -67,8 +67,7 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
         workers=config.workers,
         init=config.init,
     )
-    if (out / SCORES).exists():
-        typer.echo(f"{out} is already complete.", err=True)
+    was_complete = (out / SCORES).exists()
     try:
         if config.name == "vila-tiny-u":
             scores = train_tiny_u(options, choose_stages(config.stages, tiny_u_stages()))
@@ -77,6 +76,8 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
     except KeyboardInterrupt:
         typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
         raise typer.Exit(130) from None
+    if was_complete:
+        typer.echo(f"{out} is already complete.", err=True)
     typer.echo(table(scores))
 
 
