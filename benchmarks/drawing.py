@@ -36,9 +36,9 @@ from vila_core.config import DecoderConfig, DepthTransformerConfig
 from vila_core.engine.drawing import OutputModes
 from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.engine.engine import Engine
+from vila_core.engine.image_generation import draw_pictures, picture_request
 from vila_core.engine.inputs import TextPrompt
 from vila_core.engine.limits import EngineConfig
-from vila_core.engine.painting import paint, picture_request
 from vila_core.generation.depth_transformer import DepthTransformer, DepthTransformerHead
 from vila_core.generation.heads import GenerationHead
 from vila_core.language.decoder import Decoder
@@ -129,7 +129,7 @@ class Drawer:
         synchronize(self.device)
         start = time.perf_counter()
         prompts = [(prompt, number) for number in range(count)]
-        paint(self.engine, self.head, "image", prompts, settings, None, self.device)
+        draw_pictures(self.engine, self.head, "image", prompts, settings, None, self.device)
         synchronize(self.device)
         return time.perf_counter() - start
 

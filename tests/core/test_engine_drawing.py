@@ -314,8 +314,8 @@ def test_what_guides_is_copied_for_a_picture_that_comes_back(
     picture = draw(engine, decoder, some_ids(9), start=VIDEO_START)
     for _ in range(5):
         engine.step()
-    (request,) = engine._roster.running  # pyright: ignore[reportPrivateUsage]
-    engine._roster.requeue(engine._use_runner(), request)  # pyright: ignore[reportPrivateUsage] - as for want of pages
+    (request,) = engine._requests.running  # pyright: ignore[reportPrivateUsage]
+    engine._requests.requeue(engine._use_runner(), request)  # pyright: ignore[reportPrivateUsage] - as for want of pages
     tokens_read.clear()
     drawn = codes_of(picture.result())
     again, of_companion = tokens_read

@@ -11,7 +11,7 @@ from tests.core.drawing_heads import TINY_KINDS, HeadModule, SmallHead
 
 import vila_core
 from vila_core.chat import SENTINEL_TOKEN
-from vila_core.engine.painting import MAX_PICTURES
+from vila_core.engine.image_generation import MAX_PICTURES
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, PromptError, PromptTooLongError
 from vila_core.generation.heads import OutputKind
 from vila_core.generation.pictures import DrawingProgress

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import vila_core as vila
 from vila_core.engine.drawing_settings import DrawingConfig
+from vila_core.engine.image_generation import draw_pictures
 from vila_core.engine.inputs import TextPrompt
-from vila_core.engine.painting import paint
 from vila_core.generation.drawing_rows import seed_of_picture
 from vila_core.generation.pictures import to_frames
 from vila_core.generation.prompts import PicturePrompts
@@ -88,7 +88,7 @@ def test_codes_and_pixels(drawn: Recording, model_of: dict[Path, vila.Vila], mon
         assert arrays["input_ids"][row][mask.bool()].tolist() == ids[row // n]
     config = DrawingConfig(guidance=guidance, top_k=TOP_K, top_p=TOP_P, seed=0)
     prompts = [(TextPrompt(model.network.llm, ids[0]), number) for number in range(n)]
-    pictures = paint(model.engine, head, kind, prompts, config, None, model.device)
+    pictures = draw_pictures(model.engine, head, kind, prompts, config, None, model.device)
     assert torch.equal(torch.tensor([one.codes for one in pictures]), arrays["codes"][:n])
     for (position, depth, number), logits in recorded.logits.items():
         if "guided_logits" in arrays:

@@ -13,8 +13,8 @@ from vila_core.engine.answer import Generated
 from vila_core.engine.completion import Completion, OutputPart
 from vila_core.engine.drawing import Drawn
 from vila_core.engine.drawing_settings import DrawingConfig, DrawingSettings, takes_drawing_settings
+from vila_core.engine.image_generation import OnProgress, checked_count, draw_pictures, picture_request
 from vila_core.engine.inputs import MediaPrompt, TextPrompt
-from vila_core.engine.painting import OnProgress, checked_count, paint, picture_request
 from vila_core.engine.request import Handle
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.settings import GenerationSettings, takes_generation_settings
@@ -270,7 +270,7 @@ class Vila(LoadedModel):
             config = config.model_copy(update={"seed": random.getrandbits(62)})
         numbered = [(one, number) for one in inputs for number in numbers]
         self.on_phase(f"Drawing {len(numbered)} {kind}{'s'[: len(numbered) != 1]}")
-        drawn = paint(self.engine, head, kind, numbered, config, progress, self.device)
+        drawn = draw_pictures(self.engine, head, kind, numbered, config, progress, self.device)
         return [self.decode_picture(kind, one.codes) for one in drawn]
 
     def prepare_picture(self, kind: str, prompt: str, config: DrawingConfig) -> TextPrompt:

@@ -10,7 +10,7 @@ from vila_core.cli.infer_options import AnswerOptions, MediaOptions
 from vila_core.cli.option_groups import options_given
 from vila_core.cli.progress import open_progress, show_phases
 from vila_core.engine.drawing_settings import DrawingConfig
-from vila_core.engine.painting import checked_count
+from vila_core.engine.image_generation import checked_count
 from vila_core.errors import ConfigError, PromptError
 from vila_core.generation.files import output_paths, write_picture
 from vila_core.generation.prompts import checked_text, require_kind

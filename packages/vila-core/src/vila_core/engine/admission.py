@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.engine.known_prompts import KnownPrompts
 from vila_core.engine.request import Request
-from vila_core.engine.roster import Roster, release
+from vila_core.engine.request_lists import RequestLists, release
 from vila_core.language.page_size import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ class Admission:
     """Takes requests from the queue while there are rows and pages, in their order.
 
     Args:
-        roster: the requests.
+        requests: by state.
         max_rows: of a step.
         known_prompts: those of companions.
     """
 
-    def __init__(self, roster: Roster, max_rows: int, known_prompts: KnownPrompts):
-        self._roster = roster
+    def __init__(self, requests: RequestLists, max_rows: int, known_prompts: KnownPrompts):
+        self._requests = requests
         self._max_rows = max_rows
         self._known_prompts = known_prompts
         self.cached_tokens = 0
@@ -30,18 +30,18 @@ class Admission:
 
     def admit(self, runner: "Runner") -> None:
         """Take requests from the queue."""
-        queue = self._roster.queue
+        queue = self._requests.queue
         if not queue:
             return
-        unknown = [request for request in self._roster.running if not request.times.first_token]
+        unknown = [request for request in self._requests.running if not request.times.first_token]
         coming = {key for request in unknown for key in _keys(request)}
-        while queue and self._roster.num_rows + len(queue[0].sequences) <= self._max_rows:
+        while queue and self._requests.num_rows + len(queue[0].sequences) <= self._max_rows:
             request = queue[0]
             if not self._get_pages(runner, request, coming):
                 break
             queue.popleft()
             request.times.admitted = request.times.admitted or time.perf_counter()  # a preempted one comes back
-            self._roster.read(request)
+            self._requests.read(request)
             coming |= _keys(request)
 
     def extend(self, runner: "Runner", request: Request) -> bool:
@@ -49,7 +49,7 @@ class Admission:
 
         It needs rows, too.
         """
-        if self._roster.num_rows + len(request.sequences) > self._max_rows:
+        if self._requests.num_rows + len(request.sequences) > self._max_rows:
             return False
         missing = runner.pages_for(request.num_tokens + request.tokens_ahead) - len(request.pages)
         taken = runner.pool.take(max(missing, 0), request.pages[-1] if request.pages else None)

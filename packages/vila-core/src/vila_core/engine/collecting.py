@@ -8,7 +8,7 @@ from vila_core.engine.completion import TokenLogprobs
 from vila_core.engine.failures import as_error, not_finite
 from vila_core.engine.known_prompts import KnownPrompts
 from vila_core.engine.request import Request
-from vila_core.engine.roster import Roster
+from vila_core.engine.request_lists import RequestLists
 from vila_core.engine.switching import ModeSwitch
 from vila_core.language.page_size import PAGE_SIZE
 
@@ -20,13 +20,13 @@ class Collector:
     """Adds chosen tokens and codes to answers, and ends those that are complete.
 
     Args:
-        roster: the requests.
+        requests: by state.
         known_prompts: those of companions.
         switch: lets a request change between writing and drawing; None if the model only writes.
     """
 
-    def __init__(self, roster: Roster, known_prompts: KnownPrompts, switch: ModeSwitch | None):
-        self._roster = roster
+    def __init__(self, requests: RequestLists, known_prompts: KnownPrompts, switch: ModeSwitch | None):
+        self._requests = requests
         self._known_prompts = known_prompts
         self._switch = switch
 
@@ -50,21 +50,21 @@ class Collector:
 
     def _fail(self, runner: "Runner", request: Request, error: Exception) -> None:
         if not request.has_ended:
-            self._roster.end(runner, request, as_error(error))
+            self._requests.end(runner, request, as_error(error))
 
     def _push(self, runner: "Runner", request: Request, token_id: int, logprobs: TokenLogprobs | None) -> None:
         """Add a token to an answer."""
         if token_id < 0:
-            self._roster.end(runner, request, not_finite(runner.dtype, request.answer.length + 1))
+            self._requests.end(runner, request, not_finite(runner.dtype, request.answer.length + 1))
             return
         self._remember(runner, request)
         if request.grammar is not None and request.grammar.dead_end is not None:
-            self._roster.end(runner, request, request.grammar.dead_end)
+            self._requests.end(runner, request, request.grammar.dead_end)
             return
         piece = request.answer.push(token_id, logprobs)
         request.pieces.append(piece)
         if piece.finish_reason is not None:
-            self._roster.end(runner, request)
+            self._requests.end(runner, request)
             return
         request.note_token(token_id)
         if self._switch is not None:
@@ -74,7 +74,7 @@ class Collector:
         """Add the codes of a position to a picture."""
         assert request.drawing is not None
         if codes is None:
-            self._roster.end(runner, request, not_finite(runner.dtype, request.answer.length + 1))
+            self._requests.end(runner, request, not_finite(runner.dtype, request.answer.length + 1))
             return
         for one in request.sequences:
             self._remember(runner, one)

@@ -32,7 +32,7 @@ from vila_core.engine.pages import PagePool
 from vila_core.engine.pictures import Pictures
 from vila_core.engine.reading import LoadMedia, Reader
 from vila_core.engine.request import Handle, Request, cancelled
-from vila_core.engine.roster import Roster
+from vila_core.engine.request_lists import RequestLists
 from vila_core.engine.runner import Runner
 from vila_core.engine.runner_choice import choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
@@ -79,13 +79,13 @@ class Engine:
         self._turns = Turns()
         self._door = threading.Lock()  # held while a request is put into the inbox
         self._inbox: deque[Request] = deque()
-        self._roster = Roster()
+        self._requests = RequestLists()
         self._known_prompts = KnownPrompts()
-        self._admission = Admission(self._roster, self.config.max_batch, self._known_prompts)
-        reader = Reader(llm, self.config, load, modes, self._roster.end)
-        switch = None if pictures is None else ModeSwitch(pictures, self._roster, self._admission)
-        collector = Collector(self._roster, self._known_prompts, switch)
-        self._scheduler = Scheduler(self._roster, self._admission, reader, collector)
+        self._admission = Admission(self._requests, self.config.max_batch, self._known_prompts)
+        reader = Reader(llm, self.config, load, modes, self._requests.end)
+        switch = None if pictures is None else ModeSwitch(pictures, self._requests, self._admission)
+        collector = Collector(self._requests, self._known_prompts, switch)
+        self._scheduler = Scheduler(self._requests, self._admission, reader, collector)
         self._count = 0
 
     def submit(self, prompt: EngineInput, config: GenerationConfig, drawing: DrawingRequest | None = None) -> Handle:
@@ -123,7 +123,7 @@ class Engine:
 
     @property
     def _num_waiting(self) -> int:
-        return len(self._roster.queue) + len(self._inbox)
+        return len(self._requests.queue) + len(self._inbox)
 
     def answer_all(self, prompts: Sequence[EngineInput], config: GenerationConfig) -> list[Generated | GenerationError]:
         """Answer prompts together. An answer that fails gives an error, and the others are completed.
@@ -146,8 +146,8 @@ class Engine:
         pool = PagePool(0) if self._runner is None else self._runner.pool
         return EngineStats(
             self._num_waiting,
-            len(self._roster.reading),
-            len(self._roster.answering),
+            len(self._requests.reading),
+            len(self._requests.answering),
             pool.num_pages,
             pool.num_used,
             pool.num_kept,
@@ -215,13 +215,13 @@ class Engine:
     def _receive(self) -> None:
         """Take in the requests that were submitted meanwhile."""
         while self._inbox:
-            self._roster.queue.append(self._inbox.popleft())
+            self._requests.queue.append(self._inbox.popleft())
 
     def _drop_cancelled(self) -> None:
         self._receive()
-        for request in list(self._roster):
+        for request in list(self._requests):
             if request.is_cancelled:
-                self._roster.end(self._runner, request, cancelled())
+                self._requests.end(self._runner, request, cancelled())
 
     @torch.inference_mode()
     def _step(self) -> bool:

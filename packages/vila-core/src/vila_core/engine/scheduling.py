@@ -15,7 +15,7 @@ from vila_core.engine.collecting import Collector
 from vila_core.engine.drafts import Drafts
 from vila_core.engine.reading import Reader
 from vila_core.engine.request import Request, State
-from vila_core.engine.roster import Roster
+from vila_core.engine.request_lists import RequestLists
 
 if TYPE_CHECKING:
     from vila_core.engine.runner import PendingStep, Runner
@@ -25,14 +25,14 @@ class Scheduler:
     """Decides which requests are read and answered in each step.
 
     Args:
-        roster: the requests.
+        requests: by state.
         admission: takes them from the queue.
         reader: reads their prompts.
         collector: adds to their answers.
     """
 
-    def __init__(self, roster: Roster, admission: Admission, reader: Reader, collector: Collector):
-        self._roster = roster
+    def __init__(self, requests: RequestLists, admission: Admission, reader: Reader, collector: Collector):
+        self._requests = requests
         self._admission = admission
         self._reader = reader
         self._collector = collector
@@ -44,7 +44,7 @@ class Scheduler:
     @property
     def is_busy(self) -> bool:
         """Whether there is a request, or a step whose tokens are not known."""
-        return bool(self._pending) or any(True for _ in self._roster)
+        return bool(self._pending) or any(True for _ in self._requests)
 
     def step(self, runner: "Runner") -> None:
         """Let every request advance."""
@@ -56,7 +56,7 @@ class Scheduler:
 
     def abandon(self, error: Exception) -> None:
         """End every request without asking a runner, and forget the steps that were launched."""
-        self._roster.abandon(error)
+        self._requests.abandon(error)
         self._pending.clear()
 
     def _end_oversized(self, runner: "Runner") -> None:
@@ -64,22 +64,22 @@ class Scheduler:
 
         What is checked when a request is submitted does not count pictures that the model begins on its own.
         """
-        if self._roster.queue and not self._roster.running and not self._pending:
-            request = self._roster.queue[0]
+        if self._requests.queue and not self._requests.running and not self._pending:
+            request = self._requests.queue[0]
             request.pieces.append(request.answer.end("length"))
-            self._roster.end(runner, request)
+            self._requests.end(runner, request)
 
     def _read(self, runner: "Runner") -> None:
         """Read a part of the prompts, and choose the first tokens or codes after those that are complete."""
-        if not self._roster.reading:
+        if not self._requests.reading:
             return
-        unread = self._roster.unread
-        others_wait = bool(self._roster.answering) or len(unread) > 1
+        unread = self._requests.unread
+        others_wait = bool(self._requests.answering) or len(unread) > 1
         for request, hidden in self._reader.read(runner, unread, others_wait=others_wait):
             request.last_hidden = hidden
             if request.leader is not None and not request.answer.length:
                 request.prompt_hidden = hidden
-        complete = [request for request in self._roster.reading if request.is_read]
+        complete = [request for request in self._requests.reading if request.is_read]
         writing = [request for request in complete if request.drawing is None]
         drawing = [request for request in complete if request.drawing is not None]
         if writing:
@@ -91,14 +91,14 @@ class Scheduler:
         """Begin to answer requests that have been read; return the hidden states of the last tokens, `[n, D]`."""
         hidden: list[Tensor] = []
         for request in requests:
-            self._roster.answer(request)
+            self._requests.answer(request)
             request.count_step()
             hidden += request.take_hidden()
         return torch.stack(hidden)
 
     def _answer(self, runner: "Runner") -> None:
         """Launch the step that reads the last token of each answer and chooses the next."""
-        answering = self._roster.answering
+        answering = self._requests.answering
         if any(request.needs_last_token for request in answering):
             self._collect(runner)
         for request in list(answering):
@@ -126,13 +126,13 @@ class Scheduler:
                 request.pages += taken
                 return
             self._collect(runner)
-            if running := self._roster.running:
+            if running := self._requests.running:
                 self.preemptions += 1
-                self._roster.requeue(runner, max(running, key=lambda other: other.number))
+                self._requests.requeue(runner, max(running, key=lambda other: other.number))
 
     def _overlaps(self, runner: "Runner") -> bool:
         """Whether the next step may be launched before the tokens of the last are known."""
-        return runner.overlaps and not any(request.needs_last_token for request in self._roster.answering)
+        return runner.overlaps and not any(request.needs_last_token for request in self._requests.answering)
 
     def _collect(self, runner: "Runner", keep: int = 0) -> None:
         """Wait for the tokens of all launched steps but the last `keep`, and add them to the answers."""

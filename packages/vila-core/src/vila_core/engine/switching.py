@@ -8,7 +8,7 @@ from vila_core.engine.answer import Piece
 from vila_core.engine.drawing import Drawn
 from vila_core.engine.pictures import Pictures
 from vila_core.engine.request import Request, State
-from vila_core.engine.roster import Roster, release
+from vila_core.engine.request_lists import RequestLists, release
 
 if TYPE_CHECKING:
     from vila_core.engine.runner import Runner
@@ -19,13 +19,13 @@ class ModeSwitch:
 
     Args:
         pictures: begins them.
-        roster: the requests.
+        requests: by state.
         admission: finds the rows and pages that a request needs then.
     """
 
-    def __init__(self, pictures: Pictures, roster: Roster, admission: Admission):
+    def __init__(self, pictures: Pictures, requests: RequestLists, admission: Admission):
         self._pictures = pictures
-        self._roster = roster
+        self._requests = requests
         self._admission = admission
 
     def note_token(self, runner: "Runner", request: Request, token_id: int) -> None:
@@ -35,9 +35,9 @@ class ModeSwitch:
             return
         if not self._pictures.fits(request, kind):
             request.pieces.append(request.answer.end("length"))
-            self._roster.end(runner, request)
+            self._requests.end(runner, request)
             return
-        self._roster.leave_rows(runner, request)
+        self._requests.leave_rows(runner, request)
         self._pictures.begin(runner, request, kind)
         self._read_again(runner, request)
 
@@ -47,10 +47,10 @@ class ModeSwitch:
         text, drawn = request.answer.push_drawn(Drawn(request.drawing.kind, tuple(request.drawing.codes)))
         if request.drawing.is_all:
             request.pieces.append(replace(request.answer.end("stop"), codes=codes, drawn=drawn))
-            self._roster.end(runner, request)
+            self._requests.end(runner, request)
             return
         request.pieces.append(Piece(None, text, codes=codes, drawn=drawn))
-        self._roster.leave_rows(runner, request)
+        self._requests.leave_rows(runner, request)
         if request.companion is not None:
             release(runner, request.companion)
         request.drawing = request.companion = None
@@ -62,9 +62,9 @@ class ModeSwitch:
         request.chosen = len(request.answer.token_ids)
         request.length = request.num_tokens - 1 if runner.reads_in_chunks else 0
         if self._admission.extend(runner, request):
-            self._roster.read(request)
+            self._requests.read(request)
         else:  # it waits for rows and pages as others do
             for one in request.sequences:
                 release(runner, one)
             request.state = State.QUEUED
-            self._roster.queue.appendleft(request)
+            self._requests.queue.appendleft(request)

@@ -21,7 +21,7 @@ from vila_core.language.capturing import capture
 from vila_core.language.decoder import Block
 from vila_core.language.divided import DividedDecoder, DividedPages, embedding
 from vila_core.language.fused_step import FusedLayers, PagedView
-from vila_core.language.paged_graphs import TokensOnTheWay, bucket, choose_ahead, choose_first, head_of
+from vila_core.language.paged_graphs import TokensInFlight, bucket, choose_ahead, choose_first, head_of
 from vila_core.language.paged_rows import ReadyTokens, StepKind, StepRows
 from vila_core.language.read_ahead import TokensAhead
 from vila_core.language.split import SplitDecoder
@@ -73,7 +73,7 @@ class DividedGraphStep:
         return choose_codes
 
     @torch.inference_mode()
-    def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
+    def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensInFlight:
         return choose_first(self._rows, rows, logits, kind)
 
     @torch.inference_mode()
@@ -99,12 +99,12 @@ class DividedGraphStep:
         return hidden
 
     @torch.inference_mode()
-    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensOnTheWay:
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensInFlight:
         return self.draw_after(drawer, self.hidden(drawer.embeds[:count]), kind)
 
     @torch.inference_mode()
-    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensOnTheWay:
-        return TokensOnTheWay(hidden, drawer.draw(hidden, kind))
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensInFlight:
+        return TokensInFlight(hidden, drawer.draw(hidden, kind))
 
     def _run(self, embeds: Tensor) -> Tensor:
         """Inputs `[B, D]` of the first B rows -> hidden states after the final norm, `[B, D]` on any of the GPUs."""
@@ -141,7 +141,7 @@ class DividedGraphStep:
         return self._choices[count, kind]
 
 
-class TokensOfPeers(TokensOnTheWay):
+class TokensOfPeers(TokensInFlight):
     """Tokens of a step whose GPUs may have waited in vain for each other."""
 
     def __init__(self, logits: Tensor, chosen: Tensor, peers: Sequence[Peer]):

@@ -41,7 +41,7 @@ class Graph:
     chosen: Tensor
 
 
-class TokensOnTheWay:
+class TokensInFlight:
     """`PendingTokens` that are copied to the host behind the step."""
 
     def __init__(self, logits: Tensor, chosen: Tensor):
@@ -99,14 +99,14 @@ class GraphPagedStep:
         return self._fused
 
     @torch.inference_mode()
-    def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
+    def choose(self, rows: Sequence[int], logits: Tensor, kind: StepKind) -> TokensInFlight:
         return choose_first(self._rows, rows, logits, kind)
 
     @torch.inference_mode()
-    def launch(self, count: int, kind: StepKind) -> TokensOnTheWay:
+    def launch(self, count: int, kind: StepKind) -> TokensInFlight:
         graph = self.captured(count, kind)
         graph.graph.replay()
-        return TokensOnTheWay(graph.logits[:count], graph.chosen[:count])
+        return TokensInFlight(graph.logits[:count], graph.chosen[:count])
 
     @torch.inference_mode()
     def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
@@ -120,7 +120,7 @@ class GraphPagedStep:
         return graph.logits[: len(embeds)].clone()
 
     @torch.inference_mode()
-    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensOnTheWay:
+    def draw(self, drawer: Drawer, count: int, kind: StepKind) -> TokensInFlight:
         """See `PagedStep`. One graph: the layers, every code of the position, and what is read next."""
         rows = self._rows.first(bucket(count, len(self._rows.ids)))
         read = self._hidden_step(rows, drawer.embeds)
@@ -132,7 +132,7 @@ class GraphPagedStep:
         return self._draw(drawer, rows, count, ("read", len(rows.ids), kind), step)
 
     @torch.inference_mode()
-    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensOnTheWay:
+    def draw_after(self, drawer: Drawer, hidden: Tensor, kind: StepKind) -> TokensInFlight:
         count = len(hidden)
         rows = self._rows.first(bucket(count, len(self._rows.ids)))
         given = self._embeds[: len(rows.ids)]
@@ -147,14 +147,14 @@ class GraphPagedStep:
         count: int,
         key: tuple[str, int, StepKind],
         step: Callable[[], tuple[Tensor, Tensor]],
-    ) -> TokensOnTheWay:
+    ) -> TokensInFlight:
         """Run a step that ends with the codes of `rows`, captured if it is new; return those of the first `count`."""
         if key not in self._drawings:
             with drawer.unused():
                 self._drawings[key] = self._capture(step, rows)
         graph = self._drawings[key]
         graph.graph.replay()
-        return TokensOnTheWay(graph.logits[:count], graph.chosen[:count])
+        return TokensInFlight(graph.logits[:count], graph.chosen[:count])
 
     def captured(self, count: int, kind: StepKind | None) -> Graph:
         """Return the graph for so many rows, captured if it is new; kind None is a step of `hidden`."""
@@ -211,7 +211,7 @@ def choose_ahead(
     return ReadyTokens(logits, picked.choose(choose_tokens, logits, kind, ahead=1))
 
 
-def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: StepKind) -> TokensOnTheWay:
+def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: StepKind) -> TokensInFlight:
     """Choose the first tokens of the rows `places` from the logits `[n, V]` of their prompts."""
     index = upload(places, logits.device)
     picked = rows.pick(index)
@@ -219,7 +219,7 @@ def choose_first(rows: StepRows, places: Sequence[int], logits: Tensor, kind: St
     rows.ids[index] = picked.ids
     if kind.penalizes:
         rows.counts[index] = picked.counts
-    return TokensOnTheWay(logits, chosen)
+    return TokensInFlight(logits, chosen)
 
 
 def head_of(decoder: Decoder) -> LinearGroup | None:

@@ -1,4 +1,4 @@
-"""The requests of an engine by state, and the pages and rows that they hold."""
+"""The requests of an engine, in a list for each state, and the pages and rows that they hold."""
 
 import time
 from collections import deque
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vila_core.engine.runner import Runner
 
 
-class Roster:
+class RequestLists:
     """The requests that are queued, being read, and being answered. Companions are not listed beside their leaders."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Draws pictures with an engine, and reports progress."""
+"""Image generation with an engine: one request per picture, with reports of progress."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -33,7 +33,7 @@ def picture_request(config: DrawingConfig, number: int) -> tuple[GenerationConfi
     return GenerationConfig(max_new_tokens=1, seed=config.seed), DrawingRequest(config, number)
 
 
-def paint(
+def draw_pictures(
     engine: Engine,
     head: GenerationHead,
     kind: str,
