@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vila_core.language.decoder import MLP, Attention
 from vila_train.compute.fp8 import product_dtype
 from vila_train.compute.inputs import is_plain_lora, linears_of_one_input
-from vila_train.compute.lora_group import LoraGroup, refresh_twins
+from vila_train.compute.lora_group import LoraGroup, refresh_bf16_factors
 
 
 def add_in_place(network: nn.Module) -> Mapping[nn.Module, LoraGroup]:
@@ -53,7 +53,7 @@ def _has(groups: Mapping[nn.Module, LoraGroup], first: nn.Module, size: int) -> 
 
 
 def _refresh(groups: Sequence[LoraGroup], part: nn.Module, args: object) -> None:
-    refresh_twins(groups)
+    refresh_bf16_factors(groups)
 
 
 def _forward(module: Linear, group: LoraGroup | None, x: Tensor) -> Tensor:

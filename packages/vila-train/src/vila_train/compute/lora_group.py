@@ -1,7 +1,7 @@
 """Frozen linears of one input with their adapters: products and gradients, by hand (the formulas are in `lora`).
 
 Factors are trained in fp32 and multiplied in bfloat16. Casting each where it is used takes 14 launches per layer, so
-all of them are cast at once, before each forward pass, to twins.
+all of them are cast at once, before each forward pass, to copies in bfloat16.
 
 T tokens, I inputs, O outputs, r rank, n linears
 """
@@ -38,7 +38,7 @@ class LoraGroup:
         self._holders += [cast("nn.Linear", b) for module in modules for b in module.lora_B.values()]
         self._dropouts = [dropout for module in modules for dropout in module.lora_dropout.values()]
         self.ranks = [holder.out_features for holder in self._holders[: len(modules)]]
-        self._twins: Factors | None = None
+        self._bf16_factors: Factors | None = None
 
     @property
     def drops(self) -> bool:
@@ -135,44 +135,44 @@ class LoraGroup:
         return total
 
     def _factors(self, dtype: torch.dtype) -> Factors:
-        """Return the factors in `dtype`: the twins, or new tensors."""
-        if self._twins is not None and self._twins[0].dtype == dtype:
-            return self._twins
-        a, b = self._parted()
+        """Return the factors in `dtype`: the bfloat16 copies, or new tensors."""
+        if self._bf16_factors is not None and self._bf16_factors[0].dtype == dtype:
+            return self._bf16_factors
+        a, b = self._split_factors()
         return torch.cat(a).to(dtype), [factor.to(dtype) for factor in b]
 
-    def _parted(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _split_factors(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return all A, and all B."""
         parameters = self.parameters()
         return parameters[: len(self.modules)], parameters[len(self.modules) :]
 
-    def twins(self) -> list[Tensor]:
-        """Return views, one for each of `parameters()`, of bfloat16 twins; none where factors need no cast.
+    def bf16_factors(self) -> list[Tensor]:
+        """Return views of the bfloat16 copies, one for each of `parameters()`; empty if factors need no cast.
 
-        Sharded factors have none: FSDP casts them.
+        Sharded factors have no copies: FSDP casts them.
         """
-        a, b = self._parted()
+        a, b = self._split_factors()
         needs = self.bases[0].weight.dtype == torch.bfloat16 and all(
             factor.dtype == torch.float32 and not isinstance(factor, DTensor) for factor in [*a, *b]
         )
         if not needs:
-            self._twins = None
+            self._bf16_factors = None
             return []
-        if self._twins is None or self._twins[0].device != a[0].device:
+        if self._bf16_factors is None or self._bf16_factors[0].device != a[0].device:
             like = torch.empty(0, dtype=torch.bfloat16, device=a[0].device)
             joint = like.new_empty(sum(self.ranks), a[0].shape[1])
-            self._twins = joint, [like.new_empty(factor.shape) for factor in b]
-        return [*self._twins[0].split(self.ranks), *self._twins[1]]
+            self._bf16_factors = joint, [like.new_empty(factor.shape) for factor in b]
+        return [*self._bf16_factors[0].split(self.ranks), *self._bf16_factors[1]]
 
 
 @torch.no_grad()
-def refresh_twins(groups: Sequence[LoraGroup]) -> None:
-    """Cast the factors of all `groups` to their twins.
+def refresh_bf16_factors(groups: Sequence[LoraGroup]) -> None:
+    """Cast the factors of all `groups` to their bfloat16 copies.
 
     It does so every time, since nothing shows whether factors have changed: fused optimizers don't count their writes.
     """
-    pairs = [(twins, group.parameters()) for group in groups if (twins := group.twins())]
+    pairs = [(copies, group.parameters()) for group in groups if (copies := group.bf16_factors())]
     if pairs:
         torch._foreach_copy_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            [twin for twins, _ in pairs for twin in twins], [p for _, parameters in pairs for p in parameters]
+            [copy for copies, _ in pairs for copy in copies], [p for _, parameters in pairs for p in parameters]
         )
