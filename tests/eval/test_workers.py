@@ -200,24 +200,24 @@ def works(folder: Path, count: int = 1) -> list[Work]:
 
 def test_a_worker_that_dies_is_named_with_its_reason(tmp_path: Path) -> None:
     (whole,) = works(tmp_path)
-    crew = Processes([whole, replace(whole, rank=Rank(1, 2, 1), current_folder=str(tmp_path / "missing"))])
-    os.kill(crew.pids[0], signal.SIGKILL)
+    group = Processes([whole, replace(whole, rank=Rank(1, 2, 1), current_folder=str(tmp_path / "missing"))])
+    os.kill(group.pids[0], signal.SIGKILL)
     try:
         with pytest.raises(WorkerError, match=r"Worker 0 was killed by SIGKILL\. It left no reason"):
-            wait_for(crew)
+            wait_for(group)
     finally:
-        crew.stop()
-    crew = Processes([replace(whole, current_folder=str(tmp_path / "missing"))])
+        group.stop()
+    group = Processes([replace(whole, current_folder=str(tmp_path / "missing"))])
     try:
         with pytest.raises(WorkerError, match=r"(?s)Worker 0 ended with exit code 1\..*FileNotFoundError"):
-            wait_for(crew)
+            wait_for(group)
     finally:
-        crew.stop()
+        group.stop()
 
 
-def wait_for(crew: Processes) -> None:
+def wait_for(group: Processes) -> None:
     for _ in range(3000):
-        if crew.check():
+        if group.check():
             return
         time.sleep(0.1)
 
@@ -336,8 +336,8 @@ if __name__ == "__main__":
     import pickle
     folder = Path(sys.argv[1])
     options = RunOptions(folder, DataOptions(folder))
-    crew = Processes([Work(ModelOptions(), options, folder, Rank(0, 1, 0), (), str(folder), pickle.dumps(Sleep()))])
-    print(crew.pids[0], flush=True)
+    group = Processes([Work(ModelOptions(), options, folder, Rank(0, 1, 0), (), str(folder), pickle.dumps(Sleep()))])
+    print(group.pids[0], flush=True)
     time.sleep(600)
 """
 

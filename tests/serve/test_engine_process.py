@@ -32,7 +32,6 @@ from vila_serve.answering.process import EngineProcess, EngineProcessError, Task
 from vila_serve.api.app import create_app
 from vila_serve.contract.run import run_contract
 from vila_serve.loading import loading_task
-from vila_serve.programs import describe_end
 from vila_serve.settings import ServeSettings
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +224,7 @@ def test_the_program_ends_with_a_reason_when_its_engine_is_killed(program: Calla
     assert process.wait(timeout=30) == 2
     log = rest_of_log(process)
     last = log.strip().splitlines()[-1]
-    assert last.startswith("Error: The engine's process was ended by SIGKILL")
+    assert last.startswith("Error: The engine's process was killed by SIGKILL")
     assert "Start the server again." in last
     assert "Traceback" not in log
 
@@ -384,15 +383,3 @@ def test_many_messages_with_files_keep_their_order():
             assert array[0] == array[-1] == number
         thread.join(timeout=10)
         assert not thread.is_alive()
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (0, "ended with exit code 0"),
-        (-signal.SIGKILL, "was ended by SIGKILL"),
-        (1 - signal.SIGRTMAX, f"was ended by signal {signal.SIGRTMAX - 1}"),  # a signal without a name
-    ],
-)
-def test_how_a_process_ended(code: int, words: str) -> None:
-    assert describe_end(code) == words

@@ -1,7 +1,6 @@
 """Processes that run a module of this package and talk to the server over a socket pair."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -39,11 +38,3 @@ def start_program(
             start_new_session=True,  # Ctrl-C in the server's terminal is the server's business
         )
     return process, ours
-
-
-def describe_end(code: int) -> str:
-    """Return how a process with this return code ended, such as "was ended by SIGKILL"."""
-    if code >= 0:
-        return f"ended with exit code {code}"
-    number = -code
-    return f"was ended by {signal.Signals(number).name if number in set(signal.Signals) else f'signal {number}'}"

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 
 from vila_core.errors import VilaError
+from vila_core.exit_codes import describe_exit
 from vila_eval.errors import WorkerError, describe_exception
 from vila_eval.running.failures import failure_file, read_failures, remove_failures
 from vila_eval.running.workers import Work, work
@@ -43,7 +44,7 @@ class Processes:
     def check(self) -> bool:
         for rank, process in enumerate(self._processes):
             if process.exitcode:
-                raise WorkerError(f"Worker {rank} {_describe_end(process.exitcode)}. {self._reason(rank)}")
+                raise WorkerError(f"Worker {rank} {describe_exit(process.exitcode)}. {self._reason(rank)}")
         return all(process.exitcode == 0 for process in self._processes)
 
     def _reason(self, rank: int) -> str:
@@ -63,14 +64,6 @@ class Processes:
                 process.kill()
                 process.join()
         remove_failures(self.root)
-
-
-def _describe_end(exit_code: int) -> str:
-    """Return how a process ended. A negative exit code is the signal that killed it."""
-    if exit_code > 0:
-        return f"ended with exit code {exit_code}"
-    names = {number.value: number.name for number in signal.Signals}
-    return f"was killed by {names.get(-exit_code, f'signal {-exit_code}')}"
 
 
 def _run_process(assigned: Work, reason: Connection) -> None:

@@ -17,13 +17,13 @@ from vila_eval.errors import ResultsError, WorkerError, describe_exception
 from vila_eval.options import Planned, Rank, TaskOutcome
 from vila_eval.records.storage import read_text, write_whole, writing
 from vila_eval.running.answering import checked_answers, stored_answers
-from vila_eval.running.crew import POLL_S, await_answers
 from vila_eval.running.failures import describe_failures, failure_file, read_failures, record_failure, remove_failures
 from vila_eval.running.job import Job
 from vila_eval.running.manifest import Manifest, asks_the_same, check_folder, read_manifest
 from vila_eval.running.run import Run
 from vila_eval.running.scoring import Finished
 from vila_eval.running.timing import Stopwatch
+from vila_eval.running.worker_group import POLL_S, await_answers
 
 LAUNCH = ".launch"
 

@@ -8,13 +8,13 @@ from contextlib import ExitStack
 from vila_eval.options import Planned, TaskOutcome
 from vila_eval.running.answering import checked_answers, is_complete
 from vila_eval.running.answers import StoredAnswers
-from vila_eval.running.crew import Crew, await_answers
 from vila_eval.running.failures import remove_failures
 from vila_eval.running.job import Job
 from vila_eval.running.processes import Processes
 from vila_eval.running.run import Run
 from vila_eval.running.scoring import Finished
 from vila_eval.running.timing import Stopwatch
+from vila_eval.running.worker_group import WorkerGroup, await_answers
 from vila_eval.running.workers import check_sendable, plan_work
 
 
@@ -24,7 +24,7 @@ def run_with_workers(run: Run, plan: Sequence[Planned]) -> list[TaskOutcome]:
     Workers do not wait for the merge, so a task's seconds count from the end of the previous task.
     """
     claimed: dict[str, tuple[Job, StoredAnswers]] = {}
-    crew: Crew | None = None
+    group: WorkerGroup | None = None
 
     def claim(planned: Planned) -> Finished:
         check_sendable(planned)
@@ -38,22 +38,22 @@ def run_with_workers(run: Run, plan: Sequence[Planned]) -> list[TaskOutcome]:
         job, stored = claimed[planned.folder]
         stopwatch, before = Stopwatch(), stored.samples
         with run.showing_progress(job, stored):
-            if crew is not None:
-                await_answers(job, stored, crew, run.progress.advance)
+            if group is not None:
+                await_answers(job, stored, group, run.progress.advance)
         return run.finish(job, stored, stopwatch, stored.samples - before)
 
     with ExitStack() as stack:
         outcomes = [run.attempt(planned, claim) for planned in plan]
         if unanswered := [job for job, stored in claimed.values() if not is_complete(job, stored)]:
-            crew = _start(run, unanswered)
-            stack.callback(crew.stop)
+            group = _start(run, unanswered)
+            stack.callback(group.stop)
         return [
             run.attempt(planned, await_and_score) if planned.folder in claimed else outcome
             for planned, outcome in zip(plan, outcomes, strict=True)
         ]
 
 
-def _start(run: Run, jobs: Sequence[Job]) -> Crew:
+def _start(run: Run, jobs: Sequence[Job]) -> WorkerGroup:
     works = plan_work(run.model, run.options, run.root, jobs, run.options.workers)
     for job in jobs:
         remove_failures(job.folder)

@@ -10,6 +10,7 @@ from typing import Any, cast
 from vila_core.checkpoint.lora import find_source
 from vila_core.config import Config
 from vila_core.errors import MissingDependencyError
+from vila_core.exit_codes import describe_exit
 from vila_core.plugins.loader import load_plugins
 from vila_quant.errors import QuantizationError
 
@@ -111,4 +112,4 @@ def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:
     try:
         return cast("dict[str, Any]", json.loads(done.stdout))
     except json.JSONDecodeError as error:
-        raise QuantizationError(f"`vila eval` ended with exit code {done.returncode}. Its message is above.") from error
+        raise QuantizationError(f"`vila eval` {describe_exit(done.returncode)}. Its message is above.") from error

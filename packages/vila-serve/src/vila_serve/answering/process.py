@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vila_core.errors import VilaError
+from vila_core.exit_codes import describe_exit
 from vila_serve.answering.answering import Answering
 from vila_serve.answering.channel import BlockingChannel, Packed, Unpacker, pack, receive
 from vila_serve.answering.messages import FromEngine, ModelFacts, ToEngine
-from vila_serve.programs import describe_end, start_program
+from vila_serve.programs import start_program
 
 if TYPE_CHECKING:
     from vila_core import Vila
@@ -154,7 +155,7 @@ class EngineProcess:
         code = self._process.returncode
         if code is None:
             return "The engine's process closed its connection"
-        return f"The engine's process {describe_end(code)}"
+        return f"The engine's process {describe_exit(code)}"
 
     def _advice(self) -> str:
         if self._process.returncode != -signal.SIGKILL:

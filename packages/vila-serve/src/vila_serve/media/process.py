@@ -9,8 +9,9 @@ from contextlib import suppress
 
 from pydantic import ValidationError
 
+from vila_core.exit_codes import describe_exit
 from vila_serve.media.messages import Decoded, Failed, Job, Reply, receive, send
-from vila_serve.programs import describe_end, start_program
+from vila_serve.programs import start_program
 
 START_SECONDS = 60.0
 """How long a process may take to import its libraries."""
@@ -136,7 +137,7 @@ class DecodingProcess:
         code = self._process.returncode
         if code is None:
             return ProcessFailedError("it closed its connection")
-        return ProcessFailedError(f"it {describe_end(code)}")
+        return ProcessFailedError(f"it {describe_exit(code)}")
 
 
 def _environment() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Running workers, as seen by the process that merges their answers."""
+"""A group of running workers, and waiting for their answers, which this process merges."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ POLL_S = 0.2
 """Seconds between two checks for new answers."""
 
 
-class Crew(Protocol):
-    """Workers that are running."""
+class WorkerGroup(Protocol):
+    """Running workers: local processes, or tasks of Ray."""
 
     def check(self) -> bool:
         """Return whether all have ended. Raises `WorkerError` if one has died."""
@@ -28,7 +28,7 @@ class Crew(Protocol):
         ...
 
 
-def await_answers(job: Job, stored: StoredAnswers, crew: Crew, advance: Callable[[int], None]) -> None:
+def await_answers(job: Job, stored: StoredAnswers, group: WorkerGroup, advance: Callable[[int], None]) -> None:
     """Wait until all answers of a task are there.
 
     Raises:
@@ -36,7 +36,7 @@ def await_answers(job: Job, stored: StoredAnswers, crew: Crew, advance: Callable
         ResultsError: a worker cannot answer its share of the task.
     """
     while True:
-        ended = crew.check()
+        ended = group.check()
         before = len(stored.complete)
         stored.update()
         if arrived := len(stored.complete) - before:
