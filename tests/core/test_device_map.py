@@ -17,7 +17,7 @@ from vila_core.language.decoder import Decoder
 from vila_core.language.split import Segment, SplitDecoder
 from vila_core.loading import choose_device
 from vila_core.placement import Need, assign_blocks, estimate_need, plan_split
-from vila_core.smaller_forms import smaller_forms
+from vila_core.smaller_variants import smaller_variants
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +126,8 @@ def loading_error(**settings: object) -> str:
 
 def test_a_model_that_does_not_fit_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names what does fit."""
-    (form,) = smaller_forms(open_checkpoint("vila-tiny"), torch.bfloat16)
-    four_bits = form.weight_bytes
+    (variant,) = smaller_variants(open_checkpoint("vila-tiny"), torch.bfloat16)
+    four_bits = variant.weight_bytes
     for free, dtype, message in (
         (2, "float32", "2 MiB free. It does not fit in bfloat16 (--dtype bfloat16, 15 MiB) or quantized to 4 bits"),
         (20, "float32", "20 MiB free. It fits in bfloat16 (--dtype bfloat16, 15 MiB) or quantized to 4 bits (vila-"),
@@ -165,10 +165,10 @@ def test_other_errors_of_loading_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_4_bits_take_is_what_awq_writes() -> None:
     whole, quantized = (random_checkpoint("nvila-8b", weights) for weights in ("bf16", "w4"))
-    (form,) = smaller_forms(whole, torch.bfloat16)
-    assert form.how == "vila-quant awq"
-    assert form.weight_bytes == pytest.approx(estimate(quantized).weight_bytes("float16"), rel=0.02)
-    assert smaller_forms(quantized, torch.float16) == []
+    (variant,) = smaller_variants(whole, torch.bfloat16)
+    assert variant.how == "vila-quant awq"
+    assert variant.weight_bytes == pytest.approx(estimate(quantized).weight_bytes("float16"), rel=0.02)
+    assert smaller_variants(quantized, torch.float16) == []
 
 
 def test_the_need_is_weights_and_cache(checkpoint: Checkpoint) -> None:

@@ -431,7 +431,7 @@ def test_kernels_between_products_on_a_gpu():
 
 KERNELS_AGAINST_REFERENCES = """
 import torch
-from vila_train.compute import between, kernels
+from vila_train.compute import block_ops, kernels
 
 def near(found, expected, tolerance=0.01):
     assert torch.isfinite(found.float()).all()
@@ -450,13 +450,13 @@ wide = lambda *tensors: [None if one is None else one.float() for one in tensors
 
 for quantized in (False, True):
     y, codes = kernels.launch_swiglu(gate, up, E4M3 if quantized else None)
-    near(y, between.swiglu(*wide(gate, up), None)[0])
+    near(y, block_ops.swiglu(*wide(gate, up), None)[0])
     joint, grad_codes = kernels.launch_swiglu_backward(grad_inner, gate, up, E5M2 if quantized else None)
-    near(joint, between.swiglu_backward(*wide(grad_inner, gate, up), None)[0])
+    near(joint, block_ops.swiglu_backward(*wide(grad_inner, gate, up), None)[0])
     pairs = [(y, codes), (joint, grad_codes)]
     for term in (None, change):
         total, y, codes = kernels.launch_norm(x, term, weight, 1e-6, E4M3 if quantized else None)
-        expected = between.add_norm(*wide(x, term, weight), 1e-6, None)
+        expected = block_ops.add_norm(*wide(x, term, weight), 1e-6, None)
         near(total, expected[0])
         near(y, expected[1])
         pairs.append((y, codes))
@@ -466,13 +466,13 @@ for quantized in (False, True):
         scales = y.abs().amax(1, keepdim=True).float() / largest
         torch.testing.assert_close(codes[1], scales, rtol=1e-6, atol=0)  # a GPU's division is not exactly rounded
 found = kernels.launch_norm_backward(grad_y, x, weight, 1e-6, added)
-near(found, between.norm_backward(*wide(grad_y, x, weight), 1e-6, added.float()))
+near(found, block_ops.norm_backward(*wide(grad_y, x, weight), 1e-6, added.float()))
 
 angles = random(tokens, head_dim // 2).repeat(1, 2)
 vectors = random(tokens, heads, head_dim)
 for direction in (1, -1, 0):
     expected = torch.empty(tokens, heads * head_dim, device="DEVICE")
-    between.rotate_rows(*wide(vectors, angles.cos(), angles.sin()), expected, direction)
+    block_ops.rotate_rows(*wide(vectors, angles.cos(), angles.sin()), expected, direction)
     out = torch.full((tokens, 300), torch.nan, device="DEVICE").bfloat16()
     kernels.launch_rotate(vectors, angles.cos(), angles.sin(), out[:, 20 : 20 + expected.shape[1]], direction)
     near(out[:, 20 : 20 + expected.shape[1]], expected)

@@ -14,7 +14,7 @@ from vila_core.checkpoint.sizes import DTYPE_BYTES
 from vila_core.config import DecoderConfig
 from vila_core.device_memory import free_bytes, name_size
 from vila_core.errors import ConfigError, shown
-from vila_core.smaller_forms import say_what_fits
+from vila_core.smaller_variants import say_what_fits
 
 _BLOCK = re.compile(r"llm\.model\.layers\.(\d+)\.")
 CACHED_TOKENS = 4096

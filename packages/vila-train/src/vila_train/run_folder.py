@@ -26,7 +26,7 @@ from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
 from vila_train.packing.lanes import Order, SampleEncoder
 from vila_train.plan import Plan, make_plan, resume_plan
-from vila_train.step_lines import forget_after
+from vila_train.step_log import forget_after
 from vila_train.yaml_files import read_yaml
 
 RUN, PLAN, SKIPPED, CHECKPOINTS, MODEL = "run.yaml", "plan.json", "skipped.jsonl", "checkpoints", "model"

@@ -37,8 +37,8 @@ from vila_core.engine.runner import Runner
 from vila_core.engine.runner_choice import choose_runner, require_cache_dtype
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.engine.scheduling import Scheduler
+from vila_core.engine.step_lock import StepLock
 from vila_core.engine.switching import ModeSwitch
-from vila_core.engine.turns import Turns
 from vila_core.errors import GenerationError
 from vila_core.language import LanguageModel
 from vila_core.language.divided import current
@@ -76,7 +76,7 @@ class Engine:
         pictures = None if modes is None else Pictures(modes, llm, tokenizer, self.config)
         self._intake = Intake(llm, tokenizer, stop_token_ids, self.config, pictures, self._use_runner)
         self._runner: Runner | None = None
-        self._turns = Turns()
+        self._step_lock = StepLock()
         self._door = threading.Lock()  # held while a request is put into the inbox
         self._inbox: deque[Request] = deque()
         self._requests = RequestLists()
@@ -159,7 +159,7 @@ class Engine:
 
     def clear_cache(self) -> None:
         """Forget what is kept for prompts that begin alike."""
-        with self._turns.lock:
+        with self._step_lock.lock:
             if self._runner is not None:
                 self._runner.pool.clear()
             self._known_prompts.clear()
@@ -186,18 +186,18 @@ class Engine:
                 with current(self._use_runner().device):
                     call()
 
-        self._turns.take_if_free(run)
+        self._step_lock.run_if_free(run)
 
     def _cancel(self, request: Request) -> None:
         """End a request; if another thread is in the middle of a step, that thread does it."""
         request.is_cancelled = True
         while not request.has_ended:
-            if not self._turns.take_if_free(self._drop_cancelled):
-                self._turns.wait(lambda: request.has_ended)
+            if not self._step_lock.run_if_free(self._drop_cancelled):
+                self._step_lock.wait(lambda: request.has_ended)
 
     def step(self) -> bool:
         """Let every request advance; return whether any is left."""
-        return self._turns.take(self._step)
+        return self._step_lock.run(self._step)
 
     def _step_for(self, request: Request) -> None:
         """Step until `request` has something new. If another thread steps, wait for that."""
@@ -209,8 +209,8 @@ class Engine:
             if not has_news():
                 self._step()
 
-        if not self._turns.take_if_free(step):
-            self._turns.wait(has_news)
+        if not self._step_lock.run_if_free(step):
+            self._step_lock.wait(has_news)
 
     def _receive(self) -> None:
         """Take in the requests that were submitted meanwhile."""
@@ -247,7 +247,7 @@ class Engine:
     def _use_runner(self) -> Runner:
         runner = self._runner
         if runner is None:
-            with self._turns.lock:
+            with self._step_lock.lock:
                 runner = self._runner = self._runner or choose_runner(self._llm, self.config, self._head)
         return runner
 

@@ -1,4 +1,4 @@
-"""Triton kernels for the operations between the matrix products of a block (formulas and references: `between`).
+"""Triton kernels for the operations between the matrix products of a block (formulas and references: `block_ops`).
 
 T rows, D columns. One program per row. A row is read in parts of `BLOCK` columns; where it is quantized, its rounded
 values are read again, from the cache, once its largest magnitude is known. Kernels are launched directly: a custom
@@ -68,7 +68,7 @@ def norm_kernel(
     x_pointer, change_pointer, weight_pointer, total_pointer, y_pointer, codes_pointer, scales_pointer, width, eps,
     ADD: tl.constexpr, QUANTIZE: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`between.add_norm`; the row fits into `BLOCK`."""
+    """`block_ops.add_norm`; the row fits into `BLOCK`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -93,7 +93,7 @@ def norm_backward_kernel(
     grad_y_pointer, x_pointer, weight_pointer, added_pointer, grad_x_pointer, width, eps,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`between.norm_backward`; the row fits into `BLOCK`."""
+    """`block_ops.norm_backward`; the row fits into `BLOCK`."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < width
@@ -113,7 +113,7 @@ def swiglu_kernel(
     gate_pointer, up_pointer, gate_stride, up_stride, y_pointer, codes_pointer, scales_pointer, width,
     QUANTIZE: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`between.swiglu`."""
+    """`block_ops.swiglu`."""
     row = tl.program_id(0).to(tl.int64)
     magnitudes = tl.zeros([BLOCK], tl.float32)
     y_row = y_pointer + row * width
@@ -136,7 +136,7 @@ def swiglu_backward_kernel(
     grad_y_pointer, gate_pointer, up_pointer, gate_stride, up_stride, grad_joint_pointer, codes_pointer, scales_pointer,
     width, QUANTIZE: tl.constexpr, LARGEST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`between.swiglu_backward`."""
+    """`block_ops.swiglu_backward`."""
     row = tl.program_id(0).to(tl.int64)
     magnitudes = tl.zeros([BLOCK], tl.float32)
     dtype: tl.constexpr = grad_joint_pointer.dtype.element_ty
@@ -164,7 +164,7 @@ def rotate_kernel(
     x_pointer, x_stride, head_stride, cos_pointer, sin_pointer, y_pointer, y_stride, heads, sign,
     TURNS: tl.constexpr, HEADS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """`between.rotate_rows` of one token; heads are padded to `HEADS`. `y` may be `x`."""
+    """`block_ops.rotate_rows` of one token; heads are padded to `HEADS`. `y` may be `x`."""
     HALF: tl.constexpr = WIDTH // 2
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, HEADS)[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vila_core.language.attention import AttentionInputs
 from vila_core.language.decoder import Block
-from vila_train.compute import between
+from vila_train.compute import block_ops
 from vila_train.compute.fp8 import QuantizedRows, quantize_rows
 from vila_train.compute.lora_group import LoraGroup
 
@@ -84,13 +84,13 @@ class _Before(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, layer: LoraBlock, *factors: Tensor) -> Any:
         norm, rows = layer.block.input_layernorm, x[0]
         cos, sin = cos.flatten(0, 2), sin.flatten(0, 2)  # [T, D_h]
-        _, hidden, quantized = between.add_norm(
+        _, hidden, quantized = block_ops.add_norm(
             rows, None, norm.weight, norm.eps, FORWARD_8_BITS if layer.in_8_bits else None
         )
         outputs, low = layer.qkv.products(hidden, quantized)
         q, k, v = (y.unflatten(1, (-1, layer.head_dim)) for y in outputs)  # [T, H, D_h]
-        between.rotate_rows(q, cos, sin, outputs[0], 1)
-        between.rotate_rows(k, cos, sin, outputs[1], 1)
+        block_ops.rotate_rows(q, cos, sin, outputs[0], 1)
+        block_ops.rotate_rows(k, cos, sin, outputs[1], 1)
         ctx.save_for_backward(rows, cos, sin, hidden, low)
         ctx.layer = layer
         return x, *(y.transpose(0, 1)[None] for y in (q, k, v))
@@ -104,13 +104,13 @@ class _Before(torch.autograd.Function):
         joint = hidden.new_empty(len(hidden), sum(layer.qkv.widths))
         parts = joint.split(layer.qkv.widths, 1)
         for gradient, part, direction in zip((grad_q, grad_k, grad_v), parts, (-1, -1, 0), strict=True):
-            between.rotate_rows(gradient[0].transpose(0, 1), cos, sin, part, direction)
+            block_ops.rotate_rows(gradient[0].transpose(0, 1), cos, sin, part, direction)
         needed = ctx.needs_input_grad[0]
         quantized = layer.quantized(joint) if needed else None
         grad_hidden, grad_factors = layer.qkv.gradients(parts, hidden, low, quantized, needs_input_grad=needed)
         if grad_hidden is None:
             return None, None, None, None, *grad_factors
-        total = between.norm_backward(grad_hidden, rows, norm.weight, norm.eps, grad_x[0])
+        total = block_ops.norm_backward(grad_hidden, rows, norm.weight, norm.eps, grad_x[0])
         return total[None], None, None, None, *grad_factors
 
 
@@ -122,9 +122,9 @@ class _After(torch.autograd.Function):
         norm, dtype = layer.block.post_attention_layernorm, FORWARD_8_BITS if layer.in_8_bits else None
         heads = attended[0].transpose(0, 1).flatten(1)  # [T, H D_h]
         (change,), low_o = layer.o.products(heads)
-        total, hidden, quantized = between.add_norm(x[0], change, norm.weight, norm.eps, dtype)
+        total, hidden, quantized = block_ops.add_norm(x[0], change, norm.weight, norm.eps, dtype)
         (gate, up), low_gate_up = layer.gate_up.products(hidden, quantized)
-        inner, quantized = between.swiglu(gate, up, dtype)
+        inner, quantized = block_ops.swiglu(gate, up, dtype)
         (y,), low_down = layer.down.products(inner, quantized)
         ctx.save_for_backward(heads, low_o, total, hidden, low_gate_up, gate, up, inner, low_down)
         ctx.layer = layer
@@ -138,12 +138,12 @@ class _After(torch.autograd.Function):
         norm, dtype = layer.block.post_attention_layernorm, BACKWARD_8_BITS if layer.in_8_bits else None
         grad_inner, grad_down = layer.down.gradients([grad_y], inner, low_down)
         assert grad_inner is not None
-        joint, quantized = between.swiglu_backward(grad_inner, gate, up, dtype)
+        joint, quantized = block_ops.swiglu_backward(grad_inner, gate, up, dtype)
         grad_hidden, grad_gate_up = layer.gate_up.gradients(
             joint.split(layer.gate_up.widths, 1), hidden, low_gate_up, quantized
         )
         assert grad_hidden is not None
-        grad_total = between.norm_backward(grad_hidden, total, norm.weight, norm.eps, grad_y)
+        grad_total = block_ops.norm_backward(grad_hidden, total, norm.weight, norm.eps, grad_y)
         grad_heads, grad_o = layer.o.gradients([grad_total], heads, low_o)
         assert grad_heads is not None
         grad_attended = grad_heads.unflatten(1, (-1, layer.head_dim)).transpose(0, 1)[None]

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from vila_core.new_file import cannot_write
 from vila_train.callbacks import NoCallback, RunStart, StepRecord
-from vila_train.step_lines import forget_after
+from vila_train.step_log import forget_after
 
 LOG, EVALUATION = "log.jsonl", "evaluation.jsonl"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vila_core.new_file import write_file
 from vila_train.callbacks import NoCallback, RunStart
-from vila_train.step_lines import read_lines
+from vila_train.step_log import read_lines
 from vila_train.tracking.log import EVALUATION, LOG
 
 PLOT = "loss.svg"

@@ -4,23 +4,23 @@ import threading
 from collections.abc import Callable
 
 
-class Turns:
-    """Lets one thread step at a time."""
+class StepLock:
+    """A lock that one thread holds while it steps; others can wait until a step has ended."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         """Held during a step."""
         self._changed = threading.Condition()  # a step has ended
 
-    def take(self, step: Callable[[], bool]) -> bool:
-        """Wait for the turn, call `step`, and return what it returns."""
+    def run(self, step: Callable[[], bool]) -> bool:
+        """Wait for the lock, call `step`, and return its result."""
         with self.lock:
             result = step()
         with self._changed:
             self._changed.notify_all()
         return result
 
-    def take_if_free(self, step: Callable[[], None]) -> bool:
+    def run_if_free(self, step: Callable[[], None]) -> bool:
         """Call `step` unless another thread is stepping; return whether it was called.
 
         Nobody queues for the lock: a thread that steps again and again would rarely let the others have it.

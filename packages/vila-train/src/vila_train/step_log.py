@@ -1,4 +1,4 @@
-"""Files with one JSON object per line, each of which names its step: logs that a resumed run goes on with."""
+"""Logs of JSON objects, one per line, each with its step; a resumed run continues them."""
 
 import json
 from collections.abc import Iterator

@@ -16,7 +16,7 @@ _QUANTIZED = re.compile(r"llm\.model\.layers\.\d+\..*proj\.weight")
 
 
 @dataclass(frozen=True)
-class SmallerForm:
+class SmallerVariant:
     """A way to load a model in less memory.
 
     Attributes:
@@ -30,21 +30,23 @@ class SmallerForm:
     weight_bytes: int
 
 
-def smaller_forms(checkpoint: Checkpoint, dtype: torch.dtype) -> list[SmallerForm]:
+def smaller_variants(checkpoint: Checkpoint, dtype: torch.dtype) -> list[SmallerVariant]:
     """Return how a model could be loaded in less memory than in `dtype`.
 
     Empty if it is quantized already and in 16 bits otherwise.
     """
-    forms: list[SmallerForm] = []
+    variants: list[SmallerVariant] = []
     if dtype == torch.float32:
-        forms.append(SmallerForm("in bfloat16", "--dtype bfloat16", estimate(checkpoint).weight_bytes("bfloat16")))
+        variants.append(
+            SmallerVariant("in bfloat16", "--dtype bfloat16", estimate(checkpoint).weight_bytes("bfloat16"))
+        )
     if checkpoint.quantization is None and isinstance(checkpoint.config.language_model, DecoderConfig):
         weight_bytes = sum(
             int(entry.numel * BITS / 8) if _QUANTIZED.fullmatch(name) else 2 * entry.numel
             for name, entry in checkpoint.weights.entries.items()
         )
-        forms.append(SmallerForm("quantized to 4 bits", "vila-quant awq", weight_bytes))
-    return forms
+        variants.append(SmallerVariant("quantized to 4 bits", "vila-quant awq", weight_bytes))
+    return variants
 
 
 def say_what_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int | None, *, beside: int = 0) -> str:
@@ -56,15 +58,17 @@ def say_what_fits(checkpoint: Checkpoint, dtype: torch.dtype, free: int | None, 
         free: bytes; None if they are unknown.
         beside: bytes that are needed besides the weights.
     """
-    forms = smaller_forms(checkpoint, dtype)
-    if not forms:
+    variants = smaller_variants(checkpoint, dtype)
+    if not variants:
         return "Free memory, or use a smaller model"
     if free is None:
-        return f"It takes less {_listed(forms, beside)}. Free memory otherwise"
-    if fitting := [form for form in forms if form.weight_bytes + beside <= free]:
+        return f"It takes less {_listed(variants, beside)}. Free memory otherwise"
+    if fitting := [variant for variant in variants if variant.weight_bytes + beside <= free]:
         return f"It fits {_listed(fitting, beside)}"
-    return f"It does not fit {_listed(forms, beside)} either. Free memory, or use a smaller model"
+    return f"It does not fit {_listed(variants, beside)} either. Free memory, or use a smaller model"
 
 
-def _listed(forms: Sequence[SmallerForm], beside: int) -> str:
-    return " or ".join(f"{form.words} ({form.how}, {name_size(form.weight_bytes + beside)})" for form in forms)
+def _listed(variants: Sequence[SmallerVariant], beside: int) -> str:
+    return " or ".join(
+        f"{variant.words} ({variant.how}, {name_size(variant.weight_bytes + beside)})" for variant in variants
+    )
