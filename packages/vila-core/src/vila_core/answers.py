@@ -1,4 +1,4 @@
-"""What the engine generates becomes completions, also of many prompts that are answered side by side."""
+"""Completions from what the engine generates, for one prompt or many at once."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence

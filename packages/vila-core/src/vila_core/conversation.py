@@ -1,4 +1,4 @@
-"""What users write as a prompt -> a conversation: a list of `Message`s whose parts are strings, `Image`s and `Video`s.
+"""Prompts in all accepted forms -> a list of `Message`s whose parts are strings, `Image`s and `Video`s.
 
 Dimensions: T frames, H height, W width (pixels).
 """

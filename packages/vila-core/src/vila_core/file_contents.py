@@ -1,4 +1,4 @@
-"""What a file really is: a device or folder, or content that users save in place of the file they wanted."""
+"""Detects files that are not what they should be: devices, folders, or content saved in place of the wanted file."""
 
 import re
 import stat

@@ -22,7 +22,7 @@ _UNFINISHED_SUFFIXES = (".part", ".partial", ".incomplete", ".crdownload", ".dow
 
 
 class Content(Enum):
-    """What a file may hold."""
+    """The kinds of content that a file may hold."""
 
     ANY = "anything, such as the text of a license"
     PLAIN = "uncompressed text or tensors"

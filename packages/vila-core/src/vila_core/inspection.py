@@ -1,4 +1,4 @@
-"""What the model saw of a prompt, step by step, and its picture.
+"""Inspection of a prompt: every step between the prompt and the logits, and a drawing of it.
 
 Dimensions: N tiles, H height, W width (pixels), T' tokens with media spliced in, D language model width, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Where the parts of a model go: its memory is estimated before it loads, and its blocks may be split over devices."""
+"""Placement of a model: its memory is estimated before it loads, and its blocks may be split over devices."""
 
 import re
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What to load instead of a model that does not fit into memory: another dtype, or 4 bits."""
+"""Smaller variants of a model that does not fit into memory: another dtype, or 4 bits."""
 
 import re
 from collections.abc import Sequence

@@ -34,7 +34,7 @@ Channels = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class TileLayout:
-    """How the tiles of one medium belong together.
+    """The arrangement of the tiles of one medium.
 
     Attributes:
         kind: "whole": each tile is a complete picture or frame; "separate": dynamic tiling, with one `<image>` per tile
@@ -57,7 +57,7 @@ WHOLE = TileLayout()
 
 @dataclass(frozen=True)
 class Normalization:
-    """How bytes become pixels: `(x / 255 - mean) / std` in each channel."""
+    """Normalization of bytes to pixels: `(x / 255 - mean) / std` in each channel."""
 
     mean: Channels
     std: Channels

@@ -1,4 +1,4 @@
-"""How many tokens the parts of a prompt have, and whether they leave room for an answer."""
+"""Token counts of the parts of a prompt, and a check that they leave room for an answer."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""What transformers may see of a checkpoint to load its tokenizer: the tokenizer's files, and never the model's config.
+"""A folder with only a checkpoint's tokenizer files, from which transformers loads the tokenizer.
 
 Left alone, `AutoTokenizer` also builds the config object of the model in the same folder. That object validates (and
 acts on) keys that have nothing to do with a tokenizer, so that an odd `config.json` looks like a damaged tokenizer.

@@ -114,7 +114,7 @@ class Measure:
 
 @runtime_checkable
 class Metric(Protocol):
-    """How answers are scored. Register one with the hook `vila_metrics`."""
+    """A metric: scores answers and summarizes the scores. Register one with the hook `vila_metrics`."""
 
     @property
     def name(self) -> str: ...

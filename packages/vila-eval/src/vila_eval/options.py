@@ -55,7 +55,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How tasks are run.
+    """Options of running tasks.
 
     Attributes:
         output_dir: results are written to `output_dir/<model>/<task>`.

@@ -1,4 +1,4 @@
-"""Which requests belong together: those whose media or first messages are the same.
+"""Groups requests whose first media or messages are the same, so that one replica answers them.
 
 A replica keeps the tokens of media and the KV cache of prompts that it has seen. A second question about a picture is
 answered sooner where the first one was.

@@ -1,4 +1,4 @@
-"""What training reports while it runs, and to whom. The hook `vila_callbacks` registers a `CallbackFactory` for each.
+"""Callbacks, which receive the reports of a run. The hook `vila_callbacks` registers a `CallbackFactory` for each.
 
 from vila_core import hookimpl
 from vila_train.callbacks import CallbackFactory, NoCallback

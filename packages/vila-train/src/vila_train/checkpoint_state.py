@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself: where the run stood, and the checksums by which damage is found."""
+"""State files of a checkpoint: the progress of the run, and checksums that detect damage."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ _CHUNK = 1 << 24
 
 
 class Progress(Config):
-    """What a resumed run needs besides tensors.
+    """The state of a run besides tensors, for resuming.
 
     Attributes:
         step: optimizer steps done.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DrawnPictures:
-    """What a model can learn to draw.
+    """The pictures that a model can learn to draw.
 
     Attributes:
         kinds: of pictures; none for a model without a generation head.

@@ -25,7 +25,7 @@ LOGITS_AT_ONCE = 2**26
 
 @dataclass(frozen=True)
 class Counts:
-    """How many targets losses are sums over.
+    """Numbers of targets that the losses sum over.
 
     Attributes:
         tokens: labelled ones.

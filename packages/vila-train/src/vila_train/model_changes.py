@@ -1,4 +1,4 @@
-"""What a `ModelConfig` changes about the model that training starts from."""
+"""Applies a `ModelConfig` to the model that training starts from."""
 
 from typing import TypeVar
 

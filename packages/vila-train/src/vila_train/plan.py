@@ -1,4 +1,4 @@
-"""How large a step is and how many there are: worked out from the first samples when a run starts, then kept."""
+"""The size and number of steps: computed from the first samples when a run starts, then kept."""
 
 import math
 from collections.abc import Sequence

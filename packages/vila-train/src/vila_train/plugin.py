@@ -1,4 +1,4 @@
-"""What vila-train registers. Cheap to import: no torch."""
+"""The plugin of vila-train: recipes, datasets, callbacks and the command `vila train`. It imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a stage begins: the model of an earlier run, or one that the user names."""
+"""The model that a stage starts from: that of an earlier run, or one that the user names."""
 
 from pathlib import Path
 

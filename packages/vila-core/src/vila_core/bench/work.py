@@ -1,4 +1,4 @@
-"""What a model must read and compute, from the headers of its weights: the least that any implementation does.
+"""The bytes that a model must read and the operations that it must compute, from the headers of its weights.
 
 Dimensions: P patches of a tile.
 """

@@ -1,4 +1,4 @@
-"""What all configs share: base classes, and types of numbers within the limits of `size_limits`."""
+"""Base classes of all configs, and types of numbers within the limits of `size_limits`."""
 
 from collections.abc import Sized
 from contextvars import ContextVar

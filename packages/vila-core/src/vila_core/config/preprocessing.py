@@ -1,4 +1,4 @@
-"""What happens to images and videos before the vision tower, and the tokens that stand for time."""
+"""Preprocessing of images and videos, and time tokens."""
 
 from typing import Annotated, Literal
 
@@ -9,7 +9,7 @@ from vila_core.config.base import Config, Deviation, Frames, Mean, Pixels, Tiles
 
 
 class PixelConfig(Config):
-    """How a PIL image becomes a normalized tensor: resize (and center-crop for CLIP), u8/255, (x - mean)/std."""
+    """Conversion of a PIL image to a normalized tensor: resize (and center-crop for CLIP), u8/255, (x - mean)/std."""
 
     size: Pixels
     resize: Literal["square", "shortest_edge"] = "square"
@@ -22,7 +22,7 @@ class PixelConfig(Config):
 
 
 class PreprocessConfig(Config):
-    """How images and videos become tiles. `vila.load` accepts these fields as overrides.
+    """Preprocessing of images and videos to tiles. `vila.load` accepts these fields as overrides.
 
     `tile_all` tiles every image of a prompt (the reference tiles an image only if it is the only one).
     `video_as_images` gives video frames to the image encoder, with one `<image>` per frame.

@@ -1,1 +1,1 @@
-"""What people see of objects: HTML and pictures in a notebook, and signatures with named arguments."""
+"""Display of objects: HTML and images in a notebook, and signatures with named arguments."""

@@ -1,4 +1,4 @@
-"""What the model sees of a prompt, as a picture: its token budget as a bar, and the tiles of every medium.
+"""A prompt as the model sees it, drawn: its token budget as a bar, and the tiles of every medium.
 
 Dimensions: N tiles, H height, W width (pixels).
 """

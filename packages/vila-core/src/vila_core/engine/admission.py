@@ -1,4 +1,4 @@
-"""Which requests of the queue are read next, and the pages that they get."""
+"""Admission of queued requests: which are read next, and which pages they get."""
 
 import time
 from typing import TYPE_CHECKING

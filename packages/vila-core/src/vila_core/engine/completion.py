@@ -22,7 +22,7 @@ OutputPart = Union[str, "PIL.Image.Image", Video]
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """How likely the model found a token, before temperature, penalties and other limits.
+    """Log-probabilities of a token and its alternatives, before temperature, penalties and other settings.
 
     Attributes:
         token_id: the chosen token.

@@ -13,7 +13,7 @@ from vila_core.generation.heads import GenerationHead, OutputKind
 
 @dataclass(frozen=True)
 class OutputModes:
-    """What a model can make besides text.
+    """The output kinds of a model besides text.
 
     Attributes:
         head: makes it.
@@ -35,7 +35,7 @@ class OutputModes:
 
 @dataclass(frozen=True)
 class DrawingRequest:
-    """What a request asks for that draws.
+    """The part of a request that asks for a picture.
 
     Attributes:
         config: how.

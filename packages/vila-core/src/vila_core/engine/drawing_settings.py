@@ -1,4 +1,4 @@
-"""How pictures are drawn: guidance, sampling, seed and negative prompt."""
+"""Settings of image generation: guidance, sampling, seed and negative prompt."""
 
 from collections.abc import Mapping
 from typing import TypedDict
@@ -52,7 +52,7 @@ takes_drawing_settings = named_settings(
 
 
 class DrawingConfig(Settings):
-    """How to draw. Values are validated on construction; `GenerationError` says what is wrong.
+    """Settings of image generation. Values are validated on construction; `GenerationError` says what is wrong.
 
     Attributes:
         guidance: how strictly the prompt is followed: scores are u + guidance · (c - u), where c come from the prompt

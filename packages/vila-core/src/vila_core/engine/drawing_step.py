@@ -1,4 +1,4 @@
-"""The part of a step in which rows draw.
+"""The part of a decode step that generates images.
 
 R rows, n rows that draw, B rows of a step, D width
 """
@@ -41,7 +41,7 @@ class PendingDrawings:
 
 
 class DrawingStep:
-    """Lets the rows that draw draw.
+    """Chooses and embeds the codes of the rows that draw.
 
     Args:
         llm: the language model.

@@ -1,4 +1,4 @@
-"""What a request gives the language model to read: text and media, embedded piece by piece.
+"""Inputs of the language model: the text and media of a request, embedded piece by piece.
 
 T tokens of the prompt, D width
 """

@@ -1,4 +1,4 @@
-"""How much an engine does at once, and what it reports."""
+"""Limits and statistics of an engine."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ from vila_core.language.page_size import PAGE_SIZE
 
 
 class EngineConfig(Settings):
-    """How much an engine does at once.
+    """Limits of an engine: batch size, cache, and tokens per step.
 
     Attributes:
         max_batch: requests that are answered together.
@@ -46,7 +46,7 @@ class QueueFullError(GenerationError):
 
 @dataclass(frozen=True)
 class EngineStats:
-    """What an engine is doing, and how much of its cache is used.
+    """Statistics of an engine: requests by state, and the use of its cache.
 
     Attributes:
         queued, reading, answering: requests in each state.

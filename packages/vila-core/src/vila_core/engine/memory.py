@@ -1,4 +1,4 @@
-"""How much memory a KV cache may take."""
+"""The memory budget of a KV cache."""
 
 from typing import TYPE_CHECKING
 

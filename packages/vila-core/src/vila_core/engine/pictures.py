@@ -1,4 +1,4 @@
-"""Begins pictures: what a request draws, how, and what guides it."""
+"""Starts image generation for a request: its kind, settings and guidance."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Pictures:
-    """Lets requests of a model draw.
+    """Starts image generation for the requests of a model.
 
     Args:
         modes: what the model can make.

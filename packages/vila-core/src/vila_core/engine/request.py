@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class State(Enum):
-    """Where a request is on its way."""
+    """The state of a request."""
 
     QUEUED = "queued"
     READING = "reading its prompt"
@@ -48,7 +48,7 @@ class Times:
 
 @dataclass(eq=False)
 class Request:
-    """What the engine knows of a request.
+    """A request and its state in the engine.
 
     Attributes:
         number: requests are numbered as they come.

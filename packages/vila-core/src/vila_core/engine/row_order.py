@@ -1,4 +1,4 @@
-"""Which request has which row of a step. Rows have no gaps, and those that draw come first."""
+"""The row of each request in a step. Rows have no gaps, and those that draw come first."""
 
 from typing import TYPE_CHECKING
 

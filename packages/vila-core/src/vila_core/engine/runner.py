@@ -1,4 +1,4 @@
-"""What the engine needs of a runner: to read chunks of prompts, and to let answers grow by one token a step.
+"""The runner protocol: reads chunks of prompts, and adds one token per step to the answers.
 
 `PagedRunner` runs a decoder of this package over a paged KV cache. `SeparateRunner` runs any other language model, with
 a cache of its own for each request, which is neither shared nor read in chunks.

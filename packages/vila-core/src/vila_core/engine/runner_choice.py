@@ -1,4 +1,4 @@
-"""Which runner computes for a language model, and whether that has the cache asked for."""
+"""Chooses the runner for a language model, and checks that it has the requested cache."""
 
 from typing import TYPE_CHECKING
 

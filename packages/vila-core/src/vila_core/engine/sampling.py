@@ -23,7 +23,7 @@ MAX_BIASES = 1_000
 
 
 class GenerationConfig(Settings):
-    """How to generate. Values are validated on construction; `GenerationError` says what is wrong.
+    """Settings of generation. Values are validated on construction; `GenerationError` says what is wrong.
 
     `temperature` 0 is greedy decoding, which ignores `top_k` and `top_p`. `top_k` 0 and `top_p` 1 keep every token.
     Penalties count generated tokens only, since media in a prompt have no token ids. `repetition_penalty` is that of

@@ -1,4 +1,4 @@
-"""How the requests that are being read share a step."""
+"""Divides a step among the requests whose prompts are being read."""
 
 from collections.abc import Sequence
 from itertools import accumulate

@@ -28,7 +28,7 @@ OTHER_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SD
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the layers of one forward pass have in common.
+    """Inputs of attention that all layers of a forward pass share.
 
     Attributes:
         mask: which keys each token sees, bool `[B or 1, 1, T, S]`. None: causal if T = S, all keys if T = 1.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Cache(Protocol):
-    """What a language model remembers between calls."""
+    """The state of a language model between calls."""
 
     def up_to(self, num_slots: int) -> Self:
         """Return the cache for a call in which the longest row then has `num_slots` tokens. Memory is shared."""

@@ -21,7 +21,7 @@ from vila_core.language.paged_cache import PagedCache
 
 @dataclass(frozen=True)
 class Part:
-    """What one device holds of a decoder.
+    """The part of a decoder on one device.
 
     Attributes:
         config: of a decoder with only these layers, or only these heads.

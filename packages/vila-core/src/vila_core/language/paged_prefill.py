@@ -55,7 +55,7 @@ class NextTokens:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a graph is for.
+    """The key of a graph: what it computes.
 
     Attributes:
         size: N.

@@ -41,7 +41,7 @@ class RowSampling:
 
 @dataclass(frozen=True)
 class StepKind:
-    """What at least one of the rows needs; the others are not affected."""
+    """The sampling features that at least one row needs; the others are not affected."""
 
     draws: bool = False
     top_k: bool = False

@@ -1,4 +1,4 @@
-"""Which IP addresses are hosts of the public internet.
+"""Tells IP addresses of the public internet from all others.
 
 Own tables, because those of Python's `ipaddress` differ between versions and count some special addresses as global.
 Source: the IANA special-purpose address registries for IPv4 and IPv6, and the IPv6 address space registry, read in

@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: names of files are often missing or wrong."""
+"""File types by the first bytes, because file names are often missing or wrong."""
 
 import re
 from typing import Literal

@@ -80,7 +80,7 @@ class CheckpointFormat(Protocol):
 
 
 class Named(Protocol):
-    """What every registered object has."""
+    """An object with a name, as every registered object is."""
 
     @property
     def name(self) -> str: ...

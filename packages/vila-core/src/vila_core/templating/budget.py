@@ -1,4 +1,4 @@
-"""How much a template may do: steps, size of a value, length of the output.
+"""Limits on what a template may do: steps, size of a value, length of the output.
 
 Every operation of a template is charged here before or while it runs, so a template that loops or grows without end
 stops after about a second, however it does so. The limits do not depend on the machine: a template that renders a

@@ -34,7 +34,7 @@ class CapturedTower:
 
 @dataclass(frozen=True)
 class Around:
-    """What runs in one graph with the tower.
+    """The steps that run in one graph with the tower.
 
     Attributes:
         pixels: makes `[N, 3, S, S]` of bytes of this shape.

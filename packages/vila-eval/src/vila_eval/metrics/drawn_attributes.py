@@ -1,4 +1,4 @@
-"""How much of a drawn picture is as described, counted in its pixels by the dataset that the description is from."""
+"""The share of a description that a generated image follows, counted in its pixels by the description's dataset."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""How well pictures survive their codes: PSNR, SSIM, and how many of the codes are used at each depth."""
+"""Quality of reconstructed images: PSNR, SSIM, and the use of the codebook at each depth."""
 
 import json
 import math

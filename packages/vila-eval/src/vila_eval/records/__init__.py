@@ -1,1 +1,1 @@
-"""What a run writes: the record types, the names of the files, and how they are read and written."""
+"""The files of a run: record types, file names, reading and writing."""

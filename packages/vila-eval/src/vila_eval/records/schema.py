@@ -180,7 +180,7 @@ class Counts(Config):
 
 
 class RunFacts(Config):
-    """What was run. `distribution` registers the task; `data` identifies its rows."""
+    """The task and settings of a run. `distribution` registers the task; `data` identifies its rows."""
 
     format: int = FORMAT
     task: str
@@ -206,7 +206,7 @@ class TaskResult(RunFacts):
 
 
 class Timings(Config):
-    """How long a run took; a resumed run counts only its own work. Dates are ISO 8601 in UTC.
+    """Duration and date of a run; a resumed run counts only its own work. Dates are ISO 8601 in UTC.
 
     Attributes:
         dtype: that of the weights, where the settings may say "auto"; empty in results of older versions.
@@ -248,7 +248,7 @@ class JudgeRecord(Record):
 
 
 class JudgeSummary(Config):
-    """What judging a task has cost so far; like `Timings`, it differs from run to run.
+    """Requests and tokens that judging a task has taken so far; like `Timings`, it differs from run to run.
 
     Attributes:
         model: the judge.

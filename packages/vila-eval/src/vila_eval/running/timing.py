@@ -1,4 +1,4 @@
-"""How long a run took: `timings.json`. It is separate because results do not depend on how they were computed."""
+"""The duration of a run: `timings.json`. It is separate because results do not depend on how they were computed."""
 
 from __future__ import annotations
 

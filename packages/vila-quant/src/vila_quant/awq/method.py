@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockOptions:
-    """How to quantize a block.
+    """Options for quantizing a block.
 
     Attributes:
         bits: of each weight.

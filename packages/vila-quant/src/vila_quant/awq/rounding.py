@@ -39,7 +39,7 @@ RoundBlock = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], tuple[Tenso
 
 @dataclass(frozen=True)
 class Feedback:
-    """How errors are compensated.
+    """Options of error compensation.
 
     Attributes:
         order: order of the columns, `[K]` int64.

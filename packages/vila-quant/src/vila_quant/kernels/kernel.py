@@ -1,4 +1,4 @@
-"""What kernels have in common: the shape of a layer, and the protocols that kernels satisfy."""
+"""The shape of a layer, and the protocols that kernels implement."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Unavailable(str):
 
 @runtime_checkable
 class Kernel(Protocol):
-    """What every kernel says about itself."""
+    """The protocol of every kernel."""
 
     @property
     def name(self) -> str: ...

@@ -1,4 +1,4 @@
-"""Which kernel runs a quantized linear layer, and why.
+"""Chooses the kernel of a quantized linear layer, and gives the reason.
 
 The scheme of a layer says how its weights and activations are stored: "int4" layers take the kernels of every plugin
 (hook `vila_kernels`), eight-bit layers those of `vila_quant.kernels.builtin`. Of the kernels that accept a layer, the

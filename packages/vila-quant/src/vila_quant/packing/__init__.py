@@ -1,1 +1,1 @@
-"""How four-bit weights lie in files: AutoAWQ's GEMM layout and TinyChat's, both ways and bit for bit."""
+"""Layouts of four-bit weights in files: AutoAWQ's GEMM layout and TinyChat's, packed and unpacked bit for bit."""

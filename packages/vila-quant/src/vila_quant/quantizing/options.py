@@ -13,7 +13,7 @@ PICTURE_SHARES = {"cuda": 0.25, "cpu": 0.04}
 
 
 class QuantizationOptions(Settings):
-    """How to quantize a model.
+    """Options for quantizing a model.
 
     Attributes:
         bits: bits per weight of the language model's linears.

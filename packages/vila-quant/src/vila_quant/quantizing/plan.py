@@ -19,7 +19,7 @@ GROUP_SIZES = (128, 64, 32)
 
 @dataclass(frozen=True)
 class Plan:
-    """What to quantize.
+    """The linears to quantize.
 
     Attributes:
         config: config of the language model.

@@ -1,4 +1,4 @@
-"""What the contract says, one function for each point."""
+"""The checks of the contract, one function each."""
 
 import base64
 import io

@@ -1,1 +1,1 @@
-"""What operators see: metrics, logs and traces."""
+"""Metrics, logs and traces."""

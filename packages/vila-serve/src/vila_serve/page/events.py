@@ -1,4 +1,4 @@
-"""What happens when the user of the chat page does something."""
+"""Event handlers of the chat page."""
 
 # gradio is not installed where the types are checked.
 # pyright: reportUnknownParameterType=false
@@ -37,7 +37,7 @@ TOGGLE_THEME = """() => {
 
 
 class Events:
-    """What happens when the user does something.
+    """The event handlers of the page.
 
     Args:
         parts: of the page.

@@ -84,7 +84,7 @@ class PictureFile:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the page shows now; None leaves a part as it is.
+    """An update of the page; None leaves a component as it is.
 
     Attributes:
         answer: so far: texts and pictures.
@@ -111,7 +111,7 @@ class Answers(Protocol):
 
 @dataclass(frozen=True)
 class PageModel:
-    """What the page says of the model.
+    """Facts about the model that the page needs.
 
     Attributes:
         name: what clients call it.

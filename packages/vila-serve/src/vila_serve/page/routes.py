@@ -1,4 +1,4 @@
-"""Which requests reach Gradio: those that the page makes, and no other of its fifty routes.
+"""Lets only the page's own requests reach Gradio, and none of its other fifty routes.
 
 Gradio can fetch addresses, serve files of its cache and of other servers, list its functions, and build components from
 a request. None of that is needed here. So a request must be on the list below, files must lie in the page's own

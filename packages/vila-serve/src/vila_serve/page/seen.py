@@ -1,4 +1,4 @@
-"""What the model sees of a prompt, as HTML: the token budget as a bar, and the tiles of every image and video.
+"""A prompt as the model sees it, in HTML: the token budget as a bar, and the tiles of every image and video.
 
 Dimensions: N tiles.
 """

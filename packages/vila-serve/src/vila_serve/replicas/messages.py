@@ -1,4 +1,4 @@
-"""What the front and a replica send each other: plain data, which Ray can pickle."""
+"""Messages between the front and a replica: plain data, which Ray can pickle."""
 
 from dataclasses import dataclass
 

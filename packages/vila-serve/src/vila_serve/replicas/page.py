@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class ReplicaAnswers:
-    """Lets replicas answer the questions of the page.
+    """Sends the questions of the page to replicas.
 
     A question whose replica dies is given to another one, also when text has been shown: the page shows the new answer
     in its place.

@@ -1,4 +1,4 @@
-"""How a training step is computed: recomputed activations, compiled layers, 8-bit linears; and how much it computes."""
+"""Computation of a training step: recomputed activations, compiled layers, 8-bit linears, and FLOP counts."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How many operations a model needs for a packed row, by which achieved speed is judged (MFU).
+"""Model FLOPs of a packed row, for model FLOPs utilization (MFU).
 
 A product of an `[M, K]` and a `[K, N]` matrix counts as 2 M K N. Counted are
 

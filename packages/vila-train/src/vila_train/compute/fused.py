@@ -1,4 +1,4 @@
-"""What lies between the products of a decoder's block, as functions that `torch.compile` makes one kernel each.
+"""Operations between the matrix products of a decoder block; `torch.compile` makes one kernel of each.
 
 T tokens, D width, H heads, D_h head width, N width of the MLP
 """

@@ -15,7 +15,7 @@ class _Rounded(nn.Module):
 
 
 def compute_in_bf16(network: nn.Module) -> None:
-    """Let the trained fp32 weights of `network` be computed with in bfloat16, in place.
+    """Compute with the trained fp32 weights of `network` in bfloat16, in place.
 
     Call it after layers are prepared. The parameters themselves stay; `checkpoints.parameter_name` undoes their names.
     """

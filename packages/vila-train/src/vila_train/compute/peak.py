@@ -1,4 +1,4 @@
-"""How many operations per second a GPU's tensor cores do at most, from the data sheets."""
+"""Peak operations per second of GPUs' tensor cores, from the data sheets."""
 
 import torch
 

@@ -14,7 +14,7 @@ from vila_train.errors import TrainingError
 def prepare(
     network: VilaModel, config: ComputeConfig, device: torch.device | None = None, *, is_sharded: bool = False
 ) -> None:
-    """Let `network` compute as `config` says, in place. Names and values of its parameters stay.
+    """Prepare `network` in place to compute as `config` says. Names and values of its parameters stay.
 
     Call it after adapters are installed and before parameters are sharded.
 

@@ -38,7 +38,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a dry run finds.
+    """The results of a dry run.
 
     Attributes:
         config: of the run.

@@ -1,4 +1,4 @@
-"""What a dry run found, in words."""
+"""The results of a dry run as text."""
 
 from collections.abc import Mapping
 from statistics import mean, median

@@ -1,1 +1,1 @@
-"""What a run will need, from shapes alone: memory of a GPU, and time."""
+"""Estimates of GPU memory and time, from shapes alone."""

@@ -1,4 +1,4 @@
-"""What autograd keeps of a layer's forward pass, found by running the layer on the meta device.
+"""Activations that autograd keeps of a layer, found by running the layer on the meta device.
 
 T tokens (of a tower: tiles times patches), D width, I width of the MLP, H query heads, H_kv key heads, D_h head width
 """

@@ -1,4 +1,4 @@
-"""How much memory a GPU needs for a training step, from the shapes of the model and the settings.
+"""Estimate of the GPU memory of a training step, from the shapes of the model and the settings.
 
 Estimated is the peak of what PyTorch allocates (`torch.cuda.max_memory_allocated`), as the largest of
 
@@ -40,7 +40,7 @@ RESERVE = 1.08
 
 @dataclass(frozen=True)
 class RowLoad:
-    """What a GPU computes at once.
+    """The rows that a GPU computes at once.
 
     Attributes:
         tokens: T, media included.

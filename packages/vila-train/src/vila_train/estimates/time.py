@@ -1,4 +1,4 @@
-"""How long a run will take, from the operations of its rows."""
+"""Estimate of the duration of a run, from the operations of its rows."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What a run evaluates: tasks of vila-eval and of plugins, and the loss on data that it does not train on."""
+"""Evaluation inside a run: tasks of vila-eval and of plugins, and the loss on held-out data."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

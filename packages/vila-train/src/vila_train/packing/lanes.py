@@ -57,7 +57,7 @@ def first_samples(
 
 
 class LaneState(Config):
-    """Where a lane stands: enough to produce the rows that follow.
+    """The state of a lane: enough to produce the rows that follow.
 
     Attributes:
         position: the next one to read.
@@ -87,7 +87,7 @@ class LaneRow:
 
 @dataclass(frozen=True)
 class LaneConfig:
-    """How lanes fill rows.
+    """Settings of lanes.
 
     Attributes:
         lanes: L.

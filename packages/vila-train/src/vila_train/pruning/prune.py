@@ -37,7 +37,7 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What is scored.
+    """Options of pruning: the models, the data, and how they are scored.
 
     Attributes:
         small, large: folders or hub ids of the two models.
@@ -57,7 +57,7 @@ class PruneOptions:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is kept of a dataset.
+    """The samples of a dataset that are kept.
 
     Attributes:
         dataset: its name.

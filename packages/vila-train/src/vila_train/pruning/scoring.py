@@ -24,7 +24,7 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class AnswerScore:
-    """How likely a model finds the answers of a sample.
+    """Log-probability of the answers of a sample under a model.
 
     Attributes:
         index: of the sample in its dataset.

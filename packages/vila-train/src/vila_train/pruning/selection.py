@@ -14,7 +14,7 @@ from vila_core.errors import ConfigError
 
 @dataclass(frozen=True)
 class Selection:
-    """What is kept of a dataset.
+    """The samples of a dataset that are kept.
 
     Attributes:
         kept: numbers of the samples, ascending.

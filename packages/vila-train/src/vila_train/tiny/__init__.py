@@ -1,1 +1,1 @@
-"""How the embedded model vila-tiny is made: its drawn world, architecture, training recipe and test report."""
+"""The making of the embedded model vila-tiny: its drawn world, architecture, training recipe and test report."""

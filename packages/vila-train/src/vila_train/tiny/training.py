@@ -37,7 +37,7 @@ TEST_SAMPLES = 1000
 
 @dataclass(frozen=True)
 class TinyOptions:
-    """How to train vila-tiny.
+    """Options for training vila-tiny.
 
     Attributes:
         out: folder for the log, the saved states and the checkpoint.

@@ -1,4 +1,4 @@
-"""Where a run is reported: the callbacks that come with vila-train. `FACTORIES` is cheap to import."""
+"""The callbacks that come with vila-train. `FACTORIES` is cheap to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a config can be true: known kernels, and numbers within limits that agree with the weights' headers."""
+"""Plausibility checks of a config: known kernels, and numbers within limits that agree with the weights' headers."""
 
 import re
 from collections.abc import Iterable, Iterator

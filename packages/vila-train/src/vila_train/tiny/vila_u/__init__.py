@@ -1,1 +1,1 @@
-"""How vila-tiny-u is made: a tiny VILA-U that draws scenes of the drawn world from descriptions, and reads them."""
+"""The making of vila-tiny-u: a tiny VILA-U that draws scenes of the drawn world from descriptions, and reads them."""

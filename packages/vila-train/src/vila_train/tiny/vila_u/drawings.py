@@ -1,4 +1,4 @@
-"""Lets a model draw descriptions of the drawn world, and counts in the pixels what is as described."""
+"""Generates images of the drawn world from descriptions, and counts in the pixels what follows the description."""
 
 import textwrap
 from collections.abc import Sequence

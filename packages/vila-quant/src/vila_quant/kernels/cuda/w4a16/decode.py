@@ -28,7 +28,7 @@ PREFETCHING_BLOCKS = 264
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How a block works.
+    """Configuration of a block of the kernel.
 
     `tiles` of 16 outputs (1 or 2), `warps` that split K, units in flight per warp (`slots`), units of activations
     loaded ahead, a cap on registers (0: none), how many MMAs of a group are independent, and bytes of the next weight

@@ -1,4 +1,4 @@
-"""Which kernel multiplies: chosen by the number of tokens and the layer's shape from a table, see `tables`."""
+"""Chooses the kernel by the number of tokens and the layer's shape, from a table (see `tables`)."""
 
 from __future__ import annotations
 
