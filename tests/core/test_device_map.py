@@ -12,10 +12,10 @@ from vila_core.bench.random_model import random_checkpoint
 from vila_core.checkpoint import Checkpoint, estimate, open_checkpoint
 from vila_core.cli.infer import main
 from vila_core.config import TransformersConfig
+from vila_core.device_choice import choose_device
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
 from vila_core.language.split import Segment, SplitDecoder
-from vila_core.loading import choose_device
 from vila_core.placement import Need, assign_blocks, estimate_need, plan_split
 from vila_core.smaller_variants import smaller_variants
 

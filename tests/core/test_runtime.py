@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import vila_core as vila
+from vila_core.device_choice import choose_device
 from vila_core.errors import CheckpointError, ConfigError, GenerationError, MediaError, PromptError
-from vila_core.loading import choose_device
 from vila_core.preprocess import TileLayout
 
 DATA = Path(__file__).parents[1] / "parity" / "data"

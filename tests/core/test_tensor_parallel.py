@@ -14,6 +14,7 @@ from vila_core.bench.shapes import LANGUAGE_SHAPES
 from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.cli.infer import main
 from vila_core.config import DecoderConfig
+from vila_core.device_choice import choose_device
 from vila_core.engine import memory
 from vila_core.engine.limits import EngineConfig
 from vila_core.errors import ConfigError
@@ -26,7 +27,6 @@ from vila_core.language.tensor_parallel import (
     part_config,
     possible_counts,
 )
-from vila_core.loading import choose_device
 from vila_core.placement import estimate_need
 from vila_core.tensor_placement import plan_shares
 

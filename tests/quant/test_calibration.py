@@ -15,8 +15,8 @@ from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig
 from vila_core.language.decoder import Block
 from vila_core.language.rope import Rotary
-from vila_core.loading import choose_template
 from vila_core.media import Image, Video
+from vila_core.template_choice import choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.block import BlockInputs, run_block
 from vila_quant.calibration.embedding import Calibration, Embedder, collect

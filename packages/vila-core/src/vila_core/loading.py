@@ -1,4 +1,4 @@
-"""Loads a model from a checkpoint, and chooses its template, device and dtype."""
+"""Loads a model from a checkpoint."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,17 +10,17 @@ from typing import Any, Unpack
 import torch
 from pydantic import ValidationError
 
-from vila_core.chat import ChatTemplate, JinjaTemplate, Turn
 from vila_core.checkpoint import Checkpoint, estimate, load_weights, open_adapter, open_checkpoint
 from vila_core.checkpoint.checkpoint import require_mergeable
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.config import PreprocessConfig, VilaConfig
+from vila_core.device_choice import choose_device, choose_dtype
 from vila_core.device_memory import is_out_of_memory
 from vila_core.display.loading_bar import loading_bar
 from vila_core.engine.limits import EngineConfig
 from vila_core.engine.runner_choice import require_cache_dtype
-from vila_core.errors import CheckpointError, ConfigError, PromptError, first_problem, shown, unknown_name, warn
+from vila_core.errors import CheckpointError, ConfigError, first_problem, shown, unknown_name, warn
 from vila_core.language.decoder import Decoder
 from vila_core.language.divided import DividedDecoder
 from vila_core.language.fused_step import warn_if_not_captured
@@ -30,25 +30,11 @@ from vila_core.load_settings import OTHER_NAMES, PreprocessSettings, takes_prepr
 from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_core.placement import DeviceMap, check_device_map, plan_split, ran_out_of_memory, require_memory
-from vila_core.plugins.loader import load_plugins
 from vila_core.runtime import Vila
+from vila_core.template_choice import choose_template
 from vila_core.tensor_placement import plan_shares
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.captured import use_fused_tower
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPE_ALIASES = {
-    "fp32": "float32",
-    "f32": "float32",
-    "float": "float32",
-    "single": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "f16": "float16",
-    "half": "float16",
-}
-SMALL_MODEL = 1_000_000_000
-"""With fewer parameters, `dtype="auto"` means float32 on a CPU, where half precision is not faster."""
 
 _PATH = (str, PathLike)
 _TYPES: Mapping[str, tuple[tuple[Any, ...], str]] = {
@@ -270,93 +256,3 @@ def override_preprocess(config: VilaConfig, overrides: Mapping[str, Any]) -> Pre
             "image_aspect_ratio 'dynamic_s2' needs a model that was trained with dynamic S2, and this one was not."
         )
     return preprocess
-
-
-def choose_template(requested: str | None, stated: str | None, tokenizer: Tokenizer) -> ChatTemplate:
-    """Return the template to use.
-
-    Args:
-        requested: name of a registered template, "auto" for the tokenizer's template, or None for the checkpoint's.
-        stated: the same from the checkpoint's config; None if it does not say.
-        tokenizer: the tokenizer of the checkpoint.
-
-    Raises:
-        ConfigError: the template is unknown or contradicts the checkpoint: it formats conversations differently from
-            the stated template, or ends answers with a token that the tokenizer does not have.
-        PromptError: the tokenizer's template is needed, but it has none.
-    """
-    template = _find_template(requested or stated or "auto", tokenizer)
-    states_template = stated is not None and (stated != "auto" or tokenizer.chat_template is not None)
-    if requested is not None and stated is not None and states_template:
-        probe = [Turn("user", "question"), Turn("assistant", "answer"), Turn("user", "question")]
-        own = _find_template(stated, tokenizer)
-        if template.render(probe, tokenizer.special_tokens) != own.render(probe, tokenizer.special_tokens):
-            raise ConfigError(
-                f"Chat template '{requested}' contradicts this checkpoint, which was trained with '{stated}'. "
-                "Omit chat_template (--conv-mode) to use the checkpoint's own."
-            )
-    if template.end_token is not None and not tokenizer.is_one_token(template.end_token):
-        raise ConfigError(
-            f"Chat template '{template.name}' ends an answer with '{template.end_token}', which is not a token of this "
-            "checkpoint: the model was trained with another template. "
-            "Omit chat_template (--conv-mode) to use the checkpoint's own."
-        )
-    return template
-
-
-def _find_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
-    registry = load_plugins().chat_templates
-    if name != "auto":
-        return registry.get(name)
-    if tokenizer.chat_template is None:
-        raise PromptError(
-            "This checkpoint does not say which chat template it uses. Choose one with chat_template (--conv-mode): "
-            f"{', '.join(registry.names())}. VILA-1.5 3B and 13B use vicuna_v1, Llama-3-VILA1.5-8B uses llama_3, "
-            "VILA1.5-40B uses hermes-2."
-        )
-    return JinjaTemplate("auto", tokenizer.chat_template)
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device to load the model on, a GPU with its number.
-
-    PyTorch takes `cuda` and `cuda:0` for different devices, even where they are one, and tensors only say `cuda:0`.
-
-    Raises:
-        ConfigError: the device is unknown or not on this machine.
-    """
-    if device is None or device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError, ValueError):
-        chosen = None
-    if chosen is None or chosen.type not in ("cpu", "cuda"):
-        name = device if isinstance(device, str | int) else str(device)
-        raise ConfigError(f"Unknown device {shown(name)}. Use auto, cpu, cuda or cuda:N.")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"Device '{device}' is not on this machine ({torch.cuda.device_count()} CUDA devices). "
-            "Run `vila doctor` to see why."
-        )
-    if str(chosen) == "cuda":
-        # Asking for the current device initializes CUDA, after which processes cannot be forked.
-        return torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_initialized() else 0)
-    return chosen
-
-
-def choose_dtype(
-    dtype: str | torch.dtype | None, config: VilaConfig, parameters: int, device: torch.device
-) -> torch.dtype:
-    """Return the dtype to load the weights in, for a model with `parameters` parameters.
-
-    Raises:
-        ConfigError: `dtype` is not float32, bfloat16 or float16.
-    """
-    if dtype is None or dtype == "auto":
-        return torch.float32 if device.type == "cpu" and parameters < SMALL_MODEL else DTYPES[config.dtype]
-    name = str(dtype).lower().removeprefix("torch.")
-    name = DTYPE_ALIASES.get(name, name)
-    if name not in DTYPES:
-        raise ConfigError(unknown_name("dtype", name, [*DTYPES, "auto"]))
-    return DTYPES[name]

@@ -9,9 +9,9 @@ from vila_core.checkpoint import Checkpoint
 from vila_core.checkpoint.load import load_weights
 from vila_core.checkpoint.lora import open_checkpoint
 from vila_core.checkpoint.tensors.index import WeightIndex
+from vila_core.device_choice import choose_device, choose_dtype
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.generation.image_tokenizer import ImageTokenizer, require_codes
-from vila_core.loading import choose_device, choose_dtype
 from vila_core.towers.rq_siglip.tower import RQSiglipTower
 
 _PREFIX = "vision_tower."

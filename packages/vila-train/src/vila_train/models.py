@@ -14,8 +14,8 @@ from vila_core.checkpoint import Checkpoint, TensorEntry, Weights, load_weights,
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
-from vila_core.loading import choose_template
 from vila_core.model import VilaModel
+from vila_core.template_choice import choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_train.added_tokens import add_time_tokens
 from vila_train.config import ModelConfig, TrainConfig

@@ -134,7 +134,8 @@ def _measure(checkpoint: "Checkpoint", shapes: str | None, device: str, dtype: s
         from vila_core.bench.measure import measure
         from vila_core.bench.published import published
         from vila_core.bench.work import work_of
-        from vila_core.loading import choose_device, load_checkpoint
+        from vila_core.device_choice import choose_device
+        from vila_core.loading import load_checkpoint
 
         target = choose_device(device)
         longest = checkpoint.config.language_model.max_length - ROOM

@@ -66,7 +66,7 @@ def used_dtype(options: ModelOptions) -> str:
     from vila_core.checkpoint import open_checkpoint
     from vila_core.checkpoint.embedded import EMBEDDED_MODEL
     from vila_core.checkpoint.sizes import estimate
-    from vila_core.loading import choose_device, choose_dtype
+    from vila_core.device_choice import choose_device, choose_dtype
 
     try:
         checkpoint = open_checkpoint(options.path or EMBEDDED_MODEL, revision=options.revision, offline=options.offline)

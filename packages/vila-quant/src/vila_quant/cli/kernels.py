@@ -31,7 +31,7 @@ def list_kernels(
     """
     from vila_core.checkpoint import open_checkpoint
     from vila_core.checkpoint.sizes import estimate
-    from vila_core.loading import DTYPES, choose_device, choose_dtype
+    from vila_core.device_choice import DTYPES, choose_device, choose_dtype
     from vila_quant.checking.kernel_choices import NVILA_8B, choices, layers_of
     from vila_quant.kernels import forced
 

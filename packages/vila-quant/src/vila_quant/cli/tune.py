@@ -66,7 +66,7 @@ def open_timer(device: str, dtype: str, group_size: int) -> "Timer":
     """Return a timer of products on the GPU. Raises `ConfigError` if no GPU here can run the kernels."""
     import torch
 
-    from vila_core.loading import choose_device
+    from vila_core.device_choice import choose_device
     from vila_core.ops.support import refusal
 
     kind = torch.bfloat16 if dtype in ("bfloat16", "bf16") else torch.float16

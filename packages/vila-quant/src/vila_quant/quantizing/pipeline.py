@@ -23,8 +23,9 @@ from vila_core.checkpoint.lora import find_source
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
 from vila_core.cli.progress import NoProgress, Progress
+from vila_core.device_choice import DTYPES, choose_device
 from vila_core.errors import CheckpointError
-from vila_core.loading import DTYPES, choose_device, choose_template
+from vila_core.template_choice import choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_quant.awq.method import BlockQuantizer
 from vila_quant.calibration.drawings import reads_what_it_draws, with_drawings

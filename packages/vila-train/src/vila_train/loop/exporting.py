@@ -9,8 +9,8 @@ from torch.distributed.tensor import DTensor
 
 from vila_core.checkpoint import save_checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.device_choice import DTYPES
 from vila_core.errors import ConfigError
-from vila_core.loading import DTYPES
 from vila_train.checkpoints import Checkpoints, parameter_name
 from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.errors import TrainingError

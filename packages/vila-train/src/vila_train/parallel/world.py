@@ -14,8 +14,8 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
+from vila_core.device_choice import choose_device
 from vila_core.errors import ConfigError, VilaError
-from vila_core.loading import choose_device
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ from torch._dynamo import config as dynamo
 
 import vila_train
 from vila_core.checkpoint import load_weights, open_checkpoint, save_checkpoint
+from vila_core.device_choice import choose_device
 from vila_core.language.decoder import Decoder
-from vila_core.loading import choose_device
 from vila_core.model import VilaModel
 from vila_core.new_file import cannot_write
 from vila_core.projectors import Projector
