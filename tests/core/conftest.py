@@ -1,7 +1,10 @@
 """Fixtures: a small tokenizer and a small random language model that need no files."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from tests.raw_server import Server
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -63,3 +66,11 @@ def end(tokenizer: Tokenizer) -> frozenset[int]:
     """The stop tokens."""
     assert tokenizer.eos_token_id is not None
     return frozenset({tokenizer.eos_token_id})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A local server for the tests of the fetcher."""
+    server = Server()
+    yield server
+    server.close()

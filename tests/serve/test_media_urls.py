@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.core.test_fetch import OK, Server, drip, redirect, resolve_to, whole
+from tests.raw_server import OK, Server, drip, redirect, resolve_to, whole
 from tests.serve.media_files import encoded, picture, png_bomb, video
 
 import vila_serve
