@@ -4,9 +4,10 @@ import asyncio
 import base64
 import io
 import json
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from tests.running_server import RunningServer, running, wait_until
 from tests.serve.test_queue import is_idle
 
 import vila_core
+from vila_core.engine.answer import Piece
 from vila_core.media import Video
-from vila_serve.answering import Answering
+from vila_serve.answering import Answering, Picture
+from vila_serve.answering.parts import AnswerParts
 from vila_serve.answering.process import engine_process
 from vila_serve.api.app import create_app
 from vila_serve.contract.checks import pictures_are_drawn, pictures_out_of_range_are_refused
@@ -422,8 +425,12 @@ def test_modalities(artist: openai.OpenAI, client: openai.OpenAI, drawing: Runni
         client.chat.completions.create(**body, modalities=["text", "image"])
 
 
-def test_responses_hold_texts_only(artist: openai.OpenAI, painter: vila_core.Vila, monkeypatch: pytest.MonkeyPatch):
-    """A model that would draw next writes instead."""
+DRAWING_TOOL: Any = {"type": "image_generation"}
+
+
+@pytest.fixture
+def eager(painter: vila_core.Vila, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model draws whenever it may."""
     start, logits = painter.drawn_kinds["image"], painter.network.llm.logits
 
     def steered(hidden: Any) -> Any:
@@ -432,10 +439,141 @@ def test_responses_hold_texts_only(artist: openai.OpenAI, painter: vila_core.Vil
         return scores
 
     monkeypatch.setattr(painter.network.llm, "logits", steered)
-    answer = artist.responses.create(model="tiny-u", input="Draw a circle.", max_output_tokens=4)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer has a text, two previews and a picture, and a text."""
+
+    def push(self: AnswerParts, pieces: Sequence[Piece]) -> list[str | Picture]:
+        if self.picture_tokens:
+            return []
+        self.picture_tokens = POSITIONS
+        colors = {0.3: "red", 0.6: "green", 1.0: "blue"}
+        pictures = [Picture("image", (PIL.Image.new("RGB", (64, 64), colors[done]),), done) for done in colors]
+        return ["Look: ", *pictures, " Nice."]
+
+    monkeypatch.setattr(AnswerParts, "push", push)
+
+
+def respond(artist: openai.OpenAI, **fields: Any) -> Any:
+    return artist.responses.create(**{"model": "tiny-u", "input": PROMPT, **fields})
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("fields", [{}, {"tools": [DRAWING_TOOL], "tool_choice": "none"}], ids=["no tool", "none"])
+def test_responses_hold_texts_only_without_the_tool(artist: openai.OpenAI, fields: Any):
+    """A model that would draw next writes instead."""
+    answer = respond(artist, max_output_tokens=4, **fields)
     assert [item.type for item in answer.output] == ["message"]
-    assert answer.usage is not None
     assert answer.usage.output_tokens <= 4
+
+
+@pytest.mark.usefixtures("eager")
+def test_a_model_that_begins_a_picture_in_a_response(artist: openai.OpenAI):
+    answer = respond(artist, tools=[DRAWING_TOOL], max_output_tokens=3)
+    assert [(item.type, item.status) for item in answer.output] == [("image_generation_call", "completed")] * 2
+    assert [opened(item.result).size for item in answer.output] == [(64, 64)] * 2
+    assert answer.usage.output_tokens == 3 + 2 * POSITIONS
+    assert (answer.status, answer.tools[0].type, answer.tool_choice) == ("incomplete", "image_generation", "auto")
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_response_with_a_picture_between_texts(artist: openai.OpenAI):
+    answer = respond(artist, tools=[DRAWING_TOOL], max_output_tokens=2)
+    before, picture, after = answer.output
+    assert (before.content[0].text.strip(), after.content[0].text.strip()) == ("Look:", "Nice.")
+    assert opened(picture.result).getpixel((0, 0)) == (0, 0, 255)
+    assert (before.status, picture.status, after.status) == ("completed", "completed", "incomplete")
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_events_of_a_response_with_a_picture(artist: openai.OpenAI):
+    tool = {**DRAWING_TOOL, "partial_images": 2, "output_format": "webp", "size": "64x64"}
+    events = list(respond(artist, tools=[tool], max_output_tokens=2, stream=True))
+    text = ["content_part.added", "output_text.delta", "output_text.done", "content_part.done"]
+    call = [f"image_generation_call.{name}" for name in ("in_progress", "generating", "partial_image", "partial_image")]
+    items = [text, [*call, "image_generation_call.completed"], text]
+    of_items = [kind for kinds in items for kind in ("output_item.added", *kinds, "output_item.done")]
+    kinds = [event.type.removeprefix("response.") for event in events]
+    assert kinds == ["created", "in_progress", *of_items, "incomplete"]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    previews = [event for event in events if event.type.endswith("partial_image")]
+    assert [event.partial_image_index for event in previews] == [0, 1]
+    assert {opened(event.partial_image_b64).format for event in previews} == {"WEBP"}
+    picture = events[-1].response.output[1]
+    assert {event.item_id for event in events if "image_generation_call" in event.type} == {picture.id}
+    assert {event.output_index for event in events if "image_generation_call" in event.type} == {1}
+    done = [event.item for event in events if event.type == "response.output_item.done"]
+    assert done == events[-1].response.output
+    assert (picture.output_format, picture.size, opened(picture.result).format) == ("webp", "64x64", "WEBP")
+
+
+def test_a_response_that_has_to_be_a_picture(artist: openai.OpenAI, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("vila_serve.answer_settings.choose_seed", lambda asked: 3)
+    expected = artist.images.generate(prompt=PROMPT)
+    for choice in (DRAWING_TOOL, "required"):
+        answer = respond(artist, tools=[DRAWING_TOOL], tool_choice=choice)
+        (picture,) = answer.output
+        assert picture.result == expected.data[0].b64_json
+        assert answer.status == "completed"
+        assert expected.usage is not None
+        assert (answer.usage.input_tokens, answer.usage.output_tokens) == (expected.usage.input_tokens, POSITIONS)
+    stream = respond(artist, tools=[{**DRAWING_TOOL, "partial_images": 1}], tool_choice="required", stream=True)
+    kinds = [event.type.rpartition(".")[2] for event in stream]
+    call = ["added", "in_progress", "generating", "partial_image", "completed", "done"]
+    assert kinds == ["created", "in_progress", *call, "completed"]
+
+
+def test_pictures_of_earlier_responses_are_read(artist: openai.OpenAI):
+    question, follow_up = {"role": "user", "content": PROMPT}, {"role": "user", "content": "Which color is it?"}
+    drawn = respond(artist, tools=[{**DRAWING_TOOL, "output_format": "jpeg"}], tool_choice="required").output
+    earlier = [item.model_dump(exclude_none=True) for item in drawn]
+    with_picture = respond(artist, input=[question, *earlier, follow_up], max_output_tokens=2)
+    without = respond(artist, input=[question, {"role": "assistant", "content": ""}, follow_up], max_output_tokens=2)
+    assert with_picture.usage.input_tokens > without.usage.input_tokens + POSITIONS - 2
+    earlier[0]["result"] = "aGVsbG8="
+    with pytest.raises(openai.BadRequestError) as refused:
+        respond(artist, input=[question, *earlier, follow_up])
+    assert (refused.value.param, refused.value.code) == ("input[1].content[0]", "invalid_media")
+
+
+FORCED: dict[str, Any] = {"tools": [DRAWING_TOOL], "tool_choice": "required"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"tools": [{"type": "web_search"}]}, "tools", "only tool in /v1/responses is 'image_generation'"),
+        ({"tools": [DRAWING_TOOL, {"type": "function", "name": "f"}]}, "tools", "more than once|only tool"),
+        ({"tools": [DRAWING_TOOL, DRAWING_TOOL]}, "tools", "more than once"),
+        ({"tools": [{**DRAWING_TOOL, "size": "1x1"}]}, "tools[0].size", "64x64 pixels only"),
+        ({"tools": [{**DRAWING_TOOL, "action": "edit"}]}, "tools[0].action", "'auto' or 'generate'"),
+        ({"tools": [{**DRAWING_TOOL, "input_image_mask": {}}]}, "tools[0].input_image_mask", "Unknown field"),
+        ({"tools": [{**DRAWING_TOOL, "background": "transparent"}]}, "tools[0].background", "opaque"),
+        ({"tools": [{**DRAWING_TOOL, "partial_images": 1}]}, "tools[0].partial_images", "needs 'stream'"),
+        ({"tools": [{**DRAWING_TOOL, "partial_images": 4}], "stream": True}, "tools[0].partial_images", "3 or less"),
+        ({"tool_choice": "required"}, "tool_choice", "has no"),
+        ({"tool_choice": DRAWING_TOOL}, "tool_choice", "has no"),
+        ({**FORCED, "instructions": "Be brief."}, "tool_choice", "one text"),
+        ({**FORCED, "input": [{"role": "user", "content": "a"}] * 2}, "tool_choice", "one text"),
+        ({**FORCED, "input": " "}, "input", "Say what to draw"),
+        ({"input": [{"type": "image_generation_call", "result": None}]}, "input[0].result", "must be"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_pictures_that_responses_refuse(drawing: RunningServer, fields: dict[str, Any], param: str, message: str):
+    body = {"model": "tiny-u", "input": PROMPT, **fields}
+    response = httpx2.post(f"{drawing.url}/v1/responses", json=body, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, param), error
+    assert re.search(message, error["message"]), error
+
+
+def test_a_model_that_does_not_draw_has_no_drawing_tool(client: openai.OpenAI):
+    with pytest.raises(openai.BadRequestError, match="it has no generation head") as refused:
+        client.responses.create(model="vila-tiny", input="Draw.", tools=[DRAWING_TOOL])
+    assert (refused.value.param, refused.value.code) == ("tools", "model_does_not_draw")
 
 
 def test_the_contract(drawing: RunningServer, monkeypatch: pytest.MonkeyPatch):

@@ -128,8 +128,16 @@ class Answering:
         messages: Sequence[Message],
         configs: Sequence[GenerationConfig],
         tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        previews: int = 0,
     ) -> list[RunningAnswer]:
-        """Prepare a prompt and start one answer to it for each of `configs`. `tools` are in OpenAI's form.
+        """Prepare a prompt and start one answer to it for each of `configs`.
+
+        Args:
+            messages: the conversation.
+            configs: how to answer.
+            tools: in OpenAI's form.
+            previews: of each image that is drawn in an answer.
 
         Raises:
             PromptTooLongError: the prompt leaves no room for an answer.
@@ -139,7 +147,7 @@ class Answering:
             EngineStoppedError: the engine has ended.
         """
         number, answers = next(self._numbers), [next(self._numbers) for _ in configs]
-        return await self._begin(Ask(number, request_id.get(), messages, tools, configs, answers))
+        return await self._begin(Ask(number, request_id.get(), messages, tools, configs, answers, previews))
 
     async def draw(
         self, prompt: str, config: DrawingConfig, n: int, *, kind: str = "image", previews: int = 0

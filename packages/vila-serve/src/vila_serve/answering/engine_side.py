@@ -153,7 +153,7 @@ class EngineSide:
             limited = config.model_copy(update={"max_new_tokens": min(config.max_new_tokens, room)})
             return self.model.submit(prepared, limited)
 
-        self._submit(ask, prompt, prepared, submit, lambda: AnswerParts(self.model))
+        self._submit(ask, prompt, prepared, submit, lambda: AnswerParts(self.model, previews=ask.previews))
 
     def _start_drawing(self, draw: Draw) -> None:
         model = self.model

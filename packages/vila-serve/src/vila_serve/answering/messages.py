@@ -123,7 +123,7 @@ ended."""
 class Ask:
     """Prepare a prompt and give it an answer for each of `configs`, numbered `answers`. The reply is a `ReadyPrompt`.
 
-    `tools` are in OpenAI's form; `request_id` is for the log.
+    `tools` are in OpenAI's form; `request_id` is for the log; `previews` are of each image that is drawn in an answer.
     """
 
     number: int
@@ -132,6 +132,7 @@ class Ask:
     tools: Sequence[Mapping[str, Any]]
     configs: Sequence[GenerationConfig]
     answers: Sequence[int]
+    previews: int = 0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ class AnswerParts:
 
     Args:
         model: decodes pictures.
-        previews: of a picture, evenly spaced between its begin and its end.
-        kind: of the picture; needed for previews.
+        previews: of each picture, evenly spaced between its begin and its end.
+        kind: of the pictures that have previews.
 
     Attributes:
         picture_tokens: positions of the finished pictures.
@@ -42,6 +42,7 @@ class AnswerParts:
                 text = ""
                 self.picture_tokens += len(drawn.codes)
                 self._codes.clear()
+                self._shown = 0
         if text:
             parts.append(text)
         if self._previews and self._codes and (preview := self._preview()) is not None:

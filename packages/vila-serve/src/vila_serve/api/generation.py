@@ -79,9 +79,9 @@ def require_images(service: Service, param: str) -> None:
         raise ApiError(400, str(error), param=param, code="model_does_not_draw") from None
 
 
-def without_pictures(model: ModelFacts) -> dict[int, float]:
-    """Return the biases that keep a model from drawing."""
-    return {picture.start_token: NEVER for picture in model.pictures.values()}
+def without_pictures(model: ModelFacts, *, but: str | None = None) -> dict[int, float]:
+    """Return the biases that keep a model from drawing anything `but` one kind."""
+    return {picture.start_token: NEVER for kind, picture in model.pictures.items() if kind != but}
 
 
 def _modal_biases(request: ChatCompletionRequest, service: Service) -> dict[int, float]:

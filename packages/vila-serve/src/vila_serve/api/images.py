@@ -22,6 +22,7 @@ from vila_serve.api.schemas.images import (
     ImagesResponse,
     ImagesUsage,
     OutputFormat,
+    PictureOptions,
     TokensByKind,
 )
 from vila_serve.api.service import Service
@@ -80,15 +81,6 @@ def _check(service: Service, body: ImageGenerationRequest) -> None:
     most = min(service.settings.max_pictures, service.settings.places)
     if (body.n or 1) > most:
         raise ApiError(400, f"'n' is {body.n}; this server draws at most {most} pictures at a time.", param="n")
-    own = size_of(service)
-    if body.size not in (None, "auto", own):
-        raise ApiError(
-            400,
-            f"'size' is {shown(body.size)}, but this model draws pictures of {own} pixels only. Leave the field out, "
-            "or set it to 'auto'.",
-            param="size",
-            code="invalid_value",
-        )
     if body.response_format == "url":
         raise ApiError(
             400,
@@ -97,17 +89,31 @@ def _check(service: Service, body: ImageGenerationRequest) -> None:
             param="response_format",
             code="invalid_value",
         )
-    if body.background == "transparent":
-        message = "This model draws opaque pictures only. Set 'background' to 'opaque' or 'auto'."
-        raise ApiError(400, message, param="background", code="invalid_value")
     if body.style is not None:
         message = "This model has no styles to choose from. Describe the style in the prompt."
         raise ApiError(400, message, param="style", code="unknown_parameter")
-    if body.output_compression not in (None, BEST) and (body.output_format or "png") == "png":
+    check_options(service, body, is_streamed=bool(body.stream))
+
+
+def check_options(service: Service, options: PictureOptions, *, is_streamed: bool, place: str = "") -> None:
+    """Raise `ApiError` for a form that pictures of this model cannot have. `place` is before the field's name."""
+    own = size_of(service)
+    if options.size not in (None, "auto", own):
+        raise ApiError(
+            400,
+            f"'size' is {shown(options.size)}, but this model draws pictures of {own} pixels only. Leave the field "
+            "out, or set it to 'auto'.",
+            param=f"{place}size",
+            code="invalid_value",
+        )
+    if options.background == "transparent":
+        message = "This model draws opaque pictures only. Set 'background' to 'opaque' or 'auto'."
+        raise ApiError(400, message, param=f"{place}background", code="invalid_value")
+    if options.output_compression not in (None, BEST) and (options.output_format or "png") == "png":
         message = "'output_compression' is for the output formats jpeg and webp; PNG loses nothing."
-        raise ApiError(400, message, param="output_compression", code="invalid_value")
-    if body.partial_images and not body.stream:
-        raise ApiError(400, "'partial_images' needs 'stream': true.", param="partial_images")
+        raise ApiError(400, message, param=f"{place}output_compression", code="invalid_value")
+    if options.partial_images and not is_streamed:
+        raise ApiError(400, "'partial_images' needs 'stream': true.", param=f"{place}partial_images")
 
 
 def size_of(service: Service) -> str:

@@ -3,30 +3,33 @@
 import time
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from vila_core.engine.sampling import GenerationConfig
-from vila_core.errors import GenerationError, VilaError
+from vila_core.errors import GenerationError, VilaError, shown
+from vila_serve.answer_settings import drawing_config
 from vila_serve.answering import RunningAnswer
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
 from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
-from vila_serve.api.generation import as_config, sampling_settings, without_pictures
+from vila_serve.api.generation import as_config, require_images, sampling_settings, without_pictures
+from vila_serve.api.images import check_options
+from vila_serve.api.response_output import Event, ResponseOutput
 from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, JsonObjectFormat, SystemMessage, UserMessage
-from vila_serve.api.schemas.parts import TextPart
+from vila_serve.api.schemas.images import ImageGenerationTool, PictureOptions
+from vila_serve.api.schemas.parts import ImagePart, ImageUrl, TextPart
 from vila_serve.api.schemas.responses import (
+    DrawingChoice,
     IncompleteDetails,
     InputMessage,
+    InputPicture,
     InputTokensDetails,
     NamedSchemaFormat,
-    OutputMessage,
-    OutputText,
     ResponseObject,
     ResponseRequest,
     ResponseUsage,
@@ -66,18 +69,16 @@ async def _answer_or_explain(service: Service, body: ResponseRequest) -> Respons
 
 async def _answer(service: Service, body: ResponseRequest) -> Response:
     service.check_model(body.model)
-    if body.tools:
-        raise ApiError(
-            400,
-            "This server has no tools in /v1/responses. Use /v1/chat/completions.",
-            param="tools",
-            code="tools_not_supported",
-        )
+    tool = _drawing_tool(service, body)
     if body.background:
         message = "This server keeps no responses to fetch later. Leave 'background' out."
         raise ApiError(400, message, param="background", code="invalid_value")
     service.check_length(len(body.input))
-    config = _config(service, body)
+    config = _config(service, body, tool)
+    previews = 0 if tool is None else tool.partial_images or 0
+    if tool is not None and _must_draw(body):
+        (answer,) = await service.answering.draw(_description(body), drawing_config({}, None), 1, previews=previews)
+        return await _respond(_GrowingResponse(service, body, config, answer, tool))
     instructions = _instructions(body)
     conversation = await read_conversation(
         [*instructions, *map(_as_chat_message, body.input)],
@@ -86,20 +87,67 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
         service.settings.max_media,
         [*("instructions" for _ in instructions), *(f"input[{index}]" for index in range(len(body.input)))],
     )
-    (answer,) = await service.answering.answer(conversation, [config])
+    (answer,) = await service.answering.answer(conversation, [config], previews=previews)
     del conversation  # its pixels are no longer needed, and may be many
-    growing = _GrowingResponse(service, body, config, answer)
-    if body.stream:
+    return await _respond(_GrowingResponse(service, body, config, answer, tool))
+
+
+async def _respond(growing: "_GrowingResponse") -> Response:
+    """Send an answer as events, or at its end. Raises `ApiError` if it fails."""
+    if growing.body.stream:
         return EventStream(growing.events())
     try:
-        async for delta in answer:
-            growing.text += delta.text
-            growing.logprobs += [service.token_texts.entry(one).model_dump() for one in delta.logprobs]
+        async for _ in growing.output_events():
+            pass
     except GenerationError as error:
         raise failed_answer(error) from error
     finally:
-        service.end_answers([answer])
+        growing.service.end_answers([growing.answer])
     return JSONResponse(growing.response().model_dump())
+
+
+def _drawing_tool(service: Service, body: ResponseRequest) -> ImageGenerationTool | None:
+    """Return the tool that lets the model draw, if the request has it. Raises `ApiError` for other tools."""
+    for tool in body.tools or ():
+        if not isinstance(tool, ImageGenerationTool):
+            raise ApiError(
+                400,
+                f"The only tool in /v1/responses is 'image_generation', got {shown(tool.type)}. For functions use "
+                "/v1/chat/completions.",
+                param="tools",
+                code="tools_not_supported",
+            )
+        require_images(service, "tools")
+        if tool.model is not None:
+            service.check_model(tool.model)
+        check_options(service, tool, is_streamed=bool(body.stream), place="tools[0].")
+        if len(body.tools or ()) > 1:
+            raise ApiError(400, "'tools' has the tool 'image_generation' more than once.", param="tools")
+        return None if body.tool_choice == "none" else tool
+    if _must_draw(body):
+        message = "'tool_choice' asks for a picture, but 'tools' has no {\"type\": \"image_generation\"}."
+        raise ApiError(400, message, param="tool_choice", code="invalid_value")
+    return None
+
+
+def _must_draw(body: ResponseRequest) -> bool:
+    return body.tool_choice == "required" or isinstance(body.tool_choice, DrawingChoice)
+
+
+def _description(body: ResponseRequest) -> str:
+    """Return what to draw if the answer has to be a picture. Raises `ApiError` unless the request is one text."""
+    message = body.input[0]
+    texts = [part.text for part in message.content if isinstance(part, TextPart)] if message.type == "message" else []
+    is_text = message.type == "message" and message.role == "user" and len(texts) == len(message.content)
+    if len(body.input) > 1 or not is_text or body.instructions is not None:
+        raise ApiError(
+            400,
+            "A picture that 'tool_choice' asks for is drawn from one text: send one user message without media, and no "
+            "'instructions'. With 'auto', the model reads the whole conversation and draws where it begins a picture.",
+            param="tool_choice",
+            code="invalid_value",
+        )
+    return "\n".join(texts)
 
 
 def _instructions(body: ResponseRequest) -> list[ChatMessage]:
@@ -108,8 +156,11 @@ def _instructions(body: ResponseRequest) -> list[ChatMessage]:
     return [SystemMessage(role="system", content=[TextPart(type="text", text=body.instructions)])]
 
 
-def _as_chat_message(message: InputMessage) -> ChatMessage:
+def _as_chat_message(message: InputMessage | InputPicture) -> ChatMessage:
     """Return the message with the parts that its role may have. Raises `ApiError` for media of another role."""
+    if isinstance(message, InputPicture):
+        url = ImageUrl(url=f"data:image/{message.output_format};base64,{message.result}")
+        return AssistantMessage(role="assistant", content=[ImagePart(type="image_url", image_url=url)])
     kind = {"user": UserMessage, "assistant": AssistantMessage}.get(message.role, SystemMessage)
     if kind is not UserMessage and any(part.type not in ("refusal", *_TEXTS) for part in message.content):
         raise ApiError(400, f"A message of the role '{message.role}' holds texts only.", param="input")
@@ -119,7 +170,7 @@ def _as_chat_message(message: InputMessage) -> ChatMessage:
 _TEXTS = ("text", "input_text", "output_text")
 
 
-def _config(service: Service, body: ResponseRequest) -> GenerationConfig:
+def _config(service: Service, body: ResponseRequest, tool: ImageGenerationTool | None) -> GenerationConfig:
     chosen = body.text.format if body.text is not None else None
     json_settings: dict[str, Any] = {}
     if isinstance(chosen, JsonObjectFormat):
@@ -131,25 +182,30 @@ def _config(service: Service, body: ResponseRequest) -> GenerationConfig:
     )
     has_logprobs = LOGPROBS in (body.include or ()) or bool(body.top_logprobs)
     values = {**sampling, "logprobs": has_logprobs, "top_logprobs": body.top_logprobs or 0, **json_settings}
-    if biases := without_pictures(service.model):
-        values["logit_bias"] = biases  # answers hold texts only
+    if biases := without_pictures(service.model, but=None if tool is None else "image"):
+        values["logit_bias"] = biases
     return as_config(values, "text.format")
 
 
-@dataclass
 class _GrowingResponse:
     """An answer, as a response object and as events."""
 
-    service: Service
-    body: ResponseRequest
-    config: GenerationConfig
-    answer: RunningAnswer
-    text: str = ""
-    logprobs: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
-    item_id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
-    created_at: int = field(default_factory=lambda: int(time.time()))
-    _count: int = 0
+    def __init__(
+        self,
+        service: Service,
+        body: ResponseRequest,
+        config: GenerationConfig,
+        answer: RunningAnswer,
+        tool: ImageGenerationTool | None,
+    ):
+        self.service = service
+        self.body = body
+        self.answer = answer
+        self._config = config
+        self._output = ResponseOutput(service, tool or PictureOptions())
+        self._id = f"resp_{uuid.uuid4().hex}"
+        self._created_at = int(time.time())
+        self._count = 0
 
     def response(self) -> ResponseObject:
         """Return the response as it is now."""
@@ -158,26 +214,29 @@ class _GrowingResponse:
         usage = None
         if ending is not None:
             counts = ending.usage
+            written = counts.completion_tokens + ending.picture_tokens
             usage = ResponseUsage(
                 input_tokens=counts.prompt_tokens,
                 input_tokens_details=InputTokensDetails(cached_tokens=counts.cached_tokens),
-                output_tokens=counts.completion_tokens,
-                total_tokens=counts.prompt_tokens + counts.completion_tokens,
+                output_tokens=written,
+                total_tokens=counts.prompt_tokens + written,
             )
         return ResponseObject(
-            id=self.id,
-            created_at=self.created_at,
+            id=self._id,
+            created_at=self._created_at,
             completed_at=None if ending is None else int(time.time()),
             status="in_progress" if ending is None else "incomplete" if is_cut else "completed",
             incomplete_details=IncompleteDetails(reason="max_output_tokens") if is_cut else None,
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
             model=body.model,
-            output=[] if ending is None else [self._item()],
-            temperature=self.config.temperature,
-            top_p=self.config.top_p,
-            top_logprobs=self.config.top_logprobs,
+            output=[] if ending is None else self._output.items,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            top_logprobs=self._config.top_logprobs,
             text=self._text_options(),
+            tool_choice=body.tool_choice or ("auto" if body.tools else "none"),
+            tools=[tool.model_dump(exclude_none=True) for tool in body.tools or ()],
             usage=usage,
             metadata=body.metadata or {},
         )
@@ -188,32 +247,22 @@ class _GrowingResponse:
             return {"format": {"type": "text"}}
         return {"format": options.format.model_dump(by_alias=True, exclude_none=True)}
 
-    def _item(self) -> OutputMessage:
+    async def output_events(self) -> AsyncIterator[Event]:
+        """Wait for the answer, and yield the events of its items."""
+        async for delta in self.answer:
+            async for event_of_item in self._output.push(delta):
+                yield event_of_item
         ending = self.answer.ending
-        if ending is None:
-            return OutputMessage(id=self.item_id, status="in_progress", content=[])
-        status = "incomplete" if ending.finish_reason == "length" else "completed"
-        return OutputMessage(id=self.item_id, status=status, content=[self._part()])
-
-    def _part(self) -> OutputText:
-        return OutputText(text=self.text, logprobs=self.logprobs)
+        for event_of_item in self._output.finish(is_cut=ending is not None and ending.finish_reason == "length"):
+            yield event_of_item
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of the answer in OpenAI's order."""
-        place = {"item_id": self.item_id, "output_index": 0, "content_index": 0}
         try:
             yield self._event("response.created", response=self.response().model_dump())
             yield self._event("response.in_progress", response=self.response().model_dump())
-            yield self._event("response.output_item.added", output_index=0, item=self._item().model_dump())
-            yield self._event("response.content_part.added", **place, part=OutputText(text="").model_dump())
-            async for delta in self.answer:
-                logprobs = [self.service.token_texts.entry(one).model_dump() for one in delta.logprobs]
-                self.text += delta.text
-                self.logprobs += logprobs
-                yield self._event("response.output_text.delta", **place, delta=delta.text, logprobs=logprobs)
-            yield self._event("response.output_text.done", **place, text=self.text, logprobs=self.logprobs)
-            yield self._event("response.content_part.done", **place, part=self._part().model_dump())
-            yield self._event("response.output_item.done", output_index=0, item=self._item().model_dump())
+            async for kind, fields in self.output_events():
+                yield self._event(kind, **fields)
             ended = self.response()
             yield self._event(f"response.{ended.status}", response=ended.model_dump())
         except Exception as error:  # noqa: BLE001 - the status has been sent, so that only an event can say it

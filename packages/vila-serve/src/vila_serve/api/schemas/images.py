@@ -13,24 +13,33 @@ MAX_PROMPT = 32_000
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
-class ImageGenerationRequest(RequestSchema):
+class PictureOptions(RequestSchema):
+    """The form of a picture.
+
+    `quality` and `moderation` have no effect here: the model has one quality, and nothing is filtered.
+    """
+
+    size: str | None = Field(default=None, max_length=100)
+    output_format: OutputFormat | None = None
+    output_compression: int | None = Field(default=None, ge=0, le=100)
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    partial_images: int | None = Field(default=None, ge=0, le=3)
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+
+
+class ImageGenerationRequest(PictureOptions):
     """A picture to draw.
 
-    `guidance`, `negative_prompt`, `seed`, `temperature`, `top_k` and `top_p` are not part of OpenAI's API. `quality`,
-    `moderation`, `user` and `safety_identifier` have no effect here: the model has one quality, and nothing is
-    filtered.
+    `guidance`, `negative_prompt`, `seed`, `temperature`, `top_k` and `top_p` are not part of OpenAI's API. `user` and
+    `safety_identifier` have no effect.
     """
 
     prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
     model: str | None = None
     n: int | None = Field(default=None, ge=1, le=MAX_PICTURES)
-    size: str | None = Field(default=None, max_length=100)
     response_format: Literal["b64_json", "url"] | None = None
-    output_format: OutputFormat | None = None
-    output_compression: int | None = Field(default=None, ge=0, le=100)
-    background: Literal["auto", "opaque", "transparent"] | None = None
     stream: bool | None = None
-    partial_images: int | None = Field(default=None, ge=0, le=3)
 
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT)
@@ -39,11 +48,31 @@ class ImageGenerationRequest(RequestSchema):
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
     top_p: float | None = Field(default=None, ge=0, le=1)
 
-    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
-    moderation: Literal["auto", "low"] | None = None
     style: Literal["vivid", "natural"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
+
+
+class ImageGenerationTool(PictureOptions):
+    """Lets the model draw in a response."""
+
+    type: Literal["image_generation"]
+    model: str | None = None
+    action: Literal["auto", "generate"] | None = None
+
+
+class ImageGenerationCall(Schema):
+    """A picture in a response: the base64 of a file, null until it is drawn."""
+
+    id: str
+    type: Literal["image_generation_call"] = "image_generation_call"
+    status: Literal["in_progress", "completed"] = "in_progress"
+    result: str | None = None
+    action: Literal["generate"] = "generate"
+    background: Literal["opaque"] = "opaque"
+    output_format: OutputFormat
+    quality: Literal["auto"] = "auto"
+    size: str
 
 
 class DrawnImage(Schema):

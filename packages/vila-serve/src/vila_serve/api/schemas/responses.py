@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from vila_serve.api.schemas.base import (
     MAX_TOP_LOGPROBS,
@@ -14,6 +14,7 @@ from vila_serve.api.schemas.base import (
     without_nulls,
 )
 from vila_serve.api.schemas.chat import JsonObjectFormat, TextFormat
+from vila_serve.api.schemas.images import ImageGenerationCall, ImageGenerationTool, OutputFormat
 from vila_serve.api.schemas.parts import InputContent
 
 
@@ -23,6 +24,48 @@ class InputMessage(AnySchema):
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: InputContent
+
+
+class InputPicture(AnySchema):
+    """A picture of an earlier answer, as it came."""
+
+    type: Literal["image_generation_call"]
+    result: str = Field(min_length=1)
+    output_format: OutputFormat = "png"
+
+
+def _either(name: str, other: str) -> Discriminator:
+    """Tell objects of the type `name` from all others."""
+
+    def tag(value: object) -> str:
+        kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        return name if kind == name else other
+
+    return Discriminator(tag)
+
+
+InputItem = Annotated[
+    Annotated[InputPicture, Tag("image_generation_call")] | Annotated[InputMessage, Tag("message")],
+    _either("image_generation_call", "message"),
+]
+
+
+class OtherTool(AnySchema):
+    """A tool that this server does not have."""
+
+    type: str
+
+
+ResponseTool = Annotated[
+    Annotated[ImageGenerationTool, Tag("image_generation")] | Annotated[OtherTool, Tag("tool")],
+    _either("image_generation", "tool"),
+]
+
+
+class DrawingChoice(Schema):
+    """The answer is a picture."""
+
+    type: Literal["image_generation"]
 
 
 def as_input(value: object) -> object:
@@ -63,9 +106,9 @@ class ResponseRequest(RequestSchema):
 
     model: str
     input: Annotated[
-        list[InputMessage],
+        list[InputItem],
         Field(min_length=1, fail_fast=True),
-        BeforeValidator(as_input, json_schema_input_type=str | list[InputMessage]),
+        BeforeValidator(as_input, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: str | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
@@ -78,8 +121,8 @@ class ResponseRequest(RequestSchema):
     stream_options: ResponseStreamOptions | None = None
     truncation: Literal["disabled"] | None = None
     background: bool | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[ResponseTool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | DrawingChoice | None = None
     metadata: Metadata | None = None
 
     store: bool | None = None
@@ -154,13 +197,13 @@ class ResponseObject(Schema):
     instructions: str | None = None
     max_output_tokens: int | None = None
     model: str
-    output: list[OutputMessage]
+    output: list[OutputMessage | ImageGenerationCall]
     parallel_tool_calls: bool = False
     previous_response_id: None = None
     store: bool = False
     temperature: float
     text: dict[str, Any]
-    tool_choice: str = "none"
+    tool_choice: Literal["none", "auto", "required"] | DrawingChoice
     tools: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
     top_p: float
     top_logprobs: int = 0
