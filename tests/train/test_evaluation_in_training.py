@@ -127,7 +127,7 @@ def test_training_goes_on_if_an_evaluation_fails(
 ) -> None:
     register(Words(fail=error))
     config = micro_config(micro_checkpoint, **{"evaluation.tasks": ("words",)})
-    with pytest.warns(VilaWarning, match="The evaluation 'words' failed, and training goes on"):
+    with pytest.warns(VilaWarning, match="The evaluation 'words' failed, and training continues"):
         recorder = run(config, tmp_path / "run")
     assert len(recorder.losses) == 6
     assert (tmp_path / "run" / "model").exists()

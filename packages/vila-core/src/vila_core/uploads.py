@@ -28,7 +28,7 @@ def upload(values: Sequence[int] | Tensor, device: torch.device, dtype: torch.dt
     """Return `values` on `device`.
 
     Args:
-        values: numbers (int64 unless told otherwise), or a tensor in the main memory.
+        values: numbers (int64 by default), or a tensor in the main memory.
         device: any.
         dtype: of the numbers; a tensor keeps its own.
     """

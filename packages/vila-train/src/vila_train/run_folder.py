@@ -1,7 +1,7 @@
 """The folder of a training run. The same command resumes a run in it.
 
 OUT/run.yaml            the configuration: a run with another one needs another folder
-OUT/plan.json           rows per step, lanes and steps, worked out when the run started
+OUT/plan.json           rows per step, lanes and steps, computed when the run started
 OUT/skipped.jsonl       samples that could not be used
 OUT/checkpoints/        to resume from
 OUT/failed-step-…/      the batch of a step whose loss was not finite

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vila_core.language.divided import NativeDecoder
 
 GPU_SHARE = 0.8
-"""Part of the free memory of a GPU that the KV cache takes unless told otherwise. The rest is for activations."""
+"""Part of the free memory of a GPU that the KV cache takes by default. The rest is for activations."""
 HOST_SHARE = 0.25
 """The same for the main memory, at most: other programs live there, too."""
 HOST_SPARE_BYTES = 256 << 20

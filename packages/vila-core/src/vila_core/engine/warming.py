@@ -1,7 +1,7 @@
 """Warming an engine up.
 
 On a GPU, kernels are compiled and CUDA graphs captured when something of a size comes for the first or second time.
-That takes seconds, during which nobody is answered. Requests of random text, in all sizes that have graphs, make it
+That takes seconds, during which no request is answered. Requests of random text, in all sizes that have graphs, make it
 happen before the first request of a person.
 """
 

@@ -144,7 +144,7 @@ def _attend_varlen(
 
 @cache
 def _varlen_takes_groups() -> bool:
-    """Whether this PyTorch (2.12 and later) wants to be told of fewer key/value heads than query heads."""
+    """Whether this PyTorch (2.12 and later) has an option for fewer key/value heads than query heads."""
     from torch.nn.attention.varlen import varlen_attn
 
     return "enable_gqa" in inspect.signature(varlen_attn).parameters

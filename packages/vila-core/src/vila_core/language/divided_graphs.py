@@ -142,7 +142,7 @@ class DividedGraphStep:
 
 
 class TokensOfPeers(TokensInFlight):
-    """Tokens of a step whose GPUs may have waited in vain for each other."""
+    """Tokens of a step whose GPUs may have timed out waiting for each other."""
 
     def __init__(self, logits: Tensor, chosen: Tensor, peers: Sequence[Peer]):
         super().__init__(logits, chosen)

@@ -152,7 +152,7 @@ class StepRows:
         self.allowed[row] = upload(bitmask, self.allowed.device)
 
     def advance(self, tokens: Sequence[Sequence[int]], *, penalizes: bool) -> None:
-        """Let the first rows go on by the `tokens` of each, at least one, of which all but the last have been read."""
+        """Advance the first rows by the `tokens` of each, at least one, of which all but the last have been read."""
         device = self.ids.device
         self.ids[: len(tokens)] = torch.tensor([max(ids[-1], 0) for ids in tokens], device=device)
         self.positions[: len(tokens)] += torch.tensor([len(ids) for ids in tokens], device=device)

@@ -70,7 +70,7 @@ class PagedStep(Protocol):
     def read_ahead(self, ahead: TokensAhead, kind: StepKind) -> ReadyTokens:
         """Read several tokens of each of the first rows, and choose the one after each of them.
 
-        The rows stay as they are; `StepRows.advance` lets them go on.
+        The rows stay as they are; `StepRows.advance` advances them.
         """
         ...
 

@@ -122,7 +122,7 @@ def _complete(loader: Loader, strict: bool) -> Plugins:
 
 
 def _isolate(loader: Loader, owner: Owner, function: Callable[[], None], strict: bool) -> None:
-    """Call `function`, code of the plugin of `owner`; if it fails, report that and go on.
+    """Call `function`, code of the plugin of `owner`; if it fails, report that and continue.
 
     Raises:
         PluginError: it failed, and the mode is strict or the plugin is a file that the user named.

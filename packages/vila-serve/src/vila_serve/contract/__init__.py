@@ -1,1 +1,1 @@
-"""The contract of OpenAI's API as clients use it, checked against a running server of any make."""
+"""The contract of OpenAI's API as clients use it, checked against any running server."""

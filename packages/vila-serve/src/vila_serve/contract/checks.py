@@ -198,7 +198,7 @@ def too_long_a_prompt_is_refused(client: Client) -> None:
 
 
 def clients_that_leave_are_survived(client: Client) -> None:
-    """A client that leaves in the middle of a stream harms nobody."""
+    """A client that disconnects in the middle of a stream does not affect other requests."""
     stream = client.chunks(client.body(COUNT, max_tokens=256))
     next(stream)
     stream.close()

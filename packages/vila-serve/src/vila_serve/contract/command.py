@@ -20,7 +20,7 @@ def check_contract(
     timeout: Annotated[float, typer.Option("--timeout", metavar="SECONDS", help="For each response.", min=1)] = 120.0,
     as_json: Annotated[bool, typer.Option("--json", metavar="", help="Print a JSON object.")] = False,
 ) -> None:
-    """Check a running server of any make: what clients of OpenAI's API send, and what they expect to get.
+    """Check any running server: what clients of OpenAI's API send, and what they expect to get.
 
     The exit code is 1 if the server fails a check.
     """

@@ -49,7 +49,7 @@ FILE_SECURITY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 
 
 class PageRoute(Mount):
-    """Passes the requests of the page to Gradio. All others go on to the next route, or are not found.
+    """Passes the requests of the page to Gradio. All others are passed to the next route, or are not found.
 
     Args:
         app: Gradio's application.

@@ -160,5 +160,5 @@ def _attempt(name: str, evaluate: Callable[[], dict[str, float]]) -> dict[str, f
         return evaluate()
     except Exception as error:  # noqa: BLE001 - also of a plugin; a run of days does not end for it
         reason = str(error) if isinstance(error, VilaError) else f"{type(error).__name__}: {error}"
-        warn(f"The evaluation '{name}' failed, and training goes on: {reason}")
+        warn(f"The evaluation '{name}' failed, and training continues: {reason}")
         return {}

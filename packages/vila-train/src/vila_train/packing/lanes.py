@@ -2,7 +2,7 @@
 
 Lane l of L reads the samples at positions l, l + L, l + 2L, … of the endless order of samples, epoch after epoch. It
 keeps a few encoded samples and fills rows from them. Each row carries the state of its lane after it, so whoever has
-consumed a row knows how to go on from there, however many rows are loaded ahead.
+consumed a row can continue from there, however many rows are loaded ahead.
 
 T tokens that a row holds, N samples that wait
 """

@@ -1,4 +1,4 @@
-"""Fine-tuning of a trained model on data of one's own: settings that follow from the model."""
+"""Fine-tuning of a trained model on your own data: settings that follow from the model."""
 
 from vila_core.checkpoint import open_checkpoint
 from vila_core.errors import ConfigError, unknown_name
