@@ -8,55 +8,18 @@ import struct
 import tracemalloc
 import urllib.parse
 import warnings
-import zlib
 from functools import partial
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import pytest
+from tests.image_files import encode, message, picture, png_header, saved
 
-from vila_core.errors import ConfigError, MediaError, MediaLimitError, VilaError
-from vila_core.media import FetchPolicy, Image, MediaLimits, Video, jpeg, open_media
-from vila_core.media.images import decode_image
+from vila_core.errors import ConfigError, MediaError
+from vila_core.media import FetchPolicy, Image, MediaLimits, Video, open_media
 
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"]
-
-
-def picture(width=13, height=7, seed=0):
-    """Noise, [H, W, 3] uint8."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encode(image, format="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def png_header(width, height, bit_depth=8, colour=2):
-    """A PNG whose header declares a size, with almost no data."""
-    header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + png_chunk(b"IHDR", header)
-        + png_chunk(b"IDAT", zlib.compress(b"\x00"))
-        + png_chunk(b"IEND", b"")
-    )
-
-
-def message(source, limits=None):
-    with pytest.raises(MediaError) as error:
-        Image(source).load(limits or MediaLimits())
-    text = str(error.value)
-    assert isinstance(error.value, VilaError)
-    assert " object at 0x" not in text, "an error text must not show memory addresses"
-    assert len(text) < 500
-    return text
 
 
 def test_the_same_picture_from_every_source(tmp_path):
@@ -480,49 +443,20 @@ def test_open_media(tmp_path):
         assert isinstance(open_media(source), Video)
 
 
-def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png_with(*chunks, after=()):
-    """A PNG of `picture()` with chunks after its header, and others before its end."""
-    plain = saved(picture(), "PNG")
-    return plain[:33] + b"".join(chunks) + plain[33:-12] + b"".join(after) + plain[-12:]
-
-
-def saved(array, format, **options):
-    file = io.BytesIO()
-    PIL.Image.fromarray(array).save(file, format, **options)
-    return file.getvalue()
-
-
-BOMB = zlib.compress(bytes(64_000_000), 9)
-METADATA = {
-    "tEXt": chunk(b"tEXt", b"Comment\0" + b"x" * 3_000_000),
-    "zTXt": chunk(b"zTXt", b"Comment\0\0" + BOMB),
-    "iTXt": chunk(b"iTXt", b"Comment\0\1\0\0\0" + BOMB),
-    "iCCP": chunk(b"iCCP", b"profile\0\0" + BOMB),
-    "eXIf": chunk(b"eXIf", b"II*\0" + b"\xff" * 3_000_000),
-    "many": chunk(b"tEXt", b"Comment\0" + b"x" * 1000) * 100_000,
-    "damaged": chunk(b"zTXt", b"Comment\0\0not compressed"),
-    "unknown": chunk(b"vpAg", b"x" * 3_000_000),
-}
-
-
-@pytest.mark.parametrize("name", METADATA)
-@pytest.mark.parametrize("place", ["before", "after"])
-def test_metadata_of_any_size_changes_nothing(name, place):
-    data = png_with(METADATA[name]) if place == "before" else png_with(after=[METADATA[name]])
-    assert (np.asarray(Image(data).load()) == picture()).all()
-
-
-@pytest.mark.parametrize(("size", "is_kept"), [(60_000, True), (70_000, False)])
-def test_exif_data_larger_than_any_camera_writes_are_left_out(size, is_kept):
-    exif = PIL.Image.Exif()
-    exif[0x0112] = 6
-    data = exif.tobytes().removeprefix(b"Exif\0\0")
-    turned = Image(png_with(chunk(b"eXIf", data + bytes(size - len(data))))).load()
-    assert turned.size == ((7, 13) if is_kept else (13, 7))
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (MediaLimits, {"max_pixels": 0}), (MediaLimits, {"max_pixel": 5}), (MediaLimits, {"fetch": {"timeout_s": "x"}}),
+        (FetchPolicy, {"timeout_s": 1e300}), (FetchPolicy, {"timeout_s": float("inf")}),
+        (FetchPolicy, {"allowed_hosts": iter(int, 1)}), (FetchPolicy, {"allowed_hosts": ["a"] * 20_000}),
+        (FetchPolicy, {"allowed_hosts": [1]}),
+    ],
+    ids=lambda value: str(value).partition(" object at ")[0][:60],
+)  # fmt: skip
+def test_limits_that_make_no_sense_are_config_errors(kind: type, settings: dict[str, object]) -> None:
+    name = list(settings)[-1]
+    with pytest.raises(ConfigError, match=f"{name}|timeout_s"):
+        kind(**settings)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -545,141 +479,3 @@ def test_exif_orientation_in_every_format(format, orientation):
 def test_the_kind_of_bytes_is_that_of_their_content():
     for format in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WebP", "PPM", "AVIF"):
         assert isinstance(open_media(saved(picture(), format)), Image), format
-
-
-def progressive(scans):
-    plain = saved(np.zeros((1000, 1000, 3), np.uint8), "JPEG", progressive=True)
-    last = plain[plain.rindex(b"\xff\xda") : -2]
-    return plain[:-2] + last * scans + plain[-2:]
-
-
-def jpeg_with(segment, count):
-    plain = saved(picture(), "JPEG", quality=95)
-    return plain[:2] + segment * count + plain[2:]
-
-
-SEGMENTS = {
-    "EXIF": b"\xff\xe1\xff\xffExif\0\0" + b"x" * 65527,
-    "profile": b"\xff\xe2\xff\xffICC_PROFILE\0\1\1" + b"x" * 65519,
-    "Photoshop": b"\xff\xed\xff\xffPhotoshop 3.0\0" + b"x" * 65519,
-    "comment": b"\xff\xfe\xff\xff" + b"x" * 65533,
-}
-
-
-@pytest.mark.parametrize("name", SEGMENTS)
-def test_segments_of_any_size_change_nothing(name):
-    expected = np.asarray(Image(saved(picture(), "JPEG", quality=95)).load())
-    assert (np.asarray(Image(jpeg_with(SEGMENTS[name], 300)).load()) == expected).all()
-
-
-def test_segments_that_do_not_change_pixels_never_reach_the_decoder():
-    """Pillow joins EXIF segments in quadratic time, and keeps what programs append."""
-    plain = saved(picture(), "JPEG", quality=95)
-    for name, segment in SEGMENTS.items():
-        kept = jpeg.without_metadata(io.BytesIO(jpeg_with(segment, 3)), "x").read()
-        assert kept == (plain[:2] + segment + plain[2:] if name == "EXIF" else plain), name
-
-
-def start_of_frame(width, height):
-    return b"\xff\xd8\xff\xc2\x00\x11\x08" + struct.pack(">HH", height, width) + b"\x03" + bytes(9)
-
-
-@pytest.mark.parametrize(
-    ("data", "is_refused"),
-    [
-        (b"\xff\xd8" + b"\xff\xdb\x00\x02" * 100_002, True),  # many segments
-        (b"\xff\xd8" + b"\xff\xdb\x00\x02" * 99_000, False),
-        (start_of_frame(8, 8) + b"\xff\xda\x00\x02\x11" * 101, True),  # many scans
-        (start_of_frame(8, 8) + b"\xff\xda\x00\x02\x11" * 100, False),
-        (start_of_frame(10_000, 10_000) + b"\xff\xda\x00\x02\x11" * 21, True),  # many pixels in all scans
-        (start_of_frame(10_000, 10_000) + b"\xff\xda\x00\x02\x11" * 20, False),
-    ],
-    ids=["segments", "fewer segments", "scans", "fewer scans", "scanned pixels", "fewer scanned pixels"],
-)
-def test_the_work_that_a_jpeg_asks_for_is_limited(data, is_refused):
-    if is_refused:
-        with pytest.raises(MediaLimitError, match="Save it again"):
-            jpeg.without_metadata(io.BytesIO(data), "x")
-    else:
-        assert jpeg.without_metadata(io.BytesIO(data), "x").read() == data
-
-
-def test_what_surrounds_a_jpeg_is_no_scan():
-    """A phone appends a motion video; other programs pad segments, or write metadata that holds any bytes."""
-    array = picture(40, 30)
-    whole = encode(PIL.Image.fromarray(array), "JPEG")
-    expected = np.asarray(Image(whole).load())
-    scans = b"\xff\xda\x00\x0c" * 1000
-    appended = struct.pack(">I", 5_000_000) + b"ftypmp42" + scans * 1000
-    segment = b"\xff\xe2" + struct.pack(">H", len(scans) + 2) + scans
-    for data in (whole + appended, whole[:2] + segment * 100 + whole[2:], whole[:2] + b"\xff" * 50_000_000 + whole[2:]):
-        np.testing.assert_array_equal(np.asarray(Image(data).load()), expected)
-
-
-def test_a_side_of_millions_of_pixels_is_refused():
-    for size in ((1, 99_999_999), (99_999_999, 1)):
-        assert "no side may be longer" in message(png_header(*size))
-
-
-def test_progressive_pictures_are_read_and_thousands_of_scans_refused():
-    assert Image(progressive(0)).load().size == (1000, 1000)
-    assert "progressive scans" in message(progressive(3000))
-
-
-def run_length_bmp(width, height, data):
-    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(data), 0, 0, 0, 0)
-    palette = bytes(1024)
-    return b"BM" + struct.pack("<IHHI", 54 + 1024 + len(data), 0, 0, 54 + 1024) + header + palette + data
-
-
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [
-        (b"P5" + b" " * 10_000_000, "header is damaged"),
-        (b"P6 1" + b" " * 10_000_000, "header is damaged"),
-        (b"P6 #" + b"c" * 10_000_000, "header is damaged"),
-        (b"P5 " + b"1" * 10_000_000 + b" 3 255 ", "header is damaged"),
-        (b"P3 5000 5000 255 " + b"1 " * 5_000_000, "pixels written as text"),
-        (run_length_bmp(30_000, 3_000, b"\0\2\xff\xff" * 10), "run-length encoded"),
-        (run_length_bmp(30_000, -3_000, b"\0\0" * 100), "run-length encoded"),
-    ],
-)
-def test_files_that_take_minutes_are_refused(data, words):
-    assert words in message(data)
-
-
-class CountedFile(io.BytesIO):
-    """A file that counts how often it is read."""
-
-    reads = 0
-
-    def read(self, size=-1):
-        self.reads += 1
-        return super().read(size)
-
-
-def test_a_portable_header_without_an_end_is_not_searched_byte_by_byte():
-    file = CountedFile(b"P6 #" + b"c" * 1_000_000)
-    with pytest.raises(MediaError, match="header is damaged"):
-        decode_image(file, "x", MediaLimits())
-    assert file.reads < 10
-
-
-def test_comments_in_a_portable_header_are_skipped():
-    assert Image(b"P2 # a comment\n# another\n 2 1\n255\n10 20").load().getpixel((1, 0)) == (20, 20, 20)
-
-
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (MediaLimits, {"max_pixels": 0}), (MediaLimits, {"max_pixel": 5}), (MediaLimits, {"fetch": {"timeout_s": "x"}}),
-        (FetchPolicy, {"timeout_s": 1e300}), (FetchPolicy, {"timeout_s": float("inf")}),
-        (FetchPolicy, {"allowed_hosts": iter(int, 1)}), (FetchPolicy, {"allowed_hosts": ["a"] * 20_000}),
-        (FetchPolicy, {"allowed_hosts": [1]}),
-    ],
-    ids=lambda value: str(value).partition(" object at ")[0][:60],
-)  # fmt: skip
-def test_limits_that_make_no_sense_are_config_errors(kind: type, settings: dict[str, object]) -> None:
-    name = list(settings)[-1]
-    with pytest.raises(ConfigError, match=f"{name}|timeout_s"):
-        kind(**settings)
