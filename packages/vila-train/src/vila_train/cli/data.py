@@ -78,16 +78,15 @@ def check(
     vila-train data check my.jsonl --decode
     """
     from vila_core.cli.progress import open_progress
-    from vila_train.config import DataConfig
     from vila_train.data.checking import check_source
-    from vila_train.data.mixture import open_mixture
+    from vila_train.data.mixture import mix
     from vila_train.data.registry import open_registry
     from vila_train.data.sources import whole_source
 
     load_plugin_files(plugin)
-    registries = tuple(registry or ())
-    opened = open_mixture(DataConfig(mixture=mixture, registries=registries), seed=0)
-    stated = {name: named.entry.samples for name, named in open_registry(registries).datasets.items()}
+    datasets = open_registry(registry or ())
+    opened = mix(datasets, mixture, seed=0)
+    stated = {name: named.entry.samples for name, named in datasets.datasets.items()}
     checked: list[tuple[str, float, int, Findings]] = []
     with open_progress("samples") as progress:
         for part in opened.parts:

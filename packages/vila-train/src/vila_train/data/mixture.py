@@ -13,7 +13,7 @@ from vila_train.config import DataConfig
 from vila_train.data.conversations import Conversation, ConversationSource
 from vila_train.data.names import Item
 from vila_train.data.permutation import Permutation
-from vila_train.data.registry import open_registry
+from vila_train.data.registry import Registry, open_registry
 from vila_train.errors import DatasetError
 
 
@@ -91,8 +91,12 @@ def open_mixture(config: DataConfig, seed: int) -> Mixture:
             sample.
         ConfigError: a registered dataset has no such subset.
     """
-    registry = open_registry(config.registries)
-    return Mixture([_open_part(item, registry.open(item)) for item in registry.resolve(config.mixture)], seed)
+    return mix(open_registry(config.registries), config.mixture, seed)
+
+
+def mix(registry: Registry, mixture: str, seed: int) -> Mixture:
+    """Return a mixture of the datasets of a registry, such as `a+b*3`. Raises as `open_mixture` does."""
+    return Mixture([_open_part(item, registry.open(item)) for item in registry.resolve(mixture)], seed)
 
 
 def _open_part(item: Item, source: ConversationSource) -> MixturePart:
