@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import typer
 
 from vila_core.cli.progress import NoProgress, open_progress
+from vila_core.signal_handlers import signal_handler
 from vila_eval.errors import describe_exception
 from vila_eval.options import ModelOptions, Planned, Rank, RunOptions, TaskOutcome
 from vila_eval.report.table import DROPPABLE, print_table, results_table, table_notes
@@ -41,7 +40,7 @@ def run_plan(
     is_first = rank is None or rank.rank == 0
     root = options.output_dir / model_name(model)
     try:
-        with _stop_on_sigterm():
+        with signal_handler(signal.SIGTERM, _terminate):
             if is_first:
                 with open_progress("samples", [planned.folder for planned in plan]) as progress:
                     outcomes = evaluate(model, plan, options, progress, rank)
@@ -79,21 +78,9 @@ class _Terminated(KeyboardInterrupt):
     """The process was asked to end, as by `kill` or a batch system."""
 
 
-@contextmanager
-def _stop_on_sigterm() -> Generator[None]:
-    """Make SIGTERM end a run as Ctrl-C does, with a message."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _terminate(number: int, frame: object) -> None:
+    """Make a signal end the run as Ctrl-C does, with a message."""
+    raise _Terminated
 
 
 def print_outcomes(outcomes: Sequence[TaskOutcome]) -> None:

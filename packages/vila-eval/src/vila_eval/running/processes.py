@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from vila_core.errors import VilaError
 from vila_core.exit_codes import describe_exit
+from vila_core.signal_handlers import signal_handler
 from vila_eval.errors import WorkerError, describe_exception
 from vila_eval.running.failures import failure_file, read_failures, remove_failures
 from vila_eval.running.workers import Work, work
@@ -31,7 +32,8 @@ class Processes:
             context.Process(target=_run_process, args=(one, sender), name=f"vila-eval worker {one.rank.rank}")
             for one, (_, sender) in zip(works, pipes, strict=True)
         ]
-        with _ignore_sigint():
+        # The terminal sends Ctrl-C to the workers too, but this process ends them.
+        with signal_handler(signal.SIGINT, signal.SIG_IGN):
             for process in self._processes:
                 process.start()
         for _, sender in pipes:
@@ -83,16 +85,3 @@ def _run_process(assigned: Work, reason: Connection) -> None:
         if isinstance(error, VilaError):
             sys.exit(2)
         raise
-
-
-@contextmanager
-def _ignore_sigint() -> Generator[None]:
-    """Make processes that are started here ignore Ctrl-C, which the terminal sends them too: this process ends them."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
