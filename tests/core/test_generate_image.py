@@ -1,5 +1,6 @@
 """`generate_image` and `generate_video`: pictures of a prompt, progress, and what cannot be drawn."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -237,3 +238,14 @@ def test_the_parts_of_an_answer(model: Vila, monkeypatch: pytest.MonkeyPatch) ->
     assert completion.text == "redblue"
     assert completion.token_ids == words
     assert "<img" in completion._repr_html_()  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize("method", ["generate", "chat", "generate_batch", "stream"])
+def test_texts_say_that_a_picture_is_left_out(model: Vila, method: str) -> None:
+    begins = {model.tokenizer.encode(SENTINEL_TOKEN)[-1]: 100.0}
+    prompts = ["Draw a circle."] * 2 if method == "generate_batch" else "Draw a circle."
+    with pytest.warns(UserWarning, match=r"The model drew a picture in its answer.*complete\(\) returns what it draws"):
+        list(getattr(model, method)(prompts, max_new_tokens=2, logit_bias=begins))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(getattr(model, method)(prompts, max_new_tokens=2, logit_bias=dict.fromkeys(begins, -100)))

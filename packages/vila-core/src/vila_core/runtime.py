@@ -60,7 +60,7 @@ class Vila(LoadedModel):
             MediaError: a medium cannot be read or exceeds the limits.
             GenerationError: a setting is out of range, or a JSON schema cannot be followed.
         """
-        return self.complete(prompt, **settings).text
+        return text_of(self.complete(prompt, **settings))
 
     @takes_generation_settings
     def chat(self, messages: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> str:
@@ -74,7 +74,7 @@ class Vila(LoadedModel):
         Raises:
             PromptError, MediaError, GenerationError: as `generate` does.
         """
-        return self.complete(messages, **settings).text
+        return text_of(self.complete(messages, **settings))
 
     @takes_generation_settings
     def generate_batch(
@@ -89,7 +89,7 @@ class Vila(LoadedModel):
             BatchGenerationError: some prompts failed while they were answered; it holds the other completions.
             PromptError, MediaError, GenerationError: as `generate` does.
         """
-        return [completion.text for completion in self.complete_batch(prompts, **settings)]
+        return [text_of(completion) for completion in self.complete_batch(prompts, **settings)]
 
     @takes_generation_settings
     def complete(self, prompt: "Prompt | PreparedPrompt", **settings: Unpack[GenerationSettings]) -> Completion:
@@ -192,11 +192,14 @@ class Vila(LoadedModel):
         return self.engine.submit(MediaPrompt(self.network, prepared, self._expand(prepared)), config)
 
     def _pieces(self, handle: Handle, times: TimeTokenStream) -> Iterator[str]:
+        num_pictures = 0
         for piece in handle:
+            num_pictures += piece.drawn is not None
             if text := times.push(piece.text):
                 yield text
         if text := times.finish():
             yield text
+        _warn_of_pictures(num_pictures)
 
     @takes_drawing_settings
     def generate_image(
@@ -371,6 +374,21 @@ class Vila(LoadedModel):
 
     def _completion(self, prompt: PreparedPrompt, expanded: ExpandedPrompt, answer: Generated) -> Completion:
         return completion_of(prompt, expanded, answer, self._parts(prompt, answer))
+
+
+def text_of(completion: Completion) -> str:
+    """Return the text of an answer, with a warning if the model drew something beside it."""
+    _warn_of_pictures(sum(not isinstance(part, str) for part in completion.parts))
+    return completion.text
+
+
+def _warn_of_pictures(number: int) -> None:
+    if number:
+        pictures = "a picture" if number == 1 else f"{number} pictures"
+        warn(
+            f"The model drew {pictures} in its answer, which its text leaves out. In Python, complete() returns what "
+            "it draws as parts; on the command line, --generate image draws to a file."
+        )
 
 
 def _require_list(prompts: object, advice: str) -> None:

@@ -105,16 +105,18 @@ def _answer(
     model: "Vila", prompt: "Sequence[Part]", settings: "GenerationSettings", *, as_json: bool, stream: bool
 ) -> None:
     if as_json:
+        from vila_core.runtime import text_of  # not above: it imports torch, which is slow
+
         with show_phases("Answering") as model.on_phase:
             completion = model.complete(prompt, **settings)
-        record = {"text": completion.text, **asdict(completion)}
+        record = {"text": text_of(completion), **asdict(completion)}
         del record["parts"]  # the text, as long as there are no other parts
         typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
     elif stream:
         print_stream(model, prompt, settings)
     else:
         with show_phases("Answering") as model.on_phase:
-            answer = model.complete(prompt, **settings).text
+            answer = model.generate(prompt, **settings)
         echo_answer(answer)
 
 
