@@ -49,12 +49,19 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Answer:
-    """An answer that the engine computes. `last_delivery` is when tokens were passed on, as `time.perf_counter`."""
+    """An answer that the engine computes.
+
+    Attributes:
+        is_announced: whether the API's side knows of it, so that its tokens may follow.
+        last_delivery: when a part of it was passed on, as `time.perf_counter`; 0 before the first.
+        is_unwanted: whether it is to end.
+    """
 
     number: int
     prompt: ReadyPrompt
     handle: Handle
     parts: AnswerParts
+    is_announced: bool = False
     last_delivery: float = 0.0
     is_unwanted: bool = False
 
@@ -195,8 +202,10 @@ class EngineSide:
                 self._drop(answers)
                 return
             self._prompts[ask.number] = prepared, answers
-            self._send(Reply(ask.number, prompt))  # before the first tokens
             self._answers.update({answer.number: answer for answer in answers})
+        self._send(Reply(ask.number, prompt))
+        for answer in answers:
+            answer.is_announced = True
         self._wake.set()
 
     def _prepare(self, ask: Ask) -> tuple[PreparedPrompt, ReadyPrompt]:
@@ -239,11 +248,9 @@ class EngineSide:
     def run(self) -> None:
         """Step the engine until `stop` is called, then cancel what is left."""
         while not self._is_stopping:
-            with self._lock:
-                answers = list(self._answers.values())
             while self._unwanted:
                 self._unwanted.popleft().cancel()
-            if not answers:
+            if not self._answers:
                 self._wake.wait()
                 self._wake.clear()
                 continue
@@ -251,16 +258,20 @@ class EngineSide:
                 self._engine.step()
             except Exception:  # the engine ends the requests that it cannot answer, and the next ones are served
                 log.exception("A step of the engine failed.")
-            self._deliver(answers)
+            self._deliver()
         for answer in self._answers.values():
             answer.handle.cancel()
 
-    def _deliver(self, answers: Sequence[_Answer]) -> None:
+    def _deliver(self) -> None:
         """Pass on what a step has produced, in one message.
 
-        The first tokens of an answer and its end are passed on at once, the others after a while that depends on how
-        many answers are running: several tokens then make one event.
+        The beginning of an answer and its end are passed on at once, the others after a while that depends on how many
+        answers are running: several tokens then make one event. Those that have waited longest come first, beginnings
+        before all others: the message makes events in its order.
         """
+        with self._lock:
+            answers = [answer for answer in self._answers.values() if answer.is_announced]
+        answers.sort(key=lambda answer: answer.last_delivery)
         now = time.perf_counter()
         due = now - SECONDS_PER_EVENT * len(answers)
         news = [one for answer in answers if (one := _news_of(answer, now, due)) is not None]
@@ -291,7 +302,8 @@ def _news_of(answer: _Answer, now: float, due: float) -> News | None:
     is_first = bool(pieces) and not answer.last_delivery
     if not (parts or logprobs or is_first) and outcome is None:
         return None
-    answer.last_delivery = now
+    if parts:
+        answer.last_delivery = now
     return answer.number, parts, logprobs, outcome
 
 
