@@ -27,7 +27,14 @@ import vila_core
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import CheckpointError, MediaLimitError, MissingDependencyError, VilaError, VilaWarning, warn
 from vila_serve.answering.answering import Answering
-from vila_serve.answering.channel import BlockingChannel, Unpacker, pack
+from vila_serve.answering.channel import (
+    SMALL_ARRAYS,
+    SMALL_PICKLE,
+    BlockingChannel,
+    LargeMessageError,
+    Unpacker,
+    pack,
+)
 from vila_serve.answering.process import EngineProcess, EngineProcessError, Task
 from vila_serve.api.app import create_app
 from vila_serve.contract.run import run_contract
@@ -353,6 +360,22 @@ def test_pixels_go_through_shared_memory():
     assert found["frames"][0].tobytes() == frame.tobytes()
     assert found["empty"].shape == (0, 3)
     assert not found["image"].flags.writeable
+
+
+@pytest.mark.parametrize(
+    "large",
+    ["x" * SMALL_PICKLE, [f"{number}" for number in range(20_000)], np.zeros(SMALL_ARRAYS + 1, "u1")],
+    ids=["a text", "many texts", "pixels"],
+)
+def test_large_messages_are_not_packed_in_the_event_loop(large: Any):
+    small = {"text": "x" * 1000, "pixels": np.ones((448, 448, 3), np.uint8)}
+    packed = pack(small, only_small=True)
+    assert packed.file is not None
+    (found,) = received(packed.frame, [os.dup(packed.file)], 10**6)
+    assert (found["text"], found["pixels"].sum()) == (small["text"], 448 * 448 * 3)
+    with pytest.raises(LargeMessageError):
+        pack({**small, "large": large}, only_small=True)
+    pack({**small, "large": large})
 
 
 @pytest.mark.parametrize(

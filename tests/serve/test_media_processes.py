@@ -249,6 +249,18 @@ def test_the_event_loop_never_waits(open_door: Callable[..., MediaDoor]) -> None
     assert asyncio.run(tick()) == 20
 
 
+def test_the_first_job_imports_nothing() -> None:
+    """A new server's first pictures would wait for that: 0.2 s each, one for each process."""
+    script = (
+        "import sys; from vila_serve.media import server_limits, worker; from vila_serve.media.messages import Job;"
+        "worker._import_libraries(); before = set(sys.modules);"
+        "job = Job(kind='image', is_data_uri=True, limits=server_limits(), seconds=5);"
+        f"worker._decode(job, {SMALL!r}.encode()); print(*sorted(set(sys.modules) - before))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=300, check=True, text=True)
+    assert ended.stdout.strip() == ""
+
+
 def test_processes_are_light_and_know_no_secrets(
     open_door: Callable[..., MediaDoor], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
@@ -22,11 +22,20 @@ import PIL.Image
 from vila_core.errors import VilaError
 from vila_serve.shared_files import read_file, write_file
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _HEAD = struct.Struct("!Q?")
 _SIZES = struct.Struct("!Q")
 _CHUNK = 1 << 20
 _FILES = 64
 """Files that one call may receive."""
+SMALL_PICKLE, SMALL_ARRAYS = 1 << 16, 1 << 20
+"""Bytes that are pickled, or copied into shared memory, in less time than a thread takes to wake up under load."""
+
+
+class LargeMessageError(Exception):
+    """Packing a message takes too long for an event loop."""
 
 
 class Packed:
@@ -73,16 +82,28 @@ def _describe(text: str, trace: str) -> RuntimeError:
     return error
 
 
-def pack(message: object) -> Packed:
+class _SmallFile(io.BytesIO):
+    """Takes a small pickle only. A large one ends with its first 64 kB, a frame of pickle's protocol."""
+
+    def write(self, data: "Buffer", /) -> int:
+        if self.tell() + memoryview(data).nbytes > SMALL_PICKLE:
+            raise LargeMessageError
+        return super().write(data)
+
+
+def pack(message: object, *, only_small: bool = False) -> Packed:
     """Return a message as it is sent.
 
     Raises:
+        LargeMessageError: the message is large, and `only_small`.
         OSError: there is no memory for its arrays.
     """
     arrays: list[pickle.PickleBuffer] = []
-    stream = io.BytesIO()
+    stream = _SmallFile() if only_small else io.BytesIO()
     _Pickler(stream, pickle.HIGHEST_PROTOCOL, buffer_callback=arrays.append).dump(message)
     views = [array.raw() for array in arrays]
+    if only_small and sum(map(len, views)) > SMALL_ARRAYS:
+        raise LargeMessageError
     sizes = b"".join(_SIZES.pack(len(view)) for view in views)
     data = stream.getvalue()
     has_file = any(map(len, views))

@@ -53,6 +53,7 @@ class _Answer:
 
     Attributes:
         is_announced: whether the API's side knows of it, so that its tokens may follow.
+        has_begun: whether the API's side knows that it has a token.
         last_delivery: when a part of it was passed on, as `time.perf_counter`; 0 before the first.
         is_unwanted: whether it is to end.
     """
@@ -62,6 +63,7 @@ class _Answer:
     handle: Handle
     parts: AnswerParts
     is_announced: bool = False
+    has_begun: bool = False
     last_delivery: float = 0.0
     is_unwanted: bool = False
 
@@ -299,9 +301,10 @@ def _news_of(answer: _Answer, now: float, due: float) -> News | None:
     except Exception as error:  # noqa: BLE001 - of decoding a picture; it ends only this answer
         handle.cancel()
         parts, outcome = list[str | Picture](), as_error(error)
-    is_first = bool(pieces) and not answer.last_delivery
-    if not (parts or logprobs or is_first) and outcome is None:
+    begins = bool(pieces) and not answer.has_begun
+    if not (parts or logprobs or begins) and outcome is None:
         return None
+    answer.has_begun = True
     if parts:
         answer.last_delivery = now
     return answer.number, parts, logprobs, outcome

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Self
 from vila_core.errors import VilaError
 from vila_core.exit_codes import describe_exit
 from vila_serve.answering.answering import Answering
-from vila_serve.answering.channel import BlockingChannel, Packed, Unpacker, pack, receive
+from vila_serve.answering.channel import BlockingChannel, LargeMessageError, Packed, Unpacker, pack, receive
 from vila_serve.answering.messages import FromEngine, ModelFacts, ToEngine
 from vila_serve.programs import start_program
 
@@ -209,8 +209,12 @@ class ProcessLink:
                 self._loop.add_reader(self._exit, self._lose)
 
     async def send(self, message: ToEngine) -> None:
-        """See `Link`. Pictures are copied into shared memory in a thread."""
-        self._write(await asyncio.to_thread(pack, message))
+        """See `Link`. What takes long, such as copying large pictures into shared memory, is done in a thread."""
+        try:
+            packed = pack(message, only_small=True)
+        except LargeMessageError:
+            packed = await asyncio.to_thread(pack, message)
+        self._write(packed)
 
     def send_now(self, message: ToEngine) -> None:
         """See `Link`."""

@@ -85,12 +85,9 @@ class Reply(_Message):
 def send(channel: socket.socket, message: BaseModel, file: int | None = None) -> None:
     """Send a message, with the descriptor of a file. Raises `OSError` if the other side is gone."""
     text = message.model_dump_json().encode()
-    length = len(text).to_bytes(_LENGTH_BYTES, "big")
-    if file is None:
-        channel.sendall(length)
-    else:
-        socket.send_fds(channel, [length], [file])
-    channel.sendall(text)
+    data = len(text).to_bytes(_LENGTH_BYTES, "big") + text
+    sent = 0 if file is None else socket.send_fds(channel, [data], [file])
+    channel.sendall(data[sent:])
 
 
 def receive(channel: socket.socket) -> tuple[bytes, int | None]:

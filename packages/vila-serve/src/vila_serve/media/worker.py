@@ -4,6 +4,7 @@ It imports no torch, gets no settings or keys of the server, and has limits on m
 files and URLs: what it decodes comes with the job.
 """
 
+import io
 import os
 import signal
 import socket
@@ -29,7 +30,7 @@ GRACE_SECONDS = 5
 def main() -> None:
     """Answer jobs. The arguments are the descriptor of the socket and the memory that may be added, in bytes."""
     channel = socket.socket(fileno=int(sys.argv[1]))
-    av.logging.set_level(None)  # imports libav now, so that the first video need not wait for it
+    _import_libraries()
     _set_limits(int(sys.argv[2]))
     with suppress(OSError, EOFError):
         send(channel, Reply())  # ready
@@ -44,6 +45,14 @@ def main() -> None:
                 os.close(pixels)
             if reply.failed is not None and reply.failed.problem in ("memory", "bug"):
                 return  # a new process starts afresh
+
+
+def _import_libraries() -> None:
+    """Use the libraries once: the first job would wait 50 ms or more for what they import then."""
+    av.logging.set_level(None)
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (1, 1)).save(file, "PNG")
+    Image(file.getvalue()).load()
 
 
 def _set_limits(memory_bytes: int) -> None:
