@@ -1,7 +1,9 @@
 """Checkpoints to resume from: complete or not there, and the one before when the newest is damaged."""
 
+import io
 import json
 import os
+import pickle
 import re
 import resource
 import shutil
@@ -11,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.train.loop_runs import in_processes, kill_at, largest_difference, micro_config, read_losses, run
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from vila_core.errors import OutputError, VilaWarning
 from vila_train import checkpoint_state, checkpoints
@@ -170,6 +174,66 @@ def test_only_damaged_checkpoints_are_an_error(micro_checkpoint: Path, copy: Pat
         one_bit(folder)
     with pytest.warns(VilaWarning), pytest.raises(TrainingError, match=r"is damaged.* No other checkpoint is left"):
         resume(micro_checkpoint, copy)
+
+
+class Touch:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def code_instead_of_metadata(folder: Path, path: Path) -> None:
+    (folder / ".metadata").write_bytes(pickle.dumps(Touch(path)))
+
+
+def code_instead_of_a_tensor(folder: Path, path: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    saved = io.BytesIO()
+    torch.save(Touch(path), saved)
+    for index, info in metadata.storage_data.items():  # now values that torch would unpickle
+        metadata.state_dict_metadata[index.fqn] = BytesStorageMetadata()
+        info.offset, info.length = 0, len(saved.getvalue())
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    file.write_bytes(saved.getvalue())
+
+
+def code_in_a_file_of_tensors(folder: Path, path: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.write_bytes(pickle.dumps(Touch(path)).ljust(file.stat().st_size, b"."))
+
+
+def a_file_elsewhere(folder: Path, path: Path) -> None:
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = f"../../{path.name}.distcp"
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    ("tamper", "problem"),
+    [
+        (code_instead_of_metadata, "names pathlib.*Path.*, which no checkpoint needs"),
+        (code_instead_of_a_tensor, "BytesStorageMetadata, which no checkpoint needs"),
+        (code_in_a_file_of_tensors, "one of its files holds something else than tensors"),
+        (a_file_elsewhere, r"\.\./made.distcp is no file of a checkpoint"),
+    ],
+)
+def test_a_checkpoint_runs_no_code(
+    micro_checkpoint: Path, copy: Path, tmp_path: Path, tamper: Callable[[Path, Path], None], problem: str
+):
+    folder = newest(copy)
+    tamper(folder, tmp_path / "made")
+    progress = checkpoint_state.read_progress(folder)  # whoever tampers with files can also write their checksums
+    checksums = {name: checkpoint_state.file_checksum(folder / name) for name in progress.files}
+    checkpoint_state.write_progress(folder, progress, checksums)
+    with pytest.raises(TrainingError, match=problem):
+        resume(micro_checkpoint, copy)
+    assert not (tmp_path / "made").exists()
 
 
 def test_ranks_check_all_files_together(micro_checkpoint: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ OUT/checkpoints/step-00000200/      written under another name, and renamed when
 Frozen weights are not saved: they are those that the run started from.
 """
 
+import pickle
 import re
 import shutil
 import warnings
@@ -19,12 +20,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
 from vila_core.errors import CheckpointError, OutputError, warn
 from vila_core.new_file import cannot_write, make_folder
+from vila_train.checkpoint_reader import CheckpointReader
 from vila_train.checkpoint_state import (
     Progress,
     file_checksum,
@@ -166,7 +167,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                load_tensors(tensors, checkpoint_id=folder, no_dist=not dist.is_initialized())
+                load_tensors(tensors, storage_reader=CheckpointReader(folder), no_dist=not dist.is_initialized())
         except (CheckpointException, RuntimeError, ValueError) as error:
             raise TrainingError(f"{folder} cannot be loaded: {_reason(error, folder)}") from error
 
@@ -181,12 +182,12 @@ class Checkpoints:
 
 def _stored(folder: Path) -> Mapping[str, Any]:
     """Return what the checkpoint in `folder` says of its tensors, by name."""
-    return FileSystemReader(folder).read_metadata().state_dict_metadata
+    return CheckpointReader(folder).read_metadata().state_dict_metadata
 
 
 def _require_all_files(folder: Path) -> None:
     """Raise `OutputError` unless the files of all ranks are in `folder`."""
-    stored = FileSystemReader(folder).read_metadata().storage_data or {}
+    stored = CheckpointReader(folder).read_metadata().storage_data or {}
     for name in sorted({info.relative_path for info in stored.values()}):
         if not (folder / name).exists():
             raise OutputError(
@@ -260,6 +261,8 @@ def _failure(folder: Path, action: Callable[[], object]) -> str | None:
 
 def _reason(error: BaseException, folder: Path) -> str:
     """Return the message of an error for people; torch wraps those of each rank, and does not name their files."""
+    if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):  # torch advises to load them without a check
+        return "one of its files holds something else than tensors."
     if isinstance(error, CheckpointException):
         inner: Sequence[Any] = [*error.failures.values()]
         return _reason(inner[0][0] if isinstance(inner[0], tuple) else inner[0], folder) if inner else str(error)

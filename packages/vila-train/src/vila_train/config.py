@@ -23,6 +23,10 @@ PARTS: dict[Part, str] = {
 """The attribute of `VilaModel` that holds each part."""
 
 
+MAX_ROWS = 1 << 20
+"""Most rows or samples of an optimizer step, and most lanes: each lane has a state in memory and in each checkpoint."""
+
+
 class NewModel(Settings):
     """A model put together from a language model and a vision tower, with a new projector: how NVILA's align starts.
 
@@ -95,11 +99,11 @@ class DataConfig(Settings):
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     packing: bool = True
     row_length: PositiveInt | None = None
-    samples_per_step: PositiveInt = 128
-    rows_per_step: PositiveInt | None = None
-    lanes: PositiveInt | None = None
-    lookahead: PositiveInt = 32
-    workers: NonNegativeInt = 4
+    samples_per_step: Annotated[PositiveInt, Field(le=MAX_ROWS)] = 128
+    rows_per_step: Annotated[PositiveInt, Field(le=MAX_ROWS)] | None = None
+    lanes: Annotated[PositiveInt, Field(le=MAX_ROWS)] | None = None
+    lookahead: Annotated[PositiveInt, Field(le=4096)] = 32
+    workers: Annotated[NonNegativeInt, Field(le=256)] = 4
     caption_dropout: Ratio = 0.1
 
 
@@ -137,7 +141,7 @@ class AdapterConfig(Settings):
 
     method: Literal["lora", "dora", "qlora", "norms"] = "lora"
     parts: tuple[Literal["vision_tower", "language_model"], ...] = ("language_model",)
-    rank: PositiveInt = 64
+    rank: Annotated[PositiveInt, Field(le=65_536)] = 64
     alpha: PositiveFloat = 16.0
     dropout: Ratio = 0.05
     targets: tuple[str, ...] = ()

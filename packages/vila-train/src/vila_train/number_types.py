@@ -2,7 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+LARGEST = 1e15
+"""The product of two such numbers, as AdamW makes, is one in fp32."""
 
 
 def _refuse_booleans(value: object) -> object:
@@ -12,7 +15,17 @@ def _refuse_booleans(value: object) -> object:
 
 
 _Int = Annotated[int, BeforeValidator(_refuse_booleans)]
-_Float = Annotated[float, BeforeValidator(_refuse_booleans), Field(allow_inf_nan=False)]
+
+
+def _refuse_huge_numbers(value: float) -> float:
+    if abs(value) > LARGEST:
+        raise ValueError(f"must be {LARGEST:g} or less")
+    return value
+
+
+_Float = Annotated[
+    float, BeforeValidator(_refuse_booleans), Field(allow_inf_nan=False), AfterValidator(_refuse_huge_numbers)
+]
 
 PositiveInt = Annotated[_Int, Field(gt=0)]
 NonNegativeInt = Annotated[_Int, Field(ge=0)]
