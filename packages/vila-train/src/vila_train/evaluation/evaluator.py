@@ -158,7 +158,7 @@ def _named(task: str, measures: Mapping[str, float]) -> dict[str, float]:
 def _attempt(name: str, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
     try:
         return evaluate()
-    except Exception as error:  # noqa: BLE001 - also of a plugin; a run of days does not end for it
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - also of a plugin; a run of days does not end for it
         reason = str(error) if isinstance(error, VilaError) else f"{type(error).__name__}: {error}"
         warn(f"The evaluation '{name}' failed, and training continues: {reason}")
         return {}
