@@ -1,11 +1,13 @@
 """The fetcher of media: URLs, hosts and redirects, with local servers that try to bypass each guard."""
 
 import io
+import itertools
 import re
 import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
@@ -13,7 +15,7 @@ from tests.raw_server import LOOPBACK, OK, redirect, refusal, resolve_to, whole
 
 import vila_core
 import vila_core.media.fetch
-from vila_core.errors import ConfigError, MediaError
+from vila_core.errors import ConfigError, MediaError, SettingError
 from vila_core.media import Image, MediaLimits, Video
 from vila_core.media.fetch import FetchPolicy, fetch, is_public
 from vila_core.media.urls import parse_url, resolve_redirect, shorten_url
@@ -132,6 +134,12 @@ def test_user_names_are_refused_by_name(user):
 def test_messages_contain_no_query_or_password():
     assert shorten_url("https://user:hunter2@example.org/a/b/c.png?token=secret") == "'https://example.org/…/c.png'"
     assert "secret" not in refusal("http://example.org/a.png?token=secret", FetchPolicy())
+
+
+@pytest.mark.parametrize("ports", [itertools.count(1), itertools.repeat(443), "443"])
+def test_ports_are_a_list(ports: Any):
+    with pytest.raises(SettingError, match="allowed_ports: expected a list"):
+        FetchPolicy(allowed_ports=ports)
 
 
 def test_allowed_hosts(monkeypatch):

@@ -143,7 +143,7 @@ def test_a_model_learns_a_task_and_is_quantized_and_served(tmp_path: Path):
 
     # Many of the old questions that resemble the new one, or else they get its answers.
     similar = [make_sample("train", "attribute", 10_000 + index) for index in range(700)]
-    data = write_dataset([*new_samples("train", 500), *similar, *old_samples("train", 900)], tmp_path / "data")
+    data = write_dataset([*new_samples("train", 500), *similar, *old_samples("train", 1300)], tmp_path / "data")
     settings = {
         "adapter.rank": 16, "adapter.alpha": 16, "adapter.dropout": 0, "data.max_length": 512, "data.workers": 0,
         "data.samples_per_step": 40, "compute.precision": "fp32", "compute.activation_checkpointing": "none",

@@ -1,5 +1,6 @@
 """Settings from YAML and from KEY=VALUE, and the errors of wrong ones."""
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,8 @@ def test_a_run_that_is_no_folder_is_refused(tmp_path: Path, name: str):
 def test_settings_written_in_python_are_explained(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+def test_an_iterator_without_an_end_is_no_list():
+    with pytest.raises(ConfigError, match=r"targets: expected a list, got count\(0\)"):
+        AdapterConfig(targets=itertools.count())  # pyright: ignore[reportArgumentType]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vila_core.config import Settings
+from vila_core.config import Listed, Settings
 from vila_train.number_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Ratio, Seed
 
 Part = Literal["vision_tower", "projector", "language_model", "generation_head"]
@@ -63,7 +63,7 @@ class ModelConfig(Settings):
     chat_template: str | None = None
     projector: str | None = None
     image_aspect_ratio: Literal["resize", "pad", "dynamic", "dynamic_s2"] | None = None
-    s2_scales: tuple[PositiveInt, ...] | None = None
+    s2_scales: Listed[PositiveInt] | None = None
     max_tiles: PositiveInt | None = None
     num_video_frames: PositiveInt | None = None
     temporal_pool: PositiveInt | None = None
@@ -94,7 +94,7 @@ class DataConfig(Settings):
     """
 
     mixture: str
-    registries: tuple[Path, ...] = ()
+    registries: Listed[Path] = ()
     max_length: PositiveInt = 4096
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     packing: bool = True
@@ -144,7 +144,7 @@ class AdapterConfig(Settings):
     rank: Annotated[PositiveInt, Field(le=65_536)] = 64
     alpha: PositiveFloat = 16.0
     dropout: Ratio = 0.05
-    targets: tuple[str, ...] = ()
+    targets: Listed[str] = ()
 
 
 class ComputeConfig(Settings):
@@ -196,7 +196,7 @@ class LoggingConfig(Settings):
     """
 
     every: PositiveInt = 1
-    callbacks: tuple[str, ...] = ("tensorboard",)
+    callbacks: Listed[str] = ("tensorboard",)
 
 
 class EvaluationConfig(Settings):
@@ -212,7 +212,7 @@ class EvaluationConfig(Settings):
         offline: download nothing.
     """
 
-    tasks: tuple[str, ...] = ()
+    tasks: Listed[str] = ()
     mixture: str | None = None
     every: PositiveInt | None = None
     limit: PositiveInt | None = None
@@ -235,7 +235,7 @@ class TrainConfig(Settings):
 
     name: Annotated[str, Field(min_length=1)]
     model: ModelConfig = ModelConfig()
-    tune: tuple[Part, ...]
+    tune: Listed[Part]
     data: DataConfig
     optimizer: OptimizerConfig
     adapter: AdapterConfig | None = None

@@ -8,7 +8,7 @@ import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -104,7 +104,9 @@ def _names(config_type: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _without_none(annotation: Any) -> Any:
-    """Return the type in `X | None`, and any other type as it is."""
+    """Return the type in `X | None` and in `Annotated[X, ...]`, and any other type as it is."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
         return _without_none(kinds[0]) if len(kinds) == 1 else annotation

@@ -16,7 +16,7 @@ The config of a component has its registered `name`. A plugin adds its own confi
 """
 
 from vila_core.config.base import (
-    MAX_NAMES,
+    MAX_LISTED,
     Config,
     Deviation,
     Epsilon,
@@ -24,8 +24,8 @@ from vila_core.config.base import (
     Heads,
     InnerWidth,
     Layers,
+    Listed,
     Mean,
-    Names,
     Pixels,
     Positions,
     RopeFactor,
@@ -58,7 +58,7 @@ from vila_core.config.towers import (
 
 __all__ = [
     "FOLDED_PATCHES",
-    "MAX_NAMES",
+    "MAX_LISTED",
     "PROJECTOR_NAMES",
     "BasicImageEncoderConfig",
     "BasicVideoEncoderConfig",
@@ -75,9 +75,9 @@ __all__ = [
     "InternVitConfig",
     "LanguageModelConfig",
     "Layers",
+    "Listed",
     "Mean",
     "MediaEncoderConfig",
-    "Names",
     "PixelConfig",
     "PixelDecoderConfig",
     "Pixels",

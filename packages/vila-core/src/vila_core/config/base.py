@@ -2,7 +2,7 @@
 
 from collections.abc import Sized
 from contextvars import ContextVar
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -32,16 +32,17 @@ Deviation = Annotated[float, Field(ge=size_limits.MIN_STD, le=size_limits.MAX_ST
 
 
 def _check_list(value: object) -> object:
-    if value is not None and not isinstance(value, list | tuple | set | frozenset):  # an iterator may have no end
+    if value is not None and not isinstance(value, list | tuple | set | frozenset):
         raise ValueError("expected a list")
-    if len(cast("Sized", value or ())) > MAX_NAMES:
-        raise ValueError(f"it has more than {MAX_NAMES:,} entries")
+    if len(cast("Sized", value or ())) > MAX_LISTED:
+        raise ValueError(f"it has more than {MAX_LISTED:,} entries")
     return cast("object", value)
 
 
-MAX_NAMES = 10_000
-Names = Annotated[tuple[str, ...], BeforeValidator(_check_list)]
-"""Texts that a user lists."""
+Item = TypeVar("Item")
+MAX_LISTED = 10_000
+Listed = Annotated[tuple[Item, ...], BeforeValidator(_check_list)]
+"""What a user lists. Not an iterator, which may have no end."""
 
 
 class Config(BaseModel):

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vila_core.config import Names, Settings
+from vila_core.config import Listed, Settings
 
 Seconds = Annotated[float, Field(gt=0, le=1_000_000)]
 
@@ -53,8 +53,8 @@ class FetchPolicy(Settings):
         allow_private: allow addresses that are not public (loopback, private networks), for tests and closed networks.
     """
 
-    allowed_hosts: Annotated[Names | None, AfterValidator(_check_hosts)] = None
-    allowed_ports: tuple[Port, ...] | None = None
+    allowed_hosts: Annotated[Listed[str] | None, AfterValidator(_check_hosts)] = None
+    allowed_ports: Listed[Port] | None = None
     max_bytes: PositiveInt = 512 * MIB
     timeout_s: Seconds = 60.0
     idle_timeout_s: Seconds = 10.0
