@@ -69,7 +69,9 @@ def test_bad_batches(model: Vila, prompts: list[Any], error: type[Exception], me
         model.generate_image_batch(prompts)
 
 
-@pytest.mark.parametrize("prompts", ["a", b"a", {"role": "user"}, {"a", "b"}, None, iter(["a"])], ids=repr)
+@pytest.mark.parametrize(
+    "prompts", ["a", b"a", {"role": "user"}, {"a", "b"}, None, iter(["a"])], ids=lambda prompts: type(prompts).__name__
+)
 def test_what_is_no_batch_of_questions(model: Vila, prompts: Any) -> None:
     for method in (model.complete_batch, model.generate_batch):
         with pytest.raises(PromptError, match=r"A batch is a list of prompts.*for an iterator, complete_each"):

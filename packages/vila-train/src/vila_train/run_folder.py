@@ -6,10 +6,12 @@ OUT/skipped.jsonl       samples that could not be used
 OUT/checkpoints/        to resume from
 OUT/failed-step-…/      the batch of a step whose loss was not finite
 OUT/model/              the trained model; written last
+OUT/.lock               held by the process that trains
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
 from vila_train.packing.lanes import Order, SampleEncoder
 from vila_train.plan import Plan, make_plan, resume_plan
+from vila_train.run_lock import only_run
 from vila_train.step_log import forget_after
 from vila_train.yaml_files import read_yaml
 
@@ -109,8 +112,9 @@ class RunFolder:
         return folder
 
 
-def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -> RunFolder:
-    """Return a new folder, or that of an earlier call with the same configuration.
+@contextmanager
+def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -> Generator[RunFolder]:
+    """Open a new folder, or that of an earlier call with the same configuration, and keep other runs out of it.
 
     Args:
         path: the folder; created if it does not exist.
@@ -118,7 +122,8 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
         accept_changes: take a folder whose run has another configuration, and note the new one.
 
     Raises:
-        ConfigError: the folder holds something else, or a complete run with another configuration.
+        ConfigError: the folder holds something else, or a complete run with another configuration, or another run is
+            at work in it.
         OutputError: it cannot be written.
     """
     make_folder(path)
@@ -130,8 +135,9 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
     if not folder.is_complete and folder.model.exists():  # before training, not after it
         require_new(folder.model)
-    write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    return folder
+    with only_run(path):
+        write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        yield folder
 
 
 def find_plan(

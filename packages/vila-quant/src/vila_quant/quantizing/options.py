@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from vila_core.config import Names, Settings
+from vila_core.config import Listed, Settings
 
 SEQUENCES = {"cuda": 128, "cpu": 16}
 """Default number of calibration sequences: as llm-awq on a GPU, and a few minutes on a laptop's CPU."""
@@ -38,7 +38,7 @@ class QuantizationOptions(Settings):
     lm_head: Literal["none", "int8", "int4"] = "none"
     vision: Literal["none", "int8", "fp8"] = "none"
     vision_alpha: float | None = Field(default=None, ge=0, le=1)
-    skip: Names = ()
+    skip: Listed[str] = ()
     search: str = "best"
     calibration: str = "auto"
     sequences: int | None = Field(default=None, ge=1)

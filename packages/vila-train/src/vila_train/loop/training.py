@@ -4,7 +4,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -67,9 +67,9 @@ def train(
         OutputError: a file cannot be written.
         Stopped: after Ctrl-C or SIGTERM.
     """
-    with join_world(device, group=needs_group(config)) as world, _own_random_numbers(world):
+    with join_world(device, group=needs_group(config)) as world, _own_random_numbers(world), ExitStack() as held:
         mesh_shape(world.size, config.compute)
-        folder = world.first(lambda: open_run(out, config, accept_changes=accept_changes))
+        folder = world.first(lambda: held.enter_context(open_run(out, config, accept_changes=accept_changes)))
         if folder.is_complete:
             return folder.model
         reporting: list[Callback] = []

@@ -21,6 +21,7 @@ from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.siglip import SiglipTower
+from vila_train.run_lock import only_run
 from vila_train.tiny.evaluate import Score, score
 from vila_train.tiny.loop import Log, Record, Stage, run_stage
 from vila_train.tiny.model import IMAGE_SIZE, make_encoder, save_tokenizer, tiny_config
@@ -106,9 +107,9 @@ def run(
     folder = RunFolder(options.out, settings(options, stages), model)
     if (finished := folder.scores) is not None:
         return finished
-    save_tokenizer(folder.tokenizer)
     started = time.monotonic()
-    with (options.out / LOG).open("a", encoding="utf-8") as file:
+    with only_run(folder.path), (options.out / LOG).open("a", encoding="utf-8") as file:
+        save_tokenizer(folder.tokenizer)
 
         def log(record: Record) -> None:
             file.write(json.dumps({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
