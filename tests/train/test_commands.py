@@ -16,6 +16,7 @@ import vila_core as vila
 from vila_core.errors import ConfigError, OutputError, VilaError
 from vila_train import plugin
 from vila_train.cli import app
+from vila_train.run_lock import LOCK
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.loop import Stage
 from vila_train.tiny.recipes import Draw, StageConfig, tiny_stages
@@ -186,7 +187,7 @@ def test_a_full_disk_leaves_no_half_written_state(
     with pytest.raises(OutputError, match="the disk is full"):
         train_tiny(trial(tmp_path), two_stages)
     assert not list((tmp_path / "out").glob("*.pt"))
-    assert not list((tmp_path / "out").glob(".*"))
+    assert [file.name for file in (tmp_path / "out").glob(".*")] == [LOCK]
 
 
 @pytest.mark.parametrize(
