@@ -103,19 +103,19 @@ def _names(config_type: type[BaseModel], prefix: str) -> Iterator[str]:
             yield from _names(below, f"{prefix}{name}.")
 
 
-def _without_none(annotation: Any) -> Any:
-    """Return the type in `X | None` and in `Annotated[X, ...]`, and any other type as it is."""
+def _plain_type(annotation: Any) -> Any:
+    """Return X of `X | None` and of `Annotated[X, ...]`, and any other type as it is."""
     if get_origin(annotation) is Annotated:
-        return _without_none(get_args(annotation)[0])
+        return _plain_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return _without_none(kinds[0]) if len(kinds) == 1 else annotation
+        return _plain_type(kinds[0]) if len(kinds) == 1 else annotation
     return annotation
 
 
 def _group(annotation: Any) -> type[BaseModel] | None:
     """Return the type of a nested configuration, None for a value."""
-    kind = _without_none(annotation)
+    kind = _plain_type(annotation)
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
@@ -125,7 +125,7 @@ def _type_of(config_type: type[BaseModel], key: str, where: str) -> Any:
     for name in key.split("."):
         group = _group(kind)
         if group is not None and name in group.model_fields:
-            kind = _without_none(group.model_fields[name].annotation)
+            kind = _plain_type(group.model_fields[name].annotation)
         elif get_origin(kind) is dict:
             kind = get_args(kind)[1]
         else:
