@@ -105,6 +105,41 @@ def test_fused_steps_of_the_depth_transformer_follow_its_modules(rows: int) -> N
         assert ((found - true).norm() / true.norm()).item() < 0.02
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("tokens", [2, 3, 8])
+def test_products_of_few_tokens(tokens: int, dtype: torch.dtype) -> None:
+    """VILA-U 7B's shapes, ragged ones, and side by side; a token's result does not depend on the others."""
+    from vila_core.ops.linear import gelu_linear, linear, swiglu_linear
+
+    generator = torch.Generator(GPU).manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=GPU, generator=generator).to(dtype)
+
+    def error(y: torch.Tensor, expected: torch.Tensor) -> float:
+        return ((y.double() - expected).norm() / expected.norm()).item()
+
+    tolerance = 1e-3 if dtype == torch.float16 else 8e-3
+    for sizes, inputs in (
+        ((4096, 4096, 4096), 4096), ((4096,), 11008), ((7680,), 2560), ((2560,), 10240), ((16384,), 2560),
+        ((2560,), 1024), ((3000,), 3592), ((17, 5, 30), 264), ((9,), 8),
+    ):  # fmt: skip
+        x, weights = randn(tokens, inputs), [randn(size, inputs) for size in sizes]
+        biases = [randn(size) for size in sizes]
+        expected = torch.cat([x.double() @ weight.double().T for weight in weights], dim=1)
+        y = linear(x, weights, [None] * len(sizes))
+        assert error(y, expected) < tolerance, (sizes, inputs)
+        assert torch.equal(y[-1], linear(torch.stack((x[-1], x[-1])), weights, [None] * len(sizes))[0]), sizes
+        assert error(linear(x, weights, biases), expected + torch.cat(biases).double()) < tolerance, (sizes, inputs)
+        assert error(
+            gelu_linear(x, weights[0], biases[0]),
+            torch.nn.functional.gelu(x.double() @ weights[0].double().T + biases[0].double()),
+        ) < tolerance, (sizes, inputs)  # fmt: skip
+    x, gate, up = randn(tokens, 4096) / 64, randn(11008, 4096), randn(11008, 4096)
+    expected = torch.nn.functional.silu(x.double() @ gate.double().T) * (x.double() @ up.double().T)
+    assert error(swiglu_linear(x, gate, up), expected) < 2 * tolerance
+
+
 def test_a_picture_twice(on_gpu: Decoder, head: SmallHead, tokenizer: Tokenizer) -> None:
     engine = new_engine(on_gpu, tokenizer, head)
     first = codes_of(draw(engine, on_gpu, 0).result())

@@ -19,6 +19,7 @@ from vila_core.ops.attention_kernel import decode_attention_kernel
 from vila_core.ops.codes import choose_codes_kernel, warps_for
 from vila_core.ops.depth_attention import depth_attention_kernel
 from vila_core.ops.eight_bits_kernel import quantize_kernel
+from vila_core.ops.few_tokens import MAX_REGISTERS, SLOTS, WARPS, few_tokens_kernel
 from vila_core.ops.filters import floor_kernel, search_kernel
 from vila_core.ops.linear import choose_matrix_config, choose_vector_config, matrix_kernel, vector_kernel
 from vila_core.ops.norm import add_rms_norm_kernel
@@ -65,6 +66,8 @@ def compiled(kernel: Any, constants: dict[str, Any], half: str, capability: int,
     names = list(kernel.arg_names)
 
     def type_of(name: str) -> str:
+        if kernel is few_tokens_kernel and name in ("w0_pointer", "w1_pointer", "w2_pointer", "x_pointer"):
+            return "*i32"
         if constants.get("QUANTIZED") and name in ("keys_pointer", "values_pointer"):
             return "*u8"
         if name in constants:
@@ -116,6 +119,15 @@ def matrix_constants(outputs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def few_tokens_constants(inputs: int, *, both: bool) -> dict[str, Any]:
+    return {
+        "HAS_BIAS": not both, "SWIGLU": both, "ACT": "" if both else "gelu", "WARPS": WARPS, "SLOTS": SLOTS,
+        "ROUNDS": triton.cdiv(inputs, 32 * WARPS * SLOTS), "INLINE": True,
+    }  # fmt: skip
+
+
+FEW_TOKENS = {"num_warps": WARPS, "num_stages": 1, "maxnreg": MAX_REGISTERS}
+
 KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "norm": (add_rms_norm_kernel, {"HAS_RESIDUAL": True, "BLOCK": 4096}, {"num_warps": 8}),
     "swiglu": (swiglu_kernel, {"BLOCK": 1024}, {"num_warps": 4}),
@@ -144,6 +156,9 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, int]]] = {
     "linear": (vector_kernel, vector_constants(3584, both=False)[0], {"num_warps": 2}),
     "linear, wide": (vector_kernel, vector_constants(18944, both=False)[0], {"num_warps": 8}),
     "linear, swiglu": (vector_kernel, vector_constants(3584, both=True)[0], {"num_warps": 2}),
+    "linear of few tokens": (few_tokens_kernel, few_tokens_constants(4096, both=False), FEW_TOKENS),
+    "linear of few tokens, wide": (few_tokens_kernel, few_tokens_constants(11008, both=False), FEW_TOKENS),
+    "linear of few tokens, swiglu": (few_tokens_kernel, few_tokens_constants(4096, both=True), FEW_TOKENS),
     "linear of 16 tokens": (matrix_kernel, matrix_constants(12_288), {"num_warps": 4, "num_stages": 4}),
     "linear of 16 tokens, narrow": (matrix_kernel, matrix_constants(2560), {"num_warps": 4, "num_stages": 4}),
     "depth attention": (depth_attention_kernel, {"BLOCK": 64, "DEPTHS": 16}, {"num_warps": 1}),
@@ -186,3 +201,15 @@ def test_weights_and_caches_are_read_16_bytes_at_a_time(name: str) -> None:
     kernel, constants, options = KERNELS[name]
     ptx = compiled(kernel, constants | {"PDL": False}, "bf16", 80, **options).asm["ptx"]
     assert len(re.findall(r"ld\.global\S*\.v4\.b32", ptx)) >= 4
+
+
+def test_products_of_few_tokens_load_weights_before_they_wait() -> None:
+    """Weights are constants, activations are not: they may be read only once the kernel ahead has ended."""
+    kernel, constants, options = KERNELS["linear of few tokens"]
+    made = compiled(kernel, constants | {"PDL": True}, "bf16", 90, **options)
+    before, after = made.asm["sass"].split("ACQBULK")
+    loads = [len(re.findall(r"LDG\.E\.(?:NA\.)?128", part)) for part in (before, after)]
+    assert loads[0] == 2 * SLOTS
+    assert len(re.findall(r"LDG\.E\.128", before)) == 0
+    assert loads[1] >= SLOTS
+    assert "HMMA.16816.F32.BF16" in after

@@ -57,6 +57,7 @@ from vila_core.ops.linear import gelu_linear, linear, swiglu_linear
 for tokens, sizes, inputs, with_bias in (
     (1, (6,), 40, False), (1, (8, 4, 4), 1000, True), (1, (3, 5), 4200, False),
     (3, (32, 64, 16), 264, True), (16, (50,), 520, True), (17, (8, 8), 64, True), (2, (5, 3), 64, False),
+    (8, (7, 20, 3), 2056, True), (2, (17,), 8, False), (9, (32, 5), 72, True), (9, (5, 3), 64, False),
 ):
     x, weights = randn(tokens, inputs), [randn(size, inputs) for size in sizes]
     biases = [randn(size) if with_bias and i != 1 else None for i, size in enumerate(sizes)]
@@ -64,11 +65,17 @@ for tokens, sizes, inputs, with_bias in (
         x.double(), [w.double() for w in weights], [None if b is None else b.double() for b in biases]
     )
     check(linear(x, weights, biases), expected, 1e-3, f"{tokens} {sizes} {inputs}")
-for tokens, outputs, inputs in ((1, 12, 1032), (1, 7, 4400), (2, 32, 64)):
+wide = randn(5, 80)[1:, 4:68]
+weight = randn(1, 24 * 64 + 4)[0, 4:].view(24, 64)
+check(linear(wide, [weight], [None]), wide.double() @ weight.double().T, 1e-3, "not aligned to 16 bytes")
+x, weight = randn(8, 264), randn(40, 264)
+one_by_one = torch.cat([linear(torch.stack((row, row)), [weight], [None])[:1] for row in x])
+assert torch.equal(linear(x, [weight], [None]), one_by_one), "a token depends on the others"
+for tokens, outputs, inputs in ((1, 12, 1032), (1, 7, 4400), (2, 32, 64), (7, 11, 72), (9, 32, 64)):
     x, gate, up = randn(tokens, inputs) / inputs**0.5, randn(outputs, inputs), randn(outputs, inputs)
     expected = reference.swiglu(reference.linear(x.double(), (gate.double(), up.double()), (None, None)))
     check(swiglu_linear(x, gate, up), expected, 2e-3, f"swiglu {tokens} {outputs} {inputs}")
-for tokens, outputs, inputs in ((1, 24, 72), (2, 40, 1032), (3, 10, 68), (17, 8, 64)):
+for tokens, outputs, inputs in ((1, 24, 72), (2, 40, 1032), (3, 10, 68), (9, 40, 264), (17, 8, 64)):
     x, weight, bias = randn(tokens, inputs), randn(outputs, inputs) / 8, randn(outputs)
     expected = torch.nn.functional.gelu(torch.nn.functional.linear(x.double(), weight.double(), bias.double()))
     check(gelu_linear(x, weight, bias), expected, 1e-3, f"gelu {tokens} {outputs} {inputs}")
@@ -551,7 +558,8 @@ CALLS = {
         (x, None, None, None, None, 0.0, "gelu", None, 1.0, 0.0),
         (x, randn(3, 40), randn(40), randn(40), randn(40), 1e-6, "", torch.int8, 127.0, 1e-5),
     ],
-    "small_linear": [(x, w, b, False), (x[:1], w, [], False), (x[:1], [w[0]] * 2, [], True), (x, w, b, False, "gelu")],
+    "small_linear": [(x, w, b, False), (x[:1], w, [], False), (x[:1], [w[0]] * 2, [], True), (x, w, b, False, "gelu"),
+                     (x, [w[0]] * 2, [], True)],
     "depth_attention": [(randn(3, 72), randn(3, 2, 4, 12), randn(3, 2, 4, 12), 1)],
     "choose_codes": [
         (x, *torch.arange(3).expand(2, 3), torch.ones(3), torch.ones(3), zeros(3, dtype=torch.int32), torch.ones(3),

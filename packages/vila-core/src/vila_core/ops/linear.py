@@ -7,7 +7,9 @@ M tokens, N outputs, K inputs
 **One token** (`vector_kernel`). A block takes `ROWS` whole rows of a weight. It loads their first `AHEAD` chunks of
 `CHUNK` inputs before it waits for the kernel ahead, since weights are constants. Grid: (ΣN / ROWS,).
 
-**Up to 16 tokens** (`matrix_kernel`). Tensor cores; tokens are the 16-row operand, and rows past the last token
+**2 to 8 tokens**: `few_tokens`.
+
+**9 to 16 tokens** (`matrix_kernel`). Tensor cores; tokens are the 16-row operand, and rows past the last token
 are not read. While a block waits for the kernel ahead, it prefetches its first weights into L2. Grid: (Σ ⌈N / ROWS⌉,).
 
 **More**: cuBLAS.
@@ -33,16 +35,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from vila_core.ops.few_tokens import few_tokens, fits_few_tokens
 from vila_core.ops.prefetch import prefetch_into_l2
 from vila_core.ops.prefill import silu_multiply
 from vila_core.ops.rows import activated
+from vila_core.ops.side_by_side import own_row, pick
 from vila_core.ops.support import launches_early
 from vila_core.ops.swiglu import swiglu
 
 MAX_TOKENS = 16
 MAX_WEIGHTS = 3
 MATRIX_ROWS = 32
-"""Weights side by side must have multiples of this many outputs, all but the last."""
+"""Of more than a few tokens, weights side by side must have multiples of this many outputs, all but the last."""
 MANY_OUTPUTS = 32 * 120
 """More outputs keep a large GPU's multiprocessors (132 on an H200) busy with blocks of 32."""
 MAX_NARROW_TOKENS, MIN_NARROW_INPUTS = 176, 12_000
@@ -57,18 +61,6 @@ class VectorConfig:
     chunk: int = 512
     ahead: int = 8
     warps: int = 2
-
-
-@triton.jit
-def _pick(row, first, second, third, outputs_0, outputs_1):
-    """Return which of three pointers is for output `row` of the weights side by side."""
-    return tl.where(row < outputs_0, first, tl.where(row < outputs_0 + outputs_1, second, third))
-
-
-@triton.jit
-def _own_row(row, outputs_0, outputs_1):
-    """Return the row's number in its own weight."""
-    return row - tl.where(row < outputs_0, 0, tl.where(row < outputs_0 + outputs_1, outputs_0, outputs_0 + outputs_1))
 
 
 @triton.jit
@@ -112,11 +104,11 @@ def vector_kernel(
 ):  # fmt: skip
     """See the module. All N are multiples of `ROWS`; `ROUNDS · AHEAD` chunks cover K."""
     row = tl.program_id(0) * ROWS
-    own = row if SWIGLU else _own_row(row, outputs_0, outputs_1)
+    own = row if SWIGLU else own_row(row, outputs_0, outputs_1)
     if SWIGLU:
         first, second = w0_pointer, w1_pointer
     else:
-        first = _pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
+        first = pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
         second = first
     first += own.to(tl.int64) * inputs
     second += own.to(tl.int64) * inputs
@@ -137,7 +129,7 @@ def vector_kernel(
         y = y * tl.sigmoid(y) * tl.sum(other, axis=1)
     place = tl.arange(0, ROWS)
     if HAS_BIAS:
-        bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
+        bias = pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
         y += tl.load(bias + place).to(tl.float32)
     tl.store(y_pointer + row + place, activated(y, ACT).to(y_pointer.dtype.element_ty))
 
@@ -151,12 +143,12 @@ def matrix_kernel(
 ):  # fmt: skip
     """See the module. The first two N are multiples of `ROWS`; `PREFETCH` parts of 128 inputs come into L2 first."""
     row = tl.program_id(0) * ROWS
-    own = _own_row(row, outputs_0, outputs_1)
+    own = own_row(row, outputs_0, outputs_1)
     place = tl.arange(0, ROWS)
     inside = row + place < outputs
     column = tl.arange(0, CHUNK)
     token = tl.arange(0, 16)
-    weight = _pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
+    weight = pick(row, w0_pointer, w1_pointer, w2_pointer, outputs_0, outputs_1)
     if PREFETCH:
         part = tl.arange(0, PREFETCH) * 128
         ahead = weight + tl.where(inside, own + place, own).to(tl.int64)[:, None] * inputs + part[None, :]
@@ -174,7 +166,7 @@ def matrix_kernel(
         x = tl.load(x_pointers + start, mask=mask & is_token, other=0.0)
         total = tl.dot(x, tl.trans(w), total)
     if HAS_BIAS:
-        bias = _pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
+        bias = pick(row, b0_pointer, b1_pointer, b2_pointer, outputs_0, outputs_1) + own
         total += tl.load(bias + place, mask=inside, other=0.0).to(tl.float32)[None, :]
     pointers = y_pointer + token[:, None] * outputs + (row + place)[None, :]
     tl.store(pointers, activated(total, ACT).to(y_pointer.dtype.element_ty), mask=inside[None, :] & is_token)
@@ -210,7 +202,10 @@ def choose_vector_config(inputs: int, outputs: int, *, both: bool) -> VectorConf
 
 @torch.library.custom_op("vila::small_linear", mutates_args=())
 def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu: bool, act: str = "") -> Tensor:
-    """See the module. `x [M, K]`, M at most `MAX_TOKENS` -> `[M, ΣN]`, with SwiGLU `[1, N]`; `act` is "gelu" or ""."""
+    """See the module. `x [M, K]`, M at most `MAX_TOKENS` -> `[M, ΣN]`; `act` is "gelu" or "".
+
+    With SwiGLU `[M, N]`, for one token or what `few_tokens` takes.
+    """
     tokens, inputs = x.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if swiglu else sum(sizes)
@@ -228,7 +223,10 @@ def _small_linear(x: Tensor, weights: list[Tensor], biases: list[Tensor], swiglu
             ROWS=config.rows, CHUNK=config.chunk, AHEAD=config.ahead,
             ROUNDS=triton.cdiv(inputs, config.chunk * config.ahead), PDL=pdl, num_warps=config.warps, **launch,
         )  # fmt: skip
+    elif fits_few_tokens(x):
+        few_tokens(x, weights, biases, y, swiglu=swiglu, act=act)
     elif tokens:
+        assert not swiglu
         settings = choose_matrix_config(outputs)
         matrix_kernel[(triton.cdiv(outputs, settings.rows),)](
             *three, *biased, x, y, *ends, outputs, inputs, tokens, x.stride(0), HAS_BIAS=bool(biases), ACT=act,
@@ -252,7 +250,7 @@ def linear(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
         weights: one to three, `[N_i, K]` contiguous.
         biases: `[N_i]` or None, one for each weight.
     """
-    rows = MATRIX_ROWS if len(x) > 1 else 1
+    rows = 1 if len(x) == 1 or fits_few_tokens(x) else MATRIX_ROWS
     fits = len(weights) <= MAX_WEIGHTS and all(weight.shape[0] % rows == 0 for weight in weights[:-1])
     if len(x) > MAX_TOKENS or not fits or x.shape[1] % 8 or x.stride(1) != 1:
         parts = [_product(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
@@ -289,7 +287,7 @@ def gelu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def swiglu_linear(x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
     """`x [M, K]`, weights `[N, K]` -> `silu(x gateᵀ) · (x upᵀ)`, `[M, N]`."""
-    if len(x) == 1 and x.shape[1] % 8 == 0:
+    if (len(x) == 1 and x.shape[1] % 8 == 0) or fits_few_tokens(x):
         return torch.ops.vila.small_linear(x, [gate, up], [], True)
     if len(x) > MAX_TOKENS:
         return silu_multiply(F.linear(x, gate), F.linear(x, up))

@@ -28,8 +28,8 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from vila_core.ops.attention_kernel import parts_left
+from vila_core.ops.fragments import sum_over_warps
 from vila_core.ops.prefetch import prefetch_into_l2
-from vila_quant.kernels.cuda.w4a16.fragments import sum_over_warps
 from vila_quant.kernels.cuda.w4a16.unit import (
     load_part_weights,
     load_tokens,

@@ -15,13 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vila_quant.kernels.cuda.w4a16.fragments import (
-    halves,
-    multiply_add_halves,
-    store_words,
-    stream_word_pair,
-    stream_words,
-)
+from vila_core.ops.fragments import halves, stream_words
+from vila_quant.kernels.cuda.w4a16.fragments import multiply_add_halves, store_words, stream_word_pair
 from vila_quant.kernels.cuda.w4a16.tiles import twice
 from vila_quant.kernels.cuda.w4a16.unit import numbers, offsets
 

@@ -27,7 +27,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from vila_quant.kernels.cuda.w4a16.fragments import halves, multiply_add_halves, settled, take_bits
+from vila_core.ops.fragments import halves
+from vila_quant.kernels.cuda.w4a16.fragments import multiply_add_halves, settled, take_bits
 from vila_quant.kernels.cuda.w4a16.layout import UNIT_INPUTS, UNIT_OUTPUTS
 
 

@@ -4,7 +4,8 @@ M tokens, g group size
 
 The weight is the 16-row operand of `mma.m16n8k16`, tokens are the 8 columns. Codes become numbers with one `lop3` (q
 under the exponent of 1024, or of 128 in bf16) and one `fma` that takes the zero point off, exactly; scales multiply the
-fp32 sums of a group. Values are tensors of one element per thread, see `fragments`.
+fp32 sums of a group. Values are tensors of one element per thread, see
+`vila_core.ops.fragments`.
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked.
@@ -19,14 +20,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from vila_quant.kernels.cuda.w4a16.fragments import (
-    load_words,
-    mma,
-    multiply_add_halves,
-    stream_word_pair,
-    stream_words,
-    take_bits,
-)
+from vila_core.ops.fragments import mma, stream_words
+from vila_quant.kernels.cuda.w4a16.fragments import load_words, multiply_add_halves, stream_word_pair, take_bits
 
 
 @triton.jit
