@@ -236,6 +236,32 @@ def test_a_checkpoint_runs_no_code(
     assert not (tmp_path / "made").exists()
 
 
+def a_pipe_for_tensors(folder: Path) -> None:
+    (file,) = folder.glob("*.distcp")
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (no_metadata, r"/\.metadata cannot be read: No such file"),
+        (a_pipe, r"/\.metadata cannot be read: it is a named pipe"),
+        (a_pipe_for_tensors, r"\.distcp is not a regular file"),
+        (no_tensors, r"cannot be loaded: .*\.distcp' cannot be read: No such file"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_files_that_the_state_does_not_list_are_named(
+    micro_checkpoint: Path, copy: Path, damage: Callable[[Path], None], problem: str
+):
+    folder = newest(copy)
+    damage(folder)
+    checkpoint_state.write_progress(folder, checkpoint_state.read_progress(folder), {})
+    with pytest.raises(TrainingError, match=problem):
+        resume(micro_checkpoint, copy)
+
+
 def test_ranks_check_all_files_together(micro_checkpoint: Path, tmp_path: Path):
     config, whole = micro_config(micro_checkpoint), tmp_path / "whole"
     assert in_processes(config, whole, tmp_path / "losses", ranks=2, after=kill_at(5))[0] == -signal.SIGKILL

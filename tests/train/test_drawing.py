@@ -310,11 +310,12 @@ def write_lines(folder: Path, records: Sequence[dict[str, Any]]) -> Path:
 
 def test_a_dry_run_counts_what_is_drawn(tiny_u: Path, tmp_path: Path):
     from vila_train.dry_run.report import describe
+    from vila_train.run_folder import RunFolder
 
     save(tmp_path, "a.png", (64, 64))
     turns = [{"from": "human", "value": "A cat."}, {"from": "gpt", "value": "<image>"}]
     file = write_lines(tmp_path, [{"image": "a.png", "conversations": turns}] * 3)
-    measured = measure(config_of(tiny_u, **{"data.mixture": str(file)}))
+    measured = measure(config_of(tiny_u, **{"data.mixture": str(file)}), RunFolder(tmp_path / "run"))
     assert measured.load.positions == 3 * 16
     report = describe(measured)
     assert "48 positions of pictures that are drawn" in report["Samples (the first 3)"]["learned"]

@@ -2,16 +2,18 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import vila_core as vila
-from vila_core.errors import VilaError
+from vila_core.errors import VilaError, VilaWarning
 from vila_train.cli import app
 
 TEXT = "<script>alert('x')</script> & \"quotes\" </pre>"
@@ -177,6 +179,119 @@ def test_wrong_commands_are_one_line(
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["logging.callbacks=tensorbord"],
+            "Unknown callback 'tensorbord'. Known: .*console.* Did you mean 'tensorboard'",
+        ),
+        (["evaluation.tasks=pop"], "Unknown task 'pop'. Known: .*pope"),
+        (["evaluation.mixture=held_out"], "Unknown dataset 'held_out'"),
+        (["data.mixture=no_such_set"], "Unknown dataset 'no_such_set'"),
+        (["tune="], "No weights are trained. Name parts to train in `tune`: vision_tower, projector, language_model"),
+        (["tune=generation_head"], "`tune` names generation_head, but this model has none"),
+        (["adapter.targets=q_porj"], "Unknown linear layer for an adapter 'q_porj'. Known: .*q_proj"),
+        (["adapter.parts="], "adapter.parts must have 1 or more entries"),
+        (["soft_time_tokens=1"], "soft_time_tokens needs a model with time tokens"),
+        (["data.row_length=100"], "data.row_length is 100, but samples may have"),
+        (["model.chat_template=none_such"], "Unknown chat template 'none_such'"),
+        (["model.projector=none_such"], "Unknown projector 'none_such'"),
+        (["model.path=no/such"], "no/such"),
+        (["data.registries=none.yaml"], "none.yaml"),
+    ],
+    ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
+)
+def test_a_dry_run_finds_what_the_run_would_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], message: str
+):
+    data = write_data(tmp_path / "data", 3)
+    monkeypatch.chdir(tmp_path)
+    small = ["max_steps=1", "compute.precision=fp32", "data.workers=0", "data.max_length=512", *settings]
+    command = ["sft", "-m", "vila-tiny", "-d", data, *(part for setting in small for part in ("-s", setting))]
+    for dry in (["--dry-run"], []):
+        result = run(*command, *dry)
+        assert isinstance(result.exception, VilaError), result.output
+        assert re.search(message, str(result.exception))
+        assert not (tmp_path / "runs" / "sft-dry-run.html").exists()
+
+
+def test_a_dry_run_of_several_ranks_checks_that_they_share_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    data = write_data(tmp_path / "data")
+    command = ["sft", "-m", "vila-tiny", "-d", data, "--dry-run", "-o", tmp_path / "run"]
+    refused = run(*command, "-s", "data.rows_per_step=6")
+    assert "4 ranks cannot share 6 rows per step" in str(refused.exception)
+    done = run(*command, "-s", "data.rows_per_step=8")
+    assert "Memory of each GPU, 4 in all" in done.output
+
+
+def test_a_dry_run_looks_into_the_run_s_folder(tmp_path: Path):
+    data = write_data(tmp_path / "data")
+    small = ["max_steps=2", "compute.precision=fp32", "data.workers=0", "data.rows_per_step=1", "saving.every=1"]
+    command = ["sft", "-m", "vila-tiny", "-d", data, "--lora"]
+    command += [*(part for setting in small for part in ("-s", setting)), "-o", tmp_path / "run"]
+    assert run(*command).exit_code == 0
+    shutil.rmtree(tmp_path / "run" / "model")  # as if it was interrupted
+    assert run(*command, "--dry-run").exit_code == 0
+    for changes, message in (
+        (["-s", "seed=1"], "seed was 0 and is 1"),
+        (["-s", "data.rows_per_step=2", "--accept-changes"], "the run started with 1"),
+        (["-s", "adapter.rank=8", "--accept-changes"], r"of shape \(64, 256\), but this run's has \(8, 256\)"),
+    ):
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        for dry in (["--dry-run"], []):
+            refused = run(*command, *changes, *dry)
+            assert isinstance(refused.exception, VilaError)
+            assert re.search(message, str(refused.exception))
+            if dry:
+                assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    for place, message in (("file", "cannot be written"), ("other", "is not empty")):
+        refused = run(*command[:-1], tmp_path / place, "--dry-run")
+        assert message in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "message"),
+    [
+        ("vila-tiny", ["stages=algn"], "Unknown stage 'algn'. Known: align, .* Did you mean 'align'"),
+        ("vila-tiny", ["init=no/such"], "no/such"),
+        ("vila-tiny-u", ["init=no/such"], "starts from random weights"),
+        ("vila-tiny", ["scale=0.5"], "holds a run with other settings"),
+    ],
+)
+def test_a_dry_run_of_a_tiny_model_finds_what_the_run_would_find(
+    tmp_path: Path, recipe: str, settings: list[str], message: str
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    small = [part for setting in ["device=cpu", *settings] for part in ("-s", setting)]
+    for dry in (["--dry-run"], []):
+        result = run("run", recipe, *small, "-o", tmp_path / "run", *dry)
+        assert isinstance(result.exception, VilaError), result.output
+        assert re.search(message, str(result.exception))
+
+
+def test_what_this_machine_cannot_do_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A dry run may be done on a machine without the GPU of the run."""
+    monkeypatch.setattr("vila_train.dry_run.measuring.choose_device", lambda device: torch.device("cpu"))
+    data = write_data(tmp_path / "data")
+    with pytest.warns(VilaWarning, match=r"On this machine, the run would stop: compute\.fp8 cannot be used here"):
+        done = run("sft", "-m", "vila-tiny", "-d", data, "-o", tmp_path / "run", "--dry-run", "-s", "compute.fp8=true")
+    assert done.exit_code == 0, done.output
+
+
+def test_the_page_of_a_run_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = write_data(tmp_path / "data")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run("sft", "-m", "vila-tiny", "-d", data, "-o", ".", "--dry-run").exit_code == 0
+    assert (tmp_path / "here-dry-run.html").exists()
 
 
 def test_no_usable_sample_is_an_error(tmp_path: Path):

@@ -199,7 +199,7 @@ def test_adapters_are_merged_into_the_exported_model(micro_checkpoint: Path, tmp
 def test_adapters_of_an_8_bit_run_are_merged_into_the_exact_weights(
     micro_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("vila_train.compute.preparation.fp8_refusal", lambda device: None)
+    monkeypatch.setattr("vila_train.compute.fp8.fp8_refusal", lambda device: None)
     adapter = {"method": "lora", "rank": 4, "dropout": 0.0}
     config = micro_config(micro_checkpoint, adapter=adapter, max_steps=3, **{"compute.fp8": True})
     in_8_bits = run(config, tmp_path / "run")

@@ -6,7 +6,7 @@ other types (`BytesStorageMetadata`) are not: we write none, and torch unpickles
 """
 
 import pickle
-from pathlib import PosixPath
+from pathlib import Path, PosixPath
 from typing import Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import metadata as written
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo  # pyright: ignore[reportPrivateUsage]
 from torch.serialization import _get_layout  # pyright: ignore[reportPrivateUsage]
 
+from vila_core.input_files import open_regular_file
 from vila_train.errors import TrainingError
 
 _CLASSES = (
@@ -46,23 +47,32 @@ class CheckpointReader(FileSystemReader):
     """Reads the files in a folder, and no others."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> written.Metadata:
-        """Return which tensors the checkpoint has, and where. Raises `TrainingError` if torch did not write that."""
-        path = self._get_metadata_path(kwargs.get("rank"))
-        with self.fs.create_stream(path, "rb") as file:
-            try:
+        """Return which tensors the checkpoint has, and where.
+
+        Raises:
+            TrainingError: a file is missing or cannot be read, or torch did not write that.
+        """
+        path = Path(self._get_metadata_path(kwargs.get("rank")))
+        try:
+            with open_regular_file(path)[0] as file:
                 metadata = cast("written.Metadata", _Unpickler(file).load())
-                _require_own_files(metadata)
-            except Exception as error:  # a damaged pickle can raise anything
-                raise TrainingError(f"{path} was damaged or tampered with: {error}.") from error
+            _require_own_files(metadata, path.parent)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except Exception as error:  # a damaged pickle can raise anything
+            raise TrainingError(f"{path} was damaged or tampered with: {error}.") from error
         metadata.storage_meta = metadata.storage_meta or written.StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
 
 
-def _require_own_files(metadata: written.Metadata) -> None:
+def _require_own_files(metadata: written.Metadata, folder: Path) -> None:
     """Raise `ValueError` or `AttributeError` unless all tensors are in files of the checkpoint's folder."""
     if not isinstance(metadata.state_dict_metadata, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError("it has no list of tensors")
     for info in metadata.storage_data.values():
         if not info.relative_path.endswith(".distcp") or "/" in info.relative_path:
             raise ValueError(f"{info.relative_path} is no file of a checkpoint")
+        file = folder / info.relative_path
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise ValueError(f"{info.relative_path} is not a regular file")

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
 
-from vila_core.errors import CheckpointError, OutputError, warn
+from vila_core.errors import CheckpointError, OutputError, VilaError, warn
 from vila_core.new_file import cannot_write, make_folder
 from vila_train.checkpoint_reader import CheckpointReader
 from vila_train.checkpoint_state import (
@@ -160,16 +160,18 @@ class Checkpoints:
         """Fill the trained weights from a checkpoint. Raises `TrainingError` as `load` does."""
         self._load(folder, trained_weights(network))
 
+    def require_weights(self, folder: Path, network: nn.Module) -> None:
+        """Raise `TrainingError` unless a checkpoint has the trained weights of `network`, which may have no values."""
+        _require_tensors(folder, trained_weights(network))
+
     def _load(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        stored = _stored(folder)
-        if missing := [name for name in tensors if name not in stored]:
-            raise TrainingError(f"{folder} has no tensor {missing[0]}. It is a checkpoint of another run.")
+        _require_tensors(folder, tensors)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 load_tensors(tensors, storage_reader=CheckpointReader(folder), no_dist=not dist.is_initialized())
-        except (CheckpointException, RuntimeError, ValueError) as error:
-            raise TrainingError(f"{folder} cannot be loaded: {_reason(error, folder)}") from error
+        except (CheckpointException, RuntimeError, ValueError, OSError) as error:
+            raise TrainingError(f"{folder} cannot be loaded: {_reason(error, folder, _unreadable)}") from error
 
     def _agree(self, problem: str | None) -> str | None:
         """Return the first problem of any rank."""
@@ -183,6 +185,18 @@ class Checkpoints:
 def _stored(folder: Path) -> Mapping[str, Any]:
     """Return what the checkpoint in `folder` says of its tensors, by name."""
     return CheckpointReader(folder).read_metadata().state_dict_metadata
+
+
+def _require_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    stored = _stored(folder)
+    for name, tensor in tensors.items():
+        if name not in stored:
+            raise TrainingError(f"{folder} has no tensor {name}. It is a checkpoint of another run.")
+        if tensor.shape != stored[name].size:
+            raise TrainingError(
+                f"{folder} holds {name} of shape {tuple(stored[name].size)}, but this run's has "
+                f"{tuple(tensor.shape)}. It is a checkpoint of another run."
+            )
 
 
 def _require_all_files(folder: Path) -> None:
@@ -255,16 +269,27 @@ def _failure(folder: Path, action: Callable[[], object]) -> str | None:
     try:
         action()
     except (OSError, OutputError, CheckpointException, RuntimeError) as error:
-        return _reason(error, folder)
+        return _reason(error, folder, cannot_write)
     return None
 
 
-def _reason(error: BaseException, folder: Path) -> str:
-    """Return the message of an error for people; torch wraps those of each rank, and does not name their files."""
+def _unreadable(path: Path, error: OSError) -> TrainingError:
+    return TrainingError(f"'{path}' cannot be read: {error.strerror or error}.")
+
+
+def _reason(error: BaseException, folder: Path, describe: Callable[[Path, OSError], VilaError]) -> str:
+    """Return the message of an error for people; torch wraps those of each rank, and does not name their files.
+
+    Args:
+        error: what was raised.
+        folder: of the checkpoint.
+        describe: makes the message for a file.
+    """
     if isinstance(error, pickle.UnpicklingError | LookupError | EOFError):  # torch advises to load them without a check
         return "one of its files holds something else than tensors."
     if isinstance(error, CheckpointException):
         inner: Sequence[Any] = [*error.failures.values()]
-        return _reason(inner[0][0] if isinstance(inner[0], tuple) else inner[0], folder) if inner else str(error)
+        first = inner[0][0] if inner and isinstance(inner[0], tuple) else next(iter(inner), None)
+        return str(error) if first is None else _reason(first, folder, describe)
     cause = next((one for one in (error, error.__cause__, error.__context__) if isinstance(one, OSError)), None)
-    return str(cannot_write(Path(str(cause.filename or folder)), cause)) if cause is not None else str(error)
+    return str(error) if cause is None else str(describe(Path(str(cause.filename or folder)), cause))

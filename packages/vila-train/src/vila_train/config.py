@@ -140,7 +140,7 @@ class AdapterConfig(Settings):
     """
 
     method: Literal["lora", "dora", "qlora", "norms"] = "lora"
-    parts: tuple[Literal["vision_tower", "language_model"], ...] = ("language_model",)
+    parts: Annotated[Listed[Literal["vision_tower", "language_model"]], Field(min_length=1)] = ("language_model",)
     rank: Annotated[PositiveInt, Field(le=65_536)] = 64
     alpha: PositiveFloat = 16.0
     dropout: Ratio = 0.05

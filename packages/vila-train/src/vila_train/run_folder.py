@@ -86,8 +86,9 @@ class RunFolder:
         return (self.path / PLAN).exists() or any(self.checkpoints.glob("step-*"))
 
     def save_plan(self, plan: Plan) -> None:
-        """Write the plan of a new run."""
-        write_file(self.path / PLAN, plan.model_dump_json(indent=1) + "\n")
+        """Write the plan, unless it is there already. Raises `OutputError`."""
+        if plan != self.plan:
+            write_file(self.path / PLAN, plan.model_dump_json(indent=1) + "\n")
 
     def add_skipped(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Note samples that could not be used. Raises `OutputError`."""
@@ -128,6 +129,21 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
     """
     make_folder(path)
     folder = RunFolder(path)
+    require_own_folder(folder, config, accept_changes=accept_changes)
+    with only_run(path):
+        write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+        yield folder
+
+
+def require_own_folder(folder: RunFolder, config: TrainConfig, *, accept_changes: bool = False) -> None:
+    """Raise `ConfigError` or `OutputError` unless a run with `config` may start or resume in `folder`.
+
+    The folder may not exist yet. Nothing is written.
+    """
+    path = folder.path
+    if not path.exists():
+        return
+    make_folder(path)  # an error if it is a file
     if (path / RUN).exists():
         if folder.is_complete or (folder.has_started and not accept_changes):
             _require_same(folder, config)
@@ -135,12 +151,9 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
     if not folder.is_complete and folder.model.exists():  # before training, not after it
         require_new(folder.model)
-    with only_run(path):
-        write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-        yield folder
 
 
-def find_plan(
+def choose_plan(
     folder: RunFolder,
     config: TrainConfig,
     order: Order,
@@ -158,12 +171,8 @@ def find_plan(
     """
     before = folder.plan or saved
     if before is None:
-        plan = make_plan(config, order, encode, world_size)
-    else:
-        plan = resume_plan(before, config, order, encode, accept_changes=accept_changes)
-    if plan != folder.plan:
-        folder.save_plan(plan)
-    return plan
+        return make_plan(config, order, encode, world_size)
+    return resume_plan(before, config, order, encode, accept_changes=accept_changes)
 
 
 def read_config(folder: Path) -> TrainConfig:

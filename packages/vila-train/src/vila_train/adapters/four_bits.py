@@ -9,14 +9,21 @@ from vila_core.model import VilaModel
 from vila_core.plugins.lazy import optional_import
 
 
+def require_bitsandbytes() -> None:
+    """Raise `MissingDependencyError` if bitsandbytes is not installed."""
+    with optional_import("QLoRA", "vila-train[qlora]", "bitsandbytes"):
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+
+
 def quantize_linears(network: VilaModel, names: Sequence[str]) -> None:
     """Replace the linears `names` by 4-bit ones: NF4 with quantized constants, computing in bfloat16.
 
     Raises:
         MissingDependencyError: bitsandbytes is not installed.
     """
-    with optional_import("QLoRA", "vila-train[qlora]", "bitsandbytes"):
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
+    require_bitsandbytes()
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
     for name in names:
         linear = network.get_submodule(name)
         assert isinstance(linear, nn.Linear)

@@ -90,14 +90,11 @@ def with_data(config: TrainConfig, mixtures: Sequence[str], registries: Sequence
 
 def start(config: TrainConfig, out: Path | None, dry_run: bool, accept_changes: bool) -> None:
     """Train in the folder `out`, or only say what would be done."""
-    from vila_train.models import require_context
-
     folder = (out or Path("runs") / config.name).expanduser()
-    require_context(config)
     if dry_run:
         from vila_train.dry_run import show_dry_run
 
-        show_dry_run(config, folder.with_name(f"{folder.name}-dry-run.html"))
+        show_dry_run(config, folder, accept_changes=accept_changes)
         return
     from vila_train.loop import train
     from vila_train.run_folder import RunFolder
@@ -129,12 +126,14 @@ def _say(message: str) -> None:
 
 
 def _run_tiny(config: RunConfig, out: Path | None, dry_run: bool) -> None:
-    from vila_train.cli.tiny import run_tiny
+    from vila_train.cli.tiny import check_tiny, run_tiny
     from vila_train.recipes.tiny import TinyConfig
     from vila_train.settings import write_config
 
     assert isinstance(config, TinyConfig)
+    folder = (out or Path("runs") / config.name).expanduser()
     if dry_run:
+        check_tiny(config, folder)
         typer.echo(write_config(config), nl=False)
         return
-    run_tiny(config, (out or Path("runs") / config.name).expanduser())
+    run_tiny(config, folder)

@@ -11,6 +11,8 @@ from vila_core.cli.options import Device
 
 if TYPE_CHECKING:
     from vila_train.recipes.tiny import TinyConfig
+    from vila_train.tiny.recipes import StageConfig
+    from vila_train.tiny.training import TinyOptions
 
 
 def tiny(
@@ -51,11 +53,43 @@ def tiny(
 def run_tiny(config: TinyConfig, out: Path) -> None:
     """Train vila-tiny or vila-tiny-u in the folder `out`, and print its scores."""
     from vila_train.tiny.evaluate import table
-    from vila_train.tiny.recipes import choose_stages, tiny_stages
     from vila_train.tiny.run_folder import SCORES
-    from vila_train.tiny.training import TinyOptions, train_tiny
-    from vila_train.tiny.vila_u.recipes import tiny_u_stages
+    from vila_train.tiny.training import train_tiny
     from vila_train.tiny.vila_u.training import train_tiny_u
+
+    options, stages = _what_runs(config, out)
+    was_complete = (out / SCORES).exists()
+    try:
+        scores = (train_tiny_u if config.name == "vila-tiny-u" else train_tiny)(options, stages)
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
+        raise typer.Exit(130) from None
+    if was_complete:
+        typer.echo(f"{out} is already complete.", err=True)
+    typer.echo(table(scores))
+
+
+def check_tiny(config: TinyConfig, out: Path) -> None:
+    """Raise `VilaError` if `run_tiny` would fail before its first stage. Warns if this machine has no such device."""
+    from vila_core.errors import ConfigError, warn
+    from vila_train.tiny.run_folder import require_own_folder
+    from vila_train.tiny.training import require_init, resolved, settings
+
+    options, stages = _what_runs(config, out)
+    require_init(config.name, options)
+    try:
+        resolved_options, scaled_stages = resolved(options, stages)
+    except ConfigError as error:
+        warn(f"On this machine, the run would stop: {error}")
+        return
+    require_own_folder(out, settings(resolved_options, scaled_stages))
+
+
+def _what_runs(config: TinyConfig, out: Path) -> tuple[TinyOptions, tuple[StageConfig, ...]]:
+    """Return options and stages. Raises `ConfigError` for an unknown stage."""
+    from vila_train.tiny.recipes import choose_stages, tiny_stages
+    from vila_train.tiny.training import TinyOptions
+    from vila_train.tiny.vila_u.recipes import tiny_u_stages
 
     options = TinyOptions(
         out=out,
@@ -67,18 +101,7 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
         workers=config.workers,
         init=config.init,
     )
-    was_complete = (out / SCORES).exists()
-    try:
-        if config.name == "vila-tiny-u":
-            scores = train_tiny_u(options, choose_stages(config.stages, tiny_u_stages()))
-        else:
-            scores = train_tiny(options, choose_stages(config.stages, tiny_stages()))
-    except KeyboardInterrupt:
-        typer.echo(f"Stopped. Finished stages are kept in {out}: run the same command again to resume.", err=True)
-        raise typer.Exit(130) from None
-    if was_complete:
-        typer.echo(f"{out} is already complete.", err=True)
-    typer.echo(table(scores))
+    return options, choose_stages(config.stages, tiny_u_stages() if config.name == "vila-tiny-u" else tiny_stages())
 
 
 def world(

@@ -50,6 +50,22 @@ def fp8_refusal(device: torch.device) -> str | None:
     return None
 
 
+def require_fp8(device: torch.device) -> None:
+    """Raise `TrainingError` if `device` has no 8-bit products."""
+    if (reason := fp8_refusal(device)) is not None:
+        raise TrainingError(f"compute.fp8 cannot be used here: {reason}. Set compute.fp8=false.")
+
+
+def require_fp8_widths(network: VilaModel) -> None:
+    """Raise `TrainingError` if the width of a linear that computes in 8 bits is not a multiple of 16."""
+    for _, name, module in _linears(network):
+        if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
+            raise TrainingError(
+                f"compute.fp8 takes linears with multiples of {MULTIPLE} inputs and outputs; {name} has "
+                f"{module.in_features} and {module.out_features}. Set compute.fp8=false."
+            )
+
+
 def use_fp8(network: VilaModel) -> None:
     """Let the linears of the language model's layers compute in 8 bits; not adapters, and not the head.
 
@@ -59,12 +75,8 @@ def use_fp8(network: VilaModel) -> None:
     Raises:
         TrainingError: a width is not a multiple of 16.
     """
+    require_fp8_widths(network)
     for layer, name, module in _linears(network):
-        if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
-            raise TrainingError(
-                f"compute.fp8 takes linears with multiples of {MULTIPLE} inputs and outputs; {name} has "
-                f"{module.in_features} and {module.out_features}. Set compute.fp8=false."
-            )
         parent, _, child = name.rpartition(".")
         setattr(layer.get_submodule(parent), child, Fp8Linear.of(module))
 

@@ -5,10 +5,9 @@ import torch
 from vila_core.model import VilaModel
 from vila_core.towers.captured import use_fused_tower
 from vila_train.compute.blocks import prepare_layers
-from vila_train.compute.fp8 import fp8_refusal, quantize_frozen, use_fp8
+from vila_train.compute.fp8 import quantize_frozen, require_fp8, use_fp8
 from vila_train.compute.lora import add_in_place
 from vila_train.config import ComputeConfig
-from vila_train.errors import TrainingError
 
 
 def prepare(
@@ -28,10 +27,7 @@ def prepare(
         TrainingError: the device has no 8-bit products, or a layer's size does not suit them.
     """
     if config.fp8:
-        device = device or next(network.parameters()).device
-        reason = fp8_refusal(device)
-        if reason is not None:
-            raise TrainingError(f"compute.fp8 cannot be used here: {reason}. Set compute.fp8=false.")
+        require_fp8(device or next(network.parameters()).device)
         use_fp8(network)
         if not is_sharded:
             quantize_frozen(network)

@@ -8,19 +8,25 @@ from vila_core.new_file import make_folder, write_file
 from vila_train.config import TrainConfig
 
 
-def show_dry_run(config: TrainConfig, page: Path) -> None:
-    """Print the settings, the data, and what a run will need; write its first samples to the HTML file `page`.
+def show_dry_run(config: TrainConfig, folder: Path, *, accept_changes: bool = False) -> None:
+    """Print the settings, the data, and what a run will need; write its first samples to FOLDER-dry-run.html.
+
+    Args:
+        config: of the run.
+        folder: of the run. Nothing is written in it.
+        accept_changes: as for `train`.
 
     Raises:
-        VilaError: the model or the data cannot be opened, no sample can be used, or the page cannot be written.
+        VilaError: the run would fail before its first step, no sample can be used, or the page cannot be written.
     """
     from vila_train.dry_run.measuring import measure
     from vila_train.dry_run.page import draw_page
     from vila_train.dry_run.report import describe
+    from vila_train.run_folder import RunFolder
     from vila_train.settings import write_config
 
     settings = write_config(config)
-    measured = measure(config)
+    measured = measure(config, RunFolder(folder), accept_changes=accept_changes)
     report = describe(measured)
     typer.echo(settings)
     for title, facts in report.items():
@@ -29,6 +35,8 @@ def show_dry_run(config: TrainConfig, page: Path) -> None:
         for name, value in facts.items():
             typer.echo(f"  {name:<{width}}  {value}")
         typer.echo()
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    page = named.parent / f"{named.name}-dry-run.html"
     make_folder(page.parent)
     write_file(page, draw_page(config.name, settings, report, measured))
     typer.echo(f"Nothing was trained. The first samples, with the tokens that are learned, are in {page}.")

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from vila_core.device_choice import choose_device
+from vila_core.errors import VilaError, warn
 from vila_core.model import VilaModel
 from vila_train.compute import ModelFlops
 from vila_train.config import TrainConfig
@@ -13,13 +16,14 @@ from vila_train.data.bad_samples import Skipped, none_usable
 from vila_train.data.conversations import Conversation
 from vila_train.data.mixture import Mixture, open_mixture
 from vila_train.estimates.memory import MemoryEstimate, RowLoad, Suggestion, estimate_memory, suggest
-from vila_train.loop.loader import FittingEncoder
-from vila_train.loop.setup import adapt, make_encoder
-from vila_train.models import OpenedModel, open_model
+from vila_train.loop.preparation import check_run, prepare_run, require_machine
+from vila_train.loop.setup import adapt
+from vila_train.models import OpenedModel
 from vila_train.packing import PackedRow, pack
-from vila_train.packing.lanes import first_samples
-from vila_train.parallel.world import world_size
-from vila_train.plan import Plan, make_plan, row_length, samples_per_row
+from vila_train.packing.lanes import Order, SampleEncoder, first_samples
+from vila_train.parallel.world import World, world_size
+from vila_train.plan import Plan, samples_per_row
+from vila_train.run_folder import RunFolder
 from vila_train.samples import TrainingSample
 
 SAMPLES = 128
@@ -76,22 +80,24 @@ class Measured:
     parameters: int
 
 
-def measure(config: TrainConfig) -> Measured:
-    """Return what a run with `config` would do.
+def measure(config: TrainConfig, folder: RunFolder, *, accept_changes: bool = False) -> Measured:
+    """Return what a run with `config` in `folder` would do. Warns if this machine could not do it.
 
     Raises:
-        ConfigError, CheckpointError: the model does not open.
-        TrainingError: the data does not open, or none of the first samples can be used.
+        VilaError: the run would fail before its first step, or none of the first samples can be used.
     """
-    opened = open_model(config.model, config.seed, weights=False)
+    world = Unaccompanied(0, world_size(), torch.device("cpu"))
+    ranks = world.size
+    check_run(config, folder, world, accept_changes=accept_changes)
+    _warn_of_machine(config)
     mixture = open_mixture(config.data, config.seed)
-    encode = make_encoder(opened, config)
-    ranks = world_size()
-    encoded, skipped, messages = _encode(mixture, encode)
-    capacity = row_length(config)
+    prepared = prepare_run(
+        config, folder, world, mixture, accept_changes=accept_changes, weights=False, wrap=Remembering
+    )
+    opened, plan, capacity = prepared.opened, prepared.plan, prepared.row_length
+    encoded, skipped, messages = _encode(prepared.order, prepared.encode)
     lengths = [len(one.sample) for one in encoded]
     rows = pack(lengths, capacity) if config.data.packing else [[index] for index in range(len(lengths))]
-    plan = make_plan(config, mixture, _Remembered(encoded, encode), ranks)
     per_row = samples_per_row(lengths, capacity) if config.data.packing else 1.0
     samples = plan.total_steps * plan.rows_per_step * per_row
     if config.max_steps is None:
@@ -99,6 +105,8 @@ def measure(config: TrainConfig) -> Measured:
     network = opened.network
     parameters = sum(p.numel() for p in network.parameters())
     trained = _as_trained(network, config)
+    if prepared.found is not None:
+        prepared.checkpoints.require_weights(prepared.found[0], network)
     load = _largest(encoded, rows, -(-plan.rows_per_step // ranks), capacity)
     adapter = config.adapter
     return Measured(
@@ -121,11 +129,11 @@ def measure(config: TrainConfig) -> Measured:
     )
 
 
-def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Counter[str], list[str]]:
+def _encode(order: Order, encode: SampleEncoder) -> tuple[list[Encoded], Counter[str], list[str]]:
     encoded: list[Encoded] = []
     skipped: Counter[str] = Counter()
     messages: list[str] = []
-    for found in first_samples(mixture, encode, min(len(mixture), SAMPLES)):
+    for found in first_samples(order, encode, min(len(order), SAMPLES)):
         if isinstance(found, Skipped):
             skipped[found.reason] += 1
             if len(messages) < MESSAGES:
@@ -137,16 +145,40 @@ def _encode(mixture: Mixture, encode: FittingEncoder) -> tuple[list[Encoded], Co
     return encoded, skipped, messages
 
 
-class _Remembered:
-    """Encodes samples, except for those that are encoded already."""
+class Unaccompanied(World):
+    """The first rank of a run whose other ranks were not started."""
 
-    def __init__(self, encoded: Sequence[Encoded], encode: FittingEncoder):
-        self._known = {one.conversation.name: one.sample for one in encoded}
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def share(self, value: Any) -> Any:
+        return value
+
+
+class Remembering:
+    """Encodes each sample once: the plan of a run depends on the samples that a dry run shows.
+
+    Args:
+        encode: makes training samples.
+    """
+
+    def __init__(self, encode: SampleEncoder):
         self._encode = encode
+        self._known: dict[str, TrainingSample] = {}
 
     def __call__(self, conversation: Conversation) -> TrainingSample:
-        known = self._known.get(conversation.name)
-        return self._encode(conversation) if known is None else known
+        name = conversation.name
+        if name not in self._known:
+            self._known[name] = self._encode(conversation)
+        return self._known[name]
+
+
+def _warn_of_machine(config: TrainConfig) -> None:
+    """Warn if this machine, where a dry run may be done for another one, cannot compute as `config` says."""
+    try:
+        require_machine(config, choose_device("auto"))
+    except VilaError as error:
+        warn(f"On this machine, the run would stop: {error}")
 
 
 def _as_trained(network: VilaModel, config: TrainConfig) -> int:

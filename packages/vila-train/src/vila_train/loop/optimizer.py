@@ -36,12 +36,16 @@ def freeze(network: VilaModel, config: TrainConfig) -> None:
         part_module(network, part).requires_grad_(True).train()
 
 
-def make_optimizer(network: VilaModel, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
-    """Return AdamW over all weights that require gradients, with one group for each part and weight decay.
+def require_trained(network: VilaModel) -> None:
+    """Raise `TrainingError` if no weight requires a gradient."""
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise TrainingError(
+            "No weights are trained. Name parts to train in `tune`: " + ", ".join(parts_of(network)) + "."
+        )
 
-    Raises:
-        TrainingError: nothing is trained.
-    """
+
+def make_optimizer(network: VilaModel, config: OptimizerConfig, device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW over all weights that require gradients, with one group for each part and weight decay."""
     groups: list[dict[str, object]] = []
     for part in parts_of(network):
         trained = [p for p in part_module(network, part).parameters() if p.requires_grad]
@@ -52,10 +56,6 @@ def make_optimizer(network: VilaModel, config: OptimizerConfig, device: torch.de
         ):
             if members:
                 groups.append({"params": members, "lr": rate, "weight_decay": decay, "part": part, "peak": rate})
-    if not groups:
-        raise TrainingError(
-            "No weights are trained. Name parts to train in `tune`: " + ", ".join(parts_of(network)) + "."
-        )
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=device.type == "cuda")
 
 

@@ -9,7 +9,7 @@ from vila_core.media import MediaLimits
 from vila_core.model import VilaModel
 from vila_train.config import TrainConfig
 from vila_train.loop.loader import FittingEncoder
-from vila_train.loop.optimizer import freeze
+from vila_train.loop.optimizer import freeze, require_trained
 from vila_train.loop.step import Trainee
 from vila_train.loss import TimeTokens
 from vila_train.models import OpenedModel
@@ -31,12 +31,7 @@ def takes_weights_from_first(config: TrainConfig, world: World) -> bool:
 
 
 def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Trainee:
-    """Freeze, adapt, prepare and shard the network, in place.
-
-    Raises:
-        ConfigError: soft targets are asked of a model without time tokens.
-        TrainingError: adapters or settings do not fit the model.
-    """
+    """Freeze, adapt, prepare and shard the network, in place. Raises `TrainingError` as `adapt` does."""
     from vila_train.compute import prepare
     from vila_train.compute.master_weights import compute_in_bf16
 
@@ -64,7 +59,11 @@ def build_trainee(opened: OpenedModel, config: TrainConfig, world: World) -> Tra
 
 
 def adapt(network: VilaModel, config: TrainConfig) -> None:
-    """Freeze what is not trained, and add adapters, in place. Raises `TrainingError` if they do not fit the model."""
+    """Freeze what is not trained, and add adapters, in place.
+
+    Raises:
+        TrainingError: adapters or 8-bit products do not fit the model, or nothing would be trained.
+    """
     freeze(network, config)
     head = network.config.generation_head
     if head is not None and "generation_head" in config.tune and config.data.caption_dropout:
@@ -74,6 +73,11 @@ def adapt(network: VilaModel, config: TrainConfig) -> None:
         from vila_train.adapters import install
 
         install(network, config.adapter)
+    require_trained(network)
+    if config.compute.fp8:
+        from vila_train.compute.fp8 import require_fp8_widths
+
+        require_fp8_widths(network)
 
 
 def _round_frozen(network: VilaModel) -> None:
@@ -89,15 +93,19 @@ def _learns_of_pictures(network: VilaModel) -> bool:
     return any(parameter.requires_grad for part in parts for parameter in part.parameters())
 
 
-def _time_tokens(opened: OpenedModel, config: TrainConfig, device: torch.device) -> TimeTokens | None:
-    if config.soft_time_tokens is None:
-        return None
-    stated = opened.network.config.time_tokens
-    if stated is None:
+def require_time_tokens(opened: OpenedModel, config: TrainConfig) -> None:
+    """Raise `ConfigError` if soft targets are asked of a model without time tokens."""
+    if config.soft_time_tokens is not None and opened.network.config.time_tokens is None:
         raise ConfigError(
             "soft_time_tokens needs a model with time tokens, and this one has none. "
             "Add some with model.num_time_tokens, or remove soft_time_tokens."
         )
+
+
+def _time_tokens(opened: OpenedModel, config: TrainConfig, device: torch.device) -> TimeTokens | None:
+    stated = opened.network.config.time_tokens
+    if config.soft_time_tokens is None or stated is None:
+        return None
     ids = [opened.tokenizer.encode(stated.format.format(t=t)) for t in range(stated.count)]
     return TimeTokens(torch.tensor([only for (only,) in ids], device=device), config.soft_time_tokens)
 

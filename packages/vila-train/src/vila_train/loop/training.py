@@ -9,31 +9,24 @@ from pathlib import Path
 
 import torch
 
-from vila_core.errors import VilaError
 from vila_train.callbacks import Callback, RunStart, StepRecord
-from vila_train.caption_dropout import CaptionDropout
 from vila_train.checkpoint_state import Progress
-from vila_train.checkpoints import Checkpoints
 from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
-from vila_train.evaluation.evaluator import Evaluator
 from vila_train.loop.exporting import export, export_model
 from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
+from vila_train.loop.preparation import check_run, prepare_run, require_machine
 from vila_train.loop.reporting import Reporter, StepCounts, add_counts
-from vila_train.loop.setup import build_trainee, make_encoder, needs_group, open_order, takes_weights_from_first
+from vila_train.loop.setup import build_trainee, needs_group
 from vila_train.loop.step import train_step
 from vila_train.loop.stopping import StopRequest, explain_memory, fail_step, stop_request
-from vila_train.models import OpenedModel, open_model
 from vila_train.packing import PackedRow
 from vila_train.packing.lanes import LaneConfig, Order, SampleEncoder
-from vila_train.parallel.mesh import mesh_shape, require_divisible
 from vila_train.parallel.world import World, join_world
-from vila_train.plan import row_length
-from vila_train.run_folder import RunFolder, find_plan, open_run
-from vila_train.tracking.opening import open_callbacks
+from vila_train.run_folder import RunFolder, open_run
 
 
 class Stopped(KeyboardInterrupt):
@@ -68,14 +61,14 @@ def train(
         Stopped: after Ctrl-C or SIGTERM.
     """
     with join_world(device, group=needs_group(config)) as world, _own_random_numbers(world), ExitStack() as held:
-        mesh_shape(world.size, config.compute)
+        own: list[Callback] = []
+        world.first(lambda: own.extend(check_run(config, RunFolder(out), world, accept_changes=accept_changes)))
         folder = world.first(lambda: held.enter_context(open_run(out, config, accept_changes=accept_changes)))
         if folder.is_complete:
             return folder.model
-        reporting: list[Callback] = []
-        world.first(lambda: reporting.extend(open_callbacks(config)))
+        require_machine(config, world.device)
         with stop_request() as request:
-            run = Run(config, folder, world, [*reporting, *callbacks], order, accept_changes=accept_changes)
+            run = Run(config, folder, world, [*own, *callbacks], order, accept_changes=accept_changes)
             try:
                 run.advance(request)
                 run.export()
@@ -110,28 +103,18 @@ class Run:
     ):
         self._config, self._folder, self._world = config, folder, world
         self._reporter = Reporter(callbacks if world.is_first else ())
-        self._opened = _open_model(config, world)
-        order = open_order(config) if order is None else order
-        if self._opened.network.generation is not None:
-            order = CaptionDropout(order, config.data.caption_dropout, config.seed)
-        encode = make_encoder(self._opened, config)
-        self._evaluator = Evaluator.open(config, encode)
-        self._checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
-        found = self._checkpoints.newest()
-        saved = None if found is None else found[1].plan
-        self._plan = world.first(
-            lambda: find_plan(folder, config, order, encode, world.size, saved=saved, accept_changes=accept_changes)
-        )
-        require_divisible(world.size, self._plan.rows_per_step, self._plan.lanes)
-        self._row_length = row_length(config)
+        prepared = prepare_run(config, folder, world, order, accept_changes=accept_changes)
+        world.first(lambda: folder.save_plan(prepared.plan))
+        self._opened, self._evaluator, self._plan = prepared.opened, prepared.evaluator, prepared.plan
+        self._checkpoints, self._row_length = prepared.checkpoints, prepared.row_length
         self._trainee = build_trainee(self._opened, config, world)
         self._flops = ModelFlops.of(self._opened.network)
         self._optimizer = make_optimizer(self._opened.network, config.optimizer, world.device)
-        progress = self._resume(found)
+        progress = self._resume(prepared.found)
         self.step, self._saved = progress.step, progress.step
         self._lanes, self._skipped = dict(progress.lanes), Counter(progress.skipped)
         self._truncated = progress.truncated
-        self._loader = self._load(order, encode)
+        self._loader = self._load(prepared.order, prepared.encode)
 
     def _resume(self, found: tuple[Path, Progress] | None) -> Progress:
         """Return where the run stands, with model and optimizer as they were in the checkpoint `found`."""
@@ -290,24 +273,6 @@ class Run:
         """Stop loading, and report why the run ended."""
         self._loader.close()
         self._reporter.end(self.step, reason)
-
-
-def _open_model(config: TrainConfig, world: World) -> OpenedModel:
-    """Return the model, with weights on rank 0 only if it can hand them out: each copy fills the memory of the host."""
-    opened: OpenedModel | None = None
-    problem: VilaError | None = None
-    try:
-        if world.is_first or not takes_weights_from_first(config, world):
-            opened = open_model(config.model, config.seed)
-        else:
-            opened = open_model(config.model, config.seed, weights=False)
-    except VilaError as error:
-        problem = error
-    problem = next((one for one in world.gather(problem) if one is not None), None)
-    if problem is not None:
-        raise problem
-    assert opened is not None
-    return opened
 
 
 @contextmanager

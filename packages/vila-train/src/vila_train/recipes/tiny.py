@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from vila_core.config import Settings
+from vila_core.config import Listed, Settings
 from vila_train.number_types import PositiveFloat, PositiveInt, Seed
 
 
@@ -32,7 +32,7 @@ class TinyConfig(Settings):
     workers: PositiveInt | None = None
     scratch: Path | None = None
     init: Path | None = None
-    stages: tuple[str, ...] = ()
+    stages: Listed[str] = ()
 
 
 def tiny() -> TinyConfig:

@@ -26,6 +26,20 @@ from vila_train.tiny.loop import Stage
 RUN, LOG, SCORES, TABLE = "run.json", "log.jsonl", "scores.json", "test.md"
 
 
+def require_own_folder(path: Path, run: Mapping[str, object]) -> None:
+    """Raise `ConfigError` or `OutputError` unless `run` may start or resume in the folder `path`. Nothing is written.
+
+    The arguments are those of `RunFolder`.
+    """
+    if not path.exists():
+        return
+    make_folder(path)  # an error if it is a file
+    if (path / RUN).exists():
+        refuse_changes(path, describe_changes(read_json(path / RUN), json.loads(json.dumps(run))))
+    elif any(path.iterdir()):
+        raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+
+
 class RunFolder:
     """A new folder, or that of an earlier call with the same settings.
 
@@ -42,14 +56,10 @@ class RunFolder:
     def __init__(self, path: Path, run: Mapping[str, object], model: str):
         self.path = path
         self.model = model
+        require_own_folder(path, run)
         make_folder(path)
-        stated = cast("dict[str, object]", json.loads(json.dumps(run)))
-        if (path / RUN).exists():
-            refuse_changes(path, describe_changes(read_json(path / RUN), stated))
-        elif any(path.iterdir()):
-            raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
-        else:
-            write_file(path / RUN, json.dumps(stated, indent=2, sort_keys=True) + "\n")
+        if not (path / RUN).exists():
+            write_file(path / RUN, json.dumps(run, indent=2, sort_keys=True) + "\n")
 
     @property
     def tokenizer(self) -> Path:

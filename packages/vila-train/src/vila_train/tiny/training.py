@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch._dynamo import config as dynamo
 import vila_train
 from vila_core.checkpoint import load_weights, open_checkpoint, save_checkpoint
 from vila_core.device_choice import choose_device
+from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
 from vila_core.model import VilaModel
 from vila_core.new_file import cannot_write
@@ -102,8 +103,8 @@ def run(
         save_tokenizer: writes the tokenizer to a folder.
         train: runs the stages, writes the checkpoint and returns the scores.
     """
-    options = replace(options, device=str(choose_device(options.device)))
-    stages = [scaled(stage, options.scale) for stage in recipe]
+    require_init(model, options)
+    options, stages = resolved(options, recipe)
     folder = RunFolder(options.out, settings(options, stages), model)
     if (finished := folder.scores) is not None:
         return finished
@@ -122,6 +123,26 @@ def run(
             raise cannot_write(options.out, error) from error
     folder.save_scores(scores)
     return scores
+
+
+def require_init(model: str, options: TinyOptions) -> None:
+    """Raise `ConfigError` or `CheckpointError` if the model cannot start from `options.init`."""
+    if options.init is None:
+        return
+    if model != MODEL:
+        raise ConfigError(
+            f"{model} starts from random weights: its codebooks' averages are not stored. Leave out init."
+        )
+    open_checkpoint(options.init)
+
+
+def resolved(options: TinyOptions, recipe: Sequence[StageConfig]) -> tuple[TinyOptions, list[StageConfig]]:
+    """Return the options with their device, and the stages at their scale.
+
+    Raises `ConfigError` if the device is not on this machine.
+    """
+    stages = [scaled(stage, options.scale) for stage in recipe]
+    return replace(options, device=str(choose_device(options.device))), stages
 
 
 def settings(options: TinyOptions, stages: list[StageConfig]) -> dict[str, object]:

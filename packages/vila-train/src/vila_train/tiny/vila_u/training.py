@@ -6,7 +6,6 @@ import torch
 
 import vila_core as vila
 from vila_core.checkpoint import save_checkpoint
-from vila_core.errors import ConfigError
 from vila_core.model import VilaModel
 from vila_train.tiny.evaluate import Score, score
 from vila_train.tiny.loop import Log, Stage, run_stage
@@ -42,10 +41,6 @@ def train_tiny_u(options: TinyOptions, recipe: tuple[StageConfig, ...] | None = 
     Scores of questions are exact matches; those of drawings count colors, shapes, positions and numbers of things in
     the pixels. Arguments, resuming and errors are those of `vila_train.tiny.training.train_tiny`.
     """
-    if options.init is not None:
-        raise ConfigError(
-            f"{MODEL} starts from random weights: its codebooks' averages are not stored. Leave out init."
-        )
     return run(MODEL, options, recipe or tiny_u_stages(), save_tokenizer, _train)
 
 

@@ -1,0 +1,139 @@
+"""What a run checks and opens before its first step. A dry run does the same, so that it finds the same faults."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vila_core.errors import VilaError
+from vila_train.callbacks import Callback
+from vila_train.caption_dropout import CaptionDropout
+from vila_train.checkpoint_state import Progress
+from vila_train.checkpoints import Checkpoints
+from vila_train.config import TrainConfig
+from vila_train.evaluation.evaluator import Evaluator
+from vila_train.loop.setup import make_encoder, open_order, require_time_tokens, takes_weights_from_first
+from vila_train.models import OpenedModel, open_model, require_context
+from vila_train.packing.lanes import Order, SampleEncoder
+from vila_train.parallel.mesh import mesh_shape, require_divisible
+from vila_train.parallel.world import World
+from vila_train.plan import Plan, row_length
+from vila_train.run_folder import RunFolder, choose_plan, require_own_folder
+from vila_train.tracking.opening import open_callbacks
+
+Wrap = Callable[[SampleEncoder], SampleEncoder]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run has before weights are adapted and moved to their devices.
+
+    Attributes:
+        opened: the model.
+        order: its samples.
+        encode: makes training samples.
+        evaluator: its evaluations.
+        checkpoints: of the run.
+        found: the newest intact one and its state; None before the first.
+        plan: the number and size of steps.
+        row_length: tokens of a row.
+    """
+
+    opened: OpenedModel
+    order: Order
+    encode: SampleEncoder
+    evaluator: Evaluator
+    checkpoints: Checkpoints
+    found: tuple[Path, Progress] | None
+    plan: Plan
+    row_length: int
+
+
+def check_run(config: TrainConfig, folder: RunFolder, world: World, *, accept_changes: bool = False) -> list[Callback]:
+    """Check what needs neither weights nor data, and return the callbacks of the run. Nothing is written.
+
+    Raises:
+        ConfigError: the folder holds another run, the number of ranks does not fit, a callback is unknown, or samples
+            may be longer than the context of the model.
+        MissingDependencyError: the package of a tracker is not installed.
+        TrainingError: samples may be longer than a row.
+        VilaError: the model cannot be opened.
+    """
+    mesh_shape(world.size, config.compute)
+    require_own_folder(folder, config, accept_changes=accept_changes)
+    if folder.is_complete:
+        return []
+    row_length(config)
+    callbacks = open_callbacks(config)
+    require_context(config)
+    return callbacks
+
+
+def require_machine(config: TrainConfig, device: torch.device) -> None:
+    """Raise `TrainingError` or `MissingDependencyError` if this machine cannot compute as `config` says."""
+    if config.compute.fp8:
+        from vila_train.compute.fp8 import require_fp8
+
+        require_fp8(device)
+    if config.adapter is not None and config.adapter.method == "qlora":
+        from vila_train.adapters.four_bits import require_bitsandbytes
+
+        require_bitsandbytes()
+
+
+def prepare_run(
+    config: TrainConfig,
+    folder: RunFolder,
+    world: World,
+    order: Order | None = None,
+    *,
+    accept_changes: bool = False,
+    weights: bool = True,
+    wrap: Wrap = lambda encode: encode,
+) -> Prepared:
+    """Open the model, the data and the evaluations, and find the newest checkpoint and the plan. On all ranks.
+
+    Args:
+        config: the stage.
+        folder: of the run; it may not exist.
+        world: this rank.
+        order: the samples; None: those of the mixture.
+        accept_changes: the data may differ from those that the run started with.
+        weights: read them; otherwise the network is on the meta device.
+        wrap: applied to what makes training samples.
+
+    Raises:
+        VilaError: one of them does not open, or does not fit another.
+    """
+    opened = _open_model(config, world, weights=weights)
+    require_time_tokens(opened, config)
+    order = open_order(config) if order is None else order
+    if opened.network.generation is not None:
+        order = CaptionDropout(order, config.data.caption_dropout, config.seed)
+    encode = wrap(make_encoder(opened, config))
+    evaluator = Evaluator.open(config, encode)
+    checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
+    found = checkpoints.newest()
+    saved = None if found is None else found[1].plan
+    plan = world.first(
+        lambda: choose_plan(folder, config, order, encode, world.size, saved=saved, accept_changes=accept_changes)
+    )
+    require_divisible(world.size, plan.rows_per_step, plan.lanes)
+    return Prepared(opened, order, encode, evaluator, checkpoints, found, plan, row_length(config))
+
+
+def _open_model(config: TrainConfig, world: World, *, weights: bool) -> OpenedModel:
+    """Return the model, with weights on rank 0 only if it can hand them out: each copy fills the memory of the host."""
+    opened: OpenedModel | None = None
+    problem: VilaError | None = None
+    here = weights and (world.is_first or not takes_weights_from_first(config, world))
+    try:
+        opened = open_model(config.model, config.seed, weights=here)
+    except VilaError as error:
+        problem = error
+    problem = next((one for one in world.gather(problem) if one is not None), None)
+    if problem is not None:
+        raise problem
+    assert opened is not None
+    return opened
