@@ -32,25 +32,6 @@ def test_world_draws_a_contact_sheet(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "world.png").width == 1260
 
 
-PRESS_WHILE_IT_IMPORTS = """
-import signal, sys
-from vila_train.program import main
-class Press:
-    def find_spec(self, name, path=None, target=None):
-        if name == "typer":
-            signal.raise_signal(signal.SIGINT)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.meta_path.insert(0, Press())
-main()
-"""
-
-
-def test_ctrl_c_while_the_program_is_imported() -> None:
-    ended = subprocess.run([sys.executable, "-c", PRESS_WHILE_IT_IMPORTS], capture_output=True, text=True, check=False)
-    assert ended.stderr == "Stopped. Nothing was written.\n"
-    assert ended.returncode == 130
-
-
 def test_an_unknown_split_is_an_error(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["world", "--sheet", str(tmp_path / "world.png"), "--split", "tset"])
     assert isinstance(result.exception, ConfigError)

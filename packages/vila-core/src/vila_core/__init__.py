@@ -10,13 +10,13 @@ Names are imported on first use, so that `import vila_core` is fast and does not
 
 from typing import TYPE_CHECKING
 
-from vila_core.errors import VilaError
 from vila_core.plugins.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate, Message
     from vila_core.engine.completion import Completion
     from vila_core.engine.limits import EngineConfig
+    from vila_core.errors import VilaError
     from vila_core.inspection import Inspection
     from vila_core.loading import load
     from vila_core.media import Image, MediaLimits, Video
@@ -59,6 +59,7 @@ _HOME = {
     "Message": "chat",
     "Video": "media",
     "Vila": "runtime",
+    "VilaError": "errors",
     "hookimpl": "plugins.hookspecs",
     "hookspec": "plugins.hookspecs",
     "load": "loading",

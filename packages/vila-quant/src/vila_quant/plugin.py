@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core import Command, hookimpl
-from vila_core.plugins.lazy import LazyFormat, LazyQuantizedFormat, lazy_object
+from vila_core.plugins.lazy import lazy_object
+from vila_core.plugins.lazy_formats import LazyFormat, LazyQuantizedFormat
 
 if TYPE_CHECKING:
     from vila_core.plugins.hookspecs import CheckpointFormat

@@ -20,7 +20,7 @@ from vila_core.checkpoint.tensors.dtypes import DTYPES
 from vila_core.config import VilaConfig
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_core.model import VilaModel
-from vila_core.plugins.lazy import QuantizedFormat
+from vila_core.plugins.lazy_formats import QuantizedFormat
 from vila_core.plugins.loader import load_plugins
 from vila_core.tokenizer import Tokenizer
 

@@ -4,8 +4,9 @@
 | --- | --- |
 | 0 | success |
 | 1 | a negative result, such as `vila doctor` finding that something is missing |
+| 1 | standard output is a pipe that nobody reads any more |
 | 2 | a `VilaError`, an unknown flag, or a path that the system refuses |
-| 130 | interrupted with Ctrl-C |
+| 130 | interrupted with Ctrl-C (see `entry_point`) |
 """
 
 import io
@@ -29,6 +30,9 @@ def run(app: typer.Typer, program: str, arguments: Sequence[str] | None = None) 
     """Run a typer app as `program` and exit the process.
 
     A `VilaError` prints only its message, unless `--debug` is given.
+
+    Raises:
+        KeyboardInterrupt: the user pressed Ctrl-C, and the program does not say itself what it keeps.
     """
     run_command(lambda: cast("TyperCommand | TyperGroup", get_command(app)), program, arguments)
 
@@ -64,11 +68,8 @@ def run_command(
         sys.exit(2)
     except SystemExit as error:
         if _is_interrupt(error):
-            typer.echo("Stopped. Nothing was written.", err=True)
+            raise KeyboardInterrupt from None
         raise
-    except KeyboardInterrupt:
-        typer.echo("Stopped. Nothing was written.", err=True)
-        sys.exit(130)
     sys.exit(0)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vila_core.plugins.hookspecs import CheckpointFormat, Command, Component, hookimpl
-from vila_core.plugins.lazy import LazyFormat, import_object, lazy_function, lazy_object
+from vila_core.plugins.lazy import import_object, lazy_function, lazy_object
+from vila_core.plugins.lazy_formats import LazyFormat
 
 if TYPE_CHECKING:
     from vila_core.chat import ChatTemplate
