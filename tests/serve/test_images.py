@@ -525,6 +525,15 @@ def test_a_response_that_has_to_be_a_picture(artist: openai.OpenAI, monkeypatch:
     assert kinds == ["created", "in_progress", *call, "completed"]
 
 
+@pytest.mark.parametrize("how", [{"guidance": 1.0}, {"temperature": 0.0, "top_k": 2, "top_p": 0.0}])
+def test_the_tool_says_how_to_draw_as_a_request_for_pictures_does(artist: openai.OpenAI, how: dict[str, Any]):
+    how = {"seed": 5, "negative_prompt": "blurred", **how}
+    expected = artist.images.generate(prompt=PROMPT, extra_body=how)
+    assert expected.data[0].b64_json != artist.images.generate(prompt=PROMPT, extra_body={"seed": 5}).data[0].b64_json
+    (picture,) = respond(artist, tools=[{**DRAWING_TOOL, **how}], tool_choice="required").output
+    assert picture.result == expected.data[0].b64_json
+
+
 def test_pictures_of_earlier_responses_are_read(artist: openai.OpenAI):
     question, follow_up = {"role": "user", "content": PROMPT}, {"role": "user", "content": "Which color is it?"}
     drawn = respond(artist, tools=[{**DRAWING_TOOL, "output_format": "jpeg"}], tool_choice="required").output
@@ -553,6 +562,8 @@ FORCED: dict[str, Any] = {"tools": [DRAWING_TOOL], "tool_choice": "required"}
         ({"tools": [{**DRAWING_TOOL, "background": "transparent"}]}, "tools[0].background", "opaque"),
         ({"tools": [{**DRAWING_TOOL, "partial_images": 1}]}, "tools[0].partial_images", "needs 'stream'"),
         ({"tools": [{**DRAWING_TOOL, "partial_images": 4}], "stream": True}, "tools[0].partial_images", "3 or less"),
+        ({"tools": [{**DRAWING_TOOL, "guidance": -1}], "tool_choice": "required"}, "tools[0].guidance", "0 or more"),
+        ({"tools": [{**DRAWING_TOOL, "seed": 0}]}, "tools[0].seed", "a picture that 'tool_choice' asks for"),
         ({"tool_choice": "required"}, "tool_choice", "has no"),
         ({"tool_choice": DRAWING_TOOL}, "tool_choice", "has no"),
         ({**FORCED, "instructions": "Be brief."}, "tool_choice", "one text"),

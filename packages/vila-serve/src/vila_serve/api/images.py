@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from vila_core.engine.drawing_settings import DrawingConfig
 from vila_core.errors import GenerationError, VilaError, shown
 from vila_serve.answer_settings import drawing_config
 from vila_serve.answering import Ending, Picture, RunningAnswer, merged, picture_tokens
@@ -17,6 +18,8 @@ from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
 from vila_serve.api.generation import SMALLEST_TOP_P, require_images
 from vila_serve.api.schemas.images import (
+    DRAWING_FIELDS,
+    DrawingOptions,
     DrawnImage,
     ImageGenerationRequest,
     ImagesResponse,
@@ -56,17 +59,8 @@ async def _draw_or_explain(service: Service, body: ImageGenerationRequest) -> Re
 
 async def _draw(service: Service, body: ImageGenerationRequest) -> Response:
     _check(service, body)
-    count = body.n or 1
-    asked = {
-        "guidance": body.guidance,
-        "negative_prompt": body.negative_prompt,
-        "temperature": body.temperature,
-        "top_k": body.top_k,
-        "top_p": None if body.top_p is None else max(body.top_p, SMALLEST_TOP_P),
-    }
-    config = drawing_config(asked, body.seed)
     previews = body.partial_images or 0
-    answers = await service.answering.draw(body.prompt, config, count, previews=previews)
+    answers = await service.answering.draw(body.prompt, asked_drawing(body), body.n or 1, previews=previews)
     drawing = _Drawing(service, body, answers)
     if body.stream:
         return EventStream(drawing.events())
@@ -93,6 +87,14 @@ def _check(service: Service, body: ImageGenerationRequest) -> None:
         message = "This model has no styles to choose from. Describe the style in the prompt."
         raise ApiError(400, message, param="style", code="unknown_parameter")
     check_options(service, body, is_streamed=bool(body.stream))
+
+
+def asked_drawing(options: DrawingOptions) -> DrawingConfig:
+    """Return how to draw. Raises `GenerationError` as `drawing_config` does."""
+    asked = options.model_dump(include={*DRAWING_FIELDS} - {"seed"})
+    if options.top_p is not None:
+        asked["top_p"] = max(options.top_p, SMALLEST_TOP_P)
+    return drawing_config(asked, options.seed)
 
 
 def check_options(service: Service, options: PictureOptions, *, is_streamed: bool, place: str = "") -> None:

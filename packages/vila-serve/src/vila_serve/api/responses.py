@@ -10,7 +10,6 @@ from fastapi.responses import JSONResponse
 
 from vila_core.engine.sampling import GenerationConfig
 from vila_core.errors import GenerationError, VilaError, shown
-from vila_serve.answer_settings import drawing_config
 from vila_serve.answering import RunningAnswer
 from vila_serve.api.bodies import JsonRoute
 from vila_serve.api.conversation import read_conversation
@@ -18,10 +17,10 @@ from vila_serve.api.documentation import ERRORS, STREAM
 from vila_serve.api.errors import ApiError, as_api_error, failed_answer
 from vila_serve.api.event_stream import CLIENT_LEFT, EventStream, event, unless_client_leaves
 from vila_serve.api.generation import as_config, require_images, sampling_settings, without_pictures
-from vila_serve.api.images import check_options
+from vila_serve.api.images import asked_drawing, check_options
 from vila_serve.api.response_output import Event, ResponseOutput
 from vila_serve.api.schemas.chat import AssistantMessage, ChatMessage, JsonObjectFormat, SystemMessage, UserMessage
-from vila_serve.api.schemas.images import ImageGenerationTool, PictureOptions
+from vila_serve.api.schemas.images import DRAWING_FIELDS, ImageGenerationTool, PictureOptions
 from vila_serve.api.schemas.parts import ImagePart, ImageUrl, TextPart
 from vila_serve.api.schemas.responses import (
     DrawingChoice,
@@ -75,10 +74,28 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
         raise ApiError(400, message, param="background", code="invalid_value")
     service.check_length(len(body.input))
     config = _config(service, body, tool)
+    answer = await _begin(service, body, config, tool)
+    growing = _GrowingResponse(service, body, config, answer, tool)
+    if body.stream:
+        return EventStream(growing.events())
+    try:
+        async for _ in growing.output_events():
+            pass
+    except GenerationError as error:
+        raise failed_answer(error) from error
+    finally:
+        service.end_answers([answer])
+    return JSONResponse(growing.response().model_dump())
+
+
+async def _begin(
+    service: Service, body: ResponseRequest, config: GenerationConfig, tool: ImageGenerationTool | None
+) -> RunningAnswer:
+    """Start to draw the picture that `tool_choice` asks for, or else to continue the conversation."""
     previews = 0 if tool is None else tool.partial_images or 0
     if tool is not None and _must_draw(body):
-        (answer,) = await service.answering.draw(_description(body), drawing_config({}, None), 1, previews=previews)
-        return await _respond(_GrowingResponse(service, body, config, answer, tool))
+        (answer,) = await service.answering.draw(_description(body), asked_drawing(tool), 1, previews=previews)
+        return answer
     instructions = _instructions(body)
     conversation = await read_conversation(
         [*instructions, *map(_as_chat_message, body.input)],
@@ -88,22 +105,7 @@ async def _answer(service: Service, body: ResponseRequest) -> Response:
         [*("instructions" for _ in instructions), *(f"input[{index}]" for index in range(len(body.input)))],
     )
     (answer,) = await service.answering.answer(conversation, [config], previews=previews)
-    del conversation  # its pixels are no longer needed, and may be many
-    return await _respond(_GrowingResponse(service, body, config, answer, tool))
-
-
-async def _respond(growing: "_GrowingResponse") -> Response:
-    """Send an answer as events, or at its end. Raises `ApiError` if it fails."""
-    if growing.body.stream:
-        return EventStream(growing.events())
-    try:
-        async for _ in growing.output_events():
-            pass
-    except GenerationError as error:
-        raise failed_answer(error) from error
-    finally:
-        growing.service.end_answers([growing.answer])
-    return JSONResponse(growing.response().model_dump())
+    return answer
 
 
 def _drawing_tool(service: Service, body: ResponseRequest) -> ImageGenerationTool | None:
@@ -121,6 +123,7 @@ def _drawing_tool(service: Service, body: ResponseRequest) -> ImageGenerationToo
         if tool.model is not None:
             service.check_model(tool.model)
         check_options(service, tool, is_streamed=bool(body.stream), place="tools[0].")
+        _check_drawing_fields(body, tool)
         if len(body.tools or ()) > 1:
             raise ApiError(400, "'tools' has the tool 'image_generation' more than once.", param="tools")
         return None if body.tool_choice == "none" else tool
@@ -128,6 +131,19 @@ def _drawing_tool(service: Service, body: ResponseRequest) -> ImageGenerationToo
         message = "'tool_choice' asks for a picture, but 'tools' has no {\"type\": \"image_generation\"}."
         raise ApiError(400, message, param="tool_choice", code="invalid_value")
     return None
+
+
+def _check_drawing_fields(body: ResponseRequest, tool: ImageGenerationTool) -> None:
+    """Raise `ApiError` if a request says how to draw, but does not ask for a picture."""
+    given = next((name for name in DRAWING_FIELDS if getattr(tool, name) is not None), None)
+    if given is not None and not _must_draw(body):
+        raise ApiError(
+            400,
+            f"'{given}' is for a picture that 'tool_choice' asks for. A model that draws in a conversation uses its "
+            "own settings: leave the field out, or set 'tool_choice' to \"required\".",
+            param=f"tools[0].{given}",
+            code="invalid_value",
+        )
 
 
 def _must_draw(body: ResponseRequest) -> bool:

@@ -28,18 +28,8 @@ class PictureOptions(RequestSchema):
     moderation: Literal["auto", "low"] | None = None
 
 
-class ImageGenerationRequest(PictureOptions):
-    """A picture to draw.
-
-    `guidance`, `negative_prompt`, `seed`, `temperature`, `top_k` and `top_p` are not part of OpenAI's API. `user` and
-    `safety_identifier` have no effect.
-    """
-
-    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
-    model: str | None = None
-    n: int | None = Field(default=None, ge=1, le=MAX_PICTURES)
-    response_format: Literal["b64_json", "url"] | None = None
-    stream: bool | None = None
+class DrawingOptions(PictureOptions):
+    """The form of a picture, and how to draw it. The fields of this class itself are not part of OpenAI's API."""
 
     guidance: float | None = Field(default=None, ge=0, le=100)
     negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT)
@@ -48,13 +38,27 @@ class ImageGenerationRequest(PictureOptions):
     top_k: int | None = Field(default=None, ge=0, lt=2**31)
     top_p: float | None = Field(default=None, ge=0, le=1)
 
+
+DRAWING_FIELDS = tuple(DrawingOptions.__annotations__)
+"""Fields that say how to draw a picture, not which form it has."""
+
+
+class ImageGenerationRequest(DrawingOptions):
+    """A picture to draw. `user` and `safety_identifier` have no effect."""
+
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT)
+    model: str | None = None
+    n: int | None = Field(default=None, ge=1, le=MAX_PICTURES)
+    response_format: Literal["b64_json", "url"] | None = None
+    stream: bool | None = None
+
     style: Literal["vivid", "natural"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
 
 
-class ImageGenerationTool(PictureOptions):
-    """Lets the model draw in a response."""
+class ImageGenerationTool(DrawingOptions):
+    """Lets the model draw in a response. How to draw is for a picture that `tool_choice` asks for."""
 
     type: Literal["image_generation"]
     model: str | None = None
