@@ -7,13 +7,13 @@ same events go to OUT/one_logger.jsonl. In a distribution, the entry point in th
 `--plugin` is not needed.
 """
 
-import json
 import time
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 from vila_core import hookimpl
+from vila_core.strict_json import to_strict_json
 from vila_train.callbacks import CallbackFactory, NoCallback
 
 SCHEMA = "1.0.0"
@@ -77,7 +77,7 @@ def open_sink(folder: Path):
 
     def append(**metrics):
         with (folder / "one_logger.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(to_strict_json(metrics) + "\n")
 
     return append
 

@@ -1,6 +1,7 @@
 """Running tasks with a fake model: files written, answers reused, errors. `test_runner_kill.py` uses a real model."""
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from vila_core.errors import GenerationError, PromptError, VilaError
 from vila_core.media import Image, Video
 from vila_core.prompt import PreparedPrompt
 from vila_eval.data.sources import DataOptions
-from vila_eval.metric import Answered, MeanMetric, Score, Submission
+from vila_eval.metric import Answered, MeanMetric, Measure, Score, Scored, Submission
 from vila_eval.metrics.exact_match import EXACT_MATCH
 from vila_eval.options import JudgeOptions, ModelOptions, Planned, RunOptions, TaskOutcome
 from vila_eval.records.schema import SampleRecord
@@ -26,6 +27,7 @@ from vila_eval.running.answering import LazyModel
 from vila_eval.running.answers import locked
 from vila_eval.running.job import SEARCH_AHEAD, select_rows, with_frames
 from vila_eval.running.runner import evaluate
+from vila_eval.statistics import Estimate
 from vila_eval.task import Question, Row, Task
 
 
@@ -414,6 +416,25 @@ def test_a_metrics_own_fault_names_its_line_and_the_other_tasks_go_on(
 def test_a_score_that_is_no_number_is_refused(tmp_path: Path, model: Echo) -> None:
     (outcome,) = run(tmp_path, task(words(2), metric=MeanMetric("odd", lambda answer, question: float("nan"))))
     assert "Metric 'odd' gives sample '0' a score that is not finite: {'odd': nan}" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    "estimate",
+    [
+        Estimate(math.nan, math.nan, 2),
+        Estimate(0.5, math.inf, 2),
+        Estimate(0.5, 0.1, 2, (-math.inf, 1.0)),
+        Estimate(0.5, 0.1, 2, (0.4, math.nan)),
+    ],
+    ids=["mean", "error", "low", "high"],
+)
+def test_a_measure_that_is_no_number_is_refused(tmp_path: Path, model: Echo, estimate: Estimate) -> None:
+    class Odd(MeanMetric):
+        def summarize(self, samples: Sequence[Scored]) -> list[Measure]:
+            return [Measure("odd", estimate)]
+
+    (outcome,) = run(tmp_path, task(words(2), metric=Odd("odd", lambda answer, question: 1.0)))
+    assert "Metric 'odd' gives a measure that is not finite: odd." in str(outcome.error)
 
 
 def test_ctrl_c_does_not_wait_for_what_is_read_ahead(

@@ -1,6 +1,7 @@
 """What a run reports, to files, the console and trackers; and callbacks of plugins."""
 
 import json
+import math
 import sys
 import types
 import xml.etree.ElementTree as ET
@@ -101,6 +102,20 @@ def test_a_resumed_run_replaces_the_steps_that_it_does_again(tmp_path: Path, tai
     feed(JsonLog(), tmp_path, range(4, 8))
     assert [line["step"] for line in lines(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5, 6, 7]
     assert [line["step"] for line in lines(tmp_path / "evaluation.jsonl")] == [7]
+
+
+def test_the_logs_are_json_for_strict_readers(tmp_path: Path) -> None:
+    """NaN and Infinity are not JSON: other languages, jq and databases refuse them."""
+    log = JsonLog()
+    log.on_start(start(tmp_path))
+    log.on_step(replace(RECORD, loss=math.inf))
+    log.on_evaluation(3, {"loss": math.nan, "pope/accuracy": 0.5})
+    log.on_end(3, "finished")
+    text = (tmp_path / "evaluation.jsonl").read_text()
+    expected = {"step": 3, "scores": {"loss": None, "pope/accuracy": 0.5}, "not_finite": {"scores.loss": "nan"}}
+    assert json.loads(text, parse_constant=pytest.fail) == expected
+    logged = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (logged["loss"], logged["not_finite"]) == (None, {"loss": "inf"})
 
 
 def test_a_mapping_that_cannot_be_copied_is_logged(tmp_path: Path) -> None:

@@ -76,8 +76,10 @@ def test_data_that_cannot_be_read_names_the_setting(
         run(config, tmp_path / "run")
 
 
-def evaluations(out: Path) -> list[tuple[int, dict[str, float]]]:
-    records = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+def evaluations(out: Path) -> list[tuple[int, dict[str, float | None]]]:
+    records = [
+        json.loads(line, parse_constant=pytest.fail) for line in (out / "evaluation.jsonl").read_text().splitlines()
+    ]
     return [(record["step"], record["scores"]) for record in records]
 
 
@@ -131,6 +133,18 @@ def test_training_goes_on_if_an_evaluation_fails(
         recorder = run(config, tmp_path / "run")
     assert len(recorder.losses) == 6
     assert (tmp_path / "run" / "model").exists()
+
+
+def test_a_score_that_is_not_finite_is_reported(
+    micro_checkpoint: Path, tmp_path: Path, register: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = Words()
+    monkeypatch.setattr(task, "evaluator", lambda *_, **__: lambda model: {"length": float("nan")})
+    register(task)
+    config = micro_config(micro_checkpoint, **{"evaluation.tasks": ("words",), "max_steps": 1})
+    with pytest.warns(VilaWarning, match=r"Evaluations are not finite: words/length \(nan\)"):
+        run(config, tmp_path / "run")
+    assert evaluations(tmp_path / "run") == [(1, {"words/length": None})]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """`vila-infer`: ask a model about images and videos."""
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from vila_core.cli.run import run
 from vila_core.cli.terminal import echo_answer
 from vila_core.cli.words import with_known_names
 from vila_core.errors import ConfigError
+from vila_core.strict_json import to_strict_json
 
 if TYPE_CHECKING:
     from vila_core.conversation import Part, Prompt
@@ -111,7 +111,7 @@ def _answer(
             completion = model.complete(prompt, **settings)
         record = {"text": text_of(completion), **asdict(completion)}
         del record["parts"]  # the text, as long as there are no other parts
-        typer.echo(json.dumps(record, ensure_ascii=False, indent=2))
+        typer.echo(to_strict_json(record, ensure_ascii=False, indent=2))
     elif stream:
         print_stream(model, prompt, settings)
     else:

@@ -15,6 +15,7 @@ from vila_eval.records.schema import FORMAT, Counts, SampleRecord, TaskResult
 from vila_eval.records.storage import RESULTS, SAMPLES, read_records, write_record, write_records, write_whole, writing
 from vila_eval.running.answers import StoredAnswers, locked, remove_answers
 from vila_eval.running.manifest import Manifest, read_manifest
+from vila_eval.statistics import Estimate
 from vila_eval.task import Question, Task, plugin_errors, resolve_metric
 
 if TYPE_CHECKING:
@@ -219,9 +220,15 @@ def _scored(metric: Metric, sample: SampleRecord) -> SampleRecord:
 def _summarized(metric: AnyMetric, samples: Sequence[SampleRecord]) -> Sequence[Measure]:
     with plugin_errors(f"Metric '{metric.name}' cannot summarize {len(samples)} samples"):
         measures = metric.summarize([sample.scored for sample in samples])
-    if unusable := [measure.name for measure in measures if not math.isfinite(measure.estimate.mean)]:
+    if unusable := [measure.name for measure in measures if not _is_finite(measure.estimate)]:
         raise PluginError(f"Metric '{metric.name}' gives a measure that is not finite: {', '.join(unusable)}.")
     return measures
+
+
+def _is_finite(found: Estimate) -> bool:
+    """Return whether all numbers are finite. An unknown standard error is NaN."""
+    error = 0.0 if math.isnan(found.standard_error) else found.standard_error
+    return all(map(math.isfinite, (found.mean, error, *(found.interval or ()))))
 
 
 def _check_ids(task: Task, samples: Sequence[SampleRecord]) -> None:

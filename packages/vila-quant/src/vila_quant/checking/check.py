@@ -71,9 +71,17 @@ class Divergence(Config):
             kl=kl,
             kl_standard_error=math.sqrt(spread * count / (count - 1)) / tokens if count > 1 else None,
             top1_agreement=sum(one.agreements for one in compared) / tokens,
-            perplexity_before=math.exp(sum(one.loss_before for one in compared) / tokens),
-            perplexity_after=math.exp(sum(one.loss_after for one in compared) / tokens),
+            perplexity_before=_perplexity(sum(one.loss_before for one in compared) / tokens),
+            perplexity_after=_perplexity(sum(one.loss_after for one in compared) / tokens),
         )
+
+
+def _perplexity(loss: float) -> float:
+    """Return the perplexity of a mean loss; infinity beyond the range of numbers."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 class CheckReport(Config):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 from vila_core.cli.option_groups import with_option_groups
 from vila_core.cli.options import AsJson, Device, Dtype, Offline
 from vila_core.cli.progress import open_progress
+from vila_core.strict_json import to_strict_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -116,7 +116,7 @@ def check_model(
             progress=progress,
         )
     if as_json:
-        typer.echo(json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False))
+        typer.echo(to_strict_json(report.model_dump(mode="json"), indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 

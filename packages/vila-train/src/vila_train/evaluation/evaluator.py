@@ -1,5 +1,6 @@
 """Evaluation inside a run: tasks of vila-eval and of plugins, and the loss on held-out data."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ class Evaluator:
     def scores(self, opened: OpenedModel, root: nn.Module, device: torch.device, *, here: bool) -> dict[str, float]:
         """Evaluate, and return all measures, such as "pope/accuracy" and "loss". Every rank has to call this.
 
-        An evaluation that fails is reported and left out, and training continues.
+        An evaluation that fails is reported and left out, one that is not finite is reported, and training continues.
 
         Args:
             opened: the model in training.
@@ -126,6 +127,8 @@ class Evaluator:
                     scores |= _attempt(LOSS, lambda: held_out.losses(opened.network, device))
                 for name, score in self.tasks.items():
                     scores |= _attempt(name, lambda score=score, name=name: _named(name, _ask(opened, score)))
+        if odd := [f"{name} ({score})" for name, score in scores.items() if not math.isfinite(score)]:
+            warn(f"Evaluations are not finite: {', '.join(odd)}. Training continues.")
         return scores
 
 

@@ -1,6 +1,5 @@
 """Trains vila-tiny from scratch: tokenizer, drawn data, stages, checkpoint and test."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from vila_core.model import VilaModel
 from vila_core.new_file import cannot_write
 from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
+from vila_core.strict_json import to_strict_json
 from vila_core.tokenizer import Tokenizer
 from vila_core.towers.siglip import SiglipTower
 from vila_train.run_lock import only_run
@@ -113,9 +113,9 @@ def run(
         save_tokenizer(folder.tokenizer)
 
         def log(record: Record) -> None:
-            file.write(json.dumps({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
+            file.write(to_strict_json({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
             file.flush()
-            print(json.dumps(record), flush=True)
+            print(to_strict_json(record), flush=True)
 
         try:
             scores = train(options, stages, folder, log)

@@ -1,15 +1,17 @@
 """OUT/log.jsonl, one record per step, and OUT/evaluation.jsonl, one per evaluation.
 
+A number that is not finite is null there, and the key `not_finite` of its line says what it was.
+
 A resumed run does the steps after its checkpoint again, so their records are removed first.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from vila_core.new_file import cannot_write
+from vila_core.strict_json import to_strict_json
 from vila_train.callbacks import NoCallback, RunStart, StepRecord
 from vila_train.step_log import forget_after
 
@@ -35,11 +37,11 @@ class JsonLog(NoCallback):
 
     def on_step(self, record: StepRecord) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(as_json(record)) + "\n")
+            self._file.write(to_strict_json(as_json(record)) + "\n")
 
     def on_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
         with (self._folder / EVALUATION).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "scores": dict(scores)}) + "\n")
+            file.write(to_strict_json({"step": step, "scores": scores}) + "\n")
 
     def on_end(self, step: int, reason: str) -> None:
         if self._file is not None:
