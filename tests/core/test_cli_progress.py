@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import vila_core as vila
-from vila_core.cli.progress import ProgressLines, clock_time, show_phases
+from vila_core.cli.progress import ProgressLines, clock_time, open_progress, show_phases
 
 
 def test_progress_lines_every_half_minute(capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,6 +45,31 @@ def test_slow_and_single_steps_read_naturally(capsys: pytest.CaptureFixture[str]
         "Writing the checkpoint: started",
         "Writing the checkpoint: done in 0:01",
     ]
+
+
+@pytest.mark.parametrize("terminal", ["dumb", "xterm"])
+def test_what_failed_after_its_steps_is_not_done(
+    terminal: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All layers are converted, and then the disk is full."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", terminal)
+
+    def convert() -> None:
+        with open_progress("tensors") as progress:
+            progress.start("Converting", 2)
+            progress.advance(2)
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        convert()
+    printed = capsys.readouterr().err
+    assert "Converting: stopped at 2 of 2" in printed
+    assert "done" not in printed
+    with open_progress("tensors") as progress:
+        progress.start("Converting", 2)
+        progress.advance(2)
+    assert "Converting: done in 0:00" in capsys.readouterr().err
 
 
 def test_phases_of_an_answer() -> None:

@@ -47,8 +47,12 @@ class Progress(Protocol):
         """Print a warning; the run continues."""
         ...
 
-    def finish(self) -> None:
-        """End the phase, complete or not. `start` and the end of `open_progress` do this too."""
+    def finish(self, *, failed: bool = False) -> None:
+        """End the phase, complete or not. `start` and the end of `open_progress` do this too.
+
+        Args:
+            failed: what follows the steps failed, such as writing their result: the phase is not done.
+        """
         ...
 
 
@@ -67,7 +71,7 @@ class NoProgress:
     def warn(self, message: str) -> None:
         pass
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool = False) -> None:
         pass
 
 
@@ -84,21 +88,26 @@ def open_progress(unit: str = "steps", phases: Sequence[str] = (), *, lines: boo
         yield NoProgress()
         return
     if not can_redraw():
-        printed = ProgressLines(unit)
-        try:
+        with _finished(ProgressLines(unit)) as printed:
             yield printed
-        finally:
-            printed.finish()
         return
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-    with RichProgress(*_columns(unit), console=Console(stderr=True)) as bars:
-        progress = ProgressBars(bars, unit, phases)
-        try:
-            yield progress
-        finally:
-            progress.finish()
+    bars = RichProgress(*_columns(unit), console=Console(stderr=True))
+    with bars, _finished(ProgressBars(bars, unit, phases)) as progress:
+        yield progress
+
+
+@contextmanager
+def _finished(progress: Progress) -> Generator[Progress]:
+    """End the phase that runs at the end of the block."""
+    try:
+        yield progress
+    except BaseException:
+        progress.finish(failed=True)
+        raise
+    progress.finish()
 
 
 @contextmanager
@@ -173,10 +182,10 @@ class ProgressBars:
     def warn(self, message: str) -> None:
         self._bars.console.print(f"Warning: {message}", markup=False, highlight=False, style="yellow")
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool = False) -> None:
         if self._current is None:
             return
-        self.report(self._pace.summary)
+        self.report(self._pace.summary(failed=failed))
         self._bars.remove_task(self._current)
         self._current = None
 
@@ -211,10 +220,10 @@ class ProgressLines:
     def warn(self, message: str) -> None:
         print(f"Warning: {message}", file=sys.stderr, flush=True)
 
-    def finish(self) -> None:
+    def finish(self, *, failed: bool = False) -> None:
         if self._running:
             self._running = False
-            self.report(self._pace.summary)
+            self.report(self._pace.summary(failed=failed))
 
 
 class Pace:
@@ -237,10 +246,10 @@ class Pace:
             return f"{_count(self.done, self._unit)} of {_count(self.total, self._unit)}"
         return f"{self.done} of {self.total}"
 
-    @property
-    def summary(self) -> str:
-        """How the phase ended, such as "done in 2:03"."""
-        return f"done in {clock_time(self.seconds)}" if self.done >= self.total else f"stopped at {self.done_of_total}"
+    def summary(self, *, failed: bool) -> str:
+        """Return how the phase ended, such as "done in 2:03"."""
+        is_done = self.done >= self.total and not failed
+        return f"done in {clock_time(self.seconds)}" if is_done else f"stopped at {self.done_of_total}"
 
     def __str__(self) -> str:
         rate = (self.done - self._before) / max(self.seconds, 1e-3)

@@ -40,6 +40,7 @@ class Console(NoCallback):
         if self._progress is not None:
             if self._totals.steps:
                 self._progress.report(str(self._totals))
+            self._progress.finish(failed=reason != "finished")
             self._stack.close()
             self._progress = None
 
