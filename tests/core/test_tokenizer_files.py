@@ -47,6 +47,33 @@ def test_hostile_tokenizers_are_refused(tmp_path: Path, edit: dict[str, Any], me
         vila.load(edited(tmp_path, edit))
 
 
+TOKENIZER = (embedded_model() / "llm" / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "tokenizer.json has no 'added_tokens'"),
+        ("", "tokenizer.json is empty"),
+        (" \n", "tokenizer.json is empty"),
+        ("[]", "tokenizer.json holds a JSON list; expected an object"),
+        ("7", "tokenizer.json holds a JSON int; expected an object"),
+        (TOKENIZER[: len(TOKENIZER) // 2], "tokenizer.json is not valid JSON: Expecting"),
+        ('{"added_tokens": []}', "tokenizer.json has no 'model'"),
+        ('{"added_tokens": [], "model": null}', "its 'model' is None; expected an object"),
+        ('{"added_tokens": [], "model": []}', r"its 'model' is \[\]; expected an object"),
+        ('{"added_tokens": [], "model": {"type": "BPE"}}', "its 'model' has the vocabulary None"),
+        ('{"added_tokens": [], "model": {"vocab": {}}}', r"its 'model' has the vocabulary \{\}"),
+        ('{"added_tokens": null, "model": {"vocab": {"a": 0}}}', "its 'added_tokens' are not a list"),
+    ],
+)
+def test_damaged_files_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    shutil.copytree(embedded_model(), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "llm" / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"^The tokenizer in '.*' is damaged.*{message}.* Copy it from the orig"):
+        vila.load(tmp_path)
+
+
 def test_an_empty_vocabulary_is_refused(tmp_path: Path) -> None:
     edited(tmp_path, {"tokenizer_class": "LlamaTokenizer"}, "tokenizer_config.json")
     (tmp_path / "llm" / "tokenizer.json").unlink()

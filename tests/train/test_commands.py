@@ -20,6 +20,7 @@ from vila_train.run_lock import LOCK
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.loop import Stage
 from vila_train.tiny.recipes import Draw, StageConfig, tiny_stages
+from vila_train.tiny.run_folder import RunFolder
 from vila_train.tiny.training import TinyOptions, train_tiny
 from vila_train.tiny.world import make_sample
 
@@ -196,3 +197,19 @@ def test_bad_options_are_one_line_errors(
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"pair": 7}', '{"pair": {"right": "9", "total": 10}}', '{"pair": {}}'])
+def test_damaged_scores_of_a_complete_run_are_named(tmp_path: Path, content: str) -> None:
+    folder = RunFolder(tmp_path, {"seed": 0}, "vila-tiny")
+    folder.save_scores({"pair": Score(9, 10)})
+    assert folder.scores == {"pair": Score(9, 10)}
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"scores\.json (is damaged|is not valid JSON|holds a JSON list)"):
+        _ = folder.scores
+
+
+def test_damaged_settings_of_a_tiny_run_are_named(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"run\.json is not valid JSON.* Choose another folder with --out"):
+        RunFolder(tmp_path, {"seed": 0}, "vila-tiny")

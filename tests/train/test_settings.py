@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vila_core.errors import ConfigError
 from vila_train.config import AdapterConfig, DataConfig, TrainConfig
@@ -210,9 +211,14 @@ def test_every_setting_has_a_name():
     assert len(names) == len(set(names))
 
 
+def align_settings() -> str:
+    align = build_recipe("nvila-align")
+    return yaml.safe_dump(align.model_dump(mode="json"))
+
+
 def complete_run(folder: Path) -> Path:
     (folder / "model").mkdir(parents=True)
-    (folder / "run.yaml").write_text("name: align\n")
+    (folder / "run.yaml").write_text(align_settings())
     (folder / "model" / "config.json").write_text("{}")
     return folder
 
@@ -244,7 +250,7 @@ def test_a_stage_needs_a_model(config: TrainConfig, tmp_path: Path):
 
 
 def test_vila_tiny_is_a_run_too(tmp_path: Path):
-    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "run.json").write_text('{"stages": []}')
     with pytest.raises(ConfigError, match="not complete"):
         trained_model(tmp_path)
     (tmp_path / "scores.json").write_text("{}")
@@ -265,9 +271,35 @@ def test_vila_tiny_is_a_run_too(tmp_path: Path):
 def test_a_run_that_is_not_complete_is_refused(tmp_path: Path, files: list[str], message: str):
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("")
+        (tmp_path / name).write_text(align_settings() if name == "run.yaml" else "")
     with pytest.raises(ConfigError, match=message):
         trained_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("run.yaml", "", "does not hold the settings of a run: name is missing"),
+        ("run.yaml", "- a\n- b\n", r"run.yaml' holds \['a', 'b'\]; expected a mapping"),
+        ("run.yaml", "7", "run.yaml' holds 7; expected a mapping"),
+        ("run.yaml", "{{{", "run.yaml' is not valid YAML"),
+        ("run.yaml", "\0\0\0", "run.yaml' is not valid YAML"),
+        ("run.yaml", "name: vila-tiny\nscale: 1.0\n", "does not hold the settings of a run: tune is missing"),
+        ("run.yaml", align_settings().partition("\ntune:")[0], "does not hold the settings of a run: tune is missing"),
+        ("run.yaml", align_settings() + "extra: 1\n", "does not hold the settings of a run: extra is not a known key"),
+        ("run.json", "", "run.json is not valid JSON: it is empty"),
+        ("run.json", "[]", "run.json holds a JSON list"),
+        ("run.json", "{}", "run.json' does not hold the settings of a run: it has no stages"),
+        ("run.json", '{"stages": [', "run.json is not valid JSON"),
+    ],
+)
+def test_a_run_with_damaged_settings_is_refused(tmp_path: Path, name: str, content: str, message: str):
+    run = complete_run(tmp_path / "run")
+    (run / "run.yaml").unlink()
+    (run / "scores.json").write_text("{}")
+    (run / name).write_text(content)
+    with pytest.raises(ConfigError, match=rf"^--stage-from: .*{message}.* use --model .*/run/(model|vila-tiny)$"):
+        trained_model(run)
 
 
 @pytest.mark.parametrize("name", ["missing", "file"])

@@ -229,4 +229,6 @@ def _reported_as_damage(message: str) -> Generator[None]:
     except (VilaError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # noqa: BLE001 - a panic is no Exception
-        raise CheckpointError(f"{message}: {str(error).strip() or type(error).__name__}") from None
+        text = str(error).strip()
+        reason = f"{type(error).__name__}: {text}" if isinstance(error, LookupError | AttributeError) else text
+        raise CheckpointError(f"{message}: {reason or type(error).__name__}") from None

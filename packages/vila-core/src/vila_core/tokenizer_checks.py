@@ -64,14 +64,17 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    text = read_input_text(path, max_bytes=FILES[path.name])
+    if not text.strip():
+        _refuse(path, f"{path.name} is empty")
     try:
-        content: object = json.loads(read_input_text(path, max_bytes=FILES[path.name]))
+        content: object = json.loads(text)
     except RecursionError:
         _refuse(path, f"{path.name} nests too deeply")
     except ValueError as error:
         _refuse(path, f"{path.name} is not valid JSON: {error}")
     if not isinstance(content, dict):
-        _refuse(path, f"{path.name} is not a JSON object")
+        _refuse(path, f"{path.name} holds a JSON {type(content).__name__}; expected an object")
     return cast("dict[str, Any]", content)
 
 
@@ -85,7 +88,8 @@ def _check_special_tokens(path: Path) -> None:
 
 def _check_tokenizer_json(path: Path) -> None:
     fields = _read(path)
-    _check_added_tokens(path, fields.get("added_tokens"))
+    _check_model(path, fields)
+    _check_added_tokens(path, fields["added_tokens"])
     parts = [fields.get(key) for key in ("normalizer", "pre_tokenizer", "post_processor", "decoder")]
     rules = [rule for part in parts for rule in _rules(path, part, 0)]
     if len(rules) > MAX_RULES:
@@ -102,9 +106,19 @@ def _check_tokenizer_json(path: Path) -> None:
         _try_out(path)
 
 
+def _check_model(path: Path, fields: dict[str, Any]) -> None:
+    """Refuse a file without the keys that every tokenizer has: libraries would name one of them, and no file."""
+    if missing := [key for key in ("added_tokens", "model") if key not in fields]:
+        _refuse(path, f"{path.name} has no '{missing[0]}'")
+    model = fields["model"]
+    if not isinstance(model, dict):
+        _refuse(path, f"its 'model' is {shown(model)}; expected an object")
+    vocabulary = cast("dict[str, object]", model).get("vocab")
+    if not isinstance(vocabulary, dict | list) or not vocabulary:
+        _refuse(path, f"its 'model' has the vocabulary {shown(vocabulary)}; expected the tokens")
+
+
 def _check_added_tokens(path: Path, tokens: object) -> None:
-    if tokens is None:
-        return
     if not isinstance(tokens, list):
         _refuse(path, "its 'added_tokens' are not a list")
     if len(cast("list[object]", tokens)) > MAX_ADDED_TOKENS:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.new_folder import require_new
-from vila_core.errors import CheckpointError, ConfigError, first_problem
+from vila_core.errors import CheckpointError, ConfigError, SettingError, first_problem
 from vila_core.new_file import cannot_write, make_folder, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.checkpoint_state import step_folders
@@ -176,10 +176,14 @@ def choose_plan(
 
 
 def read_config(folder: Path) -> TrainConfig:
-    """Return the configuration of the run in `folder`. Raises `ConfigError` if it holds none."""
-    if not (folder / RUN).exists():
+    """Return the configuration of the run in `folder`. Raises `ConfigError` if it holds none, or a damaged one."""
+    path = folder / RUN
+    if not path.exists():
         raise ConfigError(f"{folder} is not the folder of a training run: it has no {RUN}.")
-    return TrainConfig.model_validate(read_yaml(folder / RUN, ConfigError))
+    try:
+        return TrainConfig.model_validate(read_yaml(path, ConfigError))
+    except SettingError as error:
+        raise ConfigError(f"'{path}' does not hold the settings of a run: {error.problem.with_value}.") from None
 
 
 def _require_same(folder: RunFolder, config: TrainConfig) -> None:

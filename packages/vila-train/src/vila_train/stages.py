@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from vila_core.errors import ConfigError
+from vila_core.checkpoint.json_files import read_json
+from vila_core.errors import CheckpointError, ConfigError
 from vila_train.config import TrainConfig
+from vila_train.run_folder import read_config
 
 MODEL, RUN = "model", "run.yaml"
 """Of a run's folder: the trained model, which is written last, and the configuration."""
@@ -15,13 +17,15 @@ def trained_model(run: Path) -> Path:
     """Return the model that a complete run has written.
 
     Raises:
-        ConfigError: the folder is not that of a run, or the run is not complete.
+        ConfigError: the folder is not that of a run, its settings are damaged, or the run is not complete.
     """
     if not run.is_dir():
         raise ConfigError(f"--stage-from: there is no folder '{run}'. Give the --out folder of an earlier run.")
     if (run / RUN).is_file():
+        _require_settings(run)
         model, is_complete = run / MODEL, (run / MODEL / "config.json").is_file()
     elif (run / TINY_RUN).is_file():
+        _require_tiny_settings(run)
         model = next((run / name for name in TINY_MODELS if (run / name).is_dir()), run / TINY_MODELS[0])
         is_complete = (run / TINY_SCORES).is_file()
     elif (run / "config.json").is_file():
@@ -36,6 +40,28 @@ def trained_model(run: Path) -> Path:
             f"newest checkpoint as a model with `vila-train export {run} MODEL` and use --model MODEL."
         )
     return model
+
+
+def _require_settings(run: Path) -> None:
+    try:
+        read_config(run)
+    except ConfigError as error:
+        raise _damaged(run, str(error), MODEL) from None
+
+
+def _require_tiny_settings(run: Path) -> None:
+    try:
+        settings = read_json(run / TINY_RUN)
+    except CheckpointError as error:
+        raise _damaged(run, str(error), TINY_MODELS[0]) from None
+    if not isinstance(settings.get("stages"), list):
+        raise _damaged(
+            run, f"'{run / TINY_RUN}' does not hold the settings of a run: it has no stages.", TINY_MODELS[0]
+        )
+
+
+def _damaged(run: Path, problem: str, model: str) -> ConfigError:
+    return ConfigError(f"--stage-from: {problem} If you know which model '{run}' holds, use --model {run / model}")
 
 
 def start_from(config: TrainConfig, model: str | None = None, run: Path | None = None) -> TrainConfig:

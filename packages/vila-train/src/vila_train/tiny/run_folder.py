@@ -13,10 +13,9 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from vila_core.checkpoint.json_files import read_json
-from vila_core.errors import ConfigError
+from vila_core.errors import CheckpointError, ConfigError
 from vila_core.new_file import make_folder, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.run_folder import refuse_changes
@@ -35,9 +34,17 @@ def require_own_folder(path: Path, run: Mapping[str, object]) -> None:
         return
     make_folder(path)  # an error if it is a file
     if (path / RUN).exists():
-        refuse_changes(path, describe_changes(read_json(path / RUN), json.loads(json.dumps(run))))
+        refuse_changes(path, describe_changes(_read(path / RUN), json.loads(json.dumps(run))))
     elif any(path.iterdir()):
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+
+
+def _read(path: Path) -> dict[str, object]:
+    """Return the object in a file of a run. Raises `ConfigError` if it is damaged."""
+    try:
+        return read_json(path)
+    except CheckpointError as error:
+        raise ConfigError(f"{error} Choose another folder with --out.") from None
 
 
 class RunFolder:
@@ -75,11 +82,16 @@ class RunFolder:
 
     @property
     def scores(self) -> dict[str, Score] | None:
-        """The scores of a complete run, None for an unfinished one."""
-        if not (self.path / SCORES).exists():
+        """The scores of a complete run, None for an unfinished one. Raises `ConfigError` if they are damaged."""
+        path = self.path / SCORES
+        if not path.exists():
             return None
-        stored = cast("dict[str, dict[str, int]]", read_json(self.path / SCORES))
-        return {task: Score(score["right"], score["total"]) for task, score in stored.items()}
+        scores = {task: _as_score(stored) for task, stored in _read(path).items()}
+        if None in scores.values():
+            raise ConfigError(
+                f"{path} is damaged: expected right and total answers. Delete it to test the model again."
+            )
+        return {task: score for task, score in scores.items() if score is not None}
 
     def save_scores(self, scores: Mapping[str, Score]) -> None:
         """Mark the run as complete."""
@@ -99,3 +111,12 @@ class RunFolder:
     def restore(self, stage: Stage) -> None:
         """Load the state after this stage. Raises `TrainingError` if it is damaged."""
         stage.resume(self.path / f"{stage.config.name}.pt")
+
+
+def _as_score(stored: object) -> Score | None:
+    """Return what `RunFolder.save_scores` wrote of a score; None if it did not write this."""
+    match stored:
+        case {"right": int(right), "total": int(total)} if 0 <= right <= total and total:
+            return Score(right, total)
+        case _:
+            return None
