@@ -44,7 +44,7 @@ def another_run(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
 def test_a_second_run_in_the_same_folder_is_refused(micro_checkpoint: Path, tmp_path: Path):
     config = micro_config(micro_checkpoint, max_steps=1)
     out = tmp_path / "run"
-    train(config, out, order=Mixed(), device="cpu")
+    out.mkdir()
     with another_run(out), pytest.raises(ConfigError, match="Another run is at work in"):
         train(config, out, order=Mixed(), device="cpu")
 

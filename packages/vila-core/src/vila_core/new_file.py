@@ -63,6 +63,11 @@ def cannot_write(path: Path, error: OSError | ValueError) -> OutputError:
     return OutputError(f"'{path}' cannot be written: {reason}. Choose another path.")
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files of `new_file` in a folder: of killed processes, and of any that is writing there."""
+    return [path for path in folder.glob(".*.????????.part") if path.is_file()]  # as mkstemp names them
+
+
 def _require_replaceable(path: Path) -> None:
     try:
         kind = special_kind(os.stat(path).st_mode)

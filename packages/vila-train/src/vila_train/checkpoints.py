@@ -78,13 +78,15 @@ class Checkpoints:
         if problem is not None:
             if self.world.is_first:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise OutputError(f"The checkpoint of step {progress.step:,} was not saved. {self._intact()} {problem}")
+            before = self._intact(target)
+            raise OutputError(f"The checkpoint of step {progress.step:,} was not saved. {before} {problem}")
         return target
 
     def _prepare(self, partial: Path) -> None:
         if self.world.is_first:
             make_folder(self.folder)
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in self.folder.glob(f".step-*{PARTIAL}"):  # by a killed run, perhaps of another step
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir()
 
     def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
@@ -104,7 +106,8 @@ class Checkpoints:
         flush(partial)
         partial.rename(target)
         flush(self.folder)  # earlier ones are deleted only when this one survives a power failure
-        for old in self.complete()[: -self.keep]:
+        # Later ones are damaged, or the run would have resumed from them.
+        for old in [folder for folder in self.complete() if folder.name <= target.name][: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def complete(self) -> list[Path]:
@@ -114,11 +117,16 @@ class Checkpoints:
     def newest(self) -> tuple[Path, Progress] | None:
         """Return the newest intact checkpoint; None before the first. A warning names damaged ones.
 
+        A run that is at work may save new ones and delete old ones meanwhile.
+
         Raises:
             TrainingError: all of them are damaged.
         """
         problem = None
-        for folder in self.world.share(self.complete())[::-1]:
+        seen: list[Path] = []
+        while left := [folder for folder in self.world.share(self.complete()) if folder not in seen]:
+            folder = left[-1]
+            seen.append(folder)
             try:
                 return folder, self._read(folder)
             except CheckpointError as error:
@@ -177,9 +185,9 @@ class Checkpoints:
         """Return the first problem of any rank."""
         return next((one for one in self.world.gather(problem) if one is not None), None)
 
-    def _intact(self) -> str:
-        complete = self.complete()
-        return f"The one before is intact: {complete[-1]}." if complete else "There is no earlier one."
+    def _intact(self, target: Path) -> str:
+        before = [folder for folder in self.complete() if folder.name < target.name]
+        return f"The one before is intact: {before[-1]}." if before else "There is no earlier one."
 
 
 def _stored(folder: Path) -> Mapping[str, Any]:

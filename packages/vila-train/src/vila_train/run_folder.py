@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.new_folder import require_new
-from vila_core.errors import CheckpointError, ConfigError, SettingError, first_problem
+from vila_core.errors import CheckpointError, ConfigError, OutputError, SettingError, first_problem, warn
 from vila_core.new_file import cannot_write, make_folder, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.checkpoint_state import step_folders
@@ -28,8 +28,9 @@ from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
 from vila_train.packing.lanes import Order, SampleEncoder
 from vila_train.plan import Plan, make_plan, resume_plan
-from vila_train.run_lock import only_run
-from vila_train.step_log import forget_after
+from vila_train.run_lock import is_unused, lock_number, only_run
+from vila_train.step_log import forget_after, read_lines
+from vila_train.tracking.log import EVALUATION
 from vila_train.yaml_files import read_yaml
 
 RUN, PLAN, SKIPPED, CHECKPOINTS, MODEL = "run.yaml", "plan.json", "skipped.jsonl", "checkpoints", "model"
@@ -40,9 +41,15 @@ CHANGEABLE = ("logging", "saving", "evaluation", "data.workers", "compute.sharde
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The files of a run in the folder `path`."""
+    """The files of a run.
+
+    Attributes:
+        path: the folder.
+        lock: `lock_number` of the folder while a run is at work in it.
+    """
 
     path: Path
+    lock: int | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -90,16 +97,42 @@ class RunFolder:
         if plan != self.plan:
             write_file(self.path / PLAN, plan.model_dump_json(indent=1) + "\n")
 
+    def keep(self, config: TrainConfig, plan: Plan) -> None:
+        """Before a checkpoint, write the files that resuming needs again if the folder was deleted or moved.
+
+        Raises:
+            OutputError: another run has taken its place, or it cannot be written.
+        """
+        found = lock_number(self.path)
+        if found not in (None, self.lock):
+            raise OutputError(
+                f"{self.path} was deleted or moved, and another run has begun there. This one writes nothing into it."
+            )
+        if not (self.path / RUN).exists():
+            warn(f"{self.path} was deleted or moved while the run is at work in it. It is made again.")
+            make_folder(self.path)
+            self.save_config(config)
+            self.save_plan(plan)
+
+    def save_config(self, config: TrainConfig) -> None:
+        """Write the configuration of the run."""
+        text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_file(self.path / RUN, text)
+
     def add_skipped(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Note samples that could not be used. Raises `OutputError`."""
         lines = [json.dumps({"step": step, **vars(one)}, ensure_ascii=False) + "\n" for one in skipped]
-        if not lines:
+        if not lines or not self.path.exists():  # the folder was deleted: `keep` makes it again
             return
         try:
             with (self.path / SKIPPED).open("a", encoding="utf-8") as file:
                 file.writelines(lines)
         except OSError as error:
             raise cannot_write(self.path / SKIPPED, error) from error
+
+    def was_evaluated(self, step: int) -> bool:
+        """Return whether the scores after this step are noted."""
+        return any(record["step"] == step for record in read_lines(self.path / EVALUATION))
 
     def forget_after(self, step: int) -> None:
         """Remove what was noted of steps after `step`, which a resumed run does again."""
@@ -117,6 +150,8 @@ class RunFolder:
 def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -> Generator[RunFolder]:
     """Open a new folder, or that of an earlier call with the same configuration, and keep other runs out of it.
 
+    Nothing is written into the folder of a complete run, which may be read-only.
+
     Args:
         path: the folder; created if it does not exist.
         config: of the run.
@@ -130,9 +165,12 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
     make_folder(path)
     folder = RunFolder(path)
     require_own_folder(folder, config, accept_changes=accept_changes)
-    with only_run(path):
-        write_file(path / RUN, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    if folder.is_complete:
         yield folder
+        return
+    with only_run(path):
+        folder.save_config(config)
+        yield RunFolder(path, lock_number(path))
 
 
 def require_own_folder(folder: RunFolder, config: TrainConfig, *, accept_changes: bool = False) -> None:
@@ -147,7 +185,7 @@ def require_own_folder(folder: RunFolder, config: TrainConfig, *, accept_changes
     if (path / RUN).exists():
         if folder.is_complete or (folder.has_started and not accept_changes):
             _require_same(folder, config)
-    elif any(path.iterdir()):
+    elif not is_unused(path):
         raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
     if not folder.is_complete and folder.model.exists():  # before training, not after it
         require_new(folder.model)

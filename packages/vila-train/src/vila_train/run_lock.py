@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_core.errors import ConfigError
-from vila_core.new_file import cannot_write
+from vila_core.new_file import cannot_write, leftovers
 
 LOCK = ".lock"
 
 
 @contextmanager
 def only_run(folder: Path) -> Generator[None]:
-    """Keep other runs out of a folder for the block.
+    """Keep other runs out of a folder for the block, and remove the temporary files that killed ones left there.
 
     A POSIX record lock: it ends with its process, however that ends, and is not inherited by loaders, which may outlive
     a killed run by seconds. File systems without locks are not guarded.
@@ -35,4 +35,19 @@ def only_run(folder: Path) -> Generator[None]:
             ) from None
         except OSError:
             pass
+        for left in leftovers(folder):
+            left.unlink(missing_ok=True)
         yield
+
+
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder is empty, or holds only what a run leaves that is killed before its first file."""
+    return not {*folder.iterdir()} - {folder / LOCK, *leftovers(folder)}
+
+
+def lock_number(folder: Path) -> int | None:
+    """Return a number that the folder's lock keeps as long as it is held; None if the folder was deleted or moved."""
+    try:
+        return (folder / LOCK).stat().st_ino
+    except OSError:
+        return None

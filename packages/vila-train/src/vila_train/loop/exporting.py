@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from vila_core.checkpoint import save_checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.checkpoint.new_folder import require_new
 from vila_core.device_choice import DTYPES
 from vila_core.errors import ConfigError
 from vila_train.checkpoints import Checkpoints, parameter_name
@@ -38,21 +39,21 @@ def export(
     Raises:
         ConfigError: `run` is not the folder of a run or has no adapter to write, or the dtype is unknown.
         TrainingError: it has no intact checkpoint.
-        CheckpointError: the model cannot be written.
+        CheckpointError: the model that training started from is missing, or `out` is not empty or cannot be written.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ConfigError(f"Unknown dtype '{dtype}'. Known: {', '.join(DTYPES)}.")
     config = in_full_precision(read_config(run))
     if adapter_only:
-        _require_adapter(config, run, out)
+        _require_adapter(config, run)
+    require_new(out)
     world = World(0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
-    found = checkpoints.newest()
-    if found is None:
+    if not checkpoints.complete():
         raise TrainingError(f"{run} has no checkpoint yet. Run it longer, or lower saving.every.")
     opened = open_model(config.model, config.seed)
     adapt(opened.network, config)
-    checkpoints.load_weights(found[0], opened.network)
+    _load_newest(checkpoints, opened.network)
     if adapter_only:
         _write_adapter(opened, config, out)
         return out
@@ -60,13 +61,22 @@ def export(
     return out
 
 
-def _require_adapter(config: TrainConfig, run: Path, out: Path) -> None:
+def _load_newest(checkpoints: Checkpoints, network: nn.Module) -> None:
+    """Fill the trained weights from the newest checkpoint; if a run at work deletes it meanwhile, from the next one."""
+    while (found := checkpoints.newest()) is not None:
+        try:
+            checkpoints.load_weights(found[0], network)
+            return
+        except (TrainingError, OSError):
+            if checkpoints.complete()[-1:] == [found[0]]:
+                raise
+
+
+def _require_adapter(config: TrainConfig, run: Path) -> None:
     if config.adapter is None:
         raise ConfigError(f"{run} trained no adapter. Export its model: leave out --adapter.")
     if config.model.new is not None or config.model.num_time_tokens:
         raise ConfigError(f"The model that {run} started from was made for it. Export the whole model: no --adapter.")
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty. Name a new folder.")
 
 
 def _write_adapter(opened: OpenedModel, config: TrainConfig, out: Path) -> None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 
@@ -118,10 +119,10 @@ class Run:
 
     def _resume(self, found: tuple[Path, Progress] | None) -> Progress:
         """Return where the run stands, with model and optimizer as they were in the checkpoint `found`."""
-        if found is None:
-            return Progress(step=0, lanes={}, skipped={})
-        path, progress = found
-        self._checkpoints.load(path, self._opened.network, self._optimizer)
+        progress = Progress(step=0, lanes={}, skipped={})
+        if found is not None:
+            path, progress = found
+            self._checkpoints.load(path, self._opened.network, self._optimizer)
         self._world.first(lambda: self._folder.forget_after(progress.step))
         return progress
 
@@ -147,15 +148,18 @@ class Run:
         self._reporter.start(
             RunStart(self._config, self._folder.path, self.step, total, self._world.size, trained, everything)
         )
+        self._evaluate_if_due(request)  # unless the run was stopped after that
         while self.step < total:
             if self._advance(request):
+                self._stop()
+            # Before an evaluation, which may take hours in which the run may be killed.
+            if self.step == total or (every is not None and self.step % every == 0):
                 self.save()
-                raise Stopped
-            if self._evaluator.is_due(self.step, total):
-                self._evaluate()
-            if every is not None and self.step % every == 0:
-                self.save()
+            self._evaluate_if_due(request)
+
+    def _stop(self) -> NoReturn:
         self.save()
+        raise Stopped
 
     def _advance(self, request: StopRequest) -> bool:
         """Do one step. Return whether the run is to stop before it."""
@@ -243,6 +247,16 @@ class Run:
         )
         self._reporter.step(record)
 
+    def _evaluate_if_due(self, request: StopRequest) -> None:
+        """Evaluate after some steps, once each. A run that was asked to stop does it when it resumes."""
+        if not self.step or not self._evaluator.is_due(self.step, self._plan.total_steps):
+            return
+        if self._world.first(lambda: self._folder.was_evaluated(self.step)):
+            return
+        if any(self._world.gather(request.requested)):
+            self._stop()
+        self._evaluate()
+
     def _evaluate(self) -> None:
         world = self._world
         scores = self._evaluator.scores(self._opened, self._trainee, world.device, here=world.is_first)
@@ -257,6 +271,7 @@ class Run:
         progress = Progress(
             step=self.step, lanes=lanes, skipped=self._skipped, truncated=self._truncated, plan=self._plan
         )
+        self._world.first(lambda: self._folder.keep(self._config, self._plan))
         path = self._checkpoints.save(self._opened.network, self._optimizer, progress)
         self._saved = self.step
         self._reporter.checkpoint(self.step, path)
