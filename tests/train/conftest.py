@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.train.mixed_rows import mixed_row
 
+import vila_core as vila
 from vila_core.checkpoint import open_checkpoint, save_checkpoint
 from vila_core.checkpoint.embedded import embedded_model
 from vila_core.config import DecoderConfig, PixelConfig, ProjectorConfig, SiglipConfig, VilaConfig
@@ -13,6 +15,7 @@ from vila_core.model import VilaModel
 from vila_core.plugins.loader import load_plugins
 from vila_core.projectors import reset_parameters
 from vila_core.tokenizer import Tokenizer
+from vila_train.packing import PackedRow
 from vila_train.tiny.data import Encoder, drawn_samples, make_shard
 from vila_train.tiny.pools import Pool
 
@@ -36,6 +39,12 @@ def micro_pools(micro_encoder: Encoder) -> dict[str, Pool]:
         source: Pool([make_shard(drawn_samples("train", source, 0, 24), micro_encoder, MICRO_SIZE)], "cpu")
         for source in sources
     }
+
+
+@pytest.fixture(scope="session")
+def row() -> PackedRow:
+    """Texts, images and a video, packed for vila-tiny."""
+    return mixed_row(vila.load("vila-tiny", dtype="float32", device="cpu"))
 
 
 def micro_config(tokenizer: Tokenizer) -> VilaConfig:

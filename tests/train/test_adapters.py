@@ -7,7 +7,6 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from tests.train.mixed_rows import mixed_row
 from torch import nn
 
 import vila_core as vila
@@ -41,11 +40,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tiny = load(), open_checkpoint("vila-tiny")
     save_checkpoint(model.network.state_dict(), tiny.config, tiny.tokenizer_path, folder, dtype=torch.float32)
     return folder
-
-
-@pytest.fixture(scope="module")
-def row() -> PackedRow:
-    return mixed_row(load())
 
 
 def randomise(network: nn.Module) -> None:
