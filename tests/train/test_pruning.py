@@ -2,7 +2,11 @@
 
 import json
 import math
+import multiprocessing
+import os
 import shutil
+import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from vila_train.data.mixture import open_mixture
 from vila_train.data.subsets import read_subset
 from vila_train.errors import DatasetError, TrainingError
 from vila_train.pruning import prune as pruning
+from vila_train.pruning import scoring
 from vila_train.pruning.prune import PruneOptions, delta_losses, file_name, prune
 from vila_train.pruning.scoring import AnswerScore, read_scores
 from vila_train.pruning.selection import select
@@ -308,3 +313,58 @@ def test_answers_are_scored_as_training_computes_their_loss(
         loss = float(packed_loss(model.network, PackedRow.of(samples, torch.device("cpu"))))
     scores = list(read_scores(tmp_path / "out" / "mine.small.jsonl"))
     assert -sum(score.log_p or 0 for score in scores) == pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"index": -1, "log_p": -1.0, "tokens": 3}',
+        '{"index": 1, "log_p": NaN, "tokens": 3}',
+        '{"index": 1, "log_p": -1.0, "tokens": 0}',
+        '{"index": 1, "log_p": -1.0, "tokens": "three"}',
+        '{"index": true, "log_p": -1.0, "tokens": 3}',
+        '{"index": 1, "log_p": null, "reason": 5}',
+    ],
+)
+def test_scores_that_no_model_gave_are_left_out(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "mine.small.jsonl"
+    path.write_text(f'{{"index": 0, "log_p": -2.5, "tokens": 3}}\n{line}\n')
+    assert [score.index for score in read_scores(path)] == [0]
+
+
+@pytest.mark.parametrize("place", ["settings.json", "scores", "mine.txt"])
+def test_a_killed_run_starts_again(tmp_path: Path, micro_checkpoint: Path, other_micro: Path, place: str) -> None:
+    path = write_data(tmp_path / "data", texts(6))
+    options = PruneOptions(str(micro_checkpoint), str(other_micro), str(path))
+    (expected,) = prune(options, tmp_path / "whole", keep=0.5, device="cpu")
+
+    def killed() -> None:
+        def kill(*_: Any) -> Any:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        replace = Path.replace
+        if place == "scores":
+            scoring.packed_loss = kill
+        else:
+            Path.replace = lambda self, target: kill() if target.name == place else replace(self, target)  # type: ignore[method-assign]
+        prune(options, tmp_path / "out", keep=0.5, device="cpu")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 and later: that this process has threads
+        process = multiprocessing.get_context("fork").Process(target=killed)
+        process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    (found,) = prune(options, tmp_path / "out", keep=0.5, device="cpu")
+    assert found.path.read_text() == expected.path.read_text()
+    assert not [*(tmp_path / "out").glob(".*.part")]
+
+
+def test_a_model_that_gives_nan_has_no_scores(tmp_path: Path, micro_checkpoint: Path, other_micro: Path) -> None:
+    nan = tmp_path / "nan"
+    shutil.copytree(micro_checkpoint, nan)
+    for path in nan.rglob("*.safetensors"):
+        save_file({name: tensor * NAN for name, tensor in load_file(path).items()}, path)
+    data = write_data(tmp_path / "data", texts(3))
+    with pytest.raises(TrainingError, match=r"none of 3 samples has a score \(3 not finite\)"):
+        prune(PruneOptions(str(nan), str(other_micro), str(data)), tmp_path / "out", device="cpu")

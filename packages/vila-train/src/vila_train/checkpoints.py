@@ -177,7 +177,7 @@ class Checkpoints:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                load_tensors(tensors, storage_reader=CheckpointReader(folder), no_dist=not dist.is_initialized())
+                load_tensors(tensors, storage_reader=CheckpointReader(folder), no_dist=self.world.size == 1)
         except (CheckpointException, RuntimeError, ValueError, OSError) as error:
             raise TrainingError(f"{folder} cannot be loaded: {_reason(error, folder, _unreadable)}") from error
 

@@ -5,15 +5,17 @@ adapter_model.safetensors   LoRA factors, or normalization layers
 non_lora_trainables.bin     weights of other parts that were trained in full
 """
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from vila_core.checkpoint.new_folder import new_folder
 from vila_core.checkpoint.opening import NON_LORA_WEIGHTS
 from vila_core.checkpoint.tensors.lora import Adapter, LoraFactors
 from vila_core.errors import listed
@@ -35,14 +37,17 @@ def save_adapter(
     folder: Path,
     tensors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write what was trained to `folder`, which `vila_core.load` opens.
+    """Write what was trained to `folder`, which `vila_core.load` opens, completely or not at all.
 
     Args:
         network: with adapters of `install`; says what is trained.
         config: of the adapters.
         base: the model that was trained on, a folder or hub id; recorded in the files.
-        folder: is made if it does not exist.
+        folder: a folder that does not exist yet, or is empty.
         tensors: the network's state dict, if its parameters are sharded.
+
+    Raises:
+        CheckpointError: `folder` is not empty, or cannot be written.
     """
     tensors = network.state_dict() if tensors is None else tensors
     trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
@@ -58,11 +63,14 @@ def save_adapter(
             adapter[PREFIX + _peft_name(name)] = tensor
         else:
             rest[PREFIX + name] = tensor
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(adapter, folder / WEIGHTS, metadata={"format": "pt"})
-    if rest:
-        torch.save(rest, folder / NON_LORA_WEIGHTS)
-    _settings(network, config, base).save_pretrained(str(folder))
+    with new_folder(folder) as partial:
+        # Written by Python, which raises an OSError if the disk is full.
+        (partial / WEIGHTS).write_bytes(save(adapter, metadata={"format": "pt"}))
+        if rest:
+            content = io.BytesIO()
+            torch.save(rest, content)
+            (partial / NON_LORA_WEIGHTS).write_bytes(content.getbuffer())
+        _settings(network, config, base).save_pretrained(str(partial))
 
 
 def _peft_name(name: str) -> str:

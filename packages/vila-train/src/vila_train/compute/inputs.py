@@ -30,9 +30,11 @@ def is_plain_lora(module: nn.Module) -> bool:
 
 
 def is_frozen_under_lora(modules: Sequence[nn.Module]) -> bool:
-    """Return whether all `modules` have plain LoRA on frozen linears of one kind."""
+    """Return whether all `modules` have plain LoRA on frozen linears of one kind, whose weights are not in 4 bits."""
     if not all(is_plain_lora(module) for module in modules):
         return False
     bases = [cast("Linear", module).base_layer for module in modules]
     is_frozen = not any(parameter.requires_grad for base in bases for parameter in base.parameters())
-    return is_frozen and isinstance(bases[0], nn.Linear) and len({type(base) for base in bases}) == 1
+    first = bases[0]
+    is_matrix = isinstance(first, nn.Linear) and first.weight.is_floating_point()  # packed 4 bits are bytes
+    return is_frozen and is_matrix and len({type(base) for base in bases}) == 1

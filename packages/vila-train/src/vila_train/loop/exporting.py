@@ -11,7 +11,8 @@ from vila_core.checkpoint import save_checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.device_choice import DTYPES
-from vila_core.errors import ConfigError
+from vila_core.errors import CheckpointError, ConfigError
+from vila_core.model import VilaModel
 from vila_train.checkpoints import Checkpoints, parameter_name
 from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.errors import TrainingError
@@ -51,7 +52,12 @@ def export(
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
     if not checkpoints.complete():
         raise TrainingError(f"{run} has no checkpoint yet. Run it longer, or lower saving.every.")
-    opened = open_model(config.model, config.seed)
+    try:
+        opened = open_model(config.model, config.seed)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} {run} started from this model, and saved only what it trained: put it, or a link to it, back."
+        ) from error
     adapt(opened.network, config)
     _load_newest(checkpoints, opened.network)
     if adapter_only:
@@ -84,6 +90,17 @@ def _write_adapter(opened: OpenedModel, config: TrainConfig, out: Path) -> None:
 
     assert config.adapter is not None
     save_adapter(opened.network, config.adapter, config.model.path or EMBEDDED_MODEL, out)
+
+
+def has_rounded_weights(network: VilaModel, config: TrainConfig) -> bool:
+    """Return whether frozen weights are less exact in training than in the checkpoint that it started from.
+
+    They are in 4 bits (QLoRA), or in bf16 where the checkpoint has fp32 or fp16.
+    """
+    if config.adapter is not None and config.adapter.method == "qlora":
+        return True
+    is_rounded = config.compute.precision == "bf16" and network.config.dtype != "bfloat16"
+    return is_rounded and not all(parameter.requires_grad for parameter in network.parameters())
 
 
 def in_full_precision(config: TrainConfig) -> TrainConfig:

@@ -16,7 +16,7 @@ from vila_train.compute.flops import ModelFlops
 from vila_train.compute.peak import peak_flops
 from vila_train.config import TrainConfig
 from vila_train.errors import TrainingError
-from vila_train.loop.exporting import export, export_model
+from vila_train.loop.exporting import export, export_model, has_rounded_weights
 from vila_train.loop.loader import LaneRounds, LoadedRow, RowLoader, own_lanes
 from vila_train.loop.optimizer import make_optimizer, rate_factor, set_learning_rates
 from vila_train.loop.preparation import check_run, prepare_run, require_machine
@@ -278,11 +278,10 @@ class Run:
 
     def export(self) -> None:
         """Write the trained model."""
-        adapter, target = self._config.adapter, self._folder.model
-        if adapter is None or adapter.method != "qlora":
-            export_model(self._opened, target, self._world, adapter=adapter)
-        else:  # what it learned is merged into the weights that are not in 4 bits
-            self._world.first(lambda: export(self._folder.path, target))
+        if has_rounded_weights(self._opened.network, self._config):
+            self._world.first(lambda: export(self._folder.path, self._folder.model))
+        else:
+            export_model(self._opened, self._folder.model, self._world, adapter=self._config.adapter)
 
     def end(self, reason: str) -> None:
         """Stop loading, and report why the run ended."""

@@ -38,7 +38,8 @@ def shard(
 ) -> None:
     """Shard the weights of `root` in place, layer by layer. Gradients are summed over ranks, not averaged.
 
-    Weights are stored as they are (fp32, frozen ones perhaps bf16), and gathered in the precision of `compute`.
+    Weights are stored as they are (fp32, frozen ones perhaps bf16), and gathered in the precision of `compute`. Those
+    in 4 bits (QLoRA) stay whole on each rank: bitsandbytes keeps the scales of their blocks outside of the tensor.
 
     Args:
         root: the same on all ranks.
@@ -54,9 +55,11 @@ def shard(
         cast_forward_inputs=False,
     )
     data = mesh["dp"] if mesh.size() == mesh["dp"].size() else mesh._flatten("ranks")  # pyright: ignore[reportPrivateUsage]
+    packed = _move_packed_weights(root, device)
     for layer in separate_layers(root):
-        fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=not compute.keep_gathered)
-    fully_shard(root, mesh=data, mp_policy=policy)
+        keep = compute.keep_gathered
+        fully_shard(layer, mesh=data, mp_policy=policy, reshard_after_forward=not keep, ignored_params=packed)
+    fully_shard(root, mesh=data, mp_policy=policy, ignored_params=packed)
     if from_first:
         _scatter(root, whole, device)
     for module in root.modules():
@@ -68,6 +71,16 @@ def shard(
             # its gathered weights when it adds up gradients without exchanging them.
             module.unshard()
             module.reshard()
+
+
+def _move_packed_weights(root: nn.Module, device: torch.device) -> set[nn.Parameter]:
+    """Move the linears whose weights are in 4 bits to `device`, and return these weights."""
+    packed: set[nn.Parameter] = set()
+    for module in root.modules():
+        if any(not one.is_floating_point() for one in module.parameters(recurse=False)):
+            module.to(device)
+            packed |= {one for one in module.parameters(recurse=False) if not one.is_floating_point()}
+    return packed
 
 
 def _scatter(root: nn.Module, whole: Mapping[str, Tensor], device: torch.device) -> None:

@@ -9,7 +9,7 @@ import gc
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from vila_train.data.subsets import write_subset
 from vila_train.errors import DatasetError, TrainingError
 from vila_train.pruning.scoring import AnswerScore, score_answers
 from vila_train.pruning.selection import Selection, select
+from vila_train.run_lock import is_unused, only_run
 
 MAX_LENGTH = 8192
 SETTINGS = "settings.json"
@@ -106,13 +107,26 @@ def prune(
     datasets = _open_datasets(options)
     lengths = [open_checkpoint(path).config.language_model.max_length for path in (options.small, options.large)]
     max_length = options.max_length or min(*lengths, MAX_LENGTH)
+    with only_run(_own_folder(out)):
+        return _prune(options, out, datasets, max_length, choose, device, shown)
+
+
+def _prune(
+    options: PruneOptions,
+    out: Path,
+    datasets: Mapping[str, ConversationSource],
+    max_length: int,
+    choose: Callable[[npt.NDArray[np.float64]], Selection],
+    device: str,
+    progress: Progress,
+) -> list[Pruned]:
     _claim(out, options)
     scores: dict[str, dict[str, list[AnswerScore]]] = {name: {} for name in datasets}
     for role, path in (("small", options.small), ("large", options.large)):
         load = cache(partial(vila_core.load, path, device=device))
         for name, source in datasets.items():
             file = out / f"{file_name(name)}.{role}.jsonl"
-            scores[name][role] = score_answers(load, source, file, max_length, shown)
+            scores[name][role] = score_answers(load, source, file, max_length, progress)
         del load
         gc.collect()  # the large model may need the room of the small one
     return [_select(name, scores[name], out, options, choose) for name in datasets]
@@ -141,15 +155,20 @@ def file_name(dataset: str) -> str:
     return re.sub(r"[^\w.-]", "_", Path(dataset).stem if "/" in dataset or "." in dataset else dataset)
 
 
-def _claim(out: Path, options: PruneOptions) -> None:
+def _own_folder(out: Path) -> Path:
+    """Return the folder `out`, which is created. Raises `ConfigError` if it holds something else than scores."""
     make_folder(out)
+    if not (out / SETTINGS).exists() and not is_unused(out):
+        raise ConfigError(f"{out} exists and is not empty. Choose another folder with --out.")
+    return out
+
+
+def _claim(out: Path, options: PruneOptions) -> None:
+    """Note the models and the data. Raises `ConfigError` if the folder holds scores of others."""
     chosen = json.loads(json.dumps({**asdict(options), "per_token": None}))
     path = out / SETTINGS
-    if path.exists():
-        if changes := describe_changes(read_json(path), chosen):
-            raise ConfigError(f"{out} holds scores of something else: {changes[0]}. Choose another --out.")
-    elif any(out.iterdir()):
-        raise ConfigError(f"{out} exists and is not empty. Choose another folder with --out.")
+    if path.exists() and (changes := describe_changes(read_json(path), chosen)):
+        raise ConfigError(f"{out} holds scores of something else: {changes[0]}. Choose another --out.")
     write_file(path, json.dumps(chosen, indent=1) + "\n")
 
 
@@ -180,6 +199,8 @@ def _select(
     failed = Counter(reason for reason in reasons if reason is not None)
     counts = ", ".join(f"{count:,} {reason}" for reason, count in failed.items())
     found = f"of {len(deltas):,} samples {selection.scored:,} have a score{f' ({counts})' if counts else ''}"
+    if not selection.scored:
+        raise TrainingError(f"'{name}': none of {len(deltas):,} samples has a score ({counts}).")
     if not (deltas > 0).any():
         raise TrainingError(f"'{name}': {found}, and none is above 0. Is the large model the better one?")
     if not len(selection.kept):

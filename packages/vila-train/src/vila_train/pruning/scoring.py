@@ -1,6 +1,7 @@
 """Log-probabilities of the answers of a dataset under one model, in a file that a stopped run continues."""
 
 import json
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -70,7 +71,9 @@ def score_answers(
     progress.start(source.name, len(source), len(scores))
     make_folder(path.parent)
     try:
+        is_cut_off = _is_cut_off(path)
         with path.open("a", encoding="utf-8", buffering=1) as file:
+            file.write("\n" if is_cut_off else "")
             for score in _scores(model, source, missing, max_length, threads):
                 file.write(json.dumps(vars(score)) + "\n")
                 scores[score.index] = score
@@ -82,20 +85,30 @@ def score_answers(
 
 
 def read_scores(path: Path) -> Iterator[AnswerScore]:
-    """Yield the scores in a file; half a line, which a killed run leaves, is left out and ended."""
+    """Yield the scores in a file. Half a line, which a killed run leaves, and other damaged ones are left out."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if text and not text.endswith("\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
-    for line in text.splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             score = AnswerScore(**json.loads(line))
         except (ValueError, TypeError, RecursionError):
             continue
-        if isinstance(score.index, int) and (isinstance(score.log_p, float) or score.reason):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if _is_valid(**vars(score)):
             yield score
+
+
+def _is_valid(index: object, log_p: object, tokens: object, reason: object, message: object) -> bool:
+    """Return whether these are the fields of a score, and not of a line that was changed or damaged."""
+    if type(index) is not int or index < 0:
+        return False
+    if log_p is None:
+        return isinstance(reason, str)
+    return isinstance(log_p, float) and math.isfinite(log_p) and type(tokens) is int and tokens > 0
+
+
+def _is_cut_off(path: Path) -> bool:
+    """Return whether a file ends with half a line."""
+    return path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
 
 
 def _note(scores: Any) -> str:

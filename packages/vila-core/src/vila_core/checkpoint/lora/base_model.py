@@ -53,12 +53,15 @@ def merge_adapter(
     """Return `checkpoint` with the LoRA adapter in the folder or hub id `lora` merged into its weights.
 
     Raises:
-        CheckpointError: the weights are quantized, or the adapter is damaged or of another model.
+        CheckpointError: the weights are quantized or have an adapter already, or the adapter is damaged or of another
+            model.
     """
     from vila_core.checkpoint.lora.adapter_files import open_adapter
     from vila_core.checkpoint.tensors.lora import MergedWeights
 
     require_mergeable(checkpoint)
+    if checkpoint.adapter is not None:
+        raise _two_adapters(checkpoint.adapter, lora)
     adapter = open_adapter(lora, checkpoint, token=token, offline=offline)
     return replace(checkpoint, weights=MergedWeights(checkpoint.weights, adapter))
 
@@ -116,10 +119,7 @@ def find_source(
     if not is_adapter(folder):
         return folder, lora
     if lora is not None:
-        raise CheckpointError(
-            f"{model} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: "
-            "vila convert --lora-path."
-        )
+        raise _two_adapters(model, lora)
     stated = (
         read_section(folder / ADAPTER_CONFIG) if (folder / ADAPTER_CONFIG).exists() else Section({}, ADAPTER_CONFIG)
     )
@@ -142,3 +142,9 @@ def find_source(
             f"The base of {model}, {base}, is itself an adapter. Merge that first: vila convert --lora-path."
         )
     return whole, folder
+
+
+def _two_adapters(model: str | Path, lora: str | Path) -> CheckpointError:
+    return CheckpointError(
+        f"{model} is a LoRA adapter, and so is --lora-path {lora}. Merge one of them first: vila convert --lora-path."
+    )
