@@ -46,9 +46,10 @@ def main() -> int:
         shutil.rmtree(quantized)
     # The tokenizer's vocabulary is small, but text it can spell.
     options = ["--device", args.device, "--conv-mode", "auto", "--calibration", "builtin", "--restart", *args.arguments]
-    program = "import sys; from vila_quant.cli.main import main; main(sys.argv[1:])"
     started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", program, "awq", str(model), str(quantized), *options], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "vila_quant", "awq", str(model), str(quantized), *options], check=False
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         return done.returncode

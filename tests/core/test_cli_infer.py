@@ -463,10 +463,9 @@ def test_paths_that_the_system_refuses(run: Run, tmp_path: Path) -> None:
 def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "caf\udce9"
     folder.mkdir()
-    script = "from vila_core.cli.main import main; main()"
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
     done = subprocess.run(
-        [sys.executable, "-c", script, "convert", str(TILES), str(folder / "out"), "--format", "nvila"],
+        [sys.executable, "-m", "vila_core", "convert", str(TILES), str(folder / "out"), "--format", "nvila"],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"Wrote {tmp_path}/caf\\udce9/out (nvila).\n"), done.stderr

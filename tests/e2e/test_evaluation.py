@@ -48,7 +48,7 @@ def vila_eval(*arguments: object, folder: Path) -> subprocess.CompletedProcess[s
         "CUDA_VISIBLE_DEVICES": "",
         "VILA_EVAL_CACHE": str(folder / "cache"),
     }
-    command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "vila_eval", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
 
 
@@ -161,7 +161,7 @@ def test_every_local_benchmark_runs_on_its_miniature(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_a_run_and_its_workers_soon_and_without_a_traceback(tmp_path: Path) -> None:
     arguments = ["--tasks", "vila/count", "--limit", "400", "--batch-size", "4", "--workers", "2", "--device", "cpu"]
-    command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()", *arguments]
+    command = [sys.executable, "-m", "vila_eval", *arguments]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
     def heed_interrupts() -> None:

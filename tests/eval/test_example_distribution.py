@@ -59,8 +59,7 @@ def run(*command: str, path: list[Path], cwd: Path) -> subprocess.CompletedProce
 
 
 def vila_eval(*arguments: str, path: list[Path], cwd: Path) -> subprocess.CompletedProcess[str]:
-    script = "import sys; from vila_eval.cli.main import main; main(sys.argv[1:])"
-    return run("-c", script, *arguments, path=path, cwd=cwd)
+    return run("-m", "vila_eval", *arguments, path=path, cwd=cwd)
 
 
 def listed(*path: Path, cwd: Path) -> tuple[dict[str, str], str]:

@@ -95,7 +95,7 @@ def test_a_finished_run_says_so(tmp_path: Path, model: Echo) -> None:
 
 
 def test_sigterm_says_where_the_answers_are(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from vila_eval.cli.main import main; main()"]
+    command = [sys.executable, "-m", "vila_eval"]
     arguments = ["--tasks", "vila/word,vila/chart", "--limit", "400", "-b", "2", "-o", str(tmp_path)]
     process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 300

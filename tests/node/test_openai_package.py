@@ -19,7 +19,7 @@ PICTURE = HERE.parents[1] / "examples" / "media" / "word.png"
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    command = [sys.executable, "-c", "from vila_serve.cli import main; main()", "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-m", "vila_serve", "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     found = next((match[1] for line in process.stderr if (match := re.search(r"at (http://\S+/v1)", line))), None)

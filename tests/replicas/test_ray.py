@@ -26,7 +26,7 @@ REPLICA = b"ServeReplica:vila:replica"
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Start the server as users do, and return its address."""
-    command = [sys.executable, "-c", "from vila_serve.cli import main; main()", "--replicas", "2", "--port", "0"]
+    command = [sys.executable, "-m", "vila_serve", "--replicas", "2", "--port", "0"]
     process = subprocess.Popen([*command, "--device", "cpu"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines: list[str] = []

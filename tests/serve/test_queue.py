@@ -226,7 +226,7 @@ def test_the_loop_answers_while_prompts_are_prepared(server: RunningServer, http
 
 def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """Start the program in a process of its own."""
-    program = [sys.executable, "-c", "from vila_serve.cli import main; main()", *arguments]
+    program = [sys.executable, "-m", "vila_serve", *arguments]
     return subprocess.Popen(
         program, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
     )

@@ -32,8 +32,7 @@ SECONDS = 900
 
 def program(name: str, *arguments: str | Path) -> list[str]:
     """Return the command of a program of this environment, such as `vila-train`."""
-    module = {"vila-train": "vila_train.cli", "vila-quant": "vila_quant.cli.main", "vila-serve": "vila_serve.cli"}[name]
-    return [sys.executable, "-c", f"from {module} import main; main()", *map(str, arguments)]
+    return [sys.executable, "-m", name.replace("-", "_"), *map(str, arguments)]
 
 
 def run(name: str, *arguments: str | Path) -> str:

@@ -14,9 +14,6 @@ from vila_core.exit_codes import describe_exit
 from vila_core.plugins.loader import load_plugins
 from vila_quant.errors import QuantizationError
 
-RUN_VILA = "from vila_core.cli.main import main; main()"
-"""Runs `vila` with the current Python, wherever its script is installed."""
-
 
 class TaskChange(Config):
     """The main measure of a benchmark on both models, paired by sample; shares are 0 to 1. None without a test."""
@@ -107,7 +104,7 @@ def _compare(task: str, before: str, after: str) -> TaskChange | None:
 def _vila_eval(arguments: Sequence[str]) -> dict[str, Any]:
     """Run `vila eval`, showing its progress, and return the object it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN_VILA, "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-m", "vila_core", "eval", *arguments], stdout=subprocess.PIPE, text=True, check=False
     )
     try:
         return cast("dict[str, Any]", json.loads(done.stdout))
