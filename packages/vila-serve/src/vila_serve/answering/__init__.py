@@ -1,15 +1,16 @@
 """Answers from the engine: the seam between the API and the model.
 
-    answering.py    the API's side: ask, cancel, and read answers that grow
-    answer.py       an answer that grows
-    messages.py     what the two sides say to each other
-    facts.py        what the API's side knows about the model
-    parts.py        text and pictures of an answer
-    engine_side.py  the engine's side: prepares prompts in threads, steps the engine in one thread
-    local.py        both sides in one process, for tests and notebooks
-    process.py      the engine's side in a process of its own, for the server
-    worker.py       the program of that process
-    channel.py      messages between processes
+    answering.py      the API's side: ask, cancel, and read answers that grow
+    answer.py         an answer that grows
+    messages.py       what the two sides say to each other
+    facts.py          what the API's side knows about the model
+    parts.py          text and pictures of an answer
+    engine_side.py    the engine's side: prepares prompts in threads, steps the engine in one thread
+    engine_answer.py  an answer on that side
+    local.py          both sides in one process, for tests and notebooks
+    process.py        the engine's side in a process of its own, for the server
+    worker.py         the program of that process
+    channel.py        messages between processes
 
 The API's side imports no torch.
 """

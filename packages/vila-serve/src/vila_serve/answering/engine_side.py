@@ -7,29 +7,23 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from vila_core import Vila
-from vila_core.engine.answer import Generated
-from vila_core.engine.completion import Timings, Usage
-from vila_core.engine.failures import as_error
 from vila_core.engine.request import Handle
 from vila_core.errors import PromptTooLongError
 from vila_core.prompt import PreparedPrompt
+from vila_serve.answering.engine_answer import EngineAnswer
 from vila_serve.answering.facts import facts_of, positions_of
 from vila_serve.answering.messages import (
     Abandon,
     Ask,
     Cancel,
     Draw,
-    Ending,
     FromEngine,
     Look,
     ModelFacts,
-    News,
-    Picture,
     ReadyPrompt,
     Release,
     Reply,
@@ -45,27 +39,6 @@ SECONDS_PER_EVENT = 0.0003
 """Each running answer makes the others' tokens wait that much longer: so many events per second leave the event loop
 and the clients time for other things. A single answer gets each token at once."""
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Answer:
-    """An answer that the engine computes.
-
-    Attributes:
-        is_announced: whether the API's side knows of it, so that its tokens may follow.
-        has_begun: whether the API's side knows that it has a token.
-        last_delivery: when a part of it was passed on, as `time.perf_counter`; 0 before the first.
-        is_unwanted: whether it is to end.
-    """
-
-    number: int
-    prompt: ReadyPrompt
-    handle: Handle
-    parts: AnswerParts
-    is_announced: bool = False
-    has_begun: bool = False
-    last_delivery: float = 0.0
-    is_unwanted: bool = False
 
 
 class EngineSide:
@@ -97,8 +70,8 @@ class EngineSide:
         self._schema_threads = ThreadPoolExecutor(threads, "schemas")
         self._lock = threading.Lock()  # guards the next three
         self._preparing: dict[int, Future[None]] = {}
-        self._prompts: dict[int, tuple[PreparedPrompt | None, list[_Answer]]] = {}
-        self._answers: dict[int, _Answer] = {}
+        self._prompts: dict[int, tuple[PreparedPrompt | None, list[EngineAnswer]]] = {}
+        self._answers: dict[int, EngineAnswer] = {}
         self._unwanted: deque[Handle] = deque()
         self._wake = threading.Event()
         self._is_stopping = False
@@ -192,10 +165,10 @@ class EngineSide:
         parts: Callable[[], AnswerParts],
     ) -> None:
         """Put the answers to a prompt into the engine's queue: all, or none if one of them finds no place."""
-        answers: list[_Answer] = []
+        answers: list[EngineAnswer] = []
         try:
             for index, number in enumerate(ask.answers):
-                answers.append(_Answer(number, prompt, submit(index), parts()))
+                answers.append(EngineAnswer(number, prompt, submit(index), parts()))
         except BaseException:
             self._drop(answers)
             raise
@@ -230,7 +203,7 @@ class EngineSide:
             for answer in answers:
                 answer.is_unwanted = True
 
-    def _drop(self, answers: Sequence[_Answer]) -> None:
+    def _drop(self, answers: Sequence[EngineAnswer]) -> None:
         """Let the engine's thread cancel answers, since that can take as long as a step."""
         self._unwanted.extend(answer.handle for answer in answers)
         self._wake.set()
@@ -276,47 +249,10 @@ class EngineSide:
         answers.sort(key=lambda answer: answer.last_delivery)
         now = time.perf_counter()
         due = now - SECONDS_PER_EVENT * len(answers)
-        news = [one for answer in answers if (one := _news_of(answer, now, due)) is not None]
+        news = [one for answer in answers if (one := answer.take_news(now, due)) is not None]
         if ended := [number for number, _, _, outcome in news if outcome is not None]:
             with self._lock:
                 for number in ended:
                     del self._answers[number]
         if news:
             self._send(Step(news))
-
-
-def _news_of(answer: _Answer, now: float, due: float) -> News | None:
-    """Return what an answer has gained; None if nothing is to be passed on yet."""
-    handle = answer.handle
-    if answer.is_unwanted:
-        handle.cancel()
-    has_ended = handle.has_ended  # before the pieces are taken: those of the last step come first
-    if answer.last_delivery > due and not has_ended:
-        return None
-    pieces = handle.take()
-    logprobs = [piece.logprobs for piece in pieces if piece.logprobs is not None]
-    try:
-        parts = answer.parts.push(pieces)
-        outcome = _outcome(answer) if has_ended else None
-    except Exception as error:  # noqa: BLE001 - of decoding a picture; it ends only this answer
-        handle.cancel()
-        parts, outcome = list[str | Picture](), as_error(error)
-    begins = bool(pieces) and not answer.has_begun
-    if not (parts or logprobs or begins) and outcome is None:
-        return None
-    answer.has_begun = True
-    if parts:
-        answer.last_delivery = now
-    return answer.number, parts, logprobs, outcome
-
-
-def _outcome(answer: _Answer) -> Ending | Exception:
-    """Return how an answer ended, or the error that ended it."""
-    try:
-        generated: Generated = answer.handle.result()
-    except Exception as error:  # noqa: BLE001 - raised where the answer is read
-        return error
-    prompt = answer.prompt
-    usage = Usage(prompt.prompt_tokens, prompt.media_tokens, len(generated.token_ids), generated.cached_tokens)
-    timings = Timings(prompt.seconds, generated.encode_seconds, generated.prefill_seconds, generated.decode_seconds)
-    return Ending(generated.finish_reason, usage, timings, generated.queue_seconds, answer.parts.picture_tokens)
