@@ -18,6 +18,7 @@ from vila_train.data.registry import read_registry
 from vila_train.data.sources import Records
 from vila_train.data.subsets import write_subset
 from vila_train.errors import DatasetError
+from vila_train.pool_workers import end_with_parent
 
 REGISTRY = "vila-datasets.yaml"
 """Name of the registry that is written into the folder of a data set."""
@@ -86,7 +87,7 @@ def build_indexes(files: Sequence[Records], processes: int) -> None:
     """
     if min(processes, len(files)) < 2:
         return
-    with ProcessPoolExecutor(min(processes, len(files)), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(min(processes, len(files)), get_context("spawn"), end_with_parent) as pool:
         for _ in pool.map(len, files, chunksize=1):
             pass
 

@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from vila_core.new_file import leftovers, make_folder, new_file
+from vila_train.pool_workers import end_with_parent
 from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
 from vila_train.tiny.world.combinations import Split
 
@@ -79,6 +80,7 @@ _model: list[tuple[Encoder, int]] = []
 
 def _prepare(make_encoder: Callable[[], Encoder], image_size: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    end_with_parent()
     _model.append((make_encoder(), image_size))
 
 
