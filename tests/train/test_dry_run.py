@@ -164,6 +164,11 @@ def test_a_stage_runs_and_the_next_starts_from_it(tmp_path: Path):
         (["sft", "-m", "vila-tiny", "-d", "DATA", "--epochs", "0"], "epochs must be more than 0"),
         (["sft", "-m", "vila-tiny", "-d", "DATA", "--registry", "none.yaml", "--dry-run"], "none.yaml"),
         (["sft", "-m", "vila-tiny", "-d", "DATA", "--plugin", "none.py"], "none.py"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "--lr", "0"], "learning_rate must be more than 0"),
+        (["sft", "-m", "", "-d", "DATA"], "The name of the model is empty"),
+        (["run", "nvila-sft", "-m", "", "-d", "DATA"], "--model is empty"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "-s", "name=../../x"], "expected the name of one folder"),
+        (["sft", "-m", "vila-tiny", "-d", "DATA", "-s", "data.row_length=5000000"], "must be 4194304 or less"),
         (["show", "nope"], "Unknown recipe 'nope'"),
     ],
 )
@@ -200,6 +205,9 @@ def test_wrong_commands_are_one_line(
         (["model.chat_template=none_such"], "Unknown chat template 'none_such'"),
         (["model.projector=none_such"], "Unknown projector 'none_such'"),
         (["model.path=no/such"], "no/such"),
+        (["model.path="], "model.path must have 1 or more characters"),
+        (["model.chat_template="], "model.chat_template must have 1 or more characters"),
+        (["adapter.method=norms", "adapter.targets=q_proj"], "adapter.targets is for linear layers"),
         (["data.registries=none.yaml"], "none.yaml"),
     ],
     ids=lambda value: value[0].partition("=")[0] if isinstance(value, list) else "",
@@ -226,6 +234,8 @@ def test_a_dry_run_of_several_ranks_checks_that_they_share_the_rows(tmp_path: Pa
     assert "4 ranks cannot share 6 rows per step" in str(refused.exception)
     done = run(*command, "-s", "data.rows_per_step=8")
     assert "Memory of each GPU, 4 in all" in done.output
+    monkeypatch.setenv("RANK", "1")
+    assert run(*command, "-s", "data.rows_per_step=8").output == "", "the first process shows it"
 
 
 def test_a_dry_run_looks_into_the_run_s_folder(tmp_path: Path):
@@ -234,6 +244,7 @@ def test_a_dry_run_looks_into_the_run_s_folder(tmp_path: Path):
     command = ["sft", "-m", "vila-tiny", "-d", data, "--lora"]
     command += [*(part for setting in small for part in ("-s", setting)), "-o", tmp_path / "run"]
     assert run(*command).exit_code == 0
+    assert "holds a complete run" in run(*command, "--dry-run").output
     shutil.rmtree(tmp_path / "run" / "model")  # as if it was interrupted
     assert run(*command, "--dry-run").exit_code == 0
     for changes, message in (
@@ -292,6 +303,29 @@ def test_the_page_of_a_run_in_the_working_directory(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path / "here")
     assert run("sft", "-m", "vila-tiny", "-d", data, "-o", ".", "--dry-run").exit_code == 0
     assert (tmp_path / "here-dry-run.html").exists()
+
+
+@pytest.mark.parametrize(
+    "command", [["sft", "-m", "vila-tiny", "-d", "DATA"], ["run", "vila-tiny", "-s", "device=cpu"]]
+)
+@pytest.mark.parametrize("place", ["x" * 300, "my.jsonl", "my.jsonl/x"])
+def test_a_folder_that_cannot_be_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], place: str
+):
+    data = write_data(tmp_path / "data", 3)
+    monkeypatch.chdir(tmp_path / "data")
+    for dry in (["--dry-run"], []):
+        result = run(*[str(data) if part == "DATA" else part for part in command], "-o", place, *dry)
+        assert isinstance(result.exception, VilaError), result.output
+        assert re.search("cannot be written: (File name too long|Not a directory)", str(result.exception))
+
+
+def test_rates_of_parts_that_are_not_trained_are_a_warning(tmp_path: Path):
+    data = write_data(tmp_path / "data", 3)
+    settings = ["-s", "tune=projector", "-s", "optimizer.part_learning_rates={vision_tower: 1e-5}"]
+    with pytest.warns(VilaWarning, match="has a rate for vision_tower, which `tune` does not name"):
+        done = run("sft", "-m", "vila-tiny", "-d", data, "-o", tmp_path / "run", "--dry-run", *settings)
+    assert done.exit_code == 0, done.output
 
 
 def test_no_usable_sample_is_an_error(tmp_path: Path):

@@ -6,9 +6,10 @@ Recipes are functions that return a `TrainConfig`; `--set a.b=c` changes one val
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vila_core.config import Listed, Settings
+from vila_core.file_names import require_file_name
 from vila_train.number_types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Ratio, Seed
 
 Part = Literal["vision_tower", "projector", "language_model", "generation_head"]
@@ -27,6 +28,17 @@ MAX_ROWS = 1 << 20
 """Most rows or samples of an optimizer step, and most lanes: each lane has a state in memory and in each checkpoint."""
 
 
+MAX_TOKENS = 1 << 22
+"""Most tokens of a sample or a row. Choosing samples for a row takes memory for each."""
+
+Name = Annotated[str, Field(min_length=1)]
+"""Not empty, as an unset variable of a shell is."""
+
+
+def _require_folder_name(name: str) -> str:
+    return require_file_name(name, "name")
+
+
 class NewModel(Settings):
     """A model put together from a language model and a vision tower, with a new projector: how NVILA's align starts.
 
@@ -36,9 +48,9 @@ class NewModel(Settings):
         projector: registered name, as in `mm_projector_type` of VILA's configs.
     """
 
-    language_model: str
-    vision_tower: str
-    projector: str = "mlp_downsample"
+    language_model: Name
+    vision_tower: Name
+    projector: Name = "mlp_downsample"
 
 
 class ModelConfig(Settings):
@@ -58,10 +70,10 @@ class ModelConfig(Settings):
         max_length: context of the trained model in tokens; None: as in the checkpoint.
     """
 
-    path: str | None = None
+    path: Name | None = None
     new: NewModel | None = None
-    chat_template: str | None = None
-    projector: str | None = None
+    chat_template: Name | None = None
+    projector: Name | None = None
     image_aspect_ratio: Literal["resize", "pad", "dynamic", "dynamic_s2"] | None = None
     s2_scales: Listed[PositiveInt] | None = None
     max_tiles: PositiveInt | None = None
@@ -95,10 +107,10 @@ class DataConfig(Settings):
 
     mixture: str
     registries: Listed[Path] = ()
-    max_length: PositiveInt = 4096
+    max_length: Annotated[PositiveInt, Field(le=MAX_TOKENS)] = 4096
     too_long: Literal["truncate", "drop", "error"] = "truncate"
     packing: bool = True
-    row_length: PositiveInt | None = None
+    row_length: Annotated[PositiveInt, Field(le=MAX_TOKENS)] | None = None
     samples_per_step: Annotated[PositiveInt, Field(le=MAX_ROWS)] = 128
     rows_per_step: Annotated[PositiveInt, Field(le=MAX_ROWS)] | None = None
     lanes: Annotated[PositiveInt, Field(le=MAX_ROWS)] | None = None
@@ -225,7 +237,7 @@ class TrainConfig(Settings):
     """One stage of training.
 
     Attributes:
-        name: of the stage.
+        name: of the stage, and of the run's folder in `runs` if there is no --out.
         tune: the parts that are trained; the others are frozen.
         epochs: passes over the mixture.
         max_steps: stop after this many optimizer steps, whatever `epochs` says.
@@ -233,7 +245,7 @@ class TrainConfig(Settings):
         soft_time_tokens: standard deviation of the targets of time tokens (LITA), in tokens; None: hard targets.
     """
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Annotated[Name, AfterValidator(_require_folder_name)]
     model: ModelConfig = ModelConfig()
     tune: Listed[Part]
     data: DataConfig

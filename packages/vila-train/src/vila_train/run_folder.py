@@ -10,6 +10,7 @@ OUT/.lock               held by the process that trains
 """
 
 import json
+import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ class RunFolder:
     @property
     def is_complete(self) -> bool:
         """Whether the trained model is written."""
-        return (self.model / "config.json").is_file()
+        return os.path.isfile(self.model / "config.json")  # an impossible name is no error yet
 
     @property
     def newest_step(self) -> int | None:
@@ -179,16 +180,36 @@ def require_own_folder(folder: RunFolder, config: TrainConfig, *, accept_changes
     The folder may not exist yet. Nothing is written.
     """
     path = folder.path
-    if not path.exists():
+    if not exists(path):
         return
-    make_folder(path)  # an error if it is a file
     if (path / RUN).exists():
         if folder.is_complete or (folder.has_started and not accept_changes):
             _require_same(folder, config)
-    elif not is_unused(path):
-        raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+    else:
+        require_unused(path)
     if not folder.is_complete and folder.model.exists():  # before training, not after it
         require_new(folder.model)
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is something at `path`. Raises `OutputError` if there cannot be, as for too long a name."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
+    return True
+
+
+def require_unused(path: Path) -> None:
+    """Raise `ConfigError` if a folder holds something else, and `OutputError` if it is none or cannot be read."""
+    try:
+        is_free = is_unused(path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not is_free:
+        raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
 
 
 def choose_plan(

@@ -77,6 +77,8 @@ def start_from(config: TrainConfig, model: str | None = None, run: Path | None =
     """
     if model is not None and run is not None:
         raise ConfigError("Got both --model and --stage-from. Give one: --stage-from takes the model of a run.")
+    if model is not None and not model.strip():
+        raise ConfigError("--model is empty. Name a folder or a hub id, or leave it out.")
     if run is not None:
         update = {"path": str(trained_model(run)), "new": None}
     elif model is not None and config.model.new is not None:

@@ -38,7 +38,8 @@ def install(network: VilaModel, config: AdapterConfig) -> None:
         config: which adapters.
 
     Raises:
-        TrainingError: a part has no layers of these names, or the network has adapters already.
+        TrainingError: a part has no layers of these names, the network has adapters already, or "norms" is to train
+            only some layers.
         MissingDependencyError: "qlora" needs bitsandbytes.
     """
     if is_adapted(network):
@@ -46,6 +47,8 @@ def install(network: VilaModel, config: AdapterConfig) -> None:
     for part in config.parts:
         getattr(network, PARTS[part]).requires_grad_(False)
     if config.method == "norms":
+        if config.targets:
+            raise TrainingError("adapter.targets is for linear layers, and the method 'norms' has none. Leave it out.")
         for name in norm_names(network, config.parts):
             network.get_submodule(name).requires_grad_(True)
         return

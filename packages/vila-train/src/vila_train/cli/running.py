@@ -94,7 +94,8 @@ def start(config: TrainConfig, out: Path | None, dry_run: bool, accept_changes: 
     if dry_run:
         from vila_train.dry_run import show_dry_run
 
-        show_dry_run(config, folder, accept_changes=accept_changes)
+        if _is_first():
+            show_dry_run(config, folder, accept_changes=accept_changes)
         return
     from vila_train.loop import train
     from vila_train.run_folder import RunFolder
@@ -121,8 +122,13 @@ def _what_is_kept(run: RunFolder) -> str:
 
 def _say(message: str) -> None:
     """Print on the first of several processes only."""
-    if os.environ.get("RANK", "0") == "0":
+    if _is_first():
         typer.echo(message, err=True)
+
+
+def _is_first() -> bool:
+    """Return whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _run_tiny(config: RunConfig, out: Path | None, dry_run: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,7 +59,7 @@ def run_tiny(config: TinyConfig, out: Path) -> None:
     from vila_train.tiny.vila_u.training import train_tiny_u
 
     options, stages = _what_runs(config, out)
-    was_complete = (out / SCORES).exists()
+    was_complete = os.path.isfile(out / SCORES)
     try:
         scores = (train_tiny_u if config.name == "vila-tiny-u" else train_tiny)(options, stages)
     except KeyboardInterrupt:

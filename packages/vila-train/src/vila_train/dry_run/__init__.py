@@ -26,7 +26,8 @@ def show_dry_run(config: TrainConfig, folder: Path, *, accept_changes: bool = Fa
     from vila_train.settings import write_config
 
     settings = write_config(config)
-    measured = measure(config, RunFolder(folder), accept_changes=accept_changes)
+    run = RunFolder(folder)
+    measured = measure(config, run, accept_changes=accept_changes)
     report = describe(measured)
     typer.echo(settings)
     for title, facts in report.items():
@@ -40,3 +41,5 @@ def show_dry_run(config: TrainConfig, folder: Path, *, accept_changes: bool = Fa
     make_folder(page.parent)
     write_file(page, draw_page(config.name, settings, report, measured))
     typer.echo(f"Nothing was trained. The first samples, with the tokens that are learned, are in {page}.")
+    if run.is_complete:
+        typer.echo(f"{folder} holds a complete run, which the same command would leave as it is.")

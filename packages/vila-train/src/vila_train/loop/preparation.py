@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vila_core.errors import VilaError
+from vila_core.errors import VilaError, warn
 from vila_train.callbacks import Callback
 from vila_train.caption_dropout import CaptionDropout
 from vila_train.checkpoint_state import Progress
@@ -65,9 +65,17 @@ def check_run(config: TrainConfig, folder: RunFolder, world: World, *, accept_ch
     if folder.is_complete:
         return []
     row_length(config)
+    _warn_of_unused_rates(config)
     callbacks = open_callbacks(config)
     require_context(config)
     return callbacks
+
+
+def _warn_of_unused_rates(config: TrainConfig) -> None:
+    """Warn of learning rates of parts that are not trained."""
+    trained = {*config.tune, *(() if config.adapter is None else config.adapter.parts)}
+    if unused := [part for part in config.optimizer.part_learning_rates if part not in trained]:
+        warn(f"optimizer.part_learning_rates has a rate for {', '.join(unused)}, which `tune` does not name.")
 
 
 def require_machine(config: TrainConfig, device: torch.device) -> None:

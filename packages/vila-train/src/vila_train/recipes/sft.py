@@ -29,16 +29,19 @@ def fine_tuning(
         CheckpointError: there is no such model.
         ConfigError: unknown adapter.
     """
+    if not model.strip():
+        raise ConfigError("The name of the model is empty. Name a folder or a hub id.")
     if adapter is not None and adapter not in METHODS:
         raise ConfigError(unknown_name("adapter", adapter, METHODS))
     stated = open_checkpoint(model).config
     context, draws = stated.language_model.max_length, stated.generation_head is not None
+    rate = ADAPTER_RATE if adapter else FULL_RATE
     parts: tuple[Part, ...] = ("projector", "language_model", *(["generation_head"] if draws else []))
     return TrainConfig(
         name="sft" if adapter is None else f"sft-{adapter}",
         model=ModelConfig(path=model),
         tune=parts if adapter or draws else (*parts, "vision_tower"),
         data=DataConfig(mixture=mixture, max_length=min(context, MAX_LENGTH), samples_per_step=64),
-        optimizer=OptimizerConfig(learning_rate=learning_rate or (ADAPTER_RATE if adapter else FULL_RATE)),
+        optimizer=OptimizerConfig(learning_rate=rate if learning_rate is None else learning_rate),
         adapter=None if adapter is None else AdapterConfig.model_validate({"method": adapter}),
     )

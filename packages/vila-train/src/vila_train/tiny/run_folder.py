@@ -18,8 +18,7 @@ from vila_core.checkpoint.json_files import read_json
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.new_file import make_folder, write_file
 from vila_core.settings_changes import describe_changes
-from vila_train.run_folder import refuse_changes
-from vila_train.run_lock import is_unused
+from vila_train.run_folder import exists, refuse_changes, require_unused
 from vila_train.tiny.evaluate import Score, table
 from vila_train.tiny.loop import Stage
 
@@ -31,13 +30,12 @@ def require_own_folder(path: Path, run: Mapping[str, object]) -> None:
 
     The arguments are those of `RunFolder`.
     """
-    if not path.exists():
+    if not exists(path):
         return
-    make_folder(path)  # an error if it is a file
     if (path / RUN).exists():
         refuse_changes(path, describe_changes(_read(path / RUN), json.loads(json.dumps(run))))
-    elif not is_unused(path):
-        raise ConfigError(f"{path} exists and is not empty. Choose another folder with --out.")
+    else:
+        require_unused(path)
 
 
 def _read(path: Path) -> dict[str, object]:
