@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from tests.train.loop_runs import micro_config
 
 from vila_core.chat import Message
@@ -12,7 +13,7 @@ from vila_core.errors import ConfigError
 from vila_train.data.conversations import Conversation, SampleError
 from vila_train.errors import TrainingError
 from vila_train.parallel.mesh import require_divisible
-from vila_train.plan import default_lanes, make_plan, resume_plan, row_length, samples_per_row
+from vila_train.plan import Plan, default_lanes, make_plan, resume_plan, row_length, samples_per_row
 
 
 @dataclass(frozen=True)
@@ -137,3 +138,12 @@ def test_a_run_does_not_silently_go_on_with_other_data():
     with pytest.raises(ConfigError, match=r"has 2,000 samples per epoch, but it had 1,000.*--accept-changes"):
         resumed(2000)
     assert resumed(2000, accept_changes=True) == 16
+
+
+@pytest.mark.parametrize("name", ["rows_per_step", "lanes"])
+def test_a_plan_in_a_file_has_bounds(name: str):
+    """Each lane takes memory before the first step."""
+    values = {"rows_per_step": 4, "lanes": 4, "total_steps": 1, "samples_per_row": 1.0}
+    assert Plan.model_validate(values).lanes == 4
+    with pytest.raises(ValidationError, match=name):
+        Plan.model_validate(values | {name: 10**12})

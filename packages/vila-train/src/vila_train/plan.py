@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import Field
 
 from vila_core.config import Config
 from vila_core.errors import ConfigError
-from vila_train.config import TrainConfig
+from vila_train.config import MAX_ROWS, TrainConfig
 from vila_train.data.bad_samples import Skipped, none_usable
 from vila_train.errors import TrainingError
 from vila_train.number_types import PositiveFloat, PositiveInt
@@ -32,8 +35,8 @@ class Plan(Config):
         samples: of an epoch when the run started.
     """
 
-    rows_per_step: PositiveInt
-    lanes: PositiveInt
+    rows_per_step: Annotated[PositiveInt, Field(le=2 * MAX_ROWS)]
+    lanes: Annotated[PositiveInt, Field(le=2 * MAX_ROWS)]
     total_steps: PositiveInt
     samples_per_row: PositiveFloat | None
     samples: PositiveInt | None = None
