@@ -33,7 +33,7 @@ def run(program: Path, body: str, output: int) -> tuple[int, str]:
     return ended.returncode, ended.stderr
 
 
-STOPPED = (130, "Stopped. Nothing was written.\n")
+STOPPED = (130, "Stopped.\n")
 PRESS = "signal.raise_signal(signal.SIGINT)"
 
 

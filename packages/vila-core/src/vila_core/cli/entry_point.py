@@ -28,7 +28,7 @@ def start(target: str) -> NoReturn:
             _flush_output()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # pressed again, it ends what Python does before it exits
-        print("Stopped. Nothing was written.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
