@@ -16,6 +16,7 @@ from vila_train.dry_run.measuring import measure as measure_run
 from vila_train.errors import DatasetError, TrainingError
 from vila_train.plan import measure
 from vila_train.recipes.sft import fine_tuning
+from vila_train.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(
@@ -110,4 +111,5 @@ def test_a_dry_run_names_reasons_as_training_does(tmp_path: Path):
     path.write_text("\n".join(map(json.dumps, lines)))
     config = fine_tuning("vila-tiny", str(path))
     config = config.model_copy(update={"data": DataConfig(mixture=str(path), max_length=512)})
-    assert dict(measure_run(config).skipped) == {"unreadable medium": 1, "empty message": 1}
+    skipped = measure_run(config, RunFolder(tmp_path / "run")).skipped
+    assert skipped == {"unreadable medium": 1, "empty message": 1}
