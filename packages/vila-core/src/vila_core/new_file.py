@@ -68,6 +68,12 @@ def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.glob(".*.????????.part") if path.is_file()]  # as mkstemp names them
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of killed processes from a folder in which no process is writing."""
+    for left in leftovers(folder):
+        left.unlink(missing_ok=True)
+
+
 def _require_replaceable(path: Path) -> None:
     try:
         kind = special_kind(os.stat(path).st_mode)

@@ -203,7 +203,7 @@ def exists(path: Path) -> bool:
 
 
 def require_unused(path: Path) -> None:
-    """Raise `ConfigError` if a folder holds something else, and `OutputError` if it is none or cannot be read."""
+    """Raise `ConfigError` if a folder holds other files, and `OutputError` if it is not a folder or cannot be read."""
     try:
         is_free = is_unused(path)
     except OSError as error:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_core.errors import ConfigError
-from vila_core.new_file import cannot_write, leftovers
+from vila_core.new_file import cannot_write, leftovers, remove_leftovers
 
 LOCK = ".lock"
 
@@ -35,8 +35,7 @@ def only_run(folder: Path) -> Generator[None]:
             ) from None
         except OSError:
             pass
-        for left in leftovers(folder):
-            left.unlink(missing_ok=True)
+        remove_leftovers(folder)
         yield
 
 

@@ -70,6 +70,15 @@ def word_of(low, high):
     return low | (high.to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
+@triton.constexpr_function
+def _mma_assembly(dtype):
+    kind = "f16" if dtype == tl.float16 else "bf16"
+    return (
+        f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{$0,$1,$2,$3}},"
+        "{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};"
+    )
+
+
 @triton.jit
 def mma(c, a, b0, b1, WARPS: tl.constexpr, dtype: tl.constexpr, INLINE: tl.constexpr):
     """`mma.m16n8k16`: four fp32 accumulators `c`, four words `a` (16 rows), `b0` and `b1` (8 columns), distributed as
@@ -79,26 +88,14 @@ def mma(c, a, b0, b1, WARPS: tl.constexpr, dtype: tl.constexpr, INLINE: tl.const
     8.., r]; c[r, 2q], c[r, 2q + 1], c[r + 8, 2q], c[r + 8, 2q + 1].
     """
     if INLINE:
-        if dtype == tl.float16:
-            return tl.inline_asm_elementwise(
-                "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3},"
-                "{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};",
-                "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-                [a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]],
-                dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-                is_pure=True,
-                pack=1,
-            )
-        else:
-            return tl.inline_asm_elementwise(
-                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {$0,$1,$2,$3},"
-                "{$4,$5,$6,$7},{$8,$9},{$10,$11,$12,$13};",
-                "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
-                [a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]],
-                dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
-                is_pure=True,
-                pack=1,
-            )
+        return tl.inline_asm_elementwise(
+            _mma_assembly(dtype),
+            "=f,=f,=f,=f,r,r,r,r,r,r,f,f,f,f",
+            [a[0], a[1], a[2], a[3], b0, b1, c[0], c[1], c[2], c[3]],
+            dtype=(tl.float32, tl.float32, tl.float32, tl.float32),
+            is_pure=True,
+            pack=1,
+        )
     else:
         low = _dot_pairs(a[0], b0, WARPS, dtype) + _dot_pairs(a[2], b1, WARPS, dtype)
         high = _dot_pairs(a[1], b0, WARPS, dtype) + _dot_pairs(a[3], b1, WARPS, dtype)

@@ -46,7 +46,7 @@ from vila_core.ops.swiglu import swiglu
 MAX_TOKENS = 16
 MAX_WEIGHTS = 3
 MATRIX_ROWS = 32
-"""Of more than a few tokens, weights side by side must have multiples of this many outputs, all but the last."""
+"""With more than a few tokens, each weight but the last of those side by side needs a multiple of this many outputs."""
 MANY_OUTPUTS = 32 * 120
 """More outputs keep a large GPU's multiprocessors (132 on an H200) busy with blocks of 32."""
 MAX_NARROW_TOKENS, MIN_NARROW_INPUTS = 176, 12_000

@@ -9,7 +9,7 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
-from vila_core.new_file import leftovers, make_folder, new_file
+from vila_core.new_file import make_folder, new_file, remove_leftovers
 from vila_train.pool_workers import end_with_parent
 from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
 from vila_train.tiny.world.combinations import Split
@@ -61,8 +61,7 @@ def rendering(
         workers: number of processes; None: one per CPU core, minus one.
     """
     make_folder(folder)
-    for left in leftovers(folder):  # by a killed run
-        left.unlink(missing_ok=True)
+    remove_leftovers(folder)
     workers = workers or max(1, (os.cpu_count() or 2) - 1)
     # Spawn, because a process that has used CUDA or threads cannot be forked safely.
     with ProcessPoolExecutor(workers, get_context("spawn"), _prepare, (make_encoder, image_size)) as pool:

@@ -4,8 +4,7 @@ M tokens, g group size
 
 The weight is the 16-row operand of `mma.m16n8k16`, tokens are the 8 columns. Codes become numbers with one `lop3` (q
 under the exponent of 1024, or of 128 in bf16) and one `fma` that takes the zero point off, exactly; scales multiply the
-fp32 sums of a group. Values are tensors of one element per thread, see
-`vila_core.ops.fragments`.
+fp32 sums of a group. Values are tensors of one element per thread, see `vila_core.ops.fragments`.
 """
 
 # Triton has no types: a kernel's arguments and its launch are not checked.
