@@ -8,13 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from vila_core.checkpoint.fingerprints import SMALL_FILE, WINDOW, WINDOWS
 from vila_core.errors import CheckpointError
 from vila_core.media import Image, Video
 from vila_eval.data.sources import LocalFiles
 from vila_eval.options import ModelOptions
 from vila_eval.records.schema import RunSettings
 from vila_eval.running.identity import (
-    SMALL_FILE,
     describe_prompt,
     folder_digest,
     media_digest,
@@ -59,13 +59,23 @@ def test_a_large_file_differs_in_its_header_and_windows(tmp_path: Path, place: i
     size = SMALL_FILE + 12345
     weights = bytearray((2000).to_bytes(8, "little") + bytes(size))
     before = folder_digest(checkpoint(tmp_path / "a", bytes(weights)))
-    # A window of 64 KiB begins at every 63rd of the file: the half of 8 MiB + 12 KiB lies in one.
-    weights[place if place != SMALL_FILE // 2 else (len(weights) - 65536) * 31 // 63 + 5] ^= 1
+    in_a_window = (len(weights) - WINDOW) * 31 // (WINDOWS - 1) + 5
+    weights[place if place != SMALL_FILE // 2 else in_a_window] ^= 1
     assert folder_digest(checkpoint(tmp_path / "b", bytes(weights))) != before
     assert folder_digest(checkpoint(tmp_path / "c", bytes(weights) + b"\0")) not in (
         before,
         folder_digest(tmp_path / "b"),
     )
+
+
+def test_files_in_linked_folders_count(tmp_path: Path) -> None:
+    first, second = checkpoint(tmp_path / "a"), checkpoint(tmp_path / "b")
+    (second / "llm").rename(tmp_path / "shared")
+    (second / "llm").symlink_to(tmp_path / "shared")
+    (tmp_path / "shared/back").symlink_to(second)
+    assert folder_digest(first) == folder_digest(second)
+    (tmp_path / "shared/model.safetensors").write_bytes(b"other weights")
+    assert folder_digest(first) != folder_digest(second)
 
 
 def test_a_file_that_changes_within_the_process_is_read_again(tmp_path: Path) -> None:

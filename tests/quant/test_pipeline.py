@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.quant.conftest import tensors_of, with_tensors
 from torch import Tensor
 
@@ -225,6 +226,28 @@ def test_a_killed_run_resumes_to_the_same_bytes(lite: Checkpoint, tmp_path: Path
     quantize_model(lite.path, out, options, device="cpu")
     assert weights(out) == weights(tmp_path / "whole" / "out")
     assert not work.exists()
+
+
+def test_other_weights_at_the_same_path_are_noticed(
+    lite: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have the size and the date of the earlier ones, as from an archive without dates."""
+
+    def stop(self: WorkFolder, step: str, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    model, options = Path(shutil.copytree(lite.path, tmp_path / "model")), quick(group_size=32)
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkFolder, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quantize_model(model, tmp_path / "out", options, device="cpu")
+    file = model / "model.safetensors"
+    date, tensors = file.stat().st_mtime_ns, load_file(file)
+    name = next(name for name in tensors if name.endswith("layers.1.mlp.down_proj.weight"))
+    save_file({**tensors, name: 1.01 * tensors[name]}, file)
+    os.utime(file, ns=(date, date))
+    with pytest.raises(QuantizationError, match=r"unfinished work of another run: files\..*model.safetensors was"):
+        quantize_model(model, tmp_path / "out", options, device="cpu")
 
 
 def test_a_run_that_stopped_between_a_search_and_its_layer_goes_on(

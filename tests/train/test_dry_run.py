@@ -342,7 +342,7 @@ def test_a_run_that_never_started_may_change(tmp_path: Path):
     small = [*(part for setting in small for part in ("-s", setting)), "-o", tmp_path / "run"]
     failed = run("sft", "-m", "vila-tiny", "-d", tmp_path / "empty.jsonl", *small)
     assert isinstance(failed.exception, VilaError)
-    assert (tmp_path / "run" / "run.yaml").exists()
+    assert not (tmp_path / "run" / "run.yaml").exists()
     done = run("sft", "-m", "vila-tiny", "-d", write_data(tmp_path / "data"), *small)
     assert done.exit_code == 0, done.output
 

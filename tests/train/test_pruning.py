@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import vila_core
 from vila_core.checkpoint.embedded import embedded_model
-from vila_core.errors import ConfigError, VilaError
+from vila_core.errors import CheckpointError, ConfigError, VilaError
 from vila_train.cli import main
 from vila_train.config import DataConfig
 from vila_train.data.mixture import open_mixture
@@ -273,6 +273,48 @@ def test_scores_of_other_models_are_not_mixed(tmp_path: Path, micro_checkpoint: 
         prune(swapped, tmp_path / "out", device="cpu")
     with pytest.raises(ConfigError, match="exists and is not empty"):
         prune(swapped, tmp_path / "data", device="cpu")
+
+
+def test_scores_of_changed_models_or_data_are_not_mixed(
+    tmp_path: Path, micro_checkpoint: Path, other_micro: Path
+) -> None:
+    """They are at the same paths; the folder's scores are of the earlier ones."""
+    path, large = write_data(tmp_path / "data", texts(4)), tmp_path / "large"
+    shutil.copytree(other_micro, large)
+    options = PruneOptions(str(micro_checkpoint), str(large), str(path))
+    prune(options, tmp_path / "out", keep=1.0, device="cpu")
+    weights = large / "llm/model.safetensors"
+    save_file({name: 1.001 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ConfigError, match=r"scores of something else: files.large.model/llm/model.safetensors was"):
+        prune(options, tmp_path / "out", keep=1.0, device="cpu")
+    shutil.copytree(other_micro, large, dirs_exist_ok=True)
+    write_data(tmp_path / "data", texts(5))
+    with pytest.raises(ConfigError, match=r"scores of something else: samples.*mine.jsonl was 4 and is 5"):
+        prune(options, tmp_path / "out", keep=1.0, device="cpu")
+    write_data(tmp_path / "data", texts(4))
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    del settings["files"], settings["samples"]  # as an earlier version wrote them
+    (tmp_path / "out/settings.json").write_text(json.dumps(settings))
+    prune(options, tmp_path / "out", keep=1.0, device="cpu")
+
+
+def test_a_folder_without_scores_takes_other_models(
+    tmp_path: Path, micro_checkpoint: Path, other_micro: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call named the wrong model, and scored nothing."""
+    path = write_data(tmp_path / "data", texts(4))
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise CheckpointError("The GPU is lost.")
+
+    wrong = PruneOptions(str(other_micro), str(other_micro), str(path))
+    with monkeypatch.context() as patched:
+        patched.setattr(pruning.vila_core, "load", fail)
+        with pytest.raises(CheckpointError, match="lost"):
+            prune(wrong, tmp_path / "out", device="cpu")
+    options = PruneOptions(str(micro_checkpoint), str(other_micro), str(path))
+    (found,) = prune(options, tmp_path / "out", keep=1.0, device="cpu")
+    assert found.selection.scored == 4
 
 
 def test_datasets_of_one_name_are_refused(tmp_path: Path, micro_checkpoint: Path) -> None:

@@ -30,6 +30,7 @@ class Progress(Config):
         skipped: samples skipped so far, by reason.
         truncated: samples so far that lost their end.
         plan: of the run, should its own file be lost.
+        base: fingerprints of the files of the model that the run started from; None in earlier checkpoints.
         files: CRC-32 of each file of the checkpoint.
         checksum: CRC-32 of all the above.
     """
@@ -39,12 +40,14 @@ class Progress(Config):
     skipped: Mapping[str, NonNegativeInt]
     truncated: NonNegativeInt = 0
     plan: Plan | None = None
+    base: Mapping[str, str] | None = None
     files: Mapping[str, int] = {}
     checksum: int | None = None
 
     def own_checksum(self) -> int:
-        """Return the CRC-32 of everything but `checksum`."""
-        return zlib.crc32(self.model_dump_json(exclude={"checksum"}).encode())
+        """Return the CRC-32 of everything but `checksum`, and of `base` only where there is one."""
+        left_out = {"checksum"} if self.base is not None else {"checksum", "base"}
+        return zlib.crc32(self.model_dump_json(exclude=left_out).encode())
 
 
 def folder_name(step: int) -> str:

@@ -10,17 +10,16 @@ import torch
 from torch import nn
 
 from vila_core.chat import ChatTemplate
-from vila_core.checkpoint import Checkpoint, TensorEntry, Weights, load_weights, open_checkpoint
-from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.checkpoint import Checkpoint, TensorEntry, Weights, load_weights
 from vila_core.config import VilaConfig
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.model import VilaModel
 from vila_core.template_choice import choose_template
 from vila_core.tokenizer import Tokenizer
 from vila_train.added_tokens import add_time_tokens
+from vila_train.base_model import open_base
 from vila_train.config import ModelConfig, TrainConfig
 from vila_train.model_changes import changed
-from vila_train.new_model import open_parts
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ def open_model(config: ModelConfig, seed: int, *, weights: bool = True) -> Opene
         CheckpointError: the checkpoint is missing, damaged, unsafe, quantized or does not match its config.
         ConfigError: the changes do not fit the model.
     """
-    if config.path is not None and config.new is not None:
-        raise ConfigError("Both model.path and model.new are set. Set one of them to null.")
-    checkpoint = open_parts(config.new) if config.new is not None else open_checkpoint(config.path or EMBEDDED_MODEL)
+    checkpoint = open_base(config)
     if checkpoint.quantization is not None:
         raise CheckpointError(
             f"{checkpoint.path} is quantized ({checkpoint.quantization.method}). Training needs the checkpoint that it "
@@ -89,9 +86,7 @@ def open_model(config: ModelConfig, seed: int, *, weights: bool = True) -> Opene
 
 def require_context(config: TrainConfig) -> None:
     """Raise `ConfigError` if samples may be longer than the context of the model. No weights are read."""
-    model = config.model
-    checkpoint = open_parts(model.new) if model.new is not None else open_checkpoint(model.path or EMBEDDED_MODEL)
-    context = changed(checkpoint.config, model).language_model.max_length
+    context = changed(open_base(config.model).config, config.model).language_model.max_length
     if config.data.max_length > context:
         raise ConfigError(
             f"data.max_length is {config.data.max_length:,}, but the model's context is {context:,} tokens. Lower it, "

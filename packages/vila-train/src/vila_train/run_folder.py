@@ -93,10 +93,13 @@ class RunFolder:
         """Whether a step may have been done."""
         return (self.path / PLAN).exists() or any(self.checkpoints.glob("step-*"))
 
-    def save_plan(self, plan: Plan) -> None:
-        """Write the plan, unless it is there already. Raises `OutputError`."""
-        if plan != self.plan:
-            write_file(self.path / PLAN, plan.model_dump_json(indent=1) + "\n")
+    def begin(self, config: TrainConfig, plan: Plan, step: int) -> None:
+        """Write the configuration and the plan, and remove what was noted of steps after `step`: they are done again.
+
+        Raises `OutputError`.
+        """
+        self._write(config, plan)
+        forget_after(self.path / SKIPPED, step)
 
     def keep(self, config: TrainConfig, plan: Plan) -> None:
         """Before a checkpoint, write the files that resuming needs again if the folder was deleted or moved.
@@ -112,13 +115,13 @@ class RunFolder:
         if not (self.path / RUN).exists():
             warn(f"{self.path} was deleted or moved while the run is at work in it. It is made again.")
             make_folder(self.path)
-            self.save_config(config)
-            self.save_plan(plan)
+            self._write(config, plan)
 
-    def save_config(self, config: TrainConfig) -> None:
-        """Write the configuration of the run."""
+    def _write(self, config: TrainConfig, plan: Plan) -> None:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_file(self.path / RUN, text)
+        if plan != self.plan:
+            write_file(self.path / PLAN, plan.model_dump_json(indent=1) + "\n")
 
     def add_skipped(self, step: int, skipped: Iterable[Skipped]) -> None:
         """Note samples that could not be used. Raises `OutputError`."""
@@ -135,10 +138,6 @@ class RunFolder:
         """Return whether the scores after this step are noted."""
         return any(record["step"] == step for record in read_lines(self.path / EVALUATION))
 
-    def forget_after(self, step: int) -> None:
-        """Remove what was noted of steps after `step`, which a resumed run does again."""
-        forget_after(self.path / SKIPPED, step)
-
     def save_failed_step(self, step: int, rank: int, rows: Iterable[Mapping[str, object]]) -> Path:
         """Write the rows of this rank in a step that failed. Return the folder."""
         folder = self.path / f"failed-step-{step}"
@@ -151,12 +150,13 @@ class RunFolder:
 def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -> Generator[RunFolder]:
     """Open a new folder, or that of an earlier call with the same configuration, and keep other runs out of it.
 
-    Nothing is written into the folder of a complete run, which may be read-only.
+    Nothing but a lock is written: a run that is refused later changes nothing. Not even that is written into the folder
+    of a complete run, which may be read-only.
 
     Args:
         path: the folder; created if it does not exist.
         config: of the run.
-        accept_changes: take a folder whose run has another configuration, and note the new one.
+        accept_changes: take a folder whose run has another configuration.
 
     Raises:
         ConfigError: the folder holds something else, or a complete run with another configuration, or another run is
@@ -170,7 +170,6 @@ def open_run(path: Path, config: TrainConfig, *, accept_changes: bool = False) -
         yield folder
         return
     with only_run(path):
-        folder.save_config(config)
         yield RunFolder(path, lock_number(path))
 
 

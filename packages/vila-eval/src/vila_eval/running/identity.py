@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from vila_core.checkpoint.embedded import embedded_model
+from vila_core.checkpoint.fingerprints import file_fingerprint
 from vila_core.checkpoint.hub import UNWANTED
 from vila_core.checkpoint.opening import find_folder
-from vila_core.checkpoint.tensors.headers import MAX_HEADER_BYTES
-from vila_core.errors import CheckpointError, ConfigError, MediaError
+from vila_core.errors import ConfigError, MediaError
 from vila_core.file_names import require_file_name
 from vila_core.input_files import open_regular_file
 from vila_core.media import IMAGE_SUFFIXES, Image, Video, VideoFrames
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from vila_eval.task import Part, Task
 
     Source = ByteSource | np.ndarray | PIL.Image.Image | VideoFrames | tuple[Image, ...]
-
-SMALL_FILE = 8 * 1024 * 1024
-"""Model files up to this size are read completely."""
-
-HEADER = 1024 * 1024
-WINDOWS, WINDOW = 64, 64 * 1024
-"""What is read of larger files: the header, and evenly spaced windows up to the end."""
 
 NOT_THE_MODEL = (*UNWANTED, "*.md", "LICENSE*", "NOTICE*", "MODEL_LICENSE*", "events.out.tfevents*")
 """Files of a checkpoint that do not change its answers."""
@@ -94,43 +87,28 @@ def model_identity(model: ModelOptions) -> ModelIdentity:
 def folder_digest(folder: Path) -> str:
     """Identify a checkpoint by its files, wherever the folder is: SHA-256 over their names, sizes and contents.
 
-    Files up to 8 MiB are read completely. Of larger ones (weights), only the header (of other formats than safetensors,
-    1 MiB) and 64 evenly spaced windows of 64 KiB are read: training changes every window. Hidden files, code, texts and
-    training logs are ignored. A file is read once per process, unless its size or date changes.
+    Of large files (weights), only a part is read: see `file_fingerprint`. Hidden files, code, texts and training logs
+    are ignored.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
-        name = path.relative_to(folder)
-        if any(part.startswith(".") for part in name.parts) or any(
-            fnmatch(path.name, pattern) for pattern in NOT_THE_MODEL
-        ):
+    for name, path in sorted(_model_files(folder)):
+        digest.update(repr((name, file_fingerprint(path))).encode())
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of the files that make a model, also of those in linked folders."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back
+            folders.clear()
             continue
-        if path.is_file():
-            status = path.stat()
-            content = _sampled_digest(path.absolute(), status.st_size, status.st_mtime_ns)
-            digest.update(repr((name.as_posix(), status.st_size, content)).encode())
-    return digest.hexdigest()
-
-
-@functools.lru_cache(maxsize=4096)
-def _sampled_digest(path: Path, size: int, modified_ns: int) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            for start, length in [(0, size)] if size <= SMALL_FILE else _windows(file, path.suffix, size):
-                file.seek(start)
-                digest.update(file.read(length))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
-
-
-def _windows(file: BinaryIO, suffix: str, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, length) of what is read of a large file."""
-    stated = int.from_bytes(file.read(8), "little") if suffix == ".safetensors" else HEADER
-    yield 0, min(8 + stated, MAX_HEADER_BYTES, size)
-    for number in range(WINDOWS):
-        yield (size - WINDOW) * number // (WINDOWS - 1), WINDOW
+        seen.add(real)
+        for file in files:
+            path = Path(place, file)
+            if path.is_file() and not any(fnmatch(file, pattern) for pattern in (".*", *NOT_THE_MODEL)):
+                yield path.relative_to(folder).as_posix(), path
 
 
 def describe_prompt(prompt: Sequence[Part | None]) -> tuple[PromptPart, ...]:

@@ -4,7 +4,6 @@ OUT/                     appears when it is complete
 .OUT.quantizing/         finished steps of an unfinished run, beside OUT; removed at the end
 """
 
-import hashlib
 import resource
 import time
 from collections.abc import Generator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 import vila_quant
 from vila_core.checkpoint import Checkpoint, open_adapter, open_checkpoint
 from vila_core.checkpoint.conversion import writable_format
+from vila_core.checkpoint.fingerprints import checkpoint_files, file_fingerprint
 from vila_core.checkpoint.lora import find_source
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.checkpoint.tensors.lora import Adapter
@@ -312,13 +312,11 @@ def _quantize_head(job: _Job, reader: TensorReader, hidden: Tensor, work: WorkFo
 
 def _manifest(job: _Job, calibration: Calibration) -> dict[str, object]:
     checkpoint, adapter, options = job.checkpoint, job.adapter, job.options
-    files = {entry.file for entry in checkpoint.weights.entries.values()}
-    changed = set() if adapter is None else {file for file in adapter.path.iterdir() if file.is_file()}
-    stated = "".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}\n" for file in sorted(files | changed))
+    changed = [] if adapter is None else sorted(file for file in adapter.path.iterdir() if file.is_file())
     return {
         "version": vila_quant.__version__,
         "model": str(checkpoint.path),
-        "weights": hashlib.sha256(stated.encode()).hexdigest(),
+        "files": {str(file): file_fingerprint(file) for file in [*checkpoint_files(checkpoint), *changed]},
         "adapter": None if adapter is None else str(adapter.path),
         "device": job.device.type,  # sums differ in their last bits between devices
         "calibration": calibration.digest,

@@ -26,6 +26,12 @@ def export(
             "--adapter", metavar="", help="Only what was trained, in peft's format (default: the merged model)."
         ),
     ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes", metavar="", help="Export even if the model that training started from has changed."
+        ),
+    ] = False,
 ) -> None:
     """Write the newest checkpoint of a run as a model that `vila`, `vila-quant` and `vila-serve` read.
 
@@ -33,5 +39,12 @@ def export(
     """
     from vila_train.loop import export as export_run
 
-    export_run(run.expanduser(), out.expanduser(), format=format, dtype=dtype, adapter_only=adapter)
+    export_run(
+        run.expanduser(),
+        out.expanduser(),
+        format=format,
+        dtype=dtype,
+        adapter_only=adapter,
+        accept_changes=accept_changes,
+    )
     typer.echo(f"Wrote {out}.")

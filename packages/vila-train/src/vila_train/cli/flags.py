@@ -34,5 +34,5 @@ Registries = Annotated[
 ]
 AcceptChanges = Annotated[
     bool,
-    _run("--accept-changes", metavar="", help="Resume a run that was started with other settings."),
+    _run("--accept-changes", metavar="", help="Resume a run that was started with other settings, data or weights."),
 ]

@@ -13,6 +13,8 @@ from vila_core.checkpoint.new_folder import require_new
 from vila_core.device_choice import DTYPES
 from vila_core.errors import CheckpointError, ConfigError
 from vila_core.model import VilaModel
+from vila_train.base_model import fingerprint_base, require_same_base
+from vila_train.checkpoint_state import Progress
 from vila_train.checkpoints import Checkpoints, parameter_name
 from vila_train.config import AdapterConfig, ComputeConfig, TrainConfig
 from vila_train.errors import TrainingError
@@ -23,7 +25,13 @@ from vila_train.run_folder import RunFolder, read_config
 
 
 def export(
-    run: Path, out: Path, *, format: str | None = None, dtype: str | None = None, adapter_only: bool = False
+    run: Path,
+    out: Path,
+    *,
+    format: str | None = None,
+    dtype: str | None = None,
+    adapter_only: bool = False,
+    accept_changes: bool = False,
 ) -> Path:
     """Write the newest checkpoint of a run, complete or not, as a model to the new folder `out`. Return `out`.
 
@@ -36,9 +44,12 @@ def export(
             draws, else "vila".
         dtype: "bfloat16", "float32" or "float16"; None: as in the checkpoint that training started from.
         adapter_only: write only what was trained, in peft's format, which names the model that training started from.
+        accept_changes: combine what was trained with the model at that path even if it is not the one that training
+            started from.
 
     Raises:
-        ConfigError: `run` is not the folder of a run or has no adapter to write, or the dtype is unknown.
+        ConfigError: `run` is not the folder of a run or has no adapter to write, the dtype is unknown, or the model
+            that training started from has changed.
         TrainingError: it has no intact checkpoint.
         CheckpointError: the model that training started from is missing, or `out` is not empty or cannot be written.
     """
@@ -50,16 +61,18 @@ def export(
     require_new(out)
     world = World(0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
-    if not checkpoints.complete():
-        raise TrainingError(f"{run} has no checkpoint yet. Run it longer, or lower saving.every.")
+    found = _newest(checkpoints, run)
     try:
+        if found[1].base is not None and not accept_changes:
+            advice = "combine it with the present ones (--accept-changes)"
+            require_same_base(config.model, found[1].base, fingerprint_base(config.model), advice)
         opened = open_model(config.model, config.seed)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} {run} started from this model, and saved only what it trained: put it, or a link to it, back."
         ) from error
     adapt(opened.network, config)
-    _load_newest(checkpoints, opened.network)
+    _load(checkpoints, found, opened.network, run)
     if adapter_only:
         _write_adapter(opened, config, out)
         return out
@@ -67,15 +80,22 @@ def export(
     return out
 
 
-def _load_newest(checkpoints: Checkpoints, network: nn.Module) -> None:
-    """Fill the trained weights from the newest checkpoint; if a run at work deletes it meanwhile, from the next one."""
-    while (found := checkpoints.newest()) is not None:
+def _newest(checkpoints: Checkpoints, run: Path) -> tuple[Path, Progress]:
+    if (found := checkpoints.newest()) is None:
+        raise TrainingError(f"{run} has no checkpoint yet. Run it longer, or lower saving.every.")
+    return found
+
+
+def _load(checkpoints: Checkpoints, found: tuple[Path, Progress], network: nn.Module, run: Path) -> None:
+    """Fill the trained weights from the checkpoint `found`, or from the next one if a run at work deletes it."""
+    while True:
         try:
             checkpoints.load_weights(found[0], network)
             return
         except (TrainingError, OSError):
             if checkpoints.complete()[-1:] == [found[0]]:
                 raise
+        found = _newest(checkpoints, run)
 
 
 def _require_adapter(config: TrainConfig, run: Path) -> None:

@@ -1,12 +1,13 @@
 """What a run checks and opens before its first step. A dry run does the same, so that it finds the same faults."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from vila_core.errors import VilaError, warn
+from vila_train.base_model import fingerprint_base, require_same_base
 from vila_train.callbacks import Callback
 from vila_train.caption_dropout import CaptionDropout
 from vila_train.checkpoint_state import Progress
@@ -36,6 +37,7 @@ class Prepared:
         evaluator: its evaluations.
         checkpoints: of the run.
         found: the newest intact one and its state; None before the first.
+        base: fingerprints of the files of the model that training starts from.
         plan: the number and size of steps.
         row_length: tokens of a row.
     """
@@ -46,6 +48,7 @@ class Prepared:
     evaluator: Evaluator
     checkpoints: Checkpoints
     found: tuple[Path, Progress] | None
+    base: Mapping[str, str]
     plan: Plan
     row_length: int
 
@@ -107,13 +110,16 @@ def prepare_run(
         folder: of the run; it may not exist.
         world: this rank.
         order: the samples; None: those of the mixture.
-        accept_changes: the data may differ from those that the run started with.
+        accept_changes: the data and the base model may differ from those that the run started with.
         weights: read them; otherwise the network is on the meta device.
         wrap: applied to what makes training samples.
 
     Raises:
         VilaError: one of them does not open, or does not fit another.
     """
+    checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
+    found = checkpoints.newest()
+    base = world.first(lambda: _fingerprint_base(config, found, accept_changes=accept_changes))
     opened = _open_model(config, world, weights=weights)
     require_time_tokens(opened, config)
     order = open_order(config) if order is None else order
@@ -121,14 +127,23 @@ def prepare_run(
         order = CaptionDropout(order, config.data.caption_dropout, config.seed)
     encode = wrap(make_encoder(opened, config))
     evaluator = Evaluator.open(config, encode)
-    checkpoints = Checkpoints(folder.checkpoints, config.saving.keep, world)
-    found = checkpoints.newest()
     saved = None if found is None else found[1].plan
     plan = world.first(
         lambda: choose_plan(folder, config, order, encode, world.size, saved=saved, accept_changes=accept_changes)
     )
     require_divisible(world.size, plan.rows_per_step, plan.lanes)
-    return Prepared(opened, order, encode, evaluator, checkpoints, found, plan, row_length(config))
+    return Prepared(opened, order, encode, evaluator, checkpoints, found, base, plan, row_length(config))
+
+
+def _fingerprint_base(
+    config: TrainConfig, found: tuple[Path, Progress] | None, *, accept_changes: bool
+) -> dict[str, str]:
+    """Return the fingerprints of the base model. Raises `ConfigError` unless it is that of the checkpoint `found`."""
+    base = fingerprint_base(config.model)
+    if found is not None and found[1].base is not None and not accept_changes:
+        resume = "resume with the present ones (--accept-changes)"
+        require_same_base(config.model, found[1].base, base, resume, "choose another folder with --out")
+    return base
 
 
 def _open_model(config: TrainConfig, world: World, *, weights: bool) -> OpenedModel:

@@ -105,13 +105,14 @@ class Run:
         self._config, self._folder, self._world = config, folder, world
         self._reporter = Reporter(callbacks if world.is_first else ())
         prepared = prepare_run(config, folder, world, order, accept_changes=accept_changes)
-        world.first(lambda: folder.save_plan(prepared.plan))
         self._opened, self._evaluator, self._plan = prepared.opened, prepared.evaluator, prepared.plan
+        self._base = prepared.base
         self._checkpoints, self._row_length = prepared.checkpoints, prepared.row_length
         self._trainee = build_trainee(self._opened, config, world)
         self._flops = ModelFlops.of(self._opened.network)
         self._optimizer = make_optimizer(self._opened.network, config.optimizer, world.device)
         progress = self._resume(prepared.found)
+        world.first(lambda: folder.begin(config, self._plan, progress.step))  # nothing can be refused any more
         self.step, self._saved = progress.step, progress.step
         self._lanes, self._skipped = dict(progress.lanes), Counter(progress.skipped)
         self._truncated = progress.truncated
@@ -123,7 +124,6 @@ class Run:
         if found is not None:
             path, progress = found
             self._checkpoints.load(path, self._opened.network, self._optimizer)
-        self._world.first(lambda: self._folder.forget_after(progress.step))
         return progress
 
     def _load(self, order: Order, encode: SampleEncoder) -> RowLoader:
@@ -269,7 +269,12 @@ class Run:
             return
         lanes = {number: state for of_rank in self._world.gather(self._lanes) for number, state in of_rank.items()}
         progress = Progress(
-            step=self.step, lanes=lanes, skipped=self._skipped, truncated=self._truncated, plan=self._plan
+            step=self.step,
+            lanes=lanes,
+            skipped=self._skipped,
+            truncated=self._truncated,
+            plan=self._plan,
+            base=self._base,
         )
         self._world.first(lambda: self._folder.keep(self._config, self._plan))
         path = self._checkpoints.save(self._opened.network, self._optimizer, progress)

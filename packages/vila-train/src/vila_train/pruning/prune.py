@@ -1,6 +1,6 @@
 """`prune`: score the datasets of a mixture with two models, and write what to keep of each.
 
-OUT/settings.json                    the models and the data: other ones need another folder
+OUT/settings.json                    the models, their files, and the data: other ones need another folder
 OUT/DATASET.small.jsonl, .large.jsonl  the scores of both models, one line per sample
 OUT/DATASET.txt                      the samples to keep: train on `DATASET@OUT/DATASET.txt`
 """
@@ -24,6 +24,8 @@ from vila_core.cli.progress import NoProgress, Progress
 from vila_core.errors import ConfigError
 from vila_core.new_file import make_folder, write_file
 from vila_core.settings_changes import describe_changes
+from vila_train.base_model import fingerprint_base
+from vila_train.config import ModelConfig
 from vila_train.data.conversations import ConversationSource
 from vila_train.data.registry import open_registry
 from vila_train.data.subsets import write_subset
@@ -120,7 +122,7 @@ def _prune(
     device: str,
     progress: Progress,
 ) -> list[Pruned]:
-    _claim(out, options)
+    _claim(out, options, {name: len(source) for name, source in datasets.items()})
     scores: dict[str, dict[str, list[AnswerScore]]] = {name: {} for name in datasets}
     for role, path in (("small", options.small), ("large", options.large)):
         load = cache(partial(vila_core.load, path, device=device))
@@ -163,12 +165,23 @@ def _own_folder(out: Path) -> Path:
     return out
 
 
-def _claim(out: Path, options: PruneOptions) -> None:
-    """Note the models and the data. Raises `ConfigError` if the folder holds scores of others."""
-    chosen = json.loads(json.dumps({**asdict(options), "per_token": None}))
+def _claim(out: Path, options: PruneOptions, samples: Mapping[str, int]) -> None:
+    """Note the models and the data. Raises `ConfigError` if the folder holds scores of others.
+
+    Args:
+        out: the folder.
+        options: that name the models and the data.
+        samples: of each dataset.
+    """
+    models = {"small": options.small, "large": options.large}
+    files = {role: fingerprint_base(ModelConfig(path=path)) for role, path in models.items()}
+    noted = {"samples": samples, "files": files}
+    chosen = json.loads(json.dumps({**asdict(options), "per_token": None, **noted}))
     path = out / SETTINGS
-    if path.exists() and (changes := describe_changes(read_json(path), chosen)):
-        raise ConfigError(f"{out} holds scores of something else: {changes[0]}. Choose another --out.")
+    if path.exists() and any(file.stat().st_size for file in out.glob("*.jsonl")):
+        before = {**noted, **read_json(path)}  # an earlier version noted neither
+        if changes := describe_changes(before, chosen):
+            raise ConfigError(f"{out} holds scores of something else: {changes[0]}. Choose another --out.")
     write_file(path, json.dumps(chosen, indent=1) + "\n")
 
 
