@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vila_core.errors import OutputError
-from vila_core.new_file import make_folder, new_file, umask, write_file
+from vila_core.new_file import make_folder, new_file, open_log, umask, write_file
 
 
 def test_a_file_appears_with_its_whole_content(tmp_path: Path) -> None:
@@ -75,3 +75,29 @@ def test_other_errors_of_the_block_pass_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), new_file(tmp_path / "a"):
         raise ValueError("mine")
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_a_log_are_in_the_file_at_once(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("before\n")
+    with open_log(tmp_path / "log") as file:
+        file.write("grün\n")
+        assert (tmp_path / "log").read_bytes() == "before\ngrün\n".encode()
+    with open_log(tmp_path / "new"):
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "read pipe", "device", "folder"])
+def test_a_log_is_no_pipe(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    reader = None
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/null")
+    else:
+        os.mkfifo(path)
+        reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK) if kind == "read pipe" else None
+    with pytest.raises(OutputError, match=r"cannot be written: it is a (named pipe|device|folder), not a file"):
+        open_log(path)
+    if reader is not None:
+        os.close(reader)

@@ -1,4 +1,4 @@
-"""Writing a file completely or not at all: it gets its name only when everything in it is written."""
+"""Writing a file completely or not at all: it gets its name only when everything in it is written. And logs."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from vila_core.errors import OutputError
 from vila_core.file_contents import special_kind
@@ -45,6 +46,35 @@ def write_file(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def open_log(path: Path) -> TextIO:
+    """Open a text file (UTF-8) for adding lines, each of which is in the file at once. It never waits for a pipe.
+
+    Raises:
+        OutputError: it cannot be written, or is a device, a pipe or a folder.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)
+    try:
+        _require_replaceable(path)
+        descriptor = os.open(path, flags, 0o666)
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
+    file = os.fdopen(descriptor, "a", buffering=1, encoding="utf-8")
+    try:
+        _require_regular(os.fstat(descriptor))  # the same file as a moment ago?
+    except OSError as error:
+        file.close()
+        raise cannot_write(path, error) from error
+    return file
+
+
+def require_file(path: Path) -> None:
+    """Raise `OutputError` if `path` is a device, a pipe or a folder, in whose place no file can be written."""
+    try:
+        _require_replaceable(path)
+    except (OSError, ValueError) as error:
+        raise cannot_write(path, error) from error
+
+
 def make_folder(path: Path) -> None:
     """Create a folder and its parents if they are missing. Raises `OutputError`."""
     try:
@@ -75,11 +105,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _require_replaceable(path: Path) -> None:
-    try:
-        kind = special_kind(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return
-    if kind is not None:  # /dev/null too: replacing it would break the system
+    with contextlib.suppress(FileNotFoundError):
+        _require_regular(os.stat(path))
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if (kind := special_kind(status.st_mode)) is not None:  # /dev/null too: replacing it would break the system
         raise OSError(errno.EINVAL, f"it is {kind}, not a file")
 
 

@@ -22,16 +22,16 @@ from pydantic import ValidationError
 from vila_core.checkpoint.json_files import read_json
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.errors import CheckpointError, ConfigError, OutputError, SettingError, first_problem, warn
-from vila_core.new_file import cannot_write, make_folder, write_file
+from vila_core.new_file import cannot_write, make_folder, open_log, require_file, write_file
 from vila_core.settings_changes import describe_changes
 from vila_train.checkpoint_state import step_folders
 from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
 from vila_train.packing.lanes import Order, SampleEncoder
 from vila_train.plan import Plan, make_plan, resume_plan
-from vila_train.run_lock import is_unused, lock_number, only_run
+from vila_train.run_lock import LOCK, is_unused, lock_number, only_run
 from vila_train.step_log import forget_after, read_lines
-from vila_train.tracking.log import EVALUATION
+from vila_train.tracking.log import EVALUATION, LOG
 from vila_train.yaml_files import read_yaml
 
 RUN, PLAN, SKIPPED, CHECKPOINTS, MODEL = "run.yaml", "plan.json", "skipped.jsonl", "checkpoints", "model"
@@ -129,7 +129,7 @@ class RunFolder:
         if not lines or not self.path.exists():  # the folder was deleted: `keep` makes it again
             return
         try:
-            with (self.path / SKIPPED).open("a", encoding="utf-8") as file:
+            with open_log(self.path / SKIPPED) as file:
                 file.writelines(lines)
         except OSError as error:
             raise cannot_write(self.path / SKIPPED, error) from error
@@ -186,7 +186,17 @@ def require_own_folder(folder: RunFolder, config: TrainConfig, *, accept_changes
             _require_same(folder, config)
     else:
         require_unused(path)
-    if not folder.is_complete and folder.model.exists():  # before training, not after it
+    if not folder.is_complete:
+        _require_writable_names(folder)
+
+
+def _require_writable_names(folder: RunFolder) -> None:
+    """Raise `VilaError` if what a run writes cannot get its name. Known before training, not after it."""
+    for name in (RUN, PLAN, SKIPPED, LOG, EVALUATION, LOCK):
+        require_file(folder.path / name)
+    if folder.checkpoints.exists() and not folder.checkpoints.is_dir():
+        raise OutputError(f"'{folder.checkpoints}' is not a folder. Checkpoints are written there: move it away.")
+    if folder.model.exists():
         require_new(folder.model)
 
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vila_core.errors import ConfigError
-from vila_core.new_file import cannot_write, leftovers, remove_leftovers
+from vila_core.new_file import leftovers, open_log, remove_leftovers
 
 LOCK = ".lock"
 
@@ -22,11 +22,7 @@ def only_run(folder: Path) -> Generator[None]:
         ConfigError: another run is at work in the folder.
         OutputError: the folder cannot be written.
     """
-    try:
-        file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with file:
+    with open_log(folder / LOCK) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows both

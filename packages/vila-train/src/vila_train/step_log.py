@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, cast
 
+from vila_core.input_files import open_regular_file
 from vila_core.new_file import write_file
 
 
@@ -24,7 +26,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each line that is a record, with its end, and the record."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with TextIOWrapper(open_regular_file(path)[0], encoding="utf-8", errors="replace") as file:
         for line in file:
             try:
                 record = json.loads(line)

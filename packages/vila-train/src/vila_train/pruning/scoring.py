@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 from vila_core.cli.progress import Progress
-from vila_core.new_file import cannot_write, make_folder
+from vila_core.errors import ConfigError
+from vila_core.input_files import open_regular_file
+from vila_core.new_file import cannot_write, make_folder, open_log
 from vila_core.runtime import Vila
 from vila_train.data.bad_samples import as_skipped
 from vila_train.data.conversations import ConversationSource
@@ -61,7 +63,8 @@ def score_answers(
         threads: that load media and tokenize.
 
     Raises:
-        OutputError: `path` cannot be written.
+        ConfigError: `path` cannot be read.
+        OutputError: it cannot be written.
     """
     scores = {score.index: score for score in read_scores(path) if score.index < len(source)}
     missing = [index for index in range(len(source)) if index not in scores]
@@ -72,7 +75,7 @@ def score_answers(
     make_folder(path.parent)
     try:
         is_cut_off = _is_cut_off(path)
-        with path.open("a", encoding="utf-8", buffering=1) as file:
+        with open_log(path) as file:
             file.write("\n" if is_cut_off else "")
             for score in _scores(model, source, missing, max_length, threads):
                 file.write(json.dumps(vars(score)) + "\n")
@@ -85,10 +88,18 @@ def score_answers(
 
 
 def read_scores(path: Path) -> Iterator[AnswerScore]:
-    """Yield the scores in a file. Half a line, which a killed run leaves, and other damaged ones are left out."""
+    """Yield the scores in a file. Half a line, which a killed run leaves, and other damaged ones are left out.
+
+    Raises `ConfigError` if it cannot be read.
+    """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        with open_regular_file(path)[0] as file:
+            text = file.read().decode("utf-8", "replace")
+    except OSError as error:
+        raise ConfigError(f"'{path}' cannot be read: {error.strerror or error}.") from None
+    for line in text.splitlines():
         try:
             score = AnswerScore(**json.loads(line))
         except (ValueError, TypeError, RecursionError):

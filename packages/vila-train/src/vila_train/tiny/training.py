@@ -16,7 +16,7 @@ from vila_core.device_choice import choose_device
 from vila_core.errors import ConfigError
 from vila_core.language.decoder import Decoder
 from vila_core.model import VilaModel
-from vila_core.new_file import cannot_write
+from vila_core.new_file import cannot_write, open_log
 from vila_core.projectors import Projector
 from vila_core.projectors import reset_parameters as reset_projector
 from vila_core.strict_json import to_strict_json
@@ -109,12 +109,11 @@ def run(
     if (finished := folder.scores) is not None:
         return finished
     started = time.monotonic()
-    with only_run(folder.path), (options.out / LOG).open("a", encoding="utf-8") as file:
+    with only_run(folder.path), open_log(options.out / LOG) as file:
         save_tokenizer(folder.tokenizer)
 
         def log(record: Record) -> None:
             file.write(to_strict_json({**record, "elapsed": round(time.monotonic() - started, 1)}) + "\n")
-            file.flush()
             print(to_strict_json(record), flush=True)
 
         try:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
-from vila_core.new_file import cannot_write
+from vila_core.new_file import open_log
 from vila_core.strict_json import to_strict_json
 from vila_train.callbacks import NoCallback, RunStart, StepRecord
 from vila_train.step_log import forget_after
@@ -30,17 +30,14 @@ class JsonLog(NoCallback):
         self._folder = start.folder
         for name in (LOG, EVALUATION):
             forget_after(self._folder / name, start.first_step)
-        try:
-            self._file = (self._folder / LOG).open("a", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise cannot_write(self._folder / LOG, error) from error
+        self._file = open_log(self._folder / LOG)
 
     def on_step(self, record: StepRecord) -> None:
         if self._file is not None:
             self._file.write(to_strict_json(as_json(record)) + "\n")
 
     def on_evaluation(self, step: int, scores: Mapping[str, float]) -> None:
-        with (self._folder / EVALUATION).open("a", encoding="utf-8") as file:
+        with open_log(self._folder / EVALUATION) as file:
             file.write(to_strict_json({"step": step, "scores": scores}) + "\n")
 
     def on_end(self, step: int, reason: str) -> None:

@@ -4,12 +4,14 @@
 without its neighbors. Pictures stay encoded, as `{"bytes": …, "path": …}`.
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from vila_core.errors import listed, unknown_name
+from vila_core.input_files import Content, check_input
 from vila_core.plugins.lazy import optional_import
 from vila_train.data.conversations import SampleError
 from vila_train.errors import DatasetError
@@ -75,6 +77,7 @@ class TableRecords:
     def _open(self, library: Any) -> "datasets.Dataset":
         first = self.paths[0]
         if first.is_dir():
+            _require_files(first)
             try:
                 loaded = library.load_from_disk(str(first))
             except IndexError:  # how it says that there is no row
@@ -93,6 +96,13 @@ class TableRecords:
         if not filled:
             raise DatasetError(f"'{first}' has no rows.")
         return library.Dataset.from_parquet(filled, split="train")
+
+
+def _require_files(folder: Path) -> None:
+    """Raise `DatasetError` if something in a folder is not a file: `datasets` would wait for a pipe."""
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            check_input(path, max_bytes=sys.maxsize, error=DatasetError, advice="Remove it.", content=Content.ANY)
 
 
 def _encoded(feature: Any, library: Any) -> Any:
