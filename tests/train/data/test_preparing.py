@@ -123,6 +123,30 @@ def test_a_registry_keeps_its_other_sets(tmp_path: Path):
     assert list(read_registry(registry).datasets) == ["sharegpt4v_pretrain", "sharegpt4v_sft"]  # pyright: ignore
 
 
+def test_a_registry_keeps_its_mixtures(tmp_path: Path):
+    publish("sharegpt4v_pretrain", tmp_path)
+    (tmp_path / "vila-datasets.yaml").write_text("mixtures: {all: [sharegpt4v_pretrain*2]}")
+    registry = prepare_public_set("sharegpt4v_pretrain", tmp_path, None, decode=False).registry
+    assert read_registry(registry).mixtures == {"all": ("sharegpt4v_pretrain*2",)}
+    assert [*read_registry(registry).datasets] == ["sharegpt4v_pretrain"]
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [("mixtures: {coyo_25m: [a]}", "mixture that is called coyo_25m"), ("[]", "expected a mapping")],
+)
+def test_a_registry_that_cannot_be_extended_is_known_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str, problem: str
+):
+    publish("coyo_25m", tmp_path)
+    monkeypatch.setattr("vila_train.data.preparing.check_source", lambda *_: pytest.fail("samples were checked"))
+    registry = tmp_path / "vila-datasets.yaml"
+    registry.write_text(content)
+    with pytest.raises(DatasetError, match=problem):
+        prepare_public_set("coyo_25m", tmp_path, None, decode=False)
+    assert registry.read_text() == content
+
+
 def test_files_are_indexed_by_several_processes(tmp_path: Path):
     publish("coyo_25m", tmp_path)
     prepared = prepare_public_set("coyo_25m", tmp_path, None, decode=False, processes=2)

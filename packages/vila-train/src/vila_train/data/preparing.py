@@ -11,7 +11,7 @@ import numpy as np
 from vila_core.new_file import write_file
 from vila_train.data.checking import Findings, check_source
 from vila_train.data.conversations import ConversationSource
-from vila_train.data.entries import DatasetEntry
+from vila_train.data.entries import DatasetEntry, RegistryFile
 from vila_train.data.opening import open_dataset
 from vila_train.data.public_sets import find_public_set
 from vila_train.data.registry import read_registry
@@ -62,10 +62,15 @@ def prepare_public_set(
         on_sample: called after each.
 
     Raises:
-        DatasetError: its files are not there or damaged, or none of the checked samples can be used.
+        DatasetError: its files are not there or damaged, none of the checked samples can be used, or the folder has a
+            registry that is damaged or has a mixture of that name.
         OutputError: the registry cannot be written.
     """
     public = find_public_set(name)
+    registry = folder / REGISTRY
+    others = read_registry(registry) if registry.exists() else RegistryFile()  # before minutes of checking
+    if name in others.mixtures:
+        raise DatasetError(f"'{registry}' has a mixture that is called {name}. Rename it.")
     entry = public.locate(name, folder)
     source = open_dataset(name, entry, folder, build=lambda files: build_indexes(files, processes))
     start(len(source) if limit is None else min(limit, len(source)))
@@ -74,9 +79,7 @@ def prepare_public_set(
         raise DatasetError(f"No sample of {name} in '{folder}' can be used. The first: {findings.first[0]}")
     if public.evenly is not None and public.evenly < len(source):
         entry = _keep_evenly(name, entry, folder, source, public.evenly)
-    registry = folder / REGISTRY
-    others = dict(read_registry(registry).datasets) if registry.exists() else {}
-    write_registry(registry, {**others, name: entry})
+    write_registry(registry, others.model_copy(update={"datasets": {**others.datasets, name: entry}}))
     return Prepared(entry, registry, findings, (name, *(f"{name}@{subset}" for subset in entry.subsets)))
 
 
@@ -101,10 +104,10 @@ def _keep_evenly(name: str, entry: DatasetEntry, folder: Path, source: Conversat
     return entry.model_copy(update={"subsets": {subset: file}})
 
 
-def write_registry(path: Path, datasets: dict[str, DatasetEntry]) -> None:
+def write_registry(path: Path, content: RegistryFile) -> None:
     """Write a registry file. Raises `OutputError`."""
     import yaml
 
-    values = {name: entry.model_dump(mode="json", exclude_defaults=True) for name, entry in datasets.items()}
-    text = yaml.safe_dump({"datasets": values}, sort_keys=False, allow_unicode=True, width=120)
+    values = content.model_dump(mode="json", exclude_defaults=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
     write_file(path, f"# Written by vila-train data prepare. Paths are relative to this file.\n{text}")
