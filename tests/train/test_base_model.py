@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.train.loop_runs import Mixed, Recorder, micro_config, run, send_at
 from tests.train.test_exports import LORA, require_equal
 
-from vila_core.errors import ConfigError, VilaError
+import vila_core as vila
+from vila_core.errors import CheckpointError, ConfigError, VilaError
 from vila_train.base_model import fingerprint_base, require_same_base
 from vila_train.config import ModelConfig
 from vila_train.loop import export, train
@@ -90,6 +91,20 @@ def test_other_weights_are_refused_on_export_and_accepted_if_asked(
         export(out, tmp_path / "model", adapter_only=adapter_only)
     assert not (tmp_path / "model").exists()
     export(out, tmp_path / "model", adapter_only=adapter_only, accept_changes=True)
+
+
+def test_an_exported_adapter_knows_its_base(unfinished: tuple[Path, Path], tmp_path: Path):
+    base, out = unfinished
+    adapter = export(out, tmp_path / "adapter", adapter_only=True)
+    vila.load(adapter, device="cpu")
+    fine_tune(base / "llm/model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"'llm/model.safetensors' there is not the one .* MODEL, and --lora-path"
+    ):
+        vila.load(adapter, device="cpu")
+    vila.load(base, lora=adapter, device="cpu")
+    (adapter / "base_files.json").unlink()  # as another program writes it
+    vila.load(adapter, device="cpu")
 
 
 def test_another_tokenizer_or_config_is_refused(unfinished: tuple[Path, Path], tmp_path: Path):

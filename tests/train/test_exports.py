@@ -1,6 +1,7 @@
 """The models that runs write at their end and later: exact, complete or not there, and of the right base."""
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.train.loop_runs import in_processes, micro_config, read_losses, run
+from tests.train.loop_runs import in_processes, micro_config, read_losses, run, send_at
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import vila_core as vila
 from vila_core.checkpoint import convert
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, ConfigError
+from vila_train.cli import app
 from vila_train.loop import export
 
 LORA: dict[str, Any] = {"parts": ("vision_tower", "language_model"), "rank": 2, "dropout": 0.0}
@@ -113,6 +116,27 @@ def test_an_export_to_a_taken_folder_is_refused_before_the_model_is_read(
     monkeypatch.setattr("vila_train.loop.exporting.open_model", lambda *_: pytest.fail("the model was read"))
     with pytest.raises(CheckpointError, match="exists and is not empty"):
         export(trained / "run", tmp_path, adapter_only=adapter_only)
+
+
+def test_an_unfinished_run_does_not_become_complete_by_an_export(micro_checkpoint: Path, tmp_path: Path):
+    config, out = micro_config(micro_checkpoint), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, out, after=send_at(2, signal.SIGTERM))
+    (tmp_path / "link").symlink_to(out)
+    for model in (out / "model", tmp_path / "link/model"):
+        with pytest.raises(ConfigError, match=r"has done 2 of 6 steps: .* count as complete. Choose another folder"):
+            export(out, model)
+    assert [*run(config, out).losses] == [3, 4, 5, 6]
+    shutil.rmtree(out / "model")
+    assert export(out, out / "model") == out / "model"
+
+
+def test_an_export_loads_plugins_of_the_run(trained: Path, tmp_path: Path):
+    """Its model may need them."""
+    (tmp_path / "parts.py").write_text("print('loaded')\n")
+    out = tmp_path / "model"
+    result = CliRunner().invoke(app, ["export", str(trained / "run"), str(out), "--plugin", str(tmp_path / "parts.py")])
+    assert (result.exit_code, result.stdout.splitlines()) == (0, ["loaded", f"Wrote {out}."]), result.output
 
 
 @pytest.mark.parametrize("file", ["adapter_model.safetensors", "non_lora_trainables.bin"])

@@ -40,6 +40,17 @@ def _is_config(path: Path) -> bool:
     return any(map(matches, _BESIDE_WEIGHTS)) and not any(map(matches, (".*", *UNWANTED)))
 
 
+def weight_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return the fingerprint of each file of weights in the checkpoint's folder, by its relative name.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    files = sorted({entry.file for entry in checkpoint.weights.entries.values()})
+    inside = [file for file in files if file.is_relative_to(checkpoint.path)]
+    return {file.relative_to(checkpoint.path).as_posix(): file_fingerprint(file) for file in inside}
+
+
 def file_fingerprint(path: Path) -> str:
     """Return a digest of a model's file, wherever it is: of its size, and of all or a part of its bytes.
 

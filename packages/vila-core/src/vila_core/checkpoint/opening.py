@@ -16,7 +16,9 @@ from vila_core.plugins.registration import Plugins
 
 ADAPTER_CONFIG = "adapter_config.json"
 NON_LORA_WEIGHTS = "non_lora_trainables.bin"
-"""Files of a LoRA adapter: peft's config, and the reference implementation's weights that were trained in full."""
+BASE_FILES = "base_files.json"
+"""Files of a LoRA adapter: peft's config, the reference implementation's weights that were trained in full, and the
+fingerprints of the weights that it was trained on, which `vila-train` writes."""
 
 
 def open_checkpoint(

@@ -2,6 +2,7 @@
 
 adapter_config.json         peft's settings, and which model the adapter was trained on
 adapter_model.safetensors   LoRA factors, or normalization layers
+base_files.json             fingerprints of that model's weights, if they are known
 non_lora_trainables.bin     weights of other parts that were trained in full
 """
 
@@ -15,8 +16,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save
 from torch import Tensor
 
-from vila_core.checkpoint.new_folder import new_folder
-from vila_core.checkpoint.opening import NON_LORA_WEIGHTS
+from vila_core.checkpoint.new_folder import new_folder, write_json
+from vila_core.checkpoint.opening import BASE_FILES, NON_LORA_WEIGHTS
 from vila_core.checkpoint.tensors.lora import Adapter, LoraFactors
 from vila_core.errors import listed
 from vila_core.model import VilaModel
@@ -36,6 +37,8 @@ def save_adapter(
     base: str | Path,
     folder: Path,
     tensors: Mapping[str, Tensor] | None = None,
+    *,
+    base_files: Mapping[str, str] | None = None,
 ) -> None:
     """Write what was trained to `folder`, which `vila_core.load` opens, completely or not at all.
 
@@ -45,6 +48,7 @@ def save_adapter(
         base: the model that was trained on, a folder or hub id; recorded in the files.
         folder: a folder that does not exist yet, or is empty.
         tensors: the network's state dict, if its parameters are sharded.
+        base_files: `weight_fingerprints` of the model that was trained on.
 
     Raises:
         CheckpointError: `folder` is not empty, or cannot be written.
@@ -70,6 +74,8 @@ def save_adapter(
             content = io.BytesIO()
             torch.save(rest, content)
             (partial / NON_LORA_WEIGHTS).write_bytes(content.getbuffer())
+        if base_files is not None:
+            write_json(partial / BASE_FILES, base_files)
         _settings(network, config, base).save_pretrained(str(partial))
 
 

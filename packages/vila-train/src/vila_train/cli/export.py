@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vila_core.cli.options import Plugin, load_plugin_files
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
@@ -32,6 +34,7 @@ def export(
             "--accept-changes", metavar="", help="Export even if the model that training started from has changed."
         ),
     ] = False,
+    plugin: Plugin = None,
 ) -> None:
     """Write the newest checkpoint of a run as a model that `vila`, `vila-quant` and `vila-serve` read.
 
@@ -39,6 +42,7 @@ def export(
     """
     from vila_train.loop import export as export_run
 
+    load_plugin_files(plugin)
     export_run(
         run.expanduser(),
         out.expanduser(),

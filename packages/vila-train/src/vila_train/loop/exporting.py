@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from vila_core.checkpoint import save_checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
+from vila_core.checkpoint.fingerprints import weight_fingerprints
 from vila_core.checkpoint.new_folder import require_new
 from vila_core.device_choice import DTYPES
 from vila_core.errors import CheckpointError, ConfigError
@@ -48,8 +49,8 @@ def export(
             started from.
 
     Raises:
-        ConfigError: `run` is not the folder of a run or has no adapter to write, the dtype is unknown, or the model
-            that training started from has changed.
+        ConfigError: `run` is not the folder of a run or has no adapter to write, the dtype is unknown, the model that
+            training started from has changed, or `out` is where a run that is not complete writes its model.
         TrainingError: it has no intact checkpoint.
         CheckpointError: the model that training started from is missing, or `out` is not empty or cannot be written.
     """
@@ -62,6 +63,7 @@ def export(
     world = World(0, 1, torch.device("cpu"))
     checkpoints = Checkpoints(RunFolder(run).checkpoints, config.saving.keep, world)
     found = _newest(checkpoints, run)
+    _require_other_folder(RunFolder(run), out, found[1].step)
     try:
         if found[1].base is not None and not accept_changes:
             advice = "combine it with the present ones (--accept-changes)"
@@ -78,6 +80,15 @@ def export(
         return out
     export_model(opened, out, world, adapter=config.adapter, format=format, dtype=dtype)
     return out
+
+
+def _require_other_folder(run: RunFolder, out: Path, step: int) -> None:
+    """Raise `ConfigError` for the model of the run itself, before its last step: it would count as complete."""
+    if out.resolve() == run.model.resolve() and run.plan is not None and step < run.plan.total_steps:
+        raise ConfigError(
+            f"{out} is where the run writes its model at its end, and it has done {step:,} of "
+            f"{run.plan.total_steps:,} steps: with a model there it would count as complete. Choose another folder."
+        )
 
 
 def _newest(checkpoints: Checkpoints, run: Path) -> tuple[Path, Progress]:
@@ -109,7 +120,9 @@ def _write_adapter(opened: OpenedModel, config: TrainConfig, out: Path) -> None:
     from vila_train.adapters import save_adapter
 
     assert config.adapter is not None
-    save_adapter(opened.network, config.adapter, config.model.path or EMBEDDED_MODEL, out)
+    base = config.model.path or EMBEDDED_MODEL
+    files = None if opened.base is None or opened.base.adapter is not None else weight_fingerprints(opened.base)
+    save_adapter(opened.network, config.adapter, base, out, base_files=files)
 
 
 def has_rounded_weights(network: VilaModel, config: TrainConfig) -> bool:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import opening
 from vila_core.checkpoint.checkpoint import Checkpoint, require_mergeable
-from vila_core.checkpoint.json_files import Section, read_section
-from vila_core.checkpoint.opening import ADAPTER_CONFIG, find_folder, is_adapter
+from vila_core.checkpoint.fingerprints import weight_fingerprints
+from vila_core.checkpoint.json_files import Section, read_json, read_section
+from vila_core.checkpoint.opening import ADAPTER_CONFIG, BASE_FILES, find_folder, is_adapter
 from vila_core.checkpoint.tensors.headers import TensorEntry
-from vila_core.errors import CheckpointError
+from vila_core.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +114,8 @@ def find_source(
         offline: only use what is in the hub's cache.
 
     Raises:
-        CheckpointError: the model is missing, the adapter's base is unknown or missing, or there are two adapters.
+        CheckpointError: the model is missing, the adapter's base is unknown, missing or no longer the one that it was
+            trained on, or there are two adapters.
     """
     folder = find_folder(model, revision=revision, token=token, offline=offline)
     if not is_adapter(folder):
@@ -141,7 +143,22 @@ def find_source(
         raise CheckpointError(
             f"The base of {model}, {base}, is itself an adapter. Merge that first: vila convert --lora-path."
         )
+    _require_same_base(folder, whole)
     return whole, folder
+
+
+def _require_same_base(adapter: Path, base: Path) -> None:
+    """Raise `CheckpointError` if the weights in `base` are not those that the adapter notes."""
+    if not (adapter / BASE_FILES).exists():
+        return
+    before, now = read_json(adapter / BASE_FILES), weight_fingerprints(opening.open_checkpoint(base))
+    changed = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+    if changed is not None:
+        raise CheckpointError(
+            f"{adapter} is an adapter of {base}, but {shown(changed)} there is not the one that it was trained on. "
+            f"Put that file back; or, to use the adapter with the present weights, pass {base} as MODEL, and "
+            f"--lora-path {adapter}."
+        )
 
 
 def _two_adapters(model: str | Path, lora: str | Path) -> CheckpointError:
