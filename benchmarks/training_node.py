@@ -17,8 +17,9 @@ Random weights of NVILA-8B's shapes, and packed rows of up to `--row-length` tok
 
 `--table` compares numbers of GPUs. Efficiency is the tokens per second and GPU over those of two GPUs; the goal with
 eight is 0.93. Full training of 8B takes 16 bytes a weight, 130 GB in all, and a checkpoint 12 bytes, 97 GB: with
-`--layers`, the language model has fewer layers, for one GPU or a small disk. Rates in GB/s tell how long a larger
-checkpoint takes.
+`--layers`, the language model has fewer layers, for one GPU or a small disk. With half of them, two GPUs keep as much
+of the state each as four do with all, which leaves memory for activations that are kept (`--recompute none`). Rates in
+GB/s tell how long a larger checkpoint takes.
 
 The exit code is 0 if these checks pass, else 1: the trained parts of a stage change, and the frozen ones do not; its
 losses are finite; the losses after loading a checkpoint are those of the run that wrote it (within `TOLERANCE` of
@@ -59,7 +60,7 @@ STAGES = {
     "pretrain": nvila.pretrain,
 }
 PARTS = (*STAGES, "checkpoint")
-SAME_CASE = ("part", "shapes", "layers", "row_length", "rows_per_gpu", "precision")
+SAME_CASE = ("part", "shapes", "layers", "row_length", "rows_per_gpu", "recompute", "precision")
 """Fields of lines that are compared."""
 Figures = dict[str, object]
 
@@ -95,7 +96,8 @@ def base_case(arguments: argparse.Namespace, world: World) -> Case:
     """Return what the parts of a run have in common."""
     on_cuda = world.device.type == "cuda"
     precision: Literal["bf16", "fp32"] = "bf16" if on_cuda else "fp32"
-    compute = SAVING.model_copy(update={"precision": precision, "compile": on_cuda})
+    changes = {"precision": precision, "compile": on_cuda, "activation_checkpointing": arguments.recompute}
+    compute = SAVING.model_copy(update=changes)
     length = arguments.row_length or (1024 if arguments.shapes == "tiny" else 8192)
     return Case(arguments.shapes, compute, tune=ALL, layers=arguments.layers, row_length=length, rows=arguments.rows)
 
@@ -161,7 +163,8 @@ def _report_part(part: str, case: Case, world: World, out: Path, result: tuple[F
     figures, problem = result
     line: Figures = {
         "part": part, "shapes": case.shape, "layers": case.layers, "gpus": world.size, "rows_per_gpu": case.rows,
-        "row_length": case.row_length, "precision": case.compute.precision, **figures,
+        "row_length": case.row_length, "recompute": case.compute.activation_checkpointing,
+        "precision": case.compute.precision, **figures,
     }  # fmt: skip
     if world.is_first:
         report(line if problem is None else line | {"error": problem}, out)
@@ -171,14 +174,15 @@ def _report_part(part: str, case: Case, world: World, out: Path, result: tuple[F
 def table(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the speeds of `lines` on several numbers of GPUs; of equal cases, the last counts."""
     newest = {(*(line[key] for key in SAME_CASE), line["gpus"]): line for line in lines if "tokens_per_second" in line}
-    head = ["part", "layers", "row", "GPUs", "tok/s/GPU", "of two GPUs", "of ceiling", "peak GB", "of estimate"]
-    rows = [head]
+    head = ["part", "layers", "row", "recompute", "GPUs", "tok/s/GPU", "of two GPUs", "of ceiling", "peak GB"]
+    rows = [[*head, "of estimate"]]
     for (*case, gpus), line in sorted(newest.items(), key=lambda item: (*map(str, item[0][:-1]), item[0][-1])):
         pair = newest.get((*case, 2))
         efficiency = None if pair is None else round(line["tokens_per_second"] / pair["tokens_per_second"], 3)
         figures = (gpus, line["tokens_per_second"], efficiency, line["of_ceiling"], line["peak_gb"])
-        own = (line["part"], line["layers"] or "all", line["row_length"], *figures, line["peak_of_estimate"])
-        rows.append(["-" if value is None else str(value) for value in own])
+        own = (line["part"], line["layers"] or "all", line["row_length"], line["recompute"])
+        cells = (*own, *figures, line["peak_of_estimate"])
+        rows.append(["-" if value is None else str(value) for value in cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)
 
@@ -201,6 +205,7 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shapes", default="nvila-8b", choices=("tiny", "nvila-2b", *LANGUAGE_SHAPES))
     parser.add_argument("--layers", type=int, help="of the language model (default: all)")
     parser.add_argument("--row-length", type=int, help="tokens (default: 8192; tiny: 1024)")
+    parser.add_argument("--recompute", default="full", choices=("none", "linears", "full"), help="default: full")
     parser.add_argument("--rows", type=int, default=2, help="of each GPU in a step")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of sft")
     parser.add_argument("--stage-steps", type=int, default=50, help="steps of each other stage")

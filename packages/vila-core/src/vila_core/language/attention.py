@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vila_core.language import cudnn_packed
 from vila_core.language.cache import SlotCache
 from vila_core.language.packed import PackedSequences
 from vila_core.ops.support import refusal
@@ -129,13 +130,15 @@ def attend_packed(
 def _attend_varlen(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, packed: PackedSequences, window: int | None
 ) -> torch.Tensor:
+    # Squeezed, not indexed: the gradient of an index is a copy into zeros.
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # [T, H, D_h], [T, H_kv, D_h] twice
+    if window is None and (out := cudnn_packed.attend(q, k, v, packed)) is not None:
+        return out.transpose(0, 1)[None]
     from torch.nn.attention.varlen import varlen_attn  # imported here because it takes a second
 
     # PyTorch 2.11 does not check the number of heads; its kernel takes groups, forwards and backwards.
     grouped = q.shape[1] != k.shape[1] and _varlen_takes_groups()
     groups: dict[str, Any] = {"enable_gqa": True} if grouped else {}
-    # Squeezed, not indexed: the gradient of an index is a copy into zeros.
-    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # [T, H, D_h], [T, H_kv, D_h] twice
     longest, back = max(packed.lengths), -1 if window is None else window - 1
     out = varlen_attn(q, k, v, packed.bounds, packed.bounds, longest, longest, window_size=(back, 0), **groups)
     assert isinstance(out, torch.Tensor)
