@@ -40,6 +40,7 @@ SERVE_EXTRAS = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")  
 SERVE_TEST_TOOLS = ("openai", "schemathesis", *SERVE_EXTRAS)
 PAGE_TEST_TOOLS = ("pytest", "selenium", "pyyaml", "hatchling")
 LMMS_EVAL_IMPORTS = ("accelerate", "evaluate", "sacrebleu", "loguru", "tenacity", "pytz", "aiohttp")
+DESCRIPTION = "A purple triangle (top), a black cross (center)."  # what the demo draws
 OWN_SESSIONS = (
     "timm",
     "lmms_eval",
@@ -78,7 +79,7 @@ def core(session: nox.Session) -> None:
 
 @nox.session(requires=["core"], venv_backend="none")
 def demo(session: nox.Session) -> None:
-    """Ask the embedded model about the bundled images and video, and check its answers."""
+    """Ask the embedded model about the bundled images and video, let the other one draw, and check both."""
     media = Path("examples/media")
     wrong: list[str] = []
     for case in json.loads((media / "questions.json").read_text(encoding="utf-8")):
@@ -87,6 +88,9 @@ def demo(session: nox.Session) -> None:
         session.log(f"{' + '.join(case['media'])}: {case['text']}\n\n    {answer}\n")
         if answer != case["answer"]:
             wrong.append(f"{case['text']} Got {answer!r}, expected {case['answer']!r}.")
+    wanted, found = draw_described_things(session)
+    if found != wanted:
+        wrong.append(f"Drawn are {found}, expected {wanted}.")
     if wrong:
         session.error("\n".join(wrong))
 
@@ -259,7 +263,7 @@ def build(session: nox.Session) -> None:
     run(session, clean / "bin" / "python", *install, *TESTED_SET, *wheels)
     for name in DISTRIBUTIONS:
         try_distribution(session, name, clean / "bin")
-    try_embedded_model(session, clean / "bin")
+    try_embedded_models(session, clean / "bin")
     shutil.rmtree(clean)
 
 
@@ -332,6 +336,20 @@ def run(session: nox.Session, program: Path, *arguments: str, **options: Any) ->
     return str(session.run(str(program), *arguments, external=True, stderr=None, **options))
 
 
+def draw_described_things(session: nox.Session) -> tuple[list[str], list[str]]:
+    """Let the embedded model that draws do so. Return the things described, and those read from the pixels, sorted."""
+    picture = Path(session.create_tmp()).resolve() / "drawn.png"
+    drawing = ("-m", "vila-tiny-u", DESCRIPTION, "--generate", "image", "--seed", "0", "--out", str(picture))
+    run(session, core_programs(session) / "vila-infer", *drawing, silent=True, env=ONE_THREAD)
+    reading = "import sys, PIL.Image; from vila_train.tiny.world.reading import read_things; "
+    reading += "print(*read_things(PIL.Image.open(sys.argv[1])), sep=', ')"
+    world = {"PYTHONPATH": str(Path("packages/vila-train/src").resolve())}  # `core` has vila-core only
+    read = run(session, core_programs(session) / "python", "-c", reading, str(picture), silent=True, env=world).strip()
+    session.log(f"{DESCRIPTION}\n\n    {picture}: {read}\n")
+    described = re.sub(r"\ban? ", "", DESCRIPTION.lower().rstrip("."))
+    return sorted(described.split(", ")), sorted(read.split(", "))
+
+
 def share_core(session: nox.Session, python: Path | None = None) -> None:
     """Make the packages of the environment `core` importable in that of `python` (default: the session's)."""
     where = "import sysconfig; print(sysconfig.get_path('purelib'))"
@@ -366,8 +384,8 @@ def follow_readme(session: nox.Session, distribution: str) -> None:
     shutil.rmtree(fresh)
 
 
-def try_embedded_model(session: nox.Session, programs: Path) -> None:
-    """Check that the installed vila-core contains every file of the embedded model, and that the model answers."""
+def try_embedded_models(session: nox.Session, programs: Path) -> None:
+    """Check that the installed vila-core contains every file of the embedded models, and that they answer and draw."""
     source = Path("packages/vila-core/src/vila_core/assets")
     expected = sorted(str(path.relative_to(source)) for path in source.rglob("*") if path.is_file())
     where = "import vila_core; print(vila_core.__file__)"
@@ -379,6 +397,8 @@ def try_embedded_model(session: nox.Session, programs: Path) -> None:
             session.error(f"The wheel's assets differ from the source's: {sorted(set(installed) ^ set(expected))}")
         question = ("--media", str(image), "--text", "What is in the picture?")
         run(session, programs / "vila-infer", *question, env=ONE_THREAD)
+        drawing = ("-m", "vila-tiny-u", DESCRIPTION, "--generate", "image", "--out", "drawn.png")
+        run(session, programs / "vila-infer", *drawing, env=ONE_THREAD)
 
 
 def substitute(path: Path, pattern: str, replacement: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import vila_core as vila
 from vila_core.checkpoint.description import name_checkpoint
+from vila_core.checkpoint.embedded import EMBEDDED_MODELS
 from vila_core.config import PreprocessConfig
 from vila_core.engine.completion import Completion, Timings, Usage
 from vila_core.engine.sampling import GenerationConfig
@@ -247,11 +248,20 @@ def test_unnamed_model_says_that_it_is_the_demo() -> None:
     assert caught[0].filename == __file__
 
 
-def test_a_folder_named_like_the_embedded_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "vila-tiny").mkdir()
+@pytest.mark.parametrize("name", EMBEDDED_MODELS)
+def test_a_folder_named_like_an_embedded_model_comes_first(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="is empty"):
-        vila.load("vila-tiny")
+        vila.load(name)
+
+
+@pytest.mark.parametrize("name", ["vila-tiny-v", "vila-tiny-u ", "VILA-tiny"])
+def test_names_like_those_of_embedded_models(name: str) -> None:
+    with pytest.raises(CheckpointError, match="Embedded models: vila-tiny, vila-tiny-u"):
+        vila.load(name)
 
 
 def test_namespace_has_only_public_names() -> None:

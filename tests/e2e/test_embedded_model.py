@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import vila_core as vila
+from vila_core.checkpoint.embedded import EMBEDDED_MODELS
 from vila_core.media import open_media
 
 MEDIA = Path(__file__).parents[2] / "examples" / "media"
@@ -54,10 +55,11 @@ def test_vila_infer_reads_a_pipe_explains_and_prints_json(tmp_path: Path) -> Non
     assert (tmp_path / "vila-explain.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_info_and_doctor_find_the_embedded_model(tmp_path: Path) -> None:
+def test_info_and_doctor_find_the_embedded_models(tmp_path: Path) -> None:
     info = json.loads(program("main", "info", "--json", folder=tmp_path).stdout)
     assert 4_000_000 < info["parameters"] < 16_000_000
     assert info["license"] is not None
     assert info["chat_template"] != "none stated: name one with --conv-mode"
     findings = json.loads(program("main", "doctor", "--json", folder=tmp_path).stdout)["findings"]
-    assert next(finding["status"] for finding in findings if finding["name"] == "vila-tiny") == "ok"
+    status = {finding["name"]: finding["status"] for finding in findings}
+    assert [status[name] for name in EMBEDDED_MODELS] == ["ok", "ok"]

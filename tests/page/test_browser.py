@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import httpx2
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
@@ -277,18 +278,16 @@ def test_the_page_of_the_api_shows_every_route(open_page: Callable[..., Browser]
     assert page.complaints() == []
 
 
+def shoot(page: Browser, name: str) -> None:
+    """Write a picture of the docs: what the page shows, in few colors."""
+    path = Path(os.environ["VILA_SCREENSHOTS"]) / f"{name}.png"
+    page.driver.save_screenshot(str(path))
+    Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    assert path.stat().st_size < 150_000
+
+
 @pytest.mark.skipif("VILA_SCREENSHOTS" not in os.environ, reason="draws the pictures of the docs")
 def test_screenshots(open_page: Callable[..., Browser]):
-    from PIL import Image
-
-    folder = Path(os.environ["VILA_SCREENSHOTS"])
-
-    def shoot(page: Browser, name: str) -> None:
-        path = folder / f"{name}.png"
-        page.driver.save_screenshot(str(path))
-        Image.open(path).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
-        assert path.stat().st_size < 150_000
-
     wide: dict[str, Any] = {"size": WIDE}
     page = open_page(**wide)
     page.attach("scene.png", "motion.mp4")

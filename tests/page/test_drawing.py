@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import PIL.Image
 import pytest
 from tests.page.conftest import API, PageClient, apply, serving
-from tests.page.test_browser import CHROMEDRIVER, CHROMIUM, WIDE, Browser, wait
+from tests.page.test_browser import CHROMEDRIVER, CHROMIUM, WIDE, Browser, shoot, wait
 from tests.running_server import RunningServer
 
 import vila_core
@@ -165,10 +166,24 @@ def test_drawing_in_a_browser(drawing: RunningServer):
         assert not any(button.is_displayed() for button in page.all("#chat button[aria-label=Share]"))
         assert page.overflow() <= 0
         assert page.complaints() == []
-        if folder := os.environ.get("VILA_SCREENSHOTS"):
-            page.driver.save_screenshot(str(Path(folder) / "chat-page-drawing.png"))
         page.all("#language label")[1].click()
         wait(lambda: page.one("#box textarea").get_attribute("placeholder") == CHINESE.draw)
         assert [label.text for label in page.all("#mode label")] == [CHINESE.mode_ask, CHINESE.mode_draw]
     finally:
         page.driver.quit()
+
+
+@pytest.mark.skipif("VILA_SCREENSHOTS" not in os.environ, reason="draws the pictures of the docs")
+def test_screenshots_of_drawing():
+    with serving(vila_core.load("vila-tiny-u", device="cpu")) as server:
+        page = Browser(server.url, WIDE, dark=False)
+        try:
+            page.all("#mode label")[1].click()
+            wait(lambda: page.one("#box textarea").get_attribute("placeholder") == ENGLISH.draw)
+            page.ask("A purple triangle (top), a black cross (center), an orange star (bottom right).")
+            wait(lambda: "tokens of pictures" in page.status)
+            wait(lambda: page.one("#chat .bot.message img").size["width"] >= 32)
+            time.sleep(1)
+            shoot(page, "chat-page-drawing")
+        finally:
+            page.driver.quit()

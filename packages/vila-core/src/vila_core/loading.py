@@ -73,8 +73,8 @@ def load(
         model = vila_core.load("Efficient-Large-Model/NVILA-8B", num_video_frames=16)
 
     Args:
-        path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is the
-            embedded demo model, which only knows drawn shapes.
+        path: folder or hub id of a checkpoint in any registered format; "vila-tiny" (or None, with a warning) is
+            the embedded demo model, which only knows drawn shapes; "vila-tiny-u" is one that also draws them.
         device: "cuda", "cpu", "cuda:1", …; "auto" uses a GPU if there is one.
         device_map: "auto" splits a model that one GPU cannot hold by layers, over as few GPUs as hold it; a list of
             devices uses those. "tensor" lets all GPUs compute every token together, which decodes faster; "tensor:" and

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from vila_core.checkpoint.checkpoint import Checkpoint
-from vila_core.checkpoint.embedded import EMBEDDED_MODEL, embedded_model
+from vila_core.checkpoint.embedded import EMBEDDED_MODELS, embedded_model
 from vila_core.checkpoint.formats.vila import quantization_at
 from vila_core.checkpoint.json_files import read_section
 from vila_core.errors import CheckpointError, PluginError, shown
@@ -71,12 +71,12 @@ def find_folder(
 ) -> Path:
     """Return the folder at a path, or the snapshot of a hub id in the cache (downloading it unless `offline`).
 
-    "vila-tiny" is the embedded model. An address (https://huggingface.co/owner/name, hf://owner/name) counts as the hub
-    id in it. `kind` of folder ("checkpoint", "LoRA adapter") is for errors.
+    A name in `EMBEDDED_MODELS` is that model. An address (https://huggingface.co/owner/name, hf://owner/name) counts as
+    the hub id in it. `kind` of folder ("checkpoint", "LoRA adapter") is for errors.
     """
     path = _expand(path_or_hub_id)
-    if str(path_or_hub_id) == EMBEDDED_MODEL and not path.exists():
-        path = embedded_model()
+    if str(path_or_hub_id) in EMBEDDED_MODELS and not path.exists():
+        path = embedded_model(str(path_or_hub_id))
     if os.path.exists(path):  # False for an impossible name
         if revision is not None:
             raise CheckpointError(f"'{path_or_hub_id}' is a folder; 'revision' is for hub ids. Leave it out.")
@@ -93,8 +93,10 @@ def find_folder(
         hint = (
             f" Did you mean '{OWNER}/{name}'?" if name.lower().startswith(("nvila-", "vila1.5-", "longvila-")) else ""
         )
+        embedded = f" Embedded models: {', '.join(EMBEDDED_MODELS)}." if kind == "checkpoint" else ""
         raise CheckpointError(
-            f"No folder {shown(name, 300)}. Give the folder of a {kind} or a hub id such as 'owner/name'.{hint}"
+            f"No folder {shown(name, 300)}. Give the folder of a {kind} or a hub id such as 'owner/name'."
+            f"{embedded}{hint}"
         )
     repo_id, stated = found
     if revision is not None and stated not in (None, revision):

@@ -211,21 +211,22 @@ def _nvidia_driver() -> str | None:
 def _examine_model() -> Iterator[Finding]:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from vila_core.checkpoint.embedded import embedded_model
+    from vila_core.checkpoint.embedded import EMBEDDED_MODELS, embedded_model
     from vila_core.checkpoint.opening import open_checkpoint
     from vila_core.errors import VilaError
 
-    try:
-        open_checkpoint(embedded_model())
-        yield Finding("models", "vila-tiny", "ok", "the embedded model is installed")
-    except VilaError as error:
-        yield Finding(
-            "models",
-            "vila-tiny",
-            "missing",
-            f"the embedded model is damaged: {error}",
-            "pip install --force-reinstall --no-deps vila-core",
-        )
+    for name in EMBEDDED_MODELS:
+        try:
+            open_checkpoint(embedded_model(name))
+            yield Finding("models", name, "ok", "the embedded model is installed")
+        except VilaError as error:
+            yield Finding(
+                "models",
+                name,
+                "missing",
+                f"the embedded model is damaged: {error}",
+                "pip install --force-reinstall --no-deps vila-core",
+            )
     yield Finding("models", "hub cache", "ok", HF_HUB_CACHE)
 
 

@@ -46,7 +46,7 @@ vila-infer --media before.png after.png --text "What changed?" --json
 
 echo "Read the text." | vila-infer page.png --json-schema answer.json
 
-vila-infer -m mit-han-lab/vila-u-7b-256 "A snowy mountain." --generate image --out mountain.png
+vila-infer -m vila-tiny-u "A red circle (top)." --generate image --out circle.png
 
 vila-infer chart.png "Which bar is highest?" --explain [dim]# draws the tiles[/dim]
 """
