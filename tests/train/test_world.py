@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vila_train.tiny.world import CAPTIONS, DRAWINGS, TASKS, TINY_U_CAPTIONS, make_sample
+from vila_train.tiny.world import APART, CAPTIONS, DRAWINGS, TASKS, TINY_U_CAPTIONS, make_sample
 from vila_train.tiny.world.combinations import (
     COLORS,
     SHAPES,
@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import world_oracle
 
 SOURCES = [*TASKS, *CAPTIONS]
-ALL_SOURCES = [*SOURCES, *DRAWINGS, *TINY_U_CAPTIONS]
-OF_COMBINATIONS = [source for source in ALL_SOURCES if source != "caption_shapes"]
+ALL_SOURCES = [*SOURCES, *DRAWINGS, *TINY_U_CAPTIONS, *APART]
+OF_UNNAMED = ("caption_shapes", "place_of_shape")
+OF_COMBINATIONS = [source for source in ALL_SOURCES if source not in OF_UNNAMED]
 
 
 def split_of(combination: str) -> Split:
@@ -73,13 +74,41 @@ def test_training_never_shows_held_out_combinations(source: str) -> None:
         assert {split_of(combination) for combination in sample.combinations} == {"train"}, sample
 
 
-def test_shapes_in_other_colors_are_no_combinations() -> None:
+@pytest.mark.parametrize("source", OF_UNNAMED)
+def test_shapes_in_other_colors_are_no_combinations(source: str) -> None:
     for index in range(100):
-        (scene,) = make_sample("train", "caption_shapes", index).scenes
+        (scene,) = make_sample("train", source, index).scenes
         for thing in scene.things:
             nearest = min(math.dist(thing.rgb, color) for color in COLORS.values())
             assert nearest > 80  # a shade is at most 25 away
             assert math.dist(thing.rgb, scene.background) > 90
+
+
+def test_held_out_pairs_can_be_a_hint_or_not() -> None:
+    def is_hinted(source: str, index: int) -> bool:
+        sample = make_sample("train", source, index)
+        (scene,) = sample.scenes
+        color, shape = sample.subject.split()
+        rest = [thing for thing in scene.things if thing.name != sample.subject]
+        swapped = [(one.color, shape) if sample.kind == "color" else (color, one.shape) for one in rest]
+        assert world_oracle.answer(sample) == sample.answer
+        return any(object_split(*pair) != "train" for pair in swapped)
+
+    assert any(is_hinted("attribute", index) for index in range(100))
+    assert not any(is_hinted("attribute_without_hints", index) for index in range(400))
+
+
+def test_places_of_shapes() -> None:
+    kinds: set[str] = set()
+    for index in range(200):
+        sample = make_sample("train", "place_of_shape", index)
+        (scene,) = sample.scenes
+        (asked,) = [thing for thing in scene.things if thing.shape == sample.subject]
+        told = {asked.shape, world_oracle.cell(asked)}
+        assert sample.answer in told
+        assert any(f"the {one}" in sample.question for one in told - {sample.answer})
+        kinds.add(sample.kind)
+    assert kinds == {"where", "what"}
 
 
 @pytest.mark.parametrize("source", OF_COMBINATIONS)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
-from vila_train.tiny.world import captions, drawings, several, single, videos
+from vila_train.tiny.world import apart, captions, drawings, several, single, videos
 from vila_train.tiny.world.combinations import Split
 from vila_train.tiny.world.scenes import Sample
 
@@ -69,7 +69,14 @@ TINY_U_CAPTIONS: dict[str, Callable[[random.Random, Split], Sample]] = {
 """Descriptions that only vila-tiny-u trains on."""
 
 
+APART: dict[str, Callable[[random.Random, Split], Sample]] = {
+    "attribute_without_hints": partial(single.attribute, hints=False),
+    "place_of_shape": apart.place_of_shape,
+}
+"""Questions that teach colors and shapes apart, used only for training."""
+
+
 def make_sample(split: Split, task: str, index: int) -> Sample:
     """Return sample `index` of a source: a task, captions or drawings. Raises `KeyError` for an unknown name."""
-    make = (TASKS | ASKED_FIRST | CAPTIONS | DRAWINGS | TINY_U_CAPTIONS)[task]
+    make = (TASKS | ASKED_FIRST | CAPTIONS | DRAWINGS | TINY_U_CAPTIONS | APART)[task]
     return make(random.Random(f"drawn world 1/{split}/{task}/{index}"), split)

@@ -2,7 +2,18 @@
 
 import random
 
-from vila_train.tiny.world.combinations import COLORS, VALUES, Pair, Rgb, Split, bar_split, digits, letters, words_of
+from vila_train.tiny.world.combinations import (
+    COLORS,
+    VALUES,
+    Pair,
+    Rgb,
+    Split,
+    bar_split,
+    digits,
+    letters,
+    object_split,
+    words_of,
+)
 from vila_train.tiny.world.drawing import text_width
 from vila_train.tiny.world.making import Place, background, in_cell, others, scatter, shade, subject, thing
 from vila_train.tiny.world.scenes import CANVAS, POSITIONS, Bar, Sample, Scene, Text, Thing
@@ -13,11 +24,21 @@ def _scene(rng: random.Random, pairs: list[Pair], places: list[Place]) -> Scene:
     return Scene(background(rng), tuple(rng.sample(things, len(things))))
 
 
-def attribute(rng: random.Random, split: Split) -> Sample:
-    """Ask for the color of the only thing with a shape, the shape of the only thing with a color, or both."""
+def attribute(rng: random.Random, split: Split, *, hints: bool = True) -> Sample:
+    """Ask for the color of the only thing with a shape, the shape of the only thing with a color, or both.
+
+    Args:
+        rng: random numbers.
+        split: of the sample.
+        hints: if false, knowing which pairs training shows is no help: it shows the shape that is asked about in the
+            color of each other thing, or the color in its shape.
+    """
     color, shape = pair = subject(rng, split)
     kind = rng.choice(("color", "shape", "both"))
-    extra = [] if kind == "both" else others(rng, split, rng.randint(0, 3), [pair], distinct="both")
+    count = 0 if kind == "both" else rng.randint(0, 3)
+    extra = others(rng, split, count, [pair], distinct="both")
+    while not hints and any(object_split(*_swapped(kind, pair, other)) != "train" for other in extra):
+        extra = others(rng, split, count, [pair], distinct="both")
     pairs = [pair, *extra]
     scene = _scene(rng, pairs, scatter(rng, [rng.uniform(18, 38) for _ in pairs]))
     question, answer = {
@@ -36,6 +57,11 @@ def attribute(rng: random.Random, split: Split) -> Sample:
         "both": (rng.choice(("What is this?", "Name the object.", "Which object is shown?")), f"{color} {shape}"),
     }[kind]
     return Sample("attribute", kind, (scene, question), answer, f"{color} {shape}")
+
+
+def _swapped(kind: str, asked: Pair, other: Pair) -> Pair:
+    """Return the pair that the thing asked about would be with the color, or the shape, of another."""
+    return (other[0], asked[1]) if kind == "color" else (asked[0], other[1])
 
 
 def count(rng: random.Random, split: Split) -> Sample:
