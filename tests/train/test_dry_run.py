@@ -272,7 +272,8 @@ def test_a_dry_run_looks_into_the_run_s_folder(tmp_path: Path):
     [
         ("vila-tiny", ["stages=algn"], "Unknown stage 'algn'. Known: align, .* Did you mean 'align'"),
         ("vila-tiny", ["init=no/such"], "no/such"),
-        ("vila-tiny-u", ["init=no/such"], "starts from random weights"),
+        ("vila-tiny-u", ["init=vila-tiny-u"], "choose later stages"),
+        ("vila-tiny-u", ["init=no/such", "stages=[sft]"], "No folder 'no/such'"),
         ("vila-tiny", ["scale=0.5"], "holds a run with other settings"),
     ],
 )

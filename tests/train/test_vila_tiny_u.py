@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -297,6 +298,12 @@ def test_a_run_writes_a_model_that_draws(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.asarray(drawn[0]).shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
     with pytest.raises(ConfigError, match="random weights"):
         train_tiny_u(TinyOptions(out, tmp_path, device="cpu", init=out), recipe)
+    later = replace(options, out=tmp_path / "later", init=out / "vila-tiny-u")
+    train_tiny_u(later, recipe[2:])
+    one, other = (vila.load(folder / "vila-tiny-u", device="cpu").network for folder in (out, later.out))
+    changed = {name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])}
+    assert changed
+    assert not any(name.startswith("vision_tower") for name in changed)
 
 
 def test_a_sheet_shows_drawings_and_what_is_right_in_them(model: Vila) -> None:

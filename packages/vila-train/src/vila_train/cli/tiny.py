@@ -77,7 +77,7 @@ def check_tiny(config: TinyConfig, out: Path) -> None:
     from vila_train.tiny.training import require_init, resolved, settings
 
     options, stages = _what_runs(config, out)
-    require_init(config.name, options)
+    require_init(config.name, options, stages)
     try:
         resolved_options, scaled_stages = resolved(options, stages)
     except ConfigError as error:

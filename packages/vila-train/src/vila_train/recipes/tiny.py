@@ -20,7 +20,7 @@ class TinyConfig(Settings):
         compile: compile the layers.
         workers: rendering processes; None: one per CPU core, minus one.
         scratch: folder for rendered samples, 45 GB at scale 1 (vila-tiny-u: 31 GB); None: OUT/scratch.
-        init: checkpoint to start from; None: random weights, as vila-tiny-u always does.
+        init: checkpoint to start from (vila-tiny-u: its stages after the tower's); None: random weights.
         stages: run only these; empty: all.
     """
 

@@ -103,7 +103,7 @@ def run(
         save_tokenizer: writes the tokenizer to a folder.
         train: runs the stages, writes the checkpoint and returns the scores.
     """
-    require_init(model, options)
+    require_init(model, options, recipe)
     options, stages = resolved(options, recipe)
     folder = RunFolder(options.out, settings(options, stages), model)
     if (finished := folder.scores) is not None:
@@ -124,13 +124,14 @@ def run(
     return scores
 
 
-def require_init(model: str, options: TinyOptions) -> None:
-    """Raise `ConfigError` or `CheckpointError` if the model cannot start from `options.init`."""
+def require_init(model: str, options: TinyOptions, stages: Sequence[StageConfig]) -> None:
+    """Raise `ConfigError` or `CheckpointError` if the stages of a model cannot start from `options.init`."""
     if options.init is None:
         return
-    if model != MODEL:
+    if model != MODEL and any(stage.tune_vision_tower for stage in stages):
         raise ConfigError(
-            f"{model} starts from random weights: its codebooks' averages are not stored. Leave out init."
+            f"The tower of {model} is trained from random weights: its codebooks' averages are not stored. "
+            "Leave out init, or choose later stages."
         )
     open_checkpoint(options.init)
 

@@ -136,11 +136,13 @@ def make_encoder(tokenizer_folder: Path) -> Encoder:
     )
 
 
-def new_network(tokenizer_folder: Path, device: torch.device | str, seed: int) -> VilaModel:
-    """Return the model with random weights that depend only on `seed`, and with the averages of its codebooks."""
+def new_network(
+    tokenizer_folder: Path, device: torch.device | str, seed: int, *, trains_tower: bool = True
+) -> VilaModel:
+    """Return the model with random weights that depend only on `seed`; to train its tower, with codebooks' averages."""
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
     torch.manual_seed(seed)
-    network = VilaModel(tiny_u_config(len(tokenizer), keeps_ema=True), tokenizer)
+    network = VilaModel(tiny_u_config(len(tokenizer), keeps_ema=trains_tower), tokenizer)
     tower, projector, llm = tower_of(network), network.mm_projector, network.llm
     assert isinstance(projector, Projector)
     assert isinstance(llm, Decoder)

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 import vila_core as vila
-from vila_core.checkpoint import save_checkpoint
+from vila_core.checkpoint import load_weights, open_checkpoint, save_checkpoint
 from vila_core.model import VilaModel
 from vila_train.tiny.evaluate import Score, score
 from vila_train.tiny.loop import Log, Stage, run_stage
@@ -51,7 +51,10 @@ def _train(options: TinyOptions, stages: list[StageConfig], folder: RunFolder, l
         unfinished = [stage for stage in stages if not folder.has(stage.name)]
         drawn.start("train", {source: options.scaled(TINY_U_SAMPLES[source]) for source in in_order_of_use(unfinished)})
         drawn.start("test", dict.fromkeys(SINGLE, options.scaled(TEST_SAMPLES, most=TEST_SAMPLES)))
-        network = new_network(folder.tokenizer, options.device, options.seed)
+        trains_tower = any(stage.name == TOWER_STAGE for stage in stages)
+        network = new_network(folder.tokenizer, options.device, options.seed, trains_tower=trains_tower)
+        if options.init is not None:
+            load_weights(network, open_checkpoint(options.init), device=options.device, dtype=torch.float32)
         if options.compile:
             compile_layers(network)
         _Run(network, drawn, options, folder, log).stages(stages)
