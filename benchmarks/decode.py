@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_timing import time_once
 from torch import nn
 from w4a16 import bytes_per_second
 
@@ -128,13 +129,9 @@ def step_milliseconds(step: GraphPagedStep, rows: int, kind: StepKind, context: 
     times: list[float] = []
     for repetition in range(33):
         step.rows.positions.fill_(context)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
+        took = time_once(graph.replay)
         if repetition >= 3:
-            times.append(start.elapsed_time(end))
+            times.append(took)
     assert 0 <= int(step.rows.ids.min()) <= int(step.rows.ids.max()) < step.rows.vocabulary
     return statistics.median(times)
 

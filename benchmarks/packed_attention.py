@@ -14,13 +14,11 @@ Claim: on a Hopper GPU, cuDNN takes less time than flash attention, and their re
 import argparse
 import json
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from unittest.mock import patch
 
 import torch
+from gpu_timing import milliseconds
 from torch import Tensor
 
 import vila_core
@@ -35,30 +33,7 @@ ROWS = {
     "two sequences": (4096, 4096),
     "one sequence": (8192,),
 }
-REPETITIONS = 30
 TOLERANCE = 0.01
-
-
-@contextmanager
-def flash_only():
-    """Let packed rows take flash attention."""
-    with patch.object(cudnn_packed, "is_installed", lambda: False):
-        yield
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median of many calls, each between two events on the GPU."""
-    for _ in range(5):
-        call()
-    times: list[float] = []
-    for _ in range(REPETITIONS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return median(times)
 
 
 class Row:
@@ -105,7 +80,7 @@ def compare(name: str, ceiling: float) -> dict[str, object]:
     """Return the figures of a row with both."""
     torch.manual_seed(0)
     row = Row(ROWS[name])
-    with flash_only():
+    with patch.object(cudnn_packed, "is_installed", lambda: False):
         expected, flash = row.both(), row.figures(ceiling)
     found, cudnn = row.both(), row.figures(ceiling)
     return {

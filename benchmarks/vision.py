@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_timing import time_once
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 from w4a16 import SQUARE, operations_per_second
@@ -56,12 +57,7 @@ def milliseconds(call: Callable[[], object], seconds: float = 0.5) -> float:
     times: list[float] = []
     while len(times) < 10 or (sum(times) < 1e3 * seconds and len(times) < 100):
         torch.cuda.synchronize()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
+        times.append(time_once(call))
     return statistics.median(times)
 
 

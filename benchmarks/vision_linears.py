@@ -9,13 +9,12 @@ Makes no claim of speed, and exits with 1 where a result differs from bf16 by mo
 
 import argparse
 import json
-import statistics
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
+from gpu_timing import milliseconds
 from torch import Tensor, nn
 
 import vila_core
@@ -28,25 +27,9 @@ SHAPES = {"q, k, v, out": (1152, 1152), "fc1": (1152, 4304), "fc2": (4304, 1152)
 """K and N of a block of SigLIP-SO400M."""
 
 SQUARE = 8192
-REPETITIONS = 30
 TOLERANCE = {"int8": 0.02, "fp8": 0.05}
 
 GPU = torch.device("cuda")
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    """Return the median of many calls, each between two events on the GPU."""
-    for _ in range(5):
-        call()
-    times: list[float] = []
-    for _ in range(REPETITIONS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times)
 
 
 def operations_a_second(kind: str) -> float:

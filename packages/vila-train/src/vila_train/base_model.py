@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vila_core.checkpoint import Checkpoint, open_checkpoint
 from vila_core.checkpoint.embedded import EMBEDDED_MODEL
-from vila_core.checkpoint.fingerprints import checkpoint_files, file_fingerprint
+from vila_core.checkpoint.fingerprints import changed_file, checkpoint_files, file_fingerprint
 from vila_core.checkpoint.opening import find_folder
 from vila_core.errors import ConfigError
 from vila_train.config import ModelConfig
@@ -38,8 +38,7 @@ def require_same_base(config: ModelConfig, before: Mapping[str, str], now: Mappi
         now: present ones.
         advice: what to do besides putting the file back.
     """
-    changed = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
-    if changed is None:
+    if (changed := changed_file(before, now)) is None:
         return
     if changed not in now:
         problem = f"the model has no {changed} any more"

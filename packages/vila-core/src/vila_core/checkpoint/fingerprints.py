@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -49,6 +49,11 @@ def weight_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
     files = sorted({entry.file for entry in checkpoint.weights.entries.values()})
     inside = [file for file in files if file.is_relative_to(checkpoint.path)]
     return {file.relative_to(checkpoint.path).as_posix(): file_fingerprint(file) for file in inside}
+
+
+def changed_file(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
+    """Return the name of a file whose fingerprint has changed, or that is new or missing; None if there is none."""
+    return next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
 
 
 def file_fingerprint(path: Path) -> str:

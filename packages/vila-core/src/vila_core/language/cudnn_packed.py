@@ -23,13 +23,13 @@ from vila_core.errors import warn
 from vila_core.language.packed import PackedSequences
 
 CAPABILITY = (9, 0)
-"""Of the GPUs on which cuDNN was measured to be faster."""
+"""Compute capability of the GPUs on which cuDNN was faster."""
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.float16, torch.bfloat16)
 LEAST_SEQUENCES, LEAST_TOKENS = 16, 1024
 LENGTHS = ("lengths", "key_lengths")
 MAX_OFFSET = 2**31 - 1
-"""cuDNN is told in 32 bits where sequences begin."""
+"""Offsets of sequences are 32-bit integers."""
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vila_core.checkpoint import opening
 from vila_core.checkpoint.checkpoint import Checkpoint, require_mergeable
-from vila_core.checkpoint.fingerprints import weight_fingerprints
+from vila_core.checkpoint.fingerprints import changed_file, weight_fingerprints
 from vila_core.checkpoint.json_files import Section, read_json, read_section
 from vila_core.checkpoint.opening import ADAPTER_CONFIG, BASE_FILES, find_folder, is_adapter
 from vila_core.checkpoint.tensors.headers import TensorEntry
@@ -152,8 +152,7 @@ def _require_same_base(adapter: Path, base: Path) -> None:
     if not (adapter / BASE_FILES).exists():
         return
     before, now = read_json(adapter / BASE_FILES), weight_fingerprints(opening.open_checkpoint(base))
-    changed = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
-    if changed is not None:
+    if (changed := changed_file(before, now)) is not None:
         raise CheckpointError(
             f"{adapter} is an adapter of {base}, but {shown(changed)} there is not the one that it was trained on. "
             f"Put that file back; or, to use the adapter with the present weights, pass {base} as MODEL, and "
