@@ -20,12 +20,13 @@ from training_speed import Ceiling, measure
 from training_steps import ALL, SAVING, Case, Training, device_name, dtype_of, report, report_out_of_memory
 
 from vila_train.config import AdapterConfig, ComputeConfig
-from vila_train.loop.step import train_step
 from vila_train.packing import PackedRow
 from vila_train.parallel.world import World, join_world
 
 LORA = AdapterConfig(rank=64, alpha=16, dropout=0.0)
 FAST = ComputeConfig(activation_checkpointing="none", compile=True)
+LABELS = ("nccl:", "FSDP::", "Optimizer.")
+"""How names begin that the profiler lists beside kernels."""
 
 
 def _with(config: ComputeConfig, **changes: object) -> ComputeConfig:
@@ -45,6 +46,7 @@ CASES: dict[str, Case] = {
     "full-cut": Case("nvila-8b", FAST, tune=ALL, layers=8, rows=2),
     "full-cut-fp8": Case("nvila-8b", _with(FAST, fp8=True), tune=ALL, layers=8, rows=2),
     "full-8b": Case("nvila-8b", SAVING, tune=ALL, rows=2),
+    "full-8b-kept": Case("nvila-8b", _with(SAVING, activation_checkpointing="none"), tune=ALL, rows=4),
     "full-8b-gathered": Case("nvila-8b", _with(SAVING, keep_gathered=True), tune=ALL, rows=2),
     "tiny": Case("tiny", _with(FAST, compile=False), adapter=LORA.model_copy(update={"rank": 4}), row_length=2048),
     "tiny-compiled": Case("tiny", _with(FAST, fp8=False), adapter=LORA.model_copy(update={"rank": 4}), row_length=1024),
@@ -105,16 +107,43 @@ def _profile(training: Training, file: Path) -> None:
     rows: list[PackedRow] = next(training.batches())
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
-        train_step(training.trainee, rows, training.optimizer, clip_norm=1.0)
-        torch.cuda.synchronize()
+        training.step(rows)
     if not training.world.is_first:
         return
     kernels = [event for event in profiler.key_averages() if event.device_type.name == "CUDA"]
     kernels = sorted(kernels, key=_kernel_time, reverse=True)
     lines = [f"{e.self_device_time_total / 1e3:9.2f} ms {e.count:6d} x {e.key[:140]}" for e in kernels[:60]]
     total = sum(event.self_device_time_total for event in kernels) / 1e3
+    lines[:0] = _gaps(profiler)
     host = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=40, max_name_column_width=60)
     file.write_text("\n".join([f"{total:9.2f} ms in all", *lines, "", host]) + "\n")
+
+
+def _gaps(profiler: torch.profiler.profile, longest: int = 25) -> list[str]:
+    """Return how long nothing was computed: in all, in communication, and the longest times with what came next."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, str(event.name))
+        for event in profiler.events() or []
+        if event.device_type.name == "CUDA" and not event.name.startswith(LABELS)
+    )
+    computing = [span for span in spans if "nccl" not in span[2]]
+    communicating = [span for span in spans if "nccl" in span[2]]
+    gaps: list[tuple[float, float, str]] = []
+    busy_until = first = computing[0][0]
+    for start, end, name in computing:
+        if start > busy_until:
+            gaps.append((busy_until, start, name))
+        busy_until = max(busy_until, end)
+    idle = sum(end - start for start, end, _ in gaps)
+    waiting = sum(
+        max(0.0, min(end, other_end) - max(start, other_start))
+        for start, end, _ in gaps
+        for other_start, other_end, _ in communicating
+    )
+    lines = [f"{idle / 1e3:9.2f} ms without computation, {waiting / 1e3:.2f} ms of them in communication"]
+    for start, end, name in sorted(gaps, key=lambda gap: gap[0] - gap[1])[:longest]:
+        lines.append(f"{(end - start) / 1e3:9.2f} ms from {(start - first) / 1e3:.1f} ms, then {name[:100]}")
+    return [*lines, ""]
 
 
 def _kernel_time(event: Any) -> float:

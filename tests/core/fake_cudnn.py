@@ -52,6 +52,7 @@ class Tensor:
 class pygraph:  # noqa: N801 - the name in cudnn-frontend
     def __init__(self, **types: Any):
         self._compute: Any = None
+        self._differentiated: tuple[Tensor, ...] | None = None
 
     def tensor(self, *, name: str, dim: list[int], stride: list[int], data_type: Any) -> Tensor:
         return Tensor(dim, stride, data_type)
@@ -91,12 +92,20 @@ class pygraph:  # noqa: N801 - the name in cudnn-frontend
                 declared.sequence(given, index, length).copy_(gradient)
 
         self._compute, self._options, self._outputs = compute, options, grads
+        self._differentiated = (q, k, v)
         return grads
+
+    def _require_equal_places(self, inputs: tuple[Tensor, ...]) -> None:
+        """cuDNN's backward pass is wrong if a gradient lies otherwise than its input."""
+        for one, other in zip(inputs, self._outputs, strict=True):
+            assert (one.dim, one.stride, one.starts) == (other.dim, other.stride, other.starts)
 
     def validate(self) -> None:
         assert self._options["use_causal_mask"]
         assert self._options["use_padding_mask"]
         assert all(output.is_output and output.starts is not None for output in self._outputs)
+        if self._differentiated is not None:
+            self._require_equal_places(self._differentiated)
 
     def build_operation_graph(self) -> None: ...
 

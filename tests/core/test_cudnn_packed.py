@@ -91,9 +91,9 @@ def test_without_a_plan_flash_attention_does_it(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("with_fake")
 def test_rows_too_large_for_32_bits_are_not_taken(monkeypatch: pytest.MonkeyPatch):
     inputs, packed = rows(LENGTHS, 4, 2, joint=True), PackedSequences.of(LENGTHS, CPU)
-    monkeypatch.setattr(cudnn_packed, "MAX_OFFSET", 33 * 64)
+    monkeypatch.setattr(cudnn_packed, "MAX_OFFSET", 33 * 32)
     assert cudnn_packed.attend(*inputs, packed) is not None
-    monkeypatch.setattr(cudnn_packed, "MAX_OFFSET", 33 * 64 - 1)
+    monkeypatch.setattr(cudnn_packed, "MAX_OFFSET", 33 * 32 - 1)
     assert cudnn_packed.attend(*inputs, packed) is None
 
 

@@ -39,11 +39,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor |
     """
     if not _is_worth_it(q):
         return None
-    # With the heads of a token side by side, strides do not depend on T, so rows of any length share a plan.
-    q, k, v = (x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous() for x in (q, k, v))
-    if any(len(x) * x.stride(0) > MAX_OFFSET for x in (q, k, v)):
+    if q.numel() > MAX_OFFSET:
         return None
-    plan = _plan(Layout.of(q, k, v, packed))
+    # Rows of any length share a plan. Besides, cuDNN's backward pass is wrong if a gradient lies otherwise than its
+    # input, and takes seven times the workspace for columns of one tensor.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    plan = _plan(Layout.of(q, k, packed))
     return None if plan is None else cast("Tensor", _Attention.apply(q, k, v, packed, plan))
 
 
@@ -89,7 +90,6 @@ class Layout:
         num_heads: H.
         num_kv_heads: H_kv.
         head_dim: D_h.
-        strides: from token to token in q, in k and in v, whose heads are side by side.
         num_sequences: most sequences of a row, a power of two, so that few plans are made.
         num_tokens: most tokens of a row, a power of two.
     """
@@ -99,17 +99,15 @@ class Layout:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    strides: tuple[int, ...]
     num_sequences: int
     num_tokens: int
 
     @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Layout:
-        """Return the layout of the arguments of `attend`."""
+    def of(cls, q: Tensor, k: Tensor, packed: PackedSequences) -> Layout:
+        """Return the layout for arguments of `attend`."""
         num_sequences = _power_of_two(max(len(packed.lengths), LEAST_SEQUENCES))
         num_tokens = _power_of_two(max(len(q), LEAST_TOKENS))
-        strides = tuple(x.stride(0) for x in (q, k, v))
-        return cls(q.device, q.dtype, q.shape[1], k.shape[1], q.shape[2], strides, num_sequences, num_tokens)
+        return cls(q.device, q.dtype, q.shape[1], k.shape[1], q.shape[2], num_sequences, num_tokens)
 
 
 def _power_of_two(least: int) -> int:
@@ -121,15 +119,13 @@ class Plan:
 
     def __init__(self, layout: Layout):
         self.layout = layout
-        self._stride = layout.num_heads * layout.head_dim  # from token to token in a contiguous [T, H, D_h]
-        self._kv_stride = layout.num_kv_heads * layout.head_dim
         with torch.cuda.device(layout.device):
             self._forward = self._forward_graph()
             self._backward = self._backward_graph()
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor]:
         """Return the output `[T, H, D_h]`, and the logarithms of the sums of each softmax, fp32 `[T, H]`."""
-        o = q.new_empty(q.shape)
+        o = torch.empty_like(q)
         stats = q.new_empty(q.shape[:2], dtype=torch.float32)
         self._forward.execute({"q": q, "k": k, "v": v, "o": o, "stats": stats}, self._places(packed), q.device)
         return o, stats
@@ -138,7 +134,7 @@ class Plan:
         self, q: Tensor, k: Tensor, v: Tensor, o: Tensor, stats: Tensor, grad_o: Tensor, packed: PackedSequences
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of q, k and v."""
-        grad_q, grad_k, grad_v = (x.new_empty(x.shape) for x in (q, k, v))
+        grad_q, grad_k, grad_v = map(torch.empty_like, (q, k, v))
         tensors = {"q": q, "k": k, "v": v, "o": o, "stats": stats, "grad_o": grad_o}
         tensors |= {"grad_q": grad_q, "grad_k": grad_k, "grad_v": grad_v}
         self._backward.execute(tensors, self._places(packed), q.device)
@@ -146,38 +142,37 @@ class Plan:
 
     def _places(self, packed: PackedSequences) -> dict[str, Tensor]:
         """Return the lengths of the sequences, and where they begin, in elements of each kind of tensor."""
-        count = self.layout.num_sequences
-        strides = dict(zip("qkv", self.layout.strides, strict=True))
-        strides |= {"heads": self._stride, "kv_heads": self._kv_stride, "stats": self.layout.num_heads}
+        layout, count = self.layout, self.layout.num_sequences
+        strides = {
+            "heads": layout.num_heads * layout.head_dim,
+            "kv_heads": layout.num_kv_heads * layout.head_dim,
+            "stats": layout.num_heads,
+        }
         lengths = dict.fromkeys(LENGTHS, _lengths(packed, count))
         return lengths | {name: _starts(packed, count, stride) for name, stride in strides.items()}
 
     def _forward_graph(self) -> _Graph:
-        graph, heads = _Graph(self.layout), self.layout.num_heads
-        inputs = self._inputs(graph)
-        o, stats = graph.built.sdpa(**inputs, **self._options(graph), generate_stats=True)
-        graph.give("o", o, heads, self._stride, "heads")
-        graph.give("stats", stats, heads, None, "stats")
+        graph = _Graph(self.layout)
+        o, stats = graph.built.sdpa(**self._inputs(graph), **self._options(graph), generate_stats=True)
+        graph.give("o", o, "heads")
+        graph.give("stats", stats, "stats")
         return graph.finished()
 
     def _backward_graph(self) -> _Graph:
-        layout, graph = self.layout, _Graph(self.layout)
+        graph = _Graph(self.layout)
         inputs = self._inputs(graph)
-        inputs["o"] = graph.take("o", layout.num_heads, self._stride, "heads")
-        inputs["dO"] = graph.take("grad_o", layout.num_heads, self._stride, "heads")
-        inputs["stats"] = graph.take("stats", layout.num_heads, None, "stats")
-        most = {"max_total_seq_len_q": layout.num_tokens, "max_total_seq_len_kv": layout.num_tokens}
+        inputs |= {"o": graph.take("o", "heads"), "dO": graph.take("grad_o", "heads")}
+        inputs["stats"] = graph.take("stats", "stats")
+        tokens = self.layout.num_tokens
+        most = {"max_total_seq_len_q": tokens, "max_total_seq_len_kv": tokens}
         grad_q, grad_k, grad_v = graph.built.sdpa_backward(**inputs, **self._options(graph), **most)
-        graph.give("grad_q", grad_q, layout.num_heads, self._stride, "heads")
-        graph.give("grad_k", grad_k, layout.num_kv_heads, self._kv_stride, "kv_heads")
-        graph.give("grad_v", grad_v, layout.num_kv_heads, self._kv_stride, "kv_heads")
+        graph.give("grad_q", grad_q, "heads")
+        graph.give("grad_k", grad_k, "kv_heads")
+        graph.give("grad_v", grad_v, "kv_heads")
         return graph.finished()
 
     def _inputs(self, graph: _Graph) -> dict[str, Any]:
-        layout = self.layout
-        heads = (layout.num_heads, layout.num_kv_heads, layout.num_kv_heads)
-        parts = zip("qkv", heads, layout.strides, strict=True)
-        return {name: graph.take(name, count, strides, name) for name, count, strides in parts}
+        return {name: graph.take(name, kind) for name, kind in (("q", "heads"), ("k", "kv_heads"), ("v", "kv_heads"))}
 
     def _options(self, graph: _Graph) -> dict[str, Any]:
         return {
@@ -190,7 +185,10 @@ class Plan:
 
 
 class _Graph:
-    """A graph of cudnn-frontend whose tensors have names."""
+    """A graph of cudnn-frontend whose tensors have names, and are of three kinds.
+
+    These are "heads" `[T, H, D_h]`, "kv_heads" `[T, H_kv, D_h]` and "stats" `[T, H]` in fp32.
+    """
 
     def __init__(self, layout: Layout):
         import cudnn  # pyright: ignore[reportMissingImports]
@@ -208,24 +206,21 @@ class _Graph:
         self._tensors: dict[str, Any] = {}
         self._places: dict[str, Any] = {}
 
-    def take(self, name: str, heads: int, stride: int | None, place: str) -> Any:
-        """Declare an input, with the stride from token to token; it is None for `stats`."""
-        dim, strides = self._shape(heads, stride)
-        dtype = self._dtype if stride else self._cudnn.data_type.FLOAT
-        tensor = self.built.tensor(name=name, dim=dim, stride=strides, data_type=dtype)
-        self._tensors[name] = tensor.set_ragged_offset(self.place(place))
+    def take(self, name: str, kind: str) -> Any:
+        """Declare an input of a kind."""
+        dim, strides = self._shape(kind)
+        tensor = self.built.tensor(name=name, dim=dim, stride=strides, data_type=self._dtype_of(kind))
+        self._tensors[name] = tensor.set_ragged_offset(self.place(kind))
         return tensor
 
-    def give(self, name: str, tensor: Any, heads: int, stride: int | None, place: str) -> None:
-        """Declare `tensor` to be an output."""
-        dim, strides = self._shape(heads, stride)
-        tensor.set_output(True).set_dim(dim).set_stride(strides).set_ragged_offset(self.place(place))
-        if stride is None:
-            tensor.set_data_type(self._cudnn.data_type.FLOAT)
-        self._tensors[name] = tensor
+    def give(self, name: str, tensor: Any, kind: str) -> None:
+        """Declare `tensor` to be an output of a kind."""
+        dim, strides = self._shape(kind)
+        tensor.set_output(True).set_dim(dim).set_stride(strides).set_ragged_offset(self.place(kind))
+        self._tensors[name] = tensor.set_data_type(self._dtype_of(kind))
 
     def place(self, name: str) -> Any:
-        """Return the input that says where sequences begin in a kind of tensor, or one of their `LENGTHS`."""
+        """Return the input that says where sequences begin in a kind of tensors, or one of their `LENGTHS`."""
         if name not in self._places:
             count = self._layout.num_sequences + (name not in LENGTHS)
             int32 = self._cudnn.data_type.INT32
@@ -234,12 +229,16 @@ class _Graph:
             )
         return self._places[name]
 
-    def _shape(self, heads: int, stride: int | None) -> tuple[list[int], list[int]]:
+    def _dtype_of(self, kind: str) -> Any:
+        return self._cudnn.data_type.FLOAT if kind == "stats" else self._dtype
+
+    def _shape(self, kind: str) -> tuple[list[int], list[int]]:
         """Return dimensions and strides in cuDNN's order: sequence, head, token, element."""
-        sequences, tokens = self._layout.num_sequences, self._layout.num_tokens
-        width = 1 if stride is None else self._layout.head_dim
-        token = heads if stride is None else stride
-        return [sequences, heads, tokens, width], [token * tokens, width, token, 1]
+        layout = self._layout
+        heads = layout.num_kv_heads if kind == "kv_heads" else layout.num_heads
+        width = 1 if kind == "stats" else layout.head_dim
+        sequences, tokens, token = layout.num_sequences, layout.num_tokens, heads * width
+        return [sequences, heads, tokens, width], [tokens * token, width, token, 1]
 
     def finished(self) -> _Graph:
         """Let cuDNN choose its kernels."""
