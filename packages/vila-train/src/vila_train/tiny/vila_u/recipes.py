@@ -1,7 +1,8 @@
 """The recipe of vila-tiny-u: the tower's own stage, then the language model with projector and head, from nothing.
 
 The stages are those of VILA-U (arXiv 2409.04429): the tower is trained first and frozen then; pretraining and SFT see
-pictures and draw them. One in ten of the pictures to be drawn has no description, so that guidance works.
+pictures and draw them. One in ten of the pictures to be drawn has no description, so that guidance works. SFT has a
+short second round, which teaches colors and shapes apart.
 """
 
 from vila_train.tiny.recipes import SINGLE, SINGLE_CAPTIONS, Draw, StageConfig
@@ -20,6 +21,9 @@ QUESTIONS = {
     "chart": 16,
 }
 """Questions of a batch. Tasks that were learned late in trials have more."""
+QUESTIONS_APART = {"attribute_without_hints": 44, "place_of_shape": 16} | {
+    task: count for task, count in QUESTIONS.items() if task != "attribute"
+}
 
 
 def tower() -> StageConfig:
@@ -79,9 +83,28 @@ def sft() -> StageConfig:
     )
 
 
+def sft_apart() -> StageConfig:
+    """The same with questions that teach colors and shapes apart.
+
+    After `sft`, the model knows which pairs of color and shape exist: asked for the color of one of several things, it
+    names that of a thing whose pair it has seen.
+    """
+    return sft().model_copy(
+        update={
+            "name": "sft_apart",
+            "steps": 4000,
+            "learning_rate": 5e-4,
+            "draws": (
+                Draw(counts={**QUESTIONS_APART, **dict.fromkeys((*CAPTIONS, "caption_shapes"), 8)}),
+                *sft().draws[1:],
+            ),
+        }
+    )
+
+
 def tiny_u_stages() -> tuple[StageConfig, ...]:
     """Return the stages of vila-tiny-u in order."""
-    return (tower(), pretrain(), sft())
+    return (tower(), pretrain(), sft(), sft_apart())
 
 
 def draws_pictures(draw: Draw) -> bool:
@@ -98,7 +121,9 @@ TINY_U_SAMPLES: dict[str, int] = {
     "draw_anywhere": 25_000,
     "draw_nothing": 10_000,
     **dict.fromkeys(SINGLE, 100_000),
+    "attribute_without_hints": 75_000,
+    "place_of_shape": 25_000,
 }
-"""Number of training samples to render for each source: 1,130,000 pictures. A frozen tower turns a picture into the
+"""Number of training samples to render for each source: 1,230,000 pictures. A frozen tower turns a picture into the
 same codes each time, which are easy to memorize: with 20,000 questions per task, 96 % of the answers to these were
 right, and 78 % of those to new ones."""
