@@ -11,7 +11,8 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import save as save_tensors
+from torch.serialization import get_crc32_options, set_crc32_options
 
 from vila_core.errors import CheckpointError, OutputError, VilaError, warn
 from vila_core.new_file import cannot_write, make_folder
@@ -92,7 +94,7 @@ class Checkpoints:
     def _write(self, partial: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
         """Write the tensors. Return the checksums of the files of this rank, which its node still has in memory."""
         tensors = {**trained_weights(network), **_optimizer_tensors(network, optimizer)}
-        with warnings.catch_warnings():
+        with _without_zip_checksums(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there is no process group
             save_tensors(tensors, checkpoint_id=partial, no_dist=not dist.is_initialized())
         return {file.name: file_checksum(file) for file in partial.glob(f"__{self.world.rank}_*")}
@@ -188,6 +190,17 @@ class Checkpoints:
     def _intact(self, target: Path) -> str:
         before = [folder for folder in self.complete() if folder.name < target.name]
         return f"The one before is intact: {before[-1]}." if before else "There is no earlier one."
+
+
+@contextmanager
+def _without_zip_checksums() -> Iterator[None]:
+    """Let torch leave out the checksum of each tensor, half of the work of saving: `state.json` has those of files."""
+    before = get_crc32_options()
+    set_crc32_options(False)
+    try:
+        yield
+    finally:
+        set_crc32_options(before)
 
 
 def _stored(folder: Path) -> Mapping[str, Any]:
