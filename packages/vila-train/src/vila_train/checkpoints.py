@@ -11,7 +11,7 @@ import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +193,7 @@ class Checkpoints:
 
 
 @contextmanager
-def _without_zip_checksums() -> Iterator[None]:
+def _without_zip_checksums() -> Generator[None]:
     """Let torch leave out the checksum of each tensor, half of the work of saving: `state.json` has those of files."""
     before = get_crc32_options()
     set_crc32_options(False)
