@@ -259,6 +259,11 @@ def test_a_dry_run_looks_into_the_run_s_folder(tmp_path: Path):
             assert re.search(message, str(refused.exception))
             if dry:
                 assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    lines = data.read_text(encoding="utf-8").splitlines(keepends=True)
+    data.write_text("".join(reversed(lines)), encoding="utf-8")
+    refused = run(*command, "--dry-run")
+    assert "my.jsonl' are not those that the run started with" in str(refused.exception)
+    assert run(*command, "--dry-run", "--accept-changes").exit_code == 0
     (tmp_path / "file").touch()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()

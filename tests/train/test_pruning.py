@@ -291,9 +291,17 @@ def test_scores_of_changed_models_or_data_are_not_mixed(
     write_data(tmp_path / "data", texts(5))
     with pytest.raises(ConfigError, match=r"scores of something else: samples.*mine.jsonl was 4 and is 5"):
         prune(options, tmp_path / "out", keep=1.0, device="cpu")
+    for rows in (texts(4)[::-1], [*texts(3), (None, "red", "up")]):
+        write_data(tmp_path / "data", rows)
+        with pytest.raises(
+            ConfigError, match=r"scores of something else: data_fingerprints.*mine.jsonl was .*Restore it"
+        ):
+            prune(options, tmp_path / "out", keep=1.0, device="cpu")
     write_data(tmp_path / "data", texts(4))
+    prune(options, tmp_path / "out", keep=1.0, device="cpu")
     settings = json.loads((tmp_path / "out/settings.json").read_text())
-    del settings["files"], settings["samples"]  # as an earlier version wrote them
+    for name in ("files", "samples", "data_fingerprints"):
+        del settings[name]  # as an earlier version wrote them
     (tmp_path / "out/settings.json").write_text(json.dumps(settings))
     prune(options, tmp_path / "out", keep=1.0, device="cpu")
 

@@ -5,6 +5,7 @@ import sys
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -45,8 +46,12 @@ class Progress(Config):
     checksum: int | None = None
 
     def own_checksum(self) -> int:
-        """Return the CRC-32 of everything but `checksum`, and of `base` only where there is one."""
-        left_out = {"checksum"} if self.base is not None else {"checksum", "base"}
+        """Return the CRC-32 of everything but `checksum`, and of what earlier versions did not have if it is there."""
+        left_out: dict[str, Any] = {"checksum": True}
+        if self.base is None:
+            left_out["base"] = True
+        if self.plan is not None and self.plan.datasets is None:
+            left_out["plan"] = {"datasets"}
         return zlib.crc32(self.model_dump_json(exclude=left_out).encode())
 
 

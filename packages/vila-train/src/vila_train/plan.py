@@ -10,6 +10,7 @@ from vila_core.config import Config
 from vila_core.errors import ConfigError
 from vila_train.config import MAX_ROWS, TrainConfig
 from vila_train.data.bad_samples import Skipped, none_usable
+from vila_train.data.mixture import PartState
 from vila_train.errors import TrainingError
 from vila_train.number_types import PositiveFloat, PositiveInt
 from vila_train.packing.bins import pack
@@ -33,6 +34,7 @@ class Plan(Config):
         total_steps: optimizer steps.
         samples_per_row: on average, as far as known when the run started; None: no setting depends on it.
         samples: of an epoch when the run started.
+        datasets: of the mixture when the run started; None: not known, as in plans of earlier versions.
     """
 
     rows_per_step: Annotated[PositiveInt, Field(le=2 * MAX_ROWS)]
@@ -40,10 +42,24 @@ class Plan(Config):
     total_steps: PositiveInt
     samples_per_row: PositiveFloat | None
     samples: PositiveInt | None = None
+    datasets: tuple[PartState, ...] | None = None
 
 
-def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_size: int) -> Plan:
+def make_plan(
+    config: TrainConfig,
+    order: Order,
+    encode: SampleEncoder,
+    world_size: int,
+    datasets: tuple[PartState, ...] | None = None,
+) -> Plan:
     """Return the plan of a new run.
+
+    Args:
+        config: the settings.
+        order: the samples.
+        encode: makes training samples.
+        world_size: ranks.
+        datasets: that the samples are of, if that is known.
 
     Raises:
         TrainingError: the mixture is empty, or none of its first samples can be used.
@@ -68,6 +84,7 @@ def make_plan(config: TrainConfig, order: Order, encode: SampleEncoder, world_si
         total_steps=_total_steps(config, samples, rows, per_row),
         samples_per_row=per_row,
         samples=samples,
+        datasets=datasets,
     )
 
 
@@ -83,7 +100,13 @@ def _total_steps(config: TrainConfig, samples: int, rows: int, per_row: float | 
 
 
 def resume_plan(
-    plan: Plan, config: TrainConfig, order: Order, encode: SampleEncoder, *, accept_changes: bool = False
+    plan: Plan,
+    config: TrainConfig,
+    order: Order,
+    encode: SampleEncoder,
+    datasets: tuple[PartState, ...] | None = None,
+    *,
+    accept_changes: bool = False,
 ) -> Plan:
     """Return the plan of a run that resumes: rows and lanes stay, and `config` says how many steps there are.
 
@@ -92,6 +115,7 @@ def resume_plan(
         config: the settings now.
         order: the samples now.
         encode: makes training samples.
+        datasets: that the samples are of now, if that is known.
         accept_changes: continue with other data.
 
     Raises:
@@ -113,11 +137,21 @@ def resume_plan(
             "started. Its data changed, so its order is another one: some samples would come again, and some never. "
             "Restore the data, resume anyway (--accept-changes), or choose another folder with --out."
         )
+    pairs = zip(datasets or (), plan.datasets or (), strict=False)  # equally many samples: a lost part shows
+    changed = next((now.name for now, before in pairs if now != before), None)
+    if changed is not None and not accept_changes:
+        raise ConfigError(
+            f"The samples of '{changed}' are not those that the run started with: their content or order changed, so "
+            "some might come again, and some never. "
+            "Restore the data, resume anyway (--accept-changes), or choose another folder with --out."
+        )
     per_row = plan.samples_per_row
     if per_row is None and config.max_steps is None:
         per_row = _samples_per_row(config, order, encode)
     steps = _total_steps(config, samples, plan.rows_per_step, per_row)
-    return plan.model_copy(update={"total_steps": steps, "samples_per_row": per_row, "samples": samples})
+    return plan.model_copy(
+        update={"total_steps": steps, "samples_per_row": per_row, "samples": samples, "datasets": datasets}
+    )
 
 
 def row_length(config: TrainConfig) -> int:

@@ -27,6 +27,7 @@ from vila_core.settings_changes import describe_changes
 from vila_train.checkpoint_state import step_folders
 from vila_train.config import TrainConfig
 from vila_train.data.bad_samples import Skipped
+from vila_train.data.mixture import PartState
 from vila_train.packing.lanes import Order, SampleEncoder
 from vila_train.plan import Plan, make_plan, resume_plan
 from vila_train.run_lock import LOCK, is_unused, lock_number, only_run
@@ -227,6 +228,7 @@ def choose_plan(
     order: Order,
     encode: SampleEncoder,
     world_size: int,
+    datasets: tuple[PartState, ...] | None,
     *,
     saved: Plan | None,
     accept_changes: bool,
@@ -239,8 +241,8 @@ def choose_plan(
     """
     before = folder.plan or saved
     if before is None:
-        return make_plan(config, order, encode, world_size)
-    return resume_plan(before, config, order, encode, accept_changes=accept_changes)
+        return make_plan(config, order, encode, world_size, datasets)
+    return resume_plan(before, config, order, encode, datasets, accept_changes=accept_changes)
 
 
 def read_config(folder: Path) -> TrainConfig:

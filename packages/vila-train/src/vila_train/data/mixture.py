@@ -9,12 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from vila_core.config import Config
 from vila_train.config import DataConfig
 from vila_train.data.conversations import Conversation, ConversationSource
+from vila_train.data.fingerprints import dataset_fingerprint
 from vila_train.data.names import Item
 from vila_train.data.permutation import Permutation
 from vila_train.data.registry import Registry, open_registry
 from vila_train.errors import DatasetError
+from vila_train.number_types import PositiveInt
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,20 @@ class MixturePart:
     weight: float
     size: int
     samples: int
+
+
+class PartState(Config):
+    """A dataset in the mixture of a run, as the run notes it to notice changes.
+
+    Attributes:
+        name: of the dataset.
+        samples: that an epoch reads.
+        fingerprint: see `dataset_fingerprint`.
+    """
+
+    name: str
+    samples: PositiveInt
+    fingerprint: str
 
 
 class Mixture:
@@ -65,6 +82,13 @@ class Mixture:
         """
         part, index = self.locate(epoch, position)
         return self.parts[part].source[index]
+
+    def states(self) -> tuple[PartState, ...]:
+        """Return the name, samples and fingerprint of each part. Raises as `dataset_fingerprint` does."""
+        return tuple(
+            PartState(name=part.source.name, samples=part.samples, fingerprint=dataset_fingerprint(part.source))
+            for part in self.parts
+        )
 
     def locate(self, epoch: int, position: int) -> tuple[int, int]:
         """Return the number of the part at a position of an epoch, and of the sample in it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from vila_train.caption_dropout import CaptionDropout
 from vila_train.checkpoint_state import Progress
 from vila_train.checkpoints import Checkpoints
 from vila_train.config import TrainConfig
+from vila_train.data.mixture import Mixture, PartState
 from vila_train.evaluation.evaluator import Evaluator
 from vila_train.loop.setup import make_encoder, open_order, require_time_tokens, takes_weights_from_first
 from vila_train.models import OpenedModel, open_model, require_context
@@ -123,16 +125,24 @@ def prepare_run(
     opened = _open_model(config, world, weights=weights)
     require_time_tokens(opened, config)
     order = open_order(config) if order is None else order
+    datasets = world.first(partial(_states, order))
     if opened.network.generation is not None:
         order = CaptionDropout(order, config.data.caption_dropout, config.seed)
     encode = wrap(make_encoder(opened, config))
     evaluator = Evaluator.open(config, encode)
     saved = None if found is None else found[1].plan
     plan = world.first(
-        lambda: choose_plan(folder, config, order, encode, world.size, saved=saved, accept_changes=accept_changes)
+        lambda: choose_plan(
+            folder, config, order, encode, world.size, datasets, saved=saved, accept_changes=accept_changes
+        )
     )
     require_divisible(world.size, plan.rows_per_step, plan.lanes)
     return Prepared(opened, order, encode, evaluator, checkpoints, found, base, plan, row_length(config))
+
+
+def _states(order: Order) -> tuple[PartState, ...] | None:
+    """Return the present state of the datasets in `order`; None if it is the caller's own and not a mixture."""
+    return order.states() if isinstance(order, Mixture) else None
 
 
 def _fingerprint_base(

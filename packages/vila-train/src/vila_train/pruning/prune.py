@@ -27,6 +27,7 @@ from vila_core.settings_changes import describe_changes
 from vila_train.base_model import fingerprint_base
 from vila_train.config import ModelConfig
 from vila_train.data.conversations import ConversationSource
+from vila_train.data.fingerprints import dataset_fingerprint
 from vila_train.data.registry import open_registry
 from vila_train.data.subsets import write_subset
 from vila_train.errors import DatasetError, TrainingError
@@ -122,7 +123,7 @@ def _prune(
     device: str,
     progress: Progress,
 ) -> list[Pruned]:
-    _claim(out, options, {name: len(source) for name, source in datasets.items()})
+    _claim(out, options, datasets)
     scores: dict[str, dict[str, list[AnswerScore]]] = {name: {} for name in datasets}
     for role, path in (("small", options.small), ("large", options.large)):
         load = cache(partial(vila_core.load, path, device=device))
@@ -165,23 +166,29 @@ def _own_folder(out: Path) -> Path:
     return out
 
 
-def _claim(out: Path, options: PruneOptions, samples: Mapping[str, int]) -> None:
+def _claim(out: Path, options: PruneOptions, datasets: Mapping[str, ConversationSource]) -> None:
     """Note the models and the data. Raises `ConfigError` if the folder holds scores of others.
 
     Args:
         out: the folder.
         options: that name the models and the data.
-        samples: of each dataset.
+        datasets: by name.
     """
     models = {"small": options.small, "large": options.large}
     files = {role: fingerprint_base(ModelConfig(path=path)) for role, path in models.items()}
-    noted = {"samples": samples, "files": files}
+    noted = {
+        "samples": {name: len(source) for name, source in datasets.items()},
+        "data_fingerprints": {name: dataset_fingerprint(source) for name, source in datasets.items()},
+        "files": files,
+    }
     chosen = json.loads(json.dumps({**asdict(options), "per_token": None, **noted}))
     path = out / SETTINGS
     if path.exists() and any(file.stat().st_size for file in out.glob("*.jsonl")):
-        before = {**noted, **read_json(path)}  # an earlier version noted neither
+        before = {**noted, **read_json(path)}  # an earlier version noted none
         if changes := describe_changes(before, chosen):
-            raise ConfigError(f"{out} holds scores of something else: {changes[0]}. Choose another --out.")
+            raise ConfigError(
+                f"{out} holds scores of something else: {changes[0]}. Restore it, or choose another --out."
+            )
     write_file(path, json.dumps(chosen, indent=1) + "\n")
 
 
