@@ -1,8 +1,10 @@
-"""Runs a function that may hang or crash in a forked process, within limits on time and memory."""
+"""Processes that work for this one: they end with it, and keep to limits on time and memory."""
 
+import multiprocessing
 import os
 import select
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,8 @@ from typing import NoReturn
 MAX_GROWTH = 4 * 2**30
 """Limit on the address space that the function may add, in bytes. Threads reserve much more than they use."""
 _CHUNK = 1 << 20
+_GRACE_SECONDS = 1.0
+"""How much later than its parent a child ends itself."""
 _RESULT, _FAILURE, _END = b"r", b"f", b"."
 """What a child writes: one of the first two, the result or message, the last."""
 
@@ -25,7 +29,9 @@ class ChildEndedError(Exception):
 
 
 def run_in_child(function: Callable[[], bytes], seconds: float) -> bytes:
-    """Return the result of `function`, which must not use a GPU, computed in a child process.
+    """Return the result of `function`, which must not use a GPU, computed in a forked process.
+
+    It may hang or crash. The process ends in time even if this one is killed.
 
     Raises:
         ChildFailedError: the function raised.
@@ -38,7 +44,7 @@ def run_in_child(function: Callable[[], bytes], seconds: float) -> bytes:
         child = os.fork()
     if child == 0:
         os.close(reader)
-        _answer(function, writer)
+        _answer(function, writer, seconds)
     os.close(writer)
     try:
         outcome = _read(reader, time.monotonic() + seconds)
@@ -55,9 +61,23 @@ def run_in_child(function: Callable[[], bytes], seconds: float) -> bytes:
     return result
 
 
-def _answer(function: Callable[[], bytes], writer: int) -> NoReturn:
+def end_with_parent() -> None:
+    """End this process of `multiprocessing` when its parent ends, even if that was killed: a pool waits forever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker is started by multiprocessing"
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)  # this process may be computing, so nothing gentler ends it soon
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _answer(function: Callable[[], bytes], writer: int, seconds: float) -> NoReturn:
     """Write the result or the message to `writer` and end the process, without Python's exit handlers."""
     try:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, in the middle of a library too
+        signal.setitimer(signal.ITIMER_REAL, seconds + _GRACE_SECONDS)
         limit_memory(MAX_GROWTH)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:

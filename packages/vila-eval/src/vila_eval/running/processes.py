@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 
+from vila_core.child_process import end_with_parent
 from vila_core.errors import VilaError
 from vila_core.exit_codes import describe_exit
 from vila_core.signal_handlers import signal_handler
@@ -70,14 +69,7 @@ class Processes:
 
 def _run_process(assigned: Work, reason: Connection) -> None:
     """Run a worker in a child process, which ends when its parent does, however the parent ends."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker is started by multiprocessing"
-
-    def follow_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)  # the model may be computing, so nothing gentler ends the process soon
-
-    threading.Thread(target=follow_parent, daemon=True).start()
+    end_with_parent()
     try:
         work(assigned)
     except Exception as error:

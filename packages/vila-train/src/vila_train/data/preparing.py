@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vila_core.child_process import end_with_parent
 from vila_core.new_file import write_file
 from vila_train.data.checking import Findings, check_source
 from vila_train.data.conversations import ConversationSource
@@ -18,7 +19,6 @@ from vila_train.data.registry import read_registry
 from vila_train.data.sources import Records
 from vila_train.data.subsets import write_subset
 from vila_train.errors import DatasetError
-from vila_train.pool_workers import end_with_parent
 
 REGISTRY = "vila-datasets.yaml"
 """Name of the registry that is written into the folder of a data set."""

@@ -9,8 +9,8 @@ from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
+from vila_core.child_process import end_with_parent
 from vila_core.new_file import make_folder, new_file, remove_leftovers
-from vila_train.pool_workers import end_with_parent
 from vila_train.tiny.data import Encoder, Shard, drawn_samples, make_shard
 from vila_train.tiny.world.combinations import Split
 

@@ -16,6 +16,7 @@ import triton
 from torch import Tensor
 from triton.errors import TritonError
 
+from vila_core.child_process import end_with_parent
 from vila_quant.kernels.cuda.w4a16 import dispatch
 from vila_quant.kernels.cuda.w4a16.candidates import candidates
 from vila_quant.kernels.cuda.w4a16.decode import DecodeConfig
@@ -145,7 +146,8 @@ class GpuTimer:
         ]
         room = torch.cuda.mem_get_info(self.device)[0] // PROCESS_BYTES
         workers = max(1, min(len(work), os.cpu_count() or 1, MAX_PROCESSES, room))
-        with suppress(BrokenProcessPool), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent)
+        with suppress(BrokenProcessPool), pool:
             list(pool.map(_compile, work, chunksize=4))
 
     @torch.inference_mode()

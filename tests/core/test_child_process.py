@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-START = """
-import os, sys, time
+POOL = """
+import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from vila_train.pool_workers import end_with_parent
+from vila_core.child_process import end_with_parent
 
 if __name__ == "__main__":
     with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
@@ -19,11 +19,23 @@ if __name__ == "__main__":
         time.sleep(60)
 """
 
+FUNCTION = """
+import time
+from vila_core.child_process import run_in_child
+
+def hang():
+    print("started", flush=True)
+    time.sleep(600)
+
+run_in_child(hang, 3)
+"""
+
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_with_a_process_that_is_killed(number: int):
+@pytest.mark.parametrize("program", [POOL, FUNCTION], ids=["pool", "function"])
+def test_what_works_for_a_process_ends_with_it(program: str, number: int):
     """Their standard output is a pipe that ends with the last of them."""
-    with subprocess.Popen([sys.executable, "-c", START], stdout=subprocess.PIPE, text=True) as started:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == "started\n"
         started.send_signal(number)
