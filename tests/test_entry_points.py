@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 PACKAGES = Path(__file__).parents[1] / "packages"
 ENTRY_POINTS: dict[str, str] = {
@@ -35,14 +36,11 @@ def run(
     program: str, *arguments: str, moment: str = "", number: int = 0, output: int = subprocess.DEVNULL
 ) -> tuple[int, str]:
     """Run a program; return its exit code and what it wrote to standard error."""
-    ended = subprocess.run(
+    ended = run_program(
         [sys.executable, "-c", RUN, moment, str(number), ENTRY_POINTS[program], *arguments],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": ""},
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
     )
     return ended.returncode, ended.stderr
 
@@ -95,6 +93,6 @@ def test_a_package_is_its_program(path: Path) -> None:
     name = package.replace("_", "-").replace("vila-core", "vila")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     for words, said in ((["-m", package, "--help"], f"Usage: {name} "), (["-c", f"import {package}.__main__"], "")):
-        ended = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, check=True)
+        ended = run_program([sys.executable, *words], env=environment, check=True)
         assert said in ended.stdout
         assert bool(ended.stdout) == bool(said)

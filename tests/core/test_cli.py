@@ -3,7 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib import metadata
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_core.checkpoint import open_checkpoint
@@ -55,7 +55,7 @@ finally:
     heavy = ("torch", "transformers", "numpy", "pydantic", "vila_core.cli.doctor")
     print([name for name in heavy if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", script], check=True)
     assert all(f" {command} " in done.stdout for command in ("plugins", "doctor", "info", "convert", "export"))
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -94,7 +94,7 @@ def test_infer_is_a_subcommand(run: Run) -> None:
 
 
 def test_module_is_the_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "vila_core", "--version"], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-m", "vila_core", "--version"], check=True)
     assert done.stdout.strip() == vila.__version__
 
 

@@ -4,13 +4,13 @@ import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import PIL.Image
 import pytest
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_core.cli import infer
@@ -409,7 +409,7 @@ try:
 finally:
     print([name for name in ("torch", "transformers", "numpy", "PIL", "pydantic") if name in sys.modules])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", code], check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -464,8 +464,6 @@ def test_text_that_the_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "caf\udce9"
     folder.mkdir()
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
-    done = subprocess.run(
-        [sys.executable, "-m", "vila_core", "convert", str(TILES), str(folder / "out"), "--format", "nvila"],
-        capture_output=True, text=True, env=environment, check=False,
-    )  # fmt: skip
+    arguments = ["convert", str(TILES), str(folder / "out"), "--format", "nvila"]
+    done = run_program([sys.executable, "-m", "vila_core", *arguments], env=environment)
     assert (done.returncode, done.stdout) == (0, f"Wrote {tmp_path}/caf\\udce9/out (nvila).\n"), done.stderr

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 from vila_core.cli.entry_point import start
 
@@ -22,13 +23,8 @@ def run(program: Path, body: str, output: int) -> tuple[int, str]:
     """Run a program with this body of its function; return its exit code and what it wrote to standard error."""
     program.write_text(f"import signal, sys\ndef main():\n    {body}\n", encoding="utf-8")
     path = os.pathsep.join([str(program.parent), *filter(None, sys.path)])
-    ended = subprocess.run(
-        [sys.executable, "-c", START],
-        env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": ""},
-        stdout=output,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+    ended = run_program(
+        [sys.executable, "-c", START], env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": ""}, stdout=output
     )
     return ended.returncode, ended.stderr
 

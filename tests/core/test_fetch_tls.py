@@ -2,9 +2,9 @@
 
 import shutil
 import ssl
-import subprocess
 
 import pytest
+from tests.programs import run_program
 from tests.raw_server import LOOPBACK, Server, refusal, resolve_to, whole
 
 from vila_core.media.fetch import fetch
@@ -33,7 +33,7 @@ def certificate(tmp_path_factory):
         "-out",
         "cert.pem",
     ]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    run_program(command, cwd=folder, check=True)
     return folder
 
 

@@ -4,13 +4,13 @@ import base64
 import inspect
 import io
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_core.checkpoint.description import name_checkpoint
@@ -273,7 +273,7 @@ names = {}
 exec("from vila_core import *", names)
 print(sorted(set(names) - {"__builtins__"}) == sorted(vila_core.__all__))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", code], check=True)
     assert done.stdout.split() == ["True", "True"]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import save_file
+from tests.programs import run_program
 
 from vila_core.errors import ConfigError, PluginError
 from vila_core.plugins import loader as plugin_loader
@@ -31,7 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         source = DISTRIBUTIONS / f"vila-plugin-{name}"
         flags = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--no-cache-dir"]
         command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folders[name]), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run_program(command)
         assert done.returncode == 0, done.stderr
     return folders
 
@@ -42,9 +43,7 @@ def vila(
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VILA_")}
     environment["PYTHONPATH"] = os.pathsep.join([*(str(folder) for folder in path), os.environ.get("PYTHONPATH", "")])
     script = f"import sys; from vila_core.cli.{program} import main; main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, env={**environment, **variables}
-    )
+    return run_program([sys.executable, "-c", script, *arguments], env={**environment, **variables})
 
 
 def plugin_list(*, path: list[Path], **variables: str) -> dict[str, dict[str, object]]:
@@ -391,5 +390,5 @@ HEAVY = ("torch", "triton", "transformers", "numpy", "PIL", "av")
 )
 def test_imports_nothing_heavy(statement: str) -> None:
     script = f"import sys; {statement}; print([name for name in {HEAVY} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", script], check=True)
     assert done.stdout.strip() == "[]"

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.programs import run_program
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(<!-- not run: [^\n]*\n)?```(bash|console|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ (.*(?:\\\n.*)*)\n?((?:(?!\$ ).*\n?)*)", re.MULTILINE)
@@ -45,14 +47,7 @@ def main(readme: Path) -> None:
 def execute(command: str, folder: Path) -> str:
     """Run a shell command in `folder`, print its output and return it. Ends the program if the command fails."""
     print(f"$ {command.rstrip()}", flush=True)
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    done = run_program(["bash", "-euo", "pipefail", "-c", command], cwd=folder, stderr=subprocess.STDOUT)
     print(done.stdout, flush=True)
     if done.returncode:
         sys.exit(f"Exit code {done.returncode}: {command}")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from tests.programs import run_program
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -24,14 +25,7 @@ RUNNABLE_FENCE = re.compile(r"^[ \t>]*(?:```+|~~~+)[ \t]*(?:python|py|pycon|bash
 
 def run(command: str) -> str:
     """Run a shell command and return its output. The test fails with the output if the command fails."""
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    done = run_program(["bash", "-euo", "pipefail", "-c", command], stderr=subprocess.STDOUT, seconds=600)
     if done.returncode:
         pytest.fail(f"exit code {done.returncode}: {command}\n{done.stdout}", pytrace=False)
     return done.stdout

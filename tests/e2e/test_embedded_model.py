@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_core.checkpoint.embedded import EMBEDDED_MODELS
@@ -21,7 +22,7 @@ def program(name: str, *arguments: str, folder: Path, stdin: str = "") -> subpro
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
     script = f"import sys; from vila_core.cli.{name} import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, input=stdin)
+    return run_program(command, cwd=folder, env=environment, input=stdin)
 
 
 @pytest.fixture(scope="module")

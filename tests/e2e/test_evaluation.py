@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 PLUGIN = """
 from pathlib import Path
@@ -49,7 +50,7 @@ def vila_eval(*arguments: object, folder: Path) -> subprocess.CompletedProcess[s
         "VILA_EVAL_CACHE": str(folder / "cache"),
     }
     command = [sys.executable, "-m", "vila_eval", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    return run_program(command, cwd=folder, env=environment)
 
 
 @pytest.fixture(scope="module")

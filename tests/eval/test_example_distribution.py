@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "vila-eval-example"
 
@@ -23,7 +24,7 @@ def install(source: Path, folder: Path) -> Path:
         "--no-index",
     ]
     command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = run_program(command)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -55,7 +56,7 @@ def run(*command: str, path: list[Path], cwd: Path) -> subprocess.CompletedProce
         "PYTHONPATH": os.pathsep.join([*map(str, path), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
     }
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=cwd, env=environment)
+    return run_program([sys.executable, *command], cwd=cwd, env=environment)
 
 
 def vila_eval(*arguments: str, path: list[Path], cwd: Path) -> subprocess.CompletedProcess[str]:

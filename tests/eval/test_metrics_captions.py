@@ -4,12 +4,12 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.programs import run_program
 
 from vila_core.errors import ConfigError, MissingDependencyError
 from vila_eval.fixtures.lexicon import MiniatureLexicon
@@ -175,9 +175,7 @@ except VilaError as error:
 
 def look_up(data: Path) -> Any:
     environment = os.environ | {"NLTK_DATA": str(data), "HOME": str(data)}
-    run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOOK_UP], env=environment, capture_output=True, text=True, check=True
-    )
+    run = run_program([sys.executable, "-W", "ignore", "-c", LOOK_UP], env=environment, check=True)
     return json.loads(run.stdout)
 
 

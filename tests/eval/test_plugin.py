@@ -1,7 +1,8 @@
 """vila-eval's own plugin keeps the contract that it asks of others."""
 
-import subprocess
 import sys
+
+from tests.programs import run_program
 
 from vila_core.testing import check_plugin
 
@@ -11,7 +12,7 @@ def test_to_import_vila_eval_costs_little() -> None:
     command = (
         f"import sys, vila_eval, vila_eval.plugin; vila_eval.JudgeMetric; print(sorted({heavy} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert run_program([sys.executable, "-c", command], check=True).stdout == "[]\n"
 
 
 def test_registers_without_importing_anything_heavy() -> None:

@@ -6,11 +6,11 @@ while the model answers.
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 SCRIPT = """
 import os, random, signal, sys, time
@@ -97,7 +97,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_change_nothing(kills: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(kills), "40"]
-    finished = subprocess.run(command, check=False, capture_output=True, text=True, env=environment())
+    finished = run_program(command, env=environment())
     assert finished.returncode == 0, finished.stderr
     assert 1 <= int(finished.stdout) <= kills, "kills that hit a run"
     names = ["vila/count", "vila/position", "pope"]

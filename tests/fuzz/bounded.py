@@ -3,15 +3,11 @@
     assert_bounded({"empty file": lambda: Image(b"").load(), ...})
 
 All cases run in one child, one after another. A case that hangs or kills the child fails alone: a new child continues
-with the next one. Children are forked by a server that only imports libraries (see `libraries.py`) and never computes,
-because a process that ran threads of OpenMP or libav can leave its children waiting for them for ever. The cases are
-pickled by value for it, lambdas and closures too, so what a test patches or caches in its own process is not seen by
-its cases.
+with the next one. Children are forked by a server (see `fork_server.py`). The cases are pickled by value for it,
+lambdas and closures too, so what a test patches or caches in its own process is not seen by its cases.
 """
 
 import contextlib
-import functools
-import multiprocessing
 import os
 import pickle
 import resource
@@ -21,12 +17,12 @@ import traceback
 import unicodedata
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TypeAlias
-from unittest import mock
 
 import cloudpickle
+from tests.fork_server import fork_server
 
 from vila_core.errors import VilaError
 
@@ -39,7 +35,6 @@ _START_SECONDS = 120.0
 _ADDRESS_SPACE = 8 * 2**30
 """Growth of the address space at which allocations fail, so that a bomb cannot take down the machine."""
 _READY = b"ready"
-_ROOT = Path(__file__).parents[2]
 
 Case: TypeAlias = Callable[[], object]
 
@@ -64,23 +59,9 @@ def find_failures(cases: Mapping[str, Case], *, seconds: float = SECONDS, megaby
     return failures
 
 
-@functools.cache
-def _server() -> ForkServerContext:
-    """The process that forks the children. It has one thread, and the modules that loading a model imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fuzz.libraries"])
-    path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with mock.patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}):
-        context.Process(target=_do_nothing).start()
-    return context
-
-
-def _do_nothing() -> None: ...
-
-
 def _run_child(pickled: bytes, first: int, count: int, seconds: float, megabytes: int) -> list[str]:
     """Run cases in a child until all are done or one of them ends the child. "" stands for a passed case."""
-    context = _server()
+    context = fork_server()
     reader, writer = context.Pipe(duplex=False)
     child = context.Process(target=_run_cases, args=(pickled, first, writer, megabytes), daemon=True)
     child.start()
@@ -96,7 +77,7 @@ def _run_child(pickled: bytes, first: int, count: int, seconds: float, megabytes
             try:
                 reports.append(reader.recv_bytes().decode())
             except EOFError:
-                child.join()
+                child.join(10)
                 reports.append(f"ends the process with {_exit_name(child.exitcode)}")
                 break
     _kill(child)

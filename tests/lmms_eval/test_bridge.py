@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
+from tests.programs import run_program
 
 import vila_core
 from vila_core.errors import ConfigError, GenerationError, MediaError, VilaWarning
@@ -135,9 +135,7 @@ def test_two_processes_share_the_rows(tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(Path(__file__).parent),
     }
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
-    )
+    done = run_program([sys.executable, *command], env=environment, cwd=tmp_path, seconds=300)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text())["right,none"] == 1.0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.programs import run_program
 
 HERE = Path(__file__).parent
 PICTURE = HERE.parents[1] / "examples" / "media" / "word.png"
@@ -36,12 +37,10 @@ def seen(address: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     folder = tmp_path_factory.mktemp("node")
     for name in ("package.json", "client.mjs"):
         shutil.copy(HERE / name, folder / name)
-    subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True, timeout=300)
+    run_program(["npm", "install", "--silent", "--no-audit", "--no-fund"], cwd=folder, check=True, seconds=300)
     environment = {**os.environ, "NODE_OPTIONS": "--unhandled-rejections=strict"}
     arguments = ["node", "client.mjs", address, str(PICTURE)]
-    done = subprocess.run(
-        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run_program(arguments, cwd=folder, env=environment, seconds=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.programs import run_program
 
 REPOSITORY = Path(__file__).parents[2]
 DOCKER = REPOSITORY / "docker"
@@ -151,11 +152,11 @@ def installed() -> Iterator[Path]:
     """The environment that the script makes. PyTorch comes from the environment of the tests; the script finds it."""
     folder = Path(tempfile.mkdtemp(prefix="vila-image-"))
     environment = folder / "vila"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    run_program([sys.executable, "-m", "venv", environment], check=True)
     purelib = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
     (Path(purelib) / "core.pth").write_text(_core_packages() + "\n")
     command = [DOCKER / "install.sh", "cpu", REPOSITORY, environment]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    done = run_program(command, seconds=1800)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     yield environment
     shutil.rmtree(folder)
@@ -190,7 +191,7 @@ def test_the_script_installs_a_server_that_works(installed: Path, tmp_path: Path
         try:
             check = [installed / "bin/python", DOCKER / "healthcheck.py"]
             deadline = time.monotonic() + 600
-            while subprocess.run(check, env=environment, capture_output=True, check=False).returncode:
+            while run_program(check, env=environment).returncode:
                 assert server.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(1)
@@ -209,9 +210,7 @@ def test_the_script_installs_a_server_that_works(installed: Path, tmp_path: Path
 
 @pytest.mark.parametrize("arguments", [[], ["gpu", str(REPOSITORY), "x"], ["cpu"]], ids=str)
 def test_the_script_explains_wrong_arguments(arguments: list[str], tmp_path: Path):
-    done = subprocess.run(
-        [DOCKER / "install.sh", *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
+    done = run_program([DOCKER / "install.sh", *arguments], cwd=tmp_path)
     assert done.returncode != 0
     assert done.stderr.strip()
     assert not (tmp_path / "x").exists()

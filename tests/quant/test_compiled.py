@@ -5,13 +5,13 @@ M rows, N outputs, K inputs, g group size, L layers, B batch
 
 import itertools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from tests.programs import run_program
 from tests.quant.conftest import exact_product, random_weight, relative_error
 from torch import Tensor, nn
 
@@ -223,13 +223,7 @@ head.reset_buffers(cpu, torch.bfloat16)
 assert head(torch.ones(1, 64, dtype=torch.bfloat16)).shape == (1, 16)
 assert head.kernel.name == "int8-pack"
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([sys.executable, "-c", script], env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
 
 
@@ -242,7 +236,7 @@ from vila_quant.kernels.cpu.compiled.products import whole_numbers
 assert type(whole_numbers._cache).__name__ == "NullCache"
 assert whole_numbers(np.ones((1, 32), np.float32), 32).values.tolist() == [[16383] * 32]
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = run_program([sys.executable, "-c", script])
     assert done.returncode == 0, done.stderr
 
 
@@ -254,12 +248,7 @@ whole_numbers(np.ones((1, 32), np.float32), 32)
 whole_numbers(np.ones((1, 32), np.float32).T.copy().T, 32)  # another memory layout, compiled by itself
 """
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    said = [
-        subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        ).stderr
-        for _ in range(2)
-    ]
+    said = [run_program([sys.executable, "-c", script], env=environment, check=True).stderr for _ in range(2)]
     assert said[0].count("Compiling the CPU kernels") == 1
     assert said[1] == ""
 
@@ -277,13 +266,7 @@ share_threads()
 assert (torch.get_num_threads(), numba.get_num_threads()) == (2, {numba_threads})
 """
     others = {name: value for name, value in os.environ.items() if not name.startswith(("NUMBA_", "OMP_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=others | {"OMP_NUM_THREADS": "2"} | settings,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_program([sys.executable, "-c", script], env=others | {"OMP_NUM_THREADS": "2"} | settings)
     assert done.returncode == 0, done.stderr
 
 

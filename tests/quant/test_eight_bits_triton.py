@@ -3,12 +3,12 @@
 M rows, N outputs, K inputs
 """
 
-import subprocess
 import sys
 
 import pytest
 import torch
 from tests.interpreted_kernels import run_interpreted
+from tests.programs import run_program
 
 from vila_quant.kernels.int8 import LARGEST, SMALLEST_RANGE, multiply_int8, quantize_rows
 
@@ -90,9 +90,7 @@ print(max(shared))
 )
 def test_the_product_fits_into_shared_memory(capability: int) -> None:
     pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILED, str(capability)], capture_output=True, text=True, check=False
-    )
+    done = run_program([sys.executable, "-c", COMPILED, str(capability)])
     assert done.returncode == 0, done.stderr[-2000:]
     from tests.compiled_kernels import SHARED_MEMORY  # needs Triton
 

@@ -5,7 +5,6 @@ M rows, N outputs, K inputs, g group size, G = K / g groups
 
 import json
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.programs import run_program
 from tests.quant.conftest import exact_product, random_weight, relative_error
 from torch import Tensor
 from typer.testing import CliRunner
@@ -168,7 +168,7 @@ with pinned(Plan(8, torch.float32)):
 assert torch.equal(y, (x.float() @ (q.float() - 8).T).bfloat16())
 """
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    done = run_program([sys.executable, "-c", script], env=environment)
     assert done.returncode == 0, done.stderr
 
 

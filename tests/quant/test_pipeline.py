@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.programs import run_program
 from tests.quant.conftest import tensors_of, with_tensors
 from torch import Tensor
 
@@ -170,11 +170,11 @@ def test_two_processes_do_not_share_a_working_folder(tmp_path: Path) -> None:
         "WorkFolder(Path(sys.argv[1]), {'seed': 0})"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out")]
-    second = subprocess.run(command, capture_output=True, text=True, check=False)
+    second = run_program(command)
     assert "Another process is quantizing into" in second.stderr
     with held.finishing():
         pass
-    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert run_program(command).returncode == 0
 
 
 RUN = """
@@ -213,7 +213,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(lite: Checkpoint, tmp_path: Path
     work = out.parent / ".out.quantizing"
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     arguments = [str(lite.path), str(out), options.model_dump_json()]
-    run = subprocess.run([sys.executable, "-c", RUN, *arguments], env=environment, capture_output=True, check=False)
+    run = run_program([sys.executable, "-c", RUN, *arguments], env=environment)
     assert run.returncode == -signal.SIGKILL, run.stderr
     assert not out.exists()
     assert not (work / "layer-001").exists()

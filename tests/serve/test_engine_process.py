@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.programs import run_program
 from tests.running_server import RunningServer, running, wait_until
 from tests.serve.conftest import MEDIA, data_uri, image_part, user
 from tests.serve.test_queue import CHAT, ENDLESS, address_in, body, start
@@ -116,7 +117,7 @@ def test_requests_end_when_their_clients_leave(served: RunningServer):
 
 def test_the_server_does_without_torch():
     code = "import sys, vila_serve.server, vila_serve.loading, vila_serve.api.app; print('torch' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+    assert run_program([sys.executable, "-c", code], check=True).stdout.strip() == "False"
 
 
 def fork_a_sleeper(model: vila_core.Vila, prompt: object) -> int:

@@ -1,9 +1,10 @@
 """The load script of `benchmarks/`, in its short form: no error and no wrong answer under load."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.programs import run_program
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 
@@ -12,7 +13,7 @@ def test_no_error_and_no_wrong_answer_under_load(tmp_path: Path):
     out = tmp_path / "serving.json"
     command = [sys.executable, str(SCRIPT), "--short", "--cancel-each", "5", "--device", "cpu"]
     command += ["--out", str(out), "--plot", str(tmp_path / "load.svg")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = run_program(command, seconds=300)
     assert done.returncode == 0, done.stdout + done.stderr
     one, many = json.loads(out.read_text(encoding="utf-8"))
     assert (one["clients"], many["clients"]) == (1, 16)

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import PIL.Image
 import pytest
+from tests.programs import run_program
 from tests.serve.media_files import encoded, uri, video
 
 from vila_core.errors import MediaError
@@ -257,7 +258,7 @@ def test_the_first_job_imports_nothing() -> None:
         "job = Job(kind='image', is_data_uri=True, limits=server_limits(), seconds=5);"
         f"worker._decode(job, {SMALL!r}.encode()); print(*sorted(set(sys.modules) - before))"
     )
-    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=300, check=True, text=True)
+    ended = run_program([sys.executable, "-c", script], seconds=300, check=True)
     assert ended.stdout.strip() == ""
 
 
@@ -285,7 +286,7 @@ def test_processes_end_with_the_server() -> None:
         f"asyncio.run(door.open_image({SMALL!r}));"
         "print(door._pool._idle.get().pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=300, check=False)
+    ended = run_program([sys.executable, "-c", script], seconds=300)
     worker = Path(f"/proc/{int(ended.stdout)}")
     deadline = time.monotonic() + 120
     while worker.exists() and b"vila_serve" in (worker / "cmdline").read_bytes():

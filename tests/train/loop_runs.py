@@ -1,24 +1,20 @@
-"""Runs of the training loop on a network with a few thousand parameters, in this process or in forked ones.
+"""Runs of the training loop on a network with a few thousand parameters, in this process or in others."""
 
-Forked processes start at once; a started program would import torch for seconds.
-"""
-
-import multiprocessing
 import os
 import random
 import signal
 import socket
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
+from tests.fork_server import run_in_processes
 
 import vila_core as vila
 from vila_core.chat import Message
@@ -162,8 +158,8 @@ def in_processes(
     order: Any = None,
     before: Callable[[], None] = lambda: None,
     after: Callable[[int], None] = lambda step: None,
-) -> list[int | None]:
-    """Train in forked processes, described as torchrun does. Return their exit codes; negative: killed by a signal.
+) -> list[int]:
+    """Train in processes of their own, described as torchrun does. Return the exit codes; negative: killed by a signal.
 
     Args:
         config: of the run.
@@ -174,26 +170,13 @@ def in_processes(
         before: called in each process before it trains.
         after: called in the process of rank 0 after each step.
     """
-    port = free_port()
-    context = multiprocessing.get_context("fork")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 and later: that this process has threads
-        processes = [
-            context.Process(target=_train, args=(config, out, losses, rank, ranks, port, order, before, after))
+    port, random_state = free_port(), torch.get_rng_state()  # adapters begin with random numbers
+    return run_in_processes(
+        [
+            partial(_train, config, out, losses, rank, ranks, port, random_state, order, before, after)
             for rank in range(ranks)
         ]
-        for process in processes:
-            process.start()
-    for process in processes:
-        process.join(240)
-        if process.exitcode is None:
-            process.kill()
-            process.join()
-        if process.exitcode:  # the others wait for it in vain
-            for other in processes:
-                other.join(2)
-                other.kill()
-    return [process.exitcode for process in processes]
+    )
 
 
 def _train(
@@ -203,11 +186,13 @@ def _train(
     rank: int,
     ranks: int,
     port: int,
+    random_state: torch.Tensor,
     order: Any,
     before: Callable[[], None],
     after: Callable[[int], None],
 ) -> None:
     torch.set_num_threads(1)
+    torch.set_rng_state(random_state)
     if ranks > 1:
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "GLOO_SOCKET_IFNAME": "lo"}

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.programs import run_program
 from typer.testing import CliRunner
 
 import vila_core as vila
@@ -66,7 +66,7 @@ def test_the_plugin_registers_without_importing_torch() -> None:
         "import sys, vila_train.plugin as p; p.vila_datasets(); p.vila_commands();"
         "print('torch' in sys.modules, 'PIL' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == [
+    assert run_program([sys.executable, "-c", code], check=True).stdout.split() == [
         "False",
         "False",
     ]

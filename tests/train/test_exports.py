@@ -73,6 +73,10 @@ def pack(weight: Tensor, **_: Any) -> nn.Parameter:
 
 
 def with_packed_linears() -> None:
+    from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+    assert not is_bnb_available()  # peft remembers that, and does not look for layers of its own
+    assert not is_bnb_4bit_available()
     module = ModuleType("bitsandbytes")
     module.nn = SimpleNamespace(Linear4bit=PackedLinear, Params4bit=pack)  # type: ignore[attr-defined]
     sys.modules["bitsandbytes"] = module

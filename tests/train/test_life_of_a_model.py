@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_train.tiny.data import Encoder, make_shard
@@ -38,7 +39,7 @@ def program(name: str, *arguments: str | Path) -> list[str]:
 def run(name: str, *arguments: str | Path) -> str:
     """Run a program, and return what it prints."""
     command = program(name, *arguments)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    done = run_program(command, seconds=SECONDS)
     assert done.returncode == 0, f"{arguments}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

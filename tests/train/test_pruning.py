@@ -2,11 +2,9 @@
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.fork_server import run_in_processes
 
 import vila_core
 from vila_core.checkpoint.embedded import embedded_model
@@ -399,12 +398,7 @@ def test_a_killed_run_starts_again(tmp_path: Path, micro_checkpoint: Path, other
             Path.replace = lambda self, target: kill() if target.name == place else replace(self, target)  # type: ignore[method-assign]
         prune(options, tmp_path / "out", keep=0.5, device="cpu")
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.12 and later: that this process has threads
-        process = multiprocessing.get_context("fork").Process(target=killed)
-        process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
+    assert run_in_processes([killed]) == [-signal.SIGKILL]
     (found,) = prune(options, tmp_path / "out", keep=0.5, device="cpu")
     assert found.path.read_text() == expected.path.read_text()
     assert not [*(tmp_path / "out").glob(".*.part")]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 from vila_core.errors import ConfigError
 from vila_core.plugins.loader import load_plugins
@@ -103,7 +104,7 @@ def test_listing_recipes_imports_nothing_heavy():
         "import sys, vila_train.plugin as p; p.vila_recipes();"
         "print([m for m in ('torch', 'pydantic', 'yaml') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", code], check=True)
     assert done.stdout.strip() == "[]"
 
 
@@ -124,7 +125,7 @@ def run_with_plugin(tmp_path: Path, item: str, result: str, *arguments: str) -> 
     file = tmp_path / "own.py"
     file.write_text(PLUGIN.format(item=item, result=result))
     command = [sys.executable, "-m", "vila_train", *arguments, "--plugin", str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_program(command)
 
 
 def test_a_plugin_adds_a_recipe(tmp_path: Path):
@@ -172,5 +173,5 @@ def test_vila_tiny_has_settings_of_its_own():
 
 def test_help_imports_nothing_heavy():
     code = "import sys, vila_train.cli; print([m for m in ('torch', 'pydantic', 'yaml') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", code], check=True)
     assert done.stdout.strip() == "[]"

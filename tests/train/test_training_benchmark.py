@@ -2,11 +2,11 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 TINY_VOCABULARY = ROW_LENGTH = 2048
@@ -15,7 +15,7 @@ TINY_VOCABULARY = ROW_LENGTH = 2048
 def test_the_tiny_case_is_measured_on_a_cpu(tmp_path: Path):
     command = [sys.executable, str(SCRIPT), "--case", "tiny", "--steps", "1", "--out", str(tmp_path / "out")]
     environment = {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    done = run_program(command, seconds=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "out" / "results.jsonl").read_text() == done.stdout
     machine, tiny = map(json.loads, done.stdout.splitlines())

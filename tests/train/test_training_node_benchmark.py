@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.programs import run_program
 
 from vila_train import checkpoints
 
@@ -42,7 +42,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     environment = {"PYTHONPATH": ":".join(sys.path), "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     environment = os.environ | environment | {"OMP_NUM_THREADS": "1"}
     command = [*launcher, "--out", str(out), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    done = run_program(command, seconds=300, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return out, [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -1,6 +1,5 @@
 """`vila info` needs no torch, and counts tokens as the network does."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.programs import run_program
 
 import vila_core
 from vila_core.checkpoint import open_checkpoint
@@ -65,6 +65,6 @@ describe_model({folder!r}, as_json=True)
 heavy = [name for name in ("torch", "transformers", "numpy", "PIL", "av") if name in sys.modules]
 assert not heavy, heavy
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = run_program([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     assert "NVILA" in done.stdout

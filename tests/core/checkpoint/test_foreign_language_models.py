@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.core.checkpoint.foreign import FOREIGN, replace_language_model
+from tests.programs import run_program
 from transformers.utils.import_utils import KERNELS_MIN_VERSION
 
 import vila_core as vila
@@ -134,12 +134,10 @@ def test_a_checkpoint_never_picks_code(
         f"Metadata-Version: 2.1\nName: kernels\nVersion: {KERNELS_MIN_VERSION}\n"
     )
     paths = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
-    run = subprocess.run(
+    run = run_program(
         [sys.executable, "-c", ASK, str(folder), json.dumps(PICKS_CODE)],
         env={**os.environ, "PYTHONPATH": paths},
-        timeout=300,
-        capture_output=True,
-        text=True,
+        seconds=300,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     refused = [line.partition(":")[0] for line in run.stdout.splitlines()]

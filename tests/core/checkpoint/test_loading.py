@@ -1,6 +1,5 @@
 """Loading weights into a network: exact values, little memory, and errors that list all mismatches."""
 
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.programs import run_program
 from torch import nn
 
 from vila_core.checkpoint import Checkpoint, load_weights, open_checkpoint
@@ -211,5 +211,5 @@ def test_reading_holds_one_tensor_not_a_shard(tmp_path: Path):
     save_file(
         {f"tensor.{i}": torch.full((size,), i, dtype=torch.uint8) for i in range(12)}, tmp_path / "model.safetensors"
     )
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = run_program([sys.executable, "-c", MEMORY, str(tmp_path)], check=True)
     assert int(done.stdout) < 4 * size

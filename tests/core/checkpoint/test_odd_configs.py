@@ -2,12 +2,12 @@
 
 import codecs
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.programs import run_program
 
 import vila_core as vila
 from vila_core.checkpoint import open_checkpoint
@@ -118,13 +118,11 @@ def test_loading_and_generating_are_silent(make_checkpoint: Make, tmp_path: Path
         folder = kind
     elif kind == "released nvila":
         folder = tmp_path / "nvila"
-        subprocess.run([sys.executable, "-c", CONVERT, str(make_checkpoint("nvila_lite")), str(folder)], check=True)
+        run_program([sys.executable, "-c", CONVERT, str(make_checkpoint("nvila_lite")), str(folder)], check=True)
         assert json.loads((folder / "config.json").read_text())["model_type"] == "nvila_lite"
     else:
         folder = make_checkpoint(kind)
-    run = subprocess.run(
-        [sys.executable, "-W", "always", "-c", SCRIPT, str(folder)], check=True, capture_output=True, text=True
-    )
+    run = run_program([sys.executable, "-W", "always", "-c", SCRIPT, str(folder)], check=True)
     assert run.stderr == run.stdout == ""
 
 
@@ -210,7 +208,7 @@ import sys, vila_core as vila
 vila.load("vila-tiny", device="cpu").generate("Hello", max_new_tokens=2)
 assert "torch._dynamo" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    run_program([sys.executable, "-c", script], check=True)
 
 
 CONVERT = """

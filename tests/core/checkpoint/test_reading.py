@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tests.programs import run_program
 
 from vila_core.checkpoint import open_checkpoint
 from vila_core.checkpoint.configs.language import read_language_config, write_language_config
@@ -36,9 +36,7 @@ def test_recorded_checkpoints_open_with_the_context_that_the_reference_gives(var
 def test_reading_needs_no_torch(make_checkpoint: Make):
     use = "from vila_core.checkpoint import estimate, open_checkpoint; estimate(open_checkpoint(sys.argv[1]))"
     code = f"import sys; {use}; print('torch' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(make_checkpoint())], capture_output=True, text=True, check=True
-    )
+    done = run_program([sys.executable, "-c", code, str(make_checkpoint())], check=True)
     assert done.stdout.strip() == "False"
 
 

@@ -1,7 +1,6 @@
 """The W4A16 kernel for Hopper's asynchronous tensor cores, compiled without a GPU."""
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ pytest.importorskip("triton")
 
 import triton
 from tests.compiled_kernels import SHARED_MEMORY, stack_bytes
+from tests.programs import run_program
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 
@@ -76,9 +76,7 @@ def instructions(kernel: Any, folder: Path) -> list[tuple[int, str, str]]:
     """Return address, name and operands of the machine code's instructions."""
     (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
     disassembler = Path(get_ptxas(90).path).with_name("cuobjdump")
-    text = subprocess.run(
-        [disassembler, "-sass", folder / "kernel.cubin"], capture_output=True, text=True, check=True
-    ).stdout
+    text = run_program([disassembler, "-sass", folder / "kernel.cubin"], check=True).stdout
     found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+ )?([A-Z0-9_.]+)\s*(.*?);", text)
     return [(int(address, 16), name, operands) for address, name, operands in found]
 
