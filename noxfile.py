@@ -380,7 +380,7 @@ def follow_readme(session: nox.Session, distribution: str) -> None:
     # The environment `core` has vila-core itself too, whose copy the editable one must replace.
     path = f"{fresh / 'bin'}:{os.environ['PATH']}"
     readme = f"packages/{distribution}/README.md"
-    session.run("python", "tests/docs/first_steps.py", readme, env={"PATH": path, **ONE_THREAD}, external=True)
+    session.run("python", "-m", "tests.docs.first_steps", readme, env={"PATH": path, **ONE_THREAD}, external=True)
     shutil.rmtree(fresh)
 
 

@@ -1,6 +1,6 @@
 """Follow a package's README as a new user: run its install command, then the first example not marked "not run".
 
-    python tests/docs/first_steps.py packages/vila-eval/README.md
+    python -m tests.docs.first_steps packages/vila-eval/README.md
 
 Runs in the environment whose `python` comes first on the PATH. The example runs in an empty folder with the bundled
 media; the output of a `console` block must be the one shown.

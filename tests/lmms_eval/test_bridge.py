@@ -133,7 +133,7 @@ def test_two_processes_share_the_rows(tmp_path: Path) -> None:
         **os.environ,
         "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[2]))),
     }
     done = run_program([sys.executable, *command], env=environment, cwd=tmp_path, seconds=300)
     assert done.returncode == 0, done.stderr
