@@ -170,12 +170,9 @@ def in_processes(
         before: called in each process before it trains.
         after: called in the process of rank 0 after each step.
     """
-    port, random_state = free_port(), torch.get_rng_state()  # adapters begin with random numbers
+    port = free_port()
     return run_in_processes(
-        [
-            partial(_train, config, out, losses, rank, ranks, port, random_state, order, before, after)
-            for rank in range(ranks)
-        ]
+        [partial(_train, config, out, losses, rank, ranks, port, order, before, after) for rank in range(ranks)]
     )
 
 
@@ -186,13 +183,11 @@ def _train(
     rank: int,
     ranks: int,
     port: int,
-    random_state: torch.Tensor,
     order: Any,
     before: Callable[[], None],
     after: Callable[[int], None],
 ) -> None:
     torch.set_num_threads(1)
-    torch.set_rng_state(random_state)
     if ranks > 1:
         os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "GLOO_SOCKET_IFNAME": "lo"}

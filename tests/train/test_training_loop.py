@@ -22,6 +22,7 @@ from vila_train.data.conversations import Conversation
 from vila_train.errors import TrainingError
 from vila_train.loop import export, train, training
 from vila_train.loop.optimizer import rate_factor
+from vila_train.loop.setup import adapt
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -194,6 +195,20 @@ def test_adapters_are_merged_into_the_exported_model(micro_checkpoint: Path, tmp
     export(tmp_path / "run", tmp_path / "again")
     again = weights(tmp_path / "again")
     assert all(torch.allclose(again[name], after[name], atol=1e-6) for name in after)
+
+
+def test_adapters_begin_with_the_seed_of_the_run(micro_checkpoint: Path):
+    def first_values(seed: int) -> torch.Tensor:
+        network = vila.load(micro_checkpoint, device="cpu", dtype="float32").network
+        torch.rand(1)  # what was drawn before does not count
+        state = torch.get_rng_state()
+        adapt(network, micro_config(micro_checkpoint, adapter={"rank": 2}, seed=seed))
+        assert torch.equal(torch.get_rng_state(), state)
+        return torch.cat([one.flatten() for name, one in network.named_parameters() if "lora_A" in name])
+
+    values = first_values(1)
+    assert torch.equal(first_values(1), values)
+    assert not torch.equal(first_values(2), values)
 
 
 def test_adapters_of_an_8_bit_run_are_merged_into_the_exact_weights(

@@ -72,7 +72,9 @@ def adapt(network: VilaModel, config: TrainConfig) -> None:
     if config.adapter is not None:
         from vila_train.adapters import install
 
-        install(network, config.adapter)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # the first values are random
+            install(network, config.adapter)
     require_trained(network)
     if config.compute.fp8:
         from vila_train.compute.fp8 import require_fp8_widths
