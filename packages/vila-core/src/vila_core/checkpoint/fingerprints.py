@@ -52,7 +52,7 @@ def weight_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def changed_file(before: Mapping[str, object], now: Mapping[str, object]) -> str | None:
-    """Return the name of a file whose fingerprint has changed, or that is new or missing; None if there is none."""
+    """Return the name of a changed, new or missing file, by its fingerprint; None if all files are the same."""
     return next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
 
 
